@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Images of a folder, found by a text or by another image; their features are kept in one safetensors file."""
+"""Image search in a folder by text or by image; the image features are kept in one safetensors file."""
 
 import json
 import os
@@ -29,16 +29,16 @@ INDEX_FILE = 'images.safetensors'
 
 
 def is_image(query: str) -> bool:
-    """Whether a query is the path of an image file."""
+    """Whether a query ends with the suffix of an image file."""
     return query.lower().endswith(SUFFIXES)
 
 
 def load_model(config: SearchConfig, device: Device, queries: Sequence[str] = ()) -> tuple[TrainedLLM2CLIP, str]:
-    """An exported model, and a fingerprint of all that decides its image features.
+    """Load an exported model, and return it with a fingerprint of everything that determines its image features.
 
     Raises:
-        ConfigError: `export_hf` did not write the folder, the teacher is missing though a query is a text, or the
-            model has fewer dimensions than `truncate_dim`.
+        ConfigError: The folder is not an export, `truncate_dim` exceeds the dimensions of the model, or the teacher is
+            missing and a query is a text.
     """
     if not is_exported(config.model):
         raise ConfigError(f'model: {config.model} is not the folder llm2clip/ that recipes/export_hf.py wrote')
@@ -57,7 +57,7 @@ def load_model(config: SearchConfig, device: Device, queries: Sequence[str] = ()
 
 
 def find_images(folder: str) -> dict[str, list[int]]:
-    """Path inside the folder -> size and time of the last change in ns, of all images that are not hidden."""
+    """Path inside the folder -> size in bytes and modification time in ns, for all images except hidden ones."""
     found = {}
     for where, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith('.')]
@@ -70,10 +70,10 @@ def find_images(folder: str) -> dict[str, list[int]]:
 
 
 def embed_images(config: SearchConfig, model: TrainedLLM2CLIP, fingerprint: str) -> tuple[list[str], torch.Tensor]:
-    """Paths of N images and their features ``(N, D)``, of which those of new and changed files are computed.
+    """Return the paths of N readable images and their features ``(N, D)``; only new and changed files are encoded.
 
     Raises:
-        ConfigError: There are no images, or the features in `config.index` are of another model or folder.
+        ConfigError: No image can be read, or the features in `config.index` belong to another model or folder.
         FileError, LoadError: The file of the features is damaged.
     """
     found, path = find_images(config.images), Path(config.index, INDEX_FILE)

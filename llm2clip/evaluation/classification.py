@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Zero-shot classification by prompts, and linear probes: how well frozen features tell classes apart."""
+"""Zero-shot classification with prompts, and linear probes on frozen features."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -27,16 +27,16 @@ from llm2clip.metrics.retrieval import recall
 
 __all__ = ['class_features', 'linear_probe', 'zeroshot_metrics']
 
-# Inverse strengths of the regularisation that logistic regression chooses from.
+# Candidates for the inverse regularisation strength of the logistic regression.
 _C = tuple(10.0 ** power for power in range(-2, 5))
 
 
 def class_features(prompt_features: torch.Tensor, classes: Sequence[str]) -> torch.Tensor:
-    """``(C, D)``: the mean of each class's prompts, normalised.
+    """Return the normalised mean of each class's prompts, ``(C, D)``.
 
     Args:
-        prompt_features: ``(names x prompts, D)`` of length 1, of `ZeroshotSet.prompts`.
-        classes: C names.
+        prompt_features: ``(names x prompts, D)`` unit vectors of `ZeroshotSet.prompts`.
+        classes: C class names; classes with the same name share its prompts.
     """
     names = {name: position for position, name in enumerate(dict.fromkeys(classes))}
     of_names = mean_of_prompts(prompt_features.view(len(names), -1, prompt_features.shape[-1]))
@@ -47,19 +47,19 @@ def zeroshot_metrics(
     image_features: torch.Tensor, labels: torch.Tensor, class_features: torch.Tensor, classes: Sequence[str],
     resamples: int = 1000,
 ) -> tuple[dict[str, Any], list[Outcomes]]:
-    """What CLIP_benchmark reports, in percent, and more; and which images were right, where they have one class.
+    """Return the zero-shot metrics of CLIP_benchmark and more, in percent, and the outcomes per image.
 
-    Where an image has one class: `zeroshot_top1`, `zeroshot_top5` if there are five classes, the accuracy `per_class`
-    and `mean_per_class` over the classes that have images, and 95 % intervals.  Of classes that score the same, the
-    first counts as the nearest.  Where an image has any number of classes: the average precision `per_class`, and
-    `mean_average_precision`.
+    With one class per image, the metrics are `zeroshot_top1`, `zeroshot_top5` (from five classes on), the accuracy
+    `per_class`, `mean_per_class` over the classes that have images, and 95 % intervals.  Among classes with equal
+    scores, the first counts as the nearest.  With any number of classes per image, the metrics are the average
+    precision `per_class` and `mean_average_precision`, without outcomes.
 
     Args:
         image_features: ``(N, D)``.
-        labels: ``(N,)``, or ``(N, C)`` of ones and zeros.
+        labels: ``(N,)`` class positions, or ``(N, C)`` ones and zeros.
         class_features: ``(C, D)``.
-        classes: C names.
-        resamples: Of the bootstrap; 0: no intervals.
+        classes: C class names.
+        resamples: Number of bootstrap resamples; 0 for no intervals.
     """
     if labels.ndim == 1:
         ranks = class_ranks(image_features, class_features, labels)
@@ -70,7 +70,7 @@ def zeroshot_metrics(
 
 
 def _distinct(classes: Sequence[str]) -> list[str]:
-    """Names of classes; those that are the same with the position of the class."""
+    """Class names; the position of the class is appended to duplicates."""
     counts = Counter(classes)
     return [name if counts[name] == 1 else f'{name} ({position})' for position, name in enumerate(classes)]
 
@@ -78,7 +78,7 @@ def _distinct(classes: Sequence[str]) -> list[str]:
 def _accuracy_metrics(
     ranks: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], name: str, resamples: int
 ) -> tuple[dict[str, Any], list[Outcomes]]:
-    """As `zeroshot_metrics`, of ``(N,)`` ranks, how many classes come before the right one of each image."""
+    """Metrics and outcomes as in `zeroshot_metrics`, from the rank of each image's class ``(N,)``, counted from 0."""
     ks = [k for k in (1, 5) if k <= len(classes)]
     images = torch.arange(len(ranks))
     hits = torch.stack([ranks < k for k in ks], 1)
@@ -96,21 +96,21 @@ def linear_probe(
     classes: Sequence[str], sgd: Optional[SGDProbeConfig] = None, device: Union[str, torch.device] = 'cpu',
     resamples: int = 1000,
 ) -> tuple[dict[str, Any], list[Outcomes]]:
-    """A linear classifier on frozen features, as `zeroshot_metrics` reports.
+    """Train a linear classifier on frozen features and return metrics and outcomes as `zeroshot_metrics` does.
 
-    It is trained by `sgd_logits`, or else it is a logistic regression, of features that are scaled to length 1.  Its
-    regularisation, reported as `C`, is that which does best on a fifth of the training set, with each class's share;
-    the final fit sees all of it.
+    With `sgd`, `sgd_logits` trains it.  Otherwise it is a logistic regression on normalised features.  Its inverse
+    regularisation strength, reported as `C`, is selected on a stratified fifth of the training set, or on as many
+    images as there are classes if that is more.  The final fit uses the whole training set.
 
     Args:
-        train: ``(N, W)``, in blocks of rows.
-        train_labels: ``(N,)``, every class at least twice.
+        train: ``(N, W)``, in blocks of rows; `sgd` iterates twice.
+        train_labels: ``(N,)``; every class occurs at least twice.
         test: ``(M, W)``.
-        test_labels: ``(M,)``, of classes of the training set.
-        classes: C names.
-        sgd: Of the training by stochastic gradient descent; None, logistic regression.
-        device: Where that runs.
-        resamples: Of the bootstrap; 0: no intervals.
+        test_labels: ``(M,)``, classes of the training set.
+        classes: C class names.
+        sgd: Settings of stochastic gradient descent; None for logistic regression.
+        device: Device for stochastic gradient descent.
+        resamples: Number of bootstrap resamples; 0 for no intervals.
     """
     chosen = {}
     if sgd is not None:
@@ -123,7 +123,7 @@ def linear_probe(
         logits[:, torch.from_numpy(probe.classes_)] = torch.from_numpy(
             probe.predict_log_proba(F.normalize(test, dim=-1).numpy())).double()
         chosen = probe.best_params_
-    # A class that scores the same as the right one comes before it, and so does one whose score is no number.
+    # Ties and NaN scores count against the right class.
     ranks = (~(logits < logits.gather(1, test_labels[:, None]))).sum(1) - 1
     values, outcomes = _accuracy_metrics(ranks, test_labels, classes, 'linear_probe', resamples)
     return {**values, **chosen}, outcomes
@@ -133,22 +133,22 @@ def sgd_logits(
     train: Iterable[torch.Tensor], labels: torch.Tensor, test: torch.Tensor, n_classes: int, config: SGDProbeConfig,
     device: Union[str, torch.device] = 'cpu',
 ) -> torch.Tensor:
-    """``(M, C)`` logits of a linear classifier that was trained on features by stochastic gradient descent.
+    """Train a linear classifier by stochastic gradient descent and return its logits ``(M, C)`` of the test features.
 
-    The paper (section 4.2) names batch size, learning rate, momentum, epochs and that no weight decays.  It does not
-    say how features are scaled, nor whether the learning rate stays the same.  Here each dimension has mean 0 and
-    variance 1 over the training set, which makes one learning rate fit every tower, and the learning rate falls to 0
-    along a cosine.  The weights start at 0; each epoch sees all images in another order.
+    The paper (section 4.2) specifies batch size, learning rate, momentum, epochs and no weight decay, but neither
+    feature scaling nor a learning rate schedule.  Here each dimension has mean 0 and variance 1 over the training set,
+    so that one learning rate fits every tower.  The learning rate falls to 0 along a cosine.  The weights start at 0,
+    and each epoch shuffles the images.
 
-    Features are held on the device in float16, 2 · N · W bytes, once their mean is subtracted; the rest is float32.
+    The standardised features are kept on the device in float16 (2 · N · W bytes); everything else is float32.
 
     Args:
-        train: ``(N, W)``, in blocks of rows; read twice.
-        labels: ``(N,)``, the classes of these.
+        train: ``(N, W)``, in blocks of rows; iterated twice.
+        labels: ``(N,)`` class positions.
         test: ``(M, W)``.
         n_classes: C.
-        config: Of the training.
-        device: Where it runs.
+        config: Training settings.
+        device: Device that trains the classifier.
     """
     mean, deviation = _moments(train)
     x = torch.empty(len(labels), len(mean), dtype=torch.float16, device=device)
@@ -175,7 +175,7 @@ def sgd_logits(
 
 
 def _moments(blocks: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(W,)`` mean and standard deviation of each column; that of a column that is constant in float32 is 1."""
+    """Mean and standard deviation ``(W,)`` of each column; the deviation is 1 for columns constant in float32."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for block in blocks:
         wide = block.double()

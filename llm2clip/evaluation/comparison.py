@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What models have lost and won against a baseline, image by image, and averages over benchmarks."""
+"""Paired differences between models and a baseline, and averages over benchmarks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Optional
@@ -14,31 +14,31 @@ from llm2clip.metrics.bootstrap import Outcomes, percentile_interval
 __all__ = ['Found', 'comparisons']
 
 _PRECISION = 'mean_average_precision'
-# What stands for a retrieval benchmark.
+# Main metrics of a retrieval benchmark.
 _RECALLS = ('image_retrieval_recall@1', 'text_retrieval_recall@1')
 
 
 class Found(NamedTuple):
-    """What one model found on one benchmark."""
+    """Results of one model on one benchmark."""
 
     values: Mapping[str, Any]
-    """Its numbers, in percent."""
+    """Metrics in percent, and counts."""
     outcomes: Sequence[Outcomes]
-    """What it had right; no `Outcomes` have the mean average precision, which is no mean over images."""
+    """Outcomes per query; empty for mean average precision, which is not a mean over images."""
     seed: int = 0
-    """Of the resamples for averages: benchmarks of the same images have the same, and are drawn together."""
+    """Seed of the resamples for averages; equal for benchmarks with the same images, to resample them together."""
 
 
 def comparisons(config: EvaluateConfig, found: Mapping[str, Mapping[str, Found]]) -> dict[str, Any]:
-    """The models of an evaluation beside its baseline, and its averages.
+    """Compare the models of an evaluation with its baseline, and average their results.
 
     Args:
-        config: Says what is compared and averaged.
-        found: Benchmark, such as ``zeroshot.imagenet`` -> model -> what it found.
+        config: Defines the baseline and the averages.
+        found: Benchmark, such as ``zeroshot.imagenet`` -> model -> results.
 
     Returns:
-        What `results.json` has of them: ``comparison``, if there is a baseline, with `compare` of each benchmark and
-        model, and ``averages``, if there are any.
+        Entries for `results.json`.  ``comparison`` is present with a baseline and has the result of `compare` per
+        benchmark and model.  ``averages`` is present if at least one model has all benchmarks of an average.
     """
     result: dict[str, Any] = {}
     baseline, resamples = config.baseline, config.bootstrap
@@ -68,11 +68,11 @@ def comparisons(config: EvaluateConfig, found: Mapping[str, Mapping[str, Found]]
 
 
 def compare(before: Found, after: Found, resamples: int = 1000) -> dict[str, dict[str, Any]]:
-    """A model (`after`) beside the baseline, on the same queries of one benchmark in the same order.
+    """Compare a model (`after`) with the baseline on the same queries of one benchmark, in the same order.
 
     Returns:
-        ``difference``: metric -> points won, and ``intervals``: metric -> 95 % interval, for which the same queries are
-        drawn for both models, if there are resamples.
+        ``difference``: metric -> gain in percentage points.  ``intervals``: metric -> 95 % interval of the paired
+        bootstrap; empty without resamples and for mean average precision.
     """
     intervals: dict[str, Sequence[float]] = {}
     for old, new in zip(before.outcomes, after.outcomes, strict=True):
@@ -84,13 +84,12 @@ def compare(before: Found, after: Found, resamples: int = 1000) -> dict[str, dic
 def average(
     found: Sequence[Found], metrics: Sequence[str], resamples: int = 1000, less: Optional[Sequence[Found]] = None
 ) -> tuple[float, Optional[list[float]]]:
-    """The mean over benchmarks of one number of each, or of its differences, and a 95 % interval.
+    """Average one metric per benchmark, or its differences from a baseline, and return the mean and a 95 % interval.
 
-    The images of each benchmark are drawn by themselves, those of benchmarks on the same images together.
+    `found` has the results of a model on each benchmark, `metrics` the metric of each, and `less` the results of the
+    baseline.  Images are resampled within each benchmark; benchmarks with the same images are resampled together.
 
-    Of each benchmark there is what a model has found, which number counts, and maybe what the baseline has found
-    (`less`).  Returns the mean, in percent, and low and high; no interval without resamples, or where a number is a
-    mean average precision.
+    Mean, low and high are in percent.  The interval is None without resamples or with mean average precision.
     """
     numbers = [one.values[metric] for one, metric in zip(found, metrics)]
     if less is not None:
@@ -111,14 +110,14 @@ def average(
 def _averages(
     found: Sequence[Found], columns: Mapping[str, Sequence[str]], resamples: int, less: Optional[Sequence[Found]] = None
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Name -> `average` of the metrics in its column, and its interval, if there is one."""
+    """Column -> `average` of its metrics, and column -> interval for the averages that have one."""
     pairs = {name: average(found, metrics, resamples, less) for name, metrics in columns.items()}
     return ({name: mean for name, (mean, _) in pairs.items()},
             {name: interval for name, (_, interval) in pairs.items() if interval is not None})
 
 
 def _metrics(config: EvaluateConfig, benchmark: str, found: Found, in_average: bool = False) -> list[str]:
-    """The numbers that stand for a benchmark; in an average, a composition set has one."""
+    """Main metrics of a benchmark; a composition set has exactly one in an average."""
     kind, _, name = benchmark.partition('.')
     if kind == 'retrieval':
         return [*_RECALLS]

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Whether a model tells texts of nearly the same words apart: shares of examples that it gets right."""
+"""Metrics of composition benchmarks, in which a model has to tell texts with nearly the same words apart."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,32 +13,32 @@ from llm2clip.metrics.bootstrap import Outcomes
 
 __all__ = ['composition_metrics']
 
-# Examples that are compared at once.
+# Examples per block of similarities.
 _BLOCK = 4096
-# Score and number of images per example -> percent of the examples that random features get right.  Of two images and
-# two texts, 4 of the 24 orders of the four similarities have both right ones in front.
+# Score and number of images per example -> percent of examples that random features get right.  For the group score,
+# the two right similarities must be the highest, which holds for 4 of the 24 orders of the four similarities.
 _CHANCE = {('text', 1): 50.0, ('text', 2): 25.0, ('image', 2): 25.0, ('group', 2): 100 / 6}
 
 
 def similarities(
     image_features: torch.Tensor, text_features: torch.Tensor, examples: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> torch.Tensor:
-    """``(N, I, 2)``: of each of N examples, positions of I images and of two texts, the products of these.
+    """Return the dot products ``(N, I, 2)`` of the I images and two texts in each of N examples.
 
-    Features are ``(M, D)`` and ``(T, D)``.  Texts of the same features have the same products, to the last bit.
+    Features are ``(M, D)`` and ``(T, D)``; `examples` hold positions.  Equal text features get bit-identical products.
     """
     images, texts = (torch.tensor(positions) for positions in zip(*examples))
-    # Not by a matrix product, which may round columns that are the same in different ways.
+    # Not a matrix product, which may round equal columns differently.
     return torch.cat([(image_features[i].float()[:, :, None] * text_features[t].float()[:, None]).sum(-1)
                       for i, t in zip(images.split(_BLOCK), texts.split(_BLOCK))])
 
 
 def right_examples(scores: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Score -> ``(N,)``, whether each example is right.  A tie never is.
+    """Return score -> whether each example is right, ``(N,)``.  A tie counts as wrong.
 
     ``text``: every image is nearer to its own text than to the other one.  With two images also ``image``: every text
-    is nearer to its own image than to the other one, and ``group``: both.  Scores are ``(N, I, 2)``, of I images with
-    two texts, of which text i belongs to image i.
+    is nearer to its own image than to the other one, and ``group``: both hold.  `scores` are ``(N, I, 2)`` for I images
+    and two texts; text i belongs to image i.
     """
     own = scores.diagonal(dim1=1, dim2=2)
     right = {'text': (own > scores.flip(2).diagonal(dim1=1, dim2=2)).all(1)}
@@ -51,14 +51,14 @@ def right_examples(scores: torch.Tensor) -> dict[str, torch.Tensor]:
 def composition_metrics(
     dataset: CompositionSet, image_features: torch.Tensor, text_features: torch.Tensor, resamples: int = 1000
 ) -> tuple[dict[str, Any], list[Outcomes]]:
-    """The numbers of a set in percent, what `chance` would give, 95 % intervals, and the scores of each part; and which
-    examples were right, for each number.
+    """Return the metrics of a set in percent, with `chance` level, 95 % intervals and scores `per_part`, and one
+    `Outcomes` per metric.
 
     Args:
-        dataset: Which texts belong to which images.
-        image_features: ``(M, D)``, of its images.
-        text_features: ``(T, D)``, of its texts.
-        resamples: Of the bootstrap; 0: no intervals.
+        dataset: Examples that assign texts to images.
+        image_features: ``(M, D)``, of all images of the set.
+        text_features: ``(T, D)``, of all texts of the set.
+        resamples: Number of bootstrap resamples; 0 for no intervals.
     """
     right = right_examples(similarities(image_features, text_features, dataset.examples))
     units, n_images = torch.tensor(dataset.units), len(dataset.examples[0].images)
@@ -71,7 +71,7 @@ def composition_metrics(
         numbers[name] = 100 * sum(share(number.score, group) for group in number.groups) / len(number.groups)
         examples = torch.tensor([example for group in number.groups for example in group])
         stratum = torch.arange(len(number.groups)).repeat_interleave(torch.tensor([*map(len, number.groups)]))
-        # Units are drawn with all their examples.
+        # Examples of one unit are not independent, so that they are resampled together.
         outcomes.append(Outcomes((name,), right[number.score].double()[examples, None], units[examples],
                                  stratum=stratum))
         intervals.update(outcomes[-1].intervals(resamples))

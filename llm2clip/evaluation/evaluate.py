@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A model on every benchmark, with one pass over images that benchmarks share."""
+"""Evaluation of models on all benchmarks; benchmarks with the same images share one pass over them."""
 
 import json
 import shutil
@@ -41,12 +41,12 @@ from llm2clip.teacher.sources import teacher_source
 __all__ = ['Evaluation', 'check_results']
 
 _KINDS = ('retrieval', 'zeroshot', 'linear_probe', 'composition')
-# Captions that are embedded together: enough to sort by length, few enough for several ranks to share.
+# Captions per block: enough to sort by length, few enough to distribute over several ranks.
 _BLOCK = 1024
 
 
 def check_results(config: EvaluateConfig) -> None:
-    """Raise a ConfigError if results in `out` would be replaced by those of other models, sets or text encoders."""
+    """Raise a ConfigError if `out` has results of models, sets or text encoders that `config` lacks or changes."""
     if not Path(config.out, 'results.json').is_file():
         return
     before = read_config(EvaluateConfig, config.out)
@@ -60,17 +60,17 @@ def check_results(config: EvaluateConfig) -> None:
 
 
 class Evaluation:
-    """Benchmarks, models' folders and the rest of a configuration, checked; models are then run one after the other.
+    """Evaluation of one model after another; creating it checks the configuration, benchmarks and model folders.
 
-    Every rank makes one and calls the same methods.  They share what is embedded; the first has all features, computes
-    the numbers and writes the files.
+    Every rank creates one and calls the same methods.  The ranks share the encoding of images and texts.  The first
+    rank collects all features, computes the metrics and writes the files.
 
     Args:
-        config: Benchmarks, and where results go; its models are for the caller to load.
+        config: Benchmarks, models and output folder; the caller loads the models.
 
     Raises:
-        ConfigError: A key has a wrong value, or a file or folder that it names is missing or of another kind.
-        ValueError: The contents of a benchmark's files are wrong, or a model was trained with another teacher.
+        ConfigError: A key has an invalid value, or a file or folder that it names is missing or of the wrong kind.
+        ValueError: The files of a benchmark have invalid content, or a model was trained with another teacher.
     """
 
     def __init__(self, config: EvaluateConfig) -> None:
@@ -78,7 +78,7 @@ class Evaluation:
         self.results: dict[str, Any] = {kind: {} for kind in (*_KINDS, 'cra', 'weights')}
         self.galleries: dict[str, Any] = {}
         self.kept_features = Path(config.out, 'image_features')
-        # What was right, a byte per query and metric, for comparisons.
+        # Unrounded metrics and outcomes per query, for comparisons and averages.
         self._found: dict[str, dict[str, Found]] = {}
         for name, model in config.models.items():
             check_evaluated_model(model, f'models.{name}')
@@ -109,14 +109,14 @@ class Evaluation:
                 raise ConfigError(f'composition.{name}.metric: {metric!r}, expected one of {numbers}')
 
     def run(self, model_name: str, model: EvaluatedModel) -> None:
-        """Add a model's numbers on every benchmark."""
+        """Evaluate a model on every benchmark, and save the results after each."""
         config, resamples = self.config, self.config.bootstrap
         images = ImageFeatures(model, model_name, self.kept_features, config.batch_size, config.num_workers)
         if is_first():
             self.results['weights'][model_name] = images.weights
 
         def features_of(dataset: EvaluationSet, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, int]:
-            """Of images and texts, and how many texts were cut."""
+            """Features of images and texts, and the number of truncated texts."""
             features, truncated = model.text_features(texts)
             texts_of_set = finite(features, f'{model_name}: features of texts of {dataset.name}')
             return images(dataset)[0].whole(), texts_of_set, truncated
@@ -124,7 +124,7 @@ class Evaluation:
         def add(kind: str, name: str, benchmark: str, values: Mapping[str, Any], outcomes: Sequence[Outcomes],
                 images_of: EvaluationSet, positions: Optional[Sequence[int]] = None) -> None:
             values = {**values, 'precision': model.precision}
-            # The same for sets of the same images, or of the same ones among them.
+            # Benchmarks with the same images get the same seed, so that averages resample them together.
             what = [repr(images_of.read_image), images_of.image_ids, positions]
             seed = xxhash.xxh32(json.dumps(what)).intdigest()
             self._found.setdefault(f'{kind}.{name}', {})[model_name] = Found(values, outcomes, seed)
@@ -167,10 +167,10 @@ class Evaluation:
                 add('composition', name, dataset.name, {**values, 'n_truncated': truncated}, outcomes, dataset)
 
     def finish(self, device: Device) -> None:
-        """Add comparisons, averages and the text encoders' numbers, and remove the features kept for a restart.
+        """Add comparisons, averages and caption retrieval accuracy, and remove the features kept for a restart.
 
         Args:
-            device: Where the text encoders run.
+            device: Device of the text encoders.
         """
         config = self.config
         if is_first():
@@ -186,7 +186,7 @@ class Evaluation:
             shutil.rmtree(self.kept_features, ignore_errors=True)
 
     def _save(self) -> None:
-        """All that there is so far: nothing is lost when a long evaluation is stopped."""
+        """Write all results so far, so that an interrupted evaluation keeps them."""
         missing = [f'{model}: {kind}.{name}' for model in self.config.models for kind in _KINDS
                    for name in getattr(self.config, kind)
                    if model not in self.results[kind].get(name, {'models': {}})['models']]
@@ -194,7 +194,7 @@ class Evaluation:
         self.results.pop('missing', None)
         if missing:
             self.results = {'missing': missing, **self.results}
-        # With the first numbers, not before: the folder may have those of another configuration.
+        # Saved only with the first results: until then, the folder may hold another configuration and its results.
         out = Path(self.config.out)
         save_config(self.config, out)
         write_json(out / 'results.json', self.results)
@@ -204,7 +204,7 @@ class Evaluation:
 
 
 def _check_probe(train: ClassificationSet, test: ClassificationSet, key: str) -> None:
-    """Raise a ConfigError that names the key unless a probe can learn from one set what it is asked of the other."""
+    """Raise a ConfigError that names the key unless classes are equal, one per image, with two training images each."""
     if train.classes != test.classes:
         raise ConfigError(f'{key}: the classes of train and test differ: '
                           f'{sorted({*train.classes} ^ {*test.classes})[:5] or "in their order"}')
@@ -221,7 +221,7 @@ def _check_probe(train: ClassificationSet, test: ClassificationSet, key: str) ->
 
 
 def _check_cra(config: CRAConfig) -> None:
-    """Raise a ConfigError that names the key if the pairs or the encoders' folders are wrong; loads no encoder."""
+    """Raise a ConfigError that names the key if caption pairs or encoder folders are invalid; loads no encoder."""
     for key, columns in (('captions', [SAMPLE_ID]), ('caption_keys', [CAPTION + key for key in config.caption_keys])):
         try:
             read_columns(config.captions, columns)
@@ -239,10 +239,10 @@ def _vectors(teacher: CaptionTeacher, blocks: Iterable[list[str]]) -> Iterator[t
 
 
 def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], int]:
-    """Caption retrieval accuracy of each encoder on the same pairs, in percent, and how many pairs there are.
+    """Return the caption retrieval accuracy of each encoder on the same pairs, in percent, and the number of pairs.
 
-    Samples that lack one of the two captions are no pairs; without any, this is a ValueError.  Every rank calls this.
-    They share the texts, and the first has the numbers.
+    Samples that lack one of the two captions are skipped; a ValueError is raised if no pair is left.  Every rank calls
+    this and embeds a share of the texts; only the first rank gets the accuracies.
     """
     columns = [CAPTION + key for key in config.caption_keys]
     samples = read_samples(config.captions)
@@ -256,7 +256,7 @@ def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], i
     pairs = pairs[:config.limit]
     result = {}
     for name, encoder in config.teachers.items():
-        # Nobody asks for its fingerprint, for which all weights would be read once more.
+        # The fingerprint is not used here, and computing it would read all weights once more.
         teacher = teacher_source(encoder, cut=True).load(
             device, config.batch_tokens, config.precision, fingerprint=Fingerprint(()))
         vectors = []

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Encoded images -> features, in order; those of evaluation sets are kept in files until an evaluation is finished."""
+"""Image encoding in batches, and image features that are kept in files until an evaluation is finished."""
 
 import json
 import re
@@ -23,21 +23,21 @@ from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
 __all__ = ['ImageFeatures', 'encode_batches', 'finite']
 
-# Images of a file: few enough for its features to be held several times, and to lose.
+# Images per file: its features fit into memory several times, and a killed evaluation loses at most this many.
 _BLOCK = 16384
 
 
 class EncodedBatch(NamedTuple):
-    """B images that follow one another, of which b could be read."""
+    """Features of a batch of consecutive images, b of them readable."""
 
     positions: list[int]
-    """Of the b images."""
+    """Positions of the b images."""
     features: torch.Tensor
-    """``(b, D)``, of length 1, in float32 on the CPU."""
+    """``(b, D)`` unit vectors, float32 on the CPU."""
     pooled: torch.Tensor
-    """What the tower says before it is projected, ``(b, W)``, in float32 on the CPU."""
+    """``(b, W)`` pooled states of the tower before the projection, float32 on the CPU."""
     unreadable: dict[int, str]
-    """Position -> why, which names the image; of the others."""
+    """Position -> error message with the image's name, for the other images."""
 
 
 class _Images(Dataset):
@@ -52,10 +52,10 @@ class _Images(Dataset):
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[int, Union[torch.Tensor, str]]:
-        """Position and pixels, or why there are none."""
+        """Position, and pixels or an error message."""
         try:
             return index, self.preprocess(self.read_image(index), self.names[index])
-        except Exception as error:  # whatever a decoder raises, it is about this image
+        except Exception as error:  # decoders raise errors of any kind
             if not self.keep_going:
                 raise
             reason = str(error) if isinstance(error, (OSError, ValueError)) else f'{self.names[index]}: {error!r}'
@@ -65,7 +65,7 @@ class _Images(Dataset):
 def _collate(
     samples: list[tuple[int, Union[torch.Tensor, str]]]
 ) -> tuple[list[int], Optional[torch.Tensor], dict[int, str]]:
-    """As `EncodedBatch`, with stacked pixels in place of features, if there are any."""
+    """Collate into the fields of `EncodedBatch`, with stacked pixels or None in place of features."""
     read = {index: pixels for index, pixels in samples if isinstance(pixels, torch.Tensor)}
     return (list(read), torch.stack(list(read.values())) if read else None,
             {index: why for index, why in samples if isinstance(why, str)})
@@ -80,21 +80,22 @@ def encode_batches(
     num_workers: int,
     keep_going: bool = False,
 ) -> Iterator[EncodedBatch]:
-    """Features of images, batch after batch, in order.
+    """Yield the features of images batch by batch, in order.
 
-    Every rank calls this.  They take turns: the batches are those of one rank, and all of them come to the first.
+    Every rank calls this.  The ranks encode batches in turn, and the first yields all of them, the others none.  The
+    batches do not depend on the number of ranks.
 
     Args:
-        model: Which encodes.
+        model: Model that encodes the images.
         read_image: Position -> encoded image; picklable.
-        names: Of all images, for messages.
-        positions: Of the images that are encoded.
+        names: Names of all images, for messages.
+        positions: Positions of the images to encode.
         batch_size: Images per forward pass.
-        num_workers: Processes per rank that read and decode.
-        keep_going: An image that cannot be read or decoded does not end the pass but is among the `unreadable`.
+        num_workers: Worker processes per rank that read and decode images.
+        keep_going: Add images that cannot be read or decoded to `unreadable` instead of raising.
 
     Raises:
-        ValueError: An image cannot be decoded; names it.
+        ValueError: An image cannot be decoded, without `keep_going`; the message names it.
     """
     images = _Images(read_image, names, model.preprocess, keep_going)
     batches = [positions[start:start + batch_size] for start in range(0, len(positions), batch_size)]
@@ -113,27 +114,27 @@ def encode_batches(
 
 @dataclass(frozen=True)
 class _KeptRows:
-    """A matrix in files, of which one at a time is in memory; it may be read as often as one likes."""
+    """Matrix stored in blocks of rows, one file each, read one at a time; can be iterated repeatedly."""
 
     files: Sequence[Path]
     name: str
-    """Of the tensor in each."""
+    """Name of the tensor in each file."""
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """Its rows, block after block."""
+        """Yield the rows block by block."""
         for path in self.files:
             yield read_safetensors(path, 'features of images; remove it to compute them again').tensors[self.name]
 
     def whole(self) -> torch.Tensor:
-        """All rows; none on other ranks than the first."""
+        """Return all rows; the matrix is empty on all ranks except the first."""
         return rows(self)
 
 
 class ImageFeatures:
-    """A model's features of the sets' images, computed once for sets of the same images.
+    """Image features of a model, computed once for all sets with the same images.
 
-    They are kept in files in `folder`, so that a killed evaluation resumes with the block of images at which it was;
-    `name` is that of the model in the tables.
+    Files in `folder` keep them, so that a killed evaluation resumes at the first missing block.  `name` is the model's
+    name in the tables.
     """
 
     def __init__(self, model: EvaluatedModel, name: str, folder: Path, batch_size: int, num_workers: int) -> None:
@@ -146,8 +147,7 @@ class ImageFeatures:
         return hash_tensors(self.model.model.state_dict())
 
     def __call__(self, dataset: EvaluationSet) -> tuple[_KeptRows, _KeptRows]:
-        """Features ``(N, D)`` and pooled states ``(N, W)``, on the first rank; the others, which call this too, have no
-        rows."""
+        """Return features ``(N, D)`` and pooled states ``(N, W)``.  Every rank calls this; only the first gets rows."""
         files: dict[range, Path] = {}
         if is_first():
             what = [self.name, self.weights, self.model.precision, repr(dataset.read_image), dataset.image_ids]
@@ -174,7 +174,7 @@ class ImageFeatures:
 
 
 def finite(features: torch.Tensor, what: str) -> torch.Tensor:
-    """The features; raises a ValueError that names them if one is infinite or no number."""
+    """Return the features; raise a ValueError with the description `what` if one is infinite or NaN."""
     if not features.isfinite().all():
         raise ValueError(f'{what} are not finite, expected weights and a precision that give numbers')
     return features

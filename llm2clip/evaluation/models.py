@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What can be evaluated: a stage-2 run, an exported folder, or a Hugging Face CLIP with its own text tower."""
+"""Models that can be evaluated: a stage-2 run, an exported folder, or a Hugging Face CLIP with its own text tower."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -40,16 +40,15 @@ Teacher = Callable[[Sequence[str]], tuple[torch.Tensor, int]]
 
 
 def _preprocess(image_size: int, data: bytes, name: str) -> torch.Tensor:
-    """In uint8, as in training's evaluation."""
+    """Decode, resize and crop an image to uint8 ``(3, H, W)``, as the evaluation during training does."""
     return resize_and_crop(decode_pixels(data, name), image_size)
 
 
 class TrainedLLM2CLIP:
-    """Vision tower and adapter, with the teacher's vectors of texts: features of length 1 in one space.
+    """Vision tower, text adapter and teacher, which map images and texts to unit vectors in one space.
 
-    Its `preprocess` takes an encoded image and its name to ``(3, H, W)``, as `image_features` reads them, and can be
-    pickled.  The teacher takes texts to vectors ``(N, llm_embed_dim)`` on the CPU, and says how many texts lost their
-    end; it has a precision of its own.
+    `preprocess` is picklable and turns an encoded image and its name into pixels ``(3, H, W)``.  `teacher` turns texts
+    into text embeddings ``(N, llm_embed_dim)`` on the CPU, in its own precision, and the number of truncated texts.
     """
 
     def __init__(self, model: LLM2CLIP, teacher: Teacher, precision: TeacherPrecision = 'fp32') -> None:
@@ -59,7 +58,7 @@ class TrainedLLM2CLIP:
 
     @torch.no_grad()
     def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``(B, 3, H, W)`` on `device` -> ``(B, D)``, and what the tower says before it is projected, ``(B, W)``."""
+        """Return features ``(B, D)`` and unprojected states ``(B, W)`` of pixels ``(B, 3, H, W)`` on `device`."""
         with _autocast(self):
             pooled = self.model.vision_encoder(pixel_values)
             projected = self.model.visual_projection(pooled)
@@ -67,9 +66,9 @@ class TrainedLLM2CLIP:
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
-        """N texts -> ``(N, D)`` on the CPU, and how many were longer than the model reads and lost their end.
+        """Return the features ``(N, D)`` of N texts on the CPU, and the number of truncated texts.
 
-        Every rank calls this.  They share the texts; what they find comes to the first, and the others have no rows.
+        Every rank calls this and embeds a share of the texts; only the first rank gets rows.
         """
         vectors, truncated = self.teacher(texts)
         with _autocast(self):
@@ -79,20 +78,21 @@ class TrainedLLM2CLIP:
 
 
 def _preprocess_theirs(processor: Any, data: bytes, name: str) -> torch.Tensor:
-    """By a Hugging Face image processor."""
+    """Preprocess an image with a Hugging Face image processor."""
     return processor(images=decode_image(data, name), return_tensors='pt')['pixel_values'][0]
 
 
 def _tensor(features: Any) -> torch.Tensor:
-    """Of a model's features, which transformers 4 returns, and 5 in an output object."""
+    """Tensor of a model's features: transformers 4 returns the tensor, transformers 5 an output object."""
     return getattr(features, 'pooler_output', features)
 
 
 class HuggingFaceCLIP:
-    """CLIP, SigLIP or another model of transformers with `get_image_features` and `get_text_features`, as
-    `TrainedLLM2CLIP`.
+    """CLIP, SigLIP or another model of transformers, with the interface of `TrainedLLM2CLIP`.
 
-    A ConfigError says that it has not both; a FileError or LoadError, that there is no such model, or a damaged one.
+    Raises:
+        ConfigError: The model lacks `get_image_features` or `get_text_features`.
+        FileError, LoadError: The model is missing or damaged.
     """
 
     def __init__(self, name: str, device: Device, precision: TeacherPrecision = 'fp32') -> None:
@@ -139,7 +139,7 @@ def _autocast(model: EvaluatedModel) -> torch.autocast:
 
 
 def _side_by_side(teachers: Sequence[Teacher], join: Callable[[Sequence[torch.Tensor]], torch.Tensor]) -> Teacher:
-    """A teacher whose vectors are those of several, joined; the one that cuts most texts counts."""
+    """Combine teachers into one that joins their embeddings and returns the largest number of truncated texts."""
     def embed(texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         vectors, truncated = zip(*(teacher(texts) for teacher in teachers))
         return join(vectors), max(truncated)
@@ -148,7 +148,7 @@ def _side_by_side(teachers: Sequence[Teacher], join: Callable[[Sequence[torch.Te
 
 
 def _text_side(config: EvaluatedModelConfig, run: Stage2Config, key: str) -> str:
-    """Which text encoders of a run are tested: ``llm``, ``clip``, which is CLIP's text tower, or ``both``."""
+    """Text encoders of a run to evaluate: ``llm``, ``clip`` (CLIP's text tower) or ``both``."""
     if (method := run.trainable_text.method) is None:
         able = ['clip'] if run.without_llm else ['llm']
     else:
@@ -160,11 +160,11 @@ def _text_side(config: EvaluatedModelConfig, run: Stage2Config, key: str) -> str
 
 
 def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
-    """Find out what is wrong with a model's configuration, at its `key`, and folders; weights are not read.
+    """Check the configuration of a model, at `key`, and its folders, without reading weights.
 
     Raises:
-        ConfigError: It names none or several, a folder is not what it should be, or the teacher is missing.
-        ValueError: The teacher is not the one that the model learned from.
+        ConfigError: It names no model or several, a folder is of the wrong kind, or the teacher is missing.
+        ValueError: The teacher is not the one that the model was trained with.
     """
     named = [name for name in ('run', 'export', 'pretrained') if getattr(config, name) is not None]
     if len(named) != 1:
@@ -190,7 +190,7 @@ def _what(config: EvaluatedModelConfig) -> str:
 
 
 def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSource, Optional[Fingerprint]]]:
-    """The teachers that a model is given, each with the one that it learned from, if that is known."""
+    """Teachers of a model, each with the fingerprint of the teacher that the model was trained with, if known."""
     named, expected = teacher_sources(config.teacher), [None]
     if config.export is not None:
         if not is_exported(config.export):
@@ -228,13 +228,13 @@ def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSourc
 def load_evaluated_model(
     config: EvaluatedModelConfig, cache: Union[str, Path], device: Device, key: str
 ) -> EvaluatedModel:
-    """The model that a configuration names, on its device; arguments and errors as of `check_evaluated_model`.
+    """Load a configured model on a device; raises the errors of `check_evaluated_model` and of damaged files.
 
     Args:
-        config: Which model.
-        cache: Folder of texts' vectors.
-        device: Where it runs.
-        key: Where the model stands in the configuration.
+        config: Model to load.
+        cache: Folder that caches text embeddings.
+        device: Device of the model and its teachers.
+        key: Key of the model in the configuration, for messages.
     """
     check_evaluated_model(config, key)
     if config.pretrained is not None:
@@ -249,7 +249,7 @@ def load_evaluated_model(
         model_config, side, llm_embed_dim = run_config.model, _text_side(config, run_config, key), record.llm_embed_dim
         clip_folder = trained_clip_text(config.run) if side != 'llm' else None
         if side == 'clip' and not run_config.without_llm:
-            model.adapter = nn.Identity()  # CLIP's features come in place of the LLM's
+            model.adapter = nn.Identity()  # CLIP's text features are already in the shared space
             model_config = dataclasses.replace(model_config, adapter=AdapterConfig('identity'))
     if side == 'both' and clip_folder is not None:
         concatenated = ConcatenatedTexts(model_config.embed_dim)

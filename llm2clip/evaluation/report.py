@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Everything that a pipeline wrote, as one HTML page that needs no other file, by the templates in `templates/`."""
+"""Report of a pipeline as one self-contained HTML page, rendered from the templates in `templates/`."""
 
 import functools
 import io
@@ -25,7 +25,7 @@ __all__ = ['write_page', 'write_report']
 _P = ParamSpec('_P')
 _LABELLED = 20
 _GENERATOR = b'<meta name="generator" content="llm2clip">'
-# What a table is about -> what one sees in it.
+# First part of `Table.about` -> caption of the table.
 _SEEN = {
     'cra': 'How often the two captions of a pair find each other among {pairs}, which is what stage 1 teaches the LLM.',
     'retrieval': 'How often the right image is among the first 1, 5 or 10 that a text finds (text→image), and the '
@@ -42,7 +42,7 @@ _SEEN = {
 
 
 class _Section(NamedTuple):
-    """A heading, a sentence that says what one sees below, a picture and a table."""
+    """Section of the page: a heading, a caption, a picture and a table."""
 
     title: str
     seen: str
@@ -51,10 +51,10 @@ class _Section(NamedTuple):
 
 
 def write_report(config: ReportConfig) -> Path:
-    """Write the page of a pipeline's steps, and return its path.
+    """Write the report page of a pipeline and return its path.
 
     Raises:
-        ConfigError: There is no such folder, file or gallery, or another file has the page's name; says what there is.
+        ConfigError: A folder, file or gallery is missing, or another file has the page's name.
         FileError: A file is damaged.
     """
     found = []
@@ -81,13 +81,13 @@ def write_report(config: ReportConfig) -> Path:
 def report_page(
     title: str, results: Mapping[str, Any], galleries: Mapping[str, Any], steps: Optional[Mapping[str, str]] = None,
 ) -> str:
-    """The HTML page, in the order of the pipeline.
+    """Return the HTML page, with sections in the order of the pipeline.
 
     Args:
-        title: Of the page.
-        results: `results.json` of an evaluation.
-        galleries: Benchmark -> what `llm2clip.evaluation.retrieval.make_gallery` returned, with the ``model``'s name.
-        steps: Step of a pipeline -> folder, where seconds, metrics and configurations are looked for.
+        title: Title of the page.
+        results: Content of an evaluation's `results.json`.
+        galleries: Benchmark -> result of `llm2clip.evaluation.retrieval.make_gallery`, plus the name of the ``model``.
+        steps: Step of the pipeline -> folder with its duration, metrics and configuration, as far as they exist.
     """
     steps = steps or {}
     sections = []
@@ -115,7 +115,7 @@ def report_page(
 
 
 def _picture(about: str, results: Mapping[str, Any]) -> Markup:
-    """The picture above a table: bars of text encoders, or differences to a baseline; of other tables, none."""
+    """Picture above a table: bars of text encoders, or differences from a baseline; empty for other tables."""
     if about == 'cra':
         return bars(results['cra'])
     series: dict[str, dict[str, tuple[float, Optional[list[float]]]]] = {}
@@ -133,10 +133,10 @@ def write_page(
     path: Union[str, Path], title: str, results: Mapping[str, Any], galleries: Mapping[str, Any],
     steps: Optional[Mapping[str, str]] = None,
 ) -> None:
-    """Write a `report_page`, which is never seen half written; makes its folder.
+    """Write a `report_page` atomically, and create its folder.
 
     Raises:
-        ConfigError: There is a file of that name, and it is no page that this function wrote.
+        ConfigError: A file of that name exists that this function did not write.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def write_page(
 
 
 def _render(template: str, **content: Any) -> str:
-    """The HTML of a template in `templates/`; all texts that are no `Markup` are escaped."""
+    """Render a template in `templates/` to HTML; all strings except `Markup` are escaped."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader('llm2clip.evaluation'), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters['data_image'] = _data_image
@@ -160,11 +160,11 @@ def _data_image(source: str) -> str:
 
 
 def _svg(draw: Callable[_P, Figure]) -> Callable[_P, Markup]:
-    """`draw`, with its figure as SVG: nothing if there is an error, which is printed."""
+    """Let `draw` return its figure as SVG, or print a warning and return empty markup if drawing fails."""
     @functools.wraps(draw)
     def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Markup:
         try:
-            # A `$` is no formula; with a salt, the same picture is the same bytes.
+            # `$` in names must not start a formula, and a fixed salt makes equal pictures byte-identical.
             with matplotlib.rc_context({'text.parse_math': False, 'svg.hashsalt': 'llm2clip'}):
                 figure, buffer = draw(*args, **kwargs), io.StringIO()
                 figure.tight_layout()
@@ -179,7 +179,7 @@ def _svg(draw: Callable[_P, Figure]) -> Callable[_P, Markup]:
 
 @_svg
 def bars(values: Mapping[str, float]) -> Figure:
-    """A bar per name, in percent; few have their values above them."""
+    """Draw one bar per name, in percent; values are printed above up to `_LABELLED` bars."""
     figure = Figure(figsize=(11 if len(values) > 4 else 6, 3.2))
     axis = figure.subplots()
     drawn = axis.bar(range(len(values)), list(values.values()), 0.8)
@@ -196,8 +196,8 @@ def bars(values: Mapping[str, float]) -> Figure:
 def differences(
     labels: Sequence[str], series: Mapping[str, Mapping[str, tuple[float, Optional[Sequence[float]]]]]
 ) -> Figure:
-    """A group of lying bars per label, from the top, one of each series, from 0 to a difference in points, with its
-    interval, if it is known; a series may lack some labels."""
+    """Draw differences in percentage points, with intervals where known, as horizontal bars.  Each label has a group of
+    bars, one per series, from the top; a series may lack some labels."""
     width = 0.8 / len(series)
     figure = Figure(figsize=(11, 1 + len(labels) * max(0.3, 0.18 * len(series))))
     axis = figure.subplots()
@@ -220,7 +220,7 @@ def differences(
 
 @_svg
 def curves(metrics: Mapping[str, Mapping[int, float]]) -> Figure:
-    """Loss, learning rates and evaluation over batches, of metrics as `read_metrics` returns them."""
+    """Plot loss, learning rates and evaluation metrics over batches, from the result of `read_metrics`."""
     panels = [('loss', [n for n in metrics if n.startswith('loss/train')]),
               ('learning rate', [n for n in metrics if n.startswith('lr-')]),
               ('evaluation', [n for n in metrics if n.startswith('metrics/')])]

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A model on a retrieval benchmark: ranks, and what it found to look at."""
+"""Retrieval benchmarks: ranks in both directions, and a gallery of queries with their results."""
 
 import base64
 import functools
@@ -16,13 +16,13 @@ from llm2clip.metrics.retrieval import RetrievalRanks, rank_both_ways
 
 __all__ = ['evaluate_retrieval', 'make_gallery']
 
-# Pixels of the longer side: about twice what a page shows, for dense screens.
+# Longer side of a thumbnail in pixels: about twice its size on the page, for high-density screens.
 _SIDE = 112
 
 
 @dataclass
 class RetrievalResult:
-    """What a model found."""
+    """Features and ranks of a model on a retrieval set."""
 
     images: list[int]
     """Positions in the set of the N images that have a caption."""
@@ -41,14 +41,14 @@ def evaluate_retrieval(
     merge_equal_texts: bool = False,
     device: Union[str, torch.device] = 'cpu',
 ) -> RetrievalResult:
-    """Rank both ways.  Images without a caption are left out.
+    """Rank images for each text and texts for each image.  Images without a caption are left out.
 
     Args:
-        dataset: Which texts belong to which image.
-        image_features: ``(M, D)``, of all images of the set, by a model.
-        text_features: ``(T, D)``, of all texts of the set, by the same model.
-        merge_equal_texts: Texts of the same wording are one.
-        device: Where the scores are computed.
+        dataset: Images and their captions.
+        image_features: ``(M, D)``, of all images of the set.
+        text_features: ``(T, D)``, of all texts of the set, from the same model.
+        merge_equal_texts: Count texts with the same wording as one.
+        device: Device that computes the scores.
     """
     images = [i for i, captions in enumerate(dataset.captions) if captions]
     image_features = image_features[images]
@@ -65,17 +65,17 @@ def evaluate_retrieval(
 
 
 def make_gallery(dataset: RetrievalSet, result: RetrievalResult, n: int, top: int = 6) -> dict[str, Any]:
-    """The best, median and worst queries of a benchmark, for the report.
+    """Return the best, median and worst queries of a benchmark, for the report.
 
     Args:
-        dataset: Whose images are shown.
-        result: What a model found in it.
-        n: Queries of each kind and direction.
+        dataset: Retrieval set with the images to show.
+        result: Features and ranks of a model on the set.
+        n: Queries per kind and direction.
         top: Results per query.
 
     Returns:
-        ``texts`` and ``images``: lists of ``kind``, ``rank`` (1 is the best), ``query`` and ``results``, pairs of a
-        picture (a data URI) or text and whether it is right; where none of the first is, the best right one is last.
+        ``texts`` and ``images``: lists of ``kind``, ``rank`` (1 is the best), ``query`` and ``results``.  A result is a
+        picture (data URI) or text, and whether it is right.  If none is right, the best right one is appended.
     """
     index, right = result.ranks.text_index, result.ranks.right
     texts = [result.texts[i] for i in index.tolist()]
@@ -102,7 +102,7 @@ def make_gallery(dataset: RetrievalSet, result: RetrievalResult, n: int, top: in
 
 
 def thumbnail(data: bytes, name: str) -> str:
-    """A small JPEG as a data URI."""
+    """Small JPEG of an encoded image, as a data URI."""
     image = decode_image(data, name)
     image.thumbnail((_SIDE, _SIDE))
     return f'data:image/jpeg;base64,{base64.b64encode(encode_image(image, "JPEG", quality=85)).decode()}'
@@ -111,7 +111,7 @@ def thumbnail(data: bytes, name: str) -> str:
 def _gallery_rows(
     queries: torch.Tensor, candidates: torch.Tensor, ranks: torch.Tensor, right: dict[int, set[int]], n: int, top: int
 ) -> list[dict[str, Any]]:
-    """Queries from the ends and the middle of the order by rank, then by how clearly the right one won or lost."""
+    """Best, median and worst queries by rank; equal ranks are ordered by the score of the first right candidate."""
     first = torch.tensor([min(right[i]) for i in range(len(queries))])
     margins = (queries * candidates[first]).sum(-1)
     order = sorted(range(len(ranks)), key=lambda i: (int(ranks[i]), -float(margins[i])))

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`results.json` -> tables, for Markdown and HTML alike; what papers report stands beside (`paper.yaml`)."""
+"""Tables of `results.json` for Markdown and HTML, with the numbers that papers report (`paper.yaml`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,30 +24,30 @@ _UNITS = 'recall in %, 95 % bootstrap intervals; ranks count from 1'
 
 
 def measure(metric: str) -> str:
-    """What tables call a number that stands for a benchmark."""
+    """Return the name of a metric in tables."""
     return _MEASURES.get(metric, metric.replace('_', ' '))
 
 
 class Table(NamedTuple):
-    """A heading, column names and rows of cells."""
+    """Heading, column names and rows of cells."""
 
     title: str
     header: list[str]
     rows: list[list[str]]
     note: str = ''
     about: str = ''
-    """What it shows: ``retrieval``, ``accuracy``, ``composition``, ``averages`` or ``cra``; of a comparison with a
-    baseline, the kind of its benchmarks, such as ``comparison.zeroshot``."""
+    """Topic: ``retrieval``, ``accuracy``, ``composition``, ``averages`` or ``cra``; for a comparison with a baseline,
+    ``comparison.`` and the kind of the benchmarks, such as ``comparison.zeroshot``."""
 
 
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
-    """Every table of a `results.json`."""
+    """Return all tables of a `results.json`."""
     return [*_cra_tables(results), *_retrieval_tables(results), *_accuracy_tables(results),
             *_composition_tables(results), *_average_tables(results), *_comparison_tables(results)]
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """All tables as Markdown, below a note if the evaluation did not come to its end."""
+    """Return all tables as Markdown, below a note if the evaluation is incomplete."""
     missing = ', '.join(results.get('missing', []))
     parts = [f'**Partial: the evaluation did not come to its end. Missing: {missing}.**'] if missing else []
     for table in result_tables(results):
@@ -58,7 +58,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def _cell(values: Mapping[str, Any], name: str) -> str:
-    """`84.2 [82.9, 85.4]`; without ends that are the same, as where all answers are right, or there is one."""
+    """`84.2 [82.9, 85.4]`; the interval is omitted if its ends are equal, for example if all answers are right."""
     if name not in values:
         return ''
     low, high = values.get('intervals', {}).get(name) or (0, 0)
@@ -72,7 +72,7 @@ def _difference(compared: Mapping[str, Any], metric: str) -> str:
 
 
 def _remarks(values: Mapping[str, Mapping[str, Any]], images_of: Mapping[str, Mapping[str, Any]] = {}) -> str:
-    """What sets, or models of one set, have cut or left out, and which were computed in bfloat16, if any."""
+    """Remarks on truncated texts, images left out and bfloat16, for the models of a set or the sets of a model."""
     remarks = ''
     for what, key, of in (('texts that were too long and lost their end', 'n_truncated', values),
                           ('images left out since they have no caption of the set', 'n_without_caption', images_of)):
@@ -84,22 +84,22 @@ def _remarks(values: Mapping[str, Mapping[str, Any]], images_of: Mapping[str, Ma
 
 _LLM2CLIP, _PROCLIP = 'arXiv 2411.04997 v6', 'arXiv 2510.18795'
 _PAPER = yaml.safe_load(Path(__file__).with_name('paper.yaml').read_text('utf-8'))
-# Table of LLM2CLIP's paper -> the benchmarks in its columns.
+# Table of the LLM2CLIP paper -> key in `paper.yaml`, and the benchmarks of its columns.
 _COLUMNS = {'1': ('five_sets', ('flickr30k', 'coco', 'sharegpt4v', 'urban1k', 'docci')),
             '2': ('chinese', ('flickr_cn', 'coco_cn'))}
 
 
 class Reported(NamedTuple):
-    """What a paper has beside a benchmark or an average."""
+    """Numbers that a paper reports for a benchmark or an average."""
 
     rows: Mapping[str, Mapping[str, float]]
-    """Model -> metric -> percent; none where it has nothing."""
+    """Model -> metric -> percent; empty if the paper reports none."""
     source: str = ''
     """Paper and table."""
 
 
 def _recalls(cell: str) -> dict[str, float]:
-    """Of `image→text/text→image`."""
+    """Recall@1 of both directions, from a cell `image→text/text→image`."""
     return dict(zip(('text_retrieval_recall@1', 'image_retrieval_recall@1'), map(float, cell.split('/'))))
 
 
@@ -108,7 +108,7 @@ def _of_llm2clip(table: str, rows: Mapping[str, Mapping[str, float]]) -> Reporte
 
 
 def reported_recalls(benchmark: str) -> Reported:
-    """Recall@1 of both directions on a retrieval set, by the name of its source, such as `coco`."""
+    """Return reported recall@1 of both directions on a retrieval set, by the name of its source, such as `coco`."""
     for table, (key, columns) in _COLUMNS.items():
         if benchmark in columns:
             return _of_llm2clip(table, {model: _recalls(cells.split()[columns.index(benchmark)])
@@ -117,8 +117,8 @@ def reported_recalls(benchmark: str) -> Reported:
 
 
 def reported_average(benchmarks: Sequence[str], results: Mapping[str, Any]) -> Reported:
-    """Means over benchmarks of one kind, such as `zeroshot.food101` with its name in `results`, as `mean` of accuracies
-    and as recall@1 of each direction."""
+    """Return reported means over benchmarks of one kind, named as in `results`, such as `zeroshot.food101`.  The metric
+    is `mean` for accuracies and recall@1 of each direction for retrieval."""
     kind, names = benchmarks[0].partition('.')[0], [benchmark.partition('.')[2] for benchmark in benchmarks]
     proclip = _PAPER['proclip']
     if kind == 'zeroshot' and sorted(names) == sorted(proclip['sets']):
@@ -138,18 +138,18 @@ def reported_average(benchmarks: Sequence[str], results: Mapping[str, Any]) -> R
 
 
 def _paper_rows(reported: Reported, metrics: Sequence[str], empty: int = 0) -> list[list[str]]:
-    """A row for each model of a paper: what it has of these metrics, and empty cells."""
+    """One row per model of a paper, with its numbers for `metrics` and `empty` empty cells."""
     return [[f'{model} (paper)', *(_cell(values, metric) for metric in metrics), *[''] * empty]
             for model, values in reported.rows.items()]
 
 
 def _source(reported: Reported) -> str:
-    """A remark on where a paper's numbers come from; nothing where there are none."""
+    """Remark on the source of a paper's numbers; empty if there are none."""
     return f'; paper: {reported.source}' if reported.rows else ''
 
 
 def _cra_tables(results: Mapping[str, Any]) -> Iterator[Table]:
-    """The table of the text encoders, if there are any."""
+    """Table of caption retrieval accuracy, if text encoders were evaluated."""
     if results.get('cra'):
         name = results.get('cra_name')
         paper = _PAPER['cra'].items() if name == 'coco' else ()
@@ -162,7 +162,7 @@ def _cra_tables(results: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _retrieval_tables(results: Mapping[str, Any]) -> Iterator[Table]:
-    """One table per benchmark; but where nothing is compared, one per model."""
+    """One table per benchmark; benchmarks with one model and no paper's numbers share one table per model."""
     def cells(values: Mapping[str, Any]) -> list[str]:
         mean_ranks = '/'.join(f'{values[f"{way}_retrieval_mean_rank"]:.1f}' for way in ('image', 'text'))
         return [*(_cell(values, key) for key in _RETRIEVAL), mean_ranks, f'{values["chance@10"]:.2f}']
@@ -209,7 +209,7 @@ def _accuracy_tables(results: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _composition_tables(results: Mapping[str, Any]) -> Iterator[Table]:
-    """One table per set whose texts are much alike: models, below them chance."""
+    """One table per composition set: one row per model, then chance level."""
     for name, entry in results.get('composition', {}).items():
         models, first = entry['models'], next(iter(entry['models'].values()))
         numbers = first['chance']
@@ -221,7 +221,7 @@ def _composition_tables(results: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _average_tables(results: Mapping[str, Any]) -> Iterator[Table]:
-    """One table per average: models on several benchmarks at once, those of papers among them."""
+    """One table per average: one row per model, then the models of papers."""
     for name, average in results.get('averages', {}).items():
         benchmarks, models = average['benchmarks'], average['models']
         metrics = [metric for metric in _MEASURES if metric in next(iter(models.values()))]
@@ -240,7 +240,7 @@ def _average_tables(results: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _comparison_tables(results: Mapping[str, Any]) -> Iterator[Table]:
-    """One table per kind of benchmark: models beside a baseline, a row for each number."""
+    """One table per kind of benchmark: differences from the baseline, one row per benchmark, model and metric."""
     compare = results.get('comparison', {'benchmarks': {}})
     for kind, title in _KINDS.items():
         rows = []

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How much a mean over a small evaluation set would vary with other samples of the same kind."""
+"""Bootstrap intervals for means over small evaluation sets."""
 
 from typing import NamedTuple, Optional
 
@@ -11,27 +11,27 @@ __all__ = ['Outcomes', 'percentile_interval']
 
 
 class Outcomes(NamedTuple):
-    """Whether a model was right, query by query: M metrics, each of which is a mean over Q queries."""
+    """Outcomes of a model per query, for M metrics that are means over Q queries."""
 
     names: tuple[str, ...]
-    """Of the M metrics."""
+    """Names of the M metrics."""
     hits: torch.Tensor
     """``(Q, M)``, true or 1 where a query counts as right."""
     group: torch.Tensor
-    """``(Q,)``, which group a query belongs to, numbered from 0; those of one group are drawn together."""
+    """``(Q,)``, group of each query, numbered from 0; the queries of a group are resampled together."""
     classes: Optional[torch.Tensor] = None
-    """``(Q,)``; where set, the metrics are means over the classes of the means in each, and queries are drawn within
-    their class."""
+    """``(Q,)``, class of each query.  If set, the metrics are means over per-class means, and queries are resampled
+    within their class."""
     stratum: Optional[torch.Tensor] = None
-    """``(Q,)``; where set, the metrics are means over the strata of the means in each, and groups are drawn with all
-    their queries, of whatever stratum."""
+    """``(Q,)``, stratum of each query.  If set, the metrics are means over per-stratum means, and groups are resampled
+    with their queries of all strata."""
 
     def minus(self, other: 'Outcomes') -> 'Outcomes':
-        """Differences to what another model did with the same queries, which are then drawn for both."""
+        """Return the differences from another model on the same queries, for a paired bootstrap."""
         return self._replace(hits=self.hits.double() - other.hits.double())
 
     def resampled(self, resamples: int = 1000, seed: int = 0) -> torch.Tensor:
-        """``(resamples, M)``: the metrics, in shares, of queries that are drawn with replacement."""
+        """Return the metrics of queries drawn with replacement, ``(resamples, M)``, as fractions of 1."""
         generator = torch.Generator().manual_seed(seed)
         if self.classes is not None:
             return _class_means(self.hits, self.classes, resamples, generator)
@@ -39,7 +39,7 @@ class Outcomes(NamedTuple):
         return _group_means(self.hits, self.group, stratum, resamples, generator)
 
     def intervals(self, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
-        """Metric -> its 95 % bootstrap interval, low and high, in percent; nothing without resamples."""
+        """Return metric -> 95 % bootstrap interval (low, high) in percent; empty without resamples."""
         if not resamples:
             return {}
         ends = 100 * percentile_interval(self.resampled(resamples, seed))
@@ -49,7 +49,7 @@ class Outcomes(NamedTuple):
 def _group_means(
     values: torch.Tensor, group: torch.Tensor, stratum: torch.Tensor, resamples: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Means over the strata that are drawn; an image is drawn with all its queries, which are not independent."""
+    """Means over the strata of resampled groups; the queries of a group are not independent."""
     groups, strata = int(group.max()) + 1, int(stratum.max()) + 1
     totals = torch.zeros(groups * strata, values.shape[1] + 1, dtype=torch.float64)
     totals.index_add_(0, group * strata + stratum,
@@ -67,7 +67,7 @@ def _group_means(
 def _class_means(
     values: torch.Tensor, classes: torch.Tensor, resamples: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Means over the classes, of each of which as many queries are drawn as there are, so that none is ever missing."""
+    """Means over the classes, each resampled to its own size, so that no class is ever empty."""
     order = classes.argsort(stable=True)
     _, sizes = classes.unique(return_counts=True)
     size = sizes.repeat_interleave(sizes)
@@ -81,6 +81,6 @@ def _class_means(
 
 
 def percentile_interval(means: torch.Tensor, level: float = 0.95) -> torch.Tensor:
-    """``(M, 2)``: low and high of the middle share (`level`) of resampled means ``(resamples, M)``."""
+    """Return the central interval (low, high) ``(M, 2)`` with the fraction `level` of `means` ``(resamples, M)``."""
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     return torch.quantile(means, ends, dim=0).T

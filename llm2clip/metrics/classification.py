@@ -1,8 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How well classes are told apart by their features: pure functions, which give what CLIP_benchmark gives, and
-torchmetrics."""
+"""Classification metrics: pure functions, which agree with CLIP_benchmark, and torchmetrics."""
 
 import torch
 import torch.nn.functional as F
@@ -15,28 +14,28 @@ __all__ = [
     'class_scores', 'mean_of_prompts',
 ]
 
-# Held at once.
+# Maximum number of scores in memory.
 _SCORES = 2**27
 
 
 def mean_of_prompts(prompt_features: torch.Tensor) -> torch.Tensor:
-    """``(N, P, D)`` features of length 1 of the P prompts of N names -> ``(N, D)``: their means, of length 1."""
+    """Return the normalised means ``(N, D)`` of unit vectors ``(N, P, D)`` of P prompts for each of N names."""
     return F.normalize(prompt_features.mean(dim=1), dim=-1)
 
 
 @in_float32
 def class_scores(image_features: torch.Tensor, class_features: torch.Tensor) -> torch.Tensor:
-    """``(N, D)`` and ``(C, D)`` -> ``(N, C)`` products; classes of the same features have the same, to the last bit."""
-    # A matrix product may round columns that are the same in different ways.
+    """Return the dot products ``(N, C)`` of ``(N, D)`` and ``(C, D)``; equal classes get bit-identical scores."""
+    # A matrix product may round equal columns differently, so it only sees distinct ones.
     distinct, which = class_features.float().unique(dim=0, return_inverse=True)
     return (image_features.float() @ distinct.T)[:, which]
 
 
 def class_ranks(image_features: torch.Tensor, class_features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """``(N,)``: how many of C classes ``(C, D)`` come before the right one, in `labels`, of N images ``(N, D)``.
+    """Return ``(N,)``: how many of C classes ``(C, D)`` rank before the right one, `labels` ``(N,)``, of each image.
 
-    Of classes that score the same, the first comes first, as in ``argmax``: ImageNet has two that are called missile.
-    A score that is no number comes before the right one.
+    Images are ``(N, D)``.  Classes with equal scores rank in their order, as in ``argmax``; ImageNet has two classes
+    named missile.  NaN scores rank before the right class.
     """
     classes = torch.arange(len(class_features), device=labels.device)
     size = max(1, _SCORES // len(class_features))
@@ -49,13 +48,13 @@ def class_ranks(image_features: torch.Tensor, class_features: torch.Tensor, labe
 
 
 def accuracy_per_class(ranks: torch.Tensor, labels: torch.Tensor) -> dict[int, float]:
-    """Class -> how many of its images have rank 0, in percent; of the classes that have images."""
+    """Return class -> percentage of its images with rank 0, for the classes that have images."""
     return {c: recall(ranks[labels == c], 1) for c in labels.unique().tolist()}
 
 
 def average_precision(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """``(C,)``: of each class, the mean over its images of the precision down to them, the images sorted by `scores`
-    ``(N, C)``.  That of a class without images is 0.  `targets` ``(N, C)`` are 1 where an image has the class."""
+    """Return the average precision of each class, ``(C,)``, from 0 to 1, with images ranked by `scores` ``(N, C)``.
+    `targets` ``(N, C)`` are 1 where an image has the class.  A class without images gets 0."""
     order = scores.argsort(dim=0, descending=True, stable=True)
     right = targets.gather(0, order).float()
     precision = right.cumsum(0) / torch.arange(1, len(scores) + 1, device=scores.device)[:, None]
@@ -70,12 +69,12 @@ class _Ranks(Collected):
     def update(
         self, image_features: torch.Tensor, class_features: torch.Tensor, labels: torch.Tensor, index: torch.Tensor
     ) -> None:
-        """Add B images; `labels` ``(B,)``, `index` ``(B,)`` says which images they are."""
+        """Add B images with their class positions `labels` ``(B,)`` and sample positions `index` ``(B,)``."""
         self.append(index, class_ranks(image_features, class_features, labels), labels)
 
 
 class ZeroshotTop1(_Ranks):
-    """How many images are nearest to their class, in percent."""
+    """Percentage of images nearest to their class."""
 
     def compute(self) -> torch.Tensor:
         ranks, _ = self.rows()
@@ -83,7 +82,7 @@ class ZeroshotTop1(_Ranks):
 
 
 class MeanPerClass(_Ranks):
-    """Mean of `accuracy_per_class`."""
+    """Mean of `accuracy_per_class`, in percent."""
 
     def compute(self) -> torch.Tensor:
         accuracies = accuracy_per_class(*self.rows()).values()
@@ -98,7 +97,7 @@ class MeanAveragePrecision(Collected):
     def update(
         self, image_features: torch.Tensor, class_features: torch.Tensor, labels: torch.Tensor, index: torch.Tensor
     ) -> None:
-        """Add B images; `labels` ``(B, C)`` of ones and zeros, `index` ``(B,)`` says which images they are."""
+        """Add B images with ones and zeros `labels` ``(B, C)`` and sample positions `index` ``(B,)``."""
         self.append(index, class_scores(image_features, class_features), labels)
 
     def compute(self) -> torch.Tensor:

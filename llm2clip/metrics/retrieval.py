@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Recall@k between two sets of vectors: pure functions of scores and of which pairs are right, and torchmetrics."""
+"""Retrieval metrics between two sets of vectors: pure functions and torchmetrics."""
 
 from typing import NamedTuple, Optional
 
@@ -17,7 +17,7 @@ __all__ = [
     'rank_both_ways', 'recall',
 ]
 
-# Held at once.
+# Maximum number of scores in memory.
 _SCORES = 2**27
 _KS = (1, 5, 10)
 
@@ -26,16 +26,16 @@ _KS = (1, 5, 10)
 def retrieval_ranks(
     queries: torch.Tensor, candidates: torch.Tensor, right: torch.Tensor, chunk: Optional[int] = None
 ) -> torch.Tensor:
-    """``(Q,)``: for each query, how many wrong candidates score at least as high as its best right one.
+    """Return for each query the number of wrong candidates that score at least as high as its best right one, ``(Q,)``.
 
-    A tie counts against the query, so that a model that gives every pair the same score finds nothing, and so does a
-    score that is no number.  A query without right candidate is a ValueError.
+    Ties and NaN scores count against the query, so that a model with constant scores finds nothing.  A query without a
+    right candidate raises a ValueError.
 
     Args:
         queries: ``(Q, D)``.
         candidates: ``(C, D)``.
-        right: ``(P, 2)`` distinct pairs (query, candidate); every query stands in at least one.
-        chunk: Queries scored at once; memory is ``chunk * C``.  Unset: as many as make half a gigabyte of scores.
+        right: ``(P, 2)`` distinct pairs (query, candidate); every query occurs in at least one.
+        chunk: Queries scored at once, with ``chunk * C`` float32 scores in memory.  None: half a gigabyte of scores.
     """
     chunk = chunk or max(1, _SCORES // len(candidates))
     right = right[right[:, 0].argsort()]
@@ -59,12 +59,12 @@ def retrieval_ranks(
 
 
 def recall(ranks: torch.Tensor, k: int) -> float:
-    """Share of queries with a right candidate among the first `k`, in percent."""
+    """Return the percentage of queries with a right candidate among the first `k`, from `ranks` ``(Q,)``."""
     return 100 * (ranks < k).float().mean().item()
 
 
 def chance(n_right: torch.Tensor, n_candidates: int, k: int) -> float:
-    """Recall@k of a random ranking, in percent; `n_right` ``(Q,)`` candidates of all are right for each query."""
+    """Return the expected recall@k of a random ranking in percent, given the number of right candidates ``(Q,)``."""
     n_right = n_right.double().cpu()
     miss = torch.ones_like(n_right)
     for drawn in range(min(k, n_candidates)):
@@ -73,21 +73,21 @@ def chance(n_right: torch.Tensor, n_candidates: int, k: int) -> float:
 
 
 class RetrievalRanks(NamedTuple):
-    """What both directions found for N images and T different texts."""
+    """Ranks in both directions for N images and T different texts."""
 
     texts: torch.Tensor
-    """``(T,)`` `retrieval_ranks` of the texts among the images."""
+    """``(T,)`` `retrieval_ranks` with texts as queries and images as candidates."""
     images: torch.Tensor
-    """``(N,)`` those of the images among the texts."""
+    """``(N,)`` `retrieval_ranks` with images as queries and texts as candidates."""
     text_index: torch.Tensor
-    """``(T,)`` which row of the given texts each is."""
+    """``(T,)`` row of each text in the features given to `rank_both_ways`."""
     right: torch.Tensor
     """``(P, 2)`` pairs (text, image) that belong together."""
 
     def recalls(self) -> dict[str, float]:
-        """Counts, ``image_retrieval_recall@k`` (text -> image) and ``text_retrieval_recall@k`` (image -> text) in
-        percent for k of 1, 5 and 10, mean ranks (1 is the best) and ``chance@10``, that of a random ranking, text ->
-        image."""
+        """Return counts, recalls in percent for k of 1, 5 and 10, and mean ranks (1 is the best).  Recalls are
+        ``image_retrieval_recall@k`` (text -> image), ``text_retrieval_recall@k`` (image -> text) and ``chance@10``,
+        the text -> image recall of a random ranking."""
         result: dict[str, float] = {'n_images': len(self.images), 'n_texts': len(self.texts)}
         for k in _KS:
             result[f'image_retrieval_recall@{k}'] = recall(self.texts, k)
@@ -98,8 +98,8 @@ class RetrievalRanks(NamedTuple):
         return result
 
     def outcomes(self) -> list[Outcomes]:
-        """Which texts found one of their images among the first k, and which images one of their texts; an image is
-        drawn with its texts."""
+        """Return whether each text finds one of its images among the first k, and each image one of its texts.  Texts
+        are grouped with their first image."""
         image_of_text = torch.full((len(self.texts),), len(self.images)).scatter_reduce(
             0, self.right[:, 0].cpu(), self.right[:, 1].cpu(), 'amin')
         ways = {'image': (self.texts.cpu(), image_of_text),
@@ -112,13 +112,13 @@ def rank_both_ways(
     image_features: torch.Tensor, text_features: torch.Tensor, image_of_text: torch.Tensor,
     text_id: Optional[torch.Tensor] = None,
 ) -> RetrievalRanks:
-    """Search images by texts, which find their image, and texts by images, which find any of theirs (CLIP_benchmark).
+    """Rank images for each text, and texts for each image, for which any of its texts is right (as in CLIP_benchmark).
 
     Args:
         image_features: ``(N, D)``.
         text_features: ``(T, D)``.
-        image_of_text: ``(T,)``, which image a text belongs to.
-        text_id: ``(T,)``; texts of one id are one text, which belongs to all their images.  Unset: all are different.
+        image_of_text: ``(T,)``, position of the image that a text belongs to.
+        text_id: ``(T,)``; texts with the same id count as one, which belongs to all their images.  None: all differ.
     """
     index = torch.arange(len(text_features), device=image_of_text.device)
     text = index
@@ -132,9 +132,9 @@ def rank_both_ways(
 
 
 def caption_retrieval_accuracy(first: torch.Tensor, second: torch.Tensor) -> float:
-    """CRA: how often a caption's nearest neighbour is the other caption of its image, both ways, in percent.
+    """Return caption retrieval accuracy (CRA), the percentage of captions nearest to the other caption of their image.
 
-    Rows i of `first` and `second`, both ``(N, D)``, describe the same image.
+    It is the mean over both directions.  Row i of `first` and of `second`, both ``(N, D)``, describe the same image.
     """
     first, second = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (first, second))
     right = torch.arange(len(first), device=first.device)[:, None].expand(-1, 2)
@@ -142,7 +142,7 @@ def caption_retrieval_accuracy(first: torch.Tensor, second: torch.Tensor) -> flo
 
 
 class Collected(Metric):
-    """Rows gathered over batches and ranks; a sample that padding delivered twice counts once."""
+    """Rows gathered over batches and ranks; samples repeated as padding count once."""
 
     full_state_update = False
     names: tuple[str, ...] = ()
@@ -154,12 +154,12 @@ class Collected(Metric):
             self.add_state(name, default=[], dist_reduce_fx='cat')
 
     def append(self, index: torch.Tensor, *rows: torch.Tensor) -> None:
-        """Add a batch: which samples they are, ``(B,)``, and what `names` stand for, ``(B, …)`` each."""
+        """Add a batch: sample positions `index` ``(B,)``, and a tensor ``(B, …)`` for each of `names`."""
         for name, value in zip(('index', *self.names), (index, *rows)):
             getattr(self, name).append(value.detach())
 
     def rows(self) -> list[torch.Tensor]:
-        """What `names` stand for, of all samples, in their order."""
+        """Return the gathered tensor for each of `names`, with samples sorted by position."""
         index = dim_zero_cat(self.index)
         order = index.argsort(stable=True)
         ordered = index[order]
@@ -175,7 +175,7 @@ class CaptionRetrievalAccuracy(Collected):
     def update(
         self, first: torch.Tensor, second: torch.Tensor, index: torch.Tensor, both: Optional[torch.Tensor] = None
     ) -> None:
-        """Add a batch; `both` ``(B,)`` says which samples have both captions, the only ones that count."""
+        """Add a batch of captions ``(B, D)``; only samples with both captions count, marked by `both` ``(B,)``."""
         self.append(index, first, second, torch.ones_like(index) if both is None else both.to(index))
 
     def compute(self) -> torch.Tensor:
@@ -186,9 +186,9 @@ class CaptionRetrievalAccuracy(Collected):
 
 
 class RetrievalRecall(Collected):
-    """Mean of both directions' recall@k over an evaluation set; `rank_both_ways` has the details.
+    """Mean recall@k of both directions over an evaluation set, in percent, with the ranks of `rank_both_ways`.
 
-    Texts of id 0 are absent; images that have no other do not count.
+    Images are ``(B, D)``, texts ``(B, K, D)``, ids ``(B, K)``; id 0 is padding.  Images without texts are skipped.
     """
 
     names = ('image_features', 'text_features', 'text_id')

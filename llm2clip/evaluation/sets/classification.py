@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Sets for classification: ImageNet-style folders, and tars as CLIP_benchmark lays them out."""
+"""Classification sets: ImageNet-style folders, and tars in the layout of CLIP_benchmark."""
 
 import io
 import os
@@ -27,24 +27,24 @@ from llm2clip.files import FileError, read_json, read_text, reading
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 _CLASSES, _TEMPLATES, _TYPE = 'classnames.txt', 'zeroshot_classification_templates.txt', 'dataset_type.txt'
-# What the type says -> suffix of the file with an image's classes.
+# Content of `dataset_type.txt` -> suffix of the label files.
 _LABELS = {'classification': 'cls', 'multilabel': 'npy'}
 
 
 def imagenet_folder(images: str, class_names: Optional[str] = None) -> ClassificationSet:
-    """Images in one subfolder per class, in the order of the subfolders' names; also those of the linear probe.
+    """Images in one subfolder per class, in the order of the subfolder names; also used for linear probes.
 
-    ImageNet's validation images (https://image-net.org, ILSVRC2012, for research only) come in one folder and are moved
-    into one folder per class with https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh .
+    ImageNet's validation images (https://image-net.org, ILSVRC2012, for research only) come in one folder.  This script
+    moves them into class folders: https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh .
 
     Args:
-        images: Folder of the classes' folders.
-        class_names: File with the classes' names; without one, those of the folders.  ``.json``: an object from folder
-            to name, a list in the folders' order, or Keras's ``imagenet_class_index.json``.  Text: one name per line in
-            the folders' order, or ``<folder> <name>`` per line (``LOC_synset_mapping.txt``).  ``_`` stands for a space.
+        images: Folder that contains the class folders.
+        class_names: File with the class names; unset, the folder names.  ``.json``: an object from folder to name, a
+            list in folder order, or Keras's ``imagenet_class_index.json``.  Text: one name per line in folder order, or
+            ``<folder> <name>`` per line (``LOC_synset_mapping.txt``).  ``_`` stands for a space.
 
     Raises:
-        ConfigError: `images` has no subfolders, one of them has no images, or the names do not fit them.
+        ConfigError: `images` has no subfolders, one lacks images or has other files, or the names do not match them.
     """
     check_path(images, 'images', images, 'folder')
     folders = sorted(entry.name for entry in os.scandir(images) if entry.is_dir() and not entry.name.startswith('.'))
@@ -66,7 +66,7 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
 
 
 def _names(images: str, path: str, folders: list[str]) -> list[str]:
-    """A name for each folder."""
+    """Class name of each folder."""
     check_path(images, 'class_names', path)
     if path.endswith('.json'):
         content: Any = read_json(path)
@@ -96,7 +96,7 @@ def _names(images: str, path: str, folders: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class TarImages:
-    """Reads images by position, of each of which `places` has the tar, the first byte and the length."""
+    """Reader of images in tars by position; `places` has the tar, byte offset and length of each image."""
 
     places: Sequence[tuple[str, int, int]]
 
@@ -108,25 +108,25 @@ class TarImages:
 
 
 def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet:
-    """One of the sets at https://huggingface.co/clip-benchmark, or any that
-    ``clip_benchmark.webdataset_builder.convert_dataset`` of CLIP_benchmark 1.6 wrote, read as it reads them::
+    """A set from https://huggingface.co/clip-benchmark, or written by CLIP_benchmark 1.6
+    (``clip_benchmark.webdataset_builder.convert_dataset``), read as CLIP_benchmark reads it::
 
-        classnames.txt                            one class per line; a class may have an empty name
-        zeroshot_classification_templates.txt     one prompt per line, with {c} for the class; not in every set
-        dataset_type.txt                          `multilabel` where an image has any number of classes
-        test/nshards.txt                          how many tars there are
+        classnames.txt                            one class per line; class names may be empty
+        zeroshot_classification_templates.txt     optional; one prompt per line, with {c} for the class
+        dataset_type.txt                          `multilabel` if an image has any number of classes
+        test/nshards.txt                          number of tars
         test/0.tar, test/1.tar, …                 0001.webp (png, jpg, jpeg) with 0001.cls, the position of its class;
                                                   or with 0001.npy, a 1 or a 0 per class
 
     Args:
-        local: Folder of the set, such as what ``hf download clip-benchmark/wds_cars --repo-type dataset --local-dir
-            data/wds/cars`` leaves.
-        split: Which of the splits.
+        local: Folder of the set, for example downloaded by ``hf download clip-benchmark/wds_cars --repo-type dataset
+            --local-dir data/wds/cars``.
+        split: Split to read.
 
     Raises:
         ConfigError: A folder or file is missing, or the set is for retrieval.
-        FileError: A file is damaged, there are more or fewer tars than ``nshards.txt`` says, or a sample has no image,
-            or no class that has a name.
+        FileError: A file is damaged, the number of tars differs from ``nshards.txt``, or a sample has no image or no
+            class listed in ``classnames.txt``.
     """
     check_path(local, 'local', local, 'folder')
     check_path(local, 'local', f'{local}/{_CLASSES}')
@@ -159,7 +159,7 @@ def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet
 
 
 def _tars(local: str, split: str) -> list[str]:
-    """The tars of a split, all of them and no other."""
+    """Paths of a split's tars, which must match ``nshards.txt``."""
     path = f'{local}/{split}/nshards.txt'
     check_path(local, 'split', path)
     with reading(path, 'the number of tars'):

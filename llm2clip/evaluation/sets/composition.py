@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Sets that ask how words belong together: SugarCrepe, Winoground, and the two parts of ARO with fixed captions."""
+"""Composition sets: SugarCrepe, Winoground, and the two parts of ARO with fixed captions."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -16,14 +16,14 @@ from llm2clip.evaluation.sets.files import CompositionSet, Example, ImageFiles, 
 from llm2clip.files import FileError, read_json, reading
 
 Box = tuple[float, float, float, float]
-# An example as a file has it: whatever says which its images are, and its texts.
+# An example as read from a file: hashable keys of its images, and its texts.
 _Read = tuple[tuple[Any, ...], tuple[str, str]]
 
 # In the order of the paper's tables.
 _SUGARCREPE = ('replace_obj', 'replace_att', 'replace_rel', 'swap_obj', 'swap_att', 'add_obj', 'add_att')
-# A pair of attributes with fewer examples does not count.
+# Pairs of attributes with fewer examples do not count in the average.
 _FEWEST = 25
-# Relations that the authors' notebook takes out, as symmetric, before it averages.
+# Symmetric relations, which the authors' notebook excludes from the average.
 _NOT_COUNTED = frozenset("""
 adjusting, around, attached to, beside, between, bigger than, biting, boarding, brushing, by, chewing, cleaning,
 climbing, close to, coming from, coming out of, contain, crossing, dragging, draped over, drinking, drinking from,
@@ -47,11 +47,10 @@ wrapped in
 
 
 def sugarcrepe(images: str, annotations: str) -> CompositionSet:
-    """SugarCrepe (arXiv 2306.14610): is an image of COCO nearer to its caption than to one in which an object, an
-    attribute or a relation was replaced, swapped with another one, or added?
+    """SugarCrepe (arXiv 2306.14610): COCO images with their caption and a hard negative.
 
-    The numbers are those of the authors: the share of right answers for each of seven files, and for replace, swap and
-    add as a whole, where each example counts the same.
+    In the negative, an object, an attribute or a relation is replaced, swapped with another one, or added.  As in the
+    paper, the metrics are the accuracy on each of seven files, and on all examples of replace, swap and add.
 
     Args:
         images: Folder with the images of COCO's ``val2017`` (http://images.cocodataset.org/zips/val2017.zip, 0.8 GB).
@@ -81,16 +80,16 @@ def sugarcrepe(images: str, annotations: str) -> CompositionSet:
 
 
 def winoground(images: str, annotations: str) -> CompositionSet:
-    """Winoground (arXiv 2204.03162): 400 times two images and two captions of the same words in another order.
+    """Winoground (arXiv 2204.03162): 400 examples of two images and two captions with the same words in another order.
 
-    The text score is the share of examples in which both images are nearer to their own caption, the image score that
-    in which both captions are nearer to their own image, the group score that of both.  The parts are the published
-    tags.
+    The text score is the share of examples in which both images are nearer to their own caption.  For the image score,
+    both captions are nearer to their own image; for the group score, both conditions hold.  The parts are the
+    published tags.
 
     Args:
-        images: The folder ``images`` that ``data/images.zip`` of https://huggingface.co/datasets/facebook/winoground
-            unpacks to, with ``ex_0_img_0.png``, … (research only; one has to agree to the licence there).
-        annotations: ``data/examples.jsonl`` from there.
+        images: Folder ``images`` (``ex_0_img_0.png``, …) of the unpacked ``data/images.zip`` from
+            https://huggingface.co/datasets/facebook/winoground (research only; requires accepting the licence there).
+        annotations: ``data/examples.jsonl`` from the same page.
     """
     check_path('winoground', 'annotations', annotations)
     examples: list[_Read] = []
@@ -111,30 +110,30 @@ def winoground(images: str, annotations: str) -> CompositionSet:
 
 
 def aro_relation(images: str, annotations: str) -> CompositionSet:
-    """Visual Genome Relation of ARO (arXiv 2210.01936): `the horse is eating the grass`, or the other way round?
+    """ARO Visual Genome Relation (arXiv 2210.01936): `the horse is eating the grass` against swapped nouns.
 
-    The number is the authors' macro accuracy, the mean over relations, except for those that their notebook leaves out
-    as symmetric.  The parts are all relations.
+    The metric is the authors' macro accuracy: the mean over relations, except the symmetric ones that their
+    notebook excludes.  The parts are all relations.
 
     Args:
-        images: The folder ``images`` that ``vgr_vga_images.zip`` unpacks to (1 GB of Visual Genome's images; Google
-            Drive, 1qaPlrwhGNMrR3a11iopZUT_GPP_LrgP9).
-        annotations: ``visual_genome_relation.json`` (1kX2iCHEv0CADL8dSO1nMdW-V0NqIAiP3), which
-            https://github.com/mertyg/vision-language-models-are-bows downloads, too.
+        images: Folder ``images`` of the unpacked ``vgr_vga_images.zip`` (1 GB of Visual Genome images; Google Drive id
+            1qaPlrwhGNMrR3a11iopZUT_GPP_LrgP9).
+        annotations: ``visual_genome_relation.json`` (Google Drive id 1kX2iCHEv0CADL8dSO1nMdW-V0NqIAiP3); the code in
+            https://github.com/mertyg/vision-language-models-are-bows downloads it, too.
     """
     return _aro('aro_relation', images, annotations, lambda record, where: text_field(record, 'relation_name', where),
                 lambda relation, examples: relation not in _NOT_COUNTED, 'relation that counts')
 
 
 def aro_attribution(images: str, annotations: str) -> CompositionSet:
-    """Visual Genome Attribution of ARO (arXiv 2210.01936): `the white cat and the open door`, or the other way round?
+    """ARO Visual Genome Attribution (arXiv 2210.01936): `the white cat and the open door` against swapped attributes.
 
-    The number is the authors' macro accuracy, the mean over pairs of attributes that have 25 examples at least.  The
-    parts are all pairs.
+    The metric is the authors' macro accuracy: the mean over pairs of attributes with at least 25 examples.  The parts
+    are all pairs.
 
     Args:
-        images: As for `aro_relation`.
-        annotations: ``visual_genome_attribution.json`` (Google Drive, 13tWvOrNOLHxl3Rm9cR3geAdHx2qR3-Tw).
+        images: Same folder as for `aro_relation`.
+        annotations: ``visual_genome_attribution.json`` (Google Drive id 13tWvOrNOLHxl3Rm9cR3geAdHx2qR3-Tw).
     """
     def attributes(record: Any, where: str) -> str:
         found = texts_field(record, 'attributes', where)
@@ -148,12 +147,12 @@ def aro_attribution(images: str, annotations: str) -> CompositionSet:
 
 @dataclass(frozen=True)
 class CroppedImages:
-    """Reads parts of image files by position, with all their pixels."""
+    """Reader of image crops by position, encoded without loss."""
 
     folder: str
     files: Sequence[str]
     boxes: Sequence[Box]
-    """Left, upper, right and lower border of each, in pixels."""
+    """Left, upper, right and lower border of each crop, in pixels."""
 
     def __call__(self, position: int) -> bytes:
         path = Path(self.folder, self.files[position])
@@ -166,7 +165,7 @@ def _aro(
     name: str, images: str, annotations: str, part_of: Callable[[Any, str], str],
     counts: Callable[[str, Sequence[int]], bool], counted: str,
 ) -> CompositionSet:
-    """One of the two parts: its examples by what `part_of` says of them, of which the mean is over those that count."""
+    """ARO set with its examples grouped by `part_of`; the metric is the mean over the groups accepted by `counts`."""
     check_path(name, 'annotations', annotations)
     examples: list[_Read] = []
     parts: list[str] = []
@@ -191,7 +190,7 @@ def _aro(
 
 
 def _box(record: Any, where: str) -> Box:
-    """Of the part of an image that an example is about."""
+    """Left, upper, right and lower border of an example's crop, in pixels."""
     values = []
     for key in ('bbox_x', 'bbox_y', 'bbox_w', 'bbox_h'):
         value = field(record, key, where)
@@ -205,7 +204,7 @@ def _box(record: Any, where: str) -> Box:
 
 
 def _texts(record: Any, first: str, second: str, where: str) -> tuple[str, str]:
-    """Two fields, stripped of white space."""
+    """Two fields, stripped of white space; raises a FileError if one is empty."""
     texts = text_field(record, first, where).strip(), text_field(record, second, where).strip()
     for key, text in zip((first, second), texts):
         if not text:
@@ -214,7 +213,7 @@ def _texts(record: Any, first: str, second: str, where: str) -> tuple[str, str]:
 
 
 def _positions(examples: Iterable[_Read]) -> tuple[list[Any], list[Example], list[str]]:
-    """The images and the texts of all examples, each once, and the examples by their positions in these."""
+    """Distinct images, the examples as positions of images and texts, and distinct texts."""
     images: dict[Any, int] = {}
     texts: dict[str, int] = {}
 
@@ -227,7 +226,7 @@ def _positions(examples: Iterable[_Read]) -> tuple[list[Any], list[Example], lis
 
 
 def _by(names: Iterable[str]) -> dict[str, list[int]]:
-    """Name -> positions at which it stands."""
+    """Name -> positions where it occurs."""
     found: dict[str, list[int]] = {}
     for position, name in enumerate(names):
         found.setdefault(name, []).append(position)

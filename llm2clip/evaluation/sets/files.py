@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What an evaluation set is, and what the loaders share: reading, and checking all before an evaluation begins."""
+"""Types of evaluation sets, and the image readers and file checks that the loaders share."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -23,15 +23,15 @@ _NAMES_SHOWN = 6
 
 @dataclass(frozen=True)
 class RetrievalSet:
-    """Images with their captions: every caption belongs to one image."""
+    """Images with captions; every caption belongs to one image."""
 
     name: str
     image_ids: list[str]
     """Unique, in the published order."""
     captions: list[list[str]]
-    """The captions of each image, stripped of white space; an image without captions does not count."""
+    """Captions per image, stripped of white space; images without captions do not count."""
     read_image: Callable[[int], bytes]
-    """Encoded image of a position; can be pickled."""
+    """Position -> encoded image; picklable."""
 
     @property
     def texts(self) -> list[str]:
@@ -46,53 +46,52 @@ class ClassificationSet:
     name: str
     image_ids: list[str]
     labels: Union[list[int], list[list[int]]]
-    """The position in `classes` of each image's class.  Of a set with any number of classes per image, for each image a
-    1 or a 0 per class."""
+    """Position of each image's class in `classes`.  For sets with any number of classes per image, a 1 or a 0 per class
+    and image."""
     classes: list[str]
-    """Class names as prompts use them; several may be the same."""
+    """Class names as used in prompts; duplicates are allowed."""
     read_image: Callable[[int], bytes]
-    """Encoded image of a position; can be pickled."""
+    """Position -> encoded image; picklable."""
     templates: Optional[str] = None
-    """The file with the set's own prompts, if it has one."""
+    """File with the set's own prompts, if any."""
 
 
 class Example(NamedTuple):
-    """Two texts that are much alike, of which a model has to say to which image each belongs, by their positions."""
+    """Positions of one or two images and of two similar texts, which a model has to match."""
 
     images: tuple[int, ...]
-    """One image, or two."""
+    """Positions of one or two images."""
     texts: tuple[int, int]
-    """The text of the first image, and that of the second, or else one that is wrong."""
+    """Text of the first image, then the text of the second image or, with one image, a wrong text."""
 
 
 class Number(NamedTuple):
-    """What is reported of a set: the mean over groups of examples of the share that is right in each."""
+    """Reported metric of a set: the mean over groups of the share of right examples in each group."""
 
     groups: Sequence[Sequence[int]]
-    """Positions of examples."""
+    """Positions of the examples in each group."""
     score: Literal['text', 'image', 'group'] = 'text'
-    """What has to be right: that every image is nearer to its own text than to the other one, that every text is nearer
-    to its own image, or both."""
+    """``text``: every image is nearer to its own text than to the other.  ``image``: every text is nearer to its own
+    image than to the other.  ``group``: both hold."""
 
 
 @dataclass(frozen=True)
 class CompositionSet:
-    """Images with texts that tell whether a model sees how words belong together."""
+    """Images and texts that test whether a model understands how words combine."""
 
     name: str
     image_ids: list[str]
     texts: list[str]
-    """Different from each other, stripped of white space."""
+    """Unique, stripped of white space."""
     examples: list[Example]
     """All with one image, or all with two."""
     units: list[int]
-    """Of each example, the number of the photograph or pair that it is about, from 0 on.  Those of one are not
-    independent of each other."""
+    """Number of the photograph or pair in each example, from 0; examples of one unit are not independent."""
     numbers: dict[str, Number]
     parts: dict[str, list[int]]
-    """Name of a relation, a tag, … -> positions of the examples that have it."""
+    """Name of a relation, a tag, … -> positions of its examples."""
     read_image: Callable[[int], bytes]
-    """Encoded image of a position; can be pickled."""
+    """Position -> encoded image; picklable."""
 
 
 EvaluationSet = Union[RetrievalSet, ClassificationSet, CompositionSet]
@@ -100,16 +99,16 @@ EvaluationSet = Union[RetrievalSet, ClassificationSet, CompositionSet]
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Reads image files by position."""
+    """Reader of image files by position."""
 
     folder: str
     files: Sequence[str]
 
     @classmethod
     def open(cls, name: str, folder: str, files: Sequence[str], source: str) -> 'ImageFiles':
-        """A reader of `files`, paths inside `folder` that `source` names.
+        """Return a reader of `files`, paths inside `folder` that `source` lists.
 
-        A ConfigError says that the folder or images are missing, a FileError that a path leads out of the folder.
+        Raises a ConfigError if the folder or images are missing, and a FileError if a path leads out of the folder.
         """
         check_path(name, 'images', folder, 'folder')
         if missing := [file for file in files if not os.path.isfile(inside(folder, file, source))]:
@@ -125,13 +124,13 @@ class ImageFiles:
 
 
 def check_path(name: str, key: str, path: str, kind: Literal['file', 'folder'] = 'file') -> None:
-    """Raise a ConfigError unless there is such a file or folder."""
+    """Raise a ConfigError unless the file or folder exists."""
     if not (Path(path).is_file() if kind == 'file' else Path(path).is_dir()):
         raise ConfigError(f'{name}: source.{key}: there is no {kind} {path}; {found_in(Path(path))}')
 
 
 def visible_files(folder: Path, suffixes: Sequence[str], expected: str) -> list[str]:
-    """Names in a folder but for hidden ones, sorted; a ConfigError says that one has none of the suffixes."""
+    """Return the sorted names in a folder, without hidden ones; raise a ConfigError if one has none of the suffixes."""
     names = sorted(name for name in os.listdir(folder) if not name.startswith('.'))
     for name in names:
         if not name.lower().endswith(tuple(suffixes)):
@@ -140,7 +139,7 @@ def visible_files(folder: Path, suffixes: Sequence[str], expected: str) -> list[
 
 
 def found_in(folder: Path) -> str:
-    """What a folder has, or if there is none, its nearest parent that exists: for messages."""
+    """Return a summary of the names in a folder, or in its nearest existing parent, for messages."""
     while not folder.is_dir():
         folder = folder.parent
     names = sorted(os.listdir(folder))

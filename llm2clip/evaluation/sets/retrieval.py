@@ -1,9 +1,9 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Sets of images with captions: published ones, and custom data.
+"""Retrieval sets: published ones, and custom data.
 
-Flickr8k's, Flickr30k's and COCO's test sets are those of Karpathy and Fei-Fei (arXiv 1412.2306).
+The test sets of Flickr8k, Flickr30k and COCO are those of Karpathy and Fei-Fei (arXiv 1412.2306).
 """
 
 import dataclasses
@@ -63,12 +63,12 @@ def flickr8k(
         images: Folder of the images, ``Flicker8k_Dataset`` or Kaggle's ``Images``.
         annotations: One of
 
-            - ``Flickr8k.token.txt``, with the lists of its splits,
+            - ``Flickr8k.token.txt``, with the official split lists beside it,
             - ``dataset_flickr8k.json`` (https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip),
-            - ``captions.txt`` of Kaggle, which needs `split_files`.
-        split: ``train``, ``val`` (officially ``dev``) or ``test``.  A file without splits and lists must have the
-            split's name in its own, or be taken whole with ``all``.
-        split_files: For a file without splits: split -> file with one image per line.  Unset, the official lists
+            - Kaggle's ``captions.txt``, which needs `split_files`.
+        split: ``train``, ``val`` (officially ``dev``) or ``test``.  A file without splits and lists must have the name
+            of the split in its own name; ``all`` reads it whole.
+        split_files: For a file without splits: split -> file with one image per line.  Unset: the official lists
             ``Flickr_8k.{train,dev,test}Images.txt`` beside ``Flickr8k.token.txt``.
     """
     check_path('flickr8k', 'annotations', annotations)
@@ -80,22 +80,22 @@ def flickr8k(
 def flickr30k(images: str, annotations: str, split: str = 'test') -> RetrievalSet:
     """Flickr30k: 1,000 images with 5 captions each (test).
 
-    The 31,783 images (``flickr30k-images/<number>.jpg``, for research only) are given out on request at
-    https://shannon.cs.illinois.edu/DenotationGraph/ and are in https://huggingface.co/datasets/nlphuji/flickr30k .
+    The 31,783 images (``flickr30k-images/<number>.jpg``, for research only) are available on request from
+    https://shannon.cs.illinois.edu/DenotationGraph/ and in https://huggingface.co/datasets/nlphuji/flickr30k .
 
     Args:
-        images: Folder of the images, or that which the paths in `annotations` start from.
+        images: Folder of the images, to which paths in `annotations` are relative.
         annotations: One of
 
             - ``dataset_flickr30k.json`` (https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip),
             - ``flickr_annotations_30k.csv`` (nlphuji/flickr30k),
-            - ``flickr30k_test.json`` as ALBEF, BLIP and LLM2CLIP use it, with images ``flickr30k-images/<number>.jpg``
+            - ``flickr30k_test.json`` of ALBEF, BLIP and LLM2CLIP, with paths ``flickr30k-images/<number>.jpg``
               (https://storage.googleapis.com/sfr-vision-language-research/datasets/flickr30k_test.json),
-            - ``flickr30k_test_karpathy.txt`` as CLIP_benchmark uses it
+            - ``flickr30k_test_karpathy.txt`` of CLIP_benchmark
               (https://github.com/mehdidc/retrieval_annotations/releases/tag/1.0.0),
             - ``results_20130124.token``, which comes with the images and has no splits.
-        split: ``train``, ``val`` or ``test``.  A file without splits must have the split's name in its own, or be
-            taken whole with ``all``.
+        split: ``train``, ``val`` or ``test``.  A file without splits must have the name of the split in its own name;
+            ``all`` reads it whole.
     """
     check_path('flickr30k', 'annotations', annotations)
     found = _of_split('flickr30k', annotations, split, read_splits(annotations))
@@ -105,24 +105,24 @@ def flickr30k(images: str, annotations: str, split: str = 'test') -> RetrievalSe
 def coco(images: str, annotations: str, split: str = 'test', captions_per_image: Optional[Count] = 5) -> RetrievalSet:
     """COCO: 5,000 images of val2014 (test, 5K).
 
-    The images (val2014.zip, 6 GB; https://cocodataset.org/#download; annotations CC BY 4.0, images under Flickr's
-    terms) are unpacked to ``val2014/``, for the other splits also ``train2014/``.
+    Unpack the images to ``val2014/``, for the other splits also to ``train2014/`` (val2014.zip, 6 GB;
+    https://cocodataset.org/#download; annotations CC BY 4.0, images under Flickr's terms).
 
     Args:
-        images: Folder that has ``val2014/``, or that which the paths in `annotations` start from.  It may be a symbolic
-            link, but what is in it may not lead out of it.
+        images: Folder that contains ``val2014/``, or the folder to which paths in `annotations` are relative.  It may
+            be a symbolic link, but links inside it must not lead out of it.
         annotations: One of
 
             - ``dataset_coco.json`` (https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip),
-            - ``coco_karpathy_test.json`` as BLIP and LLM2CLIP use it
+            - ``coco_karpathy_test.json`` of BLIP and LLM2CLIP
               (https://storage.googleapis.com/sfr-vision-language-research/datasets/coco_karpathy_test.json),
-            - a file in COCO's own format, such as ``coco_test_karpathy.json`` as CLIP_benchmark uses it
-              (https://github.com/mehdidc/retrieval_annotations/releases/tag/1.0.0), or ``captions_val2017.json``; its
-              names start from ``val2014`` or ``val2017``.
-        split: ``train``, ``restval``, ``val`` or ``test``.  A file without splits must have the split's name in its
-            own, or be taken whole with ``all``.
-        captions_per_image: The first so many captions; a few images have six or seven.  Null: all, as CLIP_benchmark
-            takes them.
+            - a file in COCO's own format, with paths relative to ``val2014`` or ``val2017``, such as
+              ``captions_val2017.json`` or CLIP_benchmark's ``coco_test_karpathy.json``
+              (https://github.com/mehdidc/retrieval_annotations/releases/tag/1.0.0).
+        split: ``train``, ``restval``, ``val`` or ``test``.  A file without splits must have the name of the split in
+            its own name; ``all`` reads it whole.
+        captions_per_image: Maximum number of captions per image, from the first on; a few images have six or seven.
+            Null: all, as in CLIP_benchmark.
     """
     check_path('coco', 'annotations', annotations)
     found = _of_split('coco', annotations, split, read_splits(annotations))
@@ -134,11 +134,11 @@ def _of_split(
     name: str, annotations: str, split: str,
     splits: Mapping[Optional[str], Iterable[tuple[str, list[str]]]], more: str = ''
 ) -> Iterable[tuple[str, list[str]]]:
-    """Image files and captions, of one split."""
+    """Image files and captions of one split."""
     if splits.keys() != {None}:
         _check_has_split(name, split, [there for there in splits if there is not None], annotations)
         return splits[split]
-    # A file without splits is one: its name should say which.
+    # Only the name of a file without splits can show which split it holds.
     if split != 'all' and split not in Path(annotations).name.lower():
         raise ConfigError(f'{name}: source.split: {annotations} has no splits, and its name does not say {split!r}; '
                           f'split: all takes all of it{more}')
@@ -156,12 +156,12 @@ def sharegpt4v(images: str, annotations: str, first: Count = 1000) -> RetrievalS
     """ShareGPT4V-1k, the test set of Long-CLIP (arXiv 2403.15378): the first 1,000 of 1.2 million captions.
 
     Args:
-        images: Folder with ShareGPT4V's layout of images (``sam/images``, ``coco/train2017``,
-            ``llava/llava_pretrain/images``; https://github.com/beichenzbc/Long-CLIP/blob/main/train/train.md says where
-            each comes from).  Only those of the first captions need to be there; a message names what is missing.
-        annotations: ``share-captioner_coco_lcs_sam_1246k_1107.json`` (1.5 GB, of which only the beginning is read;
+        images: Folder in ShareGPT4V's layout: ``sam/images``, ``coco/train2017``, ``llava/llava_pretrain/images``
+            (sources: https://github.com/beichenzbc/Long-CLIP/blob/main/train/train.md).  Only the images of the first
+            captions are needed; an error names the first missing one.
+        annotations: ``share-captioner_coco_lcs_sam_1246k_1107.json`` (1.5 GB, only the beginning is read;
             https://huggingface.co/datasets/Lin-Chen/ShareGPT4V, CC BY-NC 4.0).
-        first: How many.
+        first: Number of captions.
     """
     check_path('sharegpt4v', 'annotations', annotations)
     found = []
@@ -175,10 +175,10 @@ def sharegpt4v(images: str, annotations: str, first: Count = 1000) -> RetrievalS
 
 
 def _read_first(path: str, count: int) -> list[Any]:
-    """The first values of a list in a JSON file, without reading the rest of the file.
+    """Return the first values of a list in a JSON file, without reading the rest of the file.
 
     Raises:
-        FileError: The file is not a list, ends within it, or has fewer values.
+        FileError: The file is not a list, is damaged or truncated, or has fewer values.
     """
     decoder, values = json.JSONDecoder(), []
     with reading(path, 'a JSON list in UTF-8'), open(path, encoding='utf-8-sig') as file:
@@ -208,8 +208,8 @@ def urban1k(folder: str) -> RetrievalSet:
     """Urban1k of Long-CLIP (arXiv 2403.15378): 1,000 city scenes from Visual Genome.
 
     Args:
-        folder: What ``Urban1k.zip`` unpacks to: ``image/<number>.jpg`` and ``caption/<number>.txt``, of which the first
-            line counts (https://huggingface.co/datasets/BeichenZhang/Urban1k).
+        folder: Unpacked ``Urban1k.zip`` (https://huggingface.co/datasets/BeichenZhang/Urban1k) with
+            ``image/<number>.jpg`` and ``caption/<number>.txt``.  Only the first line of a caption file is used.
     """
     for part in ('image', 'caption'):
         if not Path(folder, part).is_dir():
@@ -229,15 +229,15 @@ def urban1k(folder: str) -> RetrievalSet:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts 2 before 10."""
+    """Sort key that puts 2 before 10."""
     return [(int(part), '') if part.isdigit() else (-1, part) for part in re.split(r'(\d+)', name)]
 
 
 def docci(images: str, annotations: str, split: str = 'test') -> RetrievalSet:
-    """DOCCI (arXiv 2404.19753, CC BY 4.0): 5,000 images with a description each (test).
+    """DOCCI (arXiv 2404.19753, CC BY 4.0): 5,000 images with one description each (test).
 
     Args:
-        images: The folder ``images`` that ``docci_images.tar.gz`` unpacks to
+        images: Folder ``images`` of the unpacked ``docci_images.tar.gz``
             (https://storage.googleapis.com/docci/data/docci_images.tar.gz, 7 GB).
         annotations: https://storage.googleapis.com/docci/data/docci_descriptions.jsonlines .
         split: ``train``, ``test``, ``qual_dev`` or ``qual_test``.
@@ -257,10 +257,10 @@ def flickr_cn(images: str, annotations: str) -> RetrievalSet:
         images: Folder of Flickr30k's images (see `flickr30k`).
         annotations: One of
 
-            - ``flickr30k_cn_test.txt`` of Flickr30k-CNA (https://zero.so.com), of the same translations,
+            - ``flickr30k_cn_test.txt`` of Flickr30k-CNA (https://zero.so.com), with the same translations,
             - ``seg.flickr30kzhmbosontest.caption.txt`` of the original package
-              (https://github.com/li-xirong/cross-lingual-cap), split into words, which are put together again,
-            - ``flickr30k_test_zh.txt`` as CLIP_benchmark uses it
+              (https://github.com/li-xirong/cross-lingual-cap), with words that are joined again,
+            - ``flickr30k_test_zh.txt`` of CLIP_benchmark
               (https://github.com/mehdidc/retrieval_annotations/releases/tag/1.0.0).
     """
     check_path('flickr_cn', 'annotations', annotations)
@@ -271,10 +271,10 @@ def coco_cn(images: str, annotations: str, split: str = 'test') -> RetrievalSet:
     """COCO-CN (arXiv 1805.08661): 1,000 COCO images with 1,053 captions written in Chinese (test).
 
     Args:
-        images: Folder that has COCO's ``train2014/`` and ``val2014/`` (see `coco`).
-        annotations: The folder ``coco-cn-version1805v1.1`` (on request at https://github.com/li-xirong/coco-cn; also
-            https://huggingface.co/datasets/AIMClab-RUC/COCO-CN) with ``imageid.human-written-caption.txt`` and
-            ``coco-cn_<split>.txt``.
+        images: Folder that contains COCO's ``train2014/`` and ``val2014/`` (see `coco`).
+        annotations: Folder ``coco-cn-version1805v1.1`` with ``imageid.human-written-caption.txt`` and
+            ``coco-cn_<split>.txt`` (on request from https://github.com/li-xirong/coco-cn; also in
+            https://huggingface.co/datasets/AIMClab-RUC/COCO-CN).
         split: ``train``, ``val`` or ``test``.
     """
     captions_file, split_file = Path(annotations, _CAPTIONS), Path(annotations, f'coco-cn_{split}.txt')
@@ -299,11 +299,11 @@ def xm3600(images: str, annotations: str, language: str, captions_per_image: Opt
     """XM3600 (arXiv 2205.12522): 3,600 images with about two captions per language.
 
     Args:
-        images: Folder that ``images.tgz`` unpacks to, ``<key>.jpg``
+        images: Folder of the unpacked ``images.tgz``, with ``<key>.jpg``
             (https://open-images-dataset.s3.amazonaws.com/crossmodal-3600/images.tgz, 300 MB; from Open Images, CC BY).
         annotations: ``captions.jsonl`` of https://google.github.io/crossmodal-3600/web-data/captions.zip (CC BY 4.0).
-        language: One of `LANGUAGES`; ``'no'`` needs its quotes in YAML.
-        captions_per_image: The first so many captions.  Null: all; CLIP_benchmark takes 1.
+        language: One of `LANGUAGES`; ``'no'`` needs quotes in YAML.
+        captions_per_image: Maximum number of captions per image, from the first on.  Null: all; CLIP_benchmark uses 1.
     """
     if language not in LANGUAGES:
         quotes = "; in YAML, 'no' needs quotes" if isinstance(language, bool) else ''
@@ -321,24 +321,24 @@ def xm3600(images: str, annotations: str, language: str, captions_per_image: Opt
 def image_folder(
     images: str, captions: str, image_column: str = 'image', caption_column: str = 'caption'
 ) -> RetrievalSet:
-    """A folder of images and a file of captions.  Images without a caption do not count.
+    """A folder of images and a file of captions; images without a caption do not count.
 
     Args:
         images: Folder of the images.
-        captions: CSV or TSV file with a header, JSON list or JSON lines; several rows per image are its captions.
-        image_column: Column with the image's path inside `images`.
-        caption_column: Column with the text.
+        captions: CSV or TSV file with a header, JSON list or JSON lines, with one row per caption.
+        image_column: Column with the path of the image inside `images`.
+        caption_column: Column with the caption; in JSON, also a list of captions.
     """
     found = read_captions(captions, image_column, caption_column).items()
     return _retrieval_set(images, found, captions, images, gaps=True)
 
 
 def mds(local: str, caption_keys: Optional[Texts] = None) -> RetrievalSet:
-    """An image dataset that `prepare_data` wrote.  Images that have none of the captions do not count.
+    """An image dataset that `prepare_data` wrote; images with none of the captions do not count.
 
     Args:
         local: Folder of the dataset.
-        caption_keys: Which captions of an image are its texts, as far as it has them; unset, all.
+        caption_keys: Captions to use as texts; images may lack some of them.  Unset: all.
     """
     columns = [CAPTION + key for key in caption_keys or ()]
     there = read_columns(local, [SAMPLE_ID, IMAGE, *columns])
@@ -352,15 +352,15 @@ def mds(local: str, caption_keys: Optional[Texts] = None) -> RetrievalSet:
 
 @dataclasses.dataclass(frozen=True)
 class MDSImages:
-    """Reads the images of a local MDS dataset by position, without Streaming's shared memory."""
+    """Reader of the images of a local MDS dataset by position, without Streaming's shared memory."""
 
     local: str
-    """Its folder; two readers of one dataset are equal."""
+    """Folder of the dataset; readers of the same folder compare equal."""
     dataset: LocalDataset = dataclasses.field(compare=False, repr=False)
 
     @classmethod
     def open(cls, local: str) -> 'MDSImages':
-        """Raises a FileError if the index or a shard is damaged, or a shard is missing or compressed."""
+        """Return a reader; raise a FileError if index or shards are damaged, or a shard is missing or compressed."""
         for shard in read_index(local)['shards']:
             whole_shard(local, shard)
         return cls(local, LocalDataset(local))
@@ -373,18 +373,18 @@ def _retrieval_set(
     name: str, captions_of: Iterable[tuple[str, Sequence[str]]], source: str,
     images: Union[str, Callable[[int], bytes]], gaps: bool = False,
 ) -> RetrievalSet:
-    """A set of images with their captions, checked.
+    """Return a retrieval set after checking its images and captions.
 
     Args:
-        name: Of the set.
+        name: Name of the set.
         captions_of: Id and captions of each image.
-        source: The file they come from, for messages.
-        images: Folder in which the ids are files and which no symbolic link in it leaves, or the set's `read_image`.
-        gaps: Captions may be empty, which is as if they were not there, and images may have none.
+        source: File with the captions, for messages.
+        images: Folder with the ids as file names, which symbolic links must not leave; or the set's `read_image`.
+        gaps: Ignore empty captions, and allow images without captions.
 
     Raises:
-        ValueError: There are no images or captions, an id occurs twice, an image is missing or outside of its folder,
-            or a caption is no text; without `gaps` also, an image has no caption or an empty one.
+        ValueError: There are no images or captions, an id occurs twice, an image is missing or outside its folder, or a
+            caption is not valid UTF-8.  Without `gaps`, also if an image has no caption or an empty one.
     """
     captions: dict[str, list[str]] = {}
     for image, lines in captions_of:
