@@ -58,7 +58,7 @@ class BothTexts(nn.Module):
         self.adapter, self.concatenated, self.llm_embed_dim = adapter, concatenated, llm_embed_dim
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Map the LLM's and CLIP's vectors, ``(…, llm_embed_dim + embed_dim)``, to ``(…, embed_dim)``, not normalised."""
+        """Map LLM and CLIP vectors, ``(…, llm_embed_dim + embed_dim)``, to ``(…, embed_dim)``, not normalised."""
         llm, clip = vectors.tensor_split([self.llm_embed_dim], dim=-1)
         return self.concatenated(F.normalize(clip, dim=-1), F.normalize(self.adapter(llm).float(), dim=-1))
 
@@ -87,7 +87,7 @@ class ClipBeside(nn.Module):
     activation_checkpointing_fn = fsdp_wrap_fn
 
     def forward(self, texts: Texts, llm_features: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return ``clip_text_features`` and, for method d, ``both_text_features``: L2-normalised, as `llm_features` are."""
+        """Return ``clip_text_features`` and, for method d, ``both_text_features``, L2-normalised as `llm_features`."""
         vectors = embed_texts(self.tower, self.tokenize, texts, llm_features.device)
         features = {'clip_text_features': F.normalize(vectors.float(), dim=-1)}
         if self.concatenated is not None:

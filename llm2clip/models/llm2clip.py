@@ -155,7 +155,7 @@ def _first_outputs(layer: nn.Module, width: int, dim: int, bias: bool = False) -
 
 
 class ComposerLLM2CLIP(ComposerModel):
-    """Stage-2 training with precomputed text embeddings.
+    """Stage-2 training on text embeddings.
 
     A training batch holds ``pixel_values`` ``(B, 3, H, W)`` in uint8, ``text_embedding`` ``(B, llm_embed_dim)`` of any
     float type, ``text_id`` ``(B,)`` and ``sample_seed`` ``(B,)``.  With K captions per image, and in evaluation, the
