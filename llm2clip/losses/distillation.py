@@ -16,7 +16,7 @@ from llm2clip.losses.contrastive import all_gather, with_gradients
 
 __all__ = ['instance_loss', 'structure_loss']
 
-# Smallest distance with a gradient: the gradient of a distance is unbounded near zero.
+# Distances are clamped to this minimum, without gradient: the gradient of a distance is unbounded near zero.
 _SMALLEST = 1e-3
 
 

@@ -66,8 +66,8 @@ def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
 
     Composer 0.32.1 gives every FSDP2 unit the same `MixedPrecisionPolicy`, which rounds weights and inputs in 16-bit
     precisions: a temperature of 100 becomes 98.9.  Here, a unit with only scalars stays float32.  A unit keeps the
-    dtype of its inputs if ``fsdp_float32_inputs_fn`` of its model returns True.  torch reads the policies in the first
-    forward pass: version 2.7 reads the unit's policy, 2.15 its parameters' policies.
+    dtype of its inputs if ``fsdp_float32_inputs_fn`` of its model returns True.  PyTorch reads the policies in the
+    first forward pass: version 2.7 reads the unit's policy, 2.15 its parameters' policies.
 
     Returns:
         One line that summarises the sharded and recomputed modules.
@@ -79,7 +79,7 @@ def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
     if config.activation_checkpointing and not recomputed:
         raise ConfigError('fsdp.activation_checkpointing: this model has no repeated blocks that could be recomputed; '
                           'leave it out')
-    for child in model.children():  # Composer makes a separate tree of units of each child
+    for child in model.children():  # Composer makes a separate tree of units for each child
         units: list[FSDPModule] = [module for module in child.modules() if isinstance(module, FSDPModule)]
         takes_float32 = getattr(child, 'fsdp_float32_inputs_fn', lambda module: False)
         for i, unit in enumerate(units):

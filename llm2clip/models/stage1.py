@@ -35,16 +35,16 @@ class _LogitScale(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(scale)))
 
     def forward(self, anything: torch.Tensor) -> torch.Tensor:
-        """Return a copy, ``(1,)``.  The input is unused, but FSDP2 of torch 2.7 requires one of a root unit on GPUs."""
+        """Return the parameter, ``(1,)``.  The input is unused: FSDP2 of torch 2.7 requires one of root units on GPUs."""
         return self.logit_scale.clone()
 
 
 class CaptionContrastive(ComposerModel):
     """Contrastive fine-tuning of a text encoder.
 
-    A batch holds ``query_*`` and ``positive_*`` tensors (`input_ids`, `attention_mask`, `embed_mask`, each ``(B, T)``;
-    `text_id` ``(B,)``, equal for equal texts), ``negative_*`` where the data has hard negatives (`text_id` 0 where a
-    sample has none), and the samples' ``index`` ``(B,)``.  In evaluation, a query or positive may be absent as well.
+    A batch holds the samples' ``index`` ``(B,)`` and ``query_*`` and ``positive_*`` tensors: `input_ids`,
+    `attention_mask`, `embed_mask`, each ``(B, T)``, and `text_id` ``(B,)``, equal for equal texts.  Data with hard
+    negatives adds ``negative_*``; `text_id` is 0 where a text is absent: a negative or, in evaluation, any text.
     In training, `split_packed` packs the texts of all sides into one row for a single forward pass.
 
     Args:

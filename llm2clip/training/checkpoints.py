@@ -82,7 +82,7 @@ def _read_metadata(path: Path) -> Metadata:
         raise _Damaged(f'there is no {_METADATA}, which is written last') from None
     except ConfigError:
         raise
-    except Exception as error:  # malformed bytes make pickle raise many types
+    except Exception as error:  # malformed bytes make pickle raise any type of error
         raise _Damaged(f'{_METADATA}: {error}') from None
     return metadata
 
@@ -95,7 +95,7 @@ def _check_archive(file: Any, name: str) -> None:
         if not isinstance(file, Path):
             file.seek(0)
         unsafe = [] if bad else torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except Exception as error:  # malformed bytes make zipfile and torch raise many types
+    except Exception as error:  # malformed bytes make zipfile and torch raise any type
         raise _Damaged(f'{name}: {error}') from None
     if bad is not None:
         raise _Damaged(f'{name}: the checksum of {bad} is wrong')
@@ -129,7 +129,7 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 def newest_checkpoint(folder: Path) -> Optional[Path]:
     """Return the newest complete checkpoint of a local folder: a file, a folder of shards, or None.
-    `latest-rank0.pt` is set to point to it.  Incomplete checkpoints of a killed run are removed, with a warning.
+    `latest-rank0.pt` is set to point to it.  Newer, incomplete ones of a killed run are removed, with a warning.
 
     Raises:
         ConfigError: A checkpoint would run code, or checkpoints exist but none is complete.
@@ -212,8 +212,8 @@ def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
 def written_checkpoints(folder: str, batch: int) -> list[str]:
     """List local checkpoints of previous processes, oldest first, in the format of Composer's CheckpointSaver.
 
-    Without it, Composer 0.32.1 counts only its own process's checkpoints towards `save_num_checkpoints_to_keep`.
-    Checkpoints after `batch`, where the run resumes, are left out, since they will be overwritten.
+    Without this list, Composer 0.32.1 counts only checkpoints of its own process towards
+    `save_num_checkpoints_to_keep`.  Checkpoints after `batch`, where the run resumes, are left out: it overwrites them.
     """
     # For a sharded checkpoint, Composer lists a file inside its folder.
     return [str(path / _METADATA if path.is_dir() else path)

@@ -32,7 +32,7 @@ def make_model(config: InheritanceConfig, llm_embed_dim: int, embed_dim: int) ->
 
 
 def train(config: InheritanceConfig) -> None:
-    """Train or resume a run, and write the adapter; a no-op for a complete run unless `max_duration` has grown.
+    """Train or resume a run, and write the adapter; a no-op for a complete run unless `max_duration` was raised.
 
     Raises:
         ConfigError: The configuration or the data is invalid, or a complete run has other settings.

@@ -57,7 +57,7 @@ def parameter_groups(
 
     One-dimensional parameters (biases, norms, `logit_scale`) do not decay, nor does the vision tower's
     `no_weight_decay`.  The learning rate is multiplied by `layer_decay` per layer from the tower's last layer down, and
-    by `lr_scale` of a submodule or parameter; a name without trainable parameters is a ConfigError.
+    by `lr_scale` of a submodule or parameter.  A name in `lr_scale` without trainable parameters is a ConfigError.
     """
     lr_scale = lr_scale or {}
     layer_scale: dict[int, float] = {}

@@ -66,7 +66,7 @@ def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Tra
 
 
 def _check_dropout(data: CaptionDataConfig, attention_dropout: float, lora_dropout: float) -> None:
-    """Announce pairs of a caption with itself; a ConfigError if there is no dropout to make their vectors differ."""
+    """Report pairs of a caption with itself; a ConfigError if no dropout makes their two vectors differ."""
     for name, pairs in zip(data.streams, pairs_of_streams(data, True, 'train_data')[0]):
         if any(pair.positive is None for pair in pairs):
             said = f'a caption of train_data.streams.{name} is paired with itself, and dropout makes two vectors of it'
@@ -78,7 +78,7 @@ def _check_dropout(data: CaptionDataConfig, attention_dropout: float, lora_dropo
 
 def train(config: Stage1Config) -> None:
     """Train or resume a run, and write the teacher and its LoRA weights.
-    This is a no-op for a complete run unless `max_duration` has grown.
+    This is a no-op for a complete run unless `max_duration` was raised.
 
     Raises:
         ConfigError: The configuration or the data is invalid, or a complete run has other settings.

@@ -252,10 +252,10 @@ def fit(trainer: Trainer, config: TrainConfig) -> None:
         trainer.eval()
     try:
         trainer.fit()
-    except BaseException as error:  # CheckpointException of sharded checkpoints is one
+    except BaseException as error:  # torch's CheckpointException is not an Exception
         # Checkpoints for an object store are written to a temporary folder first.
         folder = tempfile.gettempdir() if '://' in config.checkpoint_folder else config.checkpoint_folder
-        # The error of a sharded checkpoint holds the ranks' errors.  A full one has no errno, but leaves the disk full.
+        # A sharded checkpoint's error holds the ranks' errors.  A full one's has no errno, but leaves the disk full.
         of_ranks = [failure[0] for failure in getattr(error, 'failures', {}).values()]
         if shutil.disk_usage(folder).free < 2**20 or any(
                 getattr(cause, 'errno', None) == errno.ENOSPC for cause in (error, *of_ranks)):
@@ -280,7 +280,7 @@ class KeepSettings(Callback):
 class ResumeRandomState(Callback):
     """Restore a checkpoint's random state, one per rank, before the first batch of a resumed run.
 
-    Composer 0.32.1 does not if the dataset itself resumes in the middle of an epoch, as Streaming's does.
+    Composer 0.32.1 does not do so if the dataset itself resumes in the middle of an epoch, as Streaming's does.
     """
 
     def __init__(self, rng_state: list[dict[str, Any]]) -> None:

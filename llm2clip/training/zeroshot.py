@@ -94,7 +94,7 @@ class Prompts(NamedTuple):
 
 def own_names(count: int) -> list[int]:
     """Indices of this rank's share of `count` names, with a stride of the world size.
-    Every rank has the same number of names; the first names fill the gaps."""
+    Every rank has the same number of names, with the first names repeated if needed."""
     ranks = dist.get_world_size()
     return [at % count for at in range(dist.get_global_rank(), -(-count // ranks) * ranks, ranks)]
 
@@ -144,7 +144,7 @@ def zeroshot_classes(
 
 class ZeroshotClasses(Algorithm):
     """Add ``class_features`` ``(C, D)``, computed with the evaluated weights, to the batches of zero-shot sets.
-    The ranks divide the prompts at the first batch of each evaluation.  `prompts` maps its label to its prompts."""
+    The ranks divide the prompts at the first batch of each evaluation.  `prompts` maps evaluation labels to prompts."""
 
     def __init__(self, prompts: Mapping[str, Prompts]) -> None:
         self.prompts = prompts
@@ -160,8 +160,8 @@ class ZeroshotClasses(Algorithm):
             model: Any = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
             with get_precision_context(state.precision, state.precision_config):
                 self._features = _class_features(model, prompts, pixels[:1])
-        # Every forward pass needs at least one image and one text.  Otherwise, FSDP2 may prefetch weights of a part that
-        # does not run, and keep them until it does, when they may be outdated.
+        # Every forward pass needs at least one image and one text.  Otherwise, FSDP2 may prefetch the weights of a part
+        # that does not run, and keep them until it does, when they may be outdated.
         state.batch['class_features'] = self._features
         if prompts.vectors is not None:
             state.batch['text_embedding'] = torch.zeros(1, prompts.vectors.shape[-1], device=pixels.device)
@@ -171,7 +171,7 @@ class ZeroshotClasses(Algorithm):
 
 def _class_features(model: Any, prompts: Prompts, pixels: torch.Tensor) -> torch.Tensor:
     """Compute class features ``(C, D)`` in float32 on the device of `pixels`, ``(1, 3, H, W)``.
-    This image accompanies each block of prompts in the model; every rank has the same number of blocks."""
+    Each block of prompts goes through the model with this image; every rank has the same number of blocks."""
     of_names: Any = prompts.texts if prompts.vectors is None else prompts.vectors
     per_name = len(of_names[0])
     size = max(1, (_ROWS if prompts.texts is None else _TEXTS) // per_name)

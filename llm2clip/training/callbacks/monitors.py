@@ -92,8 +92,8 @@ class NonfiniteError(RuntimeError):
 
 
 class StopAtNonfinite(Callback):
-    """Raise a NonfiniteError on all ranks after a step with a non-finite loss or weight, before its checkpoint.
-    `checkpoints` is the folder of the run's checkpoints."""
+    """Raise a NonfiniteError on all ranks after a step with a non-finite loss or weight, before a checkpoint of the
+    step is written.  `checkpoints` is the folder of the run's checkpoints."""
 
     def __init__(self, checkpoints: str) -> None:
         self.checkpoints = checkpoints
