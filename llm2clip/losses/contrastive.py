@@ -281,8 +281,8 @@ def _softmax_loss(
 
 
 def _sums(logits: '_Logits', first: int, back: int, partners: int) -> tuple[torch.Tensor, ...]:
-    """Return the logits of rows and partners ``(K, B)``; ``log(sum(exp(logits)))`` of each row's negatives and one
-    partner ``(K, B)``, and of the first `back` columns; and the number of logits per sum, ``(B,)`` and ``(back,)``."""
+    """Return the logits of rows and partners ``(K, B)``, logsumexps ``(K, B)`` and ``(back,)``, and their numbers of
+    logits ``(B,)`` and ``(back,)``.  They run over a row's negatives and one partner, and over the first columns."""
     b, c = len(logits.rows), len(logits.columns)
     new = logits.rows.new_full
     own, row_sum, column_sum = new((partners, b), 0.0), new((partners, b), 0.0), new((back,), -torch.inf)

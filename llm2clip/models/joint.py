@@ -87,7 +87,7 @@ class ClipBeside(nn.Module):
     activation_checkpointing_fn = fsdp_wrap_fn
 
     def forward(self, texts: Texts, llm_features: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return ``clip_text_features`` and, for method d, ``both_text_features``: L2-normalised, ``(…, embed_dim)``."""
+        """Return ``clip_text_features`` and, for method d, ``both_text_features``, L2-normalised ``(…, embed_dim)``."""
         vectors = embed_texts(self.tower, self.tokenize, texts, llm_features.device)
         features = {'clip_text_features': F.normalize(vectors.float(), dim=-1)}
         if self.concatenated is not None:
@@ -125,7 +125,7 @@ class JointLLM2CLIP(ComposerLLM2CLIP):
         save_trainable_only(self, 'text_encoder')
 
     def embed(self, texts: Texts) -> torch.Tensor:
-        """Embed texts with `text_encoder` as `embed_texts` does: ``(B, D)`` or ``(B, K, D)`` with D = `llm_embed_dim`."""
+        """Embed texts with `text_encoder` by `embed_texts`: ``(B, llm_embed_dim)`` or ``(B, K, llm_embed_dim)``."""
         assert self.text_encoder is not None and self.tokenize is not None
         return embed_texts(self.text_encoder, self.tokenize, texts, self.model.logit_scale.device)
 

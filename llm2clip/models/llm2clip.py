@@ -163,8 +163,8 @@ class ComposerLLM2CLIP(ComposerModel):
     the images' ``index`` ``(B,)``.  With ``initial_image_features`` ``(B, embed_dim)``, the loss includes the
     distillation losses towards them, weighted by `self_distillation`.
 
-    A batch of a zero-shot set has ``class_features`` ``(C, embed_dim)`` and ``label``: the class of each image ``(B,)``
-    or, for images with several classes, a 0 or 1 per class ``(B, C)``.  Its ``text_embedding`` is ignored.
+    A batch of a zero-shot set has ``class_features`` ``(C, embed_dim)`` and ``label``: each image's class ``(B,)`` or,
+    for any number of classes, a 0 or 1 per class ``(B, C)``.  Its ``text_embedding`` is ignored.
     """
 
     feature_names: tuple[str, ...] = ('image_features', 'text_features')
