@@ -35,7 +35,7 @@ class _LogitScale(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(scale)))
 
     def forward(self, anything: torch.Tensor) -> torch.Tensor:
-        """Return the parameter, ``(1,)``.  The unused input is required by FSDP2 of torch 2.7 for root units on GPUs."""
+        """Return the parameter, ``(1,)``.  FSDP2 of torch 2.7 requires the unused input of root units on GPUs."""
         return self.logit_scale.clone()
 
 
