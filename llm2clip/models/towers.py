@@ -277,6 +277,7 @@ def tower_preprocessing(config: VisionConfig) -> Preprocessing:
 
     Raises:
         ConfigError: Neither timm nor transformers knows the tower.
+        FileError: The image processor of a transformers tower lacks image_mean or image_std.
     """
     if config.mean and config.std:
         return Preprocessing(config.image_size, tuple(config.mean), tuple(config.std))

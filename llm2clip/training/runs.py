@@ -1,8 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Folders of runs: settings of resumed runs, trained models with their configuration and teacher, and interpolation
-between initial and trained weights (WiSE-FT)."""
+"""Folders of runs: settings, trained models and their teachers, and interpolation with initial weights (WiSE-FT)."""
 
 import dataclasses
 import shutil
@@ -69,6 +68,7 @@ def read_stage2(
 
     Raises:
         ConfigError: The folder holds no stage-2 run, or it lacks the requested weights.
+        FileError: The file of the teacher is damaged.
     """
     if weights not in ('latest', 'best'):
         raise ConfigError(f'weights: {weights!r} is neither latest nor best')
