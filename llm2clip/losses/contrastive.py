@@ -1,16 +1,16 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Contrastive losses over the global batch: functions of this rank's features, in float32 also under autocast.
+"""Contrastive losses over the global batch as functions of this rank's features, in float32 even under autocast.
 
-A rank computes the rows of the logit matrix that belong to its own samples, against the columns of all ranks, in blocks
-of rows.  What a loss here returns is this rank's part: the mean over the ranks is the loss of the global batch, and the
-mean over the ranks of the parameters' gradients, as DDP and FSDP compute it, is its gradient.
+A rank computes the rows of the logit matrix for its own samples, against the columns of all ranks, in blocks of rows.
+A loss function returns this rank's part: the mean over ranks is the loss of the global batch.  The mean over ranks of
+the parameters' gradients, as DDP and FSDP compute it, is the gradient of that loss.
 
-The logits are the products of rows and columns times a scale.  Each row has K partners among the columns: those of row
-i begin at column ``(first + i) * K``.  A row has to find each of its partners without the others, among the columns of
-other rows.  Gradients are computed together with the value: the backward pass only multiplies them by what comes from
-above.  So one block of logits is held at a time, and every matrix product is in float32 without TF32.
+Logits are the products of rows and columns times a scale.  Each row has K partners (positives) among the columns; the
+partners of row i begin at column ``(first + i) * K``.  The negatives of a row are the columns of other rows; its other
+partners are excluded.  Gradients are computed together with the value, and the backward pass only scales them.  So
+memory holds one block of logits at a time, and every matrix product is in float32 without TF32.
 """
 
 import math
@@ -26,7 +26,7 @@ from llm2clip.device import in_float32
 __all__ = ['all_gather', 'clip_loss', 'ignored_candidates', 'info_nce', 'siglip_loss', 'with_gradients']
 
 _Ignored = Callable[[int, int], torch.Tensor]
-"""(start, stop) -> ``(stop - start, C)``, which columns are left out of rows start to stop; never a partner."""
+"""(start, stop) -> mask ``(stop - start, C)`` of columns excluded from rows start to stop; never a partner."""
 
 
 def clip_loss(
@@ -40,20 +40,20 @@ def clip_loss(
 ) -> torch.Tensor:
     """This rank's part of the symmetric cross-entropy of CLIP (Radford et al. 2021, figure 3).
 
-    With K texts per image, an image has to find each of them without the others among the texts of other images, and
-    each text its image.
+    With K texts per image, each of them is classified against the texts of other images, and each text has to find its
+    image.
 
     Args:
         image_features: ``(B, D)``, L2-normalised, of this rank.
         text_features: ``(B, D)`` or ``(B, K, D)``, L2-normalised; row i belongs to image i.
-        logit_scale: The factor on the cosine similarities, in log space, ``(1,)``.
+        logit_scale: ``(1,)``, factor on the cosine similarities, in log space.
         label_smoothing: Share of a label that is spread evenly over all candidates.
         text_id: ``(B,)`` or ``(B, K)``; an image and a text of another image are not each other's negatives if one of
             the image's texts has the same id.
-        block_size: Rows of the logit matrix at once.  None: all of this rank's.
-        matryoshka_dims: Average over the losses of the first values of the features, so many at a time and scaled to
-            length 1 again, as Matryoshka representations are trained (Kusupati et al. 2022, equation 1).  Empty: all
-            values.
+        block_size: Rows of the logit matrix that are computed at once.  None: all rows of this rank.
+        matryoshka_dims: Numbers of leading feature dimensions.  The loss is the mean over the losses of the truncated,
+            L2-normalised features (Matryoshka representations, Kusupati et al. 2022, equation 1).  Empty: only the
+            full features.
 
     Returns:
         The mean over images, their texts and both directions, a scalar in float32.
@@ -79,7 +79,7 @@ def siglip_loss(
 
     Args:
         image_features, text_features, logit_scale, text_id, block_size, matryoshka_dims: As for `clip_loss`.
-        logit_bias: Added to each logit, ``(1,)``.
+        logit_bias: ``(1,)``, added to each logit.
 
     Returns:
         The sum over all pairs of this rank's images divided by B · K, a scalar in float32.
@@ -94,7 +94,7 @@ def siglip_loss(
 def _prefixes(
     rows: torch.Tensor, columns: torch.Tensor, matryoshka_dims: Sequence[int]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Both sides' first values, scaled to length 1, for each of `matryoshka_dims`; for none, both sides as they are."""
+    """Yield both sides truncated to each of `matryoshka_dims`, L2-normalised; both unchanged if there are none."""
     assert max(matryoshka_dims, default=0) <= rows.shape[1], f'{matryoshka_dims[-1]} dimensions of {rows.shape[1]}'
     if not matryoshka_dims:
         yield rows, columns
@@ -103,7 +103,7 @@ def _prefixes(
 
 
 def _columns(text_features: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """The texts of all ranks, ``(N, D)``, and how many an image has."""
+    """Return the texts of all ranks, ``(N, D)``, and the number of texts per image."""
     per_image = 1 if text_features.ndim == 2 else text_features.shape[1]
     return all_gather(text_features.float()).flatten(0, -2), per_image
 
@@ -119,12 +119,12 @@ def info_nce(
     """This rank's part of the supervised contrastive loss of stage 1 (LLM2CLIP section 3.1).
 
     Args:
-        query: ``(B, D)`` embeddings of this rank.
+        query: ``(B, D)``, embeddings of this rank, normalised here like the other two.
         positive: ``(B, D)``; row i is the positive of query i and a negative of every other query of all ranks.
-        negative: ``(M, D)`` of this rank, hard negatives of every query of all ranks.
-        scale: Factor on the cosine similarities, the inverse of the temperature, a number or ``(1,)``.
-        symmetric: Average with the same loss from positive to query, which has no hard negatives.
-        ignored: Which candidates of this rank's queries are left out, as `ignored_candidates` finds them.
+        negative: ``(M, D)`` of this rank; hard negatives of every query of all ranks.
+        scale: Factor on the cosine similarities (inverse temperature), a number or ``(1,)``.
+        symmetric: Whether to average with the loss from positive to query, which has no hard negatives.
+        ignored: Mask of candidates to exclude for this rank's queries, from `ignored_candidates`.
 
     Returns:
         A scalar in float32.
@@ -141,7 +141,7 @@ def info_nce(
 
 
 def _same_texts(text_id: Optional[torch.Tensor]) -> Optional[_Ignored]:
-    """By the ids ``(B,)`` or ``(B, K)`` of this rank's samples, which texts of all ranks are left out of its rows."""
+    """Mask the texts of all ranks that equal a text of a row, by this rank's ids ``(B,)`` or ``(B, K)``."""
     if text_id is None:
         return None
     columns, first, of_rows = all_gather(text_id).flatten(), _first_row(text_id), text_id.reshape(len(text_id), -1)
@@ -162,15 +162,15 @@ def ignored_candidates(
     negative_id: Optional[torch.Tensor] = None,
     equal_texts: bool = True,
 ) -> torch.Tensor:
-    """Which candidates of this rank's queries are no negatives.
+    """Return the mask of candidates that are not negatives of this rank's queries.
 
-    They are hard negatives that a sample does not have and, with `equal_texts`, those whose pair has a text in common
-    with the query's pair.
+    It marks absent hard negatives.  With `equal_texts`, it also marks positives if their pair shares a text with the
+    query's pair, and hard negatives that equal a text of the query's pair.
 
     Args:
         query_id, positive_id: ``(B,)``; equal ids stand for equal texts.
-        negative_id: ``(M,)`` of the hard negatives; 0 where there is none.
-        equal_texts: Whether equal texts count.
+        negative_id: ``(M,)``, ids of this rank's hard negatives; 0 where one is absent.
+        equal_texts: Whether to mask candidates with equal texts.
 
     Returns:
         ``(B, N + M)`` for the N positives and M hard negatives of all ranks, False at a query's own positive.
@@ -192,22 +192,22 @@ def _alone() -> bool:
 
 
 def all_gather(rows: torch.Tensor) -> torch.Tensor:
-    """Every rank's rows ``(B, …)``, of one shape, in the order of the ranks: ``(B * world_size, …)``.
+    """Gather every rank's rows ``(B, …)``, equal in shape, in rank order: ``(B * world_size, …)``.
 
-    The gradient of a rank's own rows is the sum over the ranks' losses.  Averaged over ranks, as DDP and FSDP do with
-    the parameters' gradients, it is that of the losses' mean.
+    The gradient of a rank's own rows is the sum over all ranks' losses.  DDP and FSDP average the parameters' gradients
+    over ranks, which yields the gradient of the mean loss.
     """
     return rows if _alone() else _AllGather.apply(rows)  # pyright: ignore[reportReturnType]
 
 
 def _first_row(rows: torch.Tensor) -> int:
-    """Where this rank's rows begin in what `all_gather` returns."""
+    """Index of this rank's first row in the result of `all_gather`."""
     return 0 if _alone() else torch.distributed.get_rank() * len(rows)
 
 
 def _partners_of(matrix: torch.Tensor, first: int, partners: int = 1) -> torch.Tensor:
-    """What a matrix ``(R, C)``, a block of rows with all columns, holds for its rows and their own K partners: a view
-    ``(K, R)`` that can be written to.  `first` is the place of the first row among all."""
+    """Writable view ``(K, R)`` of the entries of a block of rows ``(R, C)`` at the columns of each row's K partners.
+    `first` is the index of the block's first row in the global batch."""
     n = len(matrix)
     return matrix[:, first * partners:(first + n) * partners].unflatten(1, (n, partners)).diagonal()
 
@@ -226,18 +226,18 @@ def _softmax_loss(
 ) -> torch.Tensor:
     """Cross-entropy from each row to each of its partners among the columns, and back.
 
-    In two passes over the blocks: the sums of rows and columns, then the gradients.
+    The first pass over the blocks computes the sums of rows and columns, the second the gradients.
 
     Args:
         rows, columns: ``(B, D)`` and ``(C, D)``.
-        scale: Factor on the products, of one element.
-        first: Place of the first row among the rows of all ranks.
-        back: The columns before this one are the partners of all ranks' rows: average with the cross-entropy from each
-            of them to its row.  None: only from row to column.
+        scale: Factor on the products, one element.
+        first: Index of the first row among the rows of all ranks.
+        back: Number of leading columns that are partners of all ranks' rows.  The loss is averaged with the
+            cross-entropy from each of them to its row.  None: only from row to column.
         label_smoothing: Share of a label that is spread evenly over all columns that are not ignored.
-        ignored: Columns that are left out.
-        block_size: Rows of the logit matrix at once.  None: all.
-        partners: K, of each row.
+        ignored: Columns to exclude.
+        block_size: Rows of the logit matrix that are computed at once.  None: all.
+        partners: K, the number of partners of each row.
 
     Returns:
         The mean over rows and their partners, and over both directions, a scalar in float32.
@@ -248,17 +248,17 @@ def _softmax_loss(
         own, row_sum, column_sum, row_count, column_count = _sums(logits, first, back or 0, partners)
         right = (1 - label_smoothing) * own
         total, directions = (row_sum - right).sum() / partners, 1
-        # What stands for a row's sums, one for each partner, where a column is none of them.
+        # A negative occurs in the softmax of each partner; exp(logit - mean_sum) is the mean of these K probabilities.
         mean_sum = math.log(partners) - (-row_sum).logsumexp(0)
         if back is not None:
-            # A column's sum goes over the rows of all ranks.
+            # A column's sum runs over the rows of all ranks.
             column_sum = all_gather(column_sum).view(-1, back).logsumexp(0)
             column_count = all_gather(column_count).view(-1, back).sum(0)
             sums = column_sum[first * partners:first * partners + right.numel()].view(-1, partners).T
             total, directions = total + (sums - right).sum() / partners, 2
         products = _Products(logits)
         for block, values, hidden in logits:
-            # Of the sum over rows and directions, with respect to the logits.
+            # Gradient of the sum over rows and directions with respect to the logits.
             gradient = (values - mean_sum[block, None]).exp_()
             gradient_of_own = _partners_of(gradient, first + block.start, partners)
             gradient_of_own.copy_((own[:, block] - row_sum[:, block]).exp_().div_(partners))
@@ -281,8 +281,8 @@ def _softmax_loss(
 
 
 def _sums(logits: '_Logits', first: int, back: int, partners: int) -> tuple[torch.Tensor, ...]:
-    """The rows' logits with their partners ``(K, B)``; ``log(sum(exp(logits)))`` of each row with one partner and no
-    other ``(K, B)``, and of the first `back` columns; of how many logits the sums are, ``(B,)`` and ``(back,)``."""
+    """Return the logits of rows and partners ``(K, B)``, logsumexps ``(K, B)`` and ``(back,)``, and their numbers of
+    logits ``(B,)`` and ``(back,)``.  They run over a row's negatives and one partner, and over the first columns."""
     b, c = len(logits.rows), len(logits.columns)
     new = logits.rows.new_full
     own, row_sum, column_sum = new((partners, b), 0.0), new((partners, b), 0.0), new((back,), -torch.inf)
@@ -312,14 +312,14 @@ def _sigmoid_loss(
     block_size: Optional[int] = None,
     partners: int = 1,
 ) -> torch.Tensor:
-    """A binary decision for each pair of a row and a column: are they partners?  In one pass over the blocks.
+    """Binary cross-entropy for each pair of a row and a column, partners or not, in one pass over the blocks.
 
     Args:
         rows, columns, scale, first, ignored, block_size, partners: As for `_softmax_loss`.
-        bias: Added to the logits, of one element.
+        bias: Added to the logits, one element.
 
     Returns:
-        The sum over the pairs divided by the number of rows and of a row's partners, a scalar in float32.
+        The sum over all pairs divided by B · K, a scalar in float32.
     """
     inputs = rows.float(), columns.float(), scale.float(), bias.float()
     with torch.no_grad():
@@ -340,9 +340,9 @@ def _sigmoid_loss(
 
 
 class _Logits:
-    """Logits a block of rows at a time, minus infinity where they are ignored; a single block is kept.
+    """Blocks of rows of logits, minus infinity where ignored; a single block is cached for the next pass.
 
-    Iterating gives the rows, their logits ``(R, C)``, which the last pass may overwrite, and what is ignored.
+    Iteration yields a slice of rows, their logits ``(R, C)``, which the last pass may overwrite, and the ignored mask.
     """
 
     def __init__(
@@ -371,7 +371,7 @@ class _Logits:
 
 
 class _Products:
-    """The gradient of the logits, multiplied with rows and columns block by block."""
+    """Gradients of rows and columns, accumulated from the logits' gradient block by block."""
 
     def __init__(self, logits: _Logits) -> None:
         self.logits = logits
@@ -382,8 +382,8 @@ class _Products:
         self.column_gradient.addmm_(gradient.T, self.logits.rows[block])
 
     def gradients(self, mean: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """With respect to rows, columns and scale, times `mean`."""
-        # The sum of all logits' derivatives by `scale` times their gradients is that of rows and their products.
+        """Return the gradients with respect to rows, columns and scale, times `mean`."""
+        # d logit / d scale = row · column, so the gradient of `scale` sums the rows times their unscaled gradients.
         of_scale = (self.logits.rows * self.row_gradient).sum() * mean
         factor = self.logits.scale * mean
         return self.row_gradient.mul_(factor), self.column_gradient.mul_(factor), of_scale
@@ -392,7 +392,7 @@ class _Products:
 def with_gradients(
     value: torch.Tensor, inputs: tuple[torch.Tensor, ...], gradients: tuple[torch.Tensor, ...]
 ) -> torch.Tensor:
-    """A value of one element, as a scalar, whose gradients with respect to the inputs are these."""
+    """Return a one-element value as a scalar with the given gradients with respect to the inputs."""
     shaped = tuple(gradient.view_as(tensor) for gradient, tensor in zip(gradients, inputs, strict=True))
     return _WithGradients.apply(value.sum(), shaped, *inputs)  # pyright: ignore[reportReturnType]
 

@@ -1,9 +1,9 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Losses that hold features to other features of the same samples, as ProCLIP (arXiv 2510.18795) keeps what CLIP knew.
+"""Losses that keep features close to target features of the same samples, as in ProCLIP (arXiv 2510.18795).
 
-Like the contrastive losses, they are this rank's part of the loss of the global batch, in float32.
+Like the contrastive losses, they return this rank's part of the loss of the global batch, in float32.
 """
 
 from typing import Optional
@@ -16,19 +16,19 @@ from llm2clip.losses.contrastive import all_gather, with_gradients
 
 __all__ = ['instance_loss', 'structure_loss']
 
-# Of two features: nearer ones are as good as equal, and the gradient of their distance would be without bounds.
+# Distances are clamped to this minimum, without gradient: the gradient of a distance is unbounded near zero.
 _SMALLEST = 1e-3
 
 
 def instance_loss(
     features: torch.Tensor, targets: torch.Tensor, counted: Optional[torch.Tensor] = None
 ) -> torch.Tensor:
-    """This rank's part of the mean squared distance of each feature from its target.
+    """This rank's part of the mean squared distance between features and targets.
 
     Args:
         features: ``(B, D)``, L2-normalised, of this rank.
         targets: ``(B, D)``, L2-normalised, without gradient.
-        counted: ``(B,)`` which samples count.  None: all.
+        counted: ``(B,)``, mask of samples to include.  None: all.
 
     Returns:
         A scalar in float32.
@@ -45,14 +45,14 @@ def structure_loss(
     features: torch.Tensor, targets: torch.Tensor, block_size: Optional[int] = None,
     counted: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
-    """This rank's part of the mean, over all pairs of samples, of the smooth L1 loss between their features' distance
-    and their targets' distance.
+    """This rank's part of the smooth L1 loss between features' and targets' distances, averaged over all pairs of
+    samples.
 
     Args:
         features: ``(B, D)``, L2-normalised, of this rank.
         targets: ``(B, E)``, L2-normalised, without gradient.
-        block_size: Rows of the matrix of distances at once.  None: all of this rank's.
-        counted: ``(B,)`` which samples count; a pair of two such samples does.  None: all.
+        block_size: Rows of the distance matrix that are computed at once.  None: all rows of this rank.
+        counted: ``(B,)``, mask of samples to include in pairs.  None: all.
 
     Returns:
         A scalar in float32.
@@ -76,12 +76,12 @@ def _structure(
             difference = distance - _distance(target_rows[block], target_columns)
             difference *= counted_rows[block, None] * counted_columns
             total += F.smooth_l1_loss(difference, torch.zeros_like(difference), reduction='sum')
-            # The distance is the root of 2 less twice the product.
+            # With distance = sqrt(2 - 2 * product), its derivative by the product is -1 / distance.
             gradient = difference.clamp_(-1, 1).div_(distance).neg_().masked_fill_(distance <= _SMALLEST, 0)
             row_gradient[block] = gradient @ columns
             column_gradient.addmm_(gradient.T, rows[block])
         ranks, n = len(columns) / len(rows), counted_columns.sum()
-        mean = ranks / (n * (n - 1)).clamp(min=1)  # a sample and itself are no pair
+        mean = ranks / (n * (n - 1)).clamp(min=1)  # a sample with itself is not a pair
         gradients = row_gradient.mul_(mean), column_gradient.mul_(mean)
     return with_gradients(total * mean, (rows, columns), gradients)
 

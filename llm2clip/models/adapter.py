@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The text side's adapter, and the folder that holds one by itself."""
+"""Build the text adapter, and write and load it as a folder."""
 
 import dataclasses
 from pathlib import Path
@@ -27,10 +27,10 @@ WEIGHTS_FILE, ABOUT_FILE = 'adapter.safetensors', 'adapter.json'
 
 
 def build_adapter(config: AdapterConfig, llm_embed_dim: int, embed_dim: int) -> nn.Module:
-    """A new adapter, ``(…, llm_embed_dim)`` -> ``(…, embed_dim)``.
+    """Build an adapter with new weights, ``(…, llm_embed_dim)`` -> ``(…, embed_dim)``.
 
     Raises:
-        ConfigError: It is the identity between two widths, or its heads do not divide the width.
+        ConfigError: The identity would change the width, or the number of heads does not divide `llm_embed_dim`.
     """
     if config.name == 'residual':
         return Adapter(llm_embed_dim, embed_dim, config.depth, config.expansion, config.normalize)
@@ -52,9 +52,8 @@ def save_adapter(
     adapter: nn.Module, config: AdapterConfig, embed_dim: int, record: TeacherRecord, target: Fingerprint,
     folder: Union[str, Path],
 ) -> None:
-    """Write an adapter, which may be sharded, with the teacher whose vectors it takes and the target whose features it
-    gives.  Every rank calls this; rank 0 writes, and the folder appears complete.
-    """
+    """Write an adapter, sharded or not, with the fingerprints of its teacher (input) and of its target (output).
+    Every rank calls this; rank 0 writes the folder atomically."""
     state: Any = get_model_state_dict(adapter, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_global_rank() == 0:
         with atomic_folder(folder, KIND) as out:
@@ -67,12 +66,12 @@ def save_adapter(
 def load_adapter(
     adapter: nn.Module, config: AdapterConfig, embed_dim: int, teacher: Fingerprint, folder: Union[str, Path], key: str
 ) -> None:
-    """Load what `save_adapter` wrote into an adapter, which will take the vectors of `teacher`; messages name the `key`
-    of the folder.
+    """Load the weights that `save_adapter` wrote into an adapter for the text embeddings of `teacher`.
+    Error messages name the configuration `key` of the folder.
 
     Raises:
-        ConfigError: There is no adapter, or it is of another configuration or teacher.
-        FileError, LoadError: It is damaged.
+        ConfigError: The folder holds no adapter, or one with another configuration or teacher.
+        FileError, LoadError: A file of the adapter is damaged.
     """
     path, weights = Path(folder, ABOUT_FILE), Path(folder, WEIGHTS_FILE)
     if not path.is_file():

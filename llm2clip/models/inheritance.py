@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Inheritance: the adapter learns to give the text features of CLIP's own tower (ProCLIP, arXiv 2510.18795)."""
+"""Inheritance: train the adapter to reproduce the text features of CLIP's own tower (ProCLIP, arXiv 2510.18795)."""
 
 from collections.abc import Mapping
 from typing import Any, Optional
@@ -22,43 +22,42 @@ Batch = dict[str, torch.Tensor]
 
 
 class _TextSide(nn.Module):
-    """An adapter of any kind by itself."""
+    """Text adapter with normalised float32 outputs."""
 
     def __init__(self, adapter: nn.Module) -> None:
         super().__init__()
         self.adapter = adapter
 
-    # Composer asks the direct children of a ComposerModel for it, and nobody below them.
+    # Composer only looks up this method on the direct children of a ComposerModel.
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
-        """Shard every block of the adapter on its own, and the adapter around them."""
+        """Shard every block of the adapter as its own FSDP unit, and the adapter as the unit around them."""
         return module is self.adapter or self.is_block(module)
 
     def is_block(self, module: nn.Module) -> bool:
-        """Whether a module is a repeated layer of the adapter, each of which is recomputed on its own."""
+        """Return whether a module is a repeated layer of the adapter; each one is recomputed separately."""
         return Adapter.is_block(module)
 
     activation_checkpointing_fn = is_block
 
     def fsdp_float32_inputs_fn(self, module: nn.Module) -> bool:
-        """The teacher's vectors reach the adapter as they are."""
+        """Return whether FSDP leaves the dtype of a module's inputs unchanged, as for text embeddings."""
         return module in (self, self.adapter)
 
     def forward(self, text_embedding: torch.Tensor) -> torch.Tensor:
-        """The teacher's vectors ``(B, llm_embed_dim)`` -> ``(B, embed_dim)``, L2-normalised, in float32."""
+        """Project text embeddings ``(B, llm_embed_dim)`` to ``(B, embed_dim)``, L2-normalised, in float32."""
         return F.normalize(self.adapter(text_embedding.float()).float(), dim=-1)
 
 
 class ComposerInheritance(ComposerModel):
-    """Training of an adapter whose features are compared with those of CLIP's text tower.
+    """Training of a text adapter against the text features of CLIP's own tower.
 
-    A batch holds the teacher's ``text_embedding`` ``(B, llm_embed_dim)`` of a caption per sample, its ``target`` ``(B,
-    embed_dim)``, whether it ``counted`` ``(B,)``, since a sample may have no caption with a target, and ``index``
-    ``(B,)``.
+    A batch has one caption per sample: ``text_embedding`` ``(B, llm_embed_dim)`` and ``target`` ``(B, embed_dim)``.
+    ``counted`` ``(B,)`` is False where no caption of a sample has a target.  ``index`` ``(B,)`` identifies samples.
 
     Args:
-        instance: Weight of the distance between a feature and its target.
-        structure: Weight of the difference between two samples' distances on either side.
-        block_size: Rows of the matrix of distances at once.  None: all of this rank's.
+        instance: Weight of `instance_loss`, the squared distance between a feature and its target.
+        structure: Weight of `structure_loss`, which compares pairwise distances of features and of targets.
+        block_size: Rows of the distance matrix that are computed at once.  None: all rows of this rank.
     """
 
     feature_names = ('text_features',)
@@ -73,11 +72,11 @@ class ComposerInheritance(ComposerModel):
         self.val_metrics = {name: make() for name, make in self.metrics.items()}
 
     def forward(self, batch: Batch) -> Batch:
-        """``text_features`` of this rank's samples."""
+        """Return the ``text_features`` of this rank's samples."""
         return {'text_features': self.model(batch['text_embedding'])}
 
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
-        """This rank's part of the loss, whose mean over the ranks is that of the global batch."""
+        """Return this rank's part of the loss; the mean over ranks is the loss of the global batch."""
         del args
         features = outputs['text_features']
         targets, counted = _targets(batch, features.device)
@@ -91,7 +90,7 @@ class ComposerInheritance(ComposerModel):
         return {} if is_train else dict(self.val_metrics)
 
     def update_metric(self, batch: Batch, outputs: Batch, metric: Metric) -> None:
-        """Whether a feature finds its target among those of all samples, and is found by it."""
+        """Update the recall of retrieval between features and targets, in both directions, over all samples."""
         features = outputs['text_features']
         targets, counted = _targets(batch, features.device)
         index = batch['index'].to(features.device)

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 2 with text encoders that learn together with the vision tower: the LLM by LoRA, CLIP's own, or both."""
+"""Stage 2 with text encoders trained together with the vision tower: the LLM with LoRA, CLIP's own, or both."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Optional, Union
@@ -18,18 +18,18 @@ from llm2clip.teacher.clip_text import ClipTextTower
 __all__ = ['BothTexts', 'ClipBeside', 'ConcatenatedTexts', 'JointLLM2CLIP']
 
 Batch = dict[str, Any]
-# Texts -> the keyword arguments of their encoder.
+# Texts -> keyword arguments of their encoder.
 Tokenize = Callable[[Sequence[str]], dict[str, Any]]
-# B texts, or, where an image has K captions, K lists of B.
+# B texts or, with K captions per image, K lists of B texts.
 Texts = Sequence[Union[str, Sequence[str]]]
 
 
 def embed_texts(encoder: nn.Module, tokenize: Tokenize, texts: Texts, device: torch.device) -> torch.Tensor:
-    """``(B, D)`` or ``(B, K, D)``, not normalised; zero for an empty text, which is an absent caption."""
+    """Embed texts as ``(B, D)`` or ``(B, K, D)``, not normalised; an empty text (absent caption) becomes zero."""
     if not isinstance(texts[0], str):
         return torch.stack([embed_texts(encoder, tokenize, column, device) for column in texts], 1)
     absent = torch.tensor([not str(text).strip() for text in texts], device=device)
-    # A dash in place of an absent caption: every rank of a sharded encoder has something to read.
+    # A dash replaces an absent caption, so that every rank of a sharded encoder has a text to encode.
     tokens = tokenize([str(text) if str(text).strip() else '-' for text in texts])
     vectors = encoder(**{name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
                          for name, value in tokens.items()})
@@ -37,7 +37,7 @@ def embed_texts(encoder: nn.Module, tokenize: Tokenize, texts: Texts, device: to
 
 
 class ConcatenatedTexts(nn.Module):
-    """A linear projection of the features of CLIP's text tower and of the LLM, concatenated; it begins as their sum."""
+    """Linear projection of the concatenated features of CLIP's text tower and the LLM, initialised to their sum."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -46,28 +46,28 @@ class ConcatenatedTexts(nn.Module):
             self.projection.weight.copy_(torch.eye(embed_dim).repeat(1, 2))
 
     def forward(self, clip_features: torch.Tensor, llm_features: torch.Tensor) -> torch.Tensor:
-        """``(…, embed_dim)`` each, L2-normalised -> ``(…, embed_dim)``, not normalised."""
+        """Combine two ``(…, embed_dim)`` features, L2-normalised, into one ``(…, embed_dim)``, not normalised."""
         return self.projection(torch.cat([clip_features, llm_features], dim=-1))
 
 
 class BothTexts(nn.Module):
-    """In the place of the LLM's adapter, what method d makes of the vectors of both text encoders."""
+    """Adapter that combines the vectors of both text encoders by method d, in place of the LLM's adapter."""
 
     def __init__(self, adapter: nn.Module, concatenated: ConcatenatedTexts, llm_embed_dim: int) -> None:
         super().__init__()
         self.adapter, self.concatenated, self.llm_embed_dim = adapter, concatenated, llm_embed_dim
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        """The LLM's vector and CLIP's, ``(…, llm_embed_dim + embed_dim)`` -> ``(…, embed_dim)``, not normalised."""
+        """Map LLM and CLIP vectors, ``(…, llm_embed_dim + embed_dim)``, to ``(…, embed_dim)``, not normalised."""
         llm, clip = vectors.tensor_split([self.llm_embed_dim], dim=-1)
         return self.concatenated(F.normalize(clip, dim=-1), F.normalize(self.adapter(llm).float(), dim=-1))
 
 
 class ClipBeside(nn.Module):
-    """CLIP's own text tower, with its tokenizer, kept beside the LLM (LLM2CLIP section 3.2, methods b to d).
+    """CLIP's own text tower and its tokenizer, used beside the LLM (LLM2CLIP section 3.2, methods b to d).
 
     Raises:
-        ConfigError: The tower's features are not as wide as the joint space.
+        ConfigError: The width of the tower's features is not `embed_dim`.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class ClipBeside(nn.Module):
         self.concatenated = ConcatenatedTexts(embed_dim) if method == 'd' else None
 
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
-        """As of the tower, and so is what is recomputed."""
+        """Shard, and recompute, the same modules as the tower does."""
         return self.tower.fsdp_wrap_fn(module)
 
     activation_checkpointing_fn = fsdp_wrap_fn
 
     def forward(self, texts: Texts, llm_features: torch.Tensor) -> dict[str, torch.Tensor]:
-        """``clip_text_features`` and, by method d, ``both_text_features``, each as `llm_features`, L2-normalised."""
+        """Return ``clip_text_features`` and, for method d, ``both_text_features``, L2-normalised ``(…, embed_dim)``."""
         vectors = embed_texts(self.tower, self.tokenize, texts, llm_features.device)
         features = {'clip_text_features': F.normalize(vectors.float(), dim=-1)}
         if self.concatenated is not None:
@@ -97,18 +97,17 @@ class ClipBeside(nn.Module):
 
 
 class JointLLM2CLIP(ComposerLLM2CLIP):
-    """Stage 2 with text encoders in the loop that learn.
+    """Stage-2 training with trainable text encoders.
 
-    Batches hold ``caption``: B texts, or, where an image has K captions, K lists of B texts, of which those of absent
-    captions are empty.  Without a text encoder in the LLM's place, the LLM is frozen and they hold ``text_embedding``,
-    too.
+    Batches hold ``caption``: B texts or, with K captions per image, K lists of B texts; an absent caption is an empty
+    text.  Without `text_encoder`, the LLM is frozen and batches also hold ``text_embedding``.
 
     Args:
         model: Vision tower and adapter.
-        text_encoder, tokenize: Tokens -> ``(B, llm_embed_dim)``, which reach the adapter: the LLM with LoRA, or what
-            takes its place.  None: the LLM's vectors are in the batch.
-        beside: CLIP's text tower, which is kept beside the LLM.
-        loss, self_distillation: As of `ComposerLLM2CLIP`.
+        text_encoder, tokenize: Encoder, tokens -> ``(B, llm_embed_dim)``, and its tokenizer: the LLM with LoRA, or
+            CLIP's text tower instead.  The adapter takes its vectors.  None: ``text_embedding`` holds the vectors.
+        beside: CLIP's text tower, used beside the LLM.
+        loss, self_distillation: As for `ComposerLLM2CLIP`.
     """
 
     def __init__(
@@ -126,7 +125,7 @@ class JointLLM2CLIP(ComposerLLM2CLIP):
         save_trainable_only(self, 'text_encoder')
 
     def embed(self, texts: Texts) -> torch.Tensor:
-        """``(B, llm_embed_dim)`` or ``(B, K, llm_embed_dim)``, as `embed_texts`, by the encoder in the LLM's place."""
+        """Embed texts with `text_encoder` by `embed_texts`: ``(B, llm_embed_dim)`` or ``(B, K, llm_embed_dim)``."""
         assert self.text_encoder is not None and self.tokenize is not None
         return embed_texts(self.text_encoder, self.tokenize, texts, self.model.logit_scale.device)
 
@@ -138,14 +137,14 @@ class JointLLM2CLIP(ComposerLLM2CLIP):
         return outputs
 
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
-        """That of `ComposerLLM2CLIP` with the LLM's features, and those of the method, all with the same weight."""
+        """Return the loss of `ComposerLLM2CLIP` on the LLM's features plus the method's terms, equally weighted."""
         total = super().loss(outputs, batch)
         if self.beside is None:
             return total
         images, llm, clip = (outputs[name] for name in ('image_features', 'text_features', 'clip_text_features'))
         total = total + self.contrast(images, clip, outputs, batch['text_id'])
         if self.beside.method == 'c':
-            # Each text has to find itself, also among the other captions of its image.
+            # Match the two features of each text; other captions of the same image are negatives, too.
             total = total + self.contrast(clip.flatten(0, -2), llm.flatten(0, -2), outputs, batch['text_id'].flatten())
         if self.beside.method == 'd':
             total = total + self.contrast(images, outputs['both_text_features'], outputs, batch['text_id'])

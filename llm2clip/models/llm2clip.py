@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 2: vision tower and adapter under the CLIP loss."""
+"""Stage 2: vision tower and text adapter, trained with a contrastive loss."""
 
 import dataclasses
 import math
@@ -31,9 +31,10 @@ Batch = dict[str, torch.Tensor]
 
 
 class LLM2CLIP(nn.Module):
-    """Images and teacher vectors, of width `llm_embed_dim`, in one space of width `config.embed_dim`.
+    """Vision tower and text adapter that map images and text embeddings to a joint space.
 
-    `load_weights` loads the tower's pretrained weights.
+    `llm_embed_dim` is the width of the text embeddings, `config.embed_dim` that of the joint space.  `load_weights`
+    loads the tower's pretrained weights.
     """
 
     def __init__(self, config: ModelConfig, llm_embed_dim: int, load_weights: bool = True) -> None:
@@ -46,43 +47,42 @@ class LLM2CLIP(nn.Module):
         bias = config.logit_bias
         self.logit_bias = None if bias is None else nn.Parameter(torch.full((1,), float(bias)))
 
-    # Composer asks the direct children of a ComposerModel, and nobody below them.
+    # Composer only looks up these methods on the direct children of a ComposerModel.
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
-        """Shard every block of the vision tower and of the adapter on its own, and each part around its blocks.
+        """Shard every block of the vision tower and the adapter as its own FSDP unit, and each part around its blocks.
 
-        What is left for the outermost unit are the temperature and the bias, which stay float32.
-        """
+        The outermost unit keeps the temperature and the bias, which stay float32."""
         parts = self.vision_encoder, self.visual_projection, self.adapter
         return module in parts and any(True for _ in module.parameters()) or self.is_block(module)
 
     def is_block(self, module: nn.Module) -> bool:
-        """Whether a module is a repeated layer of the vision tower or of the adapter."""
+        """Return whether a module is a repeated layer of the vision tower or of the adapter."""
         return self.vision_encoder.is_block(module) or Adapter.is_block(module)
 
     def fsdp_float32_inputs_fn(self, module: nn.Module) -> bool:
-        """The teacher's vectors reach the adapter as they are."""
+        """Return whether FSDP leaves the dtype of a module's inputs unchanged, as for the adapter."""
         return module is self.adapter
 
     def activation_checkpointing_fn(self, module: nn.Module) -> bool:
-        """With `fsdp.activation_checkpointing`, recompute every block of the vision tower on its own."""
+        """Recompute each block of the vision tower separately with `fsdp.activation_checkpointing`."""
         return self.vision_encoder.is_block(module)
 
     def get_image_features(
         self, pixel_values: torch.Tensor, sample_seed: Optional[torch.Tensor] = None
     ) -> torch.Tensor:
-        """``(B, 3, H, W)`` -> ``(B, embed_dim)``, L2-normalised; arguments as of the `VisionEncoder`."""
+        """Encode images ``(B, 3, H, W)`` as ``(B, embed_dim)``, L2-normalised; arguments as for `VisionEncoder`."""
         return F.normalize(self.visual_projection(self.vision_encoder(pixel_values, sample_seed)).float(), dim=-1)
 
     def get_text_features(self, text_embedding: torch.Tensor) -> torch.Tensor:
-        """The teacher's vectors ``(…, llm_embed_dim)`` -> ``(…, embed_dim)``, L2-normalised."""
+        """Project text embeddings ``(…, llm_embed_dim)`` to ``(…, embed_dim)``, L2-normalised."""
         assert text_embedding.is_floating_point(), f'{text_embedding.dtype} without the scales that belong to it'
         return F.normalize(self.adapter(text_embedding.float()).float(), dim=-1)
 
     def forward(
         self, pixel_values: torch.Tensor, text_embedding: torch.Tensor, sample_seed: Optional[torch.Tensor] = None
     ) -> Batch:
-        """``image_features``, ``text_features``, ``logit_scale`` (in log space) and ``logit_bias``, if there is one."""
-        # Copies, since FSDP2 frees the parameters that it has gathered.
+        """Return ``image_features``, ``text_features``, ``logit_scale`` (in log space) and, if any, ``logit_bias``."""
+        # Copies, since FSDP2 frees gathered parameters after the forward pass.
         outputs = {
             'image_features': self.get_image_features(pixel_values, sample_seed),
             'text_features': self.get_text_features(text_embedding),
@@ -92,7 +92,7 @@ class LLM2CLIP(nn.Module):
 
 
 def projection_kind(projection: nn.Module) -> VisualProjection:
-    """What a projection is, whether it was pretrained or not."""
+    """Return the kind of a projection layer, pretrained or not."""
     if not isinstance(projection, nn.Linear):
         return 'identity'
     return 'linear' if projection.bias is None else 'affine'
@@ -108,10 +108,10 @@ def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> n
         return nn.Identity()
     projection = nn.Linear(width, config.embed_dim, bias=config.visual_projection == 'affine')
     if config.visual_projection_init == 'orthogonal':
-        # Rows that keep the angles between the pretrained tower's features.
+        # Orthogonal rows distort the angles between the pretrained tower's features least.
         nn.init.orthogonal_(projection.weight)
     else:
-        # As the official code has it in eva_clip/transformer.py, and in eva_clip/eva_vit_model.py, 0.02 times 0.001.
+        # As in the official code: eva_clip/transformer.py, and eva_clip/eva_vit_model.py (0.02 times 0.001).
         nn.init.normal_(projection.weight, std=width ** -0.5 if config.visual_projection_init == 'clip' else 2e-5)
     if projection.bias is not None:
         nn.init.zeros_(projection.bias)
@@ -119,17 +119,16 @@ def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> n
 
 
 def check_truncate_dim(dim: Optional[int], config: ModelConfig, key: str) -> None:
-    """Raise a ConfigError that names the key if a model's features have fewer dimensions than that."""
+    """Raise a ConfigError that names `key` if a model's features have fewer than `dim` dimensions."""
     if dim is not None and dim > config.embed_dim:
         raise ConfigError(f'{key}: {dim}, expected at most the {config.embed_dim} dimensions of the model')
 
 
 def truncate_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) -> ModelConfig:
-    """Let a model's features be the first `truncate_dim` of what they were, scaled to length 1 again, as
-    `loss.matryoshka_dims` trains them (arXiv 2205.13147); returns its configuration from now on.
+    """Truncate a model's features to their first `dim` dimensions, L2-normalised again; return its new configuration.
 
-    The last layer of either side gives the features before they are scaled, so its first rows give the shorter ones.
-    The model is changed in place, unless `dim` is None.
+    `loss.matryoshka_dims` trains such features (arXiv 2205.13147).  The last layer of either side computes the features
+    before normalisation, so it keeps its first `dim` rows.  The model is changed in place, unless `dim` is None.
     """
     if dim is None:
         return config
@@ -145,8 +144,7 @@ def truncate_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) -> M
 
 
 def _first_outputs(layer: nn.Module, width: int, dim: int, bias: bool = False) -> nn.Linear:
-    """A layer's first `truncate_dim` outputs of `width`; in place of the identity, ones and zeros, maybe with a
-    bias."""
+    """Linear layer with the first `dim` of a layer's `width` outputs; `bias` adds a zero bias to a former identity."""
     if isinstance(layer, nn.Linear):
         weight, offset = layer.weight, layer.bias
     else:
@@ -157,23 +155,22 @@ def _first_outputs(layer: nn.Module, width: int, dim: int, bias: bool = False) -
 
 
 class ComposerLLM2CLIP(ComposerModel):
-    """Stage-2 training.
+    """Stage-2 training on text embeddings.
 
     A training batch holds ``pixel_values`` ``(B, 3, H, W)`` in uint8, ``text_embedding`` ``(B, llm_embed_dim)`` of any
-    float type, ``text_id`` ``(B,)`` and ``sample_seed`` ``(B,)``; with K captions per image, and in evaluation, it has
-    ``text_embedding`` ``(B, K, llm_embed_dim)`` and ``text_id`` ``(B, K)``.  Evaluation needs the images' ``index``
-    ``(B,)``.  With ``initial_image_features`` ``(B, embed_dim)``, the loss holds the image features to them.
+    float type, ``text_id`` ``(B,)`` and ``sample_seed`` ``(B,)``.  With K captions per image, and in evaluation, the
+    shapes are ``(B, K, llm_embed_dim)`` and ``(B, K)`` for ``text_embedding`` and ``text_id``.  Evaluation also needs
+    the images' ``index`` ``(B,)``.  With ``initial_image_features`` ``(B, embed_dim)``, the loss includes the
+    distillation losses towards them, weighted by `self_distillation`.
 
-    A batch of a zero-shot set has ``label``, the class of each image ``(B,)`` or a 1 or a 0 for each of C classes
-    ``(B, C)``, and ``class_features`` ``(C, embed_dim)``; its ``text_embedding`` does not count.
-
-    `self_distillation` says how much the initial image features count.
+    A batch of a zero-shot set has ``class_features`` ``(C, embed_dim)`` and ``label``: each image's class ``(B,)`` or,
+    for any number of classes, a 0 or 1 per class ``(B, C)``.  Its ``text_embedding`` is ignored.
     """
 
     feature_names: tuple[str, ...] = ('image_features', 'text_features')
     tested = 'text_features'
-    """Those of texts that evaluations take."""
-    # Those of an evaluation on images with captions, with a class each, and with any number of classes.
+    """Name of the text features that evaluations use."""
+    # Metrics for images with captions, with one class each, and with any number of classes.
     retrieval_metrics: dict[str, type[Metric]] = {'retrieval_recall@10': RetrievalRecall}
     zeroshot_metrics: dict[str, type[Metric]] = {'zeroshot_top1': ZeroshotTop1, 'mean_per_class': MeanPerClass}
     multilabel_metrics: dict[str, type[Metric]] = {'mean_average_precision': MeanAveragePrecision}
@@ -193,11 +190,11 @@ class ComposerLLM2CLIP(ComposerModel):
             **self.retrieval_metrics, **self.zeroshot_metrics, **self.multilabel_metrics}.items()}
 
     def forward(self, batch: Batch) -> Batch:
-        """What `LLM2CLIP` returns for this rank's samples."""
+        """Return the outputs of `LLM2CLIP` for this rank's samples."""
         return self.model(batch['pixel_values'], batch['text_embedding'], batch.get('sample_seed'))
 
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
-        """This rank's part of the loss, whose mean over the ranks is that of the global batch."""
+        """Return this rank's part of the loss; the mean over ranks is the loss of the global batch."""
         del args
         images = outputs['image_features']
         loss = self.contrast(images, outputs['text_features'], outputs, batch.get('text_id'))
@@ -211,10 +208,10 @@ class ComposerLLM2CLIP(ComposerModel):
         self, rows: torch.Tensor, columns: torch.Tensor, outputs: Mapping[str, torch.Tensor],
         text_id: Optional[torch.Tensor],
     ) -> torch.Tensor:
-        """This rank's part of the contrastive loss that the configuration names.
+        """Compute this rank's part of the configured contrastive loss.
 
-        It compares ``(B, D)`` with ``(B, D)`` or ``(B, K, D)``, L2-normalised, by the temperature and bias in the
-        outputs; ids ``(B,)`` or ``(B, K)`` are those of the columns' texts.
+        `rows` ``(B, D)`` and `columns` ``(B, D)`` or ``(B, K, D)`` are L2-normalised.  `outputs` holds the temperature
+        and bias; `text_id` ``(B,)`` or ``(B, K)`` identifies the texts of the columns.
         """
         config, scale = self.loss_config, outputs['logit_scale']
         ids = None
@@ -230,7 +227,7 @@ class ComposerLLM2CLIP(ComposerModel):
         return outputs if outputs is not None else self(batch)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
-        """All that there are; an evaluator names those of its data."""
+        """Return all metrics; each evaluator names the ones for its data."""
         return {} if is_train else dict(self.val_metrics)
 
     def update_metric(self, batch: Batch, outputs: Batch, metric: Metric) -> None:

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What is done with a model's modules: FSDP2 shards them, blocks are compiled, checkpoints leave frozen ones out."""
+"""Operations on a model's modules: FSDP2 sharding, compilation of blocks, checkpoints without frozen weights."""
 
 import dataclasses
 from typing import Any, Optional
@@ -19,16 +19,18 @@ from llm2clip.config import ConfigError, FsdpConfig
 
 __all__ = ['compile_blocks', 'fsdp2_config', 'save_trainable_only', 'set_up_units', 'unwrapped_name', 'whole']
 
-# Blocks of one class share this limit: those of a convolutional network differ in their shapes, and each is compiled
-# once more for evaluation, for a pass without gradients, and for lengths of texts that vary.  torch's own limit of 8
-# would leave the rest uncompiled.
+# Blocks of one class share this limit.  Blocks of a convolutional network differ in shape, and each block is compiled
+# again for evaluation, for passes without gradients, and for varying sequence lengths.  torch's default of 8 would
+# leave the rest uncompiled.
 _RECOMPILE_LIMIT = 256
 
 
 @dataclasses.dataclass
 class _Sharding(FSDP2Config):
-    """With copies of the model: Composer 0.32.1 replaces a `device_mesh` by one of its own, which has one dimension
-    unless this says how many copies there are.  The last dimension is that of neighbours, which fast links join."""
+    """FSDP2 configuration with replicas of the model.
+
+    Composer 0.32.1 replaces a `device_mesh` by its own one-dimensional mesh unless `data_parallel_replicate_degree` is
+    set.  The last dimension shards over neighbouring ranks, which have fast links."""
 
     replicate: int = 1
 
@@ -38,7 +40,7 @@ class _Sharding(FSDP2Config):
 
 
 def fsdp2_config(config: FsdpConfig) -> FSDP2Config:
-    """Composer's configuration."""
+    """Convert to Composer's configuration."""
     return _Sharding(
         replicate=config.replicate,
         reshard_after_forward=config.reshard_after_forward,
@@ -50,35 +52,34 @@ def fsdp2_config(config: FsdpConfig) -> FSDP2Config:
 
 
 def unwrapped_name(name: str) -> str:
-    """The name of a module or parameter before it was wrapped for recomputation or by DDP."""
+    """Return the name of a module or parameter without the wrappers of activation checkpointing and DDP."""
     return '.'.join(part for part in name.removeprefix('module.').split('.') if part != '_checkpoint_wrapped_module')
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor with the other ranks' shards, if it is one."""
+    """Return the full tensor, gathered from all ranks if it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
-    """Once Composer has sharded a model, and before its first forward: what has to stay float32 is not rounded, and
-    units gather the weights of the next ones in time, as `prefetch` says.
+    """Set mixed precision and prefetching of a model's FSDP2 units, after sharding and before the first forward pass.
 
-    Composer 0.32.1 gives every FSDP2 unit one `MixedPrecisionPolicy`, which in 16-bit precisions rounds its weights and
-    inputs: a temperature of 100 to 98.9.  Here, a unit of scalars alone keeps them, and one for which its model's
-    ``fsdp_float32_inputs_fn`` returns True takes its inputs as they are.  torch reads the policies when the model first
-    runs: 2.7 that of a unit, 2.15 those of its parameters.
+    Composer 0.32.1 gives every FSDP2 unit the same `MixedPrecisionPolicy`, which rounds weights and inputs in 16-bit
+    precisions: a temperature of 100 becomes 98.9.  Here, a unit with only scalars stays float32.  A unit keeps the
+    dtype of its inputs if ``fsdp_float32_inputs_fn`` of its model returns True.  PyTorch reads the policies in the
+    first forward pass: version 2.7 reads the unit's policy, 2.15 its parameters' policies.
 
     Returns:
-        One line on what is sharded and recomputed.
+        One line that summarises the sharded and recomputed modules.
 
     Raises:
-        ConfigError: Recomputation was asked for, and the model has no module for it.
+        ConfigError: `fsdp.activation_checkpointing` is set, but the model has no block to recompute.
     """
     recomputed = [module for module in model.modules() if isinstance(module, CheckpointWrapper)]
     if config.activation_checkpointing and not recomputed:
         raise ConfigError('fsdp.activation_checkpointing: this model has no repeated blocks that could be recomputed; '
                           'leave it out')
-    for child in model.children():  # each of which Composer makes a tree of units by itself
+    for child in model.children():  # Composer makes a separate tree of units for each child
         units: list[FSDPModule] = [module for module in child.modules() if isinstance(module, FSDPModule)]
         takes_float32 = getattr(child, 'fsdp_float32_inputs_fn', lambda module: False)
         for i, unit in enumerate(units):
@@ -99,14 +100,14 @@ def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
 
 
 def compile_blocks(model: ComposerModel, **arguments: Any) -> None:
-    """Compile every repeated block of a model that is not sharded or wrapped yet, in place, when it first runs.
+    """Compile every repeated block of a model in place, at its first forward pass; call this before sharding the model.
 
-    Blocks of one kind share what was compiled for the first of them.  What stands between them runs as before: FSDP2's
-    gathering of weights, recomputation, patch dropout, GradCache's two passes, the loss.
+    Blocks of one class share compiled code.  Everything between blocks stays eager: FSDP2's all-gathers, recomputation,
+    patch dropout, GradCache's two passes, the loss.
     """
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     for child in model.children():
-        # What a part calls its blocks, or else shards on its own.
+        # Without `is_block`, the FSDP units are the blocks.
         is_block: Any = getattr(child, 'is_block', getattr(child, 'fsdp_wrap_fn', None))
         for module in child.modules():
             if is_block is not None and is_block(module):
@@ -114,11 +115,10 @@ def compile_blocks(model: ComposerModel, **arguments: Any) -> None:
 
 
 def save_trainable_only(model: ComposerModel, part: str = '') -> None:
-    """Leave the frozen weights of a model, or of one of its parts, out of its state dict, and hence of checkpoints.
+    """Exclude frozen weights and buffers of a model, or of its submodule `part`, from its state dict and checkpoints.
 
-    They are those of a pretrained model, gigabytes that every checkpoint would repeat.  Load with ``strict=False``
-    (`Trainer(load_strict_model_weights=False)`): a checkpoint that lacks another weight, or has an unknown one, is an
-    error all the same.
+    Every checkpoint would otherwise repeat gigabytes of pretrained weights.  Load with ``strict=False``
+    (`Trainer(load_strict_model_weights=False)`): other missing or unexpected weights still raise a ValueError.
     """
     def left_out(module: nn.Module, names: Any) -> set[str]:
         trainable = {unwrapped_name(name) for name, parameter in module.named_parameters() if parameter.requires_grad}
@@ -137,7 +137,7 @@ def save_trainable_only(model: ComposerModel, part: str = '') -> None:
             raise ValueError(f'the checkpoint is of another model: it lacks {[*map(unwrapped_name, missing)][:3]} and '
                              f'has {list(keys.unexpected_keys)[:3]} besides')
 
-    # Composer's own name; it turns it off while it hands the weights of rank 0 to the others.
+    # Composer reads this attribute, and unsets it while it broadcasts the weights of rank 0.
     vars(model)['should_save_peft_only'] = True
     model.register_state_dict_post_hook(drop_frozen)
     model.register_load_state_dict_post_hook(check_loaded)

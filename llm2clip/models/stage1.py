@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 1 as Composer models: two captions of one thing attract each other; and masked next-token prediction, the
+"""Stage 1 as Composer models: contrastive fine-tuning on pairs of captions, and masked next-token prediction, the
 optional warm start (LLM2Vec, BehnamGhader et al. 2024, section 2.2)."""
 
 import math
@@ -28,34 +28,34 @@ IGNORED = -100
 
 
 class _LogitScale(nn.Module):
-    """The factor on the cosine similarities, in log space; a module, so that FSDP2 makes a unit of it."""
+    """Factor on the cosine similarities, in log space; a module, so that it becomes an FSDP2 unit."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(scale)))
 
     def forward(self, anything: torch.Tensor) -> torch.Tensor:
-        """The parameter.  On GPUs, FSDP2 of torch 2.7 wants the outermost unit, which this is, to have an input."""
+        """Return the parameter, ``(1,)``.  FSDP2 of torch 2.7 requires the unused input of root units on GPUs."""
         return self.logit_scale.clone()
 
 
 class CaptionContrastive(ComposerModel):
     """Contrastive fine-tuning of a text encoder.
 
-    A batch holds ``query_*`` and ``positive_*`` tensors (`input_ids`, `attention_mask`, `embed_mask`, each ``(B, T)``;
-    `text_id` ``(B,)``, equal for equal texts), ``negative_*`` where the data has hard negatives (`text_id` 0 where a
-    sample has none), and the samples' ``index`` ``(B,)``.  In evaluation, query and positive may be absent as well.
-    In training, `split_packed` has put the texts of all sides into one row, which the encoder reads at once.
+    A batch holds the samples' ``index`` ``(B,)`` and ``query_*`` and ``positive_*`` tensors: `input_ids`,
+    `attention_mask`, `embed_mask`, each ``(B, T)``, and `text_id` ``(B,)``, equal for equal texts.  Data with hard
+    negatives adds ``negative_*``; `text_id` is 0 where a text is absent: a negative or, in evaluation, any text.
+    In training, `split_packed` packs the texts of all sides into one row for a single forward pass.
 
     Args:
         logit_scale, learn_logit_scale: The factor on the cosine similarities, and whether it is trained.
-        symmetric: Also from positive to query.
-        mask_equal_texts: Two samples of the global batch that share a text are not each other's negatives.
+        symmetric: Whether to average the loss with the loss from positive to query.
+        mask_equal_texts: Whether samples of the global batch that share a text are excluded as negatives of each other.
     """
 
     feature_names = ('query', 'positive', 'negative')
     metrics: dict[str, type[Metric]] = {'cra': CaptionRetrievalAccuracy}
-    """Those of an evaluation."""
+    """Evaluation metrics by name."""
 
     def __init__(
         self,
@@ -75,13 +75,13 @@ class CaptionContrastive(ComposerModel):
         self.val_metrics = {name: metric() for name, metric in self.metrics.items()}
 
     def forward(self, batch: Batch) -> Outputs:
-        """This rank's embeddings by side, ``(B, llm_embed_dim)`` each, and ``logit_scale`` if it is learned."""
+        """Return this rank's embeddings by side, ``(B, llm_embed_dim)`` each, and ``logit_scale`` if it is trained."""
         if 'runs' in batch:
             vectors = self.text_encoder(**{name: batch[name] for name in TextEncoder.arguments if name in batch})
             sides = [name.removesuffix('_text_id') for name in batch if name.endswith('_text_id')]
             outputs = dict(zip(sides, vectors.chunk(len(sides))))
         else:
-            # In evaluation.  torch 2.7 cannot compile a layer of transformers that is given a mask.
+            # Evaluation batches are not packed; torch 2.7 cannot compile a transformers layer with an attention mask.
             with torch.compiler.set_stance('force_eager'):
                 outputs = {side: self.text_encoder(**{name: batch[f'{side}_{name}'] for name in TextEncoder.arguments
                                                       if f'{side}_{name}' in batch})
@@ -91,7 +91,7 @@ class CaptionContrastive(ComposerModel):
         return outputs
 
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
-        """This rank's part of the loss, whose mean over the ranks is that of the global batch."""
+        """Return this rank's part of the loss; the mean over ranks is the loss of the global batch."""
         del args
         ids = {side: batch[f'{side}_text_id'].to(outputs[side].device)
                for side in self.feature_names if side in outputs}
@@ -114,13 +114,13 @@ class CaptionContrastive(ComposerModel):
 def mntp_loss(
     states: torch.Tensor, labels: torch.Tensor, head: nn.Module, softcap: Optional[float] = None
 ) -> torch.Tensor:
-    """Cross-entropy of the masked tokens, each predicted from the state of the position before it.
+    """Cross-entropy of the masked tokens, each predicted from the hidden state at the preceding position.
 
     Args:
-        states: ``(B, T, D)`` of the last layer.
-        labels: ``(B, T)``, the token that was masked at a position, -100 elsewhere; never at a text's position 0.
+        states: ``(B, T, D)``, hidden states of the last layer.
+        labels: ``(B, T)``, the original token at masked positions and -100 elsewhere; position 0 is never masked.
         head: ``(…, D)`` -> ``(…, vocabulary)``.
-        softcap: Gemma 2's bound on logits.
+        softcap: Gemma 2's bound on logits.  None: no bound.
 
     Returns:
         The mean over the masked tokens, a scalar in float32.
@@ -133,10 +133,10 @@ def mntp_loss(
 
 
 class MaskedNextTokenPrediction(ComposerModel):
-    """Teaches an LLM without causal mask to use the tokens on its right.
+    """Masked next-token prediction, which teaches an LLM without a causal mask to use context to the right.
 
-    A batch holds ``input_ids``, ``attention_mask`` and ``labels`` ``(B, T)``, or the same packed in a row.  Composer
-    weighs microbatches and ranks by their masked tokens, so the loss is the mean over those of the global batch.
+    A batch holds ``input_ids``, ``attention_mask`` and ``labels`` ``(B, T)``, or the same packed into one row.
+    Composer weights microbatches and ranks by their masked tokens, so the loss is the mean over the global batch.
 
     The `head` is the LLM's own language-model head, frozen.
     """
@@ -149,10 +149,10 @@ class MaskedNextTokenPrediction(ComposerModel):
         self.softcap = getattr(text_encoder.llm.config, 'final_logit_softcapping', None)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """States ``(B, T, llm_embed_dim)``."""
+        """Return hidden states ``(B, T, llm_embed_dim)``."""
         return self.text_encoder(**{key: batch[key] for key in TextEncoder.arguments if key in batch})
 
     def loss(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
-        """The mean over this microbatch's masked tokens."""
+        """Return the mean over this microbatch's masked tokens."""
         del args
         return mntp_loss(outputs, batch['labels'], self.head, self.softcap)

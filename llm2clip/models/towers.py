@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Image models of timm and of transformers behind one interface."""
+"""Image models of timm and transformers behind one interface."""
 
 import copy
 import re
@@ -28,43 +28,43 @@ from llm2clip.remote_code.checks_llm2clip import check_finite, check_no_code, lo
 
 __all__ = ['load_projection', 'load_tower', 'tower_preprocessing', 'train_image_size']
 
-# (tokens (B, T, D), how many of them come before the patches) -> indices (B, kept) of patches that stay, or None: all.
+# (tokens (B, T, D), number of prefix tokens) -> indices (B, kept) of the patches to keep, or None to keep all.
 Keep = Callable[[torch.Tensor, int], Optional[torch.Tensor]]
 
 
 class Tower(Protocol):
-    """What the vision encoder asks of an image model, whatever library it is from."""
+    """Interface of an image model to the vision encoder, independent of the model's library."""
 
     trunk: nn.Module
     width: int
 
     def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """``(B, 3, H, W)`` -> ``(B, width)``."""
+        """Compute pooled features, ``(B, 3, H, W)`` -> ``(B, width)``."""
         ...
 
     def architecture(self) -> dict[str, Any]:
-        """What `VisionConfig.architecture` needs to build it again; nothing where the name says all."""
+        """Return the `VisionConfig.architecture` that rebuilds the model; empty if its name suffices."""
         return {}
 
     def layer_ids(self) -> dict[str, int]:
-        """Parameter name -> its layer: 0 for the embeddings, then one per block, the last for what follows them."""
+        """Map parameter names to layers: 0 for the embeddings, one per block, the last for everything after them."""
         ...
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters, beside those of one dimension, that do not decay."""
+        """Return the names of parameters without weight decay, except one-dimensional ones, which never decay."""
         ...
 
     def on_tokens(self, keep: Keep) -> None:
-        """Let `keep` choose patches between the embeddings and the first block; a ConfigError if there are none."""
+        """Let `keep` select patches between embeddings and first block; a ConfigError for a tower without patches."""
 
     def checkpoint_gradients(self) -> None:
-        """Recompute the blocks' activations in the backward pass."""
+        """Enable recomputation of the blocks' activations in the backward pass."""
 
     def blocks(self) -> list[nn.Module]:
-        """The tower's repeated layers, in order.
+        """Return the tower's repeated layers, in order.
 
-        They are the most numerous kind of modules in lists of one kind that holds at least a third of the parameters: a
-        transformer's layers, or the residual blocks of all stages of a convolutional network.
+        Lists with modules of a single class are searched.  Among classes with at least a third of all parameters, the
+        most frequent one is returned: a transformer's layers, or a convolutional network's residual blocks.
         """
         found: dict[type[nn.Module], list[nn.Module]] = {}
         for module in self.trunk.modules():
@@ -86,7 +86,7 @@ def _keep_patches(keep: Keep, tokens: torch.Tensor, prefix: int) -> tuple[torch.
 
 
 class _PatchDrop(nn.Module):
-    """In the place where timm's towers have their own patch dropout; EVA also wants the indices, for its RoPE."""
+    """Replacement for the patch dropout of timm's towers; EVA also needs the indices, for its RoPE."""
 
     def __init__(self, keep: Keep, prefix: int, with_indices: bool) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class TimmTower(Tower):
         module: Any
         for module in trunk.modules():
             if getattr(module, 'inplace', False):
-                module.inplace = False  # what it overwrites would first be copied, for the backward pass
+                module.inplace = False  # autograd would clone the inputs of SiLU and others
         self.trunk: Any = trunk
         self.width: int = self.trunk.num_features
         self.name = config.name
@@ -116,14 +116,14 @@ class TimmTower(Tower):
 
     def layer_ids(self) -> dict[str, int]:
         matcher = self.trunk.group_matcher(coarse=False)
-        if isinstance(matcher, dict):  # some convolutional networks have a function
-            # Less the patterns that count what follows the last block to that block (timm's MATCH_PREV_GROUP): what no
-            # pattern names is a layer of its own, the last.
+        if isinstance(matcher, dict):  # it is a function for some convolutional networks
+            # Drop the patterns that assign everything after the last block to that block (timm's MATCH_PREV_GROUP):
+            # parameters without a pattern form a separate last layer.
             matcher = {part: [(names, layer) for names, layer in patterns
                               if layer != (99999,) or re.compile(names).groups > 0]
                        if isinstance(patterns, (list, tuple)) else patterns for part, patterns in matcher.items()}
         ids = group_parameters(self.trunk, matcher, reverse=True)
-        # timm counts groups, some of which may be empty.
+        # timm's group numbers may have gaps, since a group may be empty.
         rank = {layer: i for i, layer in enumerate(sorted(set(ids.values())))}
         return {name: rank[layer] for name, layer in ids.items()}
 
@@ -140,7 +140,7 @@ class TimmTower(Tower):
 
 
 def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool = False) -> Any:
-    """A timm model with its classifier, whose weights need not be in a file unless they are asked for."""
+    """Load a timm model with its classifier, which a checkpoint file may lack unless `with_classifier` is set."""
     size: dict[str, Any] = {'img_size': config.image_size} if _timm_config(config.name).fixed_input_size else {}
     checkpoint = config.checkpoint if load_weights else None
     if checkpoint is not None and not Path(checkpoint).is_file():
@@ -149,7 +149,7 @@ def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool =
     with reading(f'model.vision.name: {config.name}', 'a model of timm'):
         trunk: Any = timm.create_model(config.name, pretrained=pretrained, **size)
     if checkpoint is not None:
-        # Converted and interpolated as timm does it with its own weights.
+        # Convert and interpolate as timm does for its own weights.
         convert = getattr(sys.modules[type(trunk).__module__], 'checkpoint_filter_fn', None)
         with reading(f'model.vision.checkpoint: {checkpoint}', f'weights of {type(trunk).__name__}'):
             result = timm.models.load_checkpoint(trunk, checkpoint, strict=config.remap, remap=config.remap,
@@ -165,19 +165,19 @@ def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool =
 
 
 def _timm_config(name: str) -> timm.models.PretrainedCfg:
-    """What timm knows of a model; of one on the Hub or in a folder, what lies there."""
+    """timm's configuration of a pretrained model, read from its files for a model on the Hub or in a folder."""
     return timm.models.PretrainedCfg(**timm.models.resolve_model_input_args(name)['pretrained_cfg'])
 
 
 class TransformersTower(Tower):
-    """A Hugging Face image model, or the image side of a CLIP or SigLIP."""
+    """A Hugging Face image model, or the image tower of a CLIP or SigLIP model."""
 
     def __init__(self, config: VisionConfig, load_weights: bool) -> None:
         architecture = _architecture(config)
         if config.checkpoint is not None:
             raise ConfigError(f'model.vision.checkpoint: {config.name} is a transformers model, whose weights are a '
                               'folder: give it as model.vision.name')
-        # A pooler that the weights do not have would be random.
+        # Pretrained weights of these types have no pooler, which would be initialised at random.
         without_pooler = architecture.model_type in ('vit', 'deit', 'beit')
         extra: dict[str, Any] = {'add_pooling_layer': False} if without_pooler else {}
         if config.pretrained and load_weights:
@@ -239,7 +239,7 @@ def _grid(config: Any) -> int:
 
 
 def _at_image_size(trunk: Any, image_size: int, arguments: dict[str, Any]) -> PreTrainedModel:
-    """The same weights with position embeddings for another resolution, interpolated as timm does."""
+    """Return the tower for another resolution, with position embeddings interpolated as timm does."""
     if getattr(trunk.config, 'image_size', image_size) == image_size:
         return trunk
     architecture = copy.deepcopy(trunk.config)
@@ -263,7 +263,7 @@ def _is_timm(config: VisionConfig) -> bool:
 
 
 def train_image_size(data: ImageDataConfig, vision: VisionConfig) -> int:
-    """Side of the training images in pixels; a ConfigError if it is not the tower's, and the tower takes no other."""
+    """Return the side of training images in pixels; a size that the tower does not support is a ConfigError."""
     size = data.image_size
     if size not in (None, vision.image_size) and not (
             _is_timm(vision) and not _timm_config(vision.name).fixed_input_size):
@@ -273,10 +273,11 @@ def train_image_size(data: ImageDataConfig, vision: VisionConfig) -> int:
 
 
 def tower_preprocessing(config: VisionConfig) -> Preprocessing:
-    """The tower's own normalisation, known before any weight is loaded.
+    """Return the tower's image size and normalisation without loading weights.
 
     Raises:
         ConfigError: Neither timm nor transformers knows the tower.
+        FileError: The image processor of a transformers tower lacks image_mean or image_std.
     """
     if config.mean and config.std:
         return Preprocessing(config.image_size, tuple(config.mean), tuple(config.std))
@@ -294,18 +295,18 @@ def tower_preprocessing(config: VisionConfig) -> Preprocessing:
 
 
 def load_tower(config: VisionConfig, load_weights: bool = True) -> Tower:
-    """The tower that a configuration names, without its weights when a checkpoint of the whole model follows."""
+    """Load the configured tower; set `load_weights` to False if a checkpoint of the whole model is loaded next."""
     return TimmTower(config, load_weights) if _is_timm(config) else TransformersTower(config, load_weights)
 
 
 def load_projection(config: VisionConfig, embed_dim: int, load_weights: bool = True) -> nn.Module:
-    """The projection that a tower was trained with, from its pooled features to the space that it shares with texts.
+    """Load the pretrained projection of a tower, from its pooled features to the joint space of images and texts.
 
-    It is the classifier of timm's CLIP towers, the `visual_projection` of those of transformers, and the identity where
-    there is none, as in SigLIP; arguments as of `load_tower`.
+    It is the classifier of timm's CLIP towers, the `visual_projection` of transformers' CLIP towers, and the identity
+    for towers without one, such as SigLIP.  Arguments are as for `load_tower`.
 
     Raises:
-        ConfigError: The tower begins with random weights, or its space has another width.
+        ConfigError: The tower is initialised at random, or the width of its joint space is not `embed_dim`.
     """
     if load_weights and not config.pretrained and config.checkpoint is None:
         raise ConfigError('model.visual_projection: there is no pretrained one, since model.vision.pretrained is false')
@@ -321,7 +322,7 @@ def load_projection(config: VisionConfig, embed_dim: int, load_weights: bool = T
         if kind is not None and not load_weights:
             projection = nn.Linear(architecture.hidden_size, embed_dim, bias=False)
         elif kind is not None:
-            # Those of the whole model and of its vision part do not always say the same.
+            # `projection_dim` may differ between the configurations of the whole model and its vision part.
             whole = load_config(config.name, f'model.vision.name: {config.name}')
             architecture.projection_dim = getattr(whole, 'projection_dim', architecture.projection_dim)
             model, _ = load_checked(kind.from_pretrained, config.name, where=f'model.vision.name: {config.name}',

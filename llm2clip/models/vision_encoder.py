@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Vision towers by name: pixels -> pooled features, with what training needs to know of their layers."""
+"""Vision towers by name: pixels -> pooled features, with the layer structure that training needs."""
 
 from collections.abc import Iterable
 from itertools import chain, pairwise
@@ -22,8 +22,8 @@ __all__ = ['VisionEncoder', 'check_tower_names']
 
 
 class VisionEncoder(nn.Module):
-    """A timm or transformers tower without its classifier, and without its weights when a checkpoint of the whole model
-    follows (`load_weights`)."""
+    """A timm or transformers tower without its classifier.
+    Set `load_weights` to False if a checkpoint of the whole model is loaded next."""
 
     def __init__(self, config: VisionConfig, load_weights: bool = True) -> None:
         super().__init__()
@@ -52,16 +52,16 @@ class VisionEncoder(nn.Module):
 
     @property
     def width(self) -> int:
-        """Size of the tower's pooled features."""
+        """Width of the tower's pooled features."""
         return self.tower.width
 
     @property
     def num_layers(self) -> int:
-        """Layers that learning-rate decay tells apart, embeddings and what follows the last block included."""
+        """Number of layers for learning-rate decay: embeddings, blocks, and everything after the last block."""
         return max(self.layer_ids.values()) + 1
 
     def drop_patches(self, rate: float) -> None:
-        """From now on, leave out this share of an image's patches in training (FLIP, arXiv 2212.00794)."""
+        """Enable patch dropout: leave out this share of an image's patches in training (FLIP, arXiv 2212.00794)."""
         if not 0 <= rate < 1:
             raise ConfigError(f'algorithms.patch_dropout.rate: {rate} is not in [0, 1)')
         self._patch_dropout = rate
@@ -75,7 +75,7 @@ class VisionEncoder(nn.Module):
         return kept_patches(self._sample_seed.to(tokens.device), tokens.shape[1] - prefix, self._patch_dropout)
 
     def is_block(self, module: nn.Module) -> bool:
-        """Whether a module is one of the tower's repeated layers."""
+        """Return whether a module is one of the tower's repeated layers."""
         return module in self._blocks
 
     def train(self, mode: bool = True) -> 'VisionEncoder':
@@ -89,9 +89,9 @@ class VisionEncoder(nn.Module):
         return self
 
     def forward(self, pixel_values: torch.Tensor, sample_seed: Optional[torch.Tensor] = None) -> torch.Tensor:
-        """``(B, 3, H, W)`` in uint8, as loaders give them, or normalised -> ``(B, width)``; seeds ``(B,)`` are for
-        patch dropout."""
-        # Here and not when they are loaded: Composer holds a microbatch twice on the device while it trains on it.
+        """Encode images ``(B, 3, H, W)``, in uint8 as loaders return them or normalised, as ``(B, width)``;
+        `sample_seed` ``(B,)`` seeds patch dropout."""
+        # Normalise here rather than in the loader: Composer keeps a microbatch on the device twice, smaller in uint8.
         if pixel_values.dtype == torch.uint8:
             pixel_values = normalize(pixel_values, self.preprocessing.mean, self.preprocessing.std)
         self._sample_seed = sample_seed
@@ -102,7 +102,7 @@ class VisionEncoder(nn.Module):
 
 
 def check_tower_names(encoder: VisionEncoder, state: Iterable[str], prefix: str, *_: object) -> None:
-    """Raise a ConfigError if names of weights that begin with the prefix are others than the encoder's."""
+    """Raise a ConfigError if weights under `prefix` have both missing and unexpected names for the encoder."""
     found = {unwrapped_name(name.removeprefix(prefix)) for name in state if name.startswith(prefix)}
     expected = {unwrapped_name(name) for name in encoder.state_dict(keep_vars=True)}
     if (other := found - expected) and (missing := expected - found):
@@ -113,8 +113,8 @@ def check_tower_names(encoder: VisionEncoder, state: Iterable[str], prefix: str,
 
 
 def kept_patches(sample_seed: torch.Tensor, patches: int, rate: float) -> torch.Tensor:
-    """Which patches stay, those with the smallest hashes (splitmix64 of each sample's seed and the place; int64
-    arithmetic wraps around): ``(B,)`` int64 -> ``(B, kept)``, in order."""
+    """Choose the patches with the smallest hashes: ``(B,)`` int64 seeds -> sorted indices ``(B, kept)``.
+    The hash is splitmix64 of a sample's seed and a patch's position; int64 arithmetic wraps around."""
     kept = max(1, round(patches * (1 - rate)))
     x = sample_seed[:, None] + torch.arange(1, patches + 1, device=sample_seed.device) * -7046029254386353131
     for multiplier, shift in ((-4658895280553007687, 30), (-7723592293110705685, 27)):
@@ -124,21 +124,21 @@ def kept_patches(sample_seed: torch.Tensor, patches: int, rate: float) -> torch.
 
 
 def merge_frozen_batch_norms(trunk: nn.Module, image_size: int) -> int:
-    """Let every convolution of a network in evaluation do what the BatchNorm behind it does; returns how many did.
+    """Fold each BatchNorm of a network in evaluation mode into the convolution before it; return the number folded.
 
-    It can do so by the weight w·γ/√(σ² + ε) and the bias β + (b − μ)·γ/√(σ² + ε).  Parameters, their names and
-    gradients stay what they were.  BatchNorm's passes over the activations are saved, and their memory.
+    The convolution uses the weight w·γ/√(σ² + ε) and the bias β + (b − μ)·γ/√(σ² + ε).  Parameters, their names and
+    gradients are unchanged.  This saves BatchNorm's passes over the activations, and their memory.
     """
     pairs = _pairs(trunk, image_size)
     for conv, norm in pairs:
         conv.__class__ = _CONVOLUTIONS[type(conv)]
-        conv.batch_norm = [norm]  # in a list, so that its parameters do not become the convolution's
+        conv.batch_norm = [norm]  # in a list, so that it is not registered as a submodule
         norm.__class__ = _NORMS[type(norm)]
     return len(pairs)
 
 
 class _Merged:
-    """A convolution's weight and bias after its BatchNorm."""
+    """Mixin that folds a BatchNorm into a convolution's weight and bias."""
 
     weight: torch.Tensor
     bias: Any
@@ -183,7 +183,7 @@ _NORMS: dict[Any, Any] = {nn.BatchNorm2d: _NoBatchNorm2d, BatchNormAct2d: _NoBat
 
 
 def _pairs(trunk: nn.Module, image_size: int) -> list[tuple[Any, Any]]:
-    """Neighbours of which the second, a BatchNorm, reads what the first computes, and each runs once."""
+    """Adjacent convolutions and BatchNorms that run once, where the BatchNorm's input is the convolution's output."""
     neighbours: list[tuple[Any, Any]] = [
         (conv, norm) for module in trunk.modules() for conv, norm in pairwise(module.children())
         if type(conv) in _CONVOLUTIONS and type(norm) in _NORMS and norm.affine and norm.track_running_stats]

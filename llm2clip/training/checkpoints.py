@@ -1,10 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which checkpoint a run goes on from: the newest one that is whole, read without running code.
+"""Find the newest complete checkpoint to resume from, and read it without running code.
 
-Composer's own autoresume trusts the `latest` link, which a kill at the wrong moment leaves missing, and lets all nodes
-create and delete one file in a folder that they may share.
+Composer's own autoresume trusts the `latest` link, which may be missing after a kill.  It also lets all nodes create
+and delete the same file in a folder that they may share.
 """
 
 import datetime
@@ -39,12 +39,12 @@ from llm2clip.weights import read_pickle
 
 __all__ = ['find_checkpoint', 'read_latest', 'written_checkpoints']
 
-# What a Composer checkpoint holds beside tensors and plain containers.
+# Types in a Composer checkpoint beside tensors and plain containers.
 torch.serialization.add_safe_globals([
     datetime.timedelta, torch.torch_version.TorchVersion, np.ndarray, np.dtype, np.dtypes.UInt32DType,
     np._core.multiarray._reconstruct,  # pyright: ignore[reportAttributeAccessIssue]
 ])
-# What the index of a sharded checkpoint is made of; Python 3.13 has its paths in `pathlib._local`.
+# Types in the index of a sharded checkpoint; Python 3.13 defines paths in `pathlib._local`.
 _METADATA_GLOBALS = {
     ('collections', 'OrderedDict'), (type(Path()).__module__, 'PosixPath'), ('torch', 'Size'),
     ('torch.serialization', '_get_layout'),
@@ -60,7 +60,7 @@ _NAME = re.compile(r'ep\d+-ba(\d+)(-rank0\.pt)?')
 
 
 class _Damaged(Exception):
-    """A checkpoint that is not whole."""
+    """A checkpoint is incomplete or damaged."""
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -82,20 +82,20 @@ def _read_metadata(path: Path) -> Metadata:
         raise _Damaged(f'there is no {_METADATA}, which is written last') from None
     except ConfigError:
         raise
-    except Exception as error:  # whatever pickle makes of other bytes
+    except Exception as error:  # malformed bytes make pickle raise any type of error
         raise _Damaged(f'{_METADATA}: {error}') from None
     return metadata
 
 
 def _check_archive(file: Any, name: str) -> None:
-    """Raise for a file of torch that is not whole, or holds more than data (a ConfigError)."""
+    """Raise a _Damaged error if a torch file is incomplete, or a ConfigError if it would run code."""
     try:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()
         if not isinstance(file, Path):
             file.seek(0)
         unsafe = [] if bad else torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except Exception as error:  # whatever zipfile and torch make of other bytes
+    except Exception as error:  # malformed bytes make zipfile and torch raise any type
         raise _Damaged(f'{name}: {error}') from None
     if bad is not None:
         raise _Damaged(f'{name}: the checksum of {bad} is wrong')
@@ -104,7 +104,7 @@ def _check_archive(file: Any, name: str) -> None:
 
 
 def _check_checkpoint(path: Path) -> None:
-    """The same for a checkpoint, full or sharded."""
+    """Apply `_check_archive` to all parts of a checkpoint, full or sharded."""
     if not path.is_dir():
         _check_archive(path, path.name)
         return
@@ -118,7 +118,7 @@ def _check_checkpoint(path: Path) -> None:
 
 
 def _newest_first(names: Iterable[str]) -> list[tuple[int, str]]:
-    """Those of checkpoints, as Composer names them, with their batches."""
+    """Return (batch, name) of the names that Composer gives to checkpoints, newest first."""
     matches = {name: _NAME.fullmatch(name) for name in names}
     return sorted(((int(match[1]), name) for name, match in matches.items() if match), reverse=True)
 
@@ -128,11 +128,11 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def newest_checkpoint(folder: Path) -> Optional[Path]:
-    """The newest whole checkpoint of a local folder, to which `latest-rank0.pt` then points: a file, a folder of
-    shards, or None.  Newer ones that a killed run left unfinished are removed, with a warning.
+    """Return the newest complete checkpoint of a local folder: a file, a folder of shards, or None.
+    `latest-rank0.pt` is set to point to it.  Newer, incomplete ones of a killed run are removed, with a warning.
 
     Raises:
-        ConfigError: A checkpoint would run code, or there are some but none is whole.
+        ConfigError: A checkpoint would run code, or checkpoints exist but none is complete.
     """
     there, damaged, newest = [path for _, path in _checkpoints(folder)], [], None
     for path in there:
@@ -146,7 +146,7 @@ def newest_checkpoint(folder: Path) -> Optional[Path]:
             newest = path
             break
     latest = folder / _LATEST
-    # A single one without a link is that of a run that was killed while it wrote its first.
+    # A single damaged checkpoint without a link is the first of a run that was killed while writing it.
     if newest is None and damaged and (latest.is_symlink() or len(damaged) > 1):
         raise ConfigError(f'{folder}: no checkpoint is whole: {"; ".join(damaged)}. Choose another save_folder, or '
                           'remove them to begin again')
@@ -164,7 +164,7 @@ def newest_checkpoint(folder: Path) -> Optional[Path]:
 
 
 def _newest_remote(store: ObjectStore, folder: str) -> Optional[tuple[str, list[str], str]]:
-    """The same for an object store, where an object that exists is whole: its name, its objects, and their prefix."""
+    """Find the newest complete checkpoint in an object store, where objects are atomic: name, objects, and prefix."""
     prefix = f'{path}/' if (path := parse_uri(folder)[2].strip('/')) else ''
     there = [name.removeprefix(prefix) for name in store.list_objects(prefix or None)]
     for _, name in _newest_first({name.split('/')[0] for name in there}):
@@ -183,12 +183,12 @@ def _newest_remote(store: ObjectStore, folder: str) -> Optional[tuple[str, list[
 
 
 def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
-    """Where every rank finds the newest whole checkpoint, or None; every rank calls this, and the first looks into the
-    folder, local or of an object store.  From then on, this process reads no checkpoint that would run code.
+    """Return the path or URI of the newest complete checkpoint, or None.  Every rank calls this; rank 0 inspects the
+    folder, local or in an object store.  Afterwards, this process refuses to load checkpoints that would run code.
 
     Raises:
-        ConfigError: As for `newest_checkpoint`, the checkpoint is full and not `sharded` or the other way round, or
-            there are no credentials.
+        ConfigError: As for `newest_checkpoint`, or the checkpoint is full although `sharded` is set, or vice versa, or
+            credentials are missing.
     """
     def find() -> Optional[str]:
         store = maybe_create_object_store_from_uri(folder)
@@ -199,7 +199,7 @@ def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
             newest = _newest_remote(store, folder)
         return None if newest is None else f'{folder.rstrip("/")}/{newest[0]}'
 
-    # Composer 0.32.1 asks torch for a full unpickling; its later versions keep a list of what is allowed, as here.
+    # Composer 0.32.1 lets torch unpickle everything; its later versions use a list of allowed types, as here.
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     found = broadcast_from_rank0(find)
     if found is not None and sharded == found.endswith('.pt'):
@@ -210,19 +210,19 @@ def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
 
 
 def written_checkpoints(folder: str, batch: int) -> list[str]:
-    """Checkpoints on this disk that an earlier process wrote, oldest first, as Composer's CheckpointSaver lists them.
+    """List local checkpoints of previous processes, oldest first, in the format of Composer's CheckpointSaver.
 
-    Composer 0.32.1 counts only those of its own process towards `save_num_checkpoints_to_keep`, unless it is told.
-    Those after the batch from which the run goes on will be written again.
+    Without this list, Composer 0.32.1 counts only checkpoints of its own process towards
+    `save_num_checkpoints_to_keep`.  Checkpoints after `batch`, where the run resumes, are left out: it overwrites them.
     """
-    # Of a sharded checkpoint it lists a file in its folder.
+    # For a sharded checkpoint, Composer lists a file inside its folder.
     return [str(path / _METADATA if path.is_dir() else path)
             for found, path in reversed(_checkpoints(Path(parse_uri(folder)[2]))) if found <= batch]
 
 
 @contextmanager
 def _named(path: Union[str, Path]) -> Iterator[None]:
-    """Say which checkpoint is damaged or holds code."""
+    """Turn errors about a checkpoint into a FileError that names it."""
     try:
         yield
     except (_Damaged, ConfigError) as error:
@@ -230,7 +230,7 @@ def _named(path: Union[str, Path]) -> Iterator[None]:
 
 
 def read_model(path: Path) -> dict[str, torch.Tensor]:
-    """The model's weights in a full or sharded checkpoint, whole, on the CPU; errors are those of `read_latest`."""
+    """Read the full weights of the model from a full or sharded checkpoint, on the CPU; errors as for `read_latest`."""
     with _named(path):
         _check_checkpoint(path)
     with reading(path, _EXPECTED):
@@ -250,10 +250,10 @@ def read_model(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_latest(folder: str) -> dict[str, torch.Tensor]:
-    """The model's weights in the latest checkpoint of a folder, local or in an object store, on the CPU.
+    """Read the model's weights from the latest checkpoint of a folder, local or in an object store, on the CPU.
 
     Raises:
-        ConfigError: There is none, or there are no credentials.
+        ConfigError: There is no complete checkpoint, or credentials are missing.
         FileError: The checkpoint is damaged, would run code, or holds no model.
         LoadError: A weight is not finite.
     """

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Inheritance, put together: between the stages, the adapter learns the space of CLIP's own text tower (ProCLIP, arXiv
+"""Inheritance, between the stages: train the adapter to reproduce the space of CLIP's own text tower (ProCLIP, arXiv
 2510.18795)."""
 
 from pathlib import Path
@@ -26,19 +26,17 @@ __all__ = ['make_model', 'train']
 
 
 def make_model(config: InheritanceConfig, llm_embed_dim: int, embed_dim: int) -> ComposerInheritance:
-    """A new adapter from the teacher's `llm_embed_dim` dimensions to CLIP's `embed_dim`, under the loss of the
-    configuration."""
+    """Build a new adapter, `llm_embed_dim` (teacher) -> `embed_dim` (CLIP), with the configured loss."""
     adapter = build_adapter(config.adapter, llm_embed_dim, embed_dim)
     return ComposerInheritance(adapter, config.instance, config.structure, config.block_size)
 
 
 def train(config: InheritanceConfig) -> None:
-    """Train, or go on where a run was stopped, and write the adapter; a complete run is left as it is, unless it is to
-    be longer.
+    """Train or resume a run, and write the adapter; a no-op for a complete run unless `max_duration` was raised.
 
     Raises:
-        ConfigError: The configuration or the data is not what was expected, or a complete run had other settings.
-        ValueError: The embeddings datasets come from another teacher than the one that is named, or from several.
+        ConfigError: The configuration or the data is invalid, or a complete run has other settings.
+        ValueError: The embeddings datasets come from several teachers, or not from the configured one.
     """
     check_replaceable(config.adapter_folder, KIND)
     initialize(config)
@@ -70,7 +68,7 @@ def train(config: InheritanceConfig) -> None:
 
 
 def _find_target(data: DataSpec) -> tuple[Fingerprint, int]:
-    """Whose text features the targets are, the same for all streams, and their width."""
+    """Return the fingerprint of the tower that computed the targets, equal for all streams, and their width."""
     dataset = streaming_dataset(data)
     first, *others = dataset.streams
     target = TeacherRecord.read(first.local).teacher

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The optimizer: which weights decay, which part learns how fast, and which kernel updates them."""
+"""The optimizer: weight decay and learning rate per parameter, and the fused kernel."""
 
 import inspect
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ from llm2clip.registry import build, check, named
 
 __all__ = ['FUSED_SHARDS', 'build_optimizer', 'device_kind']
 
-# Optimizers whose fused kernel torch 2.7 also runs on sharded weights (DTensor).
+# Optimizers with a fused kernel that torch 2.7 supports for sharded weights (DTensor), too.
 FUSED_SHARDS = ('adamw',)
 
 
 def device_kind(device: Optional[str]) -> str:
-    """``gpu`` or ``cpu``, without using it; where none is named, a GPU if there is one."""
+    """Return ``gpu`` or ``cpu`` without initialising the device; the default is a GPU if there is one."""
     return device or ('gpu' if torch.cuda.is_available() else 'cpu')
 
 
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimizer over `parameter_groups` of the model.
+    """Build the configured optimizer over the `parameter_groups` of the model.
 
-    On a GPU it updates all parameters by one kernel where it can (``fused``), unless the configuration says otherwise:
-    with FSDP2, a loop over hundreds of sharded parameters would keep the host busy for longer than the GPU.
+    On a GPU, it uses the ``fused`` kernel if available, unless the configuration sets `fused` or `foreach`.  With
+    FSDP2, a loop over hundreds of sharded parameters would keep the host busy for longer than the GPU.
     """
     name, arguments = named(config.optimizer, 'optimizer')
     lr, weight_decay = arguments.pop('lr'), arguments.pop('weight_decay', 0.0)
@@ -43,7 +43,7 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
         arguments = {'fused': not arguments.get('foreach'), **arguments}
     optimizer = build('optimizer', name, {'params': groups, 'lr': lr, **arguments})
     if can_fuse:
-        # A checkpoint's state computes as this run is configured, not as the one that wrote it.
+        # `fused` follows the configuration of this run, not that of the run that wrote the checkpoint.
         optimizer.register_load_state_dict_pre_hook(lambda optimizer, state: {**state, 'param_groups': [
             {**group, 'fused': optimizer.defaults['fused']} for group in state['param_groups']]})
     return optimizer
@@ -53,11 +53,11 @@ def parameter_groups(
     model: torch.nn.Module, lr: float, weight_decay: float = 0.0, lr_scale: Optional[Mapping[str, float]] = None,
     layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Groups for an optimizer over the trainable parameters, in the order of their learning rates.
+    """Group the trainable parameters by learning rate and weight decay, in ascending order of the learning rates.
 
-    One-dimensional parameters (biases, norms, `logit_scale`) do not decay, nor do those that the vision tower excepts.
-    The learning rate falls by `layer_decay` from each layer of the tower to the one below it, and has a factor where
-    `lr_scale` names a submodule or parameter; one that is not trained is a ConfigError.
+    One-dimensional parameters (biases, norms, `logit_scale`) do not decay, nor does the vision tower's
+    `no_weight_decay`.  The learning rate is multiplied by `layer_decay` per layer from the tower's last layer down, and
+    by `lr_scale` of a submodule or parameter.  A name in `lr_scale` without trainable parameters is a ConfigError.
     """
     lr_scale = lr_scale or {}
     layer_scale: dict[int, float] = {}

@@ -1,8 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The folder of a run: what one that is resumed takes over, models with configuration and teacher, and weights between
-a run's first and last."""
+"""Folders of runs: settings, trained models and their teachers, and interpolation with initial weights (WiSE-FT)."""
 
 import dataclasses
 import shutil
@@ -36,15 +35,15 @@ __all__ = ['BEST_FILE', 'CLIP_TEXT_FOLDER', 'TEACHER_FOLDER', 'is_complete', 'lo
            'record_teacher', 'trained_clip_text', 'with_trained_teacher', 'write_settings']
 
 BEST_FILE = 'best.safetensors'
-# What a run leaves that has trained its text encoder.
+# Folders of the trained text encoders inside the run's folder.
 TEACHER_FOLDER, CLIP_TEXT_FOLDER = 'teacher', 'clip_text'
 
 
 def record_teacher(record: TeacherRecord, run: Union[str, Path]) -> None:
-    """Keep with a stage-2 run which teacher it learns from.
+    """Record the teacher of a run in the run's folder.
 
     Raises:
-        ConfigError: The run was begun with another teacher.
+        ConfigError: The run was started with another teacher.
     """
     if not Path(run, TEACHER_FILE).is_file():
         record.write(run)
@@ -53,8 +52,8 @@ def record_teacher(record: TeacherRecord, run: Union[str, Path]) -> None:
 
 
 def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
-    """The model's weights in a run's latest checkpoint (`read_latest`), which is in the run's own folder, that may have
-    been moved, or where its `checkpoint_folder` says."""
+    """Read the model's weights from a run's latest checkpoint (`read_latest`): in the run's folder, which may have been
+    moved, or in its `checkpoint_folder`."""
     if (own := Path(run, 'checkpoints')).is_dir():
         return read_latest(str(own))
     with reading(path := Path(run, 'config.yaml'), 'checkpoint_folder, where the checkpoints are'):
@@ -65,10 +64,11 @@ def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
 def read_stage2(
     run: Union[str, Path], weights: str = 'latest', wise_ft_alpha: float = 1.0
 ) -> tuple[Stage2Config, TeacherRecord]:
-    """Configuration and teacher of a stage-2 run, without its weights; arguments as for `load_stage2`.
+    """Read the configuration and teacher of a stage-2 run without its weights; arguments as for `load_stage2`.
 
     Raises:
-        ConfigError: The folder holds no stage-2 run, or not the weights that are asked for.
+        ConfigError: The folder holds no stage-2 run, or it lacks the requested weights.
+        FileError: The file of the teacher is damaged.
     """
     if weights not in ('latest', 'best'):
         raise ConfigError(f'weights: {weights!r} is neither latest nor best')
@@ -86,7 +86,7 @@ def read_stage2(
 
 @contextmanager
 def _beginning_of(run: Union[str, Path]) -> Iterator[None]:
-    """Say of an error why the weights that a run began with are read."""
+    """Explain in an error why the initial weights of a run are read."""
     try:
         yield
     except ValueError as error:
@@ -97,17 +97,17 @@ def _beginning_of(run: Union[str, Path]) -> Iterator[None]:
 def load_stage2(
     run: Union[str, Path], weights: str = 'latest', wise_ft_alpha: float = 1.0
 ) -> tuple[LLM2CLIP, Stage2Config, TeacherRecord]:
-    """Model, configuration and teacher of a stage-2 run, in evaluation mode.
+    """Load the model, in evaluation mode, with the configuration and teacher of a stage-2 run.
 
     Args:
-        run: Its folder.
-        weights: ``latest``, those of the latest checkpoint, or ``best``, those that `SaveBest` kept.
-        wise_ft_alpha: Share of them, from 0 to 1; the rest are those that the run began with, where these meant
-            something (`initial_state`).
+        run: Folder of the run.
+        weights: ``latest`` for the latest checkpoint, or ``best`` for the weights that `SaveBest` wrote.
+        wise_ft_alpha: Share of these weights, from 0 to 1, in the interpolation with the run's initial weights
+            (`initial_state`).  1: no interpolation.
 
     Raises:
-        ConfigError: The folder holds no stage-2 run, or there are no such weights.
-        FileError, LoadError: They are damaged, not finite, or of another model.
+        ConfigError: The folder holds no stage-2 run, or it lacks the requested weights.
+        FileError, LoadError: The weights are damaged, not finite, or of another model.
     """
     config, record = read_stage2(run, weights, wise_ft_alpha)
     state = load_checkpoint_model(run) if weights == 'latest' else read_safetensors(Path(run, BEST_FILE)).tensors
@@ -126,10 +126,10 @@ def with_trained_teacher(
     run: Union[str, Path], config: Stage2Config, record: TeacherRecord, weights: str = 'latest',
     wise_ft_alpha: float = 1.0,
 ) -> tuple[Stage2Config, TeacherRecord]:
-    """What `read_stage2` returns, with the teacher that the run has trained in place of the one that it began with.
+    """Replace the teacher in the results of `read_stage2` by the teacher that the run has trained, if any.
 
     Raises:
-        ConfigError: The run has not ended, or other weights are asked for than it ended with.
+        ConfigError: The run has not ended, or other weights than its final ones are requested.
     """
     if config.trainable_text.lora is None:
         return config, record
@@ -139,7 +139,7 @@ def with_trained_teacher(
 
 
 def trained_clip_text(run: Union[str, Path], weights: str = 'latest', wise_ft_alpha: float = 1.0) -> Path:
-    """Folder of the text tower of CLIP that a run has trained; arguments and errors as of `with_own_teacher`."""
+    """Return the folder of a run's trained CLIP text tower; arguments and errors as for `with_trained_teacher`."""
     return _trained(run, CLIP_TEXT_FOLDER, weights, wise_ft_alpha)
 
 
@@ -157,17 +157,17 @@ def _trained(run: Union[str, Path], name: str, weights: str, wise_ft_alpha: floa
 def interpolated(
     initial: Mapping[str, torch.Tensor], trained: Mapping[str, torch.Tensor], share: float
 ) -> dict[str, torch.Tensor]:
-    """``(1 - share) * initial + share * trained``, which is exact at both ends (WiSE-FT, arXiv 2109.01903, section 3).
+    """Return ``(1 - share) * initial + share * trained``, exact at both ends (WiSE-FT, arXiv 2109.01903, section 3).
 
-    What has no initial weight stays as it was trained, and so do integers.  The statistics of BatchNorms are averaged
-    as weights are, which changes nothing where they were frozen.
+    Integers, and weights without an initial value, keep their trained values.  BatchNorm statistics are averaged like
+    weights, which changes nothing if they were frozen.
     """
     return {name: torch.lerp(initial[name].to(value), value, share)
             if name in initial and value.is_floating_point() else value for name, value in trained.items()}
 
 
 def _check_initial(vision: VisionConfig, initial_weights: Optional[str]) -> None:
-    """Raise a ConfigError, without reading a weight, if the tower began with random ones, or theirs are not there."""
+    """Raise a ConfigError, without reading weights, if the tower's initial weights were random or are missing."""
     if initial_weights is not None:
         if not is_exported(initial_weights):
             raise ConfigError(f'initial_weights: {initial_weights} is no exported folder: it has no config.json of one')
@@ -179,11 +179,11 @@ def _check_initial(vision: VisionConfig, initial_weights: Optional[str]) -> None
 
 
 def initial_state(config: Stage2Config, record: TeacherRecord) -> dict[str, torch.Tensor]:
-    """What a run began with: name -> weight, of all weights that meant something before the training.
+    """Return the initial weights of a run, by name, without weights that were initialised at random.
 
-    These are the vision tower's, as their file has them.  Projection and adapter begin at random, unless the first is
-    the tower's own and the second that of `initial_adapter`.  With `initial_weights`, they and the temperature have
-    initial weights too, except an adapter whose teacher was another.  Errors are those of a run that begins.
+    The vision tower's pretrained weights are always included.  The projection is included if it is the tower's own, and
+    the adapter if it is the `initial_adapter`.  With `initial_weights`, all weights are included, the temperature too,
+    except an adapter of another teacher.  Errors are those of a new run.
     """
     _check_initial(config.model.vision, config.initial_weights)
     model = LLM2CLIP(config.model, record.llm_embed_dim, load_weights=config.initial_weights is None)
@@ -202,11 +202,11 @@ def initial_state(config: Stage2Config, record: TeacherRecord) -> dict[str, torc
 
 
 def is_complete(config: TrainConfig, result: Path) -> bool:
-    """Whether a run has ended, as long as it is asked for, and left its result, a file that is there only then; every
-    rank calls this.
+    """Return whether a run has ended at the configured `max_duration`, with its result; every rank calls this.
+    `result` is a file that exists only after the end of a run.
 
     Raises:
-        ConfigError: It has ended, but was trained with other settings, or the result is that of another run.
+        ConfigError: The run has ended, but with other settings, or the result belongs to another run.
     """
     def compute() -> bool:
         if not result.is_file():
@@ -224,13 +224,13 @@ def is_complete(config: TrainConfig, result: Path) -> bool:
 
 
 def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Path, str]) -> None:
-    """Put the resolved configuration into the folder of a run that begins or goes on; every rank calls this.
+    """Write the resolved configuration into the folder of a new or resumed run; every rank calls this.
 
-    The folder of a run that has `reached` its end is left as it is.  Of one that goes on, `results`, folder -> what it
-    is (`check_replaceable`), are removed, which it wrote if it ended before.
+    The folder of a run that has `reached` its end is unchanged.  If an ended run is extended, its `results` (folder ->
+    kind, see `check_replaceable`) are removed.
 
     Raises:
-        ConfigError: It has ended, but was trained with other settings, or is to be longer and left no checkpoint.
+        ConfigError: The run has ended with other settings, or is to be extended but has no checkpoint.
     """
     def write() -> None:
         if reached >= config.max_duration:
@@ -244,6 +244,6 @@ def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Pat
             for folder, kind in results.items():
                 check_replaceable(folder, kind)
                 shutil.rmtree(folder, ignore_errors=True)
-        save_config(config, config.save_folder)  # last, or `is_complete` would take the results for those of this one
+        save_config(config, config.save_folder)  # last, since `is_complete` must not see it beside old results
 
     broadcast_from_rank0(write)

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 1, put together: the LLM is fine-tuned into a text encoder (LLM2CLIP section 3.1)."""
+"""Stage 1: fine-tune the LLM into a text encoder (LLM2CLIP section 3.1)."""
 
 from pathlib import Path
 from typing import Union
@@ -34,9 +34,9 @@ Model = Union[CaptionContrastive, MaskedNextTokenPrediction]
 
 
 def make_model(config: Stage1Config, on_meta: bool = False) -> Model:
-    """The LLM with new LoRA weights, under the objective of the configuration.
+    """Build the LLM with new LoRA weights and the configured objective.
 
-    With `on_meta`, the LLM has no memory for its weights.  Under FSDP every rank but the first does so.
+    With `on_meta`, the LLM's weights are on the meta device, as on all ranks but the first under FSDP.
     """
     if config.objective == 'mntp':
         llm, head = load_llm_and_head(config.text_encoder, on_meta)
@@ -48,7 +48,7 @@ def make_model(config: Stage1Config, on_meta: bool = False) -> Model:
 
 
 def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Trainer, Model]:
-    """Everything that a run needs, and the model, which the trainer may have wrapped; `begin` comes before."""
+    """Build the trainer of a run, and the model, which the trainer may have wrapped; call `initialize` before."""
     reproducibility.seed_all(config.seed)
     batch, evaluators = config.global_train_batch_size, []
     if config.objective == 'mntp':
@@ -66,7 +66,7 @@ def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Tra
 
 
 def _check_dropout(data: CaptionDataConfig, attention_dropout: float, lora_dropout: float) -> None:
-    """Of pairs of a caption with itself, say that dropout makes two vectors, or that there has to be some."""
+    """Report pairs of a caption with itself; a ConfigError if no dropout makes their two vectors differ."""
     for name, pairs in zip(data.streams, pairs_of_streams(data, True, 'train_data')[0]):
         if any(pair.positive is None for pair in pairs):
             said = f'a caption of train_data.streams.{name} is paired with itself, and dropout makes two vectors of it'
@@ -77,11 +77,11 @@ def _check_dropout(data: CaptionDataConfig, attention_dropout: float, lora_dropo
 
 
 def train(config: Stage1Config) -> None:
-    """Train, or go on where a run was stopped, and write the teacher and its adapter; a complete run is left as it is,
-    unless it is to be longer.
+    """Train or resume a run, and write the teacher and its LoRA weights.
+    This is a no-op for a complete run unless `max_duration` was raised.
 
     Raises:
-        ConfigError: The configuration or the data is not what was expected, or a complete run had other settings.
+        ConfigError: The configuration or the data is invalid, or a complete run has other settings.
     """
     results = {Path(config.teacher_folder): KIND, Path(config.lora_folder): LORA_KIND}
     for folder, kind in results.items():

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 2, put together: the vision tower is trained against a teacher, mostly a frozen one (LLM2CLIP section 3.2)."""
+"""Stage 2: train the vision tower against a teacher, usually a frozen one (LLM2CLIP section 3.2)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ __all__ = ['make_model', 'make_trainer', 'train']
 
 
 def make_loaders(config: Stage2Config) -> tuple[DataSpec, list[Evaluator]]:
-    """The training data, and what is measured while training."""
+    """Build the training data and the retrieval evaluator, if any."""
     contents = {'in_loop': not config.reads_vectors, 'captions': config.reads_captions}
     data = build_image_loader(config.train_data, train_image_size(config.train_data, config.model.vision),
                               config.global_train_batch_size, config.seed, True, 'train_data', **contents)
@@ -50,11 +50,11 @@ def make_loaders(config: Stage2Config) -> tuple[DataSpec, list[Evaluator]]:
 def make_model(
     config: Stage2Config, llm_embed_dim: int, load_weights: bool = True, texts: Optional[TrainedTexts] = None
 ) -> ComposerLLM2CLIP:
-    """Vision tower, with its pretrained weights or not, and adapter under the loss of the configuration, and the text
-    encoders that are trained, too.
+    """Build the vision tower, the adapter and, if given, the trainable text encoders, with the configured loss.
+    `load_weights` loads the tower's pretrained weights.
 
     Raises:
-        ConfigError: The features of CLIP's text tower do not fit the joint space.
+        ConfigError: The width of the features of CLIP's text tower is not that of the joint space.
     """
     model = LLM2CLIP(config.model, llm_embed_dim, load_weights)
     loss = config.loss, config.self_distillation
@@ -68,11 +68,11 @@ def make_model(
 
 
 def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> Trainer:
-    """Everything that a run needs, checked; the text encoders that it trains are loaded here unless they are given.
+    """Check the configuration and build the trainer; trainable text encoders are loaded here unless given.
 
     Raises:
-        ConfigError: The configuration or the data is not what was expected.
-        ValueError: The embeddings datasets come from another teacher than the one that is named.
+        ConfigError: The configuration or the data is invalid.
+        ValueError: The embeddings datasets do not come from the configured teacher.
     """
     initialize(config)
     if texts is None and config.reads_captions:
@@ -108,7 +108,7 @@ def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> 
         if at_random:
             raise ConfigError('self_distillation.enabled: the tower begins with random weights, which are nothing to '
                               'keep; expected initial_weights, or model.vision.pretrained not to be false')
-        # A copy of the model as it begins, before a checkpoint is loaded.
+        # Copied before a checkpoint is loaded, since the initial model is the target.
         initial = InitialImages(model.model).on(open_device(config.device, config.precision), config.fsdp is not None)
         algorithms.append(SelfDistillation(initial, data.split_batch))
     return build_trainer(config, model, data, evaluators, algorithms)
@@ -117,7 +117,7 @@ def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> 
 def _find_teacher(
     config: Stage2Config, data: DataSpec, evaluators: Sequence[Evaluator], texts: Optional[TrainedTexts]
 ) -> tuple[TeacherRecord, Optional[CaptionTeacher]]:
-    """The teacher of the embeddings datasets, the one that is trained, as it begins, or the loaded one in the loop."""
+    """Find the teacher of the embeddings datasets, the trainable one before training, or the frozen one in the loop."""
     if texts is not None and config.without_llm:
         assert config.trainable_text.clip is not None and texts.clip is not None
         tower, options = texts.clip[0], dataclasses.asdict(config.trainable_text.clip)
@@ -140,11 +140,11 @@ def _find_teacher(
 
 
 def train(config: Stage2Config) -> None:
-    """Train, or go on where a run was stopped; a complete run is left as it is.
+    """Train or resume a run; a no-op for a complete run.
 
     Raises:
-        ConfigError: The configuration or the data is not what was expected, or a complete run had other settings.
-        ValueError: The embeddings datasets come from another teacher than the one that is named.
+        ConfigError: The configuration or the data is invalid, or a complete run has other settings.
+        ValueError: The embeddings datasets do not come from the configured teacher.
     """
     folders = text_folders(config.trainable_text, config.save_folder)
     for folder, kind in folders.items():

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The text encoders that stage 2 trains: loaded, put into its model, and written when it ends."""
+"""Load the text encoders that stage 2 trains, and write them at the end of the run."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,20 +28,20 @@ KEY = 'trainable_text.clip'
 
 
 class TrainedTexts(NamedTuple):
-    """The encoders that a run trains, each with what tokenises for it."""
+    """Trainable text encoders of a run, each with its tokenizer function."""
 
     llm: Optional[tuple[TextEncoder, Callable[..., dict[str, Any]]]] = None
     clip: Optional[tuple[ClipTextTower, Callable[..., dict[str, Any]]]] = None
     llm_tokenizer: Optional[CaptionTokenizer] = None
-    """What is written with the LLM."""
+    """Tokenizer to write with the LLM."""
 
     @classmethod
     def load(cls, config: Stage2Config) -> 'TrainedTexts':
-        """The encoders of a training that begins; one that is resumed gets their weights from its checkpoint."""
+        """Load the encoders with initial weights; a resumed run then loads trained weights from its checkpoint."""
         reproducibility.seed_all(config.seed)
         llm = None
         if config.trainable_text.lora is not None:
-            # In which LoRA is merged, and of which FSDP needs all weights to be.
+            # LoRA is merged in float32, and FSDP needs one dtype for all weights.
             llm = dataclasses.replace(teacher_config(config.teacher), dtype='float32')
         encoder, tower = load_trained_encoders(
             config.trainable_text, llm, config.fsdp is not None and dist.get_global_rank() > 0)
@@ -51,8 +51,7 @@ class TrainedTexts(NamedTuple):
             None if tower is None or clip is None else (tower, load_clip_tokenizer(clip, KEY)), tokenizer)
 
     def save(self, lora: Optional[LoraConfig], trainer: Trainer, run: str) -> None:
-        """Write the encoders that a trainer has trained, with `ema` their averaged weights, into the folder of its run;
-        every rank calls this."""
+        """Write the trained encoders (their averaged weights with `ema`) into a run's folder; every rank calls this."""
         state = trainer.state
         model: Any = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
         with averaged_weights(state):
@@ -60,7 +59,7 @@ class TrainedTexts(NamedTuple):
                 save_teacher(model.text_encoder, self.llm_tokenizer, lora, Path(run, TEACHER_FOLDER))
             if self.clip is not None:
                 tokenizer: Any = self.clip[1]
-                holder = model.text_encoder if model.beside is None else model.beside  # which FSDP2 shards as one
+                holder = model.text_encoder if model.beside is None else model.beside  # sharded by FSDP2 as a whole
                 weights: Any = get_model_state_dict(
                     holder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
                 if dist.get_global_rank() == 0:
@@ -74,9 +73,10 @@ class TrainedTexts(NamedTuple):
 def load_trained_encoders(
     texts: TrainableTextConfig, llm: Optional[TextEncoderConfig], on_meta: bool = False, load_weights: bool = True
 ) -> tuple[Optional[TextEncoder], Optional[ClipTextTower]]:
-    """The teacher's LLM with new LoRA weights, and CLIP's text tower, with its weights or not, where a run trains them.
+    """Load the teacher's LLM with new LoRA weights, and CLIP's text tower; None for an encoder that is not trained.
 
-    With `on_meta`, the LLM has no memory for its weights.  Under FSDP every rank but the first does so.
+    With `on_meta`, the LLM's weights are on the meta device, as on all ranks but the first under FSDP.  `load_weights`
+    loads the tower's weights.
     """
     encoder = None
     if texts.lora is not None and llm is not None:
@@ -85,6 +85,6 @@ def load_trained_encoders(
 
 
 def text_folders(texts: TrainableTextConfig, run: str) -> dict[Path, str]:
-    """Where a run writes the encoders that it trains when it ends, and what they are."""
+    """Map the output folders of a run's trained encoders to their kinds."""
     return {**({Path(run, TEACHER_FOLDER): TEACHER_KIND} if texts.lora is not None else {}),
             **({Path(run, CLIP_TEXT_FOLDER): CLIP_TEXT_KIND} if texts.clip is not None else {})}

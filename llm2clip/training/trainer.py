@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Composer's Trainer, as a configuration describes it."""
+"""Build Composer's Trainer from a configuration, and train with it."""
 
 import errno
 import gc
@@ -43,13 +43,13 @@ __all__ = ['build_trainer', 'check_metrics', 'check_train_config', 'fit', 'initi
 
 
 def initialize(config: TrainConfig) -> None:
-    """Connect the ranks and check the configuration."""
+    """Initialise the process group and check the configuration."""
     dist.initialize_dist(open_device(config.device, config.precision), config.dist_timeout)
     check_train_config(config)
 
 
 def check_train_config(config: TrainConfig) -> None:
-    """Find every error in names, arguments and batch sizes before anything is loaded."""
+    """Check names, arguments and batch sizes before anything is loaded; errors are ConfigErrors."""
     name, arguments = named(config.optimizer, 'optimizer')
     build('optimizer', name, {'params': [torch.nn.Parameter(torch.zeros(1))], **arguments})
     if config.fsdp is not None and arguments.get('fused') and name not in FUSED_SHARDS:
@@ -63,8 +63,8 @@ def check_train_config(config: TrainConfig) -> None:
         check_arguments(torch.compile, 'torch.compile', config.compile, 'compile')
         try:
             torch.compile(torch.nn.Identity(), **config.compile)
-        except (RuntimeError, TypeError) as error:  # a backend, mode or option that there is not
-            # Which names hundreds of options.
+        except (RuntimeError, TypeError) as error:  # an unknown backend, mode or option
+            # Keep the start of a message that lists hundreds of options.
             reason = str(error).splitlines()[0].partition(', known options are')[0]
             raise ConfigError(f'compile: {reason}') from None
     if config.fsdp is not None:
@@ -96,7 +96,7 @@ def check_train_config(config: TrainConfig) -> None:
 
 
 def _check_fsdp(config: FsdpConfig, device: str) -> None:
-    """Raise a ConfigError if a number of ranks does not go with those there are; `device` is ``gpu`` or ``cpu``."""
+    """Raise a ConfigError if the FSDP options do not fit the ranks or the `device`, ``gpu`` or ``cpu``."""
     ranks, groups = dist.get_world_size(), config.reshard_after_forward
     if ranks % config.replicate:
         raise ConfigError(f'fsdp.replicate: {config.replicate} copies of the model, expected a number that divides '
@@ -110,10 +110,10 @@ def _check_fsdp(config: FsdpConfig, device: str) -> None:
 
 
 def check_metrics(config: TrainConfig, evaluated: Optional[Mapping[str, Sequence[str]]] = None) -> None:
-    """Raise a ConfigError at what waits for an evaluation, or for a metric, that is not among those of each label.
+    """Raise a ConfigError if `eval_first` or a callback needs an evaluation or a metric that is not computed.
 
-    Without `evaluated`, the metrics are those that the configuration allows: which ones a zero-shot set has, its files
-    say.
+    `evaluated` maps the label of each evaluation to its metrics.  None: all metrics that the configuration allows,
+    since the metrics of a zero-shot set depend on its files.
     """
     if evaluated is None:
         of = {Stage1Config: CaptionContrastive.metrics, Stage2Config: ComposerLLM2CLIP.retrieval_metrics,
@@ -147,14 +147,14 @@ def build_trainer(
     evaluators: Sequence[Evaluator] = (),
     more_algorithms: Sequence[Algorithm] = (),
 ) -> Trainer:
-    """Composer's Trainer as the configuration says, with `more_algorithms` after those that it names."""
+    """Build Composer's Trainer; `more_algorithms` follow the configured algorithms."""
     optimizer = build_optimizer(config, model)
     algorithms: list[Algorithm] = build_all('algorithms', config.algorithms)
     for algorithm in algorithms:
         if isinstance(algorithm, GradCache):
             algorithm.split_batch = train_data.split_batch
             algorithm.microbatch_transforms = train_data.microbatch_transforms
-    # Composer runs the algorithms of an `after_…` event last to first: gradients are averaged, then measured, then
+    # Composer runs the algorithms of an `after_…` event in reverse order: gradients are averaged, then measured, then
     # clipped.
     algorithms += [*more_algorithms, StepMonitor(), AverageGlooGradients()]
     callbacks: list[Callback] = [
@@ -176,7 +176,7 @@ def build_trainer(
     if config.progress_bar:
         loggers.append(ProgressBar())
     loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
-    # What no configuration can avoid: the Trainer would rather make the bar itself, and torch saves shards that way.
+    # No configuration avoids these warnings, such as Composer's about the bar and torch's about saving shards.
     for known in ('Specifying the ProgressBarLogger via', 'FSDP2 Config/APIs are experimental',
                   'The warmup duration is 0', 'TypedStorage is deprecated', 'FSDP2-wrapped module'):
         warnings.filterwarnings('ignore', known)
@@ -197,16 +197,16 @@ def build_trainer(
         run_name=config.run_name,
         max_duration=config.max_duration,
         device_train_microbatch_size=config.device_train_microbatch_size,
-        # MNTP's loss is a mean over masked tokens, which microbatches and ranks have different numbers of.
+        # MNTP's loss is a mean over masked tokens, and their number differs between microbatches and ranks.
         accumulate_train_batch_on_tokens=isinstance(config, Stage1Config) and config.objective == 'mntp',
         # A model with `save_trainable_only` checks its weights itself.
         load_strict_model_weights='should_save_peft_only' not in vars(model),
-        eval_interval=config.eval_interval if evaluators else 1,  # Composer warns of any other that has no effect
+        eval_interval=config.eval_interval if evaluators else 1,  # Composer warns of others, which have no effect
         load_path=checkpoint,
         save_folder=config.checkpoint_folder,
         save_interval=config.save_interval,
         save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
-        # A run that was killed while it wrote a checkpoint leaves one behind that it does not resume from.
+        # A run that was killed while writing a checkpoint leaves a damaged one in the way of the resumed run.
         save_overwrite=config.autoresume,
         progress_bar=False,
         log_to_console=config.log_to_console,
@@ -220,7 +220,7 @@ def build_trainer(
     )
     state = trainer.state
     if config.fsdp is not None:
-        # Reference cycles hold the weights as they were before they were sharded, which are as large as the model.
+        # Reference cycles keep the unsharded weights alive, which are as large as the model.
         gc.collect()
         sharding = set_up_units(state.model, config.fsdp)
         if dist.get_global_rank() == 0:
@@ -238,10 +238,10 @@ def build_trainer(
 
 
 def fit(trainer: Trainer, config: TrainConfig) -> None:
-    """Train until `max_duration`; a run that has reached it is left as it is.
+    """Train until `max_duration`; a no-op for a run that has reached it.
 
     Raises:
-        FileError: The disk of the checkpoints is full, of which torch says something else.
+        FileError: The disk of the checkpoints is full; torch's own message does not say so.
     """
     assert trainer.state.max_duration is not None
     if trainer.state.timestamp >= trainer.state.max_duration:
@@ -252,10 +252,10 @@ def fit(trainer: Trainer, config: TrainConfig) -> None:
         trainer.eval()
     try:
         trainer.fit()
-    except BaseException as error:  # as those of sharded checkpoints are
-        # Those for an object store are written here first.
+    except BaseException as error:  # torch's CheckpointException is not an Exception
+        # Checkpoints for an object store are written to a temporary folder first.
         folder = tempfile.gettempdir() if '://' in config.checkpoint_folder else config.checkpoint_folder
-        # A sharded checkpoint's error holds those of the ranks; that of a full one is torch's, and leaves a half file.
+        # A sharded checkpoint's error holds the ranks' errors.  A full one's has no errno, but leaves the disk full.
         of_ranks = [failure[0] for failure in getattr(error, 'failures', {}).values()]
         if shutil.disk_usage(folder).free < 2**20 or any(
                 getattr(cause, 'errno', None) == errno.ENOSPC for cause in (error, *of_ranks)):
@@ -264,8 +264,8 @@ def fit(trainer: Trainer, config: TrainConfig) -> None:
 
 
 class KeepSettings(Callback):
-    """Write the settings that decide what is learned into every checkpoint, which may be all that another machine has,
-    and refuse to resume with others."""
+    """Store the settings that affect learning in every checkpoint, and refuse to resume with other settings.
+    On another machine, the checkpoint may be the only record of them."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -278,9 +278,9 @@ class KeepSettings(Callback):
 
 
 class ResumeRandomState(Callback):
-    """Load a checkpoint's random state, one per rank, before the first batch after a resumption.
+    """Restore a checkpoint's random state, one per rank, before the first batch of a resumed run.
 
-    Composer 0.32.1 does not where the dataset itself resumes in the middle of an epoch, as Streaming's does.
+    Composer 0.32.1 does not do so if the dataset itself resumes in the middle of an epoch, as Streaming's does.
     """
 
     def __init__(self, rng_state: list[dict[str, Any]]) -> None:

@@ -1,8 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Zero-shot sets that are evaluated while stage 2 trains: their images in Composer's loop, and the features of their
-classes by the weights that are evaluated."""
+"""Zero-shot evaluation during stage 2: evaluators with the images of zero-shot sets, and class features computed with
+the evaluated weights."""
 
 import gc
 from collections.abc import Mapping, Sequence
@@ -32,14 +32,14 @@ from llm2clip.teacher.sources import teacher_source
 
 __all__ = ['zeroshot_classes', 'zeroshot_evaluator']
 
-# Prompts that the adapter sees at once, or that a text encoder in the model reads at once.
+# Prompts per forward pass of the adapter alone, and of a text encoder in the model.
 _ROWS, _TEXTS = 4096, 256
 
 
 class _Images(Dataset):
-    """As many images for every rank: the first ones come again at the end, and metrics count each once.
+    """Images of a zero-shot set, padded with its first images to the same number on each rank; metrics ignore repeats.
 
-    Were they left to Composer, which leaves out what its sampler adds, a rank might have no image at all.
+    Composer drops the samples that its own sampler adds, which could leave a rank without images.
     """
 
     def __init__(self, zeroshot: ZeroshotSet, image_size: int, key: str) -> None:
@@ -64,16 +64,16 @@ class _Images(Dataset):
 def zeroshot_evaluator(
     zeroshot: ZeroshotSet, name: str, key: str, image_size: int, batch_size: int, num_workers: int
 ) -> Evaluator:
-    """A set for Composer's loop, with the metrics that `ComposerLLM2CLIP` has for it.
+    """Build the evaluator of a zero-shot set, with the matching metrics of `ComposerLLM2CLIP`.
 
-    `name` is the evaluator's label, `key` where the set stands in the configuration, `image_size` the side of the
-    images in pixels, `batch_size` that of a rank, and `num_workers` processes of a rank read images.
+    `name` is the evaluator's label, `key` the set's configuration key, and `image_size` the side of the images in
+    pixels.  `batch_size` and `num_workers` (processes that read images) are per rank.
     """
     images = _Images(zeroshot, image_size, key)
     loader = DataLoader(
         images, batch_size, sampler=dist.get_sampler(images), num_workers=num_workers,
         pin_memory=torch.cuda.is_initialized(),
-        # Its own generator: drawing the workers' seed from the global one would shift the training.
+        # A separate generator: drawing the workers' seed from the global one would change the training.
         generator=torch.Generator().manual_seed(0))
     data = DataSpec(loader, get_num_samples_in_batch=lambda batch: len(batch['index']))
     model = ComposerLLM2CLIP
@@ -82,19 +82,19 @@ def zeroshot_evaluator(
 
 
 class Prompts(NamedTuple):
-    """The P prompts of each of this rank's `own_names`: vectors of a frozen teacher, texts for a text encoder that is
-    trained, or both.  ImageNet's vectors take 1.3 GB in all at a width of 4,096."""
+    """P prompts for each of this rank's `own_names`: vectors of a frozen teacher, texts for a trainable one, or both.
+    ImageNet's vectors take 1.3 GB over all ranks at a width of 4,096."""
 
     names: torch.Tensor
-    """``(C,)``: which of all names each class has."""
+    """``(C,)``: index of each class's name among all distinct names."""
     vectors: Optional[torch.Tensor]
     """``(n, P, llm_embed_dim)`` in float32 on the CPU."""
     texts: Optional[list[list[str]]]
 
 
 def own_names(count: int) -> list[int]:
-    """Which of `count` names are this rank's: every so-many-th; equally many on every rank, the first ones again where
-    there are no more."""
+    """Indices of this rank's share of `count` names, with a stride of the world size.
+    Every rank has the same number of names, with the first names repeated if needed."""
     ranks = dist.get_world_size()
     return [at % count for at in range(dist.get_global_rank(), -(-count // ranks) * ranks, ranks)]
 
@@ -102,10 +102,10 @@ def own_names(count: int) -> list[int]:
 def zeroshot_classes(
     config: Stage2Config, sets: Mapping[str, ZeroshotSet], record: TeacherRecord, in_loop: Optional[CaptionTeacher]
 ) -> 'ZeroshotClasses':
-    """Each set's classes for the model of a run, with its prompts as the model takes them; every rank calls this.
+    """Build the algorithm that adds each zero-shot set's class features to its batches; every rank calls this.
 
-    A frozen LLM embeds them: the one in the loop, `text_encoder_in_loop`, or one that is let go afterwards.  A run that
-    is resumed has the vectors on disk, unless the LLM is sharded.
+    A frozen LLM embeds the prompts: the LLM of `text_encoder_in_loop`, or one that is freed afterwards.  The vectors
+    are cached on disk for a resumed run, unless the LLM is sharded.
     """
     own = {name: [[template.replace('{}', one.names[at]) for template in one.templates]
                   for at in own_names(len(one.names))] for name, one in sets.items()}
@@ -122,7 +122,7 @@ def zeroshot_classes(
                                        'fp32' if in_loop is None else config.text_encoder_in_loop.precision,
                                        lambda: in_loop or source.load(device, fingerprint=record.teacher))
                 for name, one in sets.items():
-                    embedded = cached(one.prompts)[0]  # which only the first rank has
+                    embedded = cached(one.prompts)[0]  # on rank 0 only
                     if dist.get_world_size() > 1:
                         shape = len(one.names) * len(one.templates), record.llm_embed_dim
                         embedded = device.tensor_to_device(
@@ -132,7 +132,7 @@ def zeroshot_classes(
                     vectors[name] = of_names[own_names(len(one.names))].cpu()
                     del embedded, of_names
                 del cached
-        gc.collect()  # of the LLM, which the model's weights and activations need the room of
+        gc.collect()  # free the memory of the LLM for the model
         torch.cuda.empty_cache()
     prompts = {}
     for name, one in sets.items():
@@ -143,8 +143,8 @@ def zeroshot_classes(
 
 
 class ZeroshotClasses(Algorithm):
-    """Give the evaluation batches of zero-shot sets their ``class_features`` ``(C, D)``, by the weights that are
-    evaluated: at the first batch of each evaluation, of which `prompts` has the label, ranks share its prompts."""
+    """Add ``class_features`` ``(C, D)``, computed with the evaluated weights, to the batches of zero-shot sets.
+    The ranks divide the prompts at the first batch of each evaluation.  `prompts` maps evaluation labels to prompts."""
 
     def __init__(self, prompts: Mapping[str, Prompts]) -> None:
         self.prompts = prompts
@@ -160,8 +160,8 @@ class ZeroshotClasses(Algorithm):
             model: Any = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
             with get_precision_context(state.precision, state.precision_config):
                 self._features = _class_features(model, prompts, pixels[:1])
-        # Each forward pass is whole, of an image and a text at least: FSDP2 may have begun to gather the weights of the
-        # part that comes next, and would otherwise keep them until that part is run, with other weights maybe.
+        # Every forward pass needs at least one image and one text.  Otherwise, FSDP2 may prefetch the weights of a part
+        # that does not run, and keep them until it does, when they may be outdated.
         state.batch['class_features'] = self._features
         if prompts.vectors is not None:
             state.batch['text_embedding'] = torch.zeros(1, prompts.vectors.shape[-1], device=pixels.device)
@@ -170,8 +170,8 @@ class ZeroshotClasses(Algorithm):
 
 
 def _class_features(model: Any, prompts: Prompts, pixels: torch.Tensor) -> torch.Tensor:
-    """``(C, D)`` in float32 on the device of the pixels, an image that goes through the model with each block of
-    prompts; every rank has as many blocks."""
+    """Compute class features ``(C, D)`` in float32 on the device of `pixels`, ``(1, 3, H, W)``.
+    Each block of prompts goes through the model with this image; every rank has the same number of blocks."""
     of_names: Any = prompts.texts if prompts.vectors is None else prompts.vectors
     per_name = len(of_names[0])
     size = max(1, (_ROWS if prompts.texts is None else _TEXTS) // per_name)
@@ -183,6 +183,6 @@ def _class_features(model: Any, prompts: Prompts, pixels: torch.Tensor) -> torch
         if prompts.texts is not None:
             block['caption'] = [*chain.from_iterable(prompts.texts[start:start + size])]
         own.append(mean_of_prompts(model(block)[model.tested].unflatten(0, (-1, per_name))))
-    # A name of each rank, then the next of each.
+    # Interleave the names of the ranks, to undo the stride of `own_names`.
     gathered: Sequence[torch.Tensor] = dist.all_gather(torch.cat(own))
     return torch.stack(list(gathered), dim=1).flatten(0, 1)[prompts.names.to(pixels.device)]

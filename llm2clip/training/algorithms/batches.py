@@ -1,8 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What stage 2 adds to its batches, or leaves out: vectors of a teacher in the loop, image features of the model as it
-began (ProCLIP, arXiv 2510.18795), and a part of the patches (FLIP, arXiv 2212.00794)."""
+"""Algorithms on the batches of stage 2: text embeddings from a teacher in the loop, image features of the initial model
+(ProCLIP, arXiv 2510.18795), and patch dropout (FLIP, arXiv 2212.00794)."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -28,18 +28,18 @@ __all__ = ['InitialImages', 'TextEncoderInLoop', 'SelfDistillation']
 
 
 class TextEncoderInLoop(Algorithm):
-    """Replace a batch's ``caption`` by ``text_embedding``, in float16 as an embeddings dataset has it.
+    """Replace a batch's ``caption`` by ``text_embedding`` ``(B, llm_embed_dim)``, in float16 as in embeddings datasets.
 
-    Batches hold a list of B captions, or K of them where an image has K captions; the vector of an absent caption, an
-    empty text, is zero.  After `GradCache` in the trainer's list of algorithms, it runs before it in a step, once per
-    caption.  With `keep`, the batch keeps its ``caption``, for another encoder.
+    Batches hold a list of B captions or, with K captions per image, K such lists, which yield ``(B, K,
+    llm_embed_dim)``.  An absent caption is an empty text, and its vector is zero.  List it after `GradCache` in the
+    trainer's algorithms: it then runs first, once per caption.  With `keep`, batches keep ``caption``.
     """
 
     def __init__(self, teacher: CaptionTeacher, keep: bool = False) -> None:
         self.teacher, self.keep = teacher, keep
 
     def match(self, event: Event, state: State) -> bool:
-        # Batches of zero-shot sets have none.
+        # Batches of zero-shot sets have no captions.
         return event in (Event.AFTER_DATALOADER, Event.EVAL_BATCH_START) and 'caption' in state.batch
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
@@ -48,9 +48,9 @@ class TextEncoderInLoop(Algorithm):
             [*map(self.embed, captions)], dim=1)
 
     def embed(self, texts: Sequence[str]) -> torch.Tensor:
-        """``(N, llm_embed_dim)`` in float16 on the teacher's device."""
+        """Embed N texts: ``(N, llm_embed_dim)`` in float16 on the teacher's device."""
         absent = [not text.strip() for text in texts]
-        # A dash in place of an absent caption: every rank of a sharded encoder has something to read.
+        # A dash replaces an absent caption, so that every rank of a sharded encoder has a text to encode.
         with exact_float32(self.teacher.device.type):
             vectors = self.teacher.embed(['-' if gap else text for gap, text in zip(absent, texts)]).vectors.half()
         gaps = torch.tensor(absent)[:, None].to(vectors.device, non_blocking=True)
@@ -58,7 +58,7 @@ class TextEncoderInLoop(Algorithm):
 
 
 class InitialImages(nn.Module):
-    """A frozen copy of the vision tower and the projection of a model that is not sharded yet, as they are now."""
+    """Frozen copy of the current vision tower and projection of a model that is not sharded yet."""
 
     def __init__(self, model: LLM2CLIP) -> None:
         super().__init__()
@@ -67,14 +67,14 @@ class InitialImages(nn.Module):
         self.eval().requires_grad_(False)
 
     def on(self, device: Device, sharded: bool) -> 'InitialImages':
-        """The same on a device; `sharded`, spread over all ranks."""
+        """Move the copy to a device, or shard it over all ranks; return it."""
         if not sharded:
             return device.module_to_device(self)
         self.shard(init_device_mesh('cpu' if device.name == 'cpu' else 'cuda', (dist.get_world_size(),)))
         return self
 
     def shard(self, mesh: DeviceMesh) -> None:
-        """Spread it over the ranks of a mesh, a block of the tower at a time."""
+        """Shard over the ranks of a mesh, with each block of the tower as a unit."""
         for module in self.vision_encoder.modules():
             if self.vision_encoder.is_block(module):
                 fully_shard(module, mesh=mesh)
@@ -82,15 +82,15 @@ class InitialImages(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """``(B, 3, H, W)`` -> ``(B, embed_dim)``, L2-normalised, in float32."""
+        """Encode images ``(B, 3, H, W)`` as ``(B, embed_dim)``, L2-normalised, in float32."""
         return F.normalize(self.visual_projection(self.vision_encoder(pixel_values)).float(), dim=-1)
 
 
 class SelfDistillation(Algorithm):
-    """Give each training batch its ``initial_image_features`` ``(B, embed_dim)``, which the loss compares with.
+    """Add ``initial_image_features`` ``(B, embed_dim)``, the targets of self-distillation, to each training batch.
 
-    It has to come after `GradCache` in the trainer's list of algorithms, and so before it in a step.  The loader's own
-    `split_batch` makes microbatches of a batch.
+    List it after `GradCache` in the trainer's algorithms, so that it runs before `GradCache` in a step.  `split_batch`
+    is the loader's function that splits a batch into microbatches.
     """
 
     def __init__(
@@ -111,9 +111,9 @@ class SelfDistillation(Algorithm):
 
 
 class PatchDropout(Algorithm):
-    """Let every vision tower of a model leave out a share of the patches while it trains.
+    """Leave out a share of the patches in every vision tower of a model during training.
 
-    Which ones follows from the ``sample_seed`` of the batch, and so not from the microbatch or the rank.
+    The choice of patches depends on the ``sample_seed`` of the batch, not on the microbatch or the rank.
 
     Args:
         rate: Share of the patches to leave out.

@@ -22,17 +22,17 @@ Outputs = Mapping[str, torch.Tensor]
 
 @dataclass
 class CachedGradients:
-    """What the first pass leaves for the second."""
+    """Results of the first pass that the second pass needs."""
 
     loss: torch.Tensor  # of the global batch
-    outputs: dict[str, torch.Tensor]  # the model's for this rank's whole batch, without gradient
+    outputs: dict[str, torch.Tensor]  # of the model for this rank's whole batch, without gradient
     features: dict[str, torch.Tensor]  # name -> gradient with respect to this rank's features (B, …, D)
-    shared: dict[str, torch.Tensor]  # name -> that of an output that all samples share, such as `logit_scale`
+    shared: dict[str, torch.Tensor]  # name -> gradient of an output that all samples share, such as `logit_scale`
     random_states: list[list[torch.Tensor]]  # before each microbatch, for the same dropout in the second pass
 
 
 def with_rows(batch: Batch, names: Sequence[str]) -> Batch:
-    """The batch with ``<name>_row`` ``(B,)`` for each feature, by which its rows are found again after splitting."""
+    """Return the batch with ``<name>_row`` ``(B,)`` for each feature, row indices that survive splitting."""
     n = len(batch['index'])
     return {**batch, **{f'{name}_row': torch.arange(n) for name in names}}
 
@@ -45,16 +45,16 @@ def cache_gradients(
     prepare: Callable[[Batch], Batch] = lambda batch: batch,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> CachedGradients:
-    """First pass: features without gradient, then the loss and its gradients with respect to them.
+    """Run the first pass: features without gradient, then the loss and its gradients with respect to the features.
 
     Args:
-        model: Microbatch -> outputs: those of two or more axes are features, one row per sample; others are shared by
-            all samples.
+        model: Microbatch -> outputs.  Outputs with two or more axes are features, one row per sample; all samples share
+            the others.
         loss: (outputs of the whole batch, batch) -> loss of the global batch.
         batch: The whole batch of this rank.
-        microbatches: The same in parts, with the ``<name>_row`` of `with_rows`.
-        prepare: Microbatch -> what the model takes.
-        precision: Context of model and loss.
+        microbatches: The batch in parts, with the ``<name>_row`` of `with_rows`.
+        prepare: Microbatch -> input of the model.
+        precision: Context manager for model and loss.
     """
     random_states: list[list[torch.Tensor]] = []
     parts: dict[str, list[torch.Tensor]] = {}
@@ -81,10 +81,10 @@ def cache_gradients(
 
 
 def surrogate_loss(outputs: Outputs, microbatch: Batch, cached: CachedGradients) -> torch.Tensor:
-    """Second pass: a loss with the value of the global batch's and the gradient of this microbatch's part in it.
+    """Return the second pass's loss: the value of the global batch's loss with the gradient of this microbatch's part.
 
-    Weighted by its share of the batch and summed over microbatches, as Composer does, it gives the true loss and the
-    true gradients.  The microbatch has its ``<name>_row``.
+    Composer weights it by the microbatch's share of the batch and sums over microbatches, which yields the true loss
+    and gradients.  The microbatch has the ``<name>_row`` of `with_rows`.
     """
     parts = []
     for name, value in outputs.items():
@@ -99,15 +99,15 @@ def surrogate_loss(outputs: Outputs, microbatch: Batch, cached: CachedGradients)
 
 
 class GradCache(Algorithm):
-    """Train a contrastive model at any `device_train_microbatch_size` as if it were the whole device batch.
+    """Train a contrastive model at any `device_train_microbatch_size` with the exact gradients of the whole batch.
 
-    It works for models whose forward returns a dict of features ``(B, …, D)`` (and shared outputs such as
-    `logit_scale`) and whose loss is a function of those.  Each microbatch's forward pass runs twice, unless there is
-    only one.  Gradients, the logged loss and the ``outputs`` of Composer's state after a batch are those of the whole.
+    The model's forward has to return a dict of features ``(B, …, D)`` (and shared outputs such as `logit_scale`), and
+    the loss has to be a function of these.  The forward pass of each microbatch runs twice, unless there is only one.
+    The logged loss and the ``outputs`` of Composer's state after a batch are also those of the whole batch.
 
     Args:
-        split_batch: The loader's own: (batch, microbatch size) -> microbatches.
-        microbatch_transforms: The loader's own: microbatch on its device -> what the model takes.
+        split_batch: The loader's function: (batch, microbatch size) -> microbatches.
+        microbatch_transforms: The loader's function: microbatch on its device -> input of the model.
     """
 
     def __init__(

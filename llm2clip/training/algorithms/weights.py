@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a step does to gradients and weights: averages them on CPUs, clamps the temperature, keeps a moving average."""
+"""Algorithms on gradients and weights: averaging under gloo, clamping the temperature, and a moving average."""
 
 import math
 from collections.abc import Iterator
@@ -23,11 +23,11 @@ __all__ = ['AverageGlooGradients', 'averaged_weights']
 
 
 class AverageGlooGradients(Algorithm):
-    """Divide sharded gradients by the world size where gloo has summed them, before they are clipped.
+    """Divide sharded gradients by the world size if gloo has summed them, before they are clipped.
 
-    FSDP2 reduces gradients with ``ReduceOp.AVG``.  Under torch 2.7, gloo sums instead, silently, over the ranks of a
-    copy of the model, and refuses to average over copies; under 2.15 it averages, so what it does is found out.  AdamW
-    hides the factor, but norms, clipping and other optimizers do not.  Does nothing for NCCL and without FSDP.
+    FSDP2 reduces gradients with ``ReduceOp.AVG``.  Under torch 2.7, gloo silently sums over the ranks of a replica
+    instead, and refuses to average over replicas.  Under 2.15 it averages, so the behaviour is probed.  AdamW hides the
+    factor, but norms, clipping and other optimizers do not.  A no-op for NCCL and without FSDP.
     """
 
     def __init__(self) -> None:
@@ -72,10 +72,10 @@ class ClampLogitScale(Algorithm):
 
 
 class EMA(composer.algorithms.EMA):
-    """Composer's, which evaluates and saves the averaged weights, but under FSDP2 too.
+    """Composer's EMA, which evaluates and saves the averaged weights, with support for FSDP2.
 
-    There, each rank averages its shards.  Checkpoints hold the average whole, under the parameters' own names, so that
-    any number of ranks goes on from it.
+    Under FSDP2, each rank averages its shards.  Checkpoints hold the full average under the parameters' unwrapped
+    names, so that a run can resume on any number of ranks.
     """
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
@@ -91,10 +91,10 @@ class EMA(composer.algorithms.EMA):
         return result
 
     def shard_average(self, model: torch.nn.Module) -> None:
-        """Shard the average as the parameters are: it is whole after loading, and before the model was sharded."""
+        """Shard the average like the parameters; it is full after loading, and before the model is sharded."""
         for module in model.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # after a forward pass, the outermost parameters are still whole
+                module.reshard()  # after a forward pass, the outermost unit is still unsharded
         if self.ema_model is None:
             return
         average = {unwrapped_name(name): value for name, value in self.ema_model.named_parameters_dict.items()}
@@ -110,7 +110,7 @@ class EMA(composer.algorithms.EMA):
 
 @contextmanager
 def averaged_weights(state: State) -> Iterator[None]:
-    """The model has the averaged weights in the block, if it is trained with `EMA` and there are any yet."""
+    """Swap in the averaged weights for the duration of the block; a no-op without `EMA` or before it has started."""
     ema = next((algorithm for algorithm in state.algorithms if isinstance(algorithm, EMA)), None)
     if ema is None or not ema.ema_started or ema.ema_weights_active or ema.ema_model is None:
         yield

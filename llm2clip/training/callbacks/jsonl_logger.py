@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A run's metrics as lines of JSON, which survive kills and are easy to plot."""
+"""Log metrics as lines of JSON, which survive kills and are easy to plot."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -20,22 +20,22 @@ __all__ = ['JSONLLogger', 'read_metrics']
 class JSONLLogger(LoggerDestination):
     """Write the metrics of each step as a line of a file, on rank 0: ``{"step": …, "<metric>": …, …}``.
 
-    The line of the present step is rewritten with every metric that comes, so that a kill loses none.  A run that is
-    resumed goes on in the same file, without what was logged after the checkpoint.
+    The line of the current step is rewritten with every new metric, so that a kill loses none.  A resumed run continues
+    the same file, from which metrics after the checkpoint are removed.
     """
 
     def __init__(self, path: Union[str, Path]) -> None:
         self.path = Path(path)
         self._file: Optional[BinaryIO] = None
         self._record: dict[str, Any] = {}
-        self._start = 0  # where the line of the present step begins
+        self._start = 0  # byte offset of the current step's line
 
     def after_load(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() > 0:
             return
         begun = state.timestamp.batch.value
-        # What was logged as step n before the checkpoint of n batches, such as an evaluation, is not logged again; the
-        # loss of step n is, and takes the place of the one here.
+        # Keep metrics of step n that were logged before the checkpoint of n batches, such as an evaluation, since they
+        # are not logged again.  The loss of step n is, and replaces the one here.
         records = {record['step']: record for record in _read_records(self.path) if record['step'] <= begun > 0}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._record = records.pop(begun, {'step': begun})
@@ -72,7 +72,7 @@ def _line(record: Mapping[str, Any]) -> bytes:
 
 
 def _read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file, none if it does not exist; one that a kill or a disk has damaged is left out."""
+    """Yield the records of a file, none if it does not exist; damaged lines are skipped."""
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             record = json.loads(line)
@@ -83,7 +83,7 @@ def _read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_metrics(path: Union[str, Path]) -> dict[str, dict[int, float]]:
-    """Metric -> step -> value."""
+    """Read the metrics that `JSONLLogger` wrote: metric -> step -> value."""
     metrics: dict[str, dict[int, float]] = {}
     for record in _read_records(Path(path)):
         step = record.pop('step')

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What watches a training: readings of each step, a stop where it breaks, the best weights, and the progress bar."""
+"""Monitors of a run: metrics of each step, a stop at non-finite values, the best weights, and the progress bar."""
 
 import math
 import time
@@ -34,9 +34,9 @@ class LogitScaleMonitor(Callback):
 
 class StepMonitor(Algorithm):
     """Log ``gradient_norm``, the L2 norm of a step's gradients before clipping, and ``time/data_wait``, the seconds
-    that the first rank waited for the batch.
+    that rank 0 waited for the batch.
 
-    An algorithm, since callbacks only run after those of an event: after clipping, and after `GradCache`'s first pass.
+    It is an algorithm because callbacks run after an event's algorithms: after clipping and `GradCache`'s first pass.
     """
 
     def __init__(self) -> None:
@@ -56,8 +56,8 @@ class StepMonitor(Algorithm):
 
 
 class TextMonitor(Callback):
-    """Log how many texts there were since the beginning (``data/texts``), how many of them were longer than
-    `max_length` (``data/cut_texts``), and of how many pairs of the step both are one text (``data/equal_pairs``)."""
+    """Log the number of texts so far (``data/texts``), the number of texts longer than `max_length` tokens
+    (``data/cut_texts``), and the number of pairs of equal texts in the step (``data/equal_pairs``)."""
 
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
@@ -88,12 +88,12 @@ class TextMonitor(Callback):
 
 
 class NonfiniteError(RuntimeError):
-    """Loss or weights are NaN or infinite; the message names the step, the samples and the last checkpoint."""
+    """The loss or a weight is NaN or infinite; the message names the step, the samples and the last checkpoint."""
 
 
 class StopAtNonfinite(Callback):
-    """Raise a NonfiniteError, on all ranks, after a step whose loss is not finite, or that makes a weight so; no
-    checkpoint, all of which are in the folder `checkpoints`, is written of it."""
+    """Raise a NonfiniteError on all ranks after a step with a non-finite loss or weight, before a checkpoint of the
+    step is written.  `checkpoints` is the folder of the run's checkpoints."""
 
     def __init__(self, checkpoints: str) -> None:
         self.checkpoints = checkpoints
@@ -131,14 +131,14 @@ class StopAtNonfinite(Callback):
 
 
 class SaveBest(Callback):
-    """Write the model's weights to `best.safetensors` when a metric is higher than ever before; logs ``best/<metric>``.
+    """Write the model's weights to `best.safetensors` when a metric reaches a new maximum, and log ``best/<metric>``.
 
-    With `ema`, they are the averaged ones, which were evaluated.  The best value so far is in checkpoints.
+    With `ema`, these are the averaged weights, which were evaluated.  Checkpoints store the best value so far.
 
     Args:
         metric: Name of an evaluation metric.
         dataloader_label: ``eval``, the evaluation on `eval_data`, or the name of a zero-shot set.
-        folder: Receives the file; the trainer's builder puts the run's folder here.
+        folder: Output folder of the file.  None: the folder of the run.
     """
 
     def __init__(
@@ -171,20 +171,20 @@ class SaveBest(Callback):
 
 
 class ProgressBar(ProgressBarLogger):
-    """Composer's, also for a run that is resumed in the middle of an epoch.
+    """Composer's progress bar, with support for runs that resume in the middle of an epoch.
 
-    It has no place in checkpoints: Composer 0.32.1 cannot read its state back from a sharded one.
+    Checkpoints do not store its state: Composer 0.32.1 cannot read it back from a sharded checkpoint.
     """
 
     def __init__(self) -> None:
         super().__init__('stderr')
-        self.hparams_already_logged_to_console = True  # Composer's, which say nothing of the run
+        self.hparams_already_logged_to_console = True  # Composer's do not describe the run
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """There is none."""
+        """Do nothing, since no state is stored."""
 
     def batch_start(self, state: State, logger: Logger) -> None:
         self.epoch_start(state, logger)
@@ -194,5 +194,5 @@ class ProgressBar(ProgressBarLogger):
         super().epoch_start(state, logger)
         if begins and self.train_pbar is not None:
             bar = self.train_pbar.pbar
-            # Those of the run before are not counted as steps of this process, and not in its rate.
+            # Steps before the resumption are not steps of this process, and do not count in its rate.
             bar.initial = bar.n = int(getattr(state.timestamp, self.train_pbar.timestamp_key))
