@@ -121,8 +121,8 @@ def warn_of_slow_bfloat16(config: Any) -> None:
 
 @contextmanager
 def _timed(folder: Optional[str]) -> Iterator[None]:
-    """Add the duration of the block to `folder`/seconds.json, unless the configuration was refused or the folder holds
-    no visible file."""
+    """Add the duration of the block to `folder`/seconds.json, unless the configuration was refused or no file is
+    there."""
     start = time.monotonic()
     try:
         yield
@@ -276,8 +276,7 @@ def _stoppable(resumes: Callable[[], str]) -> Iterator[None]:
 
 @atexit.register
 def _end_without_report() -> None:
-    """Die of SIGTERM on all but the first rank of a node; otherwise Composer's launcher prints the whole output of the
-    rank.
+    """Die of SIGTERM on all but a node's first rank; otherwise Composer's launcher prints the rank's whole output.
 
     Registered before Composer is imported, this runs after Composer has closed everything.
     """

@@ -39,7 +39,7 @@ def open_device(name: Optional[str], precision: Optional[str] = 'fp32') -> 'Devi
 
     device = get_device(name)
     if device.name == 'gpu':
-        # Not `matmul.allow_tf32`: torch 2.15 cannot report a precision that contradicts it, as `exact_float32` needs.
+        # Not `matmul.allow_tf32`: if the two disagree, torch 2.15 refuses to report the precision to `exact_float32`.
         torch.set_float32_matmul_precision('highest' if precision == 'fp32' else 'high')
         torch.backends.cudnn.allow_tf32 = precision != 'fp32'
     elif (mallopt := getattr(ctypes.CDLL(None), 'mallopt', None)) is not None:

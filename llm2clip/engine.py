@@ -54,7 +54,7 @@ class Engine(ABC):
 
 
 class LocalEngine(Engine):
-    """`num_workers` processes of this machine, each with one task at a time; a single one is this process."""
+    """`num_workers` processes of this machine, each with one task at a time; with one, this process itself."""
 
     def __init__(self, num_workers: int = 1) -> None:
         self.num_workers = num_workers

@@ -26,7 +26,7 @@ class FileError(ValueError):
 
 @contextmanager
 def reading(path: Union[str, Path], expected: str) -> Iterator[None]:
-    """Turn a library's error about the content of a file into a FileError; errors of this project pass unchanged."""
+    """Turn a library's error about a file's content into a FileError; errors of this project pass unchanged."""
     try:
         yield
     except Exception as error:
@@ -44,8 +44,7 @@ def read_text(path: Union[str, Path], expected: str = 'a text in UTF-8') -> str:
 
 
 def parse_json(text: Union[str, bytes], where: Union[str, Path], kind: Optional[type] = None) -> Any:
-    """Return the value of a JSON text; raise a FileError that names `where` if it is invalid or not of `kind`, `dict`
-    or `list`."""
+    """Return the value of a JSON text; a FileError with `where` if it is invalid or not of `kind` (`dict`, `list`)."""
     expected = 'JSON' if kind is None else 'JSON, an object' if kind is dict else 'JSON, a list'
     with reading(where, expected):
         value = json.loads(text)

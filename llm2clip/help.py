@@ -124,8 +124,7 @@ def entries(schema: type, prefix: str = '', shown: Optional[dict[type, str]] = N
 
 
 def _type_name(hint: Any) -> str:
-    """Return a type as text: ``dict[str, float]``, ``bool | int``, or ``list[mapping]`` if its entries are listed
-    below."""
+    """Return a type as text: ``dict[str, float]``, ``bool | int``, or ``list[mapping]`` of entries that follow."""
     if typing.get_origin(hint) is typing.Annotated:
         return _type_name(hint.__origin__)
     if typing.get_origin(hint) is typing.Literal:

@@ -30,8 +30,7 @@ _CREDENTIALS = {
 
 
 class OutputFolder:
-    """A local folder, uploaded file by file to its remote if it has one; a ConfigError if Streaming cannot write
-    there."""
+    """Local folder, uploaded file by file to its remote, if any; a ConfigError if Streaming cannot write there."""
 
     def __init__(self, local: Union[str, Path], remote: Optional[str] = None) -> None:
         self.local, self.remote = Path(local), remote
@@ -112,8 +111,7 @@ def download(remote: str, path: Union[str, Path]) -> bool:
 
 @contextmanager
 def reaching(remote: str) -> Iterator[None]:
-    """Raise a ConfigError that names the remote if a block lacks credentials for it, because cloud libraries do not
-    name it."""
+    """Raise a ConfigError that names the remote if a block lacks credentials for it; cloud libraries do not name it."""
     try:
         yield
     except Exception as error:

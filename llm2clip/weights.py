@@ -50,8 +50,8 @@ def read_safetensors(path: Union[str, Path], expected: str = 'weights in safeten
 
 @contextmanager
 def open_weights(folder: Union[str, Path]) -> Iterator[Callable[[str], torch.Tensor]]:
-    """Yield a function from names to tensors, which reads weights that transformers saved in a folder when they are
-    requested.  It raises a FileError if a file is damaged, or there is no weight of that name."""
+    """Yield a function name -> tensor, which reads the weights that transformers saved in a folder on demand.  It
+    raises a FileError if a file is damaged, or has no weight of that name."""
     expected = 'weights in safetensors'
     with ExitStack() as files:
         places: dict[str, Any] = {}
@@ -77,11 +77,10 @@ def write_safetensors(
 
 
 def published_state(model: Any) -> dict[str, torch.Tensor]:
-    """Return the weights of a model of transformers under the names that versions 4 and 5 read and that
-    `save_pretrained` uses.
+    """Return a transformers model's weights by the names of `save_pretrained`, which versions 4 and 5 both read.
 
-    In version 4 and in published weights, CLIP's and SigLIP's towers are a submodule of their class; in 5 they are the
-    class itself.
+    In 4 and in published weights, the towers of CLIP and SigLIP are a submodule of their class; in 5 they are the
+    class.
     """
     state = model.state_dict()
     side = re.fullmatch('(?:clip|siglip2?|chinese_clip|mlcd)_(vision|text)_model', model.config.model_type)
@@ -90,8 +89,7 @@ def published_state(model: Any) -> dict[str, torch.Tensor]:
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor], digest: Optional[xxhash.xxh64] = None) -> str:
-    """Return the hexadecimal hash of the names and bytes of tensors, in any order, added to `digest`; raise a
-    ValueError without tensors."""
+    """Return the hex digest of the names and bytes of tensors, in any order; a ValueError if there are none."""
     digest = xxhash.xxh64() if digest is None else digest
     if not tensors:
         raise ValueError('there are no tensors, and those of every model would have the same hash')
@@ -102,8 +100,7 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor], digest: Optional[xxhash.xx
 
 
 def read_pickle(path: Union[str, Path], expected: str = 'weights of torch.save') -> Any:
-    """Return what `torch.save` wrote, if it is tensors in plain containers; other pickled objects are refused without
-    loading them.
+    """Return what `torch.save` wrote, if it is tensors in plain containers; refuse to load other pickled objects.
 
     Raises:
         FileError: The file is missing or damaged, or holds other objects.

@@ -35,7 +35,7 @@ class DatasetConfig:
     local: Text = MISSING
     """Folder of the dataset; with `remote`, its local cache."""
     remote: Optional[Remote] = None
-    """Location that Streaming reads from: `s3://…`, `gs://…`, `sftp://…` or a path other than `local`."""
+    """Place that Streaming reads from (`s3://…`, `gs://…`, `sftp://…`, a path), other than `local`."""
 
 
 @dataclass
@@ -60,7 +60,7 @@ class CaptionPairConfig:
     negative: Optional[Text] = None
     """Caption key of a hard negative, a text that is wrong for the query.  Samples may lack it."""
     random_negative: bool = False
-    """Instead of `negative`, draw the caption of another sample of the shard under the key of the positive."""
+    """Instead of `negative`, draw a text of another sample of the shard under the key of the positive."""
     instruction: Optional[str] = None
     """Text before the query of this pair, instead of `text_encoder.instruction`; not pooled."""
     weight: Positive = 1.0
@@ -101,7 +101,7 @@ class LoaderConfig:
     """Settings of every data loader."""
 
     num_workers: Natural = 2
-    """Processes per rank that read and decode samples.  Each prefetches two batches into shared memory."""
+    """Processes per rank that read and decode samples.  Each keeps two batches ready in shared memory."""
     shuffle: bool = True
     """Shuffle the samples of an epoch.  Evaluation never shuffles."""
     shuffle_seed: Seed = 9176
@@ -140,8 +140,7 @@ class ImageDataConfig(LoaderConfig):
     streams: Annotated[dict[Text, ImageStreamConfig], Field(min_length=1)] = field(default_factory=dict)
     """Name -> dataset of images, with the embeddings datasets of its captions."""
     teachers: list[Text] = field(default_factory=list)
-    """Names of teachers in `embeddings`.  The vectors of several are scaled to length 1 and concatenated.  Unset: the
-    only one."""
+    """Names in `embeddings`.  The vectors of several are scaled to length 1 and concatenated.  Unset: the only one."""
     caption_weights: Mix = field(default_factory=dict)
     """Caption key -> sampling weight.  One caption is drawn each time a sample is seen (paper, section 4.2).  Unset:
     all captions with equal weight, which requires datasets without `remote`."""
@@ -190,8 +189,7 @@ class WriterConfig:
     exclude_ids: Optional[Text] = None
     """JSON file with a list of sample ids to leave out, such as near-duplicates that another tool found."""
     image_max_side: Optional[Count] = None
-    """Maximum side of an image in pixels.  Larger images are downscaled and saved as JPEG.  Unset: image files are
-    stored unchanged."""
+    """Maximum image side in pixels; larger images are downscaled and saved as JPEG.  Unset: files stay unchanged."""
     image_quality: Annotated[int, Field(ge=1, le=100)] = 95
     """JPEG quality of downscaled images, from 1 to 100."""
     num_workers: Count = 1

@@ -46,7 +46,7 @@ class ExportVisionConfig(_OfRun):
     out: Text = MISSING
     """Folder that receives the tower."""
     projection: bool = True
-    """Include the projection to the joint space if the class of the tower can hold one (CLIP of transformers, timm)."""
+    """Include the projection to the joint space, if the class of the tower has one (CLIP, timm)."""
 
 
 @dataclass
@@ -66,16 +66,14 @@ class ImportConfig:
     """Official LLM2CLIP weights -> a model in `out`/llm2clip and a teacher in `out`/teacher."""
 
     checkpoint: Optional[Text] = None
-    """Weights of the model: a file (`.pt`, `.safetensors`) or a Hugging Face folder.  Unset: import only the
-    teacher."""
+    """Weights of the model: a file (`.pt`, `.safetensors`) or a Hugging Face folder.  Unset: only the teacher."""
     vision: Optional[VisionConfig] = None
     """Vision tower of `checkpoint`.  A Hugging Face folder defines the `architecture` itself."""
     teacher: ImportedTeacher = MISSING
     """Teacher that the model was trained with: the folder of an earlier import, or the published LLM, with LLM2Vec's
     `adapters` if they are not merged."""
     template: Optional[Literal['llama3', 'chatml', 'none']] = None
-    """Template that LLM2Vec puts around a caption: `llama3`, `chatml` or `none`.  Unset: chosen by the LLM's name, as
-    in LLM2Vec."""
+    """Template of LLM2Vec around a caption: `llama3`, `chatml` or `none`.  Unset: by the LLM's name, as in LLM2Vec."""
     out: Text = MISSING
     """Folder that receives `llm2clip` (the model) and `teacher`."""
 

@@ -1,8 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""YAML files and dotted overrides -> one typed configuration, or an error that names the key; also reads the
-configurations that runs wrote, and compares them on resume.
+"""YAML files and dotted overrides -> one typed configuration, or an error that names the key; and runs' own files.
 
 Null removes an entry of a mapping, such as a dataset, a model or a logger, that an earlier file added.  Numbers and
 booleans follow YAML 1.2.  Where a string is expected, the text of the file is kept unchanged.
@@ -232,8 +231,8 @@ def read_config(schema: type[T], folder: Union[str, Path]) -> T:
 
 
 def read_resolved(path: Union[str, Path]) -> Any:
-    """Return the content of a YAML file of a run.  Raise a ConfigError if it contains an interpolation (``${…}``), such
-    as of an environment variable, and a FileError if it is missing or not YAML."""
+    """Return the content of a YAML file of a run; a ConfigError if a value is an interpolation (``${…}``), as of an
+    environment variable, and a FileError if the file is missing or not YAML."""
     text = read_text(path, 'YAML')
     with reading(path, 'YAML'):
         for event in yaml.parse(text, _Loader):
@@ -270,8 +269,7 @@ def _nodes(
 ) -> Iterator[tuple[tuple[str, ...], Any, Optional[yaml.Node], yaml.Node]]:
     """Yield path, type (Any if the schema has none), node and key (or list entry) of everything below a node.
 
-    A mapping of typed entries that is null, or a null entry of one, is removed from the tree and yielded with node
-    None.
+    A null mapping of typed entries, or a null entry of one, is removed from the tree and yielded with node None.
     """
     below: list[tuple[str, Any, Optional[yaml.Node], yaml.Node]] = []
     if isinstance(tree, yaml.SequenceNode):
@@ -300,8 +298,7 @@ def _has_entries(kind: Any) -> bool:
 
 
 def _misshapen(kind: Any, node: yaml.Node) -> Optional[str]:
-    """Return the expected shape if a type needs a mapping or list and the node is none; OmegaConf may not name the
-    key."""
+    """Return the expected shape if a mapping or list is expected but not given; OmegaConf may not name the key."""
     if node.tag == _NULL or node.value == MISSING or node.value[:2] == '${':
         return None
     if typing.get_origin(kind) is list:
@@ -367,7 +364,7 @@ def learned_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def check_settings(found: Mapping[str, Any], config: TrainConfig, where: str) -> None:
-    """Raise a ConfigError that names the first setting of a run that has changed, with both values.
+    """Raise a ConfigError that names the first changed setting of a run, with both values.
 
     `found` are the `learned_settings` that the run began with, and `where` says where they were found.
     """
@@ -377,8 +374,7 @@ def check_settings(found: Mapping[str, Any], config: TrainConfig, where: str) ->
 
 
 def settings_in_folder(config: C) -> Optional[C]:
-    """Return the configuration in a run's `save_folder`, or None if there is none; raise the errors of
-    `check_settings`."""
+    """Return the configuration in a run's `save_folder`, or None; raise the errors of `check_settings`."""
     if not Path(config.save_folder, 'config.yaml').is_file():
         return None
     there = read_config(type(config), config.save_folder)

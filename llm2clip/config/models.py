@@ -39,21 +39,19 @@ class TextEncoderConfig:
     bidirectional: bool = True
     """Drop the causal mask in every layer (LLM2CLIP section 3.1); padding stays masked."""
     pooling: Literal['mean', 'weighted_mean', 'last'] = 'mean'
-    """`mean` or `weighted_mean` (token i has weight i) over the caption's tokens and the template's end token, or
-    `last`, the end token alone."""
+    """`mean` or `weighted_mean` (token i has weight i) over the caption and the template's end token, or `last`, the
+    end token."""
     chat_template: Optional[bool] = None
     """Wrap the caption as a user message of the tokenizer's chat template; its header is not pooled.  Unset: if the
     tokenizer has one."""
     instruction: str = ''
     """Text before a query caption, separated by one space; not pooled."""
     max_length: Count = 512
-    """Maximum input length in tokens, including template and instruction.  Longer captions are truncated and
-    counted."""
+    """Maximum input length in tokens, template and instruction included.  Longer captions are cut and counted."""
     dtype: WeightType = 'float32'
     """Data type of the LLM's own weights; LoRA weights stay float32.  FSDP requires one data type, so `float32`."""
     attn_implementation: Optional[Literal['sdpa', 'eager']] = None
-    """Attention code of transformers.  Unset: `sdpa`, but `eager` for Gemma 2, because only that caps attention
-    scores."""
+    """`sdpa` or `eager`.  Unset: `sdpa`, or `eager` for Gemma 2, because only that soft-caps attention scores."""
     trust_remote_code: bool = False
     """Run code that comes with the tokenizer. Leave off unless you have read that code."""
 
@@ -77,13 +75,11 @@ class ClipTextConfig:
     """CLIP's own text tower, with its projection and its tokenizer."""
 
     name: Text = MISSING
-    """Hub name or local folder of a CLIP or SigLIP model of transformers.  Texts beyond its maximum length are
-    truncated."""
+    """Hub name or local folder of a CLIP or SigLIP of transformers.  Texts beyond its maximum length are cut."""
     pretrained: bool = True
     """Start from the weights of `name`; `false`: from random weights."""
     architecture: Component = field(default_factory=dict)
-    """Entries of a `config.json` with `model_type` (`clip_text_model`, `siglip_text_model`), instead of those in
-    `name`."""
+    """Content of a `config.json`, with `model_type` (`clip_text_model`, …), instead of the one in `name`."""
 
 
 @dataclass
@@ -91,12 +87,12 @@ class TrainableTextConfig:
     """Text encoders that stage 2 trains beside the vision tower: the LLM by LoRA, CLIP's own text tower, or both."""
 
     lora: Optional[LoraConfig] = None
-    """Train new LoRA weights of the LLM in the folder `teacher` (paper, table A4).  Unset: the LLM stays frozen."""
+    """Train new LoRA weights of the LLM in the folder `teacher` (paper, table A4).  Unset: it stays frozen."""
     clip: Optional[ClipTextConfig] = None
     """CLIP's text tower, trained on the captions.  Without `method`, it replaces the LLM."""
     method: Optional[Literal['b', 'c', 'd']] = None
     """How CLIP's text tower and the LLM are combined (paper, section 3.2, table 9).  `b`: the image is contrasted with
-    each of both text features.  `c`: also the two with each other.  `d`: as `b`, and the image with a projection of
+    both text features.  `c`: as `b`, and the two with each other.  `d`: as `b`, and the image with a projection of
     both."""
 
 
@@ -123,7 +119,7 @@ class VisionConfig:
     remap: bool = False
     """The checkpoint has the same parameters in the same order under other names."""
     architecture: Component = field(default_factory=dict)
-    """Entries of a `config.json` with `model_type` (`clip_vision_model`, …), instead of those in `name`."""
+    """Content of a `config.json`, with `model_type` (`clip_vision_model`, …), instead of the one in `name`."""
     image_size: Count = 224
     """Side of the square input image in pixels; position embeddings are interpolated to it."""
     mean: Optional[Annotated[list[Share], Field(min_length=3, max_length=3)]] = None
@@ -135,8 +131,8 @@ class VisionConfig:
     freeze_blocks: Natural = 0
     """Freeze the embeddings and the first N blocks; 0 freezes nothing."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass, which takes a fifth of a step's FLOPs and saves much memory.  With
-    FSDP, `fsdp.activation_checkpointing` does the same."""
+    """Recompute activations in the backward pass: a fifth of the step's FLOPs, for much less memory.  With FSDP,
+    `fsdp.activation_checkpointing` does the same."""
     freeze_batch_norm: bool = True
     """Use the pretrained statistics of BatchNorm, so that the features of an image do not depend on its batch."""
 
@@ -177,7 +173,7 @@ class ModelConfig:
     logit_scale: Positive = 1 / 0.07
     """Initial factor on the cosine similarities."""
     logit_bias: Optional[Finite] = None
-    """Initial bias of the logits, only for `loss.name: siglip`.  SigLIP starts with -10 and a `logit_scale` of 10."""
+    """Initial bias of the logits, for `loss.name: siglip` only.  SigLIP starts at -10, with `logit_scale` 10."""
 
 
 @dataclass
@@ -193,9 +189,8 @@ class LossConfig:
     block_size: Optional[Count] = None
     """Rows of the logit matrix that a rank computes at once, to save memory.  Unset: all."""
     matryoshka_dims: Dims = field(default_factory=list)
-    """Average the losses over the first N dimensions of the features, for each N in a list such as `[64, 128, 256,
-    512]` (Matryoshka).  Features are scaled to length 1 each time.  At most `model.embed_dim`.  Empty: all
-    dimensions."""
+    """Average the losses of the first N feature dimensions, scaled to length 1, for each N in the list (Matryoshka).
+    Example: `[64, 128, 256, 512]`, up to `model.embed_dim`.  Empty: one loss over all dimensions."""
 
 
 @dataclass

@@ -42,7 +42,7 @@ def _is_folder_name(value: str) -> bool:
 
 
 def _elsewhere(remote: str, info: ValidationInfo) -> str:
-    """Return a remote if it is not its own local folder, where shards may be deleted once the remote has them."""
+    """Return a remote; a ValueError if it is the local folder, where shards may be deleted once it has them."""
     key = 'local' if 'local' in info.data else 'out'
     folder, place = info.data.get(key, ''), urlparse(remote)
     path = place.path if place.scheme == 'file' else remote

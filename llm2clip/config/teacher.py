@@ -120,8 +120,7 @@ class ExtractConfig(PlanConfig):
     storage: Literal['float16', 'int8'] = 'float16'
     """`float16`, or `int8` with one float32 scale per vector, for half the size."""
     normalize: bool = False
-    """Store vectors of length 1.  The adapter of stage 2 scales its input to length 1 anyway, unless
-    `adapter.normalize` is false."""
+    """Store vectors of length 1.  The adapter of stage 2 scales them unless `adapter.normalize` is false."""
     device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
     dist_timeout: Positive = 3600.0

@@ -47,7 +47,7 @@ class FsdpConfig:
     activation_cpu_offload: bool = False
     """Keep activations for the backward pass in host memory; GPUs only."""
     state_dict_type: Literal['full', 'sharded'] = 'sharded'
-    """`full`: rank 0 gathers each checkpoint into one file.  `sharded`: every rank writes its part into a folder."""
+    """`full`: rank 0 gathers a checkpoint into one file.  `sharded`: every rank writes its part into a folder."""
     mixed_precision: Literal['DEFAULT', 'PURE', 'FULL'] = 'DEFAULT'
     """For a 16-bit `precision`.  `DEFAULT`: gather weights in 16 bits, reduce gradients in float32.  `PURE`: both in 16
     bits.  `FULL`: both in float32."""
@@ -91,8 +91,7 @@ class TrainerConfig:
     save_interval: Time = '1ep'
     """Time between checkpoints, such as `500ba`."""
     save_num_checkpoints_to_keep: CheckpointsKept = 2
-    """Number of newest checkpoints to keep on disk; -1 keeps all.  An object store keeps what its lifecycle rules
-    say."""
+    """Newest checkpoints to keep on disk, -1 for all.  In an object store, its lifecycle rules decide."""
     checkpoint_folder: Text = '${save_folder}/checkpoints'
     """Folder of the checkpoints: on disk, where nodes may share it, or in an object store (`s3://…`)."""
     autoresume: bool = True
@@ -116,8 +115,7 @@ class TrainerConfig:
     loggers: dict[str, Component] = field(default_factory=dict)
     """Name of a logger in `llm2clip/registry.py` -> arguments.  `metrics.jsonl` is always written."""
     compile: Optional[Component] = None
-    """Arguments of `torch.compile` for the repeated blocks of the model; `{}` for its defaults.  Unset: no
-    compilation."""
+    """Arguments of `torch.compile` for the repeated blocks of the model, `{}` for defaults.  Unset: no compilation."""
     fsdp: Optional[FsdpConfig] = None
     """Shard the model over the ranks with FSDP2.  Unset: DDP, where every rank holds the whole model."""
 
@@ -195,8 +193,7 @@ class TextEncoderInLoopConfig:
 
 @dataclass
 class SelfDistillationConfig:
-    """Loss that keeps image features close to those of a frozen copy of the initial weights (ProCLIP, arXiv
-    2510.18795)."""
+    """Keep image features close to those of a frozen copy of the initial weights (ProCLIP, arXiv 2510.18795)."""
 
     enabled: bool = False
     """Add the two terms below to the loss."""

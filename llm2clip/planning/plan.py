@@ -116,8 +116,7 @@ def _plan_stage2(config: Stage2Config) -> Plan:
 def image_batch(
     n: int, image_size: int, llm_embed_dim: int = 0, captions: int = 1, texts: bool = False
 ) -> dict[str, Any]:
-    """Return a batch of stage 2: `n` samples, with vectors (`llm_embed_dim` > 0) and `texts` of so many captions
-    each."""
+    """Return a stage-2 batch of `n` samples, with `captions` vectors (`llm_embed_dim` > 0) and `texts` each."""
     shape = (n,) if captions == 1 else (n, captions)
     batch: dict[str, Any] = {name: torch.zeros(n, dtype=torch.long) for name in ('index', 'sample_seed')}
     batch['text_id'] = torch.zeros(shape, dtype=torch.long)
@@ -325,8 +324,7 @@ def _measure(
 ) -> None:
     """Check parts of the configuration, and measure the cost of a step.
 
-    `lengths` are tokens per text: memory is that of the first, the longest text, and FLOPs are those of the second, the
-    mean.
+    `lengths` are tokens per text: that of the longest text, which decides memory, and the mean, which decides FLOPs.
     """
     longest, mean = lengths
     model, make_batch = make(longest)

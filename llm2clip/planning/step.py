@@ -98,7 +98,7 @@ class StepCost:
     optimizer: int = 0
     ema: int = 0
     teacher: int = 0
-    copy: int = 0  # frozen vision tower of self-distillation
+    copy: int = 0  # frozen copy of self-distillation
     gradients: int = 0
     buckets: int = 0  # DDP's copy of the gradients, for averaging
     activations: int = 0  # everything else at the peak
