@@ -79,8 +79,7 @@ def write_safetensors(
 def published_state(model: Any) -> dict[str, torch.Tensor]:
     """Return a transformers model's weights by the names of `save_pretrained`, which versions 4 and 5 both read.
 
-    In 4 and in published weights, the towers of CLIP and SigLIP are a submodule of their class; in 5 they are the
-    class.
+    In 4 and in published weights, CLIP's and SigLIP's towers are a submodule of their class; in 5 they are the class.
     """
     state = model.state_dict()
     side = re.fullmatch('(?:clip|siglip2?|chinese_clip|mlcd)_(vision|text)_model', model.config.model_type)

@@ -231,8 +231,8 @@ def read_config(schema: type[T], folder: Union[str, Path]) -> T:
 
 
 def read_resolved(path: Union[str, Path]) -> Any:
-    """Return the content of a YAML file of a run; a ConfigError if a value is an interpolation (``${…}``), as of an
-    environment variable, and a FileError if the file is missing or not YAML."""
+    """Return the content of a YAML file of a run.  Raise a ConfigError if a value is an interpolation (``${…}``), as of
+    an environment variable, and a FileError if the file is missing or not YAML."""
     text = read_text(path, 'YAML')
     with reading(path, 'YAML'):
         for event in yaml.parse(text, _Loader):

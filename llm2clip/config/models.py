@@ -40,7 +40,7 @@ class TextEncoderConfig:
     """Drop the causal mask in every layer (LLM2CLIP section 3.1); padding stays masked."""
     pooling: Literal['mean', 'weighted_mean', 'last'] = 'mean'
     """`mean` or `weighted_mean` (token i has weight i) over the caption and the template's end token, or `last`, the
-    end token."""
+    end token alone."""
     chat_template: Optional[bool] = None
     """Wrap the caption as a user message of the tokenizer's chat template; its header is not pooled.  Unset: if the
     tokenizer has one."""
