@@ -1,10 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How every recipe begins and ends.
+"""Start and end of every recipe.
 
-A recipe imports PyTorch and Composer, which take many seconds, inside its `main`, so that a mistyped key is answered at
-once.
+A recipe imports PyTorch and Composer, which takes many seconds, inside its `main`, so that a mistyped key is reported
+at once.
 """
 
 import atexit
@@ -57,22 +57,22 @@ _OTHER_RANKS_WAIT = 5.0
 
 
 def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Sequence[str]] = None) -> None:
-    """Read the configuration, call `main` with it, or answer ``--help``.
+    """Read the configuration and call `main` with it, or print the help for ``--help``.
 
-    The time that it takes is added to seconds.json in the step's folder.  An error in what the user gave becomes one
-    line, unless ``LLM2CLIP_TRACEBACK=1`` is in the environment.  Ctrl-C and SIGTERM end the command with the exit
-    status 130 and 143, and a line says from where it resumes.
+    The elapsed time is added to seconds.json in the folder of the step.  An error in the user's input becomes one line,
+    unless ``LLM2CLIP_TRACEBACK=1`` is in the environment.  Ctrl-C and SIGTERM end the command with exit status 130 and
+    143, after a line that says where it resumes.
 
     Args:
         schema: One of the dataclasses of `llm2clip.config`.
-        main: The recipe; the docstring of its module says what it does and, after a colon, how it is called.
+        main: The recipe; the docstring of its module describes it and, after a colon, shows the command.
         args: YAML files and overrides; unset, those of the command line.
     """
-    sys.stdout.reconfigure(errors='replace')  # pyright: ignore  # a file's name may hold bytes that are no text
+    sys.stdout.reconfigure(errors='replace')  # pyright: ignore  # file names may contain undecodable bytes
     with _errors_in_one_line():
         args = sys.argv[1:] if args is None else args
         if {'-h', '--help'}.intersection(args):
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # it may be piped into what reads only a part
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader of a pipe may close it early
             print(help_text(schema, main.__globals__['__doc__'], args), flush=True)
             return
         # Streaming keeps two files open per epoch and checkpoint of a resumed run.
@@ -95,7 +95,7 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
             print(f'{recipe}: {shlex.join(args)} -> {to}', file=sys.stderr, flush=True)
         if isinstance(config, TrainConfig) and not plan and config.autoresume and any(
                 Path(config.checkpoint_folder).glob('ep*-ba*')):
-            settings_in_folder(config)  # which are checked before the checkpoint is read
+            settings_in_folder(config)  # checks them before the checkpoint is read
         if not plan and _rank() == 0:
             warn_of_slow_bfloat16(config)
         alone = claim(config, recipe) if _rank() == 0 and not plan else nullcontext()
@@ -104,12 +104,12 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
 
 
 def _rank(kind: str = 'RANK') -> int:
-    """That of the launcher, which is known before Composer is imported."""
+    """Return a number in the launcher's environment, which is set before Composer is imported."""
     return int(os.environ.get(kind, 0))
 
 
 def warn_of_slow_bfloat16(config: Any) -> None:
-    """Warn if a configuration computes in bfloat16 where that is slow."""
+    """Warn if a configuration uses bfloat16 on a CPU that is slow in it."""
     slow = [f'{key}={value}' for key, value in leaves(dataclasses.asdict(config))
             if key.endswith(('dtype', 'precision')) and value in ('bfloat16', 'amp_bf16')]
     if slow and not computes_bfloat16():
@@ -121,8 +121,8 @@ def warn_of_slow_bfloat16(config: Any) -> None:
 
 @contextmanager
 def _timed(folder: Optional[str]) -> Iterator[None]:
-    """Add the time that the block takes to `folder`/seconds.json, unless the configuration was refused or the block
-    left nothing in it."""
+    """Add the duration of the block to `folder`/seconds.json, unless the configuration was refused or no file is
+    there."""
     start = time.monotonic()
     try:
         yield
@@ -134,19 +134,19 @@ def _timed(folder: Optional[str]) -> Iterator[None]:
             path = Path(folder, SECONDS_FILE)
             try:
                 write_json(path, {'seconds': round(recorded_seconds(path) + time.monotonic() - start, 1)})
-            except FileError as error:  # how long a step took is not worth its end
+            except FileError as error:  # a missing duration must not fail the step
                 print(error, file=sys.stderr)
 
 
 def step_folder(config: Any) -> Optional[str]:
-    """The folder of a step that keeps how long it took; None for one that keeps nothing."""
+    """Return the folder in which a step records its duration; None if it records none."""
     if isinstance(config, (ExportVisionConfig, ReportConfig, SearchConfig)):
         return None
     return config.save_folder if isinstance(config, TrainConfig) else config.out
 
 
 def recorded_seconds(path: Path) -> float:
-    """How long a step took, by its SECONDS_FILE; 0 if there is none, or it is damaged."""
+    """Return the duration of a step in seconds, from its SECONDS_FILE; 0 if that is missing or damaged."""
     try:
         return float(read_json(path, dict)['seconds'])
     except (FileError, LookupError, TypeError, ValueError):
@@ -154,11 +154,11 @@ def recorded_seconds(path: Path) -> float:
 
 
 def claim(config: Any, recipe: str) -> ExitStack:
-    """Hold the folders that a recipe writes until the stack is closed; a ConfigError if another process writes there,
-    or files of another recipe or of somebody else are in one."""
+    """Lock the folders that a recipe writes until the stack is closed.  Raise a ConfigError if another process writes
+    there, or one contains files of another recipe or of the user."""
     held = ExitStack()
     if isinstance(config, (ExportVisionConfig, ExportTeacherConfig)):
-        # These replace the folder as a whole, by what its manifest says.
+        # These replace the whole folder if its manifest allows it, so the lock file is beside it.
         out = Path(os.path.abspath(config.out))
         lock = out.with_name(f'.{out.name}.lock')
         held.enter_context(locked(lock, out))
@@ -175,14 +175,14 @@ def claim(config: Any, recipe: str) -> ExitStack:
 
 
 def how_it_resumes(config: Any) -> str:
-    """How the same command resumes after it was stopped; empty if it just begins again."""
+    """Return how the same command resumes after a stop; empty if it starts again."""
     if isinstance(config, (PrepareConfig, ExtractConfig, EvaluateConfig, SearchConfig)):
         return 'the same command goes on with what is missing'
     if not isinstance(config, TrainConfig) or not config.autoresume:
         return ''
     if '://' in config.checkpoint_folder:
         return f'the same command goes on from the newest checkpoint in {config.checkpoint_folder}'
-    try:  # Composer links to the newest whole checkpoint after it has written it
+    try:  # Composer updates this link when a checkpoint is complete
         batch = re.findall(r'-ba(\d+)', os.readlink(Path(config.checkpoint_folder, 'latest-rank0.pt')))[-1]
     except (OSError, IndexError):
         return 'there is no checkpoint yet, the same command begins from the beginning'
@@ -191,22 +191,22 @@ def how_it_resumes(config: Any) -> str:
 
 @contextmanager
 def _errors_in_one_line() -> Iterator[None]:
-    """Of errors that tell the user something, the message and its notes."""
+    """Exit with one line, the message and its notes, for errors that are expected."""
     try:
         yield
-    except KeyboardInterrupt:  # before there are handlers
+    except KeyboardInterrupt:  # before the handlers are installed
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         if os.environ.get(_TRACEBACK) or not _is_expected(error):
             raise
         if _rank('LOCAL_RANK') > 0:
-            # Rank 0 of this node most likely has the same to say, and the launcher then ends this process.
+            # Rank 0 of this node most likely reports the same error, and the launcher then ends this process.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(_OTHER_RANKS_WAIT)
         text = str(error)
         if isinstance(error, OSError) and error.filename and error.strerror:
             text = f'{error.filename}: {error.strerror}'
-        elif 'Original Traceback' in text:  # as a loader's worker has passed it on
+        elif 'Original Traceback' in text:  # from a worker of a data loader
             text = text.rstrip().splitlines()[-1].split(': ', 1)[-1]
         if type(error).__module__.startswith('wandb.'):
             text += '; W&B reads its key from WANDB_API_KEY, and WANDB_MODE=offline needs none'
@@ -216,7 +216,7 @@ def _errors_in_one_line() -> Iterator[None]:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether an error tells the user something: one that this project, the system or W&B raised."""
+    """Whether an error is meant for the user: one raised by this project, the system or W&B."""
     if isinstance(error, OSError) or type(error).__module__.startswith(('llm2clip.', 'wandb.')):
         return True
     frames = list(traceback.walk_tb(error.__traceback__))
@@ -224,45 +224,45 @@ def _is_expected(error: Exception) -> bool:
 
 
 _signal = 0
-"""The one that asked for the end."""
+"""Number of the signal that requested the end; 0 if none did."""
 
 
 @contextmanager
 def _stoppable(resumes: Callable[[], str]) -> Iterator[None]:
-    """End the block and its workers at SIGINT and SIGTERM, without another checkpoint, since ranks may be anywhere in a
-    step, and say how the command resumes."""
+    """On SIGINT and SIGTERM, end the block and its workers and print how the command resumes.  No checkpoint is
+    written, because ranks may be anywhere in a step."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     main = os.getpid()
 
     def stop(number: int, frame: Any) -> None:
         global _signal
-        if os.getpid() != main:  # a worker: its parent ends it, at Ctrl-C as well, which the terminal sends to both
+        if os.getpid() != main:  # a worker: its parent ends it, also on Ctrl-C, which the terminal sends to both
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
         elif not _signal:
             _signal = number
-            signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch would raise an error when a loader's worker ends
+            signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch would raise an error when a loader worker ends
             for worker in multiprocessing.active_children():
-                worker.kill()  # one that was forked just now may miss any other signal
+                worker.kill()  # a worker that was just forked may miss any other signal
             raise SystemExit(128 + number)
-        elif number == signal.SIGINT:  # again: at once
+        elif number == signal.SIGINT:  # second Ctrl-C: end at once
             os._exit(128 + number)
-        # The launcher sends SIGTERM after Ctrl-C, which has come here too.
+        # Ignore a second SIGTERM: the launcher sends one after a Ctrl-C, which this process has received itself.
 
     def install(*_: Any) -> None:
         for number in _SIGNALS:
             signal.signal(number, stop)
 
     install()
-    # Importing it installs handlers of its own, which its workers would inherit and end with an error.
+    # Importing it replaces the handlers, and workers that inherit Composer's end with an error.
     wrapt.register_post_import_hook(install, 'composer.core.engine')
     try:
         yield
     except BaseException:
         if not _signal:
             raise
-        # Also in place of what a library raises since its workers are gone.
+        # This also hides errors that libraries raise because their workers are gone.
         for bar in list(tqdm._instances):  # pyright: ignore[reportAttributeAccessIssue]
             bar.close()  # so that nothing is drawn below the last line
         if _rank() == 0:
@@ -276,7 +276,7 @@ def _stoppable(resumes: Callable[[], str]) -> Iterator[None]:
 
 @atexit.register
 def _end_without_report() -> None:
-    """Die of SIGTERM on all ranks but the first of a node, or Composer's launcher prints all that the rank ever said.
+    """Die of SIGTERM on all but a node's first rank; otherwise Composer's launcher prints the rank's whole output.
 
     Registered before Composer is imported, this runs after Composer has closed everything.
     """

@@ -1,9 +1,9 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The device of a command, where bfloat16 is fast on it, and where float32 is exact.
+"""The device of a command, fast bfloat16, and exact float32.
 
-PyTorch is imported by the functions that need it, since a configuration is read before.
+Functions import PyTorch when they need it, because a configuration is read before.
 """
 
 import ctypes
@@ -20,26 +20,26 @@ __all__ = ['computes_bfloat16', 'exact_float32', 'in_float32', 'open_device']
 
 T = TypeVar('T')
 CPU_INFO = Path('/proc/cpuinfo')
-# Of glibc's malloc.h.
+# Constants of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def open_device(name: Optional[str], precision: Optional[str] = 'fp32') -> 'Device':
-    """The device of a command.
+    """Return the device of a command.
 
     On a GPU, TF32 is off if the precision is ``fp32``; Composer 0.32.1 always turns it on.  On a CPU, glibc's malloc
-    keeps freed memory: new pages, which the system fills with zeros, would take a quarter of a step of stage 2.
+    keeps freed memory, because zero-filled new pages would take a quarter of the time of a stage-2 step.
 
     Args:
         name: ``gpu`` or ``cpu``.  None: a GPU if there is one.
-        precision: As Composer names it.  None: as Composer chooses, 16 bits on a GPU.
+        precision: In Composer's notation.  None: Composer's default, 16 bits on a GPU.
     """
     import torch
     from composer.utils import get_device
 
     device = get_device(name)
     if device.name == 'gpu':
-        # Not `matmul.allow_tf32`: where that contradicts what `exact_float32` set, torch 2.15 does not tell any more.
+        # Not `matmul.allow_tf32`: if the two disagree, torch 2.15 refuses to report the precision to `exact_float32`.
         torch.set_float32_matmul_precision('highest' if precision == 'fp32' else 'high')
         torch.backends.cudnn.allow_tf32 = precision != 'fp32'
     elif (mallopt := getattr(ctypes.CDLL(None), 'mallopt', None)) is not None:
@@ -49,10 +49,10 @@ def open_device(name: Optional[str], precision: Optional[str] = 'fp32') -> 'Devi
 
 
 def computes_bfloat16() -> bool:
-    """Whether this machine has a GPU, or a processor with instructions for bfloat16, as Linux lists them.
+    """Whether this machine has a GPU, or a processor with bfloat16 instructions according to Linux.
 
-    On others, PyTorch 2.7 multiplies matrices of bfloat16 more slowly than those of float32: 58 times on an AMD EPYC
-    with AVX2, and slower too with AVX-512 alone (pytorch#146508).
+    On other processors, PyTorch 2.7 multiplies bfloat16 matrices more slowly than float32 ones: 58 times on an AMD EPYC
+    with AVX2, and also with AVX-512 alone (pytorch#146508).
     """
     import torch
 
@@ -63,10 +63,10 @@ def computes_bfloat16() -> bool:
 
 @contextmanager
 def exact_float32(device_type: str) -> Iterator[None]:
-    """No autocast, which would round logits of up to 100 to 8 significant bits, and no TF32, which would to 11.
+    """Disable autocast, which would round logits of up to 100 to 8 significant bits, and TF32, which would round to 11.
 
-    TF32 is a setting of the process that counts when an operation begins.  The backward pass of what is computed in
-    the block runs after it: where that has matrix products too, they belong into the block.
+    TF32 is a setting of the process, read when an operation begins.  The backward pass of the block runs after it;
+    compute it inside the block if it has matrix products.
     """
     import torch
 
@@ -80,7 +80,7 @@ def exact_float32(device_type: str) -> Iterator[None]:
 
 
 def in_float32(function: Callable[..., T]) -> Callable[..., T]:
-    """Run a function of tensors in `exact_float32`, on the device of the first."""
+    """Decorate a function of tensors to run in `exact_float32`, on the device of the first tensor."""
 
     @functools.wraps(function)
     def run(tensor: Any, *args: Any, **kwargs: Any) -> T:

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Where the tasks of a step are done: by processes of this machine, or by workers all over a Ray cluster."""
+"""Execution of the tasks of a step by processes of this machine, or by workers of a Ray cluster."""
 
 import multiprocessing
 import os
@@ -27,34 +27,34 @@ S = TypeVar('S')
 T = TypeVar('T')
 
 Work = Callable[[Iterable[S], Callable[[T], object]], None]
-"""Does tasks, which it takes one by one, and tells their results in order."""
+"""Function that does tasks, taken one by one, and passes their results on in order."""
 
-_LOSSES = 3  # workers that may be lost, one after the other, over the same task
-_LOOK = 2.0  # seconds after which the driver looks for machines that have joined
+_LOSSES = 3  # workers that may be lost over the same task
+_LOOK = 2.0  # seconds between checks for machines that have joined
 
 
 class LostWorkersError(RuntimeError):
-    """The processes or machines that should do a task were lost, again and again."""
+    """The workers of a task were lost again and again."""
 
 
 class Engine(ABC):
-    """Does the tasks of a step.  As a text, it says which workers are at hand."""
+    """Executes the tasks of a step.  Its string describes the available workers."""
 
     @abstractmethod
     def run(
         self, tasks: Mapping[str, S], start: Callable[[], Work[S, T]], done: Callable[[T], object]
     ) -> None:
-        """Do tasks; what `start` or the work raises ends the job, and no further task is begun then.
+        """Do tasks.  An error of `start` or of the work ends the job, and no further task begins.
 
         Args:
-            tasks: Name, for people -> what the work is given.
-            start: Makes the work; a worker calls it once, before its first task.
-            done: Is told the results, in any order.
+            tasks: Name for messages -> input of the work.
+            start: Makes the work; each worker calls it once, before its first task.
+            done: Receives the results, in any order.
         """
 
 
 class LocalEngine(Engine):
-    """`num_workers` processes of this machine, each of which does one task after the other; one is this process."""
+    """`num_workers` processes of this machine, each with one task at a time; with one, this process itself."""
 
     def __init__(self, num_workers: int = 1) -> None:
         self.num_workers = num_workers
@@ -76,11 +76,11 @@ class LocalEngine(Engine):
             for future in as_completed([pool.submit(_do_forked, i) for i in range(len(items))]):
                 done(future.result())
         finally:
-            # After an error the tasks that are being done are finished, the others are not begun.
+            # After an error, running tasks finish, and no others begin.
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-# Work and tasks, set before the processes fork, so that neither need be picklable.
+# Work and tasks, set before the processes fork, so that neither has to be picklable.
 _forked: list[Any] = []
 
 
@@ -92,14 +92,14 @@ def _do_forked(i: int) -> Any:
 
 
 class RayEngine(Engine):
-    """Workers of the Ray cluster that this machine belongs to; without one, Ray is started on this machine alone.
+    """Workers of the Ray cluster that this machine belongs to; without a cluster, Ray starts on this machine alone.
 
-    There are as many workers as the machines have room for, those that join later included.  The task of a worker that
-    is lost is given to another one.  Work, tasks and results are pickled.
+    There are as many workers as fit on the machines, including those that join later.  If a worker is lost, another one
+    gets its task.  Work, tasks and results are pickled.
 
     Args:
-        cpus: CPUs of a worker.
-        gpu: Whether a worker has a GPU of its own.  None: if there are any; the attribute `gpu` says it.
+        cpus: CPUs per worker.
+        gpu: Whether each worker has a GPU.  None: if the cluster has any; the attribute `gpu` is the result.
 
     Raises:
         ConfigError: Ray is not installed, this process is one of several ranks, or no machine has room for a worker.
@@ -118,7 +118,7 @@ class RayEngine(Engine):
             handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
             ray.init(log_to_driver=False)
             if threading.current_thread() is threading.main_thread():
-                for number, handler in handlers.items():  # Ray has put its own in their place
+                for number, handler in handlers.items():  # Ray has replaced them
                     signal.signal(number, handler)
         machines = [node['Resources'] for node in ray.nodes() if node['Alive']]
         self.gpu = any(machine.get('GPU', 0) for machine in machines) if gpu is None else gpu
@@ -136,7 +136,7 @@ class RayEngine(Engine):
                 'cluster')
 
     def _room(self) -> list[int]:
-        """How many workers each machine has room for, whether they are there or not; without those that have none."""
+        """Return how many workers fit on each machine, running ones included, without machines that fit none."""
         import ray
         return list(filter(None, (min(int(node['Resources'].get(kind, 0) // n) for kind, n in self._share.items())
                                   for node in ray.nodes() if node['Alive'])))
@@ -146,10 +146,10 @@ class RayEngine(Engine):
     ) -> None:
         import ray
         from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
-        remote: Any = ray.remote  # which takes more than its types say
+        remote: Any = ray.remote  # its type annotations lack some arguments
         actor = remote(num_cpus=self._share['CPU'], num_gpus=self._share.get('GPU', 0), max_restarts=0)(_Worker)
         waiting, lost, workers, idle = deque(tasks), Counter[Optional[str]](), list[Any](), list[Any]()
-        calls: dict[Any, tuple[Any, Optional[str]]] = {}  # worker and task, or None while the worker starts
+        calls: dict[Any, tuple[Any, Optional[str]]] = {}  # call -> worker and task (None while the worker starts)
         try:
             while waiting or any(task is not None for _, task in calls.values()):
                 left = len(waiting) + sum(task is not None for _, task in calls.values())
@@ -169,7 +169,7 @@ class RayEngine(Engine):
                     except RayTaskError as error:
                         raise error.cause from error
                     except (RayActorError, OutOfMemoryError) as error:
-                        ray.kill(worker)  # it may be alive, and only out of reach
+                        ray.kill(worker)  # it may be alive but unreachable
                         workers.remove(worker)
                         lost[task] += 1
                         reason = str(error).strip().splitlines()[-1].split('. ')[0].strip()  # without Ray's guesses
@@ -196,10 +196,10 @@ def _number(n: int, one: str, several: Optional[str] = None) -> str:
 
 
 class _Worker:
-    """An actor: a process somewhere in the cluster, which does the tasks that it is given one after the other."""
+    """Ray actor: a process in the cluster that does one task at a time."""
 
     def start(self, start: Callable[[], Work[Any, Any]], folder: str) -> None:
-        """Make the work, in the folder in which the driver is, so that relative paths lead where they lead there."""
+        """Make the work in the driver's working directory, so that relative paths mean the same."""
         with _naming_the_machine():
             os.makedirs(folder, exist_ok=True)
             os.chdir(folder)

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Files, read and written whole; whatever is wrong with one is said with its name."""
+"""Reading and atomic writing of whole files, with errors that name the file."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ class FileError(ValueError):
 
 @contextmanager
 def reading(path: Union[str, Path], expected: str) -> Iterator[None]:
-    """Turn what a library raises about a file's content into a FileError; those of this project pass as they are."""
+    """Turn a library's error about a file's content into a FileError; errors of this project pass unchanged."""
     try:
         yield
     except Exception as error:
@@ -38,13 +38,13 @@ def reading(path: Union[str, Path], expected: str) -> Iterator[None]:
 
 
 def read_text(path: Union[str, Path], expected: str = 'a text in UTF-8') -> str:
-    """A text file in UTF-8, without a byte order mark; a FileError if it is missing or no such text."""
+    """Return a UTF-8 file without its byte order mark; raise a FileError if it is missing or not UTF-8."""
     with reading(path, expected):
         return Path(path).read_text(encoding='utf-8-sig')
 
 
 def parse_json(text: Union[str, bytes], where: Union[str, Path], kind: Optional[type] = None) -> Any:
-    """The value of a JSON text; a FileError that names `where` if it is none, or not of the `kind` `dict` or `list`."""
+    """Return the value of a JSON text; a FileError with `where` if it is invalid or not of `kind` (`dict`, `list`)."""
     expected = 'JSON' if kind is None else 'JSON, an object' if kind is dict else 'JSON, a list'
     with reading(where, expected):
         value = json.loads(text)
@@ -54,18 +54,18 @@ def parse_json(text: Union[str, bytes], where: Union[str, Path], kind: Optional[
 
 
 def read_json(path: Union[str, Path], kind: Optional[type] = None) -> Any:
-    """The content of a JSON file; arguments and errors as for `parse_json`, or the file is missing."""
+    """Return the content of a JSON file; arguments and errors as for `parse_json`, and a FileError if it is missing."""
     return parse_json(read_text(path, 'JSON'), path, kind)
 
 
 def printable(text: str) -> str:
-    """A text for a terminal, without the characters that control it, which a file or a caption may hold."""
+    """Return a text without the terminal control characters that a file or a caption may contain."""
     return re.sub(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]', '\N{REPLACEMENT CHARACTER}', text)
 
 
 @contextmanager
 def writing(path: Union[str, Path]) -> Iterator[None]:
-    """Raise a FileError that names the file or folder which the block writes where the disk is full."""
+    """Raise a FileError that names the file or folder that the block writes if the disk is full."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -76,9 +76,9 @@ def writing(path: Union[str, Path]) -> Iterator[None]:
 
 @contextmanager
 def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
-    """A temporary file to write, which replaces `path` when the block ends without an exception.
+    """Yield a temporary file that replaces `path` when the block ends without an exception.
 
-    Its folder is made, it gets the permissions that the umask gives to new files, and errors are those of `writing`.
+    The parent folder is created, the file gets the permissions of the umask, and errors are those of `writing`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,11 +95,11 @@ def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
 
 
 def write_text(path: Union[str, Path], text: str) -> None:
-    """Write a file that is never seen half written; a file's name in it may hold bytes that are no text."""
+    """Write a text file atomically; undecodable bytes of file names in the text are replaced."""
     with atomic_write(path) as partial:
         partial.write_text(text, encoding='utf-8', errors='replace')
 
 
 def write_json(path: Union[str, Path], value: Any) -> None:
-    """Write JSON for people to read, as `write_text` does."""
+    """Write indented JSON atomically, as `write_text` does."""
     write_text(path, json.dumps(value, indent=2) + '\n')

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Folders that one recipe and one process at a time writes, and that are replaced as a whole."""
+"""Output folders: a lock for one recipe and one process at a time, and atomic replacement as a whole."""
 
 import os
 import re
@@ -21,19 +21,19 @@ __all__ = [
 ]
 
 MANIFEST = 'MANIFEST'
-# In a folder that a recipe writes bit by bit: the recipe's name.
+# Hidden file with the name of the recipe that adds files to a folder over time.
 _RECORD = '.llm2clip'
-# What recipes add to a folder that they wrote, and what is left of such a file by a kill while it was written.
+# Files that recipes add to a finished folder, and temporary ones that a killed process left.
 _ADDED = re.compile(r'(config\.yaml|seconds\.json)(\.\d+\.tmp)?')
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a path, by its parts alone, is relative to a folder and does not lead out of it."""
+    """Whether a path, by its parts alone, is relative to a folder and stays inside."""
     return bool(name) and not name.startswith('/') and '..' not in name.split('/') and '\0' not in name
 
 
 def inside(folder: Union[str, Path], name: str, where: str, also: Iterable[str] = ()) -> Path:
-    """The path of a file that data name `where`, in a folder or in one of those in `also`.
+    """Return the path of a file that the data in `where` name, in a folder or in one of those in `also`.
 
     Raises:
         FileError: It is outside: by ``..``, as an absolute path, or by a symbolic link.
@@ -49,7 +49,7 @@ def inside(folder: Union[str, Path], name: str, where: str, also: Iterable[str] 
 def locked(path: Union[str, Path], folder: Union[str, Path], wait: bool = False) -> Iterator[None]:
     """Hold a lock file, which the system releases when this process ends; forked processes do not hold it.
 
-    While another process holds it, `wait`, or raise a ConfigError that names `folder`, which the lock protects.
+    If another process holds it, `wait` for it, or raise a ConfigError that names `folder`, which the lock protects.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -65,18 +65,18 @@ def locked(path: Union[str, Path], folder: Union[str, Path], wait: bool = False)
 def lock_output(
     folder: Union[str, Path], recipe: str, names: Optional[Sequence[str]] = None, part: int = 0
 ) -> Iterator[None]:
-    """Hold a folder that grows bit by bit, which no other recipe has written and no other process writes meanwhile.
+    """Lock a folder to which one recipe adds files over time.
 
-    It is made if it is not there, and removed again if the block leaves nothing in it.
+    The folder is created if it does not exist, and removed again if the block leaves it empty.
 
     Args:
-        folder: Where the recipe writes.
-        recipe: Its name, which a hidden file keeps.
-        names: What the recipe writes; unset, all that is in the folder.
-        part: Which of several processes this is that share the folder.
+        folder: Output folder of the recipe.
+        recipe: Its name, which a hidden file records.
+        names: Files that the recipe writes; unset, all in the folder.
+        part: Index of this process among those that share the folder.
 
     Raises:
-        ConfigError: The folder has files that the recipe did not write, or another process is writing there.
+        ConfigError: The folder contains files that the recipe did not write, or another process is writing there.
     """
     folder = Path(os.path.abspath(folder))
     made, record = not folder.exists(), folder / _RECORD
@@ -93,7 +93,7 @@ def lock_output(
         if owner not in ('', recipe):
             raise ConfigError(f'{folder}: was written by {owner}, expected an empty folder or one that {recipe} wrote')
         if not owner:
-            record.write_text(f'{recipe}\n')  # in place, since the file may be locked
+            record.write_text(f'{recipe}\n')  # in place, because the file may be the lock
         try:
             yield
         finally:
@@ -106,15 +106,15 @@ def lock_output(
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Name -> line of the manifest, with its size, of each file in a folder but the manifest itself."""
+    """Return name -> line in the manifest, with the size, of each file in a folder except the manifest itself."""
     paths = [path for path in sorted(folder.rglob('*')) if path.is_symlink() or not path.is_dir()]
     names = {path.relative_to(folder).as_posix(): path for path in paths}
     return {name: f'{path.lstat().st_size} {name}' for name, path in names.items() if name != MANIFEST}
 
 
 def check_replaceable(folder: Union[str, Path], kind: str) -> None:
-    """Raise a ConfigError if a folder holds anything that `atomic_folder` did not write for the same kind, by its
-    manifest, and which would be lost if it were replaced."""
+    """Raise a ConfigError if replacing a folder would delete anything that, by its manifest, `atomic_folder` did not
+    write for the same kind."""
     folder = Path(os.path.abspath(folder))
     fault, names = None, sorted(os.listdir(folder)) if folder.is_dir() else []
     if folder.exists() and not folder.is_dir():
@@ -138,25 +138,25 @@ def check_replaceable(folder: Union[str, Path], kind: str) -> None:
 
 @contextmanager
 def atomic_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Iterator[Path]:
-    """A temporary folder to write into, which replaces `folder` when the block ends without an exception.
+    """Yield a temporary folder that replaces `folder` when the block ends without an exception.
 
-    What is there stays until then, also when the process is killed.  Files get the permissions of the umask.
+    An existing folder stays until then, even if the process is killed.  Files get the permissions of the umask.
 
     Args:
-        folder: Where it is to appear.
-        kind: What it is, in words.  A manifest lists its files, and `check_replaceable` decides whether a former one
-            may be replaced.  Unset: whatever is there is replaced, and there is no manifest.
+        folder: Final path.
+        kind: Its content, in words.  A manifest lists the files, and `check_replaceable` decides whether an existing
+            folder may be replaced.  Unset: any folder is replaced, and there is no manifest.
     """
     folder = Path(os.path.abspath(folder))
     if kind is not None:
         check_replaceable(folder, kind)
     work = folder.with_name(f'{folder.name}.tmp')
-    new, old = work / 'new', work / 'old'  # one takes the place of the other
+    new, old = work / 'new', work / 'old'  # `old` is the replaced folder
     if old.exists() and not folder.exists():  # killed between the two renames below
         old.replace(folder)
     shutil.rmtree(work, ignore_errors=True)
     new.mkdir(parents=True)
-    mode = new.stat().st_mode & 0o777  # what the umask leaves; that of safetensors and temporary files is narrower
+    mode = new.stat().st_mode & 0o777  # of the umask; safetensors and temporary files have a stricter one
     try:
         with writing(folder):
             yield new

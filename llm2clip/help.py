@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a recipe prints for --help: its keys, or the arguments of a part, with types, defaults and docstrings."""
+"""Text of --help: the keys of a recipe, or the arguments of a part, with types, defaults and docstrings."""
 
 import ast
 import dataclasses
@@ -25,12 +25,12 @@ _WIDTH = 100
 
 
 def help_text(schema: type, doc: str, args: Collection[str] = ()) -> str:
-    """All that a recipe can be given, or the arguments of the part that one of `args` names (``source.webdataset``).
+    """Return all keys of a recipe, or the arguments of the part that one of `args` names (``source.webdataset``).
 
     Args:
         schema: One of the dataclasses of `llm2clip.config`.
-        doc: Docstring of the recipe: what it does, a colon, and how it is called.
-        args: Of the command.
+        doc: Docstring of the recipe: description, a colon, and the command.
+        args: Arguments of the command.
     """
     for key, _, name in (arg.replace('.name=', '.').partition('.') for arg in args):
         if key in PARTS and name:
@@ -60,7 +60,7 @@ def help_text(schema: type, doc: str, args: Collection[str] = ()) -> str:
 
 @functools.cache
 def field_docs(schema: type) -> dict[str, str]:
-    """Field -> its docstring, for those that have one, inherited ones included.
+    """Return field -> docstring of the fields that have one, including inherited fields.
 
     Python does not keep the strings below the fields of a class, so they are read from its source.
     """
@@ -81,25 +81,25 @@ class Entry(NamedTuple):
     key: str
     kind: str
     default: str
-    """As YAML; empty if the key is required or holds other keys."""
+    """In YAML; empty if the key is required or contains other keys."""
     doc: str
 
 
 def entries(schema: type, prefix: str = '', shown: Optional[dict[type, str]] = None, depth: int = 0) -> Iterator[Entry]:
-    """Each key of a dataclass and those below it; a dataclass that was shown before is referred to."""
+    """Yield each key of a dataclass and the keys below it; a dataclass that was shown before is only referred to."""
     shown = {} if shown is None else shown
     hints, docs = typing.get_type_hints(schema), field_docs(schema)
     annotated = typing.get_type_hints(schema, include_extras=True)
     for field in dataclasses.fields(schema):
         key, hint = f'{prefix}{field.name}', unwrap_optional(hints[field.name])
-        if field.name == 'type':  # of a text encoder, which is shown before its fields
+        if field.name == 'type':  # each type of text encoder has its own entry
             continue
         entry = annotated[field.name]
         teachers = teacher_types(typing.get_args(entry)[-1] if typing.get_origin(hint) is dict else entry)
         kind = typing.get_origin(hint)
         part = typing.get_args(hint)[-1] if kind in (list, dict) else hint
         nested = typing.cast(type, part) if dataclasses.is_dataclass(part) else None
-        path = key + ('[]' if kind is list else '.<name>' if kind is dict else '')  # under which its fields are
+        path = key + ('[]' if kind is list else '.<name>' if kind is dict else '')  # prefix of its fields
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         text = ''
         if not dataclasses.is_dataclass(default) and default not in (MISSING, dataclasses.MISSING):
@@ -124,7 +124,7 @@ def entries(schema: type, prefix: str = '', shown: Optional[dict[type, str]] = N
 
 
 def _type_name(hint: Any) -> str:
-    """For example ``dict[str, float]``; ``list[mapping]`` if its entries are described below; ``bool | int``."""
+    """Return a type as text: ``dict[str, float]``, ``bool | int``, or ``list[mapping]`` of entries that follow."""
     if typing.get_origin(hint) is typing.Annotated:
         return _type_name(hint.__origin__)
     if typing.get_origin(hint) is typing.Literal:

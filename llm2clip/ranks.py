@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Work that ranks share: item by item, or done by one of them for all.  What goes wrong on one is raised on all."""
+"""Work shared by the ranks, item by item or done by one of them.  An error on one rank is raised on all."""
 
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,10 +18,10 @@ __all__ = ['broadcast_from_rank0', 'round_robin', 'is_first', 'initialize_gloo',
 S = TypeVar('S')
 T = TypeVar('T')
 
-# Seconds for which ranks wait for one another: the first may compute numbers for hours, and the end of a rank is
-# noticed at once.
+# Seconds that ranks wait for one another.  Long, because rank 0 may compute metrics for hours, and gloo notices at once
+# that a rank has ended.
 _PATIENCE = 30 * 24 * 3600.0
-# Seconds after which those that wait for the first of their node hear of it, before the ranks of a training give up.
+# Seconds between signs of life to waiting ranks, far below a training's `dist_timeout`.
 _NEWS = 10.0
 
 
@@ -30,18 +30,18 @@ class RankError(RuntimeError):
 
 
 def is_first() -> bool:
-    """Whether this is the rank that has the results of shared work, and writes files."""
+    """Whether this is rank 0, which has the results of shared work and writes files."""
     return dist.get_global_rank() == 0
 
 
 def initialize_gloo() -> None:
-    """Connect the ranks, if there are several, by gloo also on GPUs: it notices at once that a rank has ended."""
+    """Connect several ranks by gloo, also on GPUs, because gloo notices at once that a rank has ended."""
     if dist.get_world_size() > 1:
         dist.initialize_dist('cpu', _PATIENCE)
 
 
 def raise_on_all_ranks(compute: Callable[[], T]) -> T:
-    """What `compute` returns on this rank; every rank calls this, and what it raises on one is raised on all."""
+    """Return the result of `compute` on this rank.  Every rank calls this; an error on one is raised on all."""
     if dist.get_world_size() == 1:
         return compute()
     result, error, copy = None, None, None
@@ -49,7 +49,7 @@ def raise_on_all_ranks(compute: Callable[[], T]) -> T:
         result = compute()
     except Exception as raised:
         error = raised
-        try:  # not all that libraries raise survives a copy
+        try:  # some libraries' errors cannot be pickled
             copy = pickle.loads(pickle.dumps(error))
         except Exception:
             copy = RuntimeError(f'{type(error).__name__}: {error}')
@@ -62,7 +62,7 @@ def raise_on_all_ranks(compute: Callable[[], T]) -> T:
 
 
 def broadcast_from_rank0(compute: Callable[[], T]) -> T:
-    """What `compute` returns on the first rank, the only one that calls it; errors are as of `raise_on_all_ranks`."""
+    """Return the result of `compute`, which only rank 0 calls, on all ranks; errors as for `raise_on_all_ranks`."""
     result = [raise_on_all_ranks(lambda: compute() if is_first() else None)]
     with _others_there():
         dist.broadcast_object_list(result)
@@ -70,18 +70,18 @@ def broadcast_from_rank0(compute: Callable[[], T]) -> T:
 
 
 def once_per_node(compute: Callable[[], T], what: str) -> T:
-    """The result of `compute`, which the first rank of each node calls; every rank calls this.
+    """Return the result of `compute`, which the first rank of each node calls; every rank calls this.
 
     Raises:
-        ValueError: The nodes have different results; the message says of `what`.
-        Exception: What `compute` raised on a node, on all ranks.
+        ValueError: The nodes have different results; the message contains `what`.
+        Exception: An error of `compute` on one node, on all ranks.
     """
     if not torch.distributed.is_initialized() or dist.get_world_size() == 1:
         return compute()
     outcomes: list[Any] = [None]
     with ThreadPoolExecutor(1) as pool:
         work = pool.submit(compute) if dist.get_local_rank() == 0 else None
-        while None in outcomes:  # not one collective at the end: it would time out if the work takes long
+        while None in outcomes:  # because one collective at the end would time out after long work
             mine = None
             if work is not None and wait([work], timeout=_NEWS).done:
                 error = work.exception()
@@ -97,14 +97,14 @@ def once_per_node(compute: Callable[[], T], what: str) -> T:
 
 
 def round_robin(items: Sequence[S], work: Callable[[Sequence[S]], Iterable[T]]) -> Iterator[T]:
-    """Results of all items, in order, on the first rank; on the others none, but they have to ask for them as well.
+    """Yield the results of all items, in order, on rank 0; the other ranks yield nothing but have to iterate as well.
 
-    Each rank takes every so-many-th item, so that a list of batches makes the same batches for any number of ranks.
-    Errors are as of `raise_on_all_ranks`.
+    Rank r of N takes the items r, r + N, …, so that a list of batches gives the same batches for any number of ranks.
+    Errors are as for `raise_on_all_ranks`.
 
     Args:
         items: The same on every rank.
-        work: Items -> their results, in order, each made when it is asked for; a rank calls it once, with its share.
+        work: Items -> iterator over their results, in order; each rank calls it once, with its share.
     """
     rank, ranks = dist.get_global_rank(), dist.get_world_size()
     if ranks == 1:
@@ -122,7 +122,7 @@ def round_robin(items: Sequence[S], work: Callable[[Sequence[S]], Iterable[T]]) 
 
 
 def rows(parts: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Matrices, one below the other; where there are none, as on other ranks than the first, one without rows."""
+    """Concatenate matrices by rows; without any, as on ranks other than 0, return an empty matrix."""
     there = list(parts)
     return torch.cat(there) if there else torch.empty(0, 0)
 

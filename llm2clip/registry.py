@@ -1,11 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Names in the YAML files -> parts, imported only when they are asked for.
+"""Names in YAML files -> parts, which are imported only when they are used.
 
 A part is a small module of its own and a line here.  Its arguments in a YAML file are those of its class or function.
-Where a name stands, ``module:class`` names a part that is not here, in a module on the Python path or in the current
-folder.
+Instead of a name, ``module:class`` selects a part in a module on the Python path or in the current folder.
 """
 
 import ast
@@ -119,51 +118,51 @@ LOGGERS: _Registry = {
     'wandb': 'composer.loggers:WandBLogger',
 }
 
-# Key of the configuration -> the names that are chosen there.
+# Key of the configuration -> its valid names.
 PARTS: Mapping[str, _Registry] = {
     'source': SOURCES, 'optimizer': OPTIMIZERS, 'scheduler': SCHEDULERS, 'algorithms': ALGORITHMS,
     'callbacks': CALLBACKS, 'loggers': LOGGERS, 'retrieval': RETRIEVAL_SETS, 'zeroshot': CLASSIFICATION_SETS,
     'linear_probe': CLASSIFICATION_SETS, 'composition': COMPOSITION_SETS,
 }
-# Of other libraries' parts whose signatures say less than their code asks for.
+# Types of arguments that other libraries' parts need but do not declare in their signatures.
 _RANGES: Mapping[str, Mapping[str, Any]] = {
     'gradient_clipping': {'clipping_type': typing.Literal['adaptive', 'norm', 'value'], 'clipping_threshold': Positive},
 }
 
 
 def find(reference: str) -> Callable[..., Any]:
-    """The part behind ``module:class``."""
+    """Import the part behind ``module:class``."""
     module, name = reference.split(':')
     return getattr(importlib.import_module(module), name)
 
 
 def _reference(kind: str, name: Any, key: str) -> str:
-    """``module:class`` of a name, or the name itself if it is one."""
+    """Return the ``module:class`` of a name, or the name itself if it has that form."""
     if str(name) in PARTS[kind]:
         return PARTS[kind][name]
     if re.fullmatch(r'\w[\w.]*:\w+', str(name)) is None:
         raise ConfigError(f'{key}: there is no {name!r}; {_nearest(str(name), PARTS[kind])}')
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a script that is launched has only its own folder there
+        sys.path.append(os.getcwd())  # for a launched script, Python adds only the folder of the script
     return name
 
 
 def _nearest(name: str, names: Collection[str]) -> str:
-    """A hint at what may have been meant, for the end of a message."""
+    """Return the end of a message: the most similar valid name, or all of them."""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f'did you mean {near[0]!r}?' if near else f'valid are {", ".join(sorted(names))}'
 
 
 def named(component: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:
-    """Name and arguments of a part that is written ``{name: …, argument: …}``."""
+    """Return the name and the arguments of a part that is written ``{name: …, argument: …}``."""
     if 'name' not in component:
         raise ConfigError(f'{key}.name: required but not set')
     return component['name'], {k: v for k, v in component.items() if k != 'name'}
 
 
 def check_names(config: Any) -> None:
-    """Raise a ConfigError at a name that there is not, or an argument that its part does not take, by the parts' source
-    alone: importing them takes seconds."""
+    """Raise a ConfigError for an unknown name, or an argument that its part does not take.  Only the parts' source is
+    read, because importing them takes seconds."""
     parts = [(key, *named(getattr(config, key), key), key) for key in ('source', 'optimizer', 'scheduler')
              if hasattr(config, key)]
     parts += [(key, name, arguments or {}, f'{key}.{name}') for key in ('algorithms', 'callbacks', 'loggers')
@@ -176,7 +175,7 @@ def check_names(config: Any) -> None:
 
 
 def _arguments_in_source(reference: str, key: str) -> Optional[list[str]]:
-    """The arguments of ``module:class`` or function; None where its source does not say them all."""
+    """Return the arguments of ``module:class`` or function; None if its source does not show all of them."""
     module, name = reference.split(':')
     package, *inside = module.split('.')
     spec = importlib.util.find_spec(package)
@@ -203,7 +202,7 @@ def _check_argument(argument: str, names: Collection[str], part: str, key: str) 
 
 
 def argument_types(part: Callable[..., Any]) -> dict[str, Any]:
-    """Argument of a part -> its type, with the range beside it; none if they exist for type checkers only."""
+    """Return argument -> type with its range, of a part; empty if the types exist for type checkers only."""
     try:
         return typing.get_type_hints(part.__init__ if isinstance(part, type) else part, include_extras=True)
     except NameError:
@@ -211,8 +210,8 @@ def argument_types(part: Callable[..., Any]) -> dict[str, Any]:
 
 
 def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str, Any], key: str) -> None:
-    """Raise a ConfigError at an argument that `part`, called `name` in the configuration, does not take, or whose value
-    is not of the type in its signature or not in the range beside that."""
+    """Raise a ConfigError for an argument that `part`, called `name` in the configuration, does not take, or a value of
+    the wrong type or out of range."""
     parameters = inspect.signature(part).parameters
     any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     hints = {**argument_types(part), **_RANGES.get(name, {})}
@@ -225,7 +224,7 @@ def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str,
         tuples = 'tuple' in str(hints[argument]) and isinstance(value, list)
         check_values(hints[argument], tuple(value) if tuples else value, f'{key}.{argument}', strict=True)
         for kind in typing.get_args(hints[argument]):
-            if isinstance(value, str) and hasattr(kind, 'from_timestring'):  # one of Composer's times
+            if isinstance(value, str) and hasattr(kind, 'from_timestring'):  # Composer's Time
                 try:
                     kind.from_timestring(value)
                 except (ValueError, TypeError, AssertionError):
@@ -234,10 +233,10 @@ def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str,
 
 
 def check(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> Callable[..., Any]:
-    """The part that is called `name`, or ``module:class`` itself; a ConfigError if there is none, or it does not take
-    these arguments.
+    """Return the part called `name`, or a ``module:class`` itself; raise a ConfigError if it does not exist or does not
+    take these arguments.
 
-    `kind` is a key of `PARTS`, and `key` where the choice stands in the configuration; unset, it is `kind`.
+    `kind` is a key of `PARTS`; `key` is the place of the name in the configuration, by default `kind`.
     """
     key = key or kind
     try:
@@ -249,7 +248,7 @@ def check(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> 
 
 
 def build(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> Any:
-    """Check and construct; arguments and errors are as for `check`."""
+    """Check and construct a part; arguments and errors as for `check`."""
     part = check(kind, name, arguments, key)
     try:
         return part(**arguments)
@@ -260,20 +259,20 @@ def build(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> 
 
 
 def build_all(kind: str, chosen: Mapping[str, Any]) -> list[Any]:
-    """The parts of a mapping name -> arguments."""
+    """Build the parts of a mapping name -> arguments."""
     return [build(kind, name, arguments or {}, f'{kind}.{name}') for name, arguments in chosen.items()]
 
 
 def build_source(source: Mapping[str, Any]) -> Any:
-    """The splits of a data source and what it left out."""
+    """Build a data source: its splits, and the samples that it left out."""
     return build('source', *named(source, 'source'))
 
 
 def open_set(kind: str, source: Mapping[str, Any], key: str) -> Any:
-    """An evaluation set of a kind: ``retrieval``, ``zeroshot``, ``linear_probe`` or ``composition``.
+    """Build an evaluation set of a kind: ``retrieval``, ``zeroshot``, ``linear_probe`` or ``composition``.
 
-    `source` has its ``name`` and arguments, and stands at `key`.  A ConfigError says that there is no such set, or that
-    its files are missing or damaged.
+    `source` has its ``name`` and arguments, and is at `key`.  Raise a ConfigError if there is no such set, or if its
+    files are missing or damaged.
     """
     try:
         return build(kind, *named(source, key), key)

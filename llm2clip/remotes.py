@@ -1,8 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Files in object stores, by Streaming's downloaders and uploaders; Streaming takes seconds to import, which only those
-with a remote should wait for."""
+"""Files in object stores, by Streaming's downloaders and uploaders.  Streaming takes seconds to import, so only
+functions that need it import it."""
 
 import os
 import re
@@ -22,7 +22,7 @@ from llm2clip.files import atomic_write, writing
 __all__ = ['OutputFolder', 'is_missing', 'reaching']
 
 _ATTEMPTS = 5
-# Scheme of a remote -> where its library looks for credentials, among other places.
+# Scheme of a remote -> main places where its library looks for credentials.
 _CREDENTIALS = {
     's3': 'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or ~/.aws/credentials',
     'gs': 'GCS_KEY and GCS_SECRET in the environment, or GOOGLE_APPLICATION_CREDENTIALS',
@@ -30,8 +30,7 @@ _CREDENTIALS = {
 
 
 class OutputFolder:
-    """A folder that is written here and uploaded, file by file, to its remote if it has one; a ConfigError if
-    Streaming cannot write there."""
+    """Local folder, uploaded file by file to its remote, if any; a ConfigError if Streaming cannot write there."""
 
     def __init__(self, local: Union[str, Path], remote: Optional[str] = None) -> None:
         self.local, self.remote = Path(local), remote
@@ -44,18 +43,18 @@ class OutputFolder:
         return str(self.local) if self.remote is None else f'{self.local} (and {self.remote})'
 
     def fetch(self, name: str) -> bool:
-        """Whether the file `name` is here, after downloading it if only the remote has it."""
+        """Return whether the file `name` is here, after downloading it if only the remote has it."""
         path = self.local / name
         return path.is_file() or self.remote is not None and download(os.path.join(self.remote, name), path)
 
     def publish(self, *names: str, keep: bool = True) -> None:
-        """Upload files, in this order; without `keep`, remove them here afterwards."""
+        """Upload files in this order; without `keep`, delete them here afterwards."""
         if self.remote is not None:
             _upload(self.local, self.remote, names, keep)
 
     def commit(self, name: str, text: str) -> None:
-        """Write a small file that says that something is complete: what is here is in the remote too."""
-        # Machines that share the folder may have processes of the same number.
+        """Write a small file that marks something as complete; it appears in the remote before it appears here."""
+        # Machines that share the folder may have the same process ids.
         staging = self.local / f'.staging.{os.getpid()}.{socket.gethostname()}'
         partial, path = staging / name, self.local / name
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -76,20 +75,20 @@ def _upload(folder: Path, remote: str, names: Sequence[str], keep: bool = True) 
             for name in names:
                 uploader.upload_file(name)
         return
-    for name in names:  # Streaming's uploader makes no folders, and a reader could see half a file
+    for name in names:  # Streaming's uploader creates no folders and is not atomic
         target = Path(remote, name)
         with atomic_write(target) as partial:
             shutil.copyfile(folder / name, partial)
-        if not keep and not target.samefile(folder / name):  # as where a link inside leads there
+        if not keep and not target.samefile(folder / name):  # a link may lead from one to the other
             (folder / name).unlink()
 
 
 def download(remote: str, path: Union[str, Path]) -> bool:
-    """Whether a remote has a file, after downloading it to `path`, in several attempts; it is never seen half written.
-    A ConfigError if there are no credentials."""
+    """Return whether a remote has a file, after downloading it to `path` atomically, in several attempts.  Raise a
+    ConfigError if there are no credentials."""
     from streaming.base.storage import CloudDownloader
     path = Path(path)
-    # Hugging Face's downloader makes folders beside the file.
+    # Hugging Face's downloader creates folders beside the file.
     work = path.with_name(f'.{path.name}.{os.getpid()}.part')
 
     @backoff.on_exception(backoff.expo, Exception, max_tries=_ATTEMPTS,
@@ -112,11 +111,11 @@ def download(remote: str, path: Union[str, Path]) -> bool:
 
 @contextmanager
 def reaching(remote: str) -> Iterator[None]:
-    """Raise a ConfigError that names the remote if a block has no credentials for it, as clouds' libraries do not."""
+    """Raise a ConfigError that names the remote if a block lacks credentials for it; cloud libraries do not name it."""
     try:
         yield
     except Exception as error:
-        # Where Google's are missing, Streaming raises a ValueError.
+        # If Google's are missing, Streaming raises a ValueError.
         said = str(error) if type(error) is ValueError else type(error).__name__
         if not re.search('Credentials|Authentication', said):
             raise
@@ -126,9 +125,9 @@ def reaching(remote: str) -> Iterator[None]:
 
 
 def is_missing(error: Exception) -> bool:
-    """Whether a download failed since the remote has no such file, or lets nobody know."""
+    """Whether a download failed because the remote has no such file, or does not reveal whether it has one."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-    if isinstance(error, LocalEntryNotFoundError):  # a FileNotFoundError, but for want of a connection
+    if isinstance(error, LocalEntryNotFoundError):  # a FileNotFoundError, but without a connection
         return False
     response = getattr(error, 'response', None)
     code = response.get('Error', {}).get('Code') if isinstance(response, dict) else None

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Files of weights and vectors, read without running code; every value that is read is finite."""
+"""Files of weights and vectors, read without running code."""
 
 import pickle
 import re
@@ -26,18 +26,18 @@ _HASH = 'xxh64'
 
 
 class Tensors(NamedTuple):
-    """A safetensors file."""
+    """Content of a safetensors file."""
 
     tensors: dict[str, torch.Tensor]
     about: dict[str, str]
-    """Its metadata."""
+    """Metadata of the file."""
 
 
 def read_safetensors(path: Union[str, Path], expected: str = 'weights in safetensors') -> Tensors:
-    """A safetensors file, whole and finite.
+    """Read a safetensors file, and check its hash and that all values are finite.
 
     Raises:
-        FileError: It is missing or damaged, also by the hash that `write_safetensors` gave it.
+        FileError: It is missing or damaged, or its values do not match the hash that `write_safetensors` recorded.
         LoadError: A value is not finite.
     """
     with reading(path, expected), safe_open(path, framework='pt') as file:
@@ -50,8 +50,8 @@ def read_safetensors(path: Union[str, Path], expected: str = 'weights in safeten
 
 @contextmanager
 def open_weights(folder: Union[str, Path]) -> Iterator[Callable[[str], torch.Tensor]]:
-    """The weights that transformers saved in a folder: name -> tensor, each of which is read when it is asked for; a
-    FileError if a file is damaged, or there is no weight of a name."""
+    """Yield a function name -> tensor, which reads the weights that transformers saved in a folder on demand.  It
+    raises a FileError if a file is damaged, or has no weight of that name."""
     expected = 'weights in safetensors'
     with ExitStack() as files:
         places: dict[str, Any] = {}
@@ -70,16 +70,16 @@ def open_weights(folder: Union[str, Path]) -> Iterator[Callable[[str], torch.Ten
 def write_safetensors(
     path: Union[str, Path], tensors: Mapping[str, torch.Tensor], about: Optional[Mapping[str, str]] = None
 ) -> None:
-    """Write a safetensors file, whole, with a hash of its values and what its metadata say `about` them."""
+    """Write a safetensors file atomically, with a hash of its values and `about` as further metadata."""
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     with atomic_write(path) as partial:
         save_file(tensors, partial, {**(about or {}), _HASH: hash_tensors(tensors)})
 
 
 def published_state(model: Any) -> dict[str, torch.Tensor]:
-    """The weights of a model of transformers by names that its versions 4 and 5 read, and save with `save_pretrained`.
+    """Return a transformers model's weights by the names of `save_pretrained`, which versions 4 and 5 both read.
 
-    In 4 and in published weights, the towers of CLIP and SigLIP are a part of their class; in 5 they are the class.
+    In 4 and in published weights, CLIP's and SigLIP's towers are a submodule of their class; in 5 they are the class.
     """
     state = model.state_dict()
     side = re.fullmatch('(?:clip|siglip2?|chinese_clip|mlcd)_(vision|text)_model', model.config.model_type)
@@ -88,7 +88,7 @@ def published_state(model: Any) -> dict[str, torch.Tensor]:
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor], digest: Optional[xxhash.xxh64] = None) -> str:
-    """The hash of the names and bytes of tensors, whatever their order, in hexadecimal digits; added to `digest`."""
+    """Return the hex digest of the names and bytes of tensors, in any order; a ValueError if there are none."""
     digest = xxhash.xxh64() if digest is None else digest
     if not tensors:
         raise ValueError('there are no tensors, and those of every model would have the same hash')
@@ -99,7 +99,7 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor], digest: Optional[xxhash.xx
 
 
 def read_pickle(path: Union[str, Path], expected: str = 'weights of torch.save') -> Any:
-    """What `torch.save` wrote, if it is tensors in plain containers; other pickled objects are refused, unread.
+    """Return what `torch.save` wrote, if it is tensors in plain containers; refuse to load other pickled objects.
 
     Raises:
         FileError: The file is missing or damaged, or holds other objects.
@@ -108,7 +108,7 @@ def read_pickle(path: Union[str, Path], expected: str = 'weights of torch.save')
         try:
             return torch.load(path, map_location='cpu', weights_only=True)
         except pickle.UnpicklingError as error:
-            # What was refused, out of torch's long message.
+            # The refused object, from torch's long message.
             refused = re.search(r'GLOBAL (\S+)', str(error)) or re.search(r'WeightsUnpickler error: (.+)', str(error))
             raise FileError(f'{path}: holds more than weights, which could run code: '
                             f'{refused[1] if refused else "no pickle of tensors"}, expected {expected}') from None

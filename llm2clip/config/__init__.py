@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The vocabulary of the YAML files, one dataclass per recipe.
+"""Dataclasses that define the keys of the YAML files, one per recipe.
 
 Parts that are chosen by name (optimizers, schedulers, callbacks, loggers, algorithms, data sources) are free-form
 mappings here; `llm2clip.registry` checks their names and arguments.  `llm2clip.config.files` reads the files and checks

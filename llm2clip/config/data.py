@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Datasets: how they are written, and what the loaders of both stages draw from them."""
+"""Configuration of datasets: how they are written, and how the data loaders of all trainings read them."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Optional
@@ -30,45 +30,45 @@ from llm2clip.config.ranges import (
 
 @dataclass
 class DatasetConfig:
-    """Where an MDS dataset is."""
+    """Location of an MDS dataset."""
 
     local: Text = MISSING
-    """Folder of the dataset, or the cache when `remote` is set."""
+    """Folder of the dataset; with `remote`, its local cache."""
     remote: Optional[Remote] = None
-    """Any place Streaming reads from (`s3://…`, `gs://…`, `sftp://…`, a path), other than `local`."""
+    """Place that Streaming reads from (`s3://…`, `gs://…`, `sftp://…`, a path), other than `local`."""
 
 
 @dataclass
 class StreamConfig(DatasetConfig):
-    """A dataset among those that a training draws from."""
+    """One of the datasets that a training mixes."""
 
     proportion: Optional[Positive] = None
-    """Share of the epoch drawn from this stream; for all streams or for none."""
+    """Share of the epoch drawn from this dataset, relative to the others.  Set it for all datasets or for none."""
     repeat: Optional[Positive] = None
-    """How often an epoch repeats this stream."""
+    """Number of times that an epoch repeats this dataset."""
 
 
 @dataclass
 class CaptionPairConfig:
-    """Two texts of one sample that belong together, and the direction between them."""
+    """Two kinds of captions of a sample that form positive pairs, and the direction between them."""
 
     query: Texts = MISSING
-    """Caption keys, of which one is drawn that the sample has."""
+    """Caption keys of the query.  One that the sample has is drawn."""
     positive: Optional[Texts] = MISSING
-    """Caption keys, of which one is drawn, never the query's.  `null`: the query's own text, of which dropout makes
-    two vectors (unsupervised SimCSE, Gao et al. 2021)."""
+    """Caption keys of the positive.  One other than the query's is drawn.  `null`: the query's own text, which dropout
+    maps to a second vector (unsupervised SimCSE, Gao et al. 2021)."""
     negative: Optional[Text] = None
-    """Caption key of a text that is wrong for this query (a hard negative); single samples may leave it empty."""
+    """Caption key of a hard negative, a text that is wrong for the query.  Samples may lack it."""
     random_negative: bool = False
-    """In place of `negative`, a text of another sample of the shard under the positive's key, drawn each time."""
+    """Instead of `negative`, draw a text of another sample of the shard under the key of the positive."""
     instruction: Optional[str] = None
-    """Put before the query of this direction, in place of `text_encoder.instruction`; never pooled."""
+    """Text before the query of this pair, instead of `text_encoder.instruction`; not pooled."""
     weight: Positive = 1.0
-    """How often this direction is drawn, relative to the others of its list."""
+    """Sampling weight of this pair among the pairs of its list."""
 
     @property
     def keys(self) -> list[str]:
-        """Of the captions that are drawn, each once."""
+        """Caption keys of query and positive, without duplicates."""
         return list(dict.fromkeys([*self.query, *(self.positive or [])]))
 
     @property
@@ -78,129 +78,128 @@ class CaptionPairConfig:
 
 @dataclass
 class CaptionStreamConfig(StreamConfig):
-    """A dataset of captions, texts or images with captions."""
+    """Dataset of captions, texts or images with captions."""
 
     pairs: Optional[Annotated[list[CaptionPairConfig], Field(min_length=1)]] = None
-    """In place of `train_data.pairs`."""
+    """Override `pairs` of `train_data` or `eval_data` for this dataset."""
     texts: Optional[Mix] = None
-    """In place of `train_data.texts`."""
+    """Override `train_data.texts` for this dataset."""
 
 
 @dataclass
 class ImageStreamConfig(StreamConfig):
-    """A dataset of images, with the embeddings datasets that hold its captions' embeddings."""
+    """Dataset of images, with the embeddings datasets of its captions."""
 
     embeddings: dict[Text, DatasetConfig] = field(default_factory=dict)
-    """Teacher's name -> embeddings dataset."""
+    """Name of a teacher -> embeddings dataset with its vectors."""
     caption_weights: Optional[Mix] = None
-    """In place of that of `train_data`."""
+    """Override `caption_weights` of `train_data` or `eval_data` for this dataset."""
 
 
 @dataclass
 class LoaderConfig:
-    """What the loaders of both stages share."""
+    """Settings of every data loader."""
 
     num_workers: Natural = 2
-    """Processes per rank that read and decode samples, each two batches ahead in shared memory."""
+    """Processes per rank that read and decode samples.  Each keeps two batches ready in shared memory."""
     shuffle: bool = True
-    """Draw the samples of an epoch in random order; evaluation never does."""
+    """Shuffle the samples of an epoch.  Evaluation never shuffles."""
     shuffle_seed: Seed = 9176
-    """Seed of that order."""
+    """Seed of the shuffle."""
     epoch_size: Optional[SampleCount] = None
-    """Samples per epoch, for whose order a node takes 48 bytes each.  Unset: those of all streams."""
+    """Samples per epoch.  Their order takes 48 bytes per sample on each node.  Unset: the samples of all datasets."""
     num_canonical_nodes: Count = 64
-    """Fixes the sample order for any number of nodes; a multiple or a divisor of the number of nodes."""
+    """Keeps the sample order the same for any number of nodes that divides it or is a multiple of it."""
     download_retry: Count = 5
-    """How often a file is downloaded, with pauses of 1, 2, 4, … seconds, before the run stops."""
+    """Maximum attempts to download a file, with pauses of 1, 2, 4, … seconds, before the run stops."""
     download_timeout: Positive = 120.0
-    """Seconds that one download may take."""
+    """Timeout of one download in seconds."""
     cache_limit: Optional[Size] = None
-    """Largest size of the caches per node (`200gb`), beyond which shards are removed, also those that were there
-    before; one shard per worker may come on top.  Unset: nothing is removed."""
+    """Maximum size of the caches per node, such as `200gb`, plus one shard per worker.  Beyond it, shards are deleted,
+    including those from before the run.  Unset: nothing is deleted."""
 
 
 @dataclass
 class CaptionDataConfig(LoaderConfig):
-    """Captions for stage 1.  Each global batch comes from one stream: mixing would make negatives trivial."""
+    """Captions for stage 1.  Each global batch comes from one dataset, because mixing would make negatives trivial."""
 
     streams: Annotated[dict[Text, CaptionStreamConfig], Field(min_length=1)] = field(default_factory=dict)
     """Name -> dataset of captions, texts or images with captions."""
     pairs: list[CaptionPairConfig] = field(default_factory=list)
-    """For `objective: contrastive`: pairs of caption keys, of which one is drawn each time a sample is seen.  Unset:
-    any two captions of a sample, which needs the dataset's index in `local`.  `eval_data` takes one pair, with one key
+    """For `objective: contrastive`: pairs of caption keys.  One pair is drawn each time a sample is seen.  Unset: any
+    two captions of a sample, which requires datasets without `remote`.  `eval_data` takes a single pair with one key
     per side; unset, the first two captions of the dataset."""
     texts: Mix = field(default_factory=dict)
-    """For `objective: mntp`: caption key -> weight, by which one text is drawn each time a sample is seen."""
+    """For `objective: mntp`: caption key -> sampling weight.  One text is drawn each time a sample is seen."""
 
 
 @dataclass
 class ImageDataConfig(LoaderConfig):
-    """Images for stage 2, each with the embedding of one of its captions."""
+    """Images for stage 2, each with embeddings of its captions."""
 
     streams: Annotated[dict[Text, ImageStreamConfig], Field(min_length=1)] = field(default_factory=dict)
-    """Name -> dataset of images, with the embeddings datasets that hold its captions' embeddings."""
+    """Name -> dataset of images, with the embeddings datasets of its captions."""
     teachers: list[Text] = field(default_factory=list)
-    """Names of the teachers whose embeddings are read.  Those of several are scaled to length 1 and concatenated.
-    Unset: the only one that the streams have."""
+    """Names in `embeddings`.  The vectors of several are scaled to length 1 and concatenated.  Unset: the only one."""
     caption_weights: Mix = field(default_factory=dict)
-    """Caption key -> weight, by which one caption is drawn each time a sample is seen (paper, section 4.2).  Unset: all
-    captions alike, which needs the dataset's index in `local`."""
+    """Caption key -> sampling weight.  One caption is drawn each time a sample is seen (paper, section 4.2).  Unset:
+    all captions with equal weight, which requires datasets without `remote`."""
     captions_per_image: Count = 1
-    """Different captions of an image in one batch of the training, which it has to find, and they the image.  An image
-    that has fewer repeats them."""
+    """Captions per image in a training batch.  The image has to match each of them, and each of them the image.  An
+    image with fewer captions repeats them."""
     image_size: Optional[Count] = None
-    """Side of the training images in pixels.  Unset: `model.vision.image_size`, at which evaluation sees images in any
-    case.  Smaller is faster, and often better for a convolutional network (Touvron et al. 2019, arXiv 1906.06423)."""
+    """Side of the training images in pixels.  Unset: `model.vision.image_size`, which evaluation always uses.  A
+    smaller size is faster, and often better for convolutional networks (Touvron et al. 2019, arXiv 1906.06423)."""
     crop_scale: CropScale = field(default_factory=lambda: [0.9, 1.0])
-    """Smallest and largest share of the area that a training crop keeps."""
+    """Minimum and maximum share of the image area in a random training crop."""
     color_jitter: Annotated[float, Field(ge=0, le=2.5)] = 0.0
-    """Strength of random brightness, contrast, saturation and (a fifth of it) hue."""
+    """Strength of random changes of brightness, contrast and saturation; hue gets a fifth of it."""
     grayscale: Share = 0.0
-    """Probability of a grey training image."""
+    """Probability of converting a training image to grayscale."""
     horizontal_flip: Share = 0.0
-    """Probability of a mirrored training image."""
+    """Probability of mirroring a training image."""
 
 
 @dataclass
 class InheritanceDataConfig(LoaderConfig):
-    """Two vectors of each caption, the teacher's and that of CLIP's own text tower, of two embeddings datasets."""
+    """Captions, each with the vectors of the teacher and of CLIP's own text tower from two embeddings datasets."""
 
     streams: Annotated[dict[Text, ImageStreamConfig], Field(min_length=1)] = field(default_factory=dict)
-    """Name -> dataset as stage 2 has it, of which the embeddings datasets in `embeddings` are read and nothing else."""
+    """Name -> dataset as in stage 2, of which only `embeddings` is read."""
     target: Text = 'clip_text'
     """Name, in `embeddings`, of the embeddings dataset of CLIP's text tower."""
     teachers: list[Text] = field(default_factory=list)
-    """Names of the teachers, as stage 2 has them.  Unset: the only one beside `target` that the streams have."""
+    """Names of the teachers to use, as in stage 2.  Unset: the only one besides `target`."""
     caption_weights: Mix = field(default_factory=dict)
-    """Caption key -> weight, by which one of the captions that CLIP can read to the end is drawn each time; a sample
-    without one does not count.  Unset: all alike, which needs the embeddings datasets in `local`."""
+    """Caption key -> sampling weight.  Each time, one caption within CLIP's maximum length is drawn; samples without
+    one do not count.  Unset: all with equal weight, which requires embeddings datasets without `remote`."""
 
 
 @dataclass
 class WriterConfig:
-    """How datasets are written."""
+    """Settings for writing datasets."""
 
     size_limit: Size = '64mb'
-    """Largest size of a shard, as Streaming writes sizes (`64mb`)."""
+    """Maximum size of a shard in Streaming's notation, such as `64mb`."""
     max_dropped: Share = 0.02
-    """Largest share of the input that may be unusable before the conversion fails.  What these settings and the
-    source's filters leave out does not count."""
+    """Maximum share of unusable samples before the conversion fails.  Samples that these settings or filters of the
+    source leave out do not count."""
     require_any_caption: list[Text] = field(default_factory=list)
-    """Leave out samples that have no caption of any of these keys."""
+    """Leave out samples that have none of these captions."""
     exclude_ids: Optional[Text] = None
-    """JSON file with a list of ids of samples that are left out, such as near-copies that another tool found."""
+    """JSON file with a list of sample ids to leave out, such as near-duplicates that another tool found."""
     image_max_side: Optional[Count] = None
-    """Longest side in pixels: larger images are made smaller and saved as JPEG.  Unset: every image keeps its bytes."""
+    """Maximum image side in pixels; larger images are downscaled and saved as JPEG.  Unset: files stay unchanged."""
     image_quality: Annotated[int, Field(ge=1, le=100)] = 95
-    """Quality of those JPEGs, from 1 to 100."""
+    """JPEG quality of downscaled images, from 1 to 100."""
     num_workers: Count = 1
-    """Processes, each on a part (an input file) of its own; those of `engine: local`."""
+    """Processes with `engine: local`.  Each converts one part (usually an input file) at a time."""
     shard_index: Natural = 0
-    """Which of `num_shards` this is, from 0."""
+    """Index of this machine among `num_shards`, from 0."""
     num_shards: Count = 1
-    """Machines that share the parts and the `out` folder, or its remote."""
+    """Number of machines that share the conversion, and the `out` folder or its remote."""
     keep_local: bool = True
-    """With a remote, keep shards here too after they were uploaded."""
+    """With a remote, keep local copies of the uploaded shards."""
 
 
 @dataclass
@@ -210,16 +209,16 @@ class PrepareConfig(WriterConfig):
     out: Text = MISSING
     """Folder that receives one MDS dataset per split."""
     out_remote: Optional[Remote] = None
-    """Place to which they are uploaded as well (`s3://…`, …); machines that do not share `out` need it."""
+    """Remote folder for uploads (`s3://…`, …).  Machines that do not share `out` need it."""
     source: Component = MISSING
     """`name` of the source and its arguments."""
     extend: bool = False
-    """Add input files, more that `source.files` matches or names, to a dataset that is there, behind its shards."""
+    """Append new input files to an existing dataset; its shards stay unchanged.  `source.files` has to include both."""
     engine: EngineName = 'local'
-    """`local`: the parts are written by the processes of this machine. `ray`: by a Ray cluster, a part per CPU."""
+    """`local`: processes of this machine write the parts.  `ray`: a Ray cluster writes them, one part per CPU."""
 
     def check(self) -> None:
-        """Raise a ConfigError if `extend`, `shard_index` or `num_shards` does not fit the rest."""
+        """Raise a ConfigError if `extend`, `shard_index` or `num_shards` conflicts with other keys."""
         if self.extend and 'files' not in self.source:
             raise ConfigError(f'extend: the source {self.source.get("name")} has no `files`, expected one that has: a '
                               'dataset grows by input files')

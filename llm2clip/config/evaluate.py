@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`evaluate`, `report` and `search`."""
+"""Configuration of `evaluate`, `report` and `search`."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Optional
@@ -29,29 +29,29 @@ from llm2clip.config.teacher import OneTeacher, Teachers
 
 @dataclass
 class EvaluatedModelConfig:
-    """What is evaluated: one of `run`, `export` and `pretrained`."""
+    """Model to evaluate: exactly one of `run`, `export` and `pretrained`."""
 
     run: Optional[Text] = None
     """Folder of a stage-2 run."""
     weights: RunWeights = 'latest'
-    """Which weights of the run: `latest`, those of its newest checkpoint, or `best`, which `save_best` kept."""
+    """Weights of the run: those of its `latest` checkpoint, or the `best` ones, which `save_best` kept."""
     wise_ft_alpha: Share = 1.0
-    """The share a in (1 - a) · initial + a · trained weights (WiSE-FT).  What began at random (projection, adapter) is
-    taken as trained; a run with `initial_weights` is interpolated whole."""
+    """Factor a in (1 - a) · initial + a · trained weights (WiSE-FT).  Modules that started from random weights
+    (projection, adapter) keep their trained weights.  A run with `initial_weights` is interpolated as a whole."""
     truncate_dim: Optional[Count] = None
-    """How many dimensions of the features are used, the first ones (see `loss.matryoshka_dims`).  Unset: all."""
+    """Number of feature dimensions to use, from the first on (see `loss.matryoshka_dims`).  Unset: all."""
     text: Optional[Literal['llm', 'clip', 'both']] = None
-    """Of a run with `trainable_text.method`, the text features: the LLM's, those of CLIP's text tower, or of method d,
-    the projection of both.  Unset: `both` for d, otherwise `llm`."""
+    """Text features of a run with `trainable_text.method`: of the LLM (`llm`), of CLIP's text tower (`clip`) or, for
+    method d, the projection of both (`both`).  Unset: `both` for method d, otherwise `llm`."""
     export: Optional[Text] = None
-    """Folder that `export_hf` or `import_official` wrote."""
+    """Folder written by `export_hf` or `import_official`."""
     pretrained: Optional[Text] = None
-    """Hub name or folder of a CLIP or SigLIP of transformers, with its own text tower: the baseline."""
+    """Hub name or folder of a CLIP or SigLIP model of transformers, with its own text tower, as a baseline."""
     precision: TeacherPrecision = 'fp32'
-    """`fp32`, or `amp_bf16` for forward passes in bfloat16, of images as well as of texts."""
+    """`fp32`, or `amp_bf16` to compute image and text features in bfloat16."""
     teacher: Teachers = None
-    """The teacher that the model learned from, or a list of several in the order of `train_data.teachers`, as in stage
-    2.  A run needs it if its configuration names none; that of an export lies in the folder."""
+    """Teacher that the model was trained with, or a list of several in the order of `train_data.teachers`.  Needed if
+    the configuration of the run names none.  An export contains its teacher."""
     batch_tokens: Count = 4096
     """Tokens per forward pass of the teacher."""
     trust_remote_code: bool = False
@@ -60,85 +60,85 @@ class EvaluatedModelConfig:
 
 @dataclass
 class RetrievalConfig:
-    """One retrieval benchmark: images, and the captions that belong to them."""
+    """Retrieval benchmark: images and their captions."""
 
     source: Component = MISSING
-    """`name` of the benchmark (`llm2clip/evaluation/sets/`) and where its files are."""
+    """`name` of the benchmark (`llm2clip/evaluation/sets/`), and arguments such as the location of its files."""
     merge_equal_texts: bool = False
-    """Count captions of the same wording as one text, that of every image it is written for."""
+    """Count captions with the same wording as one text that belongs to all of their images."""
 
 
 @dataclass
 class ZeroshotConfig:
-    """Classification by class names: an image belongs to the class whose prompts are nearest."""
+    """Classification by class names: an image gets the class with the most similar prompts."""
 
     source: Component = MISSING
-    """`name` of the set and where its files are."""
+    """`name` of the set, and arguments such as the location of its files."""
     templates: Optional[Text] = None
-    """Text file with one prompt per line, `{}` or `{c}` for the class name; a class is the mean of its prompts.  Unset:
-    the set's own prompts."""
+    """Text file with one prompt per line, with `{}` or `{c}` for the class name.  The features of a class are the mean
+    over its prompts.  Unset: the set's own prompts."""
     metric: AccuracyMetric = 'top1'
-    """Which number stands for the set beside a baseline and in averages: `top1`, or `mean_per_class`, where classes of
-    few images count as much as others.  Where images have any number of classes, it is mean average precision."""
+    """Metric for averages and comparisons with a baseline: `top1`, or `mean_per_class`, which gives every class the
+    same weight.  Sets with several classes per image use mean average precision instead."""
 
 
 @dataclass
 class SGDProbeConfig:
-    """Stochastic gradient descent without weight decay, as in the paper (section 4.2).  Features are scaled to mean 0
-    and variance 1, and the learning rate falls to 0 along a cosine, of which the paper says nothing."""
+    """SGD without weight decay, as in the paper (section 4.2).  Features are scaled to mean 0 and variance 1, and the
+    learning rate follows a cosine to 0; the paper specifies neither."""
 
     epochs: Count = 50
-    """How often it sees each image."""
+    """Passes over the training images."""
     batch_size: Count = 1024
     """Images per step."""
     learning_rate: Positive = 0.1
-    """At the beginning."""
+    """Initial learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Share of the last step in the next one."""
+    """Momentum of SGD."""
     seed: Seed = 0
-    """Of the order of the images."""
+    """Seed of the order of the images."""
 
 
 @dataclass
 class LinearProbeConfig:
-    """A linear classifier on the frozen tower's features."""
+    """Linear classifier on the features of the frozen vision tower."""
 
     train: Component = MISSING
-    """Set to learn from."""
+    """Training set: `name` and arguments."""
     test: Component = MISSING
-    """Set whose images are classified."""
+    """Test set: `name` and arguments."""
     sgd: Optional[SGDProbeConfig] = None
-    """`{}` for the paper's optimizer, which large sets need.  Unset: scikit-learn's logistic regression, whose
-    regularisation a fifth of `train` chooses."""
+    """`{}` uses the paper's optimizer, which large sets need.  Unset: scikit-learn's logistic regression, with a
+    regularisation strength selected on a fifth of `train`."""
     metric: AccuracyMetric = 'top1'
-    """Which number stands for the set beside a baseline and in averages: `top1` or `mean_per_class`."""
+    """Metric for averages and comparisons with a baseline: `top1` or `mean_per_class`."""
 
 
 @dataclass
 class CompositionConfig:
-    """Texts of the same words, or nearly so: which of them belongs to an image?"""
+    """Choice of the text that belongs to an image, among texts with the same or nearly the same words."""
 
     source: Component = MISSING
-    """`name` of the set and where its files are."""
+    """`name` of the set, and arguments such as the location of its files."""
     metric: Optional[Text] = None
-    """Which of its numbers stands for the set in averages, such as `group_score`; required there if it has several."""
+    """Metric for averages, such as `group_score`.  Averages require it if the set has several."""
 
 
 @dataclass
 class CRAConfig:
-    """Caption retrieval accuracy of text encoders on held-out pairs."""
+    """Caption retrieval accuracy of text encoders on pairs of captions."""
 
     captions: Text = MISSING
-    """MDS folder with the pairs."""
+    """Folder of the MDS dataset with the captions."""
     caption_keys: Annotated[Texts, Field(min_length=2, max_length=2)] = field(
         default_factory=lambda: ['short', 'long'])
-    """The two captions of a sample that have to find each other."""
+    """Keys of two captions per sample, each of which has to find the other."""
     teachers: dict[str, OneTeacher] = field(default_factory=dict)
-    """Result name -> text encoder: the folder that stage 1 wrote, or a mapping with the `type` of another."""
+    """Name in the results -> text encoder: a folder written by stage 1, or a mapping with the `type` of another one."""
     limit: Optional[Count] = None
-    """Number of pairs, from the first on.  Unset: all."""
+    """Number of samples, from the first on.  Unset: all."""
     name: Optional[Text] = None
-    """Name of the pairs in tables; `coco` puts the paper's numbers beside those of COCO's 5,000 test images."""
+    """Name of the dataset in tables.  `coco` adds the paper's numbers for COCO's 5,000 test images."""
     batch_tokens: Count = 4096
     """Tokens per forward pass; texts are packed without padding."""
     precision: TeacherPrecision = 'fp32'
@@ -147,32 +147,32 @@ class CRAConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Numbers of trained models, side by side."""
+    """Metrics of trained models, side by side."""
 
     retrieval: dict[Text, RetrievalConfig] = field(default_factory=dict)
-    """Name in the tables -> retrieval benchmark: images, and the captions that belong to them."""
+    """Name in the tables -> retrieval benchmark: images and their captions."""
     zeroshot: dict[Text, ZeroshotConfig] = field(default_factory=dict)
     """Name in the tables -> classification by class names."""
     linear_probe: dict[Text, LinearProbeConfig] = field(default_factory=dict)
-    """Name in the tables -> linear classifier on the frozen tower's features."""
+    """Name in the tables -> linear classifier on the features of the frozen vision tower."""
     composition: dict[Text, CompositionConfig] = field(default_factory=dict)
-    """Name in the tables -> choice between texts that are much alike."""
+    """Name in the tables -> choice between texts with nearly the same words."""
     models: dict[Text, EvaluatedModelConfig] = field(default_factory=dict)
     """Name in the tables -> model."""
     out: Text = MISSING
     """Folder that receives `results.json`, `results.md` and `report.html`."""
     cache: Text = '${out}/text_embeddings'
-    """Folder that keeps the teachers' vectors of captions for the next time, and for other models of that teacher."""
+    """Folder that caches text embeddings for later evaluations and for other models with the same teacher."""
     cra: Optional[CRAConfig] = None
-    """Caption retrieval accuracy of text encoders on held-out pairs."""
+    """Caption retrieval accuracy of text encoders on pairs of captions."""
     baseline: Optional[Text] = None
-    """The one of `models` to which the others are compared, with the 95 % interval of the difference."""
+    """Name in `models` to compare the other models with; differences get 95 % intervals."""
     averages: dict[Text, Texts] = field(default_factory=dict)
-    """Name -> benchmarks of one kind, `zeroshot.food101` with the name that it has there: the mean of their numbers."""
+    """Name -> benchmarks of one kind to average, each as `kind.name`, such as `zeroshot.food101`."""
     bootstrap: Natural = 1000
-    """Number of resamples for the 95 % intervals; 0 for none."""
+    """Number of bootstrap resamples for the 95 % intervals; 0 disables them."""
     gallery: Natural = 4
-    """Queries that the report shows of each benchmark: this many of the best, the median and the worst; 0 for none."""
+    """Number of best, of median and of worst queries that the report shows per benchmark; 0 shows none."""
     title: str = 'LLM2CLIP'
     """Title of the report."""
     batch_size: Count = 64
@@ -183,7 +183,7 @@ class EvaluateConfig:
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
 
     def check(self) -> None:
-        """Raise a ConfigError if there is nothing to evaluate, or the baseline or an average is of something else."""
+        """Raise a ConfigError if there is nothing to evaluate, or `baseline` or `averages` names something else."""
         benchmarks = self.retrieval or self.zeroshot or self.linear_probe or self.composition
         if self.models and not benchmarks:
             raise ConfigError('retrieval: expected a benchmark there, in zeroshot, in linear_probe or in composition '
@@ -206,42 +206,42 @@ class EvaluateConfig:
 
 @dataclass
 class ReportConfig:
-    """Everything a pipeline wrote -> one HTML file."""
+    """Results of all steps -> one HTML file."""
 
     results: Text = MISSING
-    """Folder that `evaluate` wrote."""
+    """Folder written by `evaluate`."""
     out: Text = MISSING
-    """Receives `report.html`."""
+    """Folder that receives `report.html`."""
     steps: Annotated[dict[str, Text], Field(min_length=1)] = MISSING
-    """Name of a step -> its folder, in the order of the pipeline."""
+    """Name of a step -> its output folder, in the order of the pipeline."""
     galleries: list[Text] = field(default_factory=list)
-    """Which retrieval benchmarks are shown in pictures."""
+    """Retrieval benchmarks to show with images."""
     title: str = 'LLM2CLIP'
     """Title of the report."""
 
 
 @dataclass
 class SearchConfig:
-    """Images of a folder, found by a text or an image."""
+    """Search for images in a folder by a text or an image."""
 
     model: Text = MISSING
-    """Folder that `export_hf` wrote."""
+    """Folder written by `export_hf`."""
     trust_remote_code: bool = False
     """Run code that comes with a model in that folder. Leave off unless you have read that code."""
     images: Text = MISSING
-    """Folder of images, with those in it."""
+    """Folder of images, including its subfolders."""
     index: Text = 'runs/search'
-    """Folder for the features of the images, which are of one model and one folder of images."""
+    """Folder that caches the image features of one model and one image folder."""
     query: Any = None
-    """A text, the path of an image file, or a list of them.  Unset: images are only embedded."""
+    """A text, the path of an image file, or a list of them.  Unset: only compute the image features."""
     top: Count = 10
     """Images per query."""
     batch_size: Count = 64
     """Images per forward pass."""
     precision: TeacherPrecision = 'fp32'
-    """`fp32`, or `amp_bf16` for forward passes in bfloat16, of images as well as of texts."""
+    """`fp32`, or `amp_bf16` to compute image and text features in bfloat16."""
     truncate_dim: Optional[Count] = None
-    """How many dimensions of the features are used, the first ones (see `loss.matryoshka_dims`).  Unset: all."""
+    """Number of feature dimensions to use, from the first on (see `loss.matryoshka_dims`).  Unset: all."""
     num_workers: Natural = 2
     """Processes that read and decode images."""
     device: Optional[DeviceName] = None

@@ -1,11 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""YAML files and dotted overrides become one typed configuration, or an error that names the key; what runs wrote is
-read back, and compared with what they are resumed with.
+"""YAML files and dotted overrides -> one typed configuration, or an error that names the key; and runs' own files.
 
-Null removes an entry of a mapping, such as a dataset, a model or a logger, that earlier files have.  Numbers and
-booleans are those of YAML 1.2; where a text is expected, it is kept as it is written.
+Null removes an entry of a mapping, such as a dataset, a model or a logger, that an earlier file added.  Numbers and
+booleans follow YAML 1.2.  Where a string is expected, the text of the file is kept unchanged.
 """
 
 import difflib
@@ -41,14 +40,14 @@ T = TypeVar('T')
 C = TypeVar('C', bound=TrainConfig)
 _ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
 _COMMAND_LINE = 'command line'
-# More than a host and a port: a user, or a secret whose slash ends what could be one.  SFTP needs the user's name.
+# Anything but host and port: a user, or a secret, even if it contains a slash.  SFTP needs the user name.
 _SECRET = re.compile(r'://(?!((?<=sftp://)[^\s/?#:@]+@)?(\[[\w:.]*\]|[^\s/?#:@]*)(:\d*)?([\s/?#]|$))')
 _STR, _MAP, _NULL, _MERGE = (f'tag:yaml.org,2002:{name}' for name in ('str', 'map', 'null', 'merge'))
 
 
 class _Loader(get_yaml_loader()):
-    """That of OmegaConf, which refuses duplicate keys and endless aliases, with the scalars of YAML 1.2: in those of
-    YAML 1.1, `1:30` is 90, `010` is 8, and `no` is false."""
+    """OmegaConf's loader, which refuses duplicate keys and endless aliases, with the scalars of YAML 1.2.  In YAML 1.1,
+    `1:30` is 90, `010` is 8 and `no` is false."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         for name, _ in node.value:
@@ -62,7 +61,7 @@ for _tag, _pattern, _first in (
     (_NULL, 'null|Null|NULL|~|', ['', *'nN~']),
     (_MERGE, '<<', ['<']),
     ('tag:yaml.org,2002:bool', 'true|True|TRUE|false|False|FALSE', [*'tTfF']),
-    # With a leading zero it is a text, which what expects a number converts.
+    # A number with a leading zero is a string, which pydantic converts where a number is expected.
     ('tag:yaml.org,2002:int', '[-+]?(0|[1-9][0-9]*)', [*'-+0123456789']),
     ('tag:yaml.org,2002:float', r'[-+]?([0-9]+[eE][-+]?[0-9]+|([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?)'
      r'|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)', [*'-+.0123456789']),
@@ -71,8 +70,8 @@ for _tag, _pattern, _first in (
 
 
 def package_folder(name: str) -> str:
-    """The folder of an installed Python package, which is not imported; a ConfigError if it is not installed."""
-    # Of a name with a dot, it would import what stands before the dot.
+    """Return the folder of a Python package without importing it; raise a ConfigError if it is not installed."""
+    # For a dotted name, `find_spec` would import the parent package.
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(f'${{package:{name}}}: the Python package {name} is not installed')
@@ -84,10 +83,10 @@ OmegaConf.register_resolver('if_bf16', lambda fast, slow: fast if computes_bfloa
 
 
 def load_config(schema: type[T], args: Sequence[str]) -> T:
-    """One of the dataclasses of `llm2clip.config`, merged from YAML files, left to right, and ``key.sub=value``.
+    """Merge YAML files, left to right, and then ``key.sub=value`` into one of the dataclasses of `llm2clip.config`.
 
-    ``${package:NAME}`` stands for the folder of an installed Python package, ``${if_bf16:A,B}`` for A where bfloat16 is
-    fast and for B elsewhere.
+    ``${package:NAME}`` becomes the folder of an installed Python package.  ``${if_bf16:A,B}`` becomes A where bfloat16
+    is fast, and B elsewhere.
 
     Raises:
         ConfigError: A file is missing or not a mapping; a key is unknown (with the nearest valid name), required and
@@ -99,7 +98,7 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
         sources = [_read_file(arg) for arg in args if '=' not in arg]
         for text in (arg for arg in args if '=' in arg):
             key, value = text.split('=', 1)
-            # A shell hands `key=''` on as `key=`, which YAML would read as null.
+            # A shell passes `key=''` as `key=`, which YAML would read as null.
             tree = _parse(value or "''", f'{key} ({_COMMAND_LINE})') or yaml.ScalarNode(_NULL, '')
             for name in reversed(key.split('.')):
                 tree = yaml.MappingNode(_MAP, [(yaml.ScalarNode(_STR, name), tree)])
@@ -126,7 +125,7 @@ def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
                 for name in path[:-1]:
                     holder = holder.get(name) if isinstance(holder, DictConfig) else None
                 if isinstance(holder, DictConfig) and node is not None:
-                    # A text encoder replaces that of earlier files, unless both are mappings of one type.
+                    # A text encoder replaces an earlier one, unless both are mappings of the same type.
                     container: Any = OmegaConf.to_container(holder)
                     earlier, later = container.get(path[-1]), _value(node)
                     if not (isinstance(earlier, dict) and isinstance(later, dict) and earlier.get('type') in (
@@ -141,11 +140,11 @@ def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
             elif (kind is str or teacher_types(kind)) and isinstance(node, yaml.ScalarNode) and node.tag != _NULL:
                 node.tag = _STR
         try:
-            # In place: neither is used again.
+            # It works in place, which is safe because neither argument is used again.
             merged = OmegaConf.unsafe_merge(merged, OmegaConf.create(_value(tree)))
         except OmegaConfBaseException as error:
             key, fault = error.full_key or '', _first_line(error)
-            # Of a key in a list of mappings, OmegaConf leaves the path out.
+            # For a key in a list of mappings, OmegaConf omits the path.
             key = next((path for path in keys if path == key or path.endswith(f'].{key}')), key)
             if isinstance(error, ConfigKeyError) and is_dataclass(error.object_type):
                 names = [field.name for field in fields(error.object_type)]
@@ -153,7 +152,7 @@ def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
                 fault = f'unknown key; valid keys: {", ".join(names)}' if not near else \
                     f'unknown key; did you mean {key.removesuffix(str(error.key))}{near[0]}?'
             raise ConfigError(f'{where(key)}: {fault}') from None
-        except TypeError as error:  # a list in place of a mapping, or the other way round, in a part's arguments
+        except TypeError as error:  # a list instead of a mapping, or the reverse, in a part's arguments
             raise ConfigError(f'{where(keys[-1])}: {error}') from None
 
     try:
@@ -164,7 +163,7 @@ def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
     except OmegaConfBaseException as error:
         raise ConfigError(f'{where(error.full_key or "")}: {_first_line(error)}') from None
     for key, value in leaves(values):
-        # Every run would write it into its config.yaml and its messages.
+        # Every run writes its configuration into config.yaml, and values into messages.
         if isinstance(value, str) and _SECRET.search(value):
             raise ConfigError(f'{where(key)}: put no password or token into a URL; Streaming reads credentials '
                               'from the environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names')
@@ -177,14 +176,14 @@ def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
 def check_values(
     kind: Any, values: Any, key: str = '', where: Callable[[str], str] = str, strict: bool = False
 ) -> Any:
-    """What a type makes of values; a ConfigError if they are not of that type or not in the range beside it.
+    """Return values as a type reads them; raise a ConfigError if they have another type or are out of its range.
 
     Args:
         kind: A type, or one of the dataclasses of `llm2clip.config`.
         values: For a dataclass, nested mappings and lists.
-        key: Where they stand in the configuration; empty for the whole.
-        where: Dotted key -> what a message calls it.
-        strict: A text in digits is no number.
+        key: Their key in the configuration; empty for the whole configuration.
+        where: Dotted key -> its name in messages.
+        strict: Do not convert types, such as a string of digits to a number.
     """
     try:
         adapter = _adapter(kind) if is_dataclass(kind) else TypeAdapter(kind, config=_ANY_TYPE)
@@ -192,7 +191,7 @@ def check_values(
     except ValidationError as error:
         faults: dict[str, list[str]] = {}
         for fault in error.errors(include_url=False):
-            # pydantic writes of the key of a mapping, which is wrong itself, `[key]` after it.
+            # If the key of a mapping is invalid itself, pydantic appends `[key]` to the location.
             parts = [part for part in fault['loc'] if part != '[key]' and not str(part).startswith('type:')]
             at = key or ''.join(f'[{part}]' if isinstance(part, int) else f'.{part}' for part in parts)
             value = parts[-1] if '[key]' in fault['loc'] else fault['input']
@@ -200,7 +199,7 @@ def check_values(
             what = f'{where(at.removeprefix("."))}: {value!r}'
             if fault['type'] == 'missing' and isinstance(parts[-1], str):
                 what, expected = f'{where(at.removeprefix("."))}: required but not set', 'a value'
-            elif fault['type'] == 'unexpected_keyword_argument':  # OmegaConf refuses those of other dataclasses
+            elif fault['type'] == 'unexpected_keyword_argument':  # for other dataclasses, OmegaConf refuses it
                 names = [field.name for field in fields(teacher_types(OneTeacher)[str(fault['loc'][-2])])]
                 what, expected = f'{where(at.removeprefix("."))}: unknown key', f'one of {", ".join(names)}'
             for ours, pattern in (('', r'^\w+ should (be|have) (a valid )?'), ('', r' after validation, not \d+'),
@@ -218,10 +217,11 @@ def _adapter(schema: Any) -> TypeAdapter[Any]:
 
 
 def read_config(schema: type[T], folder: Union[str, Path]) -> T:
-    """The `config.yaml` that a run of `schema` left in its folder; errors also as of `read_resolved`.
+    """Return the `config.yaml` that a run of `schema` wrote into its folder.
 
     Raises:
-        ConfigError: There is none, or it is of another recipe.
+        ConfigError: There is none, or it is of another recipe, or an error of `read_resolved`.
+        FileError: As for `read_resolved`.
     """
     path = Path(folder) / 'config.yaml'
     if not path.is_file():
@@ -231,8 +231,8 @@ def read_config(schema: type[T], folder: Union[str, Path]) -> T:
 
 
 def read_resolved(path: Union[str, Path]) -> Any:
-    """The content of a YAML file that came with a run; a ConfigError if a text asks for another value, as for one of
-    the environment, and a FileError if the file is missing, or not YAML."""
+    """Return the content of a YAML file of a run.  Raise a ConfigError if a value is an interpolation (``${…}``), as of
+    an environment variable, and a FileError if the file is missing or not YAML."""
     text = read_text(path, 'YAML')
     with reading(path, 'YAML'):
         for event in yaml.parse(text, _Loader):
@@ -256,7 +256,7 @@ def _read_file(path: str) -> tuple[str, yaml.Node]:
 
 def _parse(text: str, where: str) -> Optional[yaml.Node]:
     with reading(where, 'YAML'):
-        yaml.load(text, _Loader)  # which checks keys and aliases, and flattens what it checks
+        yaml.load(text, _Loader)  # to check keys and aliases; it flattens its nodes, so they are not used
         return yaml.compose(text, _Loader)
 
 
@@ -267,9 +267,9 @@ def _value(node: yaml.Node) -> Any:
 def _nodes(
     kind: Any, tree: yaml.Node, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any, Optional[yaml.Node], yaml.Node]]:
-    """Path, type (Any if the schema has none), node and key (or entry of a list) of everything below a node.
+    """Yield path, type (Any if the schema has none), node and key (or list entry) of everything below a node.
 
-    A mapping of typed entries that is null, or an entry of one, is taken out of the tree; its node is None.
+    A null mapping of typed entries, or a null entry of one, is removed from the tree and yielded with node None.
     """
     below: list[tuple[str, Any, Optional[yaml.Node], yaml.Node]] = []
     if isinstance(tree, yaml.SequenceNode):
@@ -293,12 +293,12 @@ def _nodes(
 
 
 def _has_entries(kind: Any) -> bool:
-    """Whether it is a mapping of typed entries, in contrast to the arguments of a part, which may be null."""
+    """Whether a type is a mapping of typed entries, not the arguments of a part, which may be null."""
     return typing.get_origin(kind) is dict and kind != Component
 
 
 def _misshapen(kind: Any, node: yaml.Node) -> Optional[str]:
-    """What was expected if a type is a mapping or list and the node is not; OmegaConf does not always name the key."""
+    """Return the expected shape if a mapping or list is expected but not given; OmegaConf may not name the key."""
     if node.tag == _NULL or node.value == MISSING or node.value[:2] == '${':
         return None
     if typing.get_origin(kind) is list:
@@ -308,7 +308,7 @@ def _misshapen(kind: Any, node: yaml.Node) -> Optional[str]:
 
 
 def leaves(node: Any, key: str = '') -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything in nested mappings and lists."""
+    """Yield the dotted key and the value of every leaf of nested mappings and lists."""
     if isinstance(node, dict):
         for name, value in node.items():
             yield from leaves(value, f'{key}.{name}' if key else str(name))
@@ -320,12 +320,12 @@ def leaves(node: Any, key: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def _bare(hint: Any) -> Any:
-    """A type without what `Annotated` says of it, unless that is how a text encoder is read."""
+    """Strip `Annotated` from a type, unless it defines how a text encoder is read."""
     return hint.__origin__ if typing.get_origin(hint) is Annotated and not teacher_types(hint) else hint
 
 
 def unwrap_optional(hint: Any) -> Any:
-    """``X`` of ``Optional[X]``; any other type as it is."""
+    """Return ``X`` for ``Optional[X]``, and any other type unchanged."""
     args = typing.get_args(hint)
     if typing.get_origin(hint) in (Union, types.UnionType) and type(None) in args:
         return next(arg for arg in args if arg is not type(None))
@@ -337,7 +337,7 @@ def _first_line(error: Exception) -> str:
     return str(cause).splitlines()[0]
 
 
-# Keys that may change: how long the training is, how it is watched, what it keeps, and what computes it.
+# Keys that may change on resume: duration, evaluation and logging, checkpoints, hardware and memory.
 _MAY_CHANGE = {
     'max_duration',
     'eval_data', 'eval_zeroshot', 'global_eval_batch_size', 'eval_interval', 'eval_first', 'callbacks', 'loggers',
@@ -350,9 +350,9 @@ _MAY_CHANGE = {
 
 
 def learned_settings(config: TrainConfig) -> dict[str, Any]:
-    """The part of a configuration that decides what is learned, as plain containers.
+    """Return the part of a configuration that determines what is learned, as plain containers.
 
-    A dataset is known by its `remote`, if it has one, since `local` is then a cache; otherwise by `local`.
+    A dataset is identified by its `remote`, because `local` is then a cache; without a remote, by `local`.
     """
     def learned(node: Any) -> Any:
         if not isinstance(node, Mapping):
@@ -364,7 +364,7 @@ def learned_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def check_settings(found: Mapping[str, Any], config: TrainConfig, where: str) -> None:
-    """Raise a ConfigError that names the first setting of a run that is not as it was, with both values.
+    """Raise a ConfigError that names the first changed setting of a run, with both values.
 
     `found` are the `learned_settings` that the run began with, and `where` says where they were found.
     """
@@ -374,7 +374,7 @@ def check_settings(found: Mapping[str, Any], config: TrainConfig, where: str) ->
 
 
 def settings_in_folder(config: C) -> Optional[C]:
-    """The configuration in the `save_folder` of a run, None if it has none; checked as `check_settings` does."""
+    """Return the configuration in a run's `save_folder`, or None; raise the errors of `check_settings`."""
     if not Path(config.save_folder, 'config.yaml').is_file():
         return None
     there = read_config(type(config), config.save_folder)
@@ -383,7 +383,7 @@ def settings_in_folder(config: C) -> Optional[C]:
 
 
 def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Optional[str]:
-    """The first field in which two nested mappings differ, with both values; None if they are equal."""
+    """Return the first field in which two nested mappings differ, with both values; None if they are equal."""
     for name in sorted({*found, *expected}):
         a, b = found.get(name), expected.get(name)
         if isinstance(a, Mapping) and isinstance(b, Mapping):

@@ -1,9 +1,9 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Types with the range of their values, for the fields of the configuration and the arguments of parts.
+"""Types with value ranges, for fields of the configuration and arguments of parts.
 
-`llm2clip.config.files.check_values` compares values with them, and raises a ConfigError.
+`llm2clip.config.files.check_values` checks values against them, and raises a ConfigError.
 """
 
 import os
@@ -18,7 +18,7 @@ T = TypeVar('T')
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the key, its origin and what was expected."""
+    """Configuration that cannot be used; the message names the key, its origin and what was expected."""
 
 
 def _must(allowed: Callable[[Any], object], expected: str) -> AfterValidator:
@@ -37,12 +37,12 @@ def _is_time(value: str) -> bool:
 
 
 def _is_folder_name(value: str) -> bool:
-    # What file systems allow, less what is added to the name of what is not complete.
+    # File systems allow 255 bytes; 200 leave room for the suffixes of temporary names.
     return value.isprintable() and value[:1] not in ('', '.') and '/' not in value and len(value.encode()) <= 200
 
 
 def _elsewhere(remote: str, info: ValidationInfo) -> str:
-    """A remote that is not its own local copy, of which shards are removed once the remote has them."""
+    """Return a remote; a ValueError if it is the local folder, where shards may be deleted once it has them."""
     key = 'local' if 'local' in info.data else 'out'
     folder, place = info.data.get(key, ''), urlparse(remote)
     path = place.path if place.scheme == 'file' else remote
@@ -52,35 +52,35 @@ def _elsewhere(remote: str, info: ValidationInfo) -> str:
     return remote
 
 
-# A part that is chosen by name: that name, mostly, and its arguments.
+# A part that is chosen by name: usually `name` and its arguments.
 Component = dict[str, Any]
-# A text that is not empty, such as a name or a path.
+# A non-empty string, such as a name or a path.
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[list[Text], Field(min_length=1), _must(lambda texts: len({*texts}) == len(texts), 'different values')]
 FolderName = Annotated[str, _must(_is_folder_name, 'the name of a folder, which neither begins with a dot nor holds a '
                                   'slash, of at most 200 bytes')]
-# Beside `local` or `out`, which stands before it.
+# pydantic checks fields in order, so a dataclass has to declare `local` or `out` before its remote.
 Remote = Annotated[Text, AfterValidator(_elsewhere)]
 Count = Annotated[int, Field(ge=1)]
 Dims = Annotated[list[Count], _must(lambda dims: dims == sorted({*dims}), 'each value larger than the one before')]
 Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-# `15e6` is a float.
+# A float, because YAML reads `15e6` as one.
 SampleCount = Annotated[float, Field(ge=1, multiple_of=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 HoldoutShare = Annotated[float, Field(ge=0, lt=1)]
-# A number or a share of the images, or split -> number of images.
+# Number or share of images, or split -> number of images.
 Holdout = Union[Weight, Annotated[dict[FolderName, Count], Field(min_length=1)]]
 CropScale = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2),
                       _must(lambda values: values == sorted(values), 'the smaller value first')]
 CheckpointsKept = Annotated[int, _must(lambda n: n > 0 or n == -1, 'at least 1, or -1 to keep all')]
-# Name -> how often it is drawn.
+# Name -> sampling weight.
 Mix = Annotated[dict[Text, Weight], _must(lambda weights: not weights or sum(weights.values()) > 0,
                                           'one weight above 0 at least')]
-# As Composer and Streaming write them.
+# Times of Composer and sizes of Streaming, in their notation.
 Time = Annotated[str, _must(_is_time, 'a time above 0, such as 1ep (epochs), 20ba (batches), 3e4sp (samples) or 0.1dur '
                             '(of max_duration)')]
 Duration = Annotated[str, _must(lambda value: _is_time(value) and not value.endswith('dur'),

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Frozen text encoders, which the key `teacher` names in every recipe, and `extract_embeddings`."""
+"""Configuration of `extract_embeddings`, and of frozen text encoders (the key `teacher` of several recipes)."""
 
 from dataclasses import dataclass, field, make_dataclass
 from typing import Annotated, Any, ClassVar, Literal, Optional, Union, get_args
@@ -16,7 +16,7 @@ from llm2clip.config.ranges import Count, DeviceName, EngineName, FolderName, Po
 
 @dataclass
 class LLMTeacherConfig(TextEncoderConfig):
-    """Any LLM, not trained by stage 1."""
+    """An LLM that stage 1 did not train."""
 
     __pydantic_config__ = ConfigDict(extra='forbid')
     key: ClassVar[str] = 'teacher'
@@ -36,12 +36,11 @@ class SentenceTransformersTeacherConfig:
 
     __pydantic_config__ = ConfigDict(extra='forbid')
     name: Text
-    """Folder or hub name."""
+    """Folder or hub name of the model."""
     prompt_name: Optional[Text] = None
-    """Name of one of the model's own prompts, which is put before every caption.  Unset: the model's default, if it has
-    one."""
+    """Name of one of the model's prompts, to put before every caption.  Unset: the model's default prompt, if any."""
     prompt: Annotated[Optional[str], AfterValidator(_instead_of_prompt_name)] = None
-    """In place of `prompt_name`, the text that is put before every caption, such as `'query: '`; `''` for none."""
+    """Text before every caption, instead of `prompt_name`, such as `'query: '`; `''` for none."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Leave off unless you have read that code."""
     type: Literal['sentence_transformers'] = 'sentence_transformers'
@@ -49,12 +48,12 @@ class SentenceTransformersTeacherConfig:
 
 @dataclass
 class ClipTextTeacherConfig:
-    """The text tower of a CLIP or SigLIP, whose text features are the targets of `train_inheritance`.  Captions that it
-    cannot read to their end are left out and counted."""
+    """Text tower of a CLIP or SigLIP model; its text features are the targets of `train_inheritance`.  Captions beyond
+    its maximum length are left out and counted."""
 
     __pydantic_config__ = ConfigDict(extra='forbid')
     name: Text
-    """Hub name or folder of a CLIP or SigLIP of transformers."""
+    """Hub name or folder of a CLIP or SigLIP model of transformers."""
     type: Literal['clip_text'] = 'clip_text'
 
 
@@ -65,11 +64,11 @@ def _folder(value: Any) -> str:
 
 
 class _OneOf:
-    """How pydantic reads a text encoder, which OmegaConf takes for `Any`: by the `type` of a mapping.  With `several`,
-    there may also be none, or a list."""
+    """Union of text encoders for pydantic: a folder, or a mapping by its `type`.  OmegaConf takes it for `Any`.  With
+    `several`, None and lists of at least two are valid too."""
 
     def __init__(self, *types: Any, several: bool = False) -> None:
-        # Tags stand in the place that an error names, so they begin as no key does.
+        # pydantic's error locations contain the tags, and the prefix tells them from keys.
         self.types = {f'type:{one.type}': one for one in types}
         unknown = make_dataclass('Unknown', [('type', Literal[tuple(one.type for one in types)])])
         members = {'type:folder': Annotated[str, BeforeValidator(_folder)], 'type:unknown': unknown, **self.types}
@@ -90,44 +89,44 @@ class _OneOf:
 
 
 OneTeacher = Annotated[Any, _OneOf(LLMTeacherConfig, SentenceTransformersTeacherConfig, ClipTextTeacherConfig)]
-"""A folder, or one of the types."""
+"""A folder, or a mapping of one of the types."""
 Teachers = Annotated[Any, _OneOf(LLMTeacherConfig, SentenceTransformersTeacherConfig, several=True)]
-"""Of a model: None, a folder, a type whose vectors it can learn from, or a list of these."""
+"""Teachers of a model: None, a folder, a mapping of a type that models can be trained on, or a list of these."""
 ImportedTeacher = Annotated[Any, _OneOf(LLMTeacherConfig)]
-"""A folder, or an LLM."""
+"""A folder, or a mapping of type `llm`."""
 
 
 def teacher_types(hint: Any) -> dict[str, Any]:
-    """Tag -> dataclass, of the types that a field takes which is `OneTeacher` or `Teachers`; of other fields none."""
+    """Tag -> dataclass of each type that a field of text encoders takes; empty for other fields."""
     return next((one.types for one in get_args(hint)[1:] if isinstance(one, _OneOf)), {})
 
 
 @dataclass
 class ExtractConfig(PlanConfig):
-    """Captions of an image MDS -> their embeddings by a frozen text encoder."""
+    """Captions of a dataset -> their embeddings by a frozen text encoder."""
 
     teacher: OneTeacher = MISSING
-    """Folder that stage 1 or `import_official` wrote, or a mapping with the `type` of another text encoder."""
+    """Folder written by stage 1 or `import_official`, or a mapping with the `type` of another text encoder."""
     batch_tokens: Count = 4096
-    """Tokens per forward pass; an LLM's texts are packed without padding, which counts for the other types."""
+    """Tokens per forward pass.  Padding counts, except for LLMs, which read packed texts."""
     precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
     datasets: Annotated[dict[FolderName, DatasetConfig], Field(min_length=1)] = MISSING
     """Name -> image or caption dataset."""
     out: Text = MISSING
-    """Embeddings datasets go to `out/<name>`."""
+    """Folder of the embeddings datasets, each in `out/<name>`."""
     out_remote: Optional[Remote] = None
-    """Place to which they are uploaded, to `out_remote/<name>`; nodes that do not share `out` need it."""
+    """Remote folder for uploads to `out_remote/<name>`.  Nodes that do not share `out` need it."""
     storage: Literal['float16', 'int8'] = 'float16'
-    """`float16`, or `int8` with one float32 scale per vector, half the size."""
+    """`float16`, or `int8` with one float32 scale per vector, for half the size."""
     normalize: bool = False
-    """Store vectors of length 1, as the adapter of stage 2 makes them unless `adapter.normalize` is false."""
+    """Store vectors of length 1.  The adapter of stage 2 scales them unless `adapter.normalize` is false."""
     device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
     dist_timeout: Positive = 3600.0
-    """Seconds that ranks wait for the one with the most work at the end."""
+    """Seconds that ranks wait at the end for the slowest one."""
     engine: EngineName = 'local'
-    """`local`: the ranks of Composer's launcher share the shards. `ray`: the workers of a Ray cluster do, one per GPU,
-    if there are any."""
+    """`local`: the ranks of Composer's launcher share the shards.  `ray`: workers of a Ray cluster do, one per GPU, or
+    on CPUs if there are none."""
     worker_cpus: Count = 1
-    """With `engine: ray`, CPUs of a worker, which computes on them if it has no GPU."""
+    """CPUs per worker with `engine: ray`.  Without a GPU, the worker computes on them."""

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`train_stage1` and `train_stage2`."""
+"""Configuration of `train_stage1`, `train_inheritance` and `train_stage2`."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Optional, Union
@@ -40,89 +40,89 @@ from llm2clip.config.teacher import Teachers
 
 @dataclass
 class FsdpConfig:
-    """FSDP2: weights, gradients and the optimizer's state are spread over the ranks, a block of the model at a time."""
+    """FSDP2: shard weights, gradients and optimizer state over the ranks, one block of the model at a time."""
 
     activation_checkpointing: bool = False
-    """Recompute every block's activations in the backward pass."""
+    """Recompute the activations of every block in the backward pass."""
     activation_cpu_offload: bool = False
-    """Keep what a block leaves for the backward pass in the host's memory; on GPUs."""
+    """Keep activations for the backward pass in host memory; GPUs only."""
     state_dict_type: Literal['full', 'sharded'] = 'sharded'
-    """A checkpoint is one file, gathered by the first rank (`full`), or a folder, where every rank writes its part."""
+    """`full`: rank 0 gathers a checkpoint into one file.  `sharded`: every rank writes its part into a folder."""
     mixed_precision: Literal['DEFAULT', 'PURE', 'FULL'] = 'DEFAULT'
-    """With a `precision` of 16 bits: weights are gathered in 16 bits and gradients reduced in float32 (`DEFAULT`) or in
-    16 bits too (`PURE`), or both are in float32 (`FULL`)."""
+    """For a 16-bit `precision`.  `DEFAULT`: gather weights in 16 bits, reduce gradients in float32.  `PURE`: both in 16
+    bits.  `FULL`: both in float32."""
     reshard_after_forward: Union[bool, int] = True
-    """Free a block's gathered weights after its forward pass and gather them again in the backward pass.  `false` keeps
-    them; a number keeps them spread over groups of that many ranks, which are neighbours."""
+    """Free the gathered weights of a block after its forward pass, and gather them again in the backward pass.  `false`
+    keeps them.  A number keeps them sharded over groups of that many neighbouring ranks."""
     replicate: Count = 1
-    """Copies of the model (HSDP), usually one per node: each is sharded over ranks that are neighbours."""
+    """Number of copies of the model (HSDP), usually one per node.  Each is sharded over neighbouring ranks."""
     prefetch: Optional[Count] = None
-    """How many blocks ahead weights are gathered.  Unset: as torch does it, one ahead in the backward pass."""
+    """Number of blocks to gather weights for in advance.  Unset: torch's default, one block in the backward pass."""
 
 
 @dataclass
 class TrainerConfig:
-    """Composer's Trainer by its own names."""
+    """Arguments of Composer's Trainer, under its names."""
 
     save_folder: Text = MISSING
-    """The run's folder: `config.yaml`, `metrics.jsonl` and `checkpoints/`."""
+    """Run folder, with `config.yaml`, `metrics.jsonl` and `checkpoints/`."""
     run_name: Text = MISSING
     """Name of the run for loggers."""
     max_duration: Duration = MISSING
-    """Length of the training, as Composer writes time: `4ep` (epochs), `1000ba` (batches)."""
+    """Length of the training in Composer's notation: `4ep` (epochs), `1000ba` (batches)."""
     global_train_batch_size: Count = MISSING
     """Samples per step over all ranks."""
     global_eval_batch_size: Count = 64
-    """Samples per batch of the evaluation over all ranks."""
+    """Samples per evaluation batch over all ranks."""
     device_train_microbatch_size: Optional[Count] = None
-    """Samples per forward pass, less than the device batch only with `algorithms.grad_cache`, which keeps the loss that
-    of the global batch, or with `objective: mntp`, which has no negatives."""
+    """Samples per forward pass.  Unset: the device batch size.  A smaller value needs `algorithms.grad_cache`, which
+    keeps the loss of the global batch, or `objective: mntp`, which has no negatives."""
     seed: Seed = 17
-    """Seed of initial weights, dropout, draws of captions and augmentation."""
+    """Seed of initial weights, dropout, caption sampling and augmentation."""
     device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
     precision: Optional[Literal['fp32', 'amp_bf16', 'amp_fp16']] = None
-    """`fp32`, `amp_bf16` or `amp_fp16`.  Unset: as Composer chooses, `amp_fp16` on a GPU and `fp32` on a CPU.  Losses,
-    temperature and the metrics of evaluations are float32 in any case; with `fp32`, everything is, without TF32."""
+    """`fp32`, `amp_bf16` or `amp_fp16`.  Unset: Composer's default, `amp_fp16` on a GPU and `fp32` on a CPU.  Losses,
+    temperature and evaluation metrics are float32 in any case.  `fp32` also turns TF32 off."""
     eval_interval: Time = '1ep'
-    """Time between two evaluations, on `eval_data` and, in stage 2, `eval_zeroshot`."""
+    """Time between evaluations on `eval_data` and, in stage 2, `eval_zeroshot`."""
     eval_first: bool = False
-    """Evaluate before the first step as well."""
+    """Also evaluate before the first step."""
     save_interval: Time = '1ep'
-    """Time between two checkpoints, which are written while training goes on."""
+    """Time between checkpoints, such as `500ba`."""
     save_num_checkpoints_to_keep: CheckpointsKept = 2
-    """Newest checkpoints that are kept on disk, -1 for all.  In an object store, its lifecycle rules decide."""
+    """Newest checkpoints to keep on disk, -1 for all.  In an object store, its lifecycle rules decide."""
     checkpoint_folder: Text = '${save_folder}/checkpoints'
     """Folder of the checkpoints: on disk, where nodes may share it, or in an object store (`s3://…`)."""
     autoresume: bool = True
-    """Go on from the newest whole checkpoint in `checkpoint_folder`."""
+    """Resume from the newest complete checkpoint in `checkpoint_folder`."""
     progress_bar: bool = True
-    """Show how far the training is."""
+    """Show a progress bar."""
     log_to_console: bool = False
-    """Print the metrics as well."""
+    """Print metrics to the console."""
     console_log_interval: Time = '10ba'
-    """Time between two prints of the metrics."""
+    """Time between metrics on the console."""
     dist_timeout: Positive = 300.0
     """Seconds that a rank waits for the others before the run fails."""
     optimizer: Component = field(default_factory=lambda: {'name': 'adamw', 'lr': MISSING})
-    """`name` of an optimizer in `llm2clip/registry.py`, and its arguments, of which `lr` is required."""
+    """`name` of an optimizer in `llm2clip/registry.py`, and its arguments; `lr` is required."""
     scheduler: Component = field(default_factory=lambda: {'name': 'constant'})
     """`name` of a learning-rate schedule in `llm2clip/registry.py`, and its arguments."""
     algorithms: dict[str, Component] = field(default_factory=dict)
-    """Name in `llm2clip/registry.py` -> arguments, of what takes part in every step."""
+    """Name of an algorithm in `llm2clip/registry.py` -> arguments.  Algorithms change the training steps."""
     callbacks: dict[str, Component] = field(default_factory=dict)
-    """Name in `llm2clip/registry.py` -> arguments, of what watches the training."""
+    """Name of a callback in `llm2clip/registry.py` -> arguments.  Callbacks monitor the training."""
     loggers: dict[str, Component] = field(default_factory=dict)
-    """Name in `llm2clip/registry.py` -> arguments, of where metrics go besides `metrics.jsonl`."""
+    """Name of a logger in `llm2clip/registry.py` -> arguments.  `metrics.jsonl` is always written."""
     compile: Optional[Component] = None
-    """Compile the repeated blocks of the model: arguments of `torch.compile`, `{}` for its defaults.  Unset: do not."""
+    """Arguments of `torch.compile` for the repeated blocks of the model, `{}` for defaults.  Unset: no compilation."""
     fsdp: Optional[FsdpConfig] = None
-    """Shard the model over the ranks.  Unset: DDP, in which every rank holds the whole model."""
+    """Shard the model over the ranks with FSDP2.  Unset: DDP, where every rank holds the whole model."""
 
 
 @dataclass
 class TrainConfig(PlanConfig, TrainerConfig):
-    """What both trainings share."""
+    """Settings of every training."""
 
 
 @dataclass
@@ -138,90 +138,89 @@ class Stage1Config(TrainConfig):
     logit_scale: Positive = 50.0
     """Factor on the cosine similarities, the inverse of the temperature."""
     learn_logit_scale: bool = False
-    """Train the factor, from `logit_scale` on."""
+    """Train the factor, starting from `logit_scale`."""
     symmetric: bool = False
-    """Add the loss from positive to query."""
+    """Average the loss with the one from positive to query."""
     mask_equal_texts: bool = True
-    """Two samples of the global batch that share a text are not each other's negatives."""
+    """Do not use samples of the global batch that share a text as each other's negatives."""
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability with which a token does not see another one in a layer of the LLM while it is trained, for pairs
-    whose `positive` is `null`: `lora.lora_dropout` alone hardly makes two vectors of a text."""
+    """Dropout probability of the attention weights in the LLM during training, for pairs with `positive: null`.
+    `lora.lora_dropout` alone hardly separates two vectors of the same text."""
     train_data: CaptionDataConfig = field(default_factory=CaptionDataConfig)
     eval_data: Optional[CaptionDataConfig] = None
-    """Pairs for caption retrieval accuracy while training."""
+    """Pairs for caption retrieval accuracy during training."""
     teacher_folder: Text = '${save_folder}/teacher'
-    """Folder of the merged teacher, written when training ends."""
+    """Folder for the merged teacher, written when training ends."""
     lora_folder: Text = '${save_folder}/lora'
-    """Folder of the LoRA adapter alone, written when training ends."""
+    """Folder for the LoRA adapter alone, written when training ends."""
 
 
 @dataclass
 class InheritanceConfig(TrainConfig):
-    """Between the stages: the adapter alone learns to give the text features of CLIP's own tower (ProCLIP, arXiv
-    2510.18795), so that stage 2 begins in the space of that CLIP."""
+    """Training of the adapter alone, between the stages, to reproduce the text features of CLIP's own tower (ProCLIP,
+    arXiv 2510.18795).  Stage 2 then starts in the space of that CLIP."""
 
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     instance: Weight = 1.0
-    """Factor on the mean squared distance of the features from those of CLIP."""
+    """Weight of the mean squared distance between the features and CLIP's features."""
     structure: Weight = 1.0
-    """Factor on the mean smooth L1 loss between distances of two captions' features and of CLIP's, in the global
-    batch."""
+    """Weight of the mean smooth L1 loss between pairwise distances of the features and those of CLIP's features, over
+    the global batch."""
     block_size: Optional[Count] = None
-    """Rows of its matrix of distances that a rank computes at once.  Unset: all."""
+    """Rows of the distance matrix that a rank computes at once, to save memory.  Unset: all."""
     train_data: InheritanceDataConfig = field(default_factory=InheritanceDataConfig)
     eval_data: Optional[InheritanceDataConfig] = None
-    """Captions whose features have to find CLIP's, of the same caption among those of all samples, while training."""
+    """Captions for retrieval recall during training: a feature has to find CLIP's feature of the same caption."""
     teacher: Teachers = None
-    """The teacher that the embeddings datasets must come from, as for stage 2."""
+    """Teacher that the embeddings datasets have to come from, as for stage 2."""
     adapter_folder: Text = '${save_folder}/adapter'
-    """Folder of the adapter, written when training ends, for `initial_adapter` of stage 2."""
+    """Folder for the adapter, written when training ends, for `initial_adapter` of stage 2."""
 
 
 @dataclass
 class TextEncoderInLoopConfig:
-    """The frozen teacher in the loop of stage 2, in place of embeddings datasets."""
+    """Frozen teacher in the loop of stage 2, instead of embeddings datasets."""
 
     enabled: bool = False
-    """Embed captions with the teacher while training; the streams then need no `embeddings`."""
+    """Embed captions with the teacher during training.  Datasets then need no `embeddings`."""
     batch_tokens: Count = 16384
     """Tokens per forward pass, as for `extract_embeddings`."""
     precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
     sharded: bool = False
-    """Spread the teacher, which has to be an LLM, over all ranks with FSDP2."""
+    """Shard the teacher, which has to be an LLM, over all ranks with FSDP2."""
 
 
 @dataclass
 class SelfDistillationConfig:
-    """Hold image features to those of a frozen copy of the initial weights (ProCLIP, arXiv 2510.18795)."""
+    """Keep image features close to those of a frozen copy of the initial weights (ProCLIP, arXiv 2510.18795)."""
 
     enabled: bool = False
-    """Add to the loss what follows."""
+    """Add the two terms below to the loss."""
     instance: Weight = 1.0
-    """Factor on the mean squared distance of the features from those of the copy."""
+    """Weight of the mean squared distance between the features and those of the copy."""
     structure: Weight = 1.0
-    """Factor on the mean smooth L1 loss between distances of two images' features and of the copy's."""
+    """Weight of the mean smooth L1 loss between pairwise distances of the features and those of the copy."""
 
 
 @dataclass
 class Stage2Config(TrainConfig):
-    """Post-training of the vision tower under the frozen teacher's embeddings."""
+    """Training of the vision tower and the adapter against the frozen teacher's embeddings."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     initial_weights: Optional[Text] = None
-    """An exported folder whose weights training begins with, in place of the tower's pretrained ones."""
+    """Exported folder with weights to start from, instead of the tower's pretrained ones."""
     initial_adapter: Optional[Text] = None
-    """Folder of an adapter that `train_inheritance` wrote; together with `model.visual_projection: pretrained`."""
+    """Adapter folder written by `train_inheritance`.  Use it with `model.visual_projection: pretrained`."""
     train_data: ImageDataConfig = field(default_factory=ImageDataConfig)
     eval_data: Optional[ImageDataConfig] = None
-    """Images and captions for retrieval recall while training."""
+    """Images and captions for retrieval recall during training."""
     eval_zeroshot: dict[Text, ZeroshotConfig] = field(default_factory=dict)
-    """Name -> set whose images are classified by class names while training, as `evaluate` does it, read by
+    """Name -> set for zero-shot classification during training, as in `evaluate`.  Its images are read by
     `train_data.num_workers` processes per rank."""
     teacher: Teachers = None
-    """The teacher that the embeddings datasets must come from, or a list of several in the order of
-    `train_data.teachers`: the folder that stage 1 wrote, or a mapping with the `type` of another.  Unset: they must
-    only agree with one another."""
+    """Teacher of the embeddings datasets: the folder that stage 1 wrote, or a mapping with the `type` of another.  A
+    list names several, in the order of `train_data.teachers`.  Unset: any, if all datasets have the same."""
     text_encoder_in_loop: TextEncoderInLoopConfig = field(default_factory=TextEncoderInLoopConfig)
     trainable_text: TrainableTextConfig = field(default_factory=TrainableTextConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -229,11 +228,11 @@ class Stage2Config(TrainConfig):
     lr_scale: dict[str, Weight] = field(default_factory=dict)
     """Module name (`vision_encoder`, `adapter`, `text_encoder`, `logit_scale`, …) -> factor on its learning rate."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor on the learning rate from each layer of the vision tower to the one below it."""
+    """Factor on the learning rate from each layer of the vision tower to the layer below it."""
     algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
 
     def check(self) -> None:
-        """Raise a ConfigError if text encoders, initial weights or dimensions do not go together."""
+        """Raise a ConfigError if text encoders, initial weights or dimensions conflict."""
         self._check_trainable_text()
         if self.eval_zeroshot:
             self._check_zeroshot()
@@ -253,17 +252,17 @@ class Stage2Config(TrainConfig):
 
     @property
     def reads_captions(self) -> bool:
-        """Whether a text encoder in the model reads the captions."""
+        """Whether the model contains a text encoder that reads captions."""
         return self.trainable_text.lora is not None or self.trainable_text.clip is not None
 
     @property
     def reads_vectors(self) -> bool:
-        """Whether a frozen LLM's vectors are read from embeddings datasets."""
+        """Whether vectors of a frozen LLM are read from embeddings datasets."""
         return not self.text_encoder_in_loop.enabled and self.trainable_text.lora is None and not self.without_llm
 
     @property
     def without_llm(self) -> bool:
-        """Whether CLIP's own text tower takes the place of the LLM."""
+        """Whether CLIP's own text tower replaces the LLM."""
         return self.trainable_text.clip is not None and self.trainable_text.method is None
 
     def _check_trainable_text(self) -> None:

@@ -1,8 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a run will read, from the datasets' indexes alone, by the streams of the run itself; only the length of texts
-comes from the first shard, if that is on disk."""
+"""Data of a planned run, from the datasets' indexes and through the run's own streams.  Only text lengths come from the
+first shard, if it is on disk."""
 
 import dataclasses
 import tempfile
@@ -40,7 +40,7 @@ Loader = Union[ImageDataConfig, CaptionDataConfig, InheritanceDataConfig]
 
 @contextmanager
 def collected(problems: list[str], where: str = '') -> Iterator[None]:
-    """Add an error to the problems, with the key that it is about."""
+    """Append an error of the block to the problems, with the key `where` in front."""
     try:
         yield
     except (OSError, ShardError, ValueError) as error:
@@ -49,10 +49,10 @@ def collected(problems: list[str], where: str = '') -> Iterator[None]:
 
 
 def plan_data(config: Any, key: str) -> Plan:
-    """A plan with what a recipe of this configuration reads by its key `train_data`, `eval_data` or, in an extraction,
-    `datasets`; nothing where `plan_samples` stands for the data.
+    """Return a plan of the data that a recipe reads by `train_data`, `eval_data` or, for an extraction, `datasets`.
 
-    Of inheritance, the targets count as the dataset; of an extraction, all captions are read.
+    The plan has no data if `plan_samples` is set.  The dataset of inheritance is that of the targets, and an extraction
+    reads all captions.
     """
     loader: Any = getattr(config, key)
     plan = Plan(config, dist.get_world_size())
@@ -90,7 +90,7 @@ def _read(
     plan: Plan, streams: Mapping[str, Any], config: Loader, key: str, open_stream: Callable[[str, Any], VerifiedStream],
     columns: Optional[Mapping[str, Optional[Sequence[str]]]] = None,
 ) -> None:
-    """Add the datasets that can be opened, and what is wrong; with `columns`, the texts of each, None: all captions."""
+    """Add the datasets that can be opened, and errors; `columns` are the text columns of each (None: all captions)."""
     opened = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, configured in streams.items():
@@ -123,7 +123,7 @@ def _read(
 
 
 def _add_texts(dataset: DatasetPlan, shard: Reader, columns: Optional[Sequence[str]]) -> None:
-    """Count a dataset's texts, and their characters in its first shard."""
+    """Count the texts of a dataset, and the mean number of characters in its first shard."""
     columns = columns or [CAPTION + caption for caption in caption_keys(columns_of(shard))]
     columns_of(shard, [SAMPLE_ID, *columns], dataset.name)
     dataset.texts = dataset.samples * len(columns)
@@ -134,7 +134,7 @@ def _add_texts(dataset: DatasetPlan, shard: Reader, columns: Optional[Sequence[s
 
 
 def _in(scratch: str, dataset: Any) -> Any:
-    """The same dataset with caches of its own, where it has any: those of the run stay as they are."""
+    """Return the dataset with temporary caches in place of its own, so that the run's caches stay unchanged."""
     embeddings = {name: _in(scratch, vectors) for name, vectors in getattr(dataset, 'embeddings', {}).items()}
     return dataclasses.replace(
         dataset, local=dataset.local if dataset.remote is None else tempfile.mkdtemp(dir=scratch),

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a run will need and what will go wrong, from its configuration and the datasets' indexes alone."""
+"""Requirements and detectable errors of a run, from its configuration and the datasets' indexes alone."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ __all__ = ['make_plan', 'plan_run']
 
 _UNKNOWN_DIM, _UNKNOWN_EMBED_DIM = 4096, 768
 _GPUS_PER_NODE, _CHARACTERS_PER_TOKEN = 8, 4
-# Tokens of each text -> a new model on the meta device, and number of samples -> batch.
+# Tokens per text -> new model on the meta device, and a function from a number of samples to a batch.
 _Make = Callable[[int], tuple[ComposerModel, Callable[[int], dict[str, Any]]]]
 
 
@@ -54,7 +54,7 @@ def plan_run(config: PlanConfig) -> None:
     """Print the plan.
 
     Raises:
-        SystemExit: With 1, something will stop the run.
+        SystemExit: With status 1 if something will stop the run.
     """
     with fake_ranks(config.plan_ranks or dist.get_world_size()):
         plan = make_plan(config)
@@ -64,11 +64,11 @@ def plan_run(config: PlanConfig) -> None:
 
 
 def make_plan(config: PlanConfig) -> Plan:
-    """What a training or an extraction would need, and what would stop it.
+    """Return what a training or an extraction needs, and what would stop it.
 
     Raises:
-        ConfigError: CLIP's text tower cannot be trained, or the LLM that would be is not known.
-        LoadError: There is no such tower.
+        ConfigError: CLIP's text tower cannot be trained, or the LLM to train is not known.
+        LoadError: There is no such text tower.
     """
     plan: Any = {Stage1Config: _plan_stage1, Stage2Config: _plan_stage2, InheritanceConfig: _plan_inheritance,
                  ExtractConfig: _plan_extraction}[type(config)]
@@ -80,7 +80,7 @@ def _plan_stage2(config: Stage2Config) -> Plan:
     teacher, llm, lengths = _text_encoders(config, plan)
 
     def make_texts(length: int) -> TrainedTexts:
-        """The text encoders that are trained, with fake tokenizers."""
+        """Return the text encoders to train, with fake tokenizers."""
         with torch.device('meta'):
             encoder, tower = load_trained_encoders(config.trainable_text, llm, on_meta=True, load_weights=False)
         names = ('input_ids', 'attention_mask', 'embed_mask')
@@ -93,7 +93,7 @@ def _plan_stage2(config: Stage2Config) -> Plan:
     dim = _teacher_width(config, plan) if clip is None else clip[0].width
     image_size = train_image_size(config.train_data, config.model.vision)
     captions = config.train_data.captions_per_image
-    # A frozen LLM in the loop leaves vectors in the batch, too.
+    # A frozen LLM in the loop puts vectors into the batch as well.
     vectors = dim if config.reads_vectors or config.text_encoder_in_loop.enabled else 0
 
     def make(length: int) -> Any:
@@ -116,7 +116,7 @@ def _plan_stage2(config: Stage2Config) -> Plan:
 def image_batch(
     n: int, image_size: int, llm_embed_dim: int = 0, captions: int = 1, texts: bool = False
 ) -> dict[str, Any]:
-    """A batch of stage 2: `n` samples with the vectors (`llm_embed_dim` > 0) and the `texts` of so many captions."""
+    """Return a stage-2 batch of `n` samples, with `captions` vectors (`llm_embed_dim` > 0) and `texts` each."""
     shape = (n,) if captions == 1 else (n, captions)
     batch: dict[str, Any] = {name: torch.zeros(n, dtype=torch.long) for name in ('index', 'sample_seed')}
     batch['text_id'] = torch.zeros(shape, dtype=torch.long)
@@ -131,7 +131,7 @@ def image_batch(
 def _text_encoders(
     config: Stage2Config, plan: Plan
 ) -> tuple[Optional[EncoderPlan], Optional[TextEncoderConfig], tuple[int, int]]:
-    """The frozen teacher in the loop, the LLM that is trained, and the lengths of its captions for `_measure`."""
+    """Return the frozen teacher in the loop, the LLM to train, and the lengths of its captions for `_measure`."""
     in_loop, captions = config.text_encoder_in_loop, config.train_data.captions_per_image
     if config.trainable_text.lora is None and not in_loop.enabled:
         return None, None, (0, 0)
@@ -203,7 +203,7 @@ def _plan_stage1(config: Stage1Config) -> Plan:
 
 
 class _MeanMask(MaskedNextTokenPrediction):
-    """With as many masked tokens as there are on average, wherever they are."""
+    """Mask the mean number of tokens, at any positions, because fake tensors have no values."""
 
     probability = 0.0
 
@@ -234,7 +234,7 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
 
 
 def _begin(config: Any) -> Plan:
-    """A training's data and steps."""
+    """Plan the data and the steps of a training."""
     plan, batch = plan_data(config, 'train_data'), config.global_train_batch_size
     if config.eval_data is not None:
         plan.problems += plan_data(config, 'eval_data').problems
@@ -244,7 +244,7 @@ def _begin(config: Any) -> Plan:
     plan.drawn = int(config.plan_samples or sum(dataset.drawn for dataset in plan.datasets))
     plan.kept = config.save_num_checkpoints_to_keep
     if plan.datasets and isinstance(config, Stage1Config) and config.objective == 'contrastive':
-        # Each batch is of one dataset.
+        # Each global batch comes from one dataset.
         plan.epoch_steps = sum(dataset.drawn // batch for dataset in plan.datasets)
     else:
         plan.epoch_steps = -(-plan.drawn // plan.ranks) // max(1, plan.device_batch)
@@ -272,7 +272,7 @@ def _steps(duration: str, plan: Plan) -> Optional[int]:
 
 
 def _teacher_width(config: Any, plan: Plan) -> int:
-    """Width of the teacher's vectors, as its embeddings, its folder or `plan_llm` say, or a guess."""
+    """Return the width of the teacher's vectors, from its embeddings, its folder or `plan_llm`, or else a guess."""
     dim = plan.llm_embed_dim
     if not dim and (encoder := _teacher_config(config)) is not None:
         dim = load_config(encoder.pretrained, gguf_file=encoder.gguf_file).hidden_size
@@ -282,7 +282,7 @@ def _teacher_width(config: Any, plan: Plan) -> int:
 
 
 def _teacher_config(config: Union[ExtractConfig, InheritanceConfig, Stage2Config]) -> Optional[TextEncoderConfig]:
-    """How the LLM that a configuration names encodes, or the one that `plan_llm` names; None if neither is known."""
+    """Return the text encoder that a configuration names, or else the LLM in `plan_llm`; None if neither is known."""
     if isinstance(config.teacher, TextEncoderConfig):
         return _described(config.teacher, config.plan_llm)
     if isinstance(config.teacher, str) and Path(config.teacher).is_dir():
@@ -291,22 +291,22 @@ def _teacher_config(config: Union[ExtractConfig, InheritanceConfig, Stage2Config
 
 
 def _described(config: TextEncoderConfig, llm: Optional[str]) -> TextEncoderConfig:
-    """The same encoder, with the architecture of the folder `llm`, if that is given."""
+    """Return the same encoder, with the architecture in the folder `llm`, if given."""
     return config if llm is None else dataclasses.replace(config, pretrained=llm, gguf_file=None, adapters=[])
 
 
 def on_meta(config: TextEncoderConfig) -> TextEncoder:
-    """The encoder without memory for its weights."""
+    """Build the encoder on the meta device."""
     return TextEncoder(load_llm(config, on_meta=True), config)
 
 
 def _fake_tokens(length: int, names: Sequence[str], texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """What a tokenizer would give."""
+    """Return fake output of a tokenizer, `length` tokens per text."""
     return {name: torch.ones(len(texts), length, dtype=torch.long) for name in names}
 
 
 def _count_tokens(plan: Plan, texts: int, longest: int) -> int:
-    """Put the number of texts and tokens into the plan; returns the tokens of one text on average."""
+    """Record the number of texts and tokens in the plan, and return the mean number of tokens per text."""
     tokens = plan.options.plan_tokens
     if tokens is None and plan.characters:
         tokens = round(plan.characters / _CHARACTERS_PER_TOKEN) + 1
@@ -322,9 +322,9 @@ def _measure(
     plan: Plan, config: TrainConfig, make: _Make, lengths: tuple[int, int] = (0, 0),
     teacher: Optional[EncoderPlan] = None,
 ) -> None:
-    """Check the parts of the configuration, and find a step's cost.
+    """Check parts of the configuration, and measure the cost of a step.
 
-    Memory is that of the first of `lengths`, tokens of the longest text, and FLOPs are those of the second, the mean.
+    `lengths` are tokens per text: that of the longest text, which decides memory, and the mean, which decides FLOPs.
     """
     longest, mean = lengths
     model, make_batch = make(longest)

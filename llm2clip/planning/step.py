@@ -1,11 +1,11 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The dry run of one training step: what it takes of one GPU, found by rank 0's step on fake tensors.
+"""Dry run of one training step: memory and FLOPs of one GPU, from the step of rank 0 on fake tensors.
 
-Model, optimizer, sharding, loss and GradCache are the real ones.  Of many microbatches, which are alike, one runs.
-Fake CPU tensors need neither a GPU nor a CUDA build.  Where a CPU differs in what it keeps in memory or counts, the
-GPU is followed: which operations autocast computes in float32, the mask of dropout, the FLOPs of attention.
+Model, optimizer, sharding, loss and GradCache are the real ones.  Only one of several equal microbatches runs.  Fake
+CPU tensors need neither a GPU nor a CUDA build.  Where memory or FLOPs differ between CPU and CUDA, the dry run follows
+CUDA: operations that autocast computes in float32, the mask of dropout, the FLOPs of attention.
 """
 
 import os
@@ -49,9 +49,9 @@ __all__ = ['EncoderPlan', 'StepCost', 'dry_run_step', 'fake_ranks']
 
 Batch = dict[str, Any]
 _AUTOCAST = {Precision.AMP_BF16: torch.bfloat16, Precision.AMP_FP16: torch.float16}
-# CUDA's caching allocator hands out blocks of this size.
+# Block size of CUDA's caching allocator in bytes.
 _BLOCK = 512
-# What autocast computes in float32 on CUDA, but not on a CPU, as far as the models here use it.
+# Operations of the models here that autocast computes in float32 on CUDA, but not on a CPU.
 _FLOAT32_ON_CUDA = (
     'cumsum', 'exp', 'group_norm', 'layer_norm', 'linalg_vector_norm', 'log', 'log_softmax.int', 'logsumexp',
     'pow.Tensor_Scalar', 'reciprocal', 'rsqrt', 'softmax.int', 'sum', 'sum.dim_IntList',
@@ -60,10 +60,10 @@ _FLOAT32_ON_CUDA = (
 
 @dataclass
 class EncoderPlan:
-    """How a frozen text encoder runs: on the meta device, in the type in which it computes."""
+    """Dry run of a frozen text encoder, which is on the meta device in the data type of its computation."""
 
     encoder: TextEncoder
-    tokens: int  # of one caption
+    tokens: int  # per caption
     batch_tokens: int  # per forward pass
     precision: str
     sharded: bool = False
@@ -75,12 +75,12 @@ class EncoderPlan:
         return max(1, self.batch_tokens // self.tokens)
 
     def run(self) -> None:
-        """One forward pass."""
+        """Run one forward pass."""
         tokens = [Tokenized([1] * self.tokens, 0, 0)] * self.captions
         encode_tokens(self.encoder, tokens, self.batch_tokens, self.precision, self.sharded)
 
     def dry_run(self) -> 'StepCost':
-        """Memory and FLOPs of one forward pass."""
+        """Measure memory and FLOPs of one forward pass."""
         with FakeTensorMode(allow_non_fake_inputs=True):
             fill_with_fakes(self.encoder.eval().requires_grad_(False))
             meter = Meter()
@@ -92,29 +92,29 @@ class EncoderPlan:
 
 @dataclass
 class StepCost:
-    """Bytes on one GPU, and its FLOPs in a step."""
+    """Memory of one GPU in bytes, and its FLOPs per step."""
 
-    parameters: int = 0  # of the model, or its shards
+    parameters: int = 0  # of the model, or of its shards on this rank
     optimizer: int = 0
     ema: int = 0
     teacher: int = 0
-    copy: int = 0  # the frozen one of self-distillation
+    copy: int = 0  # frozen copy of self-distillation
     gradients: int = 0
-    buckets: int = 0  # DDP's copy of the gradients, in which they are averaged
+    buckets: int = 0  # DDP's copy of the gradients, for averaging
     activations: int = 0  # everything else at the peak
     peak: int = 0
-    checkpoint: int = 0  # weights and optimizer state over all GPUs, as a checkpoint holds them
+    checkpoint: int = 0  # size of a checkpoint: weights and optimizer state of all GPUs
     flops: int = 0
-    recomputed: int = 0  # FLOPs among them that a step with more memory would not need
+    recomputed: int = 0  # part of the FLOPs that recomputes to save memory
 
 
 def dry_run_step(
     model: ComposerModel, config: TrainConfig, make_batch: Callable[[int], Batch], teacher: Optional[EncoderPlan] = None
 ) -> StepCost:
-    """Run a step of a model on the meta device, which is used up, on the ranks of `fake_ranks`.
+    """Run a step of a model on the meta device, as rank 0 of `fake_ranks`; the model cannot be used again.
 
-    It is not the first step: the optimizer has its state, the last step's gradients are there.  `make_batch` makes a
-    batch of so many samples as the loader would; `teacher` is the frozen one in the loop.
+    Optimizer state and gradients of a previous step already exist.  `make_batch` returns a batch of N samples as from
+    the loader; `teacher` is the frozen teacher in the loop.
     """
     cost, meter, ranks, fsdp = StepCost(), Meter(), dist.get_world_size(), config.fsdp
     precision = Precision(config.precision or ('fp32' if config.device == 'cpu' else 'amp_fp16'))
@@ -123,7 +123,7 @@ def dry_run_step(
     microbatch = config.device_train_microbatch_size or device_batch
     distilled = isinstance(config, Stage2Config) and config.self_distillation.enabled
     initial = InitialImages(model.model) if distilled else None  # pyright: ignore[reportArgumentType]
-    # Before the fake tensors, since a mesh needs real numbers.
+    # Outside FakeTensorMode, because a device mesh needs real tensors.
     mesh = init_device_mesh('cpu', (ranks,)) if ranks > 1 else None
     sharding = None if fsdp is None or mesh is None else fsdp2_config(fsdp)
     if fsdp is not None and sharding is not None:
@@ -133,9 +133,9 @@ def dry_run_step(
         fill_with_fakes(model)
         model.train()
         optimizer = build_optimizer(config, model)
-        cost.checkpoint = sum(value.nbytes for value in model.state_dict().values())  # of stage 1, only what is trained
+        cost.checkpoint = sum(value.nbytes for value in model.state_dict().values())  # stage 1: trainable weights only
         trainable = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-        # As Composer does it, but for its check of the device: it has no mixed precision on a CPU.
+        # As in Composer, but without its check of the device, which excludes mixed precision on a CPU.
         if fsdp is not None and fsdp.activation_checkpointing:
             apply_ac(model, True, False, generate_composer_model_check_fn(model))
         if fsdp is not None and sharding is not None:
@@ -189,7 +189,7 @@ def _run_step(
     model: ComposerModel, optimizer: torch.optim.Optimizer, batches: list[Batch], cache: bool,
     autocast: torch.autocast, meter: 'Meter',
 ) -> None:
-    """Forward pass, backward pass and optimizer, in Composer's order, of the batch and its microbatches."""
+    """Run forward pass, backward pass and optimizer of a batch and its microbatches, in Composer's order."""
     batch, *microbatches = batches
     loss: Any = model.loss
     parts = len(batch['index']) / len(microbatches[0]['index'])
@@ -201,7 +201,7 @@ def _run_step(
         return pack_sides(copied, [of.shape[1] for of in texts for _ in of]) if texts else copied
 
     def first_pass(part: Batch) -> Any:
-        """After the first microbatch, the others leave their features only."""
+        """Run the model for the first microbatch; return features of the right shape for the others."""
         if not first:
             with meter.counting(parts, again=True):
                 first.update(model(part))
@@ -212,10 +212,10 @@ def _run_step(
     if cache and len(microbatches) > 1:
         cached = cache_gradients(first_pass, loss, batch, microbatches, prepare, lambda: autocast)
         first.clear()
-    # Of several microbatches, the one that runs adds to the gradients of those before it.
+    # Keep the gradients if there are several microbatches, because the one that runs adds to them.
     optimizer.zero_grad(set_to_none=len(microbatches) == 1)
     part = prepare(microbatches[0])
-    kept = _copied(part)  # by Composer, for metrics of the training
+    kept = _copied(part)  # Composer keeps it for training metrics
     with autocast, meter.counting(parts):
         outputs = model(part)
         total = loss(outputs, part) if cached is None else surrogate_loss(outputs, part, cached)
@@ -231,7 +231,7 @@ def _copied(batch: Batch) -> Batch:
 
 @contextmanager
 def fake_ranks(ranks: int) -> Iterator[None]:
-    """This process is rank 0 of `ranks`, whose collectives return at once; a process group that exists already ends."""
+    """Make this process rank 0 of `ranks`, with collectives that return at once; ends an existing process group."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     launched = os.environ.pop('WORLD_SIZE', None)
@@ -244,7 +244,7 @@ def fake_ranks(ranks: int) -> Iterator[None]:
 
 
 def fill_with_fakes(model: nn.Module) -> None:
-    """Replace tensors of the meta device by fake CPU tensors; inside a FakeTensorMode."""
+    """Replace tensors on the meta device by fake CPU tensors, inside a FakeTensorMode."""
     fakes: dict[int, torch.Tensor] = {}  # tied weights stay tied
     for module in model.modules():
         for name, tensor in (*module.named_parameters(recurse=False, remove_duplicate=False),
@@ -258,7 +258,7 @@ def fill_with_fakes(model: nn.Module) -> None:
 
 @contextmanager
 def as_on_cuda() -> Iterator[None]:
-    """Let the CPU choose types and kernels as CUDA does: those of autocast, and the dropout that keeps a mask."""
+    """Make the CPU choose types and kernels as CUDA does: those of autocast, and the dropout that keeps a mask."""
     def in_float32(operation: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
             with torch.autocast('cpu', enabled=False):
@@ -280,22 +280,22 @@ def as_on_cuda() -> Iterator[None]:
 
 
 class Meter(TorchDispatchMode):
-    """Measures the memory of tensors and the FLOPs of matrix products, convolutions and attention.
+    """Measure the memory of tensors and the FLOPs of matrix products, convolutions and attention.
 
-    Whoever asks a tensor for its value, which a fake tensor has not, gets yes, 1 or 1.0.  Torch's own MemTracker takes
-    no frozen parameters, and its FlopCounterMode of torch 2.7 has no formula for attention on a CPU.
+    Reading the value of a fake tensor, which has none, returns True, 1 or 1.0.  Torch's own MemTracker does not support
+    frozen parameters, and FlopCounterMode of torch 2.7 has no formula for attention on a CPU.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.current = 0  # bytes of all tensors that were added or made inside, until they are gone or FSDP2 frees them
-        self.peak = 0  # the most of them at once
-        self.flops = self.recomputed = 0.0  # all, and those that computed something a second time
+        self.current = 0  # bytes of live tensors that were added or made inside, less those that FSDP2 freed
+        self.peak = 0  # maximum of `current`
+        self.flops = self.recomputed = 0.0  # total, and those of recomputation
         self._sizes: dict[int, int] = {}
         self._times, self._again, self._backward = 1.0, False, False
 
     def add_module(self, module: nn.Module) -> int:
-        """Count the parameters and buffers of a module that was made outside; returns their bytes."""
+        """Count the parameters and buffers of a module that was made outside, and return their bytes."""
         before = self.current
         for tensor in (*module.parameters(), *module.buffers()):
             self._add(tensor)
@@ -303,9 +303,9 @@ class Meter(TorchDispatchMode):
 
     @contextmanager
     def counting(self, times: float = 1.0, again: bool = False, backward: bool = False) -> Iterator[None]:
-        """FLOPs in the block count several times, as recomputation, or as a backward pass.
+        """Count the FLOPs of the block several times, as recomputation, or as a backward pass.
 
-        A backward pass itself runs without gradients; only recomputation in it has them.
+        A backward pass runs without gradients itself; only recomputation inside it enables them.
         """
         self._times, self._again, self._backward = times, again, backward
         yield
@@ -334,13 +334,13 @@ class Meter(TorchDispatchMode):
 
     def _add(self, tensor: torch.Tensor) -> None:
         storage = (tensor._local_tensor if isinstance(tensor, DTensor) else tensor).untyped_storage()
-        key = id(storage)  # the same for as long as the storage lives
+        key = id(storage)  # unique while the storage lives
         if key not in self._sizes:
             self._resize(key, storage.nbytes())
             weakref.finalize(storage, self._resize, key, None).atexit = False
 
     def _resize(self, key: int, size: Optional[int]) -> None:
-        """Count a storage by its new size; None: it is gone."""
+        """Update the counted size of a storage; None if it was freed."""
         self.current -= self._sizes.pop(key, 0)
         if size is not None:
             self._sizes[key] = -(-size // _BLOCK) * _BLOCK

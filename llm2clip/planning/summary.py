@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A plan in words: what will go wrong, and what a run needs of GPUs, time, data and storage."""
+"""Text of a plan: errors and warnings, and the GPUs, time, data and storage that a run needs."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple, Optional
@@ -14,19 +14,19 @@ from llm2clip.planning.step import StepCost
 __all__ = ['GPUS', 'DatasetPlan', 'Plan']
 
 _GIB = 2**30
-# What is left of a GPU's memory beside CUDA's context, NCCL's buffers and the gaps between tensors.
+# Share of memory for tensors, beside CUDA's context, NCCL's buffers and fragmentation.
 _USABLE = 0.9
 
 
 class GPU(NamedTuple):
-    """One kind of GPU: GiB that torch sees, and dense peaks in TFLOP/s in 16 bits and in float32 without TF32."""
+    """Memory of a GPU in GiB, as torch sees it, and dense peaks in TFLOP/s: in 16 bits, and in float32 without TF32."""
 
     memory: float
     bf16: float
     fp32: float
 
     def fits(self, peak: int) -> bool:
-        """Whether so many bytes are not more than nine tenths of the memory."""
+        """Whether `peak` bytes are at most nine tenths of the memory."""
         return peak <= _USABLE * self.memory * _GIB
 
 
@@ -36,51 +36,51 @@ GPUS = {'A100': GPU(79, 312, 19.5), 'H100': GPU(79, 989, 67), 'H200': GPU(139, 9
 
 @dataclass
 class DatasetPlan:
-    """One dataset of a run; sizes in bytes, decompressed."""
+    """One dataset of a run; sizes are uncompressed, in bytes."""
 
     name: str
     samples: int = 0
     shards: int = 0
     size: int = 0
     embeddings: int = 0  # size of the teachers' vectors
-    largest_shard: int = 0  # size with the vectors
+    largest_shard: int = 0  # size, vectors included
     drawn: int = 0  # samples per epoch
-    texts: int = 0  # captions of all samples, absent ones included
-    characters: float = 0.0  # per text on average; 0 where no shard is on disk yet
+    texts: int = 0  # captions of all samples, missing ones included
+    characters: float = 0.0  # mean per text; 0 if no shard is on disk
 
 
 @dataclass
 class Plan:
-    """A training or an extraction before it begins; unset is what is not known or does not apply."""
+    """Plan of a training or an extraction; fields that are unknown or do not apply keep their defaults."""
 
     options: PlanConfig
     ranks: int
     half: bool = True  # whether matrix products are in 16 bits
-    unit: str = 'step'  # what is repeated: a training step, or a forward pass
-    problems: list[str] = field(default_factory=list)  # what will stop the run
+    unit: str = 'step'  # a training step, or a forward pass (`pass`)
+    problems: list[str] = field(default_factory=list)  # errors that will stop the run
     warnings: list[str] = field(default_factory=list)
-    cost: Optional[StepCost] = None  # of one repeat
-    repeats: Optional[float] = None  # steps or forward passes of every GPU
+    cost: Optional[StepCost] = None  # of one step or forward pass
+    repeats: Optional[float] = None  # steps or forward passes per GPU
     datasets: list[DatasetPlan] = field(default_factory=list)
     llm_embed_dim: int = 0  # width of the teachers' vectors, concatenated; 0 without any
-    embed_dim: int = 0  # width of the targets of inheritance
-    negative: bool = False  # whether some pair of captions has a hard negative
-    characters: float = 0.0  # per text on average over what is drawn; 0 where it is not known
-    texts: int = 0  # captions or other texts that an LLM reads in the run
-    tokens: int = 0  # of all of them
+    embed_dim: int = 0  # width of the targets of inheritance; 0 if unknown
+    negative: bool = False  # whether any pair of captions has a hard negative
+    characters: float = 0.0  # mean per drawn text; 0 if unknown
+    texts: int = 0  # number of texts that an LLM reads in the run
+    tokens: int = 0  # of all texts
     global_batch: int = 0
     device_batch: int = 0
     microbatch: int = 0
     drawn: int = 0  # samples per epoch
     epoch_steps: int = 0
     modules: dict[str, tuple[int, int]] = field(default_factory=dict)  # part -> trainable and frozen parameters
-    shared_memory: int = 0  # most bytes of batches that workers hold in /dev/shm, per node
-    checkpoints: Optional[int] = None  # how many are written
+    shared_memory: int = 0  # maximum bytes of the workers' batches in /dev/shm, per node
+    checkpoints: Optional[int] = None  # number of checkpoints written
     kept: int = -1
-    vectors: dict[str, int] = field(default_factory=dict)  # dataset -> bytes of the vectors of an extraction
+    vectors: dict[str, int] = field(default_factory=dict)  # dataset -> bytes of its extracted vectors
 
     def seconds(self, gpu: GPU) -> float:
-        """Seconds of one repeat."""
+        """Seconds of one step or forward pass."""
         assert self.cost is not None
         peak = gpu.bf16 if self.half else gpu.fp32
         return self.cost.flops / (peak * 1e12 * self.options.plan_mfu)
