@@ -121,7 +121,7 @@ class ClipTextTower(nn.Module):
         return outputs.pooler_output if features is None else features
 
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
-        """Shard each layer separately; `fsdp.activation_checkpointing` also recomputes each layer separately."""
+        """Whether a module is a layer, which FSDP shards and `fsdp.activation_checkpointing` recomputes separately."""
         return module in self._layers
 
     activation_checkpointing_fn = fsdp_wrap_fn
