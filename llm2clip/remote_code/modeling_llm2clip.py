@@ -52,8 +52,7 @@ class LLM2CLIPConfig(PretrainedConfig):
         model: Vision tower, adapter and `embed_dim`.
         llm_embed_dim: Width of the teacher's vectors.
         teacher: Fingerprint of the teacher in this folder.
-        learned_from: Fingerprint of the teacher in training.  It differs from `teacher` if the teacher is an LLM
-            without stage 1, which an export saves again.
+        learned_from: Fingerprint of the teacher in training; for an LLM without stage 1 it differs from `teacher`.
         teacher_files: Checksums of the files of each teacher.
         weight_files: Checksums of this model's weight files at export.
         **kwargs: Passed to PretrainedConfig.
@@ -237,7 +236,8 @@ def load_teacher(
     folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]] = None, trust_remote_code: bool = False,
     precision: str = 'fp32',
 ) -> Callable[[Sequence[str], torch.device], torch.Tensor]:
-    """Load a frozen teacher: a function of captions and a device to ``(N, llm_embed_dim)`` in float32, not normalised.
+    """Load a teacher as a function of captions and device: ``(N, llm_embed_dim)`` in float32 on the CPU, not
+    normalised.
 
     Args:
         folder: LLM, tokenizer and ``text_encoder.json``, or a sentence-transformers model.
@@ -353,6 +353,9 @@ class LLM2CLIPModel(PreTrainedModel):
             input_ids: Tokens ``(B, T)`` from the folder's tokenizer.  They are decoded and tokenised again with the
                 teacher's template and maximum length.
             attention_mask: Not used, since decoding drops padding.
+
+        Raises:
+            ValueError: None or several of the first three are given.
         """
         if sum(given is not None for given in (texts, text_embedding, input_ids)) != 1:
             raise ValueError('give either texts or text_embedding or input_ids')

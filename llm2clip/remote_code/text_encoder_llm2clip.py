@@ -58,9 +58,8 @@ class CaptionTokenizer:
     pooled if the caption alone has n.  The official code does the same (`tokenize`, `prepare_for_tokenization` and
     `_convert_to_str` in llm2clip/llm2vec/llm2vec.py).
 
-    Without a template the header is the BOS token, if one exists, even where the tokenizer does not add it: LLMs give
-    the first token an outlier hidden state, which no caption token should get.  The footer is EOS for pooling ``last``,
-    else empty.
+    Without a template the header is the BOS token, if one exists, even where the tokenizer omits it: LLMs give the
+    first token an outlier hidden state, unfit for pooling.  The footer is EOS for pooling ``last``, else empty.
 
     Args:
         tokenizer: Tokenizer of the LLM.  Without a pad token, it pads with the end token, which the mask hides.
