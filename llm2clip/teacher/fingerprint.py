@@ -173,9 +173,8 @@ def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
 def hash_files(folder: Union[str, Path], exclude_ids: str = '') -> str:
     """Hash the weights, tokenizer, chat template and configurations in a folder, except the file named `exclude_ids`.
 
-    Reading a large LLM from a network disk takes minutes, so the hash is cached in ``$LLM2CLIP_CACHE``, by default
-    ``~/.cache/llm2clip``.  It is valid while path, size, inode and timestamps of every file are unchanged.  Damaged
-    cache files and failed writes are ignored.
+    Reading a large LLM from a network disk takes minutes.  So ``$LLM2CLIP_CACHE``, by default ``~/.cache/llm2clip``,
+    caches the hash, valid while path, size, inode and timestamps of all files are unchanged.  Cache errors are ignored.
 
     Raises:
         OSError: A file cannot be read.
