@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What was exported, against what was trained."""
+"""Checks that compare an exported model with the trained one."""
 
 from collections.abc import Callable
 
@@ -16,22 +16,22 @@ from llm2clip.data.images import Preprocessing, decode_pixels, encode_image, ope
 __all__ = ['check_pictures', 'check_pixels', 'check_same', 'noise']
 
 _TOLERANCE = 1e-5
-# In the mean over the pixels, of 255.  A picture that is not made upright RGB on white differs by 10 and more.
+# Mean over the pixels, from 0 to 255.  Pictures that are not made upright RGB on white differ by 10 or more.
 _PIXEL_TOLERANCE = 1.0
 
 
 def noise(*shape: int) -> torch.Tensor:
-    """Normal noise, the same at every call."""
+    """Return standard normal noise, the same at every call."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def pictures(image_size: int, cropped: int = 7) -> dict[str, bytes]:
-    """Encoded pictures of every kind that is easily read otherwise than in training, by a name for messages.
+    """Return encoded pictures that are easily decoded differently than in training, with names for messages as keys.
 
     Args:
-        image_size: Their shortest side is twice as long.
-        cropped: Rows or columns that the centre crop takes off.  Of 3, 7, 11, … transformers takes the odd one off the
-            end, torchvision off the beginning.
+        image_size: Half the length of their shortest side, in pixels.
+        cropped: Rows or columns that the centre crop removes.  If it is 3, 7, 11, …, transformers removes the odd one
+            at the end, torchvision at the beginning.
     """
     width, height = 2 * (image_size + cropped), 2 * image_size
     y, x = np.mgrid[0:height, 0:width] / height
@@ -51,7 +51,7 @@ def pictures(image_size: int, cropped: int = 7) -> dict[str, bytes]:
 
 
 def training_pixels(data: bytes, name: str = 'check', *, preprocessing: Preprocessing) -> torch.Tensor:
-    """``(3, image_size, image_size)``: an encoded picture, named for messages, as training's evaluation sees it."""
+    """Return the pixels ``(3, image_size, image_size)`` that evaluation in training makes of an encoded picture."""
     pixels = resize_and_crop(decode_pixels(data, name), preprocessing.image_size)
     return normalize(pixels, preprocessing.mean, preprocessing.std)
 
@@ -63,13 +63,13 @@ def check_pictures(
     preprocessing: Preprocessing,
     what: str,
 ) -> None:
-    """`check_same` for each of the `pictures`.
+    """Call `check_same` for each of the `pictures`.
 
     Args:
-        found: A picture, as `PIL.Image.open` gives it -> features ``(1, D)`` of what was exported.
-        expected: Pixels ``(1, 3, H, W)`` -> features of the checkpoint.
-        preprocessing: Of the checkpoint.
-        what: For the message.
+        found: Maps a picture from `PIL.Image.open` to features ``(1, D)`` of the exported model.
+        expected: Maps pixels ``(1, 3, H, W)`` to features of the checkpoint.
+        preprocessing: Preprocessing of the checkpoint.
+        what: Name of the exported model, for the message.
     """
     for name, data in pictures(preprocessing.image_size).items():
         pixels = training_pixels(data, preprocessing=preprocessing)[None]
@@ -77,9 +77,9 @@ def check_pictures(
 
 
 def check_pixels(found: Callable[[Image.Image], torch.Tensor], preprocessing: Preprocessing, what: str) -> None:
-    """Raise a ConfigError unless a transform of a picture gives the pixels ``(3, H, W)`` of training, nearly.
+    """Raise a ConfigError unless an image transform gives nearly the pixels ``(3, H, W)`` of training.
 
-    The centre crop takes an even number of rows or columns off, of which all libraries take half off either end.
+    The centre crop removes an even number of rows or columns, which all libraries split equally between both ends.
     """
     std = torch.tensor(preprocessing.std)[:, None, None]
     for name, data in pictures(preprocessing.image_size, cropped=6).items():
@@ -95,7 +95,7 @@ def check_same(
     inputs: torch.Tensor,
     what: str,
 ) -> None:
-    """Raise a ConfigError unless both functions give the same features, to 1e-5 of the largest."""
+    """Raise a ConfigError unless both functions give the same features, within 1e-5 of the largest value."""
     want = expected(inputs)
     got = found(inputs)
     difference = float('inf')

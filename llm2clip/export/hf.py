@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The trained model as a Hugging Face folder, and the class that loads it."""
+"""Export of a trained model as a Hugging Face folder, and the class that loads it."""
 
 import dataclasses
 import shutil
@@ -50,16 +50,16 @@ KIND = 'LLM2CLIP model'
 _REMOTE_CODE = {'AutoConfig': 'modeling_llm2clip.LLM2CLIPConfig', 'AutoModel': 'modeling_llm2clip.LLM2CLIPModel',
                 'AutoModelForZeroShotImageClassification': 'modeling_llm2clip.LLM2CLIPModel',
                 'AutoImageProcessor': 'image_processing_llm2clip.LLM2CLIPImageProcessor'}
-# Of transformers, for any image processor with any tokenizer.
+# The processor of transformers for any image processor with any tokenizer.
 _PROCESSOR = 'VisionTextDualEncoderProcessor'
 _CAPTION = "It's 9 o'clock , isn't it?  Ça va, 犬 🐶"
 _Teacher = Union[str, Path, TeacherSource]
 
 
 class LLM2CLIPConfig(modeling_llm2clip.LLM2CLIPConfig):
-    """That of the remote code, with the model's own types."""
+    """Configuration of the remote code, with typed access to the model and the teachers."""
 
-    # In place of one inherited, which checks what a file says, transformers 5 puts another into every configuration.
+    # transformers 5 would generate an `__init__` here, which skips the checks in the inherited one.
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
 
@@ -71,7 +71,7 @@ class LLM2CLIPConfig(modeling_llm2clip.LLM2CLIPConfig):
             return OmegaConf.to_object(merged)  # type: ignore[return-value]
 
     def teachers(self) -> Fingerprint:
-        """Those that the model learned from; a FileError says that they are not recorded."""
+        """Return the fingerprint of the teachers in this folder; raise a FileError if there is none."""
         with reading(f'{self.name_or_path}/config.json', 'the fingerprint of a teacher under the key teacher'):
             if not self.teacher:
                 raise ValueError('there is none')
@@ -79,7 +79,7 @@ class LLM2CLIPConfig(modeling_llm2clip.LLM2CLIPConfig):
 
 
 class LLM2CLIPModel(modeling_llm2clip.LLM2CLIPModel):
-    """That of the remote code, with the tower as training has it."""
+    """Model of the remote code, built from the training modules."""
 
     config_class = LLM2CLIPConfig
 
@@ -88,7 +88,7 @@ class LLM2CLIPModel(modeling_llm2clip.LLM2CLIPModel):
 
 
 class _NoTokenizer(PreTrainedTokenizerFast):
-    """Of an exported folder without tokenizer files: an error that says so, where transformers has a KeyError."""
+    """Tokenizer of an export without tokenizer files: raises a clear error where transformers raises a KeyError."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -96,25 +96,25 @@ class _NoTokenizer(PreTrainedTokenizerFast):
 
 
 def is_exported(folder: Union[str, Path]) -> bool:
-    """Whether `export_folder` wrote a folder, by its config.json."""
+    """Whether `export_folder` wrote a folder, according to its config.json."""
     path = Path(folder, 'config.json')
     return path.is_file() and read_json(path, dict).get('model_type') == LLM2CLIPConfig.model_type
 
 
 def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerprint) -> list[TeacherSource]:
-    """The teachers, checked without loading them; their weights are hashed only if all else is right.
+    """Return the checked teachers of a run; weights are hashed only if all other checks pass.
 
     Args:
-        config: Names them, or leaves it to the run.
+        config: Export configuration; its teachers, if set, take precedence over those of the run.
         run: Configuration of the run.
-        learned_from: The teachers that it learned from.
+        learned_from: Fingerprint of the teachers in training.
 
     Returns:
-        They; none of a run that has trained CLIP's own text tower in place of an LLM.
+        The teachers; none for a run that has trained CLIP's own text tower instead of using an LLM.
 
     Raises:
-        ConfigError: None or too many are named, or there is no such teacher.
-        ValueError: One is not the teacher that the run learned from.
+        ConfigError: Too few or too many teachers are named, or one does not exist.
+        ValueError: A teacher is not the one of training.
     """
     if run.without_llm:
         if config.teacher is not None:
@@ -139,26 +139,24 @@ def export_folder(
     model: LLM2CLIP, config: ModelConfig, record: TeacherRecord, teacher: Union[_Teacher, Sequence[_Teacher]],
     out: Union[str, Path], *, run: Optional[Stage2Config] = None, wise_ft_alpha: float = 1.0,
 ) -> None:
-    """Write everything that `AutoModel.from_pretrained` needs, by ``trust_remote_code=True`` where this module was not
-    imported.
+    """Write a folder for `AutoModel.from_pretrained`; without this module, that needs ``trust_remote_code=True``.
 
-    With one LLM as teacher, also what `AutoProcessor` and the pipeline ``zero-shot-image-classification`` need.
-    The folder is read back, and appears only if it gives the features of `model`.
+    With one LLM as teacher, `AutoProcessor` and the pipeline ``zero-shot-image-classification`` can load it too.  The
+    folder is read back, and appears only if it gives the features of `model`.
 
     Args:
-        model: The trained model, in evaluation mode.
-        config: Its configuration.
-        record: Which teacher it learned from.
-        teacher: Copied into the export; a path is the folder of one that stage 1 wrote.  Of several, whose vectors are
-            concatenated, in order.
-        out: The folder to write.
+        model: Trained model in evaluation mode.
+        config: Configuration of the model.
+        record: Record of the teachers in training.
+        teacher: Teacher to copy into the export; a path is a folder that stage 1 wrote.  For concatenated vectors, a
+            sequence of their teachers in order.
+        out: Output folder.
         run: Configuration of the run, for the model card.
-        wise_ft_alpha: Share of the run's trained weights in those of the model, for the model card.
+        wise_ft_alpha: Weight of the trained weights in the WiSE-FT average, for the model card.
 
     Raises:
-        ConfigError: The model was trained with another number of teachers, or what was written does not give its
-            features.
-        ValueError: It was trained with other teachers.
+        ConfigError: The number of teachers differs from training, or the export does not give the model's features.
+        ValueError: A teacher is not the one of training.
     """
     sources = [TeacherFolder(one) if isinstance(one, (str, Path)) else one
                for one in (teacher if isinstance(teacher, Sequence) and not isinstance(teacher, str) else [teacher])]
@@ -182,7 +180,7 @@ def export_folder(
         hf_config.save_pretrained(partial)
         reads_tokens = False
         if len(saved) == 1 and not saved.of_sentence_transformers:
-            # Captions can be read from the tokens of a tokenizer that keeps all of a text.
+            # The model decodes `input_ids` to captions, which needs a lossless tokenizer.
             tokenizer = load_tokenizer(teacher_folder, model_input_names=['input_ids', 'attention_mask'])
             if reads_tokens := LLM2CLIPModel.read_tokens(tokenizer, tokenizer([_CAPTION]).input_ids) == [_CAPTION]:
                 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -202,8 +200,8 @@ def export_folder(
 
 
 def _published(exported: LLM2CLIPModel) -> dict[str, torch.Tensor]:
-    """The weights by the names of transformers 4, which 5 reads as well: in 4, the towers of CLIP and SigLIP are a part
-    of their class, and in 5 they are the class."""
+    """State dict with names that transformers 4 and 5 read; only in 4, CLIP and SigLIP towers are a submodule of their
+    class."""
     trunk, of_trunk = exported.model.vision_encoder.trunk, 'model.vision_encoder.trunk.'
     is_tower = isinstance(trunk, (CLIPVisionModel, SiglipVisionModel)) and not hasattr(trunk, 'vision_model')
     return {name.replace(of_trunk, f'{of_trunk}vision_model.') if is_tower else name: value
@@ -225,10 +223,10 @@ def _check_export(kind: Any, folder: Path, model: LLM2CLIP, llm_embed_dim: int) 
 
 
 def _portable(model: LLM2CLIP, config: ModelConfig) -> dict[str, Any]:
-    """The model's configuration without where its first weights came from, and with all that was read there."""
+    """Configuration of the model without the source of its initial weights, but with all values read from there."""
     fields = {**dataclasses.asdict(config), 'visual_projection': projection_kind(model.visual_projection)}
     vision = model.vision_encoder
-    # A timm model of a folder or the Hub is built by its architecture's name.
+    # A timm model from a folder or the Hub is rebuilt from the name of its architecture.
     name = public_name(config.vision.name)
     if ':' in config.vision.name:
         pretrained_cfg: Any = vision.trunk.pretrained_cfg
@@ -243,5 +241,5 @@ AutoConfig.register('llm2clip', LLM2CLIPConfig)
 AutoModel.register(LLM2CLIPConfig, LLM2CLIPModel)
 AutoModelForZeroShotImageClassification.register(LLM2CLIPConfig, LLM2CLIPModel)
 AutoTokenizer.register(LLM2CLIPConfig, fast_tokenizer_class=_NoTokenizer)
-# "Slow" are those that do not derive from transformers' class over torchvision.
+# transformers calls image processors slow if they do not derive from its torchvision class.
 AutoImageProcessor.register(LLM2CLIPConfig, slow_image_processor_class=LLM2CLIPImageProcessor)

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The README.md of an exported folder, filled from the run."""
+"""Model cards: the README.md of an exported folder, filled in from the run."""
 
 import dataclasses
 import re
@@ -23,7 +23,7 @@ __all__ = ['model_card', 'public_name', 'teacher_card']
 
 
 def _escaped(value: Any) -> str:
-    """Text in one line that Markdown and HTML show as it is; `Markup` is left alone."""
+    """Escape a value for Markdown and HTML, in one line; return `Markup` unchanged."""
     if isinstance(value, Markup):
         return value
     line = ''.join(character for character in ' '.join(str(value).split()) if character.isprintable())
@@ -31,16 +31,16 @@ def _escaped(value: Any) -> str:
 
 
 def _card(template: str, data: ModelCardData, **parts: Any) -> ModelCard:
-    """A template in `templates/`, in which all that is not `Markup` is escaped; the metadata are escaped by YAML."""
+    """Render a template of `templates/`; values other than `Markup` are escaped, and `data` becomes YAML."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader('llm2clip.export'), finalize=_escaped)
     return ModelCard(environment.get_template(template).render(card_data=Markup(data.to_yaml()), **parts))
 
 
 def language_model(teacher: Union[str, Path]) -> str:
-    """Name of the language model that stage 1 made a teacher of; if that is not known, the teacher's and what it is."""
+    """Return the name of the LLM that stage 1 trained; if unknown, the name and model type of the teacher."""
     try:
         return public_name(read_config(Stage1Config, Path(teacher).parent).text_encoder.pretrained)
-    except ConfigError:  # no run of stage 1, or it has been moved away from its folder
+    except ConfigError:  # not a stage 1 teacher, or moved out of its run folder
         path = Path(teacher, 'config.json')
         kind = read_json(path, dict).get('model_type') if path.is_file() else None
         return public_name(str(teacher)) + (f' ({kind})' if kind else '')
@@ -59,21 +59,21 @@ def model_card(
     teachers: Sequence[str] = (),
     **parts: Any,
 ) -> ModelCard:
-    """A card with metadata for the Hub.
+    """Return a card with metadata for the Hub.
 
-    It names datasets and towers, but not the folders and buckets that they lie in.
+    It names datasets and towers, but not their folders and buckets.
 
     Args:
-        config: Of the model.
-        teacher: The one that it learned from, or several; None of a CLIP with its own text tower.
+        config: Configuration of the model.
+        teacher: Fingerprint of its teacher or teachers; None for a CLIP with its own text tower.
         run: Configuration of the run that trained it.
-        wise_ft_alpha: Share of the run's trained weights in those of the model.
-        template: In `templates/`; says what it is, and how it is loaded.
+        wise_ft_alpha: Weight of the trained weights in the WiSE-FT average.
+        template: File in `templates/` that describes the model and how to load it.
         title: Heading.
-        library_name: Which library loads it.
-        pipeline_tag: What the Hub files it under.
-        teachers: Folders or names of the LLMs whose weights are a part of it.
-        parts: What the template asks for besides.
+        library_name: Library that loads it.
+        pipeline_tag: Task on the Hub.
+        teachers: Folders or names of the LLMs that the export contains.
+        parts: Other values of the template.
     """
     data = ModelCardData(library_name=library_name, pipeline_tag=pipeline_tag, license='other',
                          tags=['llm2clip', 'clip', 'vision', 'arxiv:2411.04997'])
@@ -101,7 +101,7 @@ def model_card(
 
 
 def teacher_card(teacher: Union[str, Path], fingerprint: Fingerprint) -> ModelCard:
-    """The card of a teacher alone, as a sentence-transformers model."""
+    """Return the card of a teacher that is exported as a sentence-transformers model."""
     name = language_model(teacher)
     data = ModelCardData(library_name='sentence-transformers', pipeline_tag='sentence-similarity', license='other',
                          tags=['llm2clip', 'arxiv:2411.04997'])
@@ -110,7 +110,7 @@ def teacher_card(teacher: Union[str, Path], fingerprint: Fingerprint) -> ModelCa
 
 
 def public_name(name: str) -> str:
-    """A hub name as it is, of a local path the last part only."""
+    """Return a hub name unchanged, or the last part of a local path."""
     path = Path(name.removeprefix('local-dir:'))
     return path.name if name.startswith('local-dir:') or path.is_absolute() or path.exists() else name
 
@@ -131,7 +131,7 @@ def _streams(data: ImageDataConfig) -> list[tuple[str, str, str]]:
 
 
 def _training(run: Stage2Config) -> Markup:
-    """The part of the configuration that decides the weights."""
+    """The part of the configuration that decides the weights, as a YAML block."""
     values = dataclasses.asdict(run)
     keys = ('max_duration', 'global_train_batch_size', 'seed', 'precision', 'loss', 'optimizer', 'scheduler',
             'lr_scale', 'layer_decay', 'algorithms', 'model')
@@ -147,5 +147,5 @@ def _training(run: Stage2Config) -> Markup:
     data = run.train_data
     chosen['crops'] = {key: getattr(data, key) for key in ('crop_scale', 'color_jitter', 'grayscale')}
     text = OmegaConf.to_yaml(OmegaConf.create(chosen)).rstrip()
-    fence = '`' * max([3, *(len(ticks) + 1 for ticks in re.findall('`+', text))])  # which no value ends
+    fence = '`' * max([3, *(len(ticks) + 1 for ticks in re.findall('`+', text))])  # no value can close it
     return Markup(f'{fence}yaml\n{text}\n{fence}')

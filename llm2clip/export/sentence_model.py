@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The teacher as a sentence-transformers folder, which holds the code that loads it."""
+"""Export of a teacher as a sentence-transformers folder that contains the code to load it."""
 
 import shutil
 from collections.abc import Mapping
@@ -32,15 +32,15 @@ KIND = 'sentence-transformers model'
 def export_sentence_transformers(
     teacher: Union[str, Path], out: Union[str, Path], prompts: Optional[Mapping[str, str]] = None
 ) -> None:
-    """Write a folder for `SentenceTransformer(out, trust_remote_code=True)`, also where this package is not installed.
+    """Write a folder for `SentenceTransformer(out, trust_remote_code=True)`, which does not need this package.
 
     Args:
         teacher: Folder that stage 1 wrote.
-        out: The folder to write.
-        prompts: Name -> instruction; unset, ``query`` is the teacher's own, if it has one.
+        out: Output folder.
+        prompts: Name -> instruction.  Unset, ``query`` is the teacher's own instruction, if it has one.
 
     Raises:
-        ConfigError: The folder is no teacher, or `out` is something else.
+        ConfigError: The folder is not a teacher, or `out` holds something else.
         LoadError: The teacher is damaged.
     """
     check_replaceable(out, KIND)

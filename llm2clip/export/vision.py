@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The trained vision tower alone in the class of its library, or with the trained text tower as a `CLIPModel`."""
+"""Export of the trained vision tower in the class of its library, or with the trained text tower as a `CLIPModel`."""
 
 import copy
 import inspect
@@ -21,7 +21,7 @@ from timm.data.transforms_factory import create_transform
 from transformers import (
     AutoImageProcessor,
     CLIPConfig,
-    CLIPImageProcessorFast,  # pyright: ignore[reportAttributeAccessIssue]  # it is there
+    CLIPImageProcessorFast,  # pyright: ignore[reportAttributeAccessIssue]  # exists at run time
     CLIPModel,
     CLIPProcessor,
     CLIPTextModelWithProjection,
@@ -48,7 +48,7 @@ from llm2clip.weights import published_state
 __all__ = ['KIND', 'export_clip', 'export_vision']
 
 KIND = 'vision tower'
-# The second is cut.
+# The second text is truncated.
 _TEXTS = ['a red square', 'a blue circle on a plain wall, painted by somebody ' + 'who likes walls ' * 50]
 _Features = Callable[[torch.Tensor], torch.Tensor]
 
@@ -62,32 +62,32 @@ def export_vision(
     run: Optional[Stage2Config] = None,
     wise_ft_alpha: float = 1.0,
 ) -> str:
-    """Write a folder that transformers or timm load without this package.
+    """Write a folder that transformers or timm loads without this package.
 
-    It is read back, and appears only if it gives the features of `model`.
+    The folder is read back, and appears only if it gives the features of `model`.
 
     Args:
-        model: The trained model, in evaluation mode.
-        config: Its configuration.
-        record: Which teacher it learned from, for the model card.
-        out: The folder to write.
-        projection: With the projection into the joint space, where the class has a place for one: in a
-            `CLIPVisionModelWithProjection`, and as the classifier of a timm model.
+        model: Trained model in evaluation mode.
+        config: Configuration of the model.
+        record: Record of the teachers in training, for the model card.
+        out: Output folder.
+        projection: Include the projection into the joint space if the class has a place for it: in a
+            `CLIPVisionModelWithProjection`, or as the classifier of a timm model.
         run: Configuration of the run, for the model card.
-        wise_ft_alpha: Share of the run's trained weights in those of the model, for the model card.
+        wise_ft_alpha: Weight of the trained weights in the WiSE-FT average, for the model card.
 
     Returns:
-        The class that loads it.
+        Name of the class of transformers or of the architecture of timm.
 
     Raises:
-        ConfigError: The projection does not fit into the class, or what was written does not give the tower's features.
+        ConfigError: The projection does not fit the class, or the export does not give the tower's features.
     """
     of_timm = isinstance(model.vision_encoder.tower, TimmTower)
     projection = (projection and isinstance(model.visual_projection, nn.Linear)
                   and (of_timm or isinstance(model.vision_encoder.trunk, CLIPVisionModel)))
 
     def expected(pixels: torch.Tensor) -> torch.Tensor:
-        """The checkpoint's features, before they are scaled to length 1."""
+        """Features of the checkpoint before L2 normalisation."""
         pooled = model.vision_encoder(pixels.to(model.logit_scale.device))
         return model.visual_projection(pooled) if projection else pooled
 
@@ -103,19 +103,19 @@ def export_vision(
 
 
 def _upright_source() -> Markup:
-    """The code of `upright_rgb` for model cards, without its imports."""
+    """Source code of `upright_rgb` for model cards, without imports."""
     return Markup('\n\n'.join(map(inspect.getsource, (orientation, upright_rgb))).strip())
 
 
 def _save_image_processor(preprocessing: Preprocessing, folder: Path) -> None:
-    """The evaluation transform of upright RGB pictures, as transformers has it."""
+    """Save the evaluation transform for upright RGB pictures as an image processor of transformers."""
     size = preprocessing.image_size
     processor = CLIPImageProcessorFast(
         do_resize=True, size={'shortest_edge': size}, resample=PILImageResampling.BICUBIC, do_center_crop=True,
         crop_size={'height': size, 'width': size}, do_rescale=True, do_normalize=True,
         image_mean=list(preprocessing.mean), image_std=list(preprocessing.std), do_convert_rgb=True)
     processor.save_pretrained(folder)
-    # In transformers 5 it has the name of another class of 4, whose pixels differ; 5 knows this name, too.
+    # transformers 5 saves a name that is another class in 4, with different pixels; both know the name set here.
     path = folder / 'preprocessor_config.json'
     write_json(path, {**read_json(path, dict), 'image_processor_type': 'CLIPImageProcessorFast'})
 
@@ -123,9 +123,9 @@ def _save_image_processor(preprocessing: Preprocessing, folder: Path) -> None:
 def _save_timm(
     model: LLM2CLIP, folder: Path, projection: bool, expected: _Features
 ) -> tuple[str, dict[str, Any]]:
-    """The layout of timm's models on the Hub: the class, and what the card's template asks for."""
+    """Save the tower in timm's Hub layout; return the architecture's name and values for the card's template."""
     encoder = model.vision_encoder
-    # Of a model that was just trained, the weights may lie in `channels_last`, which safetensors does not take.
+    # After training, weights may be in `channels_last`, which safetensors does not accept.
     trunk: Any = copy.deepcopy(encoder.trunk)
     trunk = trunk.cpu().to(memory_format=torch.contiguous_format)
     name = trunk.pretrained_cfg['architecture']
@@ -135,7 +135,7 @@ def _save_timm(
         if not isinstance(head, nn.Linear):
             raise ConfigError(f'projection: {name} has no linear classifier in whose place it could be; leave it out '
                               'by projection=false')
-        # A classifier has a bias where the projection may have none.
+        # The classifier has a bias, the projection may have none.
         head.load_state_dict({'bias': torch.zeros(head.out_features), **model.visual_projection.state_dict()})
     data = encoder.preprocessing
     timm.models.save_for_hf(trunk, str(folder), safe_serialization=True, data_config={
@@ -152,7 +152,7 @@ def _save_timm(
 def _save_transformers(
     model: LLM2CLIP, folder: Path, projection: bool, expected: _Features
 ) -> tuple[str, dict[str, Any]]:
-    """A model and its image processor: the class, and what the card's template asks for."""
+    """Save a model and its image processor; return the class name and values for the card's template."""
     trunk: Any = model.vision_encoder.trunk
     native: Any = trunk
     if projection:
@@ -190,17 +190,17 @@ def _save_transformers(
 def export_clip(
     model: LLM2CLIP, config: ModelConfig, run: Stage2Config, clip_text: Union[str, Path], out: Union[str, Path]
 ) -> None:
-    """Write the folder of a `CLIPModel` with its processor, which is read back and has the features of `model`.
+    """Write a `CLIPModel` with its processor as a folder, which is read back and must have the features of `model`.
 
     Args:
-        model: The trained model, in evaluation mode.
-        config: Its configuration.
+        model: Trained model in evaluation mode.
+        config: Configuration of the model.
         run: Configuration of the run, for the model card.
         clip_text: Folder of the text tower that the run has trained.
-        out: The folder to write.
+        out: Output folder.
 
     Raises:
-        ConfigError: A part is none of a `CLIPModel`, or what was written gives other features.
+        ConfigError: A part does not fit a `CLIPModel`, or the export gives other features.
     """
     text: Any = ClipText(clip_text, cut=True).load(DeviceCPU())
     vision = model.vision_encoder

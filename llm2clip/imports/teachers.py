@@ -1,14 +1,15 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Caption-contrastive LLMs in LLM2Vec's layout -> our teacher folders.
+"""Import of caption-contrastive LLMs from LLM2Vec as teacher folders.
 
-LLM2Vec embeds a caption like our text encoder: every token sees every token, the mean is taken over the caption and the
-end token of the template, BOS and the template's header are read but not pooled.  Its templates are its own, shorter
-than those of the tokenizers (Llama 3.1's would add a system prompt), so the imported tokenizer gets them as its chat
-template.  Two differences remain.  A caption that does not fit into `max_length` loses its last tokens here; LLM2Vec
-drops whole words beyond 512 tokens, then cuts off the end token and pools the template's header too.  And it tokenises
-caption and template at once, so that a line break at a caption's beginning melts into one with the template's.
+LLM2Vec embeds captions like our text encoder: attention is bidirectional, and pooling averages the caption and the end
+token of the template.  BOS and the template's header are read but not pooled.  Its templates are shorter than those of
+the tokenizers (Llama 3.1's adds a system prompt), so the imported tokenizer gets them as its chat template.
+
+Two differences remain.  Captions beyond `max_length` lose their last tokens here; LLM2Vec drops whole words beyond 512
+tokens, then cuts off the end token and pools the template's header too.  And LLM2Vec tokenises caption and template
+together, so that a line break at the start of a caption merges with the template's.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from llm2clip.teacher.llm import build_text_encoder, save_teacher
 
 __all__ = ['import_teacher']
 
-# What LLM2Vec puts before and after a caption, BOS apart.
+# Text that LLM2Vec puts before and after a caption, without BOS.
 TEMPLATES = {
     'llama3': ('<|start_header_id|>user<|end_header_id|>\n\n', '<|eot_id|>'),
     'chatml': ('<|im_start|>user\n', '<|im_end|>'),
@@ -35,17 +36,16 @@ _POOLINGS = {'mean': 'mean', 'weighted_mean': 'weighted_mean', 'eos_token': 'las
 
 
 def import_teacher(config: LLMTeacherConfig, template: Optional[str], folder: Union[str, Path]) -> None:
-    """Write an LLM that LLM2Vec trained as a teacher of ours.
+    """Write an LLM that LLM2Vec trained as a teacher folder.
 
     Args:
-        config: The LLM, and in `adapters` those of LLM2Vec's adapters that are not merged into it, first one first.
-            `pretrained` may itself be an adapter's folder, which then comes before them, on the LLM that it names.
-        template: A key of `TEMPLATES`; unset, by the LLM's name, as LLM2Vec does.
-        folder: Where to.
+        config: The LLM; `adapters` lists LLM2Vec's adapters that are not merged into it, in order.  `pretrained` may be
+            an adapter's folder; that adapter then comes first, on the LLM that it names.
+        template: Key of `TEMPLATES`.  Unset, it follows from the LLM's name, as in LLM2Vec.
+        folder: Output folder.
 
     Raises:
-        ConfigError: The LLM or an adapter does not fit, the template is not known, or `llm2vec_config.json` says that
-            the LLM was trained to encode otherwise.
+        ConfigError: The LLM or an adapter does not fit, the template is unknown, or `llm2vec_config.json` disagrees.
     """
     if config.chat_template is not None:
         raise ConfigError('teacher.chat_template: LLM2Vec has templates of its own; say which by `template`')
@@ -67,7 +67,7 @@ def import_teacher(config: LLMTeacherConfig, template: Optional[str], folder: Un
 
 
 def _chat_template(tokenizer: Any, before: str, after: str) -> Optional[str]:
-    """As Jinja; None where there is nothing to put around a caption."""
+    """Chat template in Jinja; None if nothing surrounds a caption."""
     if not before:
         return None
     missing = [token for token in re.findall(r'<\|\w+\|>', before + after)
@@ -80,7 +80,7 @@ def _chat_template(tokenizer: Any, before: str, after: str) -> Optional[str]:
 
 
 def _check_llm2vec_config(config: LLMTeacherConfig) -> None:
-    """Compare with what the last adapter, or the LLM, was saved with."""
+    """Compare the settings with those saved with the last adapter or, without adapters, with the LLM."""
     path = Path([config.pretrained, *config.adapters][-1], 'llm2vec_config.json')
     if not path.is_file():
         return

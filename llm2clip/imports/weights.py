@@ -1,21 +1,21 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Weights from elsewhere -> our model: official checkpoints, and exported folders as the beginning of a training.
+"""Import of weights from official checkpoints, and from exported folders as initial weights.
 
-The official weights' names and ours are in one table per layout.  What the tables rest on:
+A table per layout maps the official parameter names to ours.  Sources of the tables:
 
-- `eva`, the `.pt` files of LLM2CLIP-EVA02-*: the official code (github.com/microsoft/LLM2CLIP, `eva_clip`), whose
-  `CustomCLIP` the files are the bare state dict of, and whose features ours equal.  timm's own conversion of EVA-CLIP
-  renames the tower in the same way.
-- `hf`, the folders LLM2CLIP-Openai-*: their code and files could not be seen.  `vision_model` and `visual_projection`
-  are those of transformers' `CLIPModel`, which `LLM2CLIPModel` is made from.  Public code that uses the models shows
-  `text_adapter.adaptor`, a sequence whose sixth part is the projection from 4,096 to 1,280 dimensions, and a parameter
-  `logit_scale`.  That the parts of a block are called `ln`, `fn.0` and `fn.3` is taken from the official code, of which
-  the adapter is a copy; the published size, 579 million parameters in float32, is that of these weights and no others.
-- `timm`, what the official code writes for SigLIP2 towers: that code, whose features ours equal; whether a file of this
-  layout was published is not known.  It has no projection of the image side, does not normalise the teacher's vector,
-  and keeps the LLM among its weights.
+- `eva`, the `.pt` files of LLM2CLIP-EVA02-*: the official code (github.com/microsoft/LLM2CLIP, `eva_clip`).  The files
+  are the bare state dict of its `CustomCLIP`, whose features equal ours.  timm's own conversion of EVA-CLIP renames the
+  tower in the same way.
+- `hf`, the folders LLM2CLIP-Openai-*: inferred, since their code and files were not available.  `vision_model` and
+  `visual_projection` are those of transformers' `CLIPModel`, on which `LLM2CLIPModel` is based.  Public code that uses
+  the models shows a parameter `logit_scale` and a sequence `text_adapter.adaptor`; its sixth part is the projection
+  from 4,096 to 1,280 dimensions.  The names `ln`, `fn.0` and `fn.3` in a block are those of the official code, from
+  which the adapter is copied.  The published size, 579 million parameters in float32, matches exactly these weights.
+- `timm`, written by the official code for SigLIP2 towers: that code, whose features equal ours.  It is unknown whether
+  a file of this layout was published.  The layout has no image projection, does not normalise the teacher's vector, and
+  includes the LLM.
 """
 
 import dataclasses
@@ -44,20 +44,19 @@ _State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class _Layout:
-    """How an official file names its weights."""
+    """Parameter names of an official file."""
 
     name: str
     sign: str
-    """A beginning of names that only this layout has."""
+    """Prefix that only names of this layout have."""
     adapter: str
-    """Beginning of the adapter's names."""
+    """Prefix of the adapter's names."""
     prefixes: tuple[tuple[str, str], ...]
-    """Ours -> theirs, of beginnings of names; the first that fits."""
+    """Pairs of prefixes, ours -> theirs; the first match counts."""
     parts: tuple[tuple[str, str], ...] = ()
-    """Ours -> theirs, of parts inside the tower's names."""
+    """Pairs of substrings in the tower's names, ours -> theirs."""
     left_out: tuple[str, ...] = ()
-    """Patterns of names in the file that are not imported: constants that the model computes, and the LLM, which is
-    the teacher's."""
+    """Patterns of names that are not imported: constants that the model computes, and the teacher's LLM."""
     visual_projection: VisualProjection = 'linear'
     normalize: bool = True
 
@@ -72,23 +71,23 @@ _LAYOUTS = (
              ('.mlp.fc1_x.', '.mlp.w2.'), ('.mlp.fc2.', '.mlp.w3.')),
             (r'visual\.(blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)',), visual_projection='affine'),
     _Layout('hf', 'vision_model.', 'text_adapter.adaptor.',
-            (('vision_encoder.trunk.vision_model.', 'vision_model.'),  # so it is called in transformers 4
+            (('vision_encoder.trunk.vision_model.', 'vision_model.'),  # its name in transformers 4
              ('vision_encoder.trunk.', 'vision_model.'), ('visual_projection.', 'visual_projection.')),
             left_out=(r'vision_model\.embeddings\.position_ids',)),
 )
-# Of a folder, the first that is there.
+# Files of a folder; the first that exists is read.
 _NAMES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json')
-# Where trainers put the weights beside their own state.
+# Keys under which trainers save the weights beside their own state.
 _WRAPPERS = ('model', 'module', 'state_dict')
 _BLOCK_PARTS = {'norm': 'ln', 'up': 'fn.0', 'down': 'fn.3'}
 _AS_THEY_ARE = ('logit_scale', 'logit_bias')
-# Of a transformers architecture, what does not change the features.
+# Configuration keys of transformers that do not change the features.
 _IRRELEVANT = ('transformers_version', 'dtype', 'torch_dtype', 'architectures', 'projection_dim', 'dropout',
                'attention_dropout', 'initializer_factor', 'initializer_range')
 
 
 def _official_names(layout: _Layout, ours: Iterable[str]) -> dict[str, str]:
-    """Our parameters' names -> theirs, one to one."""
+    """Map our parameter names to theirs, one to one."""
     ours, names = list(ours), {}
     depth = len({name.split('.')[2] for name in ours if name.startswith('adapter.blocks.')})
     for name in ours:
@@ -109,9 +108,9 @@ def _official_names(layout: _Layout, ours: Iterable[str]) -> dict[str, str]:
 
 
 def _from_official(layout: _Layout, state: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> _State:
-    """The state dict of our model, from an official one of a layout.
+    """Convert an official state dict to one of our model.
 
-    A ConfigError says that a weight is missing, left over or of another shape than in `ours`, our names and tensors.
+    Raise a ConfigError if a weight is missing, unexpected or of another shape than in `ours`, our names and tensors.
     """
     names = _official_names(layout, ours)
     ignored = {name for name in state if any(re.fullmatch(pattern, name) for pattern in layout.left_out)}
@@ -122,7 +121,7 @@ def _from_official(layout: _Layout, state: Mapping[str, torch.Tensor], ours: Map
                           f'{_some(unexpected)} besides')
     for name, theirs in names.items():
         found, expected = tuple(state[theirs].shape), tuple(ours[name].shape)
-        # Ours is not a scalar, since FSDP2 cannot shard those.
+        # Our logit_scale and logit_bias are not scalars, which FSDP2 cannot shard.
         if found != expected and not (name in _AS_THEY_ARE and found == ()):
             raise ConfigError(f'checkpoint: {theirs} has the shape {found}, expected {expected}; vision.name and '
                               'vision.image_size must be those of the checkpoint')
@@ -134,15 +133,15 @@ def _some(names: list[str]) -> str:
 
 
 def read_weights(path: Union[str, Path], key: str) -> dict[str, torch.Tensor]:
-    """Parameter name -> tensor, floating ones in float32, read without running code.
+    """Read a dict of parameter name -> tensor without running code; floating-point tensors are cast to float32.
 
     Args:
-        path: A `.safetensors` file or one of `torch.save`, or a folder as transformers writes it.
-        key: Where the path stands in the configuration, for messages.
+        path: A `.safetensors` file, a file of `torch.save`, or a folder in transformers format.
+        key: Configuration key of the path, for messages.
 
     Raises:
-        ConfigError: There are none.
-        FileError, LoadError: A file is damaged, holds more than data, or values that are not finite.
+        ConfigError: There are no weights.
+        FileError, LoadError: A file is damaged, holds other objects than tensors, or has non-finite values.
     """
     path = Path(path)
     if path.is_dir():
@@ -173,13 +172,13 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(content, Mapping) or not content or not all(
             isinstance(value, torch.Tensor) for value in content.values()):
         raise FileError(f'{path}: is no mapping of parameter names to tensors, expected weights')
-    # DistributedDataParallel's.
+    # DistributedDataParallel adds this prefix.
     prefix = 'module.' if all(name.startswith('module.') for name in content) else ''
     return {name.removeprefix(prefix): value for name, value in content.items()}
 
 
 class Imported(NamedTuple):
-    """A model from elsewhere."""
+    """Model from an official checkpoint."""
 
     model: LLM2CLIP
     """In evaluation mode."""
@@ -188,15 +187,15 @@ class Imported(NamedTuple):
 
 
 def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imported:
-    """Read official weights; adapter and projection are what the file says, the tower is what `vision` says.
+    """Import official weights; the file decides adapter and projection, `vision` decides the tower.
 
     Args:
-        checkpoint: A file in one of the layouts, or a Hugging Face folder.
-        vision: The tower.
+        checkpoint: File in one of the layouts, or a Hugging Face folder.
+        vision: Configuration of the vision tower.
 
     Raises:
-        ConfigError: There are no such weights, they would run code, or they are not those of the tower: a name or a
-            shape is wrong, or the folder's own configuration says otherwise.
+        ConfigError: There are no such weights, or a name, a shape or the folder's own configuration differs.
+        FileError, LoadError: A file is damaged, holds other objects than tensors, or has non-finite values.
     """
     state = read_weights(checkpoint, 'checkpoint')
     layout = next((layout for layout in _LAYOUTS if any(name.startswith(layout.sign) for name in state)), None)
@@ -213,7 +212,7 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
     expansion = AdapterConfig.expansion if up is None else up.shape[0] // llm_embed_dim
     adapter = AdapterConfig('residual', depth, expansion, layout.normalize)
     if (path := Path(checkpoint, 'config.json')).is_file():
-        # The folder's own configuration has what shapes do not tell: heads, activation, epsilon.
+        # Shapes do not determine heads, activation and epsilon; the folder's own configuration does.
         with reading(path, 'the vision_config of a CLIP'):
             fields = {'model_type': 'clip_vision_model', **read_json(path, dict).get('vision_config', {})}
         for name, value in vision.architecture.items():
@@ -230,21 +229,21 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
 def load_initial_weights(
     model: LLM2CLIP, config: ModelConfig, teacher: Fingerprint, folder: Union[str, Path]
 ) -> bool:
-    """Load an exported model's weights into one of the same configuration.
+    """Load an exported model's weights into a model of the same configuration.
 
     Args:
-        model: Any weights.
-        config: The model's.
-        teacher: The one that training uses; a warning says if it is another than the exported model's, whose adapter
-            then has to learn anew.
-        folder: What `export_folder` wrote.
+        model: Model to load into.
+        config: Configuration of `model`.
+        teacher: Fingerprint of the teacher in training.  If the exported model has another one, a warning says so,
+            since the adapter must learn again.
+        folder: Folder that `export_folder` wrote.
 
     Returns:
         Whether the teacher is that of the exported model.
 
     Raises:
-        ConfigError: There is no exported model, or it is of another configuration.
-        FileError, LoadError: Its weights are damaged, or not those of this model.
+        ConfigError: There is no exported model, or its configuration differs.
+        FileError, LoadError: Its weights are damaged, or do not fit this model.
     """
     exported = check_initial_weights(model, config, folder)
     state = LLM2CLIPModel.from_pretrained(folder, dtype=torch.float32).model.state_dict()
@@ -262,7 +261,7 @@ def load_initial_weights(
 
 
 def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[str, Path]) -> LLM2CLIPConfig:
-    """The exported model's configuration, which must be that of `model`; its weights are not read.
+    """Return the configuration of an exported model if it equals that of `model`; weights are not read.
 
     Raises:
         ConfigError: There is no exported model, or a key differs.
@@ -279,7 +278,7 @@ def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[st
 
 
 def _differences(model: LLM2CLIP, config: ModelConfig, exported: ModelConfig) -> Iterator[tuple[str, Any, Any]]:
-    """Key, value here and value there, of all that decides what weights mean."""
+    """Yield (key, our value, exported value) of each setting that changes the meaning of the weights and differs."""
     ours, theirs = config.vision, exported.vision
     preprocessing, architecture = model.vision_encoder.preprocessing, model.vision_encoder.tower.architecture()
     pairs: dict[str, tuple[Any, Any]] = {
@@ -291,7 +290,7 @@ def _differences(model: LLM2CLIP, config: ModelConfig, exported: ModelConfig) ->
         'logit_bias': (config.logit_bias is not None, exported.logit_bias is not None),
     }
     if not architecture or not theirs.architecture:
-        # timm's name says everything but which weights came first, after the point.
+        # A timm name determines the architecture; the tag after the point names the initial weights.
         pairs['vision.name'] = ours.name.split('.')[0], theirs.name.split('.')[0]
     for name in sorted({*architecture, *theirs.architecture} - {*_IRRELEVANT}):
         pairs[f'vision.architecture.{name}'] = architecture.get(name), theirs.architecture.get(name)

@@ -1,10 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The text encoder as a module of sentence-transformers.
+"""Text encoder as a module of sentence-transformers.
 
-Exports hold a copy of this file.  So it imports nothing else of this package, and no more than torch, transformers and
-sentence-transformers.
+Exported models contain a copy of this file.  It imports only torch, transformers, sentence-transformers and the files
+beside it.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from typing import Any, Optional
 import torch
 from sentence_transformers.base.modules import InputModule
 
-# Relative, since the copies in an export are no package of this name.
+# Relative, since the copies in an exported model are not part of a package `llm2clip`.
 from .checks_llm2clip import keep_readable, load_encoder, load_tokenizer, read_encoding
 from .text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 
@@ -25,15 +25,14 @@ __all__ = ['CaptionEncoder']
 
 
 class CaptionEncoder(InputModule):
-    """The text encoder as the one module of a SentenceTransformer.
+    """Text encoder as the only module of a SentenceTransformer.
 
-    A prompt (``encode(…, prompt_name='query')``) is the beginning of a text; it becomes the instruction, which is read
-    but not pooled.
+    A prompt (``encode(…, prompt_name='query')``) is the instruction before a text: it is read but not pooled.
 
     Args:
-        encoder: In evaluation mode; its `config` has what `read_encoding` returns.
-        tokenizer: The encoder's.
-        prompts: Name -> text of the prompts that are instructions.
+        encoder: Text encoder in evaluation mode; its `config` holds the values that `read_encoding` returns.
+        tokenizer: Tokenizer of the encoder.
+        prompts: Name -> text of the prompts to treat as instructions.
     """
 
     config_file_name = 'text_encoder.json'
@@ -64,7 +63,7 @@ class CaptionEncoder(InputModule):
         return self.caption_tokenizer.pad(tokens)
 
     def preprocess(self, inputs: Sequence[Any], prompt: Optional[str] = None, **kwargs: Any) -> dict[str, torch.Tensor]:
-        # The name of `tokenize` in sentence-transformers 6.
+        # sentence-transformers 6 calls this in place of `tokenize`.
         return self.tokenize([f'{prompt or ""}{text}' for text in inputs])
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:

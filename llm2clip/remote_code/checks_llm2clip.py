@@ -1,10 +1,9 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Models, configurations and tokenizers of transformers: loaded without running code from them, and checked.
+"""Checked loading of transformers models, configurations and tokenizers, without running code from them.
 
-Exports with remote code hold a copy of this file.  So it imports nothing else of this package, and no more than torch
-and transformers.
+Exported models contain a copy of this file.  It imports only torch, transformers and the files beside it.
 """
 
 import json
@@ -18,7 +17,7 @@ from typing import Any, Optional, Union
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 
-# Relative, since the copies in an export are no package of this name.
+# Relative, since the copies in an exported model are not part of a package `llm2clip`.
 from .text_encoder_llm2clip import POOLINGS, TextEncoder
 
 __all__ = [
@@ -27,7 +26,7 @@ __all__ = [
     'load_tokenizer', 'loading', 'read_encoding',
 ]
 
-# Of files that decide a teacher's vectors: weights, tokenizer, chat template and configurations.
+# Suffixes of files that decide a teacher's vectors: weights, tokenizer, chat template and configurations.
 TEACHER_SUFFIXES = ('.safetensors', '.bin', '.model', '.json', '.jinja', '.txt')
 _REASON = 300
 _SHOWN = 3
@@ -36,17 +35,17 @@ _ENCODING = {'bidirectional': (bool,), 'pooling': (str,), 'chat_template': (bool
 
 
 class LoadError(ValueError):
-    """Weights or a configuration that cannot be used; the message names them and says what was expected."""
+    """Raised for weights or configurations that cannot be used; the message names them and the expected content."""
 
 
 @contextmanager
 def loading(where: Union[str, Path], expected: str) -> Iterator[None]:
-    """Say in one line, and with its name, what a library has against a file or folder."""
+    """Turn a library's error about a file or folder into a one-line LoadError that names it."""
     try:
         yield
     except Exception as error:
-        # A package that is missing is no fault of the folder, and errors of this project name what is wrong.  Those of
-        # the copies in an export are of other classes, which nobody here knows.
+        # A missing package is not a fault of the folder, and errors of this project already name the cause.  They are
+        # recognised by package, since copies of this file in exported models define their own error classes.
         if isinstance(error, ImportError) or type(error).__module__.split('.')[0] == __name__.split('.')[0]:
             raise
         reason = ' '.join(str(error).split())[:_REASON] or type(error).__name__
@@ -54,13 +53,13 @@ def loading(where: Union[str, Path], expected: str) -> Iterator[None]:
 
 
 def check_finite(state: Mapping[str, torch.Tensor], where: Union[str, Path]) -> None:
-    """Raise a LoadError that names the first weight with a value that is infinite or no number.
+    """Raise a LoadError that names the first tensor with an infinite value or NaN.
 
-    Weights on the meta device, and those that are no floating-point numbers, are passed over.
+    Tensors on the meta device and tensors without floating-point values are skipped.
     """
     for name, value in state.items():
         if value.is_floating_point() and value.numel() and not value.is_meta:
-            # Its results are not finite if any value is not, and it is a hundred times as fast as torch.isfinite.
+            # aminmax propagates NaN and infinity, and is a hundred times as fast as torch.isfinite.
             ends = torch.aminmax(value if value.dtype.itemsize > 1 else value.float())
             if not all(math.isfinite(end.item()) for end in ends):
                 raise LoadError(f'{where}: {name} holds values that are not finite, expected finite weights')
@@ -69,7 +68,7 @@ def check_finite(state: Mapping[str, torch.Tensor], where: Union[str, Path]) -> 
 def check_keys(
     found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: Union[str, Path]
 ) -> None:
-    """Raise a LoadError that names the first weights that are missing, left over, or of another shape."""
+    """Raise a LoadError that names the first weights that are missing, unexpected or of another shape."""
     _check_names(expected.keys() - found.keys(), found.keys() - expected.keys(), where)
     for name, value in expected.items():
         if found[name].shape != value.shape:
@@ -91,22 +90,22 @@ def load_checked(
     load: Callable[..., Any], name: Any, *args: Any, where: str = '', optional: str = '', more: bool = False,
     **options: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """What a `from_pretrained` of transformers returns, and what that says about it, if all weights are as they should.
+    """Call a `from_pretrained` of transformers and check the weights; return the model and its loading info.
 
-    Left to itself, transformers makes up what is missing, forgets what is left over, and takes what is not finite.
+    Transformers itself initialises missing weights, ignores unexpected ones, and accepts infinite values and NaN.
 
     Args:
-        load: The `from_pretrained`, which gets `name`, `args` and `options`.
+        load: The `from_pretrained`, called with `name`, `args` and `options`.
         name: Folder or hub name.
-        where: What messages name, if not `name`.
-        optional: Beginning of names that may be missing or left over.
-        more: Others may be left over: the model is a part of what the folder holds.
+        where: Name for messages; by default `name`.
+        optional: Prefix of weights that may be missing or unexpected.
+        more: Accept any unexpected weights, for a model that is only a part of the checkpoint.
 
     Raises:
-        LoadError: It cannot be loaded, is an adapter to another model, or has other or infinite weights.
+        LoadError: The model cannot be loaded, is an adapter to another model, or has wrong or non-finite weights.
     """
     where = where or str(name)
-    # transformers would load the model that the adapter names in place of this one.
+    # transformers would load the adapter's base model instead.
     adapter = LoadError(f'{where}: has an adapter_config.json, expected a whole model and no adapter to one')
     if Path(name or '', 'adapter_config.json').is_file():
         raise adapter
@@ -125,8 +124,7 @@ def load_checked(
 
 
 def check_no_code(fields: Mapping[str, Any], where: Union[str, Path]) -> None:
-    """Raise a LoadError that names the key if a configuration names code: classes beside it, attention kernels of the
-    Hub, values to be computed."""
+    """Raise a LoadError with the key of any code in a configuration: classes, Hub kernels or values to evaluate."""
     for key, value in fields.items():
         if isinstance(value, PretrainedConfig):
             value = vars(value)
@@ -140,23 +138,23 @@ def check_no_code(fields: Mapping[str, Any], where: Union[str, Path]) -> None:
 
 
 def load_config(name: Union[str, Path], where: str = '', **options: Any) -> PretrainedConfig:
-    """The configuration of a model that transformers knows; classes that come with it are not used.
+    """Load the configuration of a model type that transformers knows; custom classes in the folder are not used.
 
-    A LoadError says that there is none, that it names code otherwise, or is not read by this version of transformers.
+    Raise a LoadError if it is missing, names other code, or cannot be read by this version of transformers.
     """
     where = where or str(name)
     with loading(where, 'a config.json that transformers knows'):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
     for part in (config, getattr(config, 'text_config', None)):
         check_rope(part, where)
-    # What is saved must not ask for them either.
+    # A saved copy must not ask for the custom classes either.
     vars(config).pop('auto_map', None)
     check_no_code(vars(config), where)
     return config
 
 
 def check_rope(config: Any, where: Union[str, Path]) -> None:
-    """Raise a LoadError if this is transformers 4, and has passed over the rotary frequencies that 5 has written."""
+    """Raise a LoadError if transformers 4 runs and has ignored rotary frequencies that transformers 5 wrote."""
     rope, theta = getattr(config, 'rope_parameters', None) or {}, getattr(config, 'rope_theta', None)
     rope = rope.get('full_attention', rope)
     scaled = rope.get('rope_type', 'default') != 'default'
@@ -166,8 +164,10 @@ def check_rope(config: Any, where: Union[str, Path]) -> None:
 
 
 def keep_readable(folder: Path) -> None:
-    """Let what transformers 5 has written of an LLM and a tokenizer say the same to 4.57, as published models do: that
-    knows neither `rope_parameters`, in whose place it would take its defaults, nor the class of a tokenizer."""
+    """Make the LLM and tokenizer configurations of transformers 5 readable for 4.57.
+
+    Version 4.57 would ignore `rope_parameters` and use its defaults, and it does not know the tokenizer's class.
+    """
     for name, change in (('config.json', _rope_of_4), ('tokenizer_config.json', _tokenizer_of_4)):
         path = folder / name
         if path.is_file() and change(fields := json.loads(path.read_text(encoding='utf-8'))):
@@ -182,7 +182,7 @@ def _rope_of_4(config: dict[str, Any]) -> bool:
     config['rope_theta'] = everywhere.pop('rope_theta')
     if 'partial_rotary_factor' in everywhere:
         config['partial_rotary_factor'] = everywhere.pop('partial_rotary_factor')
-    if everywhere['rope_type'] == 'longrope':  # of Phi-3, which takes these alone
+    if everywhere['rope_type'] == 'longrope':  # Phi-3 accepts only these keys
         everywhere = {'type': 'longrope', **{f'{of}_factor': everywhere[f'{of}_factor'] for of in ('short', 'long')}}
     config['rope_scaling'] = None if everywhere.get('rope_type') == 'default' else everywhere
     if 'sliding_attention' in rope:
@@ -200,9 +200,9 @@ def _tokenizer_of_4(config: dict[str, Any]) -> bool:
 
 
 def load_tokenizer(name: Union[str, Path], trust_remote_code: bool = False, **options: Any) -> Any:
-    """The tokenizer of a folder or hub name; code that comes with it is run only if the user trusts it.
+    """Load the tokenizer of a folder or hub name; run code that comes with it only with `trust_remote_code`.
 
-    A LoadError says that there is none.
+    Raise a LoadError if there is none.
     """
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
@@ -213,16 +213,16 @@ def load_tokenizer(name: Union[str, Path], trust_remote_code: bool = False, **op
 
 
 def read_encoding(path: Path, recorded: Optional[Mapping[str, Any]] = None) -> dict[str, Any]:
-    """A teacher's ``text_encoder.json``, how it turns captions into vectors.
+    """Read a teacher's ``text_encoder.json``, the settings that turn captions into vectors.
 
-    A file that came with weights decides nothing else, and least of all whether code is run.
+    The file can set nothing else; in particular, it cannot enable remote code.
 
     Args:
-        path: The file.
-        recorded: Fingerprint of the teacher that a model learned from, with which it is compared.
+        path: Path of the file.
+        recorded: Fingerprint of the teacher that a model was trained with, to compare with.
 
     Raises:
-        LoadError: It is missing or no JSON, has other keys or values of other types, or is not as recorded.
+        LoadError: The file is missing or not JSON, has other keys or types, or differs from `recorded`.
     """
     with loading(path, 'how a teacher turns captions into vectors, as JSON'):
         how = json.loads(path.read_text(encoding='utf-8'))
@@ -244,7 +244,7 @@ def read_encoding(path: Path, recorded: Optional[Mapping[str, Any]] = None) -> d
 
 
 def llm_dtype(name: str, where: Union[str, Path]) -> torch.dtype:
-    """The floating-point type of a name; a LoadError says that it is none."""
+    """Return the floating-point dtype of a name; raise a LoadError if it is not one."""
     dtype = getattr(torch, str(name), None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise LoadError(f'{where}: dtype is {name!r}, expected float32, bfloat16 or float16')
@@ -252,13 +252,13 @@ def llm_dtype(name: str, where: Union[str, Path]) -> torch.dtype:
 
 
 def load_encoder(folder: Path, how: Any) -> TextEncoder:
-    """The frozen LLM in a teacher's folder, which encodes as `how` says, in evaluation mode on the CPU.
+    """Load the frozen LLM of a teacher's folder with the encoding `how`, in evaluation mode on the CPU.
 
-    A LoadError says that the LLM is missing or damaged, or needs code.
+    Raise a LoadError if the LLM is missing or damaged, or needs code.
     """
     config = load_config(folder)
     capped = getattr(config, 'attn_logit_softcapping', None) is not None
-    # Weights with LoRA in them are whole in float32 only.
+    # A narrower dtype would round away part of the LoRA update that is merged into the weights.
     dtype = 'float32' if (folder / 'lora.safetensors').is_file() else how.dtype
     llm, _ = load_checked(AutoModel.from_pretrained, folder, config=config, trust_remote_code=False,
                           optional='lm_head.', dtype=llm_dtype(dtype, folder),
@@ -267,7 +267,7 @@ def load_encoder(folder: Path, how: Any) -> TextEncoder:
 
 
 def checksums(folder: Path) -> dict[str, int]:
-    """CRC-32 of each file of a teacher that decides its vectors, by the file's path in the folder."""
+    """CRC-32 of each file in a teacher's folder that decides its vectors, by relative path."""
     paths = sorted(path for path in folder.rglob('*') if path.suffix in TEACHER_SUFFIXES)
     return {path.relative_to(folder).as_posix(): checksum(path) for path in paths}
 
@@ -282,7 +282,7 @@ def checksum(path: Path) -> int:
 
 
 def check_weight_files(folder: Path) -> None:
-    """Raise a LoadError if a file of an exported model's weights is not the one that was exported, by config.json."""
+    """Raise a LoadError if a weight file of an exported model does not match its checksum in config.json."""
     path = folder / 'config.json'
     with loading(path, 'the configuration of an exported model'):
         recorded = json.loads(path.read_text(encoding='utf-8')).get('weight_files', {}).items()

@@ -1,12 +1,11 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""LLM2CLIP as transformers loads it: the adapter, the model's methods, and what else it takes without this package.
+"""LLM2CLIP for transformers: configuration, vision tower, text adapter and teacher.
 
-Exports with remote code hold a copy of this file, which ``trust_remote_code=True`` runs, and of those it imports.
-So it imports nothing else of this package, and no more than torch, transformers and, if the vision tower is one of
-timm's, timm; if the teacher is one of sentence-transformers, that as well.  Here, `llm2clip.export.hf.LLM2CLIPModel`
-puts the tower and the teacher of training into the same model, and every export compares the features of both.
+Exported models contain a copy of this file, which ``trust_remote_code=True`` runs with the files that it imports.  They
+need only torch and transformers, timm for a timm vision tower, and sentence-transformers for such a teacher.  In this
+package, `llm2clip.export.hf.LLM2CLIPModel` builds the same model from the training modules; each export compares both.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-# Relative, since the copies in an export are no package of this name.
+# Relative, since the copies in an exported model are not part of a package `llm2clip`.
 from .checks_llm2clip import (
     LoadError,
     check_no_code,
@@ -36,7 +35,7 @@ from .checks_llm2clip import (
 from .sentence_transformer_llm2clip import encode_sentences, load_sentence_transformer
 from .text_encoder_llm2clip import CaptionTokenizer, encode_texts
 
-try:  # transformers asks for every package that is imported outside of a try block
+try:  # transformers requires every package that is imported outside of a try block
     import timm
 except ImportError:
     timm = None
@@ -52,11 +51,10 @@ class LLM2CLIPConfig(PretrainedConfig):
     Args:
         model: Vision tower, adapter and `embed_dim`.
         llm_embed_dim: Width of the teacher's vectors.
-        teacher: Fingerprint of the teacher.
-        learned_from: Fingerprint of the teacher as training knew it.  A frozen LLM is saved anew here, and so has
-            another one in `teacher`.
-        teacher_files: Of each teacher, the checksums of its files.
-        weight_files: Checksums of the files of this model's weights, as they were exported.
+        teacher: Fingerprint of the teacher in this folder.
+        learned_from: Fingerprint of the teacher in training; for an LLM without stage 1 it differs from `teacher`.
+        teacher_files: Checksums of the files of each teacher.
+        weight_files: Checksums of this model's weight files at export.
         **kwargs: Passed to PretrainedConfig.
     """
 
@@ -81,7 +79,7 @@ class LLM2CLIPConfig(PretrainedConfig):
         check_no_code(self.model, 'config.json: model')
 
     def recorded_teachers(self) -> list[dict[str, Any]]:
-        """Fingerprint of each teacher that the model learned from."""
+        """Return the fingerprint of each teacher in this folder."""
         teachers = self.teacher.get('concatenated', [self.teacher])
         if not isinstance(teachers, list) or not all(isinstance(one, dict) for one in teachers):
             raise LoadError(f'config.json: teacher is {str(self.teacher)[:60]!r}, expected fingerprints')
@@ -89,7 +87,7 @@ class LLM2CLIPConfig(PretrainedConfig):
 
 
 class _VisionEncoder(nn.Module):
-    """A tower of transformers or timm without its classifier: ``(B, 3, H, W)`` -> ``(B, width)``."""
+    """Vision tower from transformers or timm without its classifier: ``(B, 3, H, W)`` -> ``(B, width)``."""
 
     def __init__(self, vision: dict[str, Any]) -> None:
         super().__init__()
@@ -118,7 +116,7 @@ class _VisionEncoder(nn.Module):
 
 
 def _fill_tables(model: PreTrainedModel) -> None:
-    """Compute anew what timm's towers compute in their constructors and do not save; transformers may have lost it."""
+    """Recompute timm's non-persistent buffers: checkpoints lack them, and transformers may have dropped them."""
     module: Any
     for module in model.modules():
         if hasattr(module, 'init_non_persistent_buffers'):
@@ -130,7 +128,7 @@ def _fill_tables(model: PreTrainedModel) -> None:
 
 
 class ResidualMLP(nn.Module):
-    """``x + down(gelu(up(norm(x))))``, a block of the adapter of one width, and `expansion` times that inside."""
+    """Adapter block ``x + down(gelu(up(norm(x))))`` with a hidden width of `expansion` times `width`."""
 
     def __init__(self, width: int, expansion: int) -> None:
         super().__init__()
@@ -143,16 +141,16 @@ class ResidualMLP(nn.Module):
 
 
 class LatentTransformer(nn.Module):
-    """A vector attends to latents, and an MLP with a gate follows: a block of the adapter.
+    """Adapter block: cross-attention from a vector to learned latents, then a gated MLP.
 
-    It is the latent attention of NV-Embed-v2 (Lee et al. 2024, section 3.1.1), which LLM2CLIP's transformer adaptor
-    follows, with heads that share the width, of a caption's vector in place of its tokens' states.
+    Latent attention as in NV-Embed-v2 (Lee et al. 2024, section 3.1.1) and LLM2CLIP's transformer adaptor.  Here the
+    heads split the width, and the input is one vector per caption instead of the hidden states of its tokens.
 
     Args:
-        width: Of its input and output.
-        expansion: Hidden width of the MLP over `width`.
-        heads: Of the attention; they divide `width`.
-        latents: How many there are.
+        width: Width of input and output.
+        expansion: Hidden width of the MLP, as a multiple of `width`.
+        heads: Number of attention heads; it must divide `width`.
+        latents: Number of latents.
     """
 
     def __init__(self, width: int, expansion: int, heads: int, latents: int) -> None:
@@ -179,16 +177,16 @@ class LatentTransformer(nn.Module):
 
 
 class Adapter(nn.Module):
-    """L2-normalise (unless told not to), `depth` blocks, LayerNorm, linear projection.
+    """Text adapter: L2 normalisation (optional), `depth` blocks, LayerNorm, linear projection.
 
     Args:
         llm_embed_dim: Width of the teacher's vector.
         embed_dim: Width of the joint space.
-        depth: Blocks: residual MLPs, as in the official code's text adaptor, or with `heads`, transformers.
-        expansion: Hidden width of a block over its width.
-        normalize: Whether the vector is scaled to length 1 first.
-        heads: Of a transformer's attention.
-        latents: Of a transformer.
+        depth: Number of blocks: residual MLPs, as in the official code's text adaptor, or with `heads`, transformers.
+        expansion: Hidden width of a block, as a multiple of its width.
+        normalize: Whether to L2-normalise the teacher's vector first.
+        heads: Number of attention heads of a transformer block.
+        latents: Number of latents of a transformer block.
     """
 
     def __init__(
@@ -216,7 +214,7 @@ class Adapter(nn.Module):
 
 
 class _Towers(nn.Module):
-    """The trained weights, under the names that they have in training."""
+    """The trained modules, with the same parameter names as in training."""
 
     def __init__(self, model: dict[str, Any], llm_embed_dim: int) -> None:
         super().__init__()
@@ -238,17 +236,18 @@ def load_teacher(
     folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]] = None, trust_remote_code: bool = False,
     precision: str = 'fp32',
 ) -> Callable[[Sequence[str], torch.device], torch.Tensor]:
-    """The frozen teacher in a folder: captions -> ``(N, llm_embed_dim)`` in float32 on the CPU, not normalised.
+    """Load a teacher as a function of captions and device: ``(N, llm_embed_dim)`` in float32 on the CPU, not
+    normalised.
 
     Args:
         folder: LLM, tokenizer and ``text_encoder.json``, or a sentence-transformers model.
-        recorded: Fingerprint of the teacher that the model learned from; a ``prompt`` is put before every caption.
-        files: Checksums of that teacher's files; None, they are not compared.
-        trust_remote_code: Whether code that comes with a sentence-transformers model is run.
+        recorded: Fingerprint of the teacher in config.json; a ``prompt`` is put before every caption.
+        files: Expected checksums of the teacher's files; None to skip the comparison.
+        trust_remote_code: Whether to run code that comes with a sentence-transformers model.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
 
     Raises:
-        LoadError: The folder holds no teacher, or one that encodes otherwise.
+        LoadError: The folder has no teacher, one with another encoding, or other files than exported.
     """
     how = {} if 'prompt' in recorded else read_encoding(folder / 'text_encoder.json', recorded)
     if files is not None:
@@ -264,7 +263,7 @@ def load_teacher(
     encoder = load_encoder(folder, SimpleNamespace(**how))
 
     def embed(texts: Sequence[str], device: torch.device) -> torch.Tensor:
-        # Few CPUs are fast in bfloat16; float32 keeps its values.
+        # Few CPUs are fast in bfloat16; the cast to float32 is exact.
         encoder.to(device=device, dtype=torch.float32 if device.type == 'cpu' else None)
         return encode_texts(encoder, tokenizer, texts, precision=precision)
 
@@ -273,7 +272,7 @@ def load_teacher(
 
 @dataclass
 class LLM2CLIPOutput(ModelOutput):
-    """Features ``(B, embed_dim)`` of each side, L2-normalised, and ``logits_per_image`` ``(B_images, B_texts)``."""
+    """L2-normalised features ``(B, embed_dim)`` of images and texts; ``logits_per_image`` ``(B_images, B_texts)``."""
 
     image_features: Optional[torch.Tensor] = None
     text_features: Optional[torch.Tensor] = None
@@ -281,16 +280,16 @@ class LLM2CLIPOutput(ModelOutput):
 
 
 class LLM2CLIPModel(PreTrainedModel):
-    """Vision tower, adapter and, on demand, the teacher (or teachers) in the folder's ``teacher/``."""
+    """Vision tower and text adapter; the teacher (or teachers) in the folder's ``teacher/`` is loaded on demand."""
 
     config_class = LLM2CLIPConfig
     main_input_name = 'pixel_values'
     trust_remote_code = False
-    """Whether code that comes with a teacher of sentence-transformers is run."""
+    """Whether to run code that comes with a sentence-transformers teacher."""
     teacher_precision = 'fp32'
-    """In which teachers compute; ``amp_bf16`` for autocast."""
+    """Precision of the teachers: ``fp32``, or ``amp_bf16`` for autocast."""
     revision: Optional[str] = None
-    """Of a model on the Hub, from which its teacher comes as well."""
+    """Revision of a model on the Hub, used for its teacher and tokenizer too."""
 
     def __init__(self, config: LLM2CLIPConfig) -> None:
         super().__init__(config)
@@ -303,43 +302,42 @@ class LLM2CLIPModel(PreTrainedModel):
         return _Towers(self.config.model, self.config.llm_embed_dim)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Weights come from the folder."""
+        """No-op: all weights come from the folder."""
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """As of every model of transformers, but a LoadError unless the weights are all there, finite, and those that
-        were exported.
+        """Load the model; raise a LoadError if weights are missing, unexpected, not finite or changed since export.
 
-        With ``trust_remote_code=True``, code that comes with a teacher of sentence-transformers is run when it embeds.
+        With ``trust_remote_code=True``, code of a sentence-transformers teacher is also run, when it embeds.
         """
         if Path(str(pretrained_model_name_or_path), 'config.json').is_file():
             check_weight_files(Path(pretrained_model_name_or_path))
-        # No export has pickled weights.
+        # Exports have no pickled weights.
         options = {'use_safetensors': True, **kwargs}
         model, info = load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **options)
         _fill_tables(model)
         model.trust_remote_code = bool(kwargs.get('trust_remote_code'))
-        # transformers 4 writes into the configuration what it has loaded; 5 asks for that by its name.
+        # transformers 4 stores the loaded commit in the configuration; 5 does not.
         model.revision = getattr(model.config, '_commit_hash', None) or kwargs.get('revision')
-        model.config.weight_files = {}  # they may be others when this model is saved again
+        model.config.weight_files = {}  # outdated once this model is saved again
         return (model, info) if output_loading_info else model
 
     @staticmethod
     def teacher_folders(folder: Path) -> list[Path]:
-        """Where the teacher, or the teachers, of an exported folder lie."""
-        # A sentence-transformers model has folders such as 1_Pooling.
+        """Return the folder of the teacher, or of each teacher, in an exported folder."""
+        # Only whole numbers: a sentence-transformers model has folders such as 1_Pooling.
         several = [path for path in (folder / _TEACHER_FOLDER).glob('[0-9]*') if path.name.isdecimal()]
         return sorted(several, key=lambda path: int(path.name)) or [folder / _TEACHER_FOLDER]
 
     @staticmethod
     def read_tokens(tokenizer: Any, input_ids: torch.Tensor) -> list[str]:
-        """The texts of which a tokenizer made ``(B, T)`` tokens, padded on either side."""
+        """Decode tokens ``(B, T)``, padded on either side, to texts."""
         return tokenizer.batch_decode(input_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """``(B, 3, H, W)`` from the image processor -> ``(B, embed_dim)``, L2-normalised."""
+        """Return L2-normalised features ``(B, embed_dim)`` of ``(B, 3, H, W)`` from the image processor."""
         pooled = self.model.vision_encoder(pixel_values.to(self.dtype))
         return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
 
@@ -347,14 +345,17 @@ class LLM2CLIPModel(PreTrainedModel):
         self, texts: Optional[Sequence[str]] = None, text_embedding: Optional[torch.Tensor] = None,
         input_ids: Optional[torch.Tensor] = None, attention_mask: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
-        """``(B, embed_dim)``, L2-normalised, of one of the first three.
+        """Return L2-normalised features ``(B, embed_dim)`` of exactly one of the first three arguments.
 
         Args:
-            texts: B captions; a string is one.
+            texts: B captions, or one string.
             text_embedding: The teacher's vectors ``(B, llm_embed_dim)``.
-            input_ids: ``(B, T)``, which the folder's tokenizer made of captions.  They are read back and tokenised as
-                the teacher was trained, with its template and length.
-            attention_mask: Not used, since padding is read back as nothing.
+            input_ids: Tokens ``(B, T)`` from the folder's tokenizer.  They are decoded and tokenised again with the
+                teacher's template and maximum length.
+            attention_mask: Not used, since decoding drops padding.
+
+        Raises:
+            ValueError: None or several of the first three are given.
         """
         if sum(given is not None for given in (texts, text_embedding, input_ids)) != 1:
             raise ValueError('give either texts or text_embedding or input_ids')
@@ -364,19 +365,21 @@ class LLM2CLIPModel(PreTrainedModel):
         if texts is not None:
             text_embedding = self.embed_texts(texts)
         assert text_embedding is not None
-        # In the weights' type, where training computes in float32.
+        # Compute in the dtype of the weights; training computes this in float32.
         return F.normalize(self.model.adapter(text_embedding.to(self.device, self.dtype)).float(), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """The vectors ``(B, llm_embed_dim)`` of B captions (a string is one) by the teacher, which the first call
-        loads."""
+        """Return vectors ``(B, llm_embed_dim)`` of B captions, or of one string, in float32 on the CPU.
+
+        The first call loads the teacher.  Vectors of several teachers are L2-normalised and concatenated.
+        """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if self._teachers is None:
             name = self.name_or_path or '.'
             folder = Path(name)
             if not folder.is_dir():
                 folder = Path(snapshot_download(name, revision=self.revision, allow_patterns=f'{_TEACHER_FOLDER}/*'))
-            # In a tuple, so that they are no submodules and not saved with this model.
+            # In a tuple, so that they are not submodules and are not saved with this model.
             folders, recorded = self.teacher_folders(folder), self.config.recorded_teachers()
             files = self.config.teacher_files or [None] * len(recorded)
             if not len(folders) == len(recorded) == len(files):
@@ -390,7 +393,7 @@ class LLM2CLIPModel(PreTrainedModel):
         self, pixel_values: torch.Tensor, text_embedding: Optional[torch.Tensor] = None,
         input_ids: Optional[torch.Tensor] = None, attention_mask: Optional[torch.Tensor] = None,
     ) -> LLM2CLIPOutput:
-        """Features and logits; arguments as of `get_image_features` and `get_text_features`."""
+        """Return features and logits; see `get_image_features` and `get_text_features` for the arguments."""
         image_features = self.get_image_features(pixel_values)
         text_features = self.get_text_features(None, text_embedding, input_ids, attention_mask)
         logits = self.model.logit_scale.exp() * image_features @ text_features.T

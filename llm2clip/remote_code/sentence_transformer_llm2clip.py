@@ -1,10 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A sentence-transformers model as a frozen teacher: loaded without running code from it, checked; texts -> vectors.
+"""Frozen teachers from sentence-transformers: checked loading without running their code, and encoding.
 
-Exports with remote code hold a copy of this file.  So it imports nothing else of this package, no more than torch, and
-sentence-transformers only when there is such a teacher.
+Exported models contain a copy of this file.  It imports only torch, the files beside it and, for such a teacher,
+sentence-transformers.
 """
 
 import importlib
@@ -15,23 +15,23 @@ from typing import Any
 
 import torch
 
-# Relative, since the copies in an export are no package of this name.
+# Relative, since the copies in an exported model are not part of a package `llm2clip`.
 from .checks_llm2clip import LoadError, check_finite, check_no_code, check_rope, loading
 
 __all__ = ['encode_sentences', 'load_sentence_transformer']
 
-# Classes that a sentence-transformers folder may name: modules and activations.
+# Prefixes of the classes that a sentence-transformers folder may name: modules and activations.
 _TRUSTED_CLASSES = ('sentence_transformers.', 'torch.nn.')
 
 
 def load_sentence_transformer(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The SentenceTransformer in a folder, frozen, in evaluation mode, on the CPU.
+    """Load the SentenceTransformer in a folder, frozen, in evaluation mode, on the CPU.
 
-    With `trust_remote_code`, code that the folder holds or names is run; pickled weights never run code.
+    `trust_remote_code` allows code that the folder holds or names; pickled weights never run code.
 
     Raises:
-        LoadError: There is no such model, it needs code that is not trusted, its weights are not finite, or
-            sentence-transformers is not installed.
+        LoadError: The model is missing, needs code that is not trusted, has non-finite weights or no transformers
+            tokenizer; or sentence-transformers is not installed.
     """
     if not trust_remote_code:
         _refuse_foreign_classes(folder)
@@ -51,7 +51,7 @@ def load_sentence_transformer(folder: Path, trust_remote_code: bool = False) -> 
 
 
 def _refuse_foreign_classes(folder: Path) -> None:
-    """sentence-transformers runs the classes that a local folder names, whether it is trusted or not."""
+    """Raise a LoadError if a local folder names custom classes, which sentence-transformers runs even without trust."""
     for path in sorted(folder.rglob('*.json')):
         with loading(path, 'JSON'):
             content = json.loads(path.read_text(encoding='utf-8'))
@@ -69,7 +69,7 @@ def _refuse_foreign_classes(folder: Path) -> None:
 
 
 def padded_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices, longest text first, grouped so that a batch, padded, holds at most `batch_tokens`, or a single text."""
+    """Yield batches of indices, longest text first, each with at most `batch_tokens` padded tokens or a single text."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     start = 0
     while start < len(order):
@@ -86,16 +86,18 @@ def encode_sentences(
     precision: str = 'fp32',
     on_batch: Callable[[int], object] = lambda texts: None,
 ) -> tuple[torch.Tensor, list[int]]:
-    """N texts by a SentenceTransformer's own `encode` -> ``(N, D)`` in float32 on the model's device, and how many
-    tokens each text has with its prompt, of which the model reads `max_seq_length`.
+    """Embed N texts with a SentenceTransformer's own `encode`.
 
     Args:
         model: From `load_sentence_transformer`, on its device.
         texts: N texts.
-        prompt: Put before each; whether it is pooled is the model's affair.
+        prompt: Text before each; the model decides whether it is pooled.
         batch_tokens: Tokens per forward pass, with padding.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
-        on_batch: Is told how many texts each batch had.
+        on_batch: Called after each batch with its number of texts.
+
+    Returns:
+        Vectors ``(N, D)`` in float32 on the model's device, and the tokens per text with prompt before truncation.
     """
     if not texts:
         return torch.empty(0, 0, device=model.device), []
@@ -110,5 +112,5 @@ def encode_sentences(
                                         show_progress_bar=False, convert_to_tensor=True).float())
         on_batch(len(batch))
     order = torch.tensor([i for batch in batches for i in batch])
-    # `encode` gives tensors that a graph may not keep; what is made of them here is free of that.
+    # `encode` returns inference tensors, which autograd cannot save; the operations here return normal ones.
     return torch.cat(vectors)[order.argsort().to(model.device, non_blocking=True)], lengths

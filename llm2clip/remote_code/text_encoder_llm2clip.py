@@ -1,10 +1,9 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""An LLM as a text encoder: caption -> tokens -> bidirectional attention -> pooled vector.
+"""LLM as a text encoder: caption -> tokens -> bidirectional attention -> pooled vector.
 
-Exports with remote code hold a copy of this file.  So it imports nothing of this package, and no more than torch and
-transformers.
+Exported models contain a copy of this file.  It imports only torch and transformers.
 """
 
 import sys
@@ -28,10 +27,10 @@ Tokens = dict[str, torch.Tensor]
 Runs = Sequence[tuple[int, int]]
 _SENTINEL, _ANSWER = '\u2063caption\u2063', '\u2063answer\u2063'
 _SPACE = '\u2003'
-# The day on which every chat template is applied: Llama 3.1's and others' write it into what they make of a caption.
+# Fixed date for all chat templates: Llama 3.1 and others write the current date into the prompt.
 _DAY = datetime(2024, 7, 26)
-# Its `strftime_now`, as a macro at the head of a template: transformers 5 takes no functions for one.  It ends in the
-# newline that a block swallows, so that white space at the beginning of the template stays as it is.
+# `strftime_now` of that date, as a macro before the template, since transformers 5 accepts no functions for templates.
+# Jinja drops its final newline after the block, and would otherwise drop one at the start of the template.
 _CODES = {code: _DAY.strftime(f'%{code}') for code in 'aAbBcdfGHIjmMpSuUVwWxXyYzZ'}
 _CODES.update({f'-{code}': str(int(text)) for code, text in _CODES.items() if text.isdigit()})
 _CLOCK = ('{% macro strftime_now(format) %}{{ format'
@@ -39,33 +38,32 @@ _CLOCK = ('{% macro strftime_now(format) %}{{ format'
 
 
 class Tokenized(NamedTuple):
-    """One text's tokens."""
+    """Tokens of one text."""
 
     ids: list[int]
     start: int
-    """How many at the start are not the caption's own."""
+    """Number of leading tokens that do not belong to the caption."""
     cut: int
-    """How many of the caption's tokens were cut off to keep `max_length`."""
+    """Number of caption tokens that were truncated to keep `max_length`."""
 
 
 class CaptionTokenizer:
-    """Captions -> `input_ids`, `attention_mask` and `embed_mask`, padded on the right.
+    """Tokenizer from captions to `input_ids`, `attention_mask` and `embed_mask`, padded on the right.
 
-    A text is laid out as ``[header][instruction][caption][footer]``; `embed_mask` marks the caption and the footer,
-    which are what pooling sees.  A caption loses white space at its ends where the chat template takes it away.
+    The layout of a text is ``[header][instruction][caption][footer]``; `embed_mask` marks the caption and the footer,
+    which are pooled.  White space around a caption is stripped where the chat template strips it.
 
-    Header and footer are those of a turn of the user in the chat template, without the system prompt that some
-    templates put before the first turn.  Instruction and caption are one text with one space between; pooled are as
-    many of its last tokens as the caption has by itself.  This is how the official code does it (`tokenize`,
-    `prepare_for_tokenization` and `_convert_to_str` in llm2clip/llm2vec/llm2vec.py).
+    Header and footer are those of a user turn in the chat template, without the system prompt that some templates put
+    before the first turn.  Instruction and caption are tokenised as one text, joined by a space; its last n tokens are
+    pooled if the caption alone has n.  The official code does the same (`tokenize`, `prepare_for_tokenization` and
+    `_convert_to_str` in llm2clip/llm2vec/llm2vec.py).
 
-    Without a template the header is the BOS token, if there is one, also where the tokenizer does not add it: LLMs give
-    the first token an outlying state, which belongs to no caption.  Texts whose end token is pooled end with EOS,
-    others with their last word.
+    Without a template the header is the BOS token, if one exists, even where the tokenizer omits it: LLMs give the
+    first token an outlier hidden state, unfit for pooling.  The footer is EOS for pooling ``last``, else empty.
 
     Args:
-        tokenizer: The LLM's own tokenizer.  Without a pad token it pads with the end token, which the mask hides.
-        config: Of the text encoder; `chat_template`, `pooling`, `max_length` and `instruction` are used.
+        tokenizer: Tokenizer of the LLM.  Without a pad token, it pads with the end token, which the mask hides.
+        config: Configuration of the text encoder; uses `chat_template`, `pooling`, `max_length` and `instruction`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
@@ -101,7 +99,7 @@ class CaptionTokenizer:
         before, after = before.removesuffix(_SPACE), after.removeprefix(_SPACE)
         footer = self.plain(after.rstrip())
         special = next((i for i, token in enumerate(footer) if token in self.tokenizer.all_special_ids), len(footer))
-        # What begins a turn of the user, after what ends an answer; nothing where the template shows no second turn.
+        # Start of a user turn, without the end of the answer before it; empty if the template shows no second turn.
         header = self.plain(continued.partition(_SENTINEL)[0].removesuffix(_SPACE))
         closing = takewhile(lambda pair: pair[0] == pair[1], zip(header, self.plain(ended)))
         header = header[sum(1 for _ in closing):]
@@ -110,7 +108,7 @@ class CaptionTokenizer:
         return header or self.plain(before), footer[:special + 1]
 
     def _render(self, *contents: str) -> str:
-        """The chat template of messages, those of the user and of the assistant by turns."""
+        """Apply the chat template to alternating messages of user and assistant."""
         messages = [{'role': role, 'content': content}
                     for role, content in zip(cycle(('user', 'assistant')), contents)]
         return str(self.tokenizer.apply_chat_template(
@@ -118,7 +116,7 @@ class CaptionTokenizer:
             date_string=f'{_DAY:%d %b %Y}'))
 
     def _bos(self) -> list[int]:
-        """The BOS token, if the tokenizer adds one."""
+        """BOS token as a list; empty if the tokenizer does not add one."""
         bos = self.tokenizer.bos_token_id
         return [bos] if isinstance(bos, int) and bos in self.tokenizer('').input_ids else []
 
@@ -126,18 +124,18 @@ class CaptionTokenizer:
         return self.max_length - len(self.header) - len(self.plain(instruction)) - len(self.footer)
 
     def plain(self, text: str) -> list[int]:
-        """Token ids without BOS, EOS or template."""
+        """Tokenise a text without BOS, EOS or template."""
         return self.tokenizer(text, add_special_tokens=False).input_ids if text else []
 
     def tokenize(self, texts: Sequence[str], instruction: str = '') -> list[Tokenized]:
-        """Token ids of each text.
+        """Tokenise each text.
 
         Args:
-            texts: Captions; a string is one.
-            instruction: Text before each of them that is read but not pooled.
+            texts: Captions, or one string.
+            instruction: Text before each caption that is read but not pooled.
 
         Raises:
-            ValueError: A text is empty, or the instruction leaves it no room.
+            ValueError: A text is empty, or the instruction leaves no room for it.
         """
         texts = [texts] if isinstance(texts, str) else texts
         instruction = instruction.strip()
@@ -162,11 +160,11 @@ class CaptionTokenizer:
         return tokens
 
     def placeholder(self) -> Tokenized:
-        """One token that stands where a sample has no text."""
+        """Return a single pad token, for a sample without a text."""
         return Tokenized([self.pad_id], 0, 0)
 
     def pad(self, tokens: Sequence[Tokenized]) -> Tokens:
-        """Tokens -> three ``(B, T)`` tensors."""
+        """Pad B texts to three tensors ``(B, T)``."""
         return pad(tokens, self.pad_id)
 
     def __call__(self, texts: Sequence[str], instruction: str = '') -> Tokens:
@@ -179,7 +177,7 @@ class CaptionTokenizer:
 
 
 def pad(tokens: Sequence[Tokenized], pad_id: int = 0) -> Tokens:
-    """`input_ids`, `attention_mask` and `embed_mask`, each ``(B, T)``, of B texts, padded on the right."""
+    """Pad B texts on the right to `input_ids`, `attention_mask` and `embed_mask`, each ``(B, T)``."""
     length = max(len(text.ids) for text in tokens)
     input_ids = torch.full((len(tokens), length), pad_id, dtype=torch.long)
     attention_mask, embed_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
@@ -191,11 +189,11 @@ def pad(tokens: Sequence[Tokenized], pad_id: int = 0) -> Tokens:
 
 
 def pack(texts: Mapping[str, torch.Tensor], lengths: Sequence[int]) -> dict[str, Any]:
-    """B texts of these `lengths`, padded ``(B, T)`` on the right -> a row of S tokens without padding, shortest first.
+    """Pack B texts, padded on the right as ``(B, T)``, into one row of S tokens without padding, shortest text first.
 
     Returns:
-        What there is of each token, ``(1, S)`` each; `position_ids` ``(1, S)``, which begin anew with every text;
-        `runs`, how many texts of which length follow one another; and `places` ``(B,)``, where in the row each stands.
+        Each tensor of `texts` as ``(1, S)``; `position_ids` ``(1, S)``, which restart at 0 for every text; `runs`, the
+        (count, length) of consecutive texts of one length; and `places` ``(B,)``, the position of each text in the row.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     in_order = [lengths[i] for i in order]
@@ -207,24 +205,24 @@ def pack(texts: Mapping[str, torch.Tensor], lengths: Sequence[int]) -> dict[str,
 
 
 def pack_tokens(tokens: Sequence[Tokenized]) -> dict[str, Any]:
-    """`pack` of B texts, as `TextEncoder` takes them."""
+    """Pack B tokenised texts for `TextEncoder`."""
     texts = pad(tokens)
     return pack({name: texts[name] for name in ('input_ids', 'embed_mask')}, [len(text.ids) for text in tokens])
 
 
 def mean_pool(hidden: torch.Tensor, embed_mask: torch.Tensor) -> torch.Tensor:
-    """``(B, T, D)`` -> ``(B, D)`` in float32: the mean over the tokens that `embed_mask` ``(B, T)`` marks or weighs."""
+    """Average ``(B, T, D)`` to ``(B, D)`` in float32, with the weights or mask `embed_mask` ``(B, T)``."""
     weights = embed_mask.unsqueeze(-1).float()
     return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
 def weighted_mean_pool(hidden: torch.Tensor, embed_mask: torch.Tensor) -> torch.Tensor:
-    """Mean in which the caption's i-th token weighs i (SGPT, Muennighoff 2022, eq. 2); shapes as in `mean_pool`."""
+    """Average with weight i for a caption's i-th token (SGPT, Muennighoff 2022, eq. 2); shapes as in `mean_pool`."""
     return mean_pool(hidden, embed_mask.cumsum(1) * embed_mask)
 
 
 def last_pool(hidden: torch.Tensor, embed_mask: torch.Tensor) -> torch.Tensor:
-    """The last token that `embed_mask` marks; shapes as in `mean_pool`."""
+    """Return the last token that `embed_mask` marks; shapes and dtype as in `mean_pool`."""
     positions = torch.arange(embed_mask.shape[1], device=embed_mask.device)
     last = (embed_mask * positions).argmax(1)
     return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
@@ -234,15 +232,15 @@ POOLINGS = {'mean': mean_pool, 'weighted_mean': weighted_mean_pool, 'last': last
 
 
 class TextEncoder(nn.Module):
-    """Bidirectional LLM with pooling.
+    """LLM with bidirectional attention, or causal if `config.bidirectional` is False, and pooling.
 
     Args:
-        llm: The decoder without its language-model head, optionally wrapped by peft.
-        config: `bidirectional` and `pooling` are used.
+        llm: Decoder without its language-model head, optionally wrapped by peft.
+        config: Configuration of the text encoder; uses `bidirectional` and `pooling`.
     """
 
     arguments = ('input_ids', 'attention_mask', 'embed_mask', 'position_ids', 'runs', 'places')
-    """Of `forward`."""
+    """Argument names of `forward`."""
 
     def __init__(self, llm: Any, config: Any) -> None:
         super().__init__()
@@ -259,11 +257,11 @@ class TextEncoder(nn.Module):
         return self.llm.config.hidden_size
 
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
-        """Shard every decoder layer on its own."""
+        """Whether a module is a decoder layer, which FSDP shards separately."""
         return type(module).__name__ in self._layer_names
 
     def activation_checkpointing_fn(self, module: nn.Module) -> bool:
-        """With `fsdp.activation_checkpointing`, recompute every decoder layer on its own."""
+        """Whether a module is a decoder layer, which `fsdp.activation_checkpointing` recomputes separately."""
         return self.fsdp_wrap_fn(module)
 
     def forward(
@@ -275,15 +273,16 @@ class TextEncoder(nn.Module):
         runs: Optional[Runs] = None,
         places: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
-        """``(B, T)`` tokens -> ``(B, llm_embed_dim)`` vectors in float32, not normalised.
+        """Embed tokens ``(B, T)`` as vectors ``(B, llm_embed_dim)`` in float32, not normalised.
 
-        Without `embed_mask`, the tokens' states ``(B, T, llm_embed_dim)``.  A causal encoder needs no `attention_mask`
-        for texts of one length.  With what `pack` gives in place of `attention_mask`, tokens and states are those of
-        one row ``(1, S)``, and vectors are again in the order of the texts.  An LLM whose rotary frequencies follow the
-        longest text (``longrope``, ``dynamic``) takes that of the row, as it takes that of a padded batch.
+        Without `embed_mask`, return hidden states ``(B, T, llm_embed_dim)``.  A causal encoder needs no
+        `attention_mask` for texts of equal length.  With the output of `pack` instead of `attention_mask`, tokens and
+        hidden states form one row ``(1, S)``, and vectors keep the order of the texts.  LLMs with length-dependent
+        rotary frequencies (``longrope``, ``dynamic``) use the longest text of the row, as they use that of a padded
+        batch.
         """
         if runs is not None:
-            # A mask of four axes, which nothing reads: transformers would make one as large as the square of the row.
+            # This 4-D mask is not read; without one, transformers would allocate a mask of S x S.
             states = self.llm(
                 input_ids=input_ids, attention_mask=torch.zeros(1, 1, 1, 1, device=input_ids.device),
                 position_ids=position_ids, use_cache=False, runs=runs,
@@ -296,8 +295,8 @@ class TextEncoder(nn.Module):
                 for part, mask, (n, length) in zip(states[0].split(sizes), embed_mask[0].split(sizes), runs)])[places]
         mask = attention_mask
         if self.config.bidirectional:
-            # Additive, ``(B, 1, T, T)``, and hides padding only; transformers passes it on as it is, also to layers
-            # with a sliding window.
+            # Additive mask ``(B, 1, T, T)`` that hides only padding.  transformers passes it unchanged to all layers,
+            # including those with a sliding window.
             assert attention_mask is not None
             device = attention_mask.device
             dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.llm.dtype
@@ -309,7 +308,7 @@ class TextEncoder(nn.Module):
 
 
 def _attend(implementation: str, module: nn.Module, *args: Any, runs: Optional[Runs] = None, **kwargs: Any) -> Any:
-    """Attention as transformers calls it, with `runs` among the arguments if texts are packed."""
+    """Attention function for transformers, with `runs` among the arguments if texts are packed."""
     if runs is not None:
         return _attend_by_runs(
             module, *args, runs=runs, implementation=implementation, **kwargs)  # pyright: ignore[reportCallIssue]
@@ -318,11 +317,11 @@ def _attend(implementation: str, module: nn.Module, *args: Any, runs: Optional[R
 
 
 def _eager(module: nn.Module) -> Callable[..., Any]:
-    """The attention of the LLM's own code."""
+    """Return the attention function in the LLM's own module."""
     return sys.modules[type(module).__module__].eager_attention_forward
 
 
-@torch.compiler.disable  # which would compile it anew whenever the lengths differ
+@torch.compiler.disable  # it would recompile for every new set of lengths
 def _attend_by_runs(
     module: nn.Module,
     query: torch.Tensor,
@@ -338,12 +337,11 @@ def _attend_by_runs(
     sliding_window: Optional[int] = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention ``(1, T, H, head_dim)`` within each of the texts that lie in one row.
+    """Compute attention ``(1, S, H, head_dim)`` within each of the texts that are packed in one row.
 
-    Texts of one length become a batch of their own, which needs neither padding nor, but for a causal sliding window,
-    a mask: every device has its fastest kernel for that.  An LLM with ``eager`` attention, such as Gemma 2 with its
-    soft cap on attention scores, computes the batch as it does elsewhere.  Where a token sees those after it, no window
-    is left either.
+    Texts of one length form a batch without padding.  With SDPA, it needs no mask except for a causal sliding window,
+    so that every device can use its fastest kernel.  An LLM with ``eager`` attention, such as Gemma 2 with its soft cap
+    on attention scores, runs its own function on the batch.  Bidirectional attention ignores the sliding window.
     """
     causal = not bidirectional and getattr(module, 'is_causal', True)
     window = None if bidirectional else sliding_window
@@ -352,7 +350,7 @@ def _attend_by_runs(
         if torch.is_autocast_enabled(query.device.type):
             dtype = torch.get_autocast_dtype(query.device.type)
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        # Few kernels let heads share keys and values, and torch cannot count the FLOPs of those.
+        # Few kernels support grouped-query attention, and torch cannot count the FLOPs of those that do.
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     sizes = [n * length for n, length in runs]
     outputs = []
@@ -360,7 +358,7 @@ def _attend_by_runs(
         q, k, v = (part.unflatten(1, (n, length)).transpose(0, 1) for part in parts)
         mask = None
         if (eager is not None and causal) or (window is not None and window < length):
-            # Whether a token (row) sees another (column).
+            # mask[i, j]: whether token i attends to token j.
             positions = torch.arange(length, device=query.device)
             distance = positions[:, None] - positions
             mask = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
@@ -378,8 +376,8 @@ def _attend_by_runs(
     return torch.cat(outputs, 1), None
 
 
-# Implementation of an LLM's attention -> the same, which also takes packed texts.  It stays that of the LLM, since
-# layers may run again in the backward pass.
+# Attention implementation -> wrapper that also takes packed texts.  An LLM keeps the wrapper permanently, since
+# activation checkpointing may run layers again in the backward pass.
 _PACKED = {name: f'llm2clip_{name}' for name in ('sdpa', 'eager')}
 for _name, _packed in _PACKED.items():
     AttentionInterface.register(_packed, partial(_attend, _name))
@@ -387,10 +385,10 @@ for _name, _packed in _PACKED.items():
 
 
 def token_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices, longest text first, grouped so that a batch holds at most `batch_tokens` tokens, or a single text.
+    """Yield batches of indices, longest text first, each with at most `batch_tokens` tokens or a single text.
 
-    Texts of one length stand together, which is what `pack` wants.  The batch that needs most memory is the first, so
-    that one that does not fit fails at once.
+    Texts of equal length are adjacent, which suits `pack`.  The first batch needs the most memory, so that running out
+    of memory shows at once.
     """
     batch: list[int] = []
     size = 0
@@ -413,16 +411,16 @@ def encode_tokens(
     sharded: bool = False,
     on_batch: Callable[[int], object] = lambda texts: None,
 ) -> torch.Tensor:
-    """N tokenised texts -> ``(N, llm_embed_dim)`` in float32 on the encoder's device, packed without padding.
+    """Embed N tokenised texts, packed without padding: ``(N, llm_embed_dim)`` in float32 on the encoder's device.
 
     Args:
-        encoder: In evaluation mode, on its device.
+        encoder: Encoder in evaluation mode, on its device.
         tokens: N texts.
         batch_tokens: Tokens per forward pass.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
-        sharded: The encoder is spread over the ranks: all run it equally often, since each takes part in gathering its
-            weights; one with fewer batches repeats its last.
-        on_batch: Is told how many texts each batch had.
+        sharded: Whether the encoder is sharded.  Each forward pass gathers weights from all ranks, so all must run
+            equally many; a rank with fewer batches repeats its last one.
+        on_batch: Called after each batch with its number of texts.
     """
     device = next(encoder.parameters()).device
     batches = list(token_batches([len(text.ids) for text in tokens], batch_tokens))
@@ -433,7 +431,7 @@ def encode_tokens(
         repeats = int(most) - len(batches)
     vectors = [torch.empty(0, encoder.llm_embed_dim, device=device)]
     for batch in batches + batches[-1:] * repeats:
-        # From pageable memory the copy would wait for the batch before.
+        # A copy from pageable memory would wait for the previous batch.
         texts = {name: torch.empty_like(value, pin_memory=device.type == 'cuda').copy_(value).to(
                      device, non_blocking=True) if isinstance(value, torch.Tensor) else value
                  for name, value in pack_tokens([tokens[i] for i in batch]).items()}
@@ -452,5 +450,5 @@ def encode_texts(
     precision: str = 'fp32',
     instruction: str = '',
 ) -> torch.Tensor:
-    """`encode_tokens` of texts, each after an instruction that is not pooled; on the CPU."""
+    """Tokenise and embed texts, each after an instruction that is not pooled; return the vectors on the CPU."""
     return encode_tokens(encoder, tokenizer.tokenize(texts, instruction), batch_tokens, precision).cpu()

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Frozen text encoders, captions -> vectors: before they are loaded, loaded, and with a cache of texts."""
+"""Frozen text encoders: sources that are not loaded, loaded teachers, and a cache of text embeddings."""
 
 import json
 from abc import ABC, abstractmethod
@@ -24,29 +24,29 @@ from llm2clip.weights import read_safetensors, write_safetensors
 
 __all__ = ['CachedTeacher', 'CaptionTeacher', 'Embedded', 'TeacherSource']
 
-# Texts of a file, embedded together: enough to sort by length, few enough to lose.
+# Texts per cache file: enough to sort by length, few enough to repeat after a kill.
 _BLOCK = 1024
 
 
 class Embedded(NamedTuple):
-    """Vectors of N captions, and what they took."""
+    """Vectors and token counts of N captions."""
 
     vectors: torch.Tensor
     """``(N, D)`` in float32 on the teacher's device."""
     tokens: int
-    """Tokens read, without padding."""
+    """Number of tokens that the teacher processed, without padding."""
     truncated: int
-    """Captions that were longer than `max_length` and lost their end."""
+    """Number of captions that were truncated to the teacher's maximum length."""
     left_out: int = 0
-    """Captions that the teacher cannot read to their end and does not read at all; their vectors are 0."""
+    """Number of captions that were too long and not embedded; their vectors are zero."""
 
 
 class CaptionTeacher(ABC):
-    """Turns captions into vectors, always the same ones.
+    """Loaded text encoder, a deterministic map from captions to vectors.
 
     Args:
-        module: What computes the vectors, frozen, in evaluation mode, on its device; it may be moved to another one.
-        fingerprint: What decides the vectors.
+        module: Frozen module that computes the vectors, in evaluation mode, on its device; callers may move it.
+        fingerprint: Fingerprint of the weights and of the encoding.
         batch_tokens: Tokens per forward pass.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
     """
@@ -63,14 +63,14 @@ class CaptionTeacher(ABC):
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> Any:
-        """What `embed_tokens` takes, of captions none of which is empty; another thread may call it meanwhile."""
+        """Tokenise non-empty captions for `embed_tokens`; another thread may call this while `embed_tokens` runs."""
 
     @abstractmethod
     def embed_tokens(self, tokens: Any, on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
-        """Vectors of captions; `on_batch` is told, as it goes on, how many more are done."""
+        """Embed tokenised captions; `on_batch` is called after each batch with its number of captions."""
 
     def embed(self, texts: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
-        """Both in one."""
+        """Tokenise and embed captions."""
         return self.embed_tokens(self.tokenize(texts), on_batch)
 
     @property
@@ -79,81 +79,80 @@ class CaptionTeacher(ABC):
 
 
 class TeacherSource(ABC):
-    """A frozen text encoder that is not loaded; `name` says where it lies."""
+    """Frozen text encoder that is not loaded yet; `name` is its folder or hub name."""
 
     name: str
 
     @abstractmethod
     def _encoding(self) -> dict[str, Any]:
-        """How it turns captions into vectors; a ConfigError if there is no such text encoder."""
+        """Return the encoding settings; raise a ConfigError if there is no such text encoder."""
 
     @abstractmethod
     def fingerprint(self) -> Fingerprint:
-        """What decides its vectors; the weights are read, unless `hash_files` knows them."""
+        """Return the fingerprint; weights are read unless `hash_files` has cached their hash."""
 
     @abstractmethod
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> CaptionTeacher:
-        """As `load`, with the fingerprint."""
+        """Implement `load` with a known fingerprint."""
 
     def load(
         self, device: Device, batch_tokens: int = 4096, precision: str = 'fp32',
         fingerprint: Optional[Fingerprint] = None, sharded: bool = False,
     ) -> CaptionTeacher:
-        """The text encoder, on its device.
+        """Load the text encoder onto its device.
 
         Args:
-            device: Where it runs.
+            device: Device to run on.
             batch_tokens: Tokens per forward pass.
             precision: ``fp32``, or ``amp_bf16`` for autocast.
-            fingerprint: Of this text encoder, if it is known.  Otherwise one rank per node reads the weights for it,
-                and every rank has to call this.
-            sharded: Spread an LLM over the ranks, which read it one after the other, so that a host holds it in full
-                only once.
+            fingerprint: Fingerprint of this text encoder, if known.  Otherwise one rank per node computes it from the
+                weights, and every rank must call this method.
+            sharded: Shard an LLM over the ranks.  They load it in turn, so that a host holds one full copy at a time.
 
         Raises:
-            ConfigError: There is none, or it cannot be sharded.
+            ConfigError: The text encoder does not exist, or it cannot be sharded.
             FileError, LoadError: It is damaged, or needs code that is not trusted.
-            ValueError: The nodes have different ones.
+            ValueError: The nodes have different text encoders.
         """
         if fingerprint is None:
             fingerprint = once_per_node(self.fingerprint, f'teacher {self.name}')
         return self._load(device, fingerprint, batch_tokens, precision, sharded)
 
     def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
-        """Write it as a folder from which an exported model loads it; returns the fingerprint that it has there.
+        """Save the text encoder as a folder for an exported model, and return the fingerprint of that folder.
 
         Raises:
-            ConfigError: No model is exported with a text encoder of this type.
-            ValueError: It is not the expected one.
+            ConfigError: Text encoders of this type cannot be exported.
+            ValueError: The fingerprint of this text encoder is not `expected`.
         """
         raise ConfigError(f'teacher: {self.name} cannot be part of an exported model')
 
     def check_encoding(self, expected: Optional[Fingerprint], reference: str) -> None:
-        """Find out what is wrong without reading weights.
+        """Check the text encoder without reading weights.
 
         Args:
-            expected: Of the text encoder that it should be, if that is known.
-            reference: What has that fingerprint, for messages.
+            expected: Fingerprint that the text encoder must have, if known.
+            reference: Name of the object with that fingerprint, for messages.
 
         Raises:
             ConfigError: There is no such text encoder.
-            ValueError: It turns captions into vectors otherwise.
+            ValueError: It encodes captions differently.
         """
         found = Fingerprint.of('', self._encoding())
         if expected is not None:
             found.check(expected, self.name, reference, but=('weights',))
 
     def check(self, expected: Fingerprint, reference: str) -> None:
-        """`check_encoding`, then the weights, which are read."""
+        """Call `check_encoding`, then read the weights and compare them too."""
         self.check_encoding(expected, reference)
         self.fingerprint().check(expected, self.name, reference)
 
 
 class CachedTeacher:
-    """Texts -> vectors, from files where they are known: those of each text encoder lie in a folder below `folder`.
+    """Embeds texts with a cache on disk: one folder below `folder` per teacher and precision.
 
-    `fingerprint` and `precision` are those of one, which `load` loads if texts are not known.
+    `load` returns the teacher with this `fingerprint` and `precision`; it is called only if a text is not cached.
     """
 
     def __init__(
@@ -164,10 +163,10 @@ class CachedTeacher:
         self._load, self._teacher = load, None
 
     def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
-        """``(N, D)`` in float32 on the CPU, and how many texts were longer than the teacher reads and lost their end.
+        """Return vectors ``(N, D)`` in float32 on the CPU, and the number of truncated texts.
 
-        Every rank calls this.  They share the texts that are not known; all vectors come to the first, which alone
-        reads and writes files, and the others have none.  Killed, it resumes after the blocks that are done.
+        Every rank must call this.  The ranks share the texts that are not cached.  Rank 0 alone reads and writes the
+        cache and returns all vectors; the others return none.  A killed run resumes after the finished blocks.
 
         Raises:
             FileError: A file is damaged.

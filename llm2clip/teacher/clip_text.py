@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The text side of a CLIP or SigLIP: texts -> its own text features, frozen or trained."""
+"""Text towers of CLIP and SigLIP, frozen or trained: from texts to text features."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,11 +43,11 @@ __all__ = [
 
 KIND = 'text tower of a CLIP'
 MORE_FILE = 'more.safetensors'
-# Of these text towers alone, transformers has the classes, but does not find them by their config.json.
+# transformers has classes for these stand-alone text towers, but its auto classes do not find them by config.json.
 for _config, _model in ((SiglipTextConfig, SiglipTextModel), (Siglip2TextConfig, Siglip2TextModel)):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
-# By the model_type of a whole model, and of a text tower alone.
+# Keys: model_type of a full model and of a stand-alone text tower.
 _TOWERS: dict[str, Any] = {
     **dict.fromkeys(('clip', 'clip_text_model'), CLIPTextModelWithProjection),
     **dict.fromkeys(('siglip', 'siglip_text_model'), SiglipTextModel),
@@ -56,14 +56,14 @@ _TOWERS: dict[str, Any] = {
 
 
 class ClipTokens(NamedTuple):
-    """A tokenised text, which is `cut` if it was longer than the model reads and lost its end."""
+    """Tokens of one text; `cut` is True if the text exceeded the maximum length and was truncated."""
 
     ids: list[int]
     cut: bool
 
 
 class ClipTokenizer:
-    """Texts -> tokens as the CLIP or SigLIP `name`, a hub name or local folder, was trained to read them."""
+    """Tokenizer of the CLIP or SigLIP `name` (hub name or local folder), with the padding used in its training."""
 
     def __init__(self, name: str, config: Any) -> None:
         self.tokenizer = load_tokenizer(name)
@@ -79,7 +79,7 @@ class ClipTokenizer:
         return [ClipTokens(ids, len(all_ids) > self.max_length) for ids, all_ids in zip(cut, whole)]
 
     def pad(self, texts: Sequence[ClipTokens]) -> dict[str, torch.Tensor]:
-        """``input_ids`` ``(N, T)`` and, if the model has one, ``attention_mask``."""
+        """Return ``input_ids`` ``(N, T)`` and, if the model uses one, ``attention_mask`` ``(N, T)``."""
         length = self.max_length if self._siglip else max(len(text.ids) for text in texts)
         ids = torch.full((len(texts), length), self.tokenizer.pad_token_id)
         mask = torch.zeros(len(texts), length, dtype=torch.long)
@@ -88,12 +88,12 @@ class ClipTokenizer:
         return {'input_ids': ids} if self._siglip else {'input_ids': ids, 'attention_mask': mask}
 
     def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Tokenise and pad N texts; longer ones are cut."""
+        """Tokenise, truncate and pad N texts."""
         return self.pad(self.tokenize(texts))
 
 
 class ClipTextTower(nn.Module):
-    """The text tower of a CLIP or SigLIP of transformers with its projection, and nothing of the image side."""
+    """Text tower of a transformers CLIP or SigLIP with its projection, without the image side."""
 
     def __init__(self, trunk: Any) -> None:
         super().__init__()
@@ -106,33 +106,33 @@ class ClipTextTower(nn.Module):
 
     @property
     def _text_model(self) -> Any:
-        return getattr(self.trunk, 'text_model', self.trunk)  # SigLIP has no such part in transformers 5
+        return getattr(self.trunk, 'text_model', self.trunk)  # SigLIP has no such submodule in transformers 5
 
     @property
     def width(self) -> int:
-        """Size of its features."""
+        """Dimension of the text features."""
         head = getattr(self.trunk, 'text_projection', None)
         return (self._text_model.head if head is None else head).out_features
 
     def forward(self, input_ids: torch.Tensor, attention_mask: Optional[torch.Tensor] = None) -> torch.Tensor:
-        """``(N, T)`` tokens -> ``(N, width)``, projected, not normalised."""
+        """Return projected features ``(N, width)``, not normalised, of tokens ``(N, T)``."""
         outputs = self.trunk(input_ids=input_ids, attention_mask=attention_mask)
         features = getattr(outputs, 'text_embeds', None)
         return outputs.pooler_output if features is None else features
 
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
-        """Shard every layer on its own; with `fsdp.activation_checkpointing`, recompute it on its own."""
+        """Whether a module is a layer, which FSDP shards and `fsdp.activation_checkpointing` recomputes separately."""
         return module in self._layers
 
     activation_checkpointing_fn = fsdp_wrap_fn
 
 
 def load_clip_text(config: ClipTextConfig, key: str, load_weights: bool = True) -> ClipTextTower:
-    """The text tower that the `key` of a configuration names, in training mode.
+    """Load the text tower that the configuration key `key` names, in training mode.
 
     Raises:
-        ConfigError: There is no text tower that could be trained.
-        LoadError: There is no such model, or it is damaged.
+        ConfigError: The model is not a CLIP or SigLIP, or transformers does not know its `model_type`.
+        FileError, LoadError: The architecture is invalid, or the model is missing or damaged.
     """
     where = f'{key}: {config.name}'
     architecture = _architecture(config, key)
@@ -141,7 +141,7 @@ def load_clip_text(config: ClipTextConfig, key: str, load_weights: bool = True) 
         raise ConfigError(f'{where}, a {architecture.model_type!r} model, expected one with the text tower of a CLIP '
                           f'or SigLIP: {", ".join(_TOWERS)}')
     text = getattr(architecture, 'text_config', architecture)
-    # Those of the whole model and of its text part do not always say the same.
+    # The full model's projection_dim counts; that of its text config may differ.
     text.projection_dim = getattr(architecture, 'projection_dim', getattr(text, 'projection_dim', None))
     if config.pretrained and load_weights:
         trunk, _ = load_checked(kind.from_pretrained, config.name, where=where, more=True, config=text,
@@ -152,7 +152,7 @@ def load_clip_text(config: ClipTextConfig, key: str, load_weights: bool = True) 
 
 
 def load_clip_tokenizer(config: ClipTextConfig, key: str) -> ClipTokenizer:
-    """The tokenizer that comes with a tower."""
+    """Load the tokenizer of a text tower."""
     return ClipTokenizer(config.name, _architecture(config, key))
 
 
@@ -170,9 +170,9 @@ def save_clip_text(
     tower: ClipTextTower, state: Mapping[str, torch.Tensor], tokenizer: ClipTokenizer, folder: Union[str, Path],
     more: Mapping[str, torch.Tensor],
 ) -> None:
-    """Write a tower, which may be sharded, with its whole weights and its tokenizer, as transformers knows them.
+    """Save a tower, which may be sharded, with its full weights `state` and its tokenizer in transformers format.
 
-    The folder appears complete; `more` weights, if there are any, go into a file of their own.
+    The folder is written atomically; `more` weights, if any, go into a separate file.
     """
     with torch.device('meta'):
         whole = ClipTextTower(type(tower.trunk)(tower.config))
@@ -186,9 +186,9 @@ def save_clip_text(
 
 
 class _ClipTextTeacher(CaptionTeacher):
-    """A frozen `ClipTextTower`, whose vectors are its projected features, not normalised.
+    """Frozen `ClipTextTower`; its vectors are the projected features, not normalised.
 
-    Captions that it cannot read to their end lose it with `cut`, and get the vector 0 without.
+    Captions above the maximum length are truncated with `cut`; otherwise their vectors are zero.
     """
 
     def __init__(self, tower: ClipTextTower, tokenizer: ClipTokenizer, fingerprint: Fingerprint,
@@ -207,7 +207,7 @@ class _ClipTextTeacher(CaptionTeacher):
         self, tokens: Sequence[ClipTokens], on_batch: Callable[[int], object] = lambda texts: None
     ) -> Embedded:
         vectors = torch.zeros(len(tokens), self.llm_embed_dim, device=self.device)
-        # Those of similar length together, so that little is padding.
+        # Batches of similar lengths need little padding.
         order = sorted((i for i, text in enumerate(tokens) if self.cut or not text.cut),
                        key=lambda i: len(tokens[i].ids))
         batch_size = max(1, self.batch_tokens // self.tokenizer.max_length)
@@ -228,12 +228,12 @@ class _ClipTextTeacher(CaptionTeacher):
 
 
 class ClipText(TeacherSource):
-    """The text tower of a CLIP or SigLIP.
+    """Source of a CLIP or SigLIP text tower.
 
     Args:
-        name: Hub name or local folder of a CLIP or SigLIP, or what `save_clip_text` wrote.
-        cut: Whether captions that it cannot read to their end lose it; otherwise they get the vector 0, as those that a
-            sample does not have.
+        name: Hub name or local folder of a CLIP or SigLIP, or a folder that `save_clip_text` wrote.
+        cut: Whether to truncate captions above the maximum length; otherwise their vectors are zero, like those of
+            captions that a sample lacks.
     """
 
     def __init__(self, name: Union[str, Path], cut: bool = False) -> None:

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Teacher embeddings of a dataset's captions: one embeddings dataset shard for each of its shards."""
+"""Extraction of text embeddings: one shard of embeddings for each shard of a dataset."""
 
 import json
 import os
@@ -52,18 +52,18 @@ _COUNTED = ('shards', 'captions', 'tokens', 'truncated', 'left_out', 'absent')
 
 @dataclass(frozen=True)
 class EmbeddingsDataset:
-    """What is written for one dataset."""
+    """Input, output and format of one embeddings dataset."""
 
     dataset: DatasetConfig
-    """The image or caption dataset."""
+    """Image or caption dataset to embed."""
     out: OutputFolder
-    """Where the embeddings dataset goes."""
+    """Output folder of the embeddings dataset."""
     storage: str = 'float16'
     """``float16`` or ``int8``."""
     normalize: bool = False
-    """Store vectors of length 1."""
+    """Store L2-normalised vectors."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """Facts about the vectors for the fingerprint, such as the precision."""
+    """Extra facts about the vectors for ``teacher.json``, such as the precision."""
 
     @property
     def name(self) -> str:
@@ -71,8 +71,7 @@ class EmbeddingsDataset:
 
 
 class _Files:
-    """A dataset as it is read, shard by shard, and the embeddings dataset that several ranks or machines write for
-    it."""
+    """Input shards of a dataset, and its embeddings dataset, which several ranks or machines may write together."""
 
     def __init__(self, embeddings: EmbeddingsDataset) -> None:
         self.embeddings, self.out, local = embeddings, embeddings.out, embeddings.dataset.local
@@ -86,8 +85,8 @@ class _Files:
             raise ValueError(f'the dataset in {local} has no caption columns')
 
     def initialize(self, fingerprint: Fingerprint) -> list[int]:
-        """Write for which dataset and teacher the folder is; returns the shards that are not there yet, which come
-        after those of a dataset that has grown since."""
+        """Write or check the record of dataset and teacher; return the missing shards, also those of a grown
+        dataset."""
         out, index = self.out, read_index(self.embeddings.dataset.local)
         vectors = {'storage': self.embeddings.storage, 'normalized': self.embeddings.normalize, **self.embeddings.about}
         record = TeacherRecord(fingerprint, {'dataset': dataset_fingerprint(index), 'caption_keys': self.keys,
@@ -115,18 +114,18 @@ class _Files:
         return todo[0]
 
     def count(self, numbers: Iterable[int]) -> int:
-        """Captions of some shards, with those that samples do not have."""
+        """Number of captions in some shards, including captions that samples lack."""
         return sum(len(self.shards[k]) for k in numbers) * len(self.keys)
 
     def write(self, k: int, ids: Sequence[str], vectors: torch.Tensor) -> None:
-        """Write the vectors of a shard, ``(samples * keys, D)``."""
+        """Write the vectors ``(samples * keys, D)`` of shard `k`."""
         storage = self.embeddings.storage
         vectors = F.normalize(vectors, dim=-1) if self.embeddings.normalize else vectors
         rows = vector_rows(ids, self.keys, vectors.numpy().reshape(len(ids), len(self.keys), -1), storage)
         write_shard(self.out, k, rows, vector_columns(self.keys, vectors.shape[-1], storage))
 
     def finish(self) -> None:
-        """Write the index from the shards' entries."""
+        """Write the index from the entries of all shards."""
         pieces = [_piece(k) for k in range(len(self.shards))]
         for name in pieces:
             if not self.out.fetch(name):
@@ -139,7 +138,7 @@ class _Files:
 
 
 def write_shard(out: OutputFolder, k: int, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
-    """Write one shard; its index entry, which says that it is done, comes last."""
+    """Write one shard, and last its index entry, which marks the shard as finished."""
     name = f'shard.{k:05}.mds'
     partial = out.local / f'{name}.tmp.{os.getpid()}'
     mds = MDSWriter(out=str(partial), columns=columns, hashes=['xxh64'], size_limit=None)
@@ -155,12 +154,12 @@ def write_shard(out: OutputFolder, k: int, rows: list[dict[str, Any]], columns: 
 
 
 def _piece(k: int) -> str:
-    """The index entry of a finished shard."""
+    """File name of the index entry of a finished shard."""
     return f'shard.{k:05}.json'
 
 
 class _Part(NamedTuple):
-    """Some captions of a shard, `rows` of all its `texts`, with their tokens as the teacher takes them."""
+    """Part of a shard's captions: `rows` are indices into all `texts` of the shard, `tokens` belong to these rows."""
 
     files: _Files
     k: int
@@ -172,8 +171,8 @@ class _Part(NamedTuple):
 
 
 def _parts(shards: Iterable[tuple[_Files, int]], teacher: CaptionTeacher, part_tokens: int) -> Iterator[_Part]:
-    """The captions of shards that are not empty, tokenised, in parts of about `part_tokens` tokens, by four characters
-    per token; at least one part per shard."""
+    """Yield the non-empty captions of shards, tokenised, in parts of about `part_tokens` tokens at four characters per
+    token; at least one part per shard."""
     for files, k in shards:
         with _naming(k), files.stream.whole(files.shards[k]) as shard:
             samples = [shard[i] for i in range(len(shard))]
@@ -198,7 +197,7 @@ def _embed(
     shards: Iterable[tuple[_Files, int]], teacher: CaptionTeacher, part_tokens: int, progress: tqdm,
     done: Callable[[_Files, Counter[str]], object],
 ) -> None:
-    """Embed and write shards, by their numbers; `done` is told of each.  Meanwhile a thread reads what comes next."""
+    """Embed and write shards, given by number; `done` receives the counts of each.  A thread reads ahead."""
     vectors, counts, total = torch.empty(0), Counter(), Counter()
     for part in _ahead(_parts(shards, teacher, part_tokens)):
         if not len(vectors):
@@ -221,7 +220,7 @@ def _embed(
 
 
 def _ahead(items: Iterable[T]) -> Iterator[T]:
-    """The same items, the next of which is made in a thread while the last is used."""
+    """Yield the same items; a thread computes the next item while the caller uses the current one."""
     iterator = iter(items)
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(next, iterator, None)
@@ -248,26 +247,26 @@ def _describe(progress: tqdm, total: Mapping[str, int]) -> None:
 def extract_text_embeddings(
     embeddings: EmbeddingsDataset, teacher: CaptionTeacher, part_tokens: int = 32768
 ) -> dict[str, int]:
-    """Write an embeddings dataset, of which the ranks of all nodes share the shards that are not there yet.
+    """Write an embeddings dataset; the ranks of all nodes share the missing shards.
 
-    A shard appears when it is complete, and the index, which makes the embeddings dataset readable, when all are.
-    Nodes that do not share `out` need a remote.  The vector of a caption that a sample does not have, or that the
-    teacher leaves out, is zero.
+    Each shard is written atomically.  The index, which makes the dataset readable, follows when all shards are
+    complete. Nodes that do not share `out` need a remote.  Captions that a sample lacks or the teacher leaves out get
+    zero vectors.
 
     Args:
-        embeddings: What is written.
-        teacher: Embeds the captions.
-        part_tokens: About how many tokens are given to the teacher at once.
+        embeddings: Input and output.
+        teacher: Teacher that embeds the captions.
+        part_tokens: Approximate number of tokens per call of the teacher.
 
     Returns:
-        What this call did, over all ranks: numbers of shards, captions, tokens, and captions that were truncated, left
-        out, or absent in a sample.
+        Counts of this call over all ranks: shards, captions, tokens, and captions that were truncated, left out, or
+        absent from a sample.
 
     Raises:
-        ValueError: The dataset has no captions or a damaged index; `out` holds another dataset, or was begun for
-            another teacher, or for a dataset that is not the beginning of this one.
+        ValueError: The dataset has no captions or a damaged index.  Or `out` holds another dataset, or was begun for
+            another teacher or for a dataset that is not the beginning of this one.
         ShardError: A shard of the dataset is missing or damaged.
-        FileNotFoundError: A shard was written on a machine that does not share `out`, which has no remote.
+        FileNotFoundError: A shard was written on a machine that does not share `out`, and `out` has no remote.
     """
     files = _Files(embeddings)
     mine = files.initialize(teacher.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
@@ -286,18 +285,17 @@ def extract_by(
     engine: Engine, text_embeddings: Sequence[EmbeddingsDataset], load: Callable[[], CaptionTeacher],
     fingerprint: Fingerprint, part_tokens: int = 32768,
 ) -> dict[str, dict[str, int]]:
-    """`extract_text_embeddings` by an engine's workers, each of which loads the teacher once and then takes shard after
-    shard.
+    """Run `extract_text_embeddings` on an engine; each worker loads the teacher once and then takes shard after shard.
 
     Args:
-        engine: Whose workers embed.
-        text_embeddings: What is written, in folders of different names.
+        engine: Engine that provides the workers.
+        text_embeddings: Inputs and outputs, in folders with different names.
         load: Loads the teacher in a worker.
-        fingerprint: Of the teacher; a ValueError is raised if a machine has another one.
-        part_tokens: As for `extract_text_embeddings`.
+        fingerprint: Fingerprint of the teacher; a ValueError is raised if a machine has another one.
+        part_tokens: See `extract_text_embeddings`.
 
     Returns:
-        Name of an embeddings dataset -> what this call did.
+        Name of each embeddings dataset -> counts of this call.
     """
     every = {embeddings.name: _Files(embeddings) for embeddings in text_embeddings}
     todo = {name: files.initialize(fingerprint) for name, files in every.items()}
@@ -327,7 +325,8 @@ def _embedding(
     text_embeddings: Sequence[EmbeddingsDataset], load: Callable[[], CaptionTeacher], fingerprint: Fingerprint,
     part_tokens: int
 ) -> Work[tuple[str, int], tuple[str, Counter[str]]]:
-    """Embed shards, by the name of their embeddings dataset and their number, and tell that name and what was done."""
+    """Load the teacher and return a worker that embeds shards, given as (dataset name, shard number), and reports
+    counts."""
     teacher = load()
     teacher.fingerprint.check(fingerprint, 'what this machine has', 'the one of the machine that began')
     known = {embeddings.name: embeddings for embeddings in text_embeddings}

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What decides a teacher's vectors, kept wherever they are used, so that no others are taken for them."""
+"""Fingerprints of teachers, stored beside everything made from their vectors, so that a mismatch is detected."""
 
 import json
 import os
@@ -28,34 +28,34 @@ from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES
 __all__ = ['Fingerprint', 'TeacherRecord', 'common_teacher', 'hash_files', 'teacher_of_embeddings']
 
 CACHE_VARIABLE = 'LLM2CLIP_CACHE'
-# What changed so short a time ago may change again without another time stamp: a second on some network disks.
+# A file that changed less than 2 s ago may change again under the same timestamp: some network disks count in seconds.
 _SETTLED_NS = 2_000_000_000
 _SEVERAL = 'concatenated'
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Of one teacher, or of several whose vectors stand one after the other."""
+    """Fingerprint of one teacher, or of several teachers with concatenated vectors."""
 
     teachers: tuple[dict[str, Any], ...]
-    """Of each, ``weights``, a hash of them, and how it turns a caption into a vector."""
+    """Per teacher: a hash of its ``weights``, and the settings that decide how it turns a caption into a vector."""
 
     @classmethod
     def of(cls, weights: str, encoding: Mapping[str, Any]) -> 'Fingerprint':
-        """Of one teacher."""
+        """Return the fingerprint of one teacher."""
         return cls(({'weights': weights, **encoding},))
 
     @classmethod
     def concatenate(cls, fingerprints: Iterable['Fingerprint']) -> 'Fingerprint':
-        """Of the teachers of all, in order."""
+        """Return the fingerprint of all teachers in the given fingerprints, in order."""
         return cls(tuple(teacher for fingerprint in fingerprints for teacher in fingerprint.teachers))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> 'Fingerprint':
-        """What `to_json` gave.
+        """Parse the output of `to_json`.
 
         Raises:
-            ValueError: It is something else.
+            ValueError: The value is not a fingerprint.
         """
         teachers = value.get(_SEVERAL, [value]) if isinstance(value, Mapping) else None
         if not isinstance(teachers, list) or not teachers or not all(isinstance(one, Mapping) for one in teachers):
@@ -63,29 +63,29 @@ class Fingerprint:
         return cls(tuple(map(dict, teachers)))
 
     def to_json(self) -> dict[str, Any]:
-        """For files; one teacher's fields, or those of several in a list."""
+        """Return a JSON object with the fields of one teacher, or with a list of several teachers."""
         return self.teachers[0] if len(self.teachers) == 1 else {_SEVERAL: list(self.teachers)}
 
     @property
     def of_sentence_transformers(self) -> bool:
-        """Whether a teacher is a sentence-transformers model, whose prompt then stands here."""
+        """Whether a teacher is a sentence-transformers model, recognised by its ``prompt``."""
         return any('prompt' in one for one in self.teachers)
 
     def __len__(self) -> int:
         return len(self.teachers)
 
     def __iter__(self) -> Iterator['Fingerprint']:
-        """Each teacher's."""
+        """Iterate over the fingerprints of the single teachers."""
         return (Fingerprint((teacher,)) for teacher in self.teachers)
 
     def check(self, expected: 'Fingerprint', what: str, reference: str, but: Iterable[str] = ()) -> None:
-        """Raise a ValueError that names the first field in which `what` is another teacher than `reference`.
+        """Raise a ValueError that names the first field in which this fingerprint differs from `expected`.
 
         Args:
-            expected: The reference's.
-            what: Whose fingerprint this is, for the message.
-            reference: Whose the other is.
-            but: Fields that are left out.
+            expected: Fingerprint of the reference.
+            what: Name of the object with this fingerprint, for the message.
+            reference: Name of the reference, for the message.
+            but: Fields to ignore.
         """
         found, others = ([{name: value for name, value in one.items() if name not in but} for one in side.teachers]
                          for side in (self, expected))
@@ -98,16 +98,16 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class TeacherRecord:
-    """What `teacher.json` says in an embeddings dataset, or in a run of stage 2."""
+    """Content of ``teacher.json`` in an embeddings dataset or in a run of stage 2."""
 
     teacher: Fingerprint
     about: dict[str, Any]
-    """In a run ``llm_embed_dim``, the vectors' width; in an embeddings dataset ``dataset``, ``caption_keys``,
-    ``vectors``."""
+    """Other fields: ``llm_embed_dim``, the width of the vectors, in a run; ``dataset``, ``caption_keys`` and
+    ``vectors`` in an embeddings dataset."""
 
     @classmethod
     def read(cls, folder: Union[str, Path]) -> 'TeacherRecord':
-        """The record of a folder.
+        """Read the record in a folder.
 
         Raises:
             ConfigError: There is none.
@@ -125,7 +125,7 @@ class TeacherRecord:
         return self.about['llm_embed_dim']
 
     def write(self, folder: Union[str, Path]) -> None:
-        """Into a folder that has none yet."""
+        """Write the record into a folder, which is created if necessary."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_text(Path(folder, TEACHER_FILE), self.to_text())
 
@@ -133,21 +133,24 @@ class TeacherRecord:
         return json.dumps({'teacher': self.teacher.to_json(), **self.about}, indent=2) + '\n'
 
     def difference(self, expected: 'TeacherRecord') -> Optional[str]:
-        """The first field in which two records differ."""
+        """Describe the first field in which two records differ; None if they are equal."""
         return difference({'teacher': self.teacher.to_json(), **self.about},
                           {'teacher': expected.teacher.to_json(), **expected.about})
 
 
 def teacher_of_embeddings(data: DataSpec) -> TeacherRecord:
-    """The teacher, or teachers, that all embeddings datasets of a loader's dataset come from, and the width of their
-    vectors; a ValueError if there are different ones."""
+    """Return the common teachers and the vector width of all embeddings datasets of a loader.
+
+    Raises:
+        ValueError: The datasets have different teachers, or hold CLIP text features.
+    """
     dataset = streaming_dataset(data)
     return common_teacher([(stream, dataset.shards[dataset.shard_offset_per_stream[i]])
                            for i, stream in enumerate(dataset.streams)])
 
 
 def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
-    """`teacher_of_embeddings` of paired streams, each with one of its shards."""
+    """Implement `teacher_of_embeddings` for paired streams, each with one of its shards."""
     found: list[tuple[str, Fingerprint]] = []
     dim = 0
     for stream, shard in streams:
@@ -168,11 +171,10 @@ def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
 
 
 def hash_files(folder: Union[str, Path], exclude_ids: str = '') -> str:
-    """Hash of the weights, tokenizer, chat template and configurations in a folder, but the file named `exclude_ids`.
+    """Hash the weights, tokenizer, chat template and configurations in a folder, except the file named `exclude_ids`.
 
-    A large LLM takes minutes to read from a network's disk.  So the hash is kept in ``$LLM2CLIP_CACHE``, by default
-    ``~/.cache/llm2clip``, with the name, size, inode and times of every file, and taken from there while all of these
-    are what they were.  What is damaged there or cannot be written counts as not there.
+    Reading a large LLM from a network disk takes minutes.  So ``$LLM2CLIP_CACHE``, by default ``~/.cache/llm2clip``,
+    caches the hash, valid while path, size, inode and timestamps of all files are unchanged.  Cache errors are ignored.
 
     Raises:
         OSError: A file cannot be read.
@@ -202,7 +204,7 @@ def hash_files(folder: Union[str, Path], exclude_ids: str = '') -> str:
 
 
 def _states(paths: Sequence[Path]) -> list[list[Any]]:
-    """What changes when a file does: path, size, inode, time of the content and time of the inode, in nanoseconds."""
+    """Path, size, inode, mtime and ctime (both in nanoseconds) of each file; at least one changes when a file does."""
     states = [path.stat() for path in paths]
     return [[os.fsencode(path).hex(), state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns]
             for path, state in zip(paths, states)]

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""LLMs as text encoders: which architectures work, their weights and LoRA adapters, the folder that stage 1 leaves."""
+"""LLMs as text encoders: supported architectures, weights, LoRA adapters, and the teacher folder of stage 1."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ KIND, LORA_KIND = 'teacher of captions', 'LoRA adapter'
 BASE_FILE = 'base_model.json'
 ENCODER_FILE = 'text_encoder.json'
 LORA_FILE = 'lora.safetensors'
-# Those whose attention takes a 4-D mask as it is, in every layer, and therefore becomes bidirectional by one.
+# Architectures that use a 4-D mask unchanged in every layer, so that a mask can make their attention bidirectional.
 ARCHITECTURES = ('gemma2', 'gemma3', 'gemma3_text', 'llama', 'mistral', 'phi3', 'qwen2', 'qwen3')
 
 
@@ -74,13 +74,13 @@ def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedMode
     if attention not in able:
         raise ConfigError(f'{config.key}.attn_implementation: {attention!r} does not compute the attention of a '
                           f'{hf_config.model_type!r} model; expected {" or ".join(able)}')
-    # Adapters are merged in float32: in bfloat16, rounding would swallow a part of them.
+    # Adapters are merged in float32: in bfloat16, rounding would lose part of them.
     dtype = 'float32' if config.adapters else config.dtype
     options: dict[str, Any] = {'dtype': getattr(torch, dtype), 'attn_implementation': attention}
     if on_meta:
         with torch.device('meta'):
             return auto.from_config(hf_config, **options)
-    # The head alone may be there or not.
+    # Only the language-model head may be missing or unexpected.
     llm, _ = load_checked(
         auto.from_pretrained, config.pretrained, where=f'{config.key}.pretrained: {config.pretrained}',
         optional='lm_head.', config=hf_config, gguf_file=config.gguf_file, trust_remote_code=False, **options)
@@ -88,21 +88,22 @@ def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedMode
 
 
 def load_llm(config: TextEncoderConfig, on_meta: bool = False) -> PreTrainedModel:
-    """The decoder without its language-model head, `config.adapters` merged.
+    """Load the decoder without its language-model head, and merge `config.adapters`.
 
-    With `on_meta`, there is no memory for the weights.  Under FSDP every rank but the first does so, and receives its
-    shards from the first: a large LLM is in memory once, not once per rank.
+    With `on_meta`, weights use no memory and adapters are not merged.  Under FSDP all ranks but the first do this and
+    receive their shards from the first: a large LLM is in memory once, not once per rank.
 
     Raises:
         ConfigError: The folder is missing, the architecture is not one of `ARCHITECTURES`, or an adapter does not fit.
+        FileError, LoadError: The LLM or an adapter is damaged.
     """
-    # Gemma 3 from 4B on comes with a vision tower, which is left out.
+    # Gemma 3 from 4B on has a vision tower, which is dropped.
     llm = _load(AutoModel, config, on_meta)
     return _merged(getattr(llm, 'language_model', llm), config, on_meta)
 
 
 def load_llm_and_head(config: TextEncoderConfig, on_meta: bool = False) -> tuple[PreTrainedModel, nn.Linear]:
-    """`load_llm`, and the frozen language-model head as weights of its own (FSDP cannot shard tied ones)."""
+    """Call `load_llm`, and copy the frozen language-model head, since FSDP cannot shard tied weights."""
     full = _load(AutoModelForCausalLM, config, on_meta)
     tied = full.get_output_embeddings()
     assert isinstance(tied, nn.Linear)
@@ -124,15 +125,14 @@ def _merged(llm: PreTrainedModel, config: TextEncoderConfig, on_meta: bool) -> P
 
 
 def cast_weights(llm: nn.Module, dtype: torch.dtype) -> None:
-    """Give the LLM's own weights another type; LoRA weights and buffers (rotary frequencies) keep theirs."""
+    """Cast the LLM's own weights to `dtype`; LoRA weights and buffers (rotary frequencies) keep their dtype."""
     for name, parameter in llm.named_parameters():
         if 'lora_' not in name:
             parameter.data = parameter.data.to(dtype)
 
 
 def set_attention_dropout(llm: nn.Module, probability: float) -> None:
-    """Drop weights of the attention in every layer while training; the LLM's configuration, and so what is saved, keeps
-    what it has."""
+    """Set the dropout of attention weights in every layer; the LLM's configuration, which is saved, does not change."""
     layers: list[Any] = [module for module in llm.modules() if hasattr(module, 'attention_dropout')]
     assert layers
     for layer in layers:
@@ -143,7 +143,7 @@ def add_lora(llm: PreTrainedModel, config: LoraConfig, key: str = 'lora') -> Pef
     """Freeze the LLM and add trainable LoRA weights, in float32, to its projections.
 
     Raises:
-        ConfigError: The LLM has no projection of a configured name; `key` says where it stands.
+        ConfigError: The LLM has no projection with a configured name; the message names the key `key`.
     """
     arguments = dataclasses.asdict(config)
     names = arguments.pop('target_modules')
@@ -158,17 +158,17 @@ def add_lora(llm: PreTrainedModel, config: LoraConfig, key: str = 'lora') -> Pef
 
 
 def _merge_adapter(llm: PreTrainedModel, folder: str, key: str) -> PreTrainedModel:
-    """Merge a LoRA adapter, of this project or another, into the weights, which have to be those it was trained on."""
+    """Merge a LoRA adapter, from this project or another one, into the weights that it was trained on."""
     key = f'{key}.adapters: {folder}'
     with reading(key, 'a LoRA adapter'):
         if (path := Path(folder, 'adapter_config.json')).is_file():
             read_json(path, dict)
         peft_config = PeftConfig.from_pretrained(str(folder))
         if peft_config.peft_type != PeftType.LORA or getattr(peft_config, 'megatron_config', None):
-            # peft would import the module that stands in `megatron_core`.
+            # peft would import the module that `megatron_core` names.
             raise FileError(f'{key}: its adapter_config.json is of the type {peft_config.peft_type} and has the '
                             f'megatron_config {getattr(peft_config, "megatron_config", None)}, expected LORA and none')
-        # One that was trained with a language-model head has its layers a level deeper.
+        # Adapters that were trained with a language-model head name the layers one level deeper.
         state = {name.replace('base_model.model.model.', 'base_model.model.'): weight
                  for name, weight in load_peft_weights(str(folder), device='cpu').items()}
     check_finite(state, key)
@@ -197,9 +197,9 @@ def _set_lora(model: PeftModel, state: dict[str, torch.Tensor], where: str) -> N
 
 
 def save_adapter(model: PeftModel, pretrained: str, folder: Path) -> None:
-    """Write the LoRA weights alone, as peft loads them, and which LLM they belong to, called `pretrained`."""
-    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)  # 'auto' asks the hub
-    (folder / 'README.md').unlink()  # a model card with nothing filled in
+    """Write the LoRA weights alone, in peft format, with the name `pretrained` and a hash of the LLM they belong to."""
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)  # 'auto' queries the Hub
+    (folder / 'README.md').unlink()  # an empty model card
     write_json(folder / BASE_FILE, {'pretrained': pretrained, 'fingerprint': _weights_fingerprint(model)})
 
 
@@ -210,16 +210,16 @@ def save_lora(model: PeftModel, config: LoraConfig, path: Path) -> None:
 
 
 def apply_lora_apart(llm: PreTrainedModel, folder: Union[str, Path], path: Path) -> PeftModel:
-    """Take the LoRA weights out of an LLM that is held in a type with no room for them, and apply them beside it.
+    """Subtract merged LoRA weights from an LLM in low precision, and apply them in separate layers.
 
-    Added to a weight of bfloat16, what LoRA learned is rounded to the eight significant bits of the sum; applied beside
-    the weight, it is not.  So the merged weights lie in `folder` in float32, and here each is read again, one at a
-    time, rid of its LoRA weights and only then rounded: the whole is never in memory in float32.
+    Adding a LoRA update to a bfloat16 weight rounds the sum to 8 significant bits; a separate layer keeps the update.
+    So `folder` holds the merged weights in float32.  Each weight is read, its update subtracted, and the result
+    rounded, one at a time: the full LLM is never in memory in float32.
 
     Args:
-        llm: As loaded from `folder`, in the type that the result has.
-        folder: With the merged weights in float32.
-        path: What `save_lora` wrote.
+        llm: LLM loaded from `folder`, in the dtype of the result.
+        folder: Folder with the merged weights in float32.
+        path: File that `save_lora` wrote.
     """
     expected = 'the LoRA weights of this LLM'
     state, about = read_safetensors(path, expected)
@@ -237,7 +237,8 @@ def apply_lora_apart(llm: PreTrainedModel, folder: Union[str, Path], path: Path)
 
 
 def _weights_fingerprint(llm: nn.Module) -> str:
-    """Hash of weights that LoRA leaves alone, which tells LLMs of one architecture apart, with and without adapters."""
+    """Hash weights that LoRA does not change; it identifies an LLM of a known architecture, with or without
+    adapters."""
     digest = xxhash.xxh64()
     for name, weight in sorted(llm.named_parameters()):
         if 'lora_' not in name and (weight.ndim == 1 or name.endswith('embed_tokens.weight')):
@@ -246,7 +247,7 @@ def _weights_fingerprint(llm: nn.Module) -> str:
 
 
 def load_caption_tokenizer(config: TextEncoderConfig) -> CaptionTokenizer:
-    """The tokenizer that comes with the LLM."""
+    """Load the tokenizer that comes with the LLM."""
     tokenizer = load_tokenizer(config.pretrained, config.trust_remote_code, gguf_file=config.gguf_file)
     return CaptionTokenizer(tokenizer, config)
 
@@ -254,18 +255,18 @@ def load_caption_tokenizer(config: TextEncoderConfig) -> CaptionTokenizer:
 def build_text_encoder(
     config: TextEncoderConfig, lora: Optional[LoraConfig] = None, on_meta: bool = False, key: str = 'lora'
 ) -> TextEncoder:
-    """An LLM as text encoder; with `lora`, it is frozen and has new trainable LoRA weights, by `add_lora`."""
+    """Build a text encoder from an LLM; with `lora`, freeze it and add trainable LoRA weights by `add_lora`."""
     llm = load_llm(config, on_meta)
     return TextEncoder(llm if lora is None else add_lora(llm, lora, key), config)
 
 
 def load_text_encoder(config: TextEncoderConfig) -> tuple[TextEncoder, CaptionTokenizer]:
-    """A frozen encoder in evaluation mode, and its tokenizer."""
+    """Load a frozen encoder in evaluation mode, and its tokenizer."""
     return build_text_encoder(config).eval().requires_grad_(False), load_caption_tokenizer(config)
 
 
 def shard_encoder(encoder: TextEncoder, mesh: DeviceMesh) -> None:
-    """Spread a frozen encoder over the ranks of a mesh with FSDP2, a decoder layer at a time."""
+    """Shard a frozen encoder over the ranks of a mesh with FSDP2, one decoder layer at a time."""
     for module in encoder.modules():
         if encoder.fsdp_wrap_fn(module):
             fully_shard(module, mesh=mesh)
@@ -276,22 +277,22 @@ def save_teacher(
     encoder: TextEncoder, tokenizer: CaptionTokenizer, lora: Optional[LoraConfig], folder: Union[str, Path],
     lora_folder: Union[str, Path, None] = None,
 ) -> None:
-    """Write an encoder, which may be sharded, as a Hugging Face folder plus how it turns captions into vectors.
+    """Write an encoder, which may be sharded, as a Hugging Face folder with its encoding in ``text_encoder.json``.
 
-    LoRA is merged in float32, and the weights are saved in it: a narrower type would round away a part of LoRA.  The
-    LoRA weights lie beside them, so that `load_teacher` can hold the LLM in a narrower type all the same.  Every rank
-    calls this; rank 0 writes.  A folder appears under its name only when it is complete.
+    LoRA is merged and saved in float32, since a narrower dtype would round part of it away.  The LoRA weights are also
+    saved beside the LLM, so that `load_teacher` can hold the LLM in a narrower dtype.  Every rank must call this; rank
+    0 writes each folder atomically.
 
     Args:
-        encoder: The encoder.
-        tokenizer: The encoder's.
-        lora: As the encoder was built with.
-        folder: Where to.
-        lora_folder: Where the LoRA weights alone go, as peft loads them into the LLM with the `adapters` merged.
+        encoder: Encoder to save.
+        tokenizer: Tokenizer of the encoder.
+        lora: LoRA configuration that the encoder was built with.
+        folder: Output folder.
+        lora_folder: Output folder for the LoRA weights alone, in peft format, for the LLM with the `adapters` merged.
     """
     state = get_model_state_dict(encoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_global_rank() == 0:
-        # peft cannot merge shards: an unsharded model takes over the gathered weights, without a second copy of them.
+        # peft cannot merge shards, so an unsharded model adopts the gathered weights without a copy.
         whole = build_text_encoder(encoder.config, lora, on_meta=True)
         whole.load_state_dict(state, assign=True)
         llm = whole.llm
@@ -303,7 +304,7 @@ def save_teacher(
                 assert lora is not None
                 save_lora(llm, lora, out / LORA_FILE)
                 cast_weights(llm, torch.float32)
-                # Not in place: on a CPU the gathered weights are still those of the encoder.
+                # safe_merge works on copies: on a CPU, the gathered weights are still those of the encoder.
                 llm = llm.merge_and_unload(safe_merge=True)
             llm.save_pretrained(out, safe_serialization=True)
             tokenizer.tokenizer.save_pretrained(out)
@@ -313,17 +314,17 @@ def save_teacher(
 
 
 def encoding(config: TextEncoderConfig) -> dict[str, Any]:
-    """How an encoder turns captions into vectors, without where its weights lie."""
+    """Return the settings that decide how an encoder embeds captions, without the location of its weights."""
     unsaid = ['pretrained', 'gguf_file', 'adapters', 'attn_implementation', 'trust_remote_code', 'type']
     return {key: value for key, value in dataclasses.asdict(config).items() if key not in unsaid}
 
 
 def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:
-    """How the teacher in `folder` was trained to encode.
+    """Read how the teacher in `folder` encodes captions.
 
     Raises:
         ConfigError: `save_teacher` did not write the folder, or a value is out of range.
-        LoadError: Its file is damaged, or says more or less than how captions are encoded.
+        LoadError: ``text_encoder.json`` is damaged, or its keys are not the expected ones.
     """
     path = Path(folder) / ENCODER_FILE
     if not path.is_file():
@@ -334,14 +335,14 @@ def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:
 
 
 def teacher_fingerprint(folder: Union[str, Path]) -> Fingerprint:
-    """What decides the vectors of the teacher in `folder`; its weights are read, unless `hash_files` knows them."""
+    """Return the fingerprint of the teacher in `folder`; weights are read unless `hash_files` has cached their hash."""
     return Fingerprint.of(hash_files(folder, exclude_ids=ENCODER_FILE), encoding(teacher_config(folder)))
 
 
 def load_teacher(folder: Union[str, Path], dtype: Optional[WeightType] = None) -> tuple[TextEncoder, CaptionTokenizer]:
-    """The frozen encoder that `save_teacher` wrote, with weights of `dtype`, or unset, of the type of the training.
+    """Load the frozen encoder that `save_teacher` wrote, with weights in `dtype` (unset: the dtype of training).
 
-    In a narrower type than float32, LoRA is applied apart from the weights, as in training.
+    In a dtype narrower than float32, LoRA is applied in separate layers, as in training.
     """
     config = teacher_config(folder)
     config.dtype = dtype or config.dtype

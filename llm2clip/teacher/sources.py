@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The frozen text encoders that the key `teacher` names: LLMs and sentence-transformers models, and which one it is."""
+"""Sources of the text encoders that the key `teacher` names: LLMs, sentence-transformers models, CLIP text towers."""
 
 import dataclasses
 import shutil
@@ -48,21 +48,21 @@ from llm2clip.weights import hash_tensors
 __all__ = ['TeacherFolder', 'check_teachers', 'load_caption_teacher', 'teacher_in', 'teacher_source', 'teacher_sources']
 
 _PROMPTS_FILE = 'config_sentence_transformers.json'
-# Of a model on the Hub, the weights for other libraries.
+# Weights for other libraries, which are not downloaded from the Hub.
 _FOREIGN_WEIGHTS = ['onnx/*', 'openvino/*', '*.onnx', '*.onnx_data', '*.h5', '*.msgpack', '*.ot', '*.gguf']
 
 
 class LLMTeacher(CaptionTeacher):
-    """An LLM as text encoder, whose weights are cast to float32 where bfloat16 is slow.
+    """LLM as a text encoder; weights are cast to float32 on machines where bfloat16 is slow.
 
-    If it is `sharded`, spread over the ranks, they embed together, each as many captions.
+    If `sharded`, all ranks must call `embed_tokens` together, each with at least one caption.
     """
 
     def __init__(self, encoder: TextEncoder, tokenizer: CaptionTokenizer, fingerprint: Fingerprint,
                  batch_tokens: int = 4096, precision: str = 'fp32', sharded: bool = False) -> None:
         super().__init__(encoder, fingerprint, batch_tokens, precision)
         self.tokenizer, self.sharded = tokenizer, sharded
-        # Float32 keeps the values of bfloat16.
+        # The cast from bfloat16 to float32 is exact.
         narrow = any(weight.dtype == torch.bfloat16 for weight in encoder.llm.parameters())
         if not sharded and narrow and not computes_bfloat16():
             encoder.llm.float()
@@ -82,16 +82,16 @@ class LLMTeacher(CaptionTeacher):
 
 
 class _LLM(TeacherSource):
-    """An LLM that becomes a `TextEncoder`."""
+    """Source of an LLM that becomes a `TextEncoder`."""
 
     @abstractmethod
     def _read(self, sharded: bool = False) -> tuple[TextEncoder, CaptionTokenizer]:
-        """On the CPU, in evaluation mode; to be sharded, all weights must be of one type."""
+        """Load encoder and tokenizer on the CPU, in evaluation mode; with `sharded`, all weights in one dtype."""
 
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> LLMTeacher:
         turn, turns = (dist.get_local_rank(), dist.get_local_world_size()) if sharded else (0, 0)
-        for _ in range(turn):  # the ranks of this host before this one
+        for _ in range(turn):  # wait for the lower ranks of this host
             dist.barrier()
         encoder, tokenizer = self._read(sharded)
         if sharded:
@@ -106,7 +106,7 @@ class _LLM(TeacherSource):
 
 
 class TeacherFolder(_LLM):
-    """What stage 1 wrote."""
+    """Teacher folder that stage 1 or an import wrote."""
 
     def __init__(self, folder: Union[str, Path]) -> None:
         self.name = str(folder)
@@ -128,7 +128,7 @@ class TeacherFolder(_LLM):
 
 
 class FrozenLLM(_LLM):
-    """Any LLM, wherever it comes from, with its adapters."""
+    """Any LLM, in a folder or on the Hub, with its adapters."""
 
     def __init__(self, config: LLMTeacherConfig) -> None:
         self.name, self._config = config.pretrained, config
@@ -143,7 +143,7 @@ class FrozenLLM(_LLM):
         return self._fingerprint_of(*self._read())
 
     def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
-        """As stage 1 saves its teacher, whose fingerprint is that of the new files."""
+        """Save in the format of stage 1, and return the fingerprint of the new files, which differs from `expected`."""
         encoder, tokenizer = self._read()
         self._fingerprint_of(encoder, tokenizer).check(expected, self.name, 'the model')
         save_teacher(encoder, tokenizer, None, folder)
@@ -161,7 +161,7 @@ class FrozenLLM(_LLM):
 
 
 class _SentenceTransformerTeacher(CaptionTeacher):
-    """A SentenceTransformer, which brings its own tokens and pooling; `prompt` is put before every caption.
+    """SentenceTransformer with its own tokenizer and pooling; `prompt` is put before every caption.
 
     `batch_tokens` counts padding.
     """
@@ -173,11 +173,11 @@ class _SentenceTransformerTeacher(CaptionTeacher):
 
     @property
     def llm_embed_dim(self) -> int:
-        # Modules that a model brings along need not say it.
+        # Custom modules of a model need not report it.
         return self.module.get_sentence_embedding_dimension() or self.embed(['a']).vectors.shape[1]
 
     def tokenize(self, texts: Sequence[str]) -> Sequence[str]:
-        """The captions as they are: `encode` tokenises them, and a tokenizer does not work for two threads at once."""
+        """Return the captions unchanged: `encode` tokenises them, and tokenizers are not thread-safe."""
         return texts
 
     def embed_tokens(self, tokens: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
@@ -189,7 +189,7 @@ class _SentenceTransformerTeacher(CaptionTeacher):
 
 
 class SentenceTransformerModel(TeacherSource):
-    """A sentence-transformers model, in a folder or on the Hub."""
+    """Sentence-transformers model in a folder or on the Hub."""
 
     def __init__(self, config: SentenceTransformersTeacherConfig) -> None:
         self.name, self._config = config.name, config
@@ -207,7 +207,7 @@ class SentenceTransformerModel(TeacherSource):
                                           batch_tokens, precision)
 
     def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
-        """A copy of what decides its vectors, and of the code that comes with it."""
+        """Copy the files that decide the vectors, and the code that comes with the model."""
         shutil.copytree(self._folder, folder, ignore=lambda where, names: [
             name for name in names
             if not Path(where, name).is_dir() and Path(name).suffix not in (*TEACHER_SUFFIXES, '.py')])
@@ -223,13 +223,13 @@ class SentenceTransformerModel(TeacherSource):
             return Path(snapshot_download(self.name, ignore_patterns=_FOREIGN_WEIGHTS))
 
     def _encoding(self) -> dict[str, Any]:
-        """The prompt, by the model's own file of prompts."""
+        """Return the prompt; by default it comes from the model's own prompt file."""
         if self._config.prompt is not None:
             return {'prompt': self._config.prompt}
         path = self._folder / _PROMPTS_FILE
         about = read_json(path, dict) if path.is_file() else {}
         with reading(path, 'the prompts of a sentence-transformers model'):
-            # These two are there in any case.
+            # sentence-transformers adds these two to every model.
             prompts = {'query': '', 'document': '', **about.get('prompts', {})}
             name = self._config.prompt_name or about.get('default_prompt_name')
         if name is not None and name not in prompts:
@@ -239,13 +239,13 @@ class SentenceTransformerModel(TeacherSource):
 
 
 def teacher_source(config: Any, trust_remote_code: Optional[bool] = None, cut: bool = False) -> TeacherSource:
-    """The text encoder that a configuration names.
+    """Return the source of the text encoder that a configuration names.
 
     Args:
-        config: A folder, or one of the dataclasses of `llm2clip.config.teacher`.
-        trust_remote_code: Whether code that comes with it is run.  Unset: as the configuration says, which is for one
-            that the user gave, and not for one that came with a run.
-        cut: As of `ClipText`; all others cut captions.
+        config: Folder, or one of the dataclasses of `llm2clip.config.teacher`.
+        trust_remote_code: Whether to run code that comes with the model.  Unset, `config` decides; leave it unset only
+            if the user wrote `config`, not if it came with a run.
+        cut: See `ClipText`; all other text encoders truncate captions.
     """
     if trust_remote_code is not None and hasattr(config, 'trust_remote_code'):
         config = dataclasses.replace(config, trust_remote_code=trust_remote_code)
@@ -260,7 +260,7 @@ def teacher_source(config: Any, trust_remote_code: Optional[bool] = None, cut: b
 
 
 def teacher_sources(configs: Any, trust_remote_code: Optional[bool] = None) -> list[TeacherSource]:
-    """The text encoders that a configuration names: none, one or several in order."""
+    """Return the sources of the text encoders that a configuration names: none, one, or several in order."""
     several = configs if isinstance(configs, Sequence) and not isinstance(configs, str) else [configs]
     return [teacher_source(config, trust_remote_code) for config in several if config is not None]
 
@@ -268,7 +268,7 @@ def teacher_sources(configs: Any, trust_remote_code: Optional[bool] = None) -> l
 def teacher_in(
     folder: Union[str, Path], learned_from: Fingerprint, trust_remote_code: bool = False
 ) -> TeacherSource:
-    """The teacher in an exported model's folder; its fingerprint says of which type it is."""
+    """Return the source of the teacher in an exported model's folder; its fingerprint tells the type."""
     if not learned_from.of_sentence_transformers:
         return TeacherFolder(folder)
     return SentenceTransformerModel(SentenceTransformersTeacherConfig(
@@ -276,10 +276,10 @@ def teacher_in(
 
 
 def check_teachers(configs: Any, found: Fingerprint, what: str) -> None:
-    """Compare whose vectors there are with the teachers that a configuration names, if any; every rank calls this.
+    """Check that vectors come from the teachers that a configuration names, if any; every rank must call this.
 
     Raises:
-        ValueError: They come from others; names `what` has the vectors, and the first field that differs.
+        ValueError: The fingerprint `found` differs; the message names `what` and the first differing field.
     """
     if sources := teacher_sources(configs):
         expected = Fingerprint.concatenate(
@@ -288,6 +288,6 @@ def check_teachers(configs: Any, found: Fingerprint, what: str) -> None:
 
 
 def load_caption_teacher(config: ExtractConfig, device: str) -> CaptionTeacher:
-    """The text encoder of an extraction on ``gpu`` or ``cpu``, for a process that has done nothing else before."""
+    """Load the text encoder of an extraction on ``gpu`` or ``cpu``; sets process-wide options, so call it first."""
     opened = open_device(device, config.precision)
     return teacher_source(config.teacher).load(opened, config.batch_tokens, config.precision)
