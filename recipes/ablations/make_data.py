@@ -7,8 +7,8 @@
         Write emoji of animals, food, people and smileys to OUT/old_train and all others to OUT/new_train.  Both use the
         artist of the quickstart's training; OUT/old_test and OUT/new_test use the other artist.
     photograph_captions DATASET OUT
-        Write images as files, and three tables of captions.  joined.csv has all captions; it also joins an image's first
-        two captions, and the next two.  half.csv and other_half.csv each have the captions of every second image.
+        Write images as files, and three tables of captions.  joined.csv has all captions, and also joins an image's
+        first two, and the next two.  half.csv and other_half.csv each have the captions of every second image.
     clip_tokenizer OUT
         Write SmolLM2's tokenizer for a CLIP text tower: the end token ends each text and is the padding token.
 """
