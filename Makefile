@@ -105,7 +105,7 @@ baselines: $(VENV)/.baselines | $(PHOTOGRAPHS)/embeddings/config.yaml  ## compar
 	$(BIN)/python -m recipes.baselines.run
 
 # --------------------------------------------------------------------------------------------------- development
-test: $(VENV)/.dev  ## run all tests except slow ones and those that need a GPU
+test: $(VENV)/.dev  ## run all tests except slow tests and GPU tests
 	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow' --durations 10
 
 test-fast: $(VENV)/.dev  ## run the tests without training and exports (a minute)
