@@ -101,7 +101,7 @@ $(PHOTOGRAPHS)/report.html: | $(PHOTOGRAPHS)/export/config.yaml
 photographs-ablations: | $(PHOTOGRAPHS)/embeddings/config.yaml  ## the paper's claims on Flickr8k (hours; resumable)
 	$(BIN)/python -m recipes.ablations.run photograph
 
-baselines: $(VENV)/.baselines | $(PHOTOGRAPHS)/embeddings/config.yaml  ## compare open_clip and sentence-transformers
+baselines: $(VENV)/.baselines | $(PHOTOGRAPHS)/embeddings/config.yaml  ## compare with open_clip, sentence-transformers
 	$(BIN)/python -m recipes.baselines.run
 
 # --------------------------------------------------------------------------------------------------- development
