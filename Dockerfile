@@ -1,8 +1,8 @@
 # docker build -t your/llm2clip .
-# The image for clusters: what `make install` installs, from the same lock file, and Ray.  PyTorch's wheels bring CUDA, so
-# that a machine needs NVIDIA's driver and container toolkit alone.  Python is 3.13.
+# Image for clusters: the packages of `make install`, from the same lock file, and Ray.  PyTorch's wheels include CUDA,
+# so a machine needs only NVIDIA's driver and container toolkit.  Python is 3.13.
 FROM debian:13-slim
-# A compiler and Python's headers are what torch.compile needs; libibverbs, NCCL over InfiniBand.
+# torch.compile needs a compiler and Python's headers; NCCL needs libibverbs for InfiniBand.
 RUN apt-get update && apt-get install --yes --no-install-recommends \
         ca-certificates gcc git ibverbs-providers libc6-dev libibverbs1 make python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*

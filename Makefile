@@ -1,18 +1,18 @@
-# Everything runs in .venv. A target that is done is not done again; an interrupted one goes on where it was.
+# Everything runs in .venv. Finished targets are skipped; interrupted ones resume.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := .uv/bin/uv
 RUN := runs/quickstart
-# Exactly the versions of uv.lock, for Python 3.11 to 3.13, which uv brings where there is none.  Compiled once, or every
-# process that cannot write there compiles torch and transformers for itself, which doubles the time that it takes to start.
+# Installs the versions of uv.lock for Python 3.11 to 3.13; uv downloads a missing Python.  Bytecode is compiled here:
+# without write access, each process would compile torch and transformers itself, which doubles its start-up time.
 SYNC := UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --locked --inexact --quiet --compile-bytecode
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart photographs photographs-ablations baselines ablations test test-fast test-dist test-slow test-gpu test-pip-resolution lint docs bench bench-gpu clean
 .DELETE_ON_ERROR:
 
-help:  ## what there is
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
 $(UV):
@@ -32,7 +32,7 @@ $(VENV)/.baselines: $(VENV)/.base
 	$(SYNC) --group baselines
 	@touch $@
 
-install: $(VENV)/.base  ## what the recipes and the quickstart need, into .venv
+install: $(VENV)/.base  ## install the requirements of the recipes and the quickstart into .venv
 
 # --------------------------------------------------------------------------------------------------- quickstart
 quickstart: $(RUN)/report.html  ## install, then data → stage 1 → embeddings → stage 2 → evaluation → export → report
@@ -64,14 +64,14 @@ $(RUN)/report.html: | $(RUN)/export/config.yaml
 
 # --------------------------------------------------------------------------------------------------- photographs
 PHOTOGRAPHS := runs/flickr8k
-# Of Flickr8k: the official files, Karpathy's, or Kaggle's, which has no splits.
+# Captions of Flickr8k: the official file, Karpathy's, or Kaggle's, which has no splits.
 ANNOTATIONS = $(firstword $(wildcard $(addprefix $(DATA)/,Flickr8k.token.txt dataset_flickr8k.json captions.txt)))
 IMAGES = $(firstword $(wildcard $(addprefix $(DATA)/,Flicker8k_Dataset Images images)))
 HOLDOUT := 'source.holdout={val: 1000, test: 1000}'
 SPLITS = $(if $(filter %/captions.txt,$(ANNOTATIONS)),$(HOLDOUT))
 GPU = $(if $(filter gpu,$(HARDWARE)),yamls/stage2/vision/clip_b16.yaml yamls/flickr8k/gpu.yaml)
 
-photographs: $(PHOTOGRAPHS)/report.html  ## the same on Flickr8k in the folder DATA=…; HARDWARE=gpu: CLIP B/16
+photographs: $(PHOTOGRAPHS)/report.html  ## the same pipeline on Flickr8k in DATA=…; HARDWARE=gpu trains CLIP B/16
 
 $(PHOTOGRAPHS)/data/config.yaml: | $(VENV)/.base
 	@[ -n "$(IMAGES)" ] && [ -n "$(ANNOTATIONS)" ] || { echo 'make photographs DATA=<folder>: expected Flickr8k there,' \
@@ -98,55 +98,55 @@ $(PHOTOGRAPHS)/export/config.yaml: | $(PHOTOGRAPHS)/evaluate/results.json
 $(PHOTOGRAPHS)/report.html: | $(PHOTOGRAPHS)/export/config.yaml
 	$(BIN)/python recipes/report.py yamls/flickr8k/report.yaml
 
-photographs-ablations: | $(PHOTOGRAPHS)/embeddings/config.yaml  ## the paper's claims on these photographs, for hours; stopped, it goes on where it was
+photographs-ablations: | $(PHOTOGRAPHS)/embeddings/config.yaml  ## the paper's claims on Flickr8k (hours; resumable)
 	$(BIN)/python -m recipes.ablations.run photograph
 
-baselines: $(VENV)/.baselines | $(PHOTOGRAPHS)/embeddings/config.yaml  ## open_clip and sentence-transformers on the same photographs
+baselines: $(VENV)/.baselines | $(PHOTOGRAPHS)/embeddings/config.yaml  ## compare with open_clip, sentence-transformers
 	$(BIN)/python -m recipes.baselines.run
 
 # --------------------------------------------------------------------------------------------------- development
-test: $(VENV)/.dev  ## install what is missing, run every test that needs no GPU
+test: $(VENV)/.dev  ## run all tests except slow tests and GPU tests
 	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow' --durations 10
 
-test-fast: $(VENV)/.dev  ## those that neither train nor load many models, in a minute
+test-fast: $(VENV)/.dev  ## run the tests without training and exports (a minute)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow and not dist and not long'
 
-test-dist: $(VENV)/.dev  ## the tests that start two ranks
+test-dist: $(VENV)/.dev  ## run the tests that start two ranks
 	$(BIN)/python -m pytest -m 'dist and not slow'
 
-test-slow: $(VENV)/.dev  ## 110 kills over the recipes, and ten minutes each on a bad connection and of a node with 64 workers, an hour
+test-slow: $(VENV)/.dev  ## run the slow tests: 110 kills, a bad connection, 64 workers (an hour)
 	$(BIN)/python -m pytest -m slow -s
 
 DEVICE ?= gpu
-test-gpu: $(VENV)/.dev  ## the tests that need a GPU; with DEVICE=cpu they try themselves on the CPU
+test-gpu: $(VENV)/.dev  ## run the tests that need a GPU; DEVICE=cpu checks these tests on the CPU
 	DEVICE=$(DEVICE) $(BIN)/python -m pytest -m gpu --durations 10
 
-# What pip installs without uv.lock: the newest that Composer and Streaming allow.
+# pip ignores uv.lock and installs the newest versions that Composer and Streaming allow.
 .venv-pip/.done: pyproject.toml | $(UV)
 	$(UV) venv --quiet --clear --seed .venv-pip
 	.venv-pip/bin/pip install --quiet --editable '.[dev,quickstart]'
 	@touch $@
 
-test-pip-resolution: .venv-pip/.done  ## a part of the tests with what `pip install -e .` resolves to, before a release
+test-pip-resolution: .venv-pip/.done  ## run some tests with the packages of `pip install -e .`
 	.venv-pip/bin/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow' tests/export tests/models \
 		tests/recipes/test_resumption.py tests/recipes/test_sharding.py tests/recipes/test_training.py \
 		tests/teacher/test_architectures.py tests/test_two_ranks.py --ignore tests/export/test_adapters.py
 
-lint: $(VENV)/.dev  ## ruff and pyright
+lint: $(VENV)/.dev  ## run ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-docs: $(VENV)/.dev  ## write the tables of the pages from results/, and build the site in build/docs
+docs: $(VENV)/.dev  ## update the tables of the pages from results/ and build the site in build/docs
 	$(BIN)/python docs/tables.py
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
-bench: $(VENV)/.dev  ## run recipes/benchmarks/, or NAME=… of them
+bench: $(VENV)/.dev  ## run the benchmarks of recipes/benchmarks/, or only NAME=…
 	$(BIN)/python -m recipes.benchmarks.run_all $(NAME)
 
-bench-gpu: $(VENV)/.dev  ## speed and memory on one NVIDIA GPU; stopped, it goes on where it was
+bench-gpu: $(VENV)/.dev  ## measure speed and memory on one NVIDIA GPU (resumable)
 	$(BIN)/python -m recipes.benchmarks.gpu.run_all $(DEVICE) $(NAME)
 
-ablations: $(VENV)/.base  ## the paper's claims in small; stopped, it goes on where it was
+ablations: $(VENV)/.base  ## test the paper's claims at small scale (resumable)
 	$(BIN)/python -m recipes.ablations.run emoji
 	$(BIN)/python -m recipes.ablations.run forgetting
 

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Sphinx's configuration, which also writes a page of keys per recipe and the catalogue of YAML files."""
+"""Sphinx configuration.  It also generates a page of keys per recipe and the catalogue of YAML files."""
 
 import ast
 import re
@@ -32,7 +32,7 @@ GENERATED = Path(__file__).parent / 'reference/generated'
 
 
 def setup(app: Any) -> None:
-    """Write the generated pages before Sphinx reads any."""
+    """Write the generated pages before Sphinx reads its sources."""
     GENERATED.mkdir(exist_ok=True)
     for recipe in sorted((ROOT / 'recipes').glob('*.py')):
         write(GENERATED / f'{recipe.stem}.md', recipe_page(recipe))
@@ -40,13 +40,13 @@ def setup(app: Any) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a page that has changed, so that Sphinx reads no other again."""
+    """Write a page only if its text has changed, so that Sphinx does not rebuild the others."""
     if not path.is_file() or path.read_text() != text:
         path.write_text(text)
 
 
 def recipe_page(recipe: Path) -> str:
-    """What a recipe does, how it is called, and its keys as nested lists."""
+    """Return the page of a recipe: its purpose, its command, and its keys as nested lists."""
     code = recipe.read_text()
     schema = getattr(llm2clip.config, re.findall(r'run_command\((\w+)', code)[0])
     what, _, call = ' '.join((ast.get_docstring(ast.parse(code)) or '').split()).partition(': ')
@@ -66,7 +66,7 @@ def recipe_page(recipe: Path) -> str:
 
 
 def yaml_page() -> str:
-    """The YAML files by folder, each with the first sentence of its head."""
+    """Return the page of YAML files: one table per folder, with the first sentence of each file's opening comment."""
     lines = ['# YAML files', '', 'Each file opens with the command that launches it. '
              '[Settings](../../guides/settings.md) explains how files merge.', '']
     for folder in sorted({path.parent for path in (ROOT / 'yamls').rglob('*.yaml')}):
@@ -82,6 +82,6 @@ def yaml_page() -> str:
 
 
 def escaped(text: str) -> str:
-    """Text of a docstring: ``code`` as `code`, and nothing else that Markdown or HTML would take for markup."""
+    """Convert docstring text to Markdown: ``code`` becomes `code`, and other markup characters are escaped."""
     return ''.join(f'`{part.strip("`")}`' if part.startswith('`') else re.sub(r'([<*_\[\]$])', r'\\\1', part)
                    for part in re.split(r'(``.+?``|`.+?`)', text))

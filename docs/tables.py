@@ -4,9 +4,9 @@
 """Rewrite the tables of README.md and docs/ from the records in results/: python docs/tables.py [--check]
 
 A table stands between ``<!-- results/NAME.json -->``, or ``<!-- results/NAME.json#TABLE -->``, and ``<!-- end -->``.
-A record is ``{"about": …, "tables": {name: table}, "runs": {run: {seed: numbers}}}``.  A table has `of`, the title of
-its first column; `columns`, title -> paths of numbers, whose mean is shown; and `rows`, label -> run.  A cell shows the
-mean ± the standard deviation of three seeds or more, or else the number of each seed.
+A record is ``{"about": …, "tables": {name: table}, "runs": {run: {seed: numbers}}}``.  In a table, `of` is the first
+column's title, `columns` maps titles to paths of numbers, and `rows` maps labels to runs.  A cell averages its paths.
+It shows the mean ± standard deviation of three or more seeds, or else each seed's number.  `digits` is optional (1).
 """
 
 import json
@@ -21,13 +21,13 @@ MARKED = re.compile(r'^(<!-- (results/[\w.-]+\.json)(?:#(\w+))? -->\n)(.*?)(?=^<
 
 
 def pages() -> list[Path]:
-    """README.md and the pages of docs/ that are written by hand."""
+    """Return README.md and the hand-written pages of docs/."""
     generated = ROOT / 'docs/reference/generated'
     return [ROOT / 'README.md', *(page for page in sorted((ROOT / 'docs').rglob('*.md')) if generated != page.parent)]
 
 
 def number(numbers: Any, path: str) -> Optional[float]:
-    """The number at ``set/metric`` of one seed; of an evaluation's result, that of its only model."""
+    """Return one seed's number at ``set/metric``, or None; `models` levels must hold one model and are skipped."""
     for key in path.split('/'):
         if 'models' in numbers:
             numbers, = numbers['models'].values()
@@ -38,7 +38,7 @@ def number(numbers: Any, path: str) -> Optional[float]:
 
 
 def cell(seeds: dict[str, Any], paths: list[str], digits: int) -> str:
-    """The mean over `paths` of every seed; empty where none has these numbers."""
+    """Format the numbers averaged over `paths`; the cell is empty if no seed has all of them."""
     found = [[number(numbers, path) for path in paths] for numbers in seeds.values()]
     means = [statistics.mean(values) for values in found if None not in values]
     if len(means) >= 3:
@@ -49,7 +49,7 @@ def cell(seeds: dict[str, Any], paths: list[str], digits: int) -> str:
 
 
 def table(record: dict[str, Any], name: Optional[str]) -> str:
-    """Markdown of a record's only table, or of the one with this name."""
+    """Return a record's table as Markdown: the one called `name`, or the first."""
     spec = record['tables'][name] if name else [*record['tables'].values()].pop(0)
     titles, digits = spec['columns'], spec.get('digits', 1)
     rows = [[label, *(cell(record['runs'][run], paths, digits) for paths in titles.values())]
@@ -60,7 +60,7 @@ def table(record: dict[str, Any], name: Optional[str]) -> str:
 
 
 def rewritten(text: str) -> str:
-    """A page's text with its tables as the records have them; a table without a record stays."""
+    """Return a page's text with its tables rebuilt from the records; a table without a record is kept."""
     def replace(match: re.Match[str]) -> str:
         marker, file, name, old = match.groups()
         if not (ROOT / file).is_file():

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Numbers of trained models, side by side:
+"""Evaluate trained models side by side:
 composer [-n N] recipes/evaluate.py yamls/eval/….yaml [key=value …]"""
 
 from llm2clip.command import run_command

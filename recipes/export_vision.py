@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage-2 run -> its vision tower for plain transformers or timm: python recipes/export_vision.py run=… out=…"""
+"""Export the vision tower of stage 2 for transformers or timm: python recipes/export_vision.py run=… out=…"""
 
 from llm2clip.command import run_command
 from llm2clip.config import ExportVisionConfig

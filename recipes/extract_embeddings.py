@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Captions -> teacher embeddings: composer [-n N] recipes/extract_embeddings.py yamls/extract/….yaml [key=value …]"""
+"""Embed captions with a teacher: composer [-n N] recipes/extract_embeddings.py yamls/extract/….yaml [key=value …]"""
 
 import os
 

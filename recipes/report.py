@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Everything that a pipeline wrote -> one HTML file: python recipes/report.py yamls/report/….yaml [key=value …]"""
+"""Write one HTML report of a whole pipeline: python recipes/report.py yamls/report/….yaml [key=value …]"""
 
 from llm2clip.command import run_command
 from llm2clip.config import ReportConfig

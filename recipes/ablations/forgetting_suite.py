@@ -1,10 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What post-training forgets, and what keeps it, on the quickstart's emoji.
+"""Forgetting in post-training, and methods against it, on the quickstart's emoji.
 
-A CLIP with its own text tower learns emoji of living things and food from scratch.  It is then post-trained with the
-LLM teacher on all other emoji, and measured on both, drawn by another artist.
+A CLIP with its own text tower is trained from scratch on emoji of animals, food, people and smileys.  It is then
+post-trained with the LLM teacher on all other emoji, and evaluated on both groups as drawn by another artist.
 """
 
 from recipes.ablations.suite import Ablation, Step, Suite, Variant, clip_text_tower, extraction
@@ -19,8 +19,8 @@ SETS = {name: f'{RUN}/data/{name}' for name in ('old_train', 'new_train')}
 DATA = Step(f'{RUN}/data/dataset.json', (
     '-m', 'recipes.ablations.make_data', 'emoji_halves', f'{QUICKSTART}/data/emoji', f'{RUN}/data'))
 VECTORS = extraction(f'{RUN}/embeddings', SETS, f'teacher={TEACHER}')
-# The small CLIP, as one would find it published: a vision tower for timm, whose classifier is the projection, and a
-# text tower for transformers.
+# The small CLIP in the formats of published models: a timm vision tower with the projection as its classifier, and a
+# transformers text tower.
 TOKENIZER, CLIP_TEXT_TOWER = clip_text_tower(f'{RUN}/clip_tokenizer')
 CLIP_RUN = Step(f'{CLIP}/run/clip_text/model.safetensors', (
     'recipes/train_stage2.py', *TRAIN[:2], f'save_folder={CLIP}/run', *CLIP_TEXT_TOWER,
@@ -33,7 +33,7 @@ TARGETS = extraction(f'{RUN}/targets', SETS, 'teacher.type=clip_text', f'teacher
 
 
 def _inheritance(name: str, sets: tuple[str, ...]) -> Step:
-    """The adapter, from the captions of some sets."""
+    """Training of the adapter on the captions of some sets."""
     streams = ', '.join(
         f'{one}: {{local: unread, embeddings: {{smollm2: {{local: {RUN}/embeddings/{one}}}, '
         f'clip_text: {{local: {RUN}/targets/{one}}}}}}}' for one in sets)
@@ -51,7 +51,7 @@ KEPT = ('self_distillation={enabled: true, instance: 100.0, structure: 100.0}',)
 
 
 def _begins(inheritance: Step) -> tuple[str, ...]:
-    """Stage 2 from an adapter on."""
+    """Overrides that start stage 2 from a trained adapter."""
     folder = inheritance.file.removesuffix('/adapter.safetensors')
     return 'model.visual_projection=pretrained', f'initial_adapter={folder}'
 

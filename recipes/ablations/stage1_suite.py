@@ -1,10 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What each setting of stage 1 is worth: SmolLM2-135M on the captions of photographs, in float32 on every machine.
+"""Ablations of the settings of stage 1: SmolLM2-135M on Flickr8k's captions, in float32 on every machine.
 
-How often the first two captions of an image find each other, without instruction, on photographs of the same origin
-and, where its folder is given (`coco=data/coco/captions/test`), on COCO.
+The measure is the retrieval accuracy between the first two captions of an image, without instruction.  The sets are
+Flickr8k's test split and, if its folder is given (`coco=data/coco/captions/test`), COCO.
 """
 
 from recipes.ablations.suite import Ablation, Suite, Variant

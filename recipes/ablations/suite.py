@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What ablations consist of: variants of one training, each with several seeds, that are measured on the same tests."""
+"""Building blocks of ablations: variants of one training, with several seeds each, evaluated on the same tests."""
 
 from typing import NamedTuple, Optional
 
@@ -9,67 +9,67 @@ __all__ = ['Ablation', 'Step', 'Suite', 'Variant', 'clip_text_tower', 'extractio
 
 
 class Step(NamedTuple):
-    """Something that has to be made before a variant can be trained."""
+    """Prerequisite of a variant."""
 
     file: str
-    """It is there when the step is done."""
+    """It exists when the step is done."""
     command: tuple[str, ...]
-    """Arguments of Python."""
+    """Arguments of the Python interpreter."""
 
 
 class Variant(NamedTuple):
-    """A training that differs from the first variant in one thing."""
+    """Training that differs from the first variant in one respect."""
 
     train: tuple[str, ...] = ()
-    """What differs, as overrides."""
+    """Overrides of the training."""
     encoder: tuple[str, ...] = ()
-    """Keys below `models.<name>` that tell `evaluate` of a teacher which the training's configuration does not name."""
+    """Keys below `models.<name>` that give `evaluate` the teacher if the training's configuration names none."""
     needs: tuple[Step, ...] = ()
     warm_start: tuple[str, ...] = ()
-    """Of stage 1: overrides of a training before it, whose adapter is merged."""
+    """Stage 1 only: overrides of a preceding training.  The variant starts with its LoRA weights merged."""
     results: Optional[str] = None
-    """Nothing is trained: `results.json` of what the others begin with, which one of their `needs` writes."""
+    """If set, nothing is trained, and this `results.json`, written by one of the `needs`, has the numbers."""
     also: dict[str, tuple[str, ...]] = {}
-    """Further variants of the same training: name -> keys below `models.<name>` that tell `evaluate` of them."""
+    """Further evaluations of the same training: name -> keys below `models.<name>` for `evaluate`."""
 
 
 class Ablation(NamedTuple):
-    """Variants that are compared; the first is what the paper says is best."""
+    """Comparison of variants; the first is the best one according to the paper."""
 
     statement: str
     paper: str
     variants: tuple[str, ...]
     tests: tuple[str, ...]
-    """Names of those of the suite on which the variants are compared."""
+    """Names of the suite's tests on which the variants are compared."""
 
 
 class Suite(NamedTuple):
     """Ablations on one kind of data."""
 
     folder: str
-    """Where everything goes."""
+    """Output folder."""
     made_first: str
-    """What `make` has to make before."""
+    """Target that `make` builds first."""
     train: tuple[str, ...]
-    """YAML files and overrides of the training that is varied."""
+    """YAML files and overrides that all variants share."""
     variants: dict[str, Variant]
     tests: dict[str, tuple[str, ...]]
-    """Name -> evaluation sets whose mean is compared."""
+    """Name -> evaluation sets; variants are compared by their mean."""
     ablations: tuple[Ablation, ...]
     evaluate: Optional[str] = None
     """YAML file with the evaluation sets of stage 2; without one, stage 1 is trained."""
     captions: dict[str, str] = {}
-    """Evaluation sets of stage 1: datasets whose first two captions of an image should find each other."""
+    """Evaluation sets of stage 1: name -> dataset; the first two captions of an image should retrieve each other."""
     seeds: tuple[int, ...] = (0, 1, 2)
 
     @property
     def measured(self) -> list[str]:
-        """All that numbers are found for."""
+        """Names of all measured variants, further evaluations included."""
         return [row for name, variant in self.variants.items() for row in (name, *variant.also)]
 
 
 def extraction(out: str, datasets: dict[str, str], *teacher: str) -> Step:
-    """Text embeddings of datasets, name -> folder, by the teacher that the arguments describe."""
+    """Return the step that embeds datasets (name -> folder) with the teacher that the arguments describe."""
     return Step(f'{out}/config.yaml', (
         'recipes/extract_embeddings.py', *teacher, f'out={out}', 'batch_tokens=1024',
         'precision=${if_bf16:amp_bf16,fp32}',
@@ -77,10 +77,10 @@ def extraction(out: str, datasets: dict[str, str], *teacher: str) -> Step:
 
 
 def clip_text_tower(folder: str) -> tuple[Step, tuple[str, ...]]:
-    """CLIP's own text tower, trained from scratch in place of the LLM: its tokenizer in a folder, and the overrides.
+    """Return the tokenizer's step, and the overrides that train a CLIP text tower from scratch in place of the LLM.
 
-    It has CLIP's architecture (causal transformer, end-of-text pooling, linear projection), 6 layers of width 256, and
-    the tokenizer of SmolLM2, whose `<|endoftext|>` is 0.
+    The tower has CLIP's architecture (causal transformer, end-of-text pooling, linear projection) and 6 layers of
+    width 256.  Its tokenizer is SmolLM2's, in which `<|endoftext|>` has the id 0.
     """
     architecture = ('{model_type: clip_text_model, vocab_size: 49152, hidden_size: 256, intermediate_size: 1024, '
                     'num_hidden_layers: 6, num_attention_heads: 4, max_position_embeddings: 64, '

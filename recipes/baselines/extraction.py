@@ -1,11 +1,11 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The extraction beside `SentenceTransformer.encode`, of one teacher.
+"""Compare the extraction with `SentenceTransformer.encode`, with the same teacher.
 
-Both read the folder that `export_sentence_transformers` wrote of the teacher of stage 1, and compute in float32.
+Both load the teacher of stage 1 from the folder that `export_sentence_transformers` wrote, and compute in float32.
 LLM2CLIP packs captions without padding; `encode` sorts them by length and pads batches of 32, its default.  Each
-command runs on a few captions first, and what it takes for the others gives the captions per second.
+command first runs on a few captions.  Captions per second come from the difference, which excludes start-up time.
 """
 
 import shutil
@@ -26,18 +26,18 @@ from recipes.benchmarks.measuring import kept, watch
 __all__ = ['compare']
 
 FEW = 4
-"""Photographs, of whose captions the start is measured."""
+"""Photographs in the small dataset that measures start-up time."""
 
 
 class Extractor(NamedTuple):
     command: Callable[[Path, Path], Sequence[str]]
-    """Of a dataset and a path for the vectors."""
+    """Dataset and output path -> command."""
     vectors: Callable[[Path], np.ndarray]
-    """``(N, D)``, one per caption, sample by sample."""
+    """Output path -> vectors ``(N, D)``, one per caption, sample by sample."""
 
 
 def write_few(dataset: Path, folder: Path) -> None:
-    """The captions of the first photographs, as a dataset."""
+    """Write the captions of the first `FEW` photographs as a dataset."""
     shutil.rmtree(folder, ignore_errors=True)
     columns = {name: kind for name, kind in read_columns(dataset).items() if name != IMAGE}
     with MDSWriter(out=str(folder), columns=columns, hashes=['xxh64']) as writer:
@@ -51,7 +51,7 @@ def our_vectors(out: Path) -> np.ndarray:
 
 
 def measure(extractor: Extractor, dataset: Path, few: Path, out: Path) -> dict[str, Any]:
-    """Embed a few captions, and all, which are left below `out`."""
+    """Embed a few captions and all captions below `out`; return number, rate and peak memory (GiB)."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     start = watch(extractor.command(few, out / 'few'), out / 'few.log')
@@ -62,7 +62,7 @@ def measure(extractor: Extractor, dataset: Path, few: Path, out: Path) -> dict[s
 
 
 def compare(setting: Setting) -> dict[str, Any]:
-    """Rows by name, and the largest difference of two vectors of a caption, relative to their length."""
+    """Return rows by name, and the largest relative difference between the two vectors of a caption."""
     out = setting.out / 'extraction'
     teacher = out / 'teacher'
     kept(out / 'teacher.json', lambda: watch(

@@ -1,14 +1,14 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""An open_clip model of the towers that are compared; each is a command of this module.
+"""Make and evaluate the open_clip model of the comparison, as two commands of this module.
 
     make FOLDER
     recall FOLDER CHECKPOINT DATA OUT
 
-`make` writes a folder for ``--model local-dir:FOLDER``: the image tower of `yamls/flickr8k/stage2.yaml` with the
-ImageNet weights that LLM2CLIP begins with, and CLIP's text tower, 6 layers of width 256, with random ones.  `recall`
-measures a checkpoint of `open_clip_train` on a dataset of photographs, and writes OUT, a JSON file.
+`make` writes a folder for ``--model local-dir:FOLDER``.  The image tower is that of `yamls/flickr8k/stage2.yaml`, with
+the same ImageNet weights.  The text tower is CLIP's, with 6 layers of width 256 and random weights.  `recall` measures
+a checkpoint of `open_clip_train` on a dataset of photographs and writes recalls in % to the JSON file OUT.
 """
 
 import io

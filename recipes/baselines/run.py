@@ -1,12 +1,11 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""LLM2CLIP beside what one would use in its place, on photographs: python -m recipes.baselines.run
+"""Compare LLM2CLIP with open_clip and sentence-transformers on Flickr8k: python -m recipes.baselines.run
 
-Trains and embeds with open_clip and sentence-transformers what `make photographs` prepared, each in the same way as
-LLM2CLIP does, all else equal, on the CPU; `stage1.py`, `stage2.py` and `extraction.py` say what is equal.
-`baselines.md` has the tables and `baselines.json` the numbers.  What is done is not done again; a
-measurement that was interrupted begins anew.
+All of them train and embed the data of `make photographs` on the CPU.  `stage1.py`, `stage2.py` and `extraction.py`
+describe the settings that they share.  The tables are written to `baselines.md` and the numbers to `baselines.json`.
+Finished measurements are skipped; an interrupted one starts again.
 """
 
 import importlib.util
@@ -21,7 +20,7 @@ from recipes.benchmarks.measuring import markdown_table
 
 
 def to_markdown(found: Mapping[str, Any]) -> str:
-    """The comparisons as three tables."""
+    """Format the comparisons as three Markdown tables."""
     computer, setting, trained, embedded = (found[name] for name in ('machine', 'setting', 'stage2', 'extraction'))
 
     def recalls(row: Mapping[str, Any], way: str) -> str:

@@ -1,13 +1,13 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What one writes to do stage 1 and the extraction with sentence-transformers; each is a command of this module.
+"""Stage 1 and extraction with sentence-transformers, as commands of this module.
 
-    base FOLDER                               SmolLM2-135M as a folder, which both trainings begin with
+    base FOLDER                               save SmolLM2-135M, the start of both trainings, as a folder
     train BASE DATASET OUT LOSS STEPS PAIRS WARMUP
-                                              LoRA on BASE, in OUT
-    accuracy FOLDER DATASET OUT               caption retrieval accuracy of what `train` wrote, a number in a file
-    encode FOLDER DATASET OUT                 vectors of all captions, as OUT.npy
+                                              train LoRA on BASE and save the model in OUT/final
+    accuracy FOLDER DATASET OUT               write the caption retrieval accuracy of a model, in %, to OUT
+    encode FOLDER DATASET OUT                 write the vectors of all captions to OUT.npy
 """
 
 import json
@@ -35,12 +35,12 @@ from llm2clip.metrics.retrieval import caption_retrieval_accuracy
 from llm2clip.teacher.llm import load_caption_tokenizer, load_llm
 from recipes.baselines.setting import SEED, stage1_config
 
-# Of the LLM's seven projections, as LLM2CLIP adapts them.
+# The seven projections to which LLM2CLIP adds LoRA, too.
 PROJECTIONS = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
 
 
 class StepLog(TrainerCallback):
-    """A line per step in a file."""
+    """Callback that writes one line per step to a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,15 +61,15 @@ def base(folder: str) -> None:
     load_llm(config).save_pretrained(folder)
     tokenizer = load_caption_tokenizer(config).tokenizer
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    tokenizer.chat_template = None  # which newer releases of sentence-transformers would apply to every text
+    tokenizer.chat_template = None  # newer releases of sentence-transformers would apply it to every text
     tokenizer.save_pretrained(folder)
 
 
 def load(folder: str, **options: Any) -> SentenceTransformer:
-    """The causal LLM under mean pooling; `options` are those of transformers."""
+    """Load the causal LLM with mean pooling; `options` are passed to transformers."""
     model = SentenceTransformer(folder, model_kwargs=options, device='cpu')
     model.max_seq_length = stage1_config().text_encoder.max_length
-    # GGUF's tokenizer puts a token before each text, which mean pooling would count: accuracy is better without.
+    # The GGUF tokenizer prepends a token, which would enter the mean; accuracy is better without it.
     model.tokenizer.add_bos_token = False
     return model
 
@@ -77,12 +77,12 @@ def load(folder: str, **options: Any) -> SentenceTransformer:
 def train(llm: str, dataset: str, out: str, loss: str, steps: str, pairs: str, warmup: str) -> None:
     config = stage1_config()
     encoder = config.text_encoder
-    set_seed(SEED)  # the trainer does so when LoRA has its first weights already
+    set_seed(SEED)  # the trainer sets the seed only after LoRA is initialised
     model = load(llm, dtype=getattr(torch, encoder.dtype), attn_implementation=encoder.attn_implementation)
     lora = asdict(config.lora)
     model.add_adapter(LoraConfig(bias='none', **{**lora, 'target_modules': PROJECTIONS}))
     for parameter in filter(lambda one: one.requires_grad, model.parameters()):
-        parameter.data = parameter.data.float()  # as peft's own models and LLM2CLIP's have LoRA weights
+        parameter.data = parameter.data.float()  # LoRA weights are float32 in peft and LLM2CLIP, too
     draw = random.Random(SEED)
     drawn = [draw.sample(own, 2) for own in captions_of(dataset) if len(own) > 1]
     arguments = SentenceTransformerTrainingArguments(

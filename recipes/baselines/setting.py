@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What all comparisons have in common."""
+"""Settings and measurements that all comparisons share."""
 
 import os
 import platform
@@ -20,29 +20,29 @@ __all__ = ['CAPTIONS', 'SEED', 'STAGE1', 'STAGE2', 'STREAM', 'Program', 'Setting
            'stage1_config', 'stage2_config', 'train']
 
 STAGE1 = ('yamls/flickr8k/stage1.yaml',)
-# Without what open_clip does not have: several captions at once, mirrored images, another size for training.
+# Without features that open_clip lacks: several captions per image, flips, and a different image size in training.
 STAGE2 = ('yamls/flickr8k/stage2.yaml', 'yamls/flickr8k/ablations_train.yaml', 'train_data.captions_per_image=1',
           'train_data.horizontal_flip=0.0', 'train_data.image_size=128', 'model.vision.image_size=128')
 STREAM = 'train_data.streams.photographs'
 CAPTIONS = 5
-"""Of each photograph."""
+"""Captions per photograph."""
 SEED, ROUNDS = 17, 3
 
 
 class Setting(NamedTuple):
-    """Where things are, and how much is trained."""
+    """Paths and lengths of the trainings."""
 
     photographs: Path = Path('runs/flickr8k')
-    """What `make photographs` prepared: `data/`, `stage1/teacher/` and `embeddings/`."""
+    """Output of `make photographs`: `data/`, `stage1/teacher/` and `embeddings/`."""
     out: Path = Path('runs/flickr8k/baselines')
     epochs: int = CAPTIONS
-    """Of stage 2 over the photographs, a multiple of `CAPTIONS`."""
+    """Epochs of stage 2 over the photographs, a multiple of `CAPTIONS`."""
     batch: int = 128
     """Photographs per step of stage 2."""
     steps: int = 150
-    """Of stage 1."""
+    """Steps of stage 1."""
     pairs: int = 32
-    """Of captions per step of stage 1."""
+    """Caption pairs per step of stage 1."""
     threads: int = os.cpu_count() or 1
 
     @property
@@ -59,7 +59,7 @@ class Setting(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A command that trains, and how many steps its log says are done."""
+    """A training command, and a function that reads the number of finished steps from its log."""
 
     command: Sequence[str]
     done: Callable[[], int]
@@ -74,23 +74,23 @@ def stage2_config() -> Stage2Config:
 
 
 def count(path: Path, text: str) -> int:
-    """How often a text is in a file, which need not be there yet."""
+    """Count the occurrences of a text in a file; 0 if the file does not exist."""
     return path.read_text(errors='replace').count(text) if path.is_file() else 0
 
 
 def train(program: Program, folder: Path) -> dict[str, Any]:
-    """Train in an empty folder; what `watch` finds, with the memory."""
+    """Empty the folder and train there; return the times and peak memory that `watch` measures."""
     shutil.rmtree(folder, ignore_errors=True)
     return watch(program.command, folder.with_name(f'{folder.name}.log'), program.done, memory=True)
 
 
 def paces(programs: Mapping[str, Callable[[Path], Program]], folder: Path) -> dict[str, float]:
-    """Seconds per step of programs that take turns, medians over the rounds: a machine that others share is faster in
-    one hour than in the next.
+    """Return the median seconds per step of programs over several rounds.  Programs take turns in each round, since a
+    shared machine varies in speed from hour to hour.
 
     Args:
-        programs: Name -> folder -> a program that trains a few steps there.
-        folder: For these folders, which are removed, and a file per round, which is not measured again.
+        programs: Name -> function that maps a folder to a program that trains a few steps there.
+        folder: Holds the temporary training folder and one file per round.  Rounds with a file are not repeated.
     """
     def measure() -> dict[str, float]:
         found = {}
@@ -105,7 +105,7 @@ def paces(programs: Mapping[str, Callable[[Path], Program]], folder: Path) -> di
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What the numbers were measured on and with."""
+    """Return CPU, number of threads and package versions."""
     names = [line.split(':', 1)[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines()
              if line.startswith('model name')]
     packages = ('torch', 'transformers', 'timm', 'peft', 'mosaicml', 'open_clip_torch', 'sentence-transformers')

@@ -1,14 +1,13 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 1 beside the trainer of sentence-transformers.
+"""Compare stage 1 with the trainer of sentence-transformers.
 
-Equal are the photographs' captions, SmolLM2-135M as one folder in bfloat16, LoRA of the same rank in float32, mean
-pooling, steps and pairs per step, AdamW with its learning rate, betas, warm-up and decay to zero, gradient clipping,
-the factor on the similarities (50, where sentence-transformers would have 20), one worker, and the threads.  LLM2CLIP
-drops the causal mask, learns both directions, and draws two captions of a photograph each time it is seen;
-sentence-transformers keeps the mask, learns from the anchor to the positive, and has two captions per photograph that
-were drawn before.
+Both use the photographs' captions, the same folder of SmolLM2-135M in bfloat16, LoRA of the same rank in float32, and
+mean pooling.  They share steps, pairs per step, gradient clipping, one worker and the number of threads.  AdamW has the
+same learning rate, betas, warm-up and decay to zero.  Both scale similarities by 50; sentence-transformers' default is
+20.  LLM2CLIP drops the causal mask, trains both directions, and draws two captions of a photograph in every epoch.
+sentence-transformers keeps the mask, trains from anchor to positive, and has two fixed captions per photograph.
 """
 
 import json
@@ -25,8 +24,7 @@ __all__ = ['SCRIPT', 'compare']
 SCRIPT = (sys.executable, '-m', 'recipes.baselines.sentence_transformers_model')
 LOSSES = ('CachedMultipleNegativesRankingLoss', 'MultipleNegativesRankingLoss')
 PACED_STEPS = 12
-# What is learned is the same.  GradCache has as many texts in a part as that of
-# sentence-transformers has by default.
+# Both compute the same gradients.  GradCache has 32 texts per microbatch, sentence-transformers' default.
 WAYS = {'llm2clip': (), 'llm2clip, grad_cache': ('algorithms.grad_cache={}', 'device_train_microbatch_size=16')}
 
 
@@ -59,7 +57,7 @@ def their_accuracy(setting: Setting, run: Path) -> dict[str, Any]:
 
 
 def compare(setting: Setting) -> dict[str, Any]:
-    """Rows by name."""
+    """Train and measure all programs; return rows by name."""
     out = setting.out / 'stage1'
     kept(setting.out / 'base.json', lambda: watch([*SCRIPT, 'base', f'{setting.out}/base'], setting.out / 'base.log'))
     warmup = min(int(stage1_config().scheduler['t_warmup'].removesuffix('ba')), setting.steps)

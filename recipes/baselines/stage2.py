@@ -1,18 +1,18 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 2 beside open_clip's own training program: a text tower from scratch in place of the LLM's vectors.
+"""Compare stage 2 with open_clip's training program, which trains a text tower from scratch in place of the LLM.
 
-Equal are photographs and captions, the image tower with its ImageNet weights, the size of the images, the width of the
-joint space, the number of epochs over the photographs, the batch, AdamW with its weight decay, warm-up and cosine,
-gradient clipping, float32, one worker that reads, and the threads.  The rest is each program's own:
+Both use the same photographs and captions, image tower with ImageNet weights, image size and width of the joint space.
+They share epochs over the photographs, batch, float32, gradient clipping, one worker and the number of threads.  AdamW
+has the same weight decay, warm-up and cosine schedule.  They differ in the following:
 
-- LLM2CLIP as `yamls/flickr8k/` has it: learning rate 1e-3, of which the image tower has 0.3; its first three blocks
-  are locked, which a second row does without; BatchNorm keeps its ImageNet statistics, except in a third; checkpoints
-  after every epoch.
-- open_clip: the table has a line per caption, so that one of its epochs is five over the photographs.  One learning
-  rate for all weights, 1e-3 or, in a row of its own, its default of 5e-4.  Crops, jitter of colours and grey images as
-  above, but by Pillow, and colours come before grey.  BatchNorm learns.
+- LLM2CLIP follows `yamls/flickr8k/`.  The learning rate is 1e-3, and 0.3 of it for the image tower.  The tower's first
+  three blocks are frozen; a second row freezes none.  BatchNorm keeps its ImageNet statistics; a third row freezes
+  neither blocks nor statistics.  A checkpoint is saved after every epoch.
+- open_clip reads one row per caption, so one of its epochs is five over the photographs.  All weights have one learning
+  rate: 1e-3, or the default of 5e-4 in a separate row.  Crops, colour jitter and grayscale are as above, but by Pillow,
+  and with jitter before grayscale.  BatchNorm is trained.
 """
 
 import csv
@@ -53,7 +53,7 @@ PACED_STEPS = 12
 
 
 def write_files(dataset: Path, folder: Path, batch: int) -> dict[str, Any]:
-    """Photographs as files, and tables of open_clip's: all captions, and as many as there are in a few steps."""
+    """Write photographs as files, and two tables for open_clip: all captions, and enough for `PACED_STEPS` steps."""
     images, lines = folder / 'images', []
     images.mkdir(parents=True, exist_ok=True)
     for sample in read_samples(dataset):
@@ -75,7 +75,7 @@ def our_program(setting: Setting, length: str, changed: tuple[str, ...], folder:
 
 
 def open_clip_program(setting: Setting, table: str, epochs: int, rate: float, warmup: int, folder: Path) -> Program:
-    """open_clip's, on a table of `write_files`."""
+    """Return open_clip's training program on a table of `write_files`."""
     config = stage2_config()
     data, optimizer = config.train_data, config.optimizer
     jitter = data.color_jitter
@@ -109,7 +109,7 @@ def open_clip_recalls(setting: Setting, epochs: int, run: Path) -> dict[str, Any
 
 
 def compare(setting: Setting) -> dict[str, Any]:
-    """Rows by name, and the seconds that LLM2CLIP's steps before stage 2 took."""
+    """Return rows by name, and the seconds that LLM2CLIP's stage 1 and extraction took."""
     out, files = setting.out / 'stage2', setting.out / 'open_clip'
     kept(files / 'files.json', lambda: write_files(setting.train, files / 'files', setting.batch))
     kept(files / 'model.json', lambda: watch([*MODEL_SCRIPT, 'make', str(files / 'model')], files / 'model.log'))

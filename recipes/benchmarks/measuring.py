@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What benchmarks, ablations and baselines share: processes that are watched, records of what was found, and tables."""
+"""Tools for benchmarks, ablations and baselines: monitored processes, records of results, and tables."""
 
 import json
 import os
@@ -28,12 +28,12 @@ __all__ = ['BENCH_FOLDER', 'DEVICE', 'ProcessFailedError', 'Record', 'kept', 'ma
 
 BENCH_FOLDER = Path('runs/bench')
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
-# Seconds between two looks at a process, and at its memory, which takes the kernel a few milliseconds to add up.
+# Seconds between polls of a process, and of its memory, which the kernel takes a few milliseconds to add up.
 _LOOKS, _MEMORY_LOOKS = 0.1, 0.5
 
 
 class ProcessFailedError(RuntimeError):
-    """A command ended with an error or took too long; the message has the end of its log."""
+    """A command failed or took too long.  After a failure, the message includes the end of its log."""
 
 
 def watch(
@@ -45,20 +45,20 @@ def watch(
     cwd: Optional[Path] = None,
     environment: Mapping[str, str] = {},
 ) -> dict[str, Any]:
-    """Run a command to its end; when this returns or raises, it and all processes below it are gone.
+    """Run a command to its end.  Its process group has ended when this function returns or raises.
 
     Args:
         command: Program and arguments.
         log: File for its output.
-        done: The number of training steps that are done.
+        done: Returns the number of finished training steps.
         memory: Measure the memory, which slows the command down a little.
-        limit: Seconds after which it is killed, which raises a ProcessFailedError, as does its failure.
+        limit: Seconds after which it is killed.  A ProcessFailedError reports this, or a non-zero exit status.
         cwd: Working directory.
-        environment: Added to that of this process.
+        environment: Variables added to those of this process.
 
     Returns:
-        ``seconds``; with `memory` ``peak_gib`` of all its processes (PSS), until the last step if there are any; and if
-        there are, ``seconds_per_step``, from the end of the first to the end of the last.
+        ``seconds``.  With `memory`, ``peak_gib``: PSS of all its processes, measured until the last step if there are
+        steps.  With two steps or more, ``seconds_per_step``, from the end of the first to the end of the last.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     steps: list[tuple[float, int]] = []
@@ -94,7 +94,7 @@ def watch(
 
 
 def _proportional_memory(process: psutil.Process) -> int:
-    """Bytes that a process and all below it have in memory; of what they share with others, their part (PSS)."""
+    """Memory of a process and its descendants in bytes, with their proportional part of shared pages (PSS)."""
     total = 0
     with suppress(psutil.NoSuchProcess):
         for one in (process, *process.children(recursive=True)):
@@ -104,9 +104,9 @@ def _proportional_memory(process: psutil.Process) -> int:
 
 
 def run_alone(module: str, *arguments: object) -> Any:
-    """The JSON in the last line that a module prints in a process of its own.
+    """Run a module in a separate process and return the JSON in its last line of output.
 
-    Freed tensors go back to the system at once there: otherwise its peak memory would count the holes between them.
+    Its allocator returns freed tensors to the system at once, since fragmentation would raise its peak memory.
     """
     done = subprocess.run([sys.executable, '-m', module, *map(str, arguments)], check=True, stdout=subprocess.PIPE,
                           text=True, env={**os.environ, 'MALLOC_MMAP_THRESHOLD_': '65536'})
@@ -114,7 +114,7 @@ def run_alone(module: str, *arguments: object) -> Any:
 
 
 def peak_mb(step: Callable[[], object]) -> float:
-    """Megabytes that a step takes beyond what its process had before."""
+    """Return the peak memory of a step in MiB, beyond the allocated GPU memory or peak RSS before it."""
     if DEVICE == 'cuda':
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -126,7 +126,7 @@ def peak_mb(step: Callable[[], object]) -> float:
 
 
 def seconds_in_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each way; they take turns, in alternating order, after a round that does not count."""
+    """Return the median seconds of each way; they take turns in alternating order, after a warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(1 + rounds):
         for name in sorted(ways, reverse=turn % 2 == 0):
@@ -139,10 +139,10 @@ def seconds_in_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> d
 
 
 class Record:
-    """Variant -> seed -> what was found, in one file, which is kept when runs are removed.
+    """Results by variant and seed in one file, which is kept when runs are removed.
 
     Args:
-        file: It is read if it is there, and written whenever something is added.
+        file: JSON file, read if it exists and written after every addition.
     """
 
     def __init__(self, file: Path) -> None:
@@ -158,12 +158,12 @@ class Record:
             write_json(self.file, self.found)
 
     def of(self, name: str) -> list[Any]:
-        """What was found of a variant, by seed."""
+        """Results of a variant, ordered by seed."""
         return [found for _, found in sorted(self.found.get(name, {}).items())]
 
 
 def kept(path: Path, measure: Callable[[], Any]) -> Any:
-    """What `measure` returns, or what an earlier call has left in the file."""
+    """Return the result of `measure`, cached as JSON in a file."""
     if not path.is_file():
         start, found = time.monotonic(), measure()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -182,8 +182,8 @@ def write_result(
     at_least: Optional[float] = None,
     correct: bool = True,
 ) -> None:
-    """Write `runs/bench/<name>.json`: the ratio of what is measured and of its alternative, whether it keeps its bound,
-    of which one is given, and whether the results of both agree, and the raw numbers."""
+    """Write `runs/bench/<name>.json`: the ratio of `what` to `against`, its bound, and the raw numbers `found`.
+    Give one bound.  ``meets`` is true if the ratio keeps it and `correct` says that the results of both agree."""
     BENCH_FOLDER.mkdir(parents=True, exist_ok=True)
     bound = at_most if at_most is not None else at_least
     assert bound is not None
@@ -195,6 +195,6 @@ def write_result(
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, with an empty line after it."""
+    """Return a Markdown table with a trailing newline."""
     lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|', *(f'| {" | ".join(row)} |' for row in rows)]
     return '\n'.join(lines) + '\n'

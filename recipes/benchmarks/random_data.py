@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Random photographs, captions, vectors and an LLM of real sizes, for measurements."""
+"""Random images, captions, vectors and an LLM of realistic sizes, for benchmarks."""
 
 import io
 import json
@@ -26,7 +26,7 @@ from llm2clip.teacher.fingerprint import Fingerprint
 
 __all__ = ['write_captions', 'write_images', 'write_llm', 'write_vectors']
 
-WORDS = [f'w{i}' for i in range(1000)]  # of which each is a token
+WORDS = [f'w{i}' for i in range(1000)]  # each is one token
 
 
 def _write_samples(samples: Sequence[Sample], out: Path) -> None:
@@ -39,13 +39,13 @@ def _captions(rng: random.Random) -> dict[str, str]:
 
 
 def write_captions(n: int, out: Path) -> None:
-    """The dataset `out/train` of a short and two long captions per sample."""
+    """Write the dataset `out/train` of `n` samples with one short and two long captions each."""
     rng = random.Random(0)
     _write_samples([Sample(f'{i}', _captions(rng)) for i in range(n)], out)
 
 
 def write_images(n: int, out: Path, different: int) -> None:
-    """The dataset `out/train` of images, so many of which are different, with a short and a long caption each."""
+    """Write the dataset `out/train` of `n` images, `different` of them distinct, with a short and a long caption."""
     rng, words, pictures = np.random.default_rng(0), random.Random(0), []
     for _ in range(different):
         coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
@@ -57,7 +57,7 @@ def write_images(n: int, out: Path, different: int) -> None:
 
 
 class _RandomTeacher:
-    """What `extract_text_embeddings` asks of a teacher."""
+    """Teacher with random vectors, as far as `extract_text_embeddings` uses it."""
 
     fingerprint = Fingerprint.of('random', {})
 
@@ -72,13 +72,13 @@ class _RandomTeacher:
 
 
 def write_vectors(images: Path, out: Path, dim: int) -> None:
-    """Text embeddings of a dataset's captions, in int8."""
+    """Write random int8 text embeddings of a dataset's captions."""
     teacher: Any = _RandomTeacher(dim)
     extract_text_embeddings(EmbeddingsDataset(DatasetConfig(local=str(images)), OutputFolder(out), 'int8'), teacher)
 
 
 def write_llm(config_file: str, changes: Mapping[str, Any], device: str, out: Path) -> None:
-    """An LLM with random weights in bfloat16, by its `config.json` and changes of it, and a tokenizer of `WORDS`."""
+    """Write an LLM with random bfloat16 weights, from its `config.json` with changes, and a tokenizer of `WORDS`."""
     config = LlamaConfig(**{**json.loads(Path(config_file).read_text()), **changes})
     with torch.device('meta'):
         llm = AutoModel.from_config(config, dtype=torch.bfloat16)

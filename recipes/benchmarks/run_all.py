@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Run the benchmarks of this folder, or those named, and print one table:
+"""Run all or the named benchmarks of this folder and print one table:
 python -m recipes.benchmarks.run_all [NAME …]"""
 
 import json

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A step of stage 1 with SmolLM2-135M: GradCache against the plain step, and packed texts against padded ones."""
+"""Benchmark a step of stage 1 with SmolLM2-135M: GradCache against the plain step, and packed against padded texts."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_l
 from recipes.benchmarks.measuring import DEVICE, peak_mb, run_alone, seconds_in_turns, write_result
 
 MICROBATCH, BATCH, ROUNDS = 8, 32, 3
-# Texts cut to one length, so that only the number of them differs.
+# Texts are truncated to one length, so that only their number differs.
 MEMORY_BATCHES, MEMORY_LENGTH = (48, 96, 192), 16
 Batch = dict[str, Any]
 
@@ -71,7 +71,7 @@ def packed_step(model: Any, batch: Batch) -> None:
 
 STEPS: dict[str, Any] = {
     'plain': plain_step, 'cached': cached_step, 'packed': packed_step,
-    # What the cache costs by itself: its microbatches as padded as the plain step's batch.
+    # The cost of the cache alone: unsorted microbatches have the padding of the plain step's batch.
     'unordered': partial(cached_step, split=default_split_batch)}
 
 

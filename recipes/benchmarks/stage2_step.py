@@ -1,8 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A step of stage 2 against the plain step: with GradCache, self-distillation, and three captions per image; and CLIP's
-loss of a large batch in blocks against autograd through the whole logit matrix."""
+"""Benchmark a step of stage 2 against the plain step, with GradCache, self-distillation or three captions per image.
+Also benchmark CLIP's blockwise loss of a large batch against autograd through the whole logit matrix."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ from recipes.benchmarks.measuring import DEVICE, peak_mb, run_alone, seconds_in_
 from recipes.benchmarks.stage1_step import Batch, cached_step, plain_step
 
 SMALL, BASE = 'vit_small_patch16_224', 'vit_base_patch16_224'
-DIMS = {SMALL: 576, BASE: 4096}  # of the teacher's vectors
+DIMS = {SMALL: 576, BASE: 4096}  # llm_embed_dim of the teacher
 CHUNK, BATCHES, BASE_BATCH, LOSS_BATCH, LOSS_DIM = 32, (64, 256, 1024), 8, 16384, 1280
 CACHE = {'plain': plain_step, 'cached': partial(cached_step, microbatch=CHUNK, split=default_split_batch)}
 
@@ -48,7 +48,7 @@ def measure_cache() -> None:
 
 
 def measure_options() -> None:
-    """Without the optimizer, which has the same to do in all of them."""
+    """Measure steps without the optimizer, which costs the same in all of them."""
     model, batch = make(BASE, BASE_BATCH)
     initial, images = InitialImages(model.model), batch['pixel_values'].to(DEVICE)
     three: Any = {**batch, 'text_embedding': torch.randn(BASE_BATCH, 3, DIMS[BASE]),
@@ -72,7 +72,7 @@ LOSSES = {'whole': plain_loss, 'blocks': partial(clip_loss, block_size=1024)}
 
 
 def measure_loss(name: str) -> dict[str, float]:
-    """Seconds of a loss and its gradients, and the peak of what they take beside the features, in MB."""
+    """Return the seconds of a loss and its gradients, and their peak memory in MiB beyond the features."""
     torch.manual_seed(0)
     features = [F.normalize(torch.randn(LOSS_BATCH, LOSS_DIM, device=DEVICE), dim=-1).requires_grad_() for _ in '12']
     features.append(torch.full((1,), 3.0, device=DEVICE, requires_grad=True))

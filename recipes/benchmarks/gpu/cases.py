@@ -1,9 +1,9 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What `make bench-gpu` runs: YAML files of the paper, and what is changed in them.
+"""Cases of `make bench-gpu`: YAML files of the paper with overrides.
 
-All cases fit 80 GiB by their plans.  Those that only differ in one thing from another are compared with it.
+All cases fit 80 GiB according to their plans.  A case that changes one setting of another is compared with it.
 """
 
 from dataclasses import dataclass, field
@@ -21,32 +21,32 @@ SCHEMAS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement: YAML files and overrides, and steps before the measured ones."""
+    """One measurement: YAML files and overrides, warm-up steps and measured steps."""
 
     kind: Literal['stage1', 'stage2', 'extraction']
     args: tuple[str, ...]
     against: Optional[str] = None
-    """The case whose rate this one's is divided by."""
+    """Reference case for the ratio of rates."""
     small: tuple[str, ...] = ()
-    """Overrides of the dry run, after all others."""
+    """Overrides of the dry run on a CPU, applied after `args`."""
     warm_up: int = 5
     steps: int = 20
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the data, which are random, and of the LLM."""
+    """Sizes of the random data and of the LLM."""
 
     images: int
     pictures: int
-    """Of which the images are copies."""
+    """Number of distinct pictures; the images are copies of them."""
     repeat: int
-    """How often an epoch shows each image, so that a measurement ends before the epoch does."""
+    """Repetitions of each image per epoch, so that a measurement ends within one epoch."""
     captions: int
     warm_up_captions: int
     teacher_dim: int
     llm: dict[str, Any] = field(default_factory=dict)
-    """What is changed in the configuration of Llama 3.1 8B."""
+    """Changes to the configuration of Llama 3.1 8B."""
 
 
 SIZES = {
@@ -69,8 +69,8 @@ _L14 = (*_STAGE2, 'yamls/stage2/vision/clip_l14_336.yaml', 'model.vision.gradien
 _L14_WHOLE = (*_L14, 'model.vision.gradient_checkpointing=false')
 _FSDP = ('yamls/stage2/fsdp.yaml', 'fsdp.activation_checkpointing=false')
 
-# Two long captions of an image attract each other: about half of them are longer than max_length, as the plan takes all
-# texts to be.
+# Pairs of two long captions of an image.  About half of the captions exceed max_length, the length that the plan
+# assumes for all texts.
 _LLM = (
     'yamls/stage1/paper.yaml', 'yamls/stage1/captions_only.yaml', 'yamls/stage1/llama3.1_8b.yaml',
     'global_train_batch_size=64', 'scheduler.t_warmup=0ba', 'text_encoder.max_length=128',
@@ -108,12 +108,12 @@ CASES = {
 
 
 def window(name: str, device: str) -> tuple[int, int]:
-    """How many steps are left out, and how many after them are measured."""
+    """Return the numbers of warm-up steps and of measured steps."""
     return (CASES[name].warm_up, CASES[name].steps) if device == 'gpu' else (2, 2)
 
 
 def arguments(name: str, device: str, run: Path) -> list[str]:
-    """YAML files and overrides of a case, which may write a folder `run`, on ``gpu``, or ``cpu`` for the dry run."""
+    """Return YAML files and overrides of a case that may write the folder `run`, on ``gpu``, or ``cpu`` (dry run)."""
     case, data, common = CASES[name], OUT / 'data' / device, [f'device={device}']
     if case.kind == 'extraction':
         common += [f'teacher.pretrained={data}/llm', f'out={run}',

@@ -4,8 +4,7 @@
 """Measure one case of `cases.py` and write its result:
 python -m recipes.benchmarks.gpu.one_case NAME gpu|cpu RESULT.json
 
-A training is planned and made by the functions that its recipe calls, and runs Composer's loop; checkpoints alone are
-left out.
+A training is planned and built by the functions of its recipe, and runs in Composer's loop without checkpoints.
 """
 
 import importlib.metadata
@@ -51,14 +50,14 @@ MOST_WORKERS = 16
 
 
 def now() -> float:
-    """In seconds, when the GPU has nothing left to do."""
+    """Return the time in seconds after the GPU has finished all work."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def memory() -> dict[str, float]:
-    """Most GiB since the last call, as tensors take them and as torch has reserved them."""
+    """Return peak GiB since the last call, allocated by tensors and reserved by torch; nothing without a GPU."""
     if not torch.cuda.is_initialized():
         return {}
     found = {'peak_gib': torch.cuda.max_memory_allocated() / GIB,
@@ -68,13 +67,13 @@ def memory() -> dict[str, float]:
 
 
 def workers(bytes_each: float) -> int:
-    """As many as there are cores and as fit /dev/shm, which a full one would end by a bus error."""
+    """Return the number of workers that fit the cores and /dev/shm, since a full /dev/shm causes a bus error."""
     cores = len(os.sched_getaffinity(0))
     return min(MOST_WORKERS, cores, int(0.9 * shutil.disk_usage('/dev/shm').free / bytes_each))
 
 
 def about(device: str) -> dict[str, Any]:
-    """Names, sizes and versions of this machine."""
+    """Return names and sizes of this machine, and versions of its software."""
     names = ('torch', 'mosaicml', 'transformers')
     found: dict[str, Any] = {'device': 'cpu', 'cores': len(os.sched_getaffinity(0)),
                              'date': time.strftime('%Y-%m-%d %H:%M:%S%z'),
@@ -90,9 +89,9 @@ def about(device: str) -> dict[str, Any]:
 
 
 def peak_of(device: str) -> Optional[float]:
-    """Dense bfloat16 peak of a GPU by its name, TFLOP/s; None of one that `GPUS` does not know.
+    """Return the dense bfloat16 peak of a GPU in TFLOP/s by its name, or None if `GPUS` does not list it.
 
-    Those are SXM boards.  Of the cards for other slots, only the A100 has the same peak.
+    `GPUS` lists SXM boards.  Among PCIe cards, only the A100 has the same peak.
     """
     kind = re.search(r'\b(A100|H100|H200|B200)\b', device)
     if kind is None or 'NVL' in device or ('PCIe' in device and kind[0] != 'A100'):
@@ -101,7 +100,7 @@ def peak_of(device: str) -> Optional[float]:
 
 
 def make_data(kind: str, device: str) -> None:
-    """Random images with their vectors for stage 2; captions and an LLM, of 16 GB on a GPU, for the rest."""
+    """Write random images and vectors for stage 2, or captions and an LLM (16 GB for ``gpu``) for other kinds."""
     folder, sizes = OUT / 'data' / device, SIZES[device]
     for_images: dict[str, Callable[[Path], None]] = {
         'images': partial(write_images, sizes.images, different=sizes.pictures),
@@ -121,7 +120,7 @@ def make_data(kind: str, device: str) -> None:
 
 
 class Window(Callback):
-    """Measures the steps after the first ones."""
+    """Callback that measures seconds, tokens and peak memory of the steps after the warm-up."""
 
     def __init__(self, warm_up: int, steps: int) -> None:
         self.first, self.last = warm_up, warm_up + steps
@@ -144,7 +143,7 @@ def train(name: str, config: Union[Stage1Config, Stage2Config]) -> Result:
     (warm_up, steps), data = window(name, config.device or 'gpu'), config.train_data
     with fake_ranks(1):
         if isinstance(config, Stage1Config):
-            config.plan_tokens = config.text_encoder.max_length  # what they really have is known afterwards
+            config.plan_tokens = config.text_encoder.max_length  # the actual mean is known only afterwards
             plan: Any = make_plan(config)
         else:
             data.num_workers = 1
@@ -177,7 +176,7 @@ def train(name: str, config: Union[Stage1Config, Stage2Config]) -> Result:
 
 
 def extract(config: ExtractConfig) -> Result:
-    """As `extract_embeddings` does it, from the first shard that is read to the last that is written."""
+    """Measure an extraction as in `extract_embeddings`, from reading the first shard to writing the last."""
     device = open_device(config.device, config.precision)
     dist.initialize_dist(device, config.dist_timeout)
     teacher: Any = teacher_source(config.teacher).load(device, config.batch_tokens, config.precision)
@@ -203,15 +202,15 @@ def summary(
     seconds: float, steps: int, items: int, flops: float, recomputed: float = 0, tokens: int = 0,
     waited: Optional[float] = None, planned: Optional[int] = None, peak: Optional[dict[str, float]] = None, **more: Any
 ) -> Result:
-    """What is written of `steps` in `seconds`, between two moments at which the GPU had nothing left to do: samples or
-    captions, FLOPs as the plan counts them, tokens without padding, and the peak as planned (bytes) and found."""
+    """Return the result of `steps` in `seconds` between two synchronisations with the GPU.  `items` are samples or
+    captions, `flops` come from the plan, `tokens` exclude padding, `planned` is in bytes and `peak` in GiB."""
     top = (peak_of(torch.cuda.get_device_name()) or 0) * 1e12 * seconds if torch.cuda.is_initialized() else 0
     taken, plan_gib = (peak or {}).get('peak_gib'), None if planned is None else planned / GIB
     return {
         'per_second': items / seconds, 'seconds_per_step': seconds / steps, 'steps': steps,
         'tokens_per_second': tokens / seconds or None, 'tflop_per_step': flops / steps / 1e12,
         'recomputed_tflop_per_step': recomputed / steps / 1e12,
-        # As of PaLM, and as plan_mfu means it.
+        # As defined in the PaLM paper and for plan_mfu.
         'mfu': flops / top if top else None, 'mfu_with_recomputation': (flops + recomputed) / top if top else None,
         'plan_peak_gib': plan_gib, 'peak_over_plan': taken / plan_gib if taken and plan_gib else None,
         'data_wait_share': None if waited is None else waited / seconds, **(peak or {}), **more}
@@ -227,7 +226,7 @@ def main(name: str, device: str, path: str) -> None:
     found = extract(config) if case.kind == 'extraction' else train(name, config)
     write_json(path, {'case': name, 'args': args, **found, 'seconds_of_case': time.perf_counter() - start,
                       'machine': machine})
-    shutil.rmtree(run, ignore_errors=True)  # one that writes nothing has none
+    shutil.rmtree(run, ignore_errors=True)  # missing if the case wrote nothing
 
 
 if __name__ == '__main__':

@@ -1,11 +1,11 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Run the cases of `cases.py` on this machine's first GPU, or those named:
+"""Run all or the named cases of `cases.py` on this machine's first GPU:
 python -m recipes.benchmarks.gpu.run_all gpu|cpu [NAME …]
 
-Each runs in a process of its own.  One that fails does not stop the others, but the exit status is then 1.  One whose
-result is there is not run again; what failed is.
+Each case runs in a separate process.  A failure does not stop the other cases, but sets the exit status to 1.  Cases
+with a result are skipped; failed ones run again.
 """
 
 import json
@@ -27,7 +27,7 @@ _CAUSE = re.compile(r'^[\w.]*(?:Error|Exception|Exit)\b.*', re.MULTILINE)
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line per case; `x` is its rate over that of the case it is compared with."""
+    """Format one line per case; `x` is the rate divided by that of the reference case."""
     def shown(value: Any, form: str) -> str:
         return '-' if value is None else format(value, form)
 
