@@ -1,9 +1,9 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Files of captions: CSV, TSV, JSON, JSON lines, plain lines, and the files of Flickr8k, Flickr30k and COCO.
+"""Readers of caption files: CSV, TSV, JSON, JSON lines, plain lines, and the files of Flickr8k, Flickr30k and COCO.
 
-Whatever is read here is text in UTF-8 that can be written again, or an error says where it is not.
+All readers check that texts can be written in UTF-8, and raise an error that names the place of one that cannot.
 """
 
 import csv
@@ -22,33 +22,33 @@ __all__ = [
     'read_captions', 'read_csv', 'read_json_lines', 'read_lines', 'read_splits', 'text_field', 'texts_field',
 ]
 
-# Each image's path in its folder, and its captions.
+# Path of each image, relative to the folder of images, with its captions.
 _Images = Iterable[tuple[str, list[str]]]
 
 _SHOWN = 8
 _QUOTES = 'a row in which every quote that is opened is closed, and one in a text is doubled'
-# Flickr8k's own lists; Karpathy and Fei-Fei call its `dev` images `val`.
+# Flickr8k's official lists; Karpathy and Fei-Fei call the `dev` images `val`.
 _LISTS = {'train': 'Flickr_8k.trainImages.txt', 'val': 'Flickr_8k.devImages.txt', 'test': 'Flickr_8k.testImages.txt'}
 # `1000092795.jpg#0<tab>A caption`, `1009692167#zhm#1 <caption>`, `6228559981<tab><caption>`
 _NUMBERED = re.compile(r'(?P<image>[^#\s,]+)(?:#\S*)?\s+(?P<caption>.+)')
 # `1007129816.jpg,A caption`
 _COMMA = re.compile(r'(?P<image>[^\s,]+\.jpg),(?P<caption>.*)')
-# `一条:q 狗:n 。:wj`: every word with its part of speech
+# `一条:q 狗:n 。:wj`: words with part-of-speech tags
 _SEGMENTED = re.compile(r'\S+:[a-z]+[0-9]*(?:\s+\S+:[a-z]+[0-9]*)*')
 
 
 def normal_path(name: str) -> str:
-    """The path of an image in its normal form: ``./a.jpg`` and ``b/../a.jpg`` are ``a.jpg``; a URL stays as it is."""
+    """Normalise the path of an image: ``./a.jpg`` and ``b/../a.jpg`` become ``a.jpg``; a URL is returned unchanged."""
     return name if '://' in name else posixpath.normpath(name)
 
 
 def read_captions(captions: str, image_column: str, caption_column: str) -> dict[str, list[str]]:
-    """Image, as a `normal_path` -> its captions, both in the order of the file.  Empty captions are none.
+    """Read image (its `normal_path`) -> captions, both in the order of the file.  Empty captions are skipped.
 
     Args:
-        captions: ``.json`` (a list of objects), ``.jsonl`` or ``.jsonlines`` (one object per line), ``.tsv``, or CSV
-            under any other name; the last two with a header.  An image may have several rows.
-        image_column: Column that says which captions belong together.
+        captions: ``.json`` (a list of objects), ``.jsonl`` or ``.jsonlines`` (one object per line), ``.tsv``, or any
+            other name for CSV.  TSV and CSV need a header.  An image may have several rows.
+        image_column: Column with the image, by which captions are grouped.
         caption_column: Column with the text; in JSON it may also be a list of texts.
 
     Raises:
@@ -74,9 +74,9 @@ def read_captions(captions: str, image_column: str, caption_column: str) -> dict
 
 
 def check_text(text: str, where: str) -> str:
-    """A text, if it is one that can be written in UTF-8.
+    """Return `text` if it can be written in UTF-8.
 
-    A FileError says that it has a NUL character, half a surrogate pair, or a byte that was no UTF-8.
+    A NUL character, an unpaired surrogate or an undecodable byte raises a FileError that names `where`.
     """
     if '\0' in text:
         raise FileError(f'{where}: has a NUL character, expected a text in UTF-8')
@@ -90,7 +90,7 @@ def check_text(text: str, where: str) -> str:
 
 
 def _text_lines(path: str, newline: Optional[str] = None) -> Iterator[str]:
-    """The lines of a text file, with their ends."""
+    """Lines of a text file, with their line ends."""
     expected = 'a text in UTF-8'
     with reading(path, expected), open(path, encoding='utf-8-sig', errors='surrogateescape', newline=newline) as file:
         for number, line in enumerate(file, 1):
@@ -98,10 +98,10 @@ def _text_lines(path: str, newline: Optional[str] = None) -> Iterator[str]:
 
 
 def read_csv(path: str) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
-    """The columns of a CSV file, or of one whose name ends with ``.tsv``, and its rows, each with ``<path>:<line>``.
+    """Return the columns of a CSV or ``.tsv`` file, and an iterator over its rows, each with ``<path>:<line>``.
 
     Raises:
-        FileError: It is no such table; the message names file and line.
+        FileError: The file is not a valid table; the message names file and line.
     """
     rows = _csv_rows(path)
     where, columns = next(rows, (path, []))
@@ -119,7 +119,7 @@ def read_csv(path: str) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]
 
 
 def _csv_rows(path: str) -> Iterator[tuple[str, list[str]]]:
-    """The rows of a CSV file that are not blank, the header first."""
+    """Non-blank rows of a CSV file, the header first."""
     reader = csv.reader(_text_lines(path, newline=''), delimiter='\t' if path.endswith('.tsv') else ',', strict=True)
     while True:
         where = f'{path}:{reader.line_num + 1}'
@@ -132,24 +132,24 @@ def _csv_rows(path: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def read_lines(path: str) -> Iterator[tuple[str, str]]:
-    """Lines that are not blank, each with ``<path>:<number>``."""
+    """Return the non-blank lines of a text file, stripped, each with ``<path>:<number>``."""
     return ((f'{path}:{number}', line.strip()) for number, line in enumerate(_text_lines(path), 1) if line.strip())
 
 
 def read_json_lines(path: str) -> Iterator[tuple[str, Any]]:
-    """The values of a JSON lines file, each with ``<path>:<number>``; a FileError names a line that is damaged."""
+    """Return the values of a JSON lines file, each with ``<path>:<number>``; a FileError names a damaged line."""
     return ((where, parse_json(line, where)) for where, line in read_lines(path))
 
 
 def numbered(values: Any, what: str) -> list[tuple[str, Any]]:
-    """Values of a list, each with where it stands: ``<what> <number>``."""
+    """Return the values of a list, each with its position ``<what> <number>``; FileError if it is not a list."""
     if not isinstance(values, list):
         raise FileError(f'{what}s: found {_short(values)}, expected a list')
     return [(f'{what} {i}', value) for i, value in enumerate(values)]
 
 
 def field(record: Any, key: str, where: str) -> Any:
-    """A field of a JSON object or a column of a row, or a ConfigError that names it and those that are there."""
+    """Return a field of a JSON object or of a row; a ConfigError names a missing field and the fields that exist."""
     if not isinstance(record, Mapping):
         raise ConfigError(f'{where}: expected an object with {key!r}, found {_short(record)}')
     if key not in record:
@@ -160,7 +160,7 @@ def field(record: Any, key: str, where: str) -> Any:
 
 
 def _list_field(record: Any, key: str, where: str) -> list[Any]:
-    """A field that is a list."""
+    """Field that must be a list."""
     value = field(record, key, where)
     if not isinstance(value, list):
         raise FileError(f'{where}: {key!r} is {_short(value)}, expected a list')
@@ -168,12 +168,12 @@ def _list_field(record: Any, key: str, where: str) -> list[Any]:
 
 
 def texts_field(record: Any, key: str, where: str) -> list[str]:
-    """A field that is a list of texts."""
+    """Return a field that must be a list of texts; FileError if it is not."""
     return [text_field({key: text}, key, where) for text in _list_field(record, key, where)]
 
 
 def text_field(record: Any, key: str, where: str) -> str:
-    """A field that is a text."""
+    """Return a field that must be a text; FileError if it is not."""
     value = field(record, key, where)
     if not isinstance(value, str):
         raise FileError(f'{where}: {key!r} is {_short(value)}, expected a text')
@@ -181,14 +181,14 @@ def text_field(record: Any, key: str, where: str) -> str:
 
 
 def optional_text(value: Any, where: str) -> str:
-    """A text, or an empty one for null."""
+    """Return a text, or an empty one for None; FileError for any other value."""
     if value is not None and not isinstance(value, str):
         raise FileError(f'{where} is {_short(value)}, expected a text')
     return check_text(value or '', where)
 
 
 def _short(value: Any) -> str:
-    """For messages."""
+    """Shortened value for error messages."""
     return repr(str(value)[:60])
 
 
@@ -198,9 +198,9 @@ def _short(value: Any) -> str:
 
 
 def read_splits(path: str, split_files: Optional[Mapping[str, str]] = None) -> dict[Optional[str], _Images]:
-    """Split -> its images with their captions, which are read when they are asked for, once.
+    """Read split -> images with their captions, as iterables that may be read only once.
 
-    _Images that are in no split are under None; so are all images of a file that has no splits.
+    Images in no split have the key None, and so do all images of a file without splits.
 
     Args:
         path: One of
@@ -209,12 +209,12 @@ def read_splits(path: str, split_files: Optional[Mapping[str, str]] = None) -> d
             - CSV of nlphuji/flickr30k, which has splits (``flickr_annotations_30k.csv``),
             - JSON in COCO's own format (``captions_train2017.json``),
             - a JSON list of ``{image, caption}``, as ALBEF and BLIP use it, with one caption or a list of them,
-            - under any other name, the lines that `captions_of_lines` reads (``Flickr8k.token.txt``, ``captions.txt``).
+            - under any other name, lines for `captions_of_lines` (``Flickr8k.token.txt``, ``captions.txt``).
         split_files: For a file without splits: split -> file with one image per line.
 
     Raises:
-        ConfigError: A field or a list of `split_files` is missing, or the file that they are for has splits.
-        FileError: A file cannot be read, or a list names an image without captions or one that is listed already.
+        ConfigError: A field or a file of `split_files` is missing, or `split_files` is set for a file with splits.
+        FileError: A file cannot be read, or `split_files` name an image twice or an image without captions.
     """
     images: Optional[_Images] = None
     rows: Iterable[tuple[str, Any]] = ()
@@ -258,7 +258,7 @@ def read_splits(path: str, split_files: Optional[Mapping[str, str]] = None) -> d
 
 
 def official_lists(path: str) -> dict[str, str]:
-    """The lists of Flickr8k's splits that lie beside its ``.token.txt`` file; beside another file, none."""
+    """Return split -> official Flickr8k list that exists beside the ``.token.txt`` file; empty for another file."""
     files = {split: str(Path(path).with_name(name)) for split, name in _LISTS.items()}
     return {split: file for split, file in files.items() if path.endswith('.token.txt') and Path(file).is_file()}
 
@@ -270,14 +270,14 @@ def _karpathy_image(where: str, image: Any) -> tuple[str, list[str]]:
 
 
 def _csv_image(where: str, row: Mapping[str, str]) -> tuple[str, list[str]]:
-    """The captions of an image are a JSON list in one cell."""
+    """Image and captions of a row, which has the captions as a JSON list in one cell."""
     file = text_field(row, 'filename', where)
     captions = parse_json(text_field(row, 'raw', where), f'{where}, {file}: \'raw\'')
     return file, texts_field({'raw': captions}, 'raw', f'{where}, {file}')
 
 
 def _of_list(content: list[Any], path: str) -> _Images:
-    """For training there is one record per caption, for evaluation one per image."""
+    """Images of a list, which has one record per caption for training, or one per image for evaluation."""
     captions: dict[str, list[str]] = {}
     for where, record in numbered(content, f'{path}, image'):
         image = text_field(record, 'image', where)
@@ -300,11 +300,11 @@ def _of_coco(content: dict[str, Any], path: str) -> _Images:
 
 
 def captions_of_lines(path: str) -> dict[str, list[str]]:
-    """Image file -> captions.
+    """Read image file -> captions from a file with one caption per line.
 
-    Lines are ``<image>#<number><tab or space><caption>``, where number and ``.jpg`` may be missing; or, mostly under a
-    header, ``<image>.jpg,<caption>``, where Kaggle's files quote captions with commas and CLIP_benchmark's do not.
-    Chinese that is split into words with their parts of speech is put together again.
+    Lines are ``<image>#<number><tab or space><caption>``, where the number and ``.jpg`` may be missing, or
+    ``<image>.jpg,<caption>``, usually after a header.  Kaggle's files quote captions with commas, CLIP_benchmark's do
+    not.  Chinese captions that are segmented into words with part-of-speech tags are joined.
 
     Raises:
         FileError: A line has neither form, or a quote is not closed; the message names file and line.

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which caption of a sample is seen: a pure function of (seed, epoch, sample id)."""
+"""Choice of a sample's captions: a pure function of (seed, epoch, sample id)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
@@ -15,15 +15,15 @@ __all__ = ['draw', 'draw_captions', 'draw_pair', 'sample_seed', 'text_id']
 
 
 def sample_seed(seed: int, epoch: int, sample_id: str) -> int:
-    """A 64-bit seed for everything random about one sample in one epoch.
+    """Return a 64-bit seed for all randomness of one sample in one epoch.
 
-    It does not depend on workers, ranks, batches or on where a run was resumed.
+    It is independent of workers, ranks, batches and the position at which a run was resumed.
     """
     return xxhash.xxh64_intdigest(f'{epoch}/{sample_id}', seed=seed)
 
 
 def draw(weights: Sequence[float], seed: int, what: str = 'caption') -> int:
-    """An index, drawn in proportion to `weights`, the same for the same seed and purpose."""
+    """Draw an index in proportion to `weights`; the same `seed` and purpose `what` give the same index."""
     point = xxhash.xxh64_intdigest(what, seed=seed) / 2**64 * sum(weights)
     for index, weight in enumerate(weights):
         point -= weight
@@ -33,13 +33,12 @@ def draw(weights: Sequence[float], seed: int, what: str = 'caption') -> int:
 
 
 def draw_captions(sample: Mapping[str, Any], mix: Mapping[str, float], n: int, seed: int) -> list[tuple[str, str]]:
-    """Keys and texts of n captions, drawn in proportion to the weights of those that the sample has and that were not
-    drawn before.
+    """Draw n captions of a sample by weight, without replacement, and return their keys and texts.
 
-    A sample that has fewer gives each of them once before it gives one again.  The first does not depend on n.
+    A sample with fewer captions repeats one only after all were drawn.  The first caption does not depend on n.
 
     Raises:
-        ValueError: The sample has none of them.
+        ValueError: The sample has none of the captions in `mix`.
     """
     texts = _captions_of(sample, mix)
     if not texts:
@@ -54,7 +53,7 @@ def draw_captions(sample: Mapping[str, Any], mix: Mapping[str, float], n: int, s
 
 
 def _captions_of(sample: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
-    """Caption key -> text of those that the sample has; one that is absent is an empty text."""
+    """Caption key -> text of the captions that the sample has; a missing caption is stored as an empty text."""
     texts = ((key, sample[CAPTION + key]) for key in keys)
     return {key: text for key, text in texts if text.strip()}
 
@@ -69,14 +68,14 @@ class DrawnPair(NamedTuple):
 
 
 def draw_pair(sample: Mapping[str, Any], pairs: Sequence[CaptionPairConfig], seed: int) -> DrawnPair:
-    """A direction, and the texts of query and positive, which have different keys unless the direction has no positive.
+    """Draw a direction, a query and a positive; their keys differ unless the direction has no positive.
 
-    All three are drawn, as `seed` decides, among what the sample has: the directions for which it has the captions, and
-    those captions.  Where it has no two captions for any direction, one caption is both query and positive, as in
-    SimCSE (Gao et al. 2021): dropout, and the query's instruction, are then the only difference between the two.
+    `seed` decides among the directions for which the sample has both captions, and among these captions.  If there is
+    no such direction, one caption is both query and positive, as in SimCSE (Gao et al. 2021).  The two then differ
+    only by dropout and by the instruction of the query.
 
     Raises:
-        ValueError: It has none of the directions' captions.
+        ValueError: The sample has none of the directions' captions.
     """
     every = dict.fromkeys(key for pair in pairs for key in pair.keys)
     texts = _captions_of(sample, every)
@@ -95,14 +94,14 @@ def draw_pair(sample: Mapping[str, Any], pairs: Sequence[CaptionPairConfig], see
 
 
 def _others(query: str, pair: CaptionPairConfig, texts: Mapping[str, str]) -> list[str]:
-    """The keys that may stand beside a query which is there."""
+    """Keys of the possible positives of a query; none if the sample lacks the query."""
     if query not in texts:
         return []
     return [query] if pair.positive is None else [key for key in pair.positive if key != query and key in texts]
 
 
 def _no_caption(sample: Mapping[str, Any], keys: Iterable[str]) -> ValueError:
-    """The error of a sample that has none of the captions which are drawn from."""
+    """Error for a sample that has none of the captions `keys`."""
     wanted = list(keys)
     there = list(_captions_of(sample, caption_keys(sample)))
     return ValueError(f'sample {sample[SAMPLE_ID]!r} has none of the captions {", ".join(wanted)}, but '
@@ -111,5 +110,5 @@ def _no_caption(sample: Mapping[str, Any], keys: Iterable[str]) -> ValueError:
 
 
 def text_id(text: Optional[str]) -> int:
-    """A number that stands for the text, equal for equal texts; 0 for none."""
+    """Return a 63-bit hash of a text; 0 for None or an empty text."""
     return (xxhash.xxh64_intdigest(text) >> 1) or 1 if text else 0

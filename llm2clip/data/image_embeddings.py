@@ -1,8 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Data of the trainings that read the teacher's embeddings of captions: with images for stage 2, and with the features
-of CLIP's own text tower for inheritance."""
+"""Data loaders with text embeddings: beside images for stage 2, and beside CLIP's text features for inheritance."""
 
 import dataclasses
 import math
@@ -44,21 +43,21 @@ def build_image_loader(
     in_loop: bool = False,
     captions: bool = False,
 ) -> DataSpec:
-    """Loader of stage 2's batches; `ComposerLLM2CLIP` says what is in them after its ``microbatch_transforms``.
+    """Build the loader of stage 2; `ComposerLLM2CLIP` documents its batches after their ``microbatch_transforms``.
 
-    In training an image is cropped at random, and one of its captions is drawn each time it is seen, or several, which
-    have an axis of their own.  In evaluation it has all its captions; one that is absent is an empty text, its
-    embedding is zero, and so is its ``text_id``.
+    In training, an image is cropped at random and one of its captions is drawn each time it is read.  Several captions
+    per image get an axis of their own.  In evaluation, an image has all captions; a missing one is an empty text with a
+    zero embedding and ``text_id`` 0.
 
     Args:
-        config: Streams, caption mix and crops.
-        image_size: Side of the square that the vision tower sees.
+        config: Streams, caption weights and crops.
+        image_size: Side of the vision tower's square input, in pixels.
         global_batch_size: Samples per step over all ranks.
         seed: Seed of caption choice and crops.
         train: Drawn captions and a random crop, shuffled; otherwise every caption and a centre crop, in order.
-        key: Where `config` stands in the configuration.
-        in_loop: Deliver captions in place of their embeddings.
-        captions: Deliver them beside their embeddings.
+        key: Configuration key of `config`, for error messages.
+        in_loop: Deliver captions instead of their embeddings.
+        captions: Deliver captions beside their embeddings.
     """
     mixes = [stream_mix(config, name, key) for name in config.streams]
     keys = list(dict.fromkeys(name for mix in mixes for name in mix))
@@ -99,10 +98,10 @@ def build_image_loader(
 def _caption_embedding(
     rows: Sequence[Mapping[str, Any]], key: str, streams: Mapping[str, PairedStream]
 ) -> dict[str, torch.Tensor]:
-    """One caption's ``text_embedding`` ``(D,)``, by the sample's rows of the embeddings datasets.
+    """``text_embedding`` ``(D,)`` of one caption, from the sample's rows of the embeddings datasets.
 
-    Where every stream has one embeddings dataset and all store vectors the same way, as they are stored.  Otherwise in
-    float32; those of several teachers have length 1 each and stand one after the other.
+    If every stream has one embeddings dataset and all have the same storage type, the vector stays as stored.
+    Otherwise it is float32, and the vectors of several teachers are scaled to length 1 and concatenated.
     """
     stored = [stored_vector(row, key) for row in rows]
     if len(stored) == 1 and len({tuple(stream.storages) for stream in streams.values()}) == 1:
@@ -111,21 +110,21 @@ def _caption_embedding(
 
 
 def _stacked(texts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What belongs to several texts of one image, on an axis of its own; strings in a list."""
+    """Values of several texts of one image, stacked on a new first axis; strings in a list."""
     columns = {name: [text[name] for text in texts] for name in texts[0]}
     return {name: torch.stack(values) if isinstance(values[0], torch.Tensor) else values
             for name, values in columns.items()}
 
 
 def split_columns(batch: dict[str, Any], microbatch_size: int) -> list[dict[str, Any]]:
-    """Split a batch whose ``caption`` may be K columns of B texts, as images with K captions each have them."""
+    """Split a batch into microbatches; for K captions per image, ``caption`` has K columns of B texts."""
     parts = [slice(start, start + microbatch_size) for start in range(0, len(batch['index']), microbatch_size)]
     return [{name: [column[rows] for column in values] if name == 'caption' and not isinstance(values[0], str)
              else values[rows] for name, values in batch.items()} for rows in parts]
 
 
 def stream_mix(config: ImageDataConfig, name: str, key: str) -> dict[str, float]:
-    """Caption key -> weight of a stream, those that are never drawn left out; without a mix, all equally often."""
+    """Return caption key -> weight above 0 of a stream; without configured weights, all captions have equal weight."""
     caption_weights, where = config.caption_weights, key
     if (own := config.streams[name].caption_weights) is not None:
         caption_weights, where = own, f'{key}.streams.{name}'
@@ -141,18 +140,18 @@ def paired_stream(
     name: str, stream: ImageStreamConfig, config: ImageDataConfig, key: str, in_loop: bool = False,
     keys: Optional[Sequence[str]] = None,
 ) -> PairedStream:
-    """The stream of one dataset in ``key.streams``, its columns checked.
+    """Open the stream of one dataset in ``key.streams``, and check its columns.
 
     Args:
-        name: Of the dataset.
-        stream: Where it and its embeddings datasets are.
-        config: Which captions are drawn, and whose embeddings are read; without teachers, those of the only one.
-        key: Where `config` stands in the configuration.
+        name: Name of the dataset.
+        stream: Folders and remotes of the dataset and its embeddings datasets.
+        config: Caption weights, and the teachers to read; without teachers, the dataset must have a single one.
+        key: Configuration key of `config`, for error messages.
         in_loop: Read no embeddings dataset.
-        keys: Captions that must have embeddings; unset, those that are drawn.
+        keys: Captions that must have embeddings; by default the captions with a weight.
 
     Raises:
-        ConfigError, ValueError: A dataset is missing, or lacks a caption, or it is not clear which is meant.
+        ConfigError, ValueError: A dataset is missing or lacks a caption, or the teacher is ambiguous or unknown.
     """
     arguments = stream_arguments(name, stream, key)
     text_embeddings = {} if in_loop else _of_teachers(stream.embeddings, config.teachers, name, key)
@@ -163,7 +162,7 @@ def paired_stream(
 def _of_teachers(
     text_embeddings: Mapping[str, DatasetConfig], teachers: Sequence[str], name: str, key: str
 ) -> dict[str, DatasetConfig]:
-    """The embeddings datasets of these teachers, or the only one; `name` and `key` are for messages."""
+    """Embeddings datasets of `teachers`, or the only one; `name` and `key` are for error messages."""
     if not teachers and len(text_embeddings) != 1:
         raise ConfigError(f'{key}.teachers: dataset {name} has embeddings datasets of {len(text_embeddings)} teachers '
                           f'({", ".join(text_embeddings) or "none"}); say which one to read')
@@ -178,8 +177,7 @@ def _checked_stream(
     arguments: Mapping[str, Any], text_embeddings: Mapping[str, DatasetConfig], columns: Sequence[str],
     keys: Sequence[str]
 ) -> PairedStream:
-    """A dataset with these columns, and its embeddings datasets with embeddings of these captions; checked where they
-    are here."""
+    """Stream of a dataset with `columns` and its embeddings datasets with captions `keys`; local ones are checked."""
     embedding_columns = [EMBEDDING + k for k in keys]
     if arguments['remote'] is None:
         read_columns(arguments['local'], [SAMPLE_ID, *columns])
@@ -191,24 +189,24 @@ def _checked_stream(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Features of CLIP's text tower with embeddings
+# CLIP's text features with embeddings
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def build_target_loader(
     config: InheritanceDataConfig, global_batch_size: int, seed: int, train: bool, key: str
 ) -> DataSpec:
-    """Loader of inheritance's batches; `ComposerInheritance` says what is in them after its ``microbatch_transforms``.
+    """Build the loader of inheritance; `ComposerInheritance` documents its batches after ``microbatch_transforms``.
 
-    A caption is drawn each time a sample is seen, among those that have a target; a sample without one is delivered all
-    the same, but does not count.
+    Each time a sample is read, one of the captions with a target is drawn.  A sample without a target is delivered, but
+    has ``counted`` False.
 
     Args:
-        config: Streams and caption mix.
+        config: Streams and caption weights.
         global_batch_size: Samples per step over all ranks.
         seed: Seed of the caption choice.
         train: Drawn captions, shuffled; otherwise the first caption of each sample that has a target, in order.
-        key: Where `config` stands in the configuration.
+        key: Configuration key of `config`, for error messages.
     """
     opened = {name: target_stream(name, stream, config, key) for name, stream in target_streams(config, key).items()}
     streams, mixes = {name: stream for name, (stream, _) in opened.items()}, [mix for _, mix in opened.values()]
@@ -226,7 +224,7 @@ def build_target_loader(
 
 
 def target_streams(config: InheritanceDataConfig, key: str) -> dict[str, ImageStreamConfig]:
-    """The streams of `config` as they are read: each begins with the targets beside the teachers' vectors."""
+    """Return the streams of `config`, each with the targets as main dataset and the teachers' vectors beside them."""
     result = {}
     for name, stream in config.streams.items():
         target = _of_teachers(stream.embeddings, [config.target], name, key)[config.target]
@@ -239,7 +237,7 @@ def target_streams(config: InheritanceDataConfig, key: str) -> dict[str, ImageSt
 def target_stream(
     name: str, stream: ImageStreamConfig, config: InheritanceDataConfig, key: str
 ) -> tuple[PairedStream, dict[str, float]]:
-    """One of `target_streams`, its columns checked, and what is drawn from it: caption key -> weight.
+    """Open one of `target_streams`, check its columns, and return it with its caption key -> weight.
 
     Raises:
         ConfigError, ValueError: The targets are missing, or a caption has no vector in an embeddings dataset.
@@ -255,13 +253,12 @@ def target_stream(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Vectors as an embeddings dataset stores them
+# Stored vectors of embeddings datasets
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def stored_vector(row: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """One caption's vector as an embeddings dataset's row has it, for a batch: ``text_embedding`` ``(D,)``, and if that
-    is int8, ``text_embedding_scale``."""
+    """Return a caption's stored vector: ``text_embedding`` ``(D,)`` and, for int8, ``text_embedding_scale`` ``()``."""
     values = torch.as_tensor(row[EMBEDDING + key])
     if values.dtype != torch.int8:
         return {'text_embedding': values}
@@ -269,23 +266,23 @@ def stored_vector(row: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def vectors_of(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The ``text_embedding`` ``(…, D)`` of a batch or of `stored_vector`, int8 turned back into float32."""
+    """Return the ``text_embedding`` ``(…, D)`` of a batch or `stored_vector`, with int8 dequantised to float32."""
     values, scale = batch['text_embedding'], batch.get('text_embedding_scale')
     return values if scale is None else values * scale.float()[..., None]
 
 
 def concatenate(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The vectors ``(…, D1)``, ``(…, D2)``, … of several teachers, scaled to length 1 and one after the other; those of
-    a single teacher as they are."""
+    """Concatenate the vectors ``(…, D1)``, ``(…, D2)``, … of several teachers, each scaled to length 1; the vectors of
+    a single teacher are returned unchanged."""
     if len(vectors) == 1:
         return vectors[0]
     return torch.cat([F.normalize(part, dim=-1) for part in vectors], dim=-1)
 
 
 def float_vectors(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch with its ``text_embedding`` as `vectors_of` gives it, and no ``text_embedding_scale``.
+    """Return the batch with its ``text_embedding`` from `vectors_of`, without ``text_embedding_scale``.
 
-    A loader's ``microbatch_transforms``: small vectors travel to the device, the model sees those of the teacher.
+    Used as ``microbatch_transforms``, so that int8 vectors are copied to the device before they are dequantised.
     """
     if 'text_embedding_scale' not in batch:
         return batch
@@ -294,14 +291,13 @@ def float_vectors(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What training does to pixels, (3, H, W) -> (3, image_size, image_size), both uint8
+# Image transforms of training, (3, H, W) -> (3, image_size, image_size), both uint8
 # ---------------------------------------------------------------------------------------------------------------------
-# On tensors: torchvision resizes them several times faster than Pillow does, to the same values up to 2 of 255.
+# On tensors: torchvision resizes several times faster than Pillow, with values that differ by at most 2 of 255.
 
 
 class _RandomCrop(v2.RandomResizedCrop):
-    """torchvision's, with the box drawn as fractions of the image: its place does not depend on the size at which the
-    image was decoded."""
+    """torchvision's crop, with the box drawn in fractions of the image, independently of the decoded size."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = flat_inputs[0].shape[-2:]
@@ -325,13 +321,13 @@ def train_transform(
     image_size: int, crop_scale: Sequence[float], color_jitter: float = 0.0, grayscale: float = 0.0,
     horizontal_flip: float = 0.0,
 ) -> v2.Compose:
-    """Random crop that keeps a share of the area in `crop_scale`, resized; optional changes of colour and side.
+    """Return the training transform: a random crop, resized, with optional colour changes and mirroring.
 
     Args:
-        image_size: Side of the square that the vision tower sees.
-        crop_scale: Smallest and largest share.
-        color_jitter: Strength of random brightness, contrast, saturation, and a fifth of it for hue.
-        grayscale: Probability of dropping the colours.
+        image_size: Side of the vision tower's square input, in pixels.
+        crop_scale: Smallest and largest share of the area that a crop keeps.
+        color_jitter: Strength of random brightness, contrast and saturation; a fifth of it applies to hue.
+        grayscale: Probability of conversion to grey.
         horizontal_flip: Probability of mirroring.
     """
     crop = _RandomCrop(image_size, scale=(crop_scale[0], crop_scale[1]), interpolation=InterpolationMode.BICUBIC)
@@ -346,17 +342,17 @@ def train_transform(
 
 
 def pixels_needed(image_size: int, crop_scale: float) -> int:
-    """The shortest side, in pixels, that an image has to be decoded at.
+    """Return the shortest side, in pixels, that a decoded image needs.
 
-    A random crop that keeps `crop_scale` of the area is then still at least ``2 * image_size`` pixels wide, and
-    resizing it to `image_size` loses no detail.
+    A square crop that keeps `crop_scale` of the area is then at least ``2 * image_size`` pixels wide, so that resizing
+    it to `image_size` loses no detail.
     """
     return math.ceil(2 * image_size / math.sqrt(crop_scale))
 
 
 def seeded(transform: v2.Compose, image: torch.Tensor, seed: int) -> torch.Tensor:
-    """Apply a random transform with its own seed, leaving the global generator as it was."""
+    """Apply a random transform with its own seed, and leave the global generator unchanged."""
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which formats a stack trace each time in case that CUDA is not there yet.
+        # torch.manual_seed would format a stack trace on each call as long as CUDA is not initialised.
         torch.default_generator.manual_seed(seed)
         return transform(image)

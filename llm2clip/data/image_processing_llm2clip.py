@@ -1,10 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Images -> what the vision tower sees: one definition for training, evaluation, search and exported models.
+"""Image preprocessing of the vision tower: one definition for training, evaluation, search and exported models.
 
-Exports with remote code hold a copy of this file, so it imports nothing else of this package, and no more than an
-exported model needs: torch, transformers, Pillow and numpy.
+Exports with remote code contain a copy of this file.  It therefore imports no other module of this package, and only
+torch, transformers, Pillow and numpy besides the standard library.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 __all__ = ['LLM2CLIPImageProcessor', 'normalize', 'orientation', 'resize_and_crop', 'upright_rgb']
 
-# Longer images lose their ends before they are resized: the centre crop takes them off in any case, but resizing makes
-# 10,000 x 1 pixels into 2,240,000 x 224.
+# Longer images are cropped to this aspect ratio before resizing.  The centre crop would remove their ends in any case,
+# but resizing would turn 10,000 x 1 pixels into 2,240,000 x 224.
 _LONGEST_ASPECT = 16
 
 
 def orientation(image: Image.Image) -> int:
-    """1 (upright) to 8, as Pillow reads it: from the EXIF or, without one there, from the XMP; 1 if neither tells."""
+    """Return the orientation, 1 (upright) to 8, which Pillow reads from EXIF or else from XMP; 1 if neither has it."""
     try:
         found = image.getexif().get(0x0112)
     except Exception:  # damaged EXIF does not make the pixels unreadable
@@ -34,18 +34,18 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """RGB: turned upright by its EXIF orientation, transparent parts on white, 16-bit greys scaled to 8 bits.
+    """Convert to upright RGB: apply the orientation, put transparent parts on white, scale 16-bit greys to 8 bits.
 
     Raises:
-        ValueError: Its values are fractions, or do not fit into 16 bits: which of them is white, nobody can tell.
+        ValueError: The pixels are floating-point or do not fit into 16 bits, so the value of white is unknown.
     """
-    image.load()  # which turns a TIFF
+    image.load()  # Pillow rotates a TIFF when it loads it
     turns = Image.Transpose
     turn = {2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM, 5: turns.TRANSPOSE,
             6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90}.get(orientation(image))
     if turn is not None:
         image = image.transpose(turn)
-        # So that it is not turned twice.  ImageOps.exif_transpose rewrites the EXIF instead, which fails on odd tags.
+        # Without EXIF, no caller rotates it again.  ImageOps.exif_transpose rewrites the EXIF, and fails on odd tags.
         image.info = {name: value for name, value in image.info.items() if name == 'transparency'}
     if image.mode == 'F':
         raise ValueError('its pixels are fractions, expected whole numbers of 8 or 16 bits')
@@ -57,13 +57,13 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ('RGBA', 'LA', 'PA', 'La', 'RGBa') or 'transparency' in image.info:
         image = image.convert('RGBA')
         return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
-    return image if image.mode == 'RGB' else image.convert('RGB')  # which would copy it
+    return image if image.mode == 'RGB' else image.convert('RGB')  # convert would copy RGB
 
 
 def resize_and_crop(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """``(3, H, W)`` uint8 -> ``(3, size, size)`` uint8: shortest side resized to `size`, bicubic, then cropped.
+    """Resize the shortest side to `size`, bicubic, and crop the centre: ``(3, H, W)`` to ``(3, size, size)``, uint8.
 
-    The crop begins where those of transformers begin; torchvision's begins a pixel later in a quarter of all images.
+    The crop starts at the same pixel as in transformers; torchvision starts a pixel later in a quarter of all images.
     """
     longest = _LONGEST_ASPECT * min(pixels.shape[-2:])
     pixels = _center(pixels, longest, longest)
@@ -73,27 +73,27 @@ def resize_and_crop(pixels: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _center(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The centre, at most so large."""
+    """Centre crop of at most `height` x `width` pixels."""
     top, left = (max(0, (side - most) // 2) for side, most in zip(pixels.shape[-2:], (height, width)))
     return pixels[..., top:top + height, left:left + width]
 
 
 def normalize(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """``(…, 3, H, W)`` uint8 -> float32 on the same device, scaled to [0, 1] and normalised."""
-    # Written there and not copied, since the host would wait for a copy.
+    """Scale ``(…, 3, H, W)`` uint8 to [0, 1] and normalise it by channel, in float32 on the same device."""
+    # Created on the device, since the host would wait for a copy.
     center, scale = (torch.stack([torch.full((1, 1), value, dtype=torch.float32, device=pixels.device)
                                   for value in values]) for values in (mean, std))
-    # As torchvision does it, and torch on a GPU also where a division is asked for.
+    # torchvision multiplies by 1 / 255 too, and so does torch on a GPU for a division by 255.
     return (pixels.float() * (1 / 255)).sub_(center).div_(scale)
 
 
 class LLM2CLIPImageProcessor(BaseImageProcessor):
-    """Pictures, as `PIL.Image.open` gives them, -> ``pixel_values`` as in training's evaluation.
+    """Image processor with the same preprocessing as evaluation during training.
 
     Args:
-        image_size: Side of the square that the vision tower sees.
-        image_mean: Of each channel.
-        image_std: Of each channel.
+        image_size: Side of the square input of the vision tower, in pixels.
+        image_mean: Mean of each channel, for RGB in [0, 1].
+        image_std: Standard deviation of each channel.
         **kwargs: Passed to BaseImageProcessor.
     """
 
@@ -109,15 +109,15 @@ class LLM2CLIPImageProcessor(BaseImageProcessor):
     def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, images: Any, return_tensors: Optional[str] = None
     ) -> BatchFeature:
-        """``pixel_values`` ``(B, 3, image_size, image_size)``.
+        """Return ``pixel_values`` ``(B, 3, image_size, image_size)`` in float32.
 
         Args:
-            images: A picture or a list of them, of any size and mode: as Pillow has it, or RGB values in uint8,
+            images: Image or list of images, of any size: Pillow images of any mode, or RGB values in uint8,
                 ``(H, W, 3)`` or ``(3, H, W)``.
-            return_tensors: As for every image processor; unset, a tensor of torch.
+            return_tensors: As for every image processor; by default a torch tensor.
 
         Raises:
-            ValueError: One is no picture.
+            ValueError: An input is not an image, or is an array of another type or shape.
         """
         pictures = images if isinstance(images, (list, tuple)) else [images]
         pixels = torch.stack([resize_and_crop(_pixels(picture), self.image_size) for picture in pictures])
@@ -125,14 +125,14 @@ class LLM2CLIPImageProcessor(BaseImageProcessor):
         return BatchFeature({'pixel_values': values}, tensor_type=return_tensors)
 
     def to_dict(self) -> dict[str, Any]:
-        """Without the name of the class, by which transformers would look for a faster one and warn that there is
-        none; it finds this one by the model's configuration."""
+        """Return the settings without the class name, which transformers finds in the model's configuration.
+        With it, transformers would look for a faster processor and warn that there is none."""
         return {name: value for name, value in super().to_dict().items() if name != 'image_processor_type'}
 
 
 def _pixels(picture: Any) -> torch.Tensor:
-    """``(3, H, W)`` in uint8."""
-    # An array of its own, since torch wants one that can be written to.
+    """Pixels of an image, ``(3, H, W)`` in uint8."""
+    # A copy, since torch needs a writable array.
     values = np.array(upright_rgb(picture) if isinstance(picture, Image.Image) else picture)
     if values.dtype != np.uint8 or values.ndim != 3 or 3 not in (values.shape[0], values.shape[2]):
         what = type(picture).__name__ if values.ndim == 0 else f'{values.dtype} values of shape {values.shape}'

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Encoded images -> upright RGB, whatever their format and colour mode."""
+"""Decoding of images, of any format and colour mode, to upright RGB."""
 
 import io
 import math
@@ -18,20 +18,20 @@ from llm2clip.data.image_processing_llm2clip import upright_rgb
 
 __all__ = ['Preprocessing', 'crop_image', 'decode_image', 'decode_pixels', 'encode_image', 'open_image']
 
-# Pillow reads more formats, but for EPS it starts another program, and decoders that few people use are weak.  'JPEG'
-# includes JPEGs that hold several pictures, as phones write them (MPO).
+# Pillow reads more formats, but EPS starts another program, and rarely used decoders are a security risk.  'JPEG'
+# includes JPEGs with several pictures (MPO), which phones write.
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'PPM')
-# Larger images are refused before they are decoded: a few kilobytes can unfold into gigabytes.
+# Larger images are refused before they are decoded: a few kilobytes can expand to gigabytes.
 MAX_PIXELS = 100_000_000
-# Of a JPEG: the shortest Huffman code has one bit, and there is one at least for 64 pixels.
+# Limit for a JPEG: the shortest Huffman code has one bit, and every block of 64 pixels has at least one code.
 _MAX_PIXELS_PER_BYTE = 512
-# What libjpeg leaves where data are missing, also in CMYK.
+# Colours that libjpeg leaves where data is missing, in RGB and CMYK.
 _UNTOUCHED = {(128, 128, 128), (64, 64, 64)}
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """RGB in [0, 1], shortest side resized to `image_size`, square crop, then normalised by `mean` and `std`."""
+    """Shortest side resized to `image_size` pixels, square crop, then RGB in [0, 1] normalised by `mean` and `std`."""
 
     image_size: int
     mean: tuple[float, ...]
@@ -39,29 +39,29 @@ class Preprocessing:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """`PIL.Image.open` of an encoded image: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or PPM."""
+    """Open an encoded image with Pillow: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or PPM."""
     return Image.open(io.BytesIO(data), formats=_FORMATS)
 
 
 def decode_image(data: bytes, sample_id: str) -> Image.Image:
-    """Decode to RGB.
+    """Decode an image to RGB.
 
-    The image is turned upright by its EXIF orientation, transparent parts lie on white, 16-bit greys are scaled to 8
-    bits, and of an animation the first frame counts.
+    The EXIF orientation is applied, transparent parts become white, and 16-bit greys are scaled to 8 bits.  An
+    animation gives its first frame.
 
     Raises:
-        ValueError: The bytes are not an image that can be decoded, a part of it is missing, or it has more than
-            `MAX_PIXELS`; names the sample.
+        ValueError: The image cannot be decoded, is truncated, or has more than `MAX_PIXELS` pixels; the message names
+            the sample.
     """
     with _open(data, sample_id) as image:
         return _whole(data, image, upright_rgb)
 
 
 def crop_image(data: bytes, sample_id: str, box: tuple[float, float, float, float]) -> Image.Image:
-    """A part of an image in RGB, of the pixels as they are stored: its EXIF orientation is not taken into account.
+    """Decode an image to RGB and crop it in the coordinates of the stored pixels, without its EXIF orientation.
 
     Arguments and errors are those of `decode_image`, and `box` is the left, upper, right and lower border in pixels.
-    What is outside of the image is black.
+    The area outside of the image is black.
     """
     with _open(data, sample_id) as image:
         whole = _whole(data, image, lambda image: image.convert('RGB'))
@@ -69,12 +69,12 @@ def crop_image(data: bytes, sample_id: str, box: tuple[float, float, float, floa
 
 
 def decode_pixels(data: bytes, sample_id: str, at_least: Optional[int] = None) -> torch.Tensor:
-    """`decode_image` as ``(3, H, W)`` uint8, with the same errors.
+    """Decode an image as `decode_image` does, with the same errors, to ``(3, H, W)`` uint8.
 
     Args:
         data, sample_id: As for `decode_image`.
-        at_least: If the shortest side is at least twice that, a JPEG comes back at 1/2, 1/4 or 1/8 of its size, not
-            smaller than that, which libjpeg does in the DCT domain.  Leave out for the full size.
+        at_least: Smallest useful size of the shortest side, in pixels.  A JPEG of at least twice this size is decoded
+            at 1/2, 1/4 or 1/8 of its size, which libjpeg does in the DCT domain.  Unset, the size stays.
     """
     def decode(image: Image.Image) -> Any:
         if image.format == 'JPEG' and image.mode in ('RGB', 'L') and at_least and min(image.size) >= 2 * at_least:
@@ -87,20 +87,20 @@ def decode_pixels(data: bytes, sample_id: str, at_least: Optional[int] = None) -
 
 
 def _whole(data: bytes, image: Image.Image, decode: Callable[[Image.Image], Any]) -> Any:
-    """The image, decoded; an error if the pixels of a JPEG end before its last ones, which libjpeg leaves grey."""
+    """Decode an image; raise an error if a JPEG lacks its last pixels, which libjpeg leaves grey."""
     sequential = image.format == 'JPEG' and not image.info.get('progressive')
-    # Where the coded pixels begin, as long as they have not been read.
+    # Offset of the coded pixels, which is known only before they are read.
     scan = image.fp.tell() if sequential else 0  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
     decoded = decode(image)
     if not sequential:
         return decoded
-    # The last pixels are in one of the corners.
+    # The orientation may put the last pixels into any corner.
     if isinstance(decoded, torch.Tensor):
         corners = {tuple(decoded[:, y, x].tolist()) for x in (0, -1) for y in (0, -1)}
     else:
         corners = {decoded.getpixel((x, y)) for x in (0, decoded.width - 1) for y in (0, decoded.height - 1)}
     if corners & _UNTOUCHED and data.find(b'\xff\xda', scan) < 0:
-        # Without its end marker, decoding goes on until there are no more data; a decoder looks a few bytes ahead.
+        # Without the end marker, missing pixels are an error.  The zeros serve the decoder, which reads ahead.
         with open_image(data[:data.rfind(b'\xff\xd9')] + bytes(16)) as cut:
             cut.load()
     return decoded
@@ -123,7 +123,7 @@ def _open(data: bytes, sample_id: str) -> Iterator[Image.Image]:
 
 
 def encode_image(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """The bytes of a file in a format of Pillow's, with its options."""
+    """Encode an image as a file in the Pillow format `kind`, with the options of that format."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()

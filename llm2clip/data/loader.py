@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the loaders of all trainings share: streams, the loader itself, and the shared memory that it fills."""
+"""Data loading shared by all trainings: streams, the loader, and an upper bound on its shared memory."""
 
 import mmap
 import os
@@ -26,18 +26,18 @@ __all__ = [
     'all_caption_keys', 'build_loader', 'device_batch_size', 'shared_memory', 'stream_arguments', 'streaming_dataset',
 ]
 
-# A worker looks for its rank this often.
+# Interval at which a worker checks that its rank is alive.
 _WATCH_SECONDS = 1.0
 
 
 def streaming_dataset(data: DataSpec) -> StreamingDataset:
-    """The dataset behind a loader that `build_loader` made."""
+    """Return the dataset of a loader made by `build_loader`."""
     assert isinstance(data.dataloader, StreamingDataLoader) and isinstance(data.dataloader.dataset, StreamingDataset)
     return data.dataloader.dataset
 
 
 def device_batch_size(global_batch_size: int, key: str) -> int:
-    """This rank's share of a global batch; a ConfigError if the ranks cannot share it evenly."""
+    """Return this rank's share of a global batch; raise a ConfigError if the ranks cannot share it evenly."""
     world = dist.get_world_size()
     if global_batch_size % world:
         raise ConfigError(f'{key}: {global_batch_size} is not divisible by the number of ranks, {world}')
@@ -45,7 +45,7 @@ def device_batch_size(global_batch_size: int, key: str) -> int:
 
 
 def stream_arguments(name: str, stream: StreamConfig, key: str) -> dict[str, Any]:
-    """Keyword arguments of a Stream; a ConfigError if a dataset without remote is missing."""
+    """Return the keyword arguments of a Stream; raise a ConfigError if a dataset without remote is missing."""
     if stream.remote is None and not Path(stream.local, 'index.json').is_file():
         raise ConfigError(f'{key}.streams.{name}.local: there is no MDS dataset in {stream.local}')
     weights = {k: v for k in ('proportion', 'repeat') if (v := getattr(stream, k)) is not None}
@@ -53,10 +53,10 @@ def stream_arguments(name: str, stream: StreamConfig, key: str) -> dict[str, Any
 
 
 def all_caption_keys(name: str, stream: StreamConfig, key: str, setting: str) -> list[str]:
-    """Every caption key of a dataset, where the `setting` of ``key`` that would name some is left out.
+    """Return every caption key of a dataset, for a `setting` of ``key`` that names none.
 
     Raises:
-        ConfigError: The dataset is missing, has no captions, or is not here yet.
+        ConfigError: The dataset is missing, has no captions, or is in a remote.
     """
     if stream.remote is not None:
         raise ConfigError(f'{key}.{setting}: expected caption keys, since dataset {name} is in a remote, and which '
@@ -79,18 +79,18 @@ def build_loader(
     batching_method: str = 'random',
     **data_spec: Any,
 ) -> DataSpec:
-    """Streams -> loader of this rank's batches.
+    """Build the loader of this rank's batches; raise a ConfigError if `streams`, batch size and `config` do not fit.
 
     Args:
         streams: Name -> stream.
         make: As for `SafeDataset`.
-        config: Order and workers.
+        config: Shuffling, workers, downloads and cache.
         global_batch_size: Samples per step over all ranks.
-        seed: Seed of everything random about a sample.
+        seed: Seed of all randomness of a sample.
         train: Drop the last incomplete batch; otherwise keep every sample and the stored order.
-        key: Where `config` stands in the configuration, for messages.
-        collate_fn: Samples -> batch.
-        batching_method: Streaming's; ``per_stream`` takes each global batch from one stream.
+        key: Configuration key of `config`, for error messages.
+        collate_fn: Function that makes a batch of samples.
+        batching_method: Streaming's batching method; ``per_stream`` takes each global batch from one stream.
         **data_spec: Passed to Composer's DataSpec.
     """
     if not streams:
@@ -127,20 +127,20 @@ def build_loader(
         drop_last=train,
         collate_fn=collate_fn,
         persistent_workers=train and config.num_workers > 0,
-        # Composer has begun to use the GPU by now; its copies are asynchronous if what they read is pinned.
+        # Composer has initialised CUDA by now; its copies to the GPU are asynchronous only from pinned memory.
         pin_memory=torch.cuda.is_initialized(),
         worker_init_fn=partial(_end_with_rank, os.getpid()),
-        # Its own generator: drawing the workers' seed from the global one would shift dropout when a run resumes.
+        # A separate generator: drawing the workers' seed from the global one would shift dropout when a run resumes.
         generator=torch.Generator().manual_seed(config.shuffle_seed),
     )
     return DataSpec(loader, get_num_samples_in_batch=lambda batch: len(batch['index']), **data_spec)
 
 
 def _end_with_rank(rank: int, worker: int) -> None:
-    """Ends a worker soon after its rank, of this process id, was killed.
+    """End this worker soon after its rank, with process id `rank`, is killed.
 
-    PyTorch looks for that only between two samples: a worker that waits at Streaming's barrier for the workers of
-    another killed rank would wait there for ever, and keep its memory.
+    PyTorch checks this only between two samples.  A worker at Streaming's barrier would wait forever for the workers
+    of another killed rank, and keep its memory.
     """
     def watch() -> None:
         while os.getppid() == rank:
@@ -151,15 +151,15 @@ def _end_with_rank(rank: int, worker: int) -> None:
 
 
 def shared_memory(batch: Mapping[str, Any], num_workers: int, ranks: int = 1, epoch_samples: int = 0) -> int:
-    """Most bytes of ``/dev/shm`` that a loader of pinned batches fills on a node, but for a few pages of Streaming's.
+    """Return the maximum ``/dev/shm`` bytes per node of a loader of pinned batches, except a few pages of Streaming's.
 
     Args:
-        batch: A rank's at its largest, as the workers deliver it; on any device, also without data.  Each of its
-            tensors takes whole pages, lists take none.
-        num_workers: Of each rank.
-        ranks: On the node.
-        epoch_samples: Of the dataset, in one epoch, whose order lies there while it is drawn.
+        batch: Largest batch of a rank, as the workers deliver it, on any device including ``meta``.  Each tensor takes
+            whole pages, lists take none.
+        num_workers: Workers per rank.
+        ranks: Ranks on the node.
+        epoch_samples: Samples per epoch; Streaming stores their order in shared memory while it is generated.
     """
     sizes = [value.numel() * value.element_size() for value in batch.values() if isinstance(value, torch.Tensor)]
     of_batch = sum(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for size in sizes)
-    return ranks * num_workers * 2 * of_batch + 8 * epoch_samples  # two batches per worker is torch's default
+    return ranks * num_workers * 2 * of_batch + 8 * epoch_samples  # torch prefetches two batches per worker by default

@@ -1,13 +1,13 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Column names and types of every dataset: the one source of truth.
+"""Column names and types of every dataset: the single source of truth.
 
-An image dataset has `sample_id`, `image` and one ``caption.<key>`` per caption; a caption dataset the same without
-`image`; an embeddings dataset has `sample_id` and one ``text_embedding.<key>`` per caption, with
-``text_embedding_scale.<key>`` if they are int8.
+An image dataset has `sample_id`, `image` and one ``caption.<key>`` per caption; a caption dataset has no `image`.  An
+embeddings dataset has `sample_id` and one ``text_embedding.<key>`` per caption, and for int8 vectors also one
+``text_embedding_scale.<key>``.
 
-Every sample has every column.  A caption that a sample does not have is an empty text, and its vector is zero.
+Every sample has every column.  A missing caption is an empty text, and its vector is zero.
 """
 
 import json
@@ -39,7 +39,7 @@ EMBEDDING = 'text_embedding.'
 EMBEDDING_SCALE = 'text_embedding_scale.'
 INDEX = 'index.json'
 TEACHER_FILE = 'teacher.json'
-"""Beside an embeddings dataset's shards: the dataset and the teacher that it belongs to."""
+"""File of an embeddings dataset that records its teacher and the dataset that it belongs to."""
 
 _COLUMNS = ('column_names', 'column_encodings', 'column_sizes')
 _SHARD = {*_COLUMNS, 'compression', 'format', 'hashes', 'raw_data', 'samples', 'size_limit', 'version', 'zip_data'}
@@ -48,7 +48,7 @@ _TYPES = {SAMPLE_ID: ('str',), IMAGE: ('bytes',), CAPTION: ('str',), EMBEDDING_S
 
 
 def columns_of(reader: Reader, required: Sequence[str] = (), where: str = '') -> dict[str, str]:
-    """Column name -> MDS type of one shard; errors about those that are `required` as for `read_columns`."""
+    """Return column name -> MDS type of one shard; check the `required` columns with the errors of `read_columns`."""
     assert isinstance(reader, MDSReader)
     columns = dict(zip(reader.column_names, reader.column_encodings))
     _check_columns(columns, required, where)
@@ -56,21 +56,21 @@ def columns_of(reader: Reader, required: Sequence[str] = (), where: str = '') ->
 
 
 def embedding_dim(reader: Reader) -> int:
-    """Width of the vectors of an embeddings dataset, from one of its shards."""
+    """Return the dimension of the vectors of an embeddings dataset, from one of its shards."""
     return next(int(kind.rsplit(':', 1)[1]) for name, kind in columns_of(reader).items() if name.startswith(EMBEDDING))
 
 
 def caption_keys(columns: Iterable[str]) -> list[str]:
-    """The captions that a dataset with these columns has."""
+    """Return the caption keys among the column names of a dataset."""
     return [name.removeprefix(CAPTION) for name in columns if name.startswith(CAPTION)]
 
 
 def read_index(folder: Union[str, Path]) -> dict[str, Any]:
-    """The index of an MDS dataset.
+    """Read the index of the MDS dataset in `folder`.
 
     Raises:
         FileNotFoundError: There is no dataset in `folder`.
-        FileError: Its index is not what `parse_index` expects.
+        FileError: The index is invalid, as for `parse_index`.
     """
     path = Path(folder) / INDEX
     if not path.is_file():
@@ -79,10 +79,10 @@ def read_index(folder: Union[str, Path]) -> dict[str, Any]:
 
 
 def parse_index(data: Union[str, bytes], where: Union[str, Path]) -> dict[str, Any]:
-    """The index of an MDS dataset, all of whose shards have the same columns and one file each.
+    """Parse the index of an MDS dataset, and check that its shards have the same columns and one file each.
 
     Raises:
-        FileError: It is damaged, of another version or format, without shards, or names files outside of its folder.
+        FileError: The index is damaged, has another version or format, no shards, or files outside of its folder.
     """
     index = parse_json(data, where, dict)
     if index.get('version') != 2:
@@ -100,8 +100,8 @@ def parse_index(data: Union[str, bytes], where: Union[str, Path]) -> dict[str, A
 
 
 def check_shard(shard: Any, where: str, like: Optional[dict[str, Any]] = None) -> None:
-    """Raise a FileError, which says `where`, unless this is the entry of a shard in an index, with the columns of
-    `like`, an entry that has been checked."""
+    """Raise a FileError that names `where`, unless `shard` is a valid entry of an index.  With `like`, a valid entry,
+    the columns must be the same."""
     if not isinstance(shard, dict) or shard.keys() != _SHARD:
         raise FileError(f'{where}: expected an object with {", ".join(sorted(_SHARD))}')
     if shard['format'] != 'mds' or shard['version'] != 2:
@@ -140,7 +140,7 @@ def _is_count(value: Any, least: int = 0) -> bool:
 
 
 def file_damage(path: Path, expected: FileInfo) -> Optional[str]:
-    """How a file differs from what the index says of it."""
+    """Return how a file differs from its size and hash in the index, or None; FileError if it cannot be read."""
     with reading(path, 'a file of a dataset'):
         data = path.read_bytes()
     if len(data) != expected.bytes:
@@ -153,10 +153,10 @@ def file_damage(path: Path, expected: FileInfo) -> Optional[str]:
 
 
 def whole_shard(folder: Union[str, Path], shard: dict[str, Any]) -> Any:
-    """A reader of a shard of the local dataset in `folder`, by its entry in the index.
+    """Verify a shard of the local dataset in `folder` by its entry in the index, and return a reader.
 
     Raises:
-        FileError: Its file is missing or not as the index describes it.
+        FileError: The shard's file is missing or differs from the entry.
     """
     path = Path(folder, shard['raw_data']['basename'])
     if not path.is_file():
@@ -167,10 +167,10 @@ def whole_shard(folder: Union[str, Path], shard: dict[str, Any]) -> Any:
 
 
 def read_columns(folder: Union[str, Path], required: Sequence[str] = ()) -> dict[str, str]:
-    """Column name -> MDS type of the dataset in `folder`.
+    """Return column name -> MDS type of the dataset in `folder`; errors also as for `read_index`.
 
     Raises:
-        ValueError: One of the `required` columns is missing, or has another type than its name stands for.
+        ValueError: One of the `required` columns is missing, or its type does not fit its name.
     """
     shard = read_index(folder)['shards'][0]
     columns = dict(zip(shard['column_names'], shard['column_encodings']))
@@ -189,19 +189,18 @@ def _check_columns(columns: dict[str, str], required: Sequence[str], where: Unio
 
 
 def dataset_fingerprint(index: dict[str, Any]) -> str:
-    """Hash of a dataset's content: of its shards' sizes and their hashes, in order."""
+    """Return a hash of a dataset's content: the sizes and hashes of its shards, in order."""
     *_, last = _fingerprints(index)
     return last
 
 
 def first_shards(index: dict[str, Any], fingerprint: Any) -> Optional[int]:
-    """How many of a dataset's first shards are the whole of the dataset with this fingerprint, from which it has grown;
-    None if it has not."""
+    """Return n if the first n shards have this fingerprint, which the dataset had before it grew; None if none do."""
     return next((n for n, found in enumerate(_fingerprints(index), 1) if found == fingerprint), None)
 
 
 def _fingerprints(index: dict[str, Any]) -> Iterator[str]:
-    """Those of the first shard, of the first two, and so on up to all."""
+    """Fingerprints of the first shard, of the first two, and so on up to all."""
     digest = xxhash.xxh64('[')
     for i, shard in enumerate(index['shards']):
         digest.update((', ' if i else '') + json.dumps((shard['samples'], shard['raw_data']), sort_keys=True))
@@ -211,12 +210,13 @@ def _fingerprints(index: dict[str, Any]) -> Iterator[str]:
 
 
 def read_samples(folder: Union[str, Path]) -> list[dict[str, Any]]:
-    """All samples of a local dataset, in order; errors as for `read_index` and `whole_shard`."""
+    """Return all samples of a local dataset in order; errors as for `read_index` and `whole_shard`."""
     return [sample for shard in read_index(folder)['shards'] for sample in whole_shard(folder, shard)]
 
 
 def vector_columns(keys: Sequence[str], dim: int, storage: str) -> dict[str, str]:
-    """Embeddings dataset columns, name -> MDS type: ``2 * dim`` bytes per caption as float16, ``dim + 4`` as int8."""
+    """Return the column names and MDS types of an embeddings dataset.  A vector takes ``2 * dim`` bytes in float16,
+    and ``dim + 4`` in int8."""
     columns = {SAMPLE_ID: 'str', **{EMBEDDING + key: f'ndarray:{storage}:{dim}' for key in keys}}
     if storage == 'int8':
         columns.update({EMBEDDING_SCALE + key: 'float32' for key in keys})
@@ -224,16 +224,16 @@ def vector_columns(keys: Sequence[str], dim: int, storage: str) -> dict[str, str
 
 
 def vector_rows(ids: Sequence[str], keys: Sequence[str], vectors: np.ndarray, storage: str) -> list[dict[str, Any]]:
-    """Embeddings dataset samples.
+    """Return the samples of an embeddings dataset.
 
     Args:
         ids: N sample ids.
         keys: K caption keys.
-        vectors: ``(N, K, D)`` in float32; zero for a caption that a sample does not have.
-        storage: ``float16``, or ``int8`` with a float32 scale per vector, its largest magnitude over 127.
+        vectors: ``(N, K, D)`` in float32; zero for a missing caption.
+        storage: ``float16``, or ``int8`` with a float32 scale per vector: its largest magnitude divided by 127.
 
     Raises:
-        ValueError: A value is not finite, or too large for float16; names the sample and caption.
+        ValueError: A value is not finite, or too large for float16; the message names the sample and caption.
     """
     with np.errstate(over='ignore'):
         values = vectors.astype(np.float16) if storage == 'float16' else vectors

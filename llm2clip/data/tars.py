@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Webdataset tars: files of one name but for their suffix are a sample."""
+"""Reader of webdataset tars, in which files with the same name and different suffixes form a sample."""
 
 import re
 import tarfile
@@ -18,7 +18,7 @@ __all__ = ['IMAGES', 'tar_samples']
 IMAGES = ('jpg', 'jpeg', 'png', 'webp')
 """Suffixes of images."""
 _LONGEST_TEXT = 1 << 24
-# Facts about the tar itself.
+# Members with metadata of the tar, not of a sample.
 _ABOUT = re.compile(r'__[^/]*__($|/)')
 
 
@@ -26,17 +26,17 @@ def tar_samples(
     path: str, of_image: Optional[Callable[[tarfile.TarInfo], Any]] = None, mode: Literal['r', 'r:'] = 'r',
     wanted: Optional[Container[str]] = None,
 ) -> Iterator[dict[str, Any]]:
-    """The samples of a tar: suffix in small letters -> content of that file, and ``__key__`` -> the sample's name.
+    """Yield the samples of a tar: lower-case suffix -> content of the file, and ``__key__`` -> name of the sample.
 
     Args:
-        path: The tar.
-        of_image: What stands for the content of an image, which is then not read.
-        mode: As for `tarfile.open`: ``r`` reads compressed tars too, ``r:`` does not.
-        wanted: Suffixes of the files that are read, by default all; others have the value None.
+        path: Path of the tar.
+        of_image: Function that returns the value of an image, in place of reading its bytes.
+        mode: As for `tarfile.open`: ``r`` also reads compressed tars, ``r:`` does not.
+        wanted: Suffixes of the files to read, by default all; other files have the value None.
 
     Raises:
-        FileError: The tar is damaged or cut off, has a file twice or a text above 16 MiB, has links or paths that lead
-            out of it, or more follows its end; the message names it.
+        FileError: The tar is damaged, truncated or followed by data, or a member is a duplicate, a link, outside of the
+            tar, or a text above 16 MiB.  The message names the tar.
     """
     def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
         is_image = member.name.lower().endswith(IMAGES)
@@ -52,7 +52,7 @@ def tar_samples(
     def files() -> Iterator[dict[str, Any]]:
         with tarfile.open(path, mode) as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # which otherwise grow
+                tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # tarfile would keep every header
                 if not stays_inside(member.name):
                     raise FileError(f'{path}: the path {member.name!r} leads out of the tar, expected one inside')
                 if not member.isdir() and not member.isreg():
@@ -61,7 +61,7 @@ def tar_samples(
                     suffix = (base_plus_ext(member.name)[1] or '').lower()
                     kept = content(tar, member) if wanted is None or suffix in wanted else None
                     yield {'fname': member.name, 'data': kept, '__url__': path}
-            # `tarfile` takes a header that it cannot read, or none, for the end of a tar that has others.
+            # `tarfile` treats an unreadable or missing header as the end of the tar, so the rest is checked here.
             file = tar.fileobj
             assert file is not None
             file.seek(tar.offset)

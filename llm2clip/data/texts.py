@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 1's data: two captions of one thing, or single texts some of whose tokens are masked; and its microbatches."""
+"""Data loaders of stage 1, for caption pairs or masked texts, and the split of their batches into microbatches."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -31,27 +31,29 @@ _IDS, _MASK = 'input_ids', 'attention_mask'
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pairs of captions
+# Caption pairs
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def build_caption_pair_loader(
     config: CaptionDataConfig, tokenizer: Any, global_batch_size: int, seed: int, train: bool, key: str
 ) -> DataSpec:
-    """Loader of stage 1's batches; `CaptionContrastive` says what is in them.
+    """Build the loader of caption pairs; `CaptionContrastive` documents its batches.
 
-    In training a direction and two captions are drawn each time a sample is seen, as `draw_pair` says, and the
-    directions' instructions stand before the queries.  In evaluation a caption that the sample lacks has the
-    ``text_id`` 0, and the pair does not count.
+    In training, `draw_pair` draws a direction and two captions each time a sample is read, and the instruction
+    precedes the query.  In evaluation, a missing caption has ``text_id`` 0, and its pair does not count.
 
     Args:
-        config: Streams and pairs.
+        config: Streams and caption pairs.
         tokenizer: A `CaptionTokenizer`.
         global_batch_size: Pairs per step over all ranks.
         seed: Seed of the caption choice.
-        train: Shuffle and drop the last incomplete batch.  Otherwise: one fixed pair of captions per sample, no
-            instruction, as caption retrieval accuracy is defined; samples that lack one of them do not count.
-        key: Where `config` stands in the configuration.
+        train: Shuffle and drop the last incomplete batch.  Otherwise deliver one fixed pair per sample without
+            instruction, as caption retrieval accuracy is defined.
+        key: Configuration key of `config`, for error messages.
+
+    Raises:
+        ConfigError, ValueError: A direction is invalid, or a dataset or column is missing.
     """
     pairs_of, columns = pairs_of_streams(config, train, key)
 
@@ -97,13 +99,13 @@ def build_caption_pair_loader(
 def pairs_of_streams(
     config: CaptionDataConfig, train: bool, key: str
 ) -> tuple[list[Sequence[CaptionPairConfig]], list[list[str]]]:
-    """The directions of each stream, and the columns that they take.
+    """Return the directions of each stream, and the caption columns that they need.
 
-    Without pairs, any two captions of a sample in training, and in evaluation the first two keys of the dataset.  In
-    training, a dataset with one caption per sample pairs it with itself.
+    Without configured pairs, training pairs any two captions of a sample, and evaluation the first two keys of the
+    dataset.  In training, a dataset with one caption per sample pairs each caption with itself.
 
     Raises:
-        ConfigError: A direction makes no sense, or there is one caption per sample to evaluate on.
+        ConfigError: A direction is invalid, or an evaluation dataset has one caption per sample.
     """
     pairs: list[Sequence[CaptionPairConfig]] = []
     for name, stream in config.streams.items():
@@ -131,8 +133,7 @@ def pairs_of_streams(
 
 
 def with_two_captions(config: CaptionDataConfig, key: str) -> Optional[CaptionDataConfig]:
-    """`config` without the streams that have one caption per sample, which are no pairs to evaluate on; None without
-    any other."""
+    """Return `config` without single-caption streams, which have no pairs to evaluate; None if no stream is left."""
     streams = {name: stream for name, stream in config.streams.items() if stream.pairs or config.pairs
                or len(all_caption_keys(name, stream, key, 'pairs')) > 1}
     if (single := [name for name in config.streams if name not in streams]) and dist.get_global_rank() == 0:
@@ -148,17 +149,17 @@ def with_two_captions(config: CaptionDataConfig, key: str) -> Optional[CaptionDa
 def build_masked_text_loader(
     config: CaptionDataConfig, tokenizer: Any, mntp: MNTPConfig, global_batch_size: int, seed: int, key: str
 ) -> DataSpec:
-    """Loader of the MNTP warm start's batches; `MaskedNextTokenPrediction` says what is in them.
+    """Build the loader of the MNTP warm start; `MaskedNextTokenPrediction` documents its batches.
 
-    Each time a sample is seen, one of its texts is drawn and masked anew.
+    Each time a sample is read, one of its texts is drawn and masked.  A text of a single token is a ValueError.
 
     Args:
-        config: Streams and texts.
+        config: Streams and the weights of their texts.
         tokenizer: A `CaptionTokenizer`.
-        mntp: What is masked, and how.
+        mntp: Mask token and masking probability.
         global_batch_size: Texts per step over all ranks.
-        seed: Seed of the choice of texts and of the masks.
-        key: Where `config` stands in the configuration.
+        seed: Seed of the text choice and of the masks.
+        key: Configuration key of `config`, for error messages.
     """
     if not tokenizer.plain(mntp.mask_token):
         raise ConfigError('mntp.mask_token: expected a text of at least one token')
@@ -187,7 +188,7 @@ def build_masked_text_loader(
 
 
 def texts_of_streams(config: CaptionDataConfig, key: str) -> list[dict[str, float]]:
-    """Caption key -> weight of each stream; a ConfigError if one has none."""
+    """Return caption key -> weight of each stream; raise a ConfigError if a stream has no weight above 0."""
     texts = []
     for name, stream in config.streams.items():
         chosen = config.texts if stream.texts is None else stream.texts
@@ -202,8 +203,8 @@ def texts_of_streams(config: CaptionDataConfig, key: str) -> list[dict[str, floa
 def _mask_tokens(
     ids: Sequence[int], start: int, mask_id: int, probability: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Tokens, some of them masked, from `start` on and at least one, and labels: the original token where one is
-    masked.  The first of all never is, since nothing stands before it."""
+    """Mask at least one token from `start` on; return the tokens, and labels that hold the masked originals.
+    The first token of the text is never masked, since no token precedes it."""
     start = max(start, 1)
     rng = np.random.default_rng(seed)
     masked = rng.random(len(ids) - start) < probability
@@ -225,8 +226,8 @@ def _build_text_loader(
     key: str,
     batching_method: str = 'random',
 ) -> DataSpec:
-    """Loader of what `make` gives and `collate` puts together, besides positions and ids; `columns` are read from each
-    stream, and the other arguments are those of `build_loader`."""
+    """Build a loader of the samples from `make`, batched by `collate`, with their positions and ids added.
+    `columns` are checked in each local stream; the other arguments are those of `build_loader`."""
     streams = {}
     for (name, stream), needed in zip(config.streams.items(), columns):
         streams[name] = VerifiedStream(**stream_arguments(name, stream, key))
@@ -242,29 +243,29 @@ def _build_text_loader(
 
 
 def _count_tokens(batch: dict[str, Any]) -> dict[str, int]:
-    """Tokens of a batch, padded or packed, and of those the ones that a loss is computed on, for Composer."""
+    """Numbers of tokens in a padded or packed batch for Composer: all without padding, and those with a loss."""
     total = sum(int(batch[side + _MASK].sum()) if side + _MASK in batch else batch[side + _IDS].numel()
                 for side in text_sides(batch))
     return {'total': total, 'loss_generating': int((batch['labels'] >= 0).sum()) if 'labels' in batch else total}
 
 
 def text_sides(batch: dict[str, Any]) -> list[str]:
-    """Prefixes of the texts in a batch: ``query_``, ``positive_``, … or an empty one, also if all are packed."""
+    """Return the prefixes of a batch's texts: ``query_``, ``positive_``, …, or one empty prefix if they are packed."""
     return [key.removesuffix(_IDS) for key in batch if key.endswith(_IDS)]
 
 
 def split_packed(batch: dict[str, Any], microbatch_size: int) -> list[dict[str, Any]]:
-    """`split_by_length`, after which the texts of each part are in one row (`pack_sides`)."""
+    """Split a batch by `split_by_length`, and pack the texts of each part into one row by `pack_sides`."""
     return [pack_sides(part, [n for side in text_sides(part) for n in part[side + _MASK].sum(1).tolist()])
             for part in split_by_length(batch, microbatch_size)]
 
 
 def pack_sides(batch: dict[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
-    """A batch of stage 1 with all its texts in one row, as `pack` says.
+    """Pack all texts of a stage-1 batch into one row without padding, as `pack` describes.
 
     Args:
-        batch: Each side's texts padded.
-        lengths: Tokens of each text, one side's after the other's in the order in which the batch has them.
+        batch: Batch with padded texts.
+        lengths: Number of tokens of each text, side after side in the order of the batch.
     """
     sides = text_sides(batch)
     names = [name.removeprefix(sides[0]) for name, value in batch.items()
@@ -274,23 +275,22 @@ def pack_sides(batch: dict[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
              for name in names if name != _MASK}
     padded = {side + name for side in sides for name in names}
     packed = pack(texts, lengths)
-    if torch.cuda.is_initialized():  # of pinned memory, copies to the GPU are asynchronous
+    if torch.cuda.is_initialized():  # copies from pinned memory to the GPU are asynchronous
         packed = {name: torch.empty_like(value, pin_memory=True).copy_(value) if isinstance(value, torch.Tensor)
                   else value for name, value in packed.items()}
     return {**{name: value for name, value in batch.items() if name not in padded}, **packed}
 
 
 def split_by_length(batch: dict[str, Any], microbatch_size: int) -> list[dict[str, Any]]:
-    """Split a batch, each side's texts in the order of their length, and cut the padding that a part does not need.
+    """Split a batch into parts, with each side's texts sorted by decreasing length, and trim the padding of each part.
 
-    A side's tensors stay together.  Different sides are ordered independently, so a part holds texts of different
-    samples: fit for a loss on each text by itself, or for `GradCache`, whose loss is that of the whole batch.  A batch
-    that is not larger than a microbatch stays as it is.
+    The tensors of a side stay aligned.  Sides are sorted independently, so a part mixes texts of different samples.
+    This suits a loss per text, or `GradCache`, which uses the loss of the whole batch.
 
     Args:
-        batch: Tensors ``(B,)`` and ``(B, T)`` and lists of length B; each text side has an ``attention_mask``, padded
-            on the right.
-        microbatch_size: Samples per part; the last may be smaller.
+        batch: Tensors ``(B,)`` and ``(B, T)`` and lists of length B; each side has an ``attention_mask``, padded on
+            the right.
+        microbatch_size: Samples per part; the last may be smaller.  A batch up to this size is returned unchanged.
     """
     n = len(batch['index'])
     if n <= microbatch_size:

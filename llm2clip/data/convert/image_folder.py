@@ -1,11 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A file of captions, with a folder of their images or, for stage 1, without: one's own, or in the published layouts of
-Flickr8k, Flickr30k and COCO.
+"""Sources with a caption file and, except for stage 1, a folder of images: custom data, Flickr8k, Flickr30k and COCO.
 
-Captions are called ``0``, ``1``, … in the order of the file.  There are as many keys as the image with the most
-captions has; those that another image lacks are empty.
+The caption keys are ``0``, ``1``, … in the order of the file.  Their number is the largest number of captions of an
+image; the missing captions of other images are empty.
 """
 
 import re
@@ -20,9 +19,9 @@ from llm2clip.data.caption_files import official_lists, read_captions, read_spli
 from llm2clip.data.convert.samples import Dropped, Part, Sample, check_folder, read_image, split_holdout
 from llm2clip.files import FileError
 
-# Images of a part of a published dataset.
+# Images per part of a published dataset.
 _IMAGES = 10_000
-# Of the name of a file without splits, such as `captions_val2017.json`.
+# Split in the name of a file without splits, such as `captions_val2017.json`.
 _SPLIT = re.compile(r'(?<![a-z])(train|val|test)(?![a-z])')
 
 
@@ -30,17 +29,16 @@ def image_folder(
     images: str, captions: str, image_column: str = 'image', caption_column: str = 'caption',
     split: FolderName = 'train', holdout: Holdout = 0, seed: Seed = 0,
 ) -> tuple[dict[str, list[Part]], Dropped]:
-    """Images with their captions.
+    """Folder of images, with a file of their captions.
 
     Args:
         images: Folder of the images.
         captions: CSV or TSV file with a header, JSON list or JSON lines; one caption per row.
-        image_column: Column with the image's path inside `images`, which it cannot leave.
+        image_column: Column with the image's path relative to `images`; paths outside of the folder are refused.
         caption_column: Column with the text.
         split: Name of the split.
-        holdout, seed: Share between 0 and 1 of the images that go into the split ``val``, or how many, chosen by the
-            hash of their path; or the names of several splits, such as ``val`` and ``test``, each with its number of
-            images.
+        holdout, seed: Share between 0 and 1, or number, of the images in the split ``val``, chosen by the hash of their
+            path.  A mapping split -> number of images makes several splits, such as ``val`` and ``test``.
     """
     check_folder(images)
     texts = read_captions(captions, image_column, caption_column)
@@ -51,7 +49,7 @@ def image_folder(
 def caption_csv(
     captions: str, image_column: str = 'image', caption_column: str = 'caption', holdout: Holdout = 0, seed: Seed = 0
 ) -> tuple[dict[str, list[Part]], Dropped]:
-    """Captions without their images; those of one `image_column` belong together.  Arguments as for `image_folder`."""
+    """Captions without images, grouped by the value of `image_column`.  Arguments as for `image_folder`."""
     texts = read_captions(captions, image_column, caption_column)
     parts = {name: {'all': names} for name, names in split_holdout(texts, holdout, seed).items()}
     return _splits(None, captions, texts, parts), Dropped()
@@ -62,18 +60,18 @@ def flickr8k(
     split_files: Optional[dict[FolderName, Text]] = None, split: Optional[FolderName] = None, holdout: Holdout = 0,
     seed: Seed = 0,
 ) -> tuple[dict[str, list[Part]], Dropped]:
-    """Flickr8k: 8,000 images with 5 captions each, and 91 that are in none of its splits, which are left out.
+    """Flickr8k: 8,000 images with 5 captions each; 91 more images are in no split and are left out.
 
     Args:
         images: Folder of the images, such as ``Flicker8k_Dataset``; null for captions alone.
         annotations: ``Flickr8k.token.txt``, ``dataset_flickr8k.json`` of Karpathy and Fei-Fei, or ``captions.txt`` of
             Kaggle.
-        splits: Which of the published splits are written; unset, all: ``train``, ``val`` and ``test``.
-        split_files: For a file without splits: split -> file with one image per line.  Unset, the official lists
-            ``Flickr_8k.{train,dev,test}Images.txt`` beside ``Flickr8k.token.txt``, where ``dev`` becomes ``val``.
-        split: Without any splits, the name of the one that is written; unset, the one of ``train``, ``val`` and
-            ``test`` that is in the file's name, or ``train``.
-        holdout, seed: Without any splits, as for `image_folder`.
+        splits: Published splits to write; by default all: ``train``, ``val`` and ``test``.
+        split_files: For a file without splits: split -> file with one image per line.  Default: the official lists
+            ``Flickr_8k.{train,dev,test}Images.txt`` beside ``Flickr8k.token.txt``; ``dev`` becomes ``val``.
+        split: For a dataset without splits: name of the split to write.  Default: ``train``, ``val`` or ``test`` if the
+            file name contains it, else ``train``.
+        holdout, seed: For a dataset without splits, as for `image_folder`.
     """
     if split_files is None:
         split_files = official_lists(annotations)
@@ -91,11 +89,10 @@ def flickr30k(
     """Flickr30k: 31,014 images in Karpathy's splits, or 31,783 without splits, with 5 captions each.
 
     Args:
-        images: Folder of the images, ``flickr30k-images``, or that which the paths in `annotations` start from; null
-            for captions alone.
-        annotations: ``dataset_flickr30k.json`` of Karpathy and Fei-Fei, ``flickr_annotations_30k.csv`` of
-            nlphuji/flickr30k, ``flickr30k_train.json`` of BLIP, or ``results_20130124.token``; the last two have no
-            splits.
+        images: Folder of the images (``flickr30k-images``), or the folder that paths in `annotations` are relative to;
+            null for captions alone.
+        annotations: ``dataset_flickr30k.json`` of Karpathy and Fei-Fei, or ``flickr_annotations_30k.csv`` of
+            nlphuji/flickr30k; or a file without splits: ``flickr30k_train.json`` of BLIP or ``results_20130124.token``.
         splits, split, holdout, seed: As for `flickr8k`.
     """
     return _published(images, annotations, splits, split, holdout, seed)
@@ -105,15 +102,15 @@ def coco(
     images: Optional[str], annotations: str, splits: Optional[Texts] = None, split: Optional[FolderName] = None,
     holdout: Holdout = 0, seed: Seed = 0,
 ) -> tuple[dict[str, list[Part]], Dropped]:
-    """COCO: 123,287 images with 5 to 7 captions each, all of which are kept.
+    """COCO: 123,287 images with all of their 5 to 7 captions.
 
     Args:
-        images: Folder of ``train2014/`` and ``val2014/`` for Karpathy's and BLIP's files; for COCO's own, such as
-            ``captions_train2017.json``, the folder of the images itself (``train2017``).  Null for captions alone.
-        annotations: ``dataset_coco.json`` of Karpathy and Fei-Fei, whose ``restval``, the 30,504 images of val2014 that
-            are neither in ``val`` nor in ``test``, becomes a part of ``train``, as is usual; or a file without splits:
-            COCO's own, or ``coco_karpathy_train.json`` of BLIP.
-        splits: Which of the published splits are written; unset, all.
+        images: Folder with ``train2014/`` and ``val2014/`` for Karpathy's and BLIP's files.  For COCO's own files, such
+            as ``captions_train2017.json``, the folder with the images (``train2017``).  Null for captions alone.
+        annotations: ``dataset_coco.json`` of Karpathy and Fei-Fei; or a file without splits: COCO's own, or
+            ``coco_karpathy_train.json`` of BLIP.  Karpathy's split ``restval``, the 30,504 images of val2014 outside of
+            ``val`` and ``test``, is added to ``train``, as is usual.
+        splits: Published splits to write; by default all.
         split, holdout, seed: As for `flickr8k`.
     """
     return _published(images, annotations, splits, split, holdout, seed, part_of={'restval': 'train'})
@@ -123,7 +120,7 @@ def _published(
     images: Optional[str], annotations: str, splits: Optional[list[str]], split: Optional[str], holdout: Holdout,
     seed: int, split_files: Optional[Mapping[str, str]] = None, part_of: Optional[Mapping[str, str]] = None,
 ) -> tuple[dict[str, list[Part]], Dropped]:
-    """The splits of a published dataset, of which those in `part_of` become a part of another one."""
+    """Splits of a published dataset; `part_of` maps a split to the split that it is added to."""
     if images is not None:
         check_folder(images)
     if not Path(annotations).is_file():
@@ -169,7 +166,7 @@ def _splits(
     images: Optional[str], file: str, captions: Mapping[str, list[str]], parts: Mapping[str, Mapping[str, list[str]]],
     lists: Iterable[str] = (),
 ) -> dict[str, list[Part]]:
-    """Splits of parts, split -> part -> its images, which come from a file of captions and maybe lists of images."""
+    """Splits with `parts` (split -> part -> images), which depend on the caption `file` and on `lists` of images."""
     keys = range(max(map(len, captions.values())))
 
     def samples(names: list[str], dropped: Dropped) -> Iterator[Sample]:

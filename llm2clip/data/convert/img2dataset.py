@@ -1,10 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Webdataset tars, as img2dataset writes CC3M, CC12M, YFCC15M and Recap-DataComp-1B; captions in them or in tables.
+"""Source of webdataset tars from img2dataset (CC3M, CC12M, YFCC15M, Recap-DataComp-1B), with captions also from tables.
 
-A join with tables has one DuckDB file: the rows in the order of the tables, and a table of keys that is sorted by their
-hashes, of which DuckDB reads only the blocks that may hold what is looked up.  Both are written out of core.
+The join with tables uses one DuckDB file.  It has the rows in the order of the tables, and a table of keys.  The keys
+are sorted by hash, so DuckDB reads only the blocks that may hold a requested key.  Both are written out of core.
 """
 
 import functools
@@ -36,7 +36,7 @@ from llm2clip.data.tars import IMAGES, tar_samples
 from llm2clip.files import FileError, parse_json, read_json, reading, write_json
 from llm2clip.folders import atomic_folder, locked
 
-# Images that are looked up in tables at once.
+# Images per lookup in the tables.
 _BATCH = 256
 _META, _DATABASE = 'index.json', 'captions.duckdb'
 _OPTIONS = {'autoinstall_known_extensions': False, 'autoload_known_extensions': False}
@@ -48,27 +48,27 @@ def webdataset(
     image_key: Optional[Text] = None, index: Optional[Text] = None, filters: Optional[Filters] = None,
     sample: Positive = 1.0, sample_seed: Seed = 0, holdout: HoldoutShare = 0.0, seed: Seed = 0,
 ) -> tuple[dict[str, list[Part]], Dropped]:
-    """Images with captions: one split or two, one part per tar file.
+    """Images with captions from webdataset tars: one split or two, one part per tar file.
 
-    The captions are in the tars, or in tables elsewhere, of which each image gets the row with its key: its columns
-    beside the fields of the JSON, and in place of those of the same name.  Without a row, they are empty.
+    Captions come from the tars or from separate tables.  Each image is joined to the table row with its key, and the
+    columns of the row replace JSON fields of the same name.  Without a row, these columns are empty.
 
     Args:
-        files: Paths or patterns (``cc3m/*.tar``).
+        files: Paths or patterns of tars (``cc3m/*.tar``).
         captions: Caption key -> field of the sample's JSON (``shortSV_captions``), ``txt`` for its text file, or column
             of the tables.
-        id_field: Field of the JSON that is the sample's id; the name inside the tar by default.
+        id_field: JSON field with the sample's id; by default the sample's name in the tar.
         split: Name of the split.
         tables: Paths or patterns of ``.csv`` or ``.tsv`` files with a header, or of Parquet files, with captions.
-            Where several rows have one key, the first counts, in the order of the tables.
-        table_key: Column of the tables with the key, such as the image's URL.  Keys are compared as they are.
-        image_key: Field of the JSON with the same key (``url``), or ``__key__`` for the sample's name in the tar.
-        index: Folder for a DuckDB file of the tables, as large as their captions, which is written once.  Machines may
-            share it.
-        filters, sample, sample_seed: Which samples are wanted, as `Selection` takes them; a filter names a field of the
-            JSON or a column of the tables.
-        holdout, seed: Share of the samples that go into the split ``val``, chosen by the hash of their id.  Each split
-            reads the tars.
+            If several rows have the same key, the first one in the order of the tables is used.
+        table_key: Column of the tables with the key, such as the image's URL.  Keys are compared without normalisation.
+        image_key: JSON field with the same key (``url``), or ``__key__`` for the sample's name in the tar.
+        index: Folder for the DuckDB file of the tables, which is written once and is about as large as their captions.
+            Machines may share it.
+        filters: JSON field or column of the tables -> ``min``, ``max`` or both of a number, or the ``values`` to keep.
+        sample, sample_seed: Share of the samples to keep, chosen by the hash of their id, and seed of the choice.
+        holdout, seed: Share of the samples in the split ``val``, chosen by the hash of their id.  Both splits read all
+            tars.
     """
     splits, paths, selection = holdout_splits(split, holdout), matching_files(files), \
         Selection(filters, sample, sample_seed)
@@ -124,14 +124,14 @@ def webdataset(
 
 
 class CaptionTables(NamedTuple):
-    """The rows of tables by their keys, which any number of processes may read at once."""
+    """Rows of tables by key, which any number of processes may read at once."""
 
     database: str
     files: list[str]
     columns: list[str]
 
     def find(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Key, exactly as it stands in the tables -> the first row that has it, column -> value."""
+        """Return key -> column -> value of the first row with exactly this key; keys without a row are left out."""
         with reading(self.database, 'an index of captions; remove its folder to build it again'):
             found = _connected(self.database, os.getpid()).execute(
                 'SELECT k.key, row FROM (SELECT unnest($keys) AS key) AS k JOIN keys ON keys.hash = '
@@ -141,9 +141,9 @@ class CaptionTables(NamedTuple):
 
 @functools.cache
 def _connected(path: str, process: int) -> Any:
-    """The connection of a process, since none survives a fork."""
+    """DuckDB connection of a process, since connections do not survive a fork."""
     import duckdb
-    # Up to so many values that are looked up at once say which blocks are read.
+    # Up to `dynamic_or_filter_threshold` keys, a lookup skips the blocks that cannot hold them.
     options = {**_OPTIONS, 'memory_limit': '1GB', 'threads': 1, 'dynamic_or_filter_threshold': 1024}
     return duckdb.connect(path, read_only=True, config=options)
 
@@ -151,8 +151,8 @@ def _connected(path: str, process: int) -> Any:
 def open_tables(
     folder: str, tables: Union[str, Sequence[str]], key: str, captions: Sequence[str], others: Sequence[str] = ()
 ) -> CaptionTables:
-    """The rows of some tables by their `key`, from a DuckDB file in `folder` that one of the processes that ask for it
-    writes; `captions` are columns of texts and `others` of any type, as far as the tables have them."""
+    """Open the rows of tables by their `key`, from a DuckDB file in `folder` that the first process writes.
+    `captions` are text columns and `others` columns of any type; columns that the first table lacks are ignored."""
     paths = matching_files(tables, 'source.tables')
     schemas = {path: read_schema(path) for path in paths}
     first = schemas[paths[0]].names
@@ -183,14 +183,14 @@ def open_tables(
 
 
 def _write_tables(folder: Path, tables: Mapping[str, Sequence[str]], key: str, columns: Sequence[str]) -> None:
-    """Write the DuckDB file of tables, path -> names of all columns, and print how many rows it has."""
+    """Write the DuckDB file of `tables` (path -> names of all columns) and print its number of rows."""
     import duckdb
     options = {**_OPTIONS, 'memory_limit': '2GB', 'threads': min(8, len(os.sched_getaffinity(0))),
                'temp_directory': str(folder / 'scratch')}
     with duckdb.connect(str(folder / _DATABASE), config=options) as database:
         database.execute('CREATE TABLE rows (hash UHUGEINT, row VARCHAR)')
         for path, names in tables.items():
-            # DuckDB ignores case in names, so the columns are called by their places.
+            # DuckDB ignores case in names, so columns are named by position.
             places = {name: f'c{i}' for i, name in enumerate(names)}
             table, parameters = 'read_parquet($files, hive_partitioning = false)', {'files': [glob.escape(path)]}
             is_csv = path.endswith(('.csv', '.tsv'))

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a data source gives: samples, in parts that are converted one by one, and what it leaves out."""
+"""Interface of data sources: samples, in parts that are converted one by one, and a record of omitted samples."""
 
 import glob
 import math
@@ -40,18 +40,18 @@ class Sample:
 
     sample_id: str
     captions: dict[str, str]
-    """Caption key -> text; every sample of a dataset has the same keys.  A caption that is absent is empty."""
+    """Caption key -> text; every sample of a dataset has the same keys.  A missing caption is an empty text."""
     image: Union[bytes, None] = None
     """Encoded image; None in caption datasets."""
 
 
 @dataclass
 class Dropped:
-    """What was left out: reason -> sample ids, or the paths of missing files."""
+    """Samples left out: reason -> sample ids, or paths of missing files."""
 
     reasons: dict[str, list[str]] = field(default_factory=dict)
     filtered: Counter[str] = field(default_factory=Counter)
-    """Reason -> how many samples the user's own settings leave out; `max_dropped` does not concern them."""
+    """Reason -> number of samples that the user's settings leave out; `max_dropped` does not count them."""
 
     def add(self, reason: str, *sample_ids: str) -> None:
         self.reasons.setdefault(reason, []).extend(sample_ids)
@@ -62,36 +62,36 @@ class Dropped:
 
 @dataclass
 class Part:
-    """A piece of a split, usually one input file: the unit that is converted by one process, or again after a kill."""
+    """Piece of a split, usually one input file: the unit that one process converts, or converts again after a kill."""
 
     name: str
-    """The same whenever the source is read again; its folder is called ``part-<name>``."""
+    """Name that is the same each time the source is read; the part's folder is ``part-<name>``."""
     read: Callable[[Dropped], Iterable[Sample]]
-    """Yields the samples and adds what it leaves out."""
+    """Function that yields the samples and adds omitted ones to the `Dropped`."""
     files: Sequence[str] = ()
-    """Those that decide its samples, such as a tar or the file of the captions, but not the images."""
+    """Input files that determine the samples, such as a tar or a caption file, without the image files."""
 
 
 def one_part(samples: Iterable[Sample]) -> list[Part]:
-    """A split that is small enough to be converted in one go."""
+    """Return a split as a single part, for sources with few samples."""
     return [Part('all', lambda dropped: samples)]
 
 
 def _hash(image: Union[str, bytes], seed: int) -> float:
-    """From 0 to 1, the same for all spellings of a path."""
+    """Hash of an image from 0 to 1, the same for all spellings of a path."""
     return xxhash.xxh64_intdigest(normal_path(image) if isinstance(image, str) else image, seed=seed) / 2**64
 
 
 def is_in_holdout(image: Union[str, bytes], share: float, seed: int = 0) -> bool:
-    """Whether an image, given by its id, path or bytes, is in a held-out share, which depends on no other image."""
+    """Return whether an image, given by id, path or bytes, is in the held-out share; only its hash decides."""
     return _hash(image, seed) < share
 
 
 def holdout_splits(split: str, share: float) -> dict[str, bool]:
-    """Split -> whether it has what is held out: `split`, and ``val`` unless the share is 0.
+    """Return split -> whether it has the held-out samples: `split`, and ``val`` unless the share is 0.
 
     Raises:
-        ConfigError: Both have one name.
+        ConfigError: Both splits have the same name.
     """
     if share and split == _VAL:
         raise ConfigError(_SAME_NAME.format(split))
@@ -99,19 +99,19 @@ def holdout_splits(split: str, share: float) -> dict[str, bool]:
 
 
 def split_holdout(images: Iterable[str], holdout: Holdout, seed: int, split: str = 'train') -> dict[str, list[str]]:
-    """Split -> ids of its images in their order: `split`, and what is held out, which is chosen by the hash of the id.
+    """Return split -> ids of its images in their order; the hash of an id decides whether it is held out.
 
-    With more images, a share moves none of them.  A number may move some out of what is held out and never one into it,
-    so that no image that was trained on is measured later.
+    If images are added, a share moves none of the others.  A number may move images out of a held-out split, but never
+    a training image into one, so that no image is used for evaluation after training on it.
 
     Args:
-        images: All ids, each once.
-        holdout, seed: A share between 0 and 1 or a number of images, those with the smallest hashes, which become the
-            split ``val``; or split -> number of its images.
-        split: Name of the other split.
+        images: All ids, without duplicates.
+        holdout, seed: Share between 0 and 1, or number of images with the smallest hashes, for the split ``val``; or
+            split -> number of its images.
+        split: Name of the split with the remaining images.
 
     Raises:
-        ConfigError: A split would be empty, or two would have one name.
+        ConfigError: A split would be empty, or two splits would have the same name.
     """
     images = list(images)
     counts = holdout if isinstance(holdout, dict) else {_VAL: holdout} if holdout else {}
@@ -130,16 +130,16 @@ def split_holdout(images: Iterable[str], holdout: Holdout, seed: int, split: str
 
 
 def check_folder(images: str) -> None:
-    """Raise a ConfigError unless there is such a folder of images."""
+    """Raise a ConfigError if the folder of images does not exist."""
     if not Path(images).is_dir():
         raise ConfigError(f'source.images: there is no folder {Path(images).absolute()}')
 
 
 def read_image(folders: Sequence[str], name: str, where: str, dropped: Dropped) -> Optional[bytes]:
-    """The file of an image, or None after counting it as missing.
+    """Read an image file; if it does not exist, record it in `dropped` and return None.
 
-    Its path is relative to the first of the folders; if it leads out of all of them, that is a FileError, which says
-    `where` it is named.  Without folders, it may lead anywhere.
+    The path is relative to the first folder.  A path outside of all folders raises a FileError that names its origin
+    `where`.  Without folders, every path is allowed.
     """
     path = inside(folders[0], name, where, folders[1:]) if folders else Path(name)
     if not os.path.isfile(path):
@@ -150,16 +150,16 @@ def read_image(folders: Sequence[str], name: str, where: str, dropped: Dropped) 
 
 
 def sample_name(value: Any, where: str) -> str:
-    """A sample's id from a text or a whole number."""
+    """Return a sample id from a text or a whole number; raise a FileError for any other value."""
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise FileError(f'{where} is {value!r}, expected a text or a whole number')
     return check_text(str(value), where)
 
 
 def matching_files(files: Union[str, Sequence[str]], key: str = 'source.files') -> list[str]:
-    """The files that match paths or patterns, those of each pattern in the order of their names.
+    """Return the files that match paths or patterns, sorted by name within each pattern.
 
-    A ConfigError, which names the `key` of the configuration, says which pattern matches none.
+    A pattern without a match raises a ConfigError that names it and the configuration `key`.
     """
     patterns = [files] if isinstance(files, str) else files
     if not patterns:
@@ -175,15 +175,15 @@ def matching_files(files: Union[str, Sequence[str]], key: str = 'source.files') 
 
 @dataclass(frozen=True)
 class Filter:
-    """What a column has to hold: a number in a range, or one of some values."""
+    """Condition on a column: a number in a range, or one of several values."""
 
     min: Optional[Finite] = None
     max: Optional[Finite] = None
     values: Optional[Annotated[list[Union[Text, int, bool]], Field(min_length=1)]] = None
-    """The values that are kept, compared as texts: true is ``true``, and 1 is ``1``."""
+    """Values to keep, compared as texts: true as ``true``, 1 as ``1``."""
 
     def keeps(self, value: Any, where: str) -> Optional[bool]:
-        """Whether a value is kept; None if there is none: null, an empty text, or NaN.  FileError: It is no number."""
+        """Return whether to keep a value; None for null, blank text or NaN; FileError if a range meets a non-number."""
         if value is None or isinstance(value, str) and not value.strip():
             return None
         if self.values is not None:
@@ -199,16 +199,16 @@ class Filter:
 
 
 class Selection:
-    """Which samples of a source are wanted.
+    """Filters and subsampling of a source.
 
     Args:
         filters: Column -> the fields of a `Filter`.  A sample without a value is left out.
-        share: Part of the samples that is kept, from 0 to 1, chosen by the hash of their ids, so that it depends on no
-            other sample and on no order; a smaller part is inside a larger one of the same seed.
-        seed: Which ones.
+        share: Share of the samples to keep, up to 1.  The hash of the id decides, independently of order and of other
+            samples, so a smaller share is a subset of a larger one with the same seed.
+        seed: Seed of the subsampling.
 
     Raises:
-        ConfigError: A filter has an unknown argument, none, both a range and values, or an empty range.
+        ConfigError: `share` is above 1, or a filter has unknown or no arguments, a range and values, or an empty range.
     """
 
     def __init__(self, filters: Optional[Filters] = None, share: float = 1.0, seed: int = 0) -> None:
@@ -226,17 +226,17 @@ class Selection:
             if made.min is not None and made.max is not None and made.min > made.max:
                 raise ConfigError(f'{key}: min is {made.min} and max is {made.max}, expected the smaller value first')
         self.columns = list(self._filters)
-        """Those that filters name."""
+        """Columns that the filters name."""
 
     def samples_out(self, sample_id: str, dropped: Dropped) -> bool:
-        """Whether a sample is not in the part that is kept, after counting it."""
-        # Salted, since what is held out is chosen by the hash of an id as well.
+        """Return whether subsampling leaves a sample out, and count it in `dropped`."""
+        # Salted, so that the choice is independent of the validation split, which is also chosen by a hash of the id.
         out = xxhash.xxh64_intdigest(f'sample {sample_id}', seed=self._seed) / 2**64 >= self._share
         dropped.filtered.update(['not in the sample'] if out else ())
         return out
 
     def filters_out(self, fields: Mapping[str, Any], where: str, dropped: Dropped) -> bool:
-        """Whether a filter leaves a sample out, after counting it; errors say that a value is missing or no number."""
+        """Return whether a filter leaves a sample out, and count it; a missing field raises a ConfigError."""
         for name, kept in self._filters.items():
             keeps = kept.keeps(field_of(fields, name, where), f'{where}: {name!r}')
             if not keeps:

@@ -33,7 +33,7 @@ from llm2clip.files import FileError, reading
 
 __all__ = ['check_column', 'read_schema']
 
-# Of a Hugging Face dataset, in one part.
+# Rows per part of a Hugging Face dataset.
 _ROWS = 10_000
 _DATASET = 'a dataset that the package datasets reads'
 _TYPES = {'captions': 'texts or lists of texts', 'images': 'encoded images or paths', 'ids': 'texts or whole numbers'}
@@ -42,7 +42,7 @@ Captions = Union[Text, dict[Text, Text]]
 
 
 def read_schema(path: str) -> pyarrow.Schema:
-    """The table's columns and their types; those of a CSV file are texts."""
+    """Return the columns of a table and their types, which are texts for CSV and TSV files."""
     if path.endswith(('.csv', '.tsv')):
         return pyarrow.schema([(name, pyarrow.string()) for name in read_csv(path)[0]])
     with reading(path, 'a Parquet file'), pyarrow.parquet.ParquetFile(path) as file:
@@ -52,10 +52,10 @@ def read_schema(path: str) -> pyarrow.Schema:
 def check_column(
     schema: pyarrow.Schema, column: str, path: str, use: Optional[Literal['captions', 'images', 'ids']] = None
 ) -> bool:
-    """Whether a column of a table holds lists.
+    """Check a column of a table, and return whether it holds lists.
 
     Raises:
-        ConfigError: The table does not have the column once, or the column has a type that does not fit its use.
+        ConfigError: The column is missing, occurs twice, or has a type that does not fit its `use`.
     """
     if column not in schema.names:
         raise ConfigError(f'{path} has no column {column!r}; it has {", ".join(schema.names)}')
@@ -77,7 +77,7 @@ def check_column(
 
 
 class _Columns:
-    """Which columns of some tables make a sample; `longest` tells the length of the longest list in a column."""
+    """Columns of tables that make up a sample; `longest` returns the length of the longest list in a column."""
 
     def __init__(
         self, tables: Mapping[str, pyarrow.Schema], longest: Callable[[str], int], captions: Captions,
@@ -109,7 +109,7 @@ class _Columns:
     def samples(
         self, rows: Iterable[Mapping[str, Any]], name: str, dropped: Dropped, of_holdout: bool, first: int = 1
     ) -> Iterator[Sample]:
-        """The samples of some rows, of which `first` is the number of the first, that are held out or that are not."""
+        """Yield the samples of `rows`, numbered from `first`: the held-out ones if `of_holdout`, else the others."""
         for number, row in enumerate(rows, first):
             where = f'{name}:{number}'
             sample_id = sample_name(row[self.sample_id], f'{where}: {self.sample_id!r}') if self.sample_id else where
@@ -140,7 +140,7 @@ class _Columns:
 
 
 def _longest_list(lists: Any) -> int:
-    """The number of values in the longest list of an Arrow array, which may hold nulls."""
+    """Length of the longest list in an Arrow array, which may hold nulls."""
     lengths = pyarrow.compute.call_function('list_value_length', [lists])
     return pyarrow.compute.call_function('max', [lengths]).as_py() or 0
 
@@ -151,20 +151,20 @@ def table(
     holdout: HoldoutShare = 0.0, seed: Seed = 0, filters: Optional[Filters] = None, sample: Positive = 1.0,
     sample_seed: Seed = 0,
 ) -> tuple[dict[str, list[Part]], Dropped]:
-    """Tables, Parquet or CSV: one split or two, one part per table.
+    """Parquet, CSV or TSV tables: one split or two, one part per table.
 
     Args:
         files: Paths or patterns of ``.csv`` or ``.tsv`` files with a header, or of Parquet files.
-        captions: Caption key -> column of texts or of lists of texts, or one column.  A column of lists becomes the
-            keys ``<key>_0``, ``<key>_1``, …, as many as its longest list has texts, without a key ``0``, ``1``, ….
-        image_column: Column of encoded images, of Hugging Face's ``{bytes, path}`` structs, or of paths; without one,
-            a dataset of captions.
-        images: Folder that paths are relative to, and that they cannot leave.  Without one, they may lead anywhere.
-        id_column: Column of the samples' ids, texts or whole numbers; by default ``<file>:<row>``.
+        captions: Caption key -> column of texts or lists of texts, or a single column.  A column of lists becomes the
+            keys ``<key>_0``, ``<key>_1``, …, one per text of its longest list; a single column, ``0``, ``1``, ….
+        image_column: Column of encoded images, Hugging Face ``{bytes, path}`` structs, or paths; unset, captions alone.
+        images: Folder that paths are relative to; paths outside of it are refused.  Unset, every path is allowed.
+        id_column: Column of sample ids, texts or whole numbers; by default an id is ``<file>:<row>``.
         split: Name of the split.
-        holdout, seed: Share of the images that go into the split ``val``, chosen by the hash of their path or bytes, so
-            that all rows of an image are on one side; without images, by that of the id.
-        filters, sample, sample_seed: Which samples are wanted, as `Selection` takes them.
+        holdout, seed: Share of the images in the split ``val``, chosen by the hash of their path or bytes, so that all
+            rows of an image are in one split.  Without images, the hash of the id decides.
+        filters: Column -> ``min``, ``max`` or both of a number, or the ``values`` to keep.
+        sample, sample_seed: Share of the samples to keep, chosen by the hash of their id, and seed of the choice.
     """
     splits, paths = holdout_splits(split, holdout), matching_files(files)
     if images is not None:
@@ -203,18 +203,18 @@ def huggingface(
     holdout: HoldoutShare = 0.0, seed: Seed = 0, filters: Optional[Filters] = None, sample: Positive = 1.0,
     sample_seed: Seed = 0,
 ) -> tuple[dict[str, list[Part]], Dropped]:
-    """One split of a dataset: a saved one, a local folder of files, or one of the hub.  It is read in parts of 10,000
-    rows.  No code that comes with a dataset is run.
+    """One split of a Hugging Face dataset: saved to disk, in a local folder of files, or on the hub.  It is read in
+    parts of 10,000 rows.  Code that comes with a dataset is not executed.
 
     Args:
-        path: Folder that `save_to_disk` wrote; folder of images with a ``metadata.csv``, of Parquet files or of
-            others that the library reads; or the name of a dataset on the hub, ``owner/dataset``.
+        path: Folder written by `save_to_disk`; folder of images with a ``metadata.csv``, of Parquet files or of
+            other files that the library reads; or ``owner/dataset`` on the hub.
         captions, image_column, holdout, seed, filters, sample, sample_seed: As for `table`.
-        images: Folder that paths are relative to, and that they cannot leave.  Without one, `path` for a folder of
-            files and the library's cache for a dataset of the hub; the paths of a saved dataset may lead anywhere.
-        config: Which of the dataset's configurations, where it has several.
-        split: Which of its splits; it keeps its name.
-        id_column: Column of the samples' ids; by default ``<split>:<row>``.
+        images: Folder that paths are relative to; paths outside of it are refused.  Default: `path` if it is a folder
+            of files, and the library's caches.  A saved dataset may have any paths.
+        config: Configuration of the dataset, if it has several.
+        split: Split of the dataset; it keeps its name.
+        id_column: Column of sample ids; by default an id is ``<split>:<row>``.
     """
     splits, selection = holdout_splits(split, holdout), Selection(filters, sample, sample_seed)
     try:
@@ -226,7 +226,7 @@ def huggingface(
             from None
     is_folder, is_saved = Path(path).is_dir(), any(Path(path, name).is_file()
                                                    for name in ('dataset_dict.json', 'state.json'))
-    # Other names are those of the library's readers, which would take any files of the working directory.
+    # A name without owner is a reader of the library, such as `csv`, which would read files of the working directory.
     if not is_folder and path.count('/') != 1:
         raise ConfigError(f'source.path: there is no folder {Path(path).absolute()}, and a dataset of the hub is '
                           'called owner/dataset')
@@ -243,7 +243,7 @@ def huggingface(
     if images is not None:
         check_folder(images)
     elif not is_saved:
-        # Where the library puts images that a dataset names.
+        # Folders in which the library stores images that a dataset names.
         caches = cache.HF_CACHE_HOME, cache.DOWNLOADED_DATASETS_PATH, cache.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE
         folders = [*([path] if is_folder else []), *map(str, caches)]
     columns = _Columns(

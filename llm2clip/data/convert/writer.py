@@ -1,10 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Samples -> MDS datasets that appear only when they are complete, with a card of what went in.
+"""Atomic writer of MDS datasets, each with a dataset card.
 
-Every part of a split becomes a folder of shards inside that of the split, ``part-<name>``, written by one process; when
-all are there, on whichever machine, one index over all of them, in the split's folder, makes the dataset readable.
+One process writes each part of a split into a folder of shards, ``<split>/part-<name>``.  When all parts are complete,
+on any machine, one index over all shards in the split's folder makes the dataset readable.
 """
 
 import functools
@@ -38,21 +38,21 @@ from llm2clip.remotes import OutputFolder
 __all__ = ['is_written', 'write_splits']
 
 CARD_FILE = 'dataset.json'
-"""Written last: a folder that has it is complete."""
-# Of a reason to leave samples out, so many are named in the card; the parts' own files name all.
+"""Dataset card, written last: a folder with a card is complete."""
+# Ids per reason for omission in the card; the records of the parts list all ids.
 _NAMED = 1000
 _PART_FILE = 'part.json'
 _IDS = 'ids.npy'
 _RECORD = {'options': dict, 'samples': int, 'dropped': dict, 'filtered': dict, 'words': dict, 'shards': list}
-# Bytes; the content of larger input files, and of tars, is not compared.
+# Bytes; larger input files, and tars, are compared by size alone.
 _COMPARED = 1 << 26
 
 
 def is_written(out: OutputFolder, about: Mapping[str, Any], config: WriterConfig) -> bool:
-    """Whether a dataset is complete; the arguments are as `write_splits` was given them.
+    """Return whether a dataset is complete; the arguments are those given to `write_splits`.
 
     Raises:
-        ConfigError: It is, but was written from another source, with other options, or from a file that has changed.
+        ConfigError: The complete dataset has another source or other options, or an input file has changed since.
     """
     if not out.fetch(CARD_FILE):
         return False
@@ -68,39 +68,39 @@ def write_splits(
     config: Optional[WriterConfig] = None, about: Optional[Mapping[str, Any]] = None, extend: bool = False,
     engine: Optional[Engine] = None,
 ) -> Optional[dict[str, int]]:
-    """Write one MDS dataset per split, and their card beside them.
+    """Write one MDS dataset per split, and a dataset card.
 
-    Every image is decoded to check it; a sample whose image does not decode, or that has no caption, is left out and
-    counted.  Parts that are there already are kept.  With several machines each writes its share, and the last one to
+    Every image is decoded as a check.  A sample without captions, or with an image that cannot be decoded, is left out
+    and counted.  Complete parts are kept.  Each of several machines writes its share of the parts, and the last one to
     finish writes the indices.
 
     Args:
         splits: Name -> parts.
-        dropped: What the source left out before the parts.
-        out: The folder; a part that is complete is uploaded if it has a remote.
-        config: How to write.
-        about: Facts about the source for the card; a folder with samples of another source is refused.
-        extend: It may have parts of a source with fewer ``files``, which then come first, in the order of the index.
-        engine: Unset, the processes of this machine that `config` says.
+        dropped: Samples that the source left out before it made parts.
+        out: Output folder; complete parts are uploaded if it has a remote.
+        config: Settings of the writer.
+        about: Description of the source for the card; a folder with another description is refused.
+        extend: Accept a folder written from fewer input ``files``; its parts stay first, in the order of the index.
+        engine: Engine that runs the parts; by default `config.num_workers` processes of this machine.
 
     Returns:
-        Split -> samples written; None if other machines are not done.
+        Split -> number of samples; None if other machines are not done.
 
     Raises:
-        ConfigError: The folder holds something else, or the configuration is another one or does not fit the samples.
+        ConfigError: The folder holds another dataset, or the configuration has changed or does not fit the samples.
         FileError, FileNotFoundError: A part is damaged or missing, or a text cannot be written.
-        ValueError: Two samples have the same id, the captions' keys differ, a split is empty, or too many samples were
-            left out.
+        ValueError: Two samples have the same id, caption keys or columns differ, a split is empty, or too many samples
+            were left out.
     """
     out, config = out if isinstance(out, OutputFolder) else OutputFolder(out), config or WriterConfig()
     options = _deciding_options(about or {}, config)
     jobs, names = list[_PartJob](), Counter[str]()
     inputs: dict[str, Any] = {}
-    records: dict[str, dict[str, dict[str, Any]]] = {split: {} for split in splits}  # by the folders of parts
+    records: dict[str, dict[str, dict[str, Any]]] = {split: {} for split in splits}  # split -> part's folder -> record
     for split, parts in splits.items():
         check_values(FolderName, split, 'source.split')
         if out.fetch(f'{split}/{INDEX}'):
-            # A dataset that grows keeps its shards where they were: text embeddings rely on it.
+            # A growing dataset keeps the order of its shards, on which embeddings datasets rely.
             files = [shard['raw_data']['basename'] for shard in read_index(out.local / split)['shards']]
             if not files[0].startswith('part-'):
                 raise ConfigError(f'out: {out.local / split} holds another dataset (with {files[0]}), expected an '
@@ -117,11 +117,11 @@ def write_splits(
             names[jobs[-1].folder] += 1
     if twice := [name for name, count in names.items() if count > 1]:
         raise ValueError(f'two input files would be written to {twice[0]}; give them different names')
-    # A part of every other machine, whose other options are refused before the work.
+    # Refuse parts that other machines wrote with other options before any work starts.
     for job in jobs[:config.shard_index] + jobs[config.shard_index + 1:config.num_shards]:
         _read_record(job)
     mine = jobs[config.shard_index::config.num_shards]
-    # A part that gave no sample is read again: what was missing may be there now.
+    # Parts without samples are read again, since missing image files may exist now.
     todo = {job.folder: job for job in mine if not (_read_record(job) or {}).get('samples')}
     engine = engine or LocalEngine(config.num_workers)
     print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, by {engine}', flush=True)
@@ -142,7 +142,7 @@ def _finish(
     records: Mapping[str, Mapping[str, dict[str, Any]]], dropped: Dropped, out: OutputFolder, config: WriterConfig,
     options: Mapping[str, Any],
 ) -> dict[str, int]:
-    """Check all parts together, then write the indices and last the card."""
+    """Check all parts together, then write the indices and, last, the card."""
     written = {split: sum(record['samples'] for record in parts.values()) for split, parts in records.items()}
     left_out = Dropped()
     words: dict[str, dict[str, Counter[int]]] = {split: {} for split in records}
@@ -190,7 +190,7 @@ def _finish(
             'captions': {split: {key: _lengths(counts) for key, counts in of_split.items()}
                          for split, of_split in words.items()}}
     for split, parts in records.items():
-        # The shards stay where they are.
+        # The index names the shards inside the folders of the parts, so no file has to move.
         for folder, record in parts.items():
             for shard in record['shards']:
                 shard['raw_data']['basename'] = f'{folder}/{shard["raw_data"]["basename"]}'
@@ -201,7 +201,7 @@ def _finish(
 
 
 def _check_shards(out: OutputFolder, split: str, parts: Mapping[str, dict[str, Any]]) -> None:
-    """Raise an error unless all shards have the same columns and, without a remote, are there in their sizes."""
+    """Raise an error unless all shards have the same columns and, without a remote, exist with their recorded sizes."""
     shards = [(part, shard) for part, record in parts.items() for shard in record['shards']]
     first, like = shards[0]
     for part, shard in shards:
@@ -217,7 +217,7 @@ def _check_shards(out: OutputFolder, split: str, parts: Mapping[str, dict[str, A
 
 
 def _lengths(counts: Counter[int]) -> dict[str, int]:
-    """How many captions there are, how many samples lack one, and quantiles of their words."""
+    """Number of captions, number of samples without one, and quantiles of the words per caption."""
     words = [n for n in counts if n]
     result = {'captions': counts.total() - counts[0], 'absent': counts[0]}
     for percent in (5, 50, 95) if words else ():
@@ -232,18 +232,18 @@ def _lengths(counts: Counter[int]) -> dict[str, int]:
 
 
 class _PartJob(NamedTuple):
-    """A part to write."""
+    """Part to write."""
 
     out: OutputFolder
-    folder: str  # name of the part's folder inside `out`
+    folder: str  # the part's folder, relative to `out`
     part: Part
     config: WriterConfig
-    options: dict[str, Any]  # what decides the samples, with the identities of the input files
-    extend: bool  # it may have been written for a source with fewer files
+    options: dict[str, Any]  # options that determine the samples, with the identities of the input files
+    extend: bool  # accept a record written from fewer input files
 
 
 def _deciding_options(about: Mapping[str, Any], config: WriterConfig) -> dict[str, Any]:
-    """What decides the samples of a part, as it comes back from its file."""
+    """Options that determine the samples of a part, passed through JSON so that recorded ones compare equal."""
     ids = json.dumps(sorted(excluded_ids(config.exclude_ids))) if config.exclude_ids is not None else None
     options = {**about, 'image_max_side': config.image_max_side, 'image_quality': config.image_quality,
                'require_any_caption': config.require_any_caption, 'exclude_ids': ids and xxhash.xxh64_hexdigest(ids)}
@@ -252,7 +252,7 @@ def _deciding_options(about: Mapping[str, Any], config: WriterConfig) -> dict[st
 
 @functools.cache
 def excluded_ids(path: str) -> frozenset[str]:
-    """The ids in a file of `exclude_ids`."""
+    """Return the sample ids in an `exclude_ids` file; raise a ConfigError if an entry is not a text."""
     ids = read_json(path, list)
     if not all(isinstance(name, str) for name in ids):
         raise ConfigError(f'exclude_ids: {path} has entries that are no texts, expected a list of ids of samples')
@@ -260,7 +260,7 @@ def excluded_ids(path: str) -> frozenset[str]:
 
 
 def _input_identity(path: str) -> list[Any]:
-    """What changes with the content of an input file on any machine: size, and a hash unless it is large or a tar."""
+    """Identity of an input file on any machine: its size, and a hash of its content unless it is large or a tar."""
     size = os.path.getsize(path)
     if size > _COMPARED or path.endswith('.tar'):
         return [size]
@@ -271,8 +271,8 @@ def _input_identity(path: str) -> list[Any]:
 def _check_options(
     out: OutputFolder, path: Path, before: Mapping[str, Any], now: Mapping[str, Any], extend: bool
 ) -> None:
-    """Raise a ConfigError if what decides the samples is not what it was, as `path` has it; with `extend`, the source
-    may have more ``files`` and `exclude_ids` other ids."""
+    """Raise a ConfigError if the options `now` differ from those recorded in `path`, `before`.
+    With `extend`, the source may have more ``files``, and `exclude_ids` other ids."""
     for name, value in now.items():
         found = before.get(name)
         if name == 'inputs':
@@ -281,7 +281,7 @@ def _check_options(
                                   f'remove {out} to convert again (extend=true adds new files, and nothing of a file '
                                   'that it has)')
             continue
-        grown = False  # whether `files` alone differs, by more entries
+        grown = False  # whether only `files` differs, by additional entries
         if isinstance(found, dict) and isinstance(value, dict) and 'files' in found and 'files' in value:
             files, more = ([x] if isinstance(x, str) else x for x in (found['files'], value['files']))
             grown = {**found, 'files': more} == {**value, 'files': more} and {*files} <= {*more}
@@ -291,7 +291,7 @@ def _check_options(
 
 
 def _read_record(job: _PartJob) -> Optional[dict[str, Any]]:
-    """What was written of a part; None if it is not complete, or has no sample and was written with other options."""
+    """Record of a written part; None if it is incomplete, or has no samples and was written with other options."""
     path = job.out.local / job.folder / _PART_FILE
     if not job.out.fetch(f'{job.folder}/{_PART_FILE}'):
         return None
@@ -312,7 +312,7 @@ def _read_record(job: _PartJob) -> Optional[dict[str, Any]]:
 
 
 def _part_ids(out: OutputFolder, folder: str, count: int) -> np.ndarray:
-    """Hashes of the ids of a part's samples, of which there are `count`, or a FileError."""
+    """Hashes of the `count` sample ids of a part; FileError if their file is damaged or has another number."""
     out.fetch(f'{folder}/{_IDS}')
     path = out.local / folder / _IDS
     expected = f'the ids of {count} samples; remove {path.parent} to convert it again'
@@ -324,12 +324,12 @@ def _part_ids(out: OutputFolder, folder: str, count: int) -> np.ndarray:
 
 
 def _writing(alone: bool) -> Work[_PartJob, None]:
-    """Write parts; one that is `alone` has a progress bar."""
+    """Make the function that writes parts; with `alone`, it shows the progress within a part."""
     def work(jobs: Iterable[_PartJob], done: Callable[[None], object]) -> None:
         for job in jobs:
             folder = job.out.local / job.folder
             lock = folder.with_name(f'.{folder.name}.lock')
-            # A worker that the engine takes for lost may still be writing.
+            # A worker that the engine considers lost may still be writing.
             with locked(lock, folder):
                 _write_part(job, alone)
                 lock.unlink()
@@ -339,7 +339,7 @@ def _writing(alone: bool) -> Work[_PartJob, None]:
 
 
 def _write_part(job: _PartJob, alone: bool) -> None:
-    """Write one part into its folder, and last its record."""
+    """Write one part into its folder and, last, its record."""
     config, folder = job.config, job.out.local / job.folder
     dropped, hashes, words, shards = Dropped(), dict[str, int](), dict[str, Counter[int]](), []
     with atomic_folder(folder) as out:
@@ -363,7 +363,7 @@ def _write_part(job: _PartJob, alone: bool) -> None:
                     captions = {CAPTION + key: text for key, text in sample.captions.items()}
                     image = {IMAGE: sample.image} if sample.image is not None else {}
                     writer.write({SAMPLE_ID: sample.sample_id, **captions, **image})
-            # The part is no dataset of its own: what its index says goes into that of the split.
+            # A part is not a dataset: the index of the split lists its shards.
             index = out / INDEX
             shards = read_json(index, dict)['shards']
             index.unlink()
@@ -376,7 +376,7 @@ def _write_part(job: _PartJob, alone: bool) -> None:
 
 
 def _usable(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) -> Iterator[Sample]:
-    """Leave out what cannot be used; an absent caption becomes an empty text."""
+    """Yield the usable samples, with blank captions emptied, and record the others in `dropped`."""
     needed = config.require_any_caption
     excluded = excluded_ids(config.exclude_ids) if config.exclude_ids is not None else ()
     for sample in samples:
@@ -400,7 +400,7 @@ def _usable(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) -
 
 
 def _image_problem(sample: Sample, image: bytes, config: WriterConfig) -> Optional[str]:
-    """Why a sample's image cannot be used; one that is too large is made smaller."""
+    """Reason why a sample's image cannot be used, if any; shrink an image that exceeds `image_max_side`."""
     try:
         if config.image_max_side is None:
             decode_pixels(image, sample.sample_id)
@@ -410,7 +410,7 @@ def _image_problem(sample: Sample, image: bytes, config: WriterConfig) -> Option
             picture.thumbnail((config.image_max_side, config.image_max_side), Image.Resampling.BICUBIC)
             sample.image = encode_image(picture, 'JPEG', quality=config.image_quality)
     except ValueError:
-        # As phones write photographs.
+        # HEIC is the photo format of many phones.
         is_heic = image[4:8] == b'ftyp' and image[8:12] in (b'heic', b'heix', b'hevc', b'hevx', b'mif1', b'msf1')
         return 'HEIC is not supported; convert it to PNG or JPEG' if is_heic else 'undecodable image'
     return None

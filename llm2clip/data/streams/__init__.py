@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Repairs of mosaicml-streaming: the only modules that touch what is private in it.
+"""Fixes of mosaicml-streaming: the only modules that use its private members.
 
-`tests/data/test_streaming_members.py` fails when a version behaves otherwise than Streaming 0.13.
+`tests/data/test_streaming_members.py` fails if the installed version behaves differently from Streaming 0.13.
 """

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""An image dataset and embeddings datasets of the same samples, read as one stream."""
+"""Stream that reads an image dataset together with embeddings datasets of the same samples."""
 
 import functools
 import itertools
@@ -27,15 +27,15 @@ __all__ = ['PairedReader', 'PairedStream']
 
 @functools.cache
 def _dtype(encoding: str) -> Optional[torch.dtype]:
-    """Of the columns that hold vectors and their scales; None for text and images."""
+    """torch type of a column with vectors or scales; None for text and images."""
     kind = encoding.split(':')[1] if encoding.startswith('ndarray:') else encoding
     return getattr(torch, kind) if kind in ('float16', 'int8', 'float32') else None
 
 
 class PairedRow(Mapping[str, Any]):
-    """A sample whose columns are decoded when they are asked for: of its captions, one is used.
+    """Sample with lazily decoded columns, since training uses only some of its captions.
 
-    Vectors are tensors that share the sample's memory, scales are tensors without dimension.
+    Vectors are tensors that share the sample's memory; scales are 0-dimensional tensors.
 
     Attributes:
         text_embeddings: The sample's rows of the embeddings datasets, in their order.
@@ -45,7 +45,7 @@ class PairedRow(Mapping[str, Any]):
         assert isinstance(reader, MDSReader)
         self.text_embeddings = [PairedRow(embeddings, idx) for embeddings in text_embeddings]
         self._reader, self._data = reader, bytearray(reader.get_sample_data(idx))
-        # Before the columns stand the sizes of those that have no fixed one.
+        # The sizes of variable-size columns precede the columns.
         sizes, at = [size or 0 for size in reader.column_sizes], 0
         for i, size in enumerate(sizes):
             if not size:
@@ -69,7 +69,7 @@ class PairedRow(Mapping[str, Any]):
 
 
 class PairedReader(Reader):
-    """One shard of each dataset, sample by sample the same."""
+    """Reader of one shard of each dataset, with the same samples in the same order."""
 
     def __init__(self, images: Reader, text_embeddings: Sequence[Reader]) -> None:
         super().__init__(images.dirname, images.split, images.compression, images.hashes, images.samples, None)
@@ -97,26 +97,25 @@ class PairedReader(Reader):
 
 
 class PairedStream(VerifiedStream):
-    """A stream of image samples with their rows of the embeddings datasets, which hold the captions' embeddings; or of
-    samples of one embeddings dataset with their rows of others of the same dataset.
+    """Stream of image samples with their rows of embeddings datasets, or of one embeddings dataset with others.
 
     Every dataset keeps its own remote and cache.  Shard k of an embeddings dataset must hold the samples of shard k of
-    the images, in order, which is how `extract_embeddings` writes it; every sample's id is checked when it is read.
+    the first dataset, in order, as `extract_embeddings` writes it.  Sample ids are compared on each read.
 
     Args:
         local: Folder or cache of the image dataset, or of the first embeddings dataset.
-        text_embeddings: Folders or caches of the (other) embeddings datasets, and where they come from (or None).
-        remote: Where the first dataset comes from.
-        columns: Columns that the first dataset must have besides ids; it is an embeddings dataset if they are all
-            embeddings.
+        text_embeddings: Folder or cache of each (other) embeddings dataset, and its remote (or None).
+        remote: Remote of the first dataset.
+        columns: Columns that the first dataset must have besides the id.  If all are embeddings, it is an embeddings
+            dataset.
         embedding_columns: Columns that every other embeddings dataset must have.
-        **kwargs: Passed to VerifiedStream, and in part to the embeddings datasets'.
+        **kwargs: Passed to VerifiedStream; all but ``proportion``, ``repeat`` and ``choose`` also for embeddings.
 
     Attributes:
-        storages: How the embeddings datasets store vectors, once the shards have been opened: ``float16`` or ``int8``.
+        storages: Storage type of each embeddings dataset, ``float16`` or ``int8``, once the shards have been opened.
 
     Raises:
-        FileNotFoundError, ValueError: A dataset or column is missing, or an embeddings dataset is of other images.
+        FileNotFoundError, ValueError: A dataset or column is missing, or an embeddings dataset belongs to other images.
     """
 
     def __init__(
@@ -167,12 +166,12 @@ class PairedStream(VerifiedStream):
         return [PairedReader(image, rows) for image, *rows in zip(images, *text_embeddings)]
 
     def _parts(self, shard: Reader) -> list[tuple[VerifiedStream, Reader]]:
-        """The embeddings datasets with their readers of one shard."""
+        """Embeddings datasets, each with its reader of the shard."""
         assert isinstance(shard, PairedReader)
         return list(zip(self.text_embeddings, shard.text_embeddings))
 
     def set_up_local(self, shards: Sequence[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
-        # A shard counts as present when all its files are there; otherwise preparing it completes it.
+        # A shard counts as present if all its files are; otherwise `prepare_shard` downloads the missing ones.
         parts = [[shard.images, *shard.text_embeddings] for shard in shards if isinstance(shard, PairedReader)]
         sizes = np.zeros((1 + len(self.text_embeddings), len(parts)), np.int64)
         for stream, of_stream, usage in zip((super(), *self.text_embeddings), map(list, zip(*parts)), sizes):
@@ -197,7 +196,7 @@ def _described(shards: Sequence[Reader], content: Optional[str]) -> str:
 
 
 def _recorded_dataset(embeddings: VerifiedStream) -> Optional[str]:
-    """The content of the dataset that an embeddings dataset was made for."""
+    """Fingerprint of the dataset that an embeddings dataset was extracted from."""
     path = Path(embeddings.local, embeddings.split, TEACHER_FILE)
     if embeddings.remote and not path.is_file():
         embeddings.download(TEACHER_FILE)

@@ -1,17 +1,17 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A StreamingDataset that either delivers every sample of an epoch or stops with an error that says why.
+"""StreamingDataset that either delivers every sample of an epoch or stops with an error that names the cause.
 
-In Streaming, an exception of the thread that downloads ahead ends the epoch early and silently in its process, and
-workers that need the same shard wait for ever.  Here that thread keeps the error for whoever asks for a sample of the
-shard; other processes try for themselves, and raise errors of their own.
+In Streaming, an exception in the thread that downloads ahead ends the epoch early and silently in its process, and
+workers that need the same shard wait forever.  Here that thread stores the error, and the next request for a missing
+shard raises it.  Other processes try the download themselves and raise their own errors.
 
-Of StreamingDataset in Streaming 0.13 this relies on:
+This module relies on these parts of StreamingDataset in Streaming 0.13:
 
-- `_ready_thread`, which is overridden: it moves `ready_index`, up to which samples are delivered;
-- `_shard_states`: what all processes of a node know of a shard, in the values of `_ShardState`;
-- names in shared memory: six digits for a dataset, and what each is; the folders of a dataset are in its ``_locals``.
+- `_ready_thread`, which is overridden: it advances `ready_index`, the limit up to which samples are delivered;
+- `_shard_states`: the `_ShardState` of each shard, shared by all processes of a node;
+- names in shared memory, six digits per dataset and a suffix: ``_locals`` holds the folders of the dataset.
 """
 
 import multiprocessing
@@ -40,18 +40,18 @@ _LOCK_SECONDS = 30.0
 
 
 class SafeDataset(StreamingDataset):
-    """A StreamingDataset of VerifiedStreams whose samples know the epoch they are seen in.
+    """StreamingDataset of VerifiedStreams, with a random seed per sample and epoch.
 
     Args:
         streams: The streams.
-        make: The dataset, one of its samples and its position -> what goes into a batch, besides position and id, each
-            time the sample is seen; unset, the sample itself.
-        seed: Seed of everything random about a sample.
+        make: Function of the dataset, a sample and its position.  It returns the batch entries of the sample, besides
+            ``index`` and ``sample_id``, each time the sample is read.  Unset, the sample itself is delivered.
+        seed: Seed of all randomness of the samples.
         **kwargs: Passed to StreamingDataset.
 
     Raises:
-        ShardError: On construction or while iterating: a shard cannot be had as its index describes it, or another run
-            uses the cache.
+        ShardError: On construction or while iterating: a shard is missing or damaged and cannot be downloaded, or
+            another run uses the cache.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class SafeDataset(StreamingDataset):
         super().__init__(streams=streams, **kwargs)
         self.make, self.seed = make, seed
         self._failure: Optional[Exception] = None
-        # Files that were there before are checked at first use, by one of a rank's workers.
+        # Files from earlier runs are verified at first use, by one worker of each rank.
         self._unchecked = multiprocessing.RawArray('b', b'\1' * self.num_shards)
 
     # ------------------------------------------------------------------------------------------------- shards
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Streaming's, of a file that has been checked.  A failure is kept, and raised where somebody waits for it."""
+        """Verify an existing file and prepare the shard; store a failure, and raise it if `blocking`."""
         if self._failure is None:
             try:
                 if self._unchecked[shard_id]:
@@ -80,14 +80,14 @@ class SafeDataset(StreamingDataset):
                 super().prepare_shard(shard_id, blocking)
             except Exception as error:
                 self._failure = error
-                self._shard_states[shard_id] = _ShardState.REMOTE  # or others would wait for it
+                self._shard_states[shard_id] = _ShardState.REMOTE  # otherwise other processes wait for it
         if self._failure is not None and blocking:
             raise self._failure
 
     def _ready_thread(self, it: Any) -> None:
-        """Samples are ready as soon as their shards have been asked for, since `get_item` waits for them.
+        """Mark samples as ready as soon as their shards are requested, since `get_item` waits for the shards.
 
-        Streaming's would wait for ever for a shard that is evicted again, or that another process fails to download.
+        Streaming's own thread would wait forever for a shard that is evicted or that another process cannot download.
         """
         while not it.should_exit() and it.ready_index < it.total:
             it.ready_index = it.prepare_index
@@ -95,7 +95,7 @@ class SafeDataset(StreamingDataset):
         it.on_exit()
 
     def get_item(self, sample_id: int, retry: int = 7) -> Any:
-        """Streaming's, which would read whatever file is there, after the shard has been prepared."""
+        """Read a sample once its shard is prepared; Streaming alone would read any file that exists."""
         shard_id = int(self.spanner[sample_id][0])
         while self._unchecked[shard_id] or self._shard_states[shard_id] != _ShardState.LOCAL:
             self.prepare_shard(shard_id)
@@ -104,18 +104,18 @@ class SafeDataset(StreamingDataset):
     # ------------------------------------------------------------------------------------------------- epochs
     @property
     def epoch(self) -> int:
-        """The epoch that is read, or the first; no worker begins the next before all have ended this one."""
+        """Current epoch, 0 before the first; no worker begins an epoch before all have ended the previous one."""
         return max(self.next_epoch - 1, 0)
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
-        """Streaming's, and of which data it is."""
+        """Return Streaming's state, with a description of the data."""
         return {**super().state_dict(num_samples, from_beginning), 'data': self._data()}
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
-        """As Streaming's, which would go on at the same place of another order.
+        """Load a state; with changed data, Streaming would resume at the same position of another order.
 
         Raises:
-            ConfigError: The state is of other data.
+            ConfigError: The data have changed since the state was saved.
         """
         then, now = obj['data'], self._data()
         if then != now:
@@ -128,8 +128,8 @@ class SafeDataset(StreamingDataset):
         super().load_state_dict(obj)
 
     def _data(self) -> dict[str, Any]:
-        """Number of samples and shards, and a hash of their content, of the images' where they have embeddings
-        datasets."""
+        """Number of samples and shards, and a hash of their content; for images with embeddings datasets, only the
+        images count."""
         contents = [stream.content for stream in self.streams if isinstance(stream, VerifiedStream)]
         return {'samples': self.num_samples, 'shards': self.num_shards,
                 'content': xxhash.xxh64(' '.join(contents)).hexdigest()}
@@ -142,16 +142,16 @@ class SafeDataset(StreamingDataset):
         return {'index': at, 'sample_id': sample[SAMPLE_ID], **self.make(self, sample, at)}
 
     def stream_of(self, at: int) -> int:
-        """Index of the stream that sample `at` comes from."""
+        """Return the index of the stream of sample `at`."""
         return int(self.stream_per_shard[self.spanner[at][0]])
 
     def sample_seed(self, sample: Any) -> int:
-        """Seed of this sample in this epoch."""
+        """Return the seed of this sample in the current epoch."""
         return sample_seed(self.seed, self.epoch, sample[SAMPLE_ID])
 
     def another(self, at: int, seed: int) -> Any:
-        """Another sample of the shard of sample `at`, all of them alike, which is here where other shards may not be;
-        None if there is no other."""
+        """Draw another sample of the shard of sample `at`, uniformly, since other shards may not be local; None if the
+        shard has no other sample."""
         shard, place = map(int, self.spanner[at])
         size = int(self.samples_per_shard[shard])
         if size == 1:
@@ -161,10 +161,10 @@ class SafeDataset(StreamingDataset):
 
 
 def _lock_caches(folders: Iterable[str]) -> list[FileLock]:
-    """Lock caches for this process, if it is the first rank of its node, and forget killed runs that used them.
+    """Lock caches, on the first rank of a node, and remove the registrations of killed runs that used them.
 
-    Streaming registers the folders that a dataset uses in shared memory, and refuses a cache that is registered.
-    Shared memory outlives a killed run, a file lock does not.
+    Streaming registers the folders of a dataset in shared memory, and refuses a registered cache.  Shared memory
+    outlives a killed run; a file lock does not.
     """
     locks: list[FileLock] = []
     if dist.get_local_rank() == 0:

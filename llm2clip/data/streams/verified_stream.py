@@ -1,10 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Shards that are what their index says, or an error that names them.
+"""Stream that verifies shards by their index, and raises an error that names a damaged one.
 
-Streaming checks hashes only when asked to, after the file has its final name, and never those of files that were there
-before.  Here a file gets its name when it has been checked, and `SafeDataset` has the others checked at first use.
+Streaming checks hashes only on request, after a file has its final name, and never for files from earlier runs.  Here a
+file gets its final name after verification, and `SafeDataset` verifies existing files at first use.
 """
 
 import logging
@@ -40,15 +40,15 @@ _LONGEST_WAIT = 30.0
 
 
 class ShardError(RuntimeError):
-    """A dataset file that cannot be had as it should be; the message names file and remote."""
+    """Dataset file that is missing, damaged or cannot be downloaded; the message names file and remote."""
 
 
 class VerifiedStream(Stream):
-    """A Stream of shards in one file each, which have the size and hash that the index gives.
+    """Stream of shards with one file each, verified by size and hash.
 
-    A download that fails is repeated up to `download_retry` times, with growing pauses; one whose content is wrong is
-    repeated once.  Each may take `download_timeout` seconds.  The arguments are those of ``Stream``.  A ShardError says
-    that a file cannot be had, or that the remote's index is no longer that of the cache.
+    A download is tried up to `download_retry` times, with growing pauses, and at most twice if the content is wrong.
+    Each attempt may take `download_timeout` seconds.  The arguments are those of ``Stream``.  A file that cannot be
+    obtained, or a remote index that differs from the cached one, raises a ShardError.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -56,17 +56,17 @@ class VerifiedStream(Stream):
         self._connection: Optional[tuple[int, CloudDownloader]] = None
 
     def caches(self) -> list[str]:
-        """The folders that are filled from a remote."""
+        """Return the folders that are filled from a remote."""
         return [] if self.remote is None else [os.path.abspath(os.path.join(self.local, self.split))]
 
     def open(self, download_retry: int = 5, download_timeout: float = 120.0) -> Any:
-        """The shards, for use without a dataset."""
+        """Return the readers of all shards, for use without a dataset."""
         self.apply_default({'split': None, 'download_retry': download_retry, 'download_timeout': download_timeout,
                             'validate_hash': None, 'keep_zip': False})
         return self.get_shards(World.detect(), False)
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
-        """Those of the index, which the first process of a node downloads if it is not there."""
+        """Return the readers of the index, which the first process of a node downloads or compares with the remote."""
         path = self._path(INDEX)
         if self.remote is not None and not world.is_local_leader:
             wait_for_file_to_exist(str(path), TICK, self.download_timeout, f'{self._source(INDEX)} did not come to '
@@ -85,7 +85,7 @@ class VerifiedStream(Stream):
         return [reader_from_json(self.local, self.split, shard) for shard in index['shards']]
 
     def set_up_local(self, shards: Sequence[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
-        """Files of the wrong size do not count as present, and without a remote all must be."""
+        """Count the files with the right size as present; without a remote, all files must be present."""
         for k, shard in enumerate(shards):
             path, info = self._file(shard)
             size = path.stat().st_size if path.is_file() else 0
@@ -98,7 +98,7 @@ class VerifiedStream(Stream):
             cache_usage_per_shard[k] = size
 
     def prepare_shard(self, shard: Reader) -> int:
-        """Download a shard that is not here; returns how many bytes have come."""
+        """Download a shard that is not local, and return the number of bytes downloaded."""
         path, info = self._file(shard)
         if path.is_file():
             return 0
@@ -107,8 +107,7 @@ class VerifiedStream(Stream):
 
     @contextmanager
     def whole(self, shard: Reader) -> Iterator[Reader]:
-        """A shard whose content is right while the block reads it; it is removed afterwards if it was not here before.
-        """
+        """Provide a verified shard to the block, and remove it afterwards if it was not local before."""
         here = self._file(shard)[0].is_file()
         self.discard_damaged(shard)
         self.prepare_shard(shard)
@@ -117,15 +116,15 @@ class VerifiedStream(Stream):
             shard.evict()
 
     def discard_damaged(self, shard: Reader) -> int:
-        """Remove the shard's local file if its content is wrong, and return its size; it will be downloaded again, or
-        a ShardError says that there is no remote."""
+        """Remove the shard's local file if it is damaged, so that it is downloaded again, and return its expected size.
+        Return 0 if nothing was removed; raise a ShardError if there is no remote."""
         path, info = self._file(shard)
         try:
             damage = file_damage(path, info)
         except FileError:
             if path.is_file():
                 raise
-            return 0  # it has not come yet, or another process has evicted it meanwhile
+            return 0  # not downloaded yet, or evicted by another process
         if damage is None:
             return 0
         self._discard(path, damage)
@@ -148,15 +147,15 @@ class VerifiedStream(Stream):
         return os.path.join(self.remote or self.local, self.split, basename)
 
     def download(self, basename: str, expected: Optional[FileInfo] = None, to: Optional[str] = None) -> Path:
-        """Bring a file from the remote; returns its path here.
+        """Download a file from the remote, and return its local path.
 
         Args:
-            basename: Its name there.
-            expected: What the index says of it; unset, it has to be JSON.
-            to: Its name here, if it is another one.
+            basename: File name in the remote.
+            expected: Size and hashes from the index; unset, the file must be JSON.
+            to: Local file name, if it differs.
 
         Raises:
-            ShardError: There is no such file, it cannot be had, or its content is wrong.
+            ShardError: There is no remote, the file does not exist there, or it cannot be downloaded or is damaged.
             ConfigError: There are no credentials for the remote.
             FileError: The disk is full.
         """
@@ -191,7 +190,7 @@ class VerifiedStream(Stream):
         raise ShardError(f'{problem} (tried {tried} times)')
 
     def _download_within(self, url: str, path: str) -> None:
-        """Download, but give up after `download_timeout` seconds, which not every downloader of Streaming does."""
+        """Download a file within `download_timeout` seconds, which not all downloaders of Streaming enforce."""
         # A connection does not survive a fork.
         if self._connection is None or self._connection[0] != os.getpid():
             self._connection = os.getpid(), CloudDownloader.get(self.remote)
@@ -214,7 +213,7 @@ class VerifiedStream(Stream):
 
 
 def _json_damage(data: bytes, name: str) -> Optional[str]:
-    """What is wrong with the content of an index, or of another JSON file."""
+    """Damage of an index or another JSON file, if any."""
     try:
         (parse_index if name == INDEX else parse_json)(data, name)
     except FileError as error:
