@@ -18,9 +18,10 @@ from llm2clip.registry import PARTS  # noqa: E402
 
 project, author, copyright = 'llm2clip', 'llm2clip authors', '2026, llm2clip authors'
 html_title = 'llm2clip'
-extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx_copybutton']
+extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx_copybutton']
 myst_enable_extensions = ['colon_fence', 'deflist']
 myst_heading_anchors = 3
+nb_execution_mode = 'off'  # a test executes the notebooks
 exclude_patterns = ['build']
 html_theme = 'furo'
 html_static_path = ['figures']
