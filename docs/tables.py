@@ -66,7 +66,7 @@ def rewritten(text: str) -> str:
         if not (ROOT / file).is_file():
             print(f'{file} is missing; its table was left alone', file=sys.stderr)
             return marker + old
-        return f'{marker}\n{table(json.loads((ROOT / file).read_text()), name)}\n\n'
+        return f'{marker}{table(json.loads((ROOT / file).read_text()), name)}\n'
 
     markers, ends = text.count('\n<!-- results/'), text.count('\n<!-- end -->')
     assert markers == ends == len(MARKED.findall(text)), 'a marker has no end'

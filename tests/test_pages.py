@@ -14,11 +14,15 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 from recipes_in_process import ROOT, SCHEMAS
 from setuptools import build_meta
+from trained import trained
 
 from llm2clip.config.files import load_config
+from llm2clip.export.hf import export_folder
 
 TABLES, SITE = (runpy.run_path(str(ROOT / f'docs/{name}.py')) for name in ('tables', 'conf'))
 READMES = [ROOT / f'{folder}/README.md' for folder in ('recipes', 'yamls', 'llm2clip')]
@@ -89,6 +93,18 @@ def test_the_site_builds(tmp_path: Path) -> None:
         assert (ROOT / 'docs/reference/generated' / name).read_text() == text, f'{name} is old: run make docs'
     subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', ROOT / 'docs', tmp_path],
                    check=True)
+
+
+def test_the_notebook_runs(teacher_folder: Path, image_dataset: Path, tmp_path: Path) -> None:
+    model = trained('timm:test_efficientnet', [teacher_folder], image_size=32, seed=3, embed_dim=16)
+    export_folder(*model, tmp_path / 'runs/quickstart/export/llm2clip')
+    (pictures := tmp_path / 'runs/quickstart/data/emoji/unseen_style').parent.mkdir(parents=True)
+    pictures.symlink_to(image_dataset)
+    notebook = nbformat.read(ROOT / 'docs/tutorials/photographs.ipynb', 4)
+    NotebookClient(notebook, resources={'metadata': {'path': tmp_path}}).execute()
+    results = [o.data for cell in notebook.cells for o in cell.get('outputs', []) if o.output_type == 'execute_result']
+    assert [data['text/plain'] for data in results[:2]] == ['64', 'torch.Size([64, 16])']
+    assert sum('image/png' in data for data in results) == 3
 
 
 def test_distributions_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@
 """Image models of timm and transformers behind one interface."""
 
 import copy
+import difflib
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -284,12 +286,16 @@ def tower_preprocessing(config: VisionConfig) -> Preprocessing:
     if _is_timm(config):
         data = _timm_config(config.name)
         return Preprocessing(config.image_size, tuple(data.mean), tuple(data.std))
+    if '/' not in config.name and not os.path.isdir(config.name):
+        near = difflib.get_close_matches(config.name, timm.list_models(), 1)
+        raise ConfigError(f'model.vision.name: {config.name!r} is not a model of timm, a folder, or OWNER/NAME on the '
+                          f'Hugging Face hub{f"; did you mean {near[0]!r}?" if near else ""}')
     try:
         data, _ = ImageProcessingMixin.get_image_processor_dict(config.name)
     except OSError as error:
-        raise ConfigError(f'model.vision.name: {config.name!r} is no timm model, and no folder or hub name of a '
-                          f'transformers model with its image processor ({str(error).splitlines()[0]}); without one, '
-                          'give model.vision.mean and .std') from None
+        raise ConfigError(f'model.vision.name: no image processor of {config.name!r} can be loaded '
+                          f'({str(error).splitlines()[0]}). If the hub cannot be reached, download the model first; if '
+                          'it has no image processor, set model.vision.mean and .std') from None
     with reading(f'model.vision.name: {config.name}', 'an image processor with image_mean and image_std'):
         return Preprocessing(config.image_size, tuple(data['image_mean']), tuple(data['image_std']))
 
