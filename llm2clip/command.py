@@ -29,10 +29,10 @@ from tqdm import tqdm
 
 from llm2clip.config import (
     ConfigError,
+    EmbedConfig,
     EvaluateConfig,
     ExportTeacherConfig,
     ExportVisionConfig,
-    ExtractConfig,
     PlanConfig,
     PrepareConfig,
     ReportConfig,
@@ -82,7 +82,7 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
             if '=' in arg and arg != arg.encode(errors='replace').decode():
                 raise ConfigError(f'{arg!r}: expected text in UTF-8')
         config = load_config(schema, args)
-        several = issubclass(schema, (TrainConfig, ExtractConfig, EvaluateConfig))
+        several = issubclass(schema, (TrainConfig, EmbedConfig, EvaluateConfig))
         if not several and 'RANK' in os.environ and (ranks := _rank('WORLD_SIZE')) > 1:
             raise ConfigError(f'composer started {ranks} ranks, expected one process: start this recipe with python')
         check_names(config)
@@ -176,7 +176,7 @@ def claim(config: Any, recipe: str) -> ExitStack:
 
 def how_it_resumes(config: Any) -> str:
     """Return how the same command resumes after a stop; empty if it starts again."""
-    if isinstance(config, (PrepareConfig, ExtractConfig, EvaluateConfig, SearchConfig)):
+    if isinstance(config, (PrepareConfig, EmbedConfig, EvaluateConfig, SearchConfig)):
         return 'the same command goes on with what is missing'
     if not isinstance(config, TrainConfig) or not config.autoresume:
         return ''

@@ -47,7 +47,9 @@ from llm2clip.config.models import (
 from llm2clip.config.ranges import ConfigError
 from llm2clip.config.teacher import (
     ClipTextTeacherConfig,
+    EmbedConfig,
     ExtractConfig,
+    ExtractImagesConfig,
     LLMTeacherConfig,
     SentenceTransformersTeacherConfig,
 )
@@ -63,11 +65,11 @@ from llm2clip.config.training import (
 
 __all__ = [
     'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ClipTextConfig',
-    'ClipTextTeacherConfig', 'ConfigError', 'DatasetConfig', 'EvaluateConfig', 'EvaluatedModelConfig', 'ExportConfig',
-    'ExportTeacherConfig', 'ExportVisionConfig', 'ExtractConfig', 'FsdpConfig', 'ImageDataConfig', 'ImageStreamConfig',
-    'ImportConfig', 'InheritanceConfig', 'InheritanceDataConfig', 'LLMTeacherConfig', 'LoaderConfig', 'LoraConfig',
-    'LossConfig', 'MNTPConfig', 'ModelConfig', 'PlanConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig',
-    'SGDProbeConfig', 'SearchConfig', 'SelfDistillationConfig', 'SentenceTransformersTeacherConfig', 'Stage1Config',
-    'Stage2Config', 'StreamConfig', 'TextEncoderConfig', 'TextEncoderInLoopConfig', 'TrainConfig',
-    'TrainableTextConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
+    'ClipTextTeacherConfig', 'ConfigError', 'DatasetConfig', 'EmbedConfig', 'EvaluateConfig', 'EvaluatedModelConfig',
+    'ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig', 'ExtractConfig', 'ExtractImagesConfig', 'FsdpConfig',
+    'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig', 'InheritanceConfig', 'InheritanceDataConfig',
+    'LLMTeacherConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'PlanConfig',
+    'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SGDProbeConfig', 'SearchConfig', 'SelfDistillationConfig',
+    'SentenceTransformersTeacherConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TextEncoderConfig',
+    'TextEncoderInLoopConfig', 'TrainConfig', 'TrainableTextConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
 ]

@@ -92,6 +92,9 @@ class ImageStreamConfig(StreamConfig):
 
     embeddings: dict[Text, DatasetConfig] = field(default_factory=dict)
     """Name of a teacher -> embeddings dataset with its vectors."""
+    image_embeddings: Optional[DatasetConfig] = None
+    """Embeddings dataset of the images, read in place of them.  `extract_image_embeddings` writes it by the tower that
+    `model.vision` names, which then has to be frozen.  Set it for all datasets or for none."""
     caption_weights: Optional[Mix] = None
     """Override `caption_weights` of `train_data` or `eval_data` for this dataset."""
 

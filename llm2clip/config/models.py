@@ -141,13 +141,13 @@ class VisionConfig:
 class AdapterConfig:
     """Network from the teacher's vectors to the joint space."""
 
-    name: Literal['residual', 'transformer', 'linear', 'identity'] = 'residual'
+    name: Literal['residual', 'transformer', 'mlp', 'glu', 'linear', 'identity'] = 'residual'
     """`residual`: the MLP of the official code.  `transformer`: blocks that attend to learned latents (paper, table 8).
-    `linear`: one layer.  `identity`: no layer, for equal widths."""
+    `mlp`, `glu`: as for `visual_projection`.  `linear`: one layer.  `identity`: no layer, for equal widths."""
     depth: Natural = 4
     """Number of residual or transformer blocks; the paper's transformer has one."""
     expansion: Count = 2
-    """Hidden width of a block's MLP relative to the block's width; 4 in NV-Embed-v2's transformer."""
+    """Hidden width of an MLP relative to its input; 4 in NV-Embed-v2's transformer, 8 in SAIL's `glu`."""
     normalize: bool = True
     """Scale the teacher's vectors to length 1 before the first block."""
     heads: Count = 8
@@ -165,8 +165,11 @@ class ModelConfig:
     embed_dim: Count = 1280
     """Width of the joint space."""
     visual_projection: VisualProjection = 'linear'
-    """Layer from the tower's width to `embed_dim`: `linear`, `affine` (with a bias), `identity` (for equal widths) or
-    `pretrained`, the tower's original projection to the space of its CLIP."""
+    """From the tower's width to `embed_dim`: `linear`, `affine` (with a bias), `identity` (for equal widths) or
+    `pretrained`, the tower's original projection to the space of its CLIP.  `mlp` and `glu` (gated) are SAIL's
+    alignment layers with one hidden layer (arXiv 2412.04616), for a frozen tower."""
+    visual_projection_expansion: Count = 8
+    """Hidden width of `mlp` or `glu` relative to the tower's width; SAIL has 8 for `glu`."""
     visual_projection_init: Literal['orthogonal', 'clip', 'eva'] = 'orthogonal'
     """Initialisation of `linear` or `affine`.  `orthogonal` keeps the angles between the tower's features.  As in the
     official code, `clip` and `eva` are random with standard deviation 1 / sqrt(tower's width) and 0.00002."""

@@ -10,8 +10,22 @@ from omegaconf import MISSING
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo
 
 from llm2clip.config.data import DatasetConfig
-from llm2clip.config.models import PlanConfig, TextEncoderConfig
-from llm2clip.config.ranges import Count, DeviceName, EngineName, FolderName, Positive, Remote, TeacherPrecision, Text
+from llm2clip.config.models import PlanConfig, TextEncoderConfig, VisionConfig
+from llm2clip.config.ranges import (
+    Count,
+    CropScale,
+    DeviceName,
+    EngineName,
+    FolderName,
+    Natural,
+    Positive,
+    Remote,
+    Seed,
+    Share,
+    Storage,
+    TeacherPrecision,
+    Text,
+)
 
 
 @dataclass
@@ -102,25 +116,19 @@ def teacher_types(hint: Any) -> dict[str, Any]:
 
 
 @dataclass
-class ExtractConfig(PlanConfig):
-    """Captions of a dataset -> their embeddings by a frozen text encoder."""
+class EmbedConfig:
+    """Datasets -> embeddings datasets."""
 
-    teacher: OneTeacher = MISSING
-    """Folder written by stage 1 or `import_official`, or a mapping with the `type` of another text encoder."""
-    batch_tokens: Count = 4096
-    """Tokens per forward pass.  Padding counts, except for LLMs, which read packed texts."""
-    precision: TeacherPrecision = 'fp32'
-    """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
     datasets: Annotated[dict[FolderName, DatasetConfig], Field(min_length=1)] = MISSING
     """Name -> image or caption dataset."""
     out: Text = MISSING
     """Folder of the embeddings datasets, each in `out/<name>`."""
     out_remote: Optional[Remote] = None
     """Remote folder for uploads to `out_remote/<name>`.  Nodes that do not share `out` need it."""
-    storage: Literal['float16', 'int8'] = 'float16'
-    """`float16`, or `int8` with one float32 scale per vector, for half the size."""
-    normalize: bool = False
-    """Store vectors of length 1.  The adapter of stage 2 scales them unless `adapter.normalize` is false."""
+    storage: Storage = 'float16'
+    """`float16`, `float32`, or `int8` with one float32 scale per vector, for half the size of `float16`."""
+    precision: TeacherPrecision = 'fp32'
+    """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
     device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
     dist_timeout: Positive = 3600.0
@@ -130,3 +138,40 @@ class ExtractConfig(PlanConfig):
     on CPUs if there are none."""
     worker_cpus: Count = 1
     """CPUs per worker with `engine: ray`.  Without a GPU, the worker computes on them."""
+
+
+@dataclass
+class ExtractConfig(PlanConfig, EmbedConfig):
+    """Captions of a dataset -> their embeddings by a frozen text encoder."""
+
+    teacher: OneTeacher = MISSING
+    """Folder written by stage 1 or `import_official`, or a mapping with the `type` of another text encoder."""
+    batch_tokens: Count = 4096
+    """Tokens per forward pass.  Padding counts, except for LLMs, which read packed texts."""
+    normalize: bool = False
+    """Store vectors of length 1.  The adapter of stage 2 scales them unless `adapter.normalize` is false."""
+
+
+@dataclass
+class ExtractImagesConfig(EmbedConfig):
+    """Images of a dataset -> their embeddings by a frozen vision tower."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    """The tower, with the same settings as `model.vision` of stage 2.  For the tower of a run, `name` is a folder that
+    `export_vision` wrote."""
+    views: Natural = 0
+    """Number of augmented views of each image to embed besides the image itself.  Training draws one of all."""
+    crop_scale: CropScale = field(default_factory=lambda: [0.6, 1.0])
+    """Minimum and maximum share of the image area in a view."""
+    color_jitter: Annotated[float, Field(ge=0, le=2.5)] = 0.0
+    """Strength of random changes of brightness, contrast and saturation of a view; hue gets a fifth of it."""
+    grayscale: Share = 0.0
+    """Probability of converting a view to grayscale."""
+    horizontal_flip: Share = 0.0
+    """Probability of mirroring a view."""
+    seed: Seed = 17
+    """Seed of the views; with the sample's id and the view's number, it decides the augmentation."""
+    batch_size: Count = 64
+    """Images per forward pass."""
+    num_workers: Count = 4
+    """Threads per process that decode images."""

@@ -5,7 +5,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 import torch
@@ -45,6 +45,7 @@ def build_image_loader(
 ) -> DataSpec:
     """Build the loader of stage 2; `ComposerLLM2CLIP` documents its batches after their ``microbatch_transforms``.
 
+    If the streams have image embeddings, these are read instead of images, and the vector of one view is drawn.
     In training, an image is cropped at random and one of its captions is drawn each time it is read.  Several captions
     per image get an axis of their own.  In evaluation, an image has all captions; a missing one is an empty text with a
     zero embedding and ``text_id`` 0.
@@ -59,6 +60,7 @@ def build_image_loader(
         in_loop: Deliver captions instead of their embeddings.
         captions: Deliver captions beside their embeddings.
     """
+    of_vectors = reads_image_embeddings(config, key)
     mixes = [stream_mix(config, name, key) for name in config.streams]
     keys = list(dict.fromkeys(name for mix in mixes for name in mix))
     streams = {name: paired_stream(name, stream, config, key, in_loop, None if train else keys)
@@ -68,23 +70,31 @@ def build_image_loader(
     needed = pixels_needed(image_size, config.crop_scale[0])
 
     def make_train(dataset: SafeDataset, sample: Any, at: int) -> dict[str, Any]:
-        seed = dataset.sample_seed(sample)
-        drawn = draw_captions(sample, mixes[dataset.stream_of(at)], config.captions_per_image, seed)
+        seed, mix = dataset.sample_seed(sample), mixes[dataset.stream_of(at)]
+        drawn = draw_captions(_with_captions(sample, mix) if of_vectors else sample, mix, config.captions_per_image,
+                              seed)
         texts = [
             {**({} if in_loop else _caption_embedding(sample.text_embeddings, key, streams)),
              **({'caption': caption} if in_loop or captions else {}),
              'text_id': torch.tensor(text_id(caption))} for key, caption in drawn]
-        image = decode_pixels(sample[IMAGE], sample[SAMPLE_ID], needed)
+        if of_vectors:
+            views = [name.removeprefix(EMBEDDING) for name in sample if name.startswith(EMBEDDING)]
+            image = stored_vector(sample, views[draw([1] * len(views), seed, 'view')], 'image_embedding')
+        else:
+            pixels = decode_pixels(sample[IMAGE], sample[SAMPLE_ID], needed)
+            image = {'pixel_values': seeded(transform, pixels, seed)}
         return {
-            'pixel_values': seeded(transform, image, seed),
+            **image,
             **(_stacked(texts) if len(texts) > 1 else texts[0]),
             'sample_seed': seed & (1 << 63) - 1,
         }
 
     def make_eval(dataset: SafeDataset, sample: Any, at: int) -> dict[str, Any]:
-        texts = [sample[CAPTION + key] for key in keys]
+        there = _with_captions(sample, keys) if of_vectors else sample
+        texts = [there[CAPTION + key] for key in keys]
         return {
-            'pixel_values': resize_and_crop(decode_pixels(sample[IMAGE], sample[SAMPLE_ID]), image_size),
+            **(stored_vector(sample, IMAGE, 'image_embedding') if of_vectors else {
+                'pixel_values': resize_and_crop(decode_pixels(sample[IMAGE], sample[SAMPLE_ID]), image_size)}),
             **({} if in_loop else _stacked([_caption_embedding(sample.text_embeddings, key, streams) for key in keys])),
             **({'caption': texts} if in_loop or captions else {}),
             'text_id': torch.tensor([text_id(text.strip() and f'{at}/{key}') for key, text in zip(keys, texts)]),
@@ -93,6 +103,23 @@ def build_image_loader(
     columns = train and (in_loop or captions) and config.captions_per_image > 1
     return build_loader(streams, make_train if train else make_eval, config, global_batch_size, seed, train, key,
                         split_batch=split_columns if columns else None, microbatch_transforms=float_vectors)
+
+
+def reads_image_embeddings(config: ImageDataConfig, key: str) -> bool:
+    """Return whether the streams have image embeddings; a ConfigError if only some have."""
+    without = [name for name, stream in config.streams.items() if stream.image_embeddings is None]
+    if without and len(without) < len(config.streams):
+        raise ConfigError(f'{key}.streams.{without[0]}.image_embeddings: required but not set, since other datasets of '
+                          f'{key} have them')
+    return not without
+
+
+def _with_captions(sample: Any, keys: Iterable[str]) -> dict[str, str]:
+    """Stand-in for the captions of a sample that has only vectors: empty where the vector is zero, as extraction
+    writes it for a missing caption, and otherwise unique."""
+    row = sample.text_embeddings[0]
+    return {SAMPLE_ID: sample[SAMPLE_ID], **{
+        CAPTION + key: f'{sample[SAMPLE_ID]}/{key}' if row[EMBEDDING + key].any() else '' for key in keys}}
 
 
 def _caption_embedding(
@@ -128,6 +155,12 @@ def stream_mix(config: ImageDataConfig, name: str, key: str) -> dict[str, float]
     caption_weights, where = config.caption_weights, key
     if (own := config.streams[name].caption_weights) is not None:
         caption_weights, where = own, f'{key}.streams.{name}'
+    if not caption_weights and config.streams[name].image_embeddings is not None:
+        found = next(iter(_of_teachers(config.streams[name].embeddings, config.teachers, name, key).values()))
+        if found.remote is not None:
+            raise ConfigError(f'{key}.caption_weights: expected caption keys, since the embeddings dataset '
+                              f'{found.remote} is in a remote, and which ones it has is not known yet')
+        return {name.removeprefix(EMBEDDING): 1.0 for name in read_columns(found.local) if name.startswith(EMBEDDING)}
     if not caption_weights:
         return dict.fromkeys(all_caption_keys(name, config.streams[name], key, 'caption_weights'), 1.0)
     mix = {caption: weight for caption, weight in caption_weights.items() if weight}
@@ -153,10 +186,14 @@ def paired_stream(
     Raises:
         ConfigError, ValueError: A dataset is missing or lacks a caption, or the teacher is ambiguous or unknown.
     """
-    arguments = stream_arguments(name, stream, key)
     text_embeddings = {} if in_loop else _of_teachers(stream.embeddings, config.teachers, name, key)
     keys = list(stream_mix(config, name, key)) if keys is None else keys
-    return _checked_stream(arguments, text_embeddings, [IMAGE, *(CAPTION + key for key in keys)], keys)
+    if (images := stream.image_embeddings) is None:
+        return _checked_stream(stream_arguments(name, stream, key), text_embeddings,
+                               [IMAGE, *(CAPTION + key for key in keys)], keys)
+    vectors = dataclasses.replace(stream, local=images.local, remote=images.remote)
+    return _checked_stream(stream_arguments(f'{name}.image_embeddings', vectors, key), text_embeddings,
+                           [EMBEDDING + IMAGE], keys)
 
 
 def _of_teachers(
@@ -257,17 +294,17 @@ def target_stream(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def stored_vector(row: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return a caption's stored vector: ``text_embedding`` ``(D,)`` and, for int8, ``text_embedding_scale`` ``()``."""
+def stored_vector(row: Mapping[str, Any], key: str, name: str = 'text_embedding') -> dict[str, Any]:
+    """Return the stored vector of a caption or image, `name` ``(D,)``, and for int8 its ``<name>_scale`` ``()``."""
     values = torch.as_tensor(row[EMBEDDING + key])
     if values.dtype != torch.int8:
-        return {'text_embedding': values}
-    return {'text_embedding': values, 'text_embedding_scale': torch.as_tensor(row[EMBEDDING_SCALE + key])}
+        return {name: values}
+    return {name: values, f'{name}_scale': torch.as_tensor(row[EMBEDDING_SCALE + key])}
 
 
-def vectors_of(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return the ``text_embedding`` ``(…, D)`` of a batch or `stored_vector`, with int8 dequantised to float32."""
-    values, scale = batch['text_embedding'], batch.get('text_embedding_scale')
+def vectors_of(batch: Mapping[str, torch.Tensor], name: str = 'text_embedding') -> torch.Tensor:
+    """Return the vectors ``(…, D)`` of a batch or `stored_vector`, with int8 dequantised to float32."""
+    values, scale = batch[name], batch.get(f'{name}_scale')
     return values if scale is None else values * scale.float()[..., None]
 
 
@@ -280,14 +317,13 @@ def concatenate(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def float_vectors(batch: dict[str, Any]) -> dict[str, Any]:
-    """Return the batch with its ``text_embedding`` from `vectors_of`, without ``text_embedding_scale``.
+    """Return the batch with the vectors from `vectors_of`, without their scales.
 
     Used as ``microbatch_transforms``, so that int8 vectors are copied to the device before they are dequantised.
     """
-    if 'text_embedding_scale' not in batch:
-        return batch
-    rest = {name: value for name, value in batch.items() if name != 'text_embedding_scale'}
-    return {**rest, 'text_embedding': vectors_of(batch)}
+    scales = [name for name in batch if name.endswith('_embedding_scale')]
+    vectors = {name: vectors_of(batch, name) for name in (scale.removesuffix('_scale') for scale in scales)}
+    return {name: value for name, value in {**batch, **vectors}.items() if name not in scales}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

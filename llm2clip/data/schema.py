@@ -29,7 +29,8 @@ from llm2clip.folders import stays_inside
 __all__ = [
     'CAPTION', 'EMBEDDING', 'EMBEDDING_SCALE', 'IMAGE', 'INDEX', 'SAMPLE_ID', 'TEACHER_FILE', 'caption_keys',
     'check_shard', 'columns_of', 'dataset_fingerprint', 'embedding_dim', 'file_damage', 'first_shards',
-    'parse_index', 'read_columns', 'read_index', 'read_samples', 'vector_columns', 'vector_rows', 'whole_shard',
+    'image_keys', 'parse_index', 'read_columns', 'read_index', 'read_samples', 'vector_columns', 'vector_rows',
+    'whole_shard',
 ]
 
 SAMPLE_ID = 'sample_id'
@@ -212,6 +213,11 @@ def _fingerprints(index: dict[str, Any]) -> Iterator[str]:
 def read_samples(folder: Union[str, Path]) -> list[dict[str, Any]]:
     """Return all samples of a local dataset in order; errors as for `read_index` and `whole_shard`."""
     return [sample for shard in read_index(folder)['shards'] for sample in whole_shard(folder, shard)]
+
+
+def image_keys(views: int) -> list[str]:
+    """Return the keys of an image's vectors: of the image itself, and of its augmented views."""
+    return [IMAGE, *(f'view{i}' for i in range(1, views + 1))]
 
 
 def vector_columns(keys: Sequence[str], dim: int, storage: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from llm2clip.config import AdapterConfig, ConfigError
 from llm2clip.files import read_json, reading, write_json
 from llm2clip.folders import atomic_folder
 from llm2clip.remote_code.checks_llm2clip import check_keys
-from llm2clip.remote_code.modeling_llm2clip import Adapter
+from llm2clip.remote_code.modeling_llm2clip import Adapter, AlignmentHead
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.weights import read_safetensors, write_safetensors
 
@@ -40,6 +40,8 @@ def build_adapter(config: AdapterConfig, llm_embed_dim: int, embed_dim: int) -> 
                               f'{llm_embed_dim}')
         return Adapter(llm_embed_dim, embed_dim, config.depth, config.expansion, config.normalize, config.heads,
                        config.latents)
+    if config.name in ('mlp', 'glu'):
+        return AlignmentHead(llm_embed_dim, embed_dim, config.expansion, config.name == 'glu')
     if config.name == 'linear':
         return nn.Linear(llm_embed_dim, embed_dim)
     if llm_embed_dim != embed_dim:

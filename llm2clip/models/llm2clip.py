@@ -23,7 +23,7 @@ from llm2clip.metrics.retrieval import RetrievalRecall
 from llm2clip.models.adapter import build_adapter
 from llm2clip.models.towers import load_projection
 from llm2clip.models.vision_encoder import VisionEncoder
-from llm2clip.remote_code.modeling_llm2clip import Adapter
+from llm2clip.remote_code.modeling_llm2clip import Adapter, AlignmentHead
 
 __all__ = ['LLM2CLIP', 'ComposerLLM2CLIP', 'check_truncate_dim', 'projection_kind', 'truncate_dims']
 
@@ -70,8 +70,11 @@ class LLM2CLIP(nn.Module):
     def get_image_features(
         self, pixel_values: torch.Tensor, sample_seed: Optional[torch.Tensor] = None
     ) -> torch.Tensor:
-        """Encode images ``(B, 3, H, W)`` as ``(B, embed_dim)``, L2-normalised; arguments as for `VisionEncoder`."""
-        return F.normalize(self.visual_projection(self.vision_encoder(pixel_values, sample_seed)).float(), dim=-1)
+        """Encode images ``(B, 3, H, W)``, or features ``(B, width)`` of the tower, as ``(B, embed_dim)``,
+        L2-normalised; arguments as for `VisionEncoder`."""
+        of_tower = pixel_values.ndim == 2
+        pooled = pixel_values.float() if of_tower else self.vision_encoder(pixel_values, sample_seed)
+        return F.normalize(self.visual_projection(pooled).float(), dim=-1)
 
     def get_text_features(self, text_embedding: torch.Tensor) -> torch.Tensor:
         """Project text embeddings ``(…, llm_embed_dim)`` to ``(…, embed_dim)``, L2-normalised."""
@@ -93,6 +96,8 @@ class LLM2CLIP(nn.Module):
 
 def projection_kind(projection: nn.Module) -> VisualProjection:
     """Return the kind of a projection layer, pretrained or not."""
+    if isinstance(projection, AlignmentHead):
+        return 'mlp' if projection.gate is None else 'glu'
     if not isinstance(projection, nn.Linear):
         return 'identity'
     return 'linear' if projection.bias is None else 'affine'
@@ -106,6 +111,9 @@ def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> n
             raise ConfigError(f'model.embed_dim: {config.embed_dim} is not the width of the tower, {width}, as '
                               'model.visual_projection: identity needs')
         return nn.Identity()
+    if config.visual_projection in ('mlp', 'glu'):
+        return AlignmentHead(width, config.embed_dim, config.visual_projection_expansion,
+                             config.visual_projection == 'glu')
     projection = nn.Linear(width, config.embed_dim, bias=config.visual_projection == 'affine')
     if config.visual_projection_init == 'orthogonal':
         # Orthogonal rows distort the angles between the pretrained tower's features least.
@@ -132,11 +140,11 @@ def truncate_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) -> M
     """
     if dim is None:
         return config
-    model.visual_projection = _first_outputs(model.visual_projection, config.embed_dim, dim)
-    if isinstance(model.adapter, Adapter):
-        model.adapter.projection = _first_outputs(model.adapter.projection, config.embed_dim, dim)
-    else:
-        model.adapter = _first_outputs(model.adapter, config.embed_dim, dim, bias=True)
+    for side, bias in (('visual_projection', False), ('adapter', True)):
+        if isinstance(layer := getattr(model, side), (Adapter, AlignmentHead)):
+            layer.projection = _first_outputs(layer.projection, config.embed_dim, dim)
+        else:
+            setattr(model, side, _first_outputs(layer, config.embed_dim, dim, bias))
     adapter = config.adapter
     return dataclasses.replace(
         config, embed_dim=dim, visual_projection=projection_kind(model.visual_projection),
@@ -160,7 +168,8 @@ class ComposerLLM2CLIP(ComposerModel):
     A training batch holds ``pixel_values`` ``(B, 3, H, W)`` in uint8, ``text_embedding`` ``(B, llm_embed_dim)`` of any
     float type, ``text_id`` ``(B,)`` and ``sample_seed`` ``(B,)``.  With K captions per image, and in evaluation, the
     shapes are ``(B, K, llm_embed_dim)`` and ``(B, K)`` for ``text_embedding`` and ``text_id``.  Evaluation also needs
-    the images' ``index`` ``(B,)``.  With ``initial_image_features`` ``(B, embed_dim)``, the loss includes the
+    the images' ``index`` ``(B,)``.  ``image_embedding`` ``(B, width)``, features of the frozen tower, may replace
+    ``pixel_values``.  With ``initial_image_features`` ``(B, embed_dim)``, the loss includes the
     distillation losses towards them, weighted by `self_distillation`.
 
     A batch of a zero-shot set has ``class_features`` ``(C, embed_dim)`` and ``label``: each image's class ``(B,)`` or,
@@ -191,7 +200,8 @@ class ComposerLLM2CLIP(ComposerModel):
 
     def forward(self, batch: Batch) -> Batch:
         """Return the outputs of `LLM2CLIP` for this rank's samples."""
-        return self.model(batch['pixel_values'], batch['text_embedding'], batch.get('sample_seed'))
+        images = batch['image_embedding' if 'image_embedding' in batch else 'pixel_values']
+        return self.model(images, batch['text_embedding'], batch.get('sample_seed'))
 
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
         """Return this rank's part of the loss; the mean over ranks is the loss of the global batch."""

@@ -28,6 +28,7 @@ from llm2clip.config import (
     TextEncoderConfig,
     TrainConfig,
 )
+from llm2clip.data.image_embeddings import reads_image_embeddings
 from llm2clip.data.loader import shared_memory
 from llm2clip.imports.weights import check_initial_weights
 from llm2clip.models.stage1 import MaskedNextTokenPrediction
@@ -93,34 +94,42 @@ def _plan_stage2(config: Stage2Config) -> Plan:
     dim = _teacher_width(config, plan) if clip is None else clip[0].width
     image_size = train_image_size(config.train_data, config.model.vision)
     captions = config.train_data.captions_per_image
+    of_vectors, width = reads_image_embeddings(config.train_data, 'train_data'), 0
     # A frozen LLM in the loop puts vectors into the batch as well.
     vectors = dim if config.reads_vectors or config.text_encoder_in_loop.enabled else 0
 
     def make(length: int) -> Any:
+        nonlocal width
         texts = make_texts(length) if config.reads_captions else None
         with torch.device('meta'):
             model = stage2.make_model(config, dim, load_weights=False, texts=texts)
-        return model, lambda n: image_batch(n, image_size, vectors, captions, texts is not None)
+        width = model.model.vision_encoder.width if of_vectors else 0
+        return model, lambda n: image_batch(n, image_size, vectors, captions, texts is not None, width)
 
     if config.initial_weights is not None:
         with collected(plan.problems):
             check_initial_weights(make(1)[0].model, config.model, config.initial_weights)
     _measure(plan, config, make, lengths, teacher)
     if plan.cost is not None:
-        batch = image_batch(plan.device_batch, image_size, dim if config.reads_vectors else 0, captions)
+        batch = image_batch(plan.device_batch, image_size, dim if config.reads_vectors else 0, captions,
+                            width=width)
         plan.shared_memory = shared_memory(batch, config.train_data.num_workers, epoch_samples=plan.drawn,
                                            ranks=min(_GPUS_PER_NODE, plan.ranks))
     return plan
 
 
 def image_batch(
-    n: int, image_size: int, llm_embed_dim: int = 0, captions: int = 1, texts: bool = False
+    n: int, image_size: int, llm_embed_dim: int = 0, captions: int = 1, texts: bool = False, width: int = 0
 ) -> dict[str, Any]:
-    """Return a stage-2 batch of `n` samples, with `captions` vectors (`llm_embed_dim` > 0) and `texts` each."""
+    """Return a stage-2 batch of `n` samples, with `captions` vectors (`llm_embed_dim` > 0) and `texts` each, and with
+    image embeddings of `width`, if above 0, in place of images."""
     shape = (n,) if captions == 1 else (n, captions)
     batch: dict[str, Any] = {name: torch.zeros(n, dtype=torch.long) for name in ('index', 'sample_seed')}
     batch['text_id'] = torch.zeros(shape, dtype=torch.long)
-    batch['pixel_values'] = torch.empty(n, 3, image_size, image_size, dtype=torch.uint8)
+    if width:
+        batch['image_embedding'] = torch.empty(n, width, dtype=torch.float16)
+    else:
+        batch['pixel_values'] = torch.empty(n, 3, image_size, image_size, dtype=torch.uint8)
     if llm_embed_dim:
         batch['text_embedding'] = torch.empty(*shape, llm_embed_dim, dtype=torch.float16)
     if texts:

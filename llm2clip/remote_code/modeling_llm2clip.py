@@ -213,6 +213,33 @@ class Adapter(nn.Module):
         return isinstance(module, (ResidualMLP, LatentTransformer))
 
 
+class AlignmentHead(nn.Module):
+    """Alignment layer of SAIL (arXiv 2412.04616, section 3): LayerNorm and an MLP with one hidden layer.
+
+    Args:
+        width: Width of the input.
+        embed_dim: Width of the joint space.
+        expansion: Hidden width, as a multiple of `width`.
+        gated: Whether a ReLU6 of one linear layer gates another (GLU); otherwise GELU.
+    """
+
+    def __init__(self, width: int, embed_dim: int, expansion: int, gated: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, expansion * width)
+        self.gate = nn.Linear(width, expansion * width) if gated else None
+        self.projection = nn.Linear(expansion * width, embed_dim)
+        for layer in (self.up, self.gate, self.projection):
+            if layer is not None:
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(…, width)`` -> ``(…, embed_dim)``, not normalised."""
+        x = self.norm(x)
+        return self.projection(F.gelu(self.up(x)) if self.gate is None else F.relu6(self.gate(x)) * self.up(x))
+
+
 class _Towers(nn.Module):
     """The trained modules, with the same parameter names as in training."""
 
@@ -221,13 +248,20 @@ class _Towers(nn.Module):
         adapter, embed_dim = dict(model['adapter']), model['embed_dim']
         kinds = {'residual': Adapter, 'transformer': Adapter, 'linear': nn.Linear, 'identity': nn.Identity}
         self.vision_encoder = _VisionEncoder(model['vision'])
-        projection = model.get('visual_projection', 'linear')
-        self.visual_projection = kinds['identity' if projection == 'identity' else 'linear'](
-            self.vision_encoder.width, embed_dim, bias=projection == 'affine')
+        projection, width = model.get('visual_projection', 'linear'), self.vision_encoder.width
+        if projection in ('mlp', 'glu'):
+            self.visual_projection = AlignmentHead(
+                width, embed_dim, model['visual_projection_expansion'], projection == 'glu')
+        else:
+            self.visual_projection = kinds['identity' if projection == 'identity' else 'linear'](
+                width, embed_dim, bias=projection == 'affine')
         name = adapter.pop('name')
         if name == 'residual':
             adapter = {**adapter, 'heads': None}
-        self.adapter = kinds[name](llm_embed_dim, embed_dim, **(adapter if kinds[name] is Adapter else {}))
+        if name in ('mlp', 'glu'):
+            self.adapter = AlignmentHead(llm_embed_dim, embed_dim, adapter['expansion'], name == 'glu')
+        else:
+            self.adapter = kinds[name](llm_embed_dim, embed_dim, **(adapter if kinds[name] is Adapter else {}))
         self.logit_scale = nn.Parameter(torch.zeros(1))
         self.logit_bias = None if model['logit_bias'] is None else nn.Parameter(torch.zeros(1))
 

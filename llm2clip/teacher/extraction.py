@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Optional, TypeVar
 
 import numpy as np
 import torch
@@ -21,9 +21,11 @@ from composer.utils import dist
 from streaming import MDSWriter
 from tqdm import tqdm
 
-from llm2clip.config import ConfigError, DatasetConfig
+from llm2clip.config import ConfigError, DatasetConfig, EmbedConfig
+from llm2clip.config.files import save_config
 from llm2clip.data.schema import (
     CAPTION,
+    IMAGE,
     INDEX,
     SAMPLE_ID,
     TEACHER_FILE,
@@ -32,18 +34,21 @@ from llm2clip.data.schema import (
     columns_of,
     dataset_fingerprint,
     first_shards,
+    image_keys,
     read_index,
     vector_columns,
     vector_rows,
 )
 from llm2clip.data.streams.verified_stream import VerifiedStream
-from llm2clip.engine import Engine, Work
+from llm2clip.device import open_device
+from llm2clip.engine import Engine, RayEngine, Work
 from llm2clip.files import read_json, writing
+from llm2clip.ranks import is_first
 from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 
-__all__ = ['EmbeddingsDataset', 'extract_by', 'extract_text_embeddings']
+__all__ = ['EmbeddingsDataset', 'extract_by', 'extract_text_embeddings', 'run_extraction']
 
 T = TypeVar('T')
 
@@ -52,22 +57,28 @@ _COUNTED = ('shards', 'captions', 'tokens', 'truncated', 'left_out', 'absent')
 
 @dataclass(frozen=True)
 class EmbeddingsDataset:
-    """Input, output and format of one embeddings dataset."""
+    """Input, output and format of one embeddings dataset, of captions or of images."""
 
     dataset: DatasetConfig
     """Image or caption dataset to embed."""
     out: OutputFolder
     """Output folder of the embeddings dataset."""
     storage: str = 'float16'
-    """``float16`` or ``int8``."""
+    """``float16``, ``float32`` or ``int8``."""
     normalize: bool = False
     """Store L2-normalised vectors."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Extra facts about the vectors for ``teacher.json``, such as the precision."""
+    views: Optional[int] = None
+    """Embed images, and this number of augmented views of each, instead of captions."""
 
     @property
     def name(self) -> str:
         return self.out.local.name
+
+    @property
+    def unit(self) -> str:
+        return 'captions' if self.views is None else 'images'
 
 
 class _Files:
@@ -80,7 +91,9 @@ class _Files:
         if dist.get_local_rank() == 0:
             self.stream.set_up_local(self.shards, np.zeros(len(self.shards), np.int64))
         dist.barrier()
-        self.keys = caption_keys(columns_of(self.shards[0], [SAMPLE_ID], local))
+        views = embeddings.views
+        columns = columns_of(self.shards[0], [SAMPLE_ID, *([] if views is None else [IMAGE])], local)
+        self.keys = caption_keys(columns) if views is None else image_keys(views)
         if not self.keys:
             raise ValueError(f'the dataset in {local} has no caption columns')
 
@@ -112,6 +125,12 @@ class _Files:
         dist.broadcast_object_list(todo)
         out.local.mkdir(parents=True, exist_ok=True)
         return todo[0]
+
+    def items(self, sample: Mapping[str, Any]) -> list[Any]:
+        """Return a sample's captions, or its image as (bytes, sample id, view) for each view."""
+        if self.embeddings.views is None:
+            return [sample[CAPTION + key] for key in self.keys]
+        return [(sample[IMAGE], sample[SAMPLE_ID], view) for view in range(len(self.keys))]
 
     def count(self, numbers: Iterable[int]) -> int:
         """Number of captions in some shards, including captions that samples lack."""
@@ -164,7 +183,7 @@ class _Part(NamedTuple):
     files: _Files
     k: int
     ids: list[str]
-    texts: list[str]
+    texts: list[Any]
     rows: list[int]
     tokens: Any
     last: bool
@@ -172,21 +191,22 @@ class _Part(NamedTuple):
 
 def _parts(shards: Iterable[tuple[_Files, int]], teacher: CaptionTeacher, part_tokens: int) -> Iterator[_Part]:
     """Yield the non-empty captions of shards, tokenised, in parts of about `part_tokens` tokens at four characters per
-    token; at least one part per shard."""
+    token; at least one part per shard.  An image counts as one token."""
     for files, k in shards:
         with _naming(k), files.stream.whole(files.shards[k]) as shard:
             samples = [shard[i] for i in range(len(shard))]
             ids = [sample[SAMPLE_ID] for sample in samples]
-            texts = [sample[CAPTION + key] for sample in samples for key in files.keys]
+            texts = [item for sample in samples for item in files.items(sample)]
         parts: list[list[int]] = [[]]
         size = 0
         for i, text in enumerate(texts):
-            if size >= 4 * part_tokens and text.strip():
+            length = 4 if not isinstance(text, str) else len(text) if text.strip() else 0
+            if size >= 4 * part_tokens and length:
                 parts.append([])
                 size = 0
-            if text.strip():
+            if length:
                 parts[-1].append(i)
-                size += len(text)
+                size += length
         for rows in parts:
             with _naming(k):
                 tokens = teacher.tokenize([texts[i] for i in rows]) if rows else None
@@ -244,6 +264,42 @@ def _describe(progress: tqdm, total: Mapping[str, int]) -> None:
                           **({'left out': total['left_out']} if total['left_out'] else {})})
 
 
+def run_extraction(
+    config: EmbedConfig, load: Callable[[str], CaptionTeacher], fingerprint: Callable[[], Fingerprint],
+    part_tokens: int, **options: Any,
+) -> None:
+    """Write the embeddings datasets of a recipe, by the ranks of Composer's launcher or by a Ray cluster.
+
+    Args:
+        config: Datasets, outputs and engine.
+        load: Loads the teacher of the captions, or the tower of the images, on ``gpu`` or ``cpu``.
+        fingerprint: Computes its fingerprint, for a cluster.
+        part_tokens: See `extract_text_embeddings`.
+        **options: Further fields of `EmbeddingsDataset`.
+    """
+    text_embeddings = [EmbeddingsDataset(dataset, OutputFolder(f'{config.out}/{name}', None if config.out_remote is None
+                                         else os.path.join(config.out_remote, name)), config.storage, **options)
+                       for name, dataset in config.datasets.items()]
+    if config.engine == 'ray':
+        engine = RayEngine(config.worker_cpus, None if config.device is None else config.device == 'gpu')
+        done = extract_by(engine, text_embeddings, partial(load, 'gpu' if engine.gpu else 'cpu'), fingerprint(),
+                          part_tokens)
+    else:
+        device = open_device(config.device, config.precision)
+        dist.initialize_dist(device, config.dist_timeout)
+        teacher = load(device.name)
+        done = {embeddings.name: extract_text_embeddings(embeddings, teacher, part_tokens)
+                for embeddings in text_embeddings}
+    if is_first():
+        for embeddings in text_embeddings:
+            counts = done[embeddings.name]
+            if embeddings.views is not None:
+                counts = {'shards': counts['shards'], 'images': counts['captions']}
+            print(f'{embeddings.name}: {", ".join(f"{n} {what}" for what, n in counts.items()).replace("_", " ")}')
+        save_config(config, config.out)
+        print(f'wrote {config.out}', flush=True)
+
+
 def extract_text_embeddings(
     embeddings: EmbeddingsDataset, teacher: CaptionTeacher, part_tokens: int = 32768
 ) -> dict[str, int]:
@@ -271,7 +327,7 @@ def extract_text_embeddings(
     files = _Files(embeddings)
     mine = files.initialize(teacher.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
     done: Counter[str] = Counter()
-    with tqdm(total=files.count(mine), unit=' captions', desc=f'embed {embeddings.name}',
+    with tqdm(total=files.count(mine), unit=f' {embeddings.unit}', desc=f'embed {embeddings.name}',
               disable=dist.get_local_rank() != 0) as progress:
         _embed(((files, k) for k in mine), teacher, part_tokens, progress, lambda _, counts: done.update(counts))
     every = dist.all_gather_object(done)
@@ -302,11 +358,11 @@ def extract_by(
     captions = {name: files.count(todo[name]) for name, files in every.items()}
     done: dict[str, Counter[str]] = {name: Counter() for name in every}
     for name, files in every.items():
-        print(f'{name}: {captions[name]:,} captions in {len(todo[name])} of {len(files.shards)} shards are to be '
-              f'embedded, by {engine}', flush=True)
+        print(f'{name}: {captions[name]:,} {files.embeddings.unit} in {len(todo[name])} of {len(files.shards)} shards '
+              f'are to be embedded, by {engine}', flush=True)
         if not todo[name]:
             files.finish()
-    with tqdm(total=sum(captions.values()), unit=' captions', desc='embed') as progress:
+    with tqdm(total=sum(captions.values()), unit=f' {text_embeddings[0].unit}', desc='embed') as progress:
 
         def count(result: tuple[str, Counter[str]]) -> None:
             name, counts = result

@@ -11,13 +11,14 @@ from composer import Algorithm, DataSpec, Evaluator, Trainer
 from composer.utils import dist, reproducibility
 
 from llm2clip.config import ConfigError, Stage2Config
-from llm2clip.data.image_embeddings import build_image_loader
+from llm2clip.data.image_embeddings import build_image_loader, reads_image_embeddings
 from llm2clip.data.loader import device_batch_size
 from llm2clip.data.zeroshot import zeroshot_set
 from llm2clip.device import open_device
 from llm2clip.folders import check_replaceable
 from llm2clip.imports.weights import load_initial_weights
 from llm2clip.models.adapter import load_adapter
+from llm2clip.models.frozen_tower import check_tower
 from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.towers import tower_preprocessing, train_image_size
@@ -104,6 +105,10 @@ def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> 
     if config.initial_adapter is not None:
         load_adapter(model.model.adapter, config.model.adapter, config.model.embed_dim, record.teacher,
                      config.initial_adapter, 'initial_adapter')
+    for loader, one, key in ((data, config.train_data, 'train_data'), *(
+            (evaluator.dataloader, config.eval_data, 'eval_data') for evaluator in retrieval)):
+        if one is not None and reads_image_embeddings(one, key):
+            check_tower(model.model.vision_encoder, loader, key)
     if config.self_distillation.enabled:
         if at_random:
             raise ConfigError('self_distillation.enabled: the tower begins with random weights, which are nothing to '

@@ -1,0 +1,100 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Frozen vision tower that embeds a dataset of images, as a teacher embeds captions (SAIL, arXiv 2412.04616)."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+import xxhash
+from composer.core import DataSpec
+
+from llm2clip.config import ConfigError, ExtractImagesConfig
+from llm2clip.data.image_embeddings import pixels_needed, seeded, train_transform
+from llm2clip.data.image_processing_llm2clip import resize_and_crop
+from llm2clip.data.images import decode_pixels
+from llm2clip.data.loader import streaming_dataset
+from llm2clip.device import exact_float32, open_device
+from llm2clip.models.vision_encoder import VisionEncoder
+from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
+from llm2clip.weights import hash_tensors
+
+__all__ = ['FrozenTower', 'check_tower', 'load_frozen_tower', 'tower_fingerprint']
+
+_Item = tuple[bytes, str, int]
+"""File of an image, its sample id, and the number of the view; 0 is the image itself, cropped as in evaluation."""
+
+
+class FrozenTower(CaptionTeacher):
+    """Deterministic map from images to the tower's pooled features ``(N, width)``, in float32."""
+
+    def __init__(self, encoder: VisionEncoder, config: ExtractImagesConfig) -> None:
+        super().__init__(encoder.eval().requires_grad_(False), tower_fingerprint(encoder), config.batch_size,
+                         config.precision)
+        self.config, self.image_size = config, encoder.preprocessing.image_size
+        self.transform = train_transform(self.image_size, config.crop_scale, config.color_jitter, config.grayscale,
+                                         config.horizontal_flip)
+        self._threads, self._generator = ThreadPoolExecutor(config.num_workers), threading.Lock()
+
+    @property
+    def llm_embed_dim(self) -> int:
+        return self.module.width
+
+    def tokenize(self, texts: Sequence[Any]) -> torch.Tensor:
+        """Decode and crop images to ``(N, 3, image_size, image_size)`` in uint8."""
+        return torch.stack([*self._threads.map(self._pixels, texts)])
+
+    def _pixels(self, item: _Item) -> torch.Tensor:
+        data, sample_id, view = item
+        if not view:
+            return resize_and_crop(decode_pixels(data, sample_id), self.image_size)
+        image = decode_pixels(data, sample_id, pixels_needed(self.image_size, self.config.crop_scale[0]))
+        with self._generator:  # the random generator belongs to all threads
+            return seeded(self.transform, image,
+                          xxhash.xxh64_intdigest(f'{sample_id}/view{view}', seed=self.config.seed))
+
+    @torch.inference_mode()
+    def embed_tokens(self, tokens: Any, on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
+        vectors, device = [], self.device
+        for pixels in tokens.split(self.batch_tokens):
+            with exact_float32(device.type), torch.autocast(device.type, torch.bfloat16, self.precision == 'amp_bf16'):
+                vectors.append(self.module(pixels.to(device)).float())
+            on_batch(len(pixels))
+        return Embedded(torch.cat(vectors), len(tokens), 0)
+
+
+def load_frozen_tower(config: ExtractImagesConfig, device: str) -> FrozenTower:
+    """Load the tower of an extraction on ``gpu`` or ``cpu``."""
+    opened = open_device(device, config.precision)
+    tower = FrozenTower(VisionEncoder(config.vision), config)
+    opened.module_to_device(tower.module)
+    return tower
+
+
+def tower_fingerprint(encoder: VisionEncoder) -> Fingerprint:
+    """Return the fingerprint of a tower that is not sharded: a hash of its weights, and its preprocessing."""
+    how = encoder.preprocessing
+    weights = {name.removeprefix('trunk.'): value for name, value in encoder.trunk.state_dict().items()}
+    return Fingerprint.of(hash_tensors(weights), {
+        'image_size': how.image_size, 'mean': list(how.mean), 'std': list(how.std)})
+
+
+def check_tower(encoder: VisionEncoder, data: DataSpec, key: str) -> None:
+    """Raise a ConfigError if image embeddings of a loader come from another tower than `encoder`.
+
+    Args:
+        encoder: Tower of the model to train, before it is sharded.
+        data: Loader of stage 2.
+        key: Configuration key of the loader.
+    """
+    expected = tower_fingerprint(encoder)
+    for stream in streaming_dataset(data).streams:
+        found = TeacherRecord.read(stream.local).teacher
+        try:
+            found.check(expected, f'{key}: {stream.local}', 'model.vision')
+        except ValueError as error:
+            raise ConfigError(str(error).replace('another teacher', 'another tower')) from None

@@ -1,0 +1,25 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Embed images with a frozen vision tower: composer [-n N] recipes/extract_image_embeddings.py yamls/extract/….yaml
+[key=value …]"""
+
+from llm2clip.command import run_command
+from llm2clip.config import ExtractImagesConfig
+
+
+def main(config: ExtractImagesConfig) -> None:
+    from functools import partial
+
+    from llm2clip.models.frozen_tower import load_frozen_tower, tower_fingerprint
+    from llm2clip.models.vision_encoder import VisionEncoder
+    from llm2clip.teacher.extraction import run_extraction
+
+    views = {name: getattr(config, name) for name in ('seed', 'crop_scale', 'color_jitter', 'grayscale',
+                                                      'horizontal_flip')} if config.views else {}
+    run_extraction(config, partial(load_frozen_tower, config), lambda: tower_fingerprint(VisionEncoder(config.vision)),
+                   8 * config.batch_size, views=config.views, about={'precision': config.precision, **views})
+
+
+if __name__ == '__main__':
+    run_command(ExtractImagesConfig, main)
