@@ -45,7 +45,7 @@ TEACHER_FILE = 'teacher.json'
 _COLUMNS = ('column_names', 'column_encodings', 'column_sizes')
 _SHARD = {*_COLUMNS, 'compression', 'format', 'hashes', 'raw_data', 'samples', 'size_limit', 'version', 'zip_data'}
 _TYPES = {SAMPLE_ID: ('str',), IMAGE: ('bytes',), CAPTION: ('str',), EMBEDDING_SCALE: ('float32',),
-          EMBEDDING: ('ndarray:float16:', 'ndarray:int8:')}
+          EMBEDDING: ('ndarray:float16:', 'ndarray:float32:', 'ndarray:int8:')}
 
 
 def columns_of(reader: Reader, required: Sequence[str] = (), where: str = '') -> dict[str, str]:
@@ -222,7 +222,7 @@ def image_keys(views: int) -> list[str]:
 
 def vector_columns(keys: Sequence[str], dim: int, storage: str) -> dict[str, str]:
     """Return the column names and MDS types of an embeddings dataset.  A vector takes ``2 * dim`` bytes in float16,
-    and ``dim + 4`` in int8."""
+    ``4 * dim`` in float32, and ``dim + 4`` in int8."""
     columns = {SAMPLE_ID: 'str', **{EMBEDDING + key: f'ndarray:{storage}:{dim}' for key in keys}}
     if storage == 'int8':
         columns.update({EMBEDDING_SCALE + key: 'float32' for key in keys})
@@ -236,7 +236,7 @@ def vector_rows(ids: Sequence[str], keys: Sequence[str], vectors: np.ndarray, st
         ids: N sample ids.
         keys: K caption keys.
         vectors: ``(N, K, D)`` in float32; zero for a missing caption.
-        storage: ``float16``, or ``int8`` with a float32 scale per vector: its largest magnitude divided by 127.
+        storage: ``float16``, ``float32``, or ``int8`` with a float32 scale per vector: its largest magnitude divided by 127.
 
     Raises:
         ValueError: A value is not finite, or too large for float16; the message names the sample and caption.

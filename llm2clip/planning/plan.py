@@ -237,7 +237,8 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
         plan.cost = forward.dry_run()
         plan.repeats = texts / forward.captions / plan.ranks
         dim = forward.encoder.llm_embed_dim
-        plan.vectors = {dataset.name: dataset.texts * (2 * dim if config.storage == 'float16' else dim + 4)
+        size = {'float16': 2 * dim, 'float32': 4 * dim, 'int8': dim + 4}[config.storage]
+        plan.vectors = {dataset.name: dataset.texts * size
                         for dataset in plan.datasets or [DatasetPlan('all', texts=texts)]}
     return plan
 

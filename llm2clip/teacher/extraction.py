@@ -230,7 +230,8 @@ def _embed(
                        'left_out': embedded.left_out}
                 counts.update(new)
                 total.update(new)
-                _describe(progress, total)
+                if part.files.embeddings.views is None:
+                    _describe(progress, total)
             if part.last:
                 part.files.write(part.k, part.ids, vectors)
                 counts.update(shards=1, absent=len(part.texts) - counts['captions'])
@@ -368,7 +369,8 @@ def extract_by(
             name, counts = result
             done[name].update(counts)
             progress.update(counts['captions'] + counts['absent'])
-            _describe(progress, sum(done.values(), Counter()))
+            if every[name].embeddings.views is None:
+                _describe(progress, sum(done.values(), Counter()))
             if done[name]['shards'] == len(todo[name]):
                 every[name].finish()
 

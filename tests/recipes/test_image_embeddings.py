@@ -1,0 +1,129 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Vectors of both sides: what a frozen tower in the loop learns, at one rank and two, and then as one model."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from launched import SGD, losses, run
+from parts import make_samples, picture, write_dataset, write_text_embeddings
+from recipes_in_process import run_recipe
+from safetensors.torch import save_file
+
+from llm2clip.config import VisionConfig
+from llm2clip.data.images import decode_pixels
+from llm2clip.data.schema import EMBEDDING, read_samples
+from llm2clip.models.vision_encoder import VisionEncoder
+from llm2clip.training.callbacks.jsonl_logger import read_metrics
+from llm2clip.training.runs import load_stage2
+
+
+@pytest.fixture(scope='module')
+def folder(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of the tower's size, so that no crop changes them; weights of a tower; text embeddings."""
+    folder = tmp_path_factory.mktemp('both')
+    torch.manual_seed(0)
+    save_file(timm.create_model('test_vit').state_dict(), folder / 'tower.safetensors')
+    write_dataset([replace(sample, image=picture(i, 32)) for i, sample in enumerate(make_samples(48))], folder / 'data',
+                  size_limit='8kb')
+    write_text_embeddings(folder / 'data/train', folder / 'texts', teacher_folder)
+    return folder
+
+
+def tower(folder: Path) -> str:
+    return f'{{name: test_vit, image_size: 32, checkpoint: {folder}/tower.safetensors}}'
+
+
+def extract(monkeypatch: pytest.MonkeyPatch, folder: Path, out: Path, *args: str) -> list[dict[str, np.ndarray]]:
+    run_recipe(monkeypatch, 'extract_image_embeddings', f'vision={tower(folder)}', f'out={out}', 'device=cpu',
+               f'datasets.images.local={folder}/data/train', *args)
+    return read_samples(out / 'images')
+
+
+def stage2(folder: Path, *args: str, images: str = '') -> list[str]:
+    streams = [f'{data}.streams.s.{key}={value}' for data in ('train_data', 'eval_data') for key, value in (
+        ('local', f'{folder}/data/train'), ('embeddings.tiny.local', f'{folder}/texts'),
+        *([('image_embeddings.local', images)] if images else []))]
+    return [*streams, f'model.vision={tower(folder)}', 'model.vision.freeze=true', 'model.embed_dim=16',
+            'model.adapter.depth=1', 'train_data.crop_scale=[1.0, 1.0]', 'train_data.num_workers=1',
+            'eval_data.num_workers=0', 'train_data.num_canonical_nodes=2', 'eval_data.num_canonical_nodes=2', 'global_train_batch_size=12', 'global_eval_batch_size=12', 'max_duration=50ba',
+            'optimizer.lr=0.05', 'eval_interval=25ba', 'save_interval=50ba', 'run_name=r', 'device=cpu', 'precision=fp32',
+            *SGD, *args]
+
+
+def test_vectors_are_those_of_the_tower_and_views_are_deterministic(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = VisionEncoder(VisionConfig('test_vit', checkpoint=f'{folder}/tower.safetensors', image_size=32)).eval()
+    pixels = [decode_pixels(sample['image'], '') for sample in read_samples(folder / 'data/train')]
+    with torch.no_grad():
+        expected = encoder(torch.stack(pixels)).numpy()
+    views = ['views=2', 'horizontal_flip=0.5', 'crop_scale=[0.3, 0.6]']
+    plain = extract(monkeypatch, folder, tmp_path / 'plain', 'storage=float32', 'batch_size=7')
+    first, again = (extract(monkeypatch, folder, tmp_path / name, 'num_workers=3', *views) for name in ('a', 'b'))
+    np.testing.assert_allclose([sample[EMBEDDING + 'image'] for sample in plain], expected, rtol=1e-5, atol=1e-6)
+    for one, other in zip(first, again, strict=True):
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+        assert one[EMBEDDING + 'view1'].dtype == np.float16
+        assert np.abs(one[EMBEDDING + 'view1'] - one[EMBEDDING + 'view2']).max() > 0.01
+    with pytest.raises(ValueError, match="begun for another dataset or teacher: .*'views'|caption_keys|seed"):
+        extract(monkeypatch, folder, tmp_path / 'a', *views, 'seed=3')
+
+
+@pytest.mark.dist
+def test_training_on_vectors_is_training_with_the_frozen_tower(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract(monkeypatch, folder, tmp_path / 'vectors', 'storage=float32')
+    vectors, cached = str(tmp_path / 'vectors/images'), ['algorithms.grad_cache={}', 'device_train_microbatch_size=3']
+    run('train_stage2', tmp_path / 'in_loop', stage2(folder))
+    for name, ranks, extra in (('one', 1, []), ('ddp', 2, cached), ('fsdp', 2, ['fsdp={state_dict_type: full}'])):
+        run('train_stage2', tmp_path / name, stage2(folder, *extra, images=vectors), ranks)
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / 'in_loop'), rel=1e-5)
+        found, expected = (read_metrics(tmp_path / run / 'metrics.jsonl')['metrics/eval/retrieval_recall@10']
+                           for run in (name, 'in_loop'))
+        assert found == pytest.approx(expected)
+    models = [load_stage2(tmp_path / name)[0] for name in ('one', 'in_loop')]
+    noise = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(*(model.get_image_features(noise) for model in models), rtol=1e-4, atol=1e-4)
+
+
+def test_heads_export_and_truncate(
+    folder: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract(monkeypatch, folder, tmp_path / 'vectors', 'views=1', 'storage=int8')
+    heads = ['model.visual_projection=glu', 'model.visual_projection_expansion=2', 'model.adapter={name: mlp}',
+             'loss={matryoshka_dims: [8, 16]}', 'max_duration=2ba']
+    run_recipe(monkeypatch, 'train_stage2', *stage2(folder, *heads, images=str(tmp_path / 'vectors/images')),
+               f'save_folder={tmp_path}/run')
+    for dim in ([], ['truncate_dim=8']):  # the features of an export are compared with those of the run
+        run_recipe(monkeypatch, 'export_hf', f'run={tmp_path}/run', f'teacher={teacher_folder}', *dim,
+                   f'out={tmp_path}/export{len(dim)}')
+
+
+@pytest.mark.parametrize(('args', 'message'), [
+    (['model.vision.freeze=false'], r'model\.vision\.freeze: expected true'),
+    (['train_data.horizontal_flip=0.5'], r'train_data\.horizontal_flip: .* `views` of extract_image_embeddings'),
+    (['model.vision.mean=[0.1, 0.1, 0.1]', 'model.vision.std=[1.0, 1.0, 1.0]'],
+     'train_data: .* comes from another tower than model.vision: mean'),
+    (['train_data.streams.t={local: x, embeddings: {tiny: {local: x}}}'],
+     r'train_data\.streams\.t\.image_embeddings: required but not set'),
+    (['train_data.streams.s.image_embeddings.local=gone'], 'no MDS dataset in gone'),
+    (['train_data.streams.s.image_embeddings.local=TEXTS'], 'lacks .*embedding.image|embedding.image'),
+])
+def test_wrong_vectors_are_refused_before_training(
+    args: list[str], message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (folder / 'images/images').is_dir():
+        extract(monkeypatch, folder, folder / 'images')
+    args = [arg.replace('TEXTS', f'{folder}/texts') for arg in args]
+    with pytest.raises(Exception, match=message):
+        run_recipe(monkeypatch, 'train_stage2', *stage2(folder, *args, images=f'{folder}/images/images'),
+                   f'save_folder={tmp_path}/run')
+    assert not (tmp_path / 'run/checkpoints').exists()
