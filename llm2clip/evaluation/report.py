@@ -106,7 +106,7 @@ def report_page(
     files = {step: Path(folder, SECONDS_FILE) for step, folder in steps.items()}
     if seconds := {step: recorded_seconds(file) for step, file in files.items() if file.is_file()}:
         rows = [[step, f'{value:.0f}'] for step, value in {**seconds, 'all': sum(seconds.values())}.items()]
-        sections.append(_Section('Time', 'Seconds per step, summed over its starts; a start that was killed is not counted.',
+        sections.append(_Section('Time', 'Seconds per step, summed over all starts that were not killed.',
                                  table=Table('Steps', ['step', 'seconds'], rows)))
     configurations = {step: read_text(path) for step, folder in steps.items()
                       if (path := Path(folder, 'config.yaml')).is_file()}
