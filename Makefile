@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := .uv/bin/uv
 RUN := runs/quickstart
+# Threads that spin while they wait make a CPU that others use too several times slower.
+export OMP_WAIT_POLICY ?= passive
 # Installs the versions of uv.lock for Python 3.11 to 3.13; uv downloads a missing Python.  Bytecode is compiled here:
 # without write access, each process would compile torch and transformers itself, which doubles its start-up time.
 SYNC := UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --locked --inexact --quiet --compile-bytecode

@@ -69,6 +69,9 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
         args: YAML files and overrides; unset, those of the command line.
     """
     sys.stdout.reconfigure(errors='replace')  # pyright: ignore  # file names may contain undecodable bytes
+    # Threads that spin while they wait make a CPU that others use too several times slower.  torch is not imported yet.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
+    warnings.filterwarnings('ignore', '.*is_gradient_checkpointing')  # peft asks transformers 5 for it
     with _errors_in_one_line():
         args = sys.argv[1:] if args is None else args
         if {'-h', '--help'}.intersection(args):

@@ -11,6 +11,7 @@ from llm2clip.config.files import save_config
 def main(config: PrepareConfig) -> None:
     from llm2clip.data.convert.writer import is_written, write_splits
     from llm2clip.engine import RayEngine
+    from llm2clip.files import read_json
     from llm2clip.registry import build_source
     from llm2clip.remotes import OutputFolder
 
@@ -26,7 +27,9 @@ def main(config: PrepareConfig) -> None:
         print('this machine is done; another one writes the index when all are')
         return
     save_config(config, config.out)
-    print(f'wrote {written} into {out}; dataset.json says what was left out')
+    left_out = read_json(out.local / 'dataset.json', dict)['dropped']
+    print(f'wrote {written} into {out}; left out: '
+          f'{", ".join(f"{n} {reason}" for reason, n in left_out.items()) or "none"}')
 
 
 if __name__ == '__main__':

@@ -101,12 +101,12 @@ def report_page(
             rows = [[name, *(f'{values[batch]:.4g} (batch {batch:,})' for batch in (min(values), max(values)))]
                     for name, values in metrics.items() if name.startswith(('loss/', 'metrics/'))]
             sections.append(_Section(
-                f'Training: {step}', 'How loss, learning rates and evaluations went from batch to batch.',
+                f'Training: {step}', 'Loss, evaluations and, with the callback lr_monitor, learning rates per batch.',
                 curves(metrics), Table('Training', ['', 'first', 'last'], rows)))
     files = {step: Path(folder, SECONDS_FILE) for step, folder in steps.items()}
     if seconds := {step: recorded_seconds(file) for step, file in files.items() if file.is_file()}:
         rows = [[step, f'{value:.0f}'] for step, value in {**seconds, 'all': sum(seconds.values())}.items()]
-        sections.append(_Section('Time', 'How long each step took, over all its starts.',
+        sections.append(_Section('Time', 'Seconds per step, summed over all starts that were not killed.',
                                  table=Table('Steps', ['step', 'seconds'], rows)))
     configurations = {step: read_text(path) for step, folder in steps.items()
                       if (path := Path(folder, 'config.yaml')).is_file()}

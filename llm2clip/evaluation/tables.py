@@ -167,7 +167,7 @@ def _retrieval_tables(results: Mapping[str, Any]) -> Iterator[Table]:
         mean_ranks = '/'.join(f'{values[f"{way}_retrieval_mean_rank"]:.1f}' for way in ('image', 'text'))
         return [*(_cell(values, key) for key in _RETRIEVAL), mean_ranks, f'{values["chance@10"]:.2f}']
 
-    header, alone = [*_RETRIEVAL.values(), 'mean rank', 'chance@10'], {}
+    header, alone = [*_RETRIEVAL.values(), 'mean rank t→i/i→t', 'chance@10'], {}
     for name, entry in results.get('retrieval', {}).items():
         models, reported = entry['models'], reported_recalls(entry['benchmark'])
         first_model, first = next(iter(models.items()))

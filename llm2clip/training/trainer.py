@@ -177,7 +177,8 @@ def build_trainer(
         loggers.append(ProgressBar())
     loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
     # No configuration avoids these warnings, such as Composer's about the bar and torch's about saving shards.
-    for known in ('Specifying the ProgressBarLogger via', 'The warmup duration is 0', 'TypedStorage is deprecated'):
+    for known in ('Specifying the ProgressBarLogger via', 'The warmup duration is 0', 'TypedStorage is deprecated',
+                  'Because of the `per_stream` batching method'):
         warnings.filterwarnings('ignore', known)
 
     sharded = config.fsdp is not None and config.fsdp.state_dict_type == 'sharded'
