@@ -35,6 +35,7 @@ REQUIRED = {
     'export_sentence_transformers': ['teacher=t', 'out=o'],
     'export_vision': ['run=r', 'out=o'],
     'extract_embeddings': ['out=o', 'datasets.d.local=d', 'teacher=t'],
+    'extract_image_embeddings': ['out=o', 'datasets.d.local=d', 'vision.name=x'],
     'import_official': ['out=o', 'teacher=t'],
     'prepare_data': ['out=o', 'source.name=emoji'],
     'report': ['results=r', 'out=o', 'steps.a=b'],
