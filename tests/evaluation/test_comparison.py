@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from composer.devices import DeviceCPU
 from markupsafe import Markup
 from parts import picture
-from recipes_in_process import ROOT
 
 import llm2clip.evaluation.report
 from llm2clip.config import ConfigError, EvaluateConfig, EvaluatedModelConfig, RetrievalConfig, ZeroshotConfig
@@ -24,7 +23,7 @@ from llm2clip.data.zeroshot import ZeroshotSet
 from llm2clip.evaluation.comparison import Found, average, compare
 from llm2clip.evaluation.evaluate import Evaluation
 from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
-from llm2clip.evaluation.tables import markdown, reported_recalls
+from llm2clip.evaluation.tables import reported_recalls
 from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.metrics.retrieval import RetrievalRanks, rank_both_ways
 
@@ -256,20 +255,6 @@ def test_averages_are_means_of_the_number_of_each_set(whole: tuple[dict[str, Any
     # The paper's numbers on sets that it reports, averaged in the same way.
     mean = reported_recalls('urban1k').rows['CLIP L/14-224']['image_retrieval_recall@1']
     assert f'| CLIP L/14-224 (paper) | {mean:.1f} | ' in table.partition('## Average: both')[2].partition('##')[0]
-
-
-def test_the_mean_of_the_proclip_sets_stands_beside_that_of_the_paper() -> None:
-    config = load_config(EvaluateConfig, [
-        f'{ROOT}/yamls/eval/sets/proclip11.yaml', 'models.a.run=a', 'out=o'])
-    assert list(config.averages) == ['proclip11'] and config.averages['proclip11'] == [
-        f'zeroshot.{name}' for name in config.zeroshot]
-    benchmarks = {name: ['zeroshot_top1'] for name in config.averages['proclip11']}
-    results = {'averages': {'any': {'benchmarks': benchmarks, 'models': {'mine': {'mean': 60.0, 'intervals': {}}}}}}
-    table = markdown(results)
-    assert '| mine | 60.0 |\n' in table and '| CLIP L/14 + LLM2CLIP 30M (paper) | 57.5 |\n' in table
-    assert '; paper: arXiv 2510.18795, table 2\n' in table
-    del benchmarks['zeroshot.cars']
-    assert 'paper' not in markdown(results)
 
 
 def test_what_makes_no_sense_is_named() -> None:
