@@ -30,7 +30,8 @@ def main(config: ExtractConfig) -> None:
     for name, dataset in config.datasets.items():
         remote = None if config.out_remote is None else os.path.join(config.out_remote, name)
         text_embeddings.append(EmbeddingsDataset(dataset, OutputFolder(f'{config.out}/{name}', remote), config.storage,
-                                config.normalize, {'precision': config.precision}))
+                                config.normalize, {'precision': config.precision}, config.prompts,
+                                config.caption_parts, config.seed))
     part_tokens = 8 * config.batch_tokens
     if config.engine == 'ray':
         engine = RayEngine(config.worker_cpus, None if config.device is None else config.device == 'gpu')

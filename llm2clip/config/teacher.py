@@ -11,7 +11,20 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator,
 
 from llm2clip.config.data import DatasetConfig
 from llm2clip.config.models import PlanConfig, TextEncoderConfig
-from llm2clip.config.ranges import Count, DeviceName, EngineName, FolderName, Positive, Remote, TeacherPrecision, Text
+from llm2clip.config.ranges import (
+    Count,
+    DeviceName,
+    EngineName,
+    FolderName,
+    Natural,
+    Positive,
+    Prompt,
+    PromptName,
+    Remote,
+    Seed,
+    TeacherPrecision,
+    Text,
+)
 
 
 @dataclass
@@ -121,6 +134,14 @@ class ExtractConfig(PlanConfig):
     """`float16`, or `int8` with one float32 scale per vector, for half the size."""
     normalize: bool = False
     """Store vectors of length 1.  The adapter of stage 2 scales them unless `adapter.normalize` is false."""
+    prompts: dict[PromptName, Prompt] = field(default_factory=dict)
+    """Name -> text around `{caption}`.  Every caption is also embedded inside each of these texts, under the key
+    `<caption key>@<name>` (FLAME, arXiv 2411.11927)."""
+    caption_parts: Natural = 0
+    """Also embed this number of parts of every caption, under the keys `<caption key>@part1`, …: random sentences or,
+    of a caption with a single sentence, random spans of half of its words (CLIPS, arXiv 2411.16828)."""
+    seed: Seed = 17
+    """Seed of the parts; with the sample's id, the caption key and the part's number, it decides the part."""
     device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
     dist_timeout: Positive = 3600.0

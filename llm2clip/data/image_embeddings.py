@@ -14,7 +14,7 @@ from composer.core import DataSpec
 from torchvision.transforms import InterpolationMode, v2
 
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig, InheritanceDataConfig
-from llm2clip.data.captions import draw, draw_captions, text_id
+from llm2clip.data.captions import caption_of, draw, draw_captions, text_id
 from llm2clip.data.image_processing_llm2clip import resize_and_crop
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.loader import all_caption_keys, build_loader, stream_arguments
@@ -82,7 +82,7 @@ def build_image_loader(
         }
 
     def make_eval(dataset: SafeDataset, sample: Any, at: int) -> dict[str, Any]:
-        texts = [sample[CAPTION + key] for key in keys]
+        texts = [sample[CAPTION + caption_of(key)] for key in keys]
         return {
             'pixel_values': resize_and_crop(decode_pixels(sample[IMAGE], sample[SAMPLE_ID]), image_size),
             **({} if in_loop else _stacked([_caption_embedding(sample.text_embeddings, key, streams) for key in keys])),
@@ -156,7 +156,9 @@ def paired_stream(
     arguments = stream_arguments(name, stream, key)
     text_embeddings = {} if in_loop else _of_teachers(stream.embeddings, config.teachers, name, key)
     keys = list(stream_mix(config, name, key)) if keys is None else keys
-    return _checked_stream(arguments, text_embeddings, [IMAGE, *(CAPTION + key for key in keys)], keys)
+    # Vectors of prompts and parts have keys of their own, captions in the loop have not.
+    captions = [CAPTION + (key if in_loop else caption_of(key)) for key in keys]
+    return _checked_stream(arguments, text_embeddings, [IMAGE, *dict.fromkeys(captions)], keys)
 
 
 def _of_teachers(
