@@ -19,11 +19,11 @@ LORA = LoraConfig(r=4, lora_alpha=6, lora_dropout=0.0)
 
 def _pair(config: VisionConfig, lora: LoraConfig = LORA) -> tuple[VisionEncoder, VisionEncoder, torch.Tensor]:
     """A tower and the same one with LoRA, in training mode, and images."""
-    encoders = []
-    for one in (config, dataclasses.replace(config, lora=lora)):
-        torch.manual_seed(0)
-        encoders.append(VisionEncoder(one).train())
-    return *encoders, torch.randn(2, 3, config.image_size, config.image_size)
+    torch.manual_seed(0)
+    plain = VisionEncoder(config).train()
+    torch.manual_seed(0)
+    return (plain, VisionEncoder(dataclasses.replace(config, lora=lora)).train(),
+            torch.randn(2, 3, config.image_size, config.image_size))
 
 
 @pytest.mark.parametrize('name', ['clip', 'siglip', 'timm_vit', 'timm_eva', 'timm_convnet', 'timm_resnet', 'nfnet'])
@@ -43,11 +43,9 @@ def test_features_and_gradients_are_those_of_the_sum(name: str) -> None:
     found = lora(pixels)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
     weights, direction = list(trained.values()), torch.randn_like(found)
-    for one, other in zip(torch.autograd.grad((found * direction).sum(), weights),
-                          torch.autograd.grad((expected * direction).sum(), weights)):
+    for one, other in zip(*(torch.autograd.grad((one * direction).sum(), weights) for one in (found, expected))):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * max(other.abs().max().item(), 1e-3))
-    layers = {n: plain.layer_ids[n.split('.lora_')[0] + '.weight'] for n in trained}
-    assert layers == {n: lora.layer_ids[n] for n in trained}
+    assert all(lora.layer_ids[n] == plain.layer_ids[n.split('.lora_')[0] + '.weight'] for n in trained)
     merge_lora(lora.trunk)
     plain.load_state_dict(lora.state_dict())
     torch.testing.assert_close(plain(pixels), found, rtol=1e-5, atol=1e-5 * found.abs().max().item())

@@ -25,20 +25,15 @@ LONG = 'A red square. It is large!  Is it on a wall? Yes.'
 ONE = 'a red square on a plain white wall'
 
 
-def _parts(caption: str, n: int, seed: int = 1, key: str = 'k', sample_id: str = 's') -> list[str]:
-    texts = texts_to_embed(caption, key, sample_id, {}, n, seed)
-    assert list(texts) == [key, *(f'{key}@part{i + 1}' for i in range(n))] and texts[key] == caption
-    return list(texts.values())[1:]
-
-
 def test_parts_are_sentences_or_spans_of_words_and_always_the_same() -> None:
-    sentences = _parts(LONG, 6)
+    def parts(caption: str, n: int, seed: int = 1, sample_id: str = 's') -> list[str]:
+        return list(texts_to_embed(caption, 'k', sample_id, {}, n, seed).values())[1:]
+
+    sentences = parts(LONG, 6)
     assert sorted(sentences[:4]) == sorted(re.split(r'(?<=[.!?])\s+', LONG)) and sentences[4:] == sentences[:2]
-    assert _parts(LONG, 2) == sentences[:2] == _parts(LONG, 2)
-    assert len({tuple(_parts(LONG, 4, *other)) for other in ((1,), (2,), (1, 'l'), (1, 'k', 't'))}) > 2
-    assert sorted(_parts('赤い四角。白い壁。', 2)) == ['白い壁。', '赤い四角。']
-    spans = _parts(ONE, 20)
-    assert {*spans} == {' '.join(ONE.split()[i:i + 4]) for i in range(5)} and _parts('square', 2) == ['square'] * 2
+    assert parts(LONG, 2) == sentences[:2] and parts(LONG, 4, 2) != sentences[:4] != parts(LONG, 4, 1, 't')
+    assert sorted(parts('赤い四角。白い壁。', 2)) == ['白い壁。', '赤い四角。'] and parts('square', 2) == ['square'] * 2
+    assert {*parts(ONE, 20)} == {' '.join(ONE.split()[i:i + 4]) for i in range(5)}
     assert texts_to_embed(' ', 'k', 's', {'p': 'of {caption}'}, 1, 0) == {'k': '', 'k@p': '', 'k@part1': ''}
     assert texts_to_embed('x', 'k', 's', {'p': '"{caption}" in a word:'}, 0, 0) == {'k': 'x', 'k@p': '"x" in a word:'}
 
@@ -48,8 +43,7 @@ def test_stage2_draws_them_by_keys_of_their_own(
     stage2_args: list[str], teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = make_samples(32)
-    samples[5].captions['long'] = ''
-    samples[6].captions['long'] = LONG
+    samples[5].captions['long'], samples[6].captions['long'] = '', LONG
     write_dataset(samples, tmp_path / 'images')
     extract = [f'teacher={teacher_folder}', f'datasets.s.local={tmp_path}/images/train', f'out={tmp_path}/out',
                'device=cpu', "prompts.brief='in a word, {caption} is'", 'caption_parts=2']
