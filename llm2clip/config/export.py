@@ -78,6 +78,8 @@ class ImportConfig:
     """Folder that receives `llm2clip` (the model) and `teacher`."""
 
     def check(self) -> None:
-        """Raise a ConfigError if `checkpoint` is set without `vision`."""
+        """Raise a ConfigError if `checkpoint` is set without `vision`, or the tower of official weights has LoRA."""
         if self.checkpoint is not None and self.vision is None:
             raise ConfigError('vision: required but not set, since checkpoint is')
+        if self.vision is not None and self.vision.lora is not None:
+            raise ConfigError('vision.lora: the weights to import have none; expected it unset')

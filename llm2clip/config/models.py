@@ -3,7 +3,7 @@
 
 """Configuration of models and losses (text encoder, vision tower, adapter), and of plans."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal, Optional
 
 from omegaconf import MISSING
@@ -58,7 +58,7 @@ class TextEncoderConfig:
 
 @dataclass
 class LoraConfig:
-    """LoRA on the LLM (paper, section 4.1); the names follow peft."""
+    """LoRA on the LLM (paper, section 4.1) or the vision tower; the names follow peft."""
 
     r: Count = 16
     """Rank of the LoRA matrices."""
@@ -67,7 +67,8 @@ class LoraConfig:
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Dropout probability on the input of the LoRA matrices during training."""
     target_modules: Optional[Texts] = None
-    """Names of the projections that get LoRA.  Unset: all attention and MLP projections, for any architecture."""
+    """Names of the projections that get LoRA.  Unset: all attention and MLP projections, for any architecture; of a
+    vision tower, all linear layers and 1x1 convolutions."""
 
 
 @dataclass
@@ -130,6 +131,9 @@ class VisionConfig:
     """Freeze the tower, and train only the projection and the adapter (LiT)."""
     freeze_blocks: Natural = 0
     """Freeze the embeddings and the first N blocks; 0 freezes nothing."""
+    lora: Optional[LoraConfig] = None
+    """Freeze the tower's own weights, and train LoRA weights beside them, which exports merge.  `{}`: with the
+    defaults.  Unset: train the tower's own weights."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: a fifth of the step's FLOPs, for much less memory.  With FSDP,
     `fsdp.activation_checkpointing` does the same."""
@@ -177,6 +181,11 @@ class ModelConfig:
     """Initial factor on the cosine similarities."""
     logit_bias: Optional[Finite] = None
     """Initial bias of the logits, for `loss.name: siglip` only.  SigLIP starts at -10, with `logit_scale` 10."""
+
+    @property
+    def merged(self) -> 'ModelConfig':
+        """Configuration of the model after the LoRA weights of its vision tower are merged."""
+        return replace(self, vision=replace(self.vision, lora=None))
 
 
 @dataclass

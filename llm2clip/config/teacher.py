@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator,
 from llm2clip.config.data import DatasetConfig
 from llm2clip.config.models import PlanConfig, TextEncoderConfig, VisionConfig
 from llm2clip.config.ranges import (
+    ConfigError,
     Count,
     CropScale,
     DeviceName,
@@ -19,6 +20,8 @@ from llm2clip.config.ranges import (
     FolderName,
     Natural,
     Positive,
+    Prompt,
+    PromptName,
     Remote,
     Seed,
     Share,
@@ -150,6 +153,14 @@ class ExtractConfig(PlanConfig, EmbedConfig):
     """Tokens per forward pass.  Padding counts, except for LLMs, which read packed texts."""
     normalize: bool = False
     """Store vectors of length 1.  The adapter of stage 2 scales them unless `adapter.normalize` is false."""
+    prompts: dict[PromptName, Prompt] = field(default_factory=dict)
+    """Name -> text around `{caption}`.  Every caption is also embedded inside each of these texts, under the key
+    `<caption key>@<name>` (FLAME, arXiv 2411.11927)."""
+    caption_parts: Natural = 0
+    """Also embed this number of parts of every caption, under the keys `<caption key>@part1`, …: random sentences or,
+    of a caption with a single sentence, random spans of half of its words (CLIPS, arXiv 2411.16828)."""
+    seed: Seed = 17
+    """Seed of the parts; with the sample's id, the caption key and the part's number, it decides the part."""
 
 
 @dataclass
@@ -175,3 +186,9 @@ class ExtractImagesConfig(EmbedConfig):
     """Images per forward pass."""
     num_workers: Count = 4
     """Threads per process that decode images."""
+
+    def check(self) -> None:
+        """Raise a ConfigError if the tower has weights that are to be trained."""
+        if self.vision.lora is not None:
+            raise ConfigError('vision.lora: expected none, since the tower is not trained; for the tower of a run, give '
+                              'the folder of export_vision as vision.name')

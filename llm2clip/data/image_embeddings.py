@@ -14,7 +14,7 @@ from composer.core import DataSpec
 from torchvision.transforms import InterpolationMode, v2
 
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig, InheritanceDataConfig
-from llm2clip.data.captions import draw, draw_captions, text_id
+from llm2clip.data.captions import caption_of, draw, draw_captions, text_id
 from llm2clip.data.image_processing_llm2clip import resize_and_crop
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.loader import all_caption_keys, build_loader, stream_arguments
@@ -91,7 +91,7 @@ def build_image_loader(
 
     def make_eval(dataset: SafeDataset, sample: Any, at: int) -> dict[str, Any]:
         there = _with_captions(sample, keys) if of_vectors else sample
-        texts = [there[CAPTION + key] for key in keys]
+        texts = [there[CAPTION + caption_of(key)] for key in keys]
         return {
             **(stored_vector(sample, IMAGE, 'image_embedding') if of_vectors else {
                 'pixel_values': resize_and_crop(decode_pixels(sample[IMAGE], sample[SAMPLE_ID]), image_size)}),
@@ -119,7 +119,7 @@ def _with_captions(sample: Any, keys: Iterable[str]) -> dict[str, str]:
     writes it for a missing caption, and otherwise unique."""
     row = sample.text_embeddings[0]
     return {SAMPLE_ID: sample[SAMPLE_ID], **{
-        CAPTION + key: f'{sample[SAMPLE_ID]}/{key}' if row[EMBEDDING + key].any() else '' for key in keys}}
+        CAPTION + caption_of(key): f'{sample[SAMPLE_ID]}/{key}' if row[EMBEDDING + key].any() else '' for key in keys}}
 
 
 def _caption_embedding(
@@ -189,8 +189,10 @@ def paired_stream(
     text_embeddings = {} if in_loop else _of_teachers(stream.embeddings, config.teachers, name, key)
     keys = list(stream_mix(config, name, key)) if keys is None else keys
     if (images := stream.image_embeddings) is None:
+        # Vectors of prompts and parts have keys of their own, captions in the loop have not.
+        captions = [CAPTION + (key if in_loop else caption_of(key)) for key in keys]
         return _checked_stream(stream_arguments(name, stream, key), text_embeddings,
-                               [IMAGE, *(CAPTION + key for key in keys)], keys)
+                               [IMAGE, *dict.fromkeys(captions)], keys)
     vectors = dataclasses.replace(stream, local=images.local, remote=images.remote)
     return _checked_stream(stream_arguments(f'{name}.image_embeddings', vectors, key), text_embeddings,
                            [EMBEDDING + IMAGE], keys)

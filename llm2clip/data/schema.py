@@ -236,7 +236,7 @@ def vector_rows(ids: Sequence[str], keys: Sequence[str], vectors: np.ndarray, st
         ids: N sample ids.
         keys: K caption keys.
         vectors: ``(N, K, D)`` in float32; zero for a missing caption.
-        storage: ``float16``, ``float32``, or ``int8`` with a float32 scale per vector: its largest magnitude divided by 127.
+        storage: ``float16``, ``float32``, or ``int8`` with a float32 scale per vector, its largest magnitude / 127.
 
     Raises:
         ValueError: A value is not finite, or too large for float16; the message names the sample and caption.

@@ -224,7 +224,7 @@ def _check_export(kind: Any, folder: Path, model: LLM2CLIP, llm_embed_dim: int) 
 
 def _portable(model: LLM2CLIP, config: ModelConfig) -> dict[str, Any]:
     """Configuration of the model without the source of its initial weights, but with all values read from there."""
-    fields = {**dataclasses.asdict(config), 'visual_projection': projection_kind(model.visual_projection)}
+    fields = {**dataclasses.asdict(config.merged), 'visual_projection': projection_kind(model.visual_projection)}
     vision = model.vision_encoder
     # A timm model from a folder or the Hub is rebuilt from the name of its architecture.
     name = public_name(config.vision.name)

@@ -33,7 +33,8 @@ from llm2clip.config.ranges import VisualProjection
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported
 from llm2clip.files import FileError, read_json, reading
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
-from llm2clip.remote_code.checks_llm2clip import check_finite, check_keys
+from llm2clip.models.vision_lora import load_without_lora
+from llm2clip.remote_code.checks_llm2clip import check_finite
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.weights import read_pickle, read_safetensors
 
@@ -247,8 +248,7 @@ def load_initial_weights(
     """
     exported = check_initial_weights(model, config, folder)
     state = LLM2CLIPModel.from_pretrained(folder, dtype=torch.float32).model.state_dict()
-    check_keys(state, model.state_dict(), f'initial_weights: {folder}')
-    model.load_state_dict(state)
+    load_without_lora(model, state, f'initial_weights: {folder}')
     with reading(Path(folder, 'config.json'), 'the fingerprint of a teacher under the key learned_from'):
         if exported.learned_from and teacher == Fingerprint.from_json(exported.learned_from):
             return True

@@ -4,19 +4,19 @@
 """Vision towers by name: pixels -> pooled features, with the layer structure that training needs."""
 
 from collections.abc import Iterable
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any, Optional
 
 import torch
 import torch.nn as nn
 from timm.layers.conv2d_same import Conv2dSame, conv2d_same  # pyright: ignore[reportPrivateImportUsage]
 from timm.layers.norm_act import BatchNormAct2d
-from torch.func import functional_call
 
 from llm2clip.config import ConfigError, VisionConfig
 from llm2clip.data.image_processing_llm2clip import normalize
 from llm2clip.models.sharding import unwrapped_name
 from llm2clip.models.towers import load_tower, tower_preprocessing
+from llm2clip.models.vision_lora import add_lora, dry_forward
 
 __all__ = ['VisionEncoder', 'check_tower_names']
 
@@ -31,6 +31,8 @@ class VisionEncoder(nn.Module):
         self.config = config
         self.tower = load_tower(config, load_weights)
         self.trunk = self.tower.trunk
+        if config.lora is not None:  # first, since a BatchNorm follows the sum of a convolution and its LoRA
+            add_lora(self.trunk.eval(), config.lora, self.preprocessing.image_size)
         if config.freeze_batch_norm:
             merge_frozen_batch_norms(self.trunk.eval(), self.preprocessing.image_size)
         self.layer_ids = self.tower.layer_ids()
@@ -193,11 +195,7 @@ def _pairs(trunk: nn.Module, image_size: int) -> list[tuple[Any, Any]]:
     hooks = [hook for conv, norm in neighbours for hook in (
         conv.register_forward_hook(lambda module, inputs, output: tensors[module].append(output)),
         norm.register_forward_pre_hook(lambda module, inputs: tensors[module].append(inputs[0])))]
-    weights = {name: torch.empty_like(tensor, device='meta')
-               for name, tensor in chain(trunk.named_parameters(), trunk.named_buffers())}
-    image = torch.empty(1, 3, image_size, image_size, dtype=next(trunk.parameters()).dtype, device='meta')
-    with torch.no_grad():
-        functional_call(trunk, weights, (image,))
+    dry_forward(trunk, image_size)
     for hook in hooks:
         hook.remove()
     return [(conv, norm) for conv, norm in neighbours

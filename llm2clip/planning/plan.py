@@ -224,7 +224,11 @@ class _MeanMask(MaskedNextTokenPrediction):
 def _plan_extraction(config: ExtractConfig) -> Plan:
     plan = plan_data(config, 'datasets')
     plan.half, plan.unit = config.precision != 'fp32', 'pass'
-    plan.drawn = texts = sum(dataset.texts for dataset in plan.datasets) or int(config.plan_samples or 0)
+    texts_per_caption = 1 + len(config.prompts) + config.caption_parts
+    for dataset in plan.datasets:
+        dataset.texts *= texts_per_caption
+    plan.drawn = texts = (sum(dataset.texts for dataset in plan.datasets)
+                          or int(config.plan_samples or 0) * texts_per_caption)
     encoder = _teacher_config(config)
     if not isinstance(config.teacher, (str, TextEncoderConfig)):
         plan.problems.append(f'teacher.type: {config.teacher.type!r}, but only the extraction of an LLM is planned')

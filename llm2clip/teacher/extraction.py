@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from llm2clip.config import ConfigError, DatasetConfig, EmbedConfig
 from llm2clip.config.files import save_config
+from llm2clip.data.captions import texts_to_embed
 from llm2clip.data.schema import (
     CAPTION,
     IMAGE,
@@ -71,6 +72,11 @@ class EmbeddingsDataset:
     """Extra facts about the vectors for ``teacher.json``, such as the precision."""
     views: Optional[int] = None
     """Embed images, and this number of augmented views of each, instead of captions."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Name -> text around ``{caption}``, in which every caption is embedded, too."""
+    caption_parts: int = 0
+    """Number of parts of every caption to embed besides; `seed` decides them."""
+    seed: int = 0
 
     @property
     def name(self) -> str:
@@ -93,15 +99,21 @@ class _Files:
         dist.barrier()
         views = embeddings.views
         columns = columns_of(self.shards[0], [SAMPLE_ID, *([] if views is None else [IMAGE])], local)
-        self.keys = caption_keys(columns) if views is None else image_keys(views)
+        self.captions = caption_keys(columns) if views is None else []
+        self.keys = [*self.items({SAMPLE_ID: '', IMAGE: b'', **{CAPTION + key: '' for key in self.captions}})]
         if not self.keys:
             raise ValueError(f'the dataset in {local} has no caption columns')
+        if bad := [key for key in self.captions if '@' in key]:
+            raise ConfigError(f'{local}: has the caption key {bad[0]!r}, expected none with @, which separates caption '
+                              'and prompt or part in the key of a vector')
 
     def initialize(self, fingerprint: Fingerprint) -> list[int]:
         """Write or check the record of dataset and teacher; return the missing shards, also those of a grown
         dataset."""
-        out, index = self.out, read_index(self.embeddings.dataset.local)
-        vectors = {'storage': self.embeddings.storage, 'normalized': self.embeddings.normalize, **self.embeddings.about}
+        out, index, how = self.out, read_index(self.embeddings.dataset.local), self.embeddings
+        vectors = {'storage': how.storage, 'normalized': how.normalize, **how.about,
+                   **({'prompts': dict(how.prompts)} if how.prompts else {}),
+                   **({'caption_parts': how.caption_parts, 'seed': how.seed} if how.caption_parts else {})}
         record = TeacherRecord(fingerprint, {'dataset': dataset_fingerprint(index), 'caption_keys': self.keys,
                                              'vectors': vectors})
         todo: list[list[int]] = [[]]
@@ -126,14 +138,16 @@ class _Files:
         out.local.mkdir(parents=True, exist_ok=True)
         return todo[0]
 
-    def items(self, sample: Mapping[str, Any]) -> list[Any]:
-        """Return a sample's captions, or its image as (bytes, sample id, view) for each view."""
-        if self.embeddings.views is None:
-            return [sample[CAPTION + key] for key in self.keys]
-        return [(sample[IMAGE], sample[SAMPLE_ID], view) for view in range(len(self.keys))]
+    def items(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """Map the keys of a sample's vectors to the texts to embed, or to its image as (bytes, sample id, view)."""
+        how = self.embeddings
+        if how.views is not None:
+            return {key: (sample[IMAGE], sample[SAMPLE_ID], i) for i, key in enumerate(image_keys(how.views))}
+        return {name: text for key in self.captions for name, text in texts_to_embed(
+            sample[CAPTION + key], key, sample[SAMPLE_ID], how.prompts, how.caption_parts, how.seed).items()}
 
     def count(self, numbers: Iterable[int]) -> int:
-        """Number of captions in some shards, including captions that samples lack."""
+        """Number of texts to embed in some shards, including those of captions that samples lack."""
         return sum(len(self.shards[k]) for k in numbers) * len(self.keys)
 
     def write(self, k: int, ids: Sequence[str], vectors: torch.Tensor) -> None:
@@ -196,7 +210,7 @@ def _parts(shards: Iterable[tuple[_Files, int]], teacher: CaptionTeacher, part_t
         with _naming(k), files.stream.whole(files.shards[k]) as shard:
             samples = [shard[i] for i in range(len(shard))]
             ids = [sample[SAMPLE_ID] for sample in samples]
-            texts = [item for sample in samples for item in files.items(sample)]
+            texts = [item for sample in samples for item in files.items(sample).values()]
         parts: list[list[int]] = [[]]
         size = 0
         for i, text in enumerate(texts):

@@ -24,6 +24,7 @@ from llm2clip.imports.weights import load_initial_weights
 from llm2clip.models.adapter import load_adapter
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.vision_encoder import check_tower_names
+from llm2clip.models.vision_lora import merge_lora
 from llm2clip.ranks import broadcast_from_rank0, once_per_node
 from llm2clip.remote_code.checks_llm2clip import check_keys
 from llm2clip.teacher.fingerprint import TeacherRecord
@@ -97,7 +98,7 @@ def _beginning_of(run: Union[str, Path]) -> Iterator[None]:
 def load_stage2(
     run: Union[str, Path], weights: str = 'latest', wise_ft_alpha: float = 1.0
 ) -> tuple[LLM2CLIP, Stage2Config, TeacherRecord]:
-    """Load the model, in evaluation mode, with the configuration and teacher of a stage-2 run.
+    """Load the model, in evaluation mode, with the configuration and teacher of a stage-2 run; LoRA is merged.
 
     Args:
         run: Folder of the run.
@@ -115,6 +116,12 @@ def load_stage2(
     model = LLM2CLIP(config.model, record.llm_embed_dim, load_weights=False)
     check_tower_names(model.vision_encoder, state, 'vision_encoder.')
     check_keys(state, model.state_dict(), f'the {weights} weights of {run}')
+    if config.model.vision.lora is not None:
+        model.load_state_dict(state)
+        merge_lora(model.vision_encoder.trunk)
+        state = model.state_dict()
+        config = dataclasses.replace(config, model=config.model.merged)
+        model = LLM2CLIP(config.model, record.llm_embed_dim, load_weights=False)
     if wise_ft_alpha != 1:
         with _beginning_of(run):
             state = interpolated(initial_state(config, record), state, wise_ft_alpha)
@@ -186,7 +193,7 @@ def initial_state(config: Stage2Config, record: TeacherRecord) -> dict[str, torc
     except an adapter of another teacher.  Errors are those of a new run.
     """
     _check_initial(config.model.vision, config.initial_weights)
-    model = LLM2CLIP(config.model, record.llm_embed_dim, load_weights=config.initial_weights is None)
+    model = LLM2CLIP(config.model.merged, record.llm_embed_dim, load_weights=config.initial_weights is None)
     if config.initial_weights is None:
         known = ['vision_encoder']
         if config.model.visual_projection == 'pretrained':

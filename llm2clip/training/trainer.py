@@ -89,7 +89,9 @@ def check_train_config(config: TrainConfig) -> None:
                               'float32 of the LoRA weights everywhere; precision: amp_bf16 computes in bfloat16')
         if config.objective == 'mntp' and config.eval_data is not None:
             raise ConfigError('eval_data: objective mntp has no evaluation')
-    elif (isinstance(config, Stage2Config) and config.model.vision.gradient_checkpointing
+    if isinstance(config, Stage2Config) and config.model.vision.freeze and config.model.vision.lora is not None:
+        raise ConfigError('model.vision.lora: model.vision.freeze freezes these weights, too; set one of the two')
+    if (isinstance(config, Stage2Config) and config.model.vision.gradient_checkpointing
           and config.fsdp is not None and config.fsdp.activation_checkpointing):
         raise ConfigError('fsdp.activation_checkpointing: model.vision.gradient_checkpointing recomputes the same '
                           'blocks already; set one of the two to false')
