@@ -20,10 +20,9 @@ from recipes_in_process import REQUIRED, SCHEMAS
 from wandb.errors import UsageError
 
 from llm2clip.command import claim, run_command, step_folder
-from llm2clip.config import ConfigError, EvaluateConfig, ExportVisionConfig, PrepareConfig
+from llm2clip.config import ConfigError, ExportVisionConfig, PrepareConfig
 from llm2clip.config.files import load_config
 from llm2clip.data.streams.verified_stream import ShardError
-from llm2clip.help import help_text
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,23 +73,6 @@ def test_names_of_parts_are_listed_and_checked_before_anything_heavy_is_imported
     nearest = {'source': 'webdataset', 'callbacks.save_bst': 'save_best', 'optimizer.beta': 'betas'}
     for error, (key, meant) in zip(errors, nearest.items(), strict=True):
         assert f'{key}: ' in error and f"'{meant}'" in error
-
-
-def test_help_describes_a_part() -> None:
-    webdataset = help_text(PrepareConfig, '', ['--help', 'source.name=webdataset'])
-    assert "  id_field: str = '__key__'\n" in webdataset and 'id_field: Field of the JSON' in webdataset
-
-
-@pytest.mark.parametrize('rank', [0, 1])
-def test_a_recipe_says_first_what_it_does_and_where_to(
-    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv('RANK', str(rank))
-    said: list[str] = []
-    run_command(EvaluateConfig, lambda config: said.append(capsys.readouterr().err),
-                [*REQUIRED['evaluate'], f'out={tmp_path}/out', 'batch_size=7'])
-    assert said == ([''] if rank else [f'test_command: {" ".join(REQUIRED["evaluate"])} out={tmp_path}/out '
-                                       f'batch_size=7 -> {tmp_path}/out\n'])
 
 
 def test_ctrl_c_while_the_configuration_is_read_prints_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,21 +18,17 @@ from damage import BYTES, JSON, WEIGHTS, Damage, cut, edited, once_each, refused
 from official_parts import HALF, eva_state, save_eva
 from parts import text_encoder_from_config
 from safetensors.torch import save_file
-from trained import Trained, trained
+from trained import Trained, save_run_config, trained
 from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel
 
 from llm2clip.config import (
     EvaluatedModelConfig,
-    ImageDataConfig,
-    ImageStreamConfig,
     LoraConfig,
     SearchConfig,
     SentenceTransformersTeacherConfig,
-    Stage2Config,
     TextEncoderConfig,
     VisionConfig,
 )
-from llm2clip.config.files import save_config
 from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.export.hf import LLM2CLIPConfig, export_folder
 from llm2clip.export.sentence_model import export_sentence_transformers
@@ -200,10 +196,7 @@ def test_a_teacher_is_compared_before_it_is_exported(
 
 
 def _save_run(of_run: Trained, folder: Path) -> None:
-    save_config(Stage2Config(
-        model=of_run.config, max_duration='1ba', global_train_batch_size=8, save_folder=str(folder), run_name='r',
-        optimizer={'name': 'adamw', 'lr': 1e-5}, teacher=str(of_run.teachers[0]),
-        train_data=ImageDataConfig(streams={'s': ImageStreamConfig('data')})), folder)
+    save_run_config(folder, of_run.config, teacher=str(of_run.teachers[0]))
     of_run.record.write(folder)
     state = {f'model.{name}': value.clone() for name, value in of_run.model.state_dict().items()}
     save_file(state, folder / 'best.safetensors')

@@ -190,15 +190,6 @@ def test_a_remote_that_is_the_local_folder_is_refused(tmp_path: Path, monkeypatc
     load_config(ExtractConfig, [*given, 'datasets.train.remote=s3://data', 'out_remote=data/new'])
 
 
-def test_nothing_is_removed_after_an_upload_to_where_it_lies(tmp_path: Path) -> None:
-    (tmp_path / 'remote/train').mkdir(parents=True)
-    (tmp_path / 'out').mkdir()
-    (tmp_path / 'out/train').symlink_to(tmp_path / 'remote/train')
-    (tmp_path / 'out/train/shard').write_text('data')
-    OutputFolder(tmp_path / 'out', str(tmp_path / 'remote')).publish('train/shard', keep=False)
-    assert (tmp_path / 'remote/train/shard').read_text() == 'data'
-
-
 def test_a_remote_without_credentials_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_PROFILE'):
         monkeypatch.delenv(name, raising=False)

@@ -21,7 +21,7 @@ from composer.devices import DeviceCPU
 from damage import edited
 from official_parts import HALF, eva_state
 from parts import text_encoder_from_config
-from trained import Trained, trained
+from trained import Trained, save_run_config, trained
 from transformers import AutoModel, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, LlamaModel
 
 import llm2clip.evaluation.models
@@ -29,17 +29,13 @@ from llm2clip.command import _is_expected
 from llm2clip.config import (
     EvaluatedModelConfig,
     ExportConfig,
-    ImageDataConfig,
-    ImageStreamConfig,
     LLMTeacherConfig,
     LoraConfig,
     SearchConfig,
     SentenceTransformersTeacherConfig,
-    Stage2Config,
     TextEncoderConfig,
     VisionConfig,
 )
-from llm2clip.config.files import save_config
 from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.export.hf import export_folder, run_teachers
 from llm2clip.export.sentence_model import export_sentence_transformers
@@ -368,11 +364,8 @@ def test_what_a_run_says_of_its_teachers_code_is_not_the_users_word(llm_folder: 
     plant(tmp_path)  # which is the current folder
     _sentence_transformer(llm_folder, folder, 'evil.Evil')
     of_run = trained('timm:test_vit', [SentenceTransformerModel(SentenceTransformersTeacherConfig(str(folder)))])
-    save_config(Stage2Config(
-        model=of_run.config, max_duration='1ba', global_train_batch_size=8, save_folder=str(run), run_name='r',
-        optimizer={'name': 'evil:Evil', 'lr': 1e-5}, callbacks={'evil:Evil': {}},
-        train_data=ImageDataConfig(streams={'s': ImageStreamConfig('data')}),
-        teacher=SentenceTransformersTeacherConfig(str(folder), trust_remote_code=True)), run)
+    save_run_config(run, of_run.config, optimizer={'name': 'evil:Evil', 'lr': 1e-5}, callbacks={'evil:Evil': {}},
+                    teacher=SentenceTransformersTeacherConfig(str(folder), trust_remote_code=True))
     of_run.record.write(run)
     (evaluated, _), = llm2clip.evaluation.models._teachers(EvaluatedModelConfig(run=str(run)), 'models.m')
     exported, = run_teachers(ExportConfig(run=str(run), out='o'), *read_stage2(run)[:1], of_run.record.teacher)

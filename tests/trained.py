@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Optional, Union
 import torch
 from composer.devices import DeviceCPU
 
-from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
+from llm2clip.config import AdapterConfig, ImageDataConfig, ImageStreamConfig, ModelConfig, Stage2Config, VisionConfig
+from llm2clip.config.files import save_config
 from llm2clip.data.image_embeddings import concatenate
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.caption_teacher import TeacherSource
@@ -63,3 +64,11 @@ def trained(
     torch.manual_seed(seed)
     model = LLM2CLIP(config, width, load_weights=False).eval()
     return Trained(model, config, TeacherRecord(fingerprint, {'llm_embed_dim': width}), teachers)
+
+
+def save_run_config(folder: Path, model: ModelConfig, **options: Any) -> None:
+    """What a run of stage 2 writes about itself; `options` are those of `Stage2Config`."""
+    save_config(Stage2Config(**{
+        'model': model, 'max_duration': '1ba', 'global_train_batch_size': 8, 'save_folder': str(folder),
+        'run_name': 'r', 'optimizer': {'name': 'adamw', 'lr': 1e-5},
+        'train_data': ImageDataConfig(streams={'s': ImageStreamConfig('data')}), **options}), folder)

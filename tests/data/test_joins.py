@@ -201,18 +201,6 @@ def test_of_several_rows_with_a_key_the_first_counts(tmp_path: Path) -> None:
         str(k): {'text': f'{k} of row {first[k]}'} for k in wanted if k in first}
 
 
-def test_columns_are_told_apart_by_case_and_never_come_from_a_path(tmp_path: Path) -> None:
-    rows = [{'Key': 'no', 'Caption': 'wrong', 'caption': 'right', 'key': 'k'}]
-    for suffix in ('csv', 'parquet'):
-        path = tmp_path / suffix / f'caption=of the path/c.{suffix}'
-        path.parent.mkdir(parents=True)
-        if suffix == 'csv':
-            _write_csv(path, rows)
-        else:
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-        assert _open(path.parent, 'key', ['caption']).find(['k', 'no']) == {'k': {'caption': 'right'}}
-
-
 HEADER = 'url,raw_caption,longSV_captions\n'
 DAMAGE: list[tuple[str, bytes, dict[str, Any], str]] = [
     ('b.csv', b'url,raw_caption\n', {}, r"b\.csv has no column 'longSV_captions'; it has url, raw_caption"),

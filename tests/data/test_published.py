@@ -12,7 +12,6 @@ import pytest
 from set_files import (
     FLICKR8K,
     coco,
-    five,
     flickr8k,
     flickr8k_captions,
     flickr8k_kaggle,
@@ -136,21 +135,6 @@ def test_the_format_of_coco(file: str, split: str, tmp_path: Path) -> None:
         [names[0], *(f'picture 9, {k}' for k in range(7))], [names[1], *(f'picture 25, {k}' for k in range(5)), '', '']]
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
     assert card['dropped_ids'] == {'no caption': [names[2]]}
-
-
-def test_other_files_of_flickr30k(tmp_path: Path) -> None:
-    """BLIP's has a record per caption, `results_20130124.token` a line."""
-    arguments = flickr30k(tmp_path)
-    names = ['1007129816.jpg', '10002456.jpg']
-    (tmp_path / 'flickr30k_train.json').write_text(json.dumps(
-        [{'image': f'flickr30k-images/{name}', 'caption': five(name)[k], 'image_id': name}
-         for k in range(5) for name in names]))
-    found, _ = _read(name='flickr30k', images=str(tmp_path), annotations=f'{tmp_path}/flickr30k_train.json')
-    assert _captions(found['train']) == {f'flickr30k-images/{name}': five(name) for name in names}
-    (tmp_path / 'results_20130124.token').write_text(
-        ''.join(f'{name}#{i}\t{caption}\n' for name in names for i, caption in enumerate(five(name))))
-    found, _ = _read(name='flickr30k', images=arguments['images'], annotations=f'{tmp_path}/results_20130124.token')
-    assert _captions(found['train']) == {name: five(name) for name in names}
 
 
 def _karpathy(*images: tuple[str, str]) -> str:

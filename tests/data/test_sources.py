@@ -6,7 +6,6 @@
 import io
 import json
 import shutil
-import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,6 @@ from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.convert.table import table
 from llm2clip.data.convert.writer import CARD_FILE, write_splits
 from llm2clip.data.schema import read_index, read_samples
-from llm2clip.files import FileError
 from llm2clip.remotes import OutputFolder
 
 pytestmark = pytest.mark.usefixtures('no_leftovers')
@@ -61,22 +59,6 @@ def test_tars_become_a_dataset_with_the_same_bytes(tmp_path: Path) -> None:
     assert len(read_index(tmp_path / 'out/train')['shards']) >= 3
     dataset = StreamingDataset(local=str(tmp_path / 'out/train'), batch_size=4)
     assert sorted(sample['sample_id'] for sample in dataset) == sorted(expected)
-
-
-def test_a_text_of_a_tar_that_is_too_large_is_named_and_one_that_nobody_wants_is_not_read(tmp_path: Path) -> None:
-    files = {'a.jpg': picture(0), 'a.json': b'{"raw_caption": "a"}', 'a.txt': bytes((1 << 24) + 1)}
-    with tarfile.open(tmp_path / '0.tar.gz', 'w:gz', compresslevel=1) as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    for field in ('raw_caption', 'txt'):
-        splits, dropped = webdataset(f'{tmp_path}/0.tar.gz', {'raw': field})
-        if field == 'txt':
-            with pytest.raises(FileError, match=r"0\.tar\.gz: 'a\.txt' has 16,777,217 bytes, expected a text of"):
-                list(splits['train'][0].read(dropped))
-        else:
-            assert len(list(splits['train'][0].read(dropped))) == 1
 
 
 def test_tars_have_a_held_out_split_by_the_hash_of_the_id(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 
 """The joined stream and both loaders: right pairs, right order, and clear errors."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from streaming.base.util import clean_stale_shared_memory
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.captions import text_id
 from llm2clip.data.image_embeddings import build_image_loader, vectors_of
-from llm2clip.data.schema import read_index, read_samples
+from llm2clip.data.schema import read_samples
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.fingerprint import teacher_of_embeddings
 from llm2clip.teacher.llm import load_teacher
@@ -156,19 +155,6 @@ def test_a_dataset_may_have_its_own_captions(
     expected = {**{s.sample_id: text_id(s.captions['short']) for s in make_samples(64)},
                 **{s.sample_id: text_id(s.captions['re']) for s in samples}}
     assert len(ids) == 96 and dict(ids) == expected
-
-
-def test_embeddings_with_other_shards_is_refused(image_dataset: Path, embeddings: Path, tmp_path: Path) -> None:
-    """Even with the right fingerprint: sizes of shards, and their number."""
-    index = read_index(embeddings)
-    one_less, *others = index['shards']
-    refused = 'belongs to another dataset than .*: it has 63 samples in 3 shards of'
-    for name, shards, words in (('sizes', [{**one_less, 'samples': one_less['samples'] - 1}, *others], refused),
-                                ('fewer', others, rf'has vectors for {len(others)} of the {len(others) + 1} shards')):
-        shutil.copytree(embeddings, tmp_path / name)
-        (tmp_path / name / 'index.json').write_text(json.dumps({**index, 'shards': shards}))
-        with pytest.raises(ValueError, match=f'{name} {words}'):
-            _loader(_config(image_dataset, tmp_path / name))
 
 
 def test_embeddings_of_another_dataset_is_refused(

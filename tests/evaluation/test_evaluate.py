@@ -213,25 +213,6 @@ def test_models_side_by_side(
     assert 'worst, rank' in page and 'src="http' not in page and '<script' not in page
 
 
-def test_the_paper_stands_beside_its_benchmarks(tmp_path: Path) -> None:
-    evaluation = _evaluation(tmp_path, 'urban1k', mine=_set([[f'text {i}'] for i in range(5)]))
-    evaluation.run('m', _Given(torch.eye(5), torch.eye(5)))  # type: ignore[arg-type]
-    table = (tmp_path / 'results.md').read_text()
-    assert '| m | 100.0 |' in table and '| CLIP L/14-224 (paper) | 55.6 |' in table
-    assert '; ranks count from 1; paper: arXiv 2411.04997 v6, table 1\n' in table
-
-
-def test_one_model_has_one_table(tmp_path: Path) -> None:
-    evaluation = _evaluation(tmp_path, **{name: _set([[f'text {i}'] for i in range(5)]) for name in ('de', 'fr')})
-    model = _Given(torch.eye(5), torch.eye(5))
-    model.text_features = lambda texts: (torch.eye(5), 3)  # type: ignore[method-assign]
-    evaluation.run('m', model)  # type: ignore[arg-type]
-    table = (tmp_path / 'results.md').read_text()
-    assert 'lost their end: de 3, fr 3\n' in table
-    assert table.count('## Retrieval: ') == 1
-    assert '| de | 5 | 5 | 100.0 |' in table and '| fr | 5 | 5 | 100.0 |' in table
-
-
 def test_features_of_large_sets_are_kept_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that one block at a time is in memory, and a killed evaluation goes on at the block at which it was."""
     monkeypatch.setattr(llm2clip.evaluation.images, '_BLOCK', 5)

@@ -11,7 +11,7 @@ import pytest
 from recipes_in_process import run_recipe
 
 from llm2clip.config import ConfigError, ReportConfig
-from llm2clip.evaluation.report import bars, differences, report_page, write_page, write_report
+from llm2clip.evaluation.report import report_page, write_page, write_report
 from llm2clip.files import FileError
 
 
@@ -70,11 +70,6 @@ def test_a_gallery_brings_neither_markup_nor_other_addresses_into_a_page(tmp_pat
         (tmp_path / 'gallery.json').write_text(json.dumps({'set': {**gallery, 'images': [damaged]}}))
         with pytest.raises(FileError, match='gallery.json: cannot be read'):
             write_report(ReportConfig(str(tmp_path), f'{tmp_path}/out', {'a': str(tmp_path)}, ['set']))
-
-
-def test_a_name_that_reads_as_a_formula_does_not_end_an_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
-    assert '<svg' in differences(['$_$'], {'$_$': {'$_$': (1.0, None)}})
-    assert bars({'a': None}) == '' and 'was not drawn' in capsys.readouterr().out
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,12 @@ from typing import Any, Optional
 
 import pytest
 from recipes_in_process import run_recipe
-from trained import Trained, trained
+from trained import Trained, save_run_config, trained
 
 import llm2clip.export.hf
 import llm2clip.teacher.sources
 import llm2clip.training.runs
-from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig, Stage2Config
-from llm2clip.config.files import save_config
+from llm2clip.config import ConfigError
 from llm2clip.folders import MANIFEST
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import teacher_fingerprint
@@ -23,10 +22,7 @@ from llm2clip.teacher.llm import teacher_fingerprint
 
 def save_run(folder: Path, of_run: Trained, teacher: Optional[Path] = None) -> Path:
     """A run without its checkpoint."""
-    save_config(Stage2Config(
-        model=of_run.config, max_duration='1ba', global_train_batch_size=8, save_folder=str(folder), run_name='r',
-        optimizer={'name': 'adamw', 'lr': 1e-5}, train_data=ImageDataConfig(streams={'s': ImageStreamConfig('data')}),
-        teacher=None if teacher is None else str(teacher)), folder)
+    save_run_config(folder, of_run.config, teacher=None if teacher is None else str(teacher))
     teacher = Fingerprint.concatenate(teacher_fingerprint(path) for path in of_run.teachers)
     TeacherRecord(teacher, of_run.record.about).write(folder)
     return folder

