@@ -3,5 +3,5 @@
 
 """Fixes of mosaicml-streaming: the only modules that use its private members.
 
-`tests/data/test_streaming_members.py` or `test_failures.py` fails if the installed version behaves differently from Streaming 0.13.
+`test_streaming_members.py` or `test_failures.py` in `tests/data` fails if the installed version differs from 0.13.
 """
