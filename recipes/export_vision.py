@@ -22,7 +22,7 @@ def main(config: ExportVisionConfig) -> None:
 
     check_replaceable(config.out, KIND)
     run_config, record = read_stage2(config.run, config.weights, config.wise_ft_alpha)
-    more: dict[str, Any] = {'opset': config.opset} if config.format == 'onnx' else {}
+    more: dict[str, Any] = {}
     if config.teacher is not None:
         _, record = with_trained_teacher(config.run, run_config, record, config.weights, config.wise_ft_alpha)
         more['teachers'] = run_teachers(ExportConfig(config.run, teacher=config.teacher), run_config, record.teacher)

@@ -9,7 +9,7 @@ from typing import Literal, Optional
 from omegaconf import MISSING
 
 from llm2clip.config.models import VisionConfig
-from llm2clip.config.ranges import ConfigError, Count, Opset, RunWeights, Share, Text
+from llm2clip.config.ranges import ConfigError, Count, RunWeights, Share, Text
 from llm2clip.config.teacher import ImportedTeacher, Teachers
 
 
@@ -46,20 +46,16 @@ class ExportVisionConfig(_OfRun):
     out: Text = MISSING
     """Folder that receives the tower."""
     format: Literal['native', 'onnx'] = 'native'
-    """`native`: the class of the tower in its library.  `onnx`: `model.onnx` (images) and `adapter.onnx` (text
-    embeddings)."""
+    """`native`: the tower's class in its library.  `onnx`: `model.onnx` (images), `adapter.onnx` (text embeddings)."""
     projection: bool = True
     """Include the projection to the joint space, if the class of the tower has one (CLIP, timm; in ONNX, all)."""
-    opset: Opset = 20
-    """Version of ONNX's operators, from 18 to 23."""
     teacher: Teachers = None
     """Teacher of the run, an LLM, to export as `text_encoder.onnx` too.  Unset: none."""
 
     def check(self) -> None:
-        """Raise a ConfigError if `teacher` is set for a tower in its own library."""
+        """Raise a ConfigError if `teacher` is set without ``format=onnx``."""
         if self.teacher is not None and self.format != 'onnx':
-            raise ConfigError(f'teacher: set, but format={self.format} exports the vision tower alone; expected '
-                              'format=onnx, or export_hf')
+            raise ConfigError('teacher: set, but format=native exports the vision tower alone; expected format=onnx')
 
 
 @dataclass

@@ -62,7 +62,6 @@ FolderName = Annotated[str, _must(_is_folder_name, 'the name of a folder, which 
 # pydantic checks fields in order, so a dataclass has to declare `local` or `out` before its remote.
 Remote = Annotated[Text, AfterValidator(_elsewhere)]
 Count = Annotated[int, Field(ge=1)]
-Opset = Annotated[int, Field(ge=18, le=23)]
 Dims = Annotated[list[Count], _must(lambda dims: dims == sorted({*dims}), 'each value larger than the one before')]
 Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

@@ -38,13 +38,14 @@ except ImportError as error:
 __all__ = ['KIND', 'export_onnx']
 
 KIND = 'ONNX export'
-# Relative to the largest value.  It implies a cosine above 0.9999 for up to 10,000 dimensions.
+_OPSET = 18  # the one that torch.onnx writes without conversion
+# Relative to the largest value; up to 10,000 dimensions, the cosine is then above 0.9999.
 _TOLERANCE = 1e-4
-_TEXTS = ['a dog', 'two children in red coats run along a beach at low tide', 'a sign in front of a shop']
+_TEXTS = ['a dog', 'two children in red coats on a beach', 'a sign in front of a shop that is closed all winter']
 
 
 class _Method(nn.Module):
-    """A method of a module as a module of its own, for `torch.onnx`."""
+    """A method of a module as a module of its own."""
 
     def __init__(self, method: Any) -> None:
         super().__init__()
@@ -55,62 +56,47 @@ class _Method(nn.Module):
 
 
 def _write(
-    path: Path, opset: int, what: str, method: Any, inputs: dict[str, torch.Tensor], output: str, *dims: str
+    path: Path, what: str, method: Callable[..., torch.Tensor], output: str,
+    inputs: Callable[[int], dict[str, torch.Tensor]], *dims: str,
 ) -> Callable[..., torch.Tensor]:
-    """Write a method of a module as an ONNX model; return a function that runs it.
-
-    Args:
-        path: File to write.
-        opset: Version of ONNX's operators.
-        what: Name of the part, for the error message.
-        method: Method of tensors.
-        inputs: Name -> example of each argument.
-        output: Name of the result.
-        dims: Names of the inputs' first dimensions, which may have any size.
-    """
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # hundreds of lines about graph optimisations
+    """Write a method of a module as an ONNX model, compare both, and return a function that runs the model.
+    `inputs` makes arguments for a batch of any size; their first dimensions, named by `dims`, may vary."""
+    examples, level = inputs(2), logging.root.manager.disable
+    logging.disable(logging.ERROR)  # hundreds of lines about optimisations of the graph
     try:
         torch.onnx.export(
-            _Method(method).eval(), tuple(inputs.values()), path, dynamo=True, verbose=False, external_data=False,
-            opset_version=opset, input_names=list(inputs), output_names=[output],
-            dynamic_shapes=(tuple(dict(enumerate(dims)) for _ in inputs),))
+            _Method(method).eval(), tuple(examples.values()), path, dynamo=True, verbose=False, external_data=False,
+            opset_version=_OPSET, input_names=list(examples), output_names=[output],
+            dynamic_shapes=(tuple(dict(enumerate(dims)) for _ in examples),))
         session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     except Exception as error:
         reason = str(error.__cause__ or error).strip().split('\n')[0]
-        raise ConfigError(f'format: onnx cannot express {what} with opset {opset} ({reason})') from error
+        raise ConfigError(f'format: onnx, opset {_OPSET}, cannot express {what} ({reason})') from error
     finally:
         logging.disable(level)
-    return lambda *values: torch.from_numpy(
-        session.run(None, {name: value.numpy() for name, value in zip(inputs, values)})[0])
+
+    def run(*values: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(session.run(None, {name: x.numpy() for name, x in zip(examples, values)})[0])
+
+    more = inputs(3).values()
+    check_same(lambda _: run(*more), lambda _: method(*more), torch.empty(0), path.name, _TOLERANCE)
+    return run
 
 
 def export_onnx(
     model: LLM2CLIP, config: ModelConfig, record: TeacherRecord, out: Union[str, Path], projection: bool = True,
-    run: Optional[Stage2Config] = None, wise_ft_alpha: float = 1.0, opset: int = 20,
-    teachers: Sequence[TeacherSource] = (),
+    run: Optional[Stage2Config] = None, wise_ft_alpha: float = 1.0, teachers: Sequence[TeacherSource] = (),
 ) -> str:
-    """Write ``model.onnx`` for images, with the projection ``adapter.onnx`` for text embeddings, and with a teacher
-    ``text_encoder.onnx`` for tokens.
+    """Write ``model.onnx`` for images, ``adapter.onnx`` for text embeddings, and with a teacher ``text_encoder.onnx``.
 
-    The folder is read back by ONNX Runtime, and appears only if it gives the features of `model` and of the teacher.
-
-    Args:
-        model: Trained model in evaluation mode.
-        config: Configuration of the model.
-        record: Record of the teachers in training, for the model card.
-        out: Output folder.
-        projection: Include the projection and L2 normalisation; otherwise write the tower's pooled features.
-        run: Configuration of the run, for the model card.
-        wise_ft_alpha: Weight of the trained weights in the WiSE-FT average, for the model card.
-        opset: Version of ONNX's operators.
-        teachers: The LLM to export; empty to export none.
+    The folder appears only if ONNX Runtime computes the features of `model` from it.  Arguments are those of
+    `export_vision`.  Without `projection`, ``model.onnx`` gives the tower's pooled features, and there is no adapter.
 
     Returns:
         Names of the files.
 
     Raises:
-        ConfigError: ONNX cannot express a part, the teacher is not one LLM, or the export gives other features.
+        ConfigError: ONNX cannot express a part, `teachers` is not one LLM or none, or features differ.
     """
     teacher: Any = teachers[0].load(DeviceCPU()) if len(teachers) == 1 else None
     if teachers and not isinstance(teacher, LLMTeacher):
@@ -118,37 +104,33 @@ def export_onnx(
                           'and embed texts by the library of the teacher')
     model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
     split_frozen_batch_norms(model.vision_encoder.trunk)  # torch.onnx folds them into constants
-    preprocessing, width = model.vision_encoder.preprocessing, record.llm_embed_dim
-    size, texts = preprocessing.image_size, model.get_text_features
-    images: Any = model.get_image_features if projection else model.vision_encoder.forward
+    preprocessing, images = model.vision_encoder.preprocessing, (
+        model.get_image_features if projection else model.vision_encoder.forward)
+    size = preprocessing.image_size
     with atomic_folder(out, KIND) as partial:
-        found = _write(partial / 'model.onnx', opset, f'the vision tower {config.vision.name}', images,
-                       {'pixel_values': noise(2, 3, size, size)}, 'image_features' if projection else 'pooled', 'batch')
-        check_same(found, images, noise(3, 3, size, size), 'model.onnx', _TOLERANCE)
+        found = _write(partial / 'model.onnx', f'the vision tower {config.vision.name}',
+                       images, 'image_features' if projection else 'pooled',
+                       lambda n: {'pixel_values': noise(n, 3, size, size)}, 'batch')
         save_image_processor(preprocessing, partial)
         processor: Any = AutoImageProcessor.from_pretrained(partial, trust_remote_code=False)
-        check_pictures(lambda image: found(processor(upright_rgb(image), return_tensors='pt')['pixel_values']), images,
-                       preprocessing, 'model.onnx', _TOLERANCE)
+        check_pictures(lambda image: found(processor(upright_rgb(image), return_tensors='pt')['pixel_values']),
+                       images, preprocessing, 'model.onnx', _TOLERANCE)
         if projection:
-            found = _write(partial / 'adapter.onnx', opset, f'the adapter {config.adapter.name}', texts,
-                           {'text_embedding': noise(2, width)}, 'text_features', 'batch')
-            check_same(found, texts, noise(3, width), 'adapter.onnx', _TOLERANCE)
+            _write(partial / 'adapter.onnx', f'the adapter {config.adapter.name}', model.get_text_features,
+                   'text_features', lambda n: {'text_embedding': noise(n, record.llm_embed_dim)}, 'batch')
         if teacher is not None:
             cast_weights(teacher.module.llm, torch.float32)
             tokenizer = teacher.tokenizer
-            found = _write(partial / 'text_encoder.onnx', opset, f'the LLM {teachers[0].name}', teacher.module.forward,
-                           tokenizer(_TEXTS[:2]), 'text_embedding', 'batch', 'length')
-            inputs = tokenizer(_TEXTS)
-            check_same(lambda _: found(*inputs.values()), lambda _: teacher.embed(_TEXTS).vectors,
-                       inputs['input_ids'], 'text_encoder.onnx', _TOLERANCE)
+            _write(partial / 'text_encoder.onnx', f'the LLM {teachers[0].name}', teacher.module.forward,
+                   'text_embedding', lambda n: tokenizer(_TEXTS[:n]), 'batch', 'length')
             tokenizer.tokenizer.save_pretrained(partial)
             keep_readable(partial)
-            frame = {'header': tokenizer.header, 'footer': tokenizer.footer}
-            write_json(partial / 'tokens.json', {**frame, 'pad': tokenizer.pad_id, 'max_caption_tokens':
-                                                 tokenizer.max_length - sum(map(len, frame.values()))})
+            room = tokenizer.max_length - len(tokenizer.header) - len(tokenizer.footer)
+            write_json(partial / 'tokens.json', {'header': tokenizer.header, 'footer': tokenizer.footer,
+                                                 'pad': tokenizer.pad_id, 'max_caption_tokens': room})
         card = model_card(config, record.teacher, run, wise_ft_alpha, template='onnx.md.j2', title='LLM2CLIP, ONNX',
                           library_name='onnx', pipeline_tag='image-feature-extraction', projection=projection,
-                          teachers=[source.name for source in teachers], text_encoder=bool(teachers),
+                          teachers=[source.name for source in teachers], text_encoder=teacher is not None,
                           upright_source=upright_source())
         card.save(partial / 'README.md')
         return ', '.join(sorted(path.name for path in partial.glob('*.onnx')))
