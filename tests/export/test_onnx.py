@@ -50,7 +50,8 @@ def test_features_are_those_of_the_tower(vision: str, teacher_folder: Path, tmp_
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('kind', ['teacher_folder', 'causal_teacher'])
+@pytest.mark.parametrize('kind', [  # torch 2.7 cannot express the mask of causal LLMs
+    'teacher_folder', 'causal_teacher' if torch.__version__ >= '2.8' else 'weighted_teacher'])
 def test_the_model_card_embeds_images_and_captions(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
@@ -68,9 +69,7 @@ def test_the_model_card_embeds_images_and_captions(
     assert_same(names['image_features'], of_run.model.get_image_features(names['pixels'].pixel_values))
 
 
-def test_what_onnx_cannot_express_is_one_line(
-    teacher_folder: Path, causal_teacher: Path, tmp_path: Path
-) -> None:
+def test_what_onnx_cannot_express_is_one_line(teacher_folder: Path, causal_teacher: Path, tmp_path: Path) -> None:
     of_run = trained('timm:test_vit', [teacher_folder])
     blocks: Any = of_run.model.vision_encoder.trunk.blocks
     blocks.register_forward_hook(lambda module, inputs, output: output * (2 if output.sum() > 0 else 1))
