@@ -1,23 +1,35 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Export the vision tower of stage 2 for transformers or timm: python recipes/export_vision.py run=… out=…"""
+"""Export the vision tower for transformers, timm or ONNX Runtime: python recipes/export_vision.py run=… out=…"""
+
+from typing import Any
 
 from llm2clip.command import run_command
-from llm2clip.config import ExportVisionConfig
+from llm2clip.config import ExportConfig, ExportVisionConfig
 
 
 def main(config: ExportVisionConfig) -> None:
-    from llm2clip.export.vision import KIND, export_vision
+    if config.format == 'onnx':
+        from llm2clip.export.onnx_models import KIND
+        from llm2clip.export.onnx_models import export_onnx as export
+    else:
+        from llm2clip.export.vision import KIND
+        from llm2clip.export.vision import export_vision as export
+    from llm2clip.export.hf import run_teachers
     from llm2clip.folders import check_replaceable
-    from llm2clip.training.runs import load_stage2, read_stage2
+    from llm2clip.training.runs import load_stage2, read_stage2, with_trained_teacher
 
     check_replaceable(config.out, KIND)
-    read_stage2(config.run, config.weights, config.wise_ft_alpha)
-    model, run_config, record = load_stage2(config.run, config.weights, config.wise_ft_alpha)
-    name = export_vision(model, run_config.model, record, config.out, config.projection, run_config,
-                         config.wise_ft_alpha)
-    print(f'wrote a {name}: {config.out}')
+    run_config, record = read_stage2(config.run, config.weights, config.wise_ft_alpha)
+    more: dict[str, Any] = {}
+    if config.teacher is not None:
+        _, record = with_trained_teacher(config.run, run_config, record, config.weights, config.wise_ft_alpha)
+        more['teachers'] = run_teachers(ExportConfig(config.run, teacher=config.teacher), run_config, record.teacher)
+    model, _, _ = load_stage2(config.run, config.weights, config.wise_ft_alpha)
+    name = export(model, run_config.model, record, config.out, config.projection, run_config, config.wise_ft_alpha,
+                  **more)
+    print(f'wrote {name}: {config.out}')
 
 
 if __name__ == '__main__':

@@ -62,6 +62,7 @@ def check_pictures(
     expected: Callable[[torch.Tensor], torch.Tensor],
     preprocessing: Preprocessing,
     what: str,
+    tolerance: float = _TOLERANCE,
 ) -> None:
     """Call `check_same` for each of the `pictures`.
 
@@ -70,10 +71,11 @@ def check_pictures(
         expected: Maps pixels ``(1, 3, H, W)`` to features of the checkpoint.
         preprocessing: Preprocessing of the checkpoint.
         what: Name of the exported model, for the message.
+        tolerance: Allowed difference, relative to the largest value.
     """
     for name, data in pictures(preprocessing.image_size).items():
         pixels = training_pixels(data, preprocessing=preprocessing)[None]
-        check_same(lambda _, data=data: found(open_image(data)), expected, pixels, f'{what}, {name}')
+        check_same(lambda _, data=data: found(open_image(data)), expected, pixels, f'{what}, {name}', tolerance)
 
 
 def check_pixels(found: Callable[[Image.Image], torch.Tensor], preprocessing: Preprocessing, what: str) -> None:
@@ -94,13 +96,14 @@ def check_same(
     expected: Callable[[torch.Tensor], torch.Tensor],
     inputs: torch.Tensor,
     what: str,
+    tolerance: float = _TOLERANCE,
 ) -> None:
-    """Raise a ConfigError unless both functions give the same features, within 1e-5 of the largest value."""
+    """Raise a ConfigError unless both functions give the same features, within `tolerance` of the largest value."""
     want = expected(inputs)
     got = found(inputs)
     difference = float('inf')
     if got.shape == want.shape:
         difference = ((got - want).abs().max() / want.abs().max()).item()
-    if not difference <= _TOLERANCE:
+    if not difference <= tolerance:
         raise ConfigError(f'{what}: the features differ from those of the checkpoint, by {difference:.1e} of the '
                           f'largest (shapes {tuple(got.shape)} and {tuple(want.shape)})')

@@ -45,7 +45,7 @@ from llm2clip.teacher.clip_text import ClipText
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.weights import published_state
 
-__all__ = ['KIND', 'export_clip', 'export_vision']
+__all__ = ['KIND', 'export_clip', 'export_vision', 'save_image_processor', 'upright_source']
 
 KIND = 'vision tower'
 # The second text is truncated.
@@ -95,19 +95,19 @@ def export_vision(
         name, use = (_save_timm if of_timm else _save_transformers)(model, unfinished, projection, expected)
         card = model_card(config, record.teacher, run, wise_ft_alpha, template='vision.md.j2',
                           title=f'Vision tower of LLM2CLIP, {name}', projection=projection,
-                          upright_source=_upright_source(),
+                          upright_source=upright_source(),
                           library_name='timm' if of_timm else 'transformers',
                           pipeline_tag='image-feature-extraction', **use)
         card.save(unfinished / 'README.md')
     return name
 
 
-def _upright_source() -> Markup:
+def upright_source() -> Markup:
     """Source code of `upright_rgb` for model cards, without imports."""
     return Markup('\n\n'.join(map(inspect.getsource, (orientation, upright_rgb))).strip())
 
 
-def _save_image_processor(preprocessing: Preprocessing, folder: Path) -> None:
+def save_image_processor(preprocessing: Preprocessing, folder: Path) -> None:
     """Save the evaluation transform for upright RGB pictures as an image processor of transformers."""
     size = preprocessing.image_size
     processor = CLIPImageProcessorFast(
@@ -167,7 +167,7 @@ def _save_transformers(
     native.save_pretrained(folder, safe_serialization=True, state_dict=published_state(native))
     preprocessing = model.vision_encoder.preprocessing
     size = preprocessing.image_size
-    _save_image_processor(preprocessing, folder)
+    save_image_processor(preprocessing, folder)
 
     name, without_pooler = type(native).__name__, getattr(trunk, 'pooler', 0) is None
     arguments = {'add_pooling_layer': False} if without_pooler else {}
@@ -230,9 +230,9 @@ def export_clip(
         clip.save_pretrained(partial, safe_serialization=True)
         tokenizer.save_pretrained(partial)
         keep_readable(partial)
-        _save_image_processor(vision.preprocessing, partial)
+        save_image_processor(vision.preprocessing, partial)
         card = model_card(config, None, run, template='clip.md.j2', title='CLIP',
-                          pipeline_tag='zero-shot-image-classification', upright_source=_upright_source())
+                          pipeline_tag='zero-shot-image-classification', upright_source=upright_source())
         card.save(partial / 'README.md')
         loaded: Any = CLIPModel.from_pretrained(partial).eval()
         processor: Any = CLIPProcessor.from_pretrained(partial, use_fast=True)

@@ -18,7 +18,7 @@ from llm2clip.models.sharding import unwrapped_name
 from llm2clip.models.towers import load_tower, tower_preprocessing
 from llm2clip.models.vision_lora import add_lora, dry_forward
 
-__all__ = ['VisionEncoder', 'check_tower_names']
+__all__ = ['VisionEncoder', 'check_tower_names', 'split_frozen_batch_norms']
 
 
 class VisionEncoder(nn.Module):
@@ -182,6 +182,13 @@ class _NoBatchNormAct2d(BatchNormAct2d):
 
 _CONVOLUTIONS: dict[Any, Any] = {nn.Conv2d: _MergedConv2d, Conv2dSame: _MergedConv2dSame}
 _NORMS: dict[Any, Any] = {nn.BatchNorm2d: _NoBatchNorm2d, BatchNormAct2d: _NoBatchNormAct2d}
+
+
+def split_frozen_batch_norms(trunk: nn.Module) -> None:
+    """Undo `merge_frozen_batch_norms`: convolutions and BatchNorms become those of torch and timm again."""
+    plain = {merged: kind for kind, merged in (*_CONVOLUTIONS.items(), *_NORMS.items())}
+    for module in trunk.modules():
+        module.__class__ = plain.get(type(module), type(module))
 
 
 def _pairs(trunk: nn.Module, image_size: int) -> list[tuple[Any, Any]]:

@@ -58,7 +58,13 @@ def test_the_teacher_is_the_one_that_the_run_names(
     modes = {path.stat().st_mode for path in folder.rglob('*') if path.is_file()}
     assert modes == {(tmp_path / 'new').stat().st_mode}
     run_recipe(monkeypatch, 'export_vision', f'run={run}', f'out={tmp_path}/vision')
-    assert f'wrote a test_efficientnet: {tmp_path}/vision\n' in capsys.readouterr().out
+    assert f'wrote test_efficientnet: {tmp_path}/vision\n' in capsys.readouterr().out
+    args = f'run={run}', f'out={tmp_path}/onnx', 'format=onnx', f'teacher={teacher_folder}'
+    run_recipe(monkeypatch, 'export_vision', *args)
+    said = capsys.readouterr()
+    assert said.out == f'wrote adapter.onnx, model.onnx, text_encoder.onnx: {tmp_path}/onnx\n', said
+    with pytest.raises(ConfigError, match='teacher: set, but format=native exports the vision tower alone'):
+        run_recipe(monkeypatch, 'export_vision', *args, 'format=native')
     run_recipe(monkeypatch, 'export_sentence_transformers', f'teacher={teacher_folder}', f'out={tmp_path}/st')
     assert f'wrote {tmp_path}/st\n' in capsys.readouterr().out
 
@@ -66,11 +72,16 @@ def test_the_teacher_is_the_one_that_the_run_names(
 def test_a_missing_package_is_named(
     teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ('llm2clip.export.sentence_model', 'llm2clip.remote_code.caption_encoder_llm2clip'):
+    for name in ('llm2clip.export.sentence_model', 'llm2clip.remote_code.caption_encoder_llm2clip',
+                 'llm2clip.export.onnx_models'):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, 'sentence_transformers', None)
     with pytest.raises(ConfigError, match='sentence-transformers: pip install'):
         run_recipe(monkeypatch, 'export_sentence_transformers', f'teacher={teacher_folder}', f'out={tmp_path}/st')
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    run = save_run(tmp_path / 's2', trained('timm:test_efficientnet', [teacher_folder]))
+    with pytest.raises(ConfigError, match='format: onnx needs onnxruntime and onnxscript: pip install'):
+        run_recipe(monkeypatch, 'export_vision', f'run={run}', f'out={tmp_path}/onnx', 'format=onnx')
 
 
 def test_several_teachers_are_named_in_order(
