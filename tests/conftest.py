@@ -21,11 +21,15 @@ from parts import make_samples, text_encoder_from_config, write_dataset, write_t
 from recipes_in_process import as_if_a_process_ended
 from streaming.base.util import clean_stale_shared_memory
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from towers import write_clip
+from trained import trained
 from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 import llm2clip.command
 from llm2clip.config import TextEncoderConfig
 from llm2clip.data.convert.samples import Sample
+from llm2clip.export.hf import export_folder
+from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.llm import save_teacher
 
 # Folders, modules and tests that train, or load, export or plan many models or datasets, and take most of the time.
@@ -172,6 +176,19 @@ def embeddings(image_dataset: Path, teacher_folder: Path, tmp_path_factory: pyte
     out = tmp_path_factory.mktemp('embeddings') / 'train'
     write_text_embeddings(image_dataset, out, teacher_folder)
     return out
+
+
+@pytest.fixture(scope='session')
+def clip(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp('clip'), llm_folder)
+
+
+@pytest.fixture(scope='session')
+def exported(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LLM2CLIP, Path]:
+    """A random exported model that knows its teacher."""
+    of_run = trained('timm:test_efficientnet', [teacher_folder], image_size=32, embed_dim=16)
+    export_folder(*of_run, out := tmp_path_factory.mktemp('export') / 'model')
+    return of_run.model, out
 
 
 @pytest.fixture(scope='session')

@@ -106,10 +106,7 @@ def caption_step(llm: str, microbatch_size: int, dropout: float, kind: str, way:
     """One step of stage 1; `kind` is ``plain``, of padded texts, ``cached`` or ``in_one_graph``."""
     torch.manual_seed(0)
     encoder, tokenizer = text_encoder_from_config(
-        TextEncoderConfig(pretrained=llm), LoraConfig(r=4, lora_dropout=dropout))
-    for name, parameter in encoder.named_parameters():
-        if 'lora_B' in name:
-            torch.nn.init.normal_(parameter, std=0.1)
+        TextEncoderConfig(pretrained=llm), LoraConfig(r=4, lora_dropout=dropout), 0.1)
     model = (InOneGraph if kind == 'in_one_graph' else CaptionContrastive)(encoder, 20.0, True, True)
     model.microbatch_size = microbatch_size
     batch: dict[str, Any] = {'index': torch.arange(N)[_rows()]}
@@ -153,18 +150,8 @@ def joint_step(
     llm: str, clip: str, microbatch_size: int, kind: str, way: Way = WAYS['ddp'], method: Optional[Method] = None,
     lora: bool = True, captions: int = 1, dropout: float = 0.3,
 ) -> Result:
-    """One step of stage 2 with trained text encoders; `kind` as of `caption_step`.
-
-    Args:
-        llm: Its folder.
-        clip: Folder of a CLIP, whose text tower takes the LLM's place without `lora` and `method`.
-        microbatch_size: Samples; if those are all, texts are padded.
-        kind: ``cached`` or ``in_one_graph``.
-        way: How.
-        method: That keeps CLIP's text tower beside the LLM, which is frozen without `lora`.
-        lora: On the LLM.
-        captions: Per image.
-        dropout: Of LoRA.
+    """One step of stage 2 with trained text encoders; `kind` as of `caption_step`, and texts are padded where a
+    microbatch has all.  With `method`, CLIP's text tower is beside the LLM, else in its place unless that has `lora`.
     """
     torch.manual_seed(0)
     direct = not lora and method is None
@@ -173,11 +160,8 @@ def joint_step(
     encoder, tokenize, beside = None, None, None
     if lora:
         encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=llm),
-                                                      LoraConfig(r=4, lora_dropout=dropout))
+                                                      LoraConfig(r=4, lora_dropout=dropout), 0.1)
         tokenize = tokenizer if microbatch_size == N else tokenizer.packed
-        for name, parameter in encoder.named_parameters():
-            if 'lora_B' in name:
-                torch.nn.init.normal_(parameter, std=0.1)
     if direct or method is not None:
         one = ClipTextConfig(clip)
         tower = load_clip_text(one, 'clip'), load_clip_tokenizer(one, 'clip')

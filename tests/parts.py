@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any, Optional
 
+import torch
 from composer.devices import DeviceCPU
 from PIL import Image
 
@@ -25,9 +26,14 @@ SHAPES = ['square', 'circle', 'cross', 'stripe']
 
 
 def text_encoder_from_config(
-    config: TextEncoderConfig, lora: Optional[LoraConfig] = None
+    config: TextEncoderConfig, lora: Optional[LoraConfig] = None, std: float = 0.0
 ) -> tuple[TextEncoder, CaptionTokenizer]:
-    return build_text_encoder(config, lora), load_caption_tokenizer(config)
+    """The encoder, whose LoRA has no effect unless `std` is given, and its tokenizer."""
+    encoder = build_text_encoder(config, lora)
+    for name, parameter in encoder.named_parameters():
+        if std and 'lora_B' in name:
+            torch.nn.init.normal_(parameter, std=std)
+    return encoder, load_caption_tokenizer(config)
 
 
 def picture(seed: int, size: int = 48) -> bytes:

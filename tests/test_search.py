@@ -21,17 +21,12 @@ import llm2clip.evaluation.models
 from llm2clip.config import ConfigError, SearchConfig
 from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.export.hf import export_folder
+from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.search import INDEX_FILE, embed_images, find_images, load_model
 
 TEXTS = ['a red square', 'a green circle number 7']
 Model = tuple[TrainedLLM2CLIP, str]
 Embedded = dict[str, torch.Tensor]
-
-
-def write_export(out: Path, teacher: Path, seed: int = 3) -> Path:
-    """A random model with a tower for 32 x 32 pixels."""
-    export_folder(*trained('timm:test_efficientnet', [teacher], image_size=32, seed=seed, embed_dim=16), out)
-    return out
 
 
 def write_photo(path: Path, seed: int) -> None:
@@ -41,8 +36,8 @@ def write_photo(path: Path, seed: int) -> None:
 
 
 @pytest.fixture(scope='module')
-def model_folder(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_export(tmp_path_factory.mktemp('export') / 'llm2clip', teacher_folder)
+def model_folder(exported: tuple[LLM2CLIP, Path]) -> Path:
+    return exported[1]
 
 
 @pytest.fixture(scope='module')
@@ -128,7 +123,9 @@ def test_features_of_something_else_are_refused_and_kept(
     file = tmp_path / 'index' / INDEX_FILE
     embed(model, photos, file.parent)
     before = file.read_bytes()
-    configs = (SearchConfig(str(write_export(tmp_path / 'other', teacher_folder, seed=4))),
+    of_run = trained('timm:test_efficientnet', [teacher_folder], image_size=32, seed=4, embed_dim=16)
+    export_folder(*of_run, other := tmp_path / 'other')
+    configs = (SearchConfig(str(other)),
                SearchConfig(str(model_folder), precision='amp_bf16'), SearchConfig(str(model_folder), truncate_dim=8))
     for config in configs:
         with pytest.raises(ConfigError, match='is of another model, .*; give another `index`, or remove that file'):

@@ -111,5 +111,3 @@ def test_what_a_set_lacks_is_named_before_anything_is_encoded(
             f'zeroshot.x.source={one}')
     refused(f'^linear_probe.x.test: images of {tmp_path}/several have any number of classes, expected a set with one',
             f'linear_probe.x={{train: {one}, test: {several}}}')
-    (tmp_path / 'several/zeroshot_classification_templates.txt').write_text('a photo\n')
-    refused(f'^zeroshot.x.templates: {tmp_path}/several/zeroshot_.*, got .a photo.', f'zeroshot.x.source={several}')

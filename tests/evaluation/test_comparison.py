@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from composer.devices import DeviceCPU
+from evaluated import Given
 from markupsafe import Markup
 from parts import picture
 
@@ -125,25 +126,14 @@ def test_sets_of_the_same_images_are_drawn_together() -> None:
     assert apart[1] - apart[0] < 0.85 * (alone[1] - alone[0])
 
 
-class _Given:
+class _Given(Given):
     """A model whose features are a matter of chance, but for the share that they have of what is right."""
-
-    device = torch.device('cpu')
-    precision = 'fp32'
 
     def __init__(self, seed: int, signal: float) -> None:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(N, 8, generator=generator)
-        self.model = torch.nn.Linear(1, 1)
         self.centres = torch.randn(N, 8, generator=torch.Generator().manual_seed(99))
         self.images = F.normalize(noise + signal * self.centres, dim=-1)
-
-    @staticmethod
-    def preprocess(data: bytes, name: str) -> torch.Tensor:
-        return torch.tensor([int(name)])
-
-    def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.images[pixel_values[:, 0]], self.images[pixel_values[:, 0]]
 
     def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         """Texts end in the number of an image, or of a class, to which one image in four belongs."""
@@ -261,12 +251,8 @@ def test_what_makes_no_sense_is_named() -> None:
     sets = ['out=o', 'models.a.run=a', 'retrieval.r.source.name=coco',
             'zeroshot={x: {source: {name: imagenet_folder}}, y: {source: {name: imagenet_folder}}}']
     load_config(EvaluateConfig, [*sets, 'models.b.run=b', 'baseline=b', 'averages.m=[zeroshot.x, zeroshot.y]'])
-    with pytest.raises(ConfigError, match="baseline: 'a' is the only one of models, expected another one"):
-        load_config(EvaluateConfig, [*sets, 'baseline=a'])
     for arguments, message in (
             (['baseline=c'], "baseline: 'c', expected one of models: a, b"),
-            (['averages.m=[zeroshot.x, zeroshot.z]'],
-             "averages.m: 'zeroshot.z', expected one of retrieval.r, zeroshot.x, zeroshot.y"),
             (['averages.m=[zeroshot.x, retrieval.r]'],
              'averages.m: benchmarks of retrieval and zeroshot, expected one kind'),
             (['averages.m=[zeroshot.x, zeroshot.y, zeroshot.x]'], 'averages.m .*, expected different values')):

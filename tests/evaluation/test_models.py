@@ -140,15 +140,6 @@ def test_bad_models(options: dict[str, str], message: str, tmp_path: Path) -> No
         load(tmp_path, **options)
 
 
-def test_model_without_text_tower(llm_folder: Path, baseline: Path, tmp_path: Path) -> None:
-    folder = tmp_path / 'llm'
-    shutil.copytree(baseline, folder)
-    for path in llm_folder.glob('*'):
-        shutil.copy(path, folder)
-    with pytest.raises(ConfigError, match='a LlamaModel, has no get_text_features'):
-        load(tmp_path, pretrained=str(folder))
-
-
 def test_export_without_its_teacher(exported: tuple[LLM2CLIP, Path], tmp_path: Path) -> None:
     folder = tmp_path / 'export'
     shutil.copytree(exported[1], folder)

@@ -34,13 +34,6 @@ from llm2clip.teacher.llm import load_teacher, save_teacher
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope='module')
-def exported(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LLM2CLIP, Path]:
-    of_run = trained('timm:test_efficientnet', [teacher_folder], image_size=32, embed_dim=16)
-    export_folder(*of_run, out := tmp_path_factory.mktemp('export') / 'model')
-    return of_run.model, out
-
-
 def test_loaded_model_gives_the_same_features(exported: tuple[LLM2CLIP, Path], teacher_folder: Path) -> None:
     model, out = exported
     loaded = AutoModel.from_pretrained(out)
@@ -117,10 +110,7 @@ def test_other_towers_and_several_teachers(
 
 def test_texts_are_read_in_one_precision_with_and_without_the_package(llm_folder: Path, tmp_path: Path) -> None:
     lora = LoraConfig(r=4)
-    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(str(llm_folder), dtype='bfloat16'), lora)
-    for name, weight in encoder.named_parameters():
-        if 'lora_B' in name:
-            torch.nn.init.normal_(weight, std=0.05)
+    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(str(llm_folder), dtype='bfloat16'), lora, 0.05)
     save_teacher(encoder, tokenizer, lora, tmp_path / 'teacher')
     export_folder(*trained('timm:test_efficientnet', [tmp_path / 'teacher'], image_size=32), tmp_path / 'model')
     with torch.no_grad():

@@ -23,10 +23,7 @@ TEXTS = ['a red square', 'a', 'a purple stripe painted by somebody who likes gre
     {'bidirectional': False, 'max_length': 16}])
 def test_vectors_are_the_teachers(options: dict[str, object], llm_folder: Path, tmp_path: Path) -> None:
     config = TextEncoderConfig(pretrained=str(llm_folder), **options)
-    encoder, tokenizer = text_encoder_from_config(config, LoraConfig(r=4))
-    for name, parameter in encoder.named_parameters():
-        if 'lora_B' in name:
-            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    encoder, tokenizer = text_encoder_from_config(config, LoraConfig(r=4), 0.1)
     save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher')
     export_sentence_transformers(tmp_path / 'teacher', tmp_path / 'st')
     teacher = load_teacher(tmp_path / 'teacher')

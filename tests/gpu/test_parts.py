@@ -18,7 +18,6 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.remote_code.text_encoder_llm2clip import encode_tokens
 
 
-# Part of a registry -> its arguments, for stage 2 unless a line below says otherwise.
 @pytest.mark.parametrize('precision', ['fp32', 'amp_bf16'])
 @pytest.mark.parametrize('name', TOWERS)
 def test_a_tower_has_the_features_and_gradients_that_it_has_on_a_cpu(

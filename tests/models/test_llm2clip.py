@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from composer.core import Event
 
-from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
+from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
 from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
-from llm2clip.models.llm2clip import LLM2CLIP, check_truncate_dim, truncate_dims
+from llm2clip.models.llm2clip import LLM2CLIP, truncate_dims
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.remote_code.modeling_llm2clip import Adapter
 from llm2clip.training.algorithms.weights import ClampLogitScale
@@ -159,11 +159,3 @@ def test_features_are_the_first_values_scaled_to_length_1(adapter: str, projecti
     again.load_state_dict(model.state_dict())
     assert again.get_image_features(pixels).equal(model.get_image_features(pixels))
     assert config == before and shorter.embed_dim == 12
-
-
-def test_more_dimensions_than_there_are() -> None:
-    check_truncate_dim(16, ModelConfig(embed_dim=16), 'truncate_dim')
-    check_truncate_dim(None, ModelConfig(embed_dim=16), 'truncate_dim')
-    with pytest.raises(ConfigError, match=r'models\.m\.truncate_dim: 17, expected at most the 16 dimensions of the '
-                                          r'model'):
-        check_truncate_dim(17, ModelConfig(embed_dim=16), 'models.m.truncate_dim')

@@ -22,8 +22,6 @@ from transformers import (
     CLIPTextConfig,
     CLIPVisionConfig,
     CLIPVisionModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
 )
 
 from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
@@ -237,14 +235,6 @@ def test_learning_rates_fall_with_depth_and_decay_spares_what_it_should(name: st
         parameter_groups(model, 1e-3, 0.0, {'towr': 0.1})
 
 
-def test_the_identity_adapter() -> None:
-    config, vectors = ModelConfig(TOWERS['timm_convnet'], AdapterConfig('identity'), embed_dim=16), torch.randn(2, 16)
-    torch.testing.assert_close(LLM2CLIP(config, 16).get_text_features(vectors),
-                               vectors / vectors.norm(dim=-1, keepdim=True))
-    with pytest.raises(ConfigError, match=r"embed_dim: 16 is not the width of the teacher's vectors, 8"):
-        LLM2CLIP(config, 8)
-
-
 def test_the_projection_of_a_clip_of_transformers(clip_folder: Path) -> None:
     vision = VisionConfig(str(clip_folder), pretrained=True, image_size=32)
     whole = CLIPModel.from_pretrained(clip_folder).eval()
@@ -261,6 +251,8 @@ def test_the_projection_of_a_clip_of_transformers(clip_folder: Path) -> None:
         LLM2CLIP(dataclasses.replace(config, embed_dim=640), 8)
     with pytest.raises(ConfigError, match='model.visual_projection: there is no pretrained one'):
         LLM2CLIP(dataclasses.replace(config, vision=dataclasses.replace(vision, pretrained=False)), 8)
+    with pytest.raises(ConfigError, match=r"embed_dim: 512 is not the width of the teacher's vectors, 8"):
+        LLM2CLIP(dataclasses.replace(config, adapter=AdapterConfig('identity')), 8)
 
 
 def test_the_projection_of_a_timm_model_is_its_classifier(tmp_path: Path) -> None:
@@ -278,13 +270,3 @@ def test_the_projection_of_a_timm_model_is_its_classifier(tmp_path: Path) -> Non
     vision = VisionConfig('test_vit', checkpoint=str(tmp_path / 'tower.safetensors'), image_size=160)
     with pytest.raises(ConfigError, match=r"tower.safetensors lacks \['head.weight', 'head.bias'\]"):
         LLM2CLIP(ModelConfig(vision, embed_dim=1000, visual_projection='pretrained'), 8)
-
-
-def test_siglip_has_no_projection(tmp_path: Path) -> None:
-    SiglipVisionModel(SiglipVisionConfig(**SMALL)).save_pretrained(tmp_path)
-    CLIPImageProcessor().save_pretrained(tmp_path)
-    vision = VisionConfig(str(tmp_path), pretrained=True, image_size=32)
-    model = LLM2CLIP(ModelConfig(vision, embed_dim=32, visual_projection='pretrained'), 8)
-    assert projection_kind(model.visual_projection) == 'identity'
-    with pytest.raises(ConfigError, match='model.embed_dim: 16 is not the width of the space .*, 32'):
-        LLM2CLIP(ModelConfig(vision, embed_dim=16, visual_projection='pretrained'), 8)

@@ -12,7 +12,7 @@ from towers import TOWERS, timm_tower
 
 from llm2clip.config import ConfigError, LoraConfig, VisionConfig
 from llm2clip.models.vision_encoder import VisionEncoder
-from llm2clip.models.vision_lora import add_lora, merge_lora
+from llm2clip.models.vision_lora import merge_lora
 
 LORA = LoraConfig(r=4, lora_alpha=6, lora_dropout=0.0)
 
@@ -59,5 +59,3 @@ def test_only_the_named_projections_of_blocks_that_are_not_frozen() -> None:
     with pytest.raises(ConfigError, match=r'lora\.target_modules: the tower has no projection called q_proj; it has '
                                           r'fc1, fc2, proj, qkv'):
         _pair(config, dataclasses.replace(LORA, target_modules=['q_proj', 'qkv']))
-    with pytest.raises(ConfigError, match='the tower has no projection, expected linear layers or 1x1 convolutions'):
-        add_lora(torch.nn.Conv2d(3, 4, 3), LORA, 32)

@@ -11,7 +11,6 @@ import pytest
 from launched import COMMON
 from parts import make_samples, write_dataset
 from recipes_in_process import run_recipe
-from towers import write_clip
 
 import llm2clip.planning.plan
 from llm2clip.config import (
@@ -170,10 +169,9 @@ def test_extraction(
 
 
 def test_trainable_text_encoders(
-    args: list[str], llm_folder: Path, teacher_folder: Path, tmp_path: Path
+    args: list[str], llm_folder: Path, teacher_folder: Path, clip: Path
 ) -> None:
     """Against the frozen LLM: weights, gradients, checkpoints and FLOPs of what is trained."""
-    clip = write_clip(tmp_path / 'clip', llm_folder)
     args = [*args, f'teacher={teacher_folder}', 'model.embed_dim=32', 'plan_samples=64']
     plain = stage2(*args).cost
     lora = stage2(*args, 'trainable_text.lora={r: 4}', 'plan_tokens=16')

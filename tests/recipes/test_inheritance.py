@@ -10,7 +10,7 @@ import torch
 from launched import COMMON, SGD, losses, run
 from recipes_in_process import run_recipe
 from safetensors.torch import load_file
-from towers import projected, write_clip
+from towers import projected
 from transformers import CLIPModel
 
 from llm2clip.config import ConfigError, InheritanceConfig
@@ -19,11 +19,6 @@ from llm2clip.models.adapter import load_adapter
 from llm2clip.planning.plan import make_plan
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.runs import initial_state, load_stage2
-
-
-@pytest.fixture(scope='module')
-def clip(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp('clip'), llm_folder)
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +65,7 @@ def test_two_ranks_learn_what_one_learns_that_is_stopped(
 
 
 def test_stage2_begins_in_the_space_of_clip(
-    args: list[str], clip: Path, stage2_args: list[str], embeddings: Path, tmp_path: Path,
+    args: list[str], clip: Path, stage2_args: list[str], teacher_folder: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_recipe(monkeypatch, 'train_inheritance', *args, f'save_folder={tmp_path}/inheritance', 'max_duration=30ba',
@@ -95,7 +90,7 @@ def test_stage2_begins_in_the_space_of_clip(
     assert {name.split('.')[0] for name in initial} == {'vision_encoder', 'visual_projection', 'adapter'}
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in initial.items())
 
-    run_recipe(monkeypatch, 'export_hf', f'run={tmp_path}/stage2', f'teacher={_argument(args, "teacher")}',
+    run_recipe(monkeypatch, 'export_hf', f'run={tmp_path}/stage2', f'teacher={teacher_folder}',
                f'out={tmp_path}/export')
     for changed, message in (
         ('model.adapter.depth=1', 'model.adapter.depth: 1, but 2 in initial_adapter'),
@@ -110,10 +105,6 @@ def test_stage2_begins_in_the_space_of_clip(
         about = tmp_path / 'inheritance/adapter/adapter.json'
         about.write_text(about.read_text().replace('"weights": "', '"weights": "0'))
         load_adapter(model.adapter, config.model.adapter, 32, record.teacher, about.parent, 'initial_adapter')
-
-
-def _argument(args: list[str], key: str) -> str:
-    return next(arg.partition('=')[2] for arg in args if arg.startswith(f'{key}='))
 
 
 def test_a_plan_says_what_it_will_take(args: list[str], tmp_path: Path) -> None:

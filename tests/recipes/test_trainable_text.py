@@ -45,11 +45,6 @@ def siglip(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp('siglip'), llm_folder, 'siglip')
 
 
-@pytest.fixture(scope='module')
-def clip(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp('clip'), llm_folder)
-
-
 @pytest.fixture
 def args(stage2_args: list[str], tmp_path: Path) -> list[str]:
     """Without embeddings datasets, and with a zero-shot set."""

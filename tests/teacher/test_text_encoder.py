@@ -28,9 +28,7 @@ from llm2clip.remote_code.text_encoder_llm2clip import (
 from llm2clip.teacher.llm import (
     add_lora,
     apply_lora_apart,
-    build_text_encoder,
     load_llm,
-    load_llm_and_head,
     load_teacher,
     save_lora,
     save_teacher,
@@ -198,10 +196,3 @@ def test_what_is_no_llm_teacher_or_adapter_is_named(llm_folder: Path, tmp_path: 
     with pytest.raises(ConfigError, match='no projection called qkv_proj; it has down_proj'):
         text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder)),
                                  LoraConfig(target_modules=['q_proj', 'qkv_proj']))
-
-
-def test_on_meta_nothing_is_in_memory(llm_folder: Path) -> None:
-    encoder = build_text_encoder(TextEncoderConfig(pretrained=str(llm_folder)), LoraConfig(), on_meta=True)
-    assert all(p.is_meta for p in encoder.parameters())
-    _, head = load_llm_and_head(TextEncoderConfig(pretrained=str(llm_folder)), on_meta=True)
-    assert head.weight.is_meta and head.weight.shape == (400, 32)

@@ -13,7 +13,6 @@ import torch
 from filelock import FileLock
 from gradients import COMPILED, JOINT, PREFIXES, WAYS, Result, caption_step, image_step, inheritance_step, joint_step
 from launched import Launched, finish
-from towers import write_clip
 
 from llm2clip.training.algorithms.grad_cache import GradCache
 
@@ -34,11 +33,6 @@ def _assert_equal(found: Result, expected: Result, close: float = 1e-5, part: st
 @pytest.fixture(scope='module')
 def plain(llm_folder: Path) -> Result:
     return caption_step(str(llm_folder), gradients.N, 0.0, 'plain')
-
-
-@pytest.fixture(scope='module')
-def clip(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp('clip'), llm_folder)
 
 
 @pytest.fixture(scope='module')
