@@ -74,7 +74,7 @@ def test_compiled_blocks(stage: int, llm_folder: Path) -> None:
 
 @pytest.mark.dist
 def test_compiled_blocks_on_two_ranks(two_ranks: dict[str, Any]) -> None:
-    """Sharded and recomputed; a sharded and compiled stage 1 is among the trainings of the recipes."""
+    """Sharded and recomputed; a sharded and compiled stage 1 is a slow test of the recipes."""
     _assert_equal(two_ranks['compiled'], image_step(None, tower='test_vit'))
 
 
