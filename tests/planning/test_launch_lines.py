@@ -36,7 +36,8 @@ def _lines() -> list[tuple[str, ...]]:
             recipe = next((word for word in words if word.startswith('recipes/')), '')
             small = any(name in line for name in ('yamls/custom_data/', 'uickstart', 'yamls/flickr8k/'))
             if Path(recipe).stem in CONFIGS and (not small or 'gpu' in line):
-                args = ['yamls/stage2/data/3m.yaml' if arg.startswith('yamls/stage2/data/') and 'sail' not in line else arg
+                data = 'yamls/stage2/data/' if 'sail' not in line else 'x'  # which names both datasets of its file
+                args = ['yamls/stage2/data/3m.yaml' if arg.startswith(data) else arg
                         for arg in words[words.index(recipe) + 1:] if not arg.startswith((
                             'yamls/stage2/captions/', 'yamls/stage1/base/', 'yamls/stage1/captions_only'))]
                 shapes = [arg for arg in args if not arg.startswith((
