@@ -246,8 +246,9 @@ class Stage2Config(TrainConfig):
         if self.initial_adapter is not None and self.model.visual_projection in ('linear', 'affine'):
             raise ConfigError(f'model.visual_projection: {self.model.visual_projection} begins with random weights, '
                               'expected pretrained, since initial_adapter leads into the space of the pretrained CLIP')
-        if any(stream.image_embeddings for stream in self.train_data.streams.values()):
-            self._check_image_embeddings()
+        for key, loader in (('train_data', self.train_data), ('eval_data', self.eval_data)):
+            if loader is not None and any(stream.image_embeddings for stream in loader.streams.values()):
+                self._check_image_embeddings(loader, key)
         if self.loss.matryoshka_dims and self.loss.matryoshka_dims[-1] > self.model.embed_dim:
             raise ConfigError(f'loss.matryoshka_dims: {self.loss.matryoshka_dims[-1]}, expected at most '
                               f'model.embed_dim, {self.model.embed_dim}')
@@ -287,16 +288,16 @@ class Stage2Config(TrainConfig):
             raise ConfigError('text_encoder_in_loop.enabled: embeds captions by a frozen LLM, and trainable_text.lora '
                               'trains it; expected one of the two')
 
-    def _check_image_embeddings(self) -> None:
-        data, key = self.train_data, 'train_data.streams.<name>.image_embeddings'
+    def _check_image_embeddings(self, data: ImageDataConfig, loader: str) -> None:
+        key = f'{loader}.streams.<name>.image_embeddings'
         if not self.model.vision.freeze:
             raise ConfigError(f'model.vision.freeze: expected true, since {key} has vectors of the tower')
         unwanted = {'self_distillation.enabled': self.self_distillation.enabled, 'loss.mask_equal_texts':
                     self.loss.mask_equal_texts, 'algorithms.patch_dropout': 'patch_dropout' in self.algorithms,
                     'text_encoder_in_loop.enabled': self.text_encoder_in_loop.enabled,
-                    'trainable_text': self.reads_captions, 'train_data.image_size': data.image_size,
-                    'train_data.color_jitter': data.color_jitter, 'train_data.grayscale': data.grayscale,
-                    'train_data.horizontal_flip': data.horizontal_flip}
+                    'trainable_text': self.reads_captions, f'{loader}.image_size': data.image_size,
+                    f'{loader}.color_jitter': data.color_jitter, f'{loader}.grayscale': data.grayscale,
+                    f'{loader}.horizontal_flip': data.horizontal_flip}
         for setting, is_set in unwanted.items():
             if is_set:
                 raise ConfigError(f'{setting}: needs the images or captions, and {key} is read in place of them; for '

@@ -111,7 +111,7 @@ def reads_image_embeddings(config: ImageDataConfig, key: str) -> bool:
     if without and len(without) < len(config.streams):
         raise ConfigError(f'{key}.streams.{without[0]}.image_embeddings: required but not set, since other datasets of '
                           f'{key} have them')
-    return not without
+    return bool(config.streams) and not without
 
 
 def _with_captions(sample: Any, keys: Iterable[str]) -> dict[str, str]:
