@@ -29,8 +29,10 @@ def folder(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp('both')
     torch.manual_seed(0)
     save_file(timm.create_model('test_vit').state_dict(), folder / 'tower.safetensors')
-    write_dataset([replace(sample, image=picture(i, 32)) for i, sample in enumerate(make_samples(48))], folder / 'data',
-                  size_limit='8kb')
+    samples = [replace(sample, image=picture(i, 32)) for i, sample in enumerate(make_samples(48))]
+    for sample in samples[::3]:
+        sample.captions['long'] = ''
+    write_dataset(samples, folder / 'data', size_limit='8kb')
     write_text_embeddings(folder / 'data/train', folder / 'texts', teacher_folder)
     return folder
 
