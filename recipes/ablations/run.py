@@ -1,10 +1,11 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Train and measure the variants of a suite: python -m recipes.ablations.run emoji|forgetting|photograph|stage1 [SET=…]
+"""Train and measure the variants of a suite: python -m recipes.ablations.run SUITE [SET=…]
 
-The suite's folder gets the results in `measured.json` and the tables in `ablations.md`.  Variants and seeds that have
-results are skipped.  `SET=FOLDER` sets the captions of an evaluation set of stage 1.
+`SUITE` is `align`, `emoji`, `forgetting`, `photograph` or `stage1`.  Its folder gets the results in `measured.json` and
+the tables in `ablations.md`.  Variants and seeds that have results are skipped.  `SET=FOLDER` sets the captions of an
+evaluation set of stage 1.
 """
 
 import importlib
