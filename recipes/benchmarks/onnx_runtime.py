@@ -1,0 +1,123 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Benchmark ONNX Runtime against PyTorch: milliseconds of one image or caption on one CPU core, and recall@10.
+
+ONNX Runtime's own tools write the models in float16 and int8.
+python -m recipes.benchmarks.onnx_runtime [RUN DATASET]"""
+
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any, Optional
+
+import onnx
+import torch
+from onnxruntime import InferenceSession, SessionOptions  # pyright: ignore[reportAttributeAccessIssue]
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from llm2clip.config import ExportConfig
+from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
+from llm2clip.data.images import decode_pixels
+from llm2clip.device import open_device
+from llm2clip.evaluation.retrieval import evaluate_retrieval
+from llm2clip.evaluation.sets.retrieval import mds
+from llm2clip.export.hf import run_teachers
+from llm2clip.export.onnx_models import export_onnx
+from llm2clip.training.runs import load_stage2
+from recipes.benchmarks.measuring import BENCH_FOLDER, markdown_table, seconds_in_turns, write_result
+
+QUICKSTART = 'runs/quickstart/stage2', 'runs/quickstart/data/emoji/unseen_style'
+BATCH, CALIBRATION, LATENCY_ROUNDS = 32, 64, 31
+
+
+class Calibration(CalibrationDataReader):
+    """Training images, one at a time, for the ranges of a static quantisation."""
+
+    def __init__(self, pixels: torch.Tensor) -> None:
+        self.images = iter(pixels.split(1))
+
+    def get_next(self) -> Optional[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        image = next(self.images, None)
+        return None if image is None else {'pixel_values': image.numpy()}
+
+
+def smaller(model: Path, calibration: Optional[torch.Tensor] = None) -> dict[str, Path]:
+    """Write a model in float16, in int8 by dynamic quantisation and, with images, in int8 by static quantisation."""
+    paths = {kind: model.with_name(f'{model.stem}.{kind}.onnx') for kind in ('float16', 'int8', 'int8_static')}
+    onnx.save(convert_float_to_float16(onnx.load(model), keep_io_types=True), paths['float16'])
+    quantize_dynamic(model, paths['int8'], per_channel=True)
+    if calibration is None:
+        paths.pop('int8_static')
+    else:
+        quantize_static(model, paths['int8_static'], Calibration(calibration), per_channel=True,
+                        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
+    return {'float32': model, **paths}
+
+
+def run_session(session: InferenceSession, **inputs: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(session.run(None, {name: x.numpy() for name, x in inputs.items()})[0])
+
+
+@torch.no_grad()
+def main(run: str, dataset: str) -> None:
+    if (run, dataset) == QUICKSTART:
+        subprocess.run(['make', f'{run}/finished'], check=True)
+    torch.set_num_threads(1)
+    one_thread = SessionOptions()
+    one_thread.intra_op_num_threads = 1
+    model, config, record = load_stage2(run)
+    source, = run_teachers(ExportConfig(run), config, record.teacher)
+    teacher: Any = source.load(open_device('cpu'))
+    preprocessing, test = model.vision_encoder.preprocessing, mds(dataset)
+
+    def pixels(local: str, first: Optional[int] = None) -> torch.Tensor:
+        images = mds(local)
+        chosen = [resize_and_crop(decode_pixels(images.read_image(i), images.image_ids[i]), preprocessing.image_size)
+                  for i in range(len(images.image_ids[:first]))]
+        return normalize(torch.stack(chosen), preprocessing.mean, preprocessing.std)
+
+    calibration = pixels(next(iter(config.train_data.streams.values())).local, CALIBRATION)
+    order = sorted(range(len(test.texts)), key=lambda i: len(test.texts[i]))
+    batches = {'image': [{'pixel_values': batch} for batch in pixels(dataset).split(BATCH)],
+               'caption': [teacher.tokenizer([test.texts[i] for i in order[start:start + BATCH]])
+                           for start in range(0, len(order), BATCH)]}
+    back = torch.tensor(order).argsort()
+
+    def embed(what: str, way: Any) -> torch.Tensor:
+        features = torch.cat([way(**batch) for batch in batches[what]])
+        return features if what == 'image' else model.get_text_features(features[back])
+
+    towers: dict[str, Any] = {'image': model.get_image_features, 'caption': teacher.module}
+    exact, rows, found = {what: embed(what, tower) for what, tower in towers.items()}, [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(model, config.model, record, f'{folder}/onnx', run=config, teachers=[source])
+        for what, file in (('image', 'model.onnx'), ('caption', 'text_encoder.onnx')):
+            files = smaller(Path(folder, 'onnx', file), calibration if what == 'image' else None)
+            ways = {'PyTorch': towers[what], **{kind: partial(run_session, InferenceSession(
+                path, one_thread, providers=['CPUExecutionProvider'])) for kind, path in files.items()}}
+            one = {name: x[:1] for name, x in batches[what][len(batches[what]) // 2].items()}
+            seconds = seconds_in_turns({kind: partial(way, **one) for kind, way in ways.items()}, LATENCY_ROUNDS)
+            for kind, way in ways.items():
+                features = exact[what] if kind == 'PyTorch' else embed(what, way)
+                image_features, text_features = {**exact, what: features}.values()
+                recalls = evaluate_retrieval(test, image_features, text_features).ranks.recalls()
+                found[f'{what}_{kind}'] = result = {
+                    'milliseconds': 1e3 * seconds[kind], 'cosine': (features * exact[what]).sum(dim=1).mean().item(),
+                    'MiB': files[kind].stat().st_size / 2**20 if kind in files else None, **recalls}
+                print(f'{what}, {kind}: {result}', flush=True)
+                rows.append([f'{what}, {kind}', f'{result["milliseconds"]:.1f}', f'{result["MiB"] or 0:.0f}',
+                             f'{result["cosine"]:.4f}', f'{recalls["image_retrieval_recall@10"]:.1f}',
+                             f'{recalls["text_retrieval_recall@10"]:.1f}'])
+            write_result(f'onnx_{what}', f'milliseconds of one {what} in ONNX Runtime, float32', 'PyTorch',
+                         seconds['float32'] / seconds['PyTorch'], found, at_most=1.0)
+    text = markdown_table(['one core', 'ms', 'MiB', 'cosine', 'R@10 text → image', 'R@10 image → text'], rows)
+    (BENCH_FOLDER / 'onnx.md').write_text(text)
+    print(text)
+
+
+if __name__ == '__main__':
+    main(*(sys.argv[1:] or QUICKSTART))
