@@ -38,6 +38,7 @@ SOURCES: _Registry = {
     'emoji': 'llm2clip.data.convert.emoji:emoji',
     'flickr30k': 'llm2clip.data.convert.image_folder:flickr30k',
     'flickr8k': 'llm2clip.data.convert.image_folder:flickr8k',
+    'hard_negatives': 'llm2clip.teacher.hard_negatives:hard_negatives',
     'huggingface': 'llm2clip.data.convert.table:huggingface',
     'image_folder': 'llm2clip.data.convert.image_folder:image_folder',
     'plain_text': 'llm2clip.data.convert.texts:plain_text',

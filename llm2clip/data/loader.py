@@ -18,7 +18,7 @@ from composer.utils import dist
 from streaming import StreamingDataLoader, StreamingDataset
 
 from llm2clip.config import ConfigError, LoaderConfig, StreamConfig
-from llm2clip.data.schema import caption_keys, read_columns
+from llm2clip.data.schema import NEGATIVE, caption_keys, read_columns
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import VerifiedStream
 
@@ -53,7 +53,7 @@ def stream_arguments(name: str, stream: StreamConfig, key: str) -> dict[str, Any
 
 
 def all_caption_keys(name: str, stream: StreamConfig, key: str, setting: str) -> list[str]:
-    """Return every caption key of a dataset, for a `setting` of ``key`` that names none.
+    """Return every caption key of a dataset except hard negatives, for a `setting` of ``key`` that names none.
 
     Raises:
         ConfigError: The dataset is missing, has no captions, or is in a remote.
@@ -61,7 +61,8 @@ def all_caption_keys(name: str, stream: StreamConfig, key: str, setting: str) ->
     if stream.remote is not None:
         raise ConfigError(f'{key}.{setting}: expected caption keys, since dataset {name} is in a remote, and which '
                           'ones it has is not known yet')
-    keys = caption_keys(read_columns(stream_arguments(name, stream, key)['local']))
+    columns = read_columns(stream_arguments(name, stream, key)['local'])
+    keys = [caption for caption in caption_keys(columns) if not caption.startswith(NEGATIVE)]
     if not keys:
         raise ConfigError(f'{key}.streams.{name}.local: the dataset in {stream.local} has no captions')
     return keys

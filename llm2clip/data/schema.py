@@ -27,8 +27,8 @@ from llm2clip.files import FileError, parse_json, read_text, reading
 from llm2clip.folders import stays_inside
 
 __all__ = [
-    'CAPTION', 'EMBEDDING', 'EMBEDDING_SCALE', 'IMAGE', 'INDEX', 'SAMPLE_ID', 'TEACHER_FILE', 'caption_keys',
-    'check_shard', 'columns_of', 'dataset_fingerprint', 'embedding_dim', 'file_damage', 'first_shards',
+    'CAPTION', 'EMBEDDING', 'EMBEDDING_SCALE', 'IMAGE', 'INDEX', 'NEGATIVE', 'SAMPLE_ID', 'TEACHER_FILE',
+    'caption_keys', 'check_shard', 'columns_of', 'dataset_fingerprint', 'embedding_dim', 'file_damage', 'first_shards',
     'image_keys', 'parse_index', 'read_columns', 'read_index', 'read_samples', 'vector_columns', 'vector_rows',
     'whole_shard',
 ]
@@ -39,6 +39,8 @@ CAPTION = 'caption.'
 EMBEDDING = 'text_embedding.'
 EMBEDDING_SCALE = 'text_embedding_scale.'
 INDEX = 'index.json'
+NEGATIVE = 'negative_of_'
+"""Prefix of the key of a caption's hard negative, before the key of the caption."""
 TEACHER_FILE = 'teacher.json'
 """File of an embeddings dataset that records its teacher and the dataset that it belongs to."""
 

@@ -16,7 +16,7 @@ from composer.utils import dist
 from llm2clip.config import CaptionDataConfig, CaptionPairConfig, ConfigError, MNTPConfig
 from llm2clip.data.captions import draw_captions, draw_pair, text_id
 from llm2clip.data.loader import all_caption_keys, build_loader, stream_arguments
-from llm2clip.data.schema import CAPTION, SAMPLE_ID, read_columns
+from llm2clip.data.schema import CAPTION, NEGATIVE, SAMPLE_ID, read_columns
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.remote_code.text_encoder_llm2clip import pack
@@ -101,8 +101,9 @@ def pairs_of_streams(
 ) -> tuple[list[Sequence[CaptionPairConfig]], list[list[str]]]:
     """Return the directions of each stream, and the caption columns that they need.
 
-    Without configured pairs, training pairs any two captions of a sample, and evaluation the first two keys of the
-    dataset.  In training, a dataset with one caption per sample pairs each caption with itself.
+    Without configured pairs, training pairs any two captions of a sample, with the hard negative of the query if the
+    dataset has one per caption, and evaluation the first two keys of the dataset.  In training, a dataset with one
+    caption per sample pairs each caption with itself.
 
     Raises:
         ConfigError: A direction is invalid, or an evaluation dataset has one caption per sample.
@@ -115,8 +116,13 @@ def pairs_of_streams(
             keys = all_caption_keys(name, stream, key, 'pairs')
             if len(keys) < 2 and not train:
                 raise ConfigError(f'{key}.streams.{name}: {stream.local} has one caption per sample, expected two')
-            both = CaptionPairConfig(keys, keys if len(keys) > 1 else None)
-            chosen = [both if train else CaptionPairConfig(keys[:1], keys[1:2])]
+            positives = keys if len(keys) > 1 else None
+            if not train:
+                chosen = [CaptionPairConfig(keys[:1], keys[1:2])]
+            elif CAPTION + NEGATIVE + keys[0] in read_columns(stream.local):
+                chosen = [CaptionPairConfig([query], positives, NEGATIVE + query) for query in keys]
+            else:
+                chosen = [CaptionPairConfig(keys, positives)]
         for i, pair in enumerate(chosen):
             if pair.positive is not None and pair.positive in ([query] for query in pair.query):
                 raise ConfigError(f'{where}[{i}]: a caption cannot be its own positive; both sides are '

@@ -7,7 +7,7 @@ The measure is the retrieval accuracy between the first two captions of an image
 Flickr8k's test split and, if its folder is given (`coco=data/coco/captions/test`), COCO.
 """
 
-from recipes.ablations.suite import Ablation, Suite, Variant
+from recipes.ablations.suite import Ablation, Step, Suite, Variant
 
 RUN, DATA = 'runs/ablations/stage1', 'runs/flickr8k/data'
 INSTRUCTION = 'Given a caption, retrieve a similar relevant caption. '
@@ -15,6 +15,15 @@ KEYS = "['0', '1', '2', '3', '4']"
 BOTH = f'[{{query: {KEYS}, positive: {KEYS}, instruction: "{INSTRUCTION}"}}, {{query: {KEYS}, positive: {KEYS}}}]'
 SHORT_WARM_UP, BETAS, CAUSAL = (
     'scheduler.t_warmup=20ba', 'optimizer.betas=[0.9, 0.999]', 'text_encoder.bidirectional=false')
+TRAIN = ('yamls/stage1/smollm2_135m_cpu.yaml', f'train_data.streams.captions.local={DATA}/train', 'eval_data=null',
+         'text_encoder.dtype=float32')
+# A training like the first variant, and the hard negatives that its text encoder finds.
+MINE = (Step(f'{RUN}/miner/teacher/text_encoder.json', ('recipes/train_stage1.py', *TRAIN, f'save_folder={RUN}/miner')),
+        Step(f'{RUN}/mined/dataset.json', (
+            'recipes/prepare_data.py', 'yamls/data/hard_negatives.yaml', f'source.dataset={DATA}/train',
+            f'source.teacher={RUN}/miner/teacher', f'out={RUN}/mined')))
+MINED = (f'train_data.streams.captions.local={RUN}/mined/train', 'train_data.pairs=[]')
+SECOND = f'text_encoder.adapters=[{RUN}/miner/lora]'
 
 VARIANTS = {
     'nothing': Variant(),
@@ -27,6 +36,7 @@ VARIANTS = {
     'instruction before every second query': Variant((f'train_data.pairs={BOTH}',)),
     'a random negative for each caption': Variant((
         f'train_data.pairs=[{{query: {KEYS}, positive: {KEYS}, random_negative: true}}]',)),
+    'a mined negative for each caption': Variant(MINED, needs=MINE),
     'logit_scale 20': Variant(('logit_scale=20',)),
     'LoRA of rank 64': Variant(('lora.r=64', 'lora.lora_alpha=128')),
     'pooling: last': Variant(('text_encoder.pooling=last',)),
@@ -38,10 +48,16 @@ VARIANTS = {
         'algorithms.grad_cache={}', 'global_train_batch_size=128', 'device_train_microbatch_size=32',
         'max_duration=38ba', 'scheduler.t_warmup=10ba')),
 }
+PHASES = {  # a step with negatives takes 1.5 times as long
+    'a second phase of 150 steps': Variant((SECOND,), needs=MINE[:1]),
+    'a second phase of 225 steps': Variant((SECOND, 'max_duration=225ba'), needs=MINE[:1]),
+    'a second phase of 150 steps with mined negatives': Variant((SECOND, *MINED), needs=MINE),
+}
 TESTS = {'Flickr8k': ('test',), 'COCO': ('coco',)}
 ABLATIONS = (Ablation('Nothing that was tried is better than the shipped settings',
-                      'none, its LLM has 8 billion weights', tuple(VARIANTS), tuple(TESTS)),)
+                      'none, its LLM has 8 billion weights', tuple(VARIANTS), tuple(TESTS)),
+             Ablation('A second phase without mined negatives is better than one with them', 'none', tuple(PHASES),
+                      tuple(TESTS)))
 
-SUITE = Suite(RUN, f'{DATA}/config.yaml', (
-    'yamls/stage1/smollm2_135m_cpu.yaml', f'train_data.streams.captions.local={DATA}/train', 'eval_data=null',
-    'text_encoder.dtype=float32'), VARIANTS, TESTS, ABLATIONS, captions={'test': f'{DATA}/test'})
+SUITE = Suite(RUN, f'{DATA}/config.yaml', TRAIN, {**VARIANTS, **PHASES}, TESTS, ABLATIONS,
+              captions={'test': f'{DATA}/test'})

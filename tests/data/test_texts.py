@@ -35,7 +35,6 @@ from llm2clip.data.texts import (
     pairs_of_streams,
     split_by_length,
     split_packed,
-    with_two_captions,
 )
 from llm2clip.models.stage1 import CaptionContrastive
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
@@ -110,27 +109,6 @@ def test_what_is_drawn_depends_on_seed_epoch_and_sample_alone(image_dataset: Pat
     assert sorted(_seen(_loader(image_dataset, tokenizer, seed=4), tokenizer)) != sorted(first)
 
 
-def test_evaluation_takes_the_first_two_captions_without_instruction(
-    image_dataset: Path, tokenizer: CaptionTokenizer
-) -> None:
-    assert sorted(_seen(_loader(image_dataset, tokenizer, [], train=False), tokenizer)) == [
-        (s.sample_id, f'<s>{s.captions["long"]}', f'<s>{s.captions["short"]}') for s in make_samples(64)]
-
-
-def test_hard_negatives_may_be_missing(llm_folder: Path, tmp_path: Path, tokenizer: CaptionTokenizer) -> None:
-    samples = [Sample(f'{i}', {'query': f'q{i}', 'positive': f'p{i}', 'negative': f'n{i}' if i % 2 else ''})
-               for i in range(8)]
-    write_dataset(samples, tmp_path / 'd')
-    pairs = [CaptionPairConfig(['query'], ['positive'], 'negative')]
-    batch, = _loader(tmp_path / 'd' / 'train', tokenizer, pairs)
-    for i, sample_id in enumerate(batch['sample_id']):
-        if int(sample_id) % 2:
-            assert _texts(tokenizer, batch, 'negative')[i] == f'n{sample_id}'
-            assert batch['negative_text_id'][i] == text_id(f'n{sample_id}')
-        else:
-            assert batch['negative_text_id'][i] == 0 and batch['negative_attention_mask'][i].sum() == 1
-
-
 def test_a_random_negative_is_what_another_sample_has_of_the_positives_kind(
     tmp_path: Path, tokenizer: CaptionTokenizer
 ) -> None:
@@ -197,6 +175,7 @@ def test_absent_captions_in_evaluation(tmp_path: Path, tokenizer: CaptionTokeniz
     batch, = _loader(tmp_path / 'd/train', tokenizer, pairs, train=False)
     found = zip(batch['sample_id'], batch['query_text_id'].tolist(), batch['positive_text_id'].tolist())
     assert sorted(found) == [(s.sample_id, text_id(s.captions['short']), text_id(s.captions['long'])) for s in samples]
+    assert not any('Find' in text for text in _texts(tokenizer, batch, 'query', True))
 
 
 def test_samples_without_two_captions_do_not_count_in_evaluation(llm_folder: Path) -> None:
@@ -224,17 +203,6 @@ def test_without_pairs_any_two_captions_are_one(
     config.streams['s'] = CaptionStreamConfig(str(tmp_path / 'd/train'))
     with pytest.raises(ConfigError, match='has one caption per sample, expected two'):
         pairs_of_streams(config, False, 'eval_data')
-
-
-def test_a_dataset_with_one_caption_per_sample_is_not_evaluated(
-    image_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_dataset([Sample(f'{i}', {'only': f'text {i}'}) for i in range(8)], tmp_path / 'd')
-    single, several = (CaptionStreamConfig(str(path)) for path in (tmp_path / 'd/train', image_dataset))
-    for streams, kept in (({'s': single}, None), ({'s': single, 't': several}, {'t': several})):
-        left = with_two_captions(CaptionDataConfig(streams=streams), 'eval_data')
-        assert (None if left is None else left.streams) == kept
-        assert 'eval_data.streams: s has one caption per sample' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(('pairs', 'train', 'message'), [

@@ -1,0 +1,86 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Source of captions with hard negatives, which a text encoder finds among the captions of other images."""
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from llm2clip.config import ConfigError
+from llm2clip.config.ranges import Natural, Share, Text
+from llm2clip.data.convert.samples import Dropped, Part, Sample
+from llm2clip.data.schema import CAPTION, INDEX, NEGATIVE, SAMPLE_ID, caption_keys, read_index, whole_shard
+from llm2clip.device import open_device
+from llm2clip.teacher.sources import LLMTeacher, TeacherFolder
+
+__all__ = ['hard_negatives']
+
+# Texts that are tokenised at once, and similarities that are computed at once.
+_TEXTS, _SCORES = 1 << 16, 1 << 26
+
+
+def hard_negatives(
+    dataset: Text, teacher: Text, range_min: Natural = 0, relative_margin: Optional[Share] = None
+) -> tuple[dict[str, list[Part]], Dropped]:
+    """The captions of a dataset, as the split ``train``, each with a hard negative: the most similar caption of another
+    image, which `mine_hard_negatives` of sentence-transformers would find too.
+
+    The negative of the caption ``short`` is the caption ``negative_of_short``, empty if there is none.  A text that
+    several images have is no negative, and has none.
+
+    Args:
+        dataset: Folder of the dataset, with or without images.
+        teacher: Folder of the text encoder, written by stage 1.  Its instruction precedes a caption whose negative is
+            searched, as it precedes queries in training.
+        range_min: Number of most similar captions to skip, since some describe the image too.
+        relative_margin: Share by which a negative has to be less similar than every caption of the image.
+    """
+    if not Path(dataset, INDEX).is_file():
+        raise ConfigError(f'source.dataset: there is no MDS dataset in {Path(dataset).absolute()}')
+    source = TeacherFolder(teacher)
+    source.check_encoding(None, '')
+    inputs = [str(path) for path in (Path(dataset, INDEX), *sorted(Path(teacher).iterdir()))]
+    return {'train': [Part('all', partial(_samples, dataset, source, range_min, relative_margin), inputs)]}, Dropped()
+
+
+def _samples(
+    dataset: str, source: TeacherFolder, range_min: int, relative_margin: Optional[float], dropped: Dropped
+) -> Iterator[Sample]:
+    samples = [Sample(row[SAMPLE_ID], {key: row[CAPTION + key] for key in caption_keys(row)
+                                       if not key.startswith(NEGATIVE)})
+               for shard in read_index(dataset)['shards'] for row in whole_shard(dataset, shard)]
+    images = Counter(text for sample in samples for text in {*sample.captions.values()})
+    image_of = {text: i for i, sample in enumerate(samples) for text in sample.captions.values()
+                if text.strip() and images[text] == 1}
+    texts, teacher = [*image_of], source.load(open_device(None))
+    assert isinstance(teacher, LLMTeacher)
+    tokenizer = teacher.tokenizer
+
+    def embed(instruction: str) -> torch.Tensor:
+        with tqdm(total=len(texts), desc='embed', unit=' captions') as bar:
+            parts = (tokenizer.tokenize(texts[i:i + _TEXTS], instruction) for i in range(0, len(texts), _TEXTS))
+            return torch.cat([F.normalize(teacher.embed_tokens(part, bar.update).vectors, dim=-1) for part in parts])
+
+    vectors = embed('')
+    queries = embed(tokenizer.instruction) if tokenizer.instruction else vectors
+    image, size = torch.tensor([*image_of.values()]).to(vectors.device), max(1, _SCORES // len(texts))
+    negative: dict[str, str] = {}
+    for start in tqdm(range(0, len(texts), size), desc='search'):
+        rows = slice(start, start + size)
+        scores, hidden = queries[rows] @ vectors.T, image[rows, None] == image
+        if relative_margin is not None:
+            lowest = scores.masked_fill(~hidden, torch.inf).amin(1, keepdim=True)
+            hidden |= scores > lowest - relative_margin * lowest.abs()
+        best = scores.masked_fill_(hidden, -torch.inf).topk(min(range_min + 1, len(texts)))
+        negative |= {text: texts[i] for text, i, score in zip(
+            texts[rows], best.indices[:, -1].tolist(), best.values[:, -1].tolist()) if score > -torch.inf}
+    for sample in samples:
+        yield Sample(sample.sample_id, sample.captions | {
+            NEGATIVE + key: negative.get(text, '') for key, text in sample.captions.items()})
