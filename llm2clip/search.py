@@ -12,9 +12,11 @@ from typing import Union
 import torch
 import xxhash
 from composer.devices import Device
+from PIL import Image
 from tqdm import tqdm
 
 from llm2clip.config import ConfigError, ImageFolderConfig
+from llm2clip.data.images import decode_pixels
 from llm2clip.evaluation.images import encode_batches
 from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.evaluation.sets.files import ImageFiles
@@ -23,7 +25,7 @@ from llm2clip.files import parse_json, printable, reading
 from llm2clip.models.llm2clip import check_truncate_dim, truncate_dims
 from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
-__all__ = ['classify', 'embed_images', 'embed_query', 'is_image', 'load_model', 'nearest']
+__all__ = ['classify', 'embed_images', 'embed_query', 'is_image', 'load_model', 'nearest', 'thumbnail']
 
 SUFFIXES = ('.avif', '.bmp', '.gif', '.jfif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 INDEX_FILE = 'images.safetensors'
@@ -132,3 +134,11 @@ def classify(model: TrainedLLM2CLIP, image: Path, labels: Sequence[str]) -> dict
     """Return label -> probability of an image file: the softmax of the model's logits, as in zero-shot pipelines."""
     logits = model.model.logit_scale.exp().cpu() * (model.text_features(labels)[0] @ embed_query(model, image))
     return dict(zip(labels, logits.softmax(0).tolist()))
+
+
+def thumbnail(path: str, side: int) -> Image.Image:
+    """Return an image file in RGB, reduced to at most `side` pixels in height and width."""
+    pixels = decode_pixels(ImageFiles('', [path])(0), path, at_least=side)
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    image.thumbnail((side, side))
+    return image
