@@ -84,13 +84,14 @@ def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> 
         image.preprocess = lambda payload: payload and payload.path  # `search` decodes it, or says why it cannot
         return image
 
-    gallery: dict[str, Any] = dict(show_label=False, columns=5, object_fit='cover', height='max-content', format='jpeg')
+    gallery: dict[str, Any] = dict(show_label=False, columns=5, object_fit='cover', height='max-content', buttons=[],
+                                   format='jpeg')
     with gr.Blocks(title='LLM2CLIP') as page:
         gr.Markdown(f'# LLM2CLIP\n{len(paths):,} images of `{config.images}`, model `{config.model}`')
         with gr.Tab('Text search'):
             with gr.Row(equal_height=True):
                 text = gr.Textbox(label='Text', show_label=False, placeholder='a dog on the beach', scale=6)
-                button = gr.Button('Search', variant='primary', min_width=120)
+                button = gr.Button('Search', variant='primary', min_width=96)
             gr.on([text.submit, button.click], **event(search_text, [text], gr.Gallery(**gallery)))
         with gr.Tab('Image search'), gr.Row():
             image = image_input()

@@ -202,6 +202,7 @@ def test_images_as_queries_need_no_teacher(
     assert capsys.readouterr().out == f'{photos}/0.png\n  1.000  {photos}/0.png\n'
 
 
+@pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason='there is no chromium or google-chrome')
 def test_the_page_answers_in_a_browser(
     model_folder: Path, model: Model, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
