@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= passive
 SYNC := UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --locked --inexact --quiet --compile-bytecode
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart photographs photographs-ablations baselines ablations test test-fast test-dist test-slow test-gpu test-pip-resolution lint docs bench bench-gpu clean
+.PHONY: help install quickstart demo photographs photographs-ablations baselines ablations test test-fast test-dist test-slow test-gpu test-pip-resolution lint docs bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -28,6 +28,10 @@ $(VENV)/.base: pyproject.toml uv.lock | $(UV)
 
 $(VENV)/.dev: $(VENV)/.base
 	$(SYNC) --group dev
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.base
+	$(SYNC) --extra demo
 	@touch $@
 
 $(VENV)/.baselines: $(VENV)/.base
@@ -64,11 +68,23 @@ $(RUN)/export/config.yaml: | $(RUN)/evaluate/results.json
 $(RUN)/report.html: | $(RUN)/export/config.yaml
 	$(BIN)/python recipes/report.py yamls/report/quickstart.yaml
 
+demo: $(VENV)/.demo | $(RUN)/images  ## search and classify on a page, with the quickstart's model; IMAGES=… a folder
+	$(BIN)/python recipes/demo.py model=$(RUN)/export/llm2clip images=$(or $(IMAGES),$(RUN)/images) \
+		index=$(RUN)/search$(subst /,_,$(IMAGES))
+
+# Emoji in the style that was not trained on, as files that are named after them.
+$(RUN)/images: | $(RUN)/export/config.yaml
+	@rm -rf $@.tmp && mkdir $@.tmp
+	@$(BIN)/python -c "from pathlib import Path; from llm2clip.data.schema import read_samples; \
+		[Path('$@.tmp', sample['caption.short'] + '.png').write_bytes(sample['image']) \
+		for sample in read_samples('$(RUN)/data/emoji/unseen_style')]"
+	@mv $@.tmp $@
+
 # --------------------------------------------------------------------------------------------------- photographs
 PHOTOGRAPHS := runs/flickr8k
 # Captions of Flickr8k: the official file, Karpathy's, or Kaggle's, which has no splits.
 ANNOTATIONS = $(firstword $(wildcard $(addprefix $(DATA)/,Flickr8k.token.txt dataset_flickr8k.json captions.txt)))
-IMAGES = $(firstword $(wildcard $(addprefix $(DATA)/,Flicker8k_Dataset Images images)))
+PHOTOS = $(firstword $(wildcard $(addprefix $(DATA)/,Flicker8k_Dataset Images images)))
 HOLDOUT := 'source.holdout={val: 1000, test: 1000}'
 SPLITS = $(if $(filter %/captions.txt,$(ANNOTATIONS)),$(HOLDOUT))
 GPU = $(if $(filter gpu,$(HARDWARE)),yamls/stage2/vision/clip_b16.yaml yamls/flickr8k/gpu.yaml)
@@ -76,9 +92,9 @@ GPU = $(if $(filter gpu,$(HARDWARE)),yamls/stage2/vision/clip_b16.yaml yamls/fli
 photographs: $(PHOTOGRAPHS)/report.html  ## the same pipeline on Flickr8k in DATA=…; HARDWARE=gpu trains CLIP B/16
 
 $(PHOTOGRAPHS)/data/config.yaml: | $(VENV)/.base
-	@[ -n "$(IMAGES)" ] && [ -n "$(ANNOTATIONS)" ] || { echo 'make photographs DATA=<folder>: expected Flickr8k there,' \
+	@[ -n "$(PHOTOS)" ] && [ -n "$(ANNOTATIONS)" ] || { echo 'make photographs DATA=<folder>: expected Flickr8k there,' \
 		'Flicker8k_Dataset/ (or Images/) with Flickr8k.token.txt, dataset_flickr8k.json or captions.txt'; exit 1; }
-	$(BIN)/python recipes/prepare_data.py yamls/flickr8k/prepare.yaml source.images=$(IMAGES) \
+	$(BIN)/python recipes/prepare_data.py yamls/flickr8k/prepare.yaml source.images=$(PHOTOS) \
 		source.annotations=$(ANNOTATIONS) $(SPLITS)
 
 $(PHOTOGRAPHS)/stage1/teacher/text_encoder.json: | $(PHOTOGRAPHS)/data/config.yaml

@@ -33,10 +33,10 @@ from llm2clip.config import (
     EvaluateConfig,
     ExportTeacherConfig,
     ExportVisionConfig,
+    ImageFolderConfig,
     PlanConfig,
     PrepareConfig,
     ReportConfig,
-    SearchConfig,
     TrainConfig,
 )
 from llm2clip.config.files import leaves, load_config, settings_in_folder
@@ -143,7 +143,7 @@ def _timed(folder: Optional[str]) -> Iterator[None]:
 
 def step_folder(config: Any) -> Optional[str]:
     """Return the folder in which a step records its duration; None if it records none."""
-    if isinstance(config, (ExportVisionConfig, ReportConfig, SearchConfig)):
+    if isinstance(config, (ExportVisionConfig, ReportConfig, ImageFolderConfig)):
         return None
     return config.save_folder if isinstance(config, TrainConfig) else config.out
 
@@ -167,7 +167,8 @@ def claim(config: Any, recipe: str) -> ExitStack:
         held.enter_context(locked(lock, out))
         held.callback(lock.unlink)
         return held
-    folders = [config.index if isinstance(config, SearchConfig) else step_folder(config) or config.out]
+    folders = [config.index if isinstance(config, ImageFolderConfig) else step_folder(config) or config.out]
+    recipe = 'search' if isinstance(config, ImageFolderConfig) else recipe  # `demo` uses the same index
     if isinstance(config, TrainConfig) and '://' not in config.checkpoint_folder:
         checkpoints = Path(os.path.abspath(config.checkpoint_folder))
         folders += [] if checkpoints.is_relative_to(os.path.abspath(config.save_folder)) else [checkpoints]
@@ -179,7 +180,7 @@ def claim(config: Any, recipe: str) -> ExitStack:
 
 def how_it_resumes(config: Any) -> str:
     """Return how the same command resumes after a stop; empty if it starts again."""
-    if isinstance(config, (PrepareConfig, EmbedConfig, EvaluateConfig, SearchConfig)):
+    if isinstance(config, (PrepareConfig, EmbedConfig, EvaluateConfig, ImageFolderConfig)):
         return 'the same command goes on with what is missing'
     if not isinstance(config, TrainConfig) or not config.autoresume:
         return ''

@@ -1,19 +1,22 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Image search in a folder by text or by image; the image features are kept in one safetensors file."""
+"""Image search in a folder by text or by image, and zero-shot classification; image features are kept in one file."""
 
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Union
 
 import torch
 import xxhash
 from composer.devices import Device
+from PIL import Image
 from tqdm import tqdm
 
-from llm2clip.config import ConfigError, SearchConfig
+from llm2clip.config import ConfigError, ImageFolderConfig
+from llm2clip.data.images import decode_pixels
 from llm2clip.evaluation.images import encode_batches
 from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.evaluation.sets.files import ImageFiles
@@ -22,7 +25,7 @@ from llm2clip.files import parse_json, printable, reading
 from llm2clip.models.llm2clip import check_truncate_dim, truncate_dims
 from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
-__all__ = ['embed_images', 'is_image', 'load_model']
+__all__ = ['classify', 'embed_images', 'embed_query', 'is_image', 'load_model', 'nearest', 'thumbnail']
 
 SUFFIXES = ('.avif', '.bmp', '.gif', '.jfif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 INDEX_FILE = 'images.safetensors'
@@ -33,7 +36,7 @@ def is_image(query: str) -> bool:
     return query.lower().endswith(SUFFIXES)
 
 
-def load_model(config: SearchConfig, device: Device, queries: Sequence[str] = ()) -> tuple[TrainedLLM2CLIP, str]:
+def load_model(config: ImageFolderConfig, device: Device, queries: Sequence[str] = ()) -> tuple[TrainedLLM2CLIP, str]:
     """Load an exported model, and return it with a fingerprint of everything that determines its image features.
 
     Raises:
@@ -69,7 +72,7 @@ def find_images(folder: str) -> dict[str, list[int]]:
     return dict(sorted(found.items()))
 
 
-def embed_images(config: SearchConfig, model: TrainedLLM2CLIP, fingerprint: str) -> tuple[list[str], torch.Tensor]:
+def embed_images(config: ImageFolderConfig, model: TrainedLLM2CLIP, fingerprint: str) -> tuple[list[str], torch.Tensor]:
     """Return the paths of N readable images and their features ``(N, D)``; only new and changed files are encoded.
 
     Raises:
@@ -107,3 +110,35 @@ def embed_images(config: SearchConfig, model: TrainedLLM2CLIP, fingerprint: str)
     if not features:
         raise ConfigError(f'images: none in {config.images} can be read')
     return [os.path.join(config.images, name) for name in found if name in known], torch.stack(features).float()
+
+
+def embed_query(model: TrainedLLM2CLIP, query: Union[str, Path]) -> torch.Tensor:
+    """Return the features ``(D,)`` of a text or, for a Path, of an image file.
+
+    Raises:
+        FileError, ValueError: The image cannot be read or decoded.
+    """
+    if isinstance(query, str):
+        return model.text_features([query])[0][0]
+    pixels = model.preprocess(ImageFiles('', [str(query)])(0), query.name)
+    return model.image_features(pixels[None].to(model.device))[0][0].cpu()
+
+
+def nearest(images: torch.Tensor, query: torch.Tensor, top: int) -> list[tuple[int, float]]:
+    """Return positions and cosine similarities of the `top` images ``(N, D)`` that are nearest to a query ``(D,)``."""
+    scores, best = (images @ query).sort(descending=True, stable=True)
+    return [*zip(best.tolist(), scores.tolist())][:top]
+
+
+def classify(model: TrainedLLM2CLIP, image: Path, labels: Sequence[str]) -> dict[str, float]:
+    """Return label -> probability of an image file: the softmax of the model's logits, as in zero-shot pipelines."""
+    logits = model.model.logit_scale.exp().cpu() * (model.text_features(labels)[0] @ embed_query(model, image))
+    return dict(zip(labels, logits.softmax(0).tolist()))
+
+
+def thumbnail(path: str, side: int) -> Image.Image:
+    """Return an image file in RGB, reduced to at most `side` pixels in height and width."""
+    pixels = decode_pixels(ImageFiles('', [path])(0), path, at_least=side)
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    image.thumbnail((side, side))
+    return image

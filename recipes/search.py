@@ -7,6 +7,7 @@ python recipes/search.py model=runs/quickstart/export/llm2clip images=photos que
 import json
 import os
 import sys
+from pathlib import Path
 
 from llm2clip.command import run_command
 from llm2clip.config import ConfigError, SearchConfig
@@ -14,9 +15,8 @@ from llm2clip.config import ConfigError, SearchConfig
 
 def main(config: SearchConfig) -> None:
     from llm2clip.device import open_device
-    from llm2clip.evaluation.sets.files import ImageFiles
     from llm2clip.files import printable
-    from llm2clip.search import embed_images, is_image, load_model
+    from llm2clip.search import embed_images, embed_query, is_image, load_model, nearest
 
     queries = config.query if isinstance(config.query, list) else [config.query] if config.query is not None else []
     for query in queries:
@@ -25,14 +25,9 @@ def main(config: SearchConfig) -> None:
     model, fingerprint = load_model(config, open_device(config.device, config.precision), queries)
     paths, images = embed_images(config, model, fingerprint)
     for query in queries:
-        if is_image(query):
-            pixels = model.preprocess(ImageFiles('', [query])(0), query)
-            features = model.image_features(pixels[None].to(model.device))[0][0].cpu()
-        else:
-            features = model.text_features([query])[0][0]
-        scores, best = (images @ features).sort(descending=True, stable=True)
+        found = nearest(images, embed_query(model, Path(query) if is_image(query) else query), config.top)
         print(printable(query))
-        for score, i in zip(scores.tolist()[:config.top], best.tolist()):
+        for i, score in found:
             print(f'  {score:.3f}  {printable(paths[i])}')
 
 

@@ -49,5 +49,3 @@ def test_every_key_of_a_recipe_appears_once_and_has_a_docstring(
         assert [name for name in hints if not _inside(hints[name]) and name not in field_docs(schema)] == []
     # What it does, and how it is called.
     assert re.search(rf'\A\S.*\.\n\n  (python|composer) .*recipes/{recipe}\.py', text)
-    if recipe == 'train_stage2':
-        assert '  seed: int = 17\n      Seed of' in text and '    loss.name: clip | siglip = clip\n' in text

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from launched import Launched
 
-from llm2clip.ranks import broadcast_from_rank0, once_per_node, raise_on_all_ranks, round_robin
-
 SCRIPT = """
 import os, signal, time
 import llm2clip.ranks
@@ -76,8 +74,3 @@ def test_two_ranks(tmp_path: Path) -> None:
     assert first[:-1] == ['took [0, 10, 20, 30, 40]', 'took []', *heard]
     assert first[-1].startswith('is alone: another rank has ended')
     assert second == ['took []', 'took []', *heard]
-
-
-def test_one_rank_needs_no_others() -> None:
-    assert list(round_robin([1, 2], lambda items: (2 * item for item in items))) == [2, 4]
-    assert broadcast_from_rank0(lambda: 3) == raise_on_all_ranks(lambda: 3) == once_per_node(lambda: 3, 'x') == 3

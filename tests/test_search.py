@@ -5,6 +5,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import torch
 from composer.devices import DeviceCPU
 from parts import picture
 from PIL import Image
-from recipes_in_process import run_recipe
+from recipes_in_process import ROOT, run_recipe
+from remotes import free_port
 from trained import trained
 from transformers import AutoImageProcessor, AutoModel
 
@@ -22,8 +25,9 @@ from llm2clip.config import ConfigError, SearchConfig
 from llm2clip.evaluation.models import TrainedLLM2CLIP
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.search import INDEX_FILE, embed_images, find_images, load_model
+from llm2clip.search import INDEX_FILE, embed_images, embed_query, find_images, load_model, nearest
 
+CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
 TEXTS = ['a red square', 'a green circle number 7']
 Model = tuple[TrainedLLM2CLIP, str]
 Embedded = dict[str, torch.Tensor]
@@ -196,3 +200,48 @@ def test_images_as_queries_need_no_teacher(
     assert not (tmp_path / 'index').exists()
     _call(monkeypatch, tmp_path / 'model', tmp_path, f'query={photos}/0.png', 'top=1')
     assert capsys.readouterr().out == f'{photos}/0.png\n  1.000  {photos}/0.png\n'
+
+
+@pytest.mark.long
+@pytest.mark.skipif(CHROMIUM is None, reason='there is no chromium or google-chrome')
+def test_the_page_answers_in_a_browser(
+    model_folder: Path, model: Model, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = pytest.importorskip('playwright.sync_api')
+    api.expect.set_options(timeout=60_000)
+    embedded, asked = embed(model, photos, tmp_path / 'other'), photos / '2.png'
+    best = nearest(torch.stack([*embedded.values()]), embed_query(model[0], TEXTS[0]), 3)
+    images, texts = direct(model_folder, [asked]), AutoModel.from_pretrained(model_folder).get_text_features(TEXTS)
+    probabilities = (model[0].model.logit_scale.exp() * images @ texts.T).softmax(-1)[0].tolist()
+    url, hosts = f'http://127.0.0.1:{(port := free_port())}', set()
+    args = [f'model={model_folder}', f'images={photos}', f'port={port}', 'top=3', 'device=cpu', 'num_workers=0']
+    server = subprocess.Popen([sys.executable, ROOT / 'recipes/demo.py', *args, f'index={tmp_path}/index'], text=True,
+                              stdout=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    with server, api.sync_playwright() as playwright:
+        try:
+            assert server.stdout is not None and url in server.stdout.readline()
+            with pytest.raises(ConfigError, match=f'port: 127.0.0.1:{port}: Address already in use'):
+                run_recipe(monkeypatch, 'demo', *args, f'index={tmp_path}/third')
+            page = playwright.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox']).new_page()
+            page.on('request', lambda request: hosts.add(request.url.split('/')[2]))
+            page.goto(url)
+            panel, captions = page.locator('[role=tabpanel]:visible'), page.locator('.caption-label:visible')
+            panel.get_by_role('button', name='Search').click()
+            api.expect(page.get_by_text('Type a text first.')).to_be_visible()
+            panel.get_by_label('Text').press_sequentially(f'{TEXTS[0]}\n')
+            api.expect(captions).to_have_text([f'{score:.3f} {[*embedded][i]}' for i, score in best])
+            page.get_by_role('tab', name='Image').click()
+            panel.locator('input[type=file]').set_input_files(dict(name='a.jpg', mimeType='image/jpeg', buffer=b'a'))
+            api.expect(page.get_by_text("'a.jpg' cannot be decoded")).to_be_visible()
+            panel.get_by_label('Remove Image').click()
+            panel.locator('input[type=file]').set_input_files(asked)
+            api.expect(captions.first).to_have_text('1.000 2.png')
+            page.get_by_role('tab', name='Zero-shot').click()
+            panel.locator('input[type=file]').set_input_files(asked)
+            for labels, answer in (('', 'Type at least two labels.'), (', '.join(TEXTS), f'{probabilities[0]:.0%}')):
+                panel.get_by_label('Labels').fill(labels)
+                panel.get_by_role('button', name='Classify').click()
+                api.expect(page.get_by_text(answer)).to_be_visible()
+            assert page.request.get(f'{url}/gradio_api/file={asked}').status == 403 and hosts == {url[7:]}
+        finally:
+            server.terminate()

@@ -23,8 +23,10 @@ from llm2clip.config.data import (
 )
 from llm2clip.config.evaluate import (
     CRAConfig,
+    DemoConfig,
     EvaluateConfig,
     EvaluatedModelConfig,
+    ImageFolderConfig,
     ReportConfig,
     RetrievalConfig,
     SearchConfig,
@@ -65,11 +67,12 @@ from llm2clip.config.training import (
 
 __all__ = [
     'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ClipTextConfig',
-    'ClipTextTeacherConfig', 'ConfigError', 'DatasetConfig', 'EmbedConfig', 'EvaluateConfig', 'EvaluatedModelConfig',
-    'ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig', 'ExtractConfig', 'ExtractImagesConfig', 'FsdpConfig',
-    'ImageDataConfig', 'ImageStreamConfig', 'ImportConfig', 'InheritanceConfig', 'InheritanceDataConfig',
-    'LLMTeacherConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig', 'MNTPConfig', 'ModelConfig', 'PlanConfig',
-    'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SGDProbeConfig', 'SearchConfig', 'SelfDistillationConfig',
-    'SentenceTransformersTeacherConfig', 'Stage1Config', 'Stage2Config', 'StreamConfig', 'TextEncoderConfig',
-    'TextEncoderInLoopConfig', 'TrainConfig', 'TrainableTextConfig', 'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
+    'ClipTextTeacherConfig', 'ConfigError', 'DatasetConfig', 'DemoConfig', 'EmbedConfig', 'EvaluateConfig',
+    'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig', 'ExtractConfig',
+    'ExtractImagesConfig', 'FsdpConfig', 'ImageDataConfig', 'ImageFolderConfig', 'ImageStreamConfig', 'ImportConfig',
+    'InheritanceConfig', 'InheritanceDataConfig', 'LLMTeacherConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig',
+    'MNTPConfig', 'ModelConfig', 'PlanConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SGDProbeConfig',
+    'SearchConfig', 'SelfDistillationConfig', 'SentenceTransformersTeacherConfig', 'Stage1Config', 'Stage2Config',
+    'StreamConfig', 'TextEncoderConfig', 'TextEncoderInLoopConfig', 'TrainConfig', 'TrainableTextConfig',
+    'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
 ]

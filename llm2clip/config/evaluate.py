@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Configuration of `evaluate`, `report` and `search`."""
+"""Configuration of `evaluate`, `report`, `search` and `demo`."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Optional
@@ -16,6 +16,7 @@ from llm2clip.config.ranges import (
     Count,
     DeviceName,
     Natural,
+    Port,
     Positive,
     RunWeights,
     Seed,
@@ -221,8 +222,8 @@ class ReportConfig:
 
 
 @dataclass
-class SearchConfig:
-    """Search for images in a folder by a text or an image."""
+class ImageFolderConfig:
+    """Exported model, and the folder of images that it searches."""
 
     model: Text = MISSING
     """Folder written by `export_hf`."""
@@ -232,8 +233,6 @@ class SearchConfig:
     """Folder of images, including its subfolders."""
     index: Text = 'runs/search'
     """Folder that caches the image features of one model and one image folder."""
-    query: Any = None
-    """A text, the path of an image file, or a list of them.  Unset: only compute the image features."""
     top: Count = 10
     """Images per query."""
     batch_size: Count = 64
@@ -246,3 +245,21 @@ class SearchConfig:
     """Processes that read and decode images."""
     device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
+
+
+@dataclass
+class SearchConfig(ImageFolderConfig):
+    """Search for images in a folder by a text or an image."""
+
+    query: Any = None
+    """A text, the path of an image file, or a list of them.  Unset: only compute the image features."""
+
+
+@dataclass
+class DemoConfig(ImageFolderConfig):
+    """Page that searches a folder of images and classifies images."""
+
+    host: Text = '127.0.0.1'
+    """Address to serve the page on.  `0.0.0.0` lets everybody search who reaches this machine: there is no login."""
+    port: Port = 7860
+    """Port to serve the page on."""

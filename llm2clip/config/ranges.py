@@ -64,6 +64,7 @@ Remote = Annotated[Text, AfterValidator(_elsewhere)]
 Count = Annotated[int, Field(ge=1)]
 Dims = Annotated[list[Count], _must(lambda dims: dims == sorted({*dims}), 'each value larger than the one before')]
 Natural = Annotated[int, Field(ge=0)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # A float, because YAML reads `15e6` as one.
 SampleCount = Annotated[float, Field(ge=1, multiple_of=1, allow_inf_nan=False)]

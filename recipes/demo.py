@@ -1,0 +1,110 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Open a page in the browser that searches a folder of images, and classifies images by labels that you type:
+python recipes/demo.py model=runs/quickstart/export/llm2clip images=photos"""
+
+import os
+import socket
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from llm2clip.command import run_command
+from llm2clip.config import ConfigError, DemoConfig
+
+PHONE = '@media (max-width: 640px) {.grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important}}'
+
+
+def main(config: DemoConfig) -> None:
+    try:
+        socket.create_server((config.host, config.port)).close()
+    except OSError as error:
+        raise ConfigError(f'host, port: {config.host}:{config.port}: {(error.strerror or "").partition(" (")[0]}, '
+                          'expected an address of this machine and a free port') from None
+    # Gradio reports its use and keeps a history of the queries unless told otherwise, and asks its own server.
+    os.environ.update(GRADIO_ANALYTICS_ENABLED='False', GRADIO_RUN_HISTORY='False', no_proxy='*')
+    try:
+        import gradio as gr
+    except ImportError as error:
+        raise ConfigError(f'the page needs gradio: pip install "llm2clip[demo]" ({error})') from None
+    from llm2clip.device import open_device
+    from llm2clip.search import embed_images, load_model
+
+    model, fingerprint = load_model(config, open_device(config.device, config.precision), ['a text'])
+    paths, images = embed_images(config, model, fingerprint)
+    font = gr.themes.LocalFont('Source Sans Pro', weights=(400, 700))
+    theme = gr.themes.Default(primary_hue='blue', font=[font, 'sans-serif'])
+    with TemporaryDirectory() as folder:  # of uploads, examples and thumbnails, the only files that are served
+        os.environ['GRADIO_TEMP_DIR'] = folder
+        page = make_page(config, model, paths, images)
+        page.launch(server_name=config.host, server_port=config.port, share=False, quiet=True,
+                    prevent_thread_lock=True, theme=theme, css=PHONE, footer_links=[])
+        print(f'{len(paths):,} images: open {page.local_url}, Ctrl-C ends it', flush=True)
+        page.block_thread()
+
+
+def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> Any:
+    """Return a Gradio page with three tabs: search by text, search by image, and zero-shot classification."""
+    import gradio as gr
+
+    from llm2clip.files import printable
+    from llm2clip.search import classify, embed_query, nearest, thumbnail
+
+    def search(query: Any) -> list[tuple[Any, str]]:
+        return [(thumbnail(paths[i], 800), f'{score:.3f}  {printable(os.path.relpath(paths[i], config.images))}')
+                for i, score in nearest(images, embed_query(model, query), config.top)]
+
+    def search_text(text: str) -> Any:
+        if not text.strip():
+            raise ConfigError('Type a text first.')
+        return search(text)
+
+    def classify_image(path: Any, text: str) -> Any:
+        labels = [*filter(None, map(str.strip, text.split('\n' if '\n' in text.strip() else ',')))]
+        if not path or len({*labels}) < 2:
+            raise ConfigError('Type at least two labels.' if path else 'Choose an image first.')
+        return classify(model, Path(path), [*dict.fromkeys(labels)])
+
+    def event(answer: Any, inputs: list[Any], output: Any) -> dict[str, Any]:
+        """Arguments of an event that shows an answer, or instead the message of an error."""
+        def answer_or_message(*values: Any) -> Any:
+            try:
+                return answer(*values)
+            except (OSError, ValueError) as error:
+                gr.Warning(printable(str(error)))
+
+        return dict(fn=answer_or_message, inputs=inputs, outputs=output, concurrency_id='model',
+                    api_visibility='private')
+
+    def image_input() -> Any:
+        with gr.Column(min_width=280):
+            image = gr.Image(label='Image', type='filepath', sources=['upload', 'clipboard'], height=240, buttons=[])
+            gr.Examples([[path] for path in paths[::-(-len(paths) // 6)]], image, label='From the folder')
+        image.preprocess = lambda payload: payload and payload.path  # `search` decodes it, or says why it cannot
+        return image
+
+    gallery: dict[str, Any] = dict(show_label=False, columns=5, object_fit='cover', height='max-content', buttons=[],
+                                   format='jpeg')
+    with gr.Blocks(title='LLM2CLIP') as page:
+        gr.Markdown(f'# LLM2CLIP\n{len(paths):,} images of `{config.images}`, model `{config.model}`')
+        with gr.Tab('Text search'):
+            with gr.Row(equal_height=True):
+                text = gr.Textbox(label='Text', show_label=False, placeholder='a dog on the beach', scale=6)
+                button = gr.Button('Search', variant='primary', min_width=96)
+            gr.on([text.submit, button.click], **event(search_text, [text], gr.Gallery(**gallery)))
+        with gr.Tab('Image search'), gr.Row():
+            image = image_input()
+            with gr.Column(scale=3):
+                image.change(**event(lambda path: search(Path(path)) if path else [], [image], gr.Gallery(**gallery)))
+        with gr.Tab('Zero-shot'), gr.Row():
+            image = image_input()
+            with gr.Column(scale=2):
+                labels = gr.Textbox(label='Labels, separated by commas or lines', placeholder='dog, cat', lines=3)
+                button = gr.Button('Classify', variant='primary')
+                button.click(**event(classify_image, [image, labels], gr.Label(label='Probabilities')))
+    return page
+
+
+if __name__ == '__main__':
+    run_command(DemoConfig, main)
