@@ -130,7 +130,7 @@ class LLM2CLIPImageProcessor(BaseImageProcessor):
         return BatchFeature({'pixel_values': values}, tensor_type=return_tensors)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Open paths and URLs among images; transformers would make transparent parts black."""
+        """Open paths and URLs among images; transformers would drop their transparency."""
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(picture) for picture in image_url_or_urls]
         return _opened(image_url_or_urls) if isinstance(image_url_or_urls, str) else image_url_or_urls

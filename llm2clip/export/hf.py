@@ -53,7 +53,7 @@ _REMOTE_CODE = {'AutoConfig': 'modeling_llm2clip.LLM2CLIPConfig', 'AutoModel': '
                 'AutoImageProcessor': 'image_processing_llm2clip.LLM2CLIPImageProcessor'}
 # The processor of transformers for any image processor with any tokenizer.
 _PROCESSOR = 'VisionTextDualEncoderProcessor'
-# The module of sentence-transformers for models of transformers calls these methods.  No file names code to run.
+# Settings by which sentence-transformers' own module calls the model; they name no code of the folder.
 _SENTENCE_TRANSFORMERS: dict[str, Any] = {
     'modules.json': [{'idx': 0, 'name': '0', 'path': '',
                       'type': 'sentence_transformers.base.modules.transformer.Transformer'}],
@@ -207,8 +207,7 @@ def export_folder(
         for module in (modeling_llm2clip, checks_llm2clip, text_encoder_llm2clip, sentence_transformer_llm2clip,
                        image_processing_llm2clip):
             shutil.copy(str(module.__file__), partial)
-        card = model_card(config, saved, run, wise_ft_alpha,
-                          pipeline_tag='zero-shot-image-classification',
+        card = model_card(config, saved, run, wise_ft_alpha, pipeline_tag='zero-shot-image-classification',
                           teachers=[source.name for source in sources])
         card.save(partial / 'README.md')
         for kind in (LLM2CLIPModel, modeling_llm2clip.LLM2CLIPModel):

@@ -365,10 +365,10 @@ class LLM2CLIPModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """Save the model; if it comes from an exported folder, with its teacher and code."""
+        """Save the model, with the teacher and code of the folder that it was loaded from."""
         if self.name_or_path and kwargs.get('is_main_process', True):
             source, target = self._folder(), Path(save_directory)
-            if source.resolve() != target.resolve():
+            if source.resolve() != target.resolve() and (source / _TEACHER_FOLDER).is_dir():
                 shutil.copytree(source / _TEACHER_FOLDER, target / _TEACHER_FOLDER, dirs_exist_ok=True)
                 for path in source.glob('*_llm2clip.py'):
                     shutil.copy(path, target)
@@ -429,9 +429,7 @@ class LLM2CLIPModel(PreTrainedModel):
         # Compute in the dtype of the weights; training computes this in float32.
         return F.normalize(self.model.adapter(text_embedding.to(self.device, self.dtype)).float(), dim=-1)
 
-    def get_multimodal_features(
-        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: Optional[torch.Tensor] = None
-    ) -> torch.Tensor:
+    def get_multimodal_features(self, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """Return the sum of each image's and its text's features, L2-normalised: ``(B, embed_dim)``."""
         return F.normalize(self.get_image_features(pixel_values) + self.get_text_features(input_ids=input_ids), dim=-1)
 

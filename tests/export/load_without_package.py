@@ -42,6 +42,12 @@ def whole(name: str, of: Optional[str] = None) -> None:
     found[f'{name}.texts'] = model.get_text_features(texts)
     found[f'{name}.vectors'] = model.get_text_features(text_embedding=vectors)
     found[f'{name}.logits'] = model(pixels, vectors)['logits_per_image']
+    for source in (name, f'{name}_again'):
+        sentences = SentenceTransformer(str(folder / source), device='cpu', trust_remote_code=True)
+        sentences.save(str(folder / f'{name}_again'))
+    found[f'{name}.sentences'] = sentences.encode(texts, convert_to_tensor=True)
+    found[f'{name}.sentence_images'] = sentences.encode([{'image': picture.filename} for picture in pictures],
+                                                        convert_to_tensor=True)
 
 
 def vision(name: str, kind: Any, output: str, **arguments: Any) -> None:

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The exported folder in sentence-transformers, and through it in CLIP_benchmark and MTEB: features and metrics agree."""
+"""Exports in sentence-transformers, and through it in CLIP_benchmark and MTEB: features and metrics are ours."""
 
 import io
 import pickle

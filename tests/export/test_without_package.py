@@ -74,8 +74,10 @@ def test_remote_code_gives_the_features_of_the_checkpoint(
     _assert_close(found[f'{name}.images'], images)
     preprocessing = model.vision_encoder.preprocessing
     seen = torch.stack([training_pixels(data, preprocessing=preprocessing) for data in pictures(32).values()])
-    _assert_close(found[f'{name}.pictures'], model.get_image_features(seen))
-    _assert_close(found[f'{name}.texts'], texts)
+    for kind in ('pictures', 'sentence_images'):
+        _assert_close(found[f'{name}.{kind}'], model.get_image_features(seen))
+    for kind in ('texts', 'sentences'):
+        _assert_close(found[f'{name}.{kind}'], texts)
     _assert_close(found[f'{name}.vectors'], texts)
     logits = model.logit_scale.exp() * images @ texts.T + (model.logit_bias or 0)
     torch.testing.assert_close(found[f'{name}.logits'], logits, rtol=1e-4, atol=1e-4)
