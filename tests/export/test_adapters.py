@@ -105,10 +105,10 @@ def test_sentence_transformers_encodes_images_and_texts(of_run: Trained) -> None
                            ('damaged.png', 'damaged.png: expected a readable image'), ('dog.jpg', 'each modality')):
         with pytest.raises(ValueError, match=message):
             model.encode(['a', wrong] if wrong == 'dog.jpg' else [wrong])
-    model.save('again')
+    model.half().save('again')  # no longer the weights that were exported
     shutil.rmtree('runs')
     again = SentenceTransformer('again', device='cpu')
-    torch.testing.assert_close(torch.as_tensor(again.half().encode(texts)), captions, rtol=0, atol=2e-3)
+    torch.testing.assert_close(torch.as_tensor(again.encode(texts)), captions, rtol=0, atol=2e-3)
     shutil.rmtree('again/teacher')
     with pytest.raises(ValueError, match='again/teacher/text_encoder.json: cannot be loaded'):
         SentenceTransformer('again', device='cpu').encode(texts)

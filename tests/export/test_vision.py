@@ -159,11 +159,3 @@ def test_in_llava_as_the_readme_puts_it_there(
     layers = of_run.model.vision_encoder.trunk(pixels, output_hidden_states=True).hidden_states
     torch.testing.assert_close(reached[0], layers[-2][:, 1:], rtol=0, atol=1e-5)
     assert outputs.logits.shape == (3, PATCHES + 3, 64)
-
-    before = {name: p.detach().clone() for name, p in llava.named_parameters()}
-    optimizer = torch.optim.AdamW([p for p in llava.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
-    outputs.loss.backward()
-    optimizer.step()
-    moved = {name: not torch.equal(p, before[name]) for name, p in llava.named_parameters()}
-    assert all(value for name, value in moved.items() if 'multi_modal_projector' in name)
-    assert not any(value for name, value in moved.items() if 'vision_tower' in name)

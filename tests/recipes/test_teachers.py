@@ -79,7 +79,7 @@ def test_from_captions_to_search(
             found = kind.from_pretrained(export).get_text_features(TEXTS)
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     card = (export / 'README.md').read_text()
-    assert ('pip install sentence-transformers' in card) == (len(keys) > 1)
+    assert ('To embed texts, `pip install sentence-transformers`' in card) == (len(keys) > 1)
     capsys.readouterr()
     (tmp_path / 'photos').mkdir()
     for i in range(2):
