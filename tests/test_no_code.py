@@ -21,6 +21,7 @@ from composer.devices import DeviceCPU
 from damage import edited
 from official_parts import HALF, eva_state
 from parts import text_encoder_from_config
+from sentence_transformers import SentenceTransformer
 from trained import Trained, save_run_config, trained
 from transformers import AutoModel, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, LlamaModel
 
@@ -202,6 +203,7 @@ OF_EXPORTS: dict[str, Callable[[Path, Trained], object]] = {
         model.model, model.config, model.record.teacher, folder),
     'transformers': lambda folder, _: AutoModel.from_pretrained(folder).get_text_features(TEXTS),
     'remote code': lambda folder, _: modeling_llm2clip.LLM2CLIPModel.from_pretrained(folder).get_text_features(TEXTS),
+    'sentence-transformers': lambda folder, _: SentenceTransformer(str(folder), device='cpu').encode(TEXTS),
 }
 
 

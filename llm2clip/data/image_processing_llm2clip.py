@@ -7,8 +7,11 @@ Exports with remote code contain a copy of this file.  It therefore imports no o
 torch, transformers, Pillow and numpy besides the standard library.
 """
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Optional
+from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -22,6 +25,8 @@ __all__ = ['LLM2CLIPImageProcessor', 'normalize', 'orientation', 'resize_and_cro
 # Longer images are cropped to this aspect ratio before resizing.  The centre crop would remove their ends in any case,
 # but resizing would turn 10,000 x 1 pixels into 2,240,000 x 224.
 _LONGEST_ASPECT = 16
+# Seconds to wait for an image on the web.
+_TIMEOUT = 60
 
 
 def orientation(image: Image.Image) -> int:
@@ -112,22 +117,44 @@ class LLM2CLIPImageProcessor(BaseImageProcessor):
         """Return ``pixel_values`` ``(B, 3, image_size, image_size)`` in float32.
 
         Args:
-            images: Image or list of images, of any size: Pillow images of any mode, or RGB values in uint8,
-                ``(H, W, 3)`` or ``(3, H, W)``.
+            images: Image or list of images, of any size: Pillow images of any mode, their paths or URLs, or RGB
+                values in uint8, ``(H, W, 3)`` or ``(3, H, W)``.
             return_tensors: As for every image processor; by default a torch tensor.
 
         Raises:
-            ValueError: An input is not an image, or is an array of another type or shape.
+            ValueError: An input is not an image or cannot be read, or is an array of another type or shape.
         """
-        pictures = images if isinstance(images, (list, tuple)) else [images]
+        pictures = self.fetch_images(images if isinstance(images, (list, tuple)) else [images])
         pixels = torch.stack([resize_and_crop(_pixels(picture), self.image_size) for picture in pictures])
         values = normalize(pixels, self.image_mean, self.image_std)
         return BatchFeature({'pixel_values': values}, tensor_type=return_tensors)
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Open paths and URLs among images; transformers would drop their transparency."""
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(picture) for picture in image_url_or_urls]
+        return _opened(image_url_or_urls) if isinstance(image_url_or_urls, str) else image_url_or_urls
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings without the class name, which transformers finds in the model's configuration.
         With it, transformers would look for a faster processor and warn that there is none."""
         return {name: value for name, value in super().to_dict().items() if name != 'image_processor_type'}
+
+
+def _opened(name: str) -> Image.Image:
+    """Open a path, http(s) URL or data URI; raise a ValueError that names it if it is not a readable image."""
+    try:
+        if name.startswith(('http://', 'https://', 'data:')):
+            with urlopen(name, timeout=_TIMEOUT) as response:
+                data = response.read()
+        else:
+            data = Path(name).read_bytes()
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).partition(' <_io.')[0]
+        raise ValueError(f'{name[:200]}: expected a readable image ({reason})') from error
+    return image
 
 
 def _pixels(picture: Any) -> torch.Tensor:

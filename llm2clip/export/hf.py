@@ -11,12 +11,13 @@ from typing import Any, Optional, Union
 
 import torch
 from omegaconf import OmegaConf
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForZeroShotImageClassification,
-    AutoTokenizer,
     CLIPVisionModel,
     PreTrainedTokenizerFast,
     SiglipVisionModel,
@@ -52,6 +53,16 @@ _REMOTE_CODE = {'AutoConfig': 'modeling_llm2clip.LLM2CLIPConfig', 'AutoModel': '
                 'AutoImageProcessor': 'image_processing_llm2clip.LLM2CLIPImageProcessor'}
 # The processor of transformers for any image processor with any tokenizer.
 _PROCESSOR = 'VisionTextDualEncoderProcessor'
+# Settings by which sentence-transformers' own module calls the model; they name no code of the folder.
+_SENTENCE_TRANSFORMERS: dict[str, Any] = {
+    'modules.json': [{'idx': 0, 'name': '0', 'path': '',
+                      'type': 'sentence_transformers.base.modules.transformer.Transformer'}],
+    'config_sentence_transformers.json': {'model_type': 'SentenceTransformer', 'similarity_fn_name': 'cosine'},
+    'sentence_bert_config.json': {
+        'transformer_task': 'feature-extraction', 'module_output_name': 'sentence_embedding', 'modality_config': {
+            name: {'method': method, 'method_output_name': None} for name, method in {
+                'text': 'get_text_features', 'image': 'get_image_features',
+                'image+text': 'get_multimodal_features'}.items()}}}
 _CAPTION = "It's 9 o'clock , isn't it?  Ça va, 犬 🐶"
 _Teacher = Union[str, Path, TeacherSource]
 
@@ -87,12 +98,13 @@ class LLM2CLIPModel(modeling_llm2clip.LLM2CLIPModel):
         return LLM2CLIP(self.config.model_config(), self.config.llm_embed_dim, load_weights=False)
 
 
-class _NoTokenizer(PreTrainedTokenizerFast):
-    """Tokenizer of an export without tokenizer files: raises a clear error where transformers raises a KeyError."""
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        raise ConfigError(f'{pretrained_model_name_or_path}: has no tokenizer; get_text_features takes captions')
+def _byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of bytes, for teachers without a lossless one, and for several."""
+    tokenizer = Tokenizer(BPE({byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token='<pad>', split_special_tokens=True,
+                                   model_input_names=['input_ids', 'attention_mask'], model_max_length=1 << 20)
 
 
 def is_exported(folder: Union[str, Path]) -> bool:
@@ -141,8 +153,8 @@ def export_folder(
 ) -> None:
     """Write a folder for `AutoModel.from_pretrained`; without this module, that needs ``trust_remote_code=True``.
 
-    With one LLM as teacher, `AutoProcessor` and the pipeline ``zero-shot-image-classification`` can load it too.  The
-    folder is read back, and appears only if it gives the features of `model`.
+    `AutoProcessor`, the pipeline ``zero-shot-image-classification`` and `SentenceTransformer` can load it too.  It is
+    read back, and appears only if it gives the features of `model`.
 
     Args:
         model: Trained model in evaluation mode.
@@ -178,21 +190,24 @@ def export_folder(
         exported.save_pretrained(partial, safe_serialization=True, state_dict=_published(exported))
         hf_config.weight_files = {path.name: checksum(path) for path in sorted(partial.glob('*.safetensors'))}
         hf_config.save_pretrained(partial)
-        reads_tokens = False
+        tokenizer = _byte_tokenizer()
         if len(saved) == 1 and not saved.of_sentence_transformers:
+            of_teacher = load_tokenizer(teacher_folder, model_input_names=['input_ids', 'attention_mask'],
+                                        split_special_tokens=True)
             # The model decodes `input_ids` to captions, which needs a lossless tokenizer.
-            tokenizer = load_tokenizer(teacher_folder, model_input_names=['input_ids', 'attention_mask'])
-            if reads_tokens := LLM2CLIPModel.read_tokens(tokenizer, tokenizer([_CAPTION]).input_ids) == [_CAPTION]:
+            if LLM2CLIPModel.read_tokens(of_teacher, of_teacher([_CAPTION]).input_ids) == [_CAPTION]:
+                tokenizer = of_teacher
                 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-                tokenizer.save_pretrained(partial)
-                keep_readable(partial)
-                write_json(partial / 'processor_config.json', {'processor_class': _PROCESSOR})
+        tokenizer.save_pretrained(partial)
+        keep_readable(partial)
+        write_json(partial / 'processor_config.json', {'processor_class': _PROCESSOR})
+        for name, content in _SENTENCE_TRANSFORMERS.items():
+            write_json(partial / name, content)
         LLM2CLIPImageProcessor(preprocessing.image_size, preprocessing.mean, preprocessing.std).save_pretrained(partial)
         for module in (modeling_llm2clip, checks_llm2clip, text_encoder_llm2clip, sentence_transformer_llm2clip,
                        image_processing_llm2clip):
             shutil.copy(str(module.__file__), partial)
-        card = model_card(config, saved, run, wise_ft_alpha,
-                          pipeline_tag='zero-shot-image-classification' if reads_tokens else None,
+        card = model_card(config, saved, run, wise_ft_alpha, pipeline_tag='zero-shot-image-classification',
                           teachers=[source.name for source in sources])
         card.save(partial / 'README.md')
         for kind in (LLM2CLIPModel, modeling_llm2clip.LLM2CLIPModel):
@@ -240,6 +255,5 @@ def _portable(model: LLM2CLIP, config: ModelConfig) -> dict[str, Any]:
 AutoConfig.register('llm2clip', LLM2CLIPConfig)
 AutoModel.register(LLM2CLIPConfig, LLM2CLIPModel)
 AutoModelForZeroShotImageClassification.register(LLM2CLIPConfig, LLM2CLIPModel)
-AutoTokenizer.register(LLM2CLIPConfig, fast_tokenizer_class=_NoTokenizer)
 # transformers calls image processors slow if they do not derive from its torchvision class.
 AutoImageProcessor.register(LLM2CLIPConfig, slow_image_processor_class=LLM2CLIPImageProcessor)

@@ -8,6 +8,7 @@ need only torch and transformers, timm for a timm vision tower, and sentence-tra
 package, `llm2clip.export.hf.LLM2CLIPModel` builds the same model from the training modules; each export compares both.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,11 @@ class LLM2CLIPConfig(PretrainedConfig):
                 raise LoadError(f'config.json: {key} is {str(getattr(self, key))[:60]!r}, expected an object')
         self.recorded_teachers()
         check_no_code(self.model, 'config.json: model')
+
+    @property
+    def projection_dim(self) -> int:
+        """`embed_dim`, by its name in a CLIPConfig, which sentence-transformers reads."""
+        return self.model.get('embed_dim', 0)
 
     def recorded_teachers(self) -> list[dict[str, Any]]:
         """Return the fingerprint of each teacher in this folder."""
@@ -358,6 +364,26 @@ class LLM2CLIPModel(PreTrainedModel):
         model.config.weight_files = {}  # outdated once this model is saved again
         return (model, info) if output_loading_info else model
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Save the model, with the teacher and code of the folder that it was loaded from."""
+        if self.name_or_path and kwargs.get('is_main_process', True):
+            source, target = self._folder(), Path(save_directory)
+            if source.resolve() != target.resolve() and (source / _TEACHER_FOLDER).is_dir():
+                shutil.copytree(source / _TEACHER_FOLDER, target / _TEACHER_FOLDER, dirs_exist_ok=True)
+                for path in source.glob('*_llm2clip.py'):
+                    shutil.copy(path, target)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Other processes, such as those of `SentenceTransformer.encode(device=[…])`, load their own teachers.
+        return {**vars(self), '_teachers': None}
+
+    def _folder(self) -> Path:
+        """Return the folder that this model was loaded from, or its teacher's from the Hub."""
+        name = self.name_or_path or '.'
+        return Path(name if Path(name).is_dir() else snapshot_download(
+            name, revision=self.revision, allow_patterns=f'{_TEACHER_FOLDER}/*'))
+
     @staticmethod
     def teacher_folders(folder: Path) -> list[Path]:
         """Return the folder of the teacher, or of each teacher, in an exported folder."""
@@ -394,13 +420,18 @@ class LLM2CLIPModel(PreTrainedModel):
         if sum(given is not None for given in (texts, text_embedding, input_ids)) != 1:
             raise ValueError('give either texts or text_embedding or input_ids')
         if input_ids is not None:
-            self._tokenizer = self._tokenizer or load_tokenizer(self.name_or_path or '.', revision=self.revision)
+            self._tokenizer = self._tokenizer or load_tokenizer(
+                self.name_or_path or '.', revision=self.revision, config=self.config)
             texts = self.read_tokens(self._tokenizer, input_ids)
         if texts is not None:
             text_embedding = self.embed_texts(texts)
         assert text_embedding is not None
         # Compute in the dtype of the weights; training computes this in float32.
         return F.normalize(self.model.adapter(text_embedding.to(self.device, self.dtype)).float(), dim=-1)
+
+    def get_multimodal_features(self, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return the sum of each image's and its text's features, L2-normalised: ``(B, embed_dim)``."""
+        return F.normalize(self.get_image_features(pixel_values) + self.get_text_features(input_ids=input_ids), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Return vectors ``(B, llm_embed_dim)`` of B captions, or of one string, in float32 on the CPU.
@@ -409,10 +440,7 @@ class LLM2CLIPModel(PreTrainedModel):
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if self._teachers is None:
-            name = self.name_or_path or '.'
-            folder = Path(name)
-            if not folder.is_dir():
-                folder = Path(snapshot_download(name, revision=self.revision, allow_patterns=f'{_TEACHER_FOLDER}/*'))
+            folder = self._folder()
             # In a tuple, so that they are not submodules and are not saved with this model.
             folders, recorded = self.teacher_folders(folder), self.config.recorded_teachers()
             files = self.config.teacher_files or [None] * len(recorded)

@@ -6,7 +6,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 ABSENT = ['llm2clip', 'composer', 'streaming', 'omegaconf', 'peft']
 sys.modules.update(dict.fromkeys([*ABSENT, 'timm']))  # type: ignore[arg-type]  # importing one of them fails
@@ -15,16 +15,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from sentence_transformers import SentenceTransformer  # noqa: E402
-from transformers import (  # noqa: E402
-    AutoImageProcessor,
-    AutoModel,
-    AutoProcessor,
-    CLIPVisionModel,
-    CLIPVisionModelWithProjection,
-    SiglipVisionModel,
-    ViTModel,
-    pipeline,
-)
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, pipeline  # noqa: E402
 
 folder = Path(sys.argv[1])
 texts, given = json.loads((folder / 'texts.json').read_text()), load_file(folder / 'given.safetensors')
@@ -42,13 +33,12 @@ def whole(name: str, of: Optional[str] = None) -> None:
     found[f'{name}.texts'] = model.get_text_features(texts)
     found[f'{name}.vectors'] = model.get_text_features(text_embedding=vectors)
     found[f'{name}.logits'] = model(pixels, vectors)['logits_per_image']
-
-
-def vision(name: str, kind: Any, output: str, **arguments: Any) -> None:
-    processor = AutoImageProcessor.from_pretrained(folder / f'vision_{name}')
-    assert list(processor.image_mean) == [0.5, 0.4, 0.3] and processor.crop_size['height'] == 32
-    found[f'vision_{name}.{output}'] = kind.from_pretrained(folder / f'vision_{name}', **arguments)(
-        given[f'{name}.pixels'])[output]
+    for source in (name, f'{name}_again'):
+        sentences = SentenceTransformer(str(folder / source), device='cpu', trust_remote_code=True)
+        sentences.save(str(folder / f'{name}_again'))
+    found[f'{name}.sentences'] = sentences.encode(texts, convert_to_tensor=True)
+    found[f'{name}.sentence_images'] = sentences.encode([{'image': picture.filename} for picture in pictures],
+                                                        convert_to_tensor=True)
 
 
 with torch.no_grad():
@@ -68,10 +58,6 @@ with torch.no_grad():
     assert sentences.encode(texts[0]).shape == (32,)
     found['sentences'] = sentences.encode(texts, convert_to_tensor=True)
     found['sentences_again'] = again.encode(texts, convert_to_tensor=True)
-    vision('clip', CLIPVisionModelWithProjection, 'image_embeds')
-    vision('clip', CLIPVisionModel, 'pooler_output')
-    vision('siglip', SiglipVisionModel, 'pooler_output')
-    vision('vit', ViTModel, 'last_hidden_state', add_pooling_layer=False)
     try:
         whole('timm')
     except ImportError as error:
@@ -80,16 +66,7 @@ with torch.no_grad():
         raise AssertionError('a timm tower without timm')
 
     del sys.modules['timm']
-    import timm  # noqa: E402
-
     whole('with_timm', of='timm')
-    for name in ('timm', 'convnet'):
-        source = f'local-dir:{folder}/vision_{name}'
-        for output, classes in (('projected', {}), ('pooled', {'num_classes': 0})):
-            model = timm.create_model(source, pretrained=True, **classes).eval()
-            found[f'vision_{name}.{output}'] = model(given[f'{name}.pixels'])
-            data = timm.data.resolve_model_data_config(model)
-            assert list(data['mean']) == [0.5, 0.4, 0.3] and data['input_size'] == (3, 64, 64) and data['crop_pct'] == 1
 
 assert not any(sys.modules[name] for name in ABSENT)
 save_file({name: value.contiguous() for name, value in found.items()}, folder / 'found.safetensors')

@@ -1,10 +1,13 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The README's adapters for CLIP_benchmark and MTEB: on the same data, their numbers are those of our own metrics."""
+"""Exports in sentence-transformers, and through it in CLIP_benchmark and MTEB: features and metrics are ours."""
 
 import io
+import pickle
 import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ import torch
 from datasets import Dataset
 from parts import COLORS, SHAPES, make_samples, picture
 from PIL import Image
+from sentence_transformers import SentenceTransformer
+from torch.nn.functional import normalize
 from trained import Trained, trained
 
 from llm2clip.data.images import encode_image
@@ -61,8 +66,10 @@ def of_run(teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return of_run
 
 
-def _run_block(which: int, names: dict[str, Any]) -> None:
-    """One of the blocks of this file, with these names, to which it adds its own."""
+def _run_block(which: int, names: dict[str, Any], images: Sequence[bytes] = ()) -> None:
+    """One of the blocks of this file, with these names, to which it adds its own, beside its two images."""
+    for name, data in zip(('dog.jpg', 'cat.png'), images):
+        Path(name).write_bytes(data)
     exec(re.findall(r'test_adapters.py runs this block -->\n```python\n(.*?)```',
                     (ROOT / 'docs/guides/export.md').read_text(), re.S)[which], names)
 
@@ -80,6 +87,33 @@ def _noise(seed: int) -> bytes:
     return encode_image(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)), 'PNG')
 
 
+def test_sentence_transformers_encodes_images_and_texts(of_run: Trained) -> None:
+    given, names = list(pictures(64).values()), {}
+    _run_block(0, names, given[:2])
+    model, texts = names['model'], ['a', *TEXTS, ' a  dog </s>' + 40 * ' and another', 'no_file.jpg', '犬 🐶']
+    images, dogs, captions = _features(of_run, given, ['a photo of a dog', 'a photo of a cat'], texts)
+    for found, expected in (
+            (names['images'], images[:2]), (names['texts'], dogs), (names['similarities'], images[:2] @ dogs.T),
+            (model.encode([Image.open(io.BytesIO(data)) for data in given], batch_size=2), images),
+            (model.encode(texts, batch_size=4), captions), (model.encode(texts, truncate_dim=8), captions[:, :8]),
+            (model.encode([{'image': 'cat.png', 'text': text} for text in texts]), normalize(images[1] + captions)),
+            (pickle.loads(pickle.dumps(model)).encode(texts), captions)):  # as for `device=[…]`
+        torch.testing.assert_close(torch.as_tensor(found), expected, rtol=0, atol=1e-5)
+    assert model.get_embedding_dimension() == images.shape[1] and model.modalities[:2] == ['text', 'image']
+    Path('damaged.png').write_bytes(given[0][:99])
+    for wrong, message in (({'image': 'no_file.jpg'}, 'no_file.jpg: expected a readable image .*No such file'),
+                           ('damaged.png', 'damaged.png: expected a readable image'), ('dog.jpg', 'each modality')):
+        with pytest.raises(ValueError, match=message):
+            model.encode(['a', wrong] if wrong == 'dog.jpg' else [wrong])
+    model.half().save('again')  # no longer the weights that were exported
+    shutil.rmtree('runs')
+    again = SentenceTransformer('again', device='cpu')
+    torch.testing.assert_close(torch.as_tensor(again.encode(texts)), captions, rtol=0, atol=2e-3)
+    shutil.rmtree('again/teacher')
+    with pytest.raises(ValueError, match='again/teacher/text_encoder.json: cannot be loaded'):
+        SentenceTransformer('again', device='cpu').encode(texts)
+
+
 def test_clip_benchmark_agrees_with_our_metric(of_run: Trained) -> None:
     # Pictures whose features are spread, so that some captions find theirs and some do not.
     kinds = [*pictures(64).values()]
@@ -87,7 +121,8 @@ def test_clip_benchmark_agrees_with_our_metric(of_run: Trained) -> None:
     captions = [list(sample.captions.values()) for sample in make_samples(24, images=False)]
     images = [Image.open(io.BytesIO(data)) for data in encoded]
     names: dict[str, Any] = {'batches': [(images[i:i + 8], captions[i:i + 8]) for i in range(0, 24, 8)]}
-    _run_block(0, names)
+    _run_block(0, names, [encoded[0], encoded[4]])
+    _run_block(1, names)
     features = _features(of_run, encoded, [text for own in captions for text in own])
     ours, theirs = rank_both_ways(*features, torch.arange(24).repeat_interleave(2)).recalls(), names['metrics']
     assert len(theirs) == 6 and 0 < theirs['image_retrieval_recall@10'] < 1
@@ -98,7 +133,7 @@ def test_clip_benchmark_agrees_with_our_metric(of_run: Trained) -> None:
 @pytest.mark.long
 def test_mteb_agrees_with_our_metrics(of_run: Trained) -> None:
     names: dict[str, Any] = {'tasks': _tasks()}
-    _run_block(1, names)
+    _run_block(2, names)
     images, texts, others, prompts = _features(of_run, [picture(i) for i in range(N)], TEXTS, OTHERS, CLASSES)
     recalls = rank_both_ways(images, texts, torch.arange(N)).recalls()
     theirs = {result.task_name: result.scores['test'][0] for result in names['results'].task_results}

@@ -33,7 +33,6 @@ def test_card_of_a_run(tmp_path: Path) -> None:
     card = ModelCard.load(tmp_path / 'README.md')
     assert card.data.library_name == 'transformers' and card.data.pipeline_tag is None
     assert '| language model | me/llm |' in card.text and 'licences of me/llm and ' in card.text
-    assert 'llm2clip' in card.data.tags
     assert '| cc3m | 0.25 of the epoch | raw 25 %, long 75 % |' in card.text
     assert '| cc12m | 0.75 of the epoch | raw 100 % |' in card.text
     assert '| weights | a1b2 |' in card.text

@@ -14,6 +14,7 @@ import torch.nn as nn
 from composer.devices import DeviceCPU
 from PIL import Image
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 from towers import write_clip
 from trained import PIXELS, SMALL, trained
 from transformers import (
@@ -113,6 +114,9 @@ def test_a_clip_that_was_fine_tuned_is_one_clip_model(llm_folder: Path, tmp_path
     torch.testing.assert_close(outputs.image_embeds, images, rtol=0, atol=1e-5)
     torch.testing.assert_close(outputs.text_embeds, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(outputs.logits_per_image, 7 * images @ expected.T, rtol=1e-4, atol=1e-4)
+    sentences = SentenceTransformer(str(tmp_path / 'out'), device='cpu')
+    for given, features in ((texts, expected), ([image], images)):
+        torch.testing.assert_close(torch.as_tensor(sentences.encode(given, normalize_embeddings=True)), features)
     model.adapter.bias.add_(1)
     with pytest.raises(ConfigError, match='^run: has model.adapter, which a CLIPModel of'):
         export_clip(model, config, run, tmp_path / 'text', tmp_path / 'other')
@@ -155,11 +159,3 @@ def test_in_llava_as_the_readme_puts_it_there(
     layers = of_run.model.vision_encoder.trunk(pixels, output_hidden_states=True).hidden_states
     torch.testing.assert_close(reached[0], layers[-2][:, 1:], rtol=0, atol=1e-5)
     assert outputs.logits.shape == (3, PATCHES + 3, 64)
-
-    before = {name: p.detach().clone() for name, p in llava.named_parameters()}
-    optimizer = torch.optim.AdamW([p for p in llava.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
-    outputs.loss.backward()
-    optimizer.step()
-    moved = {name: not torch.equal(p, before[name]) for name, p in llava.named_parameters()}
-    assert all(value for name, value in moved.items() if 'multi_modal_projector' in name)
-    assert not any(value for name, value in moved.items() if 'vision_tower' in name)

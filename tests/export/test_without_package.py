@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Exports in a Python that has no llm2clip: by remote code, and the vision tower in plain transformers and timm."""
+"""Exports in a Python that has no llm2clip: by remote code, in transformers and sentence-transformers."""
 
 import json
 import os
@@ -19,7 +19,6 @@ from llm2clip.config import SentenceTransformersTeacherConfig
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.export.sentence_model import export_sentence_transformers
-from llm2clip.export.vision import export_vision
 from llm2clip.teacher.sources import SentenceTransformerModel
 
 pytestmark = pytest.mark.long
@@ -34,8 +33,7 @@ def models(
     sentences = SentenceTransformerModel(SentenceTransformersTeacherConfig(str(embedder), 'query'))
     return {'clip': trained('clip_vision_model', [teacher_folder, causal_teacher, sentences], 'linear'),
             'siglip': trained('siglip_vision_model', [weighted_teacher], 'identity', logit_bias=-10.0),
-            'vit': trained('vit', [teacher_folder]), 'timm': trained('timm:test_vit', [causal_teacher]),
-            'convnet': trained('timm:test_efficientnet', [teacher_folder])}
+            'timm': trained('timm:test_vit', [causal_teacher])}
 
 
 @pytest.fixture(scope='module')
@@ -44,11 +42,9 @@ def found(models: dict[str, Trained], tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp('exports')
     given = {}
     for name, (model, config, record, teachers) in models.items():
-        if name in ('clip', 'siglip', 'timm'):
-            export_folder(model, config, record, teachers, folder / name)
-        export_vision(model, config, record, folder / f'vision_{name}')
+        export_folder(model, config, record, teachers, folder / name)
         given[f'{name}.pixels'], given[f'{name}.vectors'] = models[name].pixels(), models[name].vectors(TEXTS)
-    export_sentence_transformers(models['vit'].teachers[0], folder / 'sentences')
+    export_sentence_transformers(models['siglip'].teachers[0], folder / 'sentences')
     save_file(given, folder / 'given.safetensors')
     (folder / 'pictures').mkdir()
     for i, data in enumerate(pictures(32).values()):
@@ -74,25 +70,13 @@ def test_remote_code_gives_the_features_of_the_checkpoint(
     _assert_close(found[f'{name}.images'], images)
     preprocessing = model.vision_encoder.preprocessing
     seen = torch.stack([training_pixels(data, preprocessing=preprocessing) for data in pictures(32).values()])
-    _assert_close(found[f'{name}.pictures'], model.get_image_features(seen))
-    _assert_close(found[f'{name}.texts'], texts)
+    for kind in ('pictures', 'sentence_images'):
+        _assert_close(found[f'{name}.{kind}'], model.get_image_features(seen))
+    for kind in ('texts', 'sentences'):
+        _assert_close(found[f'{name}.{kind}'], texts)
     _assert_close(found[f'{name}.vectors'], texts)
     logits = model.logit_scale.exp() * images @ texts.T + (model.logit_bias or 0)
     torch.testing.assert_close(found[f'{name}.logits'], logits, rtol=1e-4, atol=1e-4)
-
-
-@torch.no_grad()
-def test_vision_towers_in_their_own_classes(models: dict[str, Trained], found: dict[str, torch.Tensor]) -> None:
-    pooled = {name: trained_model.model.vision_encoder(trained_model.pixels())
-              for name, trained_model in models.items()}
-    projected = {name: models[name].model.visual_projection(features) for name, features in pooled.items()}
-    _assert_close(found['vision_clip.image_embeds'], projected['clip'])
-    _assert_close(found['vision_clip.pooler_output'], pooled['clip'])
-    _assert_close(found['vision_siglip.pooler_output'], pooled['siglip'])
-    _assert_close(found['vision_vit.last_hidden_state'][:, 0], pooled['vit'])
-    for name in ('timm', 'convnet'):
-        _assert_close(found[f'vision_{name}.projected'], projected[name])
-        _assert_close(found[f'vision_{name}.pooled'], pooled[name])
 
 
 def test_processor_pipeline_and_sentence_transformers(
@@ -102,7 +86,7 @@ def test_processor_pipeline_and_sentence_transformers(
     torch.testing.assert_close(found['pipeline.scores'], found['given.logits'].softmax(-1), rtol=1e-4, atol=1e-4)
     assert found['pipeline.scores'].std() > 1e-3
     for name in ('sentences', 'sentences_again'):
-        torch.testing.assert_close(found[name], models['vit'].vectors(TEXTS), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found[name], models['siglip'].vectors(TEXTS), rtol=1e-4, atol=1e-4)
 
 
 def _assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
