@@ -4,8 +4,8 @@
 """Compare the extraction with `SentenceTransformer.encode`, with the same teacher.
 
 Both load the teacher of stage 1 from the folder that `export_sentence_transformers` wrote, and compute in float32.
-LLM2CLIP packs captions without padding; `encode` sorts them by length and pads batches of 32, its default.  Each
-command first runs on a few captions.  Captions per second come from the difference, which excludes start-up time.
+LLM2CLIP packs captions without padding; `encode` sorts them by length and pads batches of 32, its default.  Captions
+per second are those of the whole command, with its start.
 """
 
 import shutil
@@ -16,18 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from streaming import MDSWriter
 
-from llm2clip.data.schema import EMBEDDING, IMAGE, read_columns, read_samples
+from llm2clip.data.schema import EMBEDDING, read_samples
 from recipes.baselines.setting import Setting
 from recipes.baselines.stage1 import SCRIPT
 from recipes.benchmarks.measuring import kept, watch
 
 __all__ = ['compare']
-
-FEW = 4
-"""Photographs in the small dataset that measures start-up time."""
-
 
 class Extractor(NamedTuple):
     command: Callable[[Path, Path], Sequence[str]]
@@ -36,29 +31,18 @@ class Extractor(NamedTuple):
     """Output path -> vectors ``(N, D)``, one per caption, sample by sample."""
 
 
-def write_few(dataset: Path, folder: Path) -> None:
-    """Write the captions of the first `FEW` photographs as a dataset."""
-    shutil.rmtree(folder, ignore_errors=True)
-    columns = {name: kind for name, kind in read_columns(dataset).items() if name != IMAGE}
-    with MDSWriter(out=str(folder), columns=columns, hashes=['xxh64']) as writer:
-        for sample in read_samples(dataset)[:FEW]:
-            writer.write({name: sample[name] for name in columns})
-
-
 def our_vectors(out: Path) -> np.ndarray:
     return np.stack([vector for sample in read_samples(out / 'captions')
                      for key, vector in sorted(sample.items()) if key.startswith(EMBEDDING)]).astype(np.float32)
 
 
-def measure(extractor: Extractor, dataset: Path, few: Path, out: Path) -> dict[str, Any]:
-    """Embed a few captions and all captions below `out`; return number, rate and peak memory (GiB)."""
+def measure(extractor: Extractor, dataset: Path, out: Path) -> dict[str, Any]:
+    """Embed all captions below `out`; return number, rate and peak memory (GiB)."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    start = watch(extractor.command(few, out / 'few'), out / 'few.log')
     whole = watch(extractor.command(dataset, out / 'all'), out / 'all.log', memory=True)
-    n_few, n_all = (len(extractor.vectors(out / name)) for name in ('few', 'all'))
-    return {'captions': n_all, 'peak_gib': whole['peak_gib'],
-            'captions_per_second': (n_all - n_few) / (whole['seconds'] - start['seconds'])}
+    captions = len(extractor.vectors(out / 'all'))
+    return {'captions': captions, 'captions_per_second': captions / whole['seconds'], 'peak_gib': whole['peak_gib']}
 
 
 def compare(setting: Setting) -> dict[str, Any]:
@@ -68,7 +52,6 @@ def compare(setting: Setting) -> dict[str, Any]:
     kept(out / 'teacher.json', lambda: watch(
         [sys.executable, 'recipes/export_sentence_transformers.py', f'teacher={setting.teacher}', f'out={teacher}'],
         out / 'teacher.log'))
-    write_few(setting.test, out / 'few')
     extractors = {
         'llm2clip': Extractor(lambda dataset, path: [
             sys.executable, 'recipes/extract_embeddings.py', f'teacher={teacher}', f'out={path}', 'device=cpu',
@@ -76,7 +59,7 @@ def compare(setting: Setting) -> dict[str, Any]:
         'SentenceTransformer.encode': Extractor(
             lambda dataset, path: [*SCRIPT, 'encode', str(teacher), str(dataset), str(path)],
             lambda path: np.load(path.with_name(f'{path.name}.npy')))}
-    rows = {name: kept(out / f'{name}.json', partial(measure, extractor, setting.test, out / 'few', out / name))
+    rows = {name: kept(out / f'{name}.json', partial(measure, extractor, setting.test, out / name))
             for name, extractor in extractors.items()}
     ours, theirs = (extractor.vectors(out / name / 'all') for name, extractor in extractors.items())
     difference = float((np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(theirs, axis=1)).max())

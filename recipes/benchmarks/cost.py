@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from composer import Callback, State
@@ -54,7 +54,6 @@ DATA = {
 BATCH_TOKENS, PRECISION = 2048, 'amp_bf16' if computes_bfloat16() else 'fp32'
 MODES = {'lora': 'LoRA in the loop', 'text_encoder_in_loop': 'frozen in the loop', 'precomputed': 'precomputed',
          'frozen_tower': 'precomputed, frozen tower in the loop', 'both_precomputed': 'both sides precomputed'}
-PAPER_HOURS = {'lora': 17.0, 'text_encoder_in_loop': 5.5, 'precomputed': 1.3}
 
 
 class EpochTimes(Callback):
@@ -130,16 +129,15 @@ def main(name: str) -> None:
     for mode in MODES:
         results[mode] = run_alone('recipes.benchmarks.cost', name, mode)
         print(f'{MODES[mode]}: {results[mode]}', flush=True)
-    hours: dict[str, Any] = {**dict.fromkeys(MODES, float('nan')), **PAPER_HOURS}
     base, file = results['precomputed'], 'cost' if name == 'quickstart' else f'cost_{name}'
     write_result(file, f'seconds per epoch with precomputed embeddings ({data.epochs} epochs, batch 128, {name})',
                  'with the frozen LLM in the loop',
                  base['epoch_seconds'] / results['text_encoder_in_loop']['epoch_seconds'], results, at_most=data.bound)
     text = markdown_table(
-        ['teacher', 'seconds per epoch', '× precomputed', 'seconds once', 'R@10', 'peak GiB', 'paper: hours', '×'],
+        ['teacher', 'seconds per epoch', '× precomputed', 'seconds once', 'R@10', 'peak GiB'],
         [[MODES[mode], f'{row["epoch_seconds"]:.1f}', f'{row["epoch_seconds"] / base["epoch_seconds"]:.1f}',
-          f'{row["once_seconds"]:.0f}', f'{row["recall@10"]:.1f}', f'{row["peak_gib"]:.1f}', f'{hours[mode]}',
-          f'{hours[mode] / hours["precomputed"]:.1f}'] for mode, row in results.items()])
+          f'{row["once_seconds"]:.0f}', f'{row["recall@10"]:.1f}', f'{row["peak_gib"]:.1f}']
+         for mode, row in results.items()])
     (BENCH_FOLDER / f'{file}.md').write_text(text)
     print(text)
 

@@ -38,11 +38,10 @@ class Calibration(CalibrationDataReader):
     """Training images, one at a time, for the ranges of a static quantisation."""
 
     def __init__(self, pixels: torch.Tensor) -> None:
-        self.images = iter(pixels.split(1))
+        self.images = iter([{'pixel_values': image.numpy()} for image in pixels.split(1)])
 
-    def get_next(self) -> Optional[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        image = next(self.images, None)
-        return None if image is None else {'pixel_values': image.numpy()}
+    def get_next(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return next(self.images, None)
 
 
 def smaller(model: Path, calibration: Optional[torch.Tensor] = None) -> dict[str, Path]:

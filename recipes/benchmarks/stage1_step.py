@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from composer.core.data_spec import default_split_batch
 
 from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.config.files import package_folder
@@ -69,10 +68,7 @@ def packed_step(model: Any, batch: Batch) -> None:
     plain_step(model, packed)
 
 
-STEPS: dict[str, Any] = {
-    'plain': plain_step, 'cached': cached_step, 'packed': packed_step,
-    # The cost of the cache alone: unsorted microbatches have the padding of the plain step's batch.
-    'unordered': partial(cached_step, split=default_split_batch)}
+STEPS: dict[str, Any] = {'plain': plain_step, 'cached': cached_step, 'packed': packed_step}
 
 
 def main() -> None:

@@ -1,14 +1,13 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Benchmark a step of stage 2 against the plain step, with GradCache, self-distillation or three captions per image.
-Also benchmark CLIP's blockwise loss of a large batch against autograd through the whole logit matrix."""
+"""Benchmark a step of stage 2 with GradCache against the plain step, and CLIP's blockwise loss of a large batch against
+autograd through the whole logit matrix."""
 
 import json
 import sys
 import time
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,49 +16,32 @@ from composer.core.data_spec import default_split_batch
 from llm2clip.config import ModelConfig, VisionConfig
 from llm2clip.losses.contrastive import clip_loss
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.training.algorithms.batches import InitialImages
 from recipes.benchmarks.measuring import DEVICE, peak_mb, run_alone, seconds_in_turns, write_result
 from recipes.benchmarks.stage1_step import Batch, cached_step, plain_step
 
-SMALL, BASE = 'vit_small_patch16_224', 'vit_base_patch16_224'
-DIMS = {SMALL: 576, BASE: 4096}  # llm_embed_dim of the teacher
-CHUNK, BATCHES, BASE_BATCH, LOSS_BATCH, LOSS_DIM = 32, (64, 256, 1024), 8, 16384, 1280
+TOWER, LLM_EMBED_DIM = 'vit_small_patch16_224', 576
+CHUNK, BATCHES, LOSS_BATCH, LOSS_DIM = 32, (64, 256, 1024), 16384, 1280
 CACHE = {'plain': plain_step, 'cached': partial(cached_step, microbatch=CHUNK, split=default_split_batch)}
 
 
-def make(tower: str, batch_size: int) -> tuple[ComposerLLM2CLIP, Batch]:
+def make(batch_size: int) -> tuple[ComposerLLM2CLIP, Batch]:
     torch.manual_seed(0)
     batch = {'pixel_values': torch.randint(0, 256, (batch_size, 3, 224, 224), dtype=torch.uint8),
-             'text_embedding': torch.randn(batch_size, DIMS[tower]),
+             'text_embedding': torch.randn(batch_size, LLM_EMBED_DIM),
              **{name: torch.arange(batch_size) for name in ('index', 'text_id', 'sample_seed')}}
-    config = ModelConfig(vision=VisionConfig(name=tower, pretrained=False), embed_dim=512)
-    return ComposerLLM2CLIP(LLM2CLIP(config, DIMS[tower])).to(DEVICE).train(), batch
+    config = ModelConfig(vision=VisionConfig(name=TOWER, pretrained=False), embed_dim=512)
+    return ComposerLLM2CLIP(LLM2CLIP(config, LLM_EMBED_DIM)).to(DEVICE).train(), batch
 
 
 def measure_cache() -> None:
     peaks = {'cached': {size: run_alone('recipes.benchmarks.stage2_step', 'cached', size) for size in BATCHES},
              'plain': {size: run_alone('recipes.benchmarks.stage2_step', 'plain', size) for size in BATCHES[:2]}}
-    model, batch = make(SMALL, BATCHES[0])
+    model, batch = make(BATCHES[0])
     seconds = seconds_in_turns({name: partial(step, model, batch) for name, step in CACHE.items()}, 3)
     write_result('image_grad_cache', f'seconds per step with GradCache, {BATCHES[0]} images in chunks of {CHUNK}',
                  'the plain step', seconds['cached'] / seconds['plain'], seconds, at_most=1.45)
     write_result('image_grad_cache_memory', f'peak memory at {BATCHES[-1]} images, chunks of {CHUNK}',
                  f'at {BATCHES[0]}', max(peaks['cached'].values()) / peaks['cached'][BATCHES[0]], peaks, at_most=1.15)
-
-
-def measure_options() -> None:
-    """Measure steps without the optimizer, which costs the same in all of them."""
-    model, batch = make(BASE, BASE_BATCH)
-    initial, images = InitialImages(model.model), batch['pixel_values'].to(DEVICE)
-    three: Any = {**batch, 'text_embedding': torch.randn(BASE_BATCH, 3, DIMS[BASE]),
-                  'text_id': torch.arange(3 * BASE_BATCH).view(BASE_BATCH, 3)}
-    seconds = seconds_in_turns({
-        'plain': lambda: plain_step(model, batch),
-        'self_distillation': lambda: plain_step(model, {**batch, 'initial_image_features': initial(images)}),
-        'captions_per_image': lambda: plain_step(model, three)}, 6)
-    for name, what in (('self_distillation', 'self-distillation'), ('captions_per_image', 'three captions per image')):
-        write_result(name, f'seconds per step with {what}, batch {BASE_BATCH}', 'the plain step',
-                     seconds[name] / seconds['plain'], seconds, at_most=1.4)
 
 
 def plain_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -90,7 +72,6 @@ def measure_loss(name: str) -> dict[str, float]:
 
 def main() -> None:
     measure_cache()
-    measure_options()
     found = {name: run_alone('recipes.benchmarks.stage2_step', name, LOSS_BATCH) for name in LOSSES}
     for what, bound in (('seconds', 1.5), ('mb', 0.25)):
         write_result(f'blockwise_{what}', f'{what} of the CLIP loss in blocks, {LOSS_BATCH:,} pairs',
@@ -100,6 +81,6 @@ def main() -> None:
 if __name__ == '__main__':
     if sys.argv[1:]:
         name, size = sys.argv[1], int(sys.argv[2])
-        print(json.dumps(measure_loss(name) if name in LOSSES else peak_mb(partial(CACHE[name], *make(SMALL, size)))))
+        print(json.dumps(measure_loss(name) if name in LOSSES else peak_mb(partial(CACHE[name], *make(size)))))
     else:
         main()
