@@ -25,7 +25,7 @@ def main(config: DemoConfig) -> None:
     # Gradio reports its use and keeps a history of the queries unless told otherwise, and asks its own server.
     os.environ.update(GRADIO_ANALYTICS_ENABLED='False', GRADIO_RUN_HISTORY='False', no_proxy='*')
     try:
-        from gradio import themes
+        from gradio.themes import Default, LocalFont
     except ImportError as error:
         raise ConfigError(f'the page needs gradio: pip install "llm2clip[demo]" ({error})') from None
     from llm2clip.device import open_device
@@ -33,8 +33,8 @@ def main(config: DemoConfig) -> None:
 
     model, fingerprint = load_model(config, open_device(config.device, config.precision), ['a text'])
     paths, images = embed_images(config, model, fingerprint)
-    font = themes.LocalFont('Source Sans Pro', weights=(400, 700))
-    theme = themes.Default(primary_hue='blue', font=[font, 'sans-serif'])
+    font = LocalFont('Source Sans Pro', weights=(400, 700))
+    theme = Default(primary_hue='blue', font=[font, 'sans-serif'])
     with TemporaryDirectory() as folder:  # of uploads, examples and thumbnails, the only files that are served
         os.environ['GRADIO_TEMP_DIR'] = folder
         page = make_page(config, model, paths, images)
