@@ -37,14 +37,14 @@ VARIANTS = {
     'prompts': Variant(_captions('@objects', '@scene'), needs=(IMAGES, TEXTS)),
     'prompts_all_15': Variant((*_captions('@objects', '@scene'), 'train_data.captions_per_image=15'),
                               needs=(IMAGES, TEXTS)),
-    'linear': Variant((READ, 'model.visual_projection=linear'), needs=(IMAGES,)),
+    'mlp': Variant((READ, 'model.visual_projection=mlp', 'model.visual_projection_expansion=2'), needs=(IMAGES,)),
 }
 ABLATIONS = (
     Ablation('Augmented views of the images help', 'none', ('four_views', 'align', 'no_views'), TEST),
     Ablation('Several prompts per caption help (FLAME, arXiv 2411.11927)', 'none',
              ('prompts', 'prompts_all_15', 'align'), TEST),
     Ablation('Parts of captions help (CLIPS, arXiv 2411.16828)', 'none', ('parts', 'align'), TEST),
-    Ablation('An MLP on the image side is better than a linear projection', 'none', ('align', 'linear'), TEST),
+    Ablation('A linear projection of the images is better than an MLP', 'none', ('align', 'mlp'), TEST),
 )
 
 SUITE = Suite(RUN, f'{PHOTOGRAPHS}/embeddings/config.yaml', ('yamls/flickr8k/align.yaml', 'eval_data=null'), VARIANTS,
