@@ -13,7 +13,8 @@ def _images(views: int) -> tuple[Step, str]:
     """Return the step that embeds the images with `views` views, and the override that reads them."""
     out = f'{RUN}/images_{views}'
     step = Step(f'{out}/config.yaml', (
-        'recipes/extract_image_embeddings.py', 'yamls/flickr8k/align_extract.yaml', f'views={views}', f'out={out}'))
+        'recipes/extract_image_embeddings.py', 'yamls/flickr8k/align_extract.yaml', f'views={views}',
+        'horizontal_flip=0.5', f'out={out}'))
     return step, f'{STREAM}.image_embeddings.local={out}/train'
 
 
@@ -24,14 +25,14 @@ def _captions(*suffixes: str) -> tuple[str, ...]:
             f'train_data.caption_weights={{{weights}}}')
 
 
-(IMAGES, READ), (PLAIN, READ_PLAIN), (FOUR, READ_FOUR) = map(_images, (2, 0, 4))
+(IMAGES, READ), (TWO, READ_TWO), (FOUR, READ_FOUR) = map(_images, (0, 2, 4))
 TEXTS = extraction(
     f'{RUN}/texts', {'train': TRAIN}, f'teacher={TEACHER}', 'caption_parts=1', 'prompts={objects: "{caption} The '
     'objects in this picture:", scene: "{caption} The place and the mood of this picture:"}')
 
 VARIANTS = {
     'align': Variant((READ,), needs=(IMAGES,)),
-    'no_views': Variant((READ_PLAIN,), needs=(PLAIN,)),
+    'two_views': Variant((READ_TWO,), needs=(TWO,)),
     'four_views': Variant((READ_FOUR,), needs=(FOUR,)),
     'parts': Variant(_captions('@part1'), needs=(IMAGES, TEXTS)),
     'prompts': Variant(_captions('@objects', '@scene'), needs=(IMAGES, TEXTS)),
@@ -40,7 +41,7 @@ VARIANTS = {
     'mlp': Variant((READ, 'model.visual_projection=mlp', 'model.visual_projection_expansion=2'), needs=(IMAGES,)),
 }
 ABLATIONS = (
-    Ablation('Augmented views of the images help', 'none', ('four_views', 'align', 'no_views'), TEST),
+    Ablation('Augmented views of the images help', 'none', ('four_views', 'two_views', 'align'), TEST),
     Ablation('Several prompts per caption help (FLAME, arXiv 2411.11927)', 'none',
              ('prompts', 'prompts_all_15', 'align'), TEST),
     Ablation('Parts of captions help (CLIPS, arXiv 2411.16828)', 'none', ('parts', 'align'), TEST),
