@@ -27,6 +27,7 @@ from llm2clip.evaluation.retrieval import evaluate_retrieval
 from llm2clip.evaluation.sets.retrieval import mds
 from llm2clip.export.hf import run_teachers
 from llm2clip.export.onnx_models import export_onnx
+from llm2clip.teacher.llm import cast_weights
 from llm2clip.training.runs import load_stage2
 from recipes.benchmarks.measuring import BENCH_FOLDER, markdown_table, seconds_in_turns, write_result
 
@@ -71,6 +72,7 @@ def main(run: str, dataset: str) -> None:
     model, config, record = load_stage2(run)
     source, = run_teachers(ExportConfig(run), config, record.teacher)
     teacher: Any = source.load(open_device('cpu'))
+    cast_weights(teacher.module.llm, torch.float32)
     preprocessing, test = model.vision_encoder.preprocessing, mds(dataset)
 
     def pixels(local: str, first: Optional[int] = None) -> torch.Tensor:
