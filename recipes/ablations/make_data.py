@@ -8,14 +8,13 @@
         artist of the quickstart's training; OUT/old_test and OUT/new_test use the other artist.
     photograph_captions DATASET OUT
         Write images as files, and three tables of captions.  joined.csv has all captions, and also joins an image's
-        first two, and the next two.  half.csv and other_half.csv each have the captions of every second image.
+        first three, and its last three.  half.csv and other_half.csv each have the captions of every second image.
     clip_tokenizer OUT
         Write SmolLM2's tokenizer for a CLIP text tower: the end token ends each text and is the padding token.
 """
 
 import csv
 import sys
-from itertools import islice
 from pathlib import Path
 
 from llm2clip.config.files import package_folder
@@ -47,8 +46,7 @@ def photograph_captions(dataset: str, out: str) -> None:
         Path(images, name).write_bytes(sample[IMAGE])
         captions = [text for key, text in sample.items() if key.startswith(CAPTION) and text]
         rows['half' if i % 2 else 'other_half'] += [(name, text) for text in captions]
-        pairs = islice(zip(captions[::2], captions[1::2]), 2)
-        rows['joined'] += [(name, text) for text in (*captions, *map(' '.join, pairs))]
+        rows['joined'] += [(name, text) for text in (*captions, ' '.join(captions[:3]), ' '.join(captions[-3:]))]
     for name, lines in rows.items():
         with Path(out, f'{name}.csv').open('w', newline='') as file:
             csv.writer(file).writerows([('image', 'caption'), *lines])
