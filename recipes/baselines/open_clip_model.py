@@ -23,18 +23,20 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from llm2clip.config import Stage2Config
+from llm2clip.config.files import load_config
 from llm2clip.data.schema import CAPTION, IMAGE, read_samples
 from llm2clip.files import write_json
 from llm2clip.metrics.retrieval import rank_both_ways
 from llm2clip.models.towers import load_tower, tower_preprocessing
-from recipes.baselines.setting import SEED, stage2_config
+from recipes.baselines.run import SEED, SIZE
 
 BATCH = 128
 TEXT = {'context_length': 64, 'width': 256, 'heads': 4, 'layers': 6}
 
 
 def make(folder: str) -> None:
-    config = stage2_config().model
+    config = load_config(Stage2Config, ['yamls/flickr8k/stage2.yaml', f'model.vision.image_size={SIZE}']).model
     preprocessing = tower_preprocessing(config.vision)
     model_config = {'embed_dim': config.embed_dim, 'text_cfg': TEXT, 'vision_cfg': {
         'timm_model_name': config.vision.name, 'timm_pool': 'avg', 'timm_proj': 'linear',

@@ -3,66 +3,222 @@
 
 """Compare LLM2CLIP with open_clip and sentence-transformers on Flickr8k: python -m recipes.baselines.run
 
-All of them train and embed the data of `make photographs` on the CPU.  `stage1.py`, `stage2.py` and `extraction.py`
-describe the settings that they share.  The tables are written to `baselines.md` and the numbers to `baselines.json`.
-Finished measurements are skipped; an interrupted one starts again.
+Every program has the same minutes on the same CPU: 45 for a model of images and texts, 10 for a text encoder.  A short
+training measures its pace, which gives the number of steps.  Stage 1 and the extraction of LLM2CLIP count as its time.
+All use the photographs and captions of `make photographs`, EfficientNet-Lite0 with ImageNet weights at 128 pixels or
+SmolLM2-135M with LoRA, the batch, AdamW with weight decay, warm-up, and gradient clipping of `yamls/flickr8k/`.
+They differ in what each of them offers:
+
+- LLM2CLIP reads five captions of an image at once, freezes three blocks and the statistics of BatchNorm, and sets the
+  learning rate of the tower to a third; or it freezes the tower and reads precomputed vectors of both sides.
+- open_clip trains a text tower from scratch.  Its crops and colours are those of LLM2CLIP, without flips.  Its learning
+  rate is that of LLM2CLIP, or its own default in a second row.
+- sentence-transformers trains LoRA on the LLM beside the tower, which its Router joins, without augmentation.
+- As a text encoder, LLM2CLIP drops the causal mask and trains both directions; sentence-transformers keeps the mask.
+
+`runs/flickr8k/baselines/baselines.json` gets the numbers and `baselines.md` the tables.  Finished measurements are
+skipped; an interrupted one starts again.
 """
 
+import csv
 import importlib.util
+import json
 import os
-from collections.abc import Mapping
-from typing import Any
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from llm2clip.command import SECONDS_FILE, recorded_seconds
+from llm2clip.config import Stage2Config
+from llm2clip.config.files import load_config
+from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, read_samples
 from llm2clip.files import write_json
-from recipes.baselines import extraction, stage1, stage2
-from recipes.baselines.setting import Setting, machine
-from recipes.benchmarks.measuring import markdown_table
+from recipes.benchmarks.measuring import kept, markdown_table, watch
+
+RUN = Path('runs/flickr8k')
+OUT, TEACHER, TEST = RUN / 'baselines', RUN / 'stage1/teacher', RUN / 'data/test'
+SIZE, SEED, PACED_STEPS = 128, 17, 10
+THEIRS = (sys.executable, '-m', 'recipes.baselines.sentence_transformers_model')
+OPEN_CLIP = (sys.executable, '-m', 'recipes.baselines.open_clip_model')
+OURS = ('device=cpu', 'precision=fp32', f'seed={SEED}', f'train_data.shuffle_seed={SEED}', 'eval_data=null')
 
 
-def to_markdown(found: Mapping[str, Any]) -> str:
-    """Format the comparisons as three Markdown tables."""
-    computer, setting, trained, embedded = (found[name] for name in ('machine', 'setting', 'stage2', 'extraction'))
+class Program(NamedTuple):
+    """A program that trains for a number of steps."""
 
-    def recalls(row: Mapping[str, Any], way: str) -> str:
-        return ' / '.join(f'{row["recalls"][f"{way}_retrieval_recall@{k}"]:.1f}' for k in (1, 5, 10))
-
-    images, before = next(iter(trained['rows'].values()))['recalls'], trained['seconds_before']
-    return '\n'.join([
-        f'{computer["cpu"]}, {computer["threads"]} threads; '
-        + ', '.join(f'{name} {version}' for name, version in computer['versions'].items())
-        + '; seconds per epoch and per step are medians of short trainings that took turns', '',
-        f'### Stage 2, {setting["epochs"]} epochs over the photographs, batch {setting["batch"]}', '',
-        f'{images["n_images"]} other photographs with {images["n_texts"]} captions, recall in %. Once before it, '
-        f'LLM2CLIP needs stage 1 ({before["stage1"]:.0f} s) and the vectors of the captions '
-        f'({before["embeddings"]:.0f} s).', '',
-        markdown_table(['', 'text → image, R@1 / 5 / 10', 'image → text', 'seconds per epoch', 'GiB'], [
-            [name, recalls(row, 'image'), recalls(row, 'text'), f'{row["seconds_per_epoch"]:.1f}',
-             f'{row["peak_gib"]:.2f}'] for name, row in trained['rows'].items()]),
-        f'### Stage 1, {setting["steps"]} steps of {setting["pairs"]} pairs', '',
-        markdown_table(['', 'caption retrieval accuracy, %', 'seconds per step', 'GiB'], [
-            [name, f'{row["cra"]:.1f}', f'{row["seconds_per_step"]:.1f}', f'{row["peak_gib"]:.2f}']
-            for name, row in found['stage1'].items()]),
-        '### Extraction', '',
-        f'Largest difference of two vectors of a caption, relative to their length: '
-        f'{embedded["largest_difference"]:.1g}; LLM2CLIP stores them in float16.', '',
-        markdown_table(['', 'captions', 'captions per second', 'GiB'], [
-            [name, str(row['captions']), f'{row["captions_per_second"]:.1f}', f'{row["peak_gib"]:.2f}']
-            for name, row in embedded['rows'].items()])])
+    command: Callable[[Path, int], list[str]]
+    """Output folder, steps -> command."""
+    progress: tuple[str, str]
+    """File in the folder, and the text that the file has once for every finished step."""
+    score: Callable[[Path], dict[str, float]]
+    """Output folder -> accuracies in %."""
+    before: tuple[str, ...] = ()
+    """Earlier steps of `make photographs` whose time counts."""
 
 
-def main(setting: Setting) -> None:
+def recalls(found: dict[str, float]) -> dict[str, float]:
+    return {'text_to_image': found['image_retrieval_recall@10'], 'image_to_text': found['text_retrieval_recall@10']}
+
+
+# ------------------------------------------------------------------------------------------------ LLM2CLIP
+def ours(recipe: str, *settings: str) -> Callable[[Path, int], list[str]]:
+    return lambda folder, steps: [sys.executable, f'recipes/{recipe}.py', *settings, *OURS, f'save_folder={folder}',
+                                  f'max_duration={steps}ba', f'save_interval={steps}ba']
+
+
+def our_score(folder: Path, *keys: str) -> Any:
+    out = folder / 'evaluate'
+    watch([sys.executable, 'recipes/evaluate.py', *keys, f'out={out}', 'device=cpu'], folder / 'evaluate.log')
+    return json.loads((out / 'results.json').read_text())
+
+
+def our_recalls(folder: Path) -> dict[str, float]:
+    found = our_score(folder, 'yamls/flickr8k/ablations_evaluate.yaml', f'cache={OUT}/text_embeddings',
+                      f'models.llm2clip.run={folder}', 'models.llm2clip.batch_tokens=1024')
+    return recalls(found['retrieval']['test']['models']['llm2clip'])
+
+
+def our_accuracy(folder: Path) -> dict[str, float]:
+    return our_score(folder, f'cra.captions={TEST}', 'cra.caption_keys=["0", "1"]', 'cra.batch_tokens=1024',
+                     f'cra.teachers.cra={folder}/teacher')['cra']
+
+
+# ------------------------------------------------------------------------------------------------ other programs
+def pairs(folder: Path) -> list[tuple[str, str]]:
+    """Write the training photographs as files, once; return (file, caption) of every caption."""
+    images, lines = folder / 'images', []
+    images.mkdir(parents=True, exist_ok=True)
+    for sample in read_samples(RUN / 'data/train'):
+        if not (path := images / sample[SAMPLE_ID]).is_file():
+            path.write_bytes(sample[IMAGE])
+        lines += [(str(path), text) for key, text in sample.items() if key.startswith(CAPTION) and text]
+    return lines
+
+
+def open_clip(rate: float, folder: Path, steps: int) -> list[str]:
+    """Return open_clip's command.  Its table repeats the captions until one epoch has all steps."""
+    config = load_config(Stage2Config, ['yamls/flickr8k/stage2.yaml'])
+    data, jitter, batch = config.train_data, config.train_data.color_jitter, config.global_train_batch_size
+    table = folder.with_suffix('.csv')
+    with table.open('w', newline='') as file:
+        csv.writer(file).writerows([('image', 'caption'), *islice(cycle(pairs(OUT)), steps * batch)])
+    options = {
+        'model': f'local-dir:{OUT}/open_clip', 'dataset-type': 'csv', 'train-data': table, 'csv-separator': ',',
+        'csv-img-key': 'image', 'csv-caption-key': 'caption', 'logs': folder.parent, 'name': folder.name,
+        'batch-size': batch, 'epochs': 1, 'lr': rate, 'warmup': min(20, steps // 2), 'beta1': 0.9, 'beta2': 0.999,
+        'eps': 1e-8, 'wd': config.optimizer['weight_decay'], 'precision': 'fp32', 'device': 'cpu', 'seed': SEED,
+        'grad-clip-norm': config.algorithms['gradient_clipping']['clipping_threshold'], 'workers': data.num_workers,
+        'log-every-n-steps': 1}
+    return [sys.executable, '-m', 'open_clip_train.main',
+            *(text for name, value in options.items() for text in (f'--{name}', str(value))),
+            '--aug-cfg', f'scale=({data.crop_scale[0]},{data.crop_scale[1]})', 'color_jitter_prob=1.0',
+            f'color_jitter=({jitter},{jitter},{jitter},{jitter / 5})', f'gray_scale_prob={data.grayscale}']
+
+
+def theirs(command: tuple[str, ...], file: str, folder: Path) -> Any:
+    """Let a module of this package write its numbers to a file."""
+    watch([*command, str(TEST), f'{folder}/{file}'], folder / 'evaluate.log')
+    return json.loads((folder / file).read_text())
+
+
+def open_clip_program(rate: float) -> Program:
+    def score(folder: Path) -> dict[str, float]:
+        checkpoint = f'{folder}/checkpoints/epoch_1.pt'
+        return recalls(theirs((*OPEN_CLIP, 'recall', f'{OUT}/open_clip', checkpoint), 'recalls.json', folder))
+
+    return Program(partial(open_clip, rate), ('out.log', 'Train Epoch'), score)
+
+
+def st_program(task: str, *arguments: str) -> Program:
+    def score(folder: Path) -> dict[str, float]:
+        found = theirs((*THEIRS, 'score', task, f'{folder}/final'), 'score.json', folder)
+        return recalls(found) if task == 'images' else found
+
+    return Program(lambda folder, steps: [*THEIRS, 'train', task, str(OUT), str(folder), str(steps), *arguments],
+                   ('steps.txt', 'step'), score)
+
+
+ALIGN = ('yamls/flickr8k/align.yaml', 'train_data.streams.photographs.embeddings.smollm2.local='
+         f'{RUN}/embeddings/train', f'teacher={TEACHER}')
+STEPS = ('metrics.jsonl', '"loss/train/total"')
+TABLES: dict[str, dict[str, Program]] = {
+    'images and texts': {
+        'LLM2CLIP': Program(ours('train_stage2', 'yamls/flickr8k/stage2.yaml', f'model.vision.image_size={SIZE}',
+                                 'train_data.image_size=null'), STEPS, our_recalls, ('stage1', 'embeddings')),
+        'LLM2CLIP, frozen tower from vectors': Program(
+            ours('train_stage2', *ALIGN), STEPS, our_recalls, ('stage1', 'embeddings', 'image_embeddings')),
+        'open_clip': open_clip_program(1e-3),
+        'open_clip, its default learning rate': open_clip_program(5e-4),
+        'sentence-transformers, Router': st_program('images', 'MultipleNegativesRankingLoss'),
+    },
+    'text encoder': {
+        'LLM2CLIP': Program(ours('train_stage1', 'yamls/flickr8k/stage1.yaml'), STEPS, our_accuracy),
+        'LLM2CLIP, GradCache': Program(
+            ours('train_stage1', 'yamls/flickr8k/stage1.yaml', 'algorithms.grad_cache={}',
+                 'device_train_microbatch_size=16'), STEPS, our_accuracy),
+        'sentence-transformers': st_program('captions', 'MultipleNegativesRankingLoss'),
+        'sentence-transformers, cached loss': st_program('captions', 'CachedMultipleNegativesRankingLoss'),
+        'sentence-transformers, SimCSE as in LLM2Vec': st_program('simcse', 'MultipleNegativesRankingLoss'),
+    },
+}
+COLUMNS = {'before': 'seconds before', 'first_step': 'seconds to the first step',
+           'seconds_per_step': 'seconds per step', 'peak_gib': 'GiB', 'steps': 'steps'}
+PACKAGES = ('torch', 'transformers', 'timm', 'peft', 'mosaicml', 'open_clip_torch', 'sentence-transformers')
+
+
+def measure(name: str, program: Program, out: Path, minutes: float) -> dict[str, float]:
+    """Train for the given minutes, less those of the steps before; return the time, memory and accuracy."""
+    def train(folder: Path, steps: int) -> dict[str, float]:
+        shutil.rmtree(folder, ignore_errors=True)
+        command, (file, text) = program.command(folder, steps), program.progress
+
+        def finished() -> int:
+            return (folder / file).read_text(errors='replace').count(text) if (folder / file).is_file() else 0
+
+        return {'steps': steps, **watch(command, folder.with_suffix('.log'), finished, memory=True)}
+
+    out.mkdir(parents=True, exist_ok=True)
+    before = sum(recorded_seconds(RUN / step / SECONDS_FILE) for step in program.before)
+    pace = kept(out / 'pace.json', partial(train, out / 'pace', PACED_STEPS))
+    steps = int((60 * minutes - before - pace['first_step']) / pace['seconds_per_step'])
+    if steps < PACED_STEPS:
+        raise SystemExit(f'{name}: {minutes:g} minutes are too few; {before / 60:.0f} are spent before the training')
+    found = kept(out / 'trained.json', partial(train, out / 'run', steps))
+    return {'before': before, **found, **kept(out / 'score.json', partial(program.score, out / 'run'))}
+
+
+def to_markdown(found: dict[str, Any]) -> str:
+    lines = ['; '.join(f'{key}: {value}' for key, value in found['about'].items()), '']
+    for table, rows in found['tables'].items():
+        scores = [key for key in next(iter(rows.values())) if key not in (*COLUMNS, 'seconds')]
+        lines += [f'### {table}', '', markdown_table(['', *COLUMNS.values(), *scores], [
+            [name, *(f'{row[key]:.1f}' for key in (*COLUMNS, *scores))] for name, row in rows.items()])]
+    return '\n'.join(lines)
+
+
+def main(minutes: float = 45.0, minutes_of_texts: float = 10.0) -> None:
     if missing := [name for name in ('open_clip', 'sentence_transformers') if importlib.util.find_spec(name) is None]:
         raise SystemExit(f'{" and ".join(missing)} must be installed: uv sync --inexact --group baselines')
-    os.environ.update({'OMP_NUM_THREADS': str(setting.threads), 'HF_HUB_OFFLINE': '1'})
+    os.environ['HF_HUB_OFFLINE'] = '1'
+    kept(OUT / 'open_clip.json', lambda: watch([*OPEN_CLIP, 'make', f'{OUT}/open_clip'], OUT / 'open_clip.log'))
+    kept(OUT / 'base.json', lambda: watch([*THEIRS, 'base', str(OUT)], OUT / 'base.log'))
+    lengths = {'images and texts': minutes, 'text encoder': minutes_of_texts}
     found = {
-        'machine': machine(setting.threads),
-        'setting': {name: getattr(setting, name) for name in ('epochs', 'batch', 'steps', 'pairs')},
-        'stage2': stage2.compare(setting), 'stage1': stage1.compare(setting),
-        'extraction': extraction.compare(setting)}
-    write_json(setting.out / 'baselines.json', found)
-    (setting.out / 'baselines.md').write_text(to_markdown(found))
+        'about': {'minutes': lengths, 'cpu': platform.processor() or platform.machine(), 'threads': os.cpu_count(),
+                  'versions': {name: version(name) for name in PACKAGES}},
+        'tables': {table: {name: measure(name, program, OUT / f'{table} {name}'.replace(',', '').replace(' ', '_'),
+                                         lengths[table])
+                           for name, program in programs.items()} for table, programs in TABLES.items()}}
+    write_json(OUT / 'baselines.json', found)
+    (OUT / 'baselines.md').write_text(to_markdown(found))
     print(to_markdown(found))
 
 
 if __name__ == '__main__':
-    main(Setting())
+    main(*map(float, sys.argv[1:]))

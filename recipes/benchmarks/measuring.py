@@ -58,7 +58,8 @@ def watch(
 
     Returns:
         ``seconds``.  With `memory`, ``peak_gib``: PSS of all its processes, measured until the last step if there are
-        steps.  With two steps or more, ``seconds_per_step``, from the end of the first to the end of the last.
+        steps.  With two steps or more, ``first_step``, the seconds to its end, and ``seconds_per_step``, from there to
+        the end of the last.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     steps: list[tuple[float, int]] = []
@@ -89,7 +90,7 @@ def watch(
         found['peak_gib'] = (peak_of_steps or peak) / 2**30
     if len(steps) > 1:
         (first, one), (last, all_of_them) = steps[0], steps[-1]
-        found['seconds_per_step'] = (last - first) / (all_of_them - one)
+        found.update(first_step=first, seconds_per_step=(last - first) / (all_of_them - one))
     return found
 
 
