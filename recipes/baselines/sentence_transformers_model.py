@@ -64,7 +64,11 @@ def captions_of(sample: dict[str, Any]) -> list[str]:
 def base(out: str) -> None:
     encoder, vision = STAGE1.text_encoder, STAGE2.model.vision
     encoder.dtype = 'float32'
-    load_llm(encoder).save_pretrained(f'{out}/llm')
+    quantized = load_llm(encoder)
+    del quantized.config.quantization_config  # transformers saves no model that comes from a GGUF file
+    llm = type(quantized)(quantized.config)
+    llm.load_state_dict(quantized.state_dict())
+    llm.save_pretrained(f'{out}/llm')
     tokenizer = load_caption_tokenizer(encoder).tokenizer
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.chat_template = None  # newer releases of sentence-transformers would apply it to every text
