@@ -20,7 +20,7 @@ from typing import Any
 
 import datasets
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -90,7 +90,7 @@ def language_model(out: str, dropout: float) -> Transformer:
     # The GGUF tokenizer prepends a token, which would enter the mean; accuracy is better without it.
     llm.tokenizer.add_bos_token = False
     settings: Any = {**asdict(STAGE1.lora), 'target_modules': PROJECTIONS, 'lora_dropout': dropout}
-    llm.model.add_adapter(LoraConfig(bias='none', **settings))
+    llm.model = get_peft_model(llm.model, LoraConfig(bias='none', **settings))
     for parameter in filter(lambda one: one.requires_grad, llm.parameters()):
         parameter.data = parameter.data.float()  # LoRA weights are float32 in peft and LLM2CLIP, too
     return llm
@@ -134,6 +134,7 @@ def train(task: str, out: str, folder: str, steps: str, loss: str) -> None:
         model=model, args=arguments, callbacks=[StepLog(Path(folder, 'steps.txt'))], train_dataset=data,
         loss=getattr(losses, loss)(model, scale=scale))
     trainer.train()
+    llm.model = llm.model.float().merge_and_unload()
     model.save_pretrained(f'{folder}/final')
 
 
