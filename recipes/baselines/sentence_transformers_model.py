@@ -128,7 +128,8 @@ def train(task: str, out: str, folder: str, steps: str, loss: str) -> None:
         warmup_steps=min(int(config.scheduler['t_warmup'].removesuffix('ba')), int(steps) // 2),
         batch_sampler=BatchSamplers.BATCH_SAMPLER if task == 'images' else BatchSamplers.NO_DUPLICATES,
         max_grad_norm=config.algorithms['gradient_clipping']['clipping_threshold'], use_cpu=True, save_strategy='no',
-        dataloader_num_workers=config.train_data.num_workers, report_to='none')
+        dataloader_num_workers=config.train_data.num_workers, report_to='none',
+        router_mapping={'anchor': 'text', 'positive': 'image'} if task == 'images' else None)
     scale = STAGE1.logit_scale if task != 'images' else 20.0  # the library's default
     trainer = SentenceTransformerTrainer(
         model=model, args=arguments, callbacks=[StepLog(Path(folder, 'steps.txt'))], train_dataset=data,
