@@ -129,6 +129,7 @@ def train(task: str, out: str, folder: str, steps: str, loss: str) -> None:
         batch_sampler=BatchSamplers.BATCH_SAMPLER if task == 'images' else BatchSamplers.NO_DUPLICATES,
         max_grad_norm=config.algorithms['gradient_clipping']['clipping_threshold'], use_cpu=True, save_strategy='no',
         dataloader_num_workers=config.train_data.num_workers, report_to='none',
+        bf16=task == 'images' and STAGE1.text_encoder.dtype == 'bfloat16',  # autocast joins the LLM and its projection
         router_mapping={'anchor': 'text', 'positive': 'image'} if task == 'images' else None)
     scale = STAGE1.logit_scale if task != 'images' else 20.0  # the library's default
     trainer = SentenceTransformerTrainer(
