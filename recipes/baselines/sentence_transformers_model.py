@@ -103,7 +103,8 @@ def train(task: str, out: str, folder: str, steps: str, loss: str) -> None:
     text = [llm, Pooling(llm.get_embedding_dimension(), 'mean')]
     if task == 'images':
         width, linear = STAGE2.model.embed_dim, {'activation_function': torch.nn.Identity()}
-        tower = Transformer(f'{out}/tower')
+        tower = Transformer(f'{out}/tower', module_output_name='sentence_embedding', modality_config={
+            'image': {'method': 'forward', 'method_output_name': 'pooler_output'}})
         text.append(Dense(llm.get_embedding_dimension(), width, **linear))
         image = [tower, Dense(tower.get_embedding_dimension(), width, **linear)]
         model = SentenceTransformer(modules=[Router({'text': text, 'image': image})], device='cpu')
