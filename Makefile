@@ -119,7 +119,10 @@ $(PHOTOGRAPHS)/report.html: | $(PHOTOGRAPHS)/export/config.yaml
 photographs-ablations: | $(PHOTOGRAPHS)/embeddings/config.yaml  ## the paper's claims on Flickr8k (hours; resumable)
 	$(BIN)/python -m recipes.ablations.run photograph
 
-baselines: $(VENV)/.baselines | $(PHOTOGRAPHS)/embeddings/config.yaml  ## compare with open_clip, sentence-transformers
+$(PHOTOGRAPHS)/image_embeddings/config.yaml: | $(PHOTOGRAPHS)/data/config.yaml
+	$(BIN)/python recipes/extract_image_embeddings.py yamls/flickr8k/align_extract.yaml
+
+baselines: $(VENV)/.baselines | $(PHOTOGRAPHS)/embeddings/config.yaml $(PHOTOGRAPHS)/image_embeddings/config.yaml  ## compare with open_clip, sentence-transformers
 	$(BIN)/python -m recipes.baselines.run
 
 # --------------------------------------------------------------------------------------------------- development

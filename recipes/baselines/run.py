@@ -146,6 +146,7 @@ def st_program(task: str, *arguments: str) -> Program:
 
 ALIGN = ('yamls/flickr8k/align.yaml', 'train_data.streams.photographs.embeddings.smollm2.local='
          f'{RUN}/embeddings/train', f'teacher={TEACHER}')
+STAGE1 = ('yamls/flickr8k/stage1.yaml', f'text_encoder.pretrained={OUT}/llm', 'text_encoder.gguf_file=null')
 STEPS = ('metrics.jsonl', '"loss/train/total"')
 TABLES: dict[str, dict[str, Program]] = {
     'images and texts': {
@@ -158,10 +159,10 @@ TABLES: dict[str, dict[str, Program]] = {
         'sentence-transformers, Router': st_program('images', 'MultipleNegativesRankingLoss'),
     },
     'text encoder': {
-        'LLM2CLIP': Program(ours('train_stage1', 'yamls/flickr8k/stage1.yaml'), STEPS, our_accuracy),
+        'LLM2CLIP': Program(ours('train_stage1', *STAGE1), STEPS, our_accuracy),
         'LLM2CLIP, GradCache': Program(
-            ours('train_stage1', 'yamls/flickr8k/stage1.yaml', 'algorithms.grad_cache={}',
-                 'device_train_microbatch_size=16'), STEPS, our_accuracy),
+            ours('train_stage1', *STAGE1, 'algorithms.grad_cache={}', 'device_train_microbatch_size=16'), STEPS,
+            our_accuracy),
         'sentence-transformers': st_program('captions', 'MultipleNegativesRankingLoss'),
         'sentence-transformers, cached loss': st_program('captions', 'CachedMultipleNegativesRankingLoss'),
         'sentence-transformers, SimCSE as in LLM2Vec': st_program('simcse', 'MultipleNegativesRankingLoss'),
