@@ -10,7 +10,9 @@ evaluation set of stage 1.
 
 import importlib
 import json
+import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -23,6 +25,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any
+
+import psutil
 
 from recipes.ablations.suite import Suite
 from recipes.benchmarks.measuring import ProcessFailedError, Record, markdown_table, watch
@@ -41,8 +45,10 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
         watch([sys.executable, *command], folder / log, cwd=lane, environment={'OMP_NUM_THREADS': '1'})
 
     def evaluate(row: str, *arguments: str) -> Any:
-        run('recipes/evaluate.py', f'out={folder}/evaluate_{row}', *arguments, log=f'evaluate_{row}.txt')
-        return json.loads((folder / f'evaluate_{row}/results.json').read_text())
+        out = folder / f'evaluate_{row}'
+        shutil.rmtree(out, ignore_errors=True)  # of an interrupted run
+        run('recipes/evaluate.py', f'out={out}', *arguments, log=f'evaluate_{row}.txt')
+        return json.loads((out / 'results.json').read_text())
 
     def retrieval(row: str, *keys: str) -> Any:
         assert suite.evaluate is not None
@@ -120,8 +126,17 @@ def table(suite: Suite, record: Record) -> str:
     return '\n'.join(lines)
 
 
+def stop(*_: object) -> None:
+    """End this process and its trainings, which have sessions of their own, when a signal arrives."""
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
+    os._exit(1)
+
+
 def main(suite: Suite) -> None:
     """Train and measure missing variants, `LANES` at a time; start no more after a failure."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     subprocess.run(['make', suite.made_first], check=True)
     record, lanes = Record(Path(suite.folder, 'measured.json')), SimpleQueue()
     jobs = [(seed, name) for seed in suite.seeds for name in suite.variants if not record.has(name, seed)]
