@@ -67,13 +67,6 @@ CLASSIFICATION_SETS: _Registry = {
     'imagenet_folder': 'llm2clip.evaluation.sets.classification:imagenet_folder',
 }
 
-COMPOSITION_SETS: _Registry = {
-    'aro_attribution': 'llm2clip.evaluation.sets.composition:aro_attribution',
-    'aro_relation': 'llm2clip.evaluation.sets.composition:aro_relation',
-    'sugarcrepe': 'llm2clip.evaluation.sets.composition:sugarcrepe',
-    'winoground': 'llm2clip.evaluation.sets.composition:winoground',
-}
-
 OPTIMIZERS: _Registry = {
     'adamw': 'torch.optim:AdamW',
     'decoupled_adamw': 'composer.optim:DecoupledAdamW',
@@ -123,7 +116,7 @@ LOGGERS: _Registry = {
 PARTS: Mapping[str, _Registry] = {
     'source': SOURCES, 'optimizer': OPTIMIZERS, 'scheduler': SCHEDULERS, 'algorithms': ALGORITHMS,
     'callbacks': CALLBACKS, 'loggers': LOGGERS, 'retrieval': RETRIEVAL_SETS, 'zeroshot': CLASSIFICATION_SETS,
-    'linear_probe': CLASSIFICATION_SETS, 'composition': COMPOSITION_SETS,
+    'linear_probe': CLASSIFICATION_SETS,
 }
 # Types of arguments that other libraries' parts need but do not declare in their signatures.
 _RANGES: Mapping[str, Mapping[str, Any]] = {
@@ -270,7 +263,7 @@ def build_source(source: Mapping[str, Any]) -> Any:
 
 
 def open_set(kind: str, source: Mapping[str, Any], key: str) -> Any:
-    """Build an evaluation set of a kind: ``retrieval``, ``zeroshot``, ``linear_probe`` or ``composition``.
+    """Build an evaluation set of a kind: ``retrieval``, ``zeroshot`` or ``linear_probe``.
 
     `source` has its ``name`` and arguments, and is at `key`.  Raise a ConfigError if there is no such set, or if its
     files are missing or damaged.

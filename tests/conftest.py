@@ -37,7 +37,7 @@ LONG = ('recipes/', 'export/', 'imports/', 'planning/',
         *(f'{name}.py' for name in (
             'data/test_absent_captions', 'data/test_convert', 'data/test_growing', 'data/test_joins',
             'data/test_published', 'data/test_sources', 'data/test_streams', 'evaluation/test_clip_benchmark',
-            'evaluation/test_comparison', 'evaluation/test_composition', 'evaluation/test_evaluate',
+            'evaluation/test_comparison', 'evaluation/test_evaluate',
             'evaluation/test_models', 'models/test_frozen_batch_norm', 'models/test_towers',
             'teacher/test_architectures', 'teacher/test_text_encoder', 'test_damaged', 'test_no_code', 'test_yamls',
             'training/test_optimizer', 'training/test_wise_ft')), 'test_pages.py::test_the_site',

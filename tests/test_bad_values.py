@@ -69,7 +69,6 @@ BAD = {
         'models={}', 'models=[a]', 'models.m.text=llms', 'models.m.weights=newest', 'models.m.wise_ft_alpha=-0.1',
         'cra=true', 'cra.caption_keys=[a]', 'baseline=m', 'averages.a=[]', 'averages.a=retrieval.r',
         'averages.a=[retrieval]', 'averages.a=[zeroshot.r]', 'zeroshot.z.metric=top5', 'retrieval={}',
-        'composition={a: b}',
     ],
     'export_hf': ['truncate_dim=0', 'weights=newest'],
     'search': ['top=0', "index=''"],

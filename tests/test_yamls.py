@@ -95,9 +95,8 @@ def _check(config: Any) -> None:
         for probe in config.linear_probe.values():
             check('linear_probe', *named(probe.train, 'train'))
             check('linear_probe', *named(probe.test, 'test'))
-        for kind in ('retrieval', 'composition'):
-            for benchmark in getattr(config, kind).values():
-                check(kind, *named(benchmark.source, 'source'))
+        for benchmark in config.retrieval.values():
+            check('retrieval', *named(benchmark.source, 'source'))
 
 
 def _check_zeroshot(sets: dict[str, ZeroshotConfig]) -> None:

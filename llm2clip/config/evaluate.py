@@ -116,16 +116,6 @@ class LinearProbeConfig:
 
 
 @dataclass
-class CompositionConfig:
-    """Choice of the text that belongs to an image, among texts with the same or nearly the same words."""
-
-    source: Component = MISSING
-    """`name` of the set, and arguments such as the location of its files."""
-    metric: Optional[Text] = None
-    """Metric for averages, such as `group_score`.  Averages require it if the set has several."""
-
-
-@dataclass
 class CRAConfig:
     """Caption retrieval accuracy of text encoders on pairs of captions."""
 
@@ -156,8 +146,6 @@ class EvaluateConfig:
     """Name in the tables -> classification by class names."""
     linear_probe: dict[Text, LinearProbeConfig] = field(default_factory=dict)
     """Name in the tables -> linear classifier on the features of the frozen vision tower."""
-    composition: dict[Text, CompositionConfig] = field(default_factory=dict)
-    """Name in the tables -> choice between texts with nearly the same words."""
     models: dict[Text, EvaluatedModelConfig] = field(default_factory=dict)
     """Name in the tables -> model."""
     out: Text = MISSING
@@ -185,14 +173,12 @@ class EvaluateConfig:
 
     def check(self) -> None:
         """Raise a ConfigError if there is nothing to evaluate, or `baseline` or `averages` names something else."""
-        benchmarks = self.retrieval or self.zeroshot or self.linear_probe or self.composition
+        benchmarks = self.retrieval or self.zeroshot or self.linear_probe
         if self.models and not benchmarks:
-            raise ConfigError('retrieval: expected a benchmark there, in zeroshot, in linear_probe or in composition '
-                              'for the models')
+            raise ConfigError('retrieval: expected a benchmark there, in zeroshot or in linear_probe for the models')
         if not self.models and (benchmarks or self.cra is None):
             raise ConfigError('models: {}, expected at least one')
-        known = [f'{kind}.{name}' for kind in ('retrieval', 'zeroshot', 'linear_probe', 'composition')
-                 for name in getattr(self, kind)]
+        known = [f'{kind}.{name}' for kind in ('retrieval', 'zeroshot', 'linear_probe') for name in getattr(self, kind)]
         if [*self.models] == [self.baseline]:
             raise ConfigError(f'baseline: {self.baseline!r} is the only one of models, expected another one beside it')
         if self.baseline is not None and self.baseline not in self.models:

@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from llm2clip.data.image_processing_llm2clip import upright_rgb
 
-__all__ = ['Preprocessing', 'crop_image', 'decode_image', 'decode_pixels', 'encode_image', 'open_image']
+__all__ = ['Preprocessing', 'decode_image', 'decode_pixels', 'encode_image', 'open_image']
 
 # Pillow reads more formats, but EPS starts another program, and rarely used decoders are a security risk.  'JPEG'
 # includes JPEGs with several pictures (MPO), which phones write.
@@ -55,17 +55,6 @@ def decode_image(data: bytes, sample_id: str) -> Image.Image:
     """
     with _open(data, sample_id) as image:
         return _whole(data, image, upright_rgb)
-
-
-def crop_image(data: bytes, sample_id: str, box: tuple[float, float, float, float]) -> Image.Image:
-    """Decode an image to RGB and crop it in the coordinates of the stored pixels, without its EXIF orientation.
-
-    Arguments and errors are those of `decode_image`, and `box` is the left, upper, right and lower border in pixels.
-    The area outside of the image is black.
-    """
-    with _open(data, sample_id) as image:
-        whole = _whole(data, image, lambda image: image.convert('RGB'))
-        return whole.crop(box)  # pyright: ignore[reportArgumentType]
 
 
 def decode_pixels(data: bytes, sample_id: str, at_least: Optional[int] = None) -> torch.Tensor:

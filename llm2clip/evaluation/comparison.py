@@ -53,7 +53,7 @@ def comparisons(config: EvaluateConfig, found: Mapping[str, Mapping[str, Found]]
         if not models:
             continue
         before = models.get(baseline) if baseline is not None else None
-        metrics = {benchmark: _metrics(config, benchmark, next(iter(found[benchmark].values())), in_average=True)
+        metrics = {benchmark: _metrics(config, benchmark, next(iter(found[benchmark].values())))
                    for benchmark in benchmarks}
         names = _RECALLS if benchmarks[0].startswith('retrieval.') else ('mean',)
         columns: dict[str, Sequence[str]] = dict(zip(names, zip(*metrics.values())))
@@ -116,14 +116,11 @@ def _averages(
             {name: interval for name, (_, interval) in pairs.items() if interval is not None})
 
 
-def _metrics(config: EvaluateConfig, benchmark: str, found: Found, in_average: bool = False) -> list[str]:
-    """Main metrics of a benchmark; a composition set has exactly one in an average."""
+def _metrics(config: EvaluateConfig, benchmark: str, found: Found) -> list[str]:
+    """Main metrics of a benchmark."""
     kind, _, name = benchmark.partition('.')
     if kind == 'retrieval':
         return [*_RECALLS]
-    if kind == 'composition':
-        chosen = config.composition[name].metric if in_average else None
-        return [chosen] if chosen is not None else [outcomes.names[0] for outcomes in found.outcomes]
     if _PRECISION in found.values:
         return [_PRECISION]
     metric = getattr(config, kind)[name].metric

@@ -22,12 +22,11 @@ from llm2clip.data.schema import CAPTION, SAMPLE_ID, read_columns, read_samples
 from llm2clip.data.zeroshot import zeroshot_set
 from llm2clip.evaluation.classification import class_features, linear_probe, zeroshot_metrics
 from llm2clip.evaluation.comparison import Found, comparisons
-from llm2clip.evaluation.composition import composition_metrics
 from llm2clip.evaluation.images import ImageFeatures, finite
 from llm2clip.evaluation.models import EvaluatedModel, check_evaluated_model
 from llm2clip.evaluation.report import write_page
 from llm2clip.evaluation.retrieval import evaluate_retrieval, make_gallery
-from llm2clip.evaluation.sets.files import ClassificationSet, CompositionSet, EvaluationSet, RetrievalSet
+from llm2clip.evaluation.sets.files import ClassificationSet, EvaluationSet, RetrievalSet
 from llm2clip.evaluation.tables import markdown
 from llm2clip.files import write_json, write_text
 from llm2clip.metrics.bootstrap import Outcomes
@@ -40,7 +39,7 @@ from llm2clip.teacher.sources import teacher_source
 
 __all__ = ['Evaluation', 'check_results']
 
-_KINDS = ('retrieval', 'zeroshot', 'linear_probe', 'composition')
+_KINDS = ('retrieval', 'zeroshot', 'linear_probe')
 # Captions per block: enough to sort by length, few enough to distribute over several ranks.
 _BLOCK = 1024
 
@@ -95,18 +94,8 @@ class Evaluation:
         train, test = opened('linear_probe', 'train'), opened('linear_probe', 'test')
         self.probes: dict[str, tuple[ClassificationSet, ClassificationSet]] = {
             name: (train[name], test[name]) for name in train}
-        self.composition: dict[str, CompositionSet] = opened('composition')
         for name, pair in self.probes.items():
             _check_probe(*pair, f'linear_probe.{name}')
-        for name, dataset in self.composition.items():
-            metric, numbers = config.composition[name].metric, ', '.join(dataset.numbers)
-            averages = [average for average, benchmarks in config.averages.items()
-                        if f'composition.{name}' in benchmarks]
-            if metric is None and averages and len(dataset.numbers) > 1:
-                raise ConfigError(f'composition.{name}.metric: required but not set, since averages.{averages[0]} has '
-                                  f'the set; its numbers are {numbers}')
-            if metric not in (None, *dataset.numbers):
-                raise ConfigError(f'composition.{name}.metric: {metric!r}, expected one of {numbers}')
 
     def run(self, model_name: str, model: EvaluatedModel) -> None:
         """Evaluate a model on every benchmark, and save the results after each."""
@@ -160,11 +149,6 @@ class Evaluation:
                     learned, torch.tensor(train.labels), tested.whole(), torch.tensor(test.labels), train.classes,
                     config.linear_probe[name].sgd, model.device, resamples)
                 add('linear_probe', name, test.name, values, outcomes, test)
-        for name, dataset in self.composition.items():
-            projected, texts, truncated = features_of(dataset, dataset.texts)
-            if is_first():
-                values, outcomes = composition_metrics(dataset, projected, texts, resamples)
-                add('composition', name, dataset.name, {**values, 'n_truncated': truncated}, outcomes, dataset)
 
     def finish(self, device: Device) -> None:
         """Add comparisons, averages and caption retrieval accuracy, and remove the features kept for a restart.

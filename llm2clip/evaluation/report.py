@@ -32,9 +32,6 @@ _SEEN = {
                  'right text among the first that an image finds (image→text).',
     'accuracy': 'How often the right class of an image is the first, or among the first five; where images have any '
                 'number of classes, how high each class has its images (mAP).',
-    'composition': 'How often a model tells texts of nearly the same words apart: whether an image is nearer to its '
-                   'own text than to the other one, or where two images have a text each, whether both images (text), '
-                   'both texts (image) or all four (group) are nearer to their own.',
     'averages': 'The mean of several sets, each of which counts the same.',
     'comparison': 'What each model has won (to the right) and lost (to the left) against {baseline}, with the 95 % '
                'interval of the difference.',

@@ -16,8 +16,7 @@ _MEASURES = {
     'zeroshot_top1': 'top-1', 'linear_probe_top1': 'top-1', 'mean_per_class': 'mean per class',
     'mean_average_precision': 'mAP',
 }
-_KINDS = {'retrieval': 'Retrieval', 'zeroshot': 'Zero-shot classification', 'linear_probe': 'Linear probe',
-          'composition': 'Composition'}
+_KINDS = {'retrieval': 'Retrieval', 'zeroshot': 'Zero-shot classification', 'linear_probe': 'Linear probe'}
 _RETRIEVAL = {f'{way}_retrieval_recall@{k}': f'{arrow} R@{k}'
               for way, arrow in (('image', 'text→image'), ('text', 'image→text')) for k in (1, 5, 10)}
 _UNITS = 'recall in %, 95 % bootstrap intervals; ranks count from 1'
@@ -36,14 +35,14 @@ class Table(NamedTuple):
     rows: list[list[str]]
     note: str = ''
     about: str = ''
-    """Topic: ``retrieval``, ``accuracy``, ``composition``, ``averages`` or ``cra``; for a comparison with a baseline,
+    """Topic: ``retrieval``, ``accuracy``, ``averages`` or ``cra``; for a comparison with a baseline,
     ``comparison.`` and the kind of the benchmarks, such as ``comparison.zeroshot``."""
 
 
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
     """Return all tables of a `results.json`."""
     return [*_cra_tables(results), *_retrieval_tables(results), *_accuracy_tables(results),
-            *_composition_tables(results), *_average_tables(results), *_comparison_tables(results)]
+            *_average_tables(results), *_comparison_tables(results)]
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -206,18 +205,6 @@ def _accuracy_tables(results: Mapping[str, Any]) -> Iterator[Table]:
         yield Table(title, ['model', 'top-1', 'top-5', 'mean per class', 'chance'],
                     rows + _paper_rows(reported, [f'{kind}_top1'], 3),
                     f'{counts}; %, 95 % bootstrap intervals{_source(reported)}{_remarks(models)}', 'accuracy')
-
-
-def _composition_tables(results: Mapping[str, Any]) -> Iterator[Table]:
-    """One table per composition set: one row per model, then chance level."""
-    for name, entry in results.get('composition', {}).items():
-        models, first = entry['models'], next(iter(entry['models'].values()))
-        numbers = first['chance']
-        rows = [[model, *(_cell(values, number) for number in numbers)] for model, values in models.items()]
-        yield Table(f'Composition: {name}', ['model', *(number.replace('_', ' ') for number in numbers)],
-                    [*rows, ['chance', *(f'{value:.1f}' for value in numbers.values())]],
-                    f'{first["n_examples"]:,} examples of {first["n_images"]:,} images and {first["n_texts"]:,} texts; '
-                    f'%, 95 % bootstrap intervals{_remarks(models)}', 'composition')
 
 
 def _average_tables(results: Mapping[str, Any]) -> Iterator[Table]:

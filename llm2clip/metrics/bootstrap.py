@@ -22,9 +22,6 @@ class Outcomes(NamedTuple):
     classes: Optional[torch.Tensor] = None
     """``(Q,)``, class of each query.  If set, the metrics are means over per-class means, and queries are resampled
     within their class."""
-    stratum: Optional[torch.Tensor] = None
-    """``(Q,)``, stratum of each query.  If set, the metrics are means over per-stratum means, and groups are resampled
-    with their queries of all strata."""
 
     def minus(self, other: 'Outcomes') -> 'Outcomes':
         """Return the differences from another model on the same queries, for a paired bootstrap."""
@@ -35,8 +32,7 @@ class Outcomes(NamedTuple):
         generator = torch.Generator().manual_seed(seed)
         if self.classes is not None:
             return _class_means(self.hits, self.classes, resamples, generator)
-        stratum = torch.zeros_like(self.group) if self.stratum is None else self.stratum
-        return _group_means(self.hits, self.group, stratum, resamples, generator)
+        return _group_means(self.hits, self.group, resamples, generator)
 
     def intervals(self, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
         """Return metric -> 95 % bootstrap interval (low, high) in percent; empty without resamples."""
@@ -47,20 +43,17 @@ class Outcomes(NamedTuple):
 
 
 def _group_means(
-    values: torch.Tensor, group: torch.Tensor, stratum: torch.Tensor, resamples: int, generator: torch.Generator
+    values: torch.Tensor, group: torch.Tensor, resamples: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Means over the strata of resampled groups; the queries of a group are not independent."""
-    groups, strata = int(group.max()) + 1, int(stratum.max()) + 1
-    totals = torch.zeros(groups * strata, values.shape[1] + 1, dtype=torch.float64)
-    totals.index_add_(0, group * strata + stratum,
-                      torch.cat([values.double(), torch.ones(len(values), 1, dtype=torch.float64)], 1))
-    totals = totals.view(groups, strata, -1)
-    totals = totals[(totals[..., -1] > 0).any(1)]
+    """Means over resampled groups; the queries of a group are not independent."""
+    totals = torch.zeros(int(group.max()) + 1, values.shape[1] + 1, dtype=torch.float64)
+    totals.index_add_(0, group, torch.cat([values.double(), torch.ones(len(values), 1, dtype=torch.float64)], 1))
+    totals = totals[totals[:, -1] > 0]
     means = []
     for _ in range(resamples):
         drawn = torch.randint(len(totals), (len(totals),), generator=generator)
-        sums = (torch.bincount(drawn, minlength=len(totals)).double() @ totals.flatten(1)).view(strata, -1)
-        means.append((sums[:, :-1] / sums[:, -1:]).nanmean(0))
+        sums = torch.bincount(drawn, minlength=len(totals)).double() @ totals
+        means.append(sums[:-1] / sums[-1])
     return torch.stack(means)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from launched import Launched, finish
 from recipes_in_process import run_recipe
-from set_files import custom_sets, winoground, write_custom_sets, write_wds
+from set_files import custom_sets, write_custom_sets, write_wds
 
 import llm2clip.evaluation.evaluate
 import llm2clip.evaluation.models
@@ -58,9 +58,6 @@ class Place:
         write_wds(folder / 'tars', [i % 6 for i in range(12)])
         self.others += [f'zeroshot.tars.source={{name: clip_benchmark, local: {folder}/tars}}',
                         'baseline=theirs', 'averages.all=[zeroshot.pets, zeroshot.tars]']
-        winoground(folder)
-        self.others += [f'composition.pairs.source={{name: winoground, images: {folder}/images, '
-                        f'annotations: {folder}/examples.jsonl}}']
         for sets in (self.sets, self.broken):
             sets.mkdir()
             write_custom_sets(sets)
@@ -128,8 +125,8 @@ def test_two_ranks_find_what_one_finds(place: Place, log: str, one_rank: pytest.
     results = json.loads(one['results.json'])
     assert results['cra'] and all(list(results[kind][name]['models']) == ['ours', 'bf16', 'theirs'] for kind, name in
                                   (('retrieval', 'flickr30k'), ('zeroshot', 'pets'), ('zeroshot', 'tars'),
-                                   ('linear_probe', 'pets'), ('composition', 'pairs')))
-    assert results['averages']['all']['models']['ours']['compared'] and len(results['comparison']['benchmarks']) == 5
+                                   ('linear_probe', 'pets')))
+    assert results['averages']['all']['models']['ours']['compared'] and len(results['comparison']['benchmarks']) == 4
     ours, bf16, _ = results['retrieval']['flickr30k']['models'].values()
     assert (ours['precision'], bf16['precision']) == ('fp32', 'amp_bf16')
     assert b'; computed in bfloat16: bf16, theirs\n' in one['results.md']

@@ -3,8 +3,6 @@
 
 """Bootstrap intervals against the normal approximation."""
 
-from typing import Optional
-
 import pytest
 import torch
 
@@ -12,11 +10,10 @@ from llm2clip.metrics.bootstrap import Outcomes
 
 
 def _interval(
-    values: torch.Tensor, group: torch.Tensor, resamples: int = 1000, seed: int = 0,
-    stratum: Optional[torch.Tensor] = None
+    values: torch.Tensor, group: torch.Tensor, resamples: int = 1000, seed: int = 0
 ) -> list[float]:
     """Of the only metric, in shares."""
-    low, high = Outcomes(('m',), values, group, stratum=stratum).intervals(resamples, seed)['m']
+    low, high = Outcomes(('m',), values, group).intervals(resamples, seed)['m']
     return [low / 100, high / 100]
 
 
@@ -34,27 +31,6 @@ def test_values_of_a_group_are_drawn_together() -> None:
     # Five copies of each value, which say nothing new.
     copies = _interval(values.repeat_interleave(5, 0), torch.arange(200).repeat_interleave(5))
     assert copies == pytest.approx(alone, abs=1e-9)
-
-
-def test_the_mean_of_classes_counts_those_that_are_drawn() -> None:
-    generator = torch.Generator().manual_seed(2)
-    values = (torch.rand(60, 1, generator=generator) < 0.6).double()
-    stratum, group = torch.randint(0, 4, (60,), generator=generator), torch.arange(60) // 3
-    found = _interval(values, group, 300, seed=5, stratum=stratum)
-    # The same draws, computed naively.
-    generator, means = torch.Generator().manual_seed(5), []
-    for _ in range(300):
-        queries = torch.cat([torch.arange(60)[group == g] for g in torch.randint(20, (20,), generator=generator)])
-        means.append(sum(values[queries[stratum[queries] == s]].mean().item() for s in stratum[queries].unique())
-                     / len(stratum[queries].unique()))
-    ends = torch.quantile(torch.tensor(means, dtype=torch.float64), torch.tensor([0.025, 0.975], dtype=torch.float64))
-    assert found == pytest.approx(ends.tolist())
-    whole = _interval(values, group, 300, seed=5)
-    assert found != pytest.approx(whole)
-    # A class that is rarely drawn counts when it is, and otherwise is as if it were not there.
-    rare = torch.tensor([[1.0]] * 9 + [[0.0]])
-    low, high = _interval(rare, torch.arange(10), 500, stratum=torch.tensor([0] * 9 + [1]))
-    assert (low, high) == (0.5, 1.0)
 
 
 def test_each_class_counts_the_same_and_is_drawn_by_itself() -> None:

@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Optional, Union
+from typing import Literal, Optional, Union
 
 from llm2clip.config import ConfigError
 from llm2clip.files import reading
 from llm2clip.folders import inside
 
 __all__ = [
-    'ClassificationSet', 'CompositionSet', 'EvaluationSet', 'ImageFiles', 'RetrievalSet', 'check_path', 'found_in',
+    'ClassificationSet', 'EvaluationSet', 'ImageFiles', 'RetrievalSet', 'check_path', 'found_in',
     'visible_files',
 ]
 
@@ -56,45 +56,7 @@ class ClassificationSet:
     """File with the set's own prompts, if any."""
 
 
-class Example(NamedTuple):
-    """Positions of one or two images and of two similar texts, which a model has to match."""
-
-    images: tuple[int, ...]
-    """Positions of one or two images."""
-    texts: tuple[int, int]
-    """Text of the first image, then the text of the second image or, with one image, a wrong text."""
-
-
-class Number(NamedTuple):
-    """Reported metric of a set: the mean over groups of the share of right examples in each group."""
-
-    groups: Sequence[Sequence[int]]
-    """Positions of the examples in each group."""
-    score: Literal['text', 'image', 'group'] = 'text'
-    """``text``: every image is nearer to its own text than to the other.  ``image``: every text is nearer to its own
-    image than to the other.  ``group``: both hold."""
-
-
-@dataclass(frozen=True)
-class CompositionSet:
-    """Images and texts that test whether a model understands how words combine."""
-
-    name: str
-    image_ids: list[str]
-    texts: list[str]
-    """Unique, stripped of white space."""
-    examples: list[Example]
-    """All with one image, or all with two."""
-    units: list[int]
-    """Number of the photograph or pair in each example, from 0; examples of one unit are not independent."""
-    numbers: dict[str, Number]
-    parts: dict[str, list[int]]
-    """Name of a relation, a tag, … -> positions of its examples."""
-    read_image: Callable[[int], bytes]
-    """Position -> encoded image; picklable."""
-
-
-EvaluationSet = Union[RetrievalSet, ClassificationSet, CompositionSet]
+EvaluationSet = Union[RetrievalSet, ClassificationSet]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from llm2clip.evaluation.sets.retrieval import LANGUAGES
-from llm2clip.registry import CLASSIFICATION_SETS, COMPOSITION_SETS, RETRIEVAL_SETS, check, named
+from llm2clip.registry import CLASSIFICATION_SETS, RETRIEVAL_SETS, check, named
 
 ROOT = Path(__file__).parents[3]
 FILES = sorted(ROOT.glob('yamls/eval/sets/*.yaml'))
@@ -33,6 +33,6 @@ def test_a_fragment_fits_its_loader(path: Path) -> None:
 
 def test_every_set_has_a_fragment() -> None:
     names = {source['name'] for path in FILES for source in _sources(path).values()}
-    assert names == {*RETRIEVAL_SETS, *CLASSIFICATION_SETS, *COMPOSITION_SETS}
+    assert names == {*RETRIEVAL_SETS, *CLASSIFICATION_SETS}
     languages = [source['language'] for source in _sources(ROOT / 'yamls/eval/sets/xm3600.yaml').values()]
     assert languages == list(LANGUAGES)
