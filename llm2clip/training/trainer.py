@@ -95,6 +95,12 @@ def check_train_config(config: TrainConfig) -> None:
           and config.fsdp is not None and config.fsdp.activation_checkpointing):
         raise ConfigError('fsdp.activation_checkpointing: model.vision.gradient_checkpointing recomputes the same '
                           'blocks already; set one of the two to false')
+    for key in ('train_data', 'eval_data'):
+        streams = getattr(getattr(config, key, None), 'streams', {})
+        without = [name for name, stream in streams.items() if stream.proportion is None]
+        if 0 < len(without) < len(streams):
+            raise ConfigError(f'{key}.streams.{without[0]}.proportion: required but not set, since other datasets of '
+                              f'{key} have one')
 
 
 def _check_fsdp(config: FsdpConfig, device: str) -> None:
