@@ -64,7 +64,7 @@ def captions_of(sample: dict[str, Any]) -> list[str]:
 def base(out: str) -> None:
     encoder, vision = STAGE1.text_encoder, STAGE2.model.vision
     encoder.dtype = 'float32'
-    quantized = load_llm(encoder)
+    quantized: Any = load_llm(encoder)
     del quantized.config.quantization_config  # transformers saves no model that comes from a GGUF file
     llm = type(quantized)(quantized.config)
     llm.load_state_dict(quantized.state_dict())
@@ -82,10 +82,10 @@ def base(out: str) -> None:
     tower.save_pretrained(f'{out}/tower')
 
 
-def language_model(out: str, dropout: float) -> Transformer:
+def language_model(out: str, dropout: float) -> Any:
     """Return the causal LLM with LoRA."""
     encoder = STAGE1.text_encoder
-    llm = Transformer(f'{out}/llm', max_seq_length=encoder.max_length, model_kwargs={
+    llm: Any = Transformer(f'{out}/llm', max_seq_length=encoder.max_length, model_kwargs={
         'dtype': getattr(torch, encoder.dtype), 'attn_implementation': encoder.attn_implementation})
     # The GGUF tokenizer prepends a token, which would enter the mean; accuracy is better without it.
     llm.tokenizer.add_bos_token = False
@@ -102,11 +102,11 @@ def train(task: str, out: str, folder: str, steps: str, loss: str) -> None:
     llm = language_model(out, 0.3 if task == 'simcse' else 0.0)
     text = [llm, Pooling(llm.get_embedding_dimension(), 'mean')]
     if task == 'images':
-        width, linear = STAGE2.model.embed_dim, {'activation_function': torch.nn.Identity()}
+        width, linear = STAGE2.model.embed_dim, torch.nn.Identity()
         tower = Transformer(f'{out}/tower', module_output_name='sentence_embedding', modality_config={
             'image': {'method': 'forward', 'method_output_name': 'pooler_output'}})
-        text.append(Dense(llm.get_embedding_dimension(), width, **linear))
-        image = [tower, Dense(tower.get_embedding_dimension(), width, **linear)]
+        text.append(Dense(llm.get_embedding_dimension(), width, activation_function=linear))
+        image = [tower, Dense(tower.get_embedding_dimension(), width, activation_function=linear)]
         model = SentenceTransformer(modules=[Router({'text': text, 'image': image})], device='cpu')
     else:
         model = SentenceTransformer(modules=text, device='cpu')
@@ -137,7 +137,7 @@ def train(task: str, out: str, folder: str, steps: str, loss: str) -> None:
         model=model, args=arguments, callbacks=[StepLog(Path(folder, 'steps.txt'))], train_dataset=data,
         loss=getattr(losses, loss)(model, scale=scale))
     trainer.train()
-    llm.model = llm.model.float().merge_and_unload()
+    llm.model = llm.model.float().merge_and_unload()  # sentence-transformers saves no adapter inside a Router
     model.save_pretrained(f'{folder}/final')
 
 
