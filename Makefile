@@ -117,6 +117,7 @@ $(PHOTOGRAPHS)/report.html: | $(PHOTOGRAPHS)/export/config.yaml
 	$(BIN)/python recipes/report.py yamls/flickr8k/report.yaml
 
 photographs-ablations: | $(PHOTOGRAPHS)/embeddings/config.yaml  ## the paper's claims on Flickr8k (hours; resumable)
+	$(BIN)/python -m recipes.ablations.run align
 	$(BIN)/python -m recipes.ablations.run photograph
 
 $(PHOTOGRAPHS)/image_embeddings/config.yaml: | $(PHOTOGRAPHS)/data/config.yaml
