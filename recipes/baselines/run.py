@@ -11,6 +11,7 @@ They differ in what each of them offers:
 
 - LLM2CLIP reads five captions of an image at once, freezes three blocks and the statistics of BatchNorm, and sets the
   learning rate of the tower to a third; or it freezes the tower and reads precomputed vectors of both sides.
+  The latter stops after the ten epochs of `align.yaml`, with time left.
 - open_clip trains a text tower from scratch.  Its crops and colours are those of LLM2CLIP, without flips.  Its learning
   rate is that of LLM2CLIP, or its own default in a second row.
 - sentence-transformers trains LoRA on the LLM beside the tower, which its Router joins, without augmentation.
@@ -58,6 +59,8 @@ class Program(NamedTuple):
     """File in the folder, and the text that the file has once for every finished step."""
     score: Callable[[Path], dict[str, float]]
     """Output folder -> accuracies in %."""
+    most_steps: float = float('inf')
+    """Steps after which it has converged; more time would only overfit."""
     before: tuple[str, ...] = ()
     """Earlier steps of `make photographs` whose time counts."""
 
@@ -151,9 +154,9 @@ STEPS = ('metrics.jsonl', '"loss/train/total"')
 TABLES: dict[str, dict[str, Program]] = {
     'images and texts': {
         'LLM2CLIP': Program(ours('train_stage2', 'yamls/flickr8k/stage2.yaml', f'model.vision.image_size={SIZE}',
-                                 'train_data.image_size=null'), STEPS, our_recalls, ('stage1', 'embeddings')),
+                                 'train_data.image_size=null'), STEPS, our_recalls, before=('stage1', 'embeddings')),
         'LLM2CLIP, frozen tower from vectors': Program(
-            ours('train_stage2', *ALIGN), STEPS, our_recalls, ('stage1', 'embeddings', 'image_embeddings')),
+            ours('train_stage2', *ALIGN), STEPS, our_recalls, 110, ('stage1', 'embeddings', 'image_embeddings')),
         'open_clip': open_clip_program(1e-3),
         'open_clip, its default learning rate': open_clip_program(5e-4),
         'sentence-transformers, Router': st_program('images', 'MultipleNegativesRankingLoss'),
@@ -187,7 +190,7 @@ def measure(name: str, program: Program, out: Path, minutes: float) -> dict[str,
     out.mkdir(parents=True, exist_ok=True)
     before = sum(recorded_seconds(RUN / step / SECONDS_FILE) for step in program.before)
     pace = kept(out / 'pace.json', partial(train, out / 'pace', PACED_STEPS))
-    steps = int((60 * minutes - before - pace['first_step']) / pace['seconds_per_step'])
+    steps = int(min((60 * minutes - before - pace['first_step']) / pace['seconds_per_step'], program.most_steps))
     if steps < PACED_STEPS:
         raise SystemExit(f'{name}: {minutes:g} minutes are too few; {before / 60:.0f} are spent before the training')
     found = kept(out / 'trained.json', partial(train, out / 'run', steps))
