@@ -16,7 +16,7 @@ from transformers import CLIPImageProcessorFast
 
 from llm2clip.data.image_embeddings import pixels_needed, seeded, train_transform
 from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
-from llm2clip.data.images import MAX_PIXELS, crop_image, decode_image, decode_pixels
+from llm2clip.data.images import MAX_PIXELS, decode_image, decode_pixels
 from llm2clip.data.images import encode_image as encode
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.4, 0.5)
@@ -62,19 +62,6 @@ def test_exif_orientation(orientation: int) -> None:
     upright = {1: lambda x: x, 3: lambda x: x[::-1, ::-1], 6: lambda x: np.rot90(x, -1), 8: np.rot90}.get(orientation)
     if upright is not None:
         assert np.abs(found.astype(int) - upright(np.asarray(photo()).astype(int))).mean() < 2
-
-
-def test_a_part_is_of_the_pixels_as_they_are_stored() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    data, box = encode(photo(), 'PNG', exif=exif), (100, 30, 170, 50)
-    found = np.asarray(crop_image(data, 's', box))
-    np.testing.assert_array_equal(found[:, :60], np.asarray(photo())[30:50, 100:])
-    assert found.shape == (20, 70, 3) and not found[:, 60:].any()
-    grey = encode(photo().convert('L'), 'JPEG')
-    with pytest.raises(ValueError, match="the image of sample 's' cannot be decoded"):
-        crop_image(grey[:len(grey) // 2], 's', box)
-    assert crop_image(grey, 's', box).mode == 'RGB'
 
 
 def test_transparent_parts_are_white() -> None:
