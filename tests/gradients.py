@@ -53,7 +53,7 @@ JOINT: dict[str, dict[str, Any]] = {
     'lora': {'captions': 3}, 'clip': {'lora': False}, 'b': {'lora': False, 'method': 'b'},
     'c': {'lora': False, 'method': 'c', 'captions': 2}, 'd': {'method': 'd', 'captions': 2},
 }
-PREFIXES = LossConfig(matryoshka_dims=[2, 8, 16], mask_equal_texts=True, label_smoothing=0.1, block_size=3)
+PREFIXES = LossConfig(matryoshka_dims=[2, 8, 16], mask_equal_texts=True, block_size=3)
 Result = dict[str, torch.Tensor]
 
 

@@ -11,9 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm2clip.losses.contrastive import clip_loss, ignored_candidates, info_nce, siglip_loss
 
-CASES = ('clip', 'clip, smooth', 'clip, equal texts', 'clip, smooth, equal texts', 'siglip', 'siglip, equal texts',
-         'clip, 3 texts', 'clip, 3 texts, smooth', 'clip, 3 texts, smooth, equal texts', 'siglip, 3 texts',
-         'siglip, 3 texts, equal texts', 'clip, prefixes', 'clip, prefixes, 3 texts, smooth, equal texts',
+CASES = ('clip', 'clip, equal texts', 'siglip', 'siglip, equal texts', 'clip, 3 texts', 'clip, 3 texts, equal texts',
+         'siglip, 3 texts', 'siglip, 3 texts, equal texts', 'clip, prefixes', 'clip, prefixes, 3 texts, equal texts',
          'siglip, prefixes', 'siglip, prefixes, 3 texts, equal texts', 'info_nce', 'info_nce, symmetric',
          'info_nce, ignored', 'info_nce, symmetric, ignored')
 N = 11
@@ -71,8 +70,7 @@ def whole_matrix(case: str, leaves: list[torch.Tensor], ids: torch.Tensor) -> to
         ways = [(logits, ignored)]
         if 'symmetric' in case:
             ways.append((logits[:, :n].T, None if ignored is None else ignored[:, :n].T))
-    smoothing = 0.1 if 'smooth' in case else 0.0
-    return torch.stack([_cross_entropy(*way, smoothing) for way in ways]).mean()
+    return torch.stack([_cross_entropy(*way) for way in ways]).mean()
 
 
 def _clip_ways(
@@ -92,12 +90,10 @@ def _clip_ways(
     return ways
 
 
-def _cross_entropy(logits: torch.Tensor, ignored: Optional[torch.Tensor], smoothing: float) -> torch.Tensor:
-    if ignored is None:
-        return F.cross_entropy(logits, torch.arange(len(logits)), label_smoothing=smoothing)
-    total = logits.masked_fill(ignored, -torch.inf).logsumexp(1)
-    mean = logits.masked_fill(ignored, 0).sum(1) / (~ignored).sum(1)
-    return (total - (1 - smoothing) * logits.diagonal() - smoothing * mean).mean()
+def _cross_entropy(logits: torch.Tensor, ignored: Optional[torch.Tensor]) -> torch.Tensor:
+    if ignored is not None:
+        logits = logits.masked_fill(ignored, -torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(logits)))
 
 
 def own_rows(
@@ -109,7 +105,7 @@ def own_rows(
     if case.startswith('siglip'):
         return siglip_loss(left, right, scale, bias, text_id, block_size, dims)
     if case.startswith('clip'):
-        return clip_loss(left, right, scale, 0.1 if 'smooth' in case else 0.0, text_id, block_size, dims)
+        return clip_loss(left, right, scale, text_id, block_size, dims)
     negative, negative_id = _negatives(right, ids)
     ignored = ignored_candidates(ids, ids % 4 + 20, negative_id) if 'ignored' in case else None
     return info_nce(left, right, negative, scale.exp(), 'symmetric' in case, ignored)

@@ -194,8 +194,6 @@ class LossConfig:
 
     name: Literal['clip', 'siglip'] = 'clip'
     """`clip`: cross-entropy over all candidates.  `siglip`: a sigmoid per pair."""
-    label_smoothing: Share = 0.0
-    """Share of the target, from 0 to 1, spread over all candidates; only for `clip`."""
     mask_equal_texts: bool = False
     """Do not use samples of the global batch with the same caption as each other's negatives."""
     block_size: Optional[Count] = None

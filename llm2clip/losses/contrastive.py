@@ -33,7 +33,6 @@ def clip_loss(
     image_features: torch.Tensor,
     text_features: torch.Tensor,
     logit_scale: torch.Tensor,
-    label_smoothing: float = 0.0,
     text_id: Optional[torch.Tensor] = None,
     block_size: Optional[int] = None,
     matryoshka_dims: Sequence[int] = (),
@@ -47,7 +46,6 @@ def clip_loss(
         image_features: ``(B, D)``, L2-normalised, of this rank.
         text_features: ``(B, D)`` or ``(B, K, D)``, L2-normalised; row i belongs to image i.
         logit_scale: ``(1,)``, factor on the cosine similarities, in log space.
-        label_smoothing: Share of a label that is spread evenly over all candidates.
         text_id: ``(B,)`` or ``(B, K)``; an image and a text of another image are not each other's negatives if one of
             the image's texts has the same id.
         block_size: Rows of the logit matrix that are computed at once.  None: all rows of this rank.
@@ -61,8 +59,7 @@ def clip_loss(
     texts, per_image = _columns(text_features)
     scale, same_texts = logit_scale.float().exp(), _same_texts(text_id)
     return torch.stack([_softmax_loss(
-        rows, columns, scale, _first_row(image_features), len(texts), label_smoothing, same_texts, block_size,
-        per_image)
+        rows, columns, scale, _first_row(image_features), len(texts), same_texts, block_size, per_image)
         for rows, columns in _prefixes(image_features, texts, matryoshka_dims)]).mean()
 
 
@@ -219,7 +216,6 @@ def _softmax_loss(
     scale: torch.Tensor,
     first: int = 0,
     back: Optional[int] = None,
-    label_smoothing: float = 0.0,
     ignored: Optional[_Ignored] = None,
     block_size: Optional[int] = None,
     partners: int = 1,
@@ -234,7 +230,6 @@ def _softmax_loss(
         first: Index of the first row among the rows of all ranks.
         back: Number of leading columns that are partners of all ranks' rows.  The loss is averaged with the
             cross-entropy from each of them to its row.  None: only from row to column.
-        label_smoothing: Share of a label that is spread evenly over all columns that are not ignored.
         ignored: Columns to exclude.
         block_size: Rows of the logit matrix that are computed at once.  None: all.
         partners: K, the number of partners of each row.
@@ -245,35 +240,24 @@ def _softmax_loss(
     inputs = rows.float(), columns.float(), scale.float()
     with torch.no_grad():
         logits = _Logits(*inputs, ignored, block_size)
-        own, row_sum, column_sum, row_count, column_count = _sums(logits, first, back or 0, partners)
-        right = (1 - label_smoothing) * own
-        total, directions = (row_sum - right).sum() / partners, 1
+        own, row_sum, column_sum = _sums(logits, first, back or 0, partners)
+        total, directions = (row_sum - own).sum() / partners, 1
         # A negative occurs in the softmax of each partner; exp(logit - mean_sum) is the mean of these K probabilities.
         mean_sum = math.log(partners) - (-row_sum).logsumexp(0)
         if back is not None:
             # A column's sum runs over the rows of all ranks.
             column_sum = all_gather(column_sum).view(-1, back).logsumexp(0)
-            column_count = all_gather(column_count).view(-1, back).sum(0)
-            sums = column_sum[first * partners:first * partners + right.numel()].view(-1, partners).T
-            total, directions = total + (sums - right).sum() / partners, 2
+            sums = column_sum[first * partners:first * partners + own.numel()].view(-1, partners).T
+            total, directions = total + (sums - own).sum() / partners, 2
         products = _Products(logits)
-        for block, values, hidden in logits:
+        for block, values in logits:
             # Gradient of the sum over rows and directions with respect to the logits.
             gradient = (values - mean_sum[block, None]).exp_()
             gradient_of_own = _partners_of(gradient, first + block.start, partners)
             gradient_of_own.copy_((own[:, block] - row_sum[:, block]).exp_().div_(partners))
-            if label_smoothing:
-                weight = (label_smoothing / row_count[block, None]).repeat(1, values.shape[1])
-                _partners_of(weight, first + block.start, partners).div_(partners)
-                if back is not None:
-                    weight[:, :back] += label_smoothing / (column_count * partners)
-                if hidden is not None:
-                    weight.masked_fill_(hidden, 0)
-                total = total - (weight * values.masked_fill(values == -torch.inf, 0)).sum()
-                gradient -= weight
             if back is not None:
                 gradient[:, :back] += values[:, :back].sub_(column_sum + math.log(partners)).exp_()
-            gradient_of_own.sub_(directions * (1 - label_smoothing) / partners)
+            gradient_of_own.sub_(directions / partners)
             products.add(block, gradient)
         mean = 1 / (directions * len(rows))
         gradients = products.gradients(mean)
@@ -281,13 +265,11 @@ def _softmax_loss(
 
 
 def _sums(logits: '_Logits', first: int, back: int, partners: int) -> tuple[torch.Tensor, ...]:
-    """Return the logits of rows and partners ``(K, B)``, logsumexps ``(K, B)`` and ``(back,)``, and their numbers of
-    logits ``(B,)`` and ``(back,)``.  They run over a row's negatives and one partner, and over the first columns."""
-    b, c = len(logits.rows), len(logits.columns)
-    new = logits.rows.new_full
+    """Return the logits of rows and partners ``(K, B)``, and the logsumexps ``(K, B)`` over a row's negatives and one
+    partner, and ``(back,)`` over the first columns."""
+    new, b = logits.rows.new_full, len(logits.rows)
     own, row_sum, column_sum = new((partners, b), 0.0), new((partners, b), 0.0), new((back,), -torch.inf)
-    row_count, column_count = new((b,), c - partners + 1), new((back,), b)
-    for block, values, hidden in logits:
+    for block, values in logits:
         if back:
             column_sum = torch.logaddexp(column_sum, values[:, :back].logsumexp(0))
         own_values = _partners_of(values, first + block.start, partners)
@@ -295,10 +277,7 @@ def _sums(logits: '_Logits', first: int, back: int, partners: int) -> tuple[torc
         own_values.fill_(-torch.inf)
         row_sum[:, block] = torch.logaddexp(values.logsumexp(1), own[:, block])
         own_values.copy_(own[:, block])
-        if hidden is not None:
-            row_count[block] -= hidden.sum(1)
-            column_count -= hidden[:, :back].sum(0)
-    return own, row_sum, column_sum, row_count, column_count
+    return own, row_sum, column_sum
 
 
 @in_float32
@@ -326,7 +305,7 @@ def _sigmoid_loss(
         logits = _Logits(*inputs[:3], ignored, block_size)
         products = _Products(logits)
         total, bias_gradient = rows.new_zeros(()), rows.new_zeros(())
-        for block, values, _ in logits:
+        for block, values in logits:
             values.add_(inputs[3])
             _partners_of(values, first + block.start, partners).neg_()
             total += torch.nn.functional.softplus(values).sum()
@@ -342,7 +321,7 @@ def _sigmoid_loss(
 class _Logits:
     """Blocks of rows of logits, minus infinity where ignored; a single block is cached for the next pass.
 
-    Iteration yields a slice of rows, their logits ``(R, C)``, which the last pass may overwrite, and the ignored mask.
+    Iteration yields a slice of rows and their logits ``(R, C)``, which the last pass may overwrite.
     """
 
     def __init__(
@@ -352,22 +331,20 @@ class _Logits:
         self.rows, self.columns, self.scale = rows.detach(), columns.detach(), scale.detach()
         self.ignored = ignored
         self.block_size = block_size or len(rows)
-        self._kept: Optional[tuple[torch.Tensor, Optional[torch.Tensor]]] = None
+        self._kept: Optional[torch.Tensor] = None
 
-    def __iter__(self) -> Iterator[tuple[slice, torch.Tensor, Optional[torch.Tensor]]]:
+    def __iter__(self) -> Iterator[tuple[slice, torch.Tensor]]:
         for start in range(0, len(self.rows), self.block_size):
             block = slice(start, min(start + self.block_size, len(self.rows)))
-            values, hidden = self._kept or self._compute(block)
+            values = self._compute(block) if self._kept is None else self._kept
             if self.block_size >= len(self.rows):
-                self._kept = values, hidden
-            yield block, values, hidden
+                self._kept = values
+            yield block, values
 
-    def _compute(self, block: slice) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
+    def _compute(self, block: slice) -> torch.Tensor:
         values = (self.rows[block] @ self.columns.T).mul_(self.scale)
-        if self.ignored is None:
-            return values, None
-        hidden = self.ignored(block.start, block.stop)
-        return values.masked_fill_(hidden, -torch.inf), hidden
+        return values if self.ignored is None else values.masked_fill_(
+            self.ignored(block.start, block.stop), -torch.inf)
 
 
 class _Products:

@@ -231,7 +231,7 @@ class ComposerLLM2CLIP(ComposerModel):
         if config.name == 'siglip':
             return siglip_loss(rows, columns, scale, outputs['logit_bias'], ids, config.block_size,
                                config.matryoshka_dims)
-        return clip_loss(rows, columns, scale, config.label_smoothing, ids, config.block_size, config.matryoshka_dims)
+        return clip_loss(rows, columns, scale, ids, config.block_size, config.matryoshka_dims)
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
         return outputs if outputs is not None else self(batch)
