@@ -8,7 +8,7 @@ negative, two that share a text.
 """
 
 import sys
-from typing import Any, Literal, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ from llm2clip.data.image_embeddings import split_columns
 from llm2clip.data.texts import split_packed
 from llm2clip.models.adapter import build_adapter
 from llm2clip.models.inheritance import ComposerInheritance
-from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
+from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.sharding import compile_blocks, fsdp2_config, set_up_units, unwrapped_name
 from llm2clip.models.stage1 import CaptionContrastive
@@ -47,12 +47,8 @@ N = 10
 QUERIES = [f'a {"very " * (i % 4)}red square number {i}' for i in range(N - 1)] + ['a red square number 0']
 POSITIVES = [f'number {i}, {"painted " * (i * 5 % 7)}on a wall' for i in range(N)]
 NEGATIVES = ['', *(f'a blue circle {"or so " * (i % 3)}{i}' for i in range(1, N))]
-Method = Literal['b', 'c', 'd']
-# Trained text encoders in stage 2: the LLM alone, CLIP's own, each way of having both.
-JOINT: dict[str, dict[str, Any]] = {
-    'lora': {'captions': 3}, 'clip': {'lora': False}, 'b': {'lora': False, 'method': 'b'},
-    'c': {'lora': False, 'method': 'c', 'captions': 2}, 'd': {'method': 'd', 'captions': 2},
-}
+# Trained text encoders in stage 2: the LLM by LoRA, CLIP's own text tower.
+JOINT: dict[str, dict[str, Any]] = {'lora': {'captions': 3}, 'clip': {'lora': False}}
 PREFIXES = LossConfig(matryoshka_dims=[2, 8, 16], mask_equal_texts=True, block_size=3)
 Result = dict[str, torch.Tensor]
 
@@ -147,28 +143,23 @@ class InOnePass(JointLLM2CLIP):
 
 
 def joint_step(
-    llm: str, clip: str, microbatch_size: int, kind: str, way: Way = WAYS['ddp'], method: Optional[Method] = None,
-    lora: bool = True, captions: int = 1, dropout: float = 0.3,
+    llm: str, clip: str, microbatch_size: int, kind: str, way: Way = WAYS['ddp'], lora: bool = True,
+    captions: int = 1, dropout: float = 0.3,
 ) -> Result:
-    """One step of stage 2 with trained text encoders; `kind` as of `caption_step`, and texts are padded where a
-    microbatch has all.  With `method`, CLIP's text tower is beside the LLM, else in its place unless that has `lora`.
-    """
+    """One step of stage 2 with a trained text encoder, the LLM with `lora` or CLIP's text tower; `kind` as of
+    `caption_step`, and texts are padded where a microbatch has all."""
     torch.manual_seed(0)
-    direct = not lora and method is None
-    adapter = AdapterConfig('identity' if direct else 'transformer', depth=1, latents=5)
+    adapter = AdapterConfig('transformer' if lora else 'identity', depth=1, latents=5)
     config = ModelConfig(VisionConfig('test_vit', False, image_size=32), adapter, embed_dim=32)
-    encoder, tokenize, beside = None, None, None
     if lora:
         encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=llm),
                                                       LoraConfig(r=4, lora_dropout=dropout), 0.1)
         tokenize = tokenizer if microbatch_size == N else tokenizer.packed
-    if direct or method is not None:
+    else:
         one = ClipTextConfig(clip)
-        tower = load_clip_text(one, 'clip'), load_clip_tokenizer(one, 'clip')
-        encoder, tokenize = tower if direct else (encoder, tokenize)
-        beside = None if method is None else ClipBeside(*tower, method, 32)
+        encoder, tokenize = load_clip_text(one, 'clip'), load_clip_tokenizer(one, 'clip')
     kinds = InOnePass if kind == 'in_one_graph' else JointLLM2CLIP
-    model = kinds(LLM2CLIP(config, 32), encoder, tokenize, beside, LossConfig(mask_equal_texts=True))
+    model = kinds(LLM2CLIP(config, 32), encoder, tokenize, LossConfig(mask_equal_texts=True))
     model.microbatch_size = microbatch_size
     columns = [QUERIES, POSITIVES, NEGATIVES][:captions]
     texts = (N,) if captions == 1 else (N, captions)
@@ -176,8 +167,6 @@ def joint_step(
                              'text_id': torch.arange(N * captions).view(texts) % 23}
     batch = {k: v[_rows()] for k, v in batch.items()}
     batch['caption'] = columns[0][_rows()] if captions == 1 else [column[_rows()] for column in columns]
-    if not lora and not direct:
-        batch['text_embedding'] = torch.randn(*texts, 32)[_rows()]
     return _step(model, batch, microbatch_size if kind == 'cached' else None, split_columns, way)
 
 

@@ -4,7 +4,7 @@
 """Configuration of `evaluate`, `report`, `search` and `demo`."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Optional
 
 from omegaconf import MISSING
 from pydantic import Field
@@ -41,9 +41,6 @@ class EvaluatedModelConfig:
     (projection, adapter) keep their trained weights.  A run with `initial_weights` is interpolated as a whole."""
     truncate_dim: Optional[Count] = None
     """Number of feature dimensions to use, from the first on (see `loss.matryoshka_dims`).  Unset: all."""
-    text: Optional[Literal['llm', 'clip', 'both']] = None
-    """Text features of a run with `trainable_text.method`: of the LLM (`llm`), of CLIP's text tower (`clip`) or, for
-    method d, the projection of both (`both`).  Unset: `both` for method d, otherwise `llm`."""
     export: Optional[Text] = None
     """Folder written by `export_hf` or `import_official`."""
     pretrained: Optional[Text] = None

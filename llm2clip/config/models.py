@@ -85,16 +85,12 @@ class ClipTextConfig:
 
 @dataclass
 class TrainableTextConfig:
-    """Text encoders that stage 2 trains beside the vision tower: the LLM by LoRA, CLIP's own text tower, or both."""
+    """Text encoder that stage 2 trains beside the vision tower: the LLM by LoRA, or CLIP's own text tower."""
 
     lora: Optional[LoraConfig] = None
     """Train new LoRA weights of the LLM in the folder `teacher` (paper, table A4).  Unset: it stays frozen."""
     clip: Optional[ClipTextConfig] = None
-    """CLIP's text tower, trained on the captions.  Without `method`, it replaces the LLM."""
-    method: Optional[Literal['b', 'c', 'd']] = None
-    """How CLIP's text tower and the LLM are combined (paper, section 3.2, table 9).  `b`: the image is contrasted with
-    both text features.  `c`: as `b`, and the two with each other.  `d`: as `b`, and the image with a projection of
-    both."""
+    """CLIP's text tower, trained on the captions in place of the LLM."""
 
 
 @dataclass

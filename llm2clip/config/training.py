@@ -261,18 +261,10 @@ class Stage2Config(TrainConfig):
     @property
     def reads_vectors(self) -> bool:
         """Whether vectors of a frozen LLM are read from embeddings datasets."""
-        return not self.text_encoder_in_loop.enabled and self.trainable_text.lora is None and not self.without_llm
-
-    @property
-    def without_llm(self) -> bool:
-        """Whether CLIP's own text tower replaces the LLM."""
-        return self.trainable_text.clip is not None and self.trainable_text.method is None
+        return not self.text_encoder_in_loop.enabled and not self.reads_captions
 
     def _check_trainable_text(self) -> None:
         texts = self.trainable_text
-        if texts.method is not None and texts.clip is None:
-            raise ConfigError('trainable_text.clip: required but not set, since trainable_text.method '
-                              f"{texts.method} is about CLIP's text tower beside the LLM")
         if texts.lora is not None and self.teacher is None:
             raise ConfigError('teacher: required but not set, since trainable_text.lora trains its LLM')
         if texts.lora is not None and not isinstance(self.teacher, str):
@@ -280,10 +272,10 @@ class Stage2Config(TrainConfig):
                               'LLM')
         frozen = [key for key, is_set in (('text_encoder_in_loop.enabled', self.text_encoder_in_loop.enabled),
                                           ('initial_adapter', self.initial_adapter is not None)) if is_set]
-        if self.without_llm and (texts.lora is not None or frozen):
+        if texts.clip is not None and (texts.lora is not None or frozen):
             unwanted = 'trainable_text.lora' if texts.lora is not None else frozen[0]
-            raise ConfigError(f'{unwanted}: there is no LLM, since trainable_text.clip takes its place; expected '
-                              'trainable_text.method, or none of it')
+            raise ConfigError(f'{unwanted}: there is no LLM, since trainable_text.clip takes its place; expected one '
+                              'of the two')
         if texts.lora is not None and self.text_encoder_in_loop.enabled:
             raise ConfigError('text_encoder_in_loop.enabled: embeds captions by a frozen LLM, and trainable_text.lora '
                               'trains it; expected one of the two')
@@ -304,7 +296,7 @@ class Stage2Config(TrainConfig):
                                   'augmentation, set `views` of extract_image_embeddings')
 
     def _check_zeroshot(self) -> None:
-        if self.teacher is None and not self.without_llm:
+        if self.teacher is None and self.trainable_text.clip is None:
             raise ConfigError('teacher: required but not set, since it embeds the prompts of eval_zeroshot')
         for key, named in (('train_data.teachers', self.train_data.teachers), ('teacher', self.teacher)):
             if isinstance(named, list) and len(named) > 1:

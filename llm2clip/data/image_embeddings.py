@@ -40,7 +40,6 @@ def build_image_loader(
     seed: int,
     train: bool,
     key: str,
-    in_loop: bool = False,
     captions: bool = False,
 ) -> DataSpec:
     """Build the loader of stage 2; `ComposerLLM2CLIP` documents its batches after their ``microbatch_transforms``.
@@ -57,13 +56,12 @@ def build_image_loader(
         seed: Seed of caption choice and crops.
         train: Drawn captions and a random crop, shuffled; otherwise every caption and a centre crop, in order.
         key: Configuration key of `config`, for error messages.
-        in_loop: Deliver captions instead of their embeddings.
-        captions: Deliver captions beside their embeddings.
+        captions: Deliver captions instead of their embeddings.
     """
     of_vectors = reads_image_embeddings(config, key)
     mixes = [stream_mix(config, name, key) for name in config.streams]
     keys = list(dict.fromkeys(name for mix in mixes for name in mix))
-    streams = {name: paired_stream(name, stream, config, key, in_loop, None if train else keys)
+    streams = {name: paired_stream(name, stream, config, key, captions, None if train else keys)
                for name, stream in config.streams.items()}
     transform = train_transform(image_size, config.crop_scale, config.color_jitter, config.grayscale,
                                 config.horizontal_flip)
@@ -74,8 +72,7 @@ def build_image_loader(
         drawn = draw_captions(_with_captions(sample, mix) if of_vectors else sample, mix, config.captions_per_image,
                               seed)
         texts = [
-            {**({} if in_loop else _caption_embedding(sample.text_embeddings, key, streams)),
-             **({'caption': caption} if in_loop or captions else {}),
+            {**({'caption': caption} if captions else _caption_embedding(sample.text_embeddings, key, streams)),
              'text_id': torch.tensor(text_id(caption))} for key, caption in drawn]
         if of_vectors:
             views = [name.removeprefix(EMBEDDING) for name in sample if name.startswith(EMBEDDING)]
@@ -95,12 +92,12 @@ def build_image_loader(
         return {
             **(stored_vector(sample, IMAGE, 'image_embedding') if of_vectors else {
                 'pixel_values': resize_and_crop(decode_pixels(sample[IMAGE], sample[SAMPLE_ID]), image_size)}),
-            **({} if in_loop else _stacked([_caption_embedding(sample.text_embeddings, key, streams) for key in keys])),
-            **({'caption': texts} if in_loop or captions else {}),
+            **({'caption': texts} if captions else _stacked(
+                [_caption_embedding(sample.text_embeddings, key, streams) for key in keys])),
             'text_id': torch.tensor([text_id(text.strip() and f'{at}/{key}') for key, text in zip(keys, texts)]),
         }
 
-    columns = train and (in_loop or captions) and config.captions_per_image > 1
+    columns = train and captions and config.captions_per_image > 1
     return build_loader(streams, make_train if train else make_eval, config, global_batch_size, seed, train, key,
                         split_batch=split_columns if columns else None, microbatch_transforms=float_vectors)
 

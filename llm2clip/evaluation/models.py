@@ -3,35 +3,31 @@
 
 """Models that can be evaluated: a stage-2 run, an exported folder, or a Hugging Face CLIP with its own text tower."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from composer.devices import Device
 from transformers import AutoImageProcessor, AutoModel
 
-from llm2clip.config import AdapterConfig, ClipTextConfig, ConfigError, EvaluatedModelConfig, Stage2Config
+from llm2clip.config import ClipTextConfig, ConfigError, EvaluatedModelConfig
 from llm2clip.config.ranges import TeacherPrecision
 from llm2clip.data.image_embeddings import concatenate
 from llm2clip.data.image_processing_llm2clip import resize_and_crop
 from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported
 from llm2clip.files import reading
-from llm2clip.models.joint import BothTexts, ConcatenatedTexts
 from llm2clip.models.llm2clip import LLM2CLIP, check_truncate_dim, truncate_dims
 from llm2clip.ranks import once_per_node, round_robin, rows
-from llm2clip.remote_code.checks_llm2clip import check_keys, load_checked, load_config
+from llm2clip.remote_code.checks_llm2clip import load_checked, load_config
 from llm2clip.teacher.caption_teacher import CachedTeacher, TeacherSource
-from llm2clip.teacher.clip_text import MORE_FILE, ClipText, load_clip_tokenizer
+from llm2clip.teacher.clip_text import ClipText, load_clip_tokenizer
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.sources import teacher_in, teacher_sources
 from llm2clip.training.runs import load_stage2, read_stage2, trained_clip_text, with_trained_teacher
-from llm2clip.weights import read_safetensors
 
 __all__ = ['EvaluatedModel', 'TrainedLLM2CLIP', 'check_evaluated_model', 'load_evaluated_model']
 
@@ -138,25 +134,13 @@ def _autocast(model: EvaluatedModel) -> torch.autocast:
     return torch.autocast(model.device.type, torch.bfloat16, enabled=model.precision == 'amp_bf16')
 
 
-def _side_by_side(teachers: Sequence[Teacher], join: Callable[[Sequence[torch.Tensor]], torch.Tensor]) -> Teacher:
-    """Combine teachers into one that joins their embeddings and returns the largest number of truncated texts."""
+def _side_by_side(teachers: Sequence[Teacher]) -> Teacher:
+    """Combine teachers into one that concatenates their embeddings and counts the most truncated texts."""
     def embed(texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         vectors, truncated = zip(*(teacher(texts) for teacher in teachers))
-        return join(vectors), max(truncated)
+        return concatenate(vectors), max(truncated)
 
     return embed
-
-
-def _text_side(config: EvaluatedModelConfig, run: Stage2Config, key: str) -> str:
-    """Text encoders of a run to evaluate: ``llm``, ``clip`` (CLIP's text tower) or ``both``."""
-    if (method := run.trainable_text.method) is None:
-        able = ['clip'] if run.without_llm else ['llm']
-    else:
-        able = ['both', 'llm', 'clip'] if method == 'd' else ['llm', 'clip']
-    if config.text not in (None, *able):
-        raise ConfigError(f'{key}.text: {config.text!r}, expected {" or ".join(able)}, as trainable_text of the run in '
-                          f'{config.run} says')
-    return config.text or able[0]
 
 
 def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
@@ -174,8 +158,6 @@ def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
                           'began with')
     if config.truncate_dim is not None and config.pretrained is not None:
         raise ConfigError(f'{key}.truncate_dim: {config.truncate_dim}, expected none for a model of transformers')
-    if config.text is not None and config.run is None:
-        raise ConfigError(f'{key}.text: {config.text!r}, expected none but for a run, which may have two text encoders')
     if config.pretrained is not None:
         return
     for teacher, fingerprint in _teachers(config, key):
@@ -208,13 +190,9 @@ def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSourc
         except ConfigError as error:
             raise ConfigError(f'{key}.run: {error}') from None
         check_truncate_dim(config.truncate_dim, run_config.model, f'{key}.truncate_dim')
-        if (side := _text_side(config, run_config, key)) != 'llm':
-            trained_clip_text(config.run, config.weights, config.wise_ft_alpha)
-        if side == 'both' and config.truncate_dim is not None:
-            raise ConfigError(f'{key}.truncate_dim: {config.truncate_dim}, expected none for the projection of both '
-                              f'text encoders')
-        if side == 'clip':
-            return []
+        if run_config.trainable_text.clip is not None:
+            clip_text = trained_clip_text(config.run, config.weights, config.wise_ft_alpha)
+            return [(ClipText(clip_text, cut=True), None)]
         run_config, record = with_trained_teacher(config.run, run_config, record, config.weights, config.wise_ft_alpha)
         expected = list(record.teacher)
         named = named or teacher_sources(run_config.teacher, config.trust_remote_code)
@@ -239,26 +217,13 @@ def load_evaluated_model(
     check_evaluated_model(config, key)
     if config.pretrained is not None:
         return HuggingFaceCLIP(config.pretrained, device, config.precision)
-    side, clip_folder, llm_embed_dim = 'llm', None, 0
     if config.export is not None:
         exported = LLM2CLIPModel.from_pretrained(config.export).eval()
         model, model_config = exported.model, exported.config.model_config()
     else:
         assert config.run is not None
-        model, run_config, record = load_stage2(config.run, config.weights, config.wise_ft_alpha)
-        model_config, side, llm_embed_dim = run_config.model, _text_side(config, run_config, key), record.llm_embed_dim
-        clip_folder = trained_clip_text(config.run) if side != 'llm' else None
-        if side == 'clip' and not run_config.without_llm:
-            model.adapter = nn.Identity()  # CLIP's text features are already in the shared space
-            model_config = dataclasses.replace(model_config, adapter=AdapterConfig('identity'))
-    if side == 'both' and clip_folder is not None:
-        concatenated = ConcatenatedTexts(model_config.embed_dim)
-        path = clip_folder / MORE_FILE
-        found = read_safetensors(path, "the projection of both text encoders' features").tensors
-        state = {name.removeprefix('concatenated.'): value for name, value in found.items()}
-        check_keys(state, concatenated.state_dict(), path)
-        concatenated.load_state_dict(state)
-        model.adapter = BothTexts(model.adapter, concatenated, llm_embed_dim).eval()
+        model, run_config, _ = load_stage2(config.run, config.weights, config.wise_ft_alpha)
+        model_config = run_config.model
     truncate_dims(model, model_config, config.truncate_dim)
 
     def cached(source: TeacherSource, expected: Optional[Fingerprint] = None) -> Teacher:
@@ -269,9 +234,4 @@ def load_evaluated_model(
         return CachedTeacher(cache, fingerprint, config.precision, load)
 
     teachers = [cached(source, expected) for source, expected in _teachers(config, key)]
-    teacher = _side_by_side(teachers, concatenate)
-    if clip_folder is not None:
-        of_clip = cached(ClipText(clip_folder, cut=True))
-        teacher = of_clip if not teachers else _side_by_side(
-            [teacher, of_clip], lambda vectors: torch.cat([*vectors], dim=-1))
-    return TrainedLLM2CLIP(device.module_to_device(model), teacher, config.precision)
+    return TrainedLLM2CLIP(device.module_to_device(model), _side_by_side(teachers), config.precision)

@@ -128,7 +128,7 @@ def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerpr
         ConfigError: Too few or too many teachers are named, or one does not exist.
         ValueError: A teacher is not the one of training.
     """
-    if run.without_llm:
+    if run.trainable_text.clip is not None:
         if config.teacher is not None:
             raise ConfigError(f"teacher: the run in {config.run} has trained CLIP's own text tower, expected none")
         return []

@@ -176,9 +176,7 @@ class ComposerLLM2CLIP(ComposerModel):
     for any number of classes, a 0 or 1 per class ``(B, C)``.  Its ``text_embedding`` is ignored.
     """
 
-    feature_names: tuple[str, ...] = ('image_features', 'text_features')
-    tested = 'text_features'
-    """Name of the text features that evaluations use."""
+    feature_names = ('image_features', 'text_features')
     # Metrics for images with captions, with one class each, and with any number of classes.
     retrieval_metrics: dict[str, type[Metric]] = {'retrieval_recall@10': RetrievalRecall}
     zeroshot_metrics: dict[str, type[Metric]] = {'zeroshot_top1': ZeroshotTop1, 'mean_per_class': MeanPerClass}
@@ -206,32 +204,18 @@ class ComposerLLM2CLIP(ComposerModel):
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
         """Return this rank's part of the loss; the mean over ranks is the loss of the global batch."""
         del args
-        images = outputs['image_features']
-        loss = self.contrast(images, outputs['text_features'], outputs, batch.get('text_id'))
+        config, scale, images = self.loss_config, outputs['logit_scale'], outputs['image_features']
+        ids = batch['text_id'].to(scale.device) if config.mask_equal_texts else None
+        if config.name == 'siglip':
+            loss = siglip_loss(images, outputs['text_features'], scale, outputs['logit_bias'], ids, config.block_size,
+                               config.matryoshka_dims)
+        else:
+            loss = clip_loss(images, outputs['text_features'], scale, ids, config.block_size, config.matryoshka_dims)
         if 'initial_image_features' in batch:
             targets, weights = batch['initial_image_features'].to(images.device), self.self_distillation
             loss = (loss + weights.instance * instance_loss(images, targets)
-                    + weights.structure * structure_loss(images, targets, self.loss_config.block_size))
+                    + weights.structure * structure_loss(images, targets, config.block_size))
         return loss
-
-    def contrast(
-        self, rows: torch.Tensor, columns: torch.Tensor, outputs: Mapping[str, torch.Tensor],
-        text_id: Optional[torch.Tensor],
-    ) -> torch.Tensor:
-        """Compute this rank's part of the configured contrastive loss.
-
-        `rows` ``(B, D)`` and `columns` ``(B, D)`` or ``(B, K, D)`` are L2-normalised.  `outputs` holds the temperature
-        and bias; `text_id` ``(B,)`` or ``(B, K)`` identifies the texts of the columns.
-        """
-        config, scale = self.loss_config, outputs['logit_scale']
-        ids = None
-        if config.mask_equal_texts:
-            assert text_id is not None
-            ids = text_id.to(scale.device)
-        if config.name == 'siglip':
-            return siglip_loss(rows, columns, scale, outputs['logit_bias'], ids, config.block_size,
-                               config.matryoshka_dims)
-        return clip_loss(rows, columns, scale, ids, config.block_size, config.matryoshka_dims)
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
         return outputs if outputs is not None else self(batch)
@@ -244,4 +228,4 @@ class ComposerLLM2CLIP(ComposerModel):
         if 'label' in batch:
             metric.update(outputs['image_features'], batch['class_features'], batch['label'], batch['index'])
         else:
-            metric.update(outputs['image_features'], outputs[self.tested], batch['index'], batch['text_id'])
+            metric.update(outputs['image_features'], outputs['text_features'], batch['index'], batch['text_id'])

@@ -38,9 +38,10 @@ from llm2clip.planning.step import EncoderPlan, dry_run_step, fake_ranks
 from llm2clip.planning.summary import GPUS, DatasetPlan, Plan
 from llm2clip.remote_code.checks_llm2clip import load_config
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
+from llm2clip.teacher.clip_text import ClipTextTower
 from llm2clip.teacher.llm import load_llm, teacher_config
 from llm2clip.training import inheritance, stage1, stage2
-from llm2clip.training.text_encoders import TrainedTexts, load_trained_encoders
+from llm2clip.training.text_encoders import TrainedText, load_trained_encoder
 from llm2clip.training.trainer import check_metrics, check_train_config
 
 __all__ = ['make_plan', 'plan_run']
@@ -80,31 +81,31 @@ def _plan_stage2(config: Stage2Config) -> Plan:
     plan = _begin(config)
     teacher, llm, lengths = _text_encoders(config, plan)
 
-    def make_texts(length: int) -> TrainedTexts:
-        """Return the text encoders to train, with fake tokenizers."""
+    def make_text(length: int) -> TrainedText:
+        """Return the text encoder to train, with a fake tokenizer."""
         with torch.device('meta'):
-            encoder, tower = load_trained_encoders(config.trainable_text, llm, on_meta=True, load_weights=False)
-        names = ('input_ids', 'attention_mask', 'embed_mask')
-        of_tower = names[:1] if tower is not None and 'siglip' in tower.config.model_type else names[:2]
-        return TrainedTexts(
-            None if encoder is None else (encoder, partial(_fake_tokens, length, names)),
-            None if tower is None else (tower, partial(_fake_tokens, tower.config.max_position_embeddings, of_tower)))
+            encoder = load_trained_encoder(config.trainable_text, llm, on_meta=True, load_weights=False)
+        names = ['input_ids', 'attention_mask', 'embed_mask']
+        if isinstance(encoder, ClipTextTower):
+            length = encoder.config.max_position_embeddings
+            names = names[:1] if 'siglip' in encoder.config.model_type else names[:2]
+        return TrainedText(encoder, partial(_fake_tokens, length, names))
 
-    clip = make_texts(1).clip if config.without_llm else None
-    dim = _teacher_width(config, plan) if clip is None else clip[0].width
+    clip = config.trainable_text.clip is not None
+    dim = make_text(1).encoder.llm_embed_dim if clip else _teacher_width(config, plan)
     image_size = train_image_size(config.train_data, config.model.vision)
     captions = config.train_data.captions_per_image
     of_vectors, width = reads_image_embeddings(config.train_data, 'train_data'), 0
     # A frozen LLM in the loop puts vectors into the batch as well.
-    vectors = dim if config.reads_vectors or config.text_encoder_in_loop.enabled else 0
+    vectors = 0 if config.reads_captions else dim
 
     def make(length: int) -> Any:
         nonlocal width
-        texts = make_texts(length) if config.reads_captions else None
+        text = make_text(length) if config.reads_captions else None
         with torch.device('meta'):
-            model = stage2.make_model(config, dim, load_weights=False, texts=texts)
+            model = stage2.make_model(config, dim, load_weights=False, text=text)
         width = model.model.vision_encoder.width if of_vectors else 0
-        return model, lambda n: image_batch(n, image_size, vectors, captions, texts is not None, width)
+        return model, lambda n: image_batch(n, image_size, vectors, captions, width)
 
     if config.initial_weights is not None:
         with collected(plan.problems):
@@ -119,9 +120,9 @@ def _plan_stage2(config: Stage2Config) -> Plan:
 
 
 def image_batch(
-    n: int, image_size: int, llm_embed_dim: int = 0, captions: int = 1, texts: bool = False, width: int = 0
+    n: int, image_size: int, llm_embed_dim: int = 0, captions: int = 1, width: int = 0
 ) -> dict[str, Any]:
-    """Return a stage-2 batch of `n` samples, with `captions` vectors (`llm_embed_dim` > 0) and `texts` each, and with
+    """Return a stage-2 batch of `n` samples, each with `captions` vectors or, if `llm_embed_dim` is 0, texts, and with
     image embeddings of `width`, if above 0, in place of images."""
     shape = (n,) if captions == 1 else (n, captions)
     batch: dict[str, Any] = {name: torch.zeros(n, dtype=torch.long) for name in ('index', 'sample_seed')}
@@ -132,7 +133,7 @@ def image_batch(
         batch['pixel_values'] = torch.empty(n, 3, image_size, image_size, dtype=torch.uint8)
     if llm_embed_dim:
         batch['text_embedding'] = torch.empty(*shape, llm_embed_dim, dtype=torch.float16)
-    if texts:
+    else:
         batch['caption'] = ['-'] * n if captions == 1 else [['-'] * n] * captions
     return batch
 

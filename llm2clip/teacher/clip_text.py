@@ -35,14 +35,13 @@ from llm2clip.remote_code.checks_llm2clip import (
 )
 from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded, TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.weights import hash_tensors, published_state, write_safetensors
+from llm2clip.weights import hash_tensors, published_state
 
 __all__ = [
-    'KIND', 'MORE_FILE', 'ClipText', 'ClipTextTower', 'load_clip_text', 'load_clip_tokenizer', 'save_clip_text',
+    'KIND', 'ClipText', 'ClipTextTower', 'load_clip_text', 'load_clip_tokenizer', 'save_clip_text',
 ]
 
 KIND = 'text tower of a CLIP'
-MORE_FILE = 'more.safetensors'
 # transformers has classes for these stand-alone text towers, but its auto classes do not find them by config.json.
 for _config, _model in ((SiglipTextConfig, SiglipTextModel), (Siglip2TextConfig, Siglip2TextModel)):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
@@ -109,13 +108,13 @@ class ClipTextTower(nn.Module):
         return getattr(self.trunk, 'text_model', self.trunk)  # SigLIP has no such submodule in transformers 5
 
     @property
-    def width(self) -> int:
+    def llm_embed_dim(self) -> int:
         """Dimension of the text features."""
         head = getattr(self.trunk, 'text_projection', None)
         return (self._text_model.head if head is None else head).out_features
 
     def forward(self, input_ids: torch.Tensor, attention_mask: Optional[torch.Tensor] = None) -> torch.Tensor:
-        """Return projected features ``(N, width)``, not normalised, of tokens ``(N, T)``."""
+        """Return projected features ``(N, llm_embed_dim)``, not normalised, of tokens ``(N, T)``."""
         outputs = self.trunk(input_ids=input_ids, attention_mask=attention_mask)
         features = getattr(outputs, 'text_embeds', None)
         return outputs.pooler_output if features is None else features
@@ -167,13 +166,10 @@ def _architecture(config: ClipTextConfig, key: str) -> PretrainedConfig:
 
 
 def save_clip_text(
-    tower: ClipTextTower, state: Mapping[str, torch.Tensor], tokenizer: ClipTokenizer, folder: Union[str, Path],
-    more: Mapping[str, torch.Tensor],
+    tower: ClipTextTower, state: Mapping[str, torch.Tensor], tokenizer: ClipTokenizer, folder: Union[str, Path]
 ) -> None:
     """Save a tower, which may be sharded, with its full weights `state` and its tokenizer in transformers format.
-
-    The folder is written atomically; `more` weights, if any, go into a separate file.
-    """
+    The folder is written atomically."""
     with torch.device('meta'):
         whole = ClipTextTower(type(tower.trunk)(tower.config))
     whole.load_state_dict(state, assign=True)
@@ -181,8 +177,6 @@ def save_clip_text(
         whole.trunk.save_pretrained(out, safe_serialization=True, state_dict=published_state(whole.trunk))
         tokenizer.tokenizer.save_pretrained(out)
         keep_readable(out)
-        if more:
-            write_safetensors(out / MORE_FILE, dict(more))
 
 
 class _ClipTextTeacher(CaptionTeacher):
@@ -198,7 +192,7 @@ class _ClipTextTeacher(CaptionTeacher):
 
     @property
     def llm_embed_dim(self) -> int:
-        return self.module.width
+        return self.module.llm_embed_dim
 
     def tokenize(self, texts: Sequence[str]) -> list[ClipTokens]:
         return self.tokenizer.tokenize(texts)

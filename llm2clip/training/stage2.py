@@ -19,16 +19,17 @@ from llm2clip.folders import check_replaceable
 from llm2clip.imports.weights import load_initial_weights
 from llm2clip.models.adapter import load_adapter
 from llm2clip.models.frozen_tower import check_tower
-from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
+from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.towers import tower_preprocessing, train_image_size
 from llm2clip.ranks import broadcast_from_rank0, once_per_node
 from llm2clip.teacher.caption_teacher import CaptionTeacher
+from llm2clip.teacher.clip_text import ClipTextTower
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
 from llm2clip.teacher.sources import check_teachers, teacher_source
 from llm2clip.training.algorithms.batches import InitialImages, SelfDistillation, TextEncoderInLoop
 from llm2clip.training.runs import record_teacher, write_settings
-from llm2clip.training.text_encoders import TrainedTexts, text_folders
+from llm2clip.training.text_encoders import TrainedText, text_folders
 from llm2clip.training.trainer import build_trainer, check_metrics, fit, initialize
 from llm2clip.training.zeroshot import zeroshot_classes, zeroshot_evaluator
 
@@ -37,47 +38,40 @@ __all__ = ['make_model', 'make_trainer', 'train']
 
 def make_loaders(config: Stage2Config) -> tuple[DataSpec, list[Evaluator]]:
     """Build the training data and the retrieval evaluator, if any."""
-    contents = {'in_loop': not config.reads_vectors, 'captions': config.reads_captions}
+    captions = not config.reads_vectors
     data = build_image_loader(config.train_data, train_image_size(config.train_data, config.model.vision),
-                              config.global_train_batch_size, config.seed, True, 'train_data', **contents)
+                              config.global_train_batch_size, config.seed, True, 'train_data', captions)
     if config.eval_data is None:
         return data, []
     image_size = tower_preprocessing(config.model.vision).image_size
     eval_data = build_image_loader(config.eval_data, image_size, config.global_eval_batch_size, config.seed, False,
-                                   'eval_data', **contents)
+                                   'eval_data', captions)
     return data, [Evaluator(label='eval', dataloader=eval_data, metric_names=[*ComposerLLM2CLIP.retrieval_metrics])]
 
 
 def make_model(
-    config: Stage2Config, llm_embed_dim: int, load_weights: bool = True, texts: Optional[TrainedTexts] = None
+    config: Stage2Config, llm_embed_dim: int, load_weights: bool = True, text: Optional[TrainedText] = None
 ) -> ComposerLLM2CLIP:
-    """Build the vision tower, the adapter and, if given, the trainable text encoders, with the configured loss.
+    """Build the vision tower, the adapter and, if given, the trainable text encoder, with the configured loss.
     `load_weights` loads the tower's pretrained weights.
-
-    Raises:
-        ConfigError: The width of the features of CLIP's text tower is not that of the joint space.
     """
     model = LLM2CLIP(config.model, llm_embed_dim, load_weights)
     loss = config.loss, config.self_distillation
-    if texts is None:
+    if text is None:
         return ComposerLLM2CLIP(model, *loss)
-    method = config.trainable_text.method
-    if method is None or texts.clip is None:
-        return JointLLM2CLIP(model, *(texts.llm or texts.clip or (None, None)), None, *loss)
-    beside = ClipBeside(*texts.clip, method, config.model.embed_dim)
-    return JointLLM2CLIP(model, *(texts.llm or (None, None)), beside, *loss)
+    return JointLLM2CLIP(model, text.encoder, text.tokenize, *loss)
 
 
-def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> Trainer:
-    """Check the configuration and build the trainer; trainable text encoders are loaded here unless given.
+def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Trainer:
+    """Check the configuration and build the trainer; a trainable text encoder is loaded here unless given.
 
     Raises:
         ConfigError: The configuration or the data is invalid.
         ValueError: The embeddings datasets do not come from the configured teacher.
     """
     initialize(config)
-    if texts is None and config.reads_captions:
-        texts = TrainedTexts.load(config)
+    if text is None and config.reads_captions:
+        text = TrainedText.load(config)
     sets = {name: zeroshot_set(one, f'eval_zeroshot.{name}') for name, one in config.eval_zeroshot.items()}
     data, retrieval = make_loaders(config)
     image_size = tower_preprocessing(config.model.vision).image_size
@@ -87,8 +81,8 @@ def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> 
         for name, one in sets.items())]
     check_metrics(config, {evaluator.label: evaluator.metric_names or [] for evaluator in evaluators})
 
-    record, in_loop = _find_teacher(config, data, retrieval, texts)
-    algorithms: list[Algorithm] = [] if in_loop is None else [TextEncoderInLoop(in_loop, keep=config.reads_captions)]
+    record, in_loop = _find_teacher(config, data, retrieval, text)
+    algorithms: list[Algorithm] = [] if in_loop is None else [TextEncoderInLoop(in_loop)]
     if dist.get_global_rank() == 0:
         record_teacher(record, config.save_folder)
     if sets:
@@ -99,7 +93,7 @@ def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> 
     at_random = vision.checkpoint is None and not vision.pretrained and config.initial_weights is None
     if at_random and dist.get_global_rank() == 0:
         print('model.vision.pretrained is false: the vision tower begins with random weights', flush=True)
-    model = make_model(config, record.llm_embed_dim, config.initial_weights is None, texts)
+    model = make_model(config, record.llm_embed_dim, config.initial_weights is None, text)
     if config.initial_weights is not None:
         load_initial_weights(model.model, config.model, record.teacher, config.initial_weights)
     if config.initial_adapter is not None:
@@ -120,18 +114,18 @@ def make_trainer(config: Stage2Config, texts: Optional[TrainedTexts] = None) -> 
 
 
 def _find_teacher(
-    config: Stage2Config, data: DataSpec, evaluators: Sequence[Evaluator], texts: Optional[TrainedTexts]
+    config: Stage2Config, data: DataSpec, evaluators: Sequence[Evaluator], text: Optional[TrainedText]
 ) -> tuple[TeacherRecord, Optional[CaptionTeacher]]:
     """Find the teacher of the embeddings datasets, the trainable one before training, or the frozen one in the loop."""
-    if texts is not None and config.without_llm:
-        assert config.trainable_text.clip is not None and texts.clip is not None
-        tower, options = texts.clip[0], dataclasses.asdict(config.trainable_text.clip)
+    if text is not None and isinstance(tower := text.encoder, ClipTextTower):
+        assert config.trainable_text.clip is not None
+        options = dataclasses.asdict(config.trainable_text.clip)
         begun = Fingerprint.of('trained with the vision tower', {'clip_text': tower.config.model_type, **options})
-        return TeacherRecord(begun, {'llm_embed_dim': tower.width}), None
-    if texts is not None and texts.llm is not None:
+        return TeacherRecord(begun, {'llm_embed_dim': tower.llm_embed_dim}), None
+    if text is not None:
         source = teacher_source(config.teacher)
         fingerprint = once_per_node(source.fingerprint, f'teacher {source.name}')
-        return TeacherRecord(fingerprint, {'llm_embed_dim': texts.llm[0].llm_embed_dim}), None
+        return TeacherRecord(fingerprint, {'llm_embed_dim': text.encoder.llm_embed_dim}), None
     if config.text_encoder_in_loop.enabled:
         device, in_loop = open_device(config.device, config.precision), config.text_encoder_in_loop
         teacher = teacher_source(config.teacher).load(
@@ -155,12 +149,12 @@ def train(config: Stage2Config) -> None:
     for folder, kind in folders.items():
         check_replaceable(folder, kind)
     initialize(config)
-    texts = TrainedTexts.load(config) if config.reads_captions else None
-    trainer = make_trainer(config, texts)
+    text = TrainedText.load(config) if config.reads_captions else None
+    trainer = make_trainer(config, text)
     write_settings(config, trainer.state.timestamp, folders)
     fit(trainer, config)
-    if texts is not None and not broadcast_from_rank0(lambda: all(folder.is_dir() for folder in folders)):
-        texts.save(config.trainable_text.lora, trainer, config.save_folder)
+    if text is not None and not broadcast_from_rank0(lambda: all(folder.is_dir() for folder in folders)):
+        text.save(config.trainable_text.lora, trainer, config.save_folder)
     trainer.close()
     if dist.get_global_rank() == 0:
         also = ''.join(f' and the text encoder to {folder}' for folder in folders)

@@ -82,7 +82,7 @@ def zeroshot_evaluator(
 
 
 class Prompts(NamedTuple):
-    """P prompts for each of this rank's `own_names`: vectors of a frozen teacher, texts for a trainable one, or both.
+    """P prompts for each of this rank's `own_names`: vectors of a frozen teacher, or texts for a trainable one.
     ImageNet's vectors take 1.3 GB over all ranks at a width of 4,096."""
 
     names: torch.Tensor
@@ -110,7 +110,7 @@ def zeroshot_classes(
     own = {name: [[template.replace('{}', one.names[at]) for template in one.templates]
                   for at in own_names(len(one.names))] for name, one in sets.items()}
     vectors: dict[str, torch.Tensor] = {}
-    if config.trainable_text.lora is None and not config.without_llm:
+    if not config.reads_captions:
         device, source = open_device(config.device, config.precision), teacher_source(config.teacher)
         with exact_float32('cuda' if device.name == 'gpu' else device.name):
             if in_loop is not None and config.text_encoder_in_loop.sharded:
@@ -182,7 +182,7 @@ def _class_features(model: Any, prompts: Prompts, pixels: torch.Tensor) -> torch
             block['text_embedding'] = prompts.vectors[start:start + size].flatten(0, 1).to(pixels.device)
         if prompts.texts is not None:
             block['caption'] = [*chain.from_iterable(prompts.texts[start:start + size])]
-        own.append(mean_of_prompts(model(block)[model.tested].unflatten(0, (-1, per_name))))
+        own.append(mean_of_prompts(model(block)['text_features'].unflatten(0, (-1, per_name))))
     # Interleave the names of the ranks, to undo the stride of `own_names`.
     gathered: Sequence[torch.Tensor] = dist.all_gather(torch.cat(own))
     return torch.stack(list(gathered), dim=1).flatten(0, 1)[prompts.names.to(pixels.device)]

@@ -61,11 +61,11 @@ def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def _loader(
-    data: tuple[Path, Path], mix: dict[str, float], train: bool, in_loop: bool = False
+    data: tuple[Path, Path], mix: dict[str, float], train: bool, captions: bool = False
 ) -> torch.utils.data.DataLoader:
     stream = ImageStreamConfig(str(data[0]), embeddings={'t': DatasetConfig(str(data[1]))})
     config = ImageDataConfig(streams={'s': stream}, caption_weights=mix, num_workers=0, num_canonical_nodes=2)
-    return build_image_loader(config, IMAGE_SIZE, 8, 5, train, 'train_data', in_loop).dataloader
+    return build_image_loader(config, IMAGE_SIZE, 8, 5, train, 'train_data', captions).dataloader
 
 
 def test_a_caption_is_drawn_with_its_embedding_among_those_that_a_sample_has(data: tuple[Path, Path]) -> None:
@@ -128,7 +128,7 @@ def test_the_teacher_in_the_loop_gives_zeros_for_absent_captions(teacher_folder:
     torch.testing.assert_close(vectors[[0, 2]], encode_texts(encoder, tokenizer, ['a dog', 'a cat']).half())
     assert not teacher.embed(['', '']).any()
     # As the loader gives them.
-    batch = next(iter(_loader(data, dict.fromkeys(KEYS, 1.0), train=False, in_loop=True)))
+    batch = next(iter(_loader(data, dict.fromkeys(KEYS, 1.0), train=False, captions=True)))
     columns = torch.stack([teacher.embed(column) for column in batch['caption']], dim=1)
     assert torch.equal(columns.any(-1), batch['text_id'] != 0)
 

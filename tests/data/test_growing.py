@@ -170,7 +170,7 @@ def test_a_state_of_other_data_is_refused(before: Path, grown: Path, tmp_path: P
     for out in (before, grown, tmp_path / 'other'):
         streams = {'s': ImageStreamConfig(local=f'{out}/train')}
         config = ImageDataConfig(streams=streams, num_workers=0, num_canonical_nodes=4, caption_weights={'short': 1.0})
-        datasets[out] = streaming_dataset(build_image_loader(config, 32, 8, 5, True, 'train_data', in_loop=True))
+        datasets[out] = streaming_dataset(build_image_loader(config, 32, 8, 5, True, 'train_data', captions=True))
     state = json.loads(json.dumps(datasets[before].state_dict(8, True)))
     datasets[before].load_state_dict(state)
     with pytest.raises(ConfigError, match='16 samples in . shards then, 40 in .* now.*choose another save_folder'):

@@ -130,7 +130,7 @@ def test_several_captions_of_an_image_in_one_batch(image_dataset: Path, embeddin
             both = {tuple(rows[sample_id][f'text_embedding.{key}'].tolist()) for key in ('short', 'long')}
             assert {tuple(vector.tolist()) for vector in vectors} == both
     clean_stale_shared_memory()
-    spec = build_image_loader(config, IMAGE_SIZE, 8, 5, True, 'train_data', in_loop=True)
+    spec = build_image_loader(config, IMAGE_SIZE, 8, 5, True, 'train_data', captions=True)
     whole = next(iter(spec.dataloader))
     parts: Any = spec.split_batch(whole, 3)
     assert [len(part['index']) for part in parts] == [3, 3, 2]

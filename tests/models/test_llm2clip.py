@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from composer.core import Event
 
 from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
-from llm2clip.models.joint import ClipBeside, JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, truncate_dims
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.remote_code.modeling_llm2clip import Adapter
@@ -83,30 +82,6 @@ def test_visual_projection_begins_as_in_the_official_code() -> None:
         assert model.visual_projection.weight.mean().abs().item() < deviation / 100
         features = model.get_image_features(torch.randn(3, 3, 32, 32))
         torch.testing.assert_close(features.norm(dim=-1), torch.ones(3))
-
-
-@pytest.mark.parametrize(('method', 'pairs'), [
-    ('b', [('image', 'text'), ('image', 'clip_text')]),
-    ('c', [('image', 'text'), ('image', 'clip_text'), ('clip_text', 'text')]),
-    ('d', [('image', 'text'), ('image', 'clip_text'), ('image', 'both_text')]),
-])
-def test_a_method_s_loss_is_the_sum_over_the_features_that_attract_each_other(
-    method: Any, pairs: list[tuple[str, str]]
-) -> None:
-    tower: Any = torch.nn.Identity()
-    tower.width = TINY.embed_dim
-    beside = ClipBeside(tower, lambda texts: {}, method, TINY.embed_dim)
-    model = JointLLM2CLIP(LLM2CLIP(TINY, 8), beside=beside)
-    features = {name: F.normalize(torch.randn(5, TINY.embed_dim), dim=-1)
-                for name in ('image', 'text', 'clip_text', 'both_text')}
-    expected = torch.zeros(())
-    for rows, columns in pairs:
-        logits = 3 * features[rows] @ features[columns].T
-        expected += (F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))) / 2
-    outputs = {f'{name}_features': value for name, value in features.items()}
-    outputs['logit_scale'] = torch.tensor([math.log(3)])
-    found = model.loss(outputs, {'text_id': torch.arange(5)})
-    torch.testing.assert_close(found, expected)
 
 
 def test_logit_scale_is_clamped_to_0_and_ln_100() -> None:

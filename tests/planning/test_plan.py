@@ -194,12 +194,10 @@ def test_trainable_text_encoders(
     assert several.problems == ['teacher: trainable_text.lora needs one, and there is none in /nowhere']
     with pytest.raises(ConfigError, match='^teacher: there is none in /nowhere, which trainable_text.lora needs'):
         stage2(*args, 'trainable_text.lora={r: 4}', 'teacher=/nowhere')
-    # CLIP's text tower in place of the LLM and beside it.
+    # CLIP's text tower in place of the LLM.
     clip_text = load_clip_text(ClipTextConfig(str(clip)), 'clip')
     tower = sum(p.numel() for p in clip_text.parameters())
     direct = stage2(*args, f'trainable_text.clip.name={clip}', 'model.adapter.name=identity')
-    both = stage2(*args, f'trainable_text.clip.name={clip}', 'trainable_text.method=d')
-    assert direct.modules['text_encoder'] == (tower, 0) and both.modules['beside'] == (tower + 2 * 32 * 32, 0)
-    assert both.cost and both.cost.gradients - plain.gradients == pytest.approx(
-        Meter().add_module(clip_text) + 4 * 2048, rel=0.01)
-    assert not direct.problems + both.problems and both.cost.flops > plain.flops
+    assert direct.modules['text_encoder'] == (tower, 0) and not direct.problems
+    trained = sum(of_module for of_module, _ in direct.modules.values())
+    assert direct.cost and direct.cost.gradients == pytest.approx(4 * trained, rel=0.05)

@@ -32,18 +32,18 @@ class TextEncoderInLoop(Algorithm):
 
     Batches hold a list of B captions or, with K captions per image, K such lists, which yield ``(B, K,
     llm_embed_dim)``.  An absent caption is an empty text, and its vector is zero.  List it after `GradCache` in the
-    trainer's algorithms: it then runs first, once per caption.  With `keep`, batches keep ``caption``.
+    trainer's algorithms: it then runs first, once per caption.
     """
 
-    def __init__(self, teacher: CaptionTeacher, keep: bool = False) -> None:
-        self.teacher, self.keep = teacher, keep
+    def __init__(self, teacher: CaptionTeacher) -> None:
+        self.teacher = teacher
 
     def match(self, event: Event, state: State) -> bool:
         # Batches of zero-shot sets have no captions.
         return event in (Event.AFTER_DATALOADER, Event.EVAL_BATCH_START) and 'caption' in state.batch
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
-        captions = state.batch['caption'] if self.keep else state.batch.pop('caption')
+        captions = state.batch.pop('caption')
         state.batch['text_embedding'] = self.embed(captions) if isinstance(captions[0], str) else torch.stack(
             [*map(self.embed, captions)], dim=1)
 

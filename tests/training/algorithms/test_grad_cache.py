@@ -119,7 +119,7 @@ def test_trainable_text_encoders(llm_folder: Path, clip: Path, two_ranks: dict[s
     _assert_equal(cached, naive)
     torch.testing.assert_close(cached['random'], naive['random'], rtol=0, atol=0)
     plain = step(gradients.N, 'in_one_graph', 0.0)
-    part = {'lora': 'lora_A', 'd': 'beside.concatenated'}.get(case, 'text_projection')
+    part = {'lora': 'lora_A', 'clip': 'text_projection'}[case]
     for found in (step(3, 'cached', 0.0), *(two_ranks[f'joint/{way}/{case}'] for way in WAYS)):
         _assert_equal(found, plain, part=part)
 
