@@ -17,12 +17,12 @@ def main(config: PrepareConfig) -> None:
 
     out = OutputFolder(config.out, config.out_remote)
     about = {'source': config.source}
-    if not config.extend and is_written(out, about, config):
-        print(f'{out} is complete; extend=true adds input files that have come since')
+    if is_written(out, about, config):
+        print(f'{out} is complete; convert input files that have come since into a folder of their own')
         return
     splits, dropped = build_source(config.source)
     engine = RayEngine() if config.engine == 'ray' else None
-    written = write_splits(splits, dropped, out, config, about, config.extend, engine)
+    written = write_splits(splits, dropped, out, config, about, engine)
     if written is None:
         print('this machine is done; another one writes the index when all are')
         return

@@ -35,7 +35,7 @@ from llm2clip.teacher.llm import save_teacher
 # Folders, modules and tests that train, or load, export or plan many models or datasets, and take most of the time.
 LONG = ('recipes/', 'export/', 'imports/', 'planning/',
         *(f'{name}.py' for name in (
-            'data/test_absent_captions', 'data/test_convert', 'data/test_growing', 'data/test_joins',
+            'data/test_absent_captions', 'data/test_changed_data', 'data/test_convert', 'data/test_joins',
             'data/test_published', 'data/test_sources', 'data/test_streams', 'evaluation/test_clip_benchmark',
             'evaluation/test_comparison', 'evaluation/test_evaluate',
             'evaluation/test_models', 'models/test_frozen_batch_norm', 'models/test_towers',

@@ -61,7 +61,6 @@ BAD = {
     ],
     'prepare_data': [
         "out=''", 'size_limit=big', 'image_quality=0', 'shard_index=1', 'engine=slurm', "require_any_caption=['']",
-        'extend=true',
     ],
     'extract_embeddings': [
         'datasets={}', 'datasets={../../x: {local: d}}', "datasets={'': {local: d}}", 'teacher=[a, b]',

@@ -216,16 +216,11 @@ class PrepareConfig(WriterConfig):
     """Remote folder for uploads (`s3://…`, …).  Machines that do not share `out` need it."""
     source: Component = MISSING
     """`name` of the source and its arguments."""
-    extend: bool = False
-    """Append new input files to an existing dataset; its shards stay unchanged.  `source.files` has to include both."""
     engine: EngineName = 'local'
     """`local`: processes of this machine write the parts.  `ray`: a Ray cluster writes them, one part per CPU."""
 
     def check(self) -> None:
-        """Raise a ConfigError if `extend`, `shard_index` or `num_shards` conflicts with other keys."""
-        if self.extend and 'files' not in self.source:
-            raise ConfigError(f'extend: the source {self.source.get("name")} has no `files`, expected one that has: a '
-                              'dataset grows by input files')
+        """Raise a ConfigError if `shard_index` or `num_shards` conflicts with other keys."""
         if self.shard_index >= self.num_shards:
             raise ConfigError(f'shard_index: {self.shard_index}, expected one of {self.num_shards} machines, counted '
                               'from 0')

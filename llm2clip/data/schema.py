@@ -11,7 +11,7 @@ Every sample has every column.  A missing caption is an empty text, and its vect
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -28,7 +28,7 @@ from llm2clip.folders import stays_inside
 
 __all__ = [
     'CAPTION', 'EMBEDDING', 'EMBEDDING_SCALE', 'IMAGE', 'INDEX', 'NEGATIVE', 'SAMPLE_ID', 'TEACHER_FILE',
-    'caption_keys', 'check_shard', 'columns_of', 'dataset_fingerprint', 'embedding_dim', 'file_damage', 'first_shards',
+    'caption_keys', 'check_shard', 'columns_of', 'dataset_fingerprint', 'embedding_dim', 'file_damage',
     'image_keys', 'parse_index', 'read_columns', 'read_index', 'read_samples', 'vector_columns', 'vector_rows',
     'whole_shard',
 ]
@@ -193,23 +193,8 @@ def _check_columns(columns: dict[str, str], required: Sequence[str], where: Unio
 
 def dataset_fingerprint(index: dict[str, Any]) -> str:
     """Return a hash of a dataset's content: the sizes and hashes of its shards, in order."""
-    *_, last = _fingerprints(index)
-    return last
-
-
-def first_shards(index: dict[str, Any], fingerprint: Any) -> Optional[int]:
-    """Return n if the first n shards have this fingerprint, which the dataset had before it grew; None if none do."""
-    return next((n for n, found in enumerate(_fingerprints(index), 1) if found == fingerprint), None)
-
-
-def _fingerprints(index: dict[str, Any]) -> Iterator[str]:
-    """Fingerprints of the first shard, of the first two, and so on up to all."""
-    digest = xxhash.xxh64('[')
-    for i, shard in enumerate(index['shards']):
-        digest.update((', ' if i else '') + json.dumps((shard['samples'], shard['raw_data']), sort_keys=True))
-        whole = digest.copy()
-        whole.update(']')
-        yield whole.hexdigest()
+    content = [(shard['samples'], shard['raw_data']) for shard in index['shards']]
+    return xxhash.xxh64_hexdigest(json.dumps(content, sort_keys=True))
 
 
 def read_samples(folder: Union[str, Path]) -> list[dict[str, Any]]:

@@ -34,7 +34,6 @@ from llm2clip.data.schema import (
     check_shard,
     columns_of,
     dataset_fingerprint,
-    first_shards,
     image_keys,
     read_index,
     vector_columns,
@@ -108,8 +107,7 @@ class _Files:
                               'and prompt or part in the key of a vector')
 
     def initialize(self, fingerprint: Fingerprint) -> list[int]:
-        """Write or check the record of dataset and teacher; return the missing shards, also those of a grown
-        dataset."""
+        """Write or check the record of dataset and teacher; return the missing shards."""
         out, index, how = self.out, read_index(self.embeddings.dataset.local), self.embeddings
         vectors = {'storage': how.storage, 'normalized': how.normalize, **how.about,
                    **({'prompts': dict(how.prompts)} if how.prompts else {}),
@@ -124,15 +122,9 @@ class _Files:
                                       'empty folder or an embeddings dataset')
                 out.commit(TEACHER_FILE, record.to_text())
             else:
-                found = TeacherRecord.read(out.local)
-                covered = first_shards(index, found.about.get('dataset'))
-                if covered is not None:
-                    found.about['dataset'] = record.about['dataset']
-                if (differing := found.difference(record)) is not None:
+                if (differing := TeacherRecord.read(out.local).difference(record)) is not None:
                     raise ValueError(f'{out.local} was begun for another dataset or teacher: {differing}; remove it '
                                      'to extract again')
-                if covered is not None and covered < len(index['shards']):
-                    out.commit(TEACHER_FILE, record.to_text())
             todo = [[k for k in range(len(index['shards'])) if not out.fetch(_piece(k))]]
         dist.broadcast_object_list(todo)
         out.local.mkdir(parents=True, exist_ok=True)

@@ -113,7 +113,7 @@ def _interrupted(*_: object) -> None:
 
 
 def _exclude_a_shard(images: Path, embeddings: Path) -> None:
-    """The datasets are from now on the beginning of what they were, which is as if the former ones had grown."""
+    """The datasets are from now on the beginning of what they were."""
     for folder in (images, embeddings):
         index = read_index(folder)
         (folder / 'index.json').write_text(json.dumps({**index, 'shards': index['shards'][:-1]}))

@@ -59,13 +59,13 @@ def is_written(out: OutputFolder, about: Mapping[str, Any], config: WriterConfig
     path = out.local / CARD_FILE
     card = read_json(path, dict)
     inputs = {name: _input_identity(name) for name in card.get('inputs', ()) if os.path.isfile(name)}
-    _check_options(out, path, card, {**_deciding_options(about, config), 'inputs': inputs}, extend=False)
+    _check_options(out, path, card, {**_deciding_options(about, config), 'inputs': inputs})
     return True
 
 
 def write_splits(
     splits: Mapping[str, list[Part]], dropped: Dropped, out: Union[str, Path, OutputFolder],
-    config: Optional[WriterConfig] = None, about: Optional[Mapping[str, Any]] = None, extend: bool = False,
+    config: Optional[WriterConfig] = None, about: Optional[Mapping[str, Any]] = None,
     engine: Optional[Engine] = None,
 ) -> Optional[dict[str, int]]:
     """Write one MDS dataset per split, and a dataset card.
@@ -80,7 +80,6 @@ def write_splits(
         out: Output folder; complete parts are uploaded if it has a remote.
         config: Settings of the writer.
         about: Description of the source for the card; a folder with another description is refused.
-        extend: Accept a folder written from fewer input ``files``; its parts stay first, in the order of the index.
         engine: Engine that runs the parts; by default `config.num_workers` processes of this machine.
 
     Returns:
@@ -100,20 +99,15 @@ def write_splits(
     for split, parts in splits.items():
         check_values(FolderName, split, 'source.split')
         if out.fetch(f'{split}/{INDEX}'):
-            # A growing dataset keeps the order of its shards, on which embeddings datasets rely.
-            files = [shard['raw_data']['basename'] for shard in read_index(out.local / split)['shards']]
-            if not files[0].startswith('part-'):
-                raise ConfigError(f'out: {out.local / split} holds another dataset (with {files[0]}), expected an '
-                                  'empty folder or one that prepare_data wrote')
-            records[split] = {name.rsplit('/', 1)[0]: {} for name in files} if extend else {}
-        if gone := records[split].keys() - {f'part-{part.name}' for part in parts}:
-            raise ConfigError(f'extend: {out.local / split} has {min(gone)}, which comes from none of the input files; '
-                              'expected those that the dataset was written from, and more')
+            name = read_index(out.local / split)['shards'][0]['raw_data']['basename']
+            if not name.startswith('part-'):
+                raise ConfigError(f'out: {out.local / split} holds another dataset (with {name}), expected an empty '
+                                  'folder or one that prepare_data wrote')
         for part in parts:
             check_values(FolderName, f'part-{part.name}', 'the folder of a part')
             inputs |= {path: _input_identity(path) for path in part.files if path not in inputs}
             jobs.append(_PartJob(out, f'{split}/part-{part.name}', part, config,
-                                {**options, 'inputs': {path: inputs[path] for path in part.files}}, extend))
+                                {**options, 'inputs': {path: inputs[path] for path in part.files}}))
             names[jobs[-1].folder] += 1
     if twice := [name for name, count in names.items() if count > 1]:
         raise ValueError(f'two input files would be written to {twice[0]}; give them different names')
@@ -174,11 +168,6 @@ def _finish(
         raise ValueError(f'{twice.size} sample ids occur in more than one part, one of them in {" and ".join(where)}')
     if config.exclude_ids is not None:
         excluded = excluded_ids(config.exclude_ids)
-        hashes = np.array([xxhash.xxh64_intdigest(name) for name in excluded], dtype=np.uint64)
-        for folder, of_part in ids.items():
-            if n := int(np.isin(of_part, hashes).sum()):
-                raise ConfigError(f'exclude_ids: {config.exclude_ids} names {n:,} of the samples in '
-                                  f'{out.local / folder}, which is kept; remove that folder to convert it again')
         said = (f'exclude_ids: {left_out.filtered["named by exclude_ids"]:,} samples are left out, and '
                 f'{config.exclude_ids} names {len(excluded):,}')
         if excluded and not left_out.filtered['named by exclude_ids']:
@@ -239,7 +228,6 @@ class _PartJob(NamedTuple):
     part: Part
     config: WriterConfig
     options: dict[str, Any]  # options that determine the samples, with the identities of the input files
-    extend: bool  # accept a record written from fewer input files
 
 
 def _deciding_options(about: Mapping[str, Any], config: WriterConfig) -> dict[str, Any]:
@@ -268,26 +256,18 @@ def _input_identity(path: str) -> list[Any]:
         return [size, xxhash.xxh64_hexdigest(Path(path).read_bytes())]
 
 
-def _check_options(
-    out: OutputFolder, path: Path, before: Mapping[str, Any], now: Mapping[str, Any], extend: bool
-) -> None:
-    """Raise a ConfigError if the options `now` differ from those recorded in `path`, `before`.
-    With `extend`, the source may have more ``files``, and `exclude_ids` other ids."""
+def _check_options(out: OutputFolder, path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise a ConfigError if the options `now` differ from those recorded in `path`, `before`."""
     for name, value in now.items():
         found = before.get(name)
         if name == 'inputs':
             if changed := [file for file, identity in value.items() if (found or {}).get(file, identity) != identity]:
                 raise ConfigError(f'{changed[0]}: has changed since {out} was written from it; choose another out, or '
-                                  f'remove {out} to convert again (extend=true adds new files, and nothing of a file '
-                                  'that it has)')
+                                  f'remove {out} to convert again')
             continue
-        grown = False  # whether only `files` differs, by additional entries
-        if isinstance(found, dict) and isinstance(value, dict) and 'files' in found and 'files' in value:
-            files, more = ([x] if isinstance(x, str) else x for x in (found['files'], value['files']))
-            grown = {**found, 'files': more} == {**value, 'files': more} and {*files} <= {*more}
-        if found != value and not (extend and (grown or name == 'exclude_ids')):
-            raise ConfigError(f'out: {out} was written with another {name} ({path} has it); remove it to convert again'
-                              + (', or add the new files by extend=true' if grown else ''))
+        if found != value:
+            raise ConfigError(f'out: {out} was written with another {name} ({path} has it); choose another out, or '
+                              'remove it to convert again')
 
 
 def _read_record(job: _PartJob) -> Optional[dict[str, Any]]:
@@ -303,7 +283,7 @@ def _read_record(job: _PartJob) -> Optional[dict[str, Any]]:
         raise FileError(f'{path}: is damaged, expected {", ".join(_RECORD)} of a part; remove {path.parent} to convert '
                         'it again')
     try:
-        _check_options(job.out, path, record['options'], job.options, job.extend)
+        _check_options(job.out, path, record['options'], job.options)
     except ConfigError:
         if record['samples']:
             raise

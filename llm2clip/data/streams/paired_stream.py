@@ -18,7 +18,7 @@ from streaming.base.format.mds.encodings import mds_decode
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.world import World
 
-from llm2clip.data.schema import EMBEDDING, SAMPLE_ID, TEACHER_FILE, columns_of, first_shards, read_index
+from llm2clip.data.schema import EMBEDDING, SAMPLE_ID, TEACHER_FILE, columns_of
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.files import read_json
 
@@ -154,10 +154,6 @@ class PairedStream(VerifiedStream):
             shards = embeddings.get_shards(world, allow_unsafe_types)
             kinds = columns_of(shards[0], [SAMPLE_ID, *self._embedding_columns], where)
             content = _recorded_dataset(embeddings)
-            if len(shards) < len(images) and first_shards(read_index(Path(self.local, self.split)), content):
-                raise ValueError(f'{where} has vectors for {len(shards)} of the {len(images)} shards of {self.local}, '
-                                 'which has grown since they were extracted; extract_embeddings, called again with the '
-                                 'same `out`, adds those of the others')
             if (found := _described(shards, content)) != expected or list(map(len, shards)) != list(map(len, images)):
                 raise ValueError(f'{where} belongs to another dataset than {self.local}: it has {found}, expected '
                                  f'{expected}, shard by shard')
