@@ -181,16 +181,16 @@ def claim(config: Any, recipe: str) -> ExitStack:
 def how_it_resumes(config: Any) -> str:
     """Return how the same command resumes after a stop; empty if it starts again."""
     if isinstance(config, (PrepareConfig, EmbedConfig, EvaluateConfig, ImageFolderConfig)):
-        return 'the same command goes on with what is missing'
+        return 'the same command resumes with what is missing'
     if not isinstance(config, TrainConfig) or not config.autoresume:
         return ''
     if '://' in config.checkpoint_folder:
-        return f'the same command goes on from the newest checkpoint in {config.checkpoint_folder}'
+        return f'the same command resumes from the newest checkpoint in {config.checkpoint_folder}'
     try:  # Composer updates this link when a checkpoint is complete
         batch = re.findall(r'-ba(\d+)', os.readlink(Path(config.checkpoint_folder, 'latest-rank0.pt')))[-1]
     except (OSError, IndexError):
         return 'there is no checkpoint yet, the same command begins from the beginning'
-    return f'the same command goes on from batch {int(batch)}'
+    return f'the same command resumes from batch {int(batch)}'
 
 
 @contextmanager

@@ -181,7 +181,7 @@ def test_a_signal_ends_a_recipe_and_its_workers_with_one_line(
     assert process.returncode == status
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
-    last = 'stopped; the same command goes on with what is missing'
+    last = 'stopped; the same command resumes with what is missing'
     assert (log.splitlines()[-1] == last) is (rank == 0) and 'Traceback' not in log, log
     assert (folder / 'seconds.json').exists() is (rank == 0)
 

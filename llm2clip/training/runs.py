@@ -247,7 +247,7 @@ def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Pat
         else:
             if reached.batch == 0 and any(folder.is_dir() and any(folder.iterdir()) for folder in results):
                 raise ConfigError(f'save_folder: the run in {config.save_folder} has ended, and there is no checkpoint '
-                                  'to go on from; choose another save_folder')
+                                  'to resume from; choose another save_folder')
             for folder, kind in results.items():
                 check_replaceable(folder, kind)
                 shutil.rmtree(folder, ignore_errors=True)

@@ -241,7 +241,7 @@ def build_trainer(
         if end.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
             steps = f' of {end.value * state.dataloader_len.value}'
         print(f'complete at batch {done.batch.value}, {checkpoint}' if done >= end else
-              f'goes on from batch {done.batch.value}{steps}, {checkpoint}', flush=True)
+              f'resumes from batch {done.batch.value}{steps}, {checkpoint}', flush=True)
     return trainer
 
 

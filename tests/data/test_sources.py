@@ -112,7 +112,7 @@ def test_what_fails_leaves_the_finished_parts(tmp_path: Path) -> None:
         write_splits({'train': [_part(0), _part(1), Part('part2', read)]}, Dropped(), tmp_path / 'out', config)
     assert not OutputFolder(tmp_path / 'out').fetch(CARD_FILE) and not (tmp_path / 'out/train/index.json').exists()
     assert not (tmp_path / 'out/train/part-part2').exists()
-    # Mended and called again, it goes on with the part that is missing.
+    # Mended and called again, it continues with the part that is missing.
     first = done[0].stat().st_mtime_ns
     assert write_splits({'train': [_part(n) for n in range(3)]}, Dropped(), tmp_path / 'out', config) == {'train': 18}
     assert done[0].stat().st_mtime_ns == first

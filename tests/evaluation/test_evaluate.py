@@ -204,7 +204,7 @@ def test_models_side_by_side(
 
 
 def test_features_of_large_sets_are_kept_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that one block at a time is in memory, and a killed evaluation goes on at the block at which it was."""
+    """So that one block at a time is in memory, and a killed evaluation resumes at the block at which it was."""
     monkeypatch.setattr(llm2clip.evaluation.images, '_BLOCK', 5)
     generator = torch.Generator().manual_seed(0)
     model, read = _Given(torch.randn(13, 4, generator=generator), torch.eye(4)), []

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The vision tower alone: the class that it becomes, and training that goes on from it."""
+"""The vision tower alone: the class that it becomes, and training that continues from it."""
 
 import json
 import re

@@ -43,11 +43,11 @@ def test_a_resumed_run_keeps_its_checkpoints_and_one_line_of_metrics_per_step(
 
     suffix = '' if kind == 'sharded' else '-rank0.pt'
     metrics = folder / 'metrics.jsonl'
-    assert 'goes on' not in run(4)
+    assert 'resumes from' not in run(4)
     # As after a kill in the step after the checkpoint.
     with metrics.open('a') as file:
         file.write('{"step": 5, "loss/train/total": 99.0}\n{"step": 6, "lo')
-    assert f'goes on from batch 4 of 7, {folder}/checkpoints/ep0-ba4{suffix}\n' in run(7)
+    assert f'resumes from batch 4 of 7, {folder}/checkpoints/ep0-ba4{suffix}\n' in run(7)
     checkpoints = sorted(path.name for path in (folder / 'checkpoints').glob('ep*'))
     assert checkpoints == [f'ep0-ba6{suffix}', f'ep0-ba7{suffix}']
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -102,7 +102,7 @@ def test_a_teacher_is_that_of_the_settings_in_its_folder(
         run('max_duration=4ba')
     assert not teacher.exists() and not (tmp_path / 'run/lora').exists()
     capfd.readouterr()
-    assert 'goes on from batch 2 of 4' in (output := run('max_duration=4ba')) and 'wrote the teacher' in output
+    assert 'resumes from batch 2 of 4' in (output := run('max_duration=4ba')) and 'wrote the teacher' in output
     found, expected = ((tmp_path / name / 'teacher/model.safetensors').read_bytes() for name in ('run', 'whole'))
     assert found == expected != short
     assert 'is complete' in run('max_duration=4ba')
@@ -170,7 +170,7 @@ def test_ctrl_c_ends_both_ranks_with_one_line(stage2_args: list[str], tmp_path: 
         raise
     log = folder.with_suffix('.log').read_text()
     saved = link.resolve().name.split('ba')[1].split('-')[0]
-    assert log.count(f'stopped; the same command goes on from batch {saved}\n') == log.count('stopped') == 1, log
+    assert log.count(f'stopped; the same command resumes from batch {saved}\n') == log.count('stopped') == 1, log
     # Composer's launcher shows where it was itself.
     assert log.count('Traceback') == log.count('in _monitor_processes') and 'Begin global rank' not in log, log
     assert _alive(process.pid) == []

@@ -107,7 +107,7 @@ def test_lora_on_the_llm(
     exported = AutoModel.from_pretrained(tmp_path / 'export/llm2clip').eval()
     with torch.no_grad():
         torch.testing.assert_close(exported.get_text_features(TEXTS), expected, rtol=1e-4, atol=1e-5)
-    # What is in the place of what a run will write is said before it goes on.
+    # What is in the place of what a run will write is said before it resumes.
     (one / 'teacher/mine.txt').touch()
     with pytest.raises(ConfigError, match='teacher is there already and is not replaced .*mine.txt'):
         run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={one}', 'max_duration=8ba')

@@ -165,7 +165,7 @@ def test_counts_of_tokens_and_truncated_captions(llm_folder: Path, tmp_path: Pat
 
 
 def test_remote_in_and_out(image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path) -> None:
-    """Downloads what it reads, uploads what it writes, and goes on from the remote alone."""
+    """Downloads what it reads, uploads what it writes, and resumes from the remote alone."""
     dataset = DatasetConfig(local=str(tmp_path / 'cache'), remote=str(image_dataset))
     teacher = TeacherFolder(teacher_folder).load(DeviceCPU())
     remote = tmp_path / 'bucket' / 'embeddings'
