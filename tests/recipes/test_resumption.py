@@ -94,7 +94,7 @@ def test_a_teacher_is_that_of_the_settings_in_its_folder(
             run('max_duration=2ba', changed)
     with pytest.raises(ConfigError, match=f'{teacher} is there already, but not of a run in {tmp_path}/other'):
         run('max_duration=2ba', f'teacher_folder={teacher}', folder='other')
-    with pytest.raises(ConfigError, match='has ended, and there is no checkpoint to go on from; choose another'):
+    with pytest.raises(ConfigError, match='has ended, and there is no checkpoint to resume from; choose another'):
         run('max_duration=4ba', f'checkpoint_folder={tmp_path}/lost')
     assert (teacher / 'model.safetensors').read_bytes() == short
     with monkeypatch.context() as killed, pytest.raises(SystemExit):  # as of Ctrl-C
