@@ -97,13 +97,13 @@ def test_a_clip_that_was_fine_tuned_is_one_clip_model(llm_folder: Path, tmp_path
     clip = str(write_clip(tmp_path / 'clip', llm_folder))
     tower = load_clip_text(ClipTextConfig(clip), 'clip').eval()
     save_clip_text(tower, {name: value + 0.01 for name, value in tower.state_dict().items()},
-                   load_clip_tokenizer(ClipTextConfig(clip), 'clip'), tmp_path / 'text', {})
+                   load_clip_tokenizer(ClipTextConfig(clip), 'clip'), tmp_path / 'text')
     config = ModelConfig(VisionConfig(clip, pretrained=True, image_size=32, **PIXELS), AdapterConfig('identity'),
                          embed_dim=32, visual_projection='pretrained', logit_scale=7.0)
     model = LLM2CLIP(config, 32).eval()
     model.visual_projection.weight.mul_(torch.linspace(1, 2, 32)[:, None])
     config = truncate_dims(model, config, 24)
-    run = Stage2Config(trainable_text=TrainableTextConfig(ClipTextConfig(clip)), model=config)
+    run = Stage2Config(trainable_text=TrainableTextConfig(clip=ClipTextConfig(clip)), model=config)
     export_clip(model, config, run, tmp_path / 'text', tmp_path / 'out')
     loaded = CLIPModel.from_pretrained(tmp_path / 'out')
     processor: Any = AutoProcessor.from_pretrained(tmp_path / 'out', use_fast=True)
