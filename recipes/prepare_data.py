@@ -18,7 +18,7 @@ def main(config: PrepareConfig) -> None:
     out = OutputFolder(config.out, config.out_remote)
     about = {'source': config.source}
     if is_written(out, about, config):
-        print(f'{out} is complete; convert input files that have come since into a folder of their own')
+        print(f'{out} is complete; convert new input files into another `out`')
         return
     splits, dropped = build_source(config.source)
     engine = RayEngine() if config.engine == 'ray' else None

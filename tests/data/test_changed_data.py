@@ -36,7 +36,7 @@ def test_a_complete_dataset_stays_as_it_is(
     (tmp_path / 'b.csv').write_text('caption\none\ntwo\n')
     assert "wrote {'train': 2}" in prepare()
     (tmp_path / 'a.csv').write_text('caption\nthree\n')
-    assert 'is complete; convert input files that have come since into a folder of their own' in prepare()
+    assert 'is complete; convert new input files into another `out`' in prepare()
     for option in ('image_max_side=9', 'image_quality=9', 'require_any_caption=[caption]', 'source.sample=0.5'):
         with pytest.raises(ConfigError, match=f'written with another {option.split("=")[0].split(".")[0]}'):
             prepare(option)
