@@ -7,11 +7,10 @@ The test sets of Flickr8k, Flickr30k and COCO are those of Karpathy and Fei-Fei 
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 from streaming import LocalDataset
 
@@ -38,10 +37,8 @@ from llm2clip.evaluation.sets.files import (
     found_in,
     visible_files,
 )
-from llm2clip.files import FileError, read_text, reading
+from llm2clip.files import FileError, read_json, read_text
 
-_CHUNK = 1 << 20
-_BETWEEN_RECORDS = re.compile(r'[\s,]*')
 LANGUAGES = (
     'ar', 'bn', 'cs', 'da', 'de', 'el', 'en', 'es', 'fa', 'fi', 'fil', 'fr', 'he', 'hi', 'hr', 'hu', 'id', 'it', 'ja',
     'ko', 'mi', 'nl', 'no', 'pl', 'pt', 'quz', 'ro', 'ru', 'sv', 'sw', 'te', 'th', 'tr', 'uk', 'vi', 'zh',
@@ -159,49 +156,21 @@ def sharegpt4v(images: str, annotations: str, first: Count = 1000) -> RetrievalS
         images: Folder in ShareGPT4V's layout: ``sam/images``, ``coco/train2017``, ``llava/llava_pretrain/images``
             (sources: https://github.com/beichenzbc/Long-CLIP/blob/main/train/train.md).  Only the images of the first
             captions are needed; an error names the first missing one.
-        annotations: ``share-captioner_coco_lcs_sam_1246k_1107.json`` (1.5 GB, only the beginning is read;
+        annotations: ``share-captioner_coco_lcs_sam_1246k_1107.json`` (1.5 GB, read whole;
             https://huggingface.co/datasets/Lin-Chen/ShareGPT4V, CC BY-NC 4.0).
         first: Number of captions.
     """
     check_path('sharegpt4v', 'annotations', annotations)
-    found = []
-    for where, record in numbered(_read_first(annotations, first), f'{annotations}, value'):
+    records, found = read_json(annotations, list), []
+    if len(records) < first:
+        raise FileError(f'{annotations} has {len(records):,} values, expected at least {first:,}')
+    for where, record in numbered(records[:first], f'{annotations}, value'):
         turns = numbered(field(record, 'conversations', where), f'{where}, turn')
         answer = next((turn for _, turn in turns if field(turn, 'from', where) == 'gpt'), None)
         if answer is None:
             raise FileError(f'{where}: no turn of the conversation is from \'gpt\'')
         found.append((text_field(record, 'image', where), [text_field(answer, 'value', where)]))
     return _retrieval_set('sharegpt4v', found, annotations, images)
-
-
-def _read_first(path: str, count: int) -> list[Any]:
-    """Return the first values of a list in a JSON file, without reading the rest of the file.
-
-    Raises:
-        FileError: The file is not a list, is damaged or truncated, or has fewer values.
-    """
-    decoder, values = json.JSONDecoder(), []
-    with reading(path, 'a JSON list in UTF-8'), open(path, encoding='utf-8-sig') as file:
-        text = file.read(_CHUNK).lstrip()
-        if not text.startswith('['):
-            raise FileError(f'{path}: expected a JSON list, found {text[:60]!r}')
-        at = 1
-        while len(values) < count:
-            gap = _BETWEEN_RECORDS.match(text, at)
-            at = gap.end() if gap else at
-            if text.startswith(']', at):
-                break
-            try:
-                value, at = decoder.raw_decode(text, at)
-                values.append(value)
-            except json.JSONDecodeError as error:
-                more = file.read(_CHUNK)
-                if not more:
-                    raise FileError(f'{path} is damaged after {len(values):,} values: {error.msg}') from None
-                text, at = text[at:] + more, 0
-    if len(values) < count:
-        raise FileError(f'{path} has {len(values):,} values, expected at least {count:,}')
-    return values
 
 
 def urban1k(folder: str) -> RetrievalSet:

@@ -3,7 +3,6 @@
 
 """What holds for every retrieval set, and what is said when files or arguments are not as they should be."""
 
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,6 @@ from parts import picture
 from set_files import WRITERS
 
 from llm2clip.config import ConfigError
-from llm2clip.evaluation.sets import retrieval as module
-from llm2clip.evaluation.sets.retrieval import _read_first
 from llm2clip.registry import RETRIEVAL_SETS, find, open_set
 
 # Each set's images, as their numbers when they were written.
@@ -66,28 +63,6 @@ def test_an_empty_file_is_not_a_set(name: str, tmp_path: Path) -> None:
     path.write_text('{"images": []}' if path.suffix == '.json' else '')
     with pytest.raises(ConfigError, match=f'(no images|no rows).*{path.name}|{path.name}.*(no images|no rows)'):
         find(RETRIEVAL_SETS[name])(**arguments)
-
-
-@pytest.mark.parametrize('chunk', [3, 7, 64, 1 << 20])
-def test_the_first_values_of_a_list_are_those_that_json_reads(
-    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, '_CHUNK', chunk)
-    values = [{'a': 'x],{"', 'b': [1, {'c': 'é\n'}]}, {'a': ''}, {}, {'d': 12345}]
-    path = tmp_path / 'list.json'
-    for indent in (None, 2):
-        path.write_text('\n ' + json.dumps(values, indent=indent) + '\n')
-        for count in range(1, 5):
-            assert _read_first(str(path), count) == values[:count]
-    with pytest.raises(ValueError, match=r'list.json has 4 values, expected at least 1,000'):
-        _read_first(str(path), 1000)
-    path.write_text(json.dumps(values)[:-9])
-    assert _read_first(str(path), 3) == values[:3]
-    with pytest.raises(ValueError, match=r'list.json is damaged after 3 values'):
-        _read_first(str(path), 4)
-    path.write_text(json.dumps({'images': values}))
-    with pytest.raises(ValueError, match='expected a JSON list'):
-        _read_first(str(path), 1)
 
 
 # A set, how its files are changed, its arguments, and what the message says, as a regular expression.

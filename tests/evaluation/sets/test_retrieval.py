@@ -139,6 +139,8 @@ def test_sharegpt4v_is_the_first_answers(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r'1 of 4 images are missing, the first of them is .*/sam/images/sa_7.jpg; '
                                           r'.*/sam/images has sa_545504.jpg'):
         sharegpt4v(**{**arguments, 'first': 4})
+    with pytest.raises(ValueError, match='1107.json has 4 values, expected at least 5'):
+        sharegpt4v(**{**arguments, 'first': 5})
     record = conversation('sam/images/sa_545504.jpg', 'x')
     record['conversations'].pop()
     Path(arguments['annotations']).write_text(json.dumps([record]))
