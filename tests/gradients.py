@@ -149,7 +149,7 @@ def joint_step(
     """One step of stage 2 with a trained text encoder, the LLM with `lora` or CLIP's text tower; `kind` as of
     `caption_step`, and texts are padded where a microbatch has all."""
     torch.manual_seed(0)
-    adapter = AdapterConfig('transformer' if lora else 'identity', depth=1, latents=5)
+    adapter = AdapterConfig('residual' if lora else 'identity', depth=1)
     config = ModelConfig(VisionConfig('test_vit', False, image_size=32), adapter, embed_dim=32)
     if lora:
         encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=llm),

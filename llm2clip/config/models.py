@@ -141,19 +141,15 @@ class VisionConfig:
 class AdapterConfig:
     """Network from the teacher's vectors to the joint space."""
 
-    name: Literal['residual', 'transformer', 'mlp', 'glu', 'linear', 'identity'] = 'residual'
-    """`residual`: the MLP of the official code.  `transformer`: blocks that attend to learned latents (paper, table 8).
-    `mlp`, `glu`: as for `visual_projection`.  `linear`: one layer.  `identity`: no layer, for equal widths."""
+    name: Literal['residual', 'mlp', 'glu', 'linear', 'identity'] = 'residual'
+    """`residual`: the MLP of the official code.  `mlp`, `glu`: as for `visual_projection`.  `linear`: one layer.
+    `identity`: no layer, for equal widths."""
     depth: Natural = 4
-    """Number of residual or transformer blocks; the paper's transformer has one."""
+    """Number of residual blocks."""
     expansion: Count = 2
-    """Hidden width of an MLP relative to its input; 4 in NV-Embed-v2's transformer, 8 in SAIL's `glu`."""
+    """Hidden width of an MLP relative to its input; 8 in SAIL's `glu`."""
     normalize: bool = True
     """Scale the teacher's vectors to length 1 before the first block."""
-    heads: Count = 8
-    """Attention heads of `transformer`; they have to divide the width of the teacher's vectors."""
-    latents: Count = 512
-    """Number of learned latents that each block of `transformer` attends to."""
 
 
 @dataclass

@@ -82,13 +82,13 @@ def _accuracy_metrics(
     ks = [k for k in (1, 5) if k <= len(classes)]
     images = torch.arange(len(ranks))
     hits = torch.stack([ranks < k for k in ks], 1)
-    outcomes = Outcomes(tuple(f'{name}_top{k}' for k in ks), hits, images)
+    outcomes = Outcomes(tuple(f'{name}_top{k}' for k in ks), hits, images, len(images))
     names = _distinct(classes)
     per_class = {names[c]: accuracy for c, accuracy in accuracy_per_class(ranks, labels).items()}
     values = {'n_images': len(labels), 'n_classes': len(classes), **{f'{name}_top{k}': recall(ranks, k) for k in ks},
               'mean_per_class': sum(per_class.values()) / len(per_class), 'intervals': outcomes.intervals(resamples),
               'per_class': per_class}
-    return values, [outcomes, Outcomes(('mean_per_class',), hits[:, :1], images, labels)]
+    return values, [outcomes, Outcomes(('mean_per_class',), hits[:, :1], images, len(images), labels)]
 
 
 def linear_probe(

@@ -10,15 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import xxhash
 from composer.devices import Device
 
-from llm2clip.config import ConfigError, CRAConfig, EvaluateConfig
+from llm2clip.config import ConfigError, CRAConfig, EvaluateConfig, RetrievalConfig
 from llm2clip.config.files import read_config, save_config
-from llm2clip.data.schema import CAPTION, SAMPLE_ID, read_columns, read_samples
+from llm2clip.data.schema import CAPTION, SAMPLE_ID, read_columns, read_index, whole_shard
 from llm2clip.data.zeroshot import zeroshot_set
 from llm2clip.evaluation.classification import class_features, linear_probe, zeroshot_metrics
 from llm2clip.evaluation.comparison import Found, comparisons
@@ -111,11 +111,10 @@ class Evaluation:
             return images(dataset)[0].whole(), texts_of_set, truncated
 
         def add(kind: str, name: str, benchmark: str, values: Mapping[str, Any], outcomes: Sequence[Outcomes],
-                images_of: EvaluationSet, positions: Optional[Sequence[int]] = None) -> None:
+                images_of: EvaluationSet) -> None:
             values = {**values, 'precision': model.precision}
             # Benchmarks with the same images get the same seed, so that averages resample them together.
-            what = [repr(images_of.read_image), images_of.image_ids, positions]
-            seed = xxhash.xxh32(json.dumps(what)).intdigest()
+            seed = xxhash.xxh32(json.dumps([repr(images_of.read_image), images_of.image_ids])).intdigest()
             self._found.setdefault(f'{kind}.{name}', {})[model_name] = Found(values, outcomes, seed)
             entry = self.results[kind].setdefault(name, {'benchmark': benchmark, 'models': {}})
             entry['models'][model_name] = _rounded(values)
@@ -130,11 +129,11 @@ class Evaluation:
                 found = evaluate_retrieval(dataset, projected, texts, benchmark.merge_equal_texts, model.device)
                 if config.gallery and name not in self.galleries:
                     self.galleries[name] = {'model': model_name, **make_gallery(dataset, found, config.gallery)}
-                values, outcomes = found.ranks.recalls(), found.ranks.outcomes()
-                intervals = {name: ends for way in outcomes for name, ends in way.intervals(resamples).items()}
-                add('retrieval', name, benchmark.source['name'],
-                    {**values, 'intervals': intervals, 'n_truncated': truncated,
-                     'n_without_caption': len(dataset.image_ids) - len(found.images)}, outcomes, dataset, found.images)
+                outcomes = found.ranks.outcomes(found.images, len(dataset.image_ids))
+                intervals = {metric: ends for way in outcomes for metric, ends in way.intervals(resamples).items()}
+                add('retrieval', name, published_name(benchmark),
+                    {**found.ranks.recalls(), 'intervals': intervals, 'n_truncated': truncated,
+                     'n_without_caption': len(dataset.image_ids) - len(found.images)}, outcomes, dataset)
         for name, zeroshot in self.zeroshot.items():
             dataset = zeroshot.dataset
             projected, prompts, truncated = features_of(dataset, zeroshot.prompts)
@@ -187,6 +186,13 @@ class Evaluation:
         write_page(out / 'report.html', self.config.title, self.results, self.galleries)
 
 
+def published_name(benchmark: RetrievalConfig) -> str:
+    """Name of a set if it is measured as published, so that published numbers compare; otherwise empty."""
+    source = benchmark.source
+    whole = source.get('split', 'test') == 'test' and 'first' not in source and not benchmark.merge_equal_texts
+    return source['name'] if whole else ''
+
+
 def _check_probe(train: ClassificationSet, test: ClassificationSet, key: str) -> None:
     """Raise a ConfigError that names the key unless classes are equal, one per image, with two training images each."""
     if train.classes != test.classes:
@@ -229,13 +235,14 @@ def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], i
     this and embeds a share of the texts; only the first rank gets the accuracies.
     """
     columns = [CAPTION + key for key in config.caption_keys]
-    samples = read_samples(config.captions)
-    pairs = [tuple(sample[name] for name in columns) for sample in samples]
-    pairs = [pair for pair in pairs if all(text.strip() for text in pair)]
+    # Not `read_samples`: an image dataset would keep all of its images in memory.
+    captions = [tuple(sample[name] for name in columns) for shard in read_index(config.captions)['shards']
+                for sample in whole_shard(config.captions, shard)]
+    pairs = [pair for pair in captions if all(text.strip() for text in pair)]
     if not pairs:
         raise ValueError(f'cra.caption_keys: no sample of {config.captions} has all of {config.caption_keys}')
-    if len(pairs) < len(samples) and is_first():
-        print(f'{len(samples) - len(pairs)} of {len(samples)} samples of {config.captions} lack one of '
+    if len(pairs) < len(captions) and is_first():
+        print(f'{len(captions) - len(pairs)} of {len(captions)} samples of {config.captions} lack one of '
               f'{config.caption_keys}', flush=True)
     pairs = pairs[:config.limit]
     result = {}

@@ -105,13 +105,16 @@ class HuggingFaceCLIP:
                                       AutoImageProcessor.from_pretrained(name, trust_remote_code=False))
         self.model: Any = device.module_to_device(model.eval().requires_grad_(False))
         self.device = next(self.model.parameters()).device
+        self._pooled = torch.empty(0)
+        # transformers 5 overwrites the pooled features in the output object, but not this tensor.
+        self.model.vision_model.register_forward_hook(
+            lambda module, inputs, outputs: setattr(self, '_pooled', outputs.pooler_output))
 
     @torch.no_grad()
     def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with _autocast(self):
-            pooled = self.model.vision_model(pixel_values).pooler_output
             projected = _tensor(self.model.get_image_features(pixel_values=pixel_values))
-        return F.normalize(projected.float(), dim=-1), pooled.float()
+        return F.normalize(projected.float(), dim=-1), self._pooled.float()
 
     def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         blocks = [list(texts[start:start + _TEXTS]) for start in range(0, len(texts), _TEXTS)]

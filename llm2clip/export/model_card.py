@@ -78,7 +78,7 @@ def model_card(
     data = ModelCardData(library_name=library_name, pipeline_tag=pipeline_tag, license='other',
                          tags=['llm2clip', 'clip', 'vision', 'arxiv:2411.04997'])
     tower = public_name(config.vision.name)
-    blocks = f', {config.adapter.depth} blocks' if config.adapter.name in ('residual', 'transformer') else ''
+    blocks = f', {config.adapter.depth} blocks' if config.adapter.name == 'residual' else ''
     dims = f'{config.embed_dim}'
     if run is not None:
         if config.embed_dim < run.model.embed_dim:

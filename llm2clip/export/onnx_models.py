@@ -12,6 +12,7 @@ from typing import Any, Optional, Union
 import torch
 import torch.nn as nn
 from composer.devices import DeviceCPU
+from peft import PeftModel
 from transformers import AutoImageProcessor
 
 from llm2clip.config import ConfigError, ModelConfig, Stage2Config
@@ -120,6 +121,8 @@ def export_onnx(
                    'text_features', lambda n: {'text_embedding': noise(n, record.llm_embed_dim)}, 'batch')
         if teacher is not None:
             cast_weights(teacher.module.llm, torch.float32)
+            if isinstance(teacher.module.llm, PeftModel):  # beside bfloat16, LoRA is not merged
+                teacher.module.llm = teacher.module.llm.merge_and_unload()
             tokenizer = teacher.tokenizer
             _write(partial / 'text_encoder.onnx', f'the LLM {teachers[0].name}', teacher.module.forward,
                    'text_embedding', lambda n: tokenizer(_TEXTS[:n]), 'batch', 'length')

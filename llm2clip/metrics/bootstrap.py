@@ -19,6 +19,8 @@ class Outcomes(NamedTuple):
     """``(Q, M)``, true or 1 where a query counts as right."""
     group: torch.Tensor
     """``(Q,)``, group of each query, numbered from 0; the queries of a group are resampled together."""
+    n_groups: int
+    """Number of groups, of which some may have no query."""
     classes: Optional[torch.Tensor] = None
     """``(Q,)``, class of each query.  If set, the metrics are means over per-class means, and queries are resampled
     within their class."""
@@ -32,7 +34,7 @@ class Outcomes(NamedTuple):
         generator = torch.Generator().manual_seed(seed)
         if self.classes is not None:
             return _class_means(self.hits, self.classes, resamples, generator)
-        return _group_means(self.hits, self.group, resamples, generator)
+        return _group_means(self.hits, self.group, self.n_groups, resamples, generator)
 
     def intervals(self, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
         """Return metric -> 95 % bootstrap interval (low, high) in percent; empty without resamples."""
@@ -43,12 +45,12 @@ class Outcomes(NamedTuple):
 
 
 def _group_means(
-    values: torch.Tensor, group: torch.Tensor, resamples: int, generator: torch.Generator
+    values: torch.Tensor, group: torch.Tensor, n_groups: int, resamples: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Means over resampled groups; the queries of a group are not independent."""
-    totals = torch.zeros(int(group.max()) + 1, values.shape[1] + 1, dtype=torch.float64)
+    """Means over resampled groups; the queries of a group are not independent.  A resample of groups without a query
+    is NaN."""
+    totals = torch.zeros(n_groups, values.shape[1] + 1, dtype=torch.float64)
     totals.index_add_(0, group, torch.cat([values.double(), torch.ones(len(values), 1, dtype=torch.float64)], 1))
-    totals = totals[totals[:, -1] > 0]
     means = []
     for _ in range(resamples):
         drawn = torch.randint(len(totals), (len(totals),), generator=generator)
@@ -74,6 +76,7 @@ def _class_means(
 
 
 def percentile_interval(means: torch.Tensor, level: float = 0.95) -> torch.Tensor:
-    """Return the central interval (low, high) ``(M, 2)`` with the fraction `level` of `means` ``(resamples, M)``."""
+    """Return the central interval (low, high) ``(M, 2)`` with the fraction `level` of `means` ``(resamples, M)``; NaN
+    does not count."""
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    return torch.quantile(means, ends, dim=0).T
+    return torch.nanquantile(means, ends, dim=0).T

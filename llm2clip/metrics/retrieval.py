@@ -3,6 +3,7 @@
 
 """Retrieval metrics between two sets of vectors: pure functions and torchmetrics."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 import torch
@@ -97,15 +98,23 @@ class RetrievalRanks(NamedTuple):
         result['chance@10'] = chance(torch.bincount(self.right[:, 0]), len(self.images), 10)
         return result
 
-    def outcomes(self) -> list[Outcomes]:
-        """Return whether each text finds one of its images among the first k, and each image one of its texts.  Texts
-        are grouped with their first image."""
+    def outcomes(self, positions: Sequence[int], n_images: int) -> list[Outcomes]:
+        """Return whether each text finds one of its images among the first k, and each image one of its texts.
+
+        Queries are grouped by image, a text by its first one, and groups are numbered by the position of the image in
+        its set, so that sets with the same images are resampled alike.
+
+        Args:
+            positions: Positions of the N images in the set.
+            n_images: Number of images of the set.
+        """
         image_of_text = torch.full((len(self.texts),), len(self.images)).scatter_reduce(
             0, self.right[:, 0].cpu(), self.right[:, 1].cpu(), 'amin')
-        ways = {'image': (self.texts.cpu(), image_of_text),
-                'text': (self.images.cpu(), torch.arange(len(self.images)))}
+        ways = {'image': (self.texts.cpu(), torch.tensor(positions)[image_of_text]),
+                'text': (self.images.cpu(), torch.tensor(positions))}
         return [Outcomes(tuple(f'{way}_retrieval_recall@{k}' for k in _KS),
-                         torch.stack([ranks < k for k in _KS], dim=1), group) for way, (ranks, group) in ways.items()]
+                         torch.stack([ranks < k for k in _KS], dim=1), group, n_images)
+                for way, (ranks, group) in ways.items()]
 
 
 def rank_both_ways(

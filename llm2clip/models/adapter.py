@@ -30,16 +30,10 @@ def build_adapter(config: AdapterConfig, llm_embed_dim: int, embed_dim: int) -> 
     """Build an adapter with new weights, ``(…, llm_embed_dim)`` -> ``(…, embed_dim)``.
 
     Raises:
-        ConfigError: The identity would change the width, or the number of heads does not divide `llm_embed_dim`.
+        ConfigError: The identity would change the width.
     """
     if config.name == 'residual':
         return Adapter(llm_embed_dim, embed_dim, config.depth, config.expansion, config.normalize)
-    if config.name == 'transformer':
-        if llm_embed_dim % config.heads:
-            raise ConfigError(f"model.adapter.heads: {config.heads} do not divide the width of the teacher's vectors, "
-                              f'{llm_embed_dim}')
-        return Adapter(llm_embed_dim, embed_dim, config.depth, config.expansion, config.normalize, config.heads,
-                       config.latents)
     if config.name in ('mlp', 'glu'):
         return AlignmentHead(llm_embed_dim, embed_dim, config.expansion, config.name == 'glu')
     if config.name == 'linear':

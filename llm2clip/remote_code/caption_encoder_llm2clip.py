@@ -74,7 +74,9 @@ class CaptionEncoder(InputModule):
         self.encoder.llm.save_pretrained(output_path, safe_serialization=safe_serialization)
         self.save_tokenizer(output_path)
         keep_readable(Path(output_path))
-        Path(output_path, self.config_file_name).write_text(json.dumps(vars(self.encoder.config), indent=2))
+        # Merged LoRA may be in float32, also if the LLM before stage 1 was in bfloat16.
+        config = {**vars(self.encoder.config), 'dtype': str(self.encoder.llm.dtype).removeprefix('torch.')}
+        Path(output_path, self.config_file_name).write_text(json.dumps(config, indent=2))
 
     @classmethod
     def load(cls, model_name_or_path: str, *args: Any, **kwargs: Any) -> 'CaptionEncoder':

@@ -146,64 +146,23 @@ class ResidualMLP(nn.Module):
         return x + self.down(F.gelu(self.up(self.norm(x))))
 
 
-class LatentTransformer(nn.Module):
-    """Adapter block: cross-attention from a vector to learned latents, then a gated MLP.
-
-    Latent attention as in NV-Embed-v2 (Lee et al. 2024, section 3.1.1) and LLM2CLIP's transformer adaptor.  Here the
-    heads split the width, and the input is one vector per caption instead of the hidden states of its tokens.
-
-    Args:
-        width: Width of input and output.
-        expansion: Hidden width of the MLP, as a multiple of `width`.
-        heads: Number of attention heads; it must divide `width`.
-        latents: Number of latents.
-    """
-
-    def __init__(self, width: int, expansion: int, heads: int, latents: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.latents = nn.Parameter(torch.randn(latents, width))
-        self.norm, self.norm_latents, self.norm_mlp = (nn.LayerNorm(width) for _ in range(3))
-        self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
-        self.output = nn.Linear(width, width, bias=False)
-        self.up = nn.Linear(width, 2 * expansion * width)
-        self.down = nn.Linear(expansion * width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(…, width)`` -> ``(…, width)``."""
-        queries = self.query(self.norm(x)).view(-1, self.heads, x.shape[-1] // self.heads).transpose(0, 1)
-        # (latents, 2 * width) -> twice (heads, latents, width / heads)
-        keys, values = self.key_value(self.norm_latents(self.latents)).unflatten(1, (2, self.heads, -1)).permute(
-            1, 2, 0, 3)
-        found = F.scaled_dot_product_attention(queries[None], keys[None], values[None])[0]
-        x = x + self.output(found.transpose(0, 1).reshape(x.shape))
-        hidden, gate = self.up(self.norm_mlp(x)).chunk(2, dim=-1)
-        return x + self.down(hidden * F.gelu(gate))
-
-
 class Adapter(nn.Module):
     """Text adapter: L2 normalisation (optional), `depth` blocks, LayerNorm, linear projection.
 
     Args:
         llm_embed_dim: Width of the teacher's vector.
         embed_dim: Width of the joint space.
-        depth: Number of blocks: residual MLPs, as in the official code's text adaptor, or with `heads`, transformers.
+        depth: Number of blocks, residual MLPs as in the official code's text adaptor.
         expansion: Hidden width of a block, as a multiple of its width.
         normalize: Whether to L2-normalise the teacher's vector first.
-        heads: Number of attention heads of a transformer block.
-        latents: Number of latents of a transformer block.
     """
 
     def __init__(
-        self, llm_embed_dim: int, embed_dim: int, depth: int = 4, expansion: int = 2, normalize: bool = True,
-        heads: Optional[int] = None, latents: int = 512,
+        self, llm_embed_dim: int, embed_dim: int, depth: int = 4, expansion: int = 2, normalize: bool = True
     ) -> None:
         super().__init__()
         self.normalize = normalize
-        self.blocks = nn.Sequential(*(
-            ResidualMLP(llm_embed_dim, expansion) if heads is None else
-            LatentTransformer(llm_embed_dim, expansion, heads, latents) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(ResidualMLP(llm_embed_dim, expansion) for _ in range(depth)))
         self.norm = nn.LayerNorm(llm_embed_dim)
         self.projection = nn.Linear(llm_embed_dim, embed_dim)
 
@@ -216,7 +175,7 @@ class Adapter(nn.Module):
     @staticmethod
     def is_block(module: nn.Module) -> bool:
         """Whether a module is one of the blocks."""
-        return isinstance(module, (ResidualMLP, LatentTransformer))
+        return isinstance(module, ResidualMLP)
 
 
 class AlignmentHead(nn.Module):
@@ -252,7 +211,7 @@ class _Towers(nn.Module):
     def __init__(self, model: dict[str, Any], llm_embed_dim: int) -> None:
         super().__init__()
         adapter, embed_dim = dict(model['adapter']), model['embed_dim']
-        kinds = {'residual': Adapter, 'transformer': Adapter, 'linear': nn.Linear, 'identity': nn.Identity}
+        kinds = {'residual': Adapter, 'linear': nn.Linear, 'identity': nn.Identity}
         self.vision_encoder = _VisionEncoder(model['vision'])
         projection, width = model.get('visual_projection', 'linear'), self.vision_encoder.width
         if projection in ('mlp', 'glu'):
@@ -262,8 +221,6 @@ class _Towers(nn.Module):
             self.visual_projection = kinds['identity' if projection == 'identity' else 'linear'](
                 width, embed_dim, bias=projection == 'affine')
         name = adapter.pop('name')
-        if name == 'residual':
-            adapter = {**adapter, 'heads': None}
         if name in ('mlp', 'glu'):
             self.adapter = AlignmentHead(llm_embed_dim, embed_dim, adapter['expansion'], name == 'glu')
         else:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Optional, Union
 import torch
 import torch.nn as nn
 from composer.devices import Device
+from tokenizers import normalizers
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -71,6 +72,10 @@ class ClipTokenizer:
         self.max_length: int = getattr(config, 'text_config', config).max_position_embeddings
         # SigLIP was trained on texts that are padded to its full length, without a mask.
         self._siglip = 'siglip' in config.model_type
+        # SigLIP 2 was trained on lower case; the tokenizer of its published models does not convert to it.
+        if self._siglip and (backend := getattr(self.tokenizer, 'backend_tokenizer', None)) is not None:
+            others = [] if backend.normalizer is None else [backend.normalizer]
+            backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *others])
 
     def tokenize(self, texts: Sequence[str]) -> list[ClipTokens]:
         whole = self.tokenizer(list(texts), verbose=False).input_ids
@@ -237,7 +242,8 @@ class ClipText(TeacherSource):
         config = load_config(self.name, f'teacher: {self.name}')
         max_length = getattr(getattr(config, 'text_config', config), 'max_position_embeddings', None)
         return {'clip_text': config.model_type, 'max_length': max_length,
-                'too_long': 'cut' if self._cut else 'left out'}
+                'too_long': 'cut' if self._cut else 'left out',
+                **({'lowercase': True} if 'siglip' in config.model_type else {})}
 
     def fingerprint(self) -> Fingerprint:
         return Fingerprint.of(hash_tensors(published_state(self._read().trunk)), self._encoding())

@@ -120,7 +120,10 @@ def test_baseline_with_its_own_text_tower(baseline: Path, tmp_path: Path) -> Non
     with torch.no_grad():
         expected = F.normalize(projected(model.get_image_features(**processor(images, return_tensors='pt'))), dim=-1)
         expected_texts = F.normalize(projected(model.get_text_features(**tokens)), dim=-1)
+    calls: list[int] = []
+    found.model.vision_model.register_forward_hook(lambda *_: calls.append(1))
     torch.testing.assert_close(found.image_features(pixels)[0], expected)
+    assert len(calls) == 1
     torch.testing.assert_close(found.text_features(texts)[0], expected_texts)
     if padding == 'max_length':
         torch.testing.assert_close(found.text_features(['a'])[0], expected_texts[5:])

@@ -7,6 +7,8 @@ import pytest
 import yaml
 from recipes_in_process import ROOT
 
+from llm2clip.config import RetrievalConfig
+from llm2clip.evaluation.evaluate import published_name
 from llm2clip.evaluation.tables import reported_average, reported_recalls
 from llm2clip.registry import RETRIEVAL_SETS
 
@@ -27,6 +29,12 @@ def test_the_mean_over_five_sets_is_the_average_of_the_paper() -> None:
         # Some of the last digits are cut off, and not rounded.
         right = found == pytest.approx([*map(float, cell.split('/'))], abs=0.08)
         assert right == (model not in OTHERWISE), f'{model}: {found}, the paper has {cell}'
+
+
+def test_numbers_of_the_paper_stand_beside_its_own_split_alone() -> None:
+    for source, options, expected in (({}, {}, 'coco'), ({'split': 'test'}, {}, 'coco'), ({'split': 'val'}, {}, ''),
+                                      ({}, {'merge_equal_texts': True}, ''), ({'first': 100}, {}, '')):
+        assert published_name(RetrievalConfig({'name': 'coco', **source}, **options)) == expected
 
 
 def test_means_of_other_sets() -> None:

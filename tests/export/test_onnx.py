@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from onnxruntime import InferenceSession
+from parts import text_encoder_from_config
 from PIL import Image
 from trained import Trained, trained
 
-from llm2clip.config import ConfigError
+from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
 from llm2clip.export.onnx_models import export_onnx
+from llm2clip.teacher.llm import save_teacher
 from llm2clip.teacher.sources import TeacherFolder
 
 
@@ -37,7 +40,7 @@ def assert_same(found: np.ndarray, expected: torch.Tensor) -> None:
                                     'timm:test_efficientnet'])
 @torch.no_grad()
 def test_features_are_those_of_the_tower(vision: str, teacher_folder: Path, tmp_path: Path) -> None:
-    of_run = trained(vision, [teacher_folder], 'linear' if vision == 'vit' else 'transformer')
+    of_run = trained(vision, [teacher_folder], 'linear' if vision == 'vit' else 'residual')
     of_run.model.to(memory_format=torch.channels_last)
     assert_same(features(of_run, tmp_path / 'out'), of_run.model.get_image_features(of_run.pixels()))
     vectors = torch.randn(5, 32)
@@ -67,6 +70,17 @@ def test_the_model_card_embeds_images_and_captions(
     assert_same(names['text_embedding'], of_run.vectors(names['captions']))
     assert_same(names['text_features'], of_run.model.get_text_features(of_run.vectors(names['captions'])))
     assert_same(names['image_features'], of_run.model.get_image_features(names['pixels'].pixel_values))
+
+
+def test_lora_beside_bfloat16_is_merged(llm_folder: Path, tmp_path: Path) -> None:
+    encoder, tokenizer = text_encoder_from_config(
+        TextEncoderConfig(pretrained=str(llm_folder), dtype='bfloat16'), LoraConfig(r=4), 0.1)
+    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher')
+    of_run = trained('timm:test_vit', [tmp_path / 'teacher'])
+    export_onnx(of_run.model, of_run.config, of_run.record, tmp_path / 'out', teachers=[
+        TeacherFolder(tmp_path / 'teacher')])
+    names = {tensor.name for tensor in onnx.load(tmp_path / 'out/text_encoder.onnx').graph.initializer}
+    assert len(names) > 10 and not any('lora' in name for name in names)
 
 
 def test_what_onnx_cannot_express_is_one_line(teacher_folder: Path, causal_teacher: Path, tmp_path: Path) -> None:

@@ -24,20 +24,21 @@ from llm2clip.data.texts import build_caption_pair_loader
 from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.registry import build_source
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
-from llm2clip.teacher.llm import load_teacher, save_teacher
+from llm2clip.teacher.llm import cast_weights, load_teacher, save_teacher
 
 TEXTS = ['a red square', 'a', 'a purple stripe painted by somebody who likes green']
 
 
 @pytest.mark.parametrize('options', [
     {'instruction': 'Find it: '}, {'chat_template': False, 'pooling': 'last', 'instruction': 'Find it: '},
-    {'bidirectional': False, 'max_length': 16}])
+    {'bidirectional': False, 'max_length': 16}, {'dtype': 'bfloat16'}])
 def test_vectors_are_the_teachers(options: dict[str, object], llm_folder: Path, tmp_path: Path) -> None:
     config = TextEncoderConfig(pretrained=str(llm_folder), **options)
     encoder, tokenizer = text_encoder_from_config(config, LoraConfig(r=4), 0.1)
     save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher')
     export_sentence_transformers(tmp_path / 'teacher', tmp_path / 'st')
     teacher = load_teacher(tmp_path / 'teacher')
+    cast_weights(teacher[0].llm, torch.float32)  # an export is in float32 if the teacher has LoRA
     assert 'SentenceTransformer(' in (tmp_path / 'st/README.md').read_text()
     model = SentenceTransformer(str(tmp_path / 'st'), device='cpu', trust_remote_code=True)
     assert model.get_sentence_embedding_dimension() == 32 and model.max_seq_length == config.max_length

@@ -13,7 +13,7 @@ def _interval(
     values: torch.Tensor, group: torch.Tensor, resamples: int = 1000, seed: int = 0
 ) -> list[float]:
     """Of the only metric, in shares."""
-    low, high = Outcomes(('m',), values, group).intervals(resamples, seed)['m']
+    low, high = Outcomes(('m',), values, group, int(group.max()) + 1).intervals(resamples, seed)['m']
     return [low / 100, high / 100]
 
 
@@ -36,7 +36,7 @@ def test_values_of_a_group_are_drawn_together() -> None:
 def test_each_class_counts_the_same_and_is_drawn_by_itself() -> None:
     classes = torch.tensor([4, 0, 4, 1, 4, 4, 1])
     values = torch.stack([classes.double(), torch.tensor([1.0, 0, 0, 1, 0, 0, 0])], dim=1)
-    means = Outcomes(('a', 'b'), values, torch.arange(7), classes).resampled(300)
+    means = Outcomes(('a', 'b'), values, torch.arange(7), 7, classes).resampled(300)
     # What is the same within each class is the same in every resample, with one image as with four.
     assert (means[:, 0] - 5 / 3).abs().max() < 1e-12
     # One of two in a class, and one of four: k / 2 and m / 4 of two and of four draws, over three classes.

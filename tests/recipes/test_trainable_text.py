@@ -66,8 +66,7 @@ def test_lora_on_the_llm(
 ) -> None:
     """Stopped on one rank and resumed on two, sharded, with the cache and an uneven microbatch."""
     args = [*args, f'teacher={teacher_folder}', 'trainable_text.lora={r: 4, lora_dropout: 0.0}',
-            'model.adapter={name: transformer, latents: 5}', 'optimizer.lr=0.5', 'optimizer.momentum=0.9',
-            'callbacks.save_best={}']
+            'optimizer.lr=0.5', 'optimizer.momentum=0.9', 'callbacks.save_best={}']
     one, two = tmp_path / 'one', tmp_path / 'two'
     run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={one}')
     assert f'and the text encoder to {one}/teacher' in capsys.readouterr().out

@@ -14,11 +14,11 @@ from recipes_in_process import run_recipe
 from towers import projected, write_clip
 from transformers import AutoModel, AutoTokenizer
 
-from llm2clip.config import ConfigError
+from llm2clip.config import ClipTextConfig, ConfigError
 from llm2clip.data.image_embeddings import stored_vector, vectors_of
 from llm2clip.data.schema import read_samples
 from llm2clip.remote_code.checks_llm2clip import LoadError
-from llm2clip.teacher.clip_text import ClipText
+from llm2clip.teacher.clip_text import ClipText, load_clip_tokenizer
 from llm2clip.weights import hash_tensors
 
 
@@ -47,6 +47,16 @@ def test_its_features_in_embeddings_without_captions_that_it_cannot_read(
         assert not np.any(row['text_embedding.long'])
     about = json.loads((tmp_path / 'out/train/teacher.json').read_text())
     assert about['teacher']['too_long'] == 'left out' and about['teacher']['max_length'] == 12
+
+
+def test_siglip_reads_lower_case(clip: Path, tmp_path: Path) -> None:
+    """SigLIP 2 was trained on lower case, but its published models have the tokenizer of Gemma, which keeps case."""
+    tokenizer = load_clip_tokenizer(ClipTextConfig(str(clip)), 'x')
+    same = torch.equal(*(tokenizer([text])['input_ids'] for text in ('A Dog', 'a dog')))
+    assert same == ('siglip' in clip.name)
+    tokenizer.tokenizer.save_pretrained(tmp_path)  # as in an export
+    ids = [AutoTokenizer.from_pretrained(tmp_path)(text).input_ids for text in ('A Dog', 'a dog')]
+    assert (ids[0] == ids[1]) == same
 
 
 def test_its_fingerprint_is_that_of_the_text_side(clip: Path, tmp_path: Path) -> None:

@@ -152,6 +152,8 @@ def _check_has_split(name: str, split: str, there: Sequence[str], path: str) -> 
 def sharegpt4v(images: str, annotations: str, first: Count = 1000) -> RetrievalSet:
     """ShareGPT4V-1k, the test set of Long-CLIP (arXiv 2403.15378): the first 1,000 of 1.2 million captions.
 
+    As in Long-CLIP, line breaks become spaces.
+
     Args:
         images: Folder in ShareGPT4V's layout: ``sam/images``, ``coco/train2017``, ``llava/llava_pretrain/images``
             (sources: https://github.com/beichenzbc/Long-CLIP/blob/main/train/train.md).  Only the images of the first
@@ -169,7 +171,8 @@ def sharegpt4v(images: str, annotations: str, first: Count = 1000) -> RetrievalS
         answer = next((turn for _, turn in turns if field(turn, 'from', where) == 'gpt'), None)
         if answer is None:
             raise FileError(f'{where}: no turn of the conversation is from \'gpt\'')
-        found.append((text_field(record, 'image', where), [text_field(answer, 'value', where)]))
+        found.append((text_field(record, 'image', where), [
+            text_field(answer, 'value', where).replace('\n', ' ')]))
     return _retrieval_set('sharegpt4v', found, annotations, images)
 
 

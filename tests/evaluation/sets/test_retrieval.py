@@ -135,7 +135,7 @@ def test_sharegpt4v_is_the_first_answers(tmp_path: Path) -> None:
     found = sharegpt4v(**arguments)
     assert found.image_ids == ['sam/images/sa_545504.jpg', 'coco/train2017/000000000009.jpg',
                                'llava/llava_pretrain/images/00000/000000010.jpg']
-    assert found.captions == [[f'In the photo, {i}.\nIt is "so".'] for i in range(3)]
+    assert found.captions == [[f'In the photo, {i}. It is "so".'] for i in range(3)]
     with pytest.raises(ConfigError, match=r'1 of 4 images are missing, the first of them is .*/sam/images/sa_7.jpg; '
                                           r'.*/sam/images has sa_545504.jpg'):
         sharegpt4v(**{**arguments, 'first': 4})
