@@ -88,13 +88,10 @@ ALGORITHMS: _Registry = {
     'ema': 'llm2clip.training.algorithms.weights:EMA',
     'grad_cache': 'llm2clip.training.algorithms.grad_cache:GradCache',
     'gradient_clipping': 'composer.algorithms:GradientClipping',
-    'low_precision_groupnorm': 'composer.algorithms:LowPrecisionGroupNorm',
-    'low_precision_layernorm': 'composer.algorithms:LowPrecisionLayerNorm',
     'patch_dropout': 'llm2clip.training.algorithms.batches:PatchDropout',
 }
 
 CALLBACKS: _Registry = {
-    'early_stopper': 'composer.callbacks:EarlyStopper',
     'logit_scale_monitor': 'llm2clip.training.callbacks.monitors:LogitScaleMonitor',
     'lr_monitor': 'composer.callbacks:LRMonitor',
     'memory_monitor': 'composer.callbacks:MemoryMonitor',

@@ -69,7 +69,7 @@ class Way(NamedTuple):
 COPIES = 2 if torch.__version__ >= '2.8' else 1  # gloo of torch 2.7 refuses to average over copies of a model
 WAYS = {
     'ddp': Way(),
-    'fsdp': Way(FsdpConfig(activation_checkpointing=True, prefetch=2)),
+    'fsdp': Way(FsdpConfig(activation_checkpointing=True)),
     'hsdp': Way(FsdpConfig(activation_checkpointing=True, replicate=COPIES)),
 }
 COMPILED = {

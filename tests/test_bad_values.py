@@ -38,7 +38,7 @@ BAD = {
     'train_stage2': [
         'eval_first=perhaps', 'global_train_batch_size=many', 'precision=fp8', "checkpoint_folder=''",
         'train_data.streams=[a]', 'train_data.streams.s=a', 'optimizer.lr=fast', 'optimizer.betas=[0.9]',
-        'scheduler.name=cosin', 'scheduler={name: cosine_with_warmup}', 'callbacks.early_stopper={monitor: cra}',
+        'scheduler.name=cosin', 'scheduler={name: cosine_with_warmup}', 'callbacks.save_best={label: eval}',
         'algorithms.clamp_logit_scale.maximum=0', 'algorithms.ema={half_life: 5ba, smoothing: 0.9}',
         'algorithms.gradient_clipping={clipping_type: norm}', 'algorithms.patch_dropout.rate=1',
         'loggers.wandb.project=[a]', 'callbacks.save_best={metric: [a]}', 'fsdp=true', 'fsdp.reshard_after_forward=1.5',
@@ -53,7 +53,7 @@ BAD = {
         'global_train_batch_size=1.5', 'device_train_microbatch_size=9', 'checkpoint_folder=s3://me:secret@host/bucket',
         'train_data.streams={}', 'train_data=a', 'optimizer.lr=nan', 'optimizer.betas=[0.9, 1.5]',
         'scheduler={name: cosine, t_max: soon}', 'callbacks.speed_monitor.window_size=x',
-        'callbacks.early_stopper={monitor: a, dataloader_label: eval, patience: soon}',
+        'callbacks.save_best={metric: cra}',
         'algorithms.ema={half_life: 1xy}', 'algorithms.gradient_clipping={clipping_type: none, clipping_threshold: 1}',
         'loggers.wandbb={}', 'compile=[]', 'train_data.pairs=[{query: [], positive: [a]}]',
         'train_data.pairs=[{query: [a]}]', 'train_data.streams.s.texts={a: 0}',

@@ -56,8 +56,6 @@ class FsdpConfig:
     keeps them.  A number keeps them sharded over groups of that many neighbouring ranks."""
     replicate: Count = 1
     """Number of copies of the model (HSDP), usually one per node.  Each is sharded over neighbouring ranks."""
-    prefetch: Optional[Count] = None
-    """Number of blocks to gather weights for in advance.  Unset: torch's default, one block in the backward pass."""
 
 
 @dataclass

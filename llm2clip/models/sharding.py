@@ -65,7 +65,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
-    """Set mixed precision and prefetching of a model's FSDP2 units, after sharding and before the first forward pass.
+    """Set mixed precision of a model's FSDP2 units, after sharding and before the first forward pass.
 
     Composer 0.32.1 gives every FSDP2 unit the same `MixedPrecisionPolicy`, which rounds weights and inputs in 16-bit
     precisions: a temperature of 100 becomes 98.9.  Here, a unit with only scalars stays float32.  A unit keeps the
@@ -85,7 +85,7 @@ def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
     for child in model.children():  # Composer makes a separate tree of units for each child
         units: list[FSDPModule] = [module for module in child.modules() if isinstance(module, FSDPModule)]
         takes_float32 = getattr(child, 'fsdp_float32_inputs_fn', lambda module: False)
-        for i, unit in enumerate(units):
+        for unit in units:
             state = unit._get_fsdp_state()
             group: Any = state._fsdp_param_group
             if group is not None and all(param._orig_size.numel() == 1 for param in group.fsdp_params):
@@ -94,9 +94,6 @@ def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
                     param.mp_policy = state._mp_policy
             elif takes_float32(unit):
                 state._mp_policy = dataclasses.replace(state._mp_policy, cast_forward_inputs=False)
-            if config.prefetch is not None:
-                unit.set_modules_to_forward_prefetch(units[i + 1:i + 1 + config.prefetch])
-                unit.set_modules_to_backward_prefetch(units[max(0, i - config.prefetch):i][::-1])
     names = [unwrapped_name(name) for name, module in model.named_modules() if isinstance(module, FSDPModule)]
     again = f', {len(recomputed)} of which are recomputed in the backward pass' if recomputed else ''
     return f'FSDP2 shards {len(names)} modules one by one, from {names[0]} to {names[-1]}{again}'

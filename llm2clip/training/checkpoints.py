@@ -14,6 +14,7 @@ import pickle
 import re
 import shutil
 import tempfile
+import uuid
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -24,7 +25,7 @@ from typing import Any, Optional, Union
 import numpy as np
 import torch
 import torch.torch_version
-from composer.utils import maybe_create_object_store_from_uri, parse_uri
+from composer.utils import dist, maybe_create_object_store_from_uri, parse_uri
 from composer.utils.object_store import ObjectStore
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -32,12 +33,12 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from llm2clip.config import ConfigError
 from llm2clip.files import FileError, reading
-from llm2clip.ranks import broadcast_from_rank0
+from llm2clip.ranks import broadcast_from_rank0, is_first
 from llm2clip.remote_code.checks_llm2clip import check_finite
 from llm2clip.remotes import reaching
 from llm2clip.weights import read_pickle
 
-__all__ = ['find_checkpoint', 'read_latest', 'written_checkpoints']
+__all__ = ['check_shared', 'find_checkpoint', 'read_latest', 'written_checkpoints']
 
 # Types in a Composer checkpoint beside tensors and plain containers.
 torch.serialization.add_safe_globals([
@@ -148,10 +149,10 @@ def newest_checkpoint(folder: Path) -> Optional[Path]:
     latest = folder / _LATEST
     # A single damaged checkpoint without a link is the first of a run that was killed while writing it.
     if newest is None and damaged and (latest.is_symlink() or len(damaged) > 1):
-        raise ConfigError(f'{folder}: no checkpoint is whole: {"; ".join(damaged)}. Choose another save_folder, or '
-                          'remove them to begin again')
+        raise ConfigError(f'{folder}: every checkpoint is incomplete or damaged: {"; ".join(damaged)}. Choose another '
+                          'save_folder, or remove them to begin again')
     if newest is not None and damaged:
-        warnings.warn(f'{folder}: not whole, and removed: {"; ".join(damaged)}. Going on from {newest.name}',
+        warnings.warn(f'{folder}: removed incomplete checkpoints: {"; ".join(damaged)}; resuming from {newest.name}',
                       stacklevel=2)
     for unfinished in there[:len(damaged)]:
         shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
@@ -180,6 +181,26 @@ def _newest_remote(store: ObjectStore, folder: str) -> Optional[tuple[str, list[
         if all(f'{name}/{part}' in objects for part in parts):
             return name, objects, prefix
     return None
+
+
+def check_shared(folder: str) -> None:
+    """Raise a ConfigError if some nodes do not share the folder of sharded checkpoints.  Every rank calls this."""
+    if '://' in folder:
+        return
+
+    def write() -> Path:
+        path = Path(folder, f'.{uuid.uuid4().hex}')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        return path
+
+    path = broadcast_from_rank0(write)
+    seen = dist.all_gather_object(path.exists())
+    if is_first():
+        path.unlink()
+    if not all(seen):
+        raise ConfigError(f'checkpoint_folder: the nodes do not share {folder}, so each would have only its own '
+                          'shards; expected a folder on a shared disk, s3://…, or fsdp.state_dict_type: full')
 
 
 def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
@@ -266,7 +287,7 @@ def read_latest(folder: str) -> dict[str, torch.Tensor]:
     with reaching(folder):
         newest = _newest_remote(store, folder)
     if newest is None:
-        raise ConfigError(f'there is no whole checkpoint in {folder}')
+        raise ConfigError(f'there is no complete checkpoint in {folder}')
     name, objects, prefix = newest
     with tempfile.TemporaryDirectory() as scratch:
         for found in objects:

@@ -19,6 +19,7 @@ from llm2clip.models.adapter import KIND, WEIGHTS_FILE, build_adapter, save_adap
 from llm2clip.models.inheritance import ComposerInheritance
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
 from llm2clip.teacher.sources import check_teachers
+from llm2clip.training.algorithms.weights import averaged_weights
 from llm2clip.training.runs import is_complete, record_teacher, write_settings
 from llm2clip.training.trainer import build_trainer, check_metrics, fit, initialize
 
@@ -62,7 +63,8 @@ def train(config: InheritanceConfig) -> None:
     write_settings(config, trainer.state.timestamp, {Path(config.adapter_folder): KIND})
     fit(trainer, config)
     trainer.close()
-    save_adapter(model.model.adapter, config.adapter, embed_dim, record, target, config.adapter_folder)
+    with averaged_weights(trainer.state):
+        save_adapter(model.model.adapter, config.adapter, embed_dim, record, target, config.adapter_folder)
     if dist.get_global_rank() == 0:
         print(f'wrote the adapter to {config.adapter_folder}', flush=True)
 

@@ -5,7 +5,6 @@
 
 import errno
 import gc
-import inspect
 import json
 import os
 import shutil
@@ -36,7 +35,7 @@ from llm2clip.training.algorithms.grad_cache import GradCache
 from llm2clip.training.algorithms.weights import AverageGlooGradients
 from llm2clip.training.callbacks.jsonl_logger import JSONLLogger
 from llm2clip.training.callbacks.monitors import ProgressBar, SaveBest, StepMonitor, StopAtNonfinite, TextMonitor
-from llm2clip.training.checkpoints import find_checkpoint, written_checkpoints
+from llm2clip.training.checkpoints import check_shared, find_checkpoint, written_checkpoints
 from llm2clip.training.optim import FUSED_SHARDS, build_optimizer, device_kind
 
 __all__ = ['build_trainer', 'check_metrics', 'check_train_config', 'fit', 'initialize']
@@ -57,6 +56,8 @@ def check_train_config(config: TrainConfig) -> None:
     build('scheduler', *named(config.scheduler, 'scheduler'))
     build_all('algorithms', config.algorithms)
     build_all('callbacks', config.callbacks)
+    if 'save_best' in config.callbacks and not isinstance(config, Stage2Config):
+        raise ConfigError('callbacks.save_best: only the weights of stage 2 can be read from it, expected none here')
     for name, arguments in config.loggers.items():
         check('loggers', name, arguments or {}, f'loggers.{name}')
     if config.compile is not None:
@@ -132,20 +133,18 @@ def check_metrics(config: TrainConfig, evaluated: Optional[Mapping[str, Sequence
                 *ComposerLLM2CLIP.zeroshot_metrics, *ComposerLLM2CLIP.multilabel_metrics]))
     if config.eval_first and not evaluated:
         raise ConfigError('eval_first: there is no eval_data, expected something to evaluate')
-    for name, argument in (('save_best', 'metric'), ('early_stopper', 'monitor')):
-        if name not in config.callbacks:
-            continue
-        key, parameters = f'callbacks.{name}', inspect.signature(check('callbacks', name, {})).parameters
-        metric, label = ((config.callbacks[name] or {}).get(part, parameters[part].default)
-                         for part in (argument, 'dataloader_label'))
-        if not evaluated:
-            raise ConfigError(f'{key}: there is no eval_data, expected some on which {metric} is computed')
-        if label not in evaluated:
-            raise ConfigError(f'{key}.dataloader_label: nothing called {label!r} is evaluated, expected '
-                              f'{" or ".join(evaluated)}')
-        if metric not in evaluated[label]:
-            raise ConfigError(f'{key}.{argument}: {metric!r} is never computed on {label}, expected '
-                              f'{" or ".join(evaluated[label])}')
+    if 'save_best' not in config.callbacks:
+        return
+    best = SaveBest(**(config.callbacks['save_best'] or {}))
+    if not evaluated:
+        raise ConfigError('callbacks.save_best: there is no eval_data, expected some on which '
+                          f'{best.metric} is computed')
+    if best.dataloader_label not in evaluated:
+        raise ConfigError(f'callbacks.save_best.dataloader_label: nothing called {best.dataloader_label!r} is '
+                          f'evaluated, expected {" or ".join(evaluated)}')
+    if best.metric not in (names := evaluated[best.dataloader_label]):
+        raise ConfigError(f'callbacks.save_best.metric: {best.metric!r} is never computed on {best.dataloader_label}, '
+                          f'expected {" or ".join(names)}')
 
 
 def build_trainer(
@@ -190,6 +189,8 @@ def build_trainer(
         warnings.filterwarnings('ignore', known)
 
     sharded = config.fsdp is not None and config.fsdp.state_dict_type == 'sharded'
+    if sharded:
+        check_shared(config.checkpoint_folder)
     checkpoint = find_checkpoint(config.checkpoint_folder, sharded) if config.autoresume else None
     if config.compile is not None:
         compile_blocks(model, **config.compile)

@@ -65,7 +65,7 @@ WAYS: dict[str, list[str]] = {
     'cached': ['algorithms.grad_cache={}', 'device_train_microbatch_size=3'],
     'blockwise': ['loss.block_size=3'],
     'fsdp': ['fsdp={state_dict_type: full}'],
-    'sharded_cached': ['fsdp={activation_checkpointing: true, prefetch: 2}', 'algorithms.grad_cache={}',
+    'sharded_cached': ['fsdp={activation_checkpointing: true}', 'algorithms.grad_cache={}',
                        'device_train_microbatch_size=3'],
     'recomputed': ['model.vision.gradient_checkpointing=true'],
     'offloaded': ['fsdp={activation_cpu_offload: true}'],
@@ -173,7 +173,7 @@ def test_two_gpus_learn_what_one_learns(stage: int, train: Train, train_on_two: 
     args = ['precision=fp32', *([] if stage == 1 else ['model.vision.name=test_vit'])]
     start = train(stage, 'start', *args, 'optimizer.lr=0', 'max_duration=1ba')
     expected = train(stage, 'one', *args)
-    for name, way in (('ddp', []), ('sharded', ['fsdp={activation_checkpointing: true, prefetch: 2}']),
+    for name, way in (('ddp', []), ('sharded', ['fsdp={activation_checkpointing: true}']),
                       ('copies', [f'fsdp.replicate={2 if DEVICE == "gpu" else COPIES}']),
                       ('cached', [*WAYS['cached'], 'fsdp={}'])):
         _assert_alike(train_on_two(stage, name, *args, *way), expected, start, 1e-4, 0.9999)

@@ -16,6 +16,7 @@ from llm2clip.metrics.retrieval import caption_retrieval_accuracy
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.llm import load_teacher
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
+from llm2clip.training.checkpoints import read_model
 
 
 def test_warm_start_then_contrastive_on_its_adapter(
@@ -54,3 +55,15 @@ def test_caption_retrieval_while_stage1_trains_is_that_of_its_teacher(
     first, second = (encode_texts(*teacher, [sample.captions[key] for sample in samples]) for key in 'ab')
     assert measured.keys() == {2, 4} and measured[2] != measured[4]
     assert measured[4] == pytest.approx(caption_retrieval_accuracy(first, second))
+
+
+def test_the_teacher_has_the_averaged_weights(
+    stage1_args: list[str], image_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the last checkpoint, also if the run ends with an evaluation, after which Composer trains on."""
+    run_recipe(monkeypatch, 'train_stage1', *stage1_args, 'algorithms.ema={half_life: 2ba}', 'eval_interval=4ba',
+               f'eval_data.streams.s.local={image_dataset}', 'eval_data.num_workers=0', f'save_folder={tmp_path}')
+    found = load_file(tmp_path / 'lora/adapter_model.safetensors')
+    averaged = {name.replace('.default', ''): value for name, value in read_model(
+        (tmp_path / 'checkpoints/latest-rank0.pt').resolve()).items()}
+    assert found and all(torch.equal(value, averaged[f'text_encoder.llm.{name}']) for name, value in found.items())

@@ -92,7 +92,7 @@ def test_averaged_and_best_weights_of_a_sharded_run(
     args = [*stage2_args, *SGD, *zeroshot_args, 'model.vision.name=test_vit', 'algorithms.ema={half_life: 2ba}',
             'callbacks.save_best={}', 'save_interval=3ba', 'eval_first=false']
     run('train_stage2', tmp_path / 'one', args)
-    sharded = 'fsdp={state_dict_type: sharded, activation_checkpointing: true, prefetch: 2}'
+    sharded = 'fsdp={state_dict_type: sharded, activation_checkpointing: true}'
     # Begun compiled and spread over both ranks; resumed uncompiled, a whole copy on each.
     for steps, extra in ((3, 'compile={backend: aot_eager, fullgraph: true}'), (6, f'fsdp.replicate={COPIES}')):
         output = run('train_stage2', tmp_path / 'two', [*args, sharded, extra, f'max_duration={steps}ba'], 2)

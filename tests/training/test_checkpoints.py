@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The newest whole checkpoint is found, a damaged one is passed over, and code in one is refused."""
+"""The newest complete checkpoint is found, a damaged one is passed over, and code in one is refused."""
 
 import os
 import pickle
@@ -15,10 +15,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 from composer import Trainer
 from composer.models import ComposerModel
+from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 
 from llm2clip.config import ConfigError
-from llm2clip.training.checkpoints import find_checkpoint, newest_checkpoint, read_latest
+from llm2clip.training.checkpoints import check_shared, find_checkpoint, newest_checkpoint, read_latest
 
 
 class _Model(ComposerModel):
@@ -107,7 +108,7 @@ def test_a_damaged_one_is_passed_over_with_a_warning(folder: Path, written: tupl
         last.write_bytes(b'')
     else:
         _damage(last, how)
-    with pytest.warns(UserWarning, match=rf'{_name(3, sharded)} \(.*Going on from {_name(2, sharded)}'):
+    with pytest.warns(UserWarning, match=rf'{_name(3, sharded)} \(.*resuming from {_name(2, sharded)}'):
         assert find_checkpoint(str(folder), sharded) == str(folder / _name(2, sharded))
     assert _train(folder, sharded, str(folder / _name(2, sharded)), steps=4).state.timestamp.batch == 4
 
@@ -115,7 +116,7 @@ def test_a_damaged_one_is_passed_over_with_a_warning(folder: Path, written: tupl
 def test_none_that_is_whole_is_an_error_but_a_first_one_is_not(folder: Path, written: tuple[Path, bool]) -> None:
     for batch in (1, 2, 3):
         _damage(folder / _name(batch, written[1]), 'cut')
-    with pytest.raises(ConfigError, match=r'no checkpoint is whole: .*ba3.*ba2.*ba1'):
+    with pytest.raises(ConfigError, match=r'every checkpoint is incomplete or damaged: .*ba3.*ba2.*ba1'):
         newest_checkpoint(folder)
     for path in folder.glob('*'):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -176,3 +177,14 @@ def test_a_checkpoint_that_would_run_code_is_refused(
         with pytest.raises(Exception, match=r'(?i)weights.only'):
             _train(folder, False, str(last), steps=4)
     assert not (folder / 'pwned').exists()
+
+
+def test_nodes_that_do_not_share_the_folder_of_shards_are_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_shared(str(tmp_path / 'c'))
+    check_shared('s3://bucket/c')
+    monkeypatch.setattr(dist, 'all_gather_object', lambda seen: [seen, False])  # as of another node
+    with pytest.raises(ConfigError, match='checkpoint_folder: the nodes do not share .*/c, so each would have only'):
+        check_shared(str(tmp_path / 'c'))
+    assert not [*(tmp_path / 'c').iterdir()]

@@ -25,7 +25,6 @@ class CachedGradients:
     """Results of the first pass that the second pass needs."""
 
     loss: torch.Tensor  # of the global batch
-    outputs: dict[str, torch.Tensor]  # of the model for this rank's whole batch, without gradient
     features: dict[str, torch.Tensor]  # name -> gradient with respect to this rank's features (B, …, D)
     shared: dict[str, torch.Tensor]  # name -> gradient of an output that all samples share, such as `logit_scale`
     random_states: list[list[torch.Tensor]]  # before each microbatch, for the same dropout in the second pass
@@ -75,8 +74,7 @@ def cache_gradients(
         total = loss(leaves, batch)
     gradients = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values()))))
     return CachedGradients(
-        total.detach(), {name: leaf.detach() for name, leaf in leaves.items()},
-        {name: gradients[name] for name in rows},
+        total.detach(), {name: gradients[name] for name in rows},
         {name: gradient for name, gradient in gradients.items() if name not in rows}, random_states)
 
 
@@ -103,7 +101,7 @@ class GradCache(Algorithm):
 
     The model's forward has to return a dict of features ``(B, …, D)`` (and shared outputs such as `logit_scale`), and
     the loss has to be a function of these.  The forward pass of each microbatch runs twice, unless there is only one.
-    The logged loss and the ``outputs`` of Composer's state after a batch are also those of the whole batch.
+    The logged loss is also that of the whole batch.
 
     Args:
         split_batch: The loader's function: (batch, microbatch size) -> microbatches.
@@ -122,7 +120,7 @@ class GradCache(Algorithm):
         self._microbatch = 0
 
     def match(self, event: Event, state: State) -> bool:
-        return event in (Event.INIT, Event.AFTER_DATALOADER, Event.BEFORE_FORWARD, Event.AFTER_TRAIN_BATCH)
+        return event in (Event.INIT, Event.AFTER_DATALOADER, Event.BEFORE_FORWARD)
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
         if event == Event.INIT:
@@ -130,11 +128,9 @@ class GradCache(Algorithm):
             self._loss, model.loss = model.loss, self._surrogate
         elif event == Event.AFTER_DATALOADER:
             self._first_pass(state)
-        elif self._cached is not None and event == Event.BEFORE_FORWARD:
+        elif self._cached is not None:
             _set_random_state(self._cached.random_states[self._microbatch])
             self._microbatch += 1
-        elif self._cached is not None:
-            state.outputs = self._cached.outputs  # pyright: ignore[reportAttributeAccessIssue] (models give dicts)
 
     def _surrogate(self, outputs: Outputs, microbatch: Batch) -> torch.Tensor:
         if self._cached is None:

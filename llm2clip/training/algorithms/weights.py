@@ -72,15 +72,21 @@ class ClampLogitScale(Algorithm):
 
 
 class EMA(composer.algorithms.EMA):
-    """Composer's EMA, which evaluates and saves the averaged weights, with support for FSDP2.
+    """Composer's EMA, which evaluates and saves the averaged weights, with support for FSDP2 and GradCache.
 
     Under FSDP2, each rank averages its shards.  Checkpoints hold the full average under the parameters' unwrapped
-    names, so that a run can resume on any number of ranks.
+    names, so that a run can resume on any number of ranks.  After a checkpoint, Composer would leave the average in the
+    model until the batch starts, which is after the first pass of GradCache and after an update at the end of an epoch.
     """
+
+    def match(self, event: Event, state: State) -> bool:
+        return super().match(event, state) or event == Event.BEFORE_DATALOADER and self.ema_weights_active
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         self.shard_average(state.model)
         super().apply(event, state, logger)
+        if event == Event.BEFORE_DATALOADER:
+            self._ensure_training_weights_active(state)
 
     def state_dict(self) -> dict[str, Any]:
         result = super().state_dict()
@@ -106,6 +112,9 @@ class EMA(composer.algorithms.EMA):
                 value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
             sharded[name] = value
         self.ema_model.named_parameters_dict = sharded
+        buffers = {unwrapped_name(name): value for name, value in self.ema_model.named_buffers_dict.items()}
+        self.ema_model.named_buffers_dict = {name: buffers[unwrapped_name(name)] for name, _ in model.named_buffers()
+                                             if unwrapped_name(name) in buffers}
 
 
 @contextmanager
