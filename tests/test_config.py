@@ -103,6 +103,14 @@ def test_a_text_stays_as_it_is_written(value: str, tmp_path: Path) -> None:
     assert read_config(Stage2Config, tmp_path) == config
 
 
+def test_a_name_with_a_dot_stands_in_brackets() -> None:
+    streams = 'train_data.streams[a.b].embeddings'
+    config = load_config(Stage2Config, [*REQUIRED, f'{streams}[llama3.1_8b].local=x',
+                                        'train_data.streams[a.b].local=z'])
+    stream = config.train_data.streams['a.b']
+    assert (stream.local, stream.embeddings['llama3.1_8b'].local) == ('z', 'x')
+
+
 def test_numbers_are_decimal(tmp_path: Path) -> None:
     config = load_config(Stage2Config, [*REQUIRED, 'train_data.num_workers=010', 'optimizer.lr=1e-4', 'layer_decay=.5'])
     assert (config.train_data.num_workers, config.optimizer['lr'], config.layer_decay) == (10, 1e-4, 0.5)

@@ -100,7 +100,9 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
             key, value = text.split('=', 1)
             # A shell passes `key=''` as `key=`, which YAML would read as null.
             tree = _parse(value or "''", f'{key} ({_COMMAND_LINE})') or yaml.ScalarNode(_NULL, '')
-            for name in reversed(key.split('.')):
+            # A name with a dot stands in brackets: `models[llama3.1_8b].run`.
+            for name in reversed(re.split(r'\.(?![^\[]*\])|(?=\[)', key)):
+                name = name.strip('[]')
                 tree = yaml.MappingNode(_MAP, [(yaml.ScalarNode(_STR, name), tree)])
             sources.append((_COMMAND_LINE, tree))
     except FileError as error:
@@ -121,20 +123,7 @@ def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
             keys.append(key := '.'.join(path).replace('.[', '['))
             origins[key] = source if source == _COMMAND_LINE else f'{source}:{at.start_mark.line + 1}'
             if node is None or teacher_types(kind) and not isinstance(node, yaml.ScalarNode):
-                holder = merged
-                for name in path[:-1]:
-                    holder = holder.get(name) if isinstance(holder, DictConfig) else None
-                if isinstance(holder, DictConfig) and node is not None:
-                    # A text encoder replaces an earlier one, unless both are mappings of the same type.
-                    container: Any = OmegaConf.to_container(holder)
-                    earlier, later = container.get(path[-1]), _value(node)
-                    if not (isinstance(earlier, dict) and isinstance(later, dict) and earlier.get('type') in (
-                            None, later.get('type', earlier.get('type')))):
-                        holder[path[-1]] = None
-                elif isinstance(holder, DictConfig) and _has_entries(kind):
-                    holder[path[-1]] = {}
-                elif isinstance(holder, DictConfig):
-                    holder.pop(path[-1], None)
+                _forget_earlier(merged, path, kind, node)
             elif (expected := _misshapen(kind, node)) is not None:
                 raise ConfigError(f'{where(key)}: {_value(node)!r}, expected {expected}')
             elif (kind is str or teacher_types(kind)) and isinstance(node, yaml.ScalarNode) and node.tag != _NULL:
@@ -171,6 +160,25 @@ def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
     if (check_together := getattr(config, 'check', None)) is not None:
         check_together()
     return config
+
+
+def _forget_earlier(merged: DictConfig, path: Sequence[str], kind: Any, node: Optional[yaml.Node]) -> None:
+    """Remove an earlier value that a null entry or a teacher of another type replaces, instead of merging with it."""
+    holder: Any = merged
+    for name in path[:-1]:
+        holder = holder.get(name) if isinstance(holder, DictConfig) else None
+    if not isinstance(holder, DictConfig):
+        return
+    if node is None and _has_entries(kind):
+        holder[path[-1]] = {}
+    elif node is None:
+        holder.pop(path[-1], None)
+    else:
+        container: Any = OmegaConf.to_container(holder)
+        earlier, later = container.get(path[-1]), _value(node)
+        if not (isinstance(earlier, dict) and isinstance(later, dict)
+                and earlier.get('type') in (None, later.get('type', earlier.get('type')))):
+            holder[path[-1]] = None
 
 
 def check_values(

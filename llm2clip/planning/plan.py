@@ -187,6 +187,7 @@ def _plan_stage1(config: Stage1Config) -> Plan:
     config = dataclasses.replace(config, text_encoder=_described(config.text_encoder, config.plan_llm))
     mntp, longest = config.objective == 'mntp', config.text_encoder.max_length
     plan = _begin(config)
+    plan.half |= config.text_encoder.dtype != 'float32'
     if config.plan_samples is not None:
         streams = config.train_data.streams.values()
         pairs = [*config.train_data.pairs, *(pair for stream in streams for pair in stream.pairs or [])]
@@ -238,6 +239,7 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
                              'there')
     else:
         tokens = _count_tokens(plan, texts, encoder.max_length)
+        plan.half |= encoder.dtype != 'float32'
         forward = EncoderPlan(on_meta(encoder), tokens, config.batch_tokens, config.precision)
         plan.cost = forward.dry_run()
         plan.repeats = texts / forward.captions / plan.ranks

@@ -157,6 +157,8 @@ def test_extraction(
     texts = sum(1 for sample in read_samples(image_dataset) for key in sample if key.startswith('caption.'))
     llm = on_meta(TextEncoderConfig(str(llm_folder)))
     assert plan.texts == texts and plan.cost and plan.cost.teacher == Meter().add_module(llm) and not plan.problems
+    # Without autocast, products have the dtype of the weights.
+    assert not plan.half and make_plan(load_config(ExtractConfig, [*args, 'teacher.dtype=bfloat16'])).half
     run_recipe(monkeypatch, 'extract_embeddings', *args)
     written = sum(path.stat().st_size for path in out.rglob('*.mds'))
     assert 0 < plan.vectors['s'] < written < 1.5 * plan.vectors['s'] + 64 * texts
