@@ -101,8 +101,8 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
             settings_in_folder(config)  # checks them before the checkpoint is read
         if not plan and _rank() == 0:
             warn_of_slow_bfloat16(config)
-        alone = claim(config, recipe) if _rank() == 0 and not plan else nullcontext()
-        with alone, _stoppable(lambda: how_it_resumes(config)), _timed(None if plan else step_folder(config)):
+        alone = lock_outputs(config, recipe) if _rank() == 0 and not plan else nullcontext()
+        with alone, _stoppable(lambda: resume_hint(config)), _timed(None if plan else step_folder(config)):
             main(config)
 
 
@@ -143,7 +143,7 @@ def _timed(folder: Optional[str]) -> Iterator[None]:
 
 def step_folder(config: Any) -> Optional[str]:
     """Return the folder in which a step records its duration; None if it records none."""
-    if isinstance(config, (ExportVisionConfig, ReportConfig, ImageFolderConfig)):
+    if isinstance(config, (ExportVisionConfig, ExportTeacherConfig, ReportConfig, ImageFolderConfig)):
         return None
     return config.save_folder if isinstance(config, TrainConfig) else config.out
 
@@ -156,7 +156,7 @@ def recorded_seconds(path: Path) -> float:
         return 0.0
 
 
-def claim(config: Any, recipe: str) -> ExitStack:
+def lock_outputs(config: Any, recipe: str) -> ExitStack:
     """Lock the folders that a recipe writes until the stack is closed.  Raise a ConfigError if another process writes
     there, or one contains files of another recipe or of the user."""
     held = ExitStack()
@@ -178,7 +178,7 @@ def claim(config: Any, recipe: str) -> ExitStack:
     return held
 
 
-def how_it_resumes(config: Any) -> str:
+def resume_hint(config: Any) -> str:
     """Return how the same command resumes after a stop; empty if it starts again."""
     if isinstance(config, (PrepareConfig, EmbedConfig, EvaluateConfig, ImageFolderConfig)):
         return 'the same command resumes with what is missing'

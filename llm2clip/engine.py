@@ -29,8 +29,8 @@ T = TypeVar('T')
 Work = Callable[[Iterable[S], Callable[[T], object]], None]
 """Function that does tasks, taken one by one, and passes their results on in order."""
 
-_LOSSES = 3  # workers that may be lost over the same task
-_LOOK = 2.0  # seconds between checks for machines that have joined
+_MAX_LOST_WORKERS = 3  # workers that may be lost over the same task
+_POLL_SECONDS = 2.0  # seconds between checks for machines that have joined
 
 
 class LostWorkersError(RuntimeError):
@@ -160,9 +160,9 @@ class RayEngine(Engine):
                     worker, task = idle.pop(), waiting.popleft()
                     calls[worker.do.options(name=task).remote(tasks[task])] = worker, task
                 if not calls:  # all machines with room for a worker are lost, and others may join
-                    time.sleep(_LOOK)
+                    time.sleep(_POLL_SECONDS)
                     continue
-                for call in ray.wait(list(calls), timeout=_LOOK)[0]:
+                for call in ray.wait(list(calls), timeout=_POLL_SECONDS)[0]:
                     worker, task = calls.pop(call)
                     try:
                         result = ray.get(call)
@@ -173,7 +173,7 @@ class RayEngine(Engine):
                         workers.remove(worker)
                         lost[task] += 1
                         reason = str(error).strip().splitlines()[-1].split('. ')[0].strip()  # without Ray's guesses
-                        if lost[task] > _LOSSES:
+                        if lost[task] > _MAX_LOST_WORKERS:
                             what = 'before their first task' if task is None else f'while they had {task} in hand'
                             raise LostWorkersError(f'{lost[task]} workers were lost {what}; of the last one Ray says: '
                                                    f'{reason}') from error

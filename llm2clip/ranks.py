@@ -20,9 +20,9 @@ T = TypeVar('T')
 
 # Seconds that ranks wait for one another.  Long, because rank 0 may compute metrics for hours, and gloo notices at once
 # that a rank has ended.
-_PATIENCE = 30 * 24 * 3600.0
+_TIMEOUT_SECONDS = 30 * 24 * 3600.0
 # Seconds between signs of life to waiting ranks, far below a training's `dist_timeout`.
-_NEWS = 10.0
+_POLL_SECONDS = 10.0
 
 
 class RankError(RuntimeError):
@@ -37,7 +37,7 @@ def is_first() -> bool:
 def initialize_gloo() -> None:
     """Connect several ranks by gloo, also on GPUs, because gloo notices at once that a rank has ended."""
     if dist.get_world_size() > 1:
-        dist.initialize_dist('cpu', _PATIENCE)
+        dist.initialize_dist('cpu', _TIMEOUT_SECONDS)
 
 
 def raise_on_all_ranks(compute: Callable[[], T]) -> T:
@@ -53,7 +53,7 @@ def raise_on_all_ranks(compute: Callable[[], T]) -> T:
             copy = pickle.loads(pickle.dumps(error))
         except Exception:
             copy = RuntimeError(f'{type(error).__name__}: {error}')
-    with _others_there():
+    with _explain_lost_rank():
         errors = dist.all_gather_object(copy)
     first = error or next(filter(None, errors), None)
     if first is not None:
@@ -64,7 +64,7 @@ def raise_on_all_ranks(compute: Callable[[], T]) -> T:
 def broadcast_from_rank0(compute: Callable[[], T]) -> T:
     """Return the result of `compute`, which only rank 0 calls, on all ranks; errors as for `raise_on_all_ranks`."""
     result = [raise_on_all_ranks(lambda: compute() if is_first() else None)]
-    with _others_there():
+    with _explain_lost_rank():
         dist.broadcast_object_list(result)
     return result[0]  # pyright: ignore[reportReturnType]
 
@@ -83,7 +83,7 @@ def once_per_node(compute: Callable[[], T], what: str) -> T:
         work = pool.submit(compute) if dist.get_local_rank() == 0 else None
         while None in outcomes:  # because one collective at the end would time out after long work
             mine = None
-            if work is not None and wait([work], timeout=_NEWS).done:
+            if work is not None and wait([work], timeout=_POLL_SECONDS).done:
                 error = work.exception()
                 mine = None if error is not None else work.result(), error
             outcomes = [outcome for leads, outcome in dist.all_gather_object((work is not None, mine)) if leads]
@@ -115,7 +115,7 @@ def round_robin(items: Sequence[S], work: Callable[[Sequence[S]], Iterable[T]]) 
         there = min(ranks, len(items) - start)
         result = raise_on_all_ranks(lambda: next(mine) if rank < there else None)  # noqa: B023
         gathered: Optional[list[Any]] = [None] * ranks if rank == 0 else None
-        with _others_there():
+        with _explain_lost_rank():
             torch.distributed.gather_object(result, gathered)
         if gathered is not None:
             yield from gathered[:there]
@@ -128,7 +128,7 @@ def rows(parts: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 @contextmanager
-def _others_there() -> Iterator[None]:
+def _explain_lost_rank() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:

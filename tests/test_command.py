@@ -19,7 +19,7 @@ import pytest
 from recipes_in_process import REQUIRED, SCHEMAS
 from wandb.errors import UsageError
 
-from llm2clip.command import claim, run_command, step_folder
+from llm2clip.command import lock_outputs, run_command, step_folder
 from llm2clip.config import ConfigError, ExportVisionConfig, PrepareConfig
 from llm2clip.config.files import load_config
 from llm2clip.data.streams.verified_stream import ShardError
@@ -212,9 +212,9 @@ def test_two_processes_do_not_write_one_output(
     holder = _python(f'''
         import sys
         from llm2clip import config
-        from llm2clip.command import claim
+        from llm2clip.command import lock_outputs
         from llm2clip.config.files import load_config
-        with claim(load_config(config.{SCHEMAS[recipe].__name__}, {args!r}), {recipe!r}):
+        with lock_outputs(load_config(config.{SCHEMAS[recipe].__name__}, {args!r}), {recipe!r}):
             print('holds', flush=True)
             sys.stdin.read()
         ''', stdin=subprocess.PIPE)
@@ -247,7 +247,7 @@ def test_machines_share_a_folder_and_a_worker_does_not_hold_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(PrepareConfig, [f'out={tmp_path}/out', 'source.name=x', 'num_shards=2'])
-    with claim(config, 'prepare_data'):
+    with lock_outputs(config, 'prepare_data'):
         (tmp_path / 'out/train').mkdir()
         worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
         worker.start()
@@ -261,7 +261,7 @@ def test_machines_share_a_folder_and_a_worker_does_not_hold_it(
 def _python_claims(config: PrepareConfig, shard_index: int, expected: str) -> None:
     log = _python(f'''
         from llm2clip.config import PrepareConfig
-        from llm2clip.command import claim
-        claim(PrepareConfig(out={config.out!r}, shard_index={shard_index}, num_shards=2), 'prepare_data').close()
+        from llm2clip.command import lock_outputs
+        lock_outputs(PrepareConfig(out={config.out!r}, shard_index={shard_index}, num_shards=2), 'prepare_data').close()
         ''').communicate()[1]
     assert expected in log and bool(expected) is bool(log), log

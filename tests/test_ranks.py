@@ -42,7 +42,7 @@ try:
     broadcast_from_rank0(lambda: 1 / 0)
 except ZeroDivisionError as error:
     say('heard', error)
-llm2clip.ranks._NEWS = 0.02
+llm2clip.ranks._POLL_SECONDS = 0.02
 say('has', once_per_node(lambda: time.sleep(0.1) or f'what {rank} reads', 'teacher x'))  # longer than the other waits
 os.environ['LOCAL_RANK'] = '0'  # as if each rank was the first of a node
 say('has', once_per_node(lambda: 'the same', 'teacher x'))

@@ -11,14 +11,14 @@ import torch
 from llm2clip.config import EvaluateConfig
 from llm2clip.metrics.bootstrap import Outcomes, percentile_interval
 
-__all__ = ['Found', 'comparisons']
+__all__ = ['BenchmarkResult', 'comparisons']
 
-_PRECISION = 'mean_average_precision'
+_MEAN_AP = 'mean_average_precision'
 # Main metrics of a retrieval benchmark.
 _RECALLS = ('image_retrieval_recall@1', 'text_retrieval_recall@1')
 
 
-class Found(NamedTuple):
+class BenchmarkResult(NamedTuple):
     """Results of one model on one benchmark."""
 
     values: Mapping[str, Any]
@@ -29,7 +29,7 @@ class Found(NamedTuple):
     """Seed of the resamples for averages; equal for benchmarks with the same images, to resample them together."""
 
 
-def comparisons(config: EvaluateConfig, found: Mapping[str, Mapping[str, Found]]) -> dict[str, Any]:
+def comparisons(config: EvaluateConfig, found: Mapping[str, Mapping[str, BenchmarkResult]]) -> dict[str, Any]:
     """Compare the models of an evaluation with its baseline, and average their results.
 
     Args:
@@ -67,7 +67,7 @@ def comparisons(config: EvaluateConfig, found: Mapping[str, Mapping[str, Found]]
     return result
 
 
-def compare(before: Found, after: Found, resamples: int = 1000) -> dict[str, dict[str, Any]]:
+def compare(before: BenchmarkResult, after: BenchmarkResult, resamples: int = 1000) -> dict[str, dict[str, Any]]:
     """Compare a model (`after`) with the baseline on the same queries of one benchmark, in the same order.
 
     Returns:
@@ -77,12 +77,13 @@ def compare(before: Found, after: Found, resamples: int = 1000) -> dict[str, dic
     intervals: dict[str, Sequence[float]] = {}
     for old, new in zip(before.outcomes, after.outcomes, strict=True):
         intervals.update(new.minus(old).intervals(resamples))
-    metrics = [name for outcomes in after.outcomes for name in outcomes.names] or [_PRECISION]
+    metrics = [name for outcomes in after.outcomes for name in outcomes.names] or [_MEAN_AP]
     return {'difference': {name: after.values[name] - before.values[name] for name in metrics}, 'intervals': intervals}
 
 
 def average(
-    found: Sequence[Found], metrics: Sequence[str], resamples: int = 1000, less: Optional[Sequence[Found]] = None
+    found: Sequence[BenchmarkResult], metrics: Sequence[str], resamples: int = 1000,
+    less: Optional[Sequence[BenchmarkResult]] = None,
 ) -> tuple[float, Optional[list[float]]]:
     """Average one metric per benchmark, or its differences from a baseline, and return the mean and a 95 % interval.
 
@@ -108,7 +109,8 @@ def average(
 
 
 def _averages(
-    found: Sequence[Found], columns: Mapping[str, Sequence[str]], resamples: int, less: Optional[Sequence[Found]] = None
+    found: Sequence[BenchmarkResult], columns: Mapping[str, Sequence[str]], resamples: int,
+    less: Optional[Sequence[BenchmarkResult]] = None,
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Column -> `average` of its metrics, and column -> interval for the averages that have one."""
     pairs = {name: average(found, metrics, resamples, less) for name, metrics in columns.items()}
@@ -116,12 +118,12 @@ def _averages(
             {name: interval for name, (_, interval) in pairs.items() if interval is not None})
 
 
-def _metrics(config: EvaluateConfig, benchmark: str, found: Found) -> list[str]:
+def _metrics(config: EvaluateConfig, benchmark: str, found: BenchmarkResult) -> list[str]:
     """Main metrics of a benchmark."""
     kind, _, name = benchmark.partition('.')
     if kind == 'retrieval':
         return [*_RECALLS]
-    if _PRECISION in found.values:
-        return [_PRECISION]
+    if _MEAN_AP in found.values:
+        return [_MEAN_AP]
     metric = getattr(config, kind)[name].metric
     return [f'{kind}_top1' if metric == 'top1' else metric]

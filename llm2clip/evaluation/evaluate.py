@@ -21,7 +21,7 @@ from llm2clip.config.files import read_config, save_config
 from llm2clip.data.schema import CAPTION, SAMPLE_ID, read_columns, read_index, whole_shard
 from llm2clip.data.zeroshot import zeroshot_set
 from llm2clip.evaluation.classification import class_features, linear_probe, zeroshot_metrics
-from llm2clip.evaluation.comparison import Found, comparisons
+from llm2clip.evaluation.comparison import BenchmarkResult, comparisons
 from llm2clip.evaluation.images import ImageFeatures, finite
 from llm2clip.evaluation.models import EvaluatedModel, check_evaluated_model
 from llm2clip.evaluation.report import write_page
@@ -78,7 +78,7 @@ class Evaluation:
         self.galleries: dict[str, Any] = {}
         self.kept_features = Path(config.out, 'image_features')
         # Unrounded metrics and outcomes per query, for comparisons and averages.
-        self._found: dict[str, dict[str, Found]] = {}
+        self._found: dict[str, dict[str, BenchmarkResult]] = {}
         for name, model in config.models.items():
             check_evaluated_model(model, f'models.{name}')
         if config.cra is not None:
@@ -115,7 +115,7 @@ class Evaluation:
             values = {**values, 'precision': model.precision}
             # Benchmarks with the same images get the same seed, so that averages resample them together.
             seed = xxhash.xxh32(json.dumps([repr(images_of.read_image), images_of.image_ids])).intdigest()
-            self._found.setdefault(f'{kind}.{name}', {})[model_name] = Found(values, outcomes, seed)
+            self._found.setdefault(f'{kind}.{name}', {})[model_name] = BenchmarkResult(values, outcomes, seed)
             entry = self.results[kind].setdefault(name, {'benchmark': benchmark, 'models': {}})
             entry['models'][model_name] = _rounded(values)
             self._save()

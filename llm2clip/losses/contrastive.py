@@ -7,9 +7,9 @@ A rank computes the rows of the logit matrix for its own samples, against the co
 A loss function returns this rank's part: the mean over ranks is the loss of the global batch.  The mean over ranks of
 the parameters' gradients, as DDP and FSDP compute it, is the gradient of that loss.
 
-Logits are the products of rows and columns times a scale.  Each row has K partners (positives) among the columns; the
-partners of row i begin at column ``(first + i) * K``.  The negatives of a row are the columns of other rows; its other
-partners are excluded.  Gradients are computed together with the value, and the backward pass only scales them.  So
+Logits are the products of rows and columns times a scale.  Each row has K positives among the columns; the
+positives of row i begin at column ``(first + i) * K``.  The negatives of a row are the columns of other rows; its other
+positives are excluded.  Gradients are computed together with the value, and the backward pass only scales them.  So
 memory holds one block of logits at a time, and every matrix product is in float32 without TF32.
 """
 
@@ -26,7 +26,7 @@ from llm2clip.device import in_float32
 __all__ = ['all_gather', 'clip_loss', 'ignored_candidates', 'info_nce', 'siglip_loss', 'with_gradients']
 
 _Ignored = Callable[[int, int], torch.Tensor]
-"""(start, stop) -> mask ``(stop - start, C)`` of columns excluded from rows start to stop; never a partner."""
+"""(start, stop) -> mask ``(stop - start, C)`` of columns excluded from rows start to stop; never a positive."""
 
 
 def clip_loss(
@@ -147,7 +147,7 @@ def _same_texts(text_id: Optional[torch.Tensor]) -> Optional[_Ignored]:
         same = torch.zeros(stop - start, len(columns), dtype=torch.bool, device=columns.device)
         for ids in of_rows[start:stop].unbind(1):
             same |= ids[:, None] == columns
-        _partners_of(same, first + start, of_rows.shape[1]).fill_(False)
+        _positive_entries(same, first + start, of_rows.shape[1]).fill_(False)
         return same
 
     return same_text
@@ -184,7 +184,7 @@ def ignored_candidates(
     return torch.cat([shared, equal | (negatives == 0)], dim=1)
 
 
-def _alone() -> bool:
+def _single_process() -> bool:
     return not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
 
 
@@ -194,19 +194,19 @@ def all_gather(rows: torch.Tensor) -> torch.Tensor:
     The gradient of a rank's own rows is the sum over all ranks' losses.  DDP and FSDP average the parameters' gradients
     over ranks, which yields the gradient of the mean loss.
     """
-    return rows if _alone() else _AllGather.apply(rows)  # pyright: ignore[reportReturnType]
+    return rows if _single_process() else _AllGather.apply(rows)  # pyright: ignore[reportReturnType]
 
 
 def _first_row(rows: torch.Tensor) -> int:
     """Index of this rank's first row in the result of `all_gather`."""
-    return 0 if _alone() else torch.distributed.get_rank() * len(rows)
+    return 0 if _single_process() else torch.distributed.get_rank() * len(rows)
 
 
-def _partners_of(matrix: torch.Tensor, first: int, partners: int = 1) -> torch.Tensor:
-    """Writable view ``(K, R)`` of the entries of a block of rows ``(R, C)`` at the columns of each row's K partners.
+def _positive_entries(matrix: torch.Tensor, first: int, positives: int = 1) -> torch.Tensor:
+    """Writable view ``(K, R)`` of the entries of a block of rows ``(R, C)`` at the columns of each row's K positives.
     `first` is the index of the block's first row in the global batch."""
     n = len(matrix)
-    return matrix[:, first * partners:(first + n) * partners].unflatten(1, (n, partners)).diagonal()
+    return matrix[:, first * positives:(first + n) * positives].unflatten(1, (n, positives)).diagonal()
 
 
 @in_float32
@@ -218,9 +218,9 @@ def _softmax_loss(
     back: Optional[int] = None,
     ignored: Optional[_Ignored] = None,
     block_size: Optional[int] = None,
-    partners: int = 1,
+    positives: int = 1,
 ) -> torch.Tensor:
-    """Cross-entropy from each row to each of its partners among the columns, and back.
+    """Cross-entropy from each row to each of its positives among the columns, and back.
 
     The first pass over the blocks computes the sums of rows and columns, the second the gradients.
 
@@ -228,56 +228,56 @@ def _softmax_loss(
         rows, columns: ``(B, D)`` and ``(C, D)``.
         scale: Factor on the products, one element.
         first: Index of the first row among the rows of all ranks.
-        back: Number of leading columns that are partners of all ranks' rows.  The loss is averaged with the
+        back: Number of leading columns that are positives of all ranks' rows.  The loss is averaged with the
             cross-entropy from each of them to its row.  None: only from row to column.
         ignored: Columns to exclude.
         block_size: Rows of the logit matrix that are computed at once.  None: all.
-        partners: K, the number of partners of each row.
+        positives: K, the number of positives of each row.
 
     Returns:
-        The mean over rows and their partners, and over both directions, a scalar in float32.
+        The mean over rows and their positives, and over both directions, a scalar in float32.
     """
     inputs = rows.float(), columns.float(), scale.float()
     with torch.no_grad():
         logits = _Logits(*inputs, ignored, block_size)
-        own, row_sum, column_sum = _sums(logits, first, back or 0, partners)
-        total, directions = (row_sum - own).sum() / partners, 1
-        # A negative occurs in the softmax of each partner; exp(logit - mean_sum) is the mean of these K probabilities.
-        mean_sum = math.log(partners) - (-row_sum).logsumexp(0)
+        positive_logits, row_sum, column_sum = _sums(logits, first, back or 0, positives)
+        total, directions = (row_sum - positive_logits).sum() / positives, 1
+        # A negative occurs in the softmax of each positive; exp(logit - mean_sum) is the mean of these K probabilities.
+        mean_sum = math.log(positives) - (-row_sum).logsumexp(0)
         if back is not None:
             # A column's sum runs over the rows of all ranks.
             column_sum = all_gather(column_sum).view(-1, back).logsumexp(0)
-            sums = column_sum[first * partners:first * partners + own.numel()].view(-1, partners).T
-            total, directions = total + (sums - own).sum() / partners, 2
+            sums = column_sum[first * positives:first * positives + positive_logits.numel()].view(-1, positives).T
+            total, directions = total + (sums - positive_logits).sum() / positives, 2
         products = _Products(logits)
         for block, values in logits:
             # Gradient of the sum over rows and directions with respect to the logits.
             gradient = (values - mean_sum[block, None]).exp_()
-            gradient_of_own = _partners_of(gradient, first + block.start, partners)
-            gradient_of_own.copy_((own[:, block] - row_sum[:, block]).exp_().div_(partners))
+            positive_gradient = _positive_entries(gradient, first + block.start, positives)
+            positive_gradient.copy_((positive_logits[:, block] - row_sum[:, block]).exp_().div_(positives))
             if back is not None:
-                gradient[:, :back] += values[:, :back].sub_(column_sum + math.log(partners)).exp_()
-            gradient_of_own.sub_(directions / partners)
+                gradient[:, :back] += values[:, :back].sub_(column_sum + math.log(positives)).exp_()
+            positive_gradient.sub_(directions / positives)
             products.add(block, gradient)
         mean = 1 / (directions * len(rows))
         gradients = products.gradients(mean)
     return with_gradients(total * mean, inputs, gradients)
 
 
-def _sums(logits: '_Logits', first: int, back: int, partners: int) -> tuple[torch.Tensor, ...]:
-    """Return the logits of rows and partners ``(K, B)``, and the logsumexps ``(K, B)`` over a row's negatives and one
-    partner, and ``(back,)`` over the first columns."""
+def _sums(logits: '_Logits', first: int, back: int, positives: int) -> tuple[torch.Tensor, ...]:
+    """Return the logits of rows and positives ``(K, B)``, and the logsumexps ``(K, B)`` over a row's negatives and one
+    positive, and ``(back,)`` over the first columns."""
     new, b = logits.rows.new_full, len(logits.rows)
-    own, row_sum, column_sum = new((partners, b), 0.0), new((partners, b), 0.0), new((back,), -torch.inf)
+    positive_logits, row_sum, column_sum = new((positives, b), 0.0), new((positives, b), 0.0), new((back,), -torch.inf)
     for block, values in logits:
         if back:
             column_sum = torch.logaddexp(column_sum, values[:, :back].logsumexp(0))
-        own_values = _partners_of(values, first + block.start, partners)
-        own[:, block] = own_values
-        own_values.fill_(-torch.inf)
-        row_sum[:, block] = torch.logaddexp(values.logsumexp(1), own[:, block])
-        own_values.copy_(own[:, block])
-    return own, row_sum, column_sum
+        positive_values = _positive_entries(values, first + block.start, positives)
+        positive_logits[:, block] = positive_values
+        positive_values.fill_(-torch.inf)
+        row_sum[:, block] = torch.logaddexp(values.logsumexp(1), positive_logits[:, block])
+        positive_values.copy_(positive_logits[:, block])
+    return positive_logits, row_sum, column_sum
 
 
 @in_float32
@@ -289,12 +289,12 @@ def _sigmoid_loss(
     first: int = 0,
     ignored: Optional[_Ignored] = None,
     block_size: Optional[int] = None,
-    partners: int = 1,
+    positives: int = 1,
 ) -> torch.Tensor:
-    """Binary cross-entropy for each pair of a row and a column, partners or not, in one pass over the blocks.
+    """Binary cross-entropy for each pair of a row and a column, positives or not, in one pass over the blocks.
 
     Args:
-        rows, columns, scale, first, ignored, block_size, partners: As for `_softmax_loss`.
+        rows, columns, scale, first, ignored, block_size, positives: As for `_softmax_loss`.
         bias: Added to the logits, one element.
 
     Returns:
@@ -307,13 +307,13 @@ def _sigmoid_loss(
         total, bias_gradient = rows.new_zeros(()), rows.new_zeros(())
         for block, values in logits:
             values.add_(inputs[3])
-            _partners_of(values, first + block.start, partners).neg_()
+            _positive_entries(values, first + block.start, positives).neg_()
             total += torch.nn.functional.softplus(values).sum()
             gradient = values.sigmoid_()
-            _partners_of(gradient, first + block.start, partners).neg_()
+            _positive_entries(gradient, first + block.start, positives).neg_()
             products.add(block, gradient)
             bias_gradient += gradient.sum()
-        mean = 1 / (len(rows) * partners)
+        mean = 1 / (len(rows) * positives)
         gradients = (*products.gradients(mean), bias_gradient * mean)
     return with_gradients(total * mean, inputs, gradients)
 

@@ -39,13 +39,13 @@ Loader = Union[ImageDataConfig, CaptionDataConfig, InheritanceDataConfig]
 
 
 @contextmanager
-def collected(problems: list[str], where: str = '') -> Iterator[None]:
-    """Append an error of the block to the problems, with the key `where` in front."""
+def collected(errors: list[str], where: str = '') -> Iterator[None]:
+    """Append an error of the block to `errors`, with the key `where` in front."""
     try:
         yield
     except (OSError, ShardError, ValueError) as error:
         text = str(error)
-        problems.append(text if text.startswith(where) else f'{where}: {text}')
+        errors.append(text if text.startswith(where) else f'{where}: {text}')
 
 
 def plan_data(config: Any, key: str) -> Plan:
@@ -64,7 +64,7 @@ def plan_data(config: Any, key: str) -> Plan:
               lambda name, stream: paired_stream(name, stream, loader, key, in_loop))
         return plan
     if isinstance(loader, InheritanceDataConfig):
-        with collected(plan.problems, key):
+        with collected(plan.errors, key):
             _read(plan, target_streams(loader, key), loader, key,
                   lambda name, stream: target_stream(name, stream, loader, key)[0])
         return plan
@@ -94,7 +94,7 @@ def _read(
     opened = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, configured in streams.items():
-            with collected(plan.problems, f'{key}.streams.{name}'):
+            with collected(plan.errors, f'{key}.streams.{name}'):
                 stream = open_stream(name, _in(scratch, configured))
                 shards: list[Reader] = stream.open(config.download_retry, config.download_timeout)
                 sizes = [shard.get_raw_size() for shard in shards]
@@ -108,7 +108,7 @@ def _read(
         if not opened:
             return
         if any(dataset.embeddings for dataset in plan.datasets):
-            with collected(plan.problems, key):
+            with collected(plan.errors, key):
                 plan.llm_embed_dim = common_teacher(opened).llm_embed_dim
         shard = opened[0][1]
         if isinstance(config, InheritanceDataConfig) and isinstance(shard, PairedReader):
@@ -116,10 +116,10 @@ def _read(
     Stream.apply_weights([stream for stream, _ in opened], np.array([dataset.samples for dataset in plan.datasets]),
                          int(config.epoch_size) if config.epoch_size else None, config.shuffle_seed)
     for dataset, (stream, _) in zip(plan.datasets, opened):
-        dataset.drawn = int(stream.choose)
+        dataset.epoch_samples = int(stream.choose)
     if known := [dataset for dataset in plan.datasets if dataset.characters]:
         plan.characters = float(np.average([dataset.characters for dataset in known],
-                                           weights=[dataset.drawn or 1 for dataset in known]))
+                                           weights=[dataset.epoch_samples or 1 for dataset in known]))
 
 
 def _add_texts(dataset: DatasetPlan, shard: Reader, columns: Optional[Sequence[str]]) -> None:

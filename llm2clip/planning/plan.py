@@ -61,7 +61,7 @@ def plan_run(config: PlanConfig) -> None:
     with fake_ranks(config.plan_ranks or dist.get_world_size()):
         plan = make_plan(config)
         print(plan, flush=True)
-    if plan.problems:
+    if plan.errors:
         raise SystemExit(1)
 
 
@@ -108,13 +108,13 @@ def _plan_stage2(config: Stage2Config) -> Plan:
         return model, lambda n: image_batch(n, image_size, vectors, captions, width)
 
     if config.initial_weights is not None:
-        with collected(plan.problems):
+        with collected(plan.errors):
             check_initial_weights(make(1)[0].model, config.model, config.initial_weights)
     _measure(plan, config, make, lengths, teacher)
     if plan.cost is not None:
         batch = image_batch(plan.device_batch, image_size, dim if config.reads_vectors else 0, captions,
                             width=width)
-        plan.shared_memory = shared_memory(batch, config.train_data.num_workers, epoch_samples=plan.drawn,
+        plan.shared_memory = shared_memory(batch, config.train_data.num_workers, epoch_samples=plan.epoch_samples,
                                            ranks=min(_GPUS_PER_NODE, plan.ranks))
     return plan
 
@@ -153,8 +153,8 @@ def _text_encoders(
         raise ConfigError(f'teacher: there is none in {config.teacher}, which {key} needs; plan_llm lets it be planned '
                           'before it is there')
     if isinstance(config.teacher, str) and not Path(config.teacher).is_dir():
-        plan.problems.append(f'teacher: {key} needs one, and there is none in {config.teacher}')
-    texts = int(plan.repeats or 0) * config.global_train_batch_size * captions
+        plan.errors.append(f'teacher: {key} needs one, and there is none in {config.teacher}')
+    texts = int(plan.steps or 0) * config.global_train_batch_size * captions
     tokens = _count_tokens(plan, texts, llm.max_length)
     if in_loop.enabled:
         encoder = on_meta(dataclasses.replace(llm, dtype='float32') if in_loop.sharded else llm)
@@ -187,13 +187,13 @@ def _plan_stage1(config: Stage1Config) -> Plan:
     config = dataclasses.replace(config, text_encoder=_described(config.text_encoder, config.plan_llm))
     mntp, longest = config.objective == 'mntp', config.text_encoder.max_length
     plan = _begin(config)
-    plan.half |= config.text_encoder.dtype != 'float32'
+    plan.in_16_bits |= config.text_encoder.dtype != 'float32'
     if config.plan_samples is not None:
         streams = config.train_data.streams.values()
         pairs = [*config.train_data.pairs, *(pair for stream in streams for pair in stream.pairs or [])]
         plan.negative = any(pair.has_negative for pair in pairs)
     sides = [''] if mntp else ['query_', 'positive_', *(['negative_'] if plan.negative else [])]
-    texts = int(plan.repeats or 0) * config.global_train_batch_size * len(sides)
+    texts = int(plan.steps or 0) * config.global_train_batch_size * len(sides)
     tokens = _count_tokens(plan, texts, longest)
     plan.warnings.append(f'memory is that of texts as long as text_encoder.max_length, {longest} tokens')
 
@@ -225,24 +225,24 @@ class _MeanMask(MaskedNextTokenPrediction):
 
 def _plan_extraction(config: ExtractConfig) -> Plan:
     plan = plan_data(config, 'datasets')
-    plan.half, plan.unit = config.precision != 'fp32', 'pass'
+    plan.in_16_bits, plan.unit = config.precision != 'fp32', 'pass'
     texts_per_caption = 1 + len(config.prompts) + config.caption_parts
     for dataset in plan.datasets:
         dataset.texts *= texts_per_caption
-    plan.drawn = texts = (sum(dataset.texts for dataset in plan.datasets)
+    plan.epoch_samples = texts = (sum(dataset.texts for dataset in plan.datasets)
                           or int(config.plan_samples or 0) * texts_per_caption)
     encoder = _teacher_config(config)
     if not isinstance(config.teacher, (str, TextEncoderConfig)):
-        plan.problems.append(f'teacher.type: {config.teacher.type!r}, but only the extraction of an LLM is planned')
+        plan.errors.append(f'teacher.type: {config.teacher.type!r}, but only the extraction of an LLM is planned')
     elif encoder is None:
-        plan.problems.append(f'teacher: there is none in {config.teacher}; plan_llm lets it be planned before it is '
+        plan.errors.append(f'teacher: there is none in {config.teacher}; plan_llm lets it be planned before it is '
                              'there')
     else:
         tokens = _count_tokens(plan, texts, encoder.max_length)
-        plan.half |= encoder.dtype != 'float32'
+        plan.in_16_bits |= encoder.dtype != 'float32'
         forward = EncoderPlan(on_meta(encoder), tokens, config.batch_tokens, config.precision)
         plan.cost = forward.dry_run()
-        plan.repeats = texts / forward.captions / plan.ranks
+        plan.steps = texts / forward.captions / plan.ranks
         dim = forward.encoder.llm_embed_dim
         size = {'float16': 2 * dim, 'float32': 4 * dim, 'int8': dim + 4}[config.storage]
         plan.vectors = {dataset.name: dataset.texts * size
@@ -254,27 +254,27 @@ def _begin(config: Any) -> Plan:
     """Plan the data and the steps of a training."""
     plan, batch = plan_data(config, 'train_data'), config.global_train_batch_size
     if config.eval_data is not None:
-        plan.problems += plan_data(config, 'eval_data').problems
-    plan.half = config.precision != 'fp32' if config.precision else config.device != 'cpu'
+        plan.errors += plan_data(config, 'eval_data').errors
+    plan.in_16_bits = config.precision != 'fp32' if config.precision else config.device != 'cpu'
     plan.global_batch, plan.device_batch = batch, batch // plan.ranks
     plan.microbatch = config.device_train_microbatch_size or plan.device_batch
-    plan.drawn = int(config.plan_samples or sum(dataset.drawn for dataset in plan.datasets))
+    plan.epoch_samples = int(config.plan_samples or sum(dataset.epoch_samples for dataset in plan.datasets))
     plan.kept = config.save_num_checkpoints_to_keep
     if plan.datasets and isinstance(config, Stage1Config) and config.objective == 'contrastive':
         # Each global batch comes from one dataset.
-        plan.epoch_steps = sum(dataset.drawn // batch for dataset in plan.datasets)
+        plan.epoch_steps = sum(dataset.epoch_samples // batch for dataset in plan.datasets)
     else:
-        plan.epoch_steps = -(-plan.drawn // plan.ranks) // max(1, plan.device_batch)
-    plan.repeats = _steps(config.max_duration, plan)
+        plan.epoch_steps = -(-plan.epoch_samples // plan.ranks) // max(1, plan.device_batch)
+    plan.steps = _steps(config.max_duration, plan)
     interval = _steps(config.save_interval, plan)
-    plan.checkpoints = -(-plan.repeats // interval) if interval and plan.repeats is not None else None
-    if plan.drawn and not plan.epoch_steps:
-        plan.problems.append(f'train_data: an epoch has {plan.drawn:,} samples, fewer than one global batch of '
+    plan.checkpoints = -(-plan.steps // interval) if interval and plan.steps is not None else None
+    if plan.epoch_samples and not plan.epoch_steps:
+        plan.errors.append(f'train_data: an epoch has {plan.epoch_samples:,} samples, fewer than one global batch of '
                              f'{batch:,}')
     cache_limit = config.train_data.cache_limit
     needed = 4 * max((dataset.largest_shard for dataset in plan.datasets), default=0)
     if cache_limit is not None and bytes_to_int(cache_limit) < needed:
-        plan.problems.append(f'train_data.cache_limit: {cache_limit} is less than four shards, '
+        plan.errors.append(f'train_data.cache_limit: {cache_limit} is less than four shards, '
                              f'{tqdm.format_sizeof(needed, "B")}')
     return plan
 
@@ -350,13 +350,13 @@ def _measure(
         trainable, frozen = plan.modules.get(part, (0, 0))
         n = parameter.numel()
         plan.modules[part] = (trainable + n, frozen) if parameter.requires_grad else (trainable, frozen + n)
-    with collected(plan.problems):
+    with collected(plan.errors):
         check_metrics(config)
     try:
         check_train_config(config)
         plan.cost = dry_run_step(model, config, make_batch, teacher)
     except ConfigError as error:
-        plan.problems.append(str(error))
+        plan.errors.append(str(error))
         return
     if mean < longest:
         model, make_batch = make(mean)

@@ -44,7 +44,7 @@ class DatasetPlan:
     size: int = 0
     embeddings: int = 0  # size of the teachers' vectors
     largest_shard: int = 0  # size, vectors included
-    drawn: int = 0  # samples per epoch
+    epoch_samples: int = 0  # samples per epoch
     texts: int = 0  # captions of all samples, missing ones included
     characters: float = 0.0  # mean per text; 0 if no shard is on disk
 
@@ -55,12 +55,12 @@ class Plan:
 
     options: PlanConfig
     ranks: int
-    half: bool = True  # whether matrix products are in 16 bits
+    in_16_bits: bool = True  # whether matrix products are in 16 bits
     unit: str = 'step'  # a training step, or a forward pass (`pass`)
-    problems: list[str] = field(default_factory=list)  # errors that will stop the run
+    errors: list[str] = field(default_factory=list)  # errors that will stop the run
     warnings: list[str] = field(default_factory=list)
     cost: Optional[StepCost] = None  # of one step or forward pass
-    repeats: Optional[float] = None  # steps or forward passes per GPU
+    steps: Optional[float] = None  # steps or forward passes per GPU
     datasets: list[DatasetPlan] = field(default_factory=list)
     llm_embed_dim: int = 0  # width of the teachers' vectors, concatenated; 0 without any
     embed_dim: int = 0  # width of the targets of inheritance; 0 if unknown
@@ -71,7 +71,7 @@ class Plan:
     global_batch: int = 0
     device_batch: int = 0
     microbatch: int = 0
-    drawn: int = 0  # samples per epoch
+    epoch_samples: int = 0  # samples per epoch
     epoch_steps: int = 0
     modules: dict[str, tuple[int, int]] = field(default_factory=dict)  # part -> trainable and frozen parameters
     shared_memory: int = 0  # maximum bytes of the workers' batches in /dev/shm, per node
@@ -82,21 +82,21 @@ class Plan:
     def seconds(self, gpu: GPU) -> float:
         """Seconds of one step or forward pass."""
         assert self.cost is not None
-        peak = gpu.bf16 if self.half else gpu.fp32
+        peak = gpu.bf16 if self.in_16_bits else gpu.fp32
         return self.cost.flops / (peak * 1e12 * self.options.plan_mfu)
 
     def __str__(self) -> str:
-        lines = [*(f'WILL FAIL: {text}' for text in self.problems), *(f'warning: {text}' for text in self.warnings)]
+        lines = [*(f'WILL FAIL: {text}' for text in self.errors), *(f'warning: {text}' for text in self.warnings)]
         parts = (f', {self.device_batch:,} per GPU in microbatches of {self.microbatch:,}'
                  if (self.ranks, self.microbatch) != (1, self.global_batch) else '')
         lines.append(f'{self.ranks:,} GPU{"s" * (self.ranks > 1)}'
                      + (f', {self.global_batch:,} samples per step{parts}' if self.global_batch else ''))
-        if not self.drawn:
+        if not self.epoch_samples:
             lines.append('no data is there: plan_samples=15e6 plans for 15 million samples')
         elif self.global_batch:
-            lines.append(f'{self.drawn:,} samples and {self.epoch_steps:,} steps per epoch' + (
-                '' if self.repeats is None else
-                f'; {self.repeats:,} steps, {self.repeats * self.global_batch:,} samples in all'))
+            lines.append(f'{self.epoch_samples:,} samples and {self.epoch_steps:,} steps per epoch' + (
+                '' if self.steps is None else
+                f'; {self.steps:,} steps, {self.steps * self.global_batch:,} samples in all'))
         if self.texts:
             lines.append(f'{self.texts:,} texts through the LLM, {self.tokens:,} tokens')
         if self.modules:
@@ -114,7 +114,7 @@ class Plan:
             lines.append(f'workers hold at most {_bytes(self.shared_memory)} per node in /dev/shm')
         for data in self.datasets:
             vectors = f' and {_bytes(data.embeddings)} of embeddings' if data.embeddings else ''
-            epoch = f', {data.drawn:,} per epoch' if self.global_batch else ''
+            epoch = f', {data.epoch_samples:,} per epoch' if self.global_batch else ''
             lines.append(f'{data.name}: {data.samples:,} samples in {data.shards:,} shards{epoch}; '
                          f'{_bytes(data.size)}{vectors}')
         if self.cost is not None and self.global_batch:
@@ -125,16 +125,16 @@ class Plan:
         return '\n'.join(lines)
 
     def _gpus(self, cost: StepCost) -> list[str]:
-        price = self.options.plan_price if self.repeats else None
+        price = self.options.plan_price if self.steps else None
         again = f', of which recomputation {cost.recomputed / cost.flops:.0%}' if cost.recomputed else ''
         lines = [f'{cost.flops / 1e12:,.1f} TFLOP per GPU and {self.unit}{again}; computed at '
                  f'{self.options.plan_mfu:.0%} of its peak, and never waiting:',
                  f'  {"GPU":<8}{"GiB":>6}{"fits":>6}{"s/" + self.unit:>10}'
-                 + (f'{"hours":>10}{"GPU-hours":>12}' if self.repeats else '') + (f'{"price":>14}' if price else '')]
+                 + (f'{"hours":>10}{"GPU-hours":>12}' if self.steps else '') + (f'{"price":>14}' if price else '')]
         for name, gpu in GPUS.items():
             row = f'  {name:<8}{gpu.memory:>6.0f}{"yes" if gpu.fits(cost.peak) else "no":>6}{self.seconds(gpu):>10.3f}'
-            if self.repeats:
-                hours = self.seconds(gpu) * self.repeats / 3600
+            if self.steps:
+                hours = self.seconds(gpu) * self.steps / 3600
                 row += f'{hours:>10,.1f}{hours * self.ranks:>12,.0f}'
                 row += f'{hours * self.ranks * price:>14,.0f}' if price else ''
             lines.append(row)

@@ -82,7 +82,7 @@ def zeroshot_evaluator(
 
 
 class Prompts(NamedTuple):
-    """P prompts for each of this rank's `own_names`: vectors of a frozen teacher, or texts for a trainable one.
+    """P prompts for each of this rank's `names_of_rank`: vectors of a frozen teacher, or texts for a trainable one.
     ImageNet's vectors take 1.3 GB over all ranks at a width of 4,096."""
 
     names: torch.Tensor
@@ -92,7 +92,7 @@ class Prompts(NamedTuple):
     texts: Optional[list[list[str]]]
 
 
-def own_names(count: int) -> list[int]:
+def names_of_rank(count: int) -> list[int]:
     """Indices of this rank's share of `count` names, with a stride of the world size.
     Every rank has the same number of names, with the first names repeated if needed."""
     ranks = dist.get_world_size()
@@ -108,7 +108,7 @@ def zeroshot_classes(
     are cached on disk for a resumed run, unless the LLM is sharded.
     """
     own = {name: [[template.replace('{}', one.names[at]) for template in one.templates]
-                  for at in own_names(len(one.names))] for name, one in sets.items()}
+                  for at in names_of_rank(len(one.names))] for name, one in sets.items()}
     vectors: dict[str, torch.Tensor] = {}
     if not config.reads_captions:
         device, source = open_device(config.device, config.precision), teacher_source(config.teacher)
@@ -129,7 +129,7 @@ def zeroshot_classes(
                             embedded if dist.get_global_rank() == 0 else torch.empty(shape))
                         dist.broadcast(embedded, src=0)
                     of_names = embedded.unflatten(0, (len(one.names), -1))
-                    vectors[name] = of_names[own_names(len(one.names))].cpu()
+                    vectors[name] = of_names[names_of_rank(len(one.names))].cpu()
                     del embedded, of_names
                 del cached
         gc.collect()  # free the memory of the LLM for the model
@@ -183,6 +183,6 @@ def _class_features(model: Any, prompts: Prompts, pixels: torch.Tensor) -> torch
         if prompts.texts is not None:
             block['caption'] = [*chain.from_iterable(prompts.texts[start:start + size])]
         own.append(mean_of_prompts(model(block)['text_features'].unflatten(0, (-1, per_name))))
-    # Interleave the names of the ranks, to undo the stride of `own_names`.
+    # Interleave the names of the ranks, to undo the stride of `names_of_rank`.
     gathered: Sequence[torch.Tensor] = dist.all_gather(torch.cat(own))
     return torch.stack(list(gathered), dim=1).flatten(0, 1)[prompts.names.to(pixels.device)]

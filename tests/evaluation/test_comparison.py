@@ -21,7 +21,7 @@ import llm2clip.evaluation.report
 from llm2clip.config import ConfigError, EvaluateConfig, EvaluatedModelConfig, RetrievalConfig, ZeroshotConfig
 from llm2clip.config.files import load_config
 from llm2clip.data.zeroshot import ZeroshotSet
-from llm2clip.evaluation.comparison import Found, average, compare
+from llm2clip.evaluation.comparison import BenchmarkResult, average, compare
 from llm2clip.evaluation.evaluate import Evaluation
 from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
 from llm2clip.evaluation.tables import reported_recalls
@@ -44,11 +44,11 @@ def _ranks(seed: int, shared: bool = False) -> RetrievalRanks:
     return rank_both_ways(images, texts, image_of_text, text_id)
 
 
-def _found(ranks: RetrievalRanks, seed: int = 0) -> Found:
-    return Found(ranks.recalls(), ranks.outcomes(range(N), N), seed)
+def _found(ranks: RetrievalRanks, seed: int = 0) -> BenchmarkResult:
+    return BenchmarkResult(ranks.recalls(), ranks.outcomes(range(N), N), seed)
 
 
-def _classified(right: Sequence[int], labels: Sequence[int], seed: int = 0, kind: str = 'zeroshot') -> Found:
+def _classified(right: Sequence[int], labels: Sequence[int], seed: int = 0, kind: str = 'zeroshot') -> BenchmarkResult:
     """A classification with these images right."""
     hits, classes = torch.tensor(right, dtype=torch.bool)[:, None], torch.tensor(labels)
     per_class = {f'c{c}': 100 * hits[classes == c].double().mean().item() for c in classes.unique().tolist()}
@@ -57,7 +57,7 @@ def _classified(right: Sequence[int], labels: Sequence[int], seed: int = 0, kind
     images = torch.arange(len(hits))
     outcomes = [Outcomes((f'{kind}_top1',), hits, images, len(hits)),
                 Outcomes(('mean_per_class',), hits, images, len(hits), classes)]
-    return Found(values, outcomes, seed)
+    return BenchmarkResult(values, outcomes, seed)
 
 
 def _naive(right: torch.Tensor, images_of: list[list[int]], drawn: Sequence[int]) -> float:

@@ -54,12 +54,12 @@ def test_steps_and_data_are_those_of_the_loader(args: list[str], image_dataset: 
     config = load_config(Stage2Config, [*args, 'train_data.streams.s.repeat=1.6'])
     loader = build_image_loader(config.train_data, config.model.vision.image_size, 8, 0, True, 'train_data')
     data, = plan.datasets
-    assert plan.epoch_steps == len(loader.dataloader) == 12 and plan.repeats == 36
-    assert (data.samples, data.drawn) == (64, 102)
+    assert plan.epoch_steps == len(loader.dataloader) == 12 and plan.steps == 36
+    assert (data.samples, data.epoch_samples) == (64, 102)
     assert data.size == sum(path.stat().st_size for path in image_dataset.rglob('*.mds'))
     assert (plan.checkpoints, plan.kept) == (18, 2)
     assert plan.modules['adapter'] == (sum(p.numel() for p in LLM2CLIP(config.model, 32).adapter.parameters()), 0)
-    assert plan.modules['visual_projection'] == (256 * 16, 0) and not plan.problems
+    assert plan.modules['visual_projection'] == (256 * 16, 0) and not plan.errors
     text = str(plan)
     assert '102 samples and 12 steps per epoch; 36 steps, 288 samples in all' in text
     assert 's: 64 samples in 3 shards, 102 per epoch; ' in text and 'of embeddings' in text
@@ -77,15 +77,15 @@ def test_each_batch_of_stage1_is_of_one_stream(
     config = load_config(Stage1Config, args)
     plan = make_plan(config)
     loader = build_caption_pair_loader(config.train_data, load_caption_tokenizer(config.text_encoder), 8, 0, True, 't')
-    assert [data.drawn for data in plan.datasets] == [76, 33]
+    assert [data.epoch_samples for data in plan.datasets] == [76, 33]
     assert plan.epoch_steps == sum(1 for _ in loader.dataloader) == 76 // 8 + 33 // 8
-    assert plan.texts == 2 * 8 * plan.repeats == 2 * 8 * 26 and 0 < plan.tokens < 32 * plan.texts
+    assert plan.texts == 2 * 8 * plan.steps == 2 * 8 * 26 and 0 < plan.tokens < 32 * plan.texts
     trainable, frozen = plan.modules['lora']
     assert trainable > 0 == frozen and plan.modules['text_encoder'][0] == 0 and plan.modules['scale'] == (1, 0)
     # Of checkpoints, only what is trained, with the state of Adam.
     assert plan.cost and plan.cost.checkpoint == 12 * (trainable + 1) + 4 * (2 * 2 * 7 + 1)  # and Adam's steps
     warm = make_plan(load_config(Stage1Config, [*args, 'objective=mntp', 'train_data.texts={short: 1.0}']))
-    assert warm.cost and warm.texts == warm.repeats * 8 and not warm.problems
+    assert warm.cost and warm.texts == warm.steps * 8 and not warm.errors
 
 
 def test_what_will_stop_the_run_is_said(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,8 +101,8 @@ def test_what_will_stop_the_run_is_said(args: list[str], tmp_path: Path, monkeyp
     ]
     for extra, message in cases:
         plan = stage2(*args, *extra)
-        assert any(re.search(message, problem) for problem in plan.problems), (extra, plan.problems)
-    assert not stage2(*args).problems
+        assert any(re.search(message, problem) for problem in plan.errors), (extra, plan.errors)
+    assert not stage2(*args).errors
 
 
 def test_a_remote_is_asked_for_its_index_only(
@@ -113,7 +113,7 @@ def test_a_remote_is_asked_for_its_index_only(
               f'train_data.streams.s.embeddings.tiny.local={cache}/embeddings',
               f'train_data.streams.s.embeddings.tiny.remote={embeddings}']
     plan = stage2(*args, *remote)
-    assert not plan.problems and plan.datasets == stage2(*args).datasets and not cache.exists()
+    assert not plan.errors and plan.datasets == stage2(*args).datasets and not cache.exists()
     shutil.copytree(image_dataset, cache / 'images')
     assert stage2(*args, *remote).datasets == plan.datasets
 
@@ -138,7 +138,7 @@ def test_data_that_is_not_there_yet(args: list[str]) -> None:
     missing = str(stage2(*args, 'train_data.streams.s.local=/nowhere'))
     assert 'no data is there: plan_samples=' in missing and '0 samples' not in missing
     plan = stage2(*args, 'train_data.streams.s.local=/nowhere', 'plan_samples=15e6', 'plan_price=2.5')
-    assert (plan.drawn, plan.epoch_steps, plan.repeats) == (15_000_000, 1_875_000, 5_625_000) and not plan.problems
+    assert (plan.epoch_samples, plan.epoch_steps, plan.steps) == (15_000_000, 1_875_000, 5_625_000) and not plan.errors
     assert plan.cost
     seconds = plan.cost.flops / (67e12 * 0.4)  # the run computes in float32
     assert plan.seconds(GPUS['H100']) == pytest.approx(seconds)
@@ -156,17 +156,17 @@ def test_extraction(
     plan = make_plan(load_config(ExtractConfig, args))
     texts = sum(1 for sample in read_samples(image_dataset) for key in sample if key.startswith('caption.'))
     llm = on_meta(TextEncoderConfig(str(llm_folder)))
-    assert plan.texts == texts and plan.cost and plan.cost.teacher == Meter().add_module(llm) and not plan.problems
+    assert plan.texts == texts and plan.cost and plan.cost.teacher == Meter().add_module(llm) and not plan.errors
     # Without autocast, products have the dtype of the weights.
-    assert not plan.half and make_plan(load_config(ExtractConfig, [*args, 'teacher.dtype=bfloat16'])).half
+    assert not plan.in_16_bits and make_plan(load_config(ExtractConfig, [*args, 'teacher.dtype=bfloat16'])).in_16_bits
     run_recipe(monkeypatch, 'extract_embeddings', *args)
     written = sum(path.stat().st_size for path in out.rglob('*.mds'))
     assert 0 < plan.vectors['s'] < written < 1.5 * plan.vectors['s'] + 64 * texts
     there = make_plan(load_config(ExtractConfig, [*args, 'plan_samples=1e6', 'plan_tokens=16']))
-    assert there.texts == 1_000_000 and there.tokens == 16_000_000 and there.repeats == 1_000_000 / 4
+    assert there.texts == 1_000_000 and there.tokens == 16_000_000 and there.steps == 1_000_000 / 4
     missing = [*args[1:], 'teacher=/nowhere', f'plan_llm={llm_folder}', 'plan_samples=1e6']
     assert make_plan(load_config(ExtractConfig, missing)).cost
-    problem, = make_plan(load_config(ExtractConfig, [*args[1:], 'teacher=/nowhere'])).problems
+    problem, = make_plan(load_config(ExtractConfig, [*args[1:], 'teacher=/nowhere'])).errors
     assert 'plan_llm lets it be planned' in problem
 
 
@@ -181,7 +181,7 @@ def test_trainable_text_encoders(
     trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in encoder.parameters()) - trained
     assert lora.modules['lora'] == (trained, 0) and lora.modules['text_encoder'] == (0, frozen)
-    assert plain and lora.cost and not lora.problems and (lora.texts, lora.tokens) == (8 * 24, 16 * 8 * 24)
+    assert plain and lora.cost and not lora.errors and (lora.texts, lora.tokens) == (8 * 24, 16 * 8 * 24)
     assert lora.cost.parameters - plain.parameters == pytest.approx(Meter().add_module(encoder), rel=0.01)
     assert lora.cost.checkpoint - plain.checkpoint == pytest.approx(3 * 4 * trained, rel=0.01)
     # The layers' weights are multiplied in the forward pass, and in the backward pass for the states alone.
@@ -193,13 +193,13 @@ def test_trainable_text_encoders(
                      'algorithms.grad_cache={}', 'device_train_microbatch_size=4', 'teacher=/nowhere',
                      f'plan_llm={llm_folder}')
     assert several.cost and several.cost.flops > 3 * flops and several.texts == 3 * 8 * 24
-    assert several.problems == ['teacher: trainable_text.lora needs one, and there is none in /nowhere']
+    assert several.errors == ['teacher: trainable_text.lora needs one, and there is none in /nowhere']
     with pytest.raises(ConfigError, match='^teacher: there is none in /nowhere, which trainable_text.lora needs'):
         stage2(*args, 'trainable_text.lora={r: 4}', 'teacher=/nowhere')
     # CLIP's text tower in place of the LLM.
     clip_text = load_clip_text(ClipTextConfig(str(clip)), 'clip')
     tower = sum(p.numel() for p in clip_text.parameters())
     direct = stage2(*args, f'trainable_text.clip.name={clip}', 'model.adapter.name=identity')
-    assert direct.modules['text_encoder'] == (tower, 0) and not direct.problems
+    assert direct.modules['text_encoder'] == (tower, 0) and not direct.errors
     trained = sum(of_module for of_module, _ in direct.modules.values())
     assert direct.cost and direct.cost.gradients == pytest.approx(4 * trained, rel=0.05)

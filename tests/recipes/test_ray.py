@@ -95,7 +95,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         for name, value in {**s3_environment(port), 'RAY_USAGE_STATS_ENABLED': '0', 'RAY_AUTH_MODE': 'disabled',
                             'RAY_health_check_period_ms': '500', 'OMP_NUM_THREADS': '1'}.items():
             patch.setenv(name, value)
-        patch.setattr(llm2clip.engine, '_LOOK', 0.2)
+        patch.setattr(llm2clip.engine, '_POLL_SECONDS', 0.2)
         on_sigterm = signal.getsignal(signal.SIGTERM)
         found = Nodes(served)
         found.to_two()

@@ -22,7 +22,7 @@ from llm2clip.files import FileError
 from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.training import stage2, zeroshot
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
-from llm2clip.training.zeroshot import own_names, zeroshot_evaluator
+from llm2clip.training.zeroshot import names_of_rank, zeroshot_evaluator
 
 pytestmark = pytest.mark.usefixtures('no_leftovers')
 
@@ -135,7 +135,7 @@ def test_each_rank_has_its_share_of_images_and_names(sets: Path, ranks: int, mon
         monkeypatch.setattr(dist, 'get_global_rank', lambda: rank)  # noqa: B023
         loader: Any = zeroshot_evaluator(one, 'z', 'k', 32, 2, 0).dataloader.dataloader
         images.append([batch['index'].tolist() for batch in loader])
-        names.append(own_names(5))
+        names.append(names_of_rank(5))
     assert len({tuple(map(len, batches)) for batches in images}) == len({*map(len, names)}) == 1  # as many steps
     assert {index for batches in images for batch in batches for index in batch} == {*range(9)}
     assert [name for turn in zip(*names) for name in turn][:5] == [*range(5)]

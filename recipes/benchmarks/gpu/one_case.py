@@ -149,8 +149,8 @@ def train(name: str, config: Union[Stage1Config, Stage2Config]) -> Result:
             data.num_workers = 1
             plan: Any = make_plan(config)
     print(plan, flush=True)
-    if plan.problems:
-        raise ConfigError('; '.join(plan.problems))
+    if plan.errors:
+        raise ConfigError('; '.join(plan.errors))
     if isinstance(config, Stage1Config):
         initialize(config)
         trainer, _ = stage1.make_trainer(config, load_caption_tokenizer(config.text_encoder))
@@ -194,7 +194,7 @@ def extract(config: ExtractConfig) -> Result:
     config.plan_tokens = round(done['tokens'] / done['captions'])
     with fake_ranks(1):
         plan: Any = make_plan(config)
-    return summary(seconds, round(plan.repeats), done['captions'], plan.cost.flops * plan.repeats, 0, done['tokens'],
+    return summary(seconds, round(plan.steps), done['captions'], plan.cost.flops * plan.steps, 0, done['tokens'],
                    None, plan.cost.peak, found, before=before)
 
 
