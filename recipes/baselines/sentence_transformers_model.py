@@ -110,14 +110,16 @@ def train(task: str, out: str, folder: str, steps: str, loss: str) -> None:
         model = SentenceTransformer(modules=[Router({'text': text, 'image': image})], device='cpu')
     else:
         model = SentenceTransformer(modules=text, device='cpu')
-    draw, columns = random.Random(SEED), ([], [])
-    for sample in read_samples(RUN / 'data/train'):
+    draw = random.Random(SEED)
+
+    def pairs_of(sample: dict[str, Any]) -> list[Any]:
         captions = captions_of(sample)
-        for caption, other in ([(one, f'{out}/images/{sample[SAMPLE_ID]}') for one in captions] if task == 'images' else
-                               [draw.sample(captions, 2)] if task == 'captions' else [(captions[0], captions[0])]):
-            columns[0].append(caption)
-            columns[1].append(other)
-    data = datasets.Dataset.from_dict({'anchor': columns[0], 'positive': columns[1]})
+        if task == 'images':
+            return [(caption, f'{out}/images/{sample[SAMPLE_ID]}') for caption in captions]
+        return [draw.sample(captions, 2) if task == 'captions' else (captions[0], captions[0])]
+
+    anchors, positives = zip(*(pair for sample in read_samples(RUN / 'data/train') for pair in pairs_of(sample)))
+    data = datasets.Dataset.from_dict({'anchor': anchors, 'positive': positives})
     if task == 'images':
         data = data.cast_column('positive', datasets.Image())
     optimizer = config.optimizer
@@ -133,9 +135,11 @@ def train(task: str, out: str, folder: str, steps: str, loss: str) -> None:
         bf16=task == 'images' and STAGE1.text_encoder.dtype == 'bfloat16',  # autocast joins the LLM and its projection
         router_mapping={'anchor': 'text', 'positive': 'image'} if task == 'images' else None)
     scale = STAGE1.logit_scale if task != 'images' else 20.0  # the library's default
+    # Images are trained in both directions, as by the other programs.
+    both: Any = {'directions': ('query_to_doc', 'doc_to_query'), 'partition_mode': 'per_direction'}
     trainer = SentenceTransformerTrainer(
         model=model, args=arguments, callbacks=[StepLog(Path(folder, 'steps.txt'))], train_dataset=data,
-        loss=getattr(losses, loss)(model, scale=scale))
+        loss=getattr(losses, loss)(model, scale=scale, **(both if task == 'images' else {})))
     trainer.train()
     llm.model = llm.model.float().merge_and_unload()  # sentence-transformers saves no adapter inside a Router
     model.save_pretrained(f'{folder}/final')
