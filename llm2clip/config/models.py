@@ -210,8 +210,6 @@ class PlanConfig:
     characters per token), or the encoder's maximum length."""
     plan_llm: Optional[Text] = None
     """Folder with the `config.json` of the LLM or of the teacher, if that is not available yet."""
-    plan_gpu: Literal['A100', 'H100', 'H200', 'B200'] = 'H100'
-    """GPU that the step has to fit."""
     plan_mfu: Annotated[float, Field(gt=0, le=1)] = 0.4
     """Assumed fraction of the peak FLOP/s of a GPU, for all FLOPs of a step including recomputation."""
     plan_price: Optional[Positive] = None

@@ -35,7 +35,7 @@ from llm2clip.models.stage1 import MaskedNextTokenPrediction
 from llm2clip.models.towers import train_image_size
 from llm2clip.planning.datasets import collected, plan_data
 from llm2clip.planning.step import EncoderPlan, dry_run_step, fake_ranks
-from llm2clip.planning.summary import GPUS, DatasetPlan, Plan
+from llm2clip.planning.summary import DatasetPlan, Plan
 from llm2clip.remote_code.checks_llm2clip import load_config
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 from llm2clip.teacher.clip_text import ClipTextTower
@@ -362,13 +362,5 @@ def _measure(
         model, make_batch = make(mean)
         shorter = dry_run_step(model, config, make_batch, teacher)
         plan.cost.flops, plan.cost.recomputed = shorter.flops, shorter.recomputed
-    fsdp, vision = config.fsdp, config.model.vision if isinstance(config, Stage2Config) else None
-    if fsdp is not None and fsdp.activation_cpu_offload:
+    if config.fsdp is not None and config.fsdp.activation_cpu_offload:
         plan.warnings.append('fsdp.activation_cpu_offload: the peak is that without it')
-    if not GPUS[config.plan_gpu].fits(plan.cost.peak):
-        recomputed = fsdp is not None and fsdp.activation_checkpointing or vision and vision.gradient_checkpointing
-        key = 'fsdp.activation_checkpointing' if fsdp is not None or vision is None else (
-            'model.vision.gradient_checkpointing')
-        way = '' if recomputed else f'{key}=true recomputes activations in the backward pass, and '
-        plan.warnings.append(f'it does not fit one {config.plan_gpu}; {way}algorithms.grad_cache allows a smaller '
-                             'device_train_microbatch_size')
