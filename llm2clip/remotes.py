@@ -96,6 +96,8 @@ def download(remote: str, path: Union[str, Path]) -> bool:
     def attempt() -> None:
         with reaching(remote), writing(path):
             CloudDownloader.direct_download(remote, str(work / path.name))
+        if not (work / path.name).exists():  # some downloaders ignore errors
+            raise OSError(f'{remote}: the download ended without a file')
 
     try:
         attempt()

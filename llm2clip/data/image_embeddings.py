@@ -69,14 +69,14 @@ def build_image_loader(
 
     def make_train(dataset: SafeDataset, sample: Any, at: int) -> dict[str, Any]:
         seed, mix = dataset.sample_seed(sample), mixes[dataset.stream_of(at)]
-        drawn = draw_captions(_with_captions(sample, mix) if of_vectors else sample, mix, config.captions_per_image,
-                              seed)
+        drawn = draw_captions(_with_captions(sample, at, mix) if of_vectors else sample, mix,
+                              config.captions_per_image, seed)
         texts = [
             {**({'caption': caption} if captions else _caption_embedding(sample.text_embeddings, key, streams)),
              'text_id': torch.tensor(text_id(caption))} for key, caption in drawn]
         if of_vectors:
             views = [name.removeprefix(EMBEDDING) for name in sample if name.startswith(EMBEDDING)]
-            image = stored_vector(sample, views[draw([1] * len(views), seed, 'view')], 'image_embedding')
+            image = _image_embedding(sample, views[draw([1] * len(views), seed, 'view')], streams)
         else:
             pixels = decode_pixels(sample[IMAGE], sample[SAMPLE_ID], needed)
             image = {'pixel_values': seeded(transform, pixels, seed)}
@@ -87,10 +87,10 @@ def build_image_loader(
         }
 
     def make_eval(dataset: SafeDataset, sample: Any, at: int) -> dict[str, Any]:
-        there = _with_captions(sample, keys) if of_vectors else sample
+        there = _with_captions(sample, at, keys) if of_vectors else sample
         texts = [there[CAPTION + caption_of(key)] for key in keys]
         return {
-            **(stored_vector(sample, IMAGE, 'image_embedding') if of_vectors else {
+            **(_image_embedding(sample, IMAGE, streams) if of_vectors else {
                 'pixel_values': resize_and_crop(decode_pixels(sample[IMAGE], sample[SAMPLE_ID]), image_size)}),
             **({'caption': texts} if captions else _stacked(
                 [_caption_embedding(sample.text_embeddings, key, streams) for key in keys])),
@@ -111,12 +111,21 @@ def reads_image_embeddings(config: ImageDataConfig, key: str) -> bool:
     return bool(config.streams) and not without
 
 
-def _with_captions(sample: Any, keys: Iterable[str]) -> dict[str, str]:
+def _with_captions(sample: Any, at: int, keys: Iterable[str]) -> dict[str, str]:
     """Stand-in for the captions of a sample that has only vectors: empty where the vector is zero, as extraction
-    writes it for a missing caption, and otherwise unique."""
+    writes it for a missing caption, and otherwise unique, which sample ids of several datasets need not be."""
     row = sample.text_embeddings[0]
     return {SAMPLE_ID: sample[SAMPLE_ID], **{
-        CAPTION + caption_of(key): f'{sample[SAMPLE_ID]}/{key}' if row[EMBEDDING + key].any() else '' for key in keys}}
+        CAPTION + caption_of(key): f'{at}/{key}' if row[EMBEDDING + key].any() else '' for key in keys}}
+
+
+def _image_embedding(sample: Any, key: str, streams: Mapping[str, PairedStream]) -> dict[str, torch.Tensor]:
+    """``image_embedding`` ``(D,)`` of an image or a view of it, as stored if all streams have the same storage type,
+    and otherwise in float32."""
+    stored = stored_vector(sample, key, 'image_embedding')
+    if len({stream.storages[0] for stream in streams.values()}) == 1:
+        return stored
+    return {'image_embedding': vectors_of(stored, 'image_embedding').float()}
 
 
 def _caption_embedding(
@@ -128,7 +137,7 @@ def _caption_embedding(
     Otherwise it is float32, and the vectors of several teachers are scaled to length 1 and concatenated.
     """
     stored = [stored_vector(row, key) for row in rows]
-    if len(stored) == 1 and len({tuple(stream.storages) for stream in streams.values()}) == 1:
+    if len(stored) == 1 and len({stream.storages[1] for stream in streams.values()}) == 1:
         return stored[0]
     return {'text_embedding': concatenate([vectors_of(one).float() for one in stored])}
 

@@ -45,7 +45,6 @@ TEACHER_FILE = 'teacher.json'
 """File of an embeddings dataset that records its teacher and the dataset that it belongs to."""
 
 _COLUMNS = ('column_names', 'column_encodings', 'column_sizes')
-_SHARD = {*_COLUMNS, 'compression', 'format', 'hashes', 'raw_data', 'samples', 'size_limit', 'version', 'zip_data'}
 _TYPES = {SAMPLE_ID: ('str',), IMAGE: ('bytes',), CAPTION: ('str',), EMBEDDING_SCALE: ('float32',),
           EMBEDDING: ('ndarray:float16:', 'ndarray:float32:', 'ndarray:int8:')}
 
@@ -105,37 +104,27 @@ def parse_index(data: Union[str, bytes], where: Union[str, Path]) -> dict[str, A
 def check_shard(shard: Any, where: str, like: Optional[dict[str, Any]] = None) -> None:
     """Raise a FileError that names `where`, unless `shard` is a valid entry of an index.  With `like`, a valid entry,
     the columns must be the same."""
-    if not isinstance(shard, dict) or shard.keys() != _SHARD:
-        raise FileError(f'{where}: expected an object with {", ".join(sorted(_SHARD))}')
-    if shard['format'] != 'mds' or shard['version'] != 2:
-        raise FileError(f'{where}: is {shard["format"]!r}, version {shard["version"]!r}, expected mds, version 2')
-    if not _is_count(shard['samples'], 1):
-        raise FileError(f'{where}: has {shard["samples"]!r} samples, expected a whole number above 0')
-    if shard['compression'] is not None or shard['zip_data'] is not None:
-        raise FileError(f'{where}: is compressed, expected shards that are not')
-    file = shard['raw_data']
-    if not isinstance(file, dict) or file.keys() != {'basename', 'bytes', 'hashes'} or not _is_count(file['bytes']) \
-            or not isinstance(file['hashes'], dict) or not isinstance(file['basename'], str) \
-            or not stays_inside(file['basename']):
-        raise FileError(f'{where}: expected files inside the folder with their sizes and hashes, found '
-                        f'{str(file)[:120]}')
-    if not isinstance(shard['hashes'], list) or not (shard['size_limit'] is None or _is_count(shard['size_limit'])):
-        raise FileError(f'{where}: expected other types of hashes and size_limit')
-    if like is not None:
-        if any(shard[name] != like[name] for name in _COLUMNS):
+    with reading(where, 'an entry of an MDS index'):
+        if shard['format'] != 'mds' or shard['version'] != 2:
+            raise FileError(f'{where}: is {shard["format"]!r}, version {shard["version"]!r}, expected mds, version 2')
+        file = MDSReader.from_json('', '', shard).raw_data  # fails if a key is missing or unknown
+        if not _is_count(shard['samples'], 1):
+            raise FileError(f'{where}: has {shard["samples"]!r} samples, expected a whole number above 0')
+        if shard['compression'] is not None or shard['zip_data'] is not None:
+            raise FileError(f'{where}: is compressed, expected shards that are not')
+        if not _is_count(file.bytes) or not isinstance(file.hashes, dict) or not stays_inside(file.basename):
+            raise FileError(f'{where}: expected files inside the folder with their sizes and hashes, found {file}')
+        columns = [shard[name] for name in _COLUMNS]
+        if like is not None and columns != [like[name] for name in _COLUMNS]:
             raise FileError(f'{where}: has columns {shard["column_names"]}, expected those of the first shard')
-        return
-    names, encodings, sizes = columns = [shard[name] for name in _COLUMNS]
-    if not all(isinstance(values, list) for values in columns) or not len(names) == len(encodings) == len(sizes) > 0 \
-            or not all(isinstance(name, str) for name in (*names, *encodings)) or len({*names}) < len(names) \
-            or not all(size is None or _is_count(size) for size in sizes):
-        raise FileError(f'{where}: expected as many names of columns, all different, as types and sizes')
-    for name, encoding in zip(names, encodings):
-        if not is_mds_encoding_safe(encoding):
-            raise FileError(f'{where}: column {name} contains an unsafe type: {encoding}, which runs code when it is '
-                            'read')
-        if not is_mds_encoding(encoding):
-            raise FileError(f'{where}: column {name!r} has type {encoding!r}, expected one of MDS')
+        if len({*columns[0]}) < len(columns[0]):
+            raise FileError(f'{where}: has columns {shard["column_names"]}, expected different names')
+        for name, encoding, _ in zip(*columns, strict=True):
+            if not is_mds_encoding_safe(encoding):
+                raise FileError(f'{where}: column {name} contains an unsafe type: {encoding}, which runs code when it '
+                                'is read')
+            if not is_mds_encoding(encoding):
+                raise FileError(f'{where}: column {name!r} has type {encoding!r}, expected one of MDS')
 
 
 def _is_count(value: Any, least: int = 0) -> bool:
@@ -226,14 +215,14 @@ def vector_rows(ids: Sequence[str], keys: Sequence[str], vectors: np.ndarray, st
         storage: ``float16``, ``float32``, or ``int8`` with a float32 scale per vector, its largest magnitude / 127.
 
     Raises:
-        ValueError: A value is not finite, or too large for float16; the message names the sample and caption.
+        ValueError: A value is not finite, or too large for float16; the message names the sample and key.
     """
     with np.errstate(over='ignore'):
         values = vectors.astype(np.float16) if storage == 'float16' else vectors
     bad = ~np.isfinite(values).all(-1)
     if bad.any():
         i, j = np.argwhere(bad)[0]
-        raise ValueError(f'the embedding of caption {keys[j]!r} of sample {ids[i]!r} is not finite in {storage}')
+        raise ValueError(f'the vector {keys[j]!r} of sample {ids[i]!r} is not finite in {storage}')
     scales = {}
     if storage == 'int8':
         scale = (np.abs(vectors).max(-1) / 127).astype(np.float32)

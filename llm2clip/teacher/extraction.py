@@ -86,8 +86,8 @@ class EmbeddingsDataset:
         return 'captions' if self.views is None else 'images'
 
 
-class _Files:
-    """Input shards of a dataset, and its embeddings dataset, which several ranks or machines may write together."""
+class _Extraction:
+    """One extraction: the shards of a dataset, and the embeddings dataset that ranks or machines write together."""
 
     def __init__(self, embeddings: EmbeddingsDataset) -> None:
         self.embeddings, self.out, local = embeddings, embeddings.out, embeddings.dataset.local
@@ -112,8 +112,9 @@ class _Files:
         vectors = {'storage': how.storage, 'normalized': how.normalize, **how.about,
                    **({'prompts': dict(how.prompts)} if how.prompts else {}),
                    **({'caption_parts': how.caption_parts, 'seed': how.seed} if how.caption_parts else {})}
-        record = TeacherRecord(fingerprint, {'dataset': dataset_fingerprint(index), 'caption_keys': self.keys,
-                                             'vectors': vectors})
+        record = TeacherRecord(fingerprint, {
+            'dataset': dataset_fingerprint(index), 'caption_keys': self.keys, 'vectors': vectors,
+            **({'out_remote': out.remote} if out.remote else {})})
         todo: list[list[int]] = [[]]
         if dist.get_global_rank() == 0:
             if not out.fetch(TEACHER_FILE):
@@ -125,6 +126,8 @@ class _Files:
                 if (differing := TeacherRecord.read(out.local).difference(record)) is not None:
                     raise ValueError(f'{out.local} was begun for another dataset or teacher: {differing}; remove it '
                                      'to extract again')
+            for left_over in out.local.glob('shard.*.tmp.*'):  # of a killed process; the other ranks have not begun
+                shutil.rmtree(left_over, ignore_errors=True)
             todo = [[k for k in range(len(index['shards'])) if not out.fetch(_piece(k))]]
         dist.broadcast_object_list(todo)
         out.local.mkdir(parents=True, exist_ok=True)
@@ -166,7 +169,8 @@ def write_shard(out: OutputFolder, k: int, rows: list[dict[str, Any]], columns: 
     """Write one shard, and last its index entry, which marks the shard as finished."""
     name = f'shard.{k:05}.mds'
     partial = out.local / f'{name}.tmp.{os.getpid()}'
-    mds = MDSWriter(out=str(partial), columns=columns, hashes=['xxh64'], size_limit=None)
+    # A restarted container has the same process ids.
+    mds = MDSWriter(out=str(partial), columns=columns, hashes=['xxh64'], size_limit=None, exist_ok=True)
     with writing(out.local / name), mds as writer:
         for row in rows:
             writer.write(row)
@@ -186,7 +190,7 @@ def _piece(k: int) -> str:
 class _Part(NamedTuple):
     """Part of a shard's captions: `rows` are indices into all `texts` of the shard, `tokens` belong to these rows."""
 
-    files: _Files
+    extraction: _Extraction
     k: int
     ids: list[str]
     texts: list[Any]
@@ -195,14 +199,14 @@ class _Part(NamedTuple):
     last: bool
 
 
-def _parts(shards: Iterable[tuple[_Files, int]], teacher: CaptionTeacher, part_tokens: int) -> Iterator[_Part]:
+def _parts(shards: Iterable[tuple[_Extraction, int]], teacher: CaptionTeacher, part_tokens: int) -> Iterator[_Part]:
     """Yield the non-empty captions of shards, tokenised, in parts of about `part_tokens` tokens at four characters per
     token; at least one part per shard.  An image counts as one token."""
-    for files, k in shards:
-        with _naming(k), files.stream.whole(files.shards[k]) as shard:
+    for extraction, k in shards:
+        with _naming(k), extraction.stream.whole(extraction.shards[k]) as shard:
             samples = [shard[i] for i in range(len(shard))]
             ids = [sample[SAMPLE_ID] for sample in samples]
-            texts = [item for sample in samples for item in files.items(sample).values()]
+            texts = [item for sample in samples for item in extraction.items(sample).values()]
         parts: list[list[int]] = [[]]
         size = 0
         for i, text in enumerate(texts):
@@ -216,12 +220,12 @@ def _parts(shards: Iterable[tuple[_Files, int]], teacher: CaptionTeacher, part_t
         for rows in parts:
             with _naming(k):
                 tokens = teacher.tokenize([texts[i] for i in rows]) if rows else None
-            yield _Part(files, k, ids, texts, rows, tokens, rows is parts[-1])
+            yield _Part(extraction, k, ids, texts, rows, tokens, rows is parts[-1])
 
 
 def _embed(
-    shards: Iterable[tuple[_Files, int]], teacher: CaptionTeacher, part_tokens: int, progress: tqdm,
-    done: Callable[[_Files, Counter[str]], object],
+    shards: Iterable[tuple[_Extraction, int]], teacher: CaptionTeacher, part_tokens: int, progress: tqdm,
+    done: Callable[[_Extraction, Counter[str]], object],
 ) -> None:
     """Embed and write shards, given by number; `done` receives the counts of each.  A thread reads ahead."""
     vectors, counts, total = torch.empty(0), Counter(), Counter()
@@ -236,13 +240,13 @@ def _embed(
                        'left_out': embedded.left_out}
                 counts.update(new)
                 total.update(new)
-                if part.files.embeddings.views is None:
+                if part.extraction.embeddings.views is None:
                     _describe(progress, total)
             if part.last:
-                part.files.write(part.k, part.ids, vectors)
+                part.extraction.write(part.k, part.ids, vectors)
                 counts.update(shards=1, absent=len(part.texts) - counts['captions'])
                 progress.update(counts['absent'])
-                done(part.files, counts)
+                done(part.extraction, counts)
                 vectors = torch.empty(0)
 
 
@@ -327,19 +331,19 @@ def extract_text_embeddings(
 
     Raises:
         ValueError: The dataset has no captions or a damaged index.  Or `out` holds another dataset, or was begun for
-            another teacher or for a dataset that is not the beginning of this one.
+            another dataset or teacher.
         ShardError: A shard of the dataset is missing or damaged.
         FileNotFoundError: A shard was written on a machine that does not share `out`, and `out` has no remote.
     """
-    files = _Files(embeddings)
-    mine = files.initialize(teacher.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
+    extraction = _Extraction(embeddings)
+    mine = extraction.initialize(teacher.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
     done: Counter[str] = Counter()
-    with tqdm(total=files.count(mine), unit=f' {embeddings.unit}', desc=f'embed {embeddings.name}',
+    with tqdm(total=extraction.count(mine), unit=f' {embeddings.unit}', desc=f'embed {embeddings.name}',
               disable=dist.get_local_rank() != 0) as progress:
-        _embed(((files, k) for k in mine), teacher, part_tokens, progress, lambda _, counts: done.update(counts))
+        _embed(((extraction, k) for k in mine), teacher, part_tokens, progress, lambda _, counts: done.update(counts))
     every = dist.all_gather_object(done)
     if dist.get_global_rank() == 0:
-        files.finish()
+        extraction.finish()
     dist.barrier()
     return {name: sum(rank[name] for rank in every) for name in _COUNTED}
 
@@ -360,15 +364,15 @@ def extract_by(
     Returns:
         Name of each embeddings dataset -> counts of this call.
     """
-    every = {embeddings.name: _Files(embeddings) for embeddings in text_embeddings}
-    todo = {name: files.initialize(fingerprint) for name, files in every.items()}
-    captions = {name: files.count(todo[name]) for name, files in every.items()}
+    every = {embeddings.name: _Extraction(embeddings) for embeddings in text_embeddings}
+    todo = {name: extraction.initialize(fingerprint) for name, extraction in every.items()}
+    captions = {name: extraction.count(todo[name]) for name, extraction in every.items()}
     done: dict[str, Counter[str]] = {name: Counter() for name in every}
-    for name, files in every.items():
-        print(f'{name}: {captions[name]:,} {files.embeddings.unit} in {len(todo[name])} of {len(files.shards)} shards '
-              f'are to be embedded, by {engine}', flush=True)
+    for name, extraction in every.items():
+        print(f'{name}: {captions[name]:,} {extraction.embeddings.unit} in {len(todo[name])} of '
+              f'{len(extraction.shards)} shards are to be embedded, by {engine}', flush=True)
         if not todo[name]:
-            files.finish()
+            extraction.finish()
     with tqdm(total=sum(captions.values()), unit=f' {text_embeddings[0].unit}', desc='embed') as progress:
 
         def count(result: tuple[str, Counter[str]]) -> None:
@@ -394,10 +398,10 @@ def _embedding(
     teacher = load()
     teacher.fingerprint.check(fingerprint, 'what this machine has', 'the one of the machine that began')
     known = {embeddings.name: embeddings for embeddings in text_embeddings}
-    files = cache(lambda name: _Files(known[name]))
+    extraction = cache(lambda name: _Extraction(known[name]))
 
     def work(tasks: Iterable[tuple[str, int]], done: Callable[[tuple[str, Counter[str]]], object]) -> None:
-        _embed(((files(name), k) for name, k in tasks), teacher, part_tokens, tqdm(disable=True),
+        _embed(((extraction(name), k) for name, k in tasks), teacher, part_tokens, tqdm(disable=True),
                lambda one, counts: done((one.embeddings.name, counts)))
 
     return work

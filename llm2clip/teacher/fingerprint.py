@@ -170,8 +170,8 @@ def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
     return TeacherRecord(expected, {'llm_embed_dim': dim})
 
 
-def hash_files(folder: Union[str, Path], exclude_ids: str = '') -> str:
-    """Hash the weights, tokenizer, chat template and configurations in a folder, except the file named `exclude_ids`.
+def hash_files(folder: Union[str, Path], exclude: str = '') -> str:
+    """Hash the weights, tokenizer, chat template and configurations in a folder, except the file named `exclude`.
 
     Reading a large LLM from a network disk takes minutes.  So ``$LLM2CLIP_CACHE``, by default ``~/.cache/llm2clip``,
     caches the hash, valid while path, size, inode and timestamps of all files are unchanged.  Cache errors are ignored.
@@ -180,10 +180,10 @@ def hash_files(folder: Union[str, Path], exclude_ids: str = '') -> str:
         OSError: A file cannot be read.
     """
     folder = Path(folder).absolute()
-    paths = sorted(path for path in folder.rglob('*') if path.suffix in TEACHER_SUFFIXES and path.name != exclude_ids)
+    paths = sorted(path for path in folder.rglob('*') if path.suffix in TEACHER_SUFFIXES and path.name != exclude)
     cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     root = Path(os.environ.get(CACHE_VARIABLE) or os.path.join(cache, 'llm2clip'))
-    name = xxhash.xxh64(os.fsencode(folder) + b'\0' + os.fsencode(exclude_ids)).hexdigest()
+    name = xxhash.xxh64(os.fsencode(folder) + b'\0' + os.fsencode(exclude)).hexdigest()
     seen, kept = _states(paths), root / 'hashes' / f'{name}.json'
     with suppress(FileError):
         known = read_json(kept, dict) if root.is_absolute() else {}

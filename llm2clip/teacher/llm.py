@@ -336,7 +336,7 @@ def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:
 
 def teacher_fingerprint(folder: Union[str, Path]) -> Fingerprint:
     """Return the fingerprint of the teacher in `folder`; weights are read unless `hash_files` has cached their hash."""
-    return Fingerprint.of(hash_files(folder, exclude_ids=ENCODER_FILE), encoding(teacher_config(folder)))
+    return Fingerprint.of(hash_files(folder, exclude=ENCODER_FILE), encoding(teacher_config(folder)))
 
 
 def load_teacher(folder: Union[str, Path], dtype: Optional[WeightType] = None) -> tuple[TextEncoder, CaptionTokenizer]:

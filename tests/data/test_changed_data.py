@@ -12,10 +12,11 @@ from recipes_in_process import run_recipe
 
 from llm2clip.config import ConfigError, ImageDataConfig, ImageStreamConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Part
-from llm2clip.data.convert.writer import excluded_ids, write_splits
+from llm2clip.data.convert.writer import excluded_ids, is_written, write_splits
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.streams.safe_dataset import SafeDataset
+from llm2clip.remotes import OutputFolder
 
 
 def _write(out: Path, names: str, prefix: str = '') -> Path:
@@ -43,6 +44,22 @@ def test_a_complete_dataset_stays_as_it_is(
     (tmp_path / 'b.csv').write_text('caption\none\nTWO\n')
     with pytest.raises(ConfigError, match='b.csv: has changed since'):
         prepare()
+
+
+def test_weights_are_compared_by_content_at_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('llm2clip.data.convert.writer._COMPARED', 4)
+    files, out = [tmp_path / name for name in ('table.parquet', 'model.safetensors')], OutputFolder(tmp_path / 'out')
+
+    def write(content: str) -> None:
+        for file in files:
+            file.write_text(content)
+
+    write('before')
+    write_splits({'train': [Part('all', lambda dropped: make_samples(2), [*map(str, files)])]}, Dropped(), out)
+    assert is_written(out, {}, WriterConfig())
+    write('after!')
+    with pytest.raises(ConfigError, match='model.safetensors: has changed since'):
+        is_written(out, {}, WriterConfig())
 
 
 def test_ids_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

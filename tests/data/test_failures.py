@@ -25,7 +25,8 @@ from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageSt
 from llm2clip.data.image_embeddings import build_image_loader
 from llm2clip.data.schema import file_damage
 from llm2clip.data.streams import verified_stream
-from llm2clip.data.streams.verified_stream import ShardError
+from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
+from llm2clip.remotes import OutputFolder
 
 IMAGE_SIZE = 32
 SECONDS = 60
@@ -162,7 +163,7 @@ def test_a_shard_that_is_evicted_while_it_is_checked_is_downloaded_again(
     evicted: list[Path] = []
 
     def evict(path: Path, expected: FileInfo) -> Optional[str]:
-        if not path.name.endswith('.part'):
+        if not path.parent.name.endswith('.part'):
             evicted.append(path)
             path.unlink()
         return file_damage(path, expected)
@@ -180,6 +181,36 @@ def test_an_unreachable_remote_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ShardError, match=message) as error:
         _loader(config)
     assert 'not to be seen' not in str(error.value)
+
+
+def test_a_download_without_a_file_is_an_error(
+    remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streaming's downloader for gs:// ignores most errors of a server."""
+    monkeypatch.setattr(CloudDownloader, 'download', lambda *args: None)
+    message = 'index.json cannot be downloaded: OSError: the download ended without a file'
+    with pytest.raises(ShardError, match=message):
+        VerifiedStream(local=str(tmp_path / 'cache'), remote=str(remotes[0])).open(download_retry=1)
+    monkeypatch.setattr('llm2clip.remotes._ATTEMPTS', 1)
+    with pytest.raises(OSError, match='index.json: the download ended without a file'):
+        OutputFolder(tmp_path / 'out', str(remotes[0])).fetch('index.json')
+
+
+def test_a_dataset_at_the_root_of_a_repository_is_opened_again(
+    remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(repo_id: str, filename: str, repo_type: str, local_dir: str) -> None:
+        target = Path(local_dir, filename)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(remotes[0] / filename, target)
+
+    monkeypatch.setattr('huggingface_hub.hf_hub_download', download)
+    for downloaded in (True, False):
+        stream = VerifiedStream(local=str(tmp_path / 'cache'), remote='hf://datasets/org/name')
+        shard = stream.open(download_retry=1)[0]
+        assert bool(stream.prepare_shard(shard)) is downloaded
+    files = [path.relative_to(tmp_path / 'cache').as_posix() for path in (tmp_path / 'cache').rglob('*')]
+    assert sorted(files) == ['index.json', 'part-all', 'part-all/shard.00000.mds']
 
 
 def test_a_download_without_end_is_given_up(
@@ -221,6 +252,22 @@ def test_a_cache_limit_that_cannot_work_is_refused_and_a_small_one_works(
     local.streams['s'].embeddings['tiny'] = DatasetConfig(local=str(remotes[1]))
     with pytest.raises(ConfigError, match='cache_limit: dataset s has no remote'):
         _loader(local)
+
+
+def test_a_cache_stays_within_its_limit_when_the_teacher_is_replaced(
+    remotes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def used() -> int:
+        return sum(path.stat().st_size for path in (tmp_path / 'cache').rglob('*.mds'))
+
+    list(loader := _loader(_config(tmp_path, *map(str, remotes))))
+    _forget(loader)
+    limit = used() * 2 // 3
+    for _ in range(2):  # at first more than the limit is there
+        shutil.rmtree(tmp_path / 'cache/embeddings')
+        loader = _loader(_config(tmp_path, *map(str, remotes), cache_limit=str(limit)))
+        assert _indices(loader) == list(range(64)) and used() <= loader.dataset.cache_usage <= limit
+        _forget(loader)
 
 
 # One of two ranks, as it were: in the second epoch its workers wait for those of the other one.

@@ -23,7 +23,7 @@ from llm2clip.config import ConfigError, WriterConfig
 from llm2clip.data.convert.img2dataset import webdataset
 from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.convert.table import table
-from llm2clip.data.convert.writer import CARD_FILE, write_splits
+from llm2clip.data.convert.writer import CARD_FILE, is_written, write_splits
 from llm2clip.data.schema import read_index, read_samples
 from llm2clip.remotes import OutputFolder
 
@@ -100,6 +100,19 @@ def test_machines_share_the_parts_and_only_a_remote(tmp_path: Path) -> None:
         write_splits(splits, Dropped(), OutputFolder(tmp_path / 'third', str(remote)), first, {'source': 'other'})
 
 
+def test_a_remote_is_not_added_later(tmp_path: Path) -> None:
+    """It would lack the parts that were written without it."""
+    splits, remote = {'train': [_part(0), _part(1)]}, str(tmp_path / 'bucket')
+    assert write_splits(splits, Dropped(), tmp_path / 'begun', WriterConfig(num_shards=2)) is None
+    with pytest.raises(ConfigError, match='was written with another out_remote .*train/part-part0/part.json has it'):
+        write_splits(splits, Dropped(), OutputFolder(tmp_path / 'begun', remote))
+    write_splits(splits, Dropped(), tmp_path / 'whole')
+    assert is_written(OutputFolder(tmp_path / 'whole'), {}, WriterConfig())
+    with pytest.raises(ConfigError, match='was written with another out_remote .*whole/dataset.json has it'):
+        is_written(OutputFolder(tmp_path / 'whole', remote), {}, WriterConfig())
+    assert not (tmp_path / 'bucket').exists()
+
+
 def test_what_fails_leaves_the_finished_parts(tmp_path: Path) -> None:
     config, done = WriterConfig(num_workers=2), [tmp_path / f'out/train/part-part{n}/part.json' for n in range(2)]
 
@@ -119,11 +132,9 @@ def test_what_fails_leaves_the_finished_parts(tmp_path: Path) -> None:
 
 
 def test_parts_must_fit_together(tmp_path: Path) -> None:
-    twice = {'train': [_part(0), Part('again', _part(0).read)]}
-    with pytest.raises(ValueError, match="6 sample ids occur in .*train/part-part0 and train/part-again"):
-        write_splits(twice, Dropped(), tmp_path / 'a')
-    with pytest.raises(ValueError, match='6 sample ids occur in .*train/part-part0 and val/part-part0'):
-        write_splits({'train': [_part(0)], 'val': [_part(0)]}, Dropped(), tmp_path / 'splits')
+    twice = Part('twice', lambda dropped: make_samples(1) * 2)
+    with pytest.raises(ValueError, match="sample id 's0000' occurs twice in .*train/part-twice"):
+        write_splits({'train': [twice]}, Dropped(), tmp_path / 'a')
     other = Part('other', lambda dropped: [Sample('x', {'short': 'a'}, picture(0))])
     with pytest.raises(ValueError, match='part-other of split .train. has columns'):
         write_splits({'train': [_part(0), other]}, Dropped(), tmp_path / 'b')

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from streaming.base.util import clean_stale_shared_memory
 from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.captions import text_id
 from llm2clip.data.image_embeddings import build_image_loader, vectors_of
-from llm2clip.data.schema import read_samples
+from llm2clip.data.schema import read_samples, vector_columns, vector_rows
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.fingerprint import teacher_of_embeddings
 from llm2clip.teacher.llm import load_teacher
@@ -113,6 +114,32 @@ def test_a_dataset_may_have_embeddings_of_several_teachers(
     config.teachers = ['third']
     with pytest.raises(ConfigError, match="there is no embeddings dataset of 'third', only of tiny, other"):
         _loader(config)
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_image_embeddings_of_several_storage_types(train: bool, tmp_path: Path) -> None:
+    """The datasets have the same sample ids, and no captions are equal because of that."""
+    ids, vectors = [f'{i}' for i in range(8)], np.random.default_rng(0).standard_normal((8, 1, 4)).astype(np.float32)
+    for name, key, storage in (('texts', 'x', 'float16'), ('a', 'image', 'float16'), ('b', 'image', 'int8')):
+        columns = vector_columns([key], 4, storage)
+        with MDSWriter(out=str(tmp_path / name), columns=columns, hashes=['xxh64']) as writer:
+            for row in vector_rows(ids, [key], vectors, storage):
+                writer.write(row)
+        (tmp_path / name / 'teacher.json').write_text('{"dataset": "d"}')
+
+    def stream(name: str) -> ImageStreamConfig:
+        return ImageStreamConfig(local='d', embeddings={'t': DatasetConfig(str(tmp_path / 'texts'))},
+                                 image_embeddings=DatasetConfig(str(tmp_path / name)))
+
+    for names, dtype in (('a', torch.float16), ('b', torch.int8), ('ab', torch.float32)):
+        config = ImageDataConfig(streams={name: stream(name) for name in names}, caption_weights={'x': 1.0},
+                                 num_workers=0, num_canonical_nodes=1)
+        batch, = _loader(config, train, 8 * len(names))
+        assert batch['image_embedding'].dtype == dtype and ('image_embedding_scale' in batch) is (names == 'b')
+        assert len(batch['text_id'].unique()) == 8 * len(names)
+        expected = torch.from_numpy(vectors[batch['index'] % 8, 0])
+        torch.testing.assert_close(vectors_of(batch, 'image_embedding').float(), expected, rtol=0, atol=0.02)
+        clean_stale_shared_memory()
 
 
 def test_several_captions_of_an_image_in_one_batch(image_dataset: Path, embeddings: Path) -> None:

@@ -5,6 +5,7 @@
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from streaming import MDSWriter
 import llm2clip.teacher.extraction
 from llm2clip.config import ConfigError, DatasetConfig, TextEncoderConfig
 from llm2clip.data.image_embeddings import stored_vector, vectors_of
-from llm2clip.data.schema import read_columns, read_index, read_samples, vector_rows
+from llm2clip.data.schema import read_columns, read_index, read_samples, vector_columns, vector_rows
 from llm2clip.remote_code.text_encoder_llm2clip import Tokenized, encode_texts, token_batches
 from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import Embedded
-from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
+from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings, write_shard
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.llm import load_teacher, save_teacher, teacher_fingerprint
 from llm2clip.teacher.sources import LLMTeacher, TeacherFolder
@@ -69,7 +70,7 @@ def test_int8_is_within_half_a_step_and_what_is_not_finite_is_named() -> None:
             assert (off <= 0.501 * float(stored['text_embedding_scale'])).all()
     vectors[1, 1, 2] = np.nan
     for storage in ('float16', 'int8'):
-        with pytest.raises(ValueError, match=f"caption 'y' of sample '1' is not finite in {storage}"):
+        with pytest.raises(ValueError, match=f"the vector 'y' of sample '1' is not finite in {storage}"):
             vector_rows([*map(str, range(50))], ['x', 'y'], vectors, storage)
 
 
@@ -135,6 +136,19 @@ def test_a_full_disk_ends_the_extraction_and_names_the_shard(
     assert [path.name for path in sorted((tmp_path / 'out').glob('*.mds'))] == ['shard.00000.mds']
 
 
+def test_what_a_killed_process_left_is_replaced(
+    image_dataset: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    """Also where another process, in a container or on a node without the first rank, has the same id."""
+    for folder, pid in (('out', 1), ('node', os.getpid())):
+        (tmp_path / folder / f'shard.00000.mds.tmp.{pid}').mkdir(parents=True)
+        (tmp_path / folder / f'shard.00000.mds.tmp.{pid}/shard.00000.mds').write_bytes(b'x')
+    write_text_embeddings(image_dataset, tmp_path / 'out', teacher_folder)
+    rows = vector_rows(['a'], ['x'], np.ones((1, 1, 4), np.float32), 'float16')
+    write_shard(OutputFolder(tmp_path / 'node'), 0, rows, vector_columns(['x'], 4, 'float16'))
+    assert not list(tmp_path.glob('*/*.tmp.*')) and (tmp_path / 'node/shard.00000.json').is_file()
+
+
 @pytest.mark.parametrize('storage', ['float16', 'int8'])
 def test_captions_that_a_sample_does_not_have_are_zero_and_not_embedded(
     teacher_folder: Path, tmp_path: Path, storage: str
@@ -179,6 +193,11 @@ def test_remote_in_and_out(image_dataset: Path, embeddings: Path, teacher_folder
     done = extract_text_embeddings(EmbeddingsDataset(dataset, OutputFolder(tmp_path / 'out', str(remote))), teacher)
     assert done['shards'] == 1 and read_index(remote) == read_index(embeddings)
     assert not list(remote.glob('*.part'))
+    # Another remote, or one that is added later, would lack the shards that are done.
+    for out, before in ((tmp_path / 'out', f"'{remote}'"), (embeddings, None)):
+        with pytest.raises(ValueError, match=f"out_remote is {before}, expected '.*other'"):
+            extract_text_embeddings(EmbeddingsDataset(dataset, OutputFolder(out, str(tmp_path / 'other'))), teacher)
+    assert not (tmp_path / 'other').exists()
     with pytest.raises(ConfigError, match='Streaming cannot write to sftp://'):
         OutputFolder(tmp_path, 'sftp://host/folder')
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from recipes_in_process import run_recipe
 
 import llm2clip.teacher.fingerprint
 from llm2clip.teacher.fingerprint import CACHE_VARIABLE, hash_files
@@ -45,9 +46,19 @@ def test_a_folder_is_read_once(folder: Path, reads: list[str], monkeypatch: pyte
     assert hash_files(folder) == first and len(reads) == 3
     monkeypatch.chdir(folder.parent)
     assert hash_files('model') == first and len(reads) == 3
-    without = hash_files(folder, exclude_ids='config.json')
+    without = hash_files(folder, exclude='config.json')
     assert without != first and len(reads) == 5
-    assert hash_files(folder, exclude_ids='config.json') == without and hash_files(folder) == first and len(reads) == 5
+    assert hash_files(folder, exclude='config.json') == without and hash_files(folder) == first and len(reads) == 5
+
+
+def test_an_export_has_the_same_hash_each_time(
+    teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes = set()
+    for _ in range(2):
+        run_recipe(monkeypatch, 'export_sentence_transformers', f'teacher={teacher_folder}', f'out={tmp_path}/out')
+        hashes.add(hash_files(tmp_path / 'out'))
+    assert len(hashes) == 1 and not (tmp_path / 'out/seconds.json').exists()
 
 
 def _replace(path: Path) -> None:

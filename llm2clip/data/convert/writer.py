@@ -8,6 +8,7 @@ on any machine, one index over all shards in the split's folder makes the datase
 """
 
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -42,9 +43,8 @@ CARD_FILE = 'dataset.json'
 # Ids per reason for omission in the card; the records of the parts list all ids.
 _NAMED = 1000
 _PART_FILE = 'part.json'
-_IDS = 'ids.npy'
 _RECORD = {'options': dict, 'samples': int, 'dropped': dict, 'filtered': dict, 'words': dict, 'shards': list}
-# Bytes; larger input files, and tars, are compared by size alone.
+# Bytes; larger input files other than weights, and tars, are compared by size alone.
 _COMPARED = 1 << 26
 
 
@@ -59,7 +59,7 @@ def is_written(out: OutputFolder, about: Mapping[str, Any], config: WriterConfig
     path = out.local / CARD_FILE
     card = read_json(path, dict)
     inputs = {name: _input_identity(name) for name in card.get('inputs', ()) if os.path.isfile(name)}
-    _check_options(out, path, card, {**_deciding_options(about, config), 'inputs': inputs})
+    _check_options(out, path, card, {**_deciding_options(about, config, out), 'inputs': inputs})
     return True
 
 
@@ -88,11 +88,11 @@ def write_splits(
     Raises:
         ConfigError: The folder holds another dataset, or the configuration has changed or does not fit the samples.
         FileError, FileNotFoundError: A part is damaged or missing, or a text cannot be written.
-        ValueError: Two samples have the same id, caption keys or columns differ, a split is empty, or too many samples
-            were left out.
+        ValueError: Two samples of a part have the same id, caption keys or columns differ, a split is empty, or too
+            many samples were left out.
     """
     out, config = out if isinstance(out, OutputFolder) else OutputFolder(out), config or WriterConfig()
-    options = _deciding_options(about or {}, config)
+    options = _deciding_options(about or {}, config, out)
     jobs, names = list[_PartJob](), Counter[str]()
     inputs: dict[str, Any] = {}
     records: dict[str, dict[str, dict[str, Any]]] = {split: {} for split in splits}  # split -> part's folder -> record
@@ -160,12 +160,6 @@ def _finish(
             raise ValueError(f'split {split!r} has no samples (left out: {left_out.counts()}, by filters: '
                              f'{dict(left_out.filtered)})')
         _check_shards(out, split, parts)
-    ids = {f'{split}/{folder}': _part_ids(out, f'{split}/{folder}', record['samples'])
-           for split, parts in records.items() for folder, record in parts.items()}
-    values, counts = np.unique(np.concatenate([*ids.values()]), return_counts=True)
-    if (twice := values[counts > 1]).size:
-        where = [folder for folder, of_part in ids.items() if np.isin(twice[0], of_part)]
-        raise ValueError(f'{twice.size} sample ids occur in more than one part, one of them in {" and ".join(where)}')
     if config.exclude_ids is not None:
         excluded = excluded_ids(config.exclude_ids)
         said = (f'exclude_ids: {left_out.filtered["named by exclude_ids"]:,} samples are left out, and '
@@ -230,11 +224,13 @@ class _PartJob(NamedTuple):
     options: dict[str, Any]  # options that determine the samples, with the identities of the input files
 
 
-def _deciding_options(about: Mapping[str, Any], config: WriterConfig) -> dict[str, Any]:
-    """Options that determine the samples of a part, passed through JSON so that recorded ones compare equal."""
+def _deciding_options(about: Mapping[str, Any], config: WriterConfig, out: OutputFolder) -> dict[str, Any]:
+    """Options that determine the samples of a part and where it is, passed through JSON so that recorded ones compare
+    equal."""
     ids = json.dumps(sorted(excluded_ids(config.exclude_ids))) if config.exclude_ids is not None else None
     options = {**about, 'image_max_side': config.image_max_side, 'image_quality': config.image_quality,
-               'require_any_caption': config.require_any_caption, 'exclude_ids': ids and xxhash.xxh64_hexdigest(ids)}
+               'require_any_caption': config.require_any_caption, 'exclude_ids': ids and xxhash.xxh64_hexdigest(ids),
+               'out_remote': out.remote}
     return json.loads(json.dumps(options, default=str))
 
 
@@ -248,12 +244,13 @@ def excluded_ids(path: str) -> frozenset[str]:
 
 
 def _input_identity(path: str) -> list[Any]:
-    """Identity of an input file on any machine: its size, and a hash of its content unless it is large or a tar."""
+    """Identity of an input file on any machine: its size, and a hash of its content unless it is large or a tar.
+    Weights are always hashed, since those of another training have the same size."""
     size = os.path.getsize(path)
-    if size > _COMPARED or path.endswith('.tar'):
+    if path.endswith('.tar') or size > _COMPARED and not path.endswith('.safetensors'):
         return [size]
-    with reading(path, 'a file'):
-        return [size, xxhash.xxh64_hexdigest(Path(path).read_bytes())]
+    with reading(path, 'a file'), open(path, 'rb') as file:
+        return [size, hashlib.file_digest(file, xxhash.xxh64).hexdigest()]  # pyright: ignore[reportArgumentType]
 
 
 def _check_options(out: OutputFolder, path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -291,18 +288,6 @@ def _read_record(job: _PartJob) -> Optional[dict[str, Any]]:
     return record
 
 
-def _part_ids(out: OutputFolder, folder: str, count: int) -> np.ndarray:
-    """Hashes of the `count` sample ids of a part; FileError if their file is damaged or has another number."""
-    out.fetch(f'{folder}/{_IDS}')
-    path = out.local / folder / _IDS
-    expected = f'the ids of {count} samples; remove {path.parent} to convert it again'
-    with reading(path, expected):
-        ids = np.load(path, allow_pickle=False)
-    if ids.dtype != np.uint64 or ids.shape != (count,):
-        raise FileError(f'{path}: holds {ids.dtype} values of shape {ids.shape}, expected {expected}')
-    return ids
-
-
 def _writing(alone: bool) -> Work[_PartJob, None]:
     """Make the function that writes parts; with `alone`, it shows the progress within a part."""
     def work(jobs: Iterable[_PartJob], done: Callable[[None], object]) -> None:
@@ -321,7 +306,7 @@ def _writing(alone: bool) -> Work[_PartJob, None]:
 def _write_part(job: _PartJob, alone: bool) -> None:
     """Write one part into its folder and, last, its record."""
     config, folder = job.config, job.out.local / job.folder
-    dropped, hashes, words, shards = Dropped(), dict[str, int](), dict[str, Counter[int]](), []
+    dropped, ids, words, shards = Dropped(), set[str](), dict[str, Counter[int]](), []
     with atomic_folder(folder) as out:
         usable = _usable(job.part.read(dropped), dropped, config)
         first = next(usable, None)
@@ -332,12 +317,12 @@ def _write_part(job: _PartJob, alone: bool) -> None:
             with MDSWriter(out=str(out), columns=columns, hashes=['xxh64'], size_limit=config.size_limit) as writer:
                 for sample in tqdm(itertools.chain([first], usable), desc=job.part.name, unit=' samples',
                                    disable=not alone):
-                    if sample.sample_id in hashes:
+                    if sample.sample_id in ids:
                         raise ValueError(f'sample id {sample.sample_id!r} occurs twice in {folder}')
                     if sample.captions.keys() != words.keys():
                         raise ValueError(f'sample {sample.sample_id!r} has captions {sorted(sample.captions)}, '
                                          f'expected {sorted(words)}')
-                    hashes[sample.sample_id] = xxhash.xxh64_intdigest(sample.sample_id)
+                    ids.add(sample.sample_id)
                     for key, text in sample.captions.items():
                         words[key][len(text.split())] += 1
                     captions = {CAPTION + key: text for key, text in sample.captions.items()}
@@ -347,10 +332,8 @@ def _write_part(job: _PartJob, alone: bool) -> None:
             index = out / INDEX
             shards = read_json(index, dict)['shards']
             index.unlink()
-        np.save(out / _IDS, np.array(list(hashes.values()), dtype=np.uint64))
     job.out.publish(*(f'{job.folder}/{path.name}' for path in sorted(folder.glob('shard.*'))), keep=config.keep_local)
-    job.out.publish(f'{job.folder}/{_IDS}')
-    record = {'options': job.options, 'samples': len(hashes), 'dropped': dropped.reasons, 'filtered': dropped.filtered,
+    record = {'options': job.options, 'samples': len(ids), 'dropped': dropped.reasons, 'filtered': dropped.filtered,
               'words': words, 'shards': shards}
     job.out.commit(f'{job.folder}/{_PART_FILE}', json.dumps(record))
 

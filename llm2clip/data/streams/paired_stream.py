@@ -112,7 +112,8 @@ class PairedStream(VerifiedStream):
         **kwargs: Passed to VerifiedStream; all but ``proportion``, ``repeat`` and ``choose`` also for embeddings.
 
     Attributes:
-        storages: Storage type of each embeddings dataset, ``float16`` or ``int8``, once the shards have been opened.
+        storages: Storage type of the first dataset (None for images) and of each embeddings dataset, ``float16``,
+            ``float32`` or ``int8``, once the shards have been opened.
 
     Raises:
         FileNotFoundError, ValueError: A dataset or column is missing, or an embeddings dataset belongs to other images.
@@ -132,7 +133,7 @@ class PairedStream(VerifiedStream):
         self.text_embeddings = [VerifiedStream(local=folder, remote=source, **shared) for folder,
                                 source in text_embeddings]
         self._columns, self._embedding_columns = columns, embedding_columns
-        self.storages: list[str] = []
+        self.storages: list[Optional[str]] = []
 
     def caches(self) -> list[str]:
         return super().caches() + [cache for embeddings in self.text_embeddings for cache in embeddings.caches()]
@@ -145,20 +146,21 @@ class PairedStream(VerifiedStream):
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
         images = super().get_shards(world, allow_unsafe_types)
         # All shards of an index have the same columns.
-        columns_of(images[0], [SAMPLE_ID, *self._columns], self.local)
+        columns = [columns_of(images[0], [SAMPLE_ID, *self._columns], self.local)]
         of_embeddings = bool(self._columns) and all(name.startswith(EMBEDDING) for name in self._columns)
         expected = _described(images, _recorded_dataset(self) if of_embeddings else self.content)
-        text_embeddings, self.storages = [], []
+        text_embeddings = []
         for embeddings in self.text_embeddings:
             where = f'embeddings dataset {embeddings.local}'
             shards = embeddings.get_shards(world, allow_unsafe_types)
-            kinds = columns_of(shards[0], [SAMPLE_ID, *self._embedding_columns], where)
+            columns.append(columns_of(shards[0], [SAMPLE_ID, *self._embedding_columns], where))
             content = _recorded_dataset(embeddings)
             if (found := _described(shards, content)) != expected or list(map(len, shards)) != list(map(len, images)):
                 raise ValueError(f'{where} belongs to another dataset than {self.local}: it has {found}, expected '
                                  f'{expected}, shard by shard')
             text_embeddings.append(shards)
-            self.storages.append(next(kinds[name].split(':')[1] for name in kinds if name.startswith(EMBEDDING)))
+        self.storages = [next((kind.split(':')[1] for name, kind in kinds.items() if name.startswith(EMBEDDING)), None)
+                         for kinds in columns]
         return [PairedReader(image, rows) for image, *rows in zip(images, *text_embeddings)]
 
     def _parts(self, shard: Reader) -> list[tuple[VerifiedStream, Reader]]:
@@ -167,16 +169,21 @@ class PairedStream(VerifiedStream):
         return list(zip(self.text_embeddings, shard.text_embeddings))
 
     def set_up_local(self, shards: Sequence[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
-        # A shard counts as present if all its files are; otherwise `prepare_shard` downloads the missing ones.
+        # Count all files, since they can be evicted; `SafeDataset` finds the shards that lack one.
         parts = [[shard.images, *shard.text_embeddings] for shard in shards if isinstance(shard, PairedReader)]
         sizes = np.zeros((1 + len(self.text_embeddings), len(parts)), np.int64)
         for stream, of_stream, usage in zip((super(), *self.text_embeddings), map(list, zip(*parts)), sizes):
             stream.set_up_local(of_stream, usage)
-        cache_usage_per_shard[:] = np.where(sizes.all(0), sizes.sum(0), 0)
+        cache_usage_per_shard[:] = sizes.sum(0)
 
     def prepare_shard(self, shard: PairedReader) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().prepare_shard(shard.images) + sum(
             embeddings.prepare_shard(reader) for embeddings, reader in self._parts(shard))
+
+    def is_local(self, shard: Reader) -> bool:
+        assert isinstance(shard, PairedReader)
+        return super().is_local(shard.images) and all(
+            embeddings.is_local(reader) for embeddings, reader in self._parts(shard))
 
     def discard_damaged(self, shard: Reader) -> int:
         assert isinstance(shard, PairedReader)

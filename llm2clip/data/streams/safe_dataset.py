@@ -71,10 +71,13 @@ class SafeDataset(StreamingDataset):
         if self._failure is None:
             try:
                 if self._unchecked[shard_id]:
-                    stream = self.streams[self.stream_per_shard[shard_id]]
+                    stream, shard = self.streams[self.stream_per_shard[shard_id]], self.shards[shard_id]
                     assert isinstance(stream, VerifiedStream)
-                    if removed := stream.discard_damaged(self.shards[shard_id]):
+                    if removed := stream.discard_damaged(shard):
                         self.cache_usage -= removed
+                    # A shard with embeddings may lack one of its files.
+                    missing = not stream.is_local(shard)
+                    if removed or missing and self._shard_states[shard_id] == _ShardState.LOCAL:
                         self._shard_states[shard_id] = _ShardState.REMOTE
                     self._unchecked[shard_id] = 0
                 super().prepare_shard(shard_id, blocking)

@@ -10,6 +10,7 @@ file gets its final name after verification, and `SafeDataset` verifies existing
 import logging
 import os
 import random
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -72,7 +73,7 @@ class VerifiedStream(Stream):
             wait_for_file_to_exist(str(path), TICK, self.download_timeout, f'{self._source(INDEX)} did not come to '
                                    f'{path} within {self.download_timeout:.0f} s (download_timeout)')
         elif self.remote is not None and path.is_file():
-            current = self.download(INDEX, to=f'{INDEX}.now')
+            current = self.download(INDEX, to=f'{INDEX}.{os.getpid()}.now')
             same = current.read_bytes() == path.read_bytes()
             current.unlink()
             if not same:
@@ -105,10 +106,14 @@ class VerifiedStream(Stream):
         self.download(info.basename, info)
         return info.bytes
 
+    def is_local(self, shard: Reader) -> bool:
+        """Return whether all files of a shard are local."""
+        return self._file(shard)[0].is_file()
+
     @contextmanager
     def whole(self, shard: Reader) -> Iterator[Reader]:
         """Provide a verified shard to the block, and remove it afterwards if it was not local before."""
-        here = self._file(shard)[0].is_file()
+        here = self.is_local(shard)
         self.discard_damaged(shard)
         self.prepare_shard(shard)
         yield shard
@@ -162,7 +167,9 @@ class VerifiedStream(Stream):
         url, path = self._source(basename), self._path(to or basename)
         if self.remote is None:
             raise ShardError(f'{path} is missing, and the dataset has no remote')
-        partial = path.with_name(f'{path.name}.{os.getpid()}.part')
+        # Hugging Face's downloader writes a file by its name in the remote first, which may be that of a cached file.
+        work = path.with_name(f'.{path.name}.{os.getpid()}.part')
+        partial = work / path.name
         wait, tried, damaged, problem = 1.0, 0, 0, ''
         while tried < self.download_retry and damaged < 2:
             if tried:
@@ -186,7 +193,7 @@ class VerifiedStream(Stream):
                     raise ShardError(f'{url} does not exist ({type(error).__name__}: {error})') from error
                 problem = f'{url} cannot be downloaded: {type(error).__name__}: {error}'
             finally:
-                partial.unlink(missing_ok=True)
+                shutil.rmtree(work, ignore_errors=True)
         raise ShardError(f'{problem} (tried {tried} times)')
 
     def _download_within(self, url: str, path: str) -> None:
@@ -210,6 +217,8 @@ class VerifiedStream(Stream):
             raise TimeoutError(f'no end after {self.download_timeout:.0f} s (download_timeout)')
         if errors:
             raise errors[0]
+        if not os.path.exists(path):  # some downloaders ignore errors
+            raise OSError('the download ended without a file')
 
 
 def _json_damage(data: bytes, name: str) -> Optional[str]:
