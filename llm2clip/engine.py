@@ -19,7 +19,7 @@ from typing import Any, Optional, TypeVar
 
 from tqdm import tqdm
 
-from llm2clip.config import ConfigError
+from llm2clip.config import ConfigError, missing_extra
 
 __all__ = ['Engine', 'LocalEngine', 'RayEngine', 'Work']
 
@@ -111,8 +111,8 @@ class RayEngine(Engine):
                               'composer -n 1')
         try:
             import ray
-        except ImportError:
-            raise ConfigError('engine: ray needs the package ray: pip install "llm2clip[ray]"') from None
+        except ImportError as error:
+            raise missing_extra('engine: ray', 'ray', error) from None
         if not ray.is_initialized():
             os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
             handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

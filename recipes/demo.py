@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from llm2clip.command import run_command
-from llm2clip.config import ConfigError, DemoConfig
+from llm2clip.config import ConfigError, DemoConfig, missing_extra
 
 PHONE = '@media (max-width: 640px) {.grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important}}'
 
@@ -27,7 +27,7 @@ def main(config: DemoConfig) -> None:
     try:
         from gradio.themes import Default, LocalFont
     except ImportError as error:
-        raise ConfigError(f'the page needs gradio: pip install "llm2clip[demo]" ({error})') from None
+        raise missing_extra('the page', 'demo', error) from None
     from llm2clip.device import open_device
     from llm2clip.search import embed_images, load_model
 

@@ -89,11 +89,10 @@ def pytest_pyfunc_call() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope='session')
-def _few_threads(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _few_threads() -> None:
     torch.set_num_threads(1 if 'PYTEST_XDIST_WORKER' in os.environ else 2)
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     os.environ['HF_HUB_OFFLINE'] = '1'
-    os.environ['LLM2CLIP_CACHE'] = str(tmp_path_factory.mktemp('cache'))
     huggingface_hub.constants.HF_HUB_OFFLINE = True  # which it has read already
 
 

@@ -46,7 +46,7 @@ from llm2clip.config.models import (
     TrainableTextConfig,
     VisionConfig,
 )
-from llm2clip.config.ranges import ConfigError
+from llm2clip.config.ranges import ConfigError, missing_extra
 from llm2clip.config.teacher import (
     ClipTextTeacherConfig,
     EmbedConfig,
@@ -74,5 +74,5 @@ __all__ = [
     'MNTPConfig', 'ModelConfig', 'PlanConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SGDProbeConfig',
     'SearchConfig', 'SelfDistillationConfig', 'SentenceTransformersTeacherConfig', 'Stage1Config', 'Stage2Config',
     'StreamConfig', 'TextEncoderConfig', 'TextEncoderInLoopConfig', 'TrainConfig', 'TrainableTextConfig',
-    'VisionConfig', 'WriterConfig', 'ZeroshotConfig',
+    'VisionConfig', 'WriterConfig', 'ZeroshotConfig', 'missing_extra',
 ]

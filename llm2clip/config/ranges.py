@@ -21,6 +21,12 @@ class ConfigError(ValueError):
     """Configuration that cannot be used; the message names the key, its origin and what was expected."""
 
 
+def missing_extra(what: str, extra: str, error: ImportError) -> ConfigError:
+    """Return the error of a part that needs the packages of an extra of this project."""
+    return ConfigError(f"{what} needs the extra {extra} ({error}): .uv/bin/uv sync --locked --inexact --extra {extra}, "
+                       f"or pip install -e '.[{extra}]'")
+
+
 def _must(allowed: Callable[[Any], object], expected: str) -> AfterValidator:
     def check(value: T) -> T:
         if not allowed(value):

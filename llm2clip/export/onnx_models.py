@@ -15,7 +15,7 @@ from composer.devices import DeviceCPU
 from peft import PeftModel
 from transformers import AutoImageProcessor
 
-from llm2clip.config import ConfigError, ModelConfig, Stage2Config
+from llm2clip.config import ConfigError, ModelConfig, Stage2Config, missing_extra
 from llm2clip.data.image_processing_llm2clip import upright_rgb
 from llm2clip.export.check import check_pictures, check_same, noise
 from llm2clip.export.model_card import model_card
@@ -34,7 +34,7 @@ try:
     import onnxruntime
     import onnxscript  # noqa: F401  # torch.onnx needs it
 except ImportError as error:
-    raise ConfigError(f"format: onnx needs onnxruntime and onnxscript: pip install '.[onnx]' ({error})") from None
+    raise missing_extra('format: onnx', 'onnx', error) from None
 
 __all__ = ['KIND', 'export_onnx']
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional, Union
 
-from llm2clip.config import ConfigError
+from llm2clip.config import missing_extra
 from llm2clip.export.model_card import teacher_card
 from llm2clip.files import write_json
 from llm2clip.folders import atomic_folder, check_replaceable
@@ -21,8 +21,7 @@ try:
     from llm2clip.remote_code import caption_encoder_llm2clip
     from llm2clip.remote_code.caption_encoder_llm2clip import CaptionEncoder
 except ImportError as error:
-    raise ConfigError(f"this export needs sentence-transformers: pip install '.[sentence-transformers]' ({error})"
-                      ) from None
+    raise missing_extra('this export', 'sentence-transformers', error) from None
 
 __all__ = ['export_sentence_transformers']
 

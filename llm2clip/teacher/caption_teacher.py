@@ -89,7 +89,7 @@ class TeacherSource(ABC):
 
     @abstractmethod
     def fingerprint(self) -> Fingerprint:
-        """Return the fingerprint; weights are read unless `hash_files` has cached their hash."""
+        """Return the fingerprint, after reading the weights."""
 
     @abstractmethod
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool

@@ -4,10 +4,7 @@
 """Fingerprints of teachers, stored beside everything made from their vectors, so that a mismatch is detected."""
 
 import json
-import os
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -22,14 +19,11 @@ from llm2clip.config.files import difference
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import TEACHER_FILE, embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader, PairedStream
-from llm2clip.files import FileError, read_json, reading, write_json, write_text
+from llm2clip.files import read_json, reading, write_text
 from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES
 
 __all__ = ['Fingerprint', 'TeacherRecord', 'common_teacher', 'hash_files', 'teacher_of_embeddings']
 
-CACHE_VARIABLE = 'LLM2CLIP_CACHE'
-# A file that changed less than 2 s ago may change again under the same timestamp: some network disks count in seconds.
-_SETTLED_NS = 2_000_000_000
 _SEVERAL = 'concatenated'
 
 
@@ -173,38 +167,15 @@ def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
 def hash_files(folder: Union[str, Path], exclude: str = '') -> str:
     """Hash the weights, tokenizer, chat template and configurations in a folder, except the file named `exclude`.
 
-    Reading a large LLM from a network disk takes minutes.  So ``$LLM2CLIP_CACHE``, by default ``~/.cache/llm2clip``,
-    caches the hash, valid while path, size, inode and timestamps of all files are unchanged.  Cache errors are ignored.
-
     Raises:
         OSError: A file cannot be read.
     """
-    folder = Path(folder).absolute()
-    paths = sorted(path for path in folder.rglob('*') if path.suffix in TEACHER_SUFFIXES and path.name != exclude)
-    cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    root = Path(os.environ.get(CACHE_VARIABLE) or os.path.join(cache, 'llm2clip'))
-    name = xxhash.xxh64(os.fsencode(folder) + b'\0' + os.fsencode(exclude)).hexdigest()
-    seen, kept = _states(paths), root / 'hashes' / f'{name}.json'
-    with suppress(FileError):
-        known = read_json(kept, dict) if root.is_absolute() else {}
-        if known.get('files') == seen and isinstance(known.get('hash'), str) and len(known['hash']) == 16:
-            return known['hash']
     digest = xxhash.xxh64()
-    for path in paths:
+    for path in sorted(path for path in Path(folder).rglob('*') if path.suffix in TEACHER_SUFFIXES):
+        if path.name == exclude:
+            continue
         digest.update(path.relative_to(folder).as_posix())
         with path.open('rb') as file:
             while block := file.read(1 << 24):
                 digest.update(block)
-    result = digest.hexdigest()
-    newest = max((times for _, _, _, *both in seen for times in both), default=0)
-    if root.is_absolute() and seen == _states(paths) and newest < time.time_ns() - _SETTLED_NS:
-        with suppress(OSError, FileError):
-            write_json(kept, {'files': seen, 'hash': result})
-    return result
-
-
-def _states(paths: Sequence[Path]) -> list[list[Any]]:
-    """Path, size, inode, mtime and ctime (both in nanoseconds) of each file; at least one changes when a file does."""
-    states = [path.stat() for path in paths]
-    return [[os.fsencode(path).hex(), state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns]
-            for path, state in zip(paths, states)]
+    return digest.hexdigest()

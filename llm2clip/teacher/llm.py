@@ -335,7 +335,7 @@ def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:
 
 
 def teacher_fingerprint(folder: Union[str, Path]) -> Fingerprint:
-    """Return the fingerprint of the teacher in `folder`; weights are read unless `hash_files` has cached their hash."""
+    """Return the fingerprint of the teacher in `folder`, after reading its weights."""
     return Fingerprint.of(hash_files(folder, exclude=ENCODER_FILE), encoding(teacher_config(folder)))
 
 

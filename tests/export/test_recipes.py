@@ -73,11 +73,11 @@ def test_a_missing_package_is_named(
                  'llm2clip.export.onnx_models'):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, 'sentence_transformers', None)
-    with pytest.raises(ConfigError, match='sentence-transformers: pip install'):
+    with pytest.raises(ConfigError, match='this export needs the extra sentence-transformers .*uv sync'):
         run_recipe(monkeypatch, 'export_sentence_transformers', f'teacher={teacher_folder}', f'out={tmp_path}/st')
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     run = save_run(tmp_path / 's2', trained('timm:test_efficientnet', [teacher_folder]))
-    with pytest.raises(ConfigError, match='format: onnx needs onnxruntime and onnxscript: pip install'):
+    with pytest.raises(ConfigError, match='format: onnx needs the extra onnx .*--extra onnx'):
         run_recipe(monkeypatch, 'export_vision', f'run={run}', f'out={tmp_path}/onnx', 'format=onnx')
 
 

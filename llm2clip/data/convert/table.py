@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from llm2clip.config import ConfigError
+from llm2clip.config import ConfigError, missing_extra
 from llm2clip.config.ranges import FolderName, HoldoutShare, Positive, Seed, Text
 from llm2clip.data.caption_files import normal_path, optional_text, read_csv
 from llm2clip.data.convert.samples import (
@@ -221,9 +221,8 @@ def huggingface(
         import datasets
         from datasets import config as cache
         from huggingface_hub.constants import HF_HUB_CACHE
-    except ImportError:
-        raise ConfigError('the huggingface source needs the package datasets: pip install "llm2clip[datasets]"') \
-            from None
+    except ImportError as error:
+        raise missing_extra('source.name: huggingface', 'datasets', error) from None
     is_folder, is_saved = Path(path).is_dir(), any(Path(path, name).is_file()
                                                    for name in ('dataset_dict.json', 'state.json'))
     # A name without owner is a reader of the library, such as `csv`, which would read files of the working directory.
