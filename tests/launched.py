@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NoReturn, Optional
 
 import torch
+from composer.callbacks import CheckpointSaver
 from composer.utils import checkpoint
 from remotes import free_port
 
@@ -30,7 +31,6 @@ from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.runs import load_checkpoint_model
 
 ROOT = Path(__file__).parents[1]
-COMPOSER = Path(sys.executable).with_name('composer')
 
 COMMON = ['global_train_batch_size=8', 'max_duration=6ba', 'progress_bar=false', 'save_interval=2ba', 'precision=fp32',
           'train_data.num_workers=1', 'train_data.num_canonical_nodes=4', 'run_name=test', 'device=cpu',
@@ -187,6 +187,8 @@ def _run_rank(command: list[str], env: dict[str, str]) -> NoReturn:
         tempfile.tempdir = None  # which the server may have looked up
         # Composer made it of the rank when the server imported it.
         checkpoint._TORCH_DISTRIBUTED_CHECKPOINTS_FILENAME = f'__{env["RANK"]}_0.distcp'
+        # Composer waits this many seconds before it looks again whether a checkpoint is uploaded; 30 otherwise.
+        CheckpointSaver._symlink_upload_wait_before_next_try_in_seconds = property(lambda _: 0.1, lambda *_: None)
         faulthandler.enable()
         # As in a process that begins: workers are forked, and what they share has a tracker of this rank's own.
         multiprocessing.set_start_method('fork', force=True)
@@ -208,21 +210,12 @@ def _run_rank(command: list[str], env: dict[str, str]) -> NoReturn:
     os._exit(code)
 
 
-def start_by_composer(
-    recipe: str, folder: Path, args: list[str], ranks: int, **env: str
-) -> 'subprocess.Popen[str]':
-    command = [str(COMPOSER), '-n', str(ranks), f'recipes/{recipe}.py', *args, f'save_folder={folder}']
-    with folder.with_suffix('.log').open('a') as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                                text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', **env})
-
-
 def run(recipe: str, folder: Path, args: list[str], ranks: int = 1, ok: bool = True, **env: str) -> str:
     log = folder.with_suffix('.log')
     return finish(Launched([f'recipes/{recipe}.py', *args, f'save_folder={folder}'], log, ranks, env), log, ok)
 
 
-def finish(process: 'Launched | subprocess.Popen[str]', log: Path, ok: bool = True, seconds: float = 240.0) -> str:
+def finish(process: Launched, log: Path, ok: bool = True, seconds: float = 240.0) -> str:
     """Wait for a run, that many seconds at most; returns what it said."""
     try:
         code = process.wait(timeout=seconds)

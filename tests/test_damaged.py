@@ -132,10 +132,12 @@ def test_weights_of_its_teacher(way: str, damage: str, export: Path) -> None:
     refused(lambda: WAYS[way](export), str(export / 'teacher'), 'expected')
 
 
-@pytest.mark.parametrize('file', ['config.json', 'teacher/text_encoder.json', 'teacher/config.json',
-                                  'teacher/tokenizer.json', 'teacher/tokenizer_config.json'])
-@pytest.mark.parametrize(('way', 'damage'), once_each(WAYS, JSON))
-def test_json_of_an_export(way: str, file: str, damage: str, export: Path) -> None:
+@pytest.mark.parametrize(('file', 'way', 'damage'), [
+    *((file, *case) for file in ('config.json', 'teacher/text_encoder.json') for case in once_each(WAYS, JSON)),
+    # All that the fingerprint of the teacher finds.
+    *((f'teacher/{file}.json', *case) for file in ('config', 'tokenizer', 'tokenizer_config')
+      for case in once_each(WAYS, ['cut']))])
+def test_json_of_an_export(file: str, way: str, damage: str, export: Path) -> None:
     if (way, file) == ('plain', 'config.json'):
         pytest.skip('transformers reads it before it knows whose model it is')
     JSON[damage](export / file)

@@ -7,12 +7,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import pytest
 from composer.devices import DeviceCPU
-from launched import run
 from parts import make_samples, write_dataset, write_text_embeddings
+from recipes_in_process import run_recipe
 from remotes import FaultyProxy, s3_environment, s3_server
 
 from llm2clip.config import DatasetConfig
@@ -38,9 +39,9 @@ def served(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def s3(served: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    monkeypatch.setattr('llm2clip.data.streams.verified_stream.time.sleep', lambda seconds: None)
+    monkeypatch.setattr('llm2clip.data.streams.verified_stream.time', SimpleNamespace(sleep=lambda _: None))
     with s3_server(served) as port:
-        proxy = FaultyProxy(port, ['503', 'truncate', 'drop', 'delay'])
+        proxy = FaultyProxy(port, ['503', 'truncate', 'drop', 'delay'], delay=0.2)
         for name, value in s3_environment(proxy.port).items():
             monkeypatch.setenv(name, value)
         yield proxy
@@ -48,7 +49,7 @@ def s3(served: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
 
 
 def test_a_training_over_a_bad_connection_sees_what_it_should(
-    s3: FaultyProxy, served: Path, tmp_path: Path
+    s3: FaultyProxy, served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same losses as from local files."""
     args = ['device=cpu', 'precision=fp32', 'run_name=r', 'global_train_batch_size=8', 'max_duration=2ep',
@@ -63,7 +64,7 @@ def test_a_training_over_a_bad_connection_sees_what_it_should(
         if remote:
             streams += [f'train_data.streams.s.remote={remote}/train',
                         f'train_data.streams.s.embeddings.tiny.remote={remote}/embeddings']
-        run('train_stage2', tmp_path / name, [*args, *streams])
+        run_recipe(monkeypatch, 'train_stage2', *args, *streams, f'save_folder={tmp_path}/{name}')
         losses.append(read_metrics(tmp_path / name / 'metrics.jsonl')['loss/train/total'])
     assert len(losses[0]) == 16 and losses[0] == losses[1]
     assert s3.requests > 60 and {'503', 'truncate', 'drop', 'delay'} <= set(s3.done)

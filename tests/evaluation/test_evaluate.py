@@ -176,6 +176,7 @@ def _arguments(files: Path) -> list[str]:
     return [f'out={files}/out', 'num_workers=0', 'device=cpu', 'gallery=2', 'bootstrap=50', *custom_sets(files)]
 
 
+@pytest.mark.parametrize('baseline', ['clip'], indirect=True)
 def test_models_side_by_side(
     exported: tuple[LLM2CLIP, Path], baseline: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,8 +54,8 @@ def stage2(folder: Path, *args: str, images: str = '') -> list[str]:
     return [*streams, f'model.vision={tower(folder)}', 'model.vision.freeze=true', 'model.embed_dim=16',
             'model.adapter.depth=1', 'train_data.crop_scale=[1.0, 1.0]', 'train_data.num_workers=1',
             'eval_data.num_workers=0', 'train_data.num_canonical_nodes=2', 'eval_data.num_canonical_nodes=2',
-            'global_train_batch_size=12', 'global_eval_batch_size=12', 'max_duration=50ba', 'optimizer.lr=0.05',
-            'eval_interval=25ba', 'save_interval=50ba', 'run_name=r', 'device=cpu', 'precision=fp32', *SGD, *args]
+            'global_train_batch_size=12', 'global_eval_batch_size=12', 'max_duration=12ba', 'optimizer.lr=0.05',
+            'eval_interval=6ba', 'save_interval=12ba', 'run_name=r', 'device=cpu', 'precision=fp32', *SGD, *args]
 
 
 def test_vectors_are_those_of_the_tower_and_views_are_deterministic(

@@ -23,7 +23,7 @@ from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.checkpoints import read_model
 from llm2clip.training.runs import load_stage2
 
-FIFTY = ['max_duration=50ba', 'eval_interval=25ba', 'save_interval=50ba']
+TWENTY = ['max_duration=20ba', 'eval_interval=10ba', 'save_interval=20ba']
 
 
 def assert_same_losses(found: Path, expected: Path, steps: int = 6) -> None:
@@ -43,31 +43,32 @@ def test_stage2_on_two_ranks_learns_what_one_learns(
     stage2_args: list[str], zeroshot_args: list[str], tmp_path: Path
 ) -> None:
     variants: dict[str, tuple[int, list[str]]] = {
-        'one': (1, []), 'ddp': (2, []), 'fsdp': (2, ['fsdp={state_dict_type: full, activation_checkpointing: true}']),
-        'cached': (2, ['algorithms.grad_cache={}', 'device_train_microbatch_size=3'])}
+        'one': (1, []), 'ddp': (2, []), 'fsdp': (2, ['fsdp={state_dict_type: full, activation_checkpointing: true}'])}
     for name, (ranks, extra) in variants.items():
-        run('train_stage2', tmp_path / name, [*stage2_args, *zeroshot_args, *SGD, *FIFTY, *extra], ranks)
+        run('train_stage2', tmp_path / name, [*stage2_args, *zeroshot_args, *SGD, *TWENTY, *extra], ranks)
     recalls = [read_metrics(tmp_path / name / 'metrics.jsonl')['metrics/eval/retrieval_recall@10']
                for name in variants]
     for name, recall in zip(variants, recalls):
-        assert_same_losses(tmp_path / name, tmp_path / 'one', 50)
+        assert_same_losses(tmp_path / name, tmp_path / 'one', 20)
         assert_same_weights(weights(tmp_path / name), weights(tmp_path / 'one'))
         # Before clipping, which hides a factor on all gradients.
         norms, expected = (read_metrics(tmp_path / run / 'metrics.jsonl')['gradient_norm'] for run in (name, 'one'))
         assert norms == pytest.approx(expected, rel=1e-4)
         assert recall == pytest.approx(recalls[0])
-        for metric, expected in zeroshot(tmp_path / 'one').items():
-            assert list(expected) == [0, 25, 50] and len({*expected.values()}) > 1
-            assert zeroshot(tmp_path / name)[metric] == pytest.approx(expected, rel=1e-6), (name, metric)
+        found, expected = zeroshot(tmp_path / name), zeroshot(tmp_path / 'one')
+        assert any(len({*values.values()}) > 1 for values in expected.values())
+        for metric, values in expected.items():
+            assert list(values) == [0, 10, 20]
+            assert found[metric] == pytest.approx(values, rel=1e-6), (name, metric)
 
 
 @pytest.mark.dist
 def test_the_teacher_in_the_loop_gives_what_the_embeddings_has(
     stage2_args: list[str], zeroshot_args: list[str], tmp_path: Path
 ) -> None:
-    args = [*stage2_args, *SGD, *zeroshot_args, 'callbacks.save_best={}',
-            'loggers.tensorboard={flush_interval: 1}']
-    run('train_stage2', tmp_path / 'embeddings', args)
+    args = [*stage2_args, *SGD, *zeroshot_args, 'callbacks.save_best={}']
+    loggers = ['loggers.tensorboard={flush_interval: 1}', 'loggers.wandb={project: test}']
+    run('train_stage2', tmp_path / 'embeddings', [*args, *loggers], WANDB_MODE='offline')
     without = [arg for arg in args if '.embeddings.' not in arg]
     in_loop = ['text_encoder_in_loop={enabled: true, sharded: true, batch_tokens: 100}', 'algorithms.grad_cache={}',
               'device_train_microbatch_size=3']
@@ -83,20 +84,18 @@ def test_the_teacher_in_the_loop_gives_what_the_embeddings_has(
     improved = list(expected['best/retrieval_recall@10'].values())
     assert improved[-1] == best and improved == sorted(set(improved))
     assert list((tmp_path / 'embeddings/tensorboard').rglob('*tfevents*'))
+    assert list((tmp_path / 'embeddings/wandb').glob('offline-run-*/*.wandb'))
 
 
 @pytest.mark.dist
-def test_averaged_and_best_weights_of_a_sharded_run(
-    stage2_args: list[str], zeroshot_args: list[str], tmp_path: Path
-) -> None:
-    args = [*stage2_args, *SGD, *zeroshot_args, 'model.vision.name=test_vit', 'algorithms.ema={half_life: 2ba}',
-            'callbacks.save_best={}', 'save_interval=3ba', 'eval_first=false']
+def test_averaged_and_best_weights_of_a_sharded_run(stage2_args: list[str], tmp_path: Path) -> None:
+    args = [*stage2_args, *SGD, 'model.vision.name=test_vit', 'algorithms.ema={half_life: 2ba}',
+            'callbacks.save_best={}', 'save_interval=3ba']
     run('train_stage2', tmp_path / 'one', args)
     sharded = 'fsdp={state_dict_type: sharded, activation_checkpointing: true}'
     # Begun compiled and spread over both ranks; resumed uncompiled, a whole copy on each.
-    for steps, extra in ((3, 'compile={backend: aot_eager, fullgraph: true}'), (6, f'fsdp.replicate={COPIES}')):
-        output = run('train_stage2', tmp_path / 'two', [*args, sharded, extra, f'max_duration={steps}ba'], 2)
-        assert 'FSDP2 shards 11 modules one by one, from model to model.adapter.blocks.0, 6 of which are' in output
+    for steps, extra in ((3, 'compile={backend: eager, fullgraph: true}'), (6, f'fsdp.replicate={COPIES}')):
+        run('train_stage2', tmp_path / 'two', [*args, sharded, extra, f'max_duration={steps}ba'], 2)
     best = []
     for name in ('one', 'two'):
         metrics = read_metrics(tmp_path / name / 'metrics.jsonl')
@@ -109,8 +108,6 @@ def test_averaged_and_best_weights_of_a_sharded_run(
     assert_same_losses(tmp_path / 'two', tmp_path / 'one')
     # As `evaluate` and `export_hf` load it, shards joined.
     assert_same_weights(*(load_stage2(tmp_path / name)[0].state_dict() for name in ('two', 'one')))
-    for metric, expected in zeroshot(tmp_path / 'one').items():
-        assert list(expected) == [3, 6] and zeroshot(tmp_path / 'two')[metric] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.dist
@@ -188,11 +185,14 @@ def test_a_corrupt_shard_stops_both_ranks(
             f'train_data.streams.s.remote={image_dataset}', 'train_data.num_workers=1',
             f'train_data.streams.s.embeddings.tiny.local={tmp_path}/cache/embeddings',
             f'train_data.streams.s.embeddings.tiny.remote={tmp_path}/embeddings']
+    script = tmp_path / 'without_wait.py'  # for the other rank's report of the same error
+    script.write_text('import runpy\nimport llm2clip.command\nllm2clip.command._OTHER_RANKS_WAIT = 0\n'
+                      "runpy.run_path('recipes/train_stage2.py', run_name='__main__')\n")
     # Without the launcher, which would kill the other rank when one has stopped.
     port, ranks = free_port(), []
     for rank in range(2):
         one_node = {'LOCAL_RANK': str(rank), 'LOCAL_WORLD_SIZE': '2', 'NODE_RANK': '0'}
-        command = ['recipes/train_stage2.py', *args, f'save_folder={tmp_path}/run']
+        command = [str(script), *args, f'save_folder={tmp_path}/run']
         ranks.append((Launched(command, log := tmp_path / f'log{rank}', 1, one_node, rank, 2, port), log))
     outputs = [finish(*rank, ok=False) for rank in ranks]
     assert all(rank.poll() == 1 for rank, _ in ranks), [rank.poll() for rank, _ in ranks]
@@ -219,27 +219,21 @@ def test_the_example_of_an_own_part_trains_and_nothing_warns(
     assert [str(warning.message) for warning in recwarn if 'composer' in warning.filename] == []
 
 
-def test_wandb_offline(stage2_args: list[str], tmp_path: Path) -> None:
-    args = [*stage2_args, 'max_duration=2ba', 'loggers.wandb={project: test}']
-    run('train_stage2', tmp_path / 'run', args, WANDB_MODE='offline')
-    assert list((tmp_path / 'run/wandb').glob('offline-run-*/*.wandb'))
-
-
 @pytest.mark.dist
 @pytest.mark.skipif(not may_have_own_memory(), reason='needs root')
 def test_two_nodes_train_together(
     stage2_args: list[str], image_dataset: Path, embeddings: Path, tmp_path: Path
 ) -> None:
     """Each with memory, temporary files and caches of its own, and a save_folder that both share."""
-    args = [*stage2_args, *SGD, 'fsdp.state_dict_type=sharded']
+    args = [*stage2_args, *SGD, 'fsdp.state_dict_type=sharded', 'eval_data=null']
     run('train_stage2', tmp_path / 'one_node', args, 2)
     for steps in (3, 6):  # begun, and resumed
         port, nodes = free_port(), []
         for k in range(2):
             cache = tmp_path / f'cache{k}'
-            data = [f'{data}.streams.s.{key}={value}' for data in ('train_data', 'eval_data') for key, value in (
-                ('local', cache / data / 'images'), ('remote', image_dataset),
-                ('embeddings.tiny.local', cache / data / 'embeddings'), ('embeddings.tiny.remote', embeddings))]
+            data = [f'train_data.streams.s.{key}={value}' for key, value in (
+                ('local', cache / 'images'), ('remote', image_dataset),
+                ('embeddings.tiny.local', cache / 'embeddings'), ('embeddings.tiny.remote', embeddings))]
             command = ['recipes/train_stage2.py', *args, *data, f'max_duration={steps}ba',
                        f'save_folder={tmp_path}/two_nodes']
             (own := tmp_path / f'tmp{k}').mkdir(exist_ok=True)

@@ -66,8 +66,8 @@ def test_one_rank_with_dropout(plain: Result, llm_folder: Path) -> None:
 @pytest.mark.parametrize('stage', [1, 2])
 def test_compiled_blocks(stage: int, llm_folder: Path) -> None:
     """With dropout and an uneven microbatch; no compiled module has another name."""
-    found, expected = (caption_step(str(llm_folder), 3, 0.3, 'cached', way) if stage == 1
-                       else image_step(3, way, 'test_vit') for way in (COMPILED['ddp'], WAYS['ddp']))
+    found, expected = (caption_step(str(llm_folder), 6, 0.3, 'cached', way) if stage == 1
+                       else image_step(6, way, 'test_vit') for way in (COMPILED['ddp'], WAYS['ddp']))
     _assert_equal(found, expected, 1e-6)
     torch.testing.assert_close(found['random'], expected['random'], rtol=0, atol=0)
 
@@ -79,10 +79,9 @@ def test_compiled_blocks_on_two_ranks(two_ranks: dict[str, Any]) -> None:
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize('way', WAYS)
-def test_two_ranks(plain: Result, two_ranks: dict[str, Any], way: str) -> None:
-    for microbatch_size in (5, 3, 2):
-        _assert_equal(two_ranks[f'captions/{way}/{microbatch_size}'], plain)
+@pytest.mark.parametrize('case', ['ddp/5', 'ddp/2', 'fsdp/5', 'fsdp/2', 'hsdp/2'])
+def test_two_ranks(plain: Result, two_ranks: dict[str, Any], case: str) -> None:
+    _assert_equal(two_ranks[f'captions/{case}'], plain)
 
 
 @pytest.mark.dist
@@ -94,7 +93,7 @@ def test_two_ranks_with_dropout(two_ranks: dict[str, Any], way: str) -> None:
 @pytest.mark.dist
 def test_stage2(two_ranks: dict[str, Any]) -> None:
     expected = image_step(None)
-    for found in (image_step(3), *(two_ranks[f'images/{way}'] for way in WAYS)):
+    for found in (image_step(3), *(two_ranks[f'images/{way}'] for way in (*WAYS, 'hsdp'))):
         _assert_equal(found, expected)
     several = image_step(None, captions=3, distilled=True)
     for found in (image_step(3, captions=3, distilled=True),
