@@ -236,7 +236,7 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
         plan.errors.append(f'teacher.type: {config.teacher.type!r}, but only the extraction of an LLM is planned')
     elif encoder is None:
         plan.errors.append(f'teacher: there is none in {config.teacher}; plan_llm lets it be planned before it is '
-                             'there')
+                           'there')
     else:
         tokens = _count_tokens(plan, texts, encoder.max_length)
         plan.in_16_bits |= encoder.dtype != 'float32'
@@ -270,12 +270,12 @@ def _begin(config: Any) -> Plan:
     plan.checkpoints = -(-plan.steps // interval) if interval and plan.steps is not None else None
     if plan.epoch_samples and not plan.epoch_steps:
         plan.errors.append(f'train_data: an epoch has {plan.epoch_samples:,} samples, fewer than one global batch of '
-                             f'{batch:,}')
+                           f'{batch:,}')
     cache_limit = config.train_data.cache_limit
     needed = 4 * max((dataset.largest_shard for dataset in plan.datasets), default=0)
     if cache_limit is not None and bytes_to_int(cache_limit) < needed:
         plan.errors.append(f'train_data.cache_limit: {cache_limit} is less than four shards, '
-                             f'{tqdm.format_sizeof(needed, "B")}')
+                           f'{tqdm.format_sizeof(needed, "B")}')
     return plan
 
 

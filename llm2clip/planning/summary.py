@@ -44,7 +44,7 @@ class DatasetPlan:
     size: int = 0
     embeddings: int = 0  # size of the teachers' vectors
     largest_shard: int = 0  # size, vectors included
-    epoch_samples: int = 0  # samples per epoch
+    epoch_samples: int = 0
     texts: int = 0  # captions of all samples, missing ones included
     characters: float = 0.0  # mean per text; 0 if no shard is on disk
 
@@ -71,7 +71,7 @@ class Plan:
     global_batch: int = 0
     device_batch: int = 0
     microbatch: int = 0
-    epoch_samples: int = 0  # samples per epoch
+    epoch_samples: int = 0
     epoch_steps: int = 0
     modules: dict[str, tuple[int, int]] = field(default_factory=dict)  # part -> trainable and frozen parameters
     shared_memory: int = 0  # maximum bytes of the workers' batches in /dev/shm, per node
