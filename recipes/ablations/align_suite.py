@@ -7,8 +7,6 @@ from recipes.ablations.photograph_suite import PHOTOGRAPHS, STREAM, TEST, TESTS,
 from recipes.ablations.suite import Ablation, Step, Suite, Variant, extraction
 
 RUN, TEACHER = f'{PHOTOGRAPHS}/align_ablations', f'{PHOTOGRAPHS}/stage1/teacher'
-# Training images as files and three tables of their captions.
-FILES = Step(f'{RUN}/files/done', ('-m', 'recipes.ablations.make_data', 'photograph_captions', TRAIN, f'{RUN}/files'))
 
 
 def _images(views: int, name: str = '', dataset: str = TRAIN) -> tuple[Step, str]:
@@ -27,35 +25,21 @@ def _captions(*suffixes: str) -> tuple[str, ...]:
             f'train_data.caption_weights={{{weights}}}')
 
 
-def _dataset(name: str, teacher: str, embeddings: str) -> tuple[tuple[str, ...], tuple[Step, ...]]:
-    """Return the overrides that train on one table of captions, and the steps that prepare it for a teacher."""
-    data, (images, read) = f'{RUN}/{name}', _images(0, name, f'{RUN}/{name}/train')
-    return ((f'teacher={teacher}', f'{STREAM}.local={data}/train', read,
-             f'{STREAM}.embeddings.smollm2.local={embeddings}/train'),
-            (FILES, _prepared(name), images, extraction(embeddings, {'train': f'{data}/train'}, f'teacher={teacher}')))
-
-
-def _prepared(name: str) -> Step:
-    return Step(f'{RUN}/{name}/config.yaml', (
-        'recipes/prepare_data.py', 'source.name=image_folder', f'source.images={RUN}/files/images',
-        f'source.captions={RUN}/files/{name}.csv', f'out={RUN}/{name}'))
-
-
-def _half(taught_on: str) -> Variant:
-    """Stage 2 on `half` of the photographs; stage 1 trained its teacher on the captions of `taught_on`."""
-    run = f'{RUN}/stage1_{taught_on}'
-    stage1 = Step(f'{run}/teacher/text_encoder.json', (
-        'recipes/train_stage1.py', 'yamls/flickr8k/stage1.yaml', f'save_folder={run}', 'eval_data=null',
-        f'{STREAM}.local={RUN}/{taught_on}/train'))
-    train, (files, half, *vectors) = _dataset('half', f'{run}/teacher', f'{run}/embeddings')
-    return Variant(train, needs=(files, half, _prepared(taught_on), stage1, *vectors))
-
-
 (IMAGES, READ), (TWO, READ_TWO), (FOUR, READ_FOUR) = map(_images, (0, 2, 4))
 TEXTS = extraction(
     f'{RUN}/texts', {'train': TRAIN}, f'teacher={TEACHER}', 'caption_parts=1', 'prompts={objects: "{caption} The '
     'objects in this picture:", scene: "{caption} The place and the mood of this picture:"}')
-JOINED, MAKE_JOINED = _dataset('joined', TEACHER, f'{RUN}/joined_embeddings')
+FILES, JOINED_DATA = f'{RUN}/files', f'{RUN}/joined'
+JOINED_IMAGES, READ_JOINED = _images(0, 'joined', f'{JOINED_DATA}/train')
+JOINED = (f'{STREAM}.local={JOINED_DATA}/train', READ_JOINED,
+          f'{STREAM}.embeddings.smollm2.local={RUN}/joined_embeddings/train')
+MAKE_JOINED = (
+    Step(f'{FILES}/done', ('-m', 'recipes.ablations.make_data', 'joined_captions', TRAIN, FILES)),
+    Step(f'{JOINED_DATA}/config.yaml', (
+        'recipes/prepare_data.py', 'source.name=image_folder', f'source.images={FILES}/images',
+        f'source.captions={FILES}/captions.csv', f'out={JOINED_DATA}')),
+    JOINED_IMAGES,
+    extraction(f'{RUN}/joined_embeddings', {'train': f'{JOINED_DATA}/train'}, f'teacher={TEACHER}'))
 ONE = 'train_data.captions_per_image=1'
 
 
@@ -86,8 +70,6 @@ VARIANTS = {
     'two_views': Variant((READ_TWO,), needs=(TWO,)),
     'four_views': Variant((READ_FOUR,), needs=(FOUR,)),
     'mlp': _plain('model.visual_projection=mlp', 'model.visual_projection_expansion=2'),
-    'taught_on_other_images': _half('other_half'),
-    'taught_on_its_images': _half('half'),
 }
 ABLATIONS = (
     Ablation('An LLM after stage 1 is a better teacher than the same LLM untuned', '84.8 against 66.5',
@@ -107,8 +89,6 @@ ABLATIONS = (
              ('batch_2048', 'batch_2048_with_as_many_steps', 'align', 'batch_128'), TEST),
     Ablation('Augmented views of the images help', 'none', ('four_views', 'two_views', 'align'), TEST),
     Ablation('A linear projection of the images is better than an MLP', 'none', ('align', 'mlp'), TEST),
-    Ablation('A teacher need not have seen the captions of stage 2', 'one teacher for 3, 15, 30 and 60 million images',
-             ('taught_on_other_images', 'taught_on_its_images'), TEST),
 )
 
 SUITE = Suite(RUN, f'{PHOTOGRAPHS}/embeddings/config.yaml', ('yamls/flickr8k/align.yaml', 'eval_data=null'), VARIANTS,

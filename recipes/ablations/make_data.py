@@ -6,9 +6,9 @@
     emoji_halves EMOJI OUT
         Write emoji of animals, food, people and smileys to OUT/old_train and all others to OUT/new_train.  Both use the
         artist of the quickstart's training; OUT/old_test and OUT/new_test use the other artist.
-    photograph_captions DATASET OUT
-        Write images as files, and three tables of captions.  joined.csv has all captions, and also joins an image's
-        first three, and its last three.  half.csv and other_half.csv each have the captions of every second image.
+    joined_captions DATASET OUT
+        Write images as files, and a table with their captions and two longer ones of each image: its first three
+        captions in one, and its last three.
     clip_tokenizer OUT
         Write SmolLM2's tokenizer for a CLIP text tower: the end token ends each text and is the padding token.
 """
@@ -37,19 +37,17 @@ def emoji_halves(emoji: str, out: str) -> None:
     write_splits(splits, Dropped(), out)
 
 
-def photograph_captions(dataset: str, out: str) -> None:
+def joined_captions(dataset: str, out: str) -> None:
     images = Path(out, 'images')
     images.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, list[tuple[str, str]]] = {'joined': [], 'half': [], 'other_half': []}
-    for i, sample in enumerate(read_samples(dataset)):
+    rows = [('image', 'caption')]
+    for sample in read_samples(dataset):
         name = sample[SAMPLE_ID]
         Path(images, name).write_bytes(sample[IMAGE])
         captions = [text for key, text in sample.items() if key.startswith(CAPTION) and text]
-        rows['half' if i % 2 else 'other_half'] += [(name, text) for text in captions]
-        rows['joined'] += [(name, text) for text in (*captions, ' '.join(captions[:3]), ' '.join(captions[-3:]))]
-    for name, lines in rows.items():
-        with Path(out, f'{name}.csv').open('w', newline='') as file:
-            csv.writer(file).writerows([('image', 'caption'), *lines])
+        rows += [(name, text) for text in (*captions, ' '.join(captions[:3]), ' '.join(captions[-3:]))]
+    with Path(out, 'captions.csv').open('w', newline='') as file:
+        csv.writer(file).writerows(rows)
     Path(out, 'done').touch()
 
 
@@ -68,5 +66,5 @@ def clip_tokenizer(out: str) -> None:
 
 
 if __name__ == '__main__':
-    {'emoji_halves': emoji_halves, 'photograph_captions': photograph_captions, 'clip_tokenizer': clip_tokenizer}[
+    {'emoji_halves': emoji_halves, 'joined_captions': joined_captions, 'clip_tokenizer': clip_tokenizer}[
         sys.argv[1]](*sys.argv[2:])
