@@ -46,9 +46,10 @@ RAY = ['yamls/cluster/kuberay.yaml', 'yamls/cluster/skypilot_ray.yaml']
 FILES = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')} - {*LAUNCHERS, *RAY})
 VISION, DATA, CAPTIONS, TEACHER = (sorted(path.stem for path in ROOT.glob(f'yamls/stage2/{kind}/*.yaml'))
                                    for kind in ('vision', 'data', 'captions', 'teacher'))
-# The rows of the paper's table 1 with LLM2CLIP: tower -> fragments of data.
+# The rows of the paper's table 1 with LLM2CLIP: tower -> amounts of data.
 TABLE_1 = {'clip_b16': ['15m'], 'eva02_b16': ['15m'], 'clip_l14': ['15m'], 'eva02_l14': ['3m', '15m', '60m'],
            'clip_l14_336': ['15m', '60m'], 'eva02_l14_336': ['15m', '60m'], 'siglip2_so400m': ['60m']}
+# Amount of data -> fragments.
 SETS = {'3m': ['cc3m'], '15m': ['cc3m', 'cc12m'], '30m': ['cc3m', 'cc12m', 'yfcc15m'],
         '60m': ['cc3m', 'cc12m', 'yfcc15m', 'laion'], '60m_recap': ['cc3m', 'cc12m', 'yfcc15m', 'recap']}
 
@@ -225,7 +226,8 @@ def test_teachers_are_the_same_in_extraction_and_stage2() -> None:
 def test_every_tower_and_row_of_the_paper_is_built_from_fragments(vision: str) -> None:
     assert sum(1 + len(data) for data in TABLE_1.values()) == 18
     scales = TABLE_1.get(vision, ['15m'])
-    configs = {data: _stage2(f'vision/{vision}', f'data/{data}', 'teacher/llama3.1_8b') for data in scales}
+    configs = {data: _stage2(f'vision/{vision}', *(f'data/{name}' for name in SETS[data]), 'teacher/llama3.1_8b')
+               for data in scales}
     for data, config in configs.items():
         check_train_config(config)
         assert list(config.train_data.streams) == SETS[data]
@@ -249,22 +251,23 @@ def test_every_tower_and_row_of_the_paper_is_built_from_fragments(vision: str) -
 @pytest.fixture(scope='module')
 def teacher_names() -> set[str]:
     """Names of the embeddings datasets of all teachers."""
-    names = [_stage2('vision/clip_b16', 'data/3m', f'teacher/{teacher}').train_data.teachers for teacher in TEACHER]
+    names = [_stage2('vision/clip_b16', 'data/cc3m', f'teacher/{teacher}').train_data.teachers for teacher in TEACHER]
     assert len(names) == 12
     return {name for name, in names}
 
 
-@pytest.mark.parametrize('data', DATA)
+@pytest.mark.parametrize('data', SETS)
 def test_data_captions_and_teachers_go_together(data: str, teacher_names: set[str]) -> None:
-    assert sorted(SETS) == DATA
-    streams = _stage2('vision/clip_b16', f'data/{data}', 'teacher/llama3.1_8b').train_data.streams
+    assert sorted({name for names in SETS.values() for name in names}) == DATA
+    of_data = [f'data/{name}' for name in SETS[data]]
+    streams = _stage2('vision/clip_b16', *of_data, 'teacher/llama3.1_8b').train_data.streams
     assert all(teacher_names <= stream.embeddings.keys() for stream in streams.values())
     dense, short = ({f'{length}{model}' for model in ('IB', 'SV', 'LLA')} for length in ('long', 'short'))
     mixes = {'': {'raw': 3, **dict.fromkeys(dense, 1)}, 'official_code': {'shortSV': 1, 'longSV': 1},
              'all_six': dict.fromkeys(dense | short, 1)}
     assert sorted(mixes) == ['', *CAPTIONS]
     for captions, mix in mixes.items():
-        fragments = [f'data/{data}', *([f'captions/{captions}'] if captions else []), 'teacher/llama3.1_8b']
+        fragments = [*of_data, *([f'captions/{captions}'] if captions else []), 'teacher/llama3.1_8b']
         config = _stage2('vision/clip_b16', *fragments)
         for stream in SETS[data]:
             expected = {'raw': 0.5, 'long': 0.5} if stream == 'recap' else mix

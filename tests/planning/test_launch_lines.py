@@ -43,14 +43,14 @@ def _lines() -> list[tuple[str, ...]]:
             small = any(name in line for name in ('yamls/custom_data/', 'uickstart', 'yamls/flickr8k/'))
             if Path(recipe).stem in CONFIGS and (not small or 'gpu' in line):
                 data = 'yamls/stage2/data/' if 'sail' not in line else 'x'  # which names both datasets of its file
-                args = ['yamls/stage2/data/3m.yaml' if arg.startswith(data) else arg
+                args = ['yamls/stage2/data/cc3m.yaml' if arg.startswith(data) else arg
                         for arg in words[words.index(recipe) + 1:] if not arg.startswith((
                             'yamls/stage2/captions/', 'yamls/stage1/captions_only', 'text_encoder.pretrained=',
                             'text_encoder.chat_template='))]
                 shapes = [arg for arg in args if not arg.startswith((
                     'yamls/stage2/teacher/', 'yamls/stage2/watch_zeroshot', 'yamls/stage2/continue_official',
                     'yamls/cluster/'))]
-                lines.setdefault((Path(recipe).stem, *shapes), (Path(recipe).stem, *args))
+                lines.setdefault((Path(recipe).stem, *dict.fromkeys(shapes)), (Path(recipe).stem, *dict.fromkeys(args)))
     return list(lines.values())
 
 
