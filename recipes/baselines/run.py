@@ -44,7 +44,7 @@ from recipes.benchmarks.measuring import kept, markdown_table, watch
 
 RUN = Path('runs/flickr8k')
 OUT, TEACHER, TEST = RUN / 'baselines', RUN / 'stage1/teacher', RUN / 'data/test'
-SIZE, SEED, PACED_STEPS = 128, 17, 10
+SIZE, SEED, PACED_STEPS = 128, 17, 30
 THEIRS = (sys.executable, '-m', 'recipes.baselines.sentence_transformers_model')
 OPEN_CLIP = (sys.executable, '-m', 'recipes.baselines.open_clip_model')
 OURS = ('device=cpu', 'precision=fp32', f'seed={SEED}', f'train_data.shuffle_seed={SEED}', 'eval_data=null')
