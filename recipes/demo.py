@@ -6,6 +6,7 @@ python recipes/demo.py model=runs/quickstart/export/llm2clip images=photos"""
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -41,7 +42,8 @@ def main(config: DemoConfig) -> None:
         page.launch(server_name=config.host, server_port=config.port, share=False, quiet=True,
                     prevent_thread_lock=True, theme=theme, css=PHONE, footer_links=[])
         print(f'{len(paths):,} images: open {page.local_url}, Ctrl-C ends it', flush=True)
-        page.block_thread()
+        with suppress(SystemExit):  # Ctrl-C or SIGTERM, the normal end
+            page.block_thread()
 
 
 def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> Any:
