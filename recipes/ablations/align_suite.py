@@ -41,6 +41,11 @@ MAKE_JOINED = (
     JOINED_IMAGES,
     extraction(f'{RUN}/joined_embeddings', {'train': f'{JOINED_DATA}/train'}, f'teacher={TEACHER}'))
 ONE = 'train_data.captions_per_image=1'
+LONGER = f'{RUN}/stage1_300'
+MAKE_LONGER = (
+    Step(f'{LONGER}/teacher/text_encoder.json', (
+        'recipes/train_stage1.py', 'yamls/flickr8k/stage1.yaml', 'max_duration=300ba', f'save_folder={LONGER}')),
+    extraction(f'{RUN}/embeddings_300', {'train': TRAIN}, f'teacher={LONGER}/teacher'))
 
 
 def _plain(*train: str) -> Variant:
@@ -50,6 +55,9 @@ def _plain(*train: str) -> Variant:
 VARIANTS = {
     'align': _plain(),
     'untuned_llm': UNTUNED_LLM._replace(train=(READ, *UNTUNED_LLM.train), needs=(IMAGES, *UNTUNED_LLM.needs)),
+    'stage1_of_300_steps': Variant(
+        (READ, f'teacher={LONGER}/teacher', f'{STREAM}.embeddings.smollm2.local={RUN}/embeddings_300/train'),
+        needs=(IMAGES, *MAKE_LONGER)),
     'one_caption': _plain('train_data.caption_weights.0=1.0', ONE),
     'one_of_five_at_a_time': _plain(ONE),
     'one_longer_caption_at_a_time': Variant((*JOINED, 'train_data.caption_weights={"5": 1.0, "6": 1.0}', ONE),
@@ -74,6 +82,7 @@ VARIANTS = {
 ABLATIONS = (
     Ablation('An LLM after stage 1 is a better teacher than the same LLM untuned', '84.8 against 66.5',
              ('align', 'untuned_llm'), TEST),
+    Ablation('A longer stage 1 is better', 'none', ('stage1_of_300_steps', 'align'), TEST),
     Ablation('More captions of an image are better', 'none',
              ('align', 'one_of_five_at_a_time', 'one_caption'), TEST),
     Ablation('Longer captions, each of three people, are better', '83.9 (short and long mixed), 80.5 (short)',
