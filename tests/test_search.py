@@ -245,6 +245,7 @@ def test_the_page_answers_in_a_browser(
                 api.expect(page.get_by_text(answer)).to_be_visible()
             assert page.request.get(f'{url}/gradio_api/file={asked}').status == 403
         server.close()
+        raise SystemExit(130)  # as Ctrl-C does
 
     monkeypatch.setattr('gradio.Blocks.block_thread', visit)
     run_recipe(monkeypatch, 'demo', *args, f'index={tmp_path}/index')
