@@ -1,11 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Train and measure the variants of a suite: python -m recipes.ablations.run SUITE [SET=…]
+"""Train and measure the variants of a suite: python -m recipes.ablations.run SUITE
 
 `SUITE` is `align`, `emoji`, `forgetting`, `photograph` or `stage1`.  Its folder gets the results in `measured.json` and
-the tables in `ablations.md`.  Variants and seeds that have results are skipped.  `SET=FOLDER` sets the captions of an
-evaluation set of stage 1.
+the tables in `ablations.md`.  Variants and seeds that have results are skipped.
 """
 
 import importlib
@@ -161,5 +160,4 @@ def main(suite: Suite) -> None:
 
 
 if __name__ == '__main__':
-    chosen: Suite = importlib.import_module(f'recipes.ablations.{sys.argv[1]}_suite').SUITE
-    main(chosen._replace(captions={**chosen.captions, **dict(argument.split('=', 1) for argument in sys.argv[2:])}))
+    main(importlib.import_module(f'recipes.ablations.{sys.argv[1]}_suite').SUITE)
