@@ -11,8 +11,7 @@ from recipes.ablations.suite import Ablation, Step, Suite, Variant
 
 RUN, DATA = 'runs/ablations/stage1', 'runs/flickr8k/data'
 INSTRUCTION = 'Given a caption, retrieve a similar relevant caption. '
-SHORT_WARM_UP, BETAS, CAUSAL = (
-    'scheduler.t_warmup=20ba', 'optimizer.betas=[0.9, 0.999]', 'text_encoder.bidirectional=false')
+SHORT_WARM_UP = 'scheduler.t_warmup=20ba'
 TRAIN = ('yamls/stage1/smollm2_135m_cpu.yaml', f'train_data.streams.captions.local={DATA}/train', 'eval_data=null',
          'text_encoder.dtype=${if_bf16:bfloat16,float32}')
 # A second phase begins with the text encoder of `make photographs`, which also finds the hard negatives.
@@ -26,9 +25,8 @@ VARIANTS = {
     'nothing': Variant(),
     'no gradient clipping': Variant(('algorithms.gradient_clipping.clipping_threshold=1e9',)),
     'scheduler.t_warmup: 20ba': Variant((SHORT_WARM_UP,)),
-    'optimizer.betas: [0.9, 0.999], t_warmup: 20ba': Variant((BETAS, SHORT_WARM_UP)),
-    'causal': Variant((CAUSAL,)),
-    'causal, optimizer.betas: [0.9, 0.999], t_warmup: 20ba': Variant((CAUSAL, BETAS, SHORT_WARM_UP)),
+    'optimizer.betas: [0.9, 0.999], t_warmup: 20ba': Variant(('optimizer.betas=[0.9, 0.999]', SHORT_WARM_UP)),
+    'causal': Variant(('text_encoder.bidirectional=false',)),
     'instruction before the query': Variant((f'text_encoder.instruction="{INSTRUCTION}"',)),
     'logit_scale 20': Variant(('logit_scale=20',)),
     'LoRA of rank 64': Variant(('lora.r=64', 'lora.lora_alpha=128')),
