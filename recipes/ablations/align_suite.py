@@ -77,6 +77,8 @@ VARIANTS = {
     'batch_2048_with_as_many_steps': _plain('global_train_batch_size=2048', 'max_duration=110ba'),
     'two_views': Variant((READ_TWO,), needs=(TWO,)),
     'four_views': Variant((READ_FOUR,), needs=(FOUR,)),
+    'projection_clip': _plain('model.visual_projection_init=clip'),
+    'projection_eva': _plain('model.visual_projection_init=eva'),
     'mlp': _plain('model.visual_projection=mlp', 'model.visual_projection_expansion=2'),
 }
 ABLATIONS = (
@@ -97,6 +99,8 @@ ABLATIONS = (
     Ablation('A larger batch is better', '4,096 in the paper, 32,768 in CLIP',
              ('batch_2048', 'batch_2048_with_as_many_steps', 'align', 'batch_128'), TEST),
     Ablation('Augmented views of the images help', 'none', ('four_views', 'two_views', 'align'), TEST),
+    Ablation('An orthogonal projection is a better beginning than the random ones of the official code', 'none',
+             ('align', 'projection_clip', 'projection_eva'), TEST),
     Ablation('A linear projection of the images is better than an MLP', 'none', ('align', 'mlp'), TEST),
 )
 
