@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= passive
 SYNC := UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --locked --inexact --quiet --compile-bytecode
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart demo photographs photographs-ablations baselines ablations test test-fast test-dist test-slow test-gpu test-pip-resolution lint docs bench bench-gpu clean
+.PHONY: help install quickstart demo photographs ablations baselines test test-fast test-dist test-slow test-gpu test-pip-resolution lint docs bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -116,9 +116,10 @@ $(PHOTOGRAPHS)/export/config.yaml: | $(PHOTOGRAPHS)/evaluate/results.json
 $(PHOTOGRAPHS)/report.html: | $(PHOTOGRAPHS)/export/config.yaml
 	$(BIN)/python recipes/report.py yamls/flickr8k/report.yaml
 
-photographs-ablations: | $(PHOTOGRAPHS)/embeddings/config.yaml  ## the paper's claims on Flickr8k (hours; resumable)
+ablations: | $(PHOTOGRAPHS)/embeddings/config.yaml  ## the paper's claims on Flickr8k (hours; resumable)
 	$(BIN)/python -m recipes.ablations.run align
 	$(BIN)/python -m recipes.ablations.run photograph
+	$(BIN)/python -m recipes.ablations.run stage1
 
 $(PHOTOGRAPHS)/image_embeddings/config.yaml: | $(PHOTOGRAPHS)/data/config.yaml
 	$(BIN)/python recipes/extract_image_embeddings.py yamls/flickr8k/align_extract.yaml
@@ -167,10 +168,6 @@ bench: $(VENV)/.dev  ## run the benchmarks of recipes/benchmarks/, or only NAME=
 
 bench-gpu: $(VENV)/.dev  ## measure speed and memory on one NVIDIA GPU (resumable)
 	$(BIN)/python -m recipes.benchmarks.gpu.run_all $(DEVICE) $(NAME)
-
-ablations: $(VENV)/.base  ## test the paper's claims at small scale (resumable)
-	$(BIN)/python -m recipes.ablations.run emoji
-	$(BIN)/python -m recipes.ablations.run forgetting
 
 clean:  ## remove runs/quickstart, builds and caches; all other runs and .venv stay
 	rm -rf $(RUN) build dist *.egg-info .pytest_cache .ruff_cache

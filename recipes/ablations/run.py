@@ -3,7 +3,7 @@
 
 """Train and measure the variants of a suite: python -m recipes.ablations.run SUITE
 
-`SUITE` is `align`, `emoji`, `forgetting`, `photograph` or `stage1`.  Its folder gets the results in `measured.json` and
+`SUITE` is `align`, `forgetting`, `photograph` or `stage1`.  Its folder gets the results in `measured.json` and
 the tables in `ablations.md`.  Variants and seeds that have results are skipped.
 """
 

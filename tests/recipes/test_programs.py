@@ -18,7 +18,7 @@ from recipes.ablations.suite import Suite
 from recipes.benchmarks.measuring import Record
 
 SUITES: dict[str, Suite] = {name: importlib.import_module(f'recipes.ablations.{name}_suite').SUITE
-                            for name in ('align', 'emoji', 'forgetting', 'photograph', 'stage1')}
+                            for name in ('align', 'forgetting', 'photograph', 'stage1')}
 MODULES = sorted('.'.join(path.relative_to(ROOT).with_suffix('').parts)
                  for folder in ('benchmarks', 'ablations', 'baselines')
                  for path in (ROOT / 'recipes' / folder).rglob('*.py'))
