@@ -192,7 +192,7 @@ class LossConfig:
     """Rows of the logit matrix that a rank computes at once, to save memory.  Unset: all."""
     matryoshka_dims: Dims = field(default_factory=list)
     """Average the losses of the first N feature dimensions, scaled to length 1, for each N in the list (Matryoshka).
-    Example: `[64, 128, 256, 512]`, up to `model.embed_dim`.  Empty: one loss over all dimensions."""
+    Example: `[64, 128, 256, 512, 1280]`, the last being `model.embed_dim`.  Empty: one loss over all dimensions."""
 
 
 @dataclass

@@ -71,7 +71,6 @@ def check_train_config(config: TrainConfig) -> None:
     if config.fsdp is not None:
         _check_fsdp(config.fsdp, device_kind(config.device))
     device_batch = device_batch_size(config.global_train_batch_size, 'global_train_batch_size')
-    device_batch_size(config.global_eval_batch_size, 'global_eval_batch_size')
     microbatch = config.device_train_microbatch_size or device_batch
     if not 0 < microbatch <= device_batch:
         raise ConfigError(f'device_train_microbatch_size: {microbatch} is not between 1 and the device batch size, '
