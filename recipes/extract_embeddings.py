@@ -19,7 +19,7 @@ def main(config: ExtractConfig) -> None:
 
     run_extraction(config, partial(load_caption_teacher, config), teacher_source(config.teacher).fingerprint,
                    8 * config.batch_tokens, normalize=config.normalize, about={'precision': config.precision},
-                   prompts=config.prompts, caption_parts=config.caption_parts, seed=config.seed)
+                   prompts=config.prompts)
 
 
 if __name__ == '__main__':

@@ -5,12 +5,15 @@
 
 import io
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
 from composer.devices import DeviceCPU
 from PIL import Image
+from streaming import StreamingDataLoader
+from streaming.base.util import clean_stale_shared_memory
 
 from llm2clip.config import DatasetConfig, LoraConfig, TextEncoderConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Sample, one_part
@@ -52,6 +55,22 @@ def make_samples(n: int, images: bool = True, prefix: str = 's') -> list[Sample]
         long = f'{short} number {i}, painted on a plain wall by somebody who likes {COLORS[(i * 7 + 3) % 10]}'
         samples.append(Sample(f'{prefix}{i:04}', {'short': short, 'long': long}, picture(i) if images else None))
     return samples
+
+
+def check_resumed(make: Callable[[], StreamingDataLoader]) -> None:
+    """An epoch that is resumed after two batches has those that are left of it."""
+    whole = [batch['sample_id'] for batch in make()]
+    clean_stale_shared_memory()
+    loader = make()
+    assert len(whole) == len(loader) > 2
+    batches = iter(loader)
+    assert [next(batches)['sample_id'] for _ in range(2)] == whole[:2]
+    state = loader.state_dict()
+    del loader, batches
+    clean_stale_shared_memory()
+    loader = make()
+    loader.load_state_dict(state)
+    assert [batch['sample_id'] for batch in loader] == whole[2:]
 
 
 def write_dataset(samples: list[Sample], out: Path, **options: Any) -> Optional[dict[str, int]]:

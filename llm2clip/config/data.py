@@ -45,7 +45,7 @@ class StreamConfig(DatasetConfig):
     proportion: Optional[Positive] = None
     """Share of the epoch drawn from this dataset, relative to the others.  Set it for all datasets or for none."""
     repeat: Optional[Positive] = None
-    """Number of times that an epoch repeats this dataset."""
+    """Number of times that an epoch repeats this dataset, with the same caption and crop of a sample each time."""
 
 
 @dataclass

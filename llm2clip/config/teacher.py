@@ -156,11 +156,6 @@ class ExtractConfig(PlanConfig, EmbedConfig):
     prompts: dict[PromptName, Prompt] = field(default_factory=dict)
     """Name -> text around `{caption}`.  Every caption is also embedded inside each of these texts, under the key
     `<caption key>@<name>` (FLAME, arXiv 2411.11927)."""
-    caption_parts: Natural = 0
-    """Also embed this number of parts of every caption, under the keys `<caption key>@part1`, …: random sentences or,
-    of a caption with a single sentence, random spans of half of its words (CLIPS, arXiv 2411.16828)."""
-    seed: Seed = 17
-    """Seed of the parts; with the sample's id, the caption key and the part's number, it decides the part."""
 
 
 @dataclass

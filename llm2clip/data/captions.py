@@ -4,7 +4,6 @@
 """Choice of a sample's captions: a pure function of (seed, epoch, sample id).  And the texts that are embedded of a
 caption besides itself."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
@@ -14,8 +13,6 @@ from llm2clip.config import CaptionPairConfig
 from llm2clip.data.schema import CAPTION, SAMPLE_ID, caption_keys
 
 __all__ = ['caption_of', 'draw', 'draw_captions', 'draw_pair', 'sample_seed', 'text_id', 'texts_to_embed']
-
-_SENTENCE_END = re.compile(r'(?<=[.!?])\s+|(?<=[。！？])\s*')
 
 
 def sample_seed(seed: int, epoch: int, sample_id: str) -> int:
@@ -63,34 +60,15 @@ def _captions_of(sample: Mapping[str, Any], keys: Iterable[str]) -> dict[str, st
 
 
 def caption_of(key: str) -> str:
-    """Return the key of the caption that a vector is of, from the vector's key: ``long`` for ``long@part1``."""
+    """Return the key of the caption that a vector is of, from the vector's key: ``long`` for ``long@entities``."""
     return key.partition('@')[0]
 
 
-def texts_to_embed(
-    caption: str, key: str, sample_id: str, prompts: Mapping[str, str], parts: int, seed: int
-) -> dict[str, str]:
-    """Map the keys of a caption's vectors to their texts: the caption, the caption in each prompt, and parts of it.
-
-    The parts are different sentences in random order, repeated only after all were used, or random spans of half of
-    the words of a single sentence.  A part depends on `seed`, sample id, caption key and its own number alone.  All
-    texts of a missing caption are empty.
-    """
-    of_parts = [f'{key}@part{i + 1}' for i in range(parts)]
-    if not caption.strip():
-        return dict.fromkeys([key, *(f'{key}@{name}' for name in prompts), *of_parts], '')
-    texts = {key: caption}
-    for name, prompt in prompts.items():
-        texts[f'{key}@{name}'] = prompt.replace('{caption}', caption)
-    of_caption = sample_seed(seed, 0, f'{sample_id}/{key}')
-    sentences = [sentence for sentence in _SENTENCE_END.split(caption.strip()) if sentence]
-    sentences.sort(key=lambda sentence: xxhash.xxh64_intdigest(sentence, seed=of_caption))
-    words = caption.split()
-    half = (len(words) + 1) // 2
-    for i, name in enumerate(of_parts):
-        start = draw([1] * (len(words) - half + 1), of_caption, name)
-        texts[name] = sentences[i % len(sentences)] if len(sentences) > 1 else ' '.join(words[start:start + half])
-    return texts
+def texts_to_embed(caption: str, key: str, prompts: Mapping[str, str]) -> dict[str, str]:
+    """Map the keys of a caption's vectors to their texts: the caption, and the caption in each prompt.  All texts of a
+    missing caption are empty."""
+    return {key: caption, **{f'{key}@{name}': caption.strip() and prompt.replace('{caption}', caption)
+                             for name, prompt in prompts.items()}}
 
 
 class DrawnPair(NamedTuple):

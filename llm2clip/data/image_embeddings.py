@@ -97,9 +97,8 @@ def build_image_loader(
             'text_id': torch.tensor([text_id(text.strip() and f'{at}/{key}') for key, text in zip(keys, texts)]),
         }
 
-    columns = train and captions and config.captions_per_image > 1
     return build_loader(streams, make_train if train else make_eval, config, global_batch_size, seed, train, key,
-                        split_batch=split_columns if columns else None, microbatch_transforms=float_vectors)
+                        split_batch=split_columns if captions else None, microbatch_transforms=float_vectors)
 
 
 def reads_image_embeddings(config: ImageDataConfig, key: str) -> bool:

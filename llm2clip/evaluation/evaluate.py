@@ -203,6 +203,8 @@ def _check_probe(train: ClassificationSet, test: ClassificationSet, key: str) ->
         if len(single) < len(dataset.labels):
             raise ConfigError(f'{key}.{which}: images of {dataset.name} have any number of classes, expected a set '
                               'with one each')
+    if len(train.classes) < 2:
+        raise ConfigError(f'{key}: there is one class, {train.classes[0]!r}, expected at least 2')
     counts = Counter(labels[0])
     for c in sorted({*labels[0], *labels[1]}):
         if counts[c] < 2:

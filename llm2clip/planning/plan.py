@@ -226,7 +226,7 @@ class _MeanMask(MaskedNextTokenPrediction):
 def _plan_extraction(config: ExtractConfig) -> Plan:
     plan = plan_data(config, 'datasets')
     plan.in_16_bits, plan.unit = config.precision != 'fp32', 'pass'
-    texts_per_caption = 1 + len(config.prompts) + config.caption_parts
+    texts_per_caption = 1 + len(config.prompts)
     for dataset in plan.datasets:
         dataset.texts *= texts_per_caption
     plan.epoch_samples = texts = (sum(dataset.texts for dataset in plan.datasets)

@@ -73,9 +73,6 @@ class EmbeddingsDataset:
     """Embed images, and this number of augmented views of each, instead of captions."""
     prompts: Mapping[str, str] = field(default_factory=dict)
     """Name -> text around ``{caption}``, in which every caption is embedded, too."""
-    caption_parts: int = 0
-    """Number of parts of every caption to embed besides; `seed` decides them."""
-    seed: int = 0
 
     @property
     def name(self) -> str:
@@ -104,14 +101,13 @@ class _Extraction:
             raise ValueError(f'the dataset in {local} has no caption columns')
         if bad := [key for key in self.captions if '@' in key]:
             raise ConfigError(f'{local}: has the caption key {bad[0]!r}, expected none with @, which separates caption '
-                              'and prompt or part in the key of a vector')
+                              'and prompt in the key of a vector')
 
     def initialize(self, fingerprint: Fingerprint) -> list[int]:
         """Write or check the record of dataset and teacher; return the missing shards."""
         out, index, how = self.out, read_index(self.embeddings.dataset.local), self.embeddings
         vectors = {'storage': how.storage, 'normalized': how.normalize, **how.about,
-                   **({'prompts': dict(how.prompts)} if how.prompts else {}),
-                   **({'caption_parts': how.caption_parts, 'seed': how.seed} if how.caption_parts else {})}
+                   **({'prompts': dict(how.prompts)} if how.prompts else {})}
         record = TeacherRecord(fingerprint, {
             'dataset': dataset_fingerprint(index), 'caption_keys': self.keys, 'vectors': vectors,
             **({'out_remote': out.remote} if out.remote else {})})
@@ -139,7 +135,7 @@ class _Extraction:
         if how.views is not None:
             return {key: (sample[IMAGE], sample[SAMPLE_ID], i) for i, key in enumerate(image_keys(how.views))}
         return {name: text for key in self.captions for name, text in texts_to_embed(
-            sample[CAPTION + key], key, sample[SAMPLE_ID], how.prompts, how.caption_parts, how.seed).items()}
+            sample[CAPTION + key], key, how.prompts).items()}
 
     def count(self, numbers: Iterable[int]) -> int:
         """Number of texts to embed in some shards, including those of captions that samples lack."""

@@ -46,7 +46,8 @@ def hard_negatives(
         raise ConfigError(f'source.dataset: there is no MDS dataset in {Path(dataset).absolute()}')
     source = TeacherFolder(teacher)
     source.check_encoding(None, '')
-    inputs = [str(path) for path in (Path(dataset, INDEX), *sorted(Path(teacher).iterdir()))]
+    files = sorted(path for path in Path(teacher).iterdir() if path.is_file())
+    inputs = [str(path) for path in (Path(dataset, INDEX), *files)]
     return {'train': [Part('all', partial(_samples, dataset, source, range_min, relative_margin), inputs)]}, Dropped()
 
 

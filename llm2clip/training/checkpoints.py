@@ -184,7 +184,7 @@ def _newest_remote(store: ObjectStore, folder: str) -> Optional[tuple[str, list[
 
 
 def check_shared(folder: str) -> None:
-    """Raise a ConfigError if some nodes do not share the folder of sharded checkpoints.  Every rank calls this."""
+    """Raise a ConfigError if some nodes do not share the folder of checkpoints.  Every rank calls this."""
     if '://' in folder:
         return
 
@@ -199,8 +199,8 @@ def check_shared(folder: str) -> None:
     if is_first():
         path.unlink()
     if not all(seen):
-        raise ConfigError(f'checkpoint_folder: the nodes do not share {folder}, so each would have only its own '
-                          'shards; expected a folder on a shared disk, s3://…, or fsdp.state_dict_type: full')
+        raise ConfigError(f'checkpoint_folder: the nodes do not share {folder}, so some could not resume from it; '
+                          'expected a folder on a shared disk, or s3://…')
 
 
 def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:

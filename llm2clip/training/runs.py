@@ -53,13 +53,12 @@ def record_teacher(record: TeacherRecord, run: Union[str, Path]) -> None:
 
 
 def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
-    """Read the model's weights from a run's latest checkpoint (`read_latest`): in the run's folder, which may have been
-    moved, or in its `checkpoint_folder`."""
-    if (own := Path(run, 'checkpoints')).is_dir():
-        return read_latest(str(own))
+    """Read the model's weights from the latest checkpoint (`read_latest`) in a run's `checkpoint_folder`; one inside
+    the run's folder may have been moved with it."""
     with reading(path := Path(run, 'config.yaml'), 'checkpoint_folder, where the checkpoints are'):
-        folder = str(read_resolved(path)['checkpoint_folder'])
-    return read_latest(folder)
+        config = read_resolved(path)
+        folder, own = str(config['checkpoint_folder']), f'{config["save_folder"]}/checkpoints'
+    return read_latest(f'{run}/checkpoints' if folder == own else folder)
 
 
 def read_stage2(

@@ -188,8 +188,7 @@ def build_trainer(
         warnings.filterwarnings('ignore', known)
 
     sharded = config.fsdp is not None and config.fsdp.state_dict_type == 'sharded'
-    if sharded:
-        check_shared(config.checkpoint_folder)
+    check_shared(config.checkpoint_folder)
     checkpoint = find_checkpoint(config.checkpoint_folder, sharded) if config.autoresume else None
     if config.compile is not None:
         compile_blocks(model, **config.compile)

@@ -27,7 +27,7 @@ def _captions(*suffixes: str) -> tuple[str, ...]:
 
 (IMAGES, READ), (TWO, READ_TWO), (FOUR, READ_FOUR) = map(_images, (0, 2, 4))
 TEXTS = extraction(
-    f'{RUN}/texts', {'train': TRAIN}, f'teacher={TEACHER}', 'caption_parts=1', 'prompts={objects: "{caption} The '
+    f'{RUN}/texts', {'train': TRAIN}, f'teacher={TEACHER}', 'prompts={objects: "{caption} The '
     'objects in this picture:", scene: "{caption} The place and the mood of this picture:"}')
 FILES, JOINED_DATA = f'{RUN}/files', f'{RUN}/joined'
 JOINED_IMAGES, READ_JOINED = _images(0, 'joined', f'{JOINED_DATA}/train')
@@ -64,7 +64,6 @@ VARIANTS = {
                                             needs=MAKE_JOINED),
     'one_of_seven_at_a_time': Variant((*JOINED, ONE), needs=MAKE_JOINED),
     'longer_captions_besides_all_five': Variant((*JOINED, 'train_data.captions_per_image=7'), needs=MAKE_JOINED),
-    'parts': Variant(_captions('@part1'), needs=(IMAGES, TEXTS)),
     'prompts': Variant(_captions('@objects', '@scene'), needs=(IMAGES, TEXTS)),
     'prompts_all_15': Variant((*_captions('@objects', '@scene'), 'train_data.captions_per_image=15'),
                               needs=(IMAGES, TEXTS)),
@@ -92,7 +91,6 @@ ABLATIONS = (
     Ablation('Longer captions help beside all short ones', 'none', ('longer_captions_besides_all_five', 'align'), TEST),
     Ablation('Several prompts per caption help (FLAME, arXiv 2411.11927)', 'none',
              ('prompts', 'prompts_all_15', 'align'), TEST),
-    Ablation('Parts of captions help (CLIPS, arXiv 2411.16828)', 'none', ('parts', 'align'), TEST),
     Ablation('A deeper adapter is better', 'depth 4: 80.4, 2: 80.1, 1: 79.2, 0: 78.3',
              ('adapter_depth_4', 'adapter_depth_4_at_a_third_of_the_rate', 'align', 'adapter_depth_1',
               'adapter_depth_0'), TEST),

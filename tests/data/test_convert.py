@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from parts import make_samples, picture, write_dataset
+from PIL import Image
 from recipes_in_process import run_recipe
 
 from llm2clip.config import ConfigError, WriterConfig
@@ -18,6 +19,7 @@ from llm2clip.data.convert.image_folder import caption_csv, image_folder
 from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part, split_holdout
 from llm2clip.data.convert.texts import text_pairs
 from llm2clip.data.convert.writer import write_splits
+from llm2clip.data.images import encode_image
 from llm2clip.data.schema import read_samples
 
 
@@ -26,15 +28,19 @@ def _read(parts: list[Part]) -> list[Sample]:
 
 
 def test_every_sample_is_written_or_counted_by_reason(tmp_path: Path) -> None:
-    files = {'c': b'\x00\x00\x00\x18ftypheic\x00', 'f': b'nothing', 'h': picture(1)[:100]}
+    files = {'c': b'\x00\x00\x00\x18ftypheic\x00', 'f': b'nothing', 'h': picture(1)[:100],
+             'wide': encode_image(Image.new('1', (12_000, 9_000)), 'PNG')}
     samples = [*make_samples(8), *(Sample(name, {'short': 'a', 'long': 'b'}, data) for name, data in files.items()),
                Sample('mute', {'short': ' ', 'long': ''}, picture(1)),
-               Sample('half', {'short': ' ', 'long': 'one two three'}, picture(1)),
+               Sample('half', {'short': ' ', 'long': ' one two three\n'}, picture(1)),
                Sample('other', {'short': 'a', 'long': ' '}, picture(1))]
     write_dataset(samples, tmp_path / 'out', max_dropped=0.5, require_any_caption=['long'])
     card = json.loads((tmp_path / 'out' / 'dataset.json').read_text())
     assert card['dropped_ids'] == {'HEIC is not supported; convert it to PNG or JPEG': ['c'],
-                                   'undecodable image': ['f', 'h'], 'no caption': ['mute']}
+                                   'undecodable image': ['f', 'h'], 'more than 100,000,000 pixels': ['wide'],
+                                   'no caption': ['mute']}
+    rows = {row['sample_id']: row for row in read_samples(tmp_path / 'out/train')}
+    assert rows['half']['caption.short'] == '' and rows['half']['caption.long'] == 'one two three'
     assert card['samples'] == {'train': 9} and card['filtered'] == {'no caption long': 1}
     assert card['read'] == len(samples) == 10 + sum(card['dropped'].values())
     assert card['captions']['train']['short'] == {'captions': 8, 'absent': 1, 'words_p5': 3, 'words_p50': 3,

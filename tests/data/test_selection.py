@@ -25,7 +25,7 @@ from llm2clip.files import FileError
     ({'max': 0.3}, [0.3, '-7', 0], [0.31, '1', float('inf')]),
     ({'min': 0, 'max': 1}, [0, 1, '0.5'], [-0.1, 1.1]),
     ({'values': ['en', 'de']}, ['en', 'de'], ['fr', 'EN', 'end', 1]),
-    ({'values': [False, 3]}, [False, 'false', 3, '3'], [True, 0, 'False', 3.5])])
+    ({'values': [False, 3]}, [False, 'false', 3, '3', 3.0], [True, 0, 'False', 3.5])])
 def test_values_are_kept_or_not(limits: dict[str, Any], kept: list[Any], left_out: list[Any]) -> None:
     selection, dropped = Selection({'x': limits}), Dropped()
     assert not any(selection.filters_out({'x': value}, 's', dropped) for value in kept) and not dropped.filtered

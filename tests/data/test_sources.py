@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.csv
@@ -240,3 +241,16 @@ def test_images_of_a_table_that_are_missing_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='2 of 2 samples were left out') as error:
         write_splits(splits, dropped, tmp_path / 'out')
     assert f"'missing image file': ['{tmp_path}/no.png'], 'no image': ['rows.csv:2']" in str(error.value)
+
+
+def test_images_that_were_missing_are_read_once_they_are_there(tmp_path: Path) -> None:
+    (tmp_path / 'rows.csv').write_text('img,text\n0.png,a\n1.png,b\n')
+    (tmp_path / '0.png').write_bytes(picture(0))
+
+    def convert() -> Any:
+        return write_splits(*table(f'{tmp_path}/rows.csv', 'text', 'img', images=str(tmp_path)), tmp_path / 'out')
+
+    with pytest.raises(ValueError, match='1 of 2 samples were left out'):
+        convert()
+    (tmp_path / '1.png').write_bytes(picture(1))
+    assert convert() == {'train': 2}

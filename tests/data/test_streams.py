@@ -3,6 +3,7 @@
 
 """The joined stream and both loaders: right pairs, right order, and clear errors."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from parts import make_samples, write_dataset, write_text_embeddings
+from parts import check_resumed, make_samples, write_dataset, write_text_embeddings
 from streaming import MDSWriter
 from streaming.base.util import clean_stale_shared_memory
 
@@ -67,6 +68,18 @@ def test_workers_change_nothing_and_epochs_differ(image_dataset: Path, embedding
                    torch.equal(by_index[0][i][1], by_index[1][i][1]) for i in by_index[0])
     first, second = results[0]
     assert not torch.equal(first[0]['index'], second[0]['index'])
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_a_loader_knows_how_many_batches_an_epoch_has(train: bool, image_dataset: Path, embeddings: Path) -> None:
+    """Streaming repeats 32 of the 64 samples, so that each of 48 canonical nodes has as many."""
+    config = dataclasses.replace(_config(image_dataset, embeddings), num_canonical_nodes=48)
+    loader = _loader(config, train, 10)
+    batches = [batch['index'].tolist() for batch in loader]
+    assert len(batches) == len(loader) == (9 if train else 10)
+    assert train or {at for batch in batches for at in batch} == {*range(64)}
+    if train:
+        check_resumed(lambda: _loader(config, train, 10))
 
 
 def test_missing_dataset_embeddings_and_columns_are_named(image_dataset: Path, embeddings: Path,
@@ -140,6 +153,17 @@ def test_image_embeddings_of_several_storage_types(train: bool, tmp_path: Path) 
         expected = torch.from_numpy(vectors[batch['index'] % 8, 0])
         torch.testing.assert_close(vectors_of(batch, 'image_embedding').float(), expected, rtol=0, atol=0.02)
         clean_stale_shared_memory()
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_microbatches_have_all_captions_of_their_images(train: bool, image_dataset: Path, embeddings: Path) -> None:
+    config = _config(image_dataset, embeddings, captions_per_image=3)
+    data = build_image_loader(config, IMAGE_SIZE, 8, 5, train, 'train_data', captions=True)
+    batch = next(iter(data.dataloader))
+    parts = data.split_batch(batch, 1)
+    keys = 3 if train else 2
+    assert len(parts) == 8 and all(len(part['caption']) == part['text_id'].shape[1] == keys for part in parts)
+    assert [part['caption'][1][0] for part in parts] == list(batch['caption'][1])
 
 
 def test_several_captions_of_an_image_in_one_batch(image_dataset: Path, embeddings: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from parts import make_samples, text_encoder_from_config, write_dataset
+from parts import check_resumed, make_samples, text_encoder_from_config, write_dataset
 from streaming.base.util import clean_stale_shared_memory
 
 from llm2clip.config import (
@@ -56,7 +56,7 @@ def _loader(
     workers: int = 0, seed: int = 3, **options: Any
 ) -> torch.utils.data.DataLoader:
     config = CaptionDataConfig(streams={'s': CaptionStreamConfig(str(folder))}, pairs=pairs, num_workers=workers,
-                               num_canonical_nodes=4, **options)
+                               **{'num_canonical_nodes': 4, **options})
     return build_caption_pair_loader(config, tokenizer, 8, seed, train, 'train_data').dataloader
 
 
@@ -85,6 +85,12 @@ def test_a_pair_is_two_captions_of_one_sample(image_dataset: Path, tokenizer: Ca
         assert all(text.startswith('<s>Find: a') for text in _texts(tokenizer, batch, 'query', True))
         assert not any('Find' in text for text in _texts(tokenizer, batch, 'positive', True))
     assert sum(directions.values()) == 64 and min(directions.values()) > 16
+
+
+def test_an_epoch_that_is_resumed_has_the_batches_that_are_left(
+    image_dataset: Path, tokenizer: CaptionTokenizer
+) -> None:
+    check_resumed(lambda: _loader(image_dataset, tokenizer, num_canonical_nodes=48))
 
 
 def test_directions_have_weights_and_instructions(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:

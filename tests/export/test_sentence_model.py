@@ -58,6 +58,7 @@ def test_hard_negatives_are_those_of_the_library(limits: dict[str, Any], llm_fol
     config = TextEncoderConfig(pretrained=str(llm_folder), instruction='Find it: ', chat_template=False)
     encoder, tokenizer = text_encoder_from_config(config)
     save_teacher(encoder, tokenizer, None, tmp_path / 'teacher')
+    (tmp_path / 'teacher/.cache').mkdir()
     # One image has a text of another one and lacks a caption, and one has the same text twice.
     samples = make_samples(12, images=False)
     shared = samples[0].captions['short']

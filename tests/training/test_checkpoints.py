@@ -19,7 +19,9 @@ from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 
 from llm2clip.config import ConfigError
+from llm2clip.training.callbacks.monitors import SaveBest
 from llm2clip.training.checkpoints import check_shared, find_checkpoint, newest_checkpoint, read_latest
+from llm2clip.training.runs import BEST_FILE, load_checkpoint_model
 
 
 class _Model(ComposerModel):
@@ -60,6 +62,28 @@ def test_the_weights_are_read_whole(written: tuple[Path, bool], tmp_path: Path) 
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
     with pytest.raises(ConfigError, match='there is no checkpoint'):
         read_latest(str(tmp_path / 'nothing'))
+
+
+def test_a_run_is_read_where_its_settings_say(tmp_path: Path) -> None:
+    """Checkpoints that a run wrote before its `checkpoint_folder` changed are not read; a run that was moved is."""
+    run, moved = tmp_path / 'run', tmp_path / 'moved'
+    _train(run / 'checkpoints', False, steps=1)
+    _train(tmp_path / 'elsewhere', False, steps=2)
+    for folder, expected in (('elsewhere', 'elsewhere'), ('run/checkpoints', 'moved/checkpoints')):
+        (run / 'config.yaml').write_text(f'save_folder: {run}\ncheckpoint_folder: {tmp_path}/{folder}\n')
+        if expected != folder:
+            run = run.rename(moved)
+        found, weights = load_checkpoint_model(run), read_latest(f'{tmp_path}/{expected}')
+        assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_a_best_value_without_its_file_does_not_count(tmp_path: Path) -> None:
+    callback = SaveBest(folder=str(tmp_path))
+    callback.load_state_dict({'best': 80.0})  # on a new machine
+    assert callback.best is None
+    (tmp_path / BEST_FILE).touch()
+    callback.load_state_dict({'best': 80.0})
+    assert callback.best == 80.0
 
 
 @pytest.fixture
@@ -179,12 +203,12 @@ def test_a_checkpoint_that_would_run_code_is_refused(
     assert not (folder / 'pwned').exists()
 
 
-def test_nodes_that_do_not_share_the_folder_of_shards_are_told_so(
+def test_nodes_that_do_not_share_the_folder_of_checkpoints_are_told_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_shared(str(tmp_path / 'c'))
     check_shared('s3://bucket/c')
     monkeypatch.setattr(dist, 'all_gather_object', lambda seen: [seen, False])  # as of another node
-    with pytest.raises(ConfigError, match='checkpoint_folder: the nodes do not share .*/c, so each would have only'):
+    with pytest.raises(ConfigError, match='checkpoint_folder: the nodes do not share .*/c, so some could not resume'):
         check_shared(str(tmp_path / 'c'))
     assert not [*(tmp_path / 'c').iterdir()]

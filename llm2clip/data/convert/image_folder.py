@@ -146,7 +146,7 @@ def _published(
         for image, lines in found.get(name, ()):
             if image in captions:
                 raise FileError(f'{annotations}: image {image} occurs twice')
-            captions[image] = [line.strip() for line in lines if line.strip()]
+            captions[image] = [line for line in lines if line.strip()]
         written[name or ''] = list(captions)[before:]
     if not any(captions.values()):
         raise ConfigError(f'{annotations} has no {"captions" if captions else "images"}')

@@ -25,11 +25,12 @@ from llm2clip.folders import inside
 from llm2clip.registry import check_arguments
 
 __all__ = [
-    'Dropped', 'Filters', 'Part', 'Sample', 'Selection', 'check_folder', 'holdout_splits', 'is_in_holdout',
-    'matching_files', 'one_part', 'read_image', 'sample_name', 'split_holdout',
+    'MISSING_FILE', 'Dropped', 'Filters', 'Part', 'Sample', 'Selection', 'check_folder', 'holdout_splits',
+    'is_in_holdout', 'matching_files', 'one_part', 'read_image', 'sample_name', 'split_holdout',
 ]
 
 Filters = dict[Text, dict[Text, Any]]
+MISSING_FILE = 'missing image file'
 _VAL = 'val'
 _SAME_NAME = 'source.split: {!r} is the name of the held-out split; give the other one another name'
 
@@ -143,7 +144,7 @@ def read_image(folders: Sequence[str], name: str, where: str, dropped: Dropped) 
     """
     path = inside(folders[0], name, where, folders[1:]) if folders else Path(name)
     if not os.path.isfile(path):
-        dropped.add('missing image file', str(path.absolute()))
+        dropped.add(MISSING_FILE, str(path.absolute()))
         return None
     with reading(path, 'an image'):
         return path.read_bytes()
@@ -180,13 +181,15 @@ class Filter:
     min: Optional[Finite] = None
     max: Optional[Finite] = None
     values: Optional[Annotated[list[Union[Text, int, bool]], Field(min_length=1)]] = None
-    """Values to keep, compared as texts: true as ``true``, 1 as ``1``."""
+    """Values to keep, compared as texts: true as ``true``, 1 and 1.0 as ``1``."""
 
     def keeps(self, value: Any, where: str) -> Optional[bool]:
         """Return whether to keep a value; None for null, blank text or NaN; FileError if a range meets a non-number."""
         if value is None or isinstance(value, str) and not value.strip():
             return None
         if self.values is not None:
+            if isinstance(value, float) and value.is_integer():  # pandas stores integers with gaps as floats
+                value = int(value)
             text, *kept = [str(x).lower() if isinstance(x, bool) else str(x) for x in (value, *self.values)]
             return text in kept
         try:

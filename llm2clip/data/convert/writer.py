@@ -28,8 +28,8 @@ from llm2clip.config import ConfigError, WriterConfig
 from llm2clip.config.files import check_values
 from llm2clip.config.ranges import FolderName
 from llm2clip.data.caption_files import check_text
-from llm2clip.data.convert.samples import Dropped, Part, Sample
-from llm2clip.data.images import decode_image, decode_pixels, encode_image
+from llm2clip.data.convert.samples import MISSING_FILE, Dropped, Part, Sample
+from llm2clip.data.images import MAX_PIXELS, decode_image, decode_pixels, encode_image
 from llm2clip.data.schema import CAPTION, IMAGE, INDEX, SAMPLE_ID, check_shard, read_index
 from llm2clip.engine import Engine, LocalEngine, Work
 from llm2clip.files import FileError, read_json, reading
@@ -115,8 +115,9 @@ def write_splits(
     for job in jobs[:config.shard_index] + jobs[config.shard_index + 1:config.num_shards]:
         _read_record(job)
     mine = jobs[config.shard_index::config.num_shards]
-    # Parts without samples are read again, since missing image files may exist now.
-    todo = {job.folder: job for job in mine if not (_read_record(job) or {}).get('samples')}
+    # Parts without samples, or whose missing image files exist now, are read again.
+    todo = {job.folder: job for job in mine if (record := _read_record(job)) is None or not record['samples']
+            or any(map(os.path.isfile, record['dropped'].get(MISSING_FILE, ())))}
     engine = engine or LocalEngine(config.num_workers)
     print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, by {engine}', flush=True)
     with tqdm(total=len(mine), initial=len(mine) - len(todo), desc=f'write {out.local.name}', unit=' parts') as bar:
@@ -151,7 +152,7 @@ def _finish(
     if unusable > config.max_dropped * (total + unusable):
         examples = {reason: ids[:5] for reason, ids in left_out.reasons.items()}
         raise ValueError(f'{unusable} of {total + unusable} samples were left out, more than max_dropped='
-                         f'{config.max_dropped} allows: {examples}')
+                         f'{config.max_dropped} allows: {examples}.  To read repaired images again, remove {out}')
     left_out.filtered.update(dropped.filtered)
     for reason, ids in dropped.reasons.items():
         left_out.add(reason, *ids)
@@ -339,7 +340,7 @@ def _write_part(job: _PartJob, alone: bool) -> None:
 
 
 def _usable(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) -> Iterator[Sample]:
-    """Yield the usable samples, with blank captions emptied, and record the others in `dropped`."""
+    """Yield the usable samples, without white space around captions, and record the others in `dropped`."""
     needed = config.require_any_caption
     excluded = excluded_ids(config.exclude_ids) if config.exclude_ids is not None else ()
     for sample in samples:
@@ -349,7 +350,7 @@ def _usable(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) -
         if unknown := [key for key in needed if key not in sample.captions]:
             raise ConfigError(f'require_any_caption: there is no caption {unknown[0]!r}; the samples have '
                               f'{", ".join(sample.captions)}')
-        captions = sample.captions = {key: text if text.strip() else '' for key, text in sample.captions.items()}
+        captions = sample.captions = {key: text.strip() for key, text in sample.captions.items()}
         if sample.sample_id in excluded:
             dropped.filtered['named by exclude_ids'] += 1
         elif not any(captions.values()):
@@ -372,7 +373,9 @@ def _image_problem(sample: Sample, image: bytes, config: WriterConfig) -> Option
         if max(picture.size) > config.image_max_side:
             picture.thumbnail((config.image_max_side, config.image_max_side), Image.Resampling.BICUBIC)
             sample.image = encode_image(picture, 'JPEG', quality=config.image_quality)
-    except ValueError:
+    except ValueError as error:
+        if (limit := f'more than {MAX_PIXELS:,} pixels') in str(error):
+            return limit
         # HEIC is the photo format of many phones.
         is_heic = image[4:8] == b'ftyp' and image[8:12] in (b'heic', b'heix', b'hevc', b'hevx', b'mif1', b'msf1')
         return 'HEIC is not supported; convert it to PNG or JPEG' if is_heic else 'undecodable image'

@@ -14,6 +14,8 @@ This module relies on these parts of StreamingDataset in Streaming 0.13:
 - names in shared memory, six digits per dataset and a suffix: ``_locals`` holds the folders of the dataset.
 """
 
+import contextlib
+import math
 import multiprocessing
 import os
 import time
@@ -110,6 +112,25 @@ class SafeDataset(StreamingDataset):
         """Current epoch, 0 before the first; no worker begins an epoch before all have ended the previous one."""
         return max(self.next_epoch - 1, 0)
 
+    def __len__(self) -> int:
+        """Return the number of samples that this rank gets in an epoch.
+
+        Streaming repeats some, so that its canonical nodes have equal numbers, but its own length does not count these.
+        Composer, which reads ``len(loader)`` batches, would leave out images of an evaluation, and lengthen an epoch
+        that it resumes.
+        """
+        ranks = dist.get_world_size()
+        nodes = max(self.num_canonical_nodes or 1, ranks // dist.get_local_world_size())
+
+        def of_rank(samples: int) -> int:
+            return math.ceil(math.ceil(samples / nodes) * nodes / ranks)
+
+        if self.batching_method != 'per_stream':
+            return of_rank(self.epoch_size)
+        # Only batches that one stream can fill are delivered.
+        assert self.batch_size is not None
+        return sum(of_rank(int(stream.choose)) // self.batch_size for stream in self.streams) * self.batch_size
+
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
         """Return Streaming's state, with a description of the data."""
         return {**super().state_dict(num_samples, from_beginning), 'data': self._data()}
@@ -180,8 +201,10 @@ def _lock_caches(folders: Iterable[str]) -> list[FileLock]:
             except Timeout:
                 raise ShardError(f'{folder} is the cache of another run that is still alive') from None
         for registered in Path('/dev/shm').glob(f'[0-9]*_{LOCALS}'):
-            if caches.intersection(os.fsdecode(registered.read_bytes()[4:]).split('\0')):
-                for segment in registered.parent.glob(f'{registered.name.partition("_")[0]}_*'):
-                    segment.unlink(missing_ok=True)
+            # It may be another user's, or of a run that has just ended.
+            with contextlib.suppress(OSError):
+                if caches.intersection(os.fsdecode(registered.read_bytes()[4:]).split('\0')):
+                    for segment in registered.parent.glob(f'{registered.name.partition("_")[0]}_*'):
+                        segment.unlink(missing_ok=True)
     dist.barrier()
     return locks

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from llm2clip.data.texts import text_sides
 from llm2clip.models.sharding import whole
+from llm2clip.ranks import broadcast_from_rank0
 from llm2clip.training.algorithms.weights import averaged_weights
 from llm2clip.training.runs import BEST_FILE
 from llm2clip.weights import write_safetensors
@@ -151,7 +152,9 @@ class SaveBest(Callback):
         return {'best': self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = state['best']
+        """Load the best value so far, unless its file has stayed on another machine."""
+        assert self.folder is not None
+        self.best = state['best'] if broadcast_from_rank0(Path(self.folder, BEST_FILE).is_file) else None
 
     def eval_end(self, state: State, logger: Logger) -> None:
         if state.dataloader_label != self.dataloader_label:

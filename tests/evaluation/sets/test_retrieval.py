@@ -15,7 +15,8 @@ from set_files import conversation, five, write_images
 
 from llm2clip.config import ConfigError
 from llm2clip.data.convert import image_folder as convert
-from llm2clip.data.convert.samples import Sample
+from llm2clip.data.convert.samples import Dropped, Part, Sample
+from llm2clip.data.convert.writer import write_splits
 from llm2clip.evaluation.sets.retrieval import (
     LANGUAGES,
     coco,
@@ -285,6 +286,14 @@ def test_captions_of_a_dataset_that_are_absent_are_no_texts(tmp_path: Path) -> N
     write_dataset([Sample('0', {'de': '', 'en': 'x'}, picture(0))], tmp_path / 'none')
     with pytest.raises(ConfigError, match='no image has a caption in'):
         mds(f'{tmp_path}/none/train', caption_keys=['de'])
+
+
+def test_an_id_that_two_files_use_names_two_images(tmp_path: Path) -> None:
+    parts = [Part(name, lambda _, i=i: [Sample('0', {'x': f'{i}'}, picture(i))]) for i, name in enumerate('ab')]
+    write_splits({'train': parts}, Dropped(), tmp_path / 'out')
+    found = mds(f'{tmp_path}/out/train')
+    assert found.image_ids == ['0', '0 (1)'] and found.captions == [['0'], ['1']]
+    assert [found.read_image(i) for i in range(2)] == [picture(0), picture(1)]
 
 
 def test_an_mds_dataset(tmp_path: Path) -> None:

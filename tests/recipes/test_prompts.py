@@ -1,9 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Several vectors of one caption, of prompts and of parts, from extraction to the batches of stage 2."""
+"""Several vectors of one caption, one per prompt, from extraction to the batches of stage 2."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +19,10 @@ from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.llm import load_teacher
 from llm2clip.training.stage2 import make_loaders
 
-LONG = 'A red square. It is large!  Is it on a wall? Yes.'
-ONE = 'a red square on a plain white wall'
 
-
-def test_parts_are_sentences_or_spans_of_words_and_always_the_same() -> None:
-    def parts(caption: str, n: int, seed: int = 1, sample_id: str = 's') -> list[str]:
-        return list(texts_to_embed(caption, 'k', sample_id, {}, n, seed).values())[1:]
-
-    sentences = parts(LONG, 6)
-    assert sorted(sentences[:4]) == sorted(re.split(r'(?<=[.!?])\s+', LONG)) and sentences[4:] == sentences[:2]
-    assert parts(LONG, 2) == sentences[:2] and parts(LONG, 4, 2) != sentences[:4] != parts(LONG, 4, 1, 't')
-    assert sorted(parts('赤い四角。白い壁。', 2)) == ['白い壁。', '赤い四角。'] and parts('square', 2) == ['square'] * 2
-    assert {*parts(ONE, 20)} == {' '.join(ONE.split()[i:i + 4]) for i in range(5)}
-    assert texts_to_embed(' ', 'k', 's', {'p': 'of {caption}'}, 1, 0) == {'k': '', 'k@p': '', 'k@part1': ''}
-    assert texts_to_embed('x', 'k', 's', {'p': '"{caption}" in a word:'}, 0, 0) == {'k': 'x', 'k@p': '"x" in a word:'}
+def test_texts_of_a_caption() -> None:
+    assert texts_to_embed('', 'k', {'p': 'of {caption}'}) == {'k': '', 'k@p': ''}
+    assert texts_to_embed('x', 'k', {'p': '"{caption}" in a word:'}) == {'k': 'x', 'k@p': '"x" in a word:'}
 
 
 @pytest.mark.usefixtures('no_leftovers')
@@ -42,30 +30,29 @@ def test_stage2_draws_them_by_keys_of_their_own(
     stage2_args: list[str], teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = make_samples(32)
-    samples[5].captions['long'], samples[6].captions['long'] = '', LONG
+    samples[5].captions['long'] = ''
     write_dataset(samples, tmp_path / 'images')
     extract = [f'teacher={teacher_folder}', f'datasets.s.local={tmp_path}/images/train', f'out={tmp_path}/out',
-               'device=cpu', "prompts.brief='in a word, {caption} is'", 'caption_parts=2']
+               'device=cpu', "prompts.brief='in a word, {caption} is'", "prompts.mood='the mood of {caption}'"]
     run_recipe(monkeypatch, 'extract_embeddings', *extract)
     out = tmp_path / 'out/s'
-    names = [key + name for key in ('long', 'short') for name in ('', '@brief', '@part1', '@part2')]
+    names = [key + name for key in ('long', 'short') for name in ('', '@brief', '@mood')]
     assert {*read_columns(out)} == {'sample_id', *(f'text_embedding.{name}' for name in names)}
     rows, encoder = read_samples(out), load_teacher(teacher_folder)
-    prompts = {'brief': 'in a word, {caption} is'}
+    prompts = {'brief': 'in a word, {caption} is', 'mood': 'the mood of {caption}'}
     for key in ('short', 'long'):
-        texts = [texts_to_embed(s.captions[key], key, s.sample_id, prompts, 2, 17) for s in samples]
+        texts = [texts_to_embed(s.captions[key], key, prompts) for s in samples]
         for name in texts[0]:
             expected = encode_texts(*encoder, [one[name] or '-' for one in texts]).numpy()
             expected[[not one[name] for one in texts]] = 0
             found = np.stack([row[f'text_embedding.{name}'] for row in rows])
             np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
     for changed, message in (("prompts.brief='{caption}?'", 'vectors.prompts.brief is .* expected .{caption}?'),
-                             ('prompts=null', 'caption_keys is'), ('caption_parts=1', 'caption_keys is'),
-                             ('seed=3', 'vectors.seed is 17, expected 3')):
+                             ('prompts=null', 'caption_keys is')):
         with pytest.raises(ValueError, match=f'was begun for another dataset or teacher: {message}'):
             run_recipe(monkeypatch, 'extract_embeddings', *extract, changed)
     for bad, message in (('prompts.x=brief', r'prompts\.x .*: .brief., expected a text with {caption}'),
-                         ("prompts.part1='{caption}'", 'prompts.* expected a name of letters, digits')):
+                         ("prompts.a-b='{caption}'", 'prompts.* expected a name of letters, digits')):
         with pytest.raises(ConfigError, match=message):
             run_recipe(monkeypatch, 'extract_embeddings', *extract, bad)
 
