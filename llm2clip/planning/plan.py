@@ -260,15 +260,16 @@ def _begin(config: Any) -> Plan:
     plan.microbatch = config.device_train_microbatch_size or plan.device_batch
     plan.epoch_samples = int(config.plan_samples or sum(dataset.epoch_samples for dataset in plan.datasets))
     plan.kept = config.save_num_checkpoints_to_keep
+    nodes = config.train_data.num_canonical_nodes  # Streaming repeats samples, so that all have equal numbers
     if plan.datasets and isinstance(config, Stage1Config) and config.objective == 'contrastive':
         # Each global batch comes from one dataset.
-        plan.epoch_steps = sum(dataset.epoch_samples // batch for dataset in plan.datasets)
+        plan.epoch_steps = sum(-(-dataset.epoch_samples // nodes) * nodes // batch for dataset in plan.datasets)
     else:
-        plan.epoch_steps = -(-plan.epoch_samples // plan.ranks) // max(1, plan.device_batch)
+        plan.epoch_steps = -(-(-(-plan.epoch_samples // nodes) * nodes) // plan.ranks) // max(1, plan.device_batch)
     plan.steps = _steps(config.max_duration, plan)
     interval = _steps(config.save_interval, plan)
     plan.checkpoints = -(-plan.steps // interval) if interval and plan.steps is not None else None
-    if plan.epoch_samples and not plan.epoch_steps:
+    if plan.epoch_samples and (plan.epoch_samples < batch or not plan.epoch_steps):
         plan.errors.append(f'train_data: an epoch has {plan.epoch_samples:,} samples, fewer than one global batch of '
                            f'{batch:,}')
     cache_limit = config.train_data.cache_limit

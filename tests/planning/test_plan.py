@@ -54,14 +54,14 @@ def test_steps_and_data_are_those_of_the_loader(args: list[str], image_dataset: 
     config = load_config(Stage2Config, [*args, 'train_data.streams.s.repeat=1.6'])
     loader = build_image_loader(config.train_data, config.model.vision.image_size, 8, 0, True, 'train_data')
     data, = plan.datasets
-    assert plan.epoch_steps == len(loader.dataloader) == 12 and plan.steps == 36
+    assert plan.epoch_steps == len(loader.dataloader) == 13 and plan.steps == 39
     assert (data.samples, data.epoch_samples) == (64, 102)
     assert data.size == sum(path.stat().st_size for path in image_dataset.rglob('*.mds'))
-    assert (plan.checkpoints, plan.kept) == (18, 2)
+    assert (plan.checkpoints, plan.kept) == (20, 2)
     assert plan.modules['adapter'] == (sum(p.numel() for p in LLM2CLIP(config.model, 32).adapter.parameters()), 0)
     assert plan.modules['visual_projection'] == (256 * 16, 0) and not plan.errors
     text = str(plan)
-    assert '102 samples and 12 steps per epoch; 36 steps, 288 samples in all' in text
+    assert '102 samples and 13 steps per epoch; 39 steps, 312 samples in all' in text
     assert 's: 64 samples in 3 shards, 102 per epoch; ' in text and 'of embeddings' in text
 
 

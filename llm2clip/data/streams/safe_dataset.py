@@ -115,10 +115,8 @@ class SafeDataset(StreamingDataset):
     def __len__(self) -> int:
         """Return the number of samples that this rank gets in an epoch.
 
-        Streaming repeats some, so that its canonical nodes have equal numbers, but its own length does not count these.
-        Composer, which reads ``len(loader)`` batches, would leave out images of an evaluation, and lengthen an epoch
-        that it resumes.
-        """
+        Streaming repeats some to fill its canonical nodes, which its own length does not count.  Composer, which reads
+        ``len(loader)`` batches, would leave out images of an evaluation, and lengthen an epoch that it resumes."""
         ranks = dist.get_world_size()
         nodes = max(self.num_canonical_nodes or 1, ranks // dist.get_local_world_size())
 
