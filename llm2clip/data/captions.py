@@ -1,8 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Choice of a sample's captions: a pure function of (seed, epoch, sample id).  And the texts that are embedded of a
-caption besides itself."""
+"""Choice of a sample's captions: a pure function of (seed, epoch, sample id)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
@@ -12,7 +11,7 @@ import xxhash
 from llm2clip.config import CaptionPairConfig
 from llm2clip.data.schema import CAPTION, SAMPLE_ID, caption_keys
 
-__all__ = ['caption_of', 'draw', 'draw_captions', 'draw_pair', 'sample_seed', 'text_id', 'texts_to_embed']
+__all__ = ['caption_of', 'draw', 'draw_captions', 'draw_pair', 'sample_seed', 'text_id']
 
 
 def sample_seed(seed: int, epoch: int, sample_id: str) -> int:
@@ -62,13 +61,6 @@ def _captions_of(sample: Mapping[str, Any], keys: Iterable[str]) -> dict[str, st
 def caption_of(key: str) -> str:
     """Return the key of the caption that a vector is of, from the vector's key: ``long`` for ``long@entities``."""
     return key.partition('@')[0]
-
-
-def texts_to_embed(caption: str, key: str, prompts: Mapping[str, str]) -> dict[str, str]:
-    """Map the keys of a caption's vectors to their texts: the caption, and the caption in each prompt.  All texts of a
-    missing caption are empty."""
-    return {key: caption, **{f'{key}@{name}': caption.strip() and prompt.replace('{caption}', caption)
-                             for name, prompt in prompts.items()}}
 
 
 class DrawnPair(NamedTuple):

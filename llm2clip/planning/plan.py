@@ -30,6 +30,7 @@ from llm2clip.config import (
 )
 from llm2clip.data.image_embeddings import reads_image_embeddings
 from llm2clip.data.loader import shared_memory
+from llm2clip.data.streams.safe_dataset import with_repeats
 from llm2clip.imports.weights import check_initial_weights
 from llm2clip.models.stage1 import MaskedNextTokenPrediction
 from llm2clip.models.towers import train_image_size
@@ -260,12 +261,12 @@ def _begin(config: Any) -> Plan:
     plan.microbatch = config.device_train_microbatch_size or plan.device_batch
     plan.epoch_samples = int(config.plan_samples or sum(dataset.epoch_samples for dataset in plan.datasets))
     plan.kept = config.save_num_checkpoints_to_keep
-    nodes = config.train_data.num_canonical_nodes  # Streaming repeats samples, so that all have equal numbers
+    nodes = config.train_data.num_canonical_nodes
     if plan.datasets and isinstance(config, Stage1Config) and config.objective == 'contrastive':
         # Each global batch comes from one dataset.
-        plan.epoch_steps = sum(-(-dataset.epoch_samples // nodes) * nodes // batch for dataset in plan.datasets)
+        plan.epoch_steps = sum(with_repeats(dataset.epoch_samples, nodes) // batch for dataset in plan.datasets)
     else:
-        plan.epoch_steps = -(-(-(-plan.epoch_samples // nodes) * nodes) // plan.ranks) // max(1, plan.device_batch)
+        plan.epoch_steps = -(-with_repeats(plan.epoch_samples, nodes) // plan.ranks) // max(1, plan.device_batch)
     plan.steps = _steps(config.max_duration, plan)
     interval = _steps(config.save_interval, plan)
     plan.checkpoints = -(-plan.steps // interval) if interval and plan.steps is not None else None

@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from llm2clip.config import ConfigError, DatasetConfig, EmbedConfig
 from llm2clip.config.files import save_config
-from llm2clip.data.captions import texts_to_embed
 from llm2clip.data.schema import (
     CAPTION,
     IMAGE,
@@ -134,8 +133,9 @@ class _Extraction:
         how = self.embeddings
         if how.views is not None:
             return {key: (sample[IMAGE], sample[SAMPLE_ID], i) for i, key in enumerate(image_keys(how.views))}
-        return {name: text for key in self.captions for name, text in texts_to_embed(
-            sample[CAPTION + key], key, how.prompts).items()}
+        prompts = {'': '{caption}', **{f'@{name}': prompt for name, prompt in how.prompts.items()}}
+        return {key + name: text.strip() and prompt.replace('{caption}', text) for key in self.captions
+                for text in [sample[CAPTION + key]] for name, prompt in prompts.items()}
 
     def count(self, numbers: Iterable[int]) -> int:
         """Number of texts to embed in some shards, including those of captions that samples lack."""

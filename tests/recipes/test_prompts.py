@@ -13,16 +13,11 @@ from recipes_in_process import run_recipe
 
 from llm2clip.config import ConfigError, Stage2Config
 from llm2clip.config.files import load_config
-from llm2clip.data.captions import caption_of, text_id, texts_to_embed
+from llm2clip.data.captions import caption_of, text_id
 from llm2clip.data.schema import read_columns, read_samples
 from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.llm import load_teacher
 from llm2clip.training.stage2 import make_loaders
-
-
-def test_texts_of_a_caption() -> None:
-    assert texts_to_embed('', 'k', {'p': 'of {caption}'}) == {'k': '', 'k@p': ''}
-    assert texts_to_embed('x', 'k', {'p': '"{caption}" in a word:'}) == {'k': 'x', 'k@p': '"x" in a word:'}
 
 
 @pytest.mark.usefixtures('no_leftovers')
@@ -39,13 +34,13 @@ def test_stage2_draws_them_by_keys_of_their_own(
     names = [key + name for key in ('long', 'short') for name in ('', '@brief', '@mood')]
     assert {*read_columns(out)} == {'sample_id', *(f'text_embedding.{name}' for name in names)}
     rows, encoder = read_samples(out), load_teacher(teacher_folder)
-    prompts = {'brief': 'in a word, {caption} is', 'mood': 'the mood of {caption}'}
+    prompts = {'': '{caption}', '@brief': 'in a word, {caption} is', '@mood': 'the mood of {caption}'}
     for key in ('short', 'long'):
-        texts = [texts_to_embed(s.captions[key], key, prompts) for s in samples]
-        for name in texts[0]:
-            expected = encode_texts(*encoder, [one[name] or '-' for one in texts]).numpy()
-            expected[[not one[name] for one in texts]] = 0
-            found = np.stack([row[f'text_embedding.{name}'] for row in rows])
+        for name, prompt in prompts.items():
+            captions = [sample.captions[key] for sample in samples]
+            expected = encode_texts(*encoder, [prompt.replace('{caption}', text or '-') for text in captions]).numpy()
+            expected[[not text for text in captions]] = 0
+            found = np.stack([row[f'text_embedding.{key}{name}'] for row in rows])
             np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
     for changed, message in (("prompts.brief='{caption}?'", 'vectors.prompts.brief is .* expected .{caption}?'),
                              ('prompts=null', 'caption_keys is')):

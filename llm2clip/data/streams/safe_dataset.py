@@ -35,10 +35,15 @@ from llm2clip.data.captions import sample_seed
 from llm2clip.data.schema import SAMPLE_ID
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 
-__all__ = ['SafeDataset']
+__all__ = ['SafeDataset', 'with_repeats']
 
 _LOCK_FILE = '.in_use'
 _LOCK_SECONDS = 30.0
+
+
+def with_repeats(samples: int, nodes: int) -> int:
+    """Return how many samples an epoch has with those that Streaming repeats to give `nodes` equal numbers."""
+    return math.ceil(samples / nodes) * nodes
 
 
 class SafeDataset(StreamingDataset):
@@ -121,7 +126,7 @@ class SafeDataset(StreamingDataset):
         nodes = max(self.num_canonical_nodes or 1, ranks // dist.get_local_world_size())
 
         def of_rank(samples: int) -> int:
-            return math.ceil(math.ceil(samples / nodes) * nodes / ranks)
+            return math.ceil(with_repeats(samples, nodes) / ranks)
 
         if self.batching_method != 'per_stream':
             return of_rank(self.epoch_size)

@@ -317,8 +317,8 @@ def mds(local: str, caption_keys: Optional[Texts] = None) -> RetrievalSet:
     if caption_keys is None:
         columns = [name for name in there if name.startswith(CAPTION)]
     read_image = MDSImages.open(local)
-    seen: dict[str, int] = {}  # files that were converted together may use an id twice
-    samples = ((sample[SAMPLE_ID] if seen.setdefault(sample[SAMPLE_ID], i) == i else f'{sample[SAMPLE_ID]} ({i})',
+    first: dict[str, int] = {}  # files that were converted together may use an id twice
+    samples = ((sample[SAMPLE_ID] if first.setdefault(sample[SAMPLE_ID], i) == i else f'{sample[SAMPLE_ID]} ({i})',
                 [sample[column] for column in columns])
                for i, sample in enumerate(row for shard in read_image.dataset.shards for row in shard))
     return _retrieval_set(local, samples, local, read_image, gaps=True)
