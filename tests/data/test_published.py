@@ -117,6 +117,12 @@ def test_restval_of_coco_is_a_part_of_train_and_all_captions_are_kept(tmp_path: 
         build_source({'name': 'coco', **arguments, 'splits': ['restval']})
 
 
+def test_blank_captions_take_no_key(tmp_path: Path) -> None:
+    (tmp_path / 'list.json').write_text(json.dumps([{'image': 'a.jpg', 'caption': [' ', 'a dog', ' ']}]))
+    splits, _ = build_source({'name': 'flickr30k', 'annotations': f'{tmp_path}/list.json', 'images': None})
+    assert [sample.captions for part in splits['train'] for sample in part.read(Dropped())] == [{'0': 'a dog'}]
+
+
 @pytest.mark.parametrize(['file', 'split'], [('captions_val2017.json', 'val'), ('latest.json', 'train')])
 def test_the_format_of_coco(file: str, split: str, tmp_path: Path) -> None:
     """Captions stand in another order than images, and an image may have none."""

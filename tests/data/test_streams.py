@@ -166,6 +166,15 @@ def test_microbatches_have_all_captions_of_their_images(train: bool, image_datas
     assert [part['caption'][1][0] for part in parts] == list(batch['caption'][1])
 
 
+def test_shared_memory_that_cannot_be_read_is_no_error(image_dataset: Path, embeddings: Path) -> None:
+    of_another_user = Path('/dev/shm/999999_locals')
+    of_another_user.mkdir()  # root, too, cannot read a folder
+    try:
+        assert len(list(_loader(_config(image_dataset, embeddings)))) == 8
+    finally:
+        of_another_user.rmdir()
+
+
 def test_several_captions_of_an_image_in_one_batch(image_dataset: Path, embeddings: Path) -> None:
     config = _config(image_dataset, embeddings)
     one = list(_loader(config))

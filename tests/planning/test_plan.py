@@ -96,6 +96,7 @@ def test_what_will_stop_the_run_is_said(args: list[str], tmp_path: Path, monkeyp
          r'gone/index\.json does not exist'),
         (['device_train_microbatch_size=3'], r'would only see the negatives inside it'),
         (['global_train_batch_size=128'], r'an epoch has 64 samples, fewer than one global batch of 128'),
+        (['global_train_batch_size=64', 'train_data.streams.s.repeat=0.97'], r'an epoch has 62 samples, fewer than'),
         (['train_data.cache_limit=10kb'], r'cache_limit: 10kb is less than four shards'),
         (['callbacks.save_best={}'], r'callbacks.save_best: there is no eval_data'),
     ]

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from composer.utils import dist
 from launched import Launched, finish, may_have_own_memory
 from recipes_in_process import run_recipe
 
@@ -66,6 +67,17 @@ def test_a_resumed_run_keeps_its_checkpoints_and_one_line_of_metrics_per_step(
         _exclude_a_shard(images, vectors)
         with pytest.raises(ConfigError, match='the data have changed since the checkpoint was written .64 samples in'):
             run(9)
+
+
+@pytest.mark.parametrize('kind', ['full', 'sharded'])
+def test_nodes_that_do_not_share_the_checkpoints_do_not_train(
+    kind: str, stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Another node does not see the file that this one sees.
+    monkeypatch.setattr(dist, 'all_gather_object', lambda seen: [seen, False] if seen is True else [seen])
+    args = [*stage2_args, f'save_folder={tmp_path}/run', *(['fsdp.state_dict_type=sharded'] * (kind == 'sharded'))]
+    with pytest.raises(ConfigError, match='the nodes do not share'):
+        run_recipe(monkeypatch, 'train_stage2', *args)
 
 
 def test_a_teacher_is_that_of_the_settings_in_its_folder(
