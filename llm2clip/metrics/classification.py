@@ -54,10 +54,16 @@ def accuracy_per_class(ranks: torch.Tensor, labels: torch.Tensor) -> dict[int, f
 
 def average_precision(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the average precision of each class, ``(C,)``, from 0 to 1, with images ranked by `scores` ``(N, C)``.
-    `targets` ``(N, C)`` are 1 where an image has the class.  A class without images gets 0."""
-    order = scores.argsort(dim=0, descending=True, stable=True)
+
+    Images with equal scores share a rank, the last of theirs, as in scikit-learn.  `targets` ``(N, C)`` are 1 where an
+    image has the class.  A class without images gets 0.
+    """
+    ascending, order = scores.sort(dim=0)
     right = targets.gather(0, order).float()
-    precision = right.cumsum(0) / torch.arange(1, len(scores) + 1, device=scores.device)[:, None]
+    # Position of the first image, in ascending order, with the same score: all from there on rank at least as high.
+    first = torch.searchsorted(ascending.T.contiguous(), ascending.T.contiguous()).T
+    right_from = right.flip(0).cumsum(0).flip(0).gather(0, first)
+    precision = right_from / (len(scores) - first)
     return (precision * right).sum(0) / right.sum(0).clamp(min=1)
 
 
