@@ -49,7 +49,8 @@ def _anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize('page', PAGES)
 def test_commands_load(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    blocks = ''.join(re.findall(r'```bash\n(.*?)```', Path(page).read_text(), re.S)).replace('\\\n', ' ')
+    blocks = ''.join(re.findall(r'```bash\n(.*?)```', Path(page).read_text(), re.S))
+    blocks = blocks.replace('\\\n', ' ').replace(')\n', '\n')  # $(…) ends after the last argument
     targets = re.findall(r'^([\w-]+):', Path('Makefile').read_text(), re.M)
     for words in (shlex.split(line, comments=True) for line in blocks.splitlines()):
         recipe = next((i for i, word in enumerate(words) if word.startswith('recipes/')), None)
@@ -86,6 +87,13 @@ def test_records_packages_and_the_length_of_the_first_page() -> None:
     there = {f'{path.name}/' if path.is_dir() else path.name for path in (ROOT / 'llm2clip').iterdir()
              if not path.name.startswith('_') and (path.is_dir() or path.suffix == '.py')}
     assert there <= packages, there - packages
+
+
+def test_git_and_docker_ignore_files_of_the_user() -> None:
+    source = load_config(SCHEMAS['prepare_data'], [str(ROOT / 'yamls/custom_data/prepare.yaml')]).source
+    names = {source['images'], source['captions'], 'data', 'runs'}
+    assert names <= {line.strip('/') for line in (ROOT / '.gitignore').read_text().splitlines()}
+    assert names <= set((ROOT / '.dockerignore').read_text().splitlines())
 
 
 def test_the_site_builds(tmp_path: Path) -> None:
