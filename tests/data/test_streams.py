@@ -92,7 +92,7 @@ def test_missing_dataset_embeddings_and_columns_are_named(image_dataset: Path, e
         _loader(_config(image_dataset, embeddings, caption_weights={'medium': 1.0}))
     with pytest.raises(ConfigError, match='caption_weights: expected'):
         _loader(_config(image_dataset, embeddings, caption_weights={'short': 0.0}))
-    with pytest.raises(ConfigError, match='an epoch has 24 samples, fewer than one global batch'):
+    with pytest.raises(ConfigError, match='^global_train_batch_size: 25, .* 24 samples'):
         _loader(_config(image_dataset, embeddings, epoch_size=24), batch=25)
     columns = {'sample_id': 'str', 'image': 'str', 'caption.short': 'str', 'caption.long': 'str'}
     with MDSWriter(out=str(tmp_path / 'typed'), columns=columns, hashes=['xxh64']) as writer:
