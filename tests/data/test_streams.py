@@ -45,8 +45,9 @@ def test_every_image_comes_with_the_embedding_of_its_caption(
     samples = make_samples(64)
     encoder, tokenizer = load_teacher(teacher_folder)
     expected = {key: encode_texts(encoder, tokenizer, [s.captions[key] for s in samples]) for key in ('short', 'long')}
-    batches = list(_loader(_config(image_dataset, embeddings, caption_weights={'short': 1.0, 'long': 1.0}),
-                           train=False))
+    # The epoch size is that of training.
+    config = _config(image_dataset, embeddings, caption_weights={'short': 1.0, 'long': 1.0}, epoch_size=32)
+    batches = list(_loader(config, train=False))
     order = torch.cat([b['index'] for b in batches])
     assert sorted(order.tolist()) == list(range(64))
     vectors = torch.cat([b['text_embedding'] for b in batches]).float()[order.argsort()]
