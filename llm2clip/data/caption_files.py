@@ -122,8 +122,7 @@ def read_csv(path: str) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]
     rows = _csv_rows(path)
     where, columns = next(rows, (path, []))
     if len(columns) == 1 and re.search('[;\t,]', columns[0]):
-        separator = 'tabs' if path.endswith('.tsv') else 'commas'
-        raise FileError(f'{where}: has the single column {columns[0]!r}, expected {separator} between columns')
+        raise FileError(f'{where}: has one column, {columns[0]!r}, expected commas between columns, or tabs in .tsv')
     if twice := [name for name in columns if columns.count(name) > 1]:
         raise FileError(f'{where}: has two columns {twice[0]!r}, expected different names')
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
@@ -195,8 +196,8 @@ def table(
 
     if image_column is not None and holdout:
         with_paths = [path for path in paths if 'binary' not in str(schemas[path].field(image_column).type)]
-        image_rows = chain.from_iterable(rows(path, [image_column]) for path in with_paths)
-        check_image_paths((row[image_column] for row in image_rows), images, f'source.image_column: {image_column!r}')
+        image_rows = chain.from_iterable(map(partial(rows, names=[image_column]), with_paths))
+        check_image_paths(map(itemgetter(image_column), image_rows), images, f'source.image_column: {image_column!r}')
 
     def read(path: str, of_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
         return columns.samples(rows(path, columns.names), Path(path).name, dropped, of_holdout)
@@ -240,10 +241,9 @@ def huggingface(
     with reading(f'source.path: {path}', _DATASET):
         rows: Any = datasets.load_from_disk(path) if is_saved else datasets.load_dataset(path, config, split=split)
     if isinstance(rows, datasets.DatasetDict):
-        names = ', '.join(map(str, rows))
         if split not in rows:
-            raise ConfigError(f'source.split: there is no {split!r} in {path}; it has {names}')
-        print(f'source.split: only {split!r} is read of {path}, which has {names}', flush=True)
+            raise ConfigError(f'source.split: there is no {split!r} in {path}; it has {", ".join(map(str, rows))}')
+        print(f'source.split: of {", ".join(map(str, rows))}, only {split!r} is read', flush=True)
         rows = rows[split]
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image):

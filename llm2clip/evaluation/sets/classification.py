@@ -48,8 +48,7 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
             for ImageNet's folders ``<folder> <name>`` per line (``LOC_synset_mapping.txt``).  ``_`` stands for a space.
 
     Raises:
-        ConfigError: `images` has no subfolders, one lacks images or has other files, or the names do not match them or,
-            except for ImageNet's folders, are equal.
+        ConfigError: `images` has no subfolders, one lacks images or has other files, or the names do not fit.
     """
     check_path(images, 'images', images, 'folder')
     folders = sorted(entry.name for entry in os.scandir(images) if entry.is_dir() and not entry.name.startswith('.'))
@@ -63,10 +62,11 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
         files += [f'{folder}/{name}' for name in inside]
         labels += [label] * len(inside)
     names = _names(images, class_names, folders) if class_names else folders
+    classes = []
     for folder, name in zip(folders, names):
         if not check_text(name, f'{class_names or images}: the name of {folder!r}').strip():
             raise ConfigError(f'source.class_names: {class_names}: the name of {folder!r} is empty, expected a text')
-    classes = [name.replace('_', ' ') for name in names]
+        classes.append(name.replace('_', ' '))
     name, count = Counter(classes).most_common(1)[0]
     if count > 1 and not all(map(_CODE.fullmatch, folders)):
         raise ConfigError(f'source.class_names: {class_names or images}: {count} classes have the name {name!r}, '
