@@ -25,6 +25,7 @@ from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
 from llm2clip.teacher.sources import TeacherFolder
 
 COLORS = ['red', 'green', 'blue', 'yellow', 'purple', 'orange', 'black', 'white', 'pink', 'brown']
+UNDECODABLE = 'undecodable image, expected JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, PPM'
 SHAPES = ['square', 'circle', 'cross', 'stripe']
 
 

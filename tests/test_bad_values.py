@@ -58,6 +58,7 @@ BAD = {
         'loggers.wandbb={}', 'compile=[]', 'train_data.pairs=[{query: [], positive: [a]}]',
         'train_data.pairs=[{query: [a]}]', 'train_data.streams.s.texts={a: 0}',
         'train_data.streams={a: {local: x, proportion: 1}, b: {local: y}}',
+        'train_data.streams.s={local: x, proportion: 1, repeat: 2}',
     ],
     'prepare_data': [
         "out=''", 'size_limit=big', 'image_quality=0', 'shard_index=1', 'engine=slurm', "require_any_caption=['']",
@@ -112,6 +113,7 @@ YAMLS = {
     'a tab': (b'title:\n\t- a', 'expected YAML'),
     'a key twice': (b'title: a\ntitle: b', 'expected YAML'),
     'an object': (b'title: !!python/object/apply:os.system [ls]', 'expected YAML'),
+    'a NUL character': (b'title: "a\\0b"', r'^title \(.*bad.yaml:1\)'),
     'an unknown interpolation': (b'title: ${nowhere}', 'title .*nowhere'),
     'an unknown resolver': (b'title: ${env:HOME}', 'title .*env'),
     'an alias bomb': (b'a: &a [x, x]\nb: &b [*a, *a]\ntitle: *b', ''),

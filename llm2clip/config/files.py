@@ -152,6 +152,8 @@ def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
     except OmegaConfBaseException as error:
         raise ConfigError(f'{where(error.full_key or "")}: {_first_line(error)}') from None
     for key, value in leaves(values):
+        if '\0' in str(value):
+            raise ConfigError(f'{where(key)}: {value!r}, expected a text without NUL characters')
         # Every run writes its configuration into config.yaml, and values into messages.
         if isinstance(value, str) and _SECRET.search(value):
             raise ConfigError(f'{where(key)}: put no password or token into a URL; Streaming reads credentials '

@@ -7,6 +7,8 @@ All readers check that texts can be written in UTF-8, and raise an error that na
 """
 
 import csv
+import functools
+import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,8 +20,9 @@ from llm2clip.config import ConfigError
 from llm2clip.files import FileError, parse_json, read_json, reading
 
 __all__ = [
-    'captions_of_lines', 'check_text', 'field', 'normal_path', 'numbered', 'official_lists', 'optional_text',
-    'read_captions', 'read_csv', 'read_json_lines', 'read_lines', 'read_splits', 'text_field', 'texts_field',
+    'captions_of_lines', 'check_image_paths', 'check_text', 'field', 'normal_path', 'numbered', 'official_lists',
+    'optional_text', 'read_captions', 'read_csv', 'read_json_lines', 'read_lines', 'read_splits', 'text_field',
+    'texts_field',
 ]
 
 # Path of each image, relative to the folder of images, with its captions.
@@ -40,6 +43,19 @@ _SEGMENTED = re.compile(r'\S+:[a-z]+[0-9]*(?:\s+\S+:[a-z]+[0-9]*)*')
 def normal_path(name: str) -> str:
     """Normalise the path of an image: ``./a.jpg`` and ``b/../a.jpg`` become ``a.jpg``; a URL is returned unchanged."""
     return name if '://' in name else posixpath.normpath(name)
+
+
+def check_image_paths(paths: Iterable[Optional[str]], images: Optional[str], where: str) -> None:
+    """Raise a FileError if two paths, relative to the folder `images` or absolute, name one file of one folder.
+    Links of folders are followed; those of files are not, since this would need disk access for each image."""
+    real_folder = functools.cache(lambda folder: os.path.realpath(os.path.join(images or '', folder)))
+    first_paths: dict[tuple[str, str], str] = {}
+    for path in filter(None, paths):
+        name = check_text(normal_path(path), where)
+        folder, file = posixpath.split(name)
+        first = first_paths.setdefault((real_folder(folder), file), name)
+        if first != name:
+            raise FileError(f'{where}: {first!r} and {name!r} are the same image, expected one path for each image')
 
 
 def read_captions(captions: str, image_column: str, caption_column: str) -> dict[str, list[str]]:
@@ -105,6 +121,8 @@ def read_csv(path: str) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]
     """
     rows = _csv_rows(path)
     where, columns = next(rows, (path, []))
+    if len(columns) == 1 and re.search('[;\t,]', columns[0]):
+        raise FileError(f'{where}: has one column, {columns[0]!r}, expected commas between columns, or tabs in .tsv')
     if twice := [name for name in columns if columns.count(name) > 1]:
         raise FileError(f'{where}: has two columns {twice[0]!r}, expected different names')
 

@@ -20,7 +20,7 @@ __all__ = ['Preprocessing', 'decode_image', 'decode_pixels', 'encode_image', 'op
 
 # Pillow reads more formats, but EPS starts another program, and rarely used decoders are a security risk.  'JPEG'
 # includes JPEGs with several pictures (MPO), which phones write.
-_FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'PPM')
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'PPM')
 # Larger images are refused before they are decoded: a few kilobytes can expand to gigabytes.
 MAX_PIXELS = 100_000_000
 # Limit for a JPEG: the shortest Huffman code has one bit, and every block of 64 pixels has at least one code.
@@ -40,7 +40,7 @@ class Preprocessing:
 
 def open_image(data: bytes) -> Image.Image:
     """Open an encoded image with Pillow: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or PPM."""
-    return Image.open(io.BytesIO(data), formats=_FORMATS)
+    return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def decode_image(data: bytes, sample_id: str) -> Image.Image:
@@ -107,7 +107,7 @@ def _open(data: bytes, sample_id: str) -> Iterator[Image.Image]:
     except Exception as error:  # decoders raise errors of any kind
         why = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            why = f'expected {", ".join(_FORMATS)}'
+            why = f'expected {", ".join(FORMATS)}'
         raise ValueError(f'the image of sample {sample_id!r} cannot be decoded: {why}') from None
 
 

@@ -114,8 +114,8 @@ def build_loader(
         cache_limit=config.cache_limit,
     )
     if train and dataset.epoch_size < global_batch_size:
-        raise ConfigError(f'{key}: an epoch has {dataset.epoch_size} samples, fewer than one global batch of '
-                          f'{global_batch_size}')
+        raise ConfigError(f'global_train_batch_size: {global_batch_size}, but an epoch of {key} has '
+                          f'{dataset.epoch_size} samples, expected at least one global batch')
     for name, stream in streams.items():
         if batching_method == 'per_stream' and train and int(stream.choose) < global_batch_size:
             raise ConfigError(f'{key}.streams.{name}: an epoch takes {stream.choose} samples of it, expected as many '

@@ -271,8 +271,8 @@ def _begin(config: Any) -> Plan:
     interval = _steps(config.save_interval, plan)
     plan.checkpoints = -(-plan.steps // interval) if interval and plan.steps is not None else None
     if plan.epoch_samples and (plan.epoch_samples < batch or not plan.epoch_steps):
-        plan.errors.append(f'train_data: an epoch has {plan.epoch_samples:,} samples, fewer than one global batch of '
-                           f'{batch:,}')
+        plan.errors.append(f'global_train_batch_size: {batch:,}, but an epoch of train_data has '
+                           f'{plan.epoch_samples:,} samples, expected at least one global batch')
     cache_limit = config.train_data.cache_limit
     needed = 4 * max((dataset.largest_shard for dataset in plan.datasets), default=0)
     if cache_limit is not None and bytes_to_int(cache_limit) < needed:

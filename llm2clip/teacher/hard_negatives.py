@@ -60,6 +60,8 @@ def _samples(
     images = Counter(text for sample in samples for text in {*sample.captions.values()})
     image_of = {text: i for i, sample in enumerate(samples) for text in sample.captions.values()
                 if text.strip() and images[text] == 1}
+    if not image_of:
+        raise ConfigError(f'source.dataset: {dataset} has no caption that only one image has, so no negatives')
     texts, teacher = [*image_of], source.load(open_device(None))
     assert isinstance(teacher, LLMTeacher)
     tokenizer = teacher.tokenizer

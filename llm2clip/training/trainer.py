@@ -97,6 +97,9 @@ def check_train_config(config: TrainConfig) -> None:
                           'blocks already; set one of the two to false')
     for key in ('train_data', 'eval_data'):
         streams = getattr(getattr(config, key, None), 'streams', {})
+        for name, stream in streams.items():
+            if stream.proportion is not None and stream.repeat is not None:
+                raise ConfigError(f'{key}.streams.{name}.repeat: proportion is set, too, expected one of the two')
         without = [name for name, stream in streams.items() if stream.proportion is None]
         if 0 < len(without) < len(streams):
             raise ConfigError(f'{key}.streams.{without[0]}.proportion: required but not set, since other datasets of '

@@ -77,7 +77,9 @@ CAPTION_FILES: list[tuple[str, Union[str, bytes], str]] = [
     ('c.csv', f'{HEADER}a.png,x,y\n', r'c\.csv:2: has 3 values, expected 2, one per column of image, caption'),
     ('c.csv', HEADER.encode() + b'a.png,x\na.png,caf\xe9\n', r'c\.csv:3: has the byte 0xe9, expected a text in UTF-8'),
     ('c.csv', f'{HEADER}a.png,x\0y\n', r'c\.csv:2: has a NUL character'),
-    ('c.csv', 'image;caption\na.png;x\n', r"c\.csv:2 has no 'image'; it has image;caption"),
+    ('c.csv', 'image;caption\na.png;x\n', r'c\.csv:1: .*image;caption.*, expected commas'),
+    ('c.csv', f'{HEADER}a.png,x\nup/photos/a.png,y\n', "c.csv: 'a.png' and 'up/photos/a.png' are the same image"),
+    ('c.csv', f'{HEADER}\na.png,"x\n\ny"\n\nin.png,x,y\n', r'c\.csv:7: has 3 values'),
     ('c.jsonl', '{"image": "a.png", "caption": "x"}\n[1]\n', r"c\.jsonl:2: expected an object with 'image', found"),
     ('c.json', '[{"image": "a.png", "caption": 3}]', r"c\.json, value 0: 'caption' is '3', expected a text"),
     ('c.json', '[{"image": "a.png", "caption": "\\ud800"}]',
@@ -100,6 +102,14 @@ def test_links_inside_and_a_link_that_is_the_folder_are_fine() -> None:
     assert [(sample.sample_id, sample.captions['0']) for sample in samples] == [
         ('in.png', 'x, "y"'), ('up/photos/a.png', 'z')]
     assert all(sample.image == picture(0) for sample in samples)
+
+
+def test_two_tables_that_name_an_image_in_two_ways(tmp_path: Path) -> None:
+    write('a.csv', 't,i\nx,a.png\nx,a.png\n')
+    write('b.csv', f't,i\nx,in.png\nx,{tmp_path}/photos/a.png\n')
+    source = {'name': 'table', 'files': '*.csv', 'captions': 't', **IMAGE}
+    assert len(convert(**source)) == 4
+    refused("source.image_column: 'i': 'a.png' and '/.*/photos/a.png'", lambda: convert(**source, holdout=0.5))
 
 
 ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
@@ -151,11 +161,11 @@ TABLES: list[tuple[str, Union[str, bytes], dict[str, Any], str]] = [
     ('a.parquet', _parquet(pyarrow.Table.from_arrays([pyarrow.array(['a'])] * 2, names=['t', 't'])), {},
      r"a\.parquet has two columns 't', expected different names"),
     ('a.parquet', _parquet({'t': ['a'], 'k': [None]}), {'id_column': 'k'},
-     "a.parquet:1: 'k' is None, expected a text or"),
+     "a.parquet, row 1: 'k' is None, expected a text or"),
     ('a.parquet', _parquet({'t': ['a'], 'i': [3]}), IMAGE, "column 'i' holds int64, expected encoded images or paths"),
     ('a.parquet', _parquet({'t': ['x', 'a'], 'i': ['a.png', '../secret.png']}), IMAGE,
-     r"a\.parquet:2: the path '\.\./secret\.png' leads to .*, expected one inside photos"),
-    ('a.csv', 't,i\nx,/etc/hostname\n', IMAGE, r"a\.csv:1: the path '/etc/hostname' leads to /etc/hostname"),
+     r"a\.parquet, row 2: the path '\.\./secret\.png' leads to .*, expected one inside photos"),
+    ('a.csv', 't,i\nx,/etc/hostname\n', IMAGE, r"a\.csv, row 1: the path '/etc/hostname' leads to /etc/hostname"),
 ]
 
 

@@ -24,15 +24,15 @@ def test_with_gaps_it_is_drawn_by_the_weights_of_those_that_are_there() -> None:
 
 
 def test_several_captions_are_drawn_without_replacement_until_there_are_no_more() -> None:
-    sample, seconds = _sample(a='1', b='2', c='3'), Counter()
+    sample, drawn_pairs = _sample(a='1', b='2', c='3'), Counter()
     for i in range(3000):
         seed = sample_seed(0, 0, str(i))
         drawn = draw_captions(sample, WEIGHTS, 3, seed)
         assert sorted(drawn) == [('a', '1'), ('b', '2'), ('c', '3')]
         assert all(drawn[:n] == draw_captions(sample, WEIGHTS, n, seed) for n in (1, 2))
-        if drawn[0][0] == 'b':
-            seconds[drawn[1][0]] += 1
-    assert 0.62 < seconds['a'] / seconds.total() < 0.71  # of a and c, by 1.0 and 0.5
+        drawn_pairs[drawn[0][0] + drawn[1][0]] += 1
+    assert 0.62 < drawn_pairs['ba'] / (drawn_pairs['ba'] + drawn_pairs['bc']) < 0.71  # by 1.0 and 0.5
+    assert 0.81 < drawn_pairs['ab'] / (drawn_pairs['ab'] + drawn_pairs['ac']) < 0.90  # by 3.0 and 0.5
     keys = [key for key, _ in draw_captions(_sample(a='1', b='', c='3'), WEIGHTS, 5, 7)]
     assert sorted(keys[:2]) == sorted(keys[2:4]) == ['a', 'c'] and keys[4] in ('a', 'c')
 
@@ -56,6 +56,13 @@ def test_with_gaps_a_pair_is_two_captions_that_are_there() -> None:
     drawn = [draw_pair(_sample(a='', b='2', c='3'), [PAIRS[1], CaptionPairConfig(['a'], ['b'])],
                        sample_seed(0, 0, str(i))) for i in range(20)]
     assert {row[1:] for row in drawn} == {('3', '2', 'b')} and drawn[0].direction.instruction == 'i'
+
+
+def test_query_and_positive_are_drawn_independently() -> None:
+    pairs = [CaptionPairConfig(['a', 'b'], ['c', 'd'])]
+    drawn = Counter(draw_pair(_sample(a='1', b='2', c='3', d='4'), pairs, sample_seed(0, 0, str(i)))[1:3]
+                    for i in range(1000))
+    assert len(drawn) == 4 and min(drawn.values()) > 200
 
 
 def test_a_single_caption_is_paired_with_itself() -> None:

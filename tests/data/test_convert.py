@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from parts import make_samples, picture, write_dataset
+from parts import UNDECODABLE, make_samples, picture, write_dataset
 from PIL import Image
 from recipes_in_process import run_recipe
 
@@ -36,8 +36,7 @@ def test_every_sample_is_written_or_counted_by_reason(tmp_path: Path) -> None:
                Sample('other', {'short': 'a', 'long': ' '}, picture(1))]
     write_dataset(samples, tmp_path / 'out', max_dropped=0.5, require_any_caption=['long'])
     card = json.loads((tmp_path / 'out' / 'dataset.json').read_text())
-    assert card['dropped_ids'] == {'HEIC is not supported; convert it to PNG or JPEG': ['c'],
-                                   'undecodable image': ['f', 'h'], 'more than 100,000,000 pixels': ['wide'],
+    assert card['dropped_ids'] == {UNDECODABLE: ['c', 'f', 'h'], 'more than 100,000,000 pixels': ['wide'],
                                    'no caption': ['mute']}
     rows = {row['sample_id']: row for row in read_samples(tmp_path / 'out/train')}
     assert rows['half']['caption.short'] == '' and rows['half']['caption.long'] == 'one two three'

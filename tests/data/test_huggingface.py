@@ -33,7 +33,8 @@ def saved(tmp_path: Path) -> Path:
     dataset = datasets.Dataset.from_dict(rows).cast_column('image', datasets.Image())
     dataset.save_to_disk(tmp_path / 'one')
     # Rows in another order than they are stored in.
-    datasets.DatasetDict({'validation': dataset.select([5, 0, 1])}).save_to_disk(tmp_path / 'several')
+    splits = {'validation': dataset.select([5, 0, 1]), 'test': dataset}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / 'several')
     return tmp_path
 
 
@@ -52,9 +53,12 @@ def test_a_saved_dataset(saved: Path) -> None:
     assert json.loads((saved / 'out/dataset.json').read_text())['dropped_ids'] == {'no caption': ['n2']}
 
 
-def test_a_split_of_a_saved_dataset(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_split_of_a_saved_dataset(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr('llm2clip.data.convert.table._ROWS', 2)  # in two parts
     rows = _write(saved / 'out', f'{saved}/several', 'captions', 'image', split='validation')
+    assert "source.split: of validation, test, only 'validation' is read" in capsys.readouterr().out
     assert [row['caption.0'] for row in rows] == ['0 of 5', '0 of 0', '0 of 1']
     assert [row['sample_id'] for row in rows] == ['validation:1', 'validation:2', 'validation:3']
     assert 'caption.2' in rows[0] and len(list((saved / 'out/validation').glob('part-*'))) == 2

@@ -139,7 +139,7 @@ def test_crops_keep_their_share_and_stay_inside() -> None:
     ramp = torch.stack(torch.meshgrid(torch.arange(240.0), torch.arange(120.0), indexing='ij')).to(torch.uint8)
     ramp = torch.cat([ramp, ramp[:1]])
     transform = train_transform(240, (0.3, 0.6))
-    shares, tops = [], []
+    shares, tops, corners = [], [], []
     for seed in range(200):
         crop = seeded(transform, ramp, seed)
         (top, left), (bottom, right) = crop[:2, 0, 0].tolist(), crop[:2, -1, -1].tolist()
@@ -148,8 +148,11 @@ def test_crops_keep_their_share_and_stay_inside() -> None:
         assert 0.7 < width / height < 1.4
         shares.append(height * width / (240 * 120))
         tops.append(top / (240 - height))
+        if width < 110:
+            corners.append((top / (240 - height), left / (120 - width)))
     assert 0.27 < min(shares) < 0.33 and 0.5 < max(shares) < 0.63
     assert min(tops) < 0.05 and max(tops) > 0.95 and abs(sum(tops) / 200 - 0.5) < 0.1
+    assert len(corners) > 50 and abs(np.corrcoef(corners, rowvar=False)[0, 1]) < 0.3  # drawn independently
 
 
 def _patched(data: bytes, side: int) -> bytes:

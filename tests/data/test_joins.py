@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import webdataset as wds
-from parts import picture
+from parts import UNDECODABLE, picture
 
 from llm2clip.config import ConfigError, WriterConfig
 from llm2clip.data.convert import img2dataset
@@ -127,7 +127,7 @@ def test_every_image_and_every_row_is_accounted_for(tmp_path: Path, capsys: pyte
     assert '15 rows, of which 1 have no \'url\' and 2 that of an earlier row' in capsys.readouterr().out
     assert write_splits(splits, dropped, tmp_path / 'out', WriterConfig(num_workers=2, max_dropped=0.5)) == {'train': 5}
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
-    assert card['dropped'] == {'undecodable image': 1, 'no row in the tables': 1, 'no caption': 1}
+    assert card['dropped'] == {UNDECODABLE: 1, 'no row in the tables': 1, 'no caption': 1}
     assert card['filtered'] == {'filter language': 1, 'filter score: no value': 1}
     assert card['read'] == TARS * EACH == sum(card['samples'].values()) + sum(card['dropped'].values()) + \
         sum(card['filtered'].values())

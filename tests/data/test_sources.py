@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import webdataset as wds
-from parts import make_samples, picture
+from parts import UNDECODABLE, make_samples, picture
 from PIL import Image
 from streaming import StreamingDataset
 
@@ -151,7 +151,7 @@ def test_too_many_bad_samples_are_counted_over_all_parts(tmp_path: Path) -> None
     assert not OutputFolder(tmp_path / 'out').fetch(CARD_FILE) and not (tmp_path / 'out/train/index.json').exists()
     assert write_splits(splits, Dropped(), tmp_path / 'out', WriterConfig(max_dropped=0.2)) == {'train': 6}
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
-    assert card['dropped_ids'] == {'undecodable image': ['b']}
+    assert card['dropped_ids'] == {UNDECODABLE: ['b']}
 
 
 def test_only_large_images_are_made_smaller(tmp_path: Path) -> None:
@@ -241,6 +241,7 @@ def test_images_of_a_table_that_are_missing_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='2 of 2 samples were left out') as error:
         write_splits(splits, dropped, tmp_path / 'out')
     assert f"'missing image file': ['{tmp_path}/no.png'], 'no image': ['rows.csv:2']" in str(error.value)
+    assert 'source.images' in str(error.value)
 
 
 def test_images_that_were_missing_are_read_once_they_are_there(tmp_path: Path) -> None:

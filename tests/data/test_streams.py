@@ -45,8 +45,9 @@ def test_every_image_comes_with_the_embedding_of_its_caption(
     samples = make_samples(64)
     encoder, tokenizer = load_teacher(teacher_folder)
     expected = {key: encode_texts(encoder, tokenizer, [s.captions[key] for s in samples]) for key in ('short', 'long')}
-    batches = list(_loader(_config(image_dataset, embeddings, caption_weights={'short': 1.0, 'long': 1.0}),
-                           train=False))
+    # The epoch size is that of training.
+    config = _config(image_dataset, embeddings, caption_weights={'short': 1.0, 'long': 1.0}, epoch_size=32)
+    batches = list(_loader(config, train=False))
     order = torch.cat([b['index'] for b in batches])
     assert sorted(order.tolist()) == list(range(64))
     vectors = torch.cat([b['text_embedding'] for b in batches]).float()[order.argsort()]
@@ -92,7 +93,7 @@ def test_missing_dataset_embeddings_and_columns_are_named(image_dataset: Path, e
         _loader(_config(image_dataset, embeddings, caption_weights={'medium': 1.0}))
     with pytest.raises(ConfigError, match='caption_weights: expected'):
         _loader(_config(image_dataset, embeddings, caption_weights={'short': 0.0}))
-    with pytest.raises(ConfigError, match='an epoch has 24 samples, fewer than one global batch'):
+    with pytest.raises(ConfigError, match='^global_train_batch_size: 25, .* 24 samples'):
         _loader(_config(image_dataset, embeddings, epoch_size=24), batch=25)
     columns = {'sample_id': 'str', 'image': 'str', 'caption.short': 'str', 'caption.long': 'str'}
     with MDSWriter(out=str(tmp_path / 'typed'), columns=columns, hashes=['xxh64']) as writer:

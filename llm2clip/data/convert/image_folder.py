@@ -15,7 +15,7 @@ from typing import Optional
 
 from llm2clip.config import ConfigError
 from llm2clip.config.ranges import FolderName, Holdout, Seed, Text, Texts
-from llm2clip.data.caption_files import official_lists, read_captions, read_splits
+from llm2clip.data.caption_files import check_image_paths, official_lists, read_captions, read_splits
 from llm2clip.data.convert.samples import Dropped, Part, Sample, check_folder, read_image, split_holdout
 from llm2clip.files import FileError
 
@@ -42,6 +42,7 @@ def image_folder(
     """
     check_folder(images)
     texts = read_captions(captions, image_column, caption_column)
+    check_image_paths(texts, images, captions)
     parts = {name: {'all': names} for name, names in split_holdout(texts, holdout, seed, split).items()}
     return _splits(images, captions, texts, parts), Dropped()
 

@@ -6,6 +6,8 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
@@ -15,7 +17,7 @@ import pyarrow.parquet
 
 from llm2clip.config import ConfigError, missing_extra
 from llm2clip.config.ranges import FolderName, HoldoutShare, Positive, Seed, Text
-from llm2clip.data.caption_files import normal_path, optional_text, read_csv
+from llm2clip.data.caption_files import check_image_paths, normal_path, optional_text, read_csv
 from llm2clip.data.convert.samples import (
     Dropped,
     Filters,
@@ -111,8 +113,10 @@ class _Columns:
     ) -> Iterator[Sample]:
         """Yield the samples of `rows`, numbered from `first`: the held-out ones if `of_holdout`, else the others."""
         for number, row in enumerate(rows, first):
-            where = f'{name}:{number}'
-            sample_id = sample_name(row[self.sample_id], f'{where}: {self.sample_id!r}') if self.sample_id else where
+            where = f'{name}, row {number}'
+            sample_id = f'{name}:{number}'
+            if self.sample_id:
+                sample_id = sample_name(row[self.sample_id], f'{where}: {self.sample_id!r}')
             image = row[self.image] if self.image else None
             if isinstance(image, dict):
                 image = image.get('bytes') or image.get('path')
@@ -177,21 +181,26 @@ def table(
     def longest(column: str) -> int:
         return max((_longest_list(batch.column(0)) for path in paths for batch in batches(path, [column])), default=0)
 
-    columns = _Columns({path: read_schema(path) for path in paths}, longest, captions, image_column,
-                       [] if images is None else [images], id_column, holdout, seed,
-                       Selection(filters, sample, sample_seed))
+    schemas = {path: read_schema(path) for path in paths}
+    columns = _Columns(schemas, longest, captions, image_column, [] if images is None else [images], id_column, holdout,
+                       seed, Selection(filters, sample, sample_seed))
 
-    def rows(path: str) -> Iterator[Mapping[str, Any]]:
+    def rows(path: str, names: list[str]) -> Iterator[Mapping[str, Any]]:
         if path.endswith(('.csv', '.tsv')):
             yield from (row for _, row in read_csv(path)[1])
             return
-        for batch in batches(path, columns.names):
+        for batch in batches(path, names):
             with reading(path, 'a Parquet file with texts in UTF-8'):
                 values = batch.to_pylist()
             yield from values
 
+    if image_column is not None and holdout:
+        with_paths = [path for path in paths if 'binary' not in str(schemas[path].field(image_column).type)]
+        image_rows = chain.from_iterable(map(partial(rows, names=[image_column]), with_paths))
+        check_image_paths(map(itemgetter(image_column), image_rows), images, f'source.image_column: {image_column!r}')
+
     def read(path: str, of_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
-        return columns.samples(rows(path), Path(path).name, dropped, of_holdout)
+        return columns.samples(rows(path, columns.names), Path(path).name, dropped, of_holdout)
 
     return {name: [Part(Path(path).stem, partial(read, path, of_holdout), [path]) for path in paths]
             for name, of_holdout in splits.items()}, Dropped()
@@ -213,7 +222,7 @@ def huggingface(
         images: Folder that paths are relative to; paths outside of it are refused.  Default: `path` if it is a folder
             of files, and the library's caches.  A saved dataset may have any paths.
         config: Configuration of the dataset, if it has several.
-        split: Split of the dataset; it keeps its name.
+        split: Split of the dataset; it keeps its name, and other splits are not read.
         id_column: Column of sample ids; by default an id is ``<split>:<row>``.
     """
     splits, selection = holdout_splits(split, holdout), Selection(filters, sample, sample_seed)
@@ -234,6 +243,7 @@ def huggingface(
     if isinstance(rows, datasets.DatasetDict):
         if split not in rows:
             raise ConfigError(f'source.split: there is no {split!r} in {path}; it has {", ".join(map(str, rows))}')
+        print(f'source.split: of {", ".join(map(str, rows))}, only {split!r} is read', flush=True)
         rows = rows[split]
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image):

@@ -29,7 +29,7 @@ from llm2clip.config.files import check_values
 from llm2clip.config.ranges import FolderName
 from llm2clip.data.caption_files import check_text
 from llm2clip.data.convert.samples import MISSING_FILE, Dropped, Part, Sample
-from llm2clip.data.images import MAX_PIXELS, decode_image, decode_pixels, encode_image
+from llm2clip.data.images import FORMATS, MAX_PIXELS, decode_image, decode_pixels, encode_image
 from llm2clip.data.schema import CAPTION, IMAGE, INDEX, SAMPLE_ID, check_shard, read_index
 from llm2clip.engine import Engine, LocalEngine, Work
 from llm2clip.files import FileError, read_json, reading
@@ -151,8 +151,9 @@ def _finish(
     unusable, total = sum(left_out.counts().values()), sum(written.values())
     if unusable > config.max_dropped * (total + unusable):
         examples = {reason: ids[:5] for reason, ids in left_out.reasons.items()}
+        hint = ' Paths are relative to source.images.' if MISSING_FILE in examples else ''
         raise ValueError(f'{unusable} of {total + unusable} samples were left out, more than max_dropped='
-                         f'{config.max_dropped} allows: {examples}.  To read repaired images again, remove {out}')
+                         f'{config.max_dropped} allows: {examples}.{hint}  To read repaired images again, remove {out}')
     left_out.filtered.update(dropped.filtered)
     for reason, ids in dropped.reasons.items():
         left_out.add(reason, *ids)
@@ -376,7 +377,5 @@ def _image_problem(sample: Sample, image: bytes, config: WriterConfig) -> Option
     except ValueError as error:
         if (limit := f'more than {MAX_PIXELS:,} pixels') in str(error):
             return limit
-        # HEIC is the photo format of many phones.
-        is_heic = image[4:8] == b'ftyp' and image[8:12] in (b'heic', b'heix', b'hevc', b'hevx', b'mif1', b'msf1')
-        return 'HEIC is not supported; convert it to PNG or JPEG' if is_heic else 'undecodable image'
+        return f'undecodable image, expected {", ".join(FORMATS)}'
     return None

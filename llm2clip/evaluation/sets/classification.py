@@ -5,6 +5,8 @@
 
 import io
 import os
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ from llm2clip.evaluation.sets.files import (
 from llm2clip.files import FileError, read_json, read_text, reading
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
+# Folder of ImageNet, a WordNet id or a number.  Two of its classes may have the same name, as `crane`.
+_CODE = re.compile(r'n?\d+')
 _CLASSES, _TEMPLATES, _TYPE = 'classnames.txt', 'zeroshot_classification_templates.txt', 'dataset_type.txt'
 # Content of `dataset_type.txt` -> suffix of the label files.
 _LABELS = {'classification': 'cls', 'multilabel': 'npy'}
@@ -41,10 +45,10 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
         images: Folder that contains the class folders.
         class_names: File with the class names; unset, the folder names.  ``.json``: an object from folder to name, a
             list in folder order, or Keras's ``imagenet_class_index.json``.  Text: one name per line in folder order, or
-            ``<folder> <name>`` per line (``LOC_synset_mapping.txt``).  ``_`` stands for a space.
+            for ImageNet's folders ``<folder> <name>`` per line (``LOC_synset_mapping.txt``).  ``_`` stands for a space.
 
     Raises:
-        ConfigError: `images` has no subfolders, one lacks images or has other files, or the names do not match them.
+        ConfigError: `images` has no subfolders, one lacks images or has other files, or the names do not fit.
     """
     check_path(images, 'images', images, 'folder')
     folders = sorted(entry.name for entry in os.scandir(images) if entry.is_dir() and not entry.name.startswith('.'))
@@ -58,11 +62,16 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
         files += [f'{folder}/{name}' for name in inside]
         labels += [label] * len(inside)
     names = _names(images, class_names, folders) if class_names else folders
+    classes = []
     for folder, name in zip(folders, names):
         if not check_text(name, f'{class_names or images}: the name of {folder!r}').strip():
             raise ConfigError(f'source.class_names: {class_names}: the name of {folder!r} is empty, expected a text')
-    return ClassificationSet(images, files, labels, [name.replace('_', ' ') for name in names],
-                             ImageFiles(images, files))
+        classes.append(name.replace('_', ' '))
+    name, count = Counter(classes).most_common(1)[0]
+    if count > 1 and not all(map(_CODE.fullmatch, folders)):
+        raise ConfigError(f'source.class_names: {class_names or images}: {count} classes have the name {name!r}, '
+                          'expected different names')
+    return ClassificationSet(images, files, labels, classes, ImageFiles(images, files))
 
 
 def _names(images: str, path: str, folders: list[str]) -> list[str]:
@@ -81,6 +90,9 @@ def _names(images: str, path: str, folders: list[str]) -> list[str]:
         parts = [line.split(maxsplit=1) for line in names]
         by_folder = {part[0]: part[1] for part in parts if len(part) == 2}
         if len(by_folder) == len(names) and sum(folder in by_folder for folder in folders) > len(folders) / 2:
+            if not all(map(_CODE.fullmatch, folders)):
+                raise ConfigError(f'source.class_names: {path}: each line may be a name, or a folder and its name; '
+                                  'expected a .json file with an object from folder to name')
             names = by_folder
     if isinstance(names, list):
         if len(names) != len(folders):

@@ -10,7 +10,7 @@ import pickle
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 import pytest
@@ -75,6 +75,20 @@ def test_class_names_that_do_not_fit(file: str, content: object, message: str, i
         open_set('zeroshot', {'name': 'imagenet_folder', 'images': images, 'class_names': str(path)}, 'source')
     with pytest.raises(ConfigError, match='source.class_names: there is no file nowhere.txt'):
         imagenet_folder(images, 'nowhere.txt')
+
+
+@pytest.mark.parametrize(('folders', 'file', 'content'), [
+    (['cat', 'dog'], 'names.txt', 'cat animal\ndog animal\n'), (['cat', 'dog'], 'names.txt', 'cat cub\ndog pup\n'),
+    (['cat', 'dog'], 'names.json', '["animal", "animal"]'), (['big cat', 'big_cat'], None, '')])
+def test_equal_or_ambiguous_class_names(
+    folders: list[str], file: Optional[str], content: str, tmp_path: Path
+) -> None:
+    write_images(tmp_path / 'val', [f'{folder}/0.png' for folder in folders])
+    names = file and f'{tmp_path}/{file}'
+    if names:
+        Path(names).write_text(content)
+    with pytest.raises(ConfigError, match=f'^source.class_names: {tmp_path}'):
+        imagenet_folder(f'{tmp_path}/val', names)
 
 
 def test_a_folder_laid_out_wrongly(images: str, tmp_path: Path) -> None:
