@@ -35,7 +35,7 @@ from llm2clip.remote_code.checks_llm2clip import (
     load_tokenizer,
 )
 from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded, TeacherSource
-from llm2clip.teacher.fingerprint import Fingerprint
+from llm2clip.teacher.fingerprint import Fingerprint, hash_settings, hash_tokenizer
 from llm2clip.weights import hash_tensors, published_state
 
 __all__ = [
@@ -246,7 +246,10 @@ class ClipText(TeacherSource):
                 **({'lowercase': True} if 'siglip' in config.model_type else {})}
 
     def fingerprint(self) -> Fingerprint:
-        return Fingerprint.of(hash_tensors(published_state(self._read().trunk)), self._encoding())
+        tower, tokenizer = self._read(), load_clip_tokenizer(ClipTextConfig(self.name), 'teacher')
+        return Fingerprint.of(hash_tensors(published_state(tower.trunk)), {
+            'config': hash_settings(tower.config.to_diff_dict()),
+            'tokenizer': hash_tokenizer(tokenizer.tokenizer), **self._encoding()})
 
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> CaptionTeacher:
