@@ -18,7 +18,6 @@ from llm2clip.data.image_processing_llm2clip import resize_and_crop
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.device import exact_float32, open_device
-from llm2clip.models.towers import timm_arguments
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, hash_settings
@@ -81,7 +80,7 @@ def tower_fingerprint(encoder: VisionEncoder) -> Fingerprint:
     preprocessing."""
     how = encoder.preprocessing
     weights = {name.removeprefix('trunk.'): value for name, value in encoder.trunk.state_dict().items()}
-    settings = encoder.tower.architecture() or timm_arguments(encoder.config.name)
+    settings = encoder.tower.architecture() or {'timm': encoder.trunk.pretrained_cfg['architecture']}
     return Fingerprint.of(hash_tensors(weights), {
         'config': hash_settings(settings), 'image_size': how.image_size, 'mean': list(how.mean), 'std': list(how.std)})
 

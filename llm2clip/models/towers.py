@@ -28,7 +28,7 @@ from llm2clip.data.images import Preprocessing
 from llm2clip.files import reading
 from llm2clip.remote_code.checks_llm2clip import check_finite, check_no_code, load_checked, load_config
 
-__all__ = ['load_projection', 'load_tower', 'timm_arguments', 'tower_preprocessing', 'train_image_size']
+__all__ = ['load_projection', 'load_tower', 'tower_preprocessing', 'train_image_size']
 
 # (tokens (B, T, D), number of prefix tokens) -> indices (B, kept) of the patches to keep, or None to keep all.
 Keep = Callable[[torch.Tensor, int], Optional[torch.Tensor]]
@@ -169,14 +169,6 @@ def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool =
 def _timm_config(name: str) -> timm.models.PretrainedCfg:
     """timm's configuration of a pretrained model, read from its files for a model on the Hub or in a folder."""
     return timm.models.PretrainedCfg(**timm.models.resolve_model_input_args(name)['pretrained_cfg'])
-
-
-def timm_arguments(name: str) -> dict[str, Any]:
-    """Return the architecture of a timm model, without the tag of its weights, and its arguments."""
-    arguments = timm.models.resolve_model_input_args(name)
-    del arguments['pretrained_cfg']
-    arguments['model_name'] = arguments['model_name'].partition('.')[0]
-    return arguments
 
 
 class TransformersTower(Tower):

@@ -78,6 +78,25 @@ def test_nodes_that_do_not_share_the_checkpoints_do_not_train(
     args = [*stage2_args, f'save_folder={tmp_path}/run', *(['fsdp.state_dict_type=sharded'] * (kind == 'sharded'))]
     with pytest.raises(ConfigError, match='the nodes do not share'):
         run_recipe(monkeypatch, 'train_stage2', *args)
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(('recipe', 'wrong', 'key'), [
+    ('train_stage1', 'lr_scale={vision: 1.0}', 'lr_scale'),
+    ('train_stage2', 'lr_scale={vision: 1.0}', 'lr_scale'),
+    ('train_stage2', 'model.vision.checkpoint=/nowhere', 'model.vision.checkpoint'),
+    ('train_stage2', 'initial_weights=/nowhere', 'initial_weights'),
+])
+def test_a_refused_first_start_leaves_nothing(
+    recipe: str, wrong: str, key: str, stage1_args: list[str], stage2_args: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = stage1_args if recipe == 'train_stage1' else stage2_args
+    (tmp_path / 'mounted').mkdir()
+    for name in ('mounted', 'new'):
+        with pytest.raises(ConfigError, match=key):
+            run_recipe(monkeypatch, recipe, *args, wrong, f'save_folder={tmp_path}/{name}')
+    assert [path.name for path in tmp_path.rglob('*')] == ['mounted']
 
 
 def test_a_teacher_is_that_of_the_settings_in_its_folder(
