@@ -67,7 +67,7 @@ def lock_output(
 ) -> Iterator[None]:
     """Lock a folder to which one recipe adds files over time.
 
-    The folder is created if it does not exist, and removed again if the block leaves no file in it.
+    The folder is created if it does not exist, and removed again if the block leaves no file there.
 
     Args:
         folder: Output folder of the recipe.
@@ -97,22 +97,18 @@ def lock_output(
         try:
             yield
         finally:
+            files = (path for path in folder.rglob('*') if path.is_symlink() or not path.is_dir())
             if part:
                 lock.unlink(missing_ok=True)
-            elif folder.is_dir() and all(path == record or _is_folder(path) for path in folder.rglob('*')):
+            elif made and all(path == record for path in files):
+                shutil.rmtree(folder, ignore_errors=True)
+            elif folder.is_dir() and {*os.listdir(folder)} <= {_RECORD}:
                 record.unlink()
-                empty = [path for path in folder.iterdir() if names is None and path.name[0] != '.']
-                for path in [folder] if made else empty:
-                    shutil.rmtree(path)
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
 
 
 def _files(folder: Path) -> dict[str, str]:
     """Return name -> line in the manifest, with the size, of each file in a folder except the manifest itself."""
-    paths = [path for path in sorted(folder.rglob('*')) if not _is_folder(path)]
+    paths = [path for path in sorted(folder.rglob('*')) if path.is_symlink() or not path.is_dir()]
     names = {path.relative_to(folder).as_posix(): path for path in paths}
     return {name: f'{path.lstat().st_size} {name}' for name, path in names.items() if name != MANIFEST}
 

@@ -76,8 +76,7 @@ def load_frozen_tower(config: ExtractImagesConfig, device: str) -> FrozenTower:
 
 
 def tower_fingerprint(encoder: VisionEncoder) -> Fingerprint:
-    """Return the fingerprint of a tower that is not sharded: hashes of its weights and configuration, and its
-    preprocessing."""
+    """Return the fingerprint of a tower that is not sharded: hashes of weights and configuration, and preprocessing."""
     how = encoder.preprocessing
     weights = {name.removeprefix('trunk.'): value for name, value in encoder.trunk.state_dict().items()}
     settings = encoder.tower.architecture() or {'timm': encoder.trunk.pretrained_cfg['architecture']}

@@ -63,8 +63,7 @@ def make_model(
 
 
 def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Trainer:
-    """Check the configuration, build the trainer and record the teacher of the run; a trainable text encoder is loaded
-    here unless given.
+    """Check everything, build the trainer and record the teacher; a trainable text encoder is loaded unless given.
 
     Raises:
         ConfigError: The configuration or the data is invalid.

@@ -33,9 +33,10 @@ def test_a_resumed_run_keeps_its_checkpoints_and_one_line_of_metrics_per_step(
     shutil.copytree(embeddings, vectors)
     args = [*stage2_args, 'save_interval=1ba', 'callbacks.logit_scale_monitor={}', f'save_folder={folder}',
             'train_data.num_workers=0', 'progress_bar=true', f'train_data.streams.s.local={images}',
-            f'train_data.streams.s.embeddings.tiny.local={vectors}']
+            'loggers.wandb={project: p}', f'train_data.streams.s.embeddings.tiny.local={vectors}']
     if kind == 'sharded':
         args.append('fsdp.state_dict_type=sharded')
+    monkeypatch.setenv('WANDB_MODE', 'offline')
 
     def run(steps: int) -> str:
         run_recipe(monkeypatch, 'train_stage2', *args, f'max_duration={steps}ba')
@@ -63,6 +64,8 @@ def test_a_resumed_run_keeps_its_checkpoints_and_one_line_of_metrics_per_step(
     settings = (folder / 'config.yaml').read_text()
     run(5)
     assert (folder / 'config.yaml').read_text() == settings and 'max_duration: 7ba' in settings
+    ids = [path.name.split('-')[-1] for path in (folder / 'wandb').glob('offline-run-*')]
+    assert len(ids) > 1 and len({*ids}) == 1
     if kind == 'full':
         _exclude_a_shard(images, vectors)
         with pytest.raises(ConfigError, match='the data have changed since the checkpoint was written .64 samples in'):
