@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 from safetensors.torch import save_file
-from towers import HALF
+from towers import HALF, timm_tower
 
 from llm2clip.config import ConfigError, LLMTeacherConfig, VisionConfig
 from llm2clip.models.frozen_tower import tower_fingerprint
@@ -80,6 +80,6 @@ def test_timm_towers_with_equal_weights_differ(tmp_path: Path) -> None:
     """Other paddings and another epsilon of BatchNorm are in the name alone."""
     save_file(timm.create_model('efficientnet_lite0').state_dict(), tmp_path / 'weights.safetensors')
     plain, tf = (
-        tower_fingerprint(VisionEncoder(VisionConfig(name, checkpoint=f'{tmp_path}/weights.safetensors', **HALF)))
+        tower_fingerprint(VisionEncoder(timm_tower(name, checkpoint=f'{tmp_path}/weights.safetensors', **HALF)))
         for name in ('efficientnet_lite0', 'tf_efficientnet_lite0'))
     assert plain.teachers[0]['weights'] == tf.teachers[0]['weights'] and plain != tf
