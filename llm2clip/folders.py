@@ -97,10 +97,9 @@ def lock_output(
         try:
             yield
         finally:
-            files = (path for path in folder.rglob('*') if path.is_symlink() or not path.is_dir())
             if part:
                 lock.unlink(missing_ok=True)
-            elif made and all(path == record for path in files):
+            elif made and all(path == record or path.is_dir() for path in folder.rglob('*')):
                 shutil.rmtree(folder, ignore_errors=True)
             elif folder.is_dir() and {*os.listdir(folder)} <= {_RECORD}:
                 record.unlink()

@@ -78,8 +78,9 @@ def load_frozen_tower(config: ExtractImagesConfig, device: str) -> FrozenTower:
 def tower_fingerprint(encoder: VisionEncoder) -> Fingerprint:
     """Return the fingerprint of a tower that is not sharded: hashes of weights and configuration, and preprocessing."""
     how = encoder.preprocessing
-    weights = {name.removeprefix('trunk.'): value for name, value in encoder.trunk.state_dict().items()}
-    settings = encoder.tower.architecture() or {'timm': encoder.trunk.pretrained_cfg['architecture']}
+    trunk: Any = encoder.trunk
+    weights = {name.removeprefix('trunk.'): value for name, value in trunk.state_dict().items()}
+    settings = encoder.tower.architecture() or {'timm': trunk.pretrained_cfg['architecture']}
     return Fingerprint.of(hash_tensors(weights), {
         'config': hash_settings(settings), 'image_size': how.image_size, 'mean': list(how.mean), 'std': list(how.std)})
 
