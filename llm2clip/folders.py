@@ -67,7 +67,7 @@ def lock_output(
 ) -> Iterator[None]:
     """Lock a folder to which one recipe adds files over time.
 
-    The folder is created if it does not exist, and removed again if the block leaves it empty.
+    The folder is created if it does not exist, and removed again if the block leaves no file there.
 
     Args:
         folder: Output folder of the recipe.
@@ -99,10 +99,10 @@ def lock_output(
         finally:
             if part:
                 lock.unlink(missing_ok=True)
-            if folder.is_dir() and {*os.listdir(folder)} <= {_RECORD}:
+            elif made and all(path == record or path.is_dir() for path in folder.rglob('*')):
+                shutil.rmtree(folder, ignore_errors=True)
+            elif folder.is_dir() and {*os.listdir(folder)} <= {_RECORD}:
                 record.unlink()
-                if made:
-                    folder.rmdir()
 
 
 def _files(folder: Path) -> dict[str, str]:

@@ -224,5 +224,7 @@ def test_only_a_folder_that_was_made_is_removed_after_an_error(tmp_path: Path) -
     (tmp_path / 'there').mkdir()
     for name in ('there', 'new'):
         with pytest.raises(KeyboardInterrupt), lock_output(tmp_path / name, 'evaluate'):
+            if name == 'new':
+                (tmp_path / 'new/checkpoints').mkdir()
             raise KeyboardInterrupt
     assert os.listdir(tmp_path) == ['there'] and not os.listdir(tmp_path / 'there')

@@ -20,7 +20,7 @@ from llm2clip.data.loader import streaming_dataset
 from llm2clip.device import exact_float32, open_device
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded
-from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, hash_settings
 from llm2clip.weights import hash_tensors
 
 __all__ = ['FrozenTower', 'check_tower', 'load_frozen_tower', 'tower_fingerprint']
@@ -76,11 +76,13 @@ def load_frozen_tower(config: ExtractImagesConfig, device: str) -> FrozenTower:
 
 
 def tower_fingerprint(encoder: VisionEncoder) -> Fingerprint:
-    """Return the fingerprint of a tower that is not sharded: a hash of its weights, and its preprocessing."""
+    """Return the fingerprint of a tower that is not sharded: hashes of weights and configuration, and preprocessing."""
     how = encoder.preprocessing
-    weights = {name.removeprefix('trunk.'): value for name, value in encoder.trunk.state_dict().items()}
+    trunk: Any = encoder.trunk
+    weights = {name.removeprefix('trunk.'): value for name, value in trunk.state_dict().items()}
+    settings = encoder.tower.architecture() or {'timm': trunk.pretrained_cfg['architecture']}
     return Fingerprint.of(hash_tensors(weights), {
-        'image_size': how.image_size, 'mean': list(how.mean), 'std': list(how.std)})
+        'config': hash_settings(settings), 'image_size': how.image_size, 'mean': list(how.mean), 'std': list(how.std)})
 
 
 def check_tower(encoder: VisionEncoder, data: DataSpec, key: str) -> None:

@@ -23,7 +23,7 @@ from .text_encoder_llm2clip import POOLINGS, TextEncoder
 __all__ = [
     'TEACHER_SUFFIXES', 'LoadError', 'check_finite', 'check_keys', 'check_no_code', 'check_weight_files',
     'check_rope', 'checksum', 'checksums', 'keep_readable', 'load_checked', 'load_config', 'load_encoder',
-    'load_tokenizer', 'loading', 'read_encoding',
+    'load_tokenizer', 'loading', 'read_encoding', 'rope_of_4',
 ]
 
 # Suffixes of files that decide a teacher's vectors: weights, tokenizer, chat template and configurations.
@@ -168,13 +168,14 @@ def keep_readable(folder: Path) -> None:
 
     Version 4.57 would ignore `rope_parameters` and use its defaults, and it does not know the tokenizer's class.
     """
-    for name, change in (('config.json', _rope_of_4), ('tokenizer_config.json', _tokenizer_of_4)):
+    for name, change in (('config.json', rope_of_4), ('tokenizer_config.json', _tokenizer_of_4)):
         path = folder / name
         if path.is_file() and change(fields := json.loads(path.read_text(encoding='utf-8'))):
             path.write_text(json.dumps(fields, indent=2) + '\n', encoding='utf-8')
 
 
-def _rope_of_4(config: dict[str, Any]) -> bool:
+def rope_of_4(config: dict[str, Any]) -> bool:
+    """Replace the `rope_parameters` of transformers 5 by the fields of 4; return whether there were any."""
     rope = config.pop('rope_parameters', None)
     if not rope:
         return False

@@ -396,6 +396,8 @@ class LLM2CLIPModel(PreTrainedModel):
         The first call loads the teacher.  Vectors of several teachers are L2-normalised and concatenated.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            return torch.empty(0, self.config.llm_embed_dim)
         if self._teachers is None:
             folder = self._folder()
             # In a tuple, so that they are not submodules and are not saved with this model.

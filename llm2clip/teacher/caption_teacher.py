@@ -141,7 +141,7 @@ class TeacherSource(ABC):
         """
         found = Fingerprint.of('', self._encoding())
         if expected is not None:
-            found.check(expected, self.name, reference, but=('weights',))
+            found.check(expected, self.name, reference, but=('weights', 'config_and_tokenizer'))
 
     def check(self, expected: Fingerprint, reference: str) -> None:
         """Call `check_encoding`, then read the weights and compare them too."""

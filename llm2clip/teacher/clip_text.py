@@ -35,7 +35,7 @@ from llm2clip.remote_code.checks_llm2clip import (
     load_tokenizer,
 )
 from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded, TeacherSource
-from llm2clip.teacher.fingerprint import Fingerprint
+from llm2clip.teacher.fingerprint import Fingerprint, hash_settings
 from llm2clip.weights import hash_tensors, published_state
 
 __all__ = [
@@ -240,13 +240,14 @@ class ClipText(TeacherSource):
 
     def _encoding(self) -> dict[str, Any]:
         config = load_config(self.name, f'teacher: {self.name}')
-        max_length = getattr(getattr(config, 'text_config', config), 'max_position_embeddings', None)
-        return {'clip_text': config.model_type, 'max_length': max_length,
-                'too_long': 'cut' if self._cut else 'left out',
-                **({'lowercase': True} if 'siglip' in config.model_type else {})}
+        return {'clip_text': config.model_type, 'too_long': 'cut' if self._cut else 'left out'}
 
     def fingerprint(self) -> Fingerprint:
-        return Fingerprint.of(hash_tensors(published_state(self._read().trunk)), self._encoding())
+        tower = self._read()
+        tokenizer = load_clip_tokenizer(ClipTextConfig(self.name), 'teacher')
+        return Fingerprint.of(hash_tensors(published_state(tower.trunk)), {
+            'config_and_tokenizer': hash_settings(tower.config.to_diff_dict(), tokenizer.tokenizer),
+            **self._encoding()})
 
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> CaptionTeacher:

@@ -20,11 +20,14 @@ from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import TEACHER_FILE, embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader, PairedStream
 from llm2clip.files import read_json, reading, write_text
-from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES
+from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES, rope_of_4
 
-__all__ = ['Fingerprint', 'TeacherRecord', 'common_teacher', 'hash_files', 'teacher_of_embeddings']
+__all__ = ['Fingerprint', 'TeacherRecord', 'common_teacher', 'hash_files', 'hash_settings', 'teacher_of_embeddings']
 
 _SEVERAL = 'concatenated'
+# Fields of a configuration that saving and loading change, and that do not decide vectors.
+_VOLATILE = {'_name_or_path', 'architectures', 'dtype', 'quantization_config', 'tie_word_embeddings', 'torch_dtype',
+             'transformers_version', 'use_cache'}
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Fingerprint:
     """Fingerprint of one teacher, or of several teachers with concatenated vectors."""
 
     teachers: tuple[dict[str, Any], ...]
-    """Per teacher: a hash of its ``weights``, and the settings that decide how it turns a caption into a vector."""
+    """Per teacher: a hash of its ``weights``, in a teacher folder of all files, otherwise another hash of configuration
+    and tokenizer; and the settings that decide how it turns a caption into a vector."""
 
     @classmethod
     def of(cls, weights: str, encoding: Mapping[str, Any]) -> 'Fingerprint':
@@ -179,3 +183,16 @@ def hash_files(folder: Union[str, Path], exclude: str = '') -> str:
             while block := file.read(1 << 24):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def hash_settings(config: Mapping[str, Any], tokenizer: Any = None) -> str:
+    """Hash what decides a model's vectors beside its weights: its configuration, and a text encoder's tokenizer."""
+    fields = dict(config)
+    rope_of_4(fields)  # so that transformers 4 and 5 give the same hash
+    deciding = {name: value for name, value in fields.items() if name not in _VOLATILE and value is not None}
+    if tokenizer is not None:
+        backend = getattr(tokenizer, 'backend_tokenizer', None)
+        rules = {'vocabulary': tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
+        rules.update(padding=None, truncation=None)  # set by each call
+        deciding['tokenizer'] = rules, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    return xxhash.xxh64(json.dumps(deciding, sort_keys=True, default=str)).hexdigest()

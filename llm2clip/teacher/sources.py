@@ -33,7 +33,7 @@ from llm2clip.remote_code.sentence_transformer_llm2clip import encode_sentences,
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
 from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded, TeacherSource
 from llm2clip.teacher.clip_text import ClipText
-from llm2clip.teacher.fingerprint import Fingerprint, hash_files
+from llm2clip.teacher.fingerprint import Fingerprint, hash_files, hash_settings
 from llm2clip.teacher.llm import (
     encoding,
     load_teacher,
@@ -157,7 +157,9 @@ class FrozenLLM(_LLM):
     def _fingerprint_of(self, encoder: TextEncoder, tokenizer: CaptionTokenizer) -> Fingerprint:
         digest = xxhash.xxh64(str((tokenizer.header, tokenizer.footer, self._config.gguf_file)))
         hash_tensors(encoder.state_dict(), digest)
-        return Fingerprint.of(digest.hexdigest(), self._encoding())
+        return Fingerprint.of(digest.hexdigest(), {
+            'config_and_tokenizer': hash_settings(encoder.llm.config.to_diff_dict(), tokenizer.tokenizer),
+            **self._encoding()})
 
 
 class _SentenceTransformerTeacher(CaptionTeacher):

@@ -20,7 +20,7 @@ from llm2clip.models.inheritance import ComposerInheritance
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
 from llm2clip.teacher.sources import check_teachers
 from llm2clip.training.algorithms.weights import averaged_weights
-from llm2clip.training.runs import is_complete, record_teacher, write_settings
+from llm2clip.training.runs import check_teacher, is_complete, write_settings
 from llm2clip.training.trainer import build_trainer, check_metrics, fit, initialize
 
 __all__ = ['make_model', 'train']
@@ -56,10 +56,12 @@ def train(config: InheritanceConfig) -> None:
         teacher_of_embeddings(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
         _find_target(evaluator.dataloader)[0].check(target, 'the target of eval_data', 'that of train_data')
     if dist.get_global_rank() == 0:
-        record_teacher(record, config.save_folder)
+        check_teacher(record, config.save_folder)
     reproducibility.seed_all(config.seed)
     model = make_model(config, record.llm_embed_dim, embed_dim)
     trainer = build_trainer(config, model, data, evaluators)
+    if dist.get_global_rank() == 0:
+        record.write(config.save_folder)
     write_settings(config, trainer.state.timestamp, {Path(config.adapter_folder): KIND})
     fit(trainer, config)
     trainer.close()

@@ -32,23 +32,20 @@ from llm2clip.teacher.llm import teacher_fingerprint
 from llm2clip.training.checkpoints import read_latest
 from llm2clip.weights import read_safetensors
 
-__all__ = ['BEST_FILE', 'CLIP_TEXT_FOLDER', 'TEACHER_FOLDER', 'is_complete', 'load_stage2', 'read_stage2',
-           'record_teacher', 'trained_clip_text', 'with_trained_teacher', 'write_settings']
+__all__ = ['BEST_FILE', 'CLIP_TEXT_FOLDER', 'TEACHER_FOLDER', 'check_teacher', 'is_complete', 'load_stage2',
+           'read_stage2', 'trained_clip_text', 'with_trained_teacher', 'write_settings']
 
 BEST_FILE = 'best.safetensors'
 # Folders of the trained text encoders inside the run's folder.
 TEACHER_FOLDER, CLIP_TEXT_FOLDER = 'teacher', 'clip_text'
 
 
-def record_teacher(record: TeacherRecord, run: Union[str, Path]) -> None:
-    """Record the teacher of a run in the run's folder.
-
-    Raises:
-        ConfigError: The run was started with another teacher.
-    """
+def check_teacher(record: TeacherRecord, run: Union[str, Path]) -> None:
+    """Raise a ConfigError if the run in a folder was begun with another teacher."""
     if not Path(run, TEACHER_FILE).is_file():
-        record.write(run)
-    elif (differing := TeacherRecord.read(run).difference(record)) is not None:
+        return
+    differing = TeacherRecord.read(run).difference(record)
+    if differing is not None:
         raise ConfigError(f'the run in {run} was begun with another teacher: {differing}; choose another save_folder')
 
 

@@ -28,7 +28,7 @@ from llm2clip.teacher.clip_text import ClipTextTower
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
 from llm2clip.teacher.sources import check_teachers, teacher_source
 from llm2clip.training.algorithms.batches import InitialImages, SelfDistillation, TextEncoderInLoop
-from llm2clip.training.runs import record_teacher, write_settings
+from llm2clip.training.runs import check_teacher, write_settings
 from llm2clip.training.text_encoders import TrainedText, text_folders
 from llm2clip.training.trainer import build_trainer, check_metrics, fit, initialize
 from llm2clip.training.zeroshot import zeroshot_classes, zeroshot_evaluator
@@ -63,7 +63,7 @@ def make_model(
 
 
 def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Trainer:
-    """Check the configuration and build the trainer; a trainable text encoder is loaded here unless given.
+    """Check everything, build the trainer and record the teacher; a trainable text encoder is loaded unless given.
 
     Raises:
         ConfigError: The configuration or the data is invalid.
@@ -84,7 +84,7 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
     record, in_loop = _find_teacher(config, data, retrieval, text)
     algorithms: list[Algorithm] = [] if in_loop is None else [TextEncoderInLoop(in_loop)]
     if dist.get_global_rank() == 0:
-        record_teacher(record, config.save_folder)
+        check_teacher(record, config.save_folder)
     if sets:
         algorithms.append(zeroshot_classes(config, sets, record, in_loop))
 
@@ -110,7 +110,10 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
         # Copied before a checkpoint is loaded, since the initial model is the target.
         initial = InitialImages(model.model).on(open_device(config.device, config.precision), config.fsdp is not None)
         algorithms.append(SelfDistillation(initial, data.split_batch))
-    return build_trainer(config, model, data, evaluators, algorithms)
+    trainer = build_trainer(config, model, data, evaluators, algorithms)
+    if dist.get_global_rank() == 0:
+        record.write(config.save_folder)
+    return trainer
 
 
 def _find_teacher(

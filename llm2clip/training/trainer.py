@@ -30,6 +30,7 @@ from llm2clip.models.inheritance import ComposerInheritance
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
 from llm2clip.models.sharding import compile_blocks, fsdp2_config, set_up_units
 from llm2clip.models.stage1 import CaptionContrastive
+from llm2clip.ranks import broadcast_from_rank0
 from llm2clip.registry import build, build_all, check, check_arguments, named
 from llm2clip.training.algorithms.grad_cache import GradCache
 from llm2clip.training.algorithms.weights import AverageGlooGradients
@@ -166,9 +167,9 @@ def build_trainer(
     # Composer runs the algorithms of an `after_…` event in reverse order: gradients are averaged, then measured, then
     # clipped.
     algorithms += [*more_algorithms, StepMonitor(), AverageGlooGradients()]
+    settings = KeepSettings(config)
     callbacks: list[Callback] = [
-        KeepSettings(config), StopAtNonfinite(config.checkpoint_folder),
-        *build_all('callbacks', config.callbacks)]
+        settings, StopAtNonfinite(config.checkpoint_folder), *build_all('callbacks', config.callbacks)]
     for callback in callbacks:
         if isinstance(callback, SaveBest):
             callback.folder = callback.folder or config.save_folder
@@ -178,9 +179,7 @@ def build_trainer(
     arguments = {name: dict(given or {}) for name, given in config.loggers.items()}
     if 'tensorboard' in arguments:
         arguments['tensorboard'].setdefault('log_dir', f'{config.save_folder}/tensorboard')
-    if 'wandb' in arguments:
-        folder = {'dir': os.environ.get('WANDB_DIR', config.save_folder)}
-        arguments['wandb']['init_kwargs'] = {**folder, **arguments['wandb'].get('init_kwargs', {})}
+    wandb = arguments.pop('wandb', None)
     loggers: list[LoggerDestination] = build_all('loggers', arguments)
     if config.progress_bar:
         loggers.append(ProgressBar())
@@ -228,6 +227,8 @@ def build_trainer(
         parallelism_config=None if config.fsdp is None else {
             'fsdp': fsdp2_config(config.fsdp)},
     )
+    if wandb is not None:
+        log_to_wandb(trainer, config, wandb, settings.run_id)
     state = trainer.state
     if config.fsdp is not None:
         # Reference cycles keep the unsharded weights alive, which are as large as the model.
@@ -245,6 +246,19 @@ def build_trainer(
         print(f'complete at batch {done.batch.value}, {checkpoint}' if done >= end else
               f'resumes from batch {done.batch.value}{steps}, {checkpoint}', flush=True)
     return trainer
+
+
+def log_to_wandb(trainer: Trainer, config: TrainConfig, arguments: dict[str, Any], run_id: str) -> None:
+    """Add Composer's logger for W&B, after the checkpoint is loaded, which names the W&B run to continue."""
+    options = {'dir': os.environ.get('WANDB_DIR', config.save_folder), 'resume': 'allow',
+               'config': learned_settings(config)}
+    if dist.get_global_rank() == 0 and 'WANDB_RUN_ID' not in os.environ:
+        options['id'] = run_id
+    options.update(arguments.get('init_kwargs', {}))
+    logger = build('loggers', 'wandb', {**arguments, 'init_kwargs': options}, 'loggers.wandb')
+    trainer.logger.destinations = (*trainer.logger.destinations, logger)
+    trainer.state.callbacks.append(logger)
+    logger.init(trainer.state, trainer.logger)
 
 
 def fit(trainer: Trainer, config: TrainConfig) -> None:
@@ -275,16 +289,20 @@ def fit(trainer: Trainer, config: TrainConfig) -> None:
 
 class KeepSettings(Callback):
     """Store the settings that affect learning in every checkpoint, and refuse to resume with other settings.
-    On another machine, the checkpoint may be the only record of them."""
+    On another machine, the checkpoint may be the only record of them, and of the `run_id`."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
+        self.run_id = broadcast_from_rank0(lambda: os.urandom(8).hex())
 
     def state_dict(self) -> dict[str, Any]:
-        return {'settings': json.dumps(learned_settings(self.config))}
+        # One string, since sharded checkpoints load no keys that they were written without.
+        return {'settings': json.dumps({**learned_settings(self.config), 'run_id': self.run_id})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        check_settings(json.loads(state['settings']), self.config, f'the run in {self.config.checkpoint_folder}')
+        settings = json.loads(state['settings'])
+        self.run_id = settings.pop('run_id', self.run_id)
+        check_settings(settings, self.config, f'the run in {self.config.checkpoint_folder}')
 
 
 class ResumeRandomState(Callback):

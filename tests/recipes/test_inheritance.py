@@ -43,6 +43,9 @@ def test_two_ranks_learn_what_one_learns_that_is_stopped(
     args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sgd = [*args, *SGD, 'optimizer.lr=0.5']
+    with pytest.raises(ConfigError, match='lr_scale'):
+        run_recipe(monkeypatch, 'train_inheritance', *sgd, f'save_folder={tmp_path}/one', 'lr_scale={vision: 1.0}')
+    assert not (tmp_path / 'one').exists()
     for steps in (4, 6):
         run_recipe(monkeypatch, 'train_inheritance', *sgd, f'save_folder={tmp_path}/one', f'max_duration={steps}ba',
                    f'adapter_folder={tmp_path}/after{steps}')

@@ -33,9 +33,10 @@ def test_a_resumed_run_keeps_its_checkpoints_and_one_line_of_metrics_per_step(
     shutil.copytree(embeddings, vectors)
     args = [*stage2_args, 'save_interval=1ba', 'callbacks.logit_scale_monitor={}', f'save_folder={folder}',
             'train_data.num_workers=0', 'progress_bar=true', f'train_data.streams.s.local={images}',
-            f'train_data.streams.s.embeddings.tiny.local={vectors}']
+            'loggers.wandb={project: p}', f'train_data.streams.s.embeddings.tiny.local={vectors}']
     if kind == 'sharded':
         args.append('fsdp.state_dict_type=sharded')
+    monkeypatch.setenv('WANDB_MODE', 'offline')
 
     def run(steps: int) -> str:
         run_recipe(monkeypatch, 'train_stage2', *args, f'max_duration={steps}ba')
@@ -63,6 +64,8 @@ def test_a_resumed_run_keeps_its_checkpoints_and_one_line_of_metrics_per_step(
     settings = (folder / 'config.yaml').read_text()
     run(5)
     assert (folder / 'config.yaml').read_text() == settings and 'max_duration: 7ba' in settings
+    ids = [path.name.split('-')[-1] for path in (folder / 'wandb').glob('offline-run-*')]
+    assert len(ids) > 1 and len({*ids}) == 1
     if kind == 'full':
         _exclude_a_shard(images, vectors)
         with pytest.raises(ConfigError, match='the data have changed since the checkpoint was written .64 samples in'):
@@ -78,6 +81,25 @@ def test_nodes_that_do_not_share_the_checkpoints_do_not_train(
     args = [*stage2_args, f'save_folder={tmp_path}/run', *(['fsdp.state_dict_type=sharded'] * (kind == 'sharded'))]
     with pytest.raises(ConfigError, match='the nodes do not share'):
         run_recipe(monkeypatch, 'train_stage2', *args)
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(('recipe', 'wrong', 'key'), [
+    ('train_stage1', 'lr_scale={vision: 1.0}', 'lr_scale'),
+    ('train_stage2', 'lr_scale={vision: 1.0}', 'lr_scale'),
+    ('train_stage2', 'model.vision.checkpoint=/nowhere', 'model.vision.checkpoint'),
+    ('train_stage2', 'initial_weights=/nowhere', 'initial_weights'),
+])
+def test_a_refused_first_start_leaves_nothing(
+    recipe: str, wrong: str, key: str, stage1_args: list[str], stage2_args: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = stage1_args if recipe == 'train_stage1' else stage2_args
+    (tmp_path / 'mounted').mkdir()
+    for name in ('mounted', 'new'):
+        with pytest.raises(ConfigError, match=key):
+            run_recipe(monkeypatch, recipe, *args, wrong, f'save_folder={tmp_path}/{name}')
+    assert [path.name for path in tmp_path.rglob('*')] == ['mounted']
 
 
 def test_a_teacher_is_that_of_the_settings_in_its_folder(

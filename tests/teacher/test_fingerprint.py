@@ -1,14 +1,24 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Fingerprints of teachers: compared, concatenated, written and read."""
+"""Fingerprints of teachers: compared, concatenated, written and read; what is part of them."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
+from safetensors.torch import save_file
+from towers import HALF, timm_tower
 
-from llm2clip.config import ConfigError
+from llm2clip.config import ConfigError, LLMTeacherConfig, VisionConfig
+from llm2clip.models.frozen_tower import tower_fingerprint
+from llm2clip.models.vision_encoder import VisionEncoder
+from llm2clip.teacher.clip_text import ClipText
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
+from llm2clip.teacher.sources import FrozenLLM
 
 ONE = Fingerprint.of('a1', {'pooling': 'mean', 'instruction': ''})
 OTHER = Fingerprint.of('b2', {'pooling': 'last', 'instruction': ''})
@@ -35,3 +45,41 @@ def test_a_record_comes_back_and_tells_others_apart(tmp_path: Path) -> None:
     assert record.difference(TeacherRecord(BOTH, {'llm_embed_dim': 4})) == 'llm_embed_dim is 8, expected 4'
     with pytest.raises(ConfigError, match='has no teacher.json'):
         TeacherRecord.read(tmp_path / 'nowhere')
+
+
+@pytest.mark.parametrize(('kind', 'file', 'keys', 'value'), [
+    ('llm', 'config.json', ['rms_norm_eps'], 0.5),
+    ('llm', 'config.json', ['rope_parameters', 'rope_theta'], 50.0),
+    ('llm', 'config.json', ['hidden_act'], 'relu'),
+    ('llm', 'tokenizer.json', ['model', 'merges'], []),
+    ('clip_text', 'config.json', ['text_config', 'hidden_act'], 'relu'),
+    ('clip_text', 'tokenizer.json', ['model', 'merges'], []),
+    ('tower', 'config.json', ['vision_config', 'hidden_act'], 'relu'),
+])
+def test_configuration_and_tokenizer_are_part_of_it(
+    kind: str, file: str, keys: list[str], value: object, llm_folder: Path, clip: Path, tmp_path: Path
+) -> None:
+    fingerprint: Callable[[Path], Fingerprint] = {
+        'llm': lambda folder: FrozenLLM(LLMTeacherConfig(str(folder))).fingerprint(),
+        'clip_text': lambda folder: ClipText(folder).fingerprint(),
+        'tower': lambda folder: tower_fingerprint(VisionEncoder(VisionConfig(str(folder), image_size=32))),
+    }[kind]
+    expected = fingerprint(shutil.copytree(llm_folder if kind == 'llm' else clip, tmp_path / 'copy'))
+    assert fingerprint(llm_folder if kind == 'llm' else clip) == expected
+    about = json.loads((tmp_path / 'copy' / file).read_text())
+    inner = about
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    (tmp_path / 'copy' / file).write_text(json.dumps(about))
+    with pytest.raises(ValueError, match='a comes from another teacher than b: config'):
+        fingerprint(tmp_path / 'copy').check(expected, 'a', 'b')
+
+
+def test_timm_towers_with_equal_weights_differ(tmp_path: Path) -> None:
+    """Other paddings and another epsilon of BatchNorm are in the name alone."""
+    save_file(timm.create_model('efficientnet_lite0').state_dict(), tmp_path / 'weights.safetensors')
+    plain, tf = (
+        tower_fingerprint(VisionEncoder(timm_tower(name, checkpoint=f'{tmp_path}/weights.safetensors', **HALF)))
+        for name in ('efficientnet_lite0', 'tf_efficientnet_lite0'))
+    assert plain.teachers[0]['weights'] == tf.teachers[0]['weights'] and plain != tf
