@@ -16,7 +16,7 @@ from composer.models import ComposerModel
 
 from llm2clip.losses.contrastive import clip_loss
 from llm2clip.training.algorithms.grad_cache import GradCache
-from llm2clip.training.algorithms.weights import EMA
+from llm2clip.training.algorithms.weights import EMA, averaged_weights
 
 
 class Model(ComposerModel):
@@ -42,6 +42,8 @@ class Losses(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self.found.append(float(state.total_loss_dict['loss/train/total']))
+        with averaged_weights(state):  # as `SaveBest`
+            pass
 
 
 def train(
