@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from whole_matrix import MatmulPrecisions, unit
 
 from llm2clip.losses.distillation import instance_loss, structure_loss
+from llm2clip.models.inheritance import ComposerInheritance
 
 N = 9
 
@@ -67,6 +68,21 @@ def test_instance_loss() -> None:
     expected = sum(float(((features[i] - targets[i]) ** 2).sum()) for i in range(N)) / N
     assert instance_loss(features, targets).item() == pytest.approx(expected, rel=1e-6)
     assert instance_loss(features, features.detach()).item() == 0
+
+
+def test_inheritance_weighs_the_losses_of_what_counts() -> None:
+    model = ComposerInheritance(torch.nn.Identity(), instance=3.0, structure=5.0)
+    features, targets = torch.eye(3), torch.tensor([[2.0, 0, 0], [1, 2, 0], [3, 1, 0]])
+    counted = torch.tensor([True, True, False])
+    batch, outputs = {'index': torch.arange(3), 'target': targets, 'counted': counted}, {'text_features': features}
+    unit_targets = F.normalize(targets)
+    expected = (3 * instance_loss(features, unit_targets, counted)
+                + 5 * structure_loss(features, unit_targets, counted=counted))
+    torch.testing.assert_close(model.loss(outputs, batch), expected)
+    metric = model.val_metrics['retrieval_recall@10']
+    metric.k = 1
+    model.update_metric(batch, outputs, metric)
+    assert metric.compute() == 100
 
 
 def test_distances_are_in_whole_float32() -> None:
