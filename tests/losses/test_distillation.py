@@ -35,7 +35,7 @@ def test_structure_loss_and_gradient_equal_those_of_all_pairs(block_size: Option
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
 
 
-def test_the_same_structure_costs_nothing_and_equal_features_have_a_gradient() -> None:
+def test_equal_structure_costs_nothing_and_equal_features_stay() -> None:
     features, _ = _features()
     turned = features.detach() @ torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))[0]
     assert structure_loss(features, turned).item() < 1e-10
