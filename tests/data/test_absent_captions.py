@@ -144,5 +144,5 @@ def test_a_text_tower_that_learns_gives_zeros_for_absent_captions() -> None:
     model = JointLLM2CLIP(_model(), embedding, tokenize)
     vectors = model.embed(['a', '', 'b'])
     assert not vectors[1].any() and torch.equal(vectors[[0, 2]], model.embed(['a', 'b']))
-    outputs = model({'pixel_values': torch.zeros(2, 3, 32, 32), 'caption': [('a', ''), ('', '')]})
-    assert outputs['text_features'].shape == (2, 2, 8) and bool(torch.isfinite(outputs['text_features']).all())
+    outputs = model({'pixel_values': torch.zeros(3, 3, 32, 32), 'caption': [('a', '', 'b'), ('', '', '')]})
+    assert outputs['text_features'].shape == (3, 2, 8) and bool(torch.isfinite(outputs['text_features']).all())

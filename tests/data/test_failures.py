@@ -143,7 +143,10 @@ def test_damaged_cache_files_are_downloaded_again(remotes: tuple[Path, Path], tm
     _flip(cached[0])
     cached[5].write_bytes(cached[5].read_bytes()[:100])
     cached[9].unlink()
-    assert _indices(_loader(config)) == list(range(64))
+    loader = _loader(config)
+    assert _indices(loader) == list(range(64))
+    files = [path for name in ('*.mds', 'index.json') for path in (tmp_path / 'cache').rglob(name)]
+    assert loader.dataset.cache_usage == sum(path.stat().st_size for path in files)
 
 
 def _forget(loader: DataLoader) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from composer.utils import dist
 from parts import check_resumed, make_samples, write_dataset, write_text_embeddings
 from streaming import MDSWriter
 from streaming.base.util import clean_stale_shared_memory
@@ -72,7 +73,9 @@ def test_workers_change_nothing_and_epochs_differ(image_dataset: Path, embedding
 
 
 @pytest.mark.parametrize('train', [True, False])
-def test_a_loader_knows_how_many_batches_an_epoch_has(train: bool, image_dataset: Path, embeddings: Path) -> None:
+def test_a_loader_knows_how_many_batches_an_epoch_has(
+    train: bool, image_dataset: Path, embeddings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Streaming repeats 32 of the 64 samples, so that each of 48 canonical nodes has as many."""
     config = dataclasses.replace(_config(image_dataset, embeddings), num_canonical_nodes=48)
     loader = _loader(config, train, 10)
@@ -81,6 +84,9 @@ def test_a_loader_knows_how_many_batches_an_epoch_has(train: bool, image_dataset
     assert train or {at for batch in batches for at in batch} == {*range(64)}
     if train:
         check_resumed(lambda: _loader(config, train, 10))
+    monkeypatch.setattr(dist, 'get_world_size', lambda: 5)
+    monkeypatch.setattr(dist, 'get_local_world_size', lambda: 5)
+    assert len(loader.dataset) == 20  # of 96, the same number on each rank
 
 
 def test_missing_dataset_embeddings_and_columns_are_named(image_dataset: Path, embeddings: Path,

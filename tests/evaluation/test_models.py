@@ -68,9 +68,13 @@ def test_texts_are_embedded_once(
     first = load(tmp_path, export=str(exported[1])).text_features(TEXTS)[0]
     other = load(tmp_path, export=str(exported[1])).text_features(TEXTS[::-1])[0]
     torch.testing.assert_close(other, first.flip(0))
-    # Another precision gives other vectors: they must not be taken for these.
-    bf16 = load(tmp_path, export=str(exported[1]), precision='amp_bf16').text_features(TEXTS)[0]
-    assert not torch.equal(bf16, first)
+    # Another precision gives other vectors, which are not those in the cache.
+    bf16, expected = (load(tmp_path / cache, export=str(exported[1]), precision='amp_bf16').text_features(TEXTS)[0]
+                      for cache in ('', 'new'))
+    assert torch.equal(bf16, expected) and not torch.equal(bf16, first)
+    # Only the last of two blocks is cached.
+    many = [*map(str, range(1024)), *TEXTS]
+    torch.testing.assert_close(load(tmp_path, export=str(exported[1])).text_features(many)[0][1024:], first)
 
     def fail(*args: Any) -> None:
         raise AssertionError('the teacher was loaded again')

@@ -46,14 +46,15 @@ def test_losses_are_in_whole_float32_forward_and_backward(case: str) -> None:
 
 def test_equal_texts_are_not_each_others_negatives() -> None:
     a, b, c, d, e, f, x, y = range(1, 9)
-    query, positive = torch.tensor([a, b, a, d]), torch.tensor([b, c, e, f])
-    # Pairs (a, b), (b, c) and (a, e) share texts with one another in a chain; (d, f) is alone.
-    expected = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)
+    query, positive = torch.tensor([a, b, a, d, y]), torch.tensor([b, c, e, f, f])
+    # Pairs (a, b), (b, c) and (a, e) share texts with one another in a chain; (d, f) and (y, f) share their positive.
+    expected = torch.tensor([[0, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 1, 0]],
+                            dtype=torch.bool)
     assert torch.equal(ignored_candidates(query, positive), expected)
     assert not ignored_candidates(query, positive, equal_texts=False).any()
     negative = torch.tensor([x, b, 0, f])
-    hard = torch.tensor([[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 1, 1]], dtype=torch.bool)
+    hard = torch.tensor([[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 1, 1], [0, 0, 1, 1]], dtype=torch.bool)
     assert torch.equal(ignored_candidates(query, positive, negative), torch.cat([expected, hard], 1))
-    missing = torch.zeros(4, 8, dtype=torch.bool)
-    missing[:, 6] = True
+    missing = torch.zeros(5, 9, dtype=torch.bool)
+    missing[:, 7] = True
     assert torch.equal(ignored_candidates(query, positive, negative, equal_texts=False), missing)

@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from composer.core import Event
 
-from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
-from llm2clip.models.llm2clip import LLM2CLIP, truncate_dims
+from llm2clip.config import AdapterConfig, ModelConfig, SelfDistillationConfig, VisionConfig
+from llm2clip.losses.distillation import instance_loss, structure_loss
+from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP, truncate_dims
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.remote_code.modeling_llm2clip import Adapter
+from llm2clip.training.algorithms.batches import InitialImages
 from llm2clip.training.algorithms.weights import ClampLogitScale
 
 TINY = ModelConfig(VisionConfig('test_efficientnet', False, image_size=32), AdapterConfig(depth=2), embed_dim=16)
@@ -71,8 +73,27 @@ def test_logit_scale_is_clamped_to_0_and_ln_100() -> None:
     for value, expected in ((9.0, math.log(100)), (-1.0, 0.0), (2.0, 2.0)):
         torch.nn.init.constant_(model.logit_scale, value)
         state: Any = SimpleNamespace(model=model)
-        ClampLogitScale().apply(Event.BATCH_END, state, state)
+        assert (clamp := ClampLogitScale()).match(Event.BATCH_END, state)
+        clamp.apply(Event.BATCH_END, state, state)
         assert model.logit_scale.item() == pytest.approx(expected)
+
+
+def test_self_distillation_is_towards_the_model_before_training() -> None:
+    vision = dataclasses.replace(TINY.vision, freeze_batch_norm=False)
+    model = ComposerLLM2CLIP(LLM2CLIP(dataclasses.replace(TINY, vision=vision), 8),
+                             self_distillation=SelfDistillationConfig(instance=3.0, structure=5.0)).train()
+    initial = InitialImages(model.model)
+    batch = {'pixel_values': torch.randn(4, 3, 32, 32), 'text_embedding': torch.randn(4, 8),
+             'text_id': torch.arange(4)}
+    targets = initial(batch['pixel_values'])
+    torch.testing.assert_close(initial(batch['pixel_values'][:2]), targets[:2])  # in evaluation mode
+    outputs = model(batch)
+    images = outputs['image_features']
+    added = model.loss(outputs, {**batch, 'initial_image_features': targets}) - model.loss(outputs, batch)
+    torch.testing.assert_close(added, 3 * instance_loss(images, targets) + 5 * structure_loss(images, targets))
+    for parameter in model.parameters():
+        parameter.data.add_(1)
+    assert torch.equal(initial(batch['pixel_values']), targets)
 
 
 def test_batch_norm_keeps_its_statistics_in_training() -> None:

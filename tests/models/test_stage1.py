@@ -47,7 +47,8 @@ def test_the_loss_is_the_official_one(files: list[str], negatives: bool) -> None
         ids[:, 5], ids[1, 7], ids[2, 3] = ids[:, 9], ids[1, 8], ids[0, 3]
     model = CaptionContrastive(torch.nn.Identity(), config.logit_scale, config.learn_logit_scale, config.symmetric,
                                config.mask_equal_texts)
-    loss = model.loss(sides, {f'{side}_text_id': id for side, id in zip(('query', 'positive', 'negative'), ids)})
+    batch = {f'{side}_text_id': id for side, id in zip(('query', 'positive', 'negative'), ids)}
+    loss = model.loss(sides, batch)
     loss.backward()
 
     leaves = {side: vectors.detach().double().requires_grad_() for side, vectors in sides.items()}
@@ -58,6 +59,8 @@ def test_the_loss_is_the_official_one(files: list[str], negatives: bool) -> None
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     for side, leaf in leaves.items():
         torch.testing.assert_close(sides[side].grad.double(), leaf.grad, rtol=1e-4, atol=1e-6)
+    # A scale that is trained is in log space.
+    torch.testing.assert_close(model.loss({**sides, 'logit_scale': torch.tensor([50.0]).log()}, batch), loss)
 
 
 @pytest.mark.parametrize('packed', [False, True])

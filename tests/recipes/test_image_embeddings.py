@@ -15,9 +15,10 @@ from parts import make_samples, picture, write_dataset, write_text_embeddings
 from recipes_in_process import run_recipe
 from safetensors.torch import save_file
 
-from llm2clip.config import VisionConfig
+from llm2clip.config import ExtractImagesConfig, VisionConfig
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.schema import EMBEDDING, read_samples
+from llm2clip.models.frozen_tower import FrozenTower
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.runs import load_stage2
@@ -75,6 +76,14 @@ def test_vectors_are_those_of_the_tower_and_views_are_deterministic(
         assert np.abs(one[EMBEDDING + 'view1'] - one[EMBEDDING + 'view2']).max() > 0.01
     with pytest.raises(ValueError, match="begun for another dataset or teacher: .*'views'|caption_keys|seed"):
         extract(monkeypatch, folder, tmp_path / 'a', *views, 'seed=3')
+    # A view depends on the seed, the sample and its number alone.
+    image = read_samples(folder / 'data/train')[0]['image']
+    items = [(image, 'a', 1), (image, 'a', 2), (image, 'b', 1)]
+    pixels, same, others = (
+        FrozenTower(encoder.train(), ExtractImagesConfig(crop_scale=[0.3, 0.6], seed=seed)).tokenize(items)
+        for seed in (0, 0, 1))
+    assert torch.equal(pixels, same) and len(torch.cat([pixels, others]).unique(dim=0)) == 6
+    assert not encoder.training
 
 
 @pytest.mark.dist

@@ -68,6 +68,9 @@ def test_int8_is_within_half_a_step_and_what_is_not_finite_is_named() -> None:
             assert stored['text_embedding'].dtype == torch.int8 and stored['text_embedding'].abs().max() in (0, 127)
             off = np.abs(vectors_of(stored).numpy() - vector)
             assert (off <= 0.501 * float(stored['text_embedding_scale'])).all()
+    # Half a step is rounded to even numbers, with no drift away from zero.
+    halves = np.array([[[127, 0.5, 1.5, -0.5, -2.5]]], np.float32)
+    assert vector_rows(['a'], ['x'], halves, 'int8')[0]['text_embedding.x'].tolist() == [127, 0, 2, 0, -2]
     vectors[1, 1, 2] = np.nan
     for storage in ('float16', 'int8'):
         with pytest.raises(ValueError, match=f"the vector 'y' of sample '1' is not finite in {storage}"):

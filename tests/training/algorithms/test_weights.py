@@ -16,7 +16,7 @@ from composer.models import ComposerModel
 
 from llm2clip.losses.contrastive import clip_loss
 from llm2clip.training.algorithms.grad_cache import GradCache
-from llm2clip.training.algorithms.weights import EMA
+from llm2clip.training.algorithms.weights import EMA, averaged_weights
 
 
 class Model(ComposerModel):
@@ -42,6 +42,8 @@ class Losses(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self.found.append(float(state.total_loss_dict['loss/train/total']))
+        with averaged_weights(state):  # as `SaveBest`
+            pass
 
 
 def train(
@@ -52,11 +54,15 @@ def train(
     data = [{'index': i, 'x': torch.randn(6, generator=generator), 'y': torch.randn(6, generator=generator)}
             for i in range(24)]
     model, losses = Model(), Losses()
-    Trainer(
+    trainer = Trainer(
         model=model, optimizers=torch.optim.SGD(model.parameters(), lr=1.0), max_duration=f'{steps}ba', device='cpu',
         train_dataloader=torch.utils.data.DataLoader(data, 8), device_train_microbatch_size=3, callbacks=[losses],
         algorithms=[GradCache(), *([] if half_life is None else [EMA(half_life=half_life)])], progress_bar=False,
-        save_folder=str(folder), save_interval=save_interval, save_overwrite=True, load_path=resume).fit()
+        save_folder=str(folder), save_interval=save_interval, save_overwrite=True, load_path=resume)
+    trainer.fit()
+    saved = torch.load(folder / 'latest-rank0.pt', weights_only=False)['state']['model']
+    with averaged_weights(trainer.state):  # those of the last checkpoint
+        assert torch.equal(model.image.weight, saved['image.weight'])
     return losses.found
 
 
