@@ -18,6 +18,7 @@ from llm2clip.config import ConfigError
 from llm2clip.config.ranges import Count, Text, Texts
 from llm2clip.data.caption_files import (
     captions_of_lines,
+    check_image_paths,
     check_text,
     field,
     numbered,
@@ -301,8 +302,9 @@ def image_folder(
         image_column: Column with the path of the image inside `images`.
         caption_column: Column with the caption; in JSON, also a list of captions.
     """
-    found = read_captions(captions, image_column, caption_column).items()
-    return _retrieval_set(images, found, captions, images, gaps=True)
+    texts = read_captions(captions, image_column, caption_column)
+    check_image_paths(texts, images, captions)
+    return _retrieval_set(images, texts.items(), captions, images, gaps=True)
 
 
 def mds(local: str, caption_keys: Optional[Texts] = None) -> RetrievalSet:
