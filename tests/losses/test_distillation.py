@@ -72,9 +72,11 @@ def test_instance_loss() -> None:
 
 def test_inheritance_weighs_the_losses_of_what_counts() -> None:
     model = ComposerInheritance(torch.nn.Identity(), instance=3.0, structure=5.0)
-    features, targets = torch.eye(3), torch.tensor([[2.0, 0, 0], [1, 2, 0], [3, 1, 0]])
+    features = torch.eye(3)
+    targets = torch.tensor([[2.0, 0, 0], [1, 2, 0], [3, 1, 0]])
     counted = torch.tensor([True, True, False])
-    batch, outputs = {'index': torch.arange(3), 'target': targets, 'counted': counted}, {'text_features': features}
+    batch = {'index': torch.arange(3), 'target': targets, 'counted': counted}
+    outputs = {'text_features': features}
     unit_targets = F.normalize(targets)
     expected = (3 * instance_loss(features, unit_targets, counted)
                 + 5 * structure_loss(features, unit_targets, counted=counted))

@@ -73,7 +73,8 @@ def test_logit_scale_is_clamped_to_0_and_ln_100() -> None:
     for value, expected in ((9.0, math.log(100)), (-1.0, 0.0), (2.0, 2.0)):
         torch.nn.init.constant_(model.logit_scale, value)
         state: Any = SimpleNamespace(model=model)
-        assert (clamp := ClampLogitScale()).match(Event.BATCH_END, state)
+        clamp = ClampLogitScale()
+        assert clamp.match(Event.BATCH_END, state)
         clamp.apply(Event.BATCH_END, state, state)
         assert model.logit_scale.item() == pytest.approx(expected)
 
