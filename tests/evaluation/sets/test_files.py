@@ -109,7 +109,7 @@ CASES: list[tuple[str, Change, dict[str, Any], str]] = [
     ('coco', nothing, {'captions_per_image': 0}, 'source.captions_per_image: .*, expected at least 1'),
     ('sharegpt4v', put('sam/images/sa_545504.jpg', '../x.jpg'), {}, r"the path '\.\./x\.jpg' leads to"),
     ('image_folder', put('a.png,"red, round"', '../captions.csv,x'), {}, r"captions\.csv: the path .* leads to"),
-    ('image_folder', put('a.png,a ball', '../photos/a.png,a ball'), {}, r"captions\.csv: 'a.png' and '../photos/a.png'"),
+    ('image_folder', put('a.png,a ball', '../photos/a.png,a ball'), {}, r"captions\.csv: 'a.png' and '../ph"),
     ('mds', nothing, {'caption_keys': ['it', 'it']}, 'source.caption_keys: .*expected different values'),
 ]
 
