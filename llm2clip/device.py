@@ -31,13 +31,16 @@ def open_device(name: Optional[str], precision: Optional[str] = 'fp32') -> 'Devi
     keeps freed memory, because zero-filled new pages would take a quarter of the time of a stage-2 step.
 
     Args:
-        name: ``gpu`` or ``cpu``.  None: a GPU if there is one.
+        name: ``gpu``, a ValueError if there is none, or ``cpu``.  None: a GPU if there is one.
         precision: In Composer's notation.  None: Composer's default, 16 bits on a GPU.
     """
     import torch
     from composer.utils import get_device
 
-    device = get_device(name)
+    try:
+        device = get_device(name)
+    except ValueError as error:
+        raise ValueError(f'device: {name}, expected cpu: {error}') from None
     if device.name == 'gpu':
         # Not `matmul.allow_tf32`: if the two disagree, torch 2.15 refuses to report the precision to `exact_float32`.
         torch.set_float32_matmul_precision('highest' if precision == 'fp32' else 'high')

@@ -7,22 +7,21 @@ A part is a small module of its own and a line here.  Its arguments in a YAML fi
 Instead of a name, ``module:class`` selects a part in a module on the Python path or in the current folder.
 """
 
-import ast
 import difflib
 import importlib
-import importlib.util
 import inspect
 import os
 import re
 import sys
+import traceback
 import typing
-from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
-from typing import Any, Optional
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from llm2clip.config import ConfigError
 from llm2clip.config.files import check_values
-from llm2clip.config.ranges import Positive
+from llm2clip.config.ranges import Positive, TimeOrZero
 
 __all__ = [
     'PARTS', 'argument_types', 'build', 'build_all', 'build_source', 'check', 'check_arguments', 'check_names', 'named',
@@ -115,6 +114,12 @@ PARTS: Mapping[str, _Registry] = {
     'callbacks': CALLBACKS, 'loggers': LOGGERS, 'retrieval': RETRIEVAL_SETS, 'zeroshot': CLASSIFICATION_SETS,
     'linear_probe': CLASSIFICATION_SETS,
 }
+# Key of the configuration -> the base class of its parts.  Sources and evaluation sets are functions.
+_BASES: _Registry = {
+    'optimizer': 'torch.optim:Optimizer', 'scheduler': 'composer.optim:ComposerScheduler',
+    'algorithms': 'composer:Algorithm', 'callbacks': 'composer:Callback',
+    'loggers': 'composer.loggers:LoggerDestination',
+}
 # Types of arguments that other libraries' parts need but do not declare in their signatures.
 _RANGES: Mapping[str, Mapping[str, Any]] = {
     'gradient_clipping': {'clipping_type': typing.Literal['adaptive', 'norm', 'value'], 'clipping_threshold': Positive},
@@ -152,44 +157,13 @@ def named(component: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:
 
 
 def check_names(config: Any) -> None:
-    """Raise a ConfigError for an unknown name, or an argument that its part does not take.  Only the parts' source is
-    read, because importing them takes seconds."""
-    parts = [(key, *named(getattr(config, key), key), key) for key in ('source', 'optimizer', 'scheduler')
-             if hasattr(config, key)]
-    parts += [(key, name, arguments or {}, f'{key}.{name}') for key in ('algorithms', 'callbacks', 'loggers')
-              for name, arguments in getattr(config, key, {}).items()]
-    for kind, name, arguments, key in parts:
-        taken = _arguments_in_source(_reference(kind, name, key), key)
-        if taken is not None:
-            for argument in arguments:
-                _check_argument(argument, taken, name, key)
-
-
-def _arguments_in_source(reference: str, key: str) -> Optional[list[str]]:
-    """Return the arguments of ``module:class`` or function; None if its source does not show all of them."""
-    module, name = reference.split(':')
-    package, *inside = module.split('.')
-    spec = importlib.util.find_spec(package)
-    if spec is None:
-        raise ConfigError(f'{key}: there is no module {package!r} on the Python path or in the current folder')
-    path = Path(spec.origin or '').parent.joinpath(*inside) if inside else Path(spec.origin or '')
-    path = path / '__init__.py' if path.is_dir() else path.with_suffix('.py')
-    for node in ast.parse(path.read_bytes(), str(path)).body if path.is_file() else ():
-        if isinstance(node, ast.ImportFrom) and not node.level and any(
-                alias.name == name and alias.asname in (None, name) for alias in node.names):
-            return _arguments_in_source(f'{node.module}:{name}', key)
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
-            functions = node.body if isinstance(node, ast.ClassDef) else [node]
-            call = next((one.args for one in functions
-                         if isinstance(one, ast.FunctionDef) and one.name in ('__init__', name)), None)
-            if call is not None and call.kwarg is None:
-                return [one.arg for one in (*call.posonlyargs, *call.args, *call.kwonlyargs) if one.arg != 'self']
-    return None
-
-
-def _check_argument(argument: str, names: Collection[str], part: str, key: str) -> None:
-    if argument not in names:
-        raise ConfigError(f'{key}.{argument}: {part} takes no such argument; {_nearest(argument, names)}')
+    """Raise a ConfigError for an unknown name.  Parts are not imported, because that takes seconds."""
+    for key in ('source', 'optimizer', 'scheduler'):
+        if hasattr(config, key):
+            _reference(key, named(getattr(config, key), key)[0], key)
+    for key in ('algorithms', 'callbacks', 'loggers'):
+        for name in getattr(config, key, {}):
+            _reference(key, name, f'{key}.{name}')
 
 
 def argument_types(part: Callable[..., Any]) -> dict[str, Any]:
@@ -207,8 +181,9 @@ def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str,
     any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     hints = {**argument_types(part), **_RANGES.get(name, {})}
     for argument, value in arguments.items():
-        if not any_name:
-            _check_argument(argument, parameters, name, key)
+        if not any_name and argument not in parameters:
+            near = _nearest(argument, parameters)
+            raise ConfigError(f'{key}.{argument}: {name} takes no such argument; {near}')
         if argument not in hints:
             continue
         # YAML has no tuples.
@@ -216,11 +191,7 @@ def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str,
         check_values(hints[argument], tuple(value) if tuples else value, f'{key}.{argument}', strict=True)
         for kind in typing.get_args(hints[argument]):
             if isinstance(value, str) and hasattr(kind, 'from_timestring'):  # Composer's Time
-                try:
-                    kind.from_timestring(value)
-                except (ValueError, TypeError, AssertionError):
-                    raise ConfigError(f'{key}.{argument}: {value!r}, expected a time, such as 1ep, 20ba or '
-                                      '0.1dur') from None
+                check_values(TimeOrZero, value, f'{key}.{argument}')
 
 
 def check(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> Callable[..., Any]:
@@ -230,23 +201,53 @@ def check(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> 
     `kind` is a key of `PARTS`; `key` is the place of the name in the configuration, by default `kind`.
     """
     key = key or kind
-    try:
-        part = find(_reference(kind, name, key))
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f'{key}: {error}') from error
+    reference = _reference(kind, name, key)
+    with _errors_as_config_errors(name, key):
+        part = find(reference)
+    _check_kind(part, kind, reference, key)
     check_arguments(part, name, arguments, key)
     return part
 
 
+def _check_kind(part: Any, kind: str, reference: str, key: str) -> None:
+    """Raise a ConfigError unless a part is a subclass of the base class of its kind or, for a source or an
+    evaluation set, a function that its module defines.  The standard library has no such functions."""
+    module = reference.partition(':')[0]
+    if kind in _BASES:
+        base: Any = find(_BASES[kind])
+        expected = f'a subclass of {_BASES[kind]}'
+        is_valid = isinstance(part, type) and issubclass(part, base)
+    else:
+        expected = 'a function that a module of yours defines'
+        is_defined_there = inspect.isfunction(part) and part.__module__ == module
+        is_valid = is_defined_there and module.partition('.')[0] not in sys.stdlib_module_names
+    if not is_valid:
+        raise ConfigError(f'{key}: {reference}, expected {expected}')
+
+
+@contextmanager
+def _errors_as_config_errors(name: str, key: str) -> Iterator[None]:
+    """Turn errors while a part is imported or constructed, and exits of ``module:class``, into ConfigErrors."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        module, is_of_user, _ = str(name).partition(':')
+        is_expected = is_of_user or isinstance(error, (TypeError, ValueError, ImportError))
+        if type(error).__module__.startswith('llm2clip.') or not is_expected:
+            raise
+        line = ''
+        for frame, number in traceback.walk_tb(error.__traceback__):
+            if frame.f_globals.get('__name__') == module:
+                line = f'{frame.f_code.co_filename}:{number}: {type(error).__name__}: '
+        raise ConfigError(f'{key}: {line}{" ".join(str(error).split())}') from error
+
+
 def build(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> Any:
     """Check and construct a part; arguments and errors as for `check`."""
+    key = key or kind
     part = check(kind, name, arguments, key)
-    try:
+    with _errors_as_config_errors(name, key):
         return part(**arguments)
-    except (TypeError, ValueError, ImportError) as error:
-        if type(error).__module__.startswith('llm2clip.'):
-            raise
-        raise ConfigError(f'{key or kind}: {error}') from error
 
 
 def build_all(kind: str, chosen: Mapping[str, Any]) -> list[Any]:

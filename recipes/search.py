@@ -32,6 +32,6 @@ def main(config: SearchConfig) -> None:
 
 
 if __name__ == '__main__':
-    # Quote the query, since YAML would cut ``query=dog #1``.  Lists and quoted texts are left to YAML.
+    # Quote the query, since YAML would cut ``query=dog #1``.  YAML reads lists, mappings and quoted texts.
     run_command(SearchConfig, main, [f'query={json.dumps(arg[6:])}' if arg.startswith('query=') and arg[6:7] not in
-                                     ('[', '"', "'") else arg for arg in sys.argv[1:]])
+                                     ('[', '{', '"', "'") else arg for arg in sys.argv[1:]])

@@ -47,7 +47,10 @@ BAD = {
         'lr_scale={adapter: nan}', 'eval_zeroshot=[a]', 'eval_zeroshot={a: {}}',
         "eval_zeroshot={'': {source: {name: x}}}", "teacher=''", 'teacher=[]', 'teacher=[a]', 'teacher={}',
         'teacher={name: x}', 'teacher={type: llm, pretrained: x, name: x}', 'teacher=[a, [b]]',
-        'teacher={type: clip_text, name: x}',
+        'teacher={type: clip_text, name: x}', 'train_data.captions_per_image=1000000', 'model.vision.lora.r=100000',
+        'model.embed_dim=1000000000', 'model.vision.image_size=100000000', 'train_data.epoch_size=1e15',
+        'train_data.streams.s.repeat=1e18', 'max_duration=1e400ba',
+        'scheduler={name: linear_with_warmup, t_warmup: -1ba}',
     ],
     'train_stage1': [
         'global_train_batch_size=1.5', 'device_train_microbatch_size=9', 'checkpoint_folder=s3://me:secret@host/bucket',
@@ -96,9 +99,11 @@ def test_a_bad_value_is_refused_by_its_key(recipe: str) -> None:
 
 
 @pytest.mark.parametrize(('kind', 'bad'), [
-    (Count, [0, -1, 1.5, 'many']), (Natural, [-1]), (Seed, [-1, 2**32]), (Positive, [0, float('nan'), float('inf')]),
+    (Count, [0, -1, 1.5, 'many', 1e15]), (Natural, [-1, 1e15]), (Seed, [-1, 2**32]),
+    (Positive, [0, float('nan'), float('inf')]),
     (Weight, [-1, float('nan')]), (Share, [-0.1, 1.1, float('nan')]), (Text, ['']), (Texts, [[], ['a', 'a'], ['']]),
-    (Time, ['-1ep', '0ba', '1', 'ep', '1epoch', '1.5ep', 'nanep', '2dur', '5 ba', '1e-3ba']), (Duration, ['0.5dur']),
+    (Time, ['-1ep', '0ba', '1', 'ep', '1epoch', '1.5ep', 'nanep', '2dur', '5 ba', '1e-3ba', '1e400ba']),
+    (Duration, ['0.5dur', '1e16sp']),
     (CropScale, [[2, 1], [1, 0.5], [0, 1], [0.5]]), (Size, ['0mb', 'big', '-1mb', '64qb']),
     (Dims, [[4, 4], [8, 4], [0]]), (Mix, [{'a': 0}, {'': 1}]), (Port, [0, 65536]),
     (FolderName, ['', '..', '.a', 'a/b', 'a\n', '\ud800', 'a' * 201, 5])])

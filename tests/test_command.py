@@ -68,9 +68,9 @@ def test_names_of_parts_are_listed_and_checked_before_anything_heavy_is_imported
     names, *errors = _answers([
         ['prepare_data', '--help'], ['prepare_data', '--help', 'source.webdatset'],
         ['train_stage2', *REQUIRED['train_stage2'], 'callbacks.save_bst={}'],
-        ['train_stage2', *REQUIRED['train_stage2'], 'optimizer.beta=1']])
+        ['train_stage2', *REQUIRED['train_stage2'], 'optimizer.name=adam']])
     assert 'caption_csv, coco' in names and '--help source.NAME' in names
-    nearest = {'source': 'webdataset', 'callbacks.save_bst': 'save_best', 'optimizer.beta': 'betas'}
+    nearest = {'source': 'webdataset', 'callbacks.save_bst': 'save_best', 'optimizer': 'adamw'}
     for error, (key, meant) in zip(errors, nearest.items(), strict=True):
         assert f'{key}: ' in error and f"'{meant}'" in error
 

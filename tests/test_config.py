@@ -14,7 +14,7 @@ from recipes_in_process import REQUIRED as OF_RECIPE
 
 from llm2clip.config import ConfigError, LLMTeacherConfig, SentenceTransformersTeacherConfig, Stage1Config, Stage2Config
 from llm2clip.config.files import load_config, read_config, save_config
-from llm2clip.registry import build_source, check_names
+from llm2clip.registry import build, build_source, check_names
 from llm2clip.training.trainer import check_train_config
 
 REQUIRED, STAGE1 = OF_RECIPE['train_stage2'], OF_RECIPE['train_stage1']
@@ -148,10 +148,12 @@ def test_what_a_run_wrote_asks_for_nothing_from_outside(value: str, tmp_path: Pa
     ('compile.bakend=inductor', r'compile.bakend: torch.compile takes no such argument.*backend'),
     ('compile.mode=fast', r'compile: .*mode=fast.*max-autotune'),
     ('device_train_microbatch_size=4', r'device_train_microbatch_size.*negatives'),
+    ('algorithms.channels_last={}', r'algorithms.channels_last: '), ('precision=amp_bf16', r'precision: amp_bf16'),
+    ('scheduler={name: cosine_with_warmup, t_warmup: 8sp}', r'scheduler.t_warmup: 8sp'),
 ])
 def test_parts_are_checked_before_anything_is_loaded(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_train_config(load_config(Stage2Config, [*REQUIRED, 'fsdp={}', override]))
+        check_train_config(load_config(Stage2Config, [*REQUIRED, 'fsdp={}', 'device=cpu', override]))
 
 
 @pytest.mark.parametrize(('keys', 'message'), [
@@ -181,6 +183,42 @@ def test_a_part_of_the_users_own_is_found_and_checked(tmp_path: Path, monkeypatc
             ({'name': 'no_such_part:source'}, 'source: .*no_such_part')):
         with pytest.raises(ConfigError, match=message):
             build_source(source)
+
+
+OWN_PARTS = """from shutil import rmtree
+from composer import Callback
+
+class Broken(Callback):
+    def __init__(self):
+        raise KeyError('x')
+
+def source():
+    return 1 / 0
+"""
+
+
+@pytest.mark.parametrize(('kind', 'name', 'message'), [
+    ('algorithms', 'os:system', 'os:system, expected'), ('optimizer', 'own_parts:source', 'own_parts:source, expected'),
+    ('scheduler', 'own_parts:Broken', 'own_parts:Broken, expected'),
+    ('callbacks', 'own_parts:Broken', r'.*own_parts\.py:6: KeyError'), ('callbacks', 'ends:A', r'.*ends\.py:2: System'),
+    ('callbacks', 'unfinished:A', r'.*unfinished\.py, line 1'),
+    ('source', 'own_parts:source', r'.*own_parts\.py:9: Zero'), ('source', 'own_parts:rmtree', '.*:rmtree, expected'),
+    ('retrieval', 'os:system', 'os:system, expected'), ('source', 'subprocess:call', 'subprocess:call, expected'),
+])
+def test_a_part_of_another_kind_is_never_called(
+    kind: str, name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error in a module of the user's, and an exit too, is one line with that of the module."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'path', [*sys.path, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, 'own_parts', raising=False)
+    Path('own_parts.py').write_text(OWN_PARTS)
+    Path('ends.py').write_text('import sys\nsys.exit()\n')
+    Path('unfinished.py').write_text('def part(:\n')
+    arguments = {'os:system': {'command': 'touch called'}, 'subprocess:call': {'args': ['touch', 'called']}}
+    with pytest.raises(ConfigError, match=f'^{kind}: {message}') as error:
+        build(kind, name, arguments.get(name, {}))
+    assert not Path('called').exists() and '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(('overrides', 'message'), [

@@ -40,6 +40,12 @@ def test_tf32_is_off_where_float32_is_asked_for(monkeypatch: pytest.MonkeyPatch)
         open_device('gpu', 'fp32')
 
 
+def test_a_gpu_that_is_not_there_is_refused_by_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(ValueError, match='^device: gpu'):
+        open_device('gpu')
+
+
 STAGE1 = ['yamls/stage1/smollm2_135m_cpu.yaml', 'train_data.streams.captions.local=d', 'eval_data=null']
 
 

@@ -181,6 +181,7 @@ def test_the_recipe_answers_as_the_exported_model(
         assert [scores[str(path)] for path in paths] == pytest.approx((images @ query).tolist(), abs=2e-3)
     for argument, message in [('query=nowhere.png', "query: expected .*found 'nowhere.png'"),
                               ('query=[7]', 'query: expected .*found 7'),
+                              ('query={a: 1}', 'query: expected .*found'),
                               ('truncate_dim=17', 'dim: 17, expected at most the 16 dimensions of the model')]:
         with pytest.raises(ConfigError, match=message):
             _call(monkeypatch, model_folder, tmp_path, argument)

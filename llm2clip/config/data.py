@@ -23,6 +23,7 @@ from llm2clip.config.ranges import (
     Seed,
     Share,
     Size,
+    SmallCount,
     Text,
     Texts,
 )
@@ -44,7 +45,7 @@ class StreamConfig(DatasetConfig):
 
     proportion: Optional[Positive] = None
     """Share of the epoch drawn from this dataset, relative to the others.  Set it for all datasets or for none."""
-    repeat: Optional[Positive] = None
+    repeat: Optional[Annotated[float, Field(gt=0, le=10_000)]] = None
     """Number of times that an epoch repeats this dataset, with the same caption and crop of a sample each time."""
 
 
@@ -111,9 +112,9 @@ class LoaderConfig:
     """Seed of the shuffle."""
     epoch_size: Optional[SampleCount] = None
     """Samples per epoch.  Their order takes 48 bytes per sample on each node.  Unset: the samples of all datasets."""
-    num_canonical_nodes: Count = 64
+    num_canonical_nodes: SmallCount = 64
     """Keeps the sample order the same for any number of nodes that divides it or is a multiple of it."""
-    download_retry: Count = 5
+    download_retry: SmallCount = 5
     """Maximum attempts to download a file, with pauses of 1, 2, 4, … seconds, before the run stops."""
     download_timeout: Positive = 120.0
     """Timeout of one download in seconds."""
@@ -148,10 +149,10 @@ class ImageDataConfig(LoaderConfig):
     caption_weights: Mix = field(default_factory=dict)
     """Caption key -> sampling weight.  One caption is drawn each time a sample is seen (paper, section 4.2).  Unset:
     all captions with equal weight, which requires datasets without `remote`."""
-    captions_per_image: Count = 1
+    captions_per_image: SmallCount = 1
     """Captions per image in a training batch.  The image has to match each of them, and each of them the image.  An
     image with fewer captions repeats them."""
-    image_size: Optional[Count] = None
+    image_size: Optional[SmallCount] = None
     """Side of the training images in pixels.  Unset: `model.vision.image_size`, which evaluation always uses.  A
     smaller size is faster, and often better for convolutional networks (Touvron et al. 2019, arXiv 1906.06423)."""
     crop_scale: CropScale = field(default_factory=lambda: [0.9, 1.0])
@@ -192,11 +193,11 @@ class WriterConfig:
     """Leave out samples that have none of these captions."""
     exclude_ids: Optional[Text] = None
     """JSON file with a list of sample ids to leave out, such as near-duplicates that another tool found."""
-    image_max_side: Optional[Count] = None
+    image_max_side: Optional[SmallCount] = None
     """Maximum image side in pixels; larger images are downscaled and saved as JPEG.  Unset: files stay unchanged."""
     image_quality: Annotated[int, Field(ge=1, le=100)] = 95
     """JPEG quality of downscaled images, from 1 to 100."""
-    num_workers: Count = 1
+    num_workers: SmallCount = 1
     """Processes with `engine: local`.  Each converts one part (usually an input file) at a time."""
     shard_index: Natural = 0
     """Index of this machine among `num_shards`, from 0."""

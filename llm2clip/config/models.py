@@ -18,6 +18,7 @@ from llm2clip.config.ranges import (
     Positive,
     SampleCount,
     Share,
+    SmallCount,
     Text,
     Texts,
     VisualProjection,
@@ -60,7 +61,7 @@ class TextEncoderConfig:
 class LoraConfig:
     """LoRA on the LLM (paper, section 4.1) or the vision tower; the names follow peft."""
 
-    r: Count = 16
+    r: SmallCount = 16
     """Rank of the LoRA matrices."""
     lora_alpha: Count = 32
     """The LoRA update is scaled by `lora_alpha` / `r`."""
@@ -117,7 +118,7 @@ class VisionConfig:
     """The checkpoint has the same parameters in the same order under other names."""
     architecture: Component = field(default_factory=dict)
     """Content of a `config.json`, with `model_type` (`clip_vision_model`, …), instead of the one in `name`."""
-    image_size: Count = 224
+    image_size: SmallCount = 224
     """Side of the square input image in pixels; position embeddings are interpolated to it."""
     mean: Optional[Annotated[list[Share], Field(min_length=3, max_length=3)]] = None
     """Mean of red, green and blue (0 to 1) for normalisation, instead of the tower's own.  Set `std` as well."""
@@ -146,7 +147,7 @@ class AdapterConfig:
     `identity`: no layer, for equal widths."""
     depth: Natural = 4
     """Number of residual blocks."""
-    expansion: Count = 2
+    expansion: SmallCount = 2
     """Hidden width of an MLP relative to its input; 8 in SAIL's `glu`."""
     normalize: bool = True
     """Scale the teacher's vectors to length 1 before the first block."""
@@ -158,13 +159,13 @@ class ModelConfig:
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    embed_dim: Count = 1280
+    embed_dim: SmallCount = 1280
     """Width of the joint space."""
     visual_projection: VisualProjection = 'linear'
     """From the tower's width to `embed_dim`: `linear`, `affine` (with a bias), `identity` (for equal widths) or
     `pretrained`, the tower's original projection to the space of its CLIP.  `mlp` and `glu` (gated) are SAIL's
     alignment layers with one hidden layer (arXiv 2412.04616), for a frozen tower."""
-    visual_projection_expansion: Count = 8
+    visual_projection_expansion: SmallCount = 8
     """Hidden width of `mlp` or `glu` relative to the tower's width; SAIL has 8 for `glu`."""
     visual_projection_init: Literal['orthogonal', 'clip', 'eva'] = 'orthogonal'
     """Initialisation of `linear` or `affine`.  `orthogonal` keeps the angles between the tower's features.  As in the
@@ -201,7 +202,7 @@ class PlanConfig:
 
     plan: bool = False
     """Print a plan from the datasets' indexes and a dry run of one step, and exit."""
-    plan_ranks: Optional[Count] = None
+    plan_ranks: Optional[SmallCount] = None
     """Number of GPUs to plan for.  Unset: the number that the launcher starts."""
     plan_samples: Optional[SampleCount] = None
     """Samples per epoch, or captions to embed, for data that is not available yet.  Datasets are then not read."""

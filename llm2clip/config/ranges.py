@@ -39,7 +39,7 @@ def _must(allowed: Callable[[Any], object], expected: str) -> AfterValidator:
 def _is_time(value: str) -> bool:
     match = re.fullmatch(r'(\d+(?:\.\d+)?(?:e\d+)?)(iter|ep|ba|sp|tok|sec|dur)', value)
     number, unit = (float(match[1]), match[2]) if match else (0.0, '')
-    return number > 0 and (number <= 1 if unit == 'dur' else number == int(number))
+    return 0 < number <= 1e15 and (number <= 1 if unit == 'dur' else number == int(number))
 
 
 def _is_folder_name(value: str) -> bool:
@@ -67,16 +67,18 @@ FolderName = Annotated[str, _must(_is_folder_name, 'the name of a folder, which 
                                   'slash, of at most 200 bytes')]
 # pydantic checks fields in order, so a dataclass has to declare `local` or `out` before its remote.
 Remote = Annotated[Text, AfterValidator(_elsewhere)]
-Count = Annotated[int, Field(ge=1)]
+# Upper ends are far above any use.  Machines, processes, captions of an image, features, or pixels along a side.
+SmallCount = Annotated[int, Field(ge=1, le=2**16)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 Dims = Annotated[list[Count], _must(lambda dims: dims == sorted({*dims}), 'each value larger than the one before')]
-Natural = Annotated[int, Field(ge=0)]
+Natural = Annotated[int, Field(ge=0, le=10**6)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # A float, because YAML reads `15e6` as one.
-SampleCount = Annotated[float, Field(ge=1, multiple_of=1, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+SampleCount = Annotated[float, Field(ge=1, le=1e11, multiple_of=1, allow_inf_nan=False)]
+Finite = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 HoldoutShare = Annotated[float, Field(ge=0, lt=1)]
 # Number or share of images, or split -> number of images.
@@ -90,6 +92,8 @@ Mix = Annotated[dict[Text, Weight], _must(lambda weights: not weights or sum(wei
 # Times of Composer and sizes of Streaming, in their notation.
 Time = Annotated[str, _must(_is_time, 'a time above 0, such as 1ep (epochs), 20ba (batches), 3e4sp (samples) or 0.1dur '
                             '(of max_duration)')]
+TimeOrZero = Annotated[str, _must(lambda value: _is_time(value) or re.fullmatch('0(ep|ba|sp|tok|dur)', value),
+                                  'a time, such as 1ep, 20ba or 0.1dur (of max_duration)')]
 Duration = Annotated[str, _must(lambda value: _is_time(value) and not value.endswith('dur'),
                                 'a length above 0, such as 4ep (epochs), 1000ba (batches) or 3e6sp (samples)')]
 Size = Annotated[str, _must(

@@ -80,8 +80,8 @@ class TrainerConfig:
     device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
     precision: Optional[Literal['fp32', 'amp_bf16', 'amp_fp16']] = None
-    """`fp32`, `amp_bf16` or `amp_fp16`.  Unset: Composer's default, `amp_fp16` on a GPU and `fp32` on a CPU.  Losses,
-    temperature and evaluation metrics are float32 in any case.  `fp32` also turns TF32 off."""
+    """`fp32`, `amp_bf16` or `amp_fp16`.  Unset: Composer's default, `amp_fp16` on a GPU and `fp32` on a CPU, the
+    only one there.  Losses, temperature and evaluation metrics are float32 in any case.  `fp32` also turns TF32 off."""
     eval_interval: Time = '1ep'
     """Time between evaluations on `eval_data` and, in stage 2, `eval_zeroshot`."""
     eval_first: bool = False

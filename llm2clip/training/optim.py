@@ -13,15 +13,10 @@ from llm2clip.config import ConfigError, Stage2Config, TrainConfig
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.registry import build, check, named
 
-__all__ = ['FUSED_SHARDS', 'build_optimizer', 'device_kind']
+__all__ = ['FUSED_SHARDS', 'build_optimizer']
 
 # Optimizers with a fused kernel that torch 2.7 supports for sharded weights (DTensor), too.
 FUSED_SHARDS = ('adamw',)
-
-
-def device_kind(device: Optional[str]) -> str:
-    """Return ``gpu`` or ``cpu`` without initialising the device; the default is a GPU if there is one."""
-    return device or ('gpu' if torch.cuda.is_available() else 'cpu')
 
 
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -39,7 +34,8 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
     if 'betas' in arguments:
         arguments['betas'] = tuple(arguments['betas'])
     can_fuse = 'fused' in inspect.signature(check('optimizer', name, arguments)).parameters
-    if can_fuse and device_kind(config.device) == 'gpu' and (config.fsdp is None or name in FUSED_SHARDS):
+    on_gpu = config.device == 'gpu' or config.device is None and torch.cuda.is_available()
+    if can_fuse and on_gpu and (config.fsdp is None or name in FUSED_SHARDS):
         arguments = {'fused': not arguments.get('foreach'), **arguments}
     optimizer = build('optimizer', name, {'params': groups, 'lr': lr, **arguments})
     if can_fuse:

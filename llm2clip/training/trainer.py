@@ -3,6 +3,7 @@
 
 """Build Composer's Trainer from a configuration, and train with it."""
 
+import dataclasses
 import errno
 import gc
 import json
@@ -16,7 +17,7 @@ from typing import Any, Optional
 
 import torch
 from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
-from composer.core import State, TimeUnit
+from composer.core import State, Time, TimeUnit
 from composer.loggers import Logger, LoggerDestination
 from composer.models import ComposerModel
 from composer.utils import dist, reproducibility
@@ -37,25 +38,33 @@ from llm2clip.training.algorithms.weights import AverageGlooGradients
 from llm2clip.training.callbacks.jsonl_logger import JSONLLogger
 from llm2clip.training.callbacks.monitors import ProgressBar, SaveBest, StepMonitor, StopAtNonfinite, TextMonitor
 from llm2clip.training.checkpoints import check_shared, find_checkpoint, written_checkpoints
-from llm2clip.training.optim import FUSED_SHARDS, build_optimizer, device_kind
+from llm2clip.training.optim import FUSED_SHARDS, build_optimizer
 
 __all__ = ['build_trainer', 'check_metrics', 'check_train_config', 'fit', 'initialize']
 
 
 def initialize(config: TrainConfig) -> None:
     """Initialise the process group and check the configuration."""
-    dist.initialize_dist(open_device(config.device, config.precision), config.dist_timeout)
-    check_train_config(config)
+    device = open_device(config.device, config.precision)
+    dist.initialize_dist(device, config.dist_timeout)
+    check_train_config(dataclasses.replace(config, device=device.name))
 
 
 def check_train_config(config: TrainConfig) -> None:
     """Check names, arguments and batch sizes before anything is loaded; errors are ConfigErrors."""
+    if config.device == 'cpu' and config.precision not in (None, 'fp32'):
+        raise ConfigError(f'precision: {config.precision}, expected fp32, the only one on a CPU')
     name, arguments = named(config.optimizer, 'optimizer')
     build('optimizer', name, {'params': [torch.nn.Parameter(torch.zeros(1))], **arguments})
     if config.fsdp is not None and arguments.get('fused') and name not in FUSED_SHARDS:
         raise ConfigError(f'optimizer.fused: {name} has no kernel for weights that fsdp shards; leave it out')
-    build('scheduler', *named(config.scheduler, 'scheduler'))
+    name, arguments = named(config.scheduler, 'scheduler')
+    build('scheduler', name, arguments)
+    if name.endswith('_with_warmup'):
+        _check_warmup(arguments['t_warmup'], arguments.get('t_max', '1dur'), config.max_duration)
     build_all('algorithms', config.algorithms)
+    if config.fsdp is not None and 'channels_last' in config.algorithms:
+        raise ConfigError('algorithms.channels_last: fsdp cannot shard such weights; leave out one of the two')
     build_all('callbacks', config.callbacks)
     if 'save_best' in config.callbacks and not isinstance(config, Stage2Config):
         raise ConfigError('callbacks.save_best: only the weights of stage 2 can be read from it, expected none here')
@@ -70,7 +79,7 @@ def check_train_config(config: TrainConfig) -> None:
             reason = str(error).splitlines()[0].partition(', known options are')[0]
             raise ConfigError(f'compile: {reason}') from None
     if config.fsdp is not None:
-        _check_fsdp(config.fsdp, device_kind(config.device))
+        _check_fsdp(config.fsdp, config.device)
     device_batch = device_batch_size(config.global_train_batch_size, 'global_train_batch_size')
     microbatch = config.device_train_microbatch_size or device_batch
     if not 0 < microbatch <= device_batch:
@@ -107,7 +116,18 @@ def check_train_config(config: TrainConfig) -> None:
                               f'{key} have one')
 
 
-def _check_fsdp(config: FsdpConfig, device: str) -> None:
+def _check_warmup(t_warmup: str, t_max: str, max_duration: str) -> None:
+    """Raise a ConfigError if Composer cannot compare the units of a schedule's warm-up and of its end."""
+    units = set()
+    for time in (t_warmup, t_max):
+        unit = Time.from_timestring(max_duration if time.endswith('dur') else time).unit
+        units.add(TimeUnit.BATCH if unit == TimeUnit.EPOCH else unit)  # an epoch is a number of batches
+    if len(units) > 1:
+        raise ConfigError(f'scheduler.t_warmup: {t_warmup}, expected a share such as 0.1dur, or the unit of '
+                          f'max_duration, {max_duration}, and of t_max, {t_max}')
+
+
+def _check_fsdp(config: FsdpConfig, device: Optional[str]) -> None:
     """Raise a ConfigError if the FSDP options do not fit the ranks or the `device`, ``gpu`` or ``cpu``."""
     ranks, groups = dist.get_world_size(), config.reshard_after_forward
     if ranks % config.replicate:

@@ -28,7 +28,7 @@ from llm2clip.data.schema import read_samples
 from llm2clip.data.texts import build_caption_pair_loader
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.planning.plan import make_plan, on_meta
-from llm2clip.planning.step import Meter, StepCost
+from llm2clip.planning.step import Meter, StepCost, fake_ranks
 from llm2clip.planning.summary import GPUS, Plan
 from llm2clip.teacher.clip_text import load_clip_text
 from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
@@ -99,11 +99,16 @@ def test_what_will_stop_the_run_is_said(args: list[str], tmp_path: Path, monkeyp
         (['global_train_batch_size=64', 'train_data.streams.s.repeat=0.97'], r'batch_size: 64, .* 62 samples'),
         (['train_data.cache_limit=10kb'], r'cache_limit: 10kb is less than four shards'),
         (['callbacks.save_best={}'], r'callbacks.save_best: there is no eval_data'),
+        (['max_duration=80sp', 'scheduler={name: cosine_with_warmup, t_warmup: 2ba}'], r'scheduler.t_warmup: 2ba'),
+        (['fsdp={}', 'algorithms.channels_last={}'], r'algorithms.channels_last: '),
+        (['precision=amp_bf16'], r'precision: amp_bf16'),
     ]
     for extra, message in cases:
         plan = stage2(*args, *extra)
         assert any(re.search(message, problem) for problem in plan.errors), (extra, plan.errors)
     assert not stage2(*args).errors
+    with fake_ranks(2):
+        assert stage2(*args).steps == 3 * 64 // 8  # each rank takes part in every step
 
 
 def test_a_remote_is_asked_for_its_index_only(
@@ -162,7 +167,10 @@ def test_extraction(
     assert not plan.in_16_bits and make_plan(load_config(ExtractConfig, [*args, 'teacher.dtype=bfloat16'])).in_16_bits
     run_recipe(monkeypatch, 'extract_embeddings', *args)
     written = sum(path.stat().st_size for path in out.rglob('*.mds'))
-    assert 0 < plan.vectors['s'] < written < 1.5 * plan.vectors['s'] + 64 * texts
+    assert plan.vectors['s'] == texts * (llm.llm_embed_dim + 4)  # a byte per number and a float32 scale per vector
+    with fake_ranks(2):
+        assert plan.steps and make_plan(load_config(ExtractConfig, args)).steps == plan.steps / 2
+    assert plan.vectors['s'] < written < 1.5 * plan.vectors['s'] + 64 * texts
     there = make_plan(load_config(ExtractConfig, [*args, 'plan_samples=1e6', 'plan_tokens=16']))
     assert there.texts == 1_000_000 and there.tokens == 16_000_000 and there.steps == 1_000_000 / 4
     missing = [*args[1:], 'teacher=/nowhere', f'plan_llm={llm_folder}', 'plan_samples=1e6']

@@ -106,6 +106,10 @@ def test_flops_are_those_of_the_step_itself() -> None:
     assert again.recomputed == again.flops - plain.flops > 0.2 * plain.flops
     cached = measure(8, 2)
     assert cached.recomputed == pytest.approx(cached.flops - plain.flops, rel=0.01)
+    for enabled in (False, True):
+        distillation = SelfDistillationConfig(enabled)
+        even = measure(8, 2, self_distillation=distillation)
+        assert measure(8, 3, self_distillation=distillation).flops == pytest.approx(even.flops, rel=0.01)
     sharded = measure(8, ranks=4, fsdp=FsdpConfig(activation_checkpointing=True))
     assert sharded.flops == pytest.approx(again.flops, rel=0.02)
 
