@@ -15,8 +15,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import CLIPImageProcessorFast
 
 from llm2clip.data.image_embeddings import pixels_needed, seeded, train_transform
-from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
-from llm2clip.data.images import MAX_PIXELS, decode_image, decode_pixels
+from llm2clip.data.image_processing_llm2clip import MAX_PIXELS, normalize, resize_and_crop
+from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.data.images import encode_image as encode
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.4, 0.5)
