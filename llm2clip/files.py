@@ -59,8 +59,8 @@ def read_json(path: Union[str, Path], kind: Optional[type] = None) -> Any:
 
 
 def printable(text: str) -> str:
-    """Return a text without the terminal control characters that a file or a caption may contain."""
-    return re.sub(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]', '\N{REPLACEMENT CHARACTER}', text)
+    """Return a text without control characters of terminals and undecodable bytes, as file names may contain them."""
+    return re.sub(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]', '\N{REPLACEMENT CHARACTER}', text)
 
 
 @contextmanager

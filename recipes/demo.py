@@ -9,11 +9,14 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Optional
 
 from llm2clip.command import run_command
 from llm2clip.config import ConfigError, DemoConfig, missing_extra
 
+# Limits of a query, since all visitors wait for it.
+MAX_LABELS = 100
+MAX_CHARACTERS = 10_000
 PHONE = '@media (max-width: 640px) {.grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important}}'
 
 
@@ -40,7 +43,7 @@ def main(config: DemoConfig) -> None:
         os.environ['GRADIO_TEMP_DIR'] = folder
         page = make_page(config, model, paths, images)
         page.launch(server_name=config.host, server_port=config.port, share=False, quiet=True,
-                    prevent_thread_lock=True, theme=theme, css=PHONE, footer_links=[])
+                    max_file_size='100mb', prevent_thread_lock=True, theme=theme, css=PHONE, footer_links=[])
         print(f'{len(paths):,} images: open {page.local_url}, Ctrl-C ends it', flush=True)
         with suppress(SystemExit):  # Ctrl-C or SIGTERM, the normal end
             page.block_thread()
@@ -66,12 +69,16 @@ def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> 
         labels = [*filter(None, map(str.strip, text.split('\n' if '\n' in text.strip() else ',')))]
         if not path or len({*labels}) < 2:
             raise ConfigError('Type at least two labels.' if path else 'Choose an image first.')
+        if len(labels) > MAX_LABELS:
+            raise ConfigError(f'Type at most {MAX_LABELS} labels; these are {len(labels):,}.')
         return classify(model, Path(path), [*dict.fromkeys(labels)])
 
     def event(answer: Any, inputs: list[Any], output: Any) -> dict[str, Any]:
         """Arguments of an event that shows an answer, or instead the message of an error."""
         def answer_or_message(*values: Any) -> Any:
             try:
+                if any(len(value or '') > MAX_CHARACTERS for value in values):
+                    raise ConfigError(f'Type at most {MAX_CHARACTERS:,} characters.')
                 return answer(*values)
             except (OSError, ValueError) as error:
                 gr.Warning(printable(str(error)))
@@ -79,13 +86,22 @@ def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> 
         return dict(fn=answer_or_message, inputs=inputs, outputs=output, concurrency_id='model',
                     api_visibility='private')
 
+    def uploaded(payload: Any) -> Optional[str]:
+        """Return the path of an upload or example.  Gradio opens any path of the machine if a request has no `meta`."""
+        if payload is None or payload.path is None:
+            return None
+        if not Path(payload.path).resolve().is_relative_to(Path(os.environ['GRADIO_TEMP_DIR']).resolve()):
+            raise gr.Error('Upload the image first.')
+        return payload.path
+
     def image_input() -> Any:
         with gr.Column(min_width=280):
-            image = gr.Image(label='Image', type='filepath', sources=['upload', 'clipboard'], height=240, buttons=[])
-            gr.Examples([[path] for path in paths[::-(-len(paths) // 6)]], image, label='From the folder')
-        image.preprocess = lambda payload: payload and payload.path  # `search` decodes it, or says why it cannot
+            image = gr.Image(label='Image', sources=['upload', 'clipboard'], format='png', height=240, buttons=[])
+            gr.Examples(examples, image, label='From the folder')
+        image.preprocess = uploaded  # `search` decodes it, or says why it cannot
         return image
 
+    examples = [[thumbnail(path, 800)] for path in paths[::-(-len(paths) // 6)]]
     gallery: dict[str, Any] = dict(show_label=False, columns=5, object_fit='cover', height='max-content', buttons=[],
                                    format='jpeg')
     with gr.Blocks(title='LLM2CLIP') as page:

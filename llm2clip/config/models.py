@@ -120,9 +120,9 @@ class VisionConfig:
     image_size: Count = 224
     """Side of the square input image in pixels; position embeddings are interpolated to it."""
     mean: Optional[Annotated[list[Share], Field(min_length=3, max_length=3)]] = None
-    """Mean of red, green and blue (0 to 1) for normalisation, instead of the tower's own.  Requires `std`."""
+    """Mean of red, green and blue (0 to 1) for normalisation, instead of the tower's own.  Set `std` as well."""
     std: Optional[Annotated[list[Positive], Field(min_length=3, max_length=3)]] = None
-    """Standard deviation of red, green and blue.  Requires `mean`."""
+    """Standard deviation of red, green and blue.  Set `mean` as well."""
     freeze: bool = False
     """Freeze the tower, and train only the projection and the adapter (LiT)."""
     freeze_blocks: Natural = 0
