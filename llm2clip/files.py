@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,12 +66,17 @@ def printable(text: str) -> str:
 
 @contextmanager
 def writing(path: Union[str, Path]) -> Iterator[None]:
-    """Raise a FileError that names the file or folder that the block writes if the disk is full."""
+    """Raise a FileError that names the file or folder that the block writes if the disk is full or a copy fails."""
     try:
         yield
+    except shutil.Error as error:
+        _, _, reason = error.args[0][0]  # `copytree` lists source, copy and reason of each file that failed
+        raise FileError(f'{path}: cannot be written ({reason})') from error
     except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and (error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename):
-            raise
+        if isinstance(error, OSError):
+            names_target = error.filename and not error.filename2  # of a copy, the first name is the source
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or names_target:
+                raise
         raise FileError(f'{path}: cannot be written ({getattr(error, "strerror", error)})') from error
 
 
