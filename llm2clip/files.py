@@ -69,15 +69,15 @@ def writing(path: Union[str, Path]) -> Iterator[None]:
     """Raise a FileError that names the file or folder that the block writes if the disk is full or a copy fails."""
     try:
         yield
-    except shutil.Error as error:
-        _, _, reason = error.args[0][0]  # `copytree` lists source, copy and reason of each file that failed
-        raise FileError(f'{path}: cannot be written ({reason})') from error
     except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError):
+        reason = getattr(error, 'strerror', error)
+        if isinstance(error, shutil.Error):
+            _, _, reason = error.args[0][0]  # `copytree` lists source, copy and reason of each file that failed
+        elif isinstance(error, OSError):
             names_target = error.filename and not error.filename2  # of a copy, the first name is the source
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or names_target:
                 raise
-        raise FileError(f'{path}: cannot be written ({getattr(error, "strerror", error)})') from error
+        raise FileError(f'{path}: cannot be written ({reason})') from error
 
 
 @contextmanager

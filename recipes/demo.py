@@ -49,6 +49,14 @@ def main(config: DemoConfig) -> None:
             page.block_thread()
 
 
+def uploaded(payload: Any) -> Optional[str]:
+    """Return the path of an upload or example.  Gradio accepts any path of the machine if a request has no `meta`."""
+    folder = Path(os.environ['GRADIO_TEMP_DIR']).resolve()
+    if payload and payload.path and Path(payload.path).resolve().is_relative_to(folder):
+        return payload.path
+    return None
+
+
 def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> Any:
     """Return a Gradio page with three tabs: search by text, search by image, and zero-shot classification."""
     import gradio as gr
@@ -66,12 +74,13 @@ def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> 
         return search(text)
 
     def classify_image(path: Any, text: str) -> Any:
-        labels = [*filter(None, map(str.strip, text.split('\n' if '\n' in text.strip() else ',')))]
-        if not path or len({*labels}) < 2:
-            raise ConfigError('Type at least two labels.' if path else 'Choose an image first.')
-        if len(labels) > MAX_LABELS:
-            raise ConfigError(f'Type at most {MAX_LABELS} labels; these are {len(labels):,}.')
-        return classify(model, Path(path), [*dict.fromkeys(labels)])
+        separator = '\n' if '\n' in text.strip() else ','
+        labels = [*dict.fromkeys(filter(None, map(str.strip, text.split(separator))))]
+        if not path:
+            raise ConfigError('Choose an image first.')
+        if not 2 <= len(labels) <= MAX_LABELS:
+            raise ConfigError(f'Type 2 to {MAX_LABELS} labels.')
+        return classify(model, Path(path), labels)
 
     def event(answer: Any, inputs: list[Any], output: Any) -> dict[str, Any]:
         """Arguments of an event that shows an answer, or instead the message of an error."""
@@ -85,14 +94,6 @@ def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> 
 
         return dict(fn=answer_or_message, inputs=inputs, outputs=output, concurrency_id='model',
                     api_visibility='private')
-
-    def uploaded(payload: Any) -> Optional[str]:
-        """Return the path of an upload or example.  Gradio opens any path of the machine if a request has no `meta`."""
-        if payload is None or payload.path is None:
-            return None
-        if not Path(payload.path).resolve().is_relative_to(Path(os.environ['GRADIO_TEMP_DIR']).resolve()):
-            raise gr.Error('Upload the image first.')
-        return payload.path
 
     def image_input() -> Any:
         with gr.Column(min_width=280):

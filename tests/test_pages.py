@@ -95,7 +95,7 @@ def test_the_site_builds(tmp_path: Path) -> None:
     assert build_main(['-q', '-W', '--keep-going', '-b', 'dummy', str(ROOT / 'docs'), str(tmp_path)]) == 0
 
 
-TRANSPARENT = """
+TRANSPARENT_IS_WHITE = """
 Image.new('RGBA', (64, 64)).save('transparent.png')
 Image.new('RGB', (64, 64), 'white').save('white.png')
 torch.allclose(*embed_images(['transparent.png', 'white.png']), atol=1e-5)
@@ -107,7 +107,7 @@ def test_the_notebook_runs(teacher_folder: Path, image_dataset: Path, tmp_path: 
     export_folder(*model, tmp_path / 'runs/quickstart/export/llm2clip')
     shutil.copytree(image_dataset, tmp_path / 'runs/quickstart/data/emoji/unseen_style')
     notebook = nbformat.read(ROOT / 'docs/tutorials/photographs.ipynb', 4)
-    notebook.cells.append(nbformat.v4.new_code_cell(TRANSPARENT))
+    notebook.cells.append(nbformat.v4.new_code_cell(TRANSPARENT_IS_WHITE))
     NotebookClient(notebook, resources={'metadata': {'path': tmp_path}}).execute()
     results = [o.data for cell in notebook.cells for o in cell.get('outputs', []) if o.output_type == 'execute_result']
     assert [data['text/plain'] for data in results[:2]] == ['64', 'torch.Size([64, 16])']
