@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,19 +60,24 @@ def read_json(path: Union[str, Path], kind: Optional[type] = None) -> Any:
 
 
 def printable(text: str) -> str:
-    """Return a text without the terminal control characters that a file or a caption may contain."""
-    return re.sub(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]', '\N{REPLACEMENT CHARACTER}', text)
+    """Return a text without control characters of terminals and undecodable bytes, as file names may contain them."""
+    return re.sub(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]', '\N{REPLACEMENT CHARACTER}', text)
 
 
 @contextmanager
 def writing(path: Union[str, Path]) -> Iterator[None]:
-    """Raise a FileError that names the file or folder that the block writes if the disk is full."""
+    """Raise a FileError that names the file or folder that the block writes if the disk is full or a copy fails."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and (error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename):
-            raise
-        raise FileError(f'{path}: cannot be written ({getattr(error, "strerror", error)})') from error
+        reason = getattr(error, 'strerror', error)
+        if isinstance(error, shutil.Error):
+            _, _, reason = error.args[0][0]  # `copytree` lists source, copy and reason of each file that failed
+        elif isinstance(error, OSError):
+            names_target = error.filename and not error.filename2  # of a copy, the first name is the source
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or names_target:
+                raise
+        raise FileError(f'{path}: cannot be written ({reason})') from error
 
 
 @contextmanager

@@ -9,11 +9,14 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Optional
 
 from llm2clip.command import run_command
 from llm2clip.config import ConfigError, DemoConfig, missing_extra
 
+# Limits of a query, since all visitors wait for it.
+MAX_LABELS = 100
+MAX_CHARACTERS = 10_000
 PHONE = '@media (max-width: 640px) {.grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important}}'
 
 
@@ -40,10 +43,18 @@ def main(config: DemoConfig) -> None:
         os.environ['GRADIO_TEMP_DIR'] = folder
         page = make_page(config, model, paths, images)
         page.launch(server_name=config.host, server_port=config.port, share=False, quiet=True,
-                    prevent_thread_lock=True, theme=theme, css=PHONE, footer_links=[])
+                    max_file_size='100mb', prevent_thread_lock=True, theme=theme, css=PHONE, footer_links=[])
         print(f'{len(paths):,} images: open {page.local_url}, Ctrl-C ends it', flush=True)
         with suppress(SystemExit):  # Ctrl-C or SIGTERM, the normal end
             page.block_thread()
+
+
+def uploaded(payload: Any) -> Optional[str]:
+    """Return the path of an upload or example.  Gradio accepts any path of the machine if a request has no `meta`."""
+    folder = Path(os.environ['GRADIO_TEMP_DIR']).resolve()
+    if payload and payload.path and Path(payload.path).resolve().is_relative_to(folder):
+        return payload.path
+    return None
 
 
 def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> Any:
@@ -63,15 +74,20 @@ def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> 
         return search(text)
 
     def classify_image(path: Any, text: str) -> Any:
-        labels = [*filter(None, map(str.strip, text.split('\n' if '\n' in text.strip() else ',')))]
-        if not path or len({*labels}) < 2:
-            raise ConfigError('Type at least two labels.' if path else 'Choose an image first.')
-        return classify(model, Path(path), [*dict.fromkeys(labels)])
+        separator = '\n' if '\n' in text.strip() else ','
+        labels = [*dict.fromkeys(filter(None, map(str.strip, text.split(separator))))]
+        if not path:
+            raise ConfigError('Choose an image first.')
+        if not 2 <= len(labels) <= MAX_LABELS:
+            raise ConfigError(f'Type 2 to {MAX_LABELS} labels.')
+        return classify(model, Path(path), labels)
 
     def event(answer: Any, inputs: list[Any], output: Any) -> dict[str, Any]:
         """Arguments of an event that shows an answer, or instead the message of an error."""
         def answer_or_message(*values: Any) -> Any:
             try:
+                if any(len(value or '') > MAX_CHARACTERS for value in values):
+                    raise ConfigError(f'Type at most {MAX_CHARACTERS:,} characters.')
                 return answer(*values)
             except (OSError, ValueError) as error:
                 gr.Warning(printable(str(error)))
@@ -81,11 +97,12 @@ def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> 
 
     def image_input() -> Any:
         with gr.Column(min_width=280):
-            image = gr.Image(label='Image', type='filepath', sources=['upload', 'clipboard'], height=240, buttons=[])
-            gr.Examples([[path] for path in paths[::-(-len(paths) // 6)]], image, label='From the folder')
-        image.preprocess = lambda payload: payload and payload.path  # `search` decodes it, or says why it cannot
+            image = gr.Image(label='Image', sources=['upload', 'clipboard'], format='png', height=240, buttons=[])
+            gr.Examples(examples, image, label='From the folder')
+        image.preprocess = uploaded  # `search` decodes it, or says why it cannot
         return image
 
+    examples = [[thumbnail(path, 800)] for path in paths[::-(-len(paths) // 6)]]
     gallery: dict[str, Any] = dict(show_label=False, columns=5, object_fit='cover', height='max-content', buttons=[],
                                    format='jpeg')
     with gr.Blocks(title='LLM2CLIP') as page:

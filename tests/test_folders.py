@@ -212,6 +212,14 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(FileError, match=f'{tmp_path}/made: cannot be written .No space left'), \
             atomic_folder(tmp_path / 'made'):
         full()
+    with pytest.raises(FileError, match=f'{tmp_path}/made: cannot be written .No space left'), \
+            atomic_folder(tmp_path / 'made'):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'source', None, 'copy')  # as shutil.copyfile does
+    (tmp_path / 'source').mkdir()
+    (tmp_path / 'source/dangling').symlink_to('nowhere')
+    with pytest.raises(FileError, match=f'{tmp_path}/made: cannot be written .*No such file'), \
+            atomic_folder(tmp_path / 'made') as folder:
+        shutil.copytree(tmp_path / 'source', folder / 'copy')
     monkeypatch.setattr(MDSWriter, 'write', full)
     with pytest.raises(FileError, match=f'{tmp_path}/shard.00000.mds: cannot be written .No space left'):
         write_shard(OutputFolder(tmp_path), 0, [{'a': 1}], {'a': 'int'})

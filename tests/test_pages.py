@@ -103,15 +103,24 @@ def test_the_site_builds(tmp_path: Path) -> None:
     assert build_main(['-q', '-W', '--keep-going', '-b', 'dummy', str(ROOT / 'docs'), str(tmp_path)]) == 0
 
 
+TRANSPARENT_IS_WHITE = """
+Image.new('RGBA', (64, 64)).save('transparent.png')
+Image.new('RGB', (64, 64), 'white').save('white.png')
+torch.allclose(*embed_images(['transparent.png', 'white.png']), atol=1e-5)
+"""
+
+
 def test_the_notebook_runs(teacher_folder: Path, image_dataset: Path, tmp_path: Path) -> None:
     model = trained('timm:test_efficientnet', [teacher_folder], image_size=32, seed=3, embed_dim=16)
     export_folder(*model, tmp_path / 'runs/quickstart/export/llm2clip')
     shutil.copytree(image_dataset, tmp_path / 'runs/quickstart/data/emoji/unseen_style')
     notebook = nbformat.read(ROOT / 'docs/tutorials/photographs.ipynb', 4)
+    notebook.cells.append(nbformat.v4.new_code_cell(TRANSPARENT_IS_WHITE))
     NotebookClient(notebook, resources={'metadata': {'path': tmp_path}}).execute()
     results = [o.data for cell in notebook.cells for o in cell.get('outputs', []) if o.output_type == 'execute_result']
     assert [data['text/plain'] for data in results[:2]] == ['64', 'torch.Size([64, 16])']
     assert sum('image/png' in data for data in results) == 3
+    assert results[-1]['text/plain'] == 'True'
 
 
 def test_distributions_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,11 +201,57 @@ def test_images_as_queries_need_no_teacher(
     assert capsys.readouterr().out == f'{photos}/0.png\n  1.000  {photos}/0.png\n'
 
 
+@pytest.fixture
+def demo(model_folder: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str]]:
+    """Address of the page, and arguments of the recipe."""
+    pytest.importorskip('gradio')
+    for name in ('GRADIO_ANALYTICS_ENABLED', 'GRADIO_RUN_HISTORY', 'GRADIO_TEMP_DIR', 'no_proxy'):
+        monkeypatch.setenv(name, '')  # so that what the recipe puts there is undone
+        monkeypatch.delenv(name)
+    port = free_port()
+    return f'http://127.0.0.1:{port}', [f'model={model_folder}', f'images={photos}', f'port={port}', 'top=3',
+                                        'device=cpu', 'num_workers=0']
+
+
+def test_the_page_opens_uploads_alone_and_bounds_queries(
+    demo: tuple[str, list[str]], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    httpx = pytest.importorskip('httpx')
+    url, args = demo
+    write_photo(photos / os.fsdecode(b'\xff.png'), 9)
+
+    def ask(event: int, *data: Any) -> str:
+        """Answer to a request that the page would not make."""
+        httpx.post(f'{url}/gradio_api/queue/join', json={'data': data, 'fn_index': event, 'session_hash': 'a'})
+        return httpx.get(f'{url}/gradio_api/queue/data?session_hash=a', timeout=60).text
+
+    def visit(server: Any) -> None:
+        by_text, by_image, zeroshot = (event['id'] for event in httpx.get(f'{url}/config').json()['dependencies']
+                                       if event['api_visibility'] == 'private')
+        assert '  \N{REPLACEMENT CHARACTER}.png' in ask(by_text, TEXTS[0])
+        assert 'at most' in ask(by_text, 10_001 * 'a')
+        os.mkfifo(photos / 'pipe')  # would block its reader
+        for path in (photos / '2.png', photos / 'pipe'):
+            assert 'caption' not in ask(by_image, {'path': str(path)})
+            assert 'Choose an image first.' in ask(zeroshot, {'path': str(path)}, 'a, b')
+        photo = '2.png', (photos / '2.png').read_bytes()
+        path, = httpx.post(f'{url}/gradio_api/upload', files={'files': photo}).json()
+        upload = {'path': path, 'meta': {'_type': 'gradio.FileData'}}
+        assert '1.000  2.png' in ask(by_image, upload)
+        assert '"confidences"' in ask(zeroshot, upload, ', '.join(map(str, range(100))))
+        assert 'Type 2 to 100 labels.' in ask(zeroshot, upload, ', '.join(map(str, range(101))))
+        server.close()
+        raise SystemExit(130)  # as Ctrl-C does
+
+    monkeypatch.setattr('gradio.Blocks.block_thread', visit)
+    run_recipe(monkeypatch, 'demo', *args, 'top=9', f'index={tmp_path}/index')
+
+
 @pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason='there is no chromium or google-chrome')
 def test_the_page_answers_in_a_browser(
-    model_folder: Path, model: Model, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str]
+    demo: tuple[str, list[str]], model_folder: Path, model: Model, photos: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     api = pytest.importorskip('playwright.sync_api')
     api.expect.set_options(timeout=60_000)
@@ -213,11 +259,8 @@ def test_the_page_answers_in_a_browser(
     best = nearest(torch.stack([*embedded.values()]), embed_query(model[0], TEXTS[0]), 3)
     images, texts = direct(model_folder, [asked]), AutoModel.from_pretrained(model_folder).get_text_features(TEXTS)
     probabilities = (model[0].model.logit_scale.exp() * images @ texts.T).softmax(-1)[0].tolist()
-    url, hosts = f'http://127.0.0.1:{(port := free_port())}', set()
-    args = [f'model={model_folder}', f'images={photos}', f'port={port}', 'top=3', 'device=cpu', 'num_workers=0']
-    for name in ('GRADIO_ANALYTICS_ENABLED', 'GRADIO_RUN_HISTORY', 'GRADIO_TEMP_DIR', 'no_proxy'):
-        monkeypatch.setenv(name, '')  # so that what the recipe puts there is undone
-        monkeypatch.delenv(name)
+    url, args = demo
+    port, hosts = url.rpartition(':')[2], set()
 
     def visit(server: Any) -> None:
         with api.sync_playwright() as playwright:
@@ -240,7 +283,7 @@ def test_the_page_answers_in_a_browser(
             api.expect(captions.first).to_have_text('1.000 2.png')
             page.get_by_role('tab', name='Zero-shot').click()
             panel.locator('input[type=file]').set_input_files(asked)
-            for labels, answer in (('', 'Type at least two labels.'), (', '.join(TEXTS), f'{probabilities[0]:.0%}')):
+            for labels, answer in (('', 'Type 2 to 100 labels.'), (', '.join(TEXTS), f'{probabilities[0]:.0%}')):
                 panel.get_by_label('Labels').fill(labels)
                 panel.get_by_role('button', name='Classify').click()
                 api.expect(page.get_by_text(answer)).to_be_visible()

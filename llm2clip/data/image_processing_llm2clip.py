@@ -16,17 +16,42 @@ from urllib.request import urlopen
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-__all__ = ['LLM2CLIPImageProcessor', 'normalize', 'orientation', 'resize_and_crop', 'upright_rgb']
+__all__ = ['LLM2CLIPImageProcessor', 'normalize', 'open_image', 'orientation', 'resize_and_crop', 'upright_rgb']
+
+# Pillow reads more formats, but EPS starts another program, and rarely used decoders are a security risk.  'JPEG'
+# includes JPEGs with several pictures (MPO), which phones write.
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'PPM')
+# Larger images are refused before they are decoded: a few kilobytes can expand to gigabytes.
+MAX_PIXELS = 100_000_000
+# Limit for a JPEG: the shortest Huffman code has one bit, and every block of 64 pixels has at least one code.
+_MAX_PIXELS_PER_BYTE = 512
 
 # Longer images are cropped to this aspect ratio before resizing.  The centre crop would remove their ends in any case,
 # but resizing would turn 10,000 x 1 pixels into 2,240,000 x 224.
 _LONGEST_ASPECT = 16
 # Seconds to wait for an image on the web.
 _TIMEOUT = 60
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Open an encoded image with Pillow, which decodes the pixels later.
+
+    Raises:
+        ValueError: The image is not JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or PPM, or has more than `MAX_PIXELS` pixels.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f'expected {", ".join(FORMATS)}') from None
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f'{image.width} x {image.height} are more than {MAX_PIXELS:,} pixels')
+    if image.format == 'JPEG' and image.width * image.height > _MAX_PIXELS_PER_BYTE * len(data):
+        raise ValueError(f'{len(data):,} bytes are too few for {image.width} x {image.height} pixels')
+    return image
 
 
 def orientation(image: Image.Image) -> int:
@@ -149,11 +174,10 @@ def _opened(name: str) -> Image.Image:
                 data = response.read()
         else:
             data = Path(name).read_bytes()
-        image = Image.open(io.BytesIO(data))
+        image = open_image(data)
         image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).partition(' <_io.')[0]
-        raise ValueError(f'{name[:200]}: expected a readable image ({reason})') from error
+        raise ValueError(f'{name[:200]}: expected a readable image ({error})') from error
     return image
 
 

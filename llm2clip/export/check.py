@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from llm2clip.config import ConfigError
-from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
-from llm2clip.data.images import Preprocessing, decode_pixels, encode_image, open_image
+from llm2clip.data.image_processing_llm2clip import normalize, open_image, resize_and_crop
+from llm2clip.data.images import Preprocessing, decode_pixels, encode_image
 
 __all__ = ['check_pictures', 'check_pixels', 'check_same', 'noise']
 

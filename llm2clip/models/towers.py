@@ -278,9 +278,11 @@ def tower_preprocessing(config: VisionConfig) -> Preprocessing:
     """Return the tower's image size and normalisation without loading weights.
 
     Raises:
-        ConfigError: Neither timm nor transformers knows the tower.
+        ConfigError: Neither timm nor transformers knows the tower, or only one of `mean` and `std` is set.
         FileError: The image processor of a transformers tower lacks image_mean or image_std.
     """
+    if (config.mean is None) != (config.std is None):
+        raise ConfigError('model.vision.mean, model.vision.std: only one is set, expected both or neither')
     if config.mean and config.std:
         return Preprocessing(config.image_size, tuple(config.mean), tuple(config.std))
     if _is_timm(config):

@@ -3,8 +3,10 @@
 
 """Every kind of image becomes upright RGB, the fast way and the plain one."""
 
+import base64
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import CLIPImageProcessorFast
 
 from llm2clip.data.image_embeddings import pixels_needed, seeded, train_transform
-from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
-from llm2clip.data.images import MAX_PIXELS, decode_image, decode_pixels
+from llm2clip.data.image_processing_llm2clip import MAX_PIXELS, LLM2CLIPImageProcessor, normalize, resize_and_crop
+from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.data.images import encode_image as encode
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.4, 0.5)
@@ -88,10 +90,12 @@ def test_bombs_are_refused_before_they_unfold() -> None:
     for decode in (decode_image, decode_pixels):
         with pytest.raises(ValueError, match="sample 's1' cannot be decoded: .* are more than 100,000,000 pixels"):
             decode(bomb, 's1')
+    with pytest.raises(ValueError, match='more than 100,000,000 pixels'):
+        LLM2CLIPImageProcessor().preprocess(f'data:image/png;base64,{base64.b64encode(bomb).decode()}')
 
 
 @pytest.mark.parametrize('decode', [decode_image, decode_pixels])
-def test_what_does_not_decode_names_its_sample(decode: Any) -> None:
+def test_what_does_not_decode_names_its_sample(decode: Any, tmp_path: Path) -> None:
     jpeg, png, tiff = (encode(photo(), kind) for kind in ('JPEG', 'PNG', 'TIFF'))
     # Where the pixels begin becomes a fraction, for which Pillow raises a TypeError.
     wrong = tiff.replace(struct.pack('<HH', 273, 4), struct.pack('<HH', 273, 5))
@@ -100,6 +104,9 @@ def test_what_does_not_decode_names_its_sample(decode: Any) -> None:
             decode(data, 's7')
     with pytest.raises(ValueError, match='cannot be decoded: expected JPEG, PNG, '):  # which starts another program
         decode(encode(photo(), 'EPS'), 's7')
+    (tmp_path / 'picture.png').write_bytes(encode(photo(), 'EPS'))
+    with pytest.raises(ValueError, match='picture.png: .*expected JPEG, PNG, '):
+        LLM2CLIPImageProcessor().preprocess(str(tmp_path / 'picture.png'))
 
 
 @pytest.mark.parametrize('size', [(64, 67), (135, 128), (97, 300), (40, 30)])

@@ -108,6 +108,13 @@ def test_other_towers_and_several_teachers(
         export_folder(model, config, record, teachers[:1], tmp_path / 'other')
 
 
+def test_eleven_teachers_keep_their_order(tmp_path: Path) -> None:
+    names = [str(i) for i in range(11)]
+    for name in names:
+        (tmp_path / 'teacher' / name).mkdir(parents=True)
+    assert [folder.name for folder in hf.LLM2CLIPModel.teacher_folders(tmp_path)] == names
+
+
 def test_texts_are_read_in_one_precision_with_and_without_the_package(llm_folder: Path, tmp_path: Path) -> None:
     lora = LoraConfig(r=4)
     encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(str(llm_folder), dtype='bfloat16'), lora, 0.05)

@@ -41,6 +41,7 @@ def test_metrics_of_batches_that_come_in_any_order_and_repeat_images() -> None:
     labels = torch.randint(0, 4, (23,), generator=generator)  # no image has the last class
     images[9:15] = images[3:9]  # ties
     several = torch.rand(23, 5, generator=generator).lt(0.4).long()
+    several[:, 4] = torch.arange(23).eq(7)  # a single image has the last class
     top1, mean, precision = ZeroshotTop1(), MeanPerClass(), MeanAveragePrecision()
     for index in torch.cat([torch.randperm(23, generator=generator), torch.tensor([0, 7])]).split(6):
         for metric, target in ((top1, labels), (mean, labels), (precision, several)):

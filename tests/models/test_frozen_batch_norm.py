@@ -46,6 +46,7 @@ class _ReadTwice(nn.Module):
     (lambda: timm.create_model('tf_efficientnet_lite0'), 49),
     (lambda: timm.create_model('resnet18'), 20),
     (lambda: timm.create_model('resnetv2_50'), 32),
+    (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1)), 1),
     (_ReadTwice, 0),
 ])
 def test_features_and_gradients_are_those_of_both(make: Any, merged: int) -> None:

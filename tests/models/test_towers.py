@@ -126,6 +126,9 @@ def test_weights_that_are_not_there_are_named(clip_folder: Path, tmp_path: Path)
         VisionEncoder(VisionConfig(str(clip_folder), pretrained=True, image_size=32, architecture=deeper))
     with pytest.raises(ConfigError, match='no image processor of .* can be loaded'):
         tower_preprocessing(VisionConfig(str(tmp_path)))
+    for half in ('mean', 'std'):
+        with pytest.raises(ConfigError, match='model.vision.mean'):
+            VisionEncoder(timm_tower('test_vit', **{half: HALF[half]}))
     with pytest.raises(ConfigError, match='whose weights are a folder'):
         VisionEncoder(hf_tower('clip_vision_model', checkpoint='x.pt'))
     state = {k: v for k, v in timm.create_model('test_vit').state_dict().items() if k != 'blocks.1.norm1.bias'}

@@ -18,7 +18,8 @@ from PIL import Image
 from llm2clip.config import missing_extra
 from llm2clip.config.ranges import Count, HoldoutShare, Natural, Seed
 from llm2clip.data.convert.samples import Dropped, Part, Sample
-from llm2clip.data.images import encode_image, open_image
+from llm2clip.data.image_processing_llm2clip import open_image
+from llm2clip.data.images import encode_image
 from llm2clip.files import read_json
 
 _LANGUAGES = ('ar', 'de', 'es', 'fa', 'fr', 'id', 'it', 'ja', 'ko', 'pt', 'ru', 'tr', 'zh')

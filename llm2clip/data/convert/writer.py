@@ -29,7 +29,8 @@ from llm2clip.config.files import check_values
 from llm2clip.config.ranges import FolderName
 from llm2clip.data.caption_files import check_text
 from llm2clip.data.convert.samples import MISSING_FILE, Dropped, Part, Sample
-from llm2clip.data.images import FORMATS, MAX_PIXELS, decode_image, decode_pixels, encode_image
+from llm2clip.data.image_processing_llm2clip import FORMATS, MAX_PIXELS
+from llm2clip.data.images import decode_image, decode_pixels, encode_image
 from llm2clip.data.schema import CAPTION, IMAGE, INDEX, SAMPLE_ID, check_shard, read_index
 from llm2clip.engine import Engine, LocalEngine, Work
 from llm2clip.files import FileError, read_json, reading
