@@ -21,7 +21,7 @@ from typing import Any
 
 from llm2clip.config import ConfigError
 from llm2clip.config.files import check_values
-from llm2clip.config.ranges import Positive, TimeOrZero
+from llm2clip.config.ranges import Positive, Time, TimeOrZero
 
 __all__ = [
     'PARTS', 'argument_types', 'build', 'build_all', 'build_source', 'check', 'check_arguments', 'check_names', 'named',
@@ -122,6 +122,7 @@ _BASES: _Registry = {
 }
 # Types of arguments that other libraries' parts need but do not declare in their signatures.
 _RANGES: Mapping[str, Mapping[str, Any]] = {
+    'ema': {'half_life': typing.Optional[Time]},
     'gradient_clipping': {'clipping_type': typing.Literal['adaptive', 'norm', 'value'], 'clipping_threshold': Positive},
 }
 

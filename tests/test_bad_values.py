@@ -57,7 +57,7 @@ BAD = {
         'train_data.streams={}', 'train_data=a', 'optimizer.lr=nan', 'optimizer.betas=[0.9, 1.5]',
         'scheduler={name: cosine, t_max: soon}', 'callbacks.speed_monitor.window_size=x',
         'callbacks.save_best={metric: cra}',
-        'algorithms.ema={half_life: 1xy}', 'algorithms.gradient_clipping={clipping_type: none, clipping_threshold: 1}',
+        'algorithms.ema={half_life: 0ba}', 'algorithms.gradient_clipping={clipping_type: none, clipping_threshold: 1}',
         'loggers.wandbb={}', 'compile=[]', 'train_data.pairs=[{query: [], positive: [a]}]',
         'train_data.pairs=[{query: [a]}]', 'train_data.streams.s.texts={a: 0}',
         'train_data.streams={a: {local: x, proportion: 1}, b: {local: y}}',
