@@ -16,6 +16,7 @@ import resource
 import shlex
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -287,3 +288,19 @@ def _end_without_report() -> None:
     if _signal and _rank('LOCAL_RANK') > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it ends, even if that was killed."""
+    parent = None
+    while parent is None:
+        time.sleep(0.1)
+        parent = multiprocessing.parent_process()
+    parent.join()
+    os._exit(1)
+
+
+# Composer spawns processes that upload checkpoints.  Each imports the recipe, and thereby this module, before it knows
+# its parent, and would otherwise wait for work forever when the training is killed.
+if '__mp_main__' in sys.modules:
+    threading.Thread(target=_end_with_parent, daemon=True).start()

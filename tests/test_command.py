@@ -3,6 +3,7 @@
 
 """How recipes begin and end: nothing heavy before the configuration, errors in one line, an end at Ctrl-C."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -184,6 +185,38 @@ def test_a_signal_ends_a_recipe_and_its_workers_with_one_line(
     last = 'stopped; the same command resumes with what is missing'
     assert (log.splitlines()[-1] == last) is (rank == 0) and 'Traceback' not in log, log
     assert (folder / 'seconds.json').exists() is (rank == 0)
+
+
+SPAWNS = '''
+import multiprocessing, time
+from concurrent.futures import ProcessPoolExecutor
+from llm2clip.command import run_command
+from llm2clip.config import PrepareConfig
+
+def main(config):
+    spawn = multiprocessing.get_context('spawn')
+    manager, pool = spawn.Manager(), ProcessPoolExecutor(1, mp_context=spawn)
+    print(pool.submit(len, 'uploaded').result(), flush=True)
+    time.sleep(60)
+
+if __name__ == '__main__':
+    run_command(PrepareConfig, main)
+'''
+
+
+def test_spawned_processes_end_with_a_killed_recipe(tmp_path: Path) -> None:
+    """Composer uploads checkpoints in such processes."""
+    recipe = tmp_path / 'recipe.py'
+    recipe.write_text(SPAWNS)
+    process = subprocess.Popen([sys.executable, recipe, f'out={tmp_path}/out', 'source.name=emoji'],
+                               stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None and process.stdout.readline() == b'8\n'
+    process.kill()
+    try:
+        process.communicate(timeout=20)  # until the last process has closed it
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _call(recipe: str, *args: str) -> None:
