@@ -30,14 +30,10 @@ _CREDENTIALS = {
 
 
 class OutputFolder:
-    """Local folder, uploaded file by file to its remote, if any; a ConfigError if Streaming cannot write there."""
+    """Local folder, uploaded file by file to its remote, if any."""
 
     def __init__(self, local: Union[str, Path], remote: Optional[str] = None) -> None:
         self.local, self.remote = Path(local), remote
-        if remote is not None:
-            from streaming.base.storage.upload import UPLOADERS
-            if urlparse(remote).scheme not in UPLOADERS:
-                raise ConfigError(f'Streaming cannot write to {remote}')
 
     def __str__(self) -> str:
         return str(self.local) if self.remote is None else f'{self.local} (and {self.remote})'

@@ -47,7 +47,8 @@ BAD = {
         'lr_scale={adapter: nan}', 'eval_zeroshot=[a]', 'eval_zeroshot={a: {}}',
         "eval_zeroshot={'': {source: {name: x}}}", "teacher=''", 'teacher=[]', 'teacher=[a]', 'teacher={}',
         'teacher={name: x}', 'teacher={type: llm, pretrained: x, name: x}', 'teacher=[a, [b]]',
-        'teacher={type: clip_text, name: x}',
+        'teacher={type: clip_text, name: x}', 'checkpoint_folder=s4://bucket', 'checkpoint_folder=local:/x',
+        'train_data.streams.s.remote=https://host/x',
     ],
     'train_stage1': [
         'global_train_batch_size=1.5', 'device_train_microbatch_size=9', 'checkpoint_folder=s3://me:secret@host/bucket',
@@ -61,6 +62,7 @@ BAD = {
     ],
     'prepare_data': [
         "out=''", 'size_limit=big', 'image_quality=0', 'shard_index=1', 'engine=slurm', "require_any_caption=['']",
+        'out_remote=sftp://host/x',
     ],
     'extract_embeddings': [
         'datasets={}', 'datasets={../../x: {local: d}}', "datasets={'': {local: d}}", 'teacher=[a, b]',

@@ -8,7 +8,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union
 from urllib.parse import urlparse
 
@@ -58,6 +58,16 @@ def _elsewhere(remote: str, info: ValidationInfo) -> str:
     return remote
 
 
+# Schemes that Streaming writes to and reads from, and those of Composer's checkpoints.
+_WRITABLE = ('s3', 'gs', 'oci', 'azure', 'azure-dl', 'hf', 'dbfs', 'alipan')
+_READABLE = (*_WRITABLE, 'sftp')
+_OF_CHECKPOINTS = ('s3', 'gs', 'oci', 'azure', 'dbfs')
+
+
+def _path_or(schemes: Sequence[str]) -> AfterValidator:
+    return _must(lambda place: urlparse(place).scheme in ('', *schemes), f'a path, or a URL of {", ".join(schemes)}')
+
+
 # A part that is chosen by name: usually `name` and its arguments.
 Component = dict[str, Any]
 # A non-empty string, such as a name or a path.
@@ -66,7 +76,9 @@ Texts = Annotated[list[Text], Field(min_length=1), _must(lambda texts: len({*tex
 FolderName = Annotated[str, _must(_is_folder_name, 'the name of a folder, which neither begins with a dot nor holds a '
                                   'slash, of at most 200 bytes')]
 # pydantic checks fields in order, so a dataclass has to declare `local` or `out` before its remote.
-Remote = Annotated[Text, AfterValidator(_elsewhere)]
+Remote = Annotated[Text, AfterValidator(_elsewhere), _path_or(_READABLE)]
+OutRemote = Annotated[Text, AfterValidator(_elsewhere), _path_or(_WRITABLE)]
+CheckpointFolder = Annotated[Text, _path_or(_OF_CHECKPOINTS)]
 Count = Annotated[int, Field(ge=1)]
 Dims = Annotated[list[Count], _must(lambda dims: dims == sorted({*dims}), 'each value larger than the one before')]
 Natural = Annotated[int, Field(ge=0)]
