@@ -221,8 +221,11 @@ def _errors_in_one_line() -> Iterator[None]:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether an error is meant for the user: one raised by this project, the system or W&B."""
+    """Whether an error is meant for the user: one raised by this project, the system, W&B or an object store."""
+    from llm2clip.remotes import is_remote_error
     if isinstance(error, OSError) or type(error).__module__.startswith(('llm2clip.', 'wandb.')):
+        return True
+    if is_remote_error(error):
         return True
     frames = list(traceback.walk_tb(error.__traceback__))
     return isinstance(error, ValueError) and frames[-1][0].f_globals.get('__name__', '').startswith('llm2clip.')

@@ -31,6 +31,7 @@ from llm2clip.models.llm2clip import ComposerLLM2CLIP
 from llm2clip.models.sharding import compile_blocks, fsdp2_config, set_up_units
 from llm2clip.models.stage1 import CaptionContrastive
 from llm2clip.registry import build, build_all, check, check_arguments, named
+from llm2clip.remotes import reaching
 from llm2clip.training.algorithms.grad_cache import GradCache
 from llm2clip.training.algorithms.weights import AverageGlooGradients
 from llm2clip.training.callbacks.jsonl_logger import JSONLLogger
@@ -192,7 +193,8 @@ def build_trainer(
     checkpoint = find_checkpoint(config.checkpoint_folder, sharded) if config.autoresume else None
     if config.compile is not None:
         compile_blocks(model, **config.compile)
-    trainer = Trainer(
+    connect = reaching(config.checkpoint_folder)(Trainer)  # Composer tries to write there
+    trainer = connect(
         model=model,
         optimizers=optimizer,
         schedulers=build('scheduler', *named(config.scheduler, 'scheduler')),
@@ -258,7 +260,8 @@ def fit(trainer: Trainer, config: TrainConfig) -> None:
     if config.eval_first and trainer.state.evaluators and trainer.state.timestamp.batch.value == 0:
         trainer.eval()
     try:
-        trainer.fit()
+        with reaching(config.checkpoint_folder):
+            trainer.fit()
     except BaseException as error:  # torch's CheckpointException is not an Exception
         # Checkpoints for an object store are written to a temporary folder first.
         folder = tempfile.gettempdir() if '://' in config.checkpoint_folder else config.checkpoint_folder
