@@ -42,7 +42,7 @@ from llm2clip.config import (
 )
 from llm2clip.config.files import leaves, load_config, settings_in_folder
 from llm2clip.device import computes_bfloat16
-from llm2clip.files import FileError, printable, read_json, write_json
+from llm2clip.files import FileError, is_out_of_shared_memory, printable, read_json, write_json
 from llm2clip.folders import lock_output, locked
 from llm2clip.help import help_text
 from llm2clip.registry import check_names
@@ -55,6 +55,7 @@ SECONDS_FILE = 'seconds.json'
 _TRACEBACK = 'LLM2CLIP_TRACEBACK'
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _OTHER_RANKS_WAIT = 5.0
+_OPEN_FILES = 1024  # the lowest limit on most systems, with which the tests run
 
 
 def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Sequence[str]] = None) -> None:
@@ -81,6 +82,9 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
             return
         # Streaming keeps two files open per epoch and checkpoint of a resumed run.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if most != resource.RLIM_INFINITY and most < _OPEN_FILES:
+            raise ConfigError(f'a process may open {most} files here, expected {_OPEN_FILES}: raise ulimit -n, or in '
+                              'Docker --ulimit nofile')
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         for arg in args:
             if '=' in arg and arg != arg.encode(errors='replace').decode():
@@ -209,7 +213,10 @@ def _errors_in_one_line() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(_OTHER_RANKS_WAIT)
         text = str(error)
-        if isinstance(error, OSError) and error.filename and error.strerror:
+        if is_out_of_shared_memory(error):
+            text = ('/dev/shm: full, expected room for the batches of the loader workers; in Docker, raise --shm-size, '
+                    'or lower num_workers')
+        elif isinstance(error, OSError) and error.filename and error.strerror:
             text = f'{error.filename}: {error.strerror}'
         elif 'Original Traceback' in text:  # from a worker of a data loader
             text = text.rstrip().splitlines()[-1].split(': ', 1)[-1]
@@ -225,7 +232,7 @@ def _is_expected(error: Exception) -> bool:
     from llm2clip.remotes import is_remote_error
     if isinstance(error, OSError) or type(error).__module__.startswith(('llm2clip.', 'wandb.')):
         return True
-    if is_remote_error(error):
+    if is_remote_error(error) or is_out_of_shared_memory(error):
         return True
     frames = list(traceback.walk_tb(error.__traceback__))
     return isinstance(error, ValueError) and frames[-1][0].f_globals.get('__name__', '').startswith('llm2clip.')

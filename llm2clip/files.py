@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any, Optional, Union
 from safetensors import SafetensorError
 
 __all__ = [
-    'FileError', 'atomic_write', 'parse_json', 'printable', 'read_json', 'read_text', 'reading', 'write_json',
-    'write_text', 'writing',
+    'FileError', 'atomic_write', 'is_out_of_shared_memory', 'parse_json', 'printable', 'read_json', 'read_text',
+    'reading', 'write_json', 'write_text', 'writing',
 ]
 
 
@@ -72,6 +73,13 @@ def writing(path: Union[str, Path]) -> Iterator[None]:
         if isinstance(error, OSError) and (error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename):
             raise
         raise FileError(f'{path}: cannot be written ({getattr(error, "strerror", error)})') from error
+
+
+def is_out_of_shared_memory(error: BaseException) -> bool:
+    """Whether an error says that /dev/shm is full, where loader workers keep batches and multiprocessing its locks."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return shutil.disk_usage('/dev/shm').free < 2**20
+    return re.search(r'shared memory ?\(shm\)|workers are out of shared memory', str(error)) is not None
 
 
 @contextmanager

@@ -111,6 +111,8 @@ def test_errors_of_the_user_become_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     noted.add_note('while shard 1 was embedded')
     assert _error(_fail(noted)) == f'error: No space left; while shard 1 was embedded{hint}'
 
+    assert '/dev/shm' in _error(_fail(RuntimeError('unable to allocate shared memory(shm) for file </torch_1>')))
+
     def of_this_project(config: ExportVisionConfig) -> None:
         load_config(ExportVisionConfig, ['nowhere.yaml'])
 
@@ -131,9 +133,20 @@ def test_services_and_texts_that_are_none_are_named(monkeypatch: pytest.MonkeyPa
 
 def test_faults_of_a_program_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
-    for error in (RuntimeError('shapes'), ValueError('raised by a library')):
+    for error in (RuntimeError('shapes'), ValueError('raised by a library'),
+                  RuntimeError('out of resource: shared memory, Required: 9, Hardware limit: 8')):  # of a GPU
         with pytest.raises(type(error)):
             run_command(ExportVisionConfig, _fail(error), ['run=r', 'out=o'])
+
+
+def test_a_low_limit_of_open_files_is_refused() -> None:
+    log = _python('''
+        import resource, runpy, sys
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        sys.argv = ['report', 'out=o', 'title=t']
+        runpy.run_path('recipes/report.py', run_name='__main__')
+        ''').communicate()[1]
+    assert log.startswith('error: ') and ' 64 files' in log
 
 
 def test_a_recipe_of_one_process_refuses_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from llm2clip.config import ConfigError, FsdpConfig, InheritanceConfig, Stage1Co
 from llm2clip.config.files import check_settings, learned_settings
 from llm2clip.data.loader import device_batch_size
 from llm2clip.device import open_device
-from llm2clip.files import FileError
+from llm2clip.files import FileError, is_out_of_shared_memory
 from llm2clip.models.inheritance import ComposerInheritance
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
 from llm2clip.models.sharding import compile_blocks, fsdp2_config, set_up_units
@@ -193,8 +193,7 @@ def build_trainer(
     checkpoint = find_checkpoint(config.checkpoint_folder, sharded) if config.autoresume else None
     if config.compile is not None:
         compile_blocks(model, **config.compile)
-    connect = reaching(config.checkpoint_folder)(Trainer)  # Composer tries to write there
-    trainer = connect(
+    trainer = reaching(config.checkpoint_folder)(Trainer)(
         model=model,
         optimizers=optimizer,
         schedulers=build('scheduler', *named(config.scheduler, 'scheduler')),
@@ -265,6 +264,8 @@ def fit(trainer: Trainer, config: TrainConfig) -> None:
     except BaseException as error:  # torch's CheckpointException is not an Exception
         # Checkpoints for an object store are written to a temporary folder first.
         folder = tempfile.gettempdir() if '://' in config.checkpoint_folder else config.checkpoint_folder
+        if is_out_of_shared_memory(error):
+            raise  # the recipe names /dev/shm
         # A sharded checkpoint's error holds the ranks' errors.  A full one's has no errno, but leaves the disk full.
         of_ranks = [failure[0] for failure in getattr(error, 'failures', {}).values()]
         if shutil.disk_usage(folder).free < 2**20 or any(
