@@ -9,6 +9,7 @@ at once.
 
 import atexit
 import dataclasses
+import logging
 import multiprocessing
 import os
 import re
@@ -73,7 +74,7 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
     sys.stdout.reconfigure(errors='replace')  # pyright: ignore  # file names may contain undecodable bytes
     # Threads that spin while they wait make a CPU that others use too several times slower.  torch is not imported yet.
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
-    warnings.filterwarnings('ignore', '.*is_gradient_checkpointing')  # peft asks transformers 5 for it
+    _quiet_libraries()
     with _errors_in_one_line():
         args = sys.argv[1:] if args is None else args
         if {'-h', '--help'}.intersection(args):
@@ -109,6 +110,17 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
         alone = lock_outputs(config, recipe) if _rank() == 0 and not plan else nullcontext()
         with alone, _stoppable(lambda: resume_hint(config)), _timed(None if plan else step_folder(config)):
             main(config)
+
+
+def _quiet_libraries() -> None:
+    """Hide warnings of libraries that no configuration avoids, and that ask the user for nothing."""
+    for known in ('.*is_gradient_checkpointing', 'Cannot split .* of length', 'FSDP2 Config/APIs are experimental',
+                  'FSDP2-wrapped module', 'Specifying the ProgressBarLogger via', 'The warmup duration is 0',
+                  'TypedStorage is deprecated'):
+        warnings.filterwarnings('ignore', known)
+    # Of incomplete last batches, and of a folder that holds what is uploaded.
+    for name in ('streaming.base.batching.per_stream', 'streaming.base.storage.upload'):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _rank(kind: str = 'RANK') -> int:
@@ -185,6 +197,8 @@ def lock_outputs(config: Any, recipe: str) -> ExitStack:
 
 def resume_hint(config: Any) -> str:
     """Return how the same command resumes after a stop; empty if it starts again."""
+    if isinstance(config, PlanConfig) and config.plan:
+        return ''
     if isinstance(config, (PrepareConfig, EmbedConfig, EvaluateConfig, ImageFolderConfig)):
         return 'the same command resumes with what is missing'
     if not isinstance(config, TrainConfig) or not config.autoresume:
@@ -281,7 +295,8 @@ def _stoppable(resumes: Callable[[], str]) -> Iterator[None]:
         for bar in list(tqdm._instances):  # pyright: ignore[reportAttributeAccessIssue]
             bar.close()  # so that nothing is drawn below the last line
         if _rank() == 0:
-            print('\nstopped', *filter(None, [resumes()]), sep='; ', file=sys.stderr, flush=True)
+            last = '; '.join(filter(None, ['stopped', resumes()]))
+            sys.stderr.write(f'\n{last}\n')  # at once, since other ranks write there, too
         raise SystemExit(128 + _signal) from None
     finally:
         if not _signal:

@@ -20,7 +20,7 @@ import pytest
 from recipes_in_process import REQUIRED, SCHEMAS
 from wandb.errors import UsageError
 
-from llm2clip.command import lock_outputs, run_command, step_folder
+from llm2clip.command import lock_outputs, resume_hint, run_command, step_folder
 from llm2clip.config import ConfigError, ExportVisionConfig, PrepareConfig
 from llm2clip.config.files import load_config
 from llm2clip.data.streams.verified_stream import ShardError
@@ -198,6 +198,12 @@ def test_a_signal_ends_a_recipe_and_its_workers_with_one_line(
     last = 'stopped; the same command resumes with what is missing'
     assert (log.splitlines()[-1] == last) is (rank == 0) and 'Traceback' not in log, log
     assert (folder / 'seconds.json').exists() is (rank == 0)
+
+
+@pytest.mark.parametrize('plan', ['true', 'false'])
+def test_a_stopped_plan_speaks_of_no_checkpoint(plan: str, tmp_path: Path) -> None:
+    args = [*REQUIRED['train_stage2'], f'save_folder={tmp_path}', f'plan={plan}']
+    assert ('checkpoint' in resume_hint(load_config(SCHEMAS['train_stage2'], args))) is (plan == 'false')
 
 
 SPAWNS = '''

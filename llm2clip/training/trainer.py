@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -183,10 +182,6 @@ def build_trainer(
     if config.progress_bar:
         loggers.append(ProgressBar())
     loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
-    # No configuration avoids these warnings, such as Composer's about the bar and torch's about saving shards.
-    for known in ('Specifying the ProgressBarLogger via', 'The warmup duration is 0', 'TypedStorage is deprecated',
-                  'Because of the `per_stream` batching method'):
-        warnings.filterwarnings('ignore', known)
 
     sharded = config.fsdp is not None and config.fsdp.state_dict_type == 'sharded'
     check_shared(config.checkpoint_folder)
