@@ -197,7 +197,7 @@ def lock_outputs(config: Any, recipe: str) -> ExitStack:
 
 def resume_hint(config: Any) -> str:
     """Return how the same command resumes after a stop; empty if it starts again."""
-    if isinstance(config, PlanConfig) and config.plan:
+    if getattr(config, 'plan', False):
         return ''
     if isinstance(config, (PrepareConfig, EmbedConfig, EvaluateConfig, ImageFolderConfig)):
         return 'the same command resumes with what is missing'

@@ -115,11 +115,14 @@ def reaching(remote: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # If Google's are missing, Streaming raises a ValueError.
-        said = str(error) if type(error) is ValueError else f'{type(error).__name__} {_code(error)}'
+        if is_remote_error(error):
+            error.add_note(f'while reaching {remote}')
+            said = f'{type(error).__name__} {_code(error)}'
+        elif type(error) is ValueError:  # Streaming's, if Google's credentials are missing
+            said = str(error)
+        else:
+            raise
         if not re.search(_REFUSED, said):
-            if is_remote_error(error):
-                error.add_note(f'while reaching {remote}')
             raise
         expected = f'credentials: {_CREDENTIALS.get(urlparse(remote).scheme, "those of its library")}'
         if _code(error) == 'NoSuchBucket':

@@ -257,10 +257,10 @@ def fit(trainer: Trainer, config: TrainConfig) -> None:
         with reaching(config.checkpoint_folder):
             trainer.fit()
     except BaseException as error:  # torch's CheckpointException is not an Exception
+        if is_out_of_shared_memory(error):
+            raise  # `run_command` names /dev/shm
         # Checkpoints for an object store are written to a temporary folder first.
         folder = tempfile.gettempdir() if '://' in config.checkpoint_folder else config.checkpoint_folder
-        if is_out_of_shared_memory(error):
-            raise  # the recipe names /dev/shm
         # A sharded checkpoint's error holds the ranks' errors.  A full one's has no errno, but leaves the disk full.
         of_ranks = [failure[0] for failure in getattr(error, 'failures', {}).values()]
         if shutil.disk_usage(folder).free < 2**20 or any(

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import boto3
 import pytest
+import wandb.errors
 from composer.devices import DeviceCPU
 from parts import make_samples, write_dataset, write_text_embeddings
 from recipes_in_process import run_recipe
@@ -21,7 +22,7 @@ from llm2clip.config import ConfigError, DatasetConfig, PrepareConfig
 from llm2clip.data.convert.samples import Dropped, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_samples
-from llm2clip.remotes import OutputFolder, download
+from llm2clip.remotes import OutputFolder, download, reaching
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
@@ -115,3 +116,5 @@ def test_errors_of_an_object_store_name_the_remote(
         with pytest.raises(ConfigError, match='s3://bucket/x.*AWS_SECRET_ACCESS_KEY'):
             download('s3://bucket/x', tmp_path / 'new')
     check_error_of('s3://bucket/x')  # the server is down
+    with pytest.raises(wandb.errors.AuthenticationError), reaching('s3://bucket/x'):
+        raise wandb.errors.AuthenticationError('of another service')
