@@ -9,6 +9,7 @@ at once.
 
 import atexit
 import dataclasses
+import logging
 import multiprocessing
 import os
 import re
@@ -16,6 +17,7 @@ import resource
 import shlex
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -41,7 +43,7 @@ from llm2clip.config import (
 )
 from llm2clip.config.files import leaves, load_config, settings_in_folder
 from llm2clip.device import computes_bfloat16
-from llm2clip.files import FileError, printable, read_json, write_json
+from llm2clip.files import FileError, is_out_of_shared_memory, printable, read_json, write_json
 from llm2clip.folders import lock_output, locked
 from llm2clip.help import help_text
 from llm2clip.registry import check_names
@@ -54,6 +56,7 @@ SECONDS_FILE = 'seconds.json'
 _TRACEBACK = 'LLM2CLIP_TRACEBACK'
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _OTHER_RANKS_WAIT = 5.0
+_OPEN_FILES = 1024  # the lowest limit on most systems, with which the tests run
 
 
 def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Sequence[str]] = None) -> None:
@@ -71,7 +74,7 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
     sys.stdout.reconfigure(errors='replace')  # pyright: ignore  # file names may contain undecodable bytes
     # Threads that spin while they wait make a CPU that others use too several times slower.  torch is not imported yet.
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
-    warnings.filterwarnings('ignore', '.*is_gradient_checkpointing')  # peft asks transformers 5 for it
+    _quiet_libraries()
     with _errors_in_one_line():
         args = sys.argv[1:] if args is None else args
         if {'-h', '--help'}.intersection(args):
@@ -80,6 +83,9 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
             return
         # Streaming keeps two files open per epoch and checkpoint of a resumed run.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if most != resource.RLIM_INFINITY and most < _OPEN_FILES:
+            raise ConfigError(f'a process may open {most} files here, expected {_OPEN_FILES}: raise ulimit -n, or in '
+                              'Docker --ulimit nofile')
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         for arg in args:
             if '=' in arg and arg != arg.encode(errors='replace').decode():
@@ -104,6 +110,17 @@ def run_command(schema: type[T], main: Callable[[T], None], args: Optional[Seque
         alone = lock_outputs(config, recipe) if _rank() == 0 and not plan else nullcontext()
         with alone, _stoppable(lambda: resume_hint(config)), _timed(None if plan else step_folder(config)):
             main(config)
+
+
+def _quiet_libraries() -> None:
+    """Hide warnings of libraries that no configuration avoids, and that ask the user for nothing."""
+    for known in ('.*is_gradient_checkpointing', 'Cannot split .* of length', 'FSDP2 Config/APIs are experimental',
+                  'FSDP2-wrapped module', 'Specifying the ProgressBarLogger via', 'The warmup duration is 0',
+                  'TypedStorage is deprecated'):
+        warnings.filterwarnings('ignore', known)
+    # Of incomplete last batches, and of a folder that holds what is uploaded.
+    for name in ('streaming.base.batching.per_stream', 'streaming.base.storage.upload'):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _rank(kind: str = 'RANK') -> int:
@@ -180,6 +197,8 @@ def lock_outputs(config: Any, recipe: str) -> ExitStack:
 
 def resume_hint(config: Any) -> str:
     """Return how the same command resumes after a stop; empty if it starts again."""
+    if getattr(config, 'plan', False):
+        return ''
     if isinstance(config, (PrepareConfig, EmbedConfig, EvaluateConfig, ImageFolderConfig)):
         return 'the same command resumes with what is missing'
     if not isinstance(config, TrainConfig) or not config.autoresume:
@@ -208,7 +227,10 @@ def _errors_in_one_line() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(_OTHER_RANKS_WAIT)
         text = str(error)
-        if isinstance(error, OSError) and error.filename and error.strerror:
+        if is_out_of_shared_memory(error):
+            text = ('/dev/shm: full, expected room for the batches of the loader workers; in Docker, raise --shm-size, '
+                    'or lower num_workers')
+        elif isinstance(error, OSError) and error.filename and error.strerror:
             text = f'{error.filename}: {error.strerror}'
         elif 'Original Traceback' in text:  # from a worker of a data loader
             text = text.rstrip().splitlines()[-1].split(': ', 1)[-1]
@@ -220,8 +242,11 @@ def _errors_in_one_line() -> Iterator[None]:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether an error is meant for the user: one raised by this project, the system or W&B."""
+    """Whether an error is meant for the user: one raised by this project, the system, W&B or an object store."""
+    from llm2clip.remotes import is_remote_error
     if isinstance(error, OSError) or type(error).__module__.startswith(('llm2clip.', 'wandb.')):
+        return True
+    if is_remote_error(error) or is_out_of_shared_memory(error):
         return True
     frames = list(traceback.walk_tb(error.__traceback__))
     return isinstance(error, ValueError) and frames[-1][0].f_globals.get('__name__', '').startswith('llm2clip.')
@@ -270,7 +295,8 @@ def _stoppable(resumes: Callable[[], str]) -> Iterator[None]:
         for bar in list(tqdm._instances):  # pyright: ignore[reportAttributeAccessIssue]
             bar.close()  # so that nothing is drawn below the last line
         if _rank() == 0:
-            print('\nstopped', *filter(None, [resumes()]), sep='; ', file=sys.stderr, flush=True)
+            last = '; '.join(filter(None, ['stopped', resumes()]))
+            sys.stderr.write(f'\n{last}\n')  # at once, since other ranks write there, too
         raise SystemExit(128 + _signal) from None
     finally:
         if not _signal:
@@ -287,3 +313,19 @@ def _end_without_report() -> None:
     if _signal and _rank('LOCAL_RANK') > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it ends, even if that was killed."""
+    parent = None
+    while parent is None:
+        time.sleep(0.1)
+        parent = multiprocessing.parent_process()
+    parent.join()
+    os._exit(1)
+
+
+# Composer spawns processes that upload checkpoints.  Each imports the recipe, and thereby this module, before it knows
+# its parent, and would otherwise wait for work forever when the training is killed.
+if '__mp_main__' in sys.modules:
+    threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -16,8 +16,8 @@ from typing import Any, Optional, Union
 from safetensors import SafetensorError
 
 __all__ = [
-    'FileError', 'atomic_write', 'parse_json', 'printable', 'read_json', 'read_text', 'reading', 'write_json',
-    'write_text', 'writing',
+    'FileError', 'atomic_write', 'is_out_of_shared_memory', 'parse_json', 'printable', 'read_json', 'read_text',
+    'reading', 'write_json', 'write_text', 'writing',
 ]
 
 
@@ -78,6 +78,13 @@ def writing(path: Union[str, Path]) -> Iterator[None]:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or names_target:
                 raise
         raise FileError(f'{path}: cannot be written ({reason})') from error
+
+
+def is_out_of_shared_memory(error: BaseException) -> bool:
+    """Whether an error says that /dev/shm is full, where loader workers keep batches and multiprocessing its locks."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return shutil.disk_usage('/dev/shm').free < 2**20
+    return re.search(r'shared memory ?\(shm\)|workers are out of shared memory', str(error)) is not None
 
 
 @contextmanager

@@ -19,9 +19,11 @@ import backoff
 from llm2clip.config import ConfigError
 from llm2clip.files import atomic_write, writing
 
-__all__ = ['OutputFolder', 'is_missing', 'reaching']
+__all__ = ['OutputFolder', 'is_missing', 'is_remote_error', 'reaching']
 
 _ATTEMPTS = 5
+_REFUSED = 'Credentials|Authentication|SignatureDoesNotMatch|InvalidAccessKeyId|ExpiredToken|AccessDenied|NoSuchBucket'
+_LIBRARIES = ('botocore.', 'boto3.', 'google.', 'azure.', 'oci.', 'paramiko.', 'composer.utils.object_store.')
 # Scheme of a remote -> main places where its library looks for credentials.
 _CREDENTIALS = {
     's3': 'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or ~/.aws/credentials',
@@ -30,14 +32,10 @@ _CREDENTIALS = {
 
 
 class OutputFolder:
-    """Local folder, uploaded file by file to its remote, if any; a ConfigError if Streaming cannot write there."""
+    """Local folder, uploaded file by file to its remote, if any."""
 
     def __init__(self, local: Union[str, Path], remote: Optional[str] = None) -> None:
         self.local, self.remote = Path(local), remote
-        if remote is not None:
-            from streaming.base.storage.upload import UPLOADERS
-            if urlparse(remote).scheme not in UPLOADERS:
-                raise ConfigError(f'Streaming cannot write to {remote}')
 
     def __str__(self) -> str:
         return str(self.local) if self.remote is None else f'{self.local} (and {self.remote})'
@@ -113,17 +111,34 @@ def download(remote: str, path: Union[str, Path]) -> bool:
 
 @contextmanager
 def reaching(remote: str) -> Iterator[None]:
-    """Raise a ConfigError that names the remote if a block lacks credentials for it; cloud libraries do not name it."""
+    """Name the remote in errors of cloud libraries: in a ConfigError if there is no access, otherwise in a note."""
     try:
         yield
     except Exception as error:
-        # If Google's are missing, Streaming raises a ValueError.
-        said = str(error) if type(error) is ValueError else type(error).__name__
-        if not re.search('Credentials|Authentication', said):
+        if is_remote_error(error):
+            error.add_note(f'while reaching {remote}')
+            said = f'{type(error).__name__} {_code(error)}'
+        elif type(error) is ValueError:  # Streaming's, if Google's credentials are missing
+            said = str(error)
+        else:
             raise
-        expected = _CREDENTIALS.get(urlparse(remote).scheme, 'those of its library')
-        raise ConfigError(f'{remote}: no access ({" ".join(str(error).split())}), expected credentials: '
-                          f'{expected}') from error
+        if not re.search(_REFUSED, said):
+            raise
+        expected = f'credentials: {_CREDENTIALS.get(urlparse(remote).scheme, "those of its library")}'
+        if _code(error) == 'NoSuchBucket':
+            expected = 'a bucket that exists'
+        raise ConfigError(f'{remote}: no access ({" ".join(str(error).split())}), expected {expected}') from error
+
+
+def is_remote_error(error: Exception) -> bool:
+    """Whether a cloud library raised an error, for example since its server is down, and not an error of its use."""
+    return type(error).__module__.startswith(_LIBRARIES)
+
+
+def _code(error: Exception) -> Optional[str]:
+    """Return the code in S3's answer, if any."""
+    response = getattr(error, 'response', None)
+    return response.get('Error', {}).get('Code') if isinstance(response, dict) else None
 
 
 def is_missing(error: Exception) -> bool:
@@ -131,7 +146,5 @@ def is_missing(error: Exception) -> bool:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     if isinstance(error, LocalEntryNotFoundError):  # a FileNotFoundError, but without a connection
         return False
-    response = getattr(error, 'response', None)
-    code = response.get('Error', {}).get('Code') if isinstance(response, dict) else None
     return (isinstance(error, (FileNotFoundError, EntryNotFoundError))
-            or code in ('404', '403', 'NoSuchKey', 'NoSuchBucket'))
+            or _code(error) in ('404', '403', 'NoSuchKey'))

@@ -50,7 +50,8 @@ BAD = {
         'teacher={type: clip_text, name: x}', 'train_data.captions_per_image=1000000', 'model.vision.lora.r=100000',
         'model.embed_dim=1000000000', 'model.vision.image_size=100000000', 'train_data.epoch_size=1e15',
         'train_data.streams.s.repeat=1e18', 'max_duration=1e400ba',
-        'scheduler={name: linear_with_warmup, t_warmup: -1ba}',
+        'scheduler={name: linear_with_warmup, t_warmup: -1ba}', 'checkpoint_folder=s4://bucket',
+        'checkpoint_folder=local:/x', 'train_data.streams.s.remote=https://host/x',
     ],
     'train_stage1': [
         'global_train_batch_size=1.5', 'device_train_microbatch_size=9', 'checkpoint_folder=s3://me:secret@host/bucket',
@@ -65,6 +66,7 @@ BAD = {
     ],
     'prepare_data': [
         "out=''", 'size_limit=big', 'image_quality=0', 'shard_index=1', 'engine=slurm', "require_any_caption=['']",
+        'out_remote=sftp://host/x',
     ],
     'extract_embeddings': [
         'datasets={}', 'datasets={../../x: {local: d}}', "datasets={'': {local: d}}", 'teacher=[a, b]',

@@ -3,6 +3,7 @@
 
 """How recipes begin and end: nothing heavy before the configuration, errors in one line, an end at Ctrl-C."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ import pytest
 from recipes_in_process import REQUIRED, SCHEMAS
 from wandb.errors import UsageError
 
-from llm2clip.command import lock_outputs, run_command, step_folder
+from llm2clip.command import lock_outputs, resume_hint, run_command, step_folder
 from llm2clip.config import ConfigError, ExportVisionConfig, PrepareConfig
 from llm2clip.config.files import load_config
 from llm2clip.data.streams.verified_stream import ShardError
@@ -110,6 +111,8 @@ def test_errors_of_the_user_become_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     noted.add_note('while shard 1 was embedded')
     assert _error(_fail(noted)) == f'error: No space left; while shard 1 was embedded{hint}'
 
+    assert '/dev/shm' in _error(_fail(RuntimeError('unable to allocate shared memory(shm) for file </torch_1>')))
+
     def of_this_project(config: ExportVisionConfig) -> None:
         load_config(ExportVisionConfig, ['nowhere.yaml'])
 
@@ -130,9 +133,20 @@ def test_services_and_texts_that_are_none_are_named(monkeypatch: pytest.MonkeyPa
 
 def test_faults_of_a_program_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
-    for error in (RuntimeError('shapes'), ValueError('raised by a library')):
+    for error in (RuntimeError('shapes'), ValueError('raised by a library'),
+                  RuntimeError('out of resource: shared memory, Required: 9, Hardware limit: 8')):  # of a GPU
         with pytest.raises(type(error)):
             run_command(ExportVisionConfig, _fail(error), ['run=r', 'out=o'])
+
+
+def test_a_low_limit_of_open_files_is_refused() -> None:
+    log = _python('''
+        import resource, runpy, sys
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        sys.argv = ['report', 'out=o', 'title=t']
+        runpy.run_path('recipes/report.py', run_name='__main__')
+        ''').communicate()[1]
+    assert log.startswith('error: ') and ' 64 files' in log
 
 
 def test_a_recipe_of_one_process_refuses_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,6 +198,44 @@ def test_a_signal_ends_a_recipe_and_its_workers_with_one_line(
     last = 'stopped; the same command resumes with what is missing'
     assert (log.splitlines()[-1] == last) is (rank == 0) and 'Traceback' not in log, log
     assert (folder / 'seconds.json').exists() is (rank == 0)
+
+
+@pytest.mark.parametrize('plan', ['true', 'false'])
+def test_a_stopped_plan_speaks_of_no_checkpoint(plan: str, tmp_path: Path) -> None:
+    args = [*REQUIRED['train_stage2'], f'save_folder={tmp_path}', f'plan={plan}']
+    assert ('checkpoint' in resume_hint(load_config(SCHEMAS['train_stage2'], args))) is (plan == 'false')
+
+
+SPAWNS = '''
+import multiprocessing, time
+from concurrent.futures import ProcessPoolExecutor
+from llm2clip.command import run_command
+from llm2clip.config import PrepareConfig
+
+def main(config):
+    spawn = multiprocessing.get_context('spawn')
+    manager, pool = spawn.Manager(), ProcessPoolExecutor(1, mp_context=spawn)
+    print(pool.submit(len, 'uploaded').result(), flush=True)
+    time.sleep(60)
+
+if __name__ == '__main__':
+    run_command(PrepareConfig, main)
+'''
+
+
+def test_spawned_processes_end_with_a_killed_recipe(tmp_path: Path) -> None:
+    """Composer uploads checkpoints in such processes."""
+    recipe = tmp_path / 'recipe.py'
+    recipe.write_text(SPAWNS)
+    process = subprocess.Popen([sys.executable, recipe, f'out={tmp_path}/out', 'source.name=emoji'],
+                               stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None and process.stdout.readline() == b'8\n'
+    process.kill()
+    try:
+        process.communicate(timeout=20)  # until the last process has closed it
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _call(recipe: str, *args: str) -> None:

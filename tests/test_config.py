@@ -120,14 +120,16 @@ def test_numbers_are_decimal(tmp_path: Path) -> None:
             load_config(Stage2Config, [path, *REQUIRED])
 
 
-@pytest.mark.parametrize('url', ['https://me:word@host', ' s3://KEY:wo/rd@bucket/x', 'local-dir:https://TOKEN@host'])
+@pytest.mark.parametrize('url', ['https://me:word@host', ' s3://KEY:wo/rd@bucket/x', 'local-dir:https://TOKEN@host',
+                                 's3://bucket/x?X-Amz-Signature=TOKEN', 'https://host/a/b?sv=2022&sig=TOKEN'])
 def test_a_url_with_a_secret_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r'^train_data\.streams\.s\.remote .*put no password') as error:
         load_config(Stage2Config, [*REQUIRED, f"train_data.streams.s.remote='{url}'"])
     assert url.strip() not in str(error.value)
 
 
-@pytest.mark.parametrize('text', ['s3://bucket/a@b:c', 'me@host', 'sftp://me@host:22/a', 'http://[::1]:80/a@b'])
+@pytest.mark.parametrize('text', ['s3://bucket/a@b:c', 'me@host', 'sftp://me@host:22/a', 's3://[::1]:80/a@b',
+                                  's3://bucket/what?'])
 def test_a_url_without_a_secret_is_none(text: str) -> None:
     load_config(Stage2Config, [*REQUIRED, f"train_data.streams.s.remote='{text}'"])
 

@@ -17,6 +17,7 @@ from llm2clip.config.ranges import (
     EngineName,
     Mix,
     Natural,
+    OutRemote,
     Positive,
     Remote,
     SampleCount,
@@ -213,7 +214,7 @@ class PrepareConfig(WriterConfig):
 
     out: Text = MISSING
     """Folder that receives one MDS dataset per split."""
-    out_remote: Optional[Remote] = None
+    out_remote: Optional[OutRemote] = None
     """Remote folder for uploads (`s3://…`, …).  Machines that do not share `out` need it."""
     source: Component = MISSING
     """`name` of the source and its arguments."""

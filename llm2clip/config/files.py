@@ -40,8 +40,10 @@ T = TypeVar('T')
 C = TypeVar('C', bound=TrainConfig)
 _ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
 _COMMAND_LINE = 'command line'
-# Anything but host and port: a user, or a secret, even if it contains a slash.  SFTP needs the user name.
-_SECRET = re.compile(r'://(?!((?<=sftp://)[^\s/?#:@]+@)?(\[[\w:.]*\]|[^\s/?#:@]*)(:\d*)?([\s/?#]|$))')
+# Anything but host and port: a user, or a secret, even if it contains a slash.  SFTP needs the user name.  A query
+# (`?sig=…`) signs the URL.
+_SECRET = re.compile(r'://(?!((?<=sftp://)[^\s/?#:@]+@)?(\[[\w:.]*\]|[^\s/?#:@]*)(:\d*)?([\s/?#]|$))'
+                     r'|://[^\s?#]*\?[^\s#]*=')
 _STR, _MAP, _NULL, _MERGE = (f'tag:yaml.org,2002:{name}' for name in ('str', 'map', 'null', 'merge'))
 
 

@@ -8,7 +8,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union
 from urllib.parse import urlparse
 
@@ -58,6 +58,16 @@ def _elsewhere(remote: str, info: ValidationInfo) -> str:
     return remote
 
 
+# Schemes that Streaming writes to and reads from, and those of Composer's checkpoints.
+_WRITABLE_SCHEMES = ('s3', 'gs', 'oci', 'azure', 'azure-dl', 'hf', 'dbfs', 'alipan')
+_READABLE_SCHEMES = (*_WRITABLE_SCHEMES, 'sftp')
+_CHECKPOINT_SCHEMES = ('s3', 'gs', 'oci', 'azure', 'dbfs')
+
+
+def _path_or(schemes: Sequence[str]) -> AfterValidator:
+    return _must(lambda place: urlparse(place).scheme in ('', *schemes), f'a path, or a URL of {", ".join(schemes)}')
+
+
 # A part that is chosen by name: usually `name` and its arguments.
 Component = dict[str, Any]
 # A non-empty string, such as a name or a path.
@@ -66,7 +76,9 @@ Texts = Annotated[list[Text], Field(min_length=1), _must(lambda texts: len({*tex
 FolderName = Annotated[str, _must(_is_folder_name, 'the name of a folder, which neither begins with a dot nor holds a '
                                   'slash, of at most 200 bytes')]
 # pydantic checks fields in order, so a dataclass has to declare `local` or `out` before its remote.
-Remote = Annotated[Text, AfterValidator(_elsewhere)]
+Remote = Annotated[Text, AfterValidator(_elsewhere), _path_or(_READABLE_SCHEMES)]
+OutRemote = Annotated[Text, AfterValidator(_elsewhere), _path_or(_WRITABLE_SCHEMES)]
+CheckpointFolder = Annotated[Text, _path_or(_CHECKPOINT_SCHEMES)]
 # Upper ends are far above any use.  Machines, processes, captions of an image, features, or pixels along a side.
 SmallCount = Annotated[int, Field(ge=1, le=2**16)]
 Count = Annotated[int, Field(ge=1, le=10**9)]

@@ -19,10 +19,10 @@ from llm2clip.config.ranges import (
     EngineName,
     FolderName,
     Natural,
+    OutRemote,
     Positive,
     Prompt,
     PromptName,
-    Remote,
     Seed,
     Share,
     Storage,
@@ -126,7 +126,7 @@ class EmbedConfig:
     """Name -> image or caption dataset."""
     out: Text = MISSING
     """Folder of the embeddings datasets, each in `out/<name>`."""
-    out_remote: Optional[Remote] = None
+    out_remote: Optional[OutRemote] = None
     """Remote folder for uploads to `out_remote/<name>`.  Nodes that do not share `out` need it."""
     storage: Storage = 'float16'
     """`float16`, `float32`, or `int8` with one float32 scale per vector, for half the size of `float16`."""

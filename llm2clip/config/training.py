@@ -22,6 +22,7 @@ from llm2clip.config.models import (
     TrainableTextConfig,
 )
 from llm2clip.config.ranges import (
+    CheckpointFolder,
     CheckpointsKept,
     Component,
     ConfigError,
@@ -90,7 +91,7 @@ class TrainerConfig:
     """Time between checkpoints, such as `500ba`."""
     save_num_checkpoints_to_keep: CheckpointsKept = 2
     """Newest checkpoints to keep on disk, -1 for all.  In an object store, its lifecycle rules decide."""
-    checkpoint_folder: Text = '${save_folder}/checkpoints'
+    checkpoint_folder: CheckpointFolder = '${save_folder}/checkpoints'
     """Folder of the checkpoints: on disk, where nodes may share it, or in an object store (`s3://…`)."""
     autoresume: bool = True
     """Resume from the newest complete checkpoint in `checkpoint_folder`."""

@@ -21,14 +21,12 @@ from timm.data.transforms_factory import create_transform
 from transformers import (
     AutoImageProcessor,
     CLIPConfig,
-    CLIPImageProcessorFast,  # pyright: ignore[reportAttributeAccessIssue]  # exists at run time
     CLIPModel,
     CLIPProcessor,
     CLIPTextModelWithProjection,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
 )
-from transformers.image_utils import PILImageResampling
 
 from llm2clip.config import ConfigError, ModelConfig, Stage2Config
 from llm2clip.data.image_processing_llm2clip import orientation, upright_rgb
@@ -36,7 +34,7 @@ from llm2clip.data.images import Preprocessing
 from llm2clip.export.check import check_pictures, check_pixels, check_same, noise
 from llm2clip.export.hf import KIND as MODEL_KIND
 from llm2clip.export.model_card import model_card
-from llm2clip.files import read_json, write_json
+from llm2clip.files import write_json
 from llm2clip.folders import atomic_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import TimmTower
@@ -110,14 +108,21 @@ def upright_source() -> Markup:
 def save_image_processor(preprocessing: Preprocessing, folder: Path) -> None:
     """Save the evaluation transform for upright RGB pictures as an image processor of transformers."""
     size = preprocessing.image_size
-    processor = CLIPImageProcessorFast(
-        do_resize=True, size={'shortest_edge': size}, resample=PILImageResampling.BICUBIC, do_center_crop=True,
-        crop_size={'height': size, 'width': size}, do_rescale=True, do_normalize=True,
-        image_mean=list(preprocessing.mean), image_std=list(preprocessing.std), do_convert_rgb=True)
-    processor.save_pretrained(folder)
-    # transformers 5 saves a name that is another class in 4, with different pixels; both know the name set here.
-    path = folder / 'preprocessor_config.json'
-    write_json(path, {**read_json(path, dict), 'image_processor_type': 'CLIPImageProcessorFast'})
+    write_json(folder / 'preprocessor_config.json', {
+        'crop_size': {'height': size, 'width': size},
+        'do_center_crop': True,
+        'do_convert_rgb': True,
+        'do_normalize': True,
+        'do_rescale': True,
+        'do_resize': True,
+        'image_mean': preprocessing.mean,
+        # Both versions of transformers know this name; in 4, the one without `Fast` has different pixels.
+        'image_processor_type': 'CLIPImageProcessorFast',
+        'image_std': preprocessing.std,
+        'resample': Image.Resampling.BICUBIC,
+        'rescale_factor': 1 / 255,
+        'size': {'shortest_edge': size},
+    })
 
 
 def _save_timm(

@@ -4,7 +4,6 @@
 """Operations on a model's modules: FSDP2 sharding, compilation of blocks, checkpoints without frozen weights."""
 
 import dataclasses
-import warnings
 from typing import Any, Optional
 
 import torch
@@ -41,9 +40,7 @@ class _Sharding(FSDP2Config):
 
 
 def fsdp2_config(config: FsdpConfig) -> FSDP2Config:
-    """Convert to Composer's configuration, without the warnings that Composer and torch give in any case."""
-    for known in ('FSDP2 Config/APIs are experimental', 'FSDP2-wrapped module'):
-        warnings.filterwarnings('ignore', known)
+    """Convert to Composer's configuration."""
     return _Sharding(
         replicate=config.replicate,
         reshard_after_forward=config.reshard_after_forward,

@@ -16,6 +16,7 @@ from typing import Any, Optional, Union
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
+from transformers.utils import logging
 
 # Relative, since the copies in an exported model are not part of a package `llm2clip`.
 from .text_encoder_llm2clip import POOLINGS, TextEncoder
@@ -109,8 +110,13 @@ def load_checked(
     adapter = LoadError(f'{where}: has an adapter_config.json, expected a whole model and no adapter to one')
     if Path(name or '', 'adapter_config.json').is_file():
         raise adapter
-    with loading(where, 'a model of transformers'):
-        model, info = load(name, *args, output_loading_info=True, **options)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # no table of unexpected weights, which are checked below
+    try:
+        with loading(where, 'a model of transformers'):
+            model, info = load(name, *args, output_loading_info=True, **options)
+    finally:
+        logging.set_verbosity(verbosity)
     if getattr(model, '_hf_peft_config_loaded', False):
         raise adapter
     missing, besides = ([key for key in info[kind] if not (optional and key.startswith(optional))]

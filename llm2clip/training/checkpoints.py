@@ -293,5 +293,6 @@ def read_latest(folder: str) -> dict[str, torch.Tensor]:
         for found in objects:
             path = Path(scratch, found)
             path.parent.mkdir(exist_ok=True)
-            store.download_object(prefix + found, str(path))
+            with reaching(folder):
+                store.download_object(prefix + found, str(path))
         return read_model(Path(scratch, name))

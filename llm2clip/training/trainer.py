@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -26,13 +25,14 @@ from llm2clip.config import ConfigError, FsdpConfig, InheritanceConfig, Stage1Co
 from llm2clip.config.files import check_settings, learned_settings
 from llm2clip.data.loader import device_batch_size
 from llm2clip.device import open_device
-from llm2clip.files import FileError
+from llm2clip.files import FileError, is_out_of_shared_memory
 from llm2clip.models.inheritance import ComposerInheritance
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
 from llm2clip.models.sharding import compile_blocks, fsdp2_config, set_up_units
 from llm2clip.models.stage1 import CaptionContrastive
 from llm2clip.ranks import broadcast_from_rank0
 from llm2clip.registry import build, build_all, check, check_arguments, named
+from llm2clip.remotes import reaching
 from llm2clip.training.algorithms.grad_cache import GradCache
 from llm2clip.training.algorithms.weights import AverageGlooGradients
 from llm2clip.training.callbacks.jsonl_logger import JSONLLogger
@@ -204,17 +204,13 @@ def build_trainer(
     if config.progress_bar:
         loggers.append(ProgressBar())
     loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
-    # No configuration avoids these warnings, such as Composer's about the bar and torch's about saving shards.
-    for known in ('Specifying the ProgressBarLogger via', 'The warmup duration is 0', 'TypedStorage is deprecated',
-                  'Because of the `per_stream` batching method'):
-        warnings.filterwarnings('ignore', known)
 
     sharded = config.fsdp is not None and config.fsdp.state_dict_type == 'sharded'
     check_shared(config.checkpoint_folder)
     checkpoint = find_checkpoint(config.checkpoint_folder, sharded) if config.autoresume else None
     if config.compile is not None:
         compile_blocks(model, **config.compile)
-    trainer = Trainer(
+    trainer = reaching(config.checkpoint_folder)(Trainer)(
         model=model,
         optimizers=optimizer,
         schedulers=build('scheduler', *named(config.scheduler, 'scheduler')),
@@ -295,8 +291,11 @@ def fit(trainer: Trainer, config: TrainConfig) -> None:
     if config.eval_first and trainer.state.evaluators and trainer.state.timestamp.batch.value == 0:
         trainer.eval()
     try:
-        trainer.fit()
+        with reaching(config.checkpoint_folder):
+            trainer.fit()
     except BaseException as error:  # torch's CheckpointException is not an Exception
+        if is_out_of_shared_memory(error):
+            raise  # `run_command` names /dev/shm
         # Checkpoints for an object store are written to a temporary folder first.
         folder = tempfile.gettempdir() if '://' in config.checkpoint_folder else config.checkpoint_folder
         # A sharded checkpoint's error holds the ranks' errors.  A full one's has no errno, but leaves the disk full.

@@ -11,16 +11,18 @@ from types import SimpleNamespace
 
 import boto3
 import pytest
+import wandb.errors
 from composer.devices import DeviceCPU
 from parts import make_samples, write_dataset, write_text_embeddings
 from recipes_in_process import run_recipe
 from remotes import FaultyProxy, s3_environment, s3_server
 
-from llm2clip.config import DatasetConfig
+from llm2clip.command import run_command
+from llm2clip.config import ConfigError, DatasetConfig, PrepareConfig
 from llm2clip.data.convert.samples import Dropped, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_samples
-from llm2clip.remotes import OutputFolder
+from llm2clip.remotes import OutputFolder, download, reaching
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
@@ -87,3 +89,32 @@ def test_conversion_and_extraction_write_to_s3(
     client = boto3.client('s3', endpoint_url=os.environ['S3_ENDPOINT_URL'])
     keys = {item['Key'] for item in client.list_objects_v2(Bucket='out')['Contents']}
     assert {'photos/dataset.json', 'photos/train/index.json', 'embeddings/teacher.json'} <= keys
+
+
+def test_errors_of_an_object_store_name_the_remote(
+    served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('AWS_MAX_ATTEMPTS', '1')
+    monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
+    (tmp_path / 'file').touch()
+
+    def upload(config: PrepareConfig) -> None:
+        OutputFolder(tmp_path, config.out_remote).publish('file')
+
+    def check_error_of(remote: str) -> None:
+        with pytest.raises(SystemExit, match=f'error: .*{remote}'):
+            run_command(PrepareConfig, upload, [f'out={tmp_path}/out', 'source.name=emoji', f'out_remote={remote}'])
+
+    with s3_server(served) as port:
+        for name, value in s3_environment(port).items():
+            monkeypatch.setenv(name, value)
+        check_error_of('s3://nowhere/x')
+        with pytest.raises(ConfigError, match='s3://nowhere/x.*expected a bucket'):
+            download('s3://nowhere/x', tmp_path / 'new')
+        monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'wrong')
+        check_error_of('s3://bucket/x')
+        with pytest.raises(ConfigError, match='s3://bucket/x.*AWS_SECRET_ACCESS_KEY'):
+            download('s3://bucket/x', tmp_path / 'new')
+    check_error_of('s3://bucket/x')  # the server is down
+    with pytest.raises(wandb.errors.AuthenticationError), reaching('s3://bucket/x'):
+        raise wandb.errors.AuthenticationError('of another service')

@@ -4,10 +4,12 @@
 """A run that is killed and resumed, at any moment and as often as you like, learns what an undisturbed one does."""
 
 import json
+import os
 import random
 import re
 import shutil
 import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -96,6 +98,22 @@ def test_other_numbers_of_ranks_go_on(
         # Read back from the bucket, shards joined.
         assert_same_weights(weights(tmp_path / 'to30'), weights(tmp_path / 'whole'))
     assert found == pytest.approx(losses(tmp_path / 'whole'), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_bucket_that_is_gone_ends_a_training_with_one_line(stage2_args: list[str], tmp_path: Path) -> None:
+    bucket = tmp_path / 'served/bucket'
+    bucket.mkdir(parents=True)
+    args = [*stage2_args, 'save_interval=200ba', 'max_duration=9000ba', 'checkpoint_folder=s3://bucket/run',
+            f'save_folder={tmp_path}/run']
+    with s3_server(bucket.parent) as port:
+        # Not `Launched`, which forks the processes that upload.
+        process = subprocess.Popen([sys.executable, 'recipes/train_stage2.py', *args], stderr=subprocess.PIPE,
+                                   env={**os.environ, **s3_environment(port), 'AWS_MAX_ATTEMPTS': '1'}, text=True)
+        while process.poll() is None and not [*bucket.rglob('ep*')]:
+            time.sleep(0.1)
+    output = process.communicate(timeout=PATIENCE)[1]
+    assert re.search('^error: .*s3://bucket/run', output, re.MULTILINE) and 'Traceback' not in output
 
 
 def is_writing(run: Path) -> bool:

@@ -187,6 +187,15 @@ def test_a_full_disk_is_named(stage2_args: list[str], tmp_path: Path, kind: str)
     assert f'error: {disk}/run: no checkpoint can be written, since the disk is full' in output
 
 
+@pytest.mark.skipif(not may_have_own_memory(), reason='mounts nothing')
+def test_full_shared_memory_is_named(stage2_args: list[str], tmp_path: Path) -> None:
+    script, log = tmp_path / 'small_memory.py', tmp_path / 'run.log'
+    script.write_text("import runpy, subprocess\nsubprocess.run(['mount', '-o', 'remount,size=60k', '/dev/shm'])\n"
+                      "runpy.run_path('recipes/train_stage2.py', run_name='__main__')")
+    run = Launched([str(script), *stage2_args, f'save_folder={tmp_path}/run'], log, own=tmp_path)
+    assert 'error: /dev/shm: ' in finish(run, log, ok=False)
+
+
 @pytest.mark.dist
 def test_ctrl_c_ends_both_ranks_with_one_line(stage2_args: list[str], tmp_path: Path) -> None:
     folder, log = tmp_path / 'run', tmp_path / 'run.log'

@@ -4,6 +4,7 @@
 """CLIP's own text features as embeddings datasets."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,16 @@ def clip(request: pytest.FixtureRequest, llm_folder: Path, tmp_path_factory: pyt
 
 
 def test_its_features_in_embeddings_without_captions_that_it_cannot_read(
-    clip: Path, image_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    clip: Path, image_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(logging.getLogger('transformers'), 'propagate', True)  # as pytest needs it
     run_recipe(monkeypatch, 'extract_embeddings', 'teacher.type=clip_text', f'teacher.name={clip}',
                f'datasets.train.local={image_dataset}', f'out={tmp_path}/out', 'device=cpu', 'batch_tokens=50')
     # The long captions have more than twelve tokens.
     output = capfd.readouterr().out
     assert '128 captions' in output and '64 left out' in output and '0 truncated' in output
+    assert 'UNEXPECTED' not in caplog.text  # the vision tower is no surprise
     model, tokenizer = AutoModel.from_pretrained(clip).eval(), AutoTokenizer.from_pretrained(clip)
     padding = {'padding': 'max_length', 'max_length': 12, 'return_attention_mask': False} if 'Siglip' in type(
         model).__name__ else {}

@@ -19,7 +19,7 @@ from parts import make_samples, text_encoder_from_config, write_dataset, write_t
 from streaming import MDSWriter
 
 import llm2clip.teacher.extraction
-from llm2clip.config import ConfigError, DatasetConfig, TextEncoderConfig
+from llm2clip.config import DatasetConfig, TextEncoderConfig
 from llm2clip.data.image_embeddings import stored_vector, vectors_of
 from llm2clip.data.schema import read_columns, read_index, read_samples, vector_columns, vector_rows
 from llm2clip.remote_code.text_encoder_llm2clip import Tokenized, encode_texts, token_batches
@@ -201,8 +201,6 @@ def test_remote_in_and_out(image_dataset: Path, embeddings: Path, teacher_folder
         with pytest.raises(ValueError, match=f"out_remote is {before}, expected '.*other'"):
             extract_text_embeddings(EmbeddingsDataset(dataset, OutputFolder(out, str(tmp_path / 'other'))), teacher)
     assert not (tmp_path / 'other').exists()
-    with pytest.raises(ConfigError, match='Streaming cannot write to sftp://'):
-        OutputFolder(tmp_path, 'sftp://host/folder')
 
 
 def test_embeddings_begun_for_another_teacher_is_refused_by_field(
