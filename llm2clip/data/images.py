@@ -5,7 +5,7 @@
 
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -17,9 +17,6 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from llm2clip.data.image_processing_llm2clip import open_image, upright_rgb
 
 __all__ = ['Preprocessing', 'decode_image', 'decode_pixels', 'encode_image']
-
-# Colours that libjpeg leaves where data is missing, in RGB and CMYK.
-_UNTOUCHED = {(128, 128, 128), (64, 64, 64)}
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ def decode_image(data: bytes, sample_id: str) -> Image.Image:
             the sample.
     """
     with _open(data, sample_id) as image:
-        return _whole(data, image, upright_rgb)
+        return upright_rgb(image)
 
 
 def decode_pixels(data: bytes, sample_id: str, at_least: Optional[int] = None) -> torch.Tensor:
@@ -53,34 +50,11 @@ def decode_pixels(data: bytes, sample_id: str, at_least: Optional[int] = None) -
         at_least: Smallest useful size of the shortest side, in pixels.  A JPEG of at least twice this size is decoded
             at 1/2, 1/4 or 1/8 of its size, which libjpeg does in the DCT domain.  Unset, the size stays.
     """
-    def decode(image: Image.Image) -> Any:
+    with _open(data, sample_id) as image:
         if image.format == 'JPEG' and image.mode in ('RGB', 'L') and at_least and min(image.size) >= 2 * at_least:
             scale = at_least / min(image.size)
             image.draft('RGB', (math.ceil(image.width * scale), math.ceil(image.height * scale)))
         return pil_to_tensor(upright_rgb(image))
-
-    with _open(data, sample_id) as image:
-        return _whole(data, image, decode)
-
-
-def _whole(data: bytes, image: Image.Image, decode: Callable[[Image.Image], Any]) -> Any:
-    """Decode an image; raise an error if a JPEG lacks its last pixels, which libjpeg leaves grey."""
-    sequential = image.format == 'JPEG' and not image.info.get('progressive')
-    # Offset of the coded pixels, which is known only before they are read.
-    scan = image.fp.tell() if sequential else 0  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-    decoded = decode(image)
-    if not sequential:
-        return decoded
-    # The orientation may put the last pixels into any corner.
-    if isinstance(decoded, torch.Tensor):
-        corners = {tuple(decoded[:, y, x].tolist()) for x in (0, -1) for y in (0, -1)}
-    else:
-        corners = {decoded.getpixel((x, y)) for x in (0, decoded.width - 1) for y in (0, decoded.height - 1)}
-    if corners & _UNTOUCHED and data.find(b'\xff\xda', scan) < 0:
-        # Without the end marker, missing pixels are an error.  The zeros serve the decoder, which reads ahead.
-        with open_image(data[:data.rfind(b'\xff\xd9')] + bytes(16)) as cut:
-            cut.load()
-    return decoded
 
 
 @contextmanager

@@ -168,41 +168,16 @@ def _patched(data: bytes, side: int) -> bytes:
     return data[:at] + struct.pack('>HH', side, side) + data[at + 4:]
 
 
-def _cut(share: float, **options: Any) -> bytes:
-    """A JPEG of which a part is missing, with its end marker."""
-    data = encode(photo().convert(options.pop('mode', 'RGB')), 'JPEG', **options)
-    return data[:int(len(data) * share)] + b'\xff\xd9'
-
-
-def _turned() -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x112] = 3
-    return exif
-
-
 NOT_WHOLE = {
     'above 16 bits': lambda: encode(Image.fromarray(np.full((8, 8), 300_000, np.int32)), 'TIFF'),
     'a header of 98 million pixels': lambda: _patched(encode(photo(), 'JPEG'), 9900),
-    'a header of more pixels': lambda: _patched(encode(photo(), 'JPEG'), 400),
-    'almost all': lambda: _cut(0.9), 'grey': lambda: _cut(0.6, mode='L'),
-    'CMYK': lambda: _cut(0.6, mode='CMYK'), 'every pixel its colour': lambda: _cut(0.6, subsampling=0),
-    'with restart markers': lambda: _cut(0.6, restart_marker_blocks=4), 'turned': lambda: _cut(0.6, exif=_turned()),
+    'a part is missing': lambda: encode(photo(), 'JPEG')[:-100],
 }
 
 
 @pytest.mark.parametrize('name', NOT_WHOLE)
-def test_images_that_would_come_out_black_or_grey_are_refused(name: str) -> None:
+def test_images_that_cannot_be_decoded_are_refused(name: str) -> None:
     data = NOT_WHOLE[name]()
     for decode in (decode_image, decode_pixels, lambda data, sample_id: decode_pixels(data, sample_id, 32)):
         with pytest.raises(ValueError, match="the image of sample 's7' cannot be decoded: "):
             decode(data, 's7')
-
-
-@pytest.mark.parametrize('options', [{}, {'restart_marker_blocks': 4}, {'quality': 1, 'optimize': True}])
-@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
-def test_grey_images_that_are_whole_are_decoded(mode: str, options: dict[str, Any]) -> None:
-    for size, value in (((333, 217), 128), ((800, 600), 128), ((800, 600), 0)):
-        image = Image.new('RGB', size, (value,) * 3).convert(mode)
-        data = encode(image, 'JPEG', **options) + b'more'
-        assert decode_pixels(data, 's').shape == (3, *size[::-1]) and decode_image(data, 's').size == size
-        decode_pixels(data, 's', 100)
