@@ -69,7 +69,7 @@ BAD = {
         'out_remote=sftp://host/x',
     ],
     'extract_embeddings': [
-        'datasets={}', 'datasets={../../x: {local: d}}', "datasets={'': {local: d}}", 'teacher=[a, b]',
+        'datasets={}', 'datasets={../../x: {local: d}}', "datasets={'': {local: d}}", 'teacher=[a, b]', 'prompts.x=a',
     ],
     'evaluate': [
         'models={}', 'models=[a]', 'models.m.text=llms', 'models.m.weights=newest', 'models.m.wise_ft_alpha=-0.1',

@@ -73,14 +73,11 @@ CAPTION_FILES: list[tuple[str, Union[str, bytes], str]] = [
     ('c.csv', f'{HEADER}out.png,x\n', "the path 'out.png' leads to .*/secret.png, expected one inside photos"),
     ('c.csv', f'{HEADER}a.png,x\na.png,"one\nb.png,two\n',
      r'c\.csv:3: .*expected a row in which every quote that is op'),
-    ('c.csv', 'image,caption,caption\na.png,x,y\n', r"c\.csv:1: has two columns 'caption', expected different names"),
-    ('c.csv', f'{HEADER}a.png,x,y\n', r'c\.csv:2: has 3 values, expected 2, one per column of image, caption'),
     ('c.csv', HEADER.encode() + b'a.png,x\na.png,caf\xe9\n', r'c\.csv:3: has the byte 0xe9, expected a text in UTF-8'),
     ('c.csv', f'{HEADER}a.png,x\0y\n', r'c\.csv:2: has a NUL character'),
     ('c.csv', 'image;caption\na.png;x\n', r'c\.csv:1: .*image;caption.*, expected commas'),
     ('c.csv', f'{HEADER}a.png,x\nup/photos/a.png,y\n', "c.csv: 'a.png' and 'up/photos/a.png' are the same image"),
-    ('c.csv', f'{HEADER}\na.png,"x\n\ny"\n\nin.png,x,y\n', r'c\.csv:7: has 3 values'),
-    ('c.jsonl', '{"image": "a.png", "caption": "x"}\n[1]\n', r"c\.jsonl:2: expected an object with 'image', found"),
+    ('c.csv', f'{HEADER}\na.png,"x\n\ny"\n\nin.png,x,y\n', r'c\.csv:7: has 3 values, expected 2'),
     ('c.json', '[{"image": "a.png", "caption": 3}]', r"c\.json, value 0: 'caption' is '3', expected a text"),
     ('c.json', '[{"image": "a.png", "caption": "\\ud800"}]',
      r"'caption': has the half character U\+D800, expected a text"),
@@ -117,8 +114,6 @@ ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
       for source in ('image_folder', 'table', 'huggingface', 'webdataset')),
     *(('image_folder', {'holdout': holdout}, 'source.holdout: .*, expected (a share|at least|a? ?finite|number)')
       for holdout in (-5, 1.5, float('nan'), '3')),
-    ('table', {'holdout': 100}, 'source.holdout: 100, expected less than 1'),
-    ('image_folder', {'seed': -1}, 'source.seed: -1, expected at least 0'),
     ('plain_text', {'files': [5]}, r'source.files: .*5, expected string'),
     ('webdataset', {'captions': {}}, 'source.captions: expected caption keys'),
     *((source, {'sample': share}, f'source.sample: {share}, expected (greater than 0|at most 1)')
@@ -194,9 +189,9 @@ def test_a_folder_of_the_library_names_images_inside_of_it(
         name='huggingface', path='photos', captions='text', image_column='image'))
 
 
-def _tar(members: list[Any], mode: str = 'w') -> bytes:
+def _tar(members: list[Any]) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
+    with tarfile.open(fileobj=buffer, mode='w') as tar:
         for member in members:
             if isinstance(member, tarfile.TarInfo):
                 tar.addfile(member)
@@ -218,19 +213,16 @@ def _one(record: bytes) -> bytes:
 
 
 MEMBERS = [member for i in range(3) for member in ((f'{i}.jpg', picture(i)), (f'{i}.json', b'{"c": "x"}'))]
-TAR, ZIPPED = _tar(MEMBERS), _tar(MEMBERS, 'w:gz')
+TAR = _tar(MEMBERS)
 TARS: list[tuple[str, bytes, Optional[str], str]] = [
     ('list', _one(b'[1]'), None, r"t\.tar: sample '0': holds '\[1\]', expected JSON, an object"),
     ('txt', _tar([('0.jpg', picture(0)), ('0.txt', b'\xe9')]), None, r"sample '0': txt: cannot be read .*UTF-8"),
     ('parent', _tar([('../0.jpg', picture(0))]), None, r"t\.tar: the path '\.\./0\.jpg' leads out of the tar"),
     ('symlink', _tar([*MEMBERS[:2], _special(tarfile.SYMTYPE, '/etc/hostname')]), None,
      r"t\.tar: '1\.jpg' is a link or a d"),
-    ('hard link', _tar([*MEMBERS[:2], _special(tarfile.LNKTYPE, '0.jpg')]), None, r"'1\.jpg' is a link or a device"),
     ('cut in a header', TAR[:1200], None, r't\.tar: is cut off, .* at byte 1,024, expected a whole tar'),
     ('cut in a file', TAR[:2600], None, r't\.tar: cannot be read .unexpected end.*, expected a whole tar'),
     ('damaged header', TAR[:2048] + b'\xff\xff' + TAR[2050:], None, r't\.tar: .* no header of a file, at byte 2,048'),
-    ('damaged gzip', ZIPPED[:-8] + bytes(4) + ZIPPED[-4:], None,
-     r't\.tar: cannot be read .*CRC.*, expected a whole tar'),
     ('stats', TAR, '{"successes": 4}', r't\.tar: has 3 samples, expected 4, as t_stats\.json says'),
 ]
 

@@ -119,7 +119,6 @@ def test_what_is_wrong_is_said_before_weights_are_loaded_or_hashed(
 
     out, teacher = f'out={tmp_path}/export', f'teacher={teacher_folder}'
     refused('teacher: required but not set, since the config.yaml of .*s2 names none', out)
-    refused('nowhere is not a teacher', out, 'teacher=nowhere')
     refused('another teacher than the run: bidirectional is False', out, f'teacher={causal_teacher}', error=ValueError)
     refused('truncate_dim: 33, expected at most the 32 dimensions of the model', out, teacher, 'truncate_dim=33')
     # Nor is a run replaced.
@@ -127,7 +126,3 @@ def test_what_is_wrong_is_said_before_weights_are_loaded_or_hashed(
     refused(message, f'out={run}', name='export_vision')
     with pytest.raises(ConfigError, match=message):
         run_recipe(monkeypatch, 'export_sentence_transformers', teacher, f'out={run}')
-    (tmp_path / 'llm2clip').mkdir()
-    (tmp_path / 'llm2clip/mine.txt').touch()
-    (tmp_path / '.llm2clip').write_text('export_hf')
-    refused(r'llm2clip is there already .* \(in it: mine.txt\)', f'out={tmp_path}', teacher)

@@ -197,7 +197,3 @@ def test_the_recipe_writes_a_folder_that_transformers_loads(
                                    expected.get_text_features(vectors))
         torch.testing.assert_close(loaded.get_text_features(texts), expected.get_text_features(
             encode_texts(*load_teacher(teacher_folder), texts)))
-    with pytest.raises(ConfigError, match='required but not set: teacher'):
-        run_recipe(monkeypatch, 'import_official', *args)
-    with pytest.raises(ConfigError, match='vision: required'):
-        run_recipe(monkeypatch, 'import_official', args[0], args[-1], f'teacher={teacher_folder}')

@@ -11,7 +11,7 @@ from launched import losses
 from parts import make_samples, write_dataset
 from recipes_in_process import run_recipe
 
-from llm2clip.config import ConfigError, Stage2Config
+from llm2clip.config import Stage2Config
 from llm2clip.config.files import load_config
 from llm2clip.data.captions import caption_of, text_id
 from llm2clip.data.schema import read_columns, read_samples
@@ -46,10 +46,6 @@ def test_stage2_draws_them_by_keys_of_their_own(
                              ('prompts=null', 'caption_keys is')):
         with pytest.raises(ValueError, match=f'was begun for another dataset or teacher: {message}'):
             run_recipe(monkeypatch, 'extract_embeddings', *extract, changed)
-    for bad, message in (('prompts.x=brief', r'prompts\.x .*: .brief., expected a text with {caption}'),
-                         ("prompts.a-b='{caption}'", 'prompts.* expected a name of letters, digits')):
-        with pytest.raises(ConfigError, match=message):
-            run_recipe(monkeypatch, 'extract_embeddings', *extract, bad)
 
     args = [arg for arg in stage2_args if 'eval' not in arg and 'caption_weights' not in arg] + [
         f'train_data.streams.s.local={tmp_path}/images/train', f'train_data.streams.s.embeddings.tiny.local={out}',

@@ -189,8 +189,6 @@ def test_what_is_no_llm_teacher_or_adapter_is_named(llm_folder: Path, tmp_path: 
         load_llm(TextEncoderConfig(pretrained=str(tmp_path / 'narrow'), adapters=adapters))
     with pytest.raises(ValueError, match=f'text_encoder.adapters: {tmp_path}: .*expected a LoRA adapter'):
         load_llm(TextEncoderConfig(pretrained=str(llm_folder), adapters=[str(tmp_path)]))
-    with pytest.raises(ConfigError, match='is not a teacher'):
-        load_teacher(tmp_path)
     with pytest.raises(ConfigError, match='no folder /nowhere'):
         _encoder(Path('/nowhere'))
     with pytest.raises(ConfigError, match='no projection called qkv_proj; it has down_proj'):

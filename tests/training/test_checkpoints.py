@@ -20,7 +20,7 @@ from composer.utils.parallelism import FSDP2Config
 
 from llm2clip.config import ConfigError
 from llm2clip.training.callbacks.monitors import SaveBest
-from llm2clip.training.checkpoints import check_shared, find_checkpoint, newest_checkpoint, read_latest
+from llm2clip.training.checkpoints import check_shared, find_checkpoint, newest_checkpoint, read_latest, read_model
 from llm2clip.training.runs import BEST_FILE, load_checkpoint_model
 
 
@@ -197,6 +197,8 @@ def test_a_checkpoint_that_would_run_code_is_refused(
         torch.save(state, last)
     with pytest.raises(ConfigError, match=r'ba3.*: it holds posix.system, which would run code'):
         newest_checkpoint(folder)
+    with pytest.raises(ValueError, match='ba3.* would run code'):
+        read_model(last)
     if not sharded:
         with pytest.raises(Exception, match=r'(?i)weights.only'):
             _train(folder, False, str(last), steps=4)
