@@ -23,11 +23,6 @@ from llm2clip.config import ConfigError
 from llm2clip.config.files import check_values
 from llm2clip.config.ranges import Positive, Time, TimeOrZero
 
-__all__ = [
-    'PARTS', 'argument_types', 'build', 'build_all', 'build_source', 'check', 'check_arguments', 'check_names', 'named',
-    'open_set',
-]
-
 # Name -> ``module:class`` (or function).
 _Registry = Mapping[str, str]
 

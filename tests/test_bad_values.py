@@ -51,7 +51,7 @@ BAD = {
         'model.embed_dim=1000000000', 'model.vision.image_size=100000000', 'train_data.epoch_size=1e15',
         'train_data.streams.s.repeat=1e18', 'max_duration=1e400ba',
         'scheduler={name: linear_with_warmup, t_warmup: -1ba}', 'checkpoint_folder=s4://bucket',
-        'checkpoint_folder=local:/x', 'train_data.streams.s.remote=https://host/x',
+        'checkpoint_folder=local:/x', 'save_folder=s3://bucket/x', 'train_data.streams.s.remote=https://host/x',
     ],
     'train_stage1': [
         'global_train_batch_size=1.5', 'device_train_microbatch_size=9', 'checkpoint_folder=s3://me:secret@host/bucket',

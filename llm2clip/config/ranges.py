@@ -79,6 +79,7 @@ FolderName = Annotated[str, _must(_is_folder_name, 'the name of a folder, which 
 Remote = Annotated[Text, AfterValidator(_elsewhere), _path_or(_READABLE_SCHEMES)]
 OutRemote = Annotated[Text, AfterValidator(_elsewhere), _path_or(_WRITABLE_SCHEMES)]
 CheckpointFolder = Annotated[Text, _path_or(_CHECKPOINT_SCHEMES)]
+RunFolder = Annotated[Text, _must(lambda path: '://' not in path, 'a folder on a disk; checkpoint_folder may be s3://…')]
 # Upper ends are far above any use.  Machines, processes, captions of an image, features, or pixels along a side.
 SmallCount = Annotated[int, Field(ge=1, le=2**16)]
 Count = Annotated[int, Field(ge=1, le=10**9)]

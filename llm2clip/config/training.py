@@ -30,6 +30,7 @@ from llm2clip.config.ranges import (
     DeviceName,
     Duration,
     Positive,
+    RunFolder,
     Seed,
     TeacherPrecision,
     Text,
@@ -63,8 +64,8 @@ class FsdpConfig:
 class TrainerConfig:
     """Arguments of Composer's Trainer, under its names."""
 
-    save_folder: Text = MISSING
-    """Run folder, with `config.yaml`, `metrics.jsonl` and `checkpoints/`."""
+    save_folder: RunFolder = MISSING
+    """Run folder on a disk, with `config.yaml`, `metrics.jsonl` and `checkpoints/`."""
     run_name: Text = MISSING
     """Name of the run for loggers."""
     max_duration: Duration = MISSING
