@@ -118,8 +118,9 @@ def _quiet_libraries() -> None:
                   'FSDP2-wrapped module', 'Specifying the ProgressBarLogger via', 'The warmup duration is 0',
                   'TypedStorage is deprecated'):
         warnings.filterwarnings('ignore', known)
-    # Of incomplete last batches, and of a folder that holds what is uploaded.
-    for name in ('streaming.base.batching.per_stream', 'streaming.base.storage.upload'):
+    # Of incomplete last batches, of a folder that holds what is uploaded, and of image processors without torchvision.
+    for name in ('streaming.base.batching.per_stream', 'streaming.base.storage.upload',
+                 'transformers.models.auto.image_processing_auto'):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -79,9 +79,10 @@ def test_lora_beside_bfloat16_is_merged(llm_folder: Path, tmp_path: Path) -> Non
     of_run = trained('timm:test_vit', [tmp_path / 'teacher'])
     export_onnx(of_run.model, of_run.config, of_run.record, tmp_path / 'out', teachers=[
         TeacherFolder(tmp_path / 'teacher')])
-    graph = onnx.load(tmp_path / 'out/text_encoder.onnx').graph
-    products = sum(node.op_type in ('MatMul', 'Gemm') for node in graph.node)
-    assert products == 9 * 2  # seven projections and two products of attention in each of two layers
+    nodes = onnx.load(tmp_path / 'out/text_encoder.onnx').graph.node
+    products = sum(node.op_type in ('MatMul', 'Gemm') for node in nodes)
+    # Seven projections and two products of attention in each of two layers, and in torch 2.7 one of RoPE.
+    assert products in (9 * 2, 9 * 2 + 1)
 
 
 def test_what_onnx_cannot_express_is_one_line(teacher_folder: Path, causal_teacher: Path, tmp_path: Path) -> None:
