@@ -48,8 +48,6 @@ from llm2clip.folders import lock_output, locked
 from llm2clip.help import help_text
 from llm2clip.registry import check_names
 
-__all__ = ['SECONDS_FILE', 'recorded_seconds', 'run_command']
-
 T = TypeVar('T')
 
 SECONDS_FILE = 'seconds.json'

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, Optional, TypeVar
 if TYPE_CHECKING:
     from composer.devices import Device
 
-__all__ = ['computes_bfloat16', 'exact_float32', 'in_float32', 'open_device']
-
 T = TypeVar('T')
 CPU_INFO = Path('/proc/cpuinfo')
 # Constants of glibc's malloc.h.

@@ -21,8 +21,6 @@ from tqdm import tqdm
 
 from llm2clip.config import ConfigError, missing_extra
 
-__all__ = ['Engine', 'LocalEngine', 'RayEngine', 'Work']
-
 S = TypeVar('S')
 T = TypeVar('T')
 

@@ -15,11 +15,6 @@ from typing import Any, Optional, Union
 
 from safetensors import SafetensorError
 
-__all__ = [
-    'FileError', 'atomic_write', 'is_out_of_shared_memory', 'parse_json', 'printable', 'read_json', 'read_text',
-    'reading', 'write_json', 'write_text', 'writing',
-]
-
 
 class FileError(ValueError):
     """A file that cannot be used; the message names it and says what was expected."""

@@ -16,10 +16,6 @@ from filelock import FileLock, Timeout
 from llm2clip.config import ConfigError
 from llm2clip.files import FileError, writing
 
-__all__ = [
-    'atomic_folder', 'check_replaceable', 'inside', 'lock_output', 'locked', 'stays_inside',
-]
-
 MANIFEST = 'MANIFEST'
 # Hidden file with the name of the recipe that adds files to a folder over time.
 _RECORD = '.llm2clip'

@@ -19,8 +19,6 @@ from llm2clip.config.files import unwrap_optional
 from llm2clip.config.teacher import teacher_types
 from llm2clip.registry import PARTS, argument_types, check
 
-__all__ = ['entries', 'help_text']
-
 _WIDTH = 100
 
 

@@ -13,8 +13,6 @@ import torch
 import torch.distributed
 from composer.utils import dist
 
-__all__ = ['broadcast_from_rank0', 'round_robin', 'is_first', 'initialize_gloo', 'once_per_node', 'rows']
-
 S = TypeVar('S')
 T = TypeVar('T')
 

@@ -19,8 +19,6 @@ import backoff
 from llm2clip.config import ConfigError
 from llm2clip.files import atomic_write, writing
 
-__all__ = ['OutputFolder', 'is_missing', 'is_remote_error', 'reaching']
-
 _ATTEMPTS = 5
 _REFUSED = 'Credentials|Authentication|SignatureDoesNotMatch|InvalidAccessKeyId|ExpiredToken|AccessDenied|NoSuchBucket'
 _LIBRARIES = ('botocore.', 'boto3.', 'google.', 'azure.', 'oci.', 'paramiko.', 'composer.utils.object_store.')

@@ -25,8 +25,6 @@ from llm2clip.files import parse_json, printable, reading
 from llm2clip.models.llm2clip import check_truncate_dim, truncate_dims
 from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
-__all__ = ['classify', 'embed_images', 'embed_query', 'is_image', 'load_model', 'nearest', 'thumbnail']
-
 SUFFIXES = ('.avif', '.bmp', '.gif', '.jfif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 INDEX_FILE = 'images.safetensors'
 

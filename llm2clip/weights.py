@@ -18,10 +18,6 @@ from safetensors.torch import save_file
 from llm2clip.files import FileError, atomic_write, reading
 from llm2clip.remote_code.checks_llm2clip import check_finite
 
-__all__ = [
-    'hash_tensors', 'open_weights', 'published_state', 'read_pickle', 'read_safetensors', 'write_safetensors',
-]
-
 _HASH = 'xxh64'
 
 

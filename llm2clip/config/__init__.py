@@ -64,15 +64,3 @@ from llm2clip.config.training import (
     TextEncoderInLoopConfig,
     TrainConfig,
 )
-
-__all__ = [
-    'AdapterConfig', 'CRAConfig', 'CaptionDataConfig', 'CaptionPairConfig', 'CaptionStreamConfig', 'ClipTextConfig',
-    'ClipTextTeacherConfig', 'ConfigError', 'DatasetConfig', 'DemoConfig', 'EmbedConfig', 'EvaluateConfig',
-    'EvaluatedModelConfig', 'ExportConfig', 'ExportTeacherConfig', 'ExportVisionConfig', 'ExtractConfig',
-    'ExtractImagesConfig', 'FsdpConfig', 'ImageDataConfig', 'ImageFolderConfig', 'ImageStreamConfig', 'ImportConfig',
-    'InheritanceConfig', 'InheritanceDataConfig', 'LLMTeacherConfig', 'LoaderConfig', 'LoraConfig', 'LossConfig',
-    'MNTPConfig', 'ModelConfig', 'PlanConfig', 'PrepareConfig', 'ReportConfig', 'RetrievalConfig', 'SGDProbeConfig',
-    'SearchConfig', 'SelfDistillationConfig', 'SentenceTransformersTeacherConfig', 'Stage1Config', 'Stage2Config',
-    'StreamConfig', 'TextEncoderConfig', 'TextEncoderInLoopConfig', 'TrainConfig', 'TrainableTextConfig',
-    'VisionConfig', 'WriterConfig', 'ZeroshotConfig', 'missing_extra',
-]

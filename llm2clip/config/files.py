@@ -31,11 +31,6 @@ from llm2clip.config.training import TrainConfig
 from llm2clip.device import computes_bfloat16
 from llm2clip.files import FileError, read_text, reading, write_text
 
-__all__ = [
-    'check_settings', 'check_values', 'difference', 'learned_settings', 'leaves', 'load_config', 'package_folder',
-    'read_config', 'read_resolved', 'save_config', 'settings_in_folder', 'unwrap_optional',
-]
-
 T = TypeVar('T')
 C = TypeVar('C', bound=TrainConfig)
 _ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)

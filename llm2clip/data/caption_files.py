@@ -19,12 +19,6 @@ from typing import Any, Optional
 from llm2clip.config import ConfigError
 from llm2clip.files import FileError, parse_json, read_json, reading
 
-__all__ = [
-    'captions_of_lines', 'check_image_paths', 'check_text', 'field', 'normal_path', 'numbered', 'official_lists',
-    'optional_text', 'read_captions', 'read_csv', 'read_json_lines', 'read_lines', 'read_splits', 'text_field',
-    'texts_field',
-]
-
 # Path of each image, relative to the folder of images, with its captions.
 _Images = Iterable[tuple[str, list[str]]]
 

@@ -11,8 +11,6 @@ import xxhash
 from llm2clip.config import CaptionPairConfig
 from llm2clip.data.schema import CAPTION, SAMPLE_ID, caption_keys
 
-__all__ = ['caption_of', 'draw', 'draw_captions', 'draw_pair', 'sample_seed', 'text_id']
-
 
 def sample_seed(seed: int, epoch: int, sample_id: str) -> int:
     """Return a 64-bit seed for all randomness of one sample in one epoch.

@@ -22,12 +22,6 @@ from llm2clip.data.schema import CAPTION, EMBEDDING, EMBEDDING_SCALE, IMAGE, SAM
 from llm2clip.data.streams.paired_stream import PairedStream
 from llm2clip.data.streams.safe_dataset import SafeDataset
 
-__all__ = [
-    'build_image_loader', 'build_target_loader', 'concatenate', 'float_vectors', 'paired_stream', 'split_columns',
-    'target_stream', 'target_streams',
-]
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Images with embeddings
 # ---------------------------------------------------------------------------------------------------------------------

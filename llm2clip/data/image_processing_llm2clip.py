@@ -20,8 +20,6 @@ from PIL import Image, UnidentifiedImageError
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-__all__ = ['LLM2CLIPImageProcessor', 'normalize', 'open_image', 'orientation', 'resize_and_crop', 'upright_rgb']
-
 # Pillow reads more formats, but EPS starts another program, and rarely used decoders are a security risk.  'JPEG'
 # includes JPEGs with several pictures (MPO), which phones write.
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'PPM')

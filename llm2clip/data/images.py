@@ -16,8 +16,6 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from llm2clip.data.image_processing_llm2clip import open_image, upright_rgb
 
-__all__ = ['Preprocessing', 'decode_image', 'decode_pixels', 'encode_image']
-
 
 @dataclass(frozen=True)
 class Preprocessing:

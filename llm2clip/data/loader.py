@@ -22,10 +22,6 @@ from llm2clip.data.schema import NEGATIVE, caption_keys, read_columns
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import VerifiedStream
 
-__all__ = [
-    'all_caption_keys', 'build_loader', 'device_batch_size', 'shared_memory', 'stream_arguments', 'streaming_dataset',
-]
-
 # Interval at which a worker checks that its rank is alive.
 _WATCH_SECONDS = 1.0
 

@@ -26,13 +26,6 @@ from streaming.base.hashing import get_hash, is_hash
 from llm2clip.files import FileError, parse_json, read_text, reading
 from llm2clip.folders import stays_inside
 
-__all__ = [
-    'CAPTION', 'EMBEDDING', 'EMBEDDING_SCALE', 'IMAGE', 'INDEX', 'NEGATIVE', 'SAMPLE_ID', 'TEACHER_FILE',
-    'caption_keys', 'check_shard', 'columns_of', 'dataset_fingerprint', 'embedding_dim', 'file_damage',
-    'image_keys', 'parse_index', 'read_columns', 'read_index', 'read_samples', 'vector_columns', 'vector_rows',
-    'whole_shard',
-]
-
 SAMPLE_ID = 'sample_id'
 IMAGE = 'image'
 CAPTION = 'caption.'

@@ -13,8 +13,6 @@ from webdataset.tariterators import base_plus_ext, group_by_keys
 from llm2clip.files import FileError, reading
 from llm2clip.folders import stays_inside
 
-__all__ = ['IMAGES', 'tar_samples']
-
 IMAGES = ('jpg', 'jpeg', 'png', 'webp')
 """Suffixes of images."""
 _LONGEST_TEXT = 1 << 24

@@ -21,11 +21,6 @@ from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.remote_code.text_encoder_llm2clip import pack
 
-__all__ = [
-    'build_caption_pair_loader', 'build_masked_text_loader', 'pack_sides', 'pairs_of_streams', 'split_by_length',
-    'split_packed', 'text_sides', 'texts_of_streams', 'with_two_captions',
-]
-
 _IGNORED = -100
 _IDS, _MASK = 'input_ids', 'attention_mask'
 

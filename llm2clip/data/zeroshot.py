@@ -14,9 +14,6 @@ from llm2clip.registry import open_set
 if TYPE_CHECKING:
     from llm2clip.evaluation.sets.files import ClassificationSet
 
-__all__ = ['ZeroshotSet', 'zeroshot_set']
-
-
 class ZeroshotSet(NamedTuple):
     """Images with classes, and prompt templates with `{}` for the class name."""
 

@@ -25,8 +25,6 @@ from llm2clip.metrics.classification import (
 )
 from llm2clip.metrics.retrieval import recall
 
-__all__ = ['class_features', 'linear_probe', 'zeroshot_metrics']
-
 # Candidates for the inverse regularisation strength of the logistic regression.
 _C = tuple(10.0 ** power for power in range(-2, 5))
 

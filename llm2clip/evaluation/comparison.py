@@ -11,8 +11,6 @@ import torch
 from llm2clip.config import EvaluateConfig
 from llm2clip.metrics.bootstrap import Outcomes, percentile_interval
 
-__all__ = ['BenchmarkResult', 'comparisons']
-
 _MEAN_AP = 'mean_average_precision'
 # Main metrics of a retrieval benchmark.
 _RECALLS = ('image_retrieval_recall@1', 'text_retrieval_recall@1')

@@ -37,8 +37,6 @@ from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.sources import teacher_source
 
-__all__ = ['Evaluation', 'check_results']
-
 _KINDS = ('retrieval', 'zeroshot', 'linear_probe')
 # Captions per block: enough to sort by length, few enough to distribute over several ranks.
 _BLOCK = 1024

@@ -21,8 +21,6 @@ from llm2clip.evaluation.sets.files import EvaluationSet
 from llm2clip.ranks import broadcast_from_rank0, is_first, round_robin, rows
 from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
-__all__ = ['ImageFeatures', 'encode_batches', 'finite']
-
 # Images per file: its features fit into memory several times, and a killed evaluation loses at most this many.
 _BLOCK = 16384
 

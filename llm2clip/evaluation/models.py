@@ -29,8 +29,6 @@ from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.sources import teacher_in, teacher_sources
 from llm2clip.training.runs import load_stage2, read_stage2, trained_clip_text, with_trained_teacher
 
-__all__ = ['EvaluatedModel', 'TrainedLLM2CLIP', 'check_evaluated_model', 'load_evaluated_model']
-
 _TEXTS = 256
 Teacher = Callable[[Sequence[str]], tuple[torch.Tensor, int]]
 

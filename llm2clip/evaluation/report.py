@@ -20,8 +20,6 @@ from llm2clip.evaluation.tables import Table, measure, result_tables
 from llm2clip.files import read_json, read_text, reading, write_text
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
-__all__ = ['write_page', 'write_report']
-
 _P = ParamSpec('_P')
 _LABELLED = 20
 _GENERATOR = b'<meta name="generator" content="llm2clip">'

@@ -14,8 +14,6 @@ from llm2clip.data.images import decode_image, encode_image
 from llm2clip.evaluation.sets.files import RetrievalSet
 from llm2clip.metrics.retrieval import RetrievalRanks, rank_both_ways
 
-__all__ = ['evaluate_retrieval', 'make_gallery']
-
 # Longer side of a thumbnail in pixels: about twice its size on the page, for high-density screens.
 _SIDE = 112
 

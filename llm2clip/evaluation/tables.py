@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 import yaml
 
-__all__ = ['Table', 'markdown', 'measure', 'result_tables']
-
 _MEASURES = {
     'mean': 'mean', 'image_retrieval_recall@1': 'text→image R@1', 'text_retrieval_recall@1': 'image→text R@1',
     'zeroshot_top1': 'top-1', 'linear_probe_top1': 'top-1', 'mean_per_class': 'mean per class',

@@ -43,10 +43,6 @@ from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.sources import TeacherFolder, teacher_sources
 
-__all__ = [
-    'KIND', 'LLM2CLIPConfig', 'LLM2CLIPModel', 'export_folder', 'is_exported', 'run_teachers',
-]
-
 KIND = 'LLM2CLIP model'
 _REMOTE_CODE = {'AutoConfig': 'modeling_llm2clip.LLM2CLIPConfig', 'AutoModel': 'modeling_llm2clip.LLM2CLIPModel',
                 'AutoModelForZeroShotImageClassification': 'modeling_llm2clip.LLM2CLIPModel',

@@ -19,8 +19,6 @@ from llm2clip.config.files import read_config
 from llm2clip.files import read_json
 from llm2clip.teacher.fingerprint import Fingerprint
 
-__all__ = ['model_card', 'public_name', 'teacher_card']
-
 
 def _escaped(value: Any) -> str:
     """Escape a value for Markdown and HTML, in one line; return `Markup` unchanged."""

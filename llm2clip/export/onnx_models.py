@@ -36,8 +36,6 @@ try:
 except ImportError as error:
     raise missing_extra('format: onnx', 'onnx', error) from None
 
-__all__ = ['KIND', 'export_onnx']
-
 KIND = 'ONNX export'
 _OPSET = 18  # the one that torch.onnx writes without conversion
 # Relative to the largest value; up to 10,000 dimensions, the cosine is then above 0.9999.

@@ -23,8 +23,6 @@ try:
 except ImportError as error:
     raise missing_extra('this export', 'sentence-transformers', error) from None
 
-__all__ = ['export_sentence_transformers']
-
 KIND = 'sentence-transformers model'
 
 

@@ -43,8 +43,6 @@ from llm2clip.teacher.clip_text import ClipText
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.weights import published_state
 
-__all__ = ['KIND', 'export_clip', 'export_vision', 'save_image_processor', 'upright_source']
-
 KIND = 'vision tower'
 # The second text is truncated.
 _TEXTS = ['a red square', 'a blue circle on a plain wall, painted by somebody ' + 'who likes walls ' * 50]

@@ -24,8 +24,6 @@ from llm2clip.remote_code.checks_llm2clip import load_tokenizer
 from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
 from llm2clip.teacher.llm import build_text_encoder, save_teacher
 
-__all__ = ['import_teacher']
-
 # Text that LLM2Vec puts before and after a caption, without BOS.
 TEMPLATES = {
     'llama3': ('<|start_header_id|>user<|end_header_id|>\n\n', '<|eot_id|>'),

@@ -38,8 +38,6 @@ from llm2clip.remote_code.checks_llm2clip import check_finite
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.weights import read_pickle, read_safetensors
 
-__all__ = ['check_initial_weights', 'import_checkpoint', 'load_initial_weights']
-
 _State = dict[str, torch.Tensor]
 
 

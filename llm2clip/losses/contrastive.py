@@ -23,8 +23,6 @@ import torch.nn.functional as F
 
 from llm2clip.device import in_float32
 
-__all__ = ['all_gather', 'clip_loss', 'ignored_candidates', 'info_nce', 'siglip_loss', 'with_gradients']
-
 _Ignored = Callable[[int, int], torch.Tensor]
 """(start, stop) -> mask ``(stop - start, C)`` of columns excluded from rows start to stop; never a positive."""
 

@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from llm2clip.device import in_float32
 from llm2clip.losses.contrastive import all_gather, with_gradients
 
-__all__ = ['instance_loss', 'structure_loss']
-
 # Distances are clamped to this minimum, without gradient: the gradient of a distance is unbounded near zero.
 _SMALLEST = 1e-3
 

@@ -7,8 +7,6 @@ from typing import NamedTuple, Optional
 
 import torch
 
-__all__ = ['Outcomes', 'percentile_interval']
-
 
 class Outcomes(NamedTuple):
     """Outcomes of a model per query, for M metrics that are means over Q queries."""

@@ -9,11 +9,6 @@ import torch.nn.functional as F
 from llm2clip.device import in_float32
 from llm2clip.metrics.retrieval import Collected, recall
 
-__all__ = [
-    'MeanAveragePrecision', 'MeanPerClass', 'ZeroshotTop1', 'accuracy_per_class', 'average_precision', 'class_ranks',
-    'class_scores', 'mean_of_prompts',
-]
-
 # Maximum number of scores in memory.
 _SCORES = 2**27
 

@@ -13,11 +13,6 @@ from torchmetrics.utilities import dim_zero_cat
 from llm2clip.device import in_float32
 from llm2clip.metrics.bootstrap import Outcomes
 
-__all__ = [
-    'CaptionRetrievalAccuracy', 'Collected', 'RetrievalRanks', 'RetrievalRecall', 'caption_retrieval_accuracy',
-    'rank_both_ways', 'recall',
-]
-
 # Maximum number of scores in memory.
 _SCORES = 2**27
 _KS = (1, 5, 10)

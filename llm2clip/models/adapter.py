@@ -20,8 +20,6 @@ from llm2clip.remote_code.modeling_llm2clip import Adapter, AlignmentHead
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.weights import read_safetensors, write_safetensors
 
-__all__ = ['KIND', 'WEIGHTS_FILE', 'build_adapter', 'load_adapter', 'save_adapter']
-
 KIND = 'adapter of the text side'
 WEIGHTS_FILE, ABOUT_FILE = 'adapter.safetensors', 'adapter.json'
 

@@ -23,8 +23,6 @@ from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, hash_settings
 from llm2clip.weights import hash_tensors
 
-__all__ = ['FrozenTower', 'check_tower', 'load_frozen_tower', 'tower_fingerprint']
-
 _Item = tuple[bytes, str, int]
 """File of an image, its sample id, and the number of the view; 0 is the image itself, cropped as in evaluation."""
 

@@ -16,8 +16,6 @@ from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.retrieval import RetrievalRecall
 from llm2clip.remote_code.modeling_llm2clip import Adapter
 
-__all__ = ['ComposerInheritance']
-
 Batch = dict[str, torch.Tensor]
 
 

@@ -13,8 +13,6 @@ from llm2clip.config import LossConfig, SelfDistillationConfig
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.sharding import save_trainable_only
 
-__all__ = ['JointLLM2CLIP']
-
 Batch = dict[str, Any]
 # Texts -> keyword arguments of their encoder.
 Tokenize = Callable[[Sequence[str]], dict[str, Any]]

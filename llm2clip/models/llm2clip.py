@@ -25,8 +25,6 @@ from llm2clip.models.towers import load_projection
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.remote_code.modeling_llm2clip import Adapter, AlignmentHead
 
-__all__ = ['LLM2CLIP', 'ComposerLLM2CLIP', 'check_truncate_dim', 'projection_kind', 'truncate_dims']
-
 Batch = dict[str, torch.Tensor]
 
 

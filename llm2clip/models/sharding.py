@@ -17,8 +17,6 @@ from torch.distributed.tensor import DTensor
 
 from llm2clip.config import ConfigError, FsdpConfig
 
-__all__ = ['compile_blocks', 'fsdp2_config', 'save_trainable_only', 'set_up_units', 'unwrapped_name', 'whole']
-
 # Blocks of one class share this limit.  Blocks of a convolutional network differ in shape, and each block is compiled
 # again for evaluation, for passes without gradients, and for varying sequence lengths.  torch's default of 8 would
 # leave the rest uncompiled.

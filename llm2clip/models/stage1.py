@@ -19,8 +19,6 @@ from llm2clip.metrics.retrieval import CaptionRetrievalAccuracy
 from llm2clip.models.sharding import save_trainable_only
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 
-__all__ = ['CaptionContrastive', 'MaskedNextTokenPrediction']
-
 Batch = dict[str, Any]
 Outputs = dict[str, torch.Tensor]
 

@@ -28,8 +28,6 @@ from llm2clip.data.images import Preprocessing
 from llm2clip.files import reading
 from llm2clip.remote_code.checks_llm2clip import check_finite, check_no_code, load_checked, load_config
 
-__all__ = ['load_projection', 'load_tower', 'tower_preprocessing', 'train_image_size']
-
 # (tokens (B, T, D), number of prefix tokens) -> indices (B, kept) of the patches to keep, or None to keep all.
 Keep = Callable[[torch.Tensor, int], Optional[torch.Tensor]]
 

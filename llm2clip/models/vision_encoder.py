@@ -18,8 +18,6 @@ from llm2clip.models.sharding import unwrapped_name
 from llm2clip.models.towers import load_tower, tower_preprocessing
 from llm2clip.models.vision_lora import add_lora, dry_forward
 
-__all__ = ['VisionEncoder', 'check_tower_names', 'split_frozen_batch_norms']
-
 
 class VisionEncoder(nn.Module):
     """A timm or transformers tower without its classifier.

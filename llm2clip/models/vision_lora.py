@@ -20,8 +20,6 @@ from torch.func import functional_call
 from llm2clip.config import ConfigError, LoraConfig
 from llm2clip.remote_code.checks_llm2clip import check_keys
 
-__all__ = ['add_lora', 'dry_forward', 'load_without_lora', 'merge_lora']
-
 
 def dry_forward(trunk: nn.Module, image_size: int) -> None:
     """Run a tower in evaluation mode on an image without memory or values, for its hooks; weights are not read."""

@@ -33,8 +33,6 @@ from llm2clip.data.texts import pairs_of_streams, texts_of_streams, with_two_cap
 from llm2clip.planning.summary import DatasetPlan, Plan
 from llm2clip.teacher.fingerprint import common_teacher
 
-__all__ = ['collected', 'plan_data']
-
 Loader = Union[ImageDataConfig, CaptionDataConfig, InheritanceDataConfig]
 
 

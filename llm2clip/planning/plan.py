@@ -45,8 +45,6 @@ from llm2clip.training import inheritance, stage1, stage2
 from llm2clip.training.text_encoders import TrainedText, load_trained_encoder
 from llm2clip.training.trainer import check_metrics, check_train_config
 
-__all__ = ['make_plan', 'plan_run']
-
 _UNKNOWN_DIM, _UNKNOWN_EMBED_DIM = 4096, 768
 _GPUS_PER_NODE, _CHARACTERS_PER_TOKEN = 8, 4
 # Tokens per text -> new model on the meta device, and a function from a number of samples to a batch.

@@ -45,8 +45,6 @@ from llm2clip.training.algorithms.batches import InitialImages
 from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
 from llm2clip.training.optim import build_optimizer
 
-__all__ = ['EncoderPlan', 'StepCost', 'dry_run_step', 'fake_ranks']
-
 Batch = dict[str, Any]
 _AUTOCAST = {Precision.AMP_BF16: torch.bfloat16, Precision.AMP_FP16: torch.float16}
 # Block size of CUDA's caching allocator in bytes.

@@ -11,8 +11,6 @@ from tqdm import tqdm
 from llm2clip.config import PlanConfig
 from llm2clip.planning.step import StepCost
 
-__all__ = ['GPUS', 'DatasetPlan', 'Plan']
-
 _GIB = 2**30
 # Share of memory for tensors, beside CUDA's context, NCCL's buffers and fragmentation.
 _USABLE = 0.9

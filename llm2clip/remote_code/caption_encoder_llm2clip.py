@@ -21,8 +21,6 @@ from sentence_transformers.base.modules import InputModule
 from .checks_llm2clip import keep_readable, load_encoder, load_tokenizer, read_encoding
 from .text_encoder_llm2clip import CaptionTokenizer, TextEncoder
 
-__all__ = ['CaptionEncoder']
-
 
 class CaptionEncoder(InputModule):
     """Text encoder as the only module of a SentenceTransformer.

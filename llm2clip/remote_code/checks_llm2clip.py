@@ -21,12 +21,6 @@ from transformers.utils import logging
 # Relative, since the copies in an exported model are not part of a package `llm2clip`.
 from .text_encoder_llm2clip import POOLINGS, TextEncoder
 
-__all__ = [
-    'TEACHER_SUFFIXES', 'LoadError', 'check_finite', 'check_keys', 'check_no_code', 'check_weight_files',
-    'check_rope', 'checksum', 'checksums', 'keep_readable', 'load_checked', 'load_config', 'load_encoder',
-    'load_tokenizer', 'loading', 'read_encoding', 'rope_of_4',
-]
-
 # Suffixes of files that decide a teacher's vectors: weights, tokenizer, chat template and configurations.
 TEACHER_SUFFIXES = ('.safetensors', '.bin', '.model', '.json', '.jinja', '.txt')
 _REASON = 300

@@ -41,8 +41,6 @@ try:  # transformers requires every package that is imported outside of a try bl
 except ImportError:
     timm = None
 
-__all__ = ['Adapter', 'LLM2CLIPConfig', 'LLM2CLIPModel']
-
 _TEACHER_FOLDER = 'teacher'
 
 

@@ -18,8 +18,6 @@ import torch
 # Relative, since the copies in an exported model are not part of a package `llm2clip`.
 from .checks_llm2clip import LoadError, check_finite, check_no_code, check_rope, loading
 
-__all__ = ['encode_sentences', 'load_sentence_transformer']
-
 # Prefixes of the classes that a sentence-transformers folder may name: modules and activations.
 _TRUSTED_CLASSES = ('sentence_transformers.', 'torch.nn.')
 

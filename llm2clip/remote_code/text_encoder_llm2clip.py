@@ -19,10 +19,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedTokenizerBase
 
-__all__ = [
-    'POOLINGS', 'CaptionTokenizer', 'TextEncoder', 'Tokenized', 'encode_texts', 'encode_tokens', 'pack',
-]
-
 Tokens = dict[str, torch.Tensor]
 Runs = Sequence[tuple[int, int]]
 _SENTINEL, _ANSWER = '\u2063caption\u2063', '\u2063answer\u2063'

@@ -22,8 +22,6 @@ from llm2clip.remote_code.checks_llm2clip import check_finite
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.weights import read_safetensors, write_safetensors
 
-__all__ = ['CachedTeacher', 'CaptionTeacher', 'Embedded', 'TeacherSource']
-
 # Texts per cache file: enough to sort by length, few enough to repeat after a kill.
 _BLOCK = 1024
 

@@ -38,10 +38,6 @@ from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded, TeacherSo
 from llm2clip.teacher.fingerprint import Fingerprint, hash_settings
 from llm2clip.weights import hash_tensors, published_state
 
-__all__ = [
-    'KIND', 'ClipText', 'ClipTextTower', 'load_clip_text', 'load_clip_tokenizer', 'save_clip_text',
-]
-
 KIND = 'text tower of a CLIP'
 # transformers has classes for these stand-alone text towers, but its auto classes do not find them by config.json.
 for _config, _model in ((SiglipTextConfig, SiglipTextModel), (Siglip2TextConfig, Siglip2TextModel)):

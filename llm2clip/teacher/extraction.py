@@ -47,8 +47,6 @@ from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 
-__all__ = ['EmbeddingsDataset', 'extract_by', 'extract_text_embeddings', 'run_extraction']
-
 T = TypeVar('T')
 
 _COUNTED = ('shards', 'captions', 'tokens', 'truncated', 'left_out', 'absent')

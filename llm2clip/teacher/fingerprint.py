@@ -22,8 +22,6 @@ from llm2clip.data.streams.paired_stream import PairedReader, PairedStream
 from llm2clip.files import read_json, reading, write_text
 from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES, rope_of_4
 
-__all__ = ['Fingerprint', 'TeacherRecord', 'common_teacher', 'hash_files', 'hash_settings', 'teacher_of_embeddings']
-
 _SEVERAL = 'concatenated'
 # Fields of a configuration that saving and loading change, and that do not decide vectors.
 _VOLATILE = {'_name_or_path', 'architectures', 'dtype', 'quantization_config', 'tie_word_embeddings', 'torch_dtype',

@@ -20,8 +20,6 @@ from llm2clip.data.schema import CAPTION, INDEX, NEGATIVE, SAMPLE_ID, caption_ke
 from llm2clip.device import open_device
 from llm2clip.teacher.sources import LLMTeacher, TeacherFolder
 
-__all__ = ['hard_negatives']
-
 # Texts that are tokenised at once, and similarities that are computed at once.
 _TEXTS, _SCORES = 1 << 16, 1 << 26
 

@@ -46,12 +46,6 @@ from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEnc
 from llm2clip.teacher.fingerprint import Fingerprint, hash_files
 from llm2clip.weights import open_weights, read_safetensors, write_safetensors
 
-__all__ = [
-    'ENCODER_FILE', 'KIND', 'LORA_KIND', 'add_lora', 'build_text_encoder', 'encoding',
-    'load_caption_tokenizer', 'load_llm', 'load_llm_and_head', 'load_teacher', 'load_text_encoder', 'save_teacher',
-    'set_attention_dropout', 'shard_encoder', 'teacher_config', 'teacher_fingerprint',
-]
-
 KIND, LORA_KIND = 'teacher of captions', 'LoRA adapter'
 BASE_FILE = 'base_model.json'
 ENCODER_FILE = 'text_encoder.json'

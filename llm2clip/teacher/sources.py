@@ -45,8 +45,6 @@ from llm2clip.teacher.llm import (
 )
 from llm2clip.weights import hash_tensors
 
-__all__ = ['TeacherFolder', 'check_teachers', 'load_caption_teacher', 'teacher_in', 'teacher_source', 'teacher_sources']
-
 _PROMPTS_FILE = 'config_sentence_transformers.json'
 # Weights for other libraries, which are not downloaded from the Hub.
 _FOREIGN_WEIGHTS = ['onnx/*', 'openvino/*', '*.onnx', '*.onnx_data', '*.h5', '*.msgpack', '*.ot', '*.gguf']

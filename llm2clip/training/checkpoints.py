@@ -38,8 +38,6 @@ from llm2clip.remote_code.checks_llm2clip import check_finite
 from llm2clip.remotes import reaching
 from llm2clip.weights import read_pickle
 
-__all__ = ['check_shared', 'find_checkpoint', 'read_latest', 'written_checkpoints']
-
 # Types in a Composer checkpoint beside tensors and plain containers.
 torch.serialization.add_safe_globals([
     datetime.timedelta, torch.torch_version.TorchVersion, np.ndarray, np.dtype, np.dtypes.UInt32DType,

@@ -23,8 +23,6 @@ from llm2clip.training.algorithms.weights import averaged_weights
 from llm2clip.training.runs import check_teacher, is_complete, write_settings
 from llm2clip.training.trainer import build_trainer, check_metrics, fit, initialize
 
-__all__ = ['make_model', 'train']
-
 
 def make_model(config: InheritanceConfig, llm_embed_dim: int, embed_dim: int) -> ComposerInheritance:
     """Build a new adapter, `llm_embed_dim` (teacher) -> `embed_dim` (CLIP), with the configured loss."""

@@ -13,8 +13,6 @@ from llm2clip.config import ConfigError, Stage2Config, TrainConfig
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.registry import build, check, named
 
-__all__ = ['FUSED_SHARDS', 'build_optimizer']
-
 # Optimizers with a fused kernel that torch 2.7 supports for sharded weights (DTensor), too.
 FUSED_SHARDS = ('adamw',)
 

@@ -32,9 +32,6 @@ from llm2clip.teacher.llm import teacher_fingerprint
 from llm2clip.training.checkpoints import read_latest
 from llm2clip.weights import read_safetensors
 
-__all__ = ['BEST_FILE', 'CLIP_TEXT_FOLDER', 'TEACHER_FOLDER', 'check_teacher', 'is_complete', 'load_stage2',
-           'read_stage2', 'trained_clip_text', 'with_trained_teacher', 'write_settings']
-
 BEST_FILE = 'best.safetensors'
 # Folders of the trained text encoders inside the run's folder.
 TEACHER_FOLDER, CLIP_TEXT_FOLDER = 'teacher', 'clip_text'

@@ -29,8 +29,6 @@ from llm2clip.training.algorithms.weights import averaged_weights
 from llm2clip.training.runs import is_complete, write_settings
 from llm2clip.training.trainer import build_trainer, check_metrics, fit, initialize
 
-__all__ = ['make_model', 'make_trainer', 'train']
-
 Model = Union[CaptionContrastive, MaskedNextTokenPrediction]
 
 

@@ -33,8 +33,6 @@ from llm2clip.training.text_encoders import TrainedText, text_folders
 from llm2clip.training.trainer import build_trainer, check_metrics, fit, initialize
 from llm2clip.training.zeroshot import zeroshot_classes, zeroshot_evaluator
 
-__all__ = ['make_model', 'make_trainer', 'train']
-
 
 def make_loaders(config: Stage2Config) -> tuple[DataSpec, list[Evaluator]]:
     """Build the training data and the retrieval evaluator, if any."""

@@ -22,8 +22,6 @@ from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer, sav
 from llm2clip.training.algorithms.weights import averaged_weights
 from llm2clip.training.runs import CLIP_TEXT_FOLDER, TEACHER_FOLDER
 
-__all__ = ['TrainedText', 'load_trained_encoder', 'text_folders']
-
 KEY = 'trainable_text.clip'
 
 

@@ -40,8 +40,6 @@ from llm2clip.training.callbacks.monitors import ProgressBar, SaveBest, StepMoni
 from llm2clip.training.checkpoints import check_shared, find_checkpoint, written_checkpoints
 from llm2clip.training.optim import FUSED_SHARDS, build_optimizer
 
-__all__ = ['build_trainer', 'check_metrics', 'check_train_config', 'fit', 'initialize']
-
 
 def initialize(config: TrainConfig) -> None:
     """Initialise the process group and check the configuration."""

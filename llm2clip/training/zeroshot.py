@@ -30,8 +30,6 @@ from llm2clip.teacher.caption_teacher import CachedTeacher, CaptionTeacher
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.sources import teacher_source
 
-__all__ = ['zeroshot_classes', 'zeroshot_evaluator']
-
 # Prompts per forward pass of the adapter alone, and of a text encoder in the model.
 _ROWS, _TEXTS = 4096, 256
 

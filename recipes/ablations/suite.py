@@ -5,8 +5,6 @@
 
 from typing import NamedTuple, Optional
 
-__all__ = ['Ablation', 'Step', 'Suite', 'Variant', 'clip_text_tower', 'extraction']
-
 
 class Step(NamedTuple):
     """Prerequisite of a variant."""

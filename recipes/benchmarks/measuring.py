@@ -23,9 +23,6 @@ import torch
 
 from llm2clip.files import write_json
 
-__all__ = ['BENCH_FOLDER', 'DEVICE', 'ProcessFailedError', 'Record', 'kept', 'markdown_table', 'peak_mb', 'run_alone',
-           'seconds_in_turns', 'watch', 'write_result']
-
 BENCH_FOLDER = Path('runs/bench')
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 # Seconds between polls of a process, and of its memory, which the kernel takes a few milliseconds to add up.

@@ -24,8 +24,6 @@ from llm2clip.teacher.caption_teacher import Embedded
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.fingerprint import Fingerprint
 
-__all__ = ['write_captions', 'write_images', 'write_llm', 'write_vectors']
-
 WORDS = [f'w{i}' for i in range(1000)]  # each is one token
 
 

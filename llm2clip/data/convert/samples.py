@@ -24,11 +24,6 @@ from llm2clip.files import FileError, reading
 from llm2clip.folders import inside
 from llm2clip.registry import check_arguments
 
-__all__ = [
-    'MISSING_FILE', 'Dropped', 'Filters', 'Part', 'Sample', 'Selection', 'check_folder', 'holdout_splits',
-    'is_in_holdout', 'matching_files', 'one_part', 'read_image', 'sample_name', 'split_holdout',
-]
-
 Filters = dict[Text, dict[Text, Any]]
 MISSING_FILE = 'missing image file'
 _VAL = 'val'

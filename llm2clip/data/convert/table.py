@@ -33,8 +33,6 @@ from llm2clip.data.convert.samples import (
 )
 from llm2clip.files import FileError, reading
 
-__all__ = ['check_column', 'read_schema']
-
 # Rows per part of a Hugging Face dataset.
 _ROWS = 10_000
 _DATASET = 'a dataset that the package datasets reads'

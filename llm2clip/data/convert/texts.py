@@ -25,8 +25,6 @@ from llm2clip.data.convert.samples import (
 )
 from llm2clip.files import FileError, read_json
 
-__all__ = ['wikipedia_summaries']
-
 
 def text_pairs(
     files: Union[str, Sequence[str]], holdout: HoldoutShare = 0.0, by_file: bool = False

@@ -37,8 +37,6 @@ from llm2clip.files import FileError, read_json, reading
 from llm2clip.folders import atomic_folder, locked
 from llm2clip.remotes import OutputFolder
 
-__all__ = ['is_written', 'write_splits']
-
 CARD_FILE = 'dataset.json'
 """Dataset card, written last: a folder with a card is complete."""
 # Ids per reason for omission in the card; the records of the parts list all ids.

@@ -22,8 +22,6 @@ from llm2clip.data.schema import EMBEDDING, SAMPLE_ID, TEACHER_FILE, columns_of
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.files import read_json
 
-__all__ = ['PairedReader', 'PairedStream']
-
 
 @functools.cache
 def _dtype(encoding: str) -> Optional[torch.dtype]:

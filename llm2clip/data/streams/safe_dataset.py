@@ -35,8 +35,6 @@ from llm2clip.data.captions import sample_seed
 from llm2clip.data.schema import SAMPLE_ID
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 
-__all__ = ['SafeDataset', 'with_repeats']
-
 _LOCK_FILE = '.in_use'
 _LOCK_SECONDS = 30.0
 

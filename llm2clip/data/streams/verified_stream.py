@@ -33,8 +33,6 @@ from llm2clip.data.schema import INDEX, dataset_fingerprint, file_damage, parse_
 from llm2clip.files import FileError, parse_json, writing
 from llm2clip.remotes import is_missing, reaching
 
-__all__ = ['ShardError', 'VerifiedStream']
-
 log = logging.getLogger(__name__)
 
 _LONGEST_WAIT = 30.0

@@ -13,11 +13,6 @@ from llm2clip.config import ConfigError
 from llm2clip.files import reading
 from llm2clip.folders import inside
 
-__all__ = [
-    'ClassificationSet', 'EvaluationSet', 'ImageFiles', 'RetrievalSet', 'check_path', 'found_in',
-    'visible_files',
-]
-
 _NAMES_SHOWN = 6
 
 

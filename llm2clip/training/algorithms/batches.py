@@ -24,8 +24,6 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 
-__all__ = ['InitialImages', 'TextEncoderInLoop', 'SelfDistillation']
-
 
 class TextEncoderInLoop(Algorithm):
     """Replace a batch's ``caption`` by ``text_embedding`` ``(B, llm_embed_dim)``, in float16 as in embeddings datasets.

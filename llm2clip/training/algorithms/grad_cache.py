@@ -14,8 +14,6 @@ from composer.core.data_spec import default_split_batch
 from composer.loggers import Logger
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ['GradCache', 'cache_gradients', 'surrogate_loss', 'with_rows']
-
 Batch = dict[str, Any]
 Outputs = Mapping[str, torch.Tensor]
 

@@ -19,8 +19,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from llm2clip.config.ranges import Positive
 from llm2clip.models.sharding import unwrapped_name, whole
 
-__all__ = ['AverageGlooGradients', 'averaged_weights']
-
 
 class AverageGlooGradients(Algorithm):
     """Divide sharded gradients by the world size if gloo has summed them, before they are clipped.

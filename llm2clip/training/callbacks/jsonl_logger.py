@@ -14,8 +14,6 @@ from composer.utils import dist
 
 from llm2clip.files import atomic_write
 
-__all__ = ['JSONLLogger', 'read_metrics']
-
 
 class JSONLLogger(LoggerDestination):
     """Write the metrics of each step as a line of a file, on rank 0: ``{"step": …, "<metric>": …, …}``.

@@ -21,8 +21,6 @@ from llm2clip.training.algorithms.weights import averaged_weights
 from llm2clip.training.runs import BEST_FILE
 from llm2clip.weights import write_safetensors
 
-__all__ = ['ProgressBar', 'SaveBest', 'StepMonitor', 'StopAtNonfinite', 'TextMonitor']
-
 
 class LogitScaleMonitor(Callback):
     """Log ``logit_scale``, the factor on the cosine similarities, after each step."""

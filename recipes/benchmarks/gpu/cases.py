@@ -12,8 +12,6 @@ from typing import Any, Literal, Optional
 
 from llm2clip.config import ExtractConfig, Stage1Config, Stage2Config
 
-__all__ = ['CASES', 'OUT', 'SCHEMAS', 'SIZES', 'Case', 'Sizes', 'arguments', 'window']
-
 OUT = Path('runs/bench_gpu')
 SCHEMAS: dict[str, Any] = {
     'stage1': Stage1Config, 'stage2': Stage2Config, 'extraction': ExtractConfig}
