@@ -67,23 +67,24 @@ def load_adapter(
         ConfigError: The folder holds no adapter, or one with another configuration or teacher.
         FileError, LoadError: A file of the adapter is damaged.
     """
-    path, weights = Path(folder, ABOUT_FILE), Path(folder, WEIGHTS_FILE)
+    path = Path(folder, ABOUT_FILE)
     if not path.is_file():
         raise ConfigError(f'{key}: {folder} holds no adapter: it has no {ABOUT_FILE} (train_inheritance writes it when '
                           'it ends)')
     about = read_json(path, dict)
     with reading(path, 'the configuration of an adapter, its embed_dim, and the fingerprint of its teacher'):
-        found = {**about['adapter'], 'embed_dim': int(about['embed_dim'])}
+        saved = about['adapter'] | {'embed_dim': int(about['embed_dim'])}
         learned_from = Fingerprint.from_json(about['teacher'])
-    expected = {**dataclasses.asdict(config), 'embed_dim': embed_dim}
+    expected = dataclasses.asdict(config) | {'embed_dim': embed_dim}
     for name, value in expected.items():
-        if found.get(name) != value:
+        if saved.get(name) != value:
             setting = 'model.embed_dim' if name == 'embed_dim' else f'model.adapter.{name}'
-            raise ConfigError(f'{setting}: {value!r}, but {found.get(name)!r} in {key}, {folder}')
+            raise ConfigError(f'{setting}: {value!r}, but {saved.get(name)!r} in {key}, {folder}')
     try:
         learned_from.check(teacher, f'{key}: the adapter in {folder}', 'training')
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    weights = Path(folder, WEIGHTS_FILE)
     state = read_safetensors(weights, 'the weights of an adapter').tensors
     check_keys(state, adapter.state_dict(), weights)
     with torch.no_grad():

@@ -36,7 +36,8 @@ class FrozenTower(CaptionTeacher):
         self.config, self.image_size = config, encoder.preprocessing.image_size
         self.transform = train_transform(self.image_size, config.crop_scale, config.color_jitter, config.grayscale,
                                          config.horizontal_flip)
-        self._threads, self._generator = ThreadPoolExecutor(config.num_workers), threading.Lock()
+        self._threads = ThreadPoolExecutor(config.num_workers)
+        self._generator = threading.Lock()
 
     @property
     def llm_embed_dim(self) -> int:
@@ -57,7 +58,8 @@ class FrozenTower(CaptionTeacher):
 
     @torch.inference_mode()
     def embed_tokens(self, tokens: Any, on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
-        vectors, device = [], self.device
+        vectors = []
+        device = self.device
         for pixels in tokens.split(self.batch_tokens):
             with exact_float32(device.type), torch.autocast(device.type, torch.bfloat16, self.precision == 'amp_bf16'):
                 vectors.append(self.module(pixels.to(device)).float())
@@ -75,12 +77,13 @@ def load_frozen_tower(config: ExtractImagesConfig, device: str) -> FrozenTower:
 
 def tower_fingerprint(encoder: VisionEncoder) -> Fingerprint:
     """Return the fingerprint of a tower that is not sharded: hashes of weights and configuration, and preprocessing."""
-    how = encoder.preprocessing
+    preprocessing = encoder.preprocessing
     trunk: Any = encoder.trunk
     weights = {name.removeprefix('trunk.'): value for name, value in trunk.state_dict().items()}
     settings = encoder.tower.architecture() or {'timm': trunk.pretrained_cfg['architecture']}
     return Fingerprint.of(hash_tensors(weights), {
-        'config': hash_settings(settings), 'image_size': how.image_size, 'mean': list(how.mean), 'std': list(how.std)})
+        'config': hash_settings(settings), 'image_size': preprocessing.image_size,
+        'mean': list(preprocessing.mean), 'std': list(preprocessing.std)})
 
 
 def check_tower(encoder: VisionEncoder, data: DataSpec, key: str) -> None:
@@ -93,8 +96,8 @@ def check_tower(encoder: VisionEncoder, data: DataSpec, key: str) -> None:
     """
     expected = tower_fingerprint(encoder)
     for stream in streaming_dataset(data).streams:
-        found = TeacherRecord.read(stream.local).teacher
+        tower = TeacherRecord.read(stream.local).teacher
         try:
-            found.check(expected, f'{key}: {stream.local}', 'model.vision')
+            tower.check(expected, f'{key}: {stream.local}', 'model.vision')
         except ValueError as error:
             raise ConfigError(str(error).replace('another teacher', 'another tower')) from None

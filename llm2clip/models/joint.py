@@ -48,10 +48,11 @@ class JointLLM2CLIP(ComposerLLM2CLIP):
         if not isinstance(texts[0], str):
             return torch.stack([self.embed(column) for column in texts], 1)
         device = self.model.logit_scale.device
-        absent = torch.tensor([not str(text).strip() for text in texts], device=device)
+        absent = [not str(text).strip() for text in texts]
         # A dash replaces an absent caption, so that every rank of a sharded encoder has a text to encode.
-        tokens = self.tokenize([str(text) if str(text).strip() else '-' for text in texts])
-        vectors = self.text_encoder(**{
-            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for name, value in tokens.items()})
-        return vectors.masked_fill(absent[:, None], 0)
+        arguments = self.tokenize(['-' if missing else str(text) for text, missing in zip(texts, absent)])
+        for name, value in arguments.items():
+            if isinstance(value, torch.Tensor):
+                arguments[name] = value.to(device, non_blocking=True)
+        vectors = self.text_encoder(**arguments)
+        return vectors.masked_fill(torch.tensor(absent, device=device)[:, None], 0)

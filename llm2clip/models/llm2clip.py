@@ -42,16 +42,18 @@ class LLM2CLIP(nn.Module):
         self.adapter = build_adapter(config.adapter, llm_embed_dim, config.embed_dim)
         # One-dimensional, since FSDP2 cannot shard a scalar.
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(config.logit_scale)))
-        bias = config.logit_bias
-        self.logit_bias = None if bias is None else nn.Parameter(torch.full((1,), float(bias)))
+        self.logit_bias: Optional[nn.Parameter] = None
+        if config.logit_bias is not None:
+            self.logit_bias = nn.Parameter(torch.full((1,), float(config.logit_bias)))
 
     # Composer only looks up these methods on the direct children of a ComposerModel.
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
         """Shard every block of the vision tower and the adapter as its own FSDP unit, and each part around its blocks.
 
         The outermost unit keeps the temperature and the bias, which stay float32."""
-        parts = self.vision_encoder, self.visual_projection, self.adapter
-        return module in parts and any(True for _ in module.parameters()) or self.is_block(module)
+        is_part = module in (self.vision_encoder, self.visual_projection, self.adapter)
+        has_parameters = next(module.parameters(), None) is not None
+        return is_part and has_parameters or self.is_block(module)
 
     def is_block(self, module: nn.Module) -> bool:
         """Return whether a module is a repeated layer of the vision tower or of the adapter."""
@@ -70,8 +72,8 @@ class LLM2CLIP(nn.Module):
     ) -> torch.Tensor:
         """Encode images ``(B, 3, H, W)``, or features ``(B, width)`` of the tower, as ``(B, embed_dim)``,
         L2-normalised; arguments as for `VisionEncoder`."""
-        of_tower = pixel_values.ndim == 2
-        pooled = pixel_values.float() if of_tower else self.vision_encoder(pixel_values, sample_seed)
+        is_pooled = pixel_values.ndim == 2
+        pooled = pixel_values.float() if is_pooled else self.vision_encoder(pixel_values, sample_seed)
         return F.normalize(self.visual_projection(pooled).float(), dim=-1)
 
     def get_text_features(self, text_embedding: torch.Tensor) -> torch.Tensor:
@@ -89,7 +91,9 @@ class LLM2CLIP(nn.Module):
             'text_features': self.get_text_features(text_embedding),
             'logit_scale': self.logit_scale.clone(),
         }
-        return outputs if self.logit_bias is None else {**outputs, 'logit_bias': self.logit_bias.clone()}
+        if self.logit_bias is not None:
+            outputs['logit_bias'] = self.logit_bias.clone()
+        return outputs
 
 
 def projection_kind(projection: nn.Module) -> VisualProjection:
@@ -116,9 +120,11 @@ def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> n
     if config.visual_projection_init == 'orthogonal':
         # Orthogonal rows distort the angles between the pretrained tower's features least.
         nn.init.orthogonal_(projection.weight)
+    elif config.visual_projection_init == 'clip':
+        nn.init.normal_(projection.weight, std=width ** -0.5)  # as in the official eva_clip/transformer.py
     else:
-        # As in the official code: eva_clip/transformer.py, and eva_clip/eva_vit_model.py (0.02 times 0.001).
-        nn.init.normal_(projection.weight, std=width ** -0.5 if config.visual_projection_init == 'clip' else 2e-5)
+        # As in the official eva_clip/eva_vit_model.py: 0.02 times 0.001.
+        nn.init.normal_(projection.weight, std=2e-5)
     if projection.bias is not None:
         nn.init.zeros_(projection.bias)
     return projection
@@ -138,15 +144,17 @@ def truncate_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) -> M
     """
     if dim is None:
         return config
-    for side, bias in (('visual_projection', False), ('adapter', True)):
-        if isinstance(layer := getattr(model, side), (Adapter, AlignmentHead)):
+    for side in ('visual_projection', 'adapter'):
+        layer = getattr(model, side)
+        if isinstance(layer, (Adapter, AlignmentHead)):
             layer.projection = _first_outputs(layer.projection, config.embed_dim, dim)
         else:
-            setattr(model, side, _first_outputs(layer, config.embed_dim, dim, bias))
-    adapter = config.adapter
-    return dataclasses.replace(
-        config, embed_dim=dim, visual_projection=projection_kind(model.visual_projection),
-        adapter=dataclasses.replace(adapter, name='linear' if adapter.name == 'identity' else adapter.name))
+            setattr(model, side, _first_outputs(layer, config.embed_dim, dim, bias=side == 'adapter'))
+    adapter = dataclasses.replace(config.adapter)
+    if adapter.name == 'identity':
+        adapter.name = 'linear'
+    return dataclasses.replace(config, embed_dim=dim, adapter=adapter,
+                               visual_projection=projection_kind(model.visual_projection))
 
 
 def _first_outputs(layer: nn.Module, width: int, dim: int, bias: bool = False) -> nn.Linear:
@@ -154,9 +162,13 @@ def _first_outputs(layer: nn.Module, width: int, dim: int, bias: bool = False) -
     if isinstance(layer, nn.Linear):
         weight, offset = layer.weight, layer.bias
     else:
-        weight, offset = torch.eye(width), torch.zeros(width) if bias else None
+        weight = torch.eye(width)
+        offset = torch.zeros(width) if bias else None
     shorter = nn.Linear(weight.shape[1], dim, bias=offset is not None, device=weight.device, dtype=weight.dtype)
-    shorter.load_state_dict({'weight': weight[:dim], **({} if offset is None else {'bias': offset[:dim]})})
+    state = {'weight': weight[:dim]}
+    if offset is not None:
+        state['bias'] = offset[:dim]
+    shorter.load_state_dict(state)
     return shorter.train(layer.training)
 
 
@@ -189,28 +201,34 @@ class ComposerLLM2CLIP(ComposerModel):
         self.self_distillation = self_distillation or SelfDistillationConfig()
         self.loss_config = loss or LossConfig()
         if (self.loss_config.name == 'siglip') != (model.logit_bias is not None):
-            raise ConfigError(f'model.logit_bias: loss {self.loss_config.name} needs '
-                              f'{"one; SigLIP starts at -10" if model.logit_bias is None else "none"}')
-        self.val_metrics = {name: metric() for name, metric in {
-            **self.retrieval_metrics, **self.zeroshot_metrics, **self.multilabel_metrics}.items()}
+            expected = 'one; SigLIP starts at -10' if model.logit_bias is None else 'none'
+            raise ConfigError(f'model.logit_bias: loss {self.loss_config.name} needs {expected}')
+        metrics = self.retrieval_metrics | self.zeroshot_metrics | self.multilabel_metrics
+        self.val_metrics = {name: metric() for name, metric in metrics.items()}
 
     def forward(self, batch: Batch) -> Batch:
         """Return the outputs of `LLM2CLIP` for this rank's samples."""
-        images = batch['image_embedding' if 'image_embedding' in batch else 'pixel_values']
-        return self.model(images, batch['text_embedding'], batch.get('sample_seed'))
+        key = 'image_embedding' if 'image_embedding' in batch else 'pixel_values'
+        return self.model(batch[key], batch['text_embedding'], batch.get('sample_seed'))
 
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
         """Return this rank's part of the loss; the mean over ranks is the loss of the global batch."""
         del args
-        config, scale, images = self.loss_config, outputs['logit_scale'], outputs['image_features']
-        ids = batch['text_id'].to(scale.device) if config.mask_equal_texts else None
+        config = self.loss_config
+        images = outputs['image_features']
+        texts = outputs['text_features']
+        scale = outputs['logit_scale']
+        text_id = None
+        if config.mask_equal_texts:
+            text_id = batch['text_id'].to(scale.device)
         if config.name == 'siglip':
-            loss = siglip_loss(images, outputs['text_features'], scale, outputs['logit_bias'], ids, config.block_size,
+            loss = siglip_loss(images, texts, scale, outputs['logit_bias'], text_id, config.block_size,
                                config.matryoshka_dims)
         else:
-            loss = clip_loss(images, outputs['text_features'], scale, ids, config.block_size, config.matryoshka_dims)
+            loss = clip_loss(images, texts, scale, text_id, config.block_size, config.matryoshka_dims)
         if 'initial_image_features' in batch:
-            targets, weights = batch['initial_image_features'].to(images.device), self.self_distillation
+            targets = batch['initial_image_features'].to(images.device)
+            weights = self.self_distillation
             loss = (loss + weights.instance * instance_loss(images, targets)
                     + weights.structure * structure_loss(images, targets, config.block_size))
         return loss

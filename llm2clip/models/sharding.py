@@ -4,6 +4,7 @@
 """Operations on a model's modules: FSDP2 sharding, compilation of blocks, checkpoints without frozen weights."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, Optional
 
 import torch
@@ -78,20 +79,27 @@ def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
         raise ConfigError('fsdp.activation_checkpointing: this model has no repeated blocks that could be recomputed; '
                           'leave it out')
     for child in model.children():  # Composer makes a separate tree of units for each child
-        units: list[FSDPModule] = [module for module in child.modules() if isinstance(module, FSDPModule)]
         takes_float32 = getattr(child, 'fsdp_float32_inputs_fn', lambda module: False)
-        for unit in units:
-            state = unit._get_fsdp_state()
-            group: Any = state._fsdp_param_group
-            if group is not None and all(param._orig_size.numel() == 1 for param in group.fsdp_params):
-                state._mp_policy = group.mp_policy = MixedPrecisionPolicy()
-                for param in group.fsdp_params:
-                    param.mp_policy = state._mp_policy
-            elif takes_float32(unit):
-                state._mp_policy = dataclasses.replace(state._mp_policy, cast_forward_inputs=False)
+        for module in child.modules():
+            if isinstance(module, FSDPModule):
+                _set_mixed_precision(module, takes_float32(module))
     names = [unwrapped_name(name) for name, module in model.named_modules() if isinstance(module, FSDPModule)]
-    again = f', {len(recomputed)} of which are recomputed in the backward pass' if recomputed else ''
-    return f'FSDP2 shards {len(names)} modules one by one, from {names[0]} to {names[-1]}{again}'
+    summary = f'FSDP2 shards {len(names)} modules one by one, from {names[0]} to {names[-1]}'
+    if recomputed:
+        summary += f', {len(recomputed)} of which are recomputed in the backward pass'
+    return summary
+
+
+def _set_mixed_precision(unit: FSDPModule, takes_float32: bool) -> None:
+    """Keep a unit with only scalars in float32, and, if it `takes_float32`, the dtype of another unit's inputs."""
+    state = unit._get_fsdp_state()
+    group: Any = state._fsdp_param_group
+    if group is not None and all(param._orig_size.numel() == 1 for param in group.fsdp_params):
+        state._mp_policy = group.mp_policy = MixedPrecisionPolicy()
+        for param in group.fsdp_params:
+            param.mp_policy = state._mp_policy
+    elif takes_float32:
+        state._mp_policy = dataclasses.replace(state._mp_policy, cast_forward_inputs=False)
 
 
 def compile_blocks(model: ComposerModel, **arguments: Any) -> None:
@@ -115,22 +123,29 @@ def save_trainable_only(model: ComposerModel, part: str = '') -> None:
     Every checkpoint would otherwise repeat gigabytes of pretrained weights.  Load with ``strict=False``
     (`Trainer(load_strict_model_weights=False)`): other missing or unexpected weights still raise a ValueError.
     """
-    def left_out(module: nn.Module, names: Any) -> set[str]:
-        trainable = {unwrapped_name(name) for name, parameter in module.named_parameters() if parameter.requires_grad}
-        begin = f'{part}.' if part else ''
-        return {name for name in names if unwrapped_name(name).startswith(begin)
-                and unwrapped_name(name) not in trainable}
+    start = f'{part}.' if part else ''
+
+    def frozen(module: nn.Module, names: Iterable[str]) -> set[str]:
+        trainable = {unwrapped_name(name) for name, weight in module.named_parameters() if weight.requires_grad}
+        result = set()
+        for name in names:
+            plain = unwrapped_name(name)
+            if plain.startswith(start) and plain not in trainable:
+                result.add(name)
+        return result
 
     def drop_frozen(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         if module.should_save_peft_only:
-            for name in left_out(module, [name.removeprefix(prefix) for name in state if name.startswith(prefix)]):
+            names = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
+            for name in frozen(module, names):
                 del state[prefix + name]
 
     def check_loaded(module: nn.Module, keys: Any) -> None:
-        missing = sorted({*keys.missing_keys} - left_out(module, keys.missing_keys))
+        missing = sorted(set(keys.missing_keys) - frozen(module, keys.missing_keys))
         if missing or keys.unexpected_keys:
-            raise ValueError(f'the checkpoint is of another model: it lacks {[*map(unwrapped_name, missing)][:3]} and '
-                             f'has {list(keys.unexpected_keys)[:3]} besides')
+            names = [unwrapped_name(name) for name in missing[:3]]
+            raise ValueError(f'the checkpoint is of another model: it lacks {names} and has '
+                             f'{list(keys.unexpected_keys)[:3]} besides')
 
     # Composer reads this attribute, and unsets it while it broadcasts the weights of rank 0.
     vars(model)['should_save_peft_only'] = True

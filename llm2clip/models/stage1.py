@@ -80,10 +80,13 @@ class CaptionContrastive(ComposerModel):
             outputs = dict(zip(sides, vectors.chunk(len(sides))))
         else:
             # Evaluation batches are not packed; torch 2.7 cannot compile a transformers layer with an attention mask.
+            outputs = {}
             with torch.compiler.set_stance('force_eager'):
-                outputs = {side: self.text_encoder(**{name: batch[f'{side}_{name}'] for name in TextEncoder.arguments
-                                                      if f'{side}_{name}' in batch})
-                           for side in self.feature_names if f'{side}_input_ids' in batch}
+                for side in self.feature_names:
+                    if f'{side}_input_ids' in batch:
+                        outputs[side] = self.text_encoder(**{
+                            name: batch[f'{side}_{name}'] for name in TextEncoder.arguments
+                            if f'{side}_{name}' in batch})
         if self.scale is not None:
             outputs['logit_scale'] = self.scale(batch['index'])
         return outputs
@@ -94,7 +97,9 @@ class CaptionContrastive(ComposerModel):
         ids = {side: batch[f'{side}_text_id'].to(outputs[side].device)
                for side in self.feature_names if side in outputs}
         ignored = ignored_candidates(ids['query'], ids['positive'], ids.get('negative'), self.mask_equal_texts)
-        scale = outputs['logit_scale'].exp() if 'logit_scale' in outputs else self.logit_scale
+        scale = self.logit_scale
+        if 'logit_scale' in outputs:
+            scale = outputs['logit_scale'].exp()
         return info_nce(outputs['query'], outputs['positive'], outputs.get('negative'), scale=scale,
                         symmetric=self.symmetric, ignored=ignored)
 

@@ -66,15 +66,18 @@ class Tower(Protocol):
         Lists with modules of a single class are searched.  Among classes with at least a third of all parameters, the
         most frequent one is returned: a transformer's layers, or a convolutional network's residual blocks.
         """
-        found: dict[type[nn.Module], list[nn.Module]] = {}
+        by_class: dict[type[nn.Module], list[nn.Module]] = {}
         for module in self.trunk.modules():
-            kinds = {type(child) for child in module.children()}
-            if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(kinds) == 1:
-                found.setdefault(kinds.pop(), []).extend(module.children())
-        third = sum(parameter.numel() for parameter in self.trunk.parameters()) / 3
-        large = [blocks for blocks in found.values()
-                 if sum(parameter.numel() for block in blocks for parameter in block.parameters()) >= third]
+            classes = {type(child) for child in module.children()}
+            if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(classes) == 1:
+                by_class.setdefault(classes.pop(), []).extend(module.children())
+        third = _num_parameters(self.trunk) / 3
+        large = [blocks for blocks in by_class.values() if sum(map(_num_parameters, blocks)) >= third]
         return max(large, key=len, default=[])
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _keep_patches(keep: Keep, tokens: torch.Tensor, prefix: int) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
@@ -117,18 +120,22 @@ class TimmTower(Tower):
     def layer_ids(self) -> dict[str, int]:
         matcher = self.trunk.group_matcher(coarse=False)
         if isinstance(matcher, dict):  # it is a function for some convolutional networks
-            # Drop the patterns that assign everything after the last block to that block (timm's MATCH_PREV_GROUP):
-            # parameters without a pattern form a separate last layer.
-            matcher = {part: [(names, layer) for names, layer in patterns
-                              if layer != (99999,) or re.compile(names).groups > 0]
-                       if isinstance(patterns, (list, tuple)) else patterns for part, patterns in matcher.items()}
+            matcher = dict(matcher)
+            for part, patterns in matcher.items():
+                if isinstance(patterns, (list, tuple)):
+                    # Drop the patterns that assign everything after the last block to that block (timm's
+                    # MATCH_PREV_GROUP): parameters without a pattern form a separate last layer.
+                    matcher[part] = [(names, layer) for names, layer in patterns
+                                     if layer != (99999,) or re.compile(names).groups > 0]
         ids = group_parameters(self.trunk, matcher, reverse=True)
         # timm's group numbers may have gaps, since a group may be empty.
         rank = {layer: i for i, layer in enumerate(sorted(set(ids.values())))}
         return {name: rank[layer] for name, layer in ids.items()}
 
     def no_weight_decay(self) -> set[str]:
-        return set(self.trunk.no_weight_decay()) if hasattr(self.trunk, 'no_weight_decay') else set()
+        if not hasattr(self.trunk, 'no_weight_decay'):
+            return set()
+        return set(self.trunk.no_weight_decay())
 
     def on_tokens(self, keep: Keep) -> None:
         if not hasattr(self.trunk, 'patch_drop'):
@@ -141,7 +148,9 @@ class TimmTower(Tower):
 
 def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool = False) -> Any:
     """Load a timm model with its classifier, which a checkpoint file may lack unless `with_classifier` is set."""
-    size: dict[str, Any] = {'img_size': config.image_size} if _timm_config(config.name).fixed_input_size else {}
+    size: dict[str, Any] = {}
+    if _timm_config(config.name).fixed_input_size:
+        size['img_size'] = config.image_size
     checkpoint = config.checkpoint if load_weights else None
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise ConfigError(f'model.vision.checkpoint: there is no file {checkpoint}')
@@ -149,19 +158,24 @@ def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool =
     with reading(f'model.vision.name: {config.name}', 'a model of timm'):
         trunk: Any = timm.create_model(config.name, pretrained=pretrained, **size)
     if checkpoint is not None:
-        # Convert and interpolate as timm does for its own weights.
-        convert = getattr(sys.modules[type(trunk).__module__], 'checkpoint_filter_fn', None)
-        with reading(f'model.vision.checkpoint: {checkpoint}', f'weights of {type(trunk).__name__}'):
-            result = timm.models.load_checkpoint(trunk, checkpoint, strict=config.remap, remap=config.remap,
-                                                 filter_fn=convert)
-        classifier = f'{trunk.pretrained_cfg["classifier"]}.'
-        missing = [name for name in result.missing_keys if with_classifier or not name.startswith(classifier)]
-        if missing or result.unexpected_keys:
-            raise ConfigError(f'model.vision.checkpoint: {checkpoint} lacks {missing[:3]} of the tower and has '
-                              f'{list(result.unexpected_keys)[:3]} besides')
+        _load_timm_checkpoint(trunk, checkpoint, config.remap, with_classifier)
     if pretrained or checkpoint is not None:
         check_finite(trunk.state_dict(), checkpoint or f'model.vision.name: {config.name}')
     return trunk
+
+
+def _load_timm_checkpoint(trunk: Any, path: str, remap: bool, with_classifier: bool) -> None:
+    """Load a file of weights, converted and interpolated as timm does for its own weights."""
+    convert = getattr(sys.modules[type(trunk).__module__], 'checkpoint_filter_fn', None)
+    with reading(f'model.vision.checkpoint: {path}', f'weights of {type(trunk).__name__}'):
+        result = timm.models.load_checkpoint(trunk, path, strict=remap, remap=remap, filter_fn=convert)
+    missing = list(result.missing_keys)
+    if not with_classifier:
+        classifier = f'{trunk.pretrained_cfg["classifier"]}.'
+        missing = [name for name in missing if not name.startswith(classifier)]
+    if missing or result.unexpected_keys:
+        raise ConfigError(f'model.vision.checkpoint: {path} lacks {missing[:3]} of the tower and has '
+                          f'{list(result.unexpected_keys)[:3]} besides')
 
 
 def _timm_config(name: str) -> timm.models.PretrainedCfg:
@@ -177,9 +191,10 @@ class TransformersTower(Tower):
         if config.checkpoint is not None:
             raise ConfigError(f'model.vision.checkpoint: {config.name} is a transformers model, whose weights are a '
                               'folder: give it as model.vision.name')
+        extra: dict[str, Any] = {}
         # Pretrained weights of these types have no pooler, which would be initialised at random.
-        without_pooler = architecture.model_type in ('vit', 'deit', 'beit')
-        extra: dict[str, Any] = {'add_pooling_layer': False} if without_pooler else {}
+        if architecture.model_type in ('vit', 'deit', 'beit'):
+            extra['add_pooling_layer'] = False
         if config.pretrained and load_weights:
             trunk, _ = load_checked(
                 AutoModel.from_pretrained, config.name, where=f'model.vision.name: {config.name}', more=True,
@@ -187,7 +202,10 @@ class TransformersTower(Tower):
         else:
             trunk = AutoModel.from_config(architecture, dtype=torch.float32, trust_remote_code=False, **extra)
         self.trunk: Any = _at_image_size(trunk, config.image_size, extra)
-        self.width = architecture.hidden_size if hasattr(architecture, 'hidden_size') else architecture.hidden_sizes[-1]
+        if hasattr(architecture, 'hidden_size'):
+            self.width = architecture.hidden_size
+        else:
+            self.width = architecture.hidden_sizes[-1]
         self.name = config.name
 
     def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -200,12 +218,17 @@ class TransformersTower(Tower):
 
     def layer_ids(self) -> dict[str, int]:
         blocks = self.blocks()
-        of_block = {id(parameter): i + 1 for i, block in enumerate(blocks) for parameter in block.parameters()}
-        ids, passed = {}, False
+        block_layers: dict[int, int] = {}
+        for layer, block in enumerate(blocks, 1):
+            for parameter in block.parameters():
+                block_layers[id(parameter)] = layer
+        layers: dict[str, int] = {}
+        outside = 0  # layer of a parameter outside the blocks: before the first one, and after it
         for name, parameter in self.trunk.named_parameters():
-            passed |= id(parameter) in of_block
-            ids[name] = of_block.get(id(parameter), len(blocks) + 1 if passed else 0)
-        return ids
+            if id(parameter) in block_layers:
+                outside = len(blocks) + 1
+            layers[name] = block_layers.get(id(parameter), outside)
+        return layers
 
     def no_weight_decay(self) -> set[str]:
         names = ('position_embedding', 'position_embeddings', 'class_embedding', 'cls_token', 'register_tokens')
@@ -225,8 +248,10 @@ class TransformersTower(Tower):
 
 def _architecture(config: VisionConfig) -> PretrainedConfig:
     if config.architecture:
-        check_no_code(fields := dict(config.architecture), 'model.vision.architecture')
-        if (model_type := fields.pop('model_type', None)) not in CONFIG_MAPPING:
+        fields = dict(config.architecture)
+        check_no_code(fields, 'model.vision.architecture')
+        model_type = fields.pop('model_type', None)
+        if model_type not in CONFIG_MAPPING:
             raise ConfigError(f'model.vision.architecture: transformers has no model_type {model_type!r}')
         with reading('model.vision.architecture', f'the fields of a {model_type!r} model'):
             return AutoConfig.for_model(model_type, **fields)
@@ -249,27 +274,31 @@ def _at_image_size(trunk: Any, image_size: int, arguments: dict[str, Any]) -> Pr
     for name, value in resized.state_dict().items():
         if state[name].shape != value.shape:
             table = state[name].view(1, -1, value.shape[-1])
-            prefix = table.shape[1] - _grid(trunk.config) ** 2
-            new, old = _grid(architecture), _grid(trunk.config)
-            resampled = resample_abs_pos_embed(table, [new, new], [old, old], prefix)  # pyright: ignore[reportCallIssue]
+            old = _grid(trunk.config)
+            new = _grid(architecture)
+            prefix = table.shape[1] - old ** 2
+            resampled = resample_abs_pos_embed(  # pyright: ignore[reportCallIssue]
+                table, [new, new], [old, old], prefix)
             state[name] = resampled.view(value.shape)
     resized.load_state_dict(state)
     return resized
 
 
 def _is_timm(config: VisionConfig) -> bool:
-    return not config.architecture and (config.name.startswith(('hf-hub:', 'local-dir:'))
-                                        or timm.is_model(config.name))
+    if config.architecture:
+        return False
+    return config.name.startswith(('hf-hub:', 'local-dir:')) or timm.is_model(config.name)
 
 
 def train_image_size(data: ImageDataConfig, vision: VisionConfig) -> int:
     """Return the side of training images in pixels; a size that the tower does not support is a ConfigError."""
     size = data.image_size
-    if size not in (None, vision.image_size) and not (
-            _is_timm(vision) and not _timm_config(vision.name).fixed_input_size):
+    if size is None or size == vision.image_size:
+        return vision.image_size
+    if not _is_timm(vision) or _timm_config(vision.name).fixed_input_size:
         raise ConfigError(f'train_data.image_size: {vision.name} takes images of model.vision.image_size, '
                           f'{vision.image_size}, only, not of {size}')
-    return size or vision.image_size
+    return size
 
 
 def tower_preprocessing(config: VisionConfig) -> Preprocessing:
@@ -288,8 +317,9 @@ def tower_preprocessing(config: VisionConfig) -> Preprocessing:
         return Preprocessing(config.image_size, tuple(data.mean), tuple(data.std))
     if '/' not in config.name and not os.path.isdir(config.name):
         near = difflib.get_close_matches(config.name, timm.list_models(), 1)
-        raise ConfigError(f'model.vision.name: {config.name!r} is not a model of timm, a folder, or OWNER/NAME on the '
-                          f'Hugging Face hub{f"; did you mean {near[0]!r}?" if near else ""}')
+        hint = f'; did you mean {near[0]!r}?' if near else ''
+        raise ConfigError(f'model.vision.name: {config.name!r} is not a model of timm, a folder, or OWNER/NAME on '
+                          f'the Hugging Face hub{hint}')
     try:
         data, _ = ImageProcessingMixin.get_image_processor_dict(config.name)
     except OSError as error:
@@ -302,7 +332,9 @@ def tower_preprocessing(config: VisionConfig) -> Preprocessing:
 
 def load_tower(config: VisionConfig, load_weights: bool = True) -> Tower:
     """Load the configured tower; set `load_weights` to False if a checkpoint of the whole model is loaded next."""
-    return TimmTower(config, load_weights) if _is_timm(config) else TransformersTower(config, load_weights)
+    if _is_timm(config):
+        return TimmTower(config, load_weights)
+    return TransformersTower(config, load_weights)
 
 
 def load_projection(config: VisionConfig, embed_dim: int, load_weights: bool = True) -> nn.Module:
@@ -334,7 +366,10 @@ def load_projection(config: VisionConfig, embed_dim: int, load_weights: bool = T
             model, _ = load_checked(kind.from_pretrained, config.name, where=f'model.vision.name: {config.name}',
                                     more=True, config=architecture, dtype=torch.float32)
             projection = model.visual_projection
-    width = projection.out_features if isinstance(projection, nn.Linear) else load_tower(config, False).width
+    if isinstance(projection, nn.Linear):
+        width = projection.out_features
+    else:
+        width = load_tower(config, load_weights=False).width
     if width != embed_dim:
         raise ConfigError(f'model.embed_dim: {embed_dim} is not the width of the space that {config.name} was trained '
                           f'in, {width}, as model.visual_projection: pretrained needs')

@@ -3,6 +3,7 @@
 
 """Vision towers by name: pixels -> pooled features, with the layer structure that training needs."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, Optional
@@ -42,7 +43,9 @@ class VisionEncoder(nn.Module):
         if not 0 <= config.freeze_blocks < last:
             raise ConfigError(f'model.vision.freeze_blocks: {config.freeze_blocks} is not between 0 and {last - 1}, '
                               f'the blocks of {config.name}')
-        locked = last if config.freeze else config.freeze_blocks or -1
+        locked = config.freeze_blocks or -1
+        if config.freeze:
+            locked = last
         for name, parameter in self.trunk.named_parameters():
             if self.layer_ids[name] <= locked:
                 parameter.requires_grad_(False)
@@ -103,13 +106,15 @@ class VisionEncoder(nn.Module):
 
 def check_tower_names(encoder: VisionEncoder, state: Iterable[str], prefix: str, *_: object) -> None:
     """Raise a ConfigError if weights under `prefix` have both missing and unexpected names for the encoder."""
-    found = {unwrapped_name(name.removeprefix(prefix)) for name in state if name.startswith(prefix)}
+    given = {unwrapped_name(name.removeprefix(prefix)) for name in state if name.startswith(prefix)}
     expected = {unwrapped_name(name) for name in encoder.state_dict(keep_vars=True)}
-    if (other := found - expected) and (missing := expected - found):
+    unexpected = given - expected
+    missing = expected - given
+    if unexpected and missing:
         raise ConfigError(
-            f'the weights of the vision tower have other names, such as {min(other)}, expected {min(missing)}: they '
-            'are of another tower, or were written with transformers 4 and are read with 5, or the other way round, '
-            'which call them otherwise; use the version that wrote them')
+            f'the weights of the vision tower have other names, such as {min(unexpected)}, expected {min(missing)}: '
+            'they are of another tower, or were written with transformers 4 and are read with 5, or the other way '
+            'round, which call them otherwise; use the version that wrote them')
 
 
 def kept_patches(sample_seed: torch.Tensor, patches: int, rate: float) -> torch.Tensor:
@@ -147,7 +152,9 @@ class _Merged:
     def merged(self) -> tuple[torch.Tensor, torch.Tensor]:
         norm, = self.batch_norm
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        center = norm.running_mean if self.bias is None else norm.running_mean - self.bias
+        center = norm.running_mean
+        if self.bias is not None:
+            center = center - self.bias
         return self.weight * scale[:, None, None, None], norm.bias - center * scale
 
 
@@ -160,8 +167,8 @@ class _MergedConv2d(_Merged, nn.Conv2d):
 class _MergedConv2dSame(_Merged, Conv2dSame):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        how: list[Any] = [self.stride, self.padding, self.dilation, self.groups]
-        return conv2d_same(x, *self.merged(), *how)
+        settings: list[Any] = [self.stride, self.padding, self.dilation, self.groups]
+        return conv2d_same(x, *self.merged(), *settings)
 
 
 class _NoBatchNorm2d(nn.BatchNorm2d):
@@ -191,17 +198,24 @@ def split_frozen_batch_norms(trunk: nn.Module) -> None:
 
 def _pairs(trunk: nn.Module, image_size: int) -> list[tuple[Any, Any]]:
     """Adjacent convolutions and BatchNorms that run once, where the BatchNorm's input is the convolution's output."""
-    neighbours: list[tuple[Any, Any]] = [
-        (conv, norm) for module in trunk.modules() for conv, norm in pairwise(module.children())
-        if type(conv) in _CONVOLUTIONS and type(norm) in _NORMS and norm.affine and norm.track_running_stats]
+    neighbours: list[tuple[Any, Any]] = []
+    for module in trunk.modules():
+        for conv, norm in pairwise(module.children()):
+            if type(conv) in _CONVOLUTIONS and type(norm) in _NORMS and norm.affine and norm.track_running_stats:
+                neighbours.append((conv, norm))
     if not neighbours:
         return []
-    tensors: dict[nn.Module, list[torch.Tensor]] = {module: [] for pair in neighbours for module in pair}
-    hooks = [hook for conv, norm in neighbours for hook in (
-        conv.register_forward_hook(lambda module, inputs, output: tensors[module].append(output)),
-        norm.register_forward_pre_hook(lambda module, inputs: tensors[module].append(inputs[0])))]
+    tensors: dict[nn.Module, list[torch.Tensor]] = defaultdict(list)  # outputs of convolutions, inputs of BatchNorms
+    hooks = []
+    for conv, norm in neighbours:
+        hooks.append(conv.register_forward_hook(lambda module, inputs, output: tensors[module].append(output)))
+        hooks.append(norm.register_forward_pre_hook(lambda module, inputs: tensors[module].append(inputs[0])))
     dry_forward(trunk, image_size)
     for hook in hooks:
         hook.remove()
-    return [(conv, norm) for conv, norm in neighbours
-            if len(tensors[conv]) == len(tensors[norm]) == 1 and tensors[conv][0] is tensors[norm][0]]
+    pairs = []
+    for conv, norm in neighbours:
+        runs_once = len(tensors[conv]) == len(tensors[norm]) == 1
+        if runs_once and tensors[conv][0] is tensors[norm][0]:
+            pairs.append((conv, norm))
+    return pairs

@@ -54,9 +54,11 @@ def add_lora(trunk: nn.Module, config: LoraConfig, image_size: int) -> None:
     last = {name: name.rsplit('.', 1)[-1] for name in called}
     if not last:
         raise ConfigError('model.vision.lora: the tower has no projection, expected linear layers or 1x1 convolutions')
-    if unknown := sorted(set(names or ()) - {*last.values()}):
-        raise ConfigError(f'model.vision.lora.target_modules: the tower has no projection called {", ".join(unknown)}; '
-                          f'it has {", ".join(sorted({*last.values()}))}')
+    known = set(last.values())
+    unknown = sorted(set(names or ()) - known)
+    if unknown:
+        raise ConfigError('model.vision.lora.target_modules: the tower has no projection called '
+                          f'{", ".join(unknown)}; it has {", ".join(sorted(known))}')
     targets = '|'.join(re.escape(name) for name, part in last.items() if names is None or part in names)
     with next(trunk.parameters()).device:
         inject_adapter_in_model(PeftLoraConfig(bias='none', target_modules=targets, **arguments), trunk)
