@@ -139,13 +139,15 @@ def _same_texts(text_id: Optional[torch.Tensor]) -> Optional[_Ignored]:
     """Mask the texts of all ranks that equal a text of a row, by this rank's ids ``(B,)`` or ``(B, K)``."""
     if text_id is None:
         return None
-    columns, first, of_rows = all_gather(text_id).flatten(), _first_row(text_id), text_id.reshape(len(text_id), -1)
+    columns = all_gather(text_id).flatten()
+    first = _first_row(text_id)
+    row_ids = text_id.reshape(len(text_id), -1)
 
     def same_text(start: int, stop: int) -> torch.Tensor:
         same = torch.zeros(stop - start, len(columns), dtype=torch.bool, device=columns.device)
-        for ids in of_rows[start:stop].unbind(1):
+        for ids in row_ids[start:stop].unbind(1):
             same |= ids[:, None] == columns
-        _positive_entries(same, first + start, of_rows.shape[1]).fill_(False)
+        _positive_entries(same, first + start, row_ids.shape[1]).fill_(False)
         return same
 
     return same_text
@@ -213,7 +215,7 @@ def _softmax_loss(
     columns: torch.Tensor,
     scale: torch.Tensor,
     first: int = 0,
-    back: Optional[int] = None,
+    num_symmetric: Optional[int] = None,
     ignored: Optional[_Ignored] = None,
     block_size: Optional[int] = None,
     positives: int = 1,
@@ -226,7 +228,7 @@ def _softmax_loss(
         rows, columns: ``(B, D)`` and ``(C, D)``.
         scale: Factor on the products, one element.
         first: Index of the first row among the rows of all ranks.
-        back: Number of leading columns that are positives of all ranks' rows.  The loss is averaged with the
+        num_symmetric: Number of leading columns that are positives of all ranks' rows.  The loss is averaged with the
             cross-entropy from each of them to its row.  None: only from row to column.
         ignored: Columns to exclude.
         block_size: Rows of the logit matrix that are computed at once.  None: all.
@@ -238,38 +240,41 @@ def _softmax_loss(
     inputs = rows.float(), columns.float(), scale.float()
     with torch.no_grad():
         logits = _Logits(*inputs, ignored, block_size)
-        positive_logits, row_sum, column_sum = _sums(logits, first, back or 0, positives)
-        total, directions = (row_sum - positive_logits).sum() / positives, 1
+        positive_logits, row_sum, column_sum = _sums(logits, first, num_symmetric or 0, positives)
+        total = (row_sum - positive_logits).sum() / positives
+        directions = 1
         # A negative occurs in the softmax of each positive; exp(logit - mean_sum) is the mean of these K probabilities.
         mean_sum = math.log(positives) - (-row_sum).logsumexp(0)
-        if back is not None:
+        if num_symmetric is not None:
             # A column's sum runs over the rows of all ranks.
-            column_sum = all_gather(column_sum).view(-1, back).logsumexp(0)
+            column_sum = all_gather(column_sum).view(-1, num_symmetric).logsumexp(0)
             sums = column_sum[first * positives:first * positives + positive_logits.numel()].view(-1, positives).T
-            total, directions = total + (sums - positive_logits).sum() / positives, 2
-        products = _Products(logits)
+            total = total + (sums - positive_logits).sum() / positives
+            directions = 2
+        accumulator = _GradientAccumulator(logits)
         for block, values in logits:
             # Gradient of the sum over rows and directions with respect to the logits.
             gradient = (values - mean_sum[block, None]).exp_()
             positive_gradient = _positive_entries(gradient, first + block.start, positives)
             positive_gradient.copy_((positive_logits[:, block] - row_sum[:, block]).exp_().div_(positives))
-            if back is not None:
-                gradient[:, :back] += values[:, :back].sub_(column_sum + math.log(positives)).exp_()
+            if num_symmetric is not None:
+                gradient[:, :num_symmetric] += values[:, :num_symmetric].sub_(column_sum + math.log(positives)).exp_()
             positive_gradient.sub_(directions / positives)
-            products.add(block, gradient)
+            accumulator.add(block, gradient)
         mean = 1 / (directions * len(rows))
-        gradients = products.gradients(mean)
+        gradients = accumulator.gradients(mean)
     return with_gradients(total * mean, inputs, gradients)
 
 
-def _sums(logits: '_Logits', first: int, back: int, positives: int) -> tuple[torch.Tensor, ...]:
+def _sums(logits: '_Logits', first: int, num_symmetric: int, positives: int) -> tuple[torch.Tensor, ...]:
     """Return the logits of rows and positives ``(K, B)``, and the logsumexps ``(K, B)`` over a row's negatives and one
-    positive, and ``(back,)`` over the first columns."""
-    new, b = logits.rows.new_full, len(logits.rows)
-    positive_logits, row_sum, column_sum = new((positives, b), 0.0), new((positives, b), 0.0), new((back,), -torch.inf)
+    positive, and ``(num_symmetric,)`` over the first columns."""
+    positive_logits = logits.rows.new_zeros(positives, len(logits.rows))
+    row_sum = torch.zeros_like(positive_logits)
+    column_sum = logits.rows.new_full((num_symmetric,), -torch.inf)
     for block, values in logits:
-        if back:
-            column_sum = torch.logaddexp(column_sum, values[:, :back].logsumexp(0))
+        if num_symmetric:
+            column_sum = torch.logaddexp(column_sum, values[:, :num_symmetric].logsumexp(0))
         positive_values = _positive_entries(values, first + block.start, positives)
         positive_logits[:, block] = positive_values
         positive_values.fill_(-torch.inf)
@@ -301,7 +306,7 @@ def _sigmoid_loss(
     inputs = rows.float(), columns.float(), scale.float(), bias.float()
     with torch.no_grad():
         logits = _Logits(*inputs[:3], ignored, block_size)
-        products = _Products(logits)
+        accumulator = _GradientAccumulator(logits)
         total, bias_gradient = rows.new_zeros(()), rows.new_zeros(())
         for block, values in logits:
             values.add_(inputs[3])
@@ -309,10 +314,10 @@ def _sigmoid_loss(
             total += torch.nn.functional.softplus(values).sum()
             gradient = values.sigmoid_()
             _positive_entries(gradient, first + block.start, positives).neg_()
-            products.add(block, gradient)
+            accumulator.add(block, gradient)
             bias_gradient += gradient.sum()
         mean = 1 / (len(rows) * positives)
-        gradients = (*products.gradients(mean), bias_gradient * mean)
+        gradients = (*accumulator.gradients(mean), bias_gradient * mean)
     return with_gradients(total * mean, inputs, gradients)
 
 
@@ -341,11 +346,12 @@ class _Logits:
 
     def _compute(self, block: slice) -> torch.Tensor:
         values = (self.rows[block] @ self.columns.T).mul_(self.scale)
-        return values if self.ignored is None else values.masked_fill_(
-            self.ignored(block.start, block.stop), -torch.inf)
+        if self.ignored is not None:
+            values.masked_fill_(self.ignored(block.start, block.stop), -torch.inf)
+        return values
 
 
-class _Products:
+class _GradientAccumulator:
     """Gradients of rows and columns, accumulated from the logits' gradient block by block."""
 
     def __init__(self, logits: _Logits) -> None:
@@ -359,9 +365,9 @@ class _Products:
     def gradients(self, mean: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the gradients with respect to rows, columns and scale, times `mean`."""
         # d logit / d scale = row · column, so the gradient of `scale` sums the rows times their unscaled gradients.
-        of_scale = (self.logits.rows * self.row_gradient).sum() * mean
+        scale_gradient = (self.logits.rows * self.row_gradient).sum() * mean
         factor = self.logits.scale * mean
-        return self.row_gradient.mul_(factor), self.column_gradient.mul_(factor), of_scale
+        return self.row_gradient.mul_(factor), self.column_gradient.mul_(factor), scale_gradient
 
 
 def with_gradients(

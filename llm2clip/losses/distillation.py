@@ -55,9 +55,11 @@ def structure_loss(
     Returns:
         A scalar in float32.
     """
-    counted = (torch.ones_like(features[:, 0]) if counted is None else counted).float()
-    return _structure(features.float(), all_gather(features.float()), targets.float(), all_gather(targets.float()),
-                      counted, all_gather(counted), block_size or len(features))
+    if counted is None:
+        counted = torch.ones_like(features[:, 0])
+    features, targets, counted = features.float(), targets.float(), counted.float()
+    return _structure(features, all_gather(features), targets, all_gather(targets), counted, all_gather(counted),
+                      block_size or len(features))
 
 
 @in_float32
@@ -67,7 +69,8 @@ def _structure(
 ) -> torch.Tensor:
     with torch.no_grad():
         total = rows.new_zeros(())
-        row_gradient, column_gradient = torch.empty_like(rows), torch.zeros_like(columns)
+        row_gradient = torch.empty_like(rows)
+        column_gradient = torch.zeros_like(columns)
         for start in range(0, len(rows), block_size):
             block = slice(start, start + block_size)
             distance = _distance(rows[block], columns)
@@ -78,7 +81,8 @@ def _structure(
             gradient = difference.clamp_(-1, 1).div_(distance).neg_().masked_fill_(distance <= _SMALLEST, 0)
             row_gradient[block] = gradient @ columns
             column_gradient.addmm_(gradient.T, rows[block])
-        ranks, n = len(columns) / len(rows), counted_columns.sum()
+        ranks = len(columns) / len(rows)
+        n = counted_columns.sum()
         mean = ranks / (n * (n - 1)).clamp(min=1)  # a sample with itself is not a pair
         gradients = row_gradient.mul_(mean), column_gradient.mul_(mean)
     return with_gradients(total * mean, (rows, columns), gradients)

@@ -52,7 +52,10 @@ class CaptionTeacher(ABC):
     def __init__(
         self, module: Any, fingerprint: Fingerprint, batch_tokens: int = 4096, precision: str = 'fp32'
     ) -> None:
-        self.module, self.fingerprint, self.batch_tokens, self.precision = module, fingerprint, batch_tokens, precision
+        self.module = module
+        self.fingerprint = fingerprint
+        self.batch_tokens = batch_tokens
+        self.precision = precision
 
     @property
     @abstractmethod
@@ -137,9 +140,9 @@ class TeacherSource(ABC):
             ConfigError: There is no such text encoder.
             ValueError: It encodes captions differently.
         """
-        found = Fingerprint.of('', self._encoding())
+        encoding = Fingerprint.of('', self._encoding())
         if expected is not None:
-            found.check(expected, self.name, reference, but=('weights', 'config_and_tokenizer'))
+            encoding.check(expected, self.name, reference, ignored=('weights', 'config_and_tokenizer'))
 
     def check(self, expected: Fingerprint, reference: str) -> None:
         """Call `check_encoding`, then read the weights and compare them too."""
@@ -156,9 +159,11 @@ class CachedTeacher:
     def __init__(
         self, folder: Union[str, Path], fingerprint: Fingerprint, precision: str, load: Callable[[], CaptionTeacher]
     ) -> None:
-        text = json.dumps({**fingerprint.to_json(), 'precision': precision}, indent=2, sort_keys=True) + '\n'
-        self.folder, self._fingerprint_text = Path(folder, xxhash.xxh64(text).hexdigest()), text
-        self._load, self._teacher = load, None
+        fields = fingerprint.to_json() | {'precision': precision}
+        self._fingerprint_text = json.dumps(fields, indent=2, sort_keys=True) + '\n'
+        self.folder = Path(folder, xxhash.xxh64(self._fingerprint_text).hexdigest())
+        self._load = load
+        self._teacher: Optional[CaptionTeacher] = None
 
     def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         """Return vectors ``(N, D)`` in float32 on the CPU, and the number of truncated texts.
@@ -171,22 +176,26 @@ class CachedTeacher:
             LoadError: A vector is not finite.
         """
         blocks = [list(texts[start:start + _BLOCK]) for start in range(0, len(texts), _BLOCK)]
-        found: dict[int, tuple[torch.Tensor, int]] = {}
+        results: dict[int, tuple[torch.Tensor, int]] = {}
 
-        def unknown() -> list[int]:
-            found.update({i: self._read(block) for i, block in enumerate(blocks) if self._file(block).is_file()})
-            return [i for i in range(len(blocks)) if i not in found]
+        def read_cached() -> list[int]:
+            for i, block in enumerate(blocks):
+                if self._file(block).is_file():
+                    results[i] = self._read(block)
+            return [i for i in range(len(blocks)) if i not in results]
 
-        todo = broadcast_from_rank0(unknown)
-        with tqdm(total=len(texts), initial=sum(len(blocks[i]) for i in found), desc='embed captions',
+        todo = broadcast_from_rank0(read_cached)
+        embedded = round_robin([blocks[i] for i in todo], partial(map, self._embed))
+        with tqdm(total=len(texts), initial=sum(len(blocks[i]) for i in results), desc='embed captions',
                   unit=' captions', disable=not is_first()) as progress:
-            for i, (vectors, truncated) in zip(todo, round_robin([blocks[i] for i in todo], partial(map, self._embed))):
+            for i, (vectors, truncated) in zip(todo, embedded):
                 check_finite({'a vector of the teacher': vectors}, self.folder)
                 write_text(self.folder / 'fingerprint.json', self._fingerprint_text)
                 write_safetensors(self._file(blocks[i]), {'text_embedding': vectors}, {'truncated': str(truncated)})
-                found[i] = vectors, truncated
+                results[i] = vectors, truncated
                 progress.update(len(blocks[i]))
-        return rows(found[i][0] for i in sorted(found)), sum(truncated for _, truncated in found.values())
+        num_truncated = sum(truncated for _, truncated in results.values())
+        return rows(results[i][0] for i in sorted(results)), num_truncated
 
     def _embed(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         self._teacher = self._teacher or self._load()
@@ -197,10 +206,12 @@ class CachedTeacher:
         return self.folder / f'{xxhash.xxh64(json.dumps(list(texts))).hexdigest()}.safetensors'
 
     def _read(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
-        path, expected = self._file(texts), f'{len(texts)} vectors of captions; remove it, and they are embedded again'
-        tensors, about = read_safetensors(path, expected)
+        path = self._file(texts)
+        expected = f'{len(texts)} vectors of captions; remove it, and they are embedded again'
+        tensors, metadata = read_safetensors(path, expected)
         with reading(path, expected):
-            vectors, truncated = tensors['text_embedding'], int(about['truncated'])
+            vectors = tensors['text_embedding']
+            truncated = int(metadata['truncated'])
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise FileError(f'{path}: holds vectors of the shape {tuple(vectors.shape)}, expected {expected}')
         return vectors, truncated

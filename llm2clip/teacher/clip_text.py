@@ -45,9 +45,9 @@ for _config, _model in ((SiglipTextConfig, SiglipTextModel), (Siglip2TextConfig,
     AutoModel.register(_config, _model, exist_ok=True)
 # Keys: model_type of a full model and of a stand-alone text tower.
 _TOWERS: dict[str, Any] = {
-    **dict.fromkeys(('clip', 'clip_text_model'), CLIPTextModelWithProjection),
-    **dict.fromkeys(('siglip', 'siglip_text_model'), SiglipTextModel),
-    **dict.fromkeys(('siglip2', 'siglip2_text_model'), Siglip2TextModel),
+    'clip': CLIPTextModelWithProjection, 'clip_text_model': CLIPTextModelWithProjection,
+    'siglip': SiglipTextModel, 'siglip_text_model': SiglipTextModel,
+    'siglip2': Siglip2TextModel, 'siglip2_text_model': Siglip2TextModel,
 }
 
 
@@ -69,9 +69,12 @@ class ClipTokenizer:
         # SigLIP was trained on texts that are padded to its full length, without a mask.
         self._siglip = 'siglip' in config.model_type
         # SigLIP 2 was trained on lower case; the tokenizer of its published models does not convert to it.
-        if self._siglip and (backend := getattr(self.tokenizer, 'backend_tokenizer', None)) is not None:
-            others = [] if backend.normalizer is None else [backend.normalizer]
-            backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *others])
+        backend = getattr(self.tokenizer, 'backend_tokenizer', None)
+        if self._siglip and backend is not None:
+            steps = [normalizers.Lowercase()]
+            if backend.normalizer is not None:
+                steps.append(backend.normalizer)
+            backend.normalizer = normalizers.Sequence(steps)
 
     def tokenize(self, texts: Sequence[str]) -> list[ClipTokens]:
         whole = self.tokenizer(list(texts), verbose=False).input_ids
@@ -84,8 +87,11 @@ class ClipTokenizer:
         ids = torch.full((len(texts), length), self.tokenizer.pad_token_id)
         mask = torch.zeros(len(texts), length, dtype=torch.long)
         for i, text in enumerate(texts):
-            ids[i, :len(text.ids)], mask[i, :len(text.ids)] = torch.tensor(text.ids), 1
-        return {'input_ids': ids} if self._siglip else {'input_ids': ids, 'attention_mask': mask}
+            ids[i, :len(text.ids)] = torch.tensor(text.ids)
+            mask[i, :len(text.ids)] = 1
+        if self._siglip:
+            return {'input_ids': ids}
+        return {'input_ids': ids, 'attention_mask': mask}
 
     def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Tokenise, truncate and pad N texts."""
@@ -112,7 +118,9 @@ class ClipTextTower(nn.Module):
     def llm_embed_dim(self) -> int:
         """Dimension of the text features."""
         head = getattr(self.trunk, 'text_projection', None)
-        return (self._text_model.head if head is None else head).out_features
+        if head is None:
+            head = self._text_model.head
+        return head.out_features
 
     def forward(self, input_ids: torch.Tensor, attention_mask: Optional[torch.Tensor] = None) -> torch.Tensor:
         """Return projected features ``(N, llm_embed_dim)``, not normalised, of tokens ``(N, T)``."""
@@ -159,8 +167,10 @@ def load_clip_tokenizer(config: ClipTextConfig, key: str) -> ClipTokenizer:
 def _architecture(config: ClipTextConfig, key: str) -> PretrainedConfig:
     if not config.architecture:
         return load_config(config.name, f'{key}: {config.name}')
-    check_no_code(fields := dict(config.architecture), f'{key}.architecture')
-    if (model_type := fields.pop('model_type', None)) not in CONFIG_MAPPING:
+    fields = dict(config.architecture)
+    check_no_code(fields, f'{key}.architecture')
+    model_type = fields.pop('model_type', None)
+    if model_type not in CONFIG_MAPPING:
         raise ConfigError(f'{key}.architecture: transformers has no model_type {model_type!r}')
     with reading(f'{key}.architecture', f'the fields of a {model_type!r} model'):
         return AutoConfig.for_model(model_type, **fields)
@@ -232,7 +242,8 @@ class ClipText(TeacherSource):
     """
 
     def __init__(self, name: Union[str, Path], cut: bool = False) -> None:
-        self.name, self._cut = str(name), cut
+        self.name = str(name)
+        self._cut = cut
 
     def _encoding(self) -> dict[str, Any]:
         config = load_config(self.name, f'teacher: {self.name}')
@@ -241,15 +252,15 @@ class ClipText(TeacherSource):
     def fingerprint(self) -> Fingerprint:
         tower = self._read()
         tokenizer = load_clip_tokenizer(ClipTextConfig(self.name), 'teacher')
-        return Fingerprint.of(hash_tensors(published_state(tower.trunk)), {
-            'config_and_tokenizer': hash_settings(tower.config.to_diff_dict(), tokenizer.tokenizer),
-            **self._encoding()})
+        settings = hash_settings(tower.config.to_diff_dict(), tokenizer.tokenizer)
+        return Fingerprint.of(hash_tensors(published_state(tower.trunk)),
+                              {'config_and_tokenizer': settings} | self._encoding())
 
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> CaptionTeacher:
-        tower, tokenizer = self._read(), load_clip_tokenizer(ClipTextConfig(self.name), 'teacher')
-        return _ClipTextTeacher(device.module_to_device(tower), tokenizer, fingerprint, batch_tokens, precision,
-                                self._cut)
+        tower = device.module_to_device(self._read())
+        tokenizer = load_clip_tokenizer(ClipTextConfig(self.name), 'teacher')
+        return _ClipTextTeacher(tower, tokenizer, fingerprint, batch_tokens, precision, self._cut)
 
     def _read(self) -> ClipTextTower:
         return load_clip_text(ClipTextConfig(self.name), 'teacher').eval().requires_grad_(False)

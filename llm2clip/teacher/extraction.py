@@ -84,41 +84,56 @@ class _Extraction:
     """One extraction: the shards of a dataset, and the embeddings dataset that ranks or machines write together."""
 
     def __init__(self, embeddings: EmbeddingsDataset) -> None:
-        self.embeddings, self.out, local = embeddings, embeddings.out, embeddings.dataset.local
+        self.embeddings = embeddings
+        self.out = embeddings.out
+        local = embeddings.dataset.local
         self.stream = VerifiedStream(local=local, remote=embeddings.dataset.remote)
         self.shards = self.stream.open()
         if dist.get_local_rank() == 0:
             self.stream.set_up_local(self.shards, np.zeros(len(self.shards), np.int64))
         dist.barrier()
-        views = embeddings.views
-        columns = columns_of(self.shards[0], [SAMPLE_ID, *([] if views is None else [IMAGE])], local)
-        self.captions = caption_keys(columns) if views is None else []
-        self.keys = [*self.items({SAMPLE_ID: '', IMAGE: b'', **{CAPTION + key: '' for key in self.captions}})]
-        if not self.keys:
+        self.captions: list[str] = []
+        self.keys: list[str] = []
+        """Keys of a sample's vectors."""
+        if embeddings.views is not None:
+            columns_of(self.shards[0], [SAMPLE_ID, IMAGE], local)
+            self.keys = image_keys(embeddings.views)
+            return
+        self.captions = caption_keys(columns_of(self.shards[0], [SAMPLE_ID], local))
+        if not self.captions:
             raise ValueError(f'the dataset in {local} has no caption columns')
-        if bad := [key for key in self.captions if '@' in key]:
-            raise ConfigError(f'{local}: has the caption key {bad[0]!r}, expected none with @, which separates caption '
-                              'and prompt in the key of a vector')
+        for key in self.captions:
+            if '@' in key:
+                raise ConfigError(f'{local}: has the caption key {key!r}, expected none with @, which separates '
+                                  'caption and prompt in the key of a vector')
+            self.keys.append(key)
+            self.keys += [f'{key}@{name}' for name in embeddings.prompts]
 
     def initialize(self, fingerprint: Fingerprint) -> list[int]:
         """Write or check the record of dataset and teacher; return the missing shards."""
-        out, index, how = self.out, read_index(self.embeddings.dataset.local), self.embeddings
-        vectors = {'storage': how.storage, 'normalized': how.normalize, **how.about,
-                   **({'prompts': dict(how.prompts)} if how.prompts else {})}
-        record = TeacherRecord(fingerprint, {
-            'dataset': dataset_fingerprint(index), 'caption_keys': self.keys, 'vectors': vectors,
-            **({'out_remote': out.remote} if out.remote else {})})
+        out = self.out
+        embeddings = self.embeddings
+        index = read_index(embeddings.dataset.local)
+        vectors: dict[str, Any] = {'storage': embeddings.storage, 'normalized': embeddings.normalize}
+        vectors.update(embeddings.about)
+        if embeddings.prompts:
+            vectors['prompts'] = dict(embeddings.prompts)
+        about = {'dataset': dataset_fingerprint(index), 'caption_keys': self.keys, 'vectors': vectors}
+        if out.remote:
+            about['out_remote'] = out.remote
+        record = TeacherRecord(fingerprint, about)
         todo: list[list[int]] = [[]]
         if dist.get_global_rank() == 0:
-            if not out.fetch(TEACHER_FILE):
-                if out.fetch(INDEX):
-                    raise ConfigError(f'out: {out.local} holds a dataset that is no embeddings dataset, expected an '
-                                      'empty folder or an embeddings dataset')
-                out.commit(TEACHER_FILE, record.to_text())
-            else:
-                if (differing := TeacherRecord.read(out.local).difference(record)) is not None:
+            if out.fetch(TEACHER_FILE):
+                differing = TeacherRecord.read(out.local).difference(record)
+                if differing is not None:
                     raise ValueError(f'{out.local} was begun for another dataset or teacher: {differing}; remove it '
                                      'to extract again')
+            elif out.fetch(INDEX):
+                raise ConfigError(f'out: {out.local} holds a dataset that is no embeddings dataset, expected an '
+                                  'empty folder or an embeddings dataset')
+            else:
+                out.commit(TEACHER_FILE, record.to_text())
             for left_over in out.local.glob('shard.*.tmp.*'):  # of a killed process; the other ranks have not begun
                 shutil.rmtree(left_over, ignore_errors=True)
             todo = [[k for k in range(len(index['shards'])) if not out.fetch(_piece(k))]]
@@ -128,12 +143,16 @@ class _Extraction:
 
     def items(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """Map the keys of a sample's vectors to the texts to embed, or to its image as (bytes, sample id, view)."""
-        how = self.embeddings
-        if how.views is not None:
-            return {key: (sample[IMAGE], sample[SAMPLE_ID], i) for i, key in enumerate(image_keys(how.views))}
-        prompts = {'': '{caption}', **{f'@{name}': prompt for name, prompt in how.prompts.items()}}
-        return {key + name: text.strip() and prompt.replace('{caption}', text) for key in self.captions
-                for text in [sample[CAPTION + key]] for name, prompt in prompts.items()}
+        if self.embeddings.views is not None:
+            return {key: (sample[IMAGE], sample[SAMPLE_ID], view) for view, key in enumerate(self.keys)}
+        texts: dict[str, str] = {}
+        for key in self.captions:
+            caption = sample[CAPTION + key]
+            missing = not caption.strip()
+            texts[key] = '' if missing else caption
+            for name, prompt in self.embeddings.prompts.items():
+                texts[f'{key}@{name}'] = '' if missing else prompt.replace('{caption}', caption)
+        return texts
 
     def count(self, numbers: Iterable[int]) -> int:
         """Number of texts to embed in some shards, including those of captions that samples lack."""
@@ -142,7 +161,8 @@ class _Extraction:
     def write(self, k: int, ids: Sequence[str], vectors: torch.Tensor) -> None:
         """Write the vectors ``(samples * keys, D)`` of shard `k`."""
         storage = self.embeddings.storage
-        vectors = F.normalize(vectors, dim=-1) if self.embeddings.normalize else vectors
+        if self.embeddings.normalize:
+            vectors = F.normalize(vectors, dim=-1)
         rows = vector_rows(ids, self.keys, vectors.numpy().reshape(len(ids), len(self.keys), -1), storage)
         write_shard(self.out, k, rows, vector_columns(self.keys, vectors.shape[-1], storage))
 
@@ -200,21 +220,29 @@ def _parts(shards: Iterable[tuple[_Extraction, int]], teacher: CaptionTeacher, p
         with _naming(k), extraction.stream.whole(extraction.shards[k]) as shard:
             samples = [shard[i] for i in range(len(shard))]
             ids = [sample[SAMPLE_ID] for sample in samples]
-            texts = [item for sample in samples for item in extraction.items(sample).values()]
+            texts: list[Any] = []
+            for sample in samples:
+                texts += extraction.items(sample).values()
         parts: list[list[int]] = [[]]
         size = 0
         for i, text in enumerate(texts):
-            length = 4 if not isinstance(text, str) else len(text) if text.strip() else 0
-            if size >= 4 * part_tokens and length:
+            if not isinstance(text, str):
+                length = 4
+            elif text.strip():
+                length = len(text)
+            else:
+                continue
+            if size >= 4 * part_tokens:
                 parts.append([])
                 size = 0
-            if length:
-                parts[-1].append(i)
-                size += length
+            parts[-1].append(i)
+            size += length
         for rows in parts:
-            with _naming(k):
-                tokens = teacher.tokenize([texts[i] for i in rows]) if rows else None
-            yield _Part(extraction, k, ids, texts, rows, tokens, rows is parts[-1])
+            tokens = None
+            if rows:
+                with _naming(k):
+                    tokens = teacher.tokenize([texts[i] for i in rows])
+            yield _Part(extraction, k, ids, texts, rows, tokens, last=rows is parts[-1])
 
 
 def _embed(
@@ -222,18 +250,21 @@ def _embed(
     done: Callable[[_Extraction, Counter[str]], object],
 ) -> None:
     """Embed and write shards, given by number; `done` receives the counts of each.  A thread reads ahead."""
-    vectors, counts, total = torch.empty(0), Counter(), Counter()
+    vectors = torch.empty(0)
+    counts: Counter[str] = Counter()
+    total: Counter[str] = Counter()
     for part in _ahead(_parts(shards, teacher, part_tokens)):
         if not len(vectors):
-            vectors, counts = torch.zeros(len(part.texts), teacher.llm_embed_dim), Counter()
+            vectors = torch.zeros(len(part.texts), teacher.llm_embed_dim)
+            counts = Counter()
         with _naming(part.k):
             if part.rows:
                 embedded = teacher.embed_tokens(part.tokens, on_batch=progress.update)
                 vectors[part.rows] = embedded.vectors.cpu()
-                new = {'captions': len(part.rows), 'tokens': embedded.tokens, 'truncated': embedded.truncated,
-                       'left_out': embedded.left_out}
-                counts.update(new)
-                total.update(new)
+                part_counts = {'captions': len(part.rows), 'tokens': embedded.tokens,
+                               'truncated': embedded.truncated, 'left_out': embedded.left_out}
+                counts.update(part_counts)
+                total.update(part_counts)
                 if part.extraction.embeddings.views is None:
                     _describe(progress, total)
             if part.last:
@@ -248,10 +279,11 @@ def _ahead(items: Iterable[T]) -> Iterator[T]:
     """Yield the same items; a thread computes the next item while the caller uses the current one."""
     iterator = iter(items)
     with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(next, iterator, None)
-        while (item := following.result()) is not None:
+        item = pool.submit(next, iterator, None).result()
+        while item is not None:
             following = pool.submit(next, iterator, None)
             yield item
+            item = following.result()
 
 
 @contextmanager
@@ -264,9 +296,11 @@ def _naming(k: int) -> Iterator[None]:
 
 
 def _describe(progress: tqdm, total: Mapping[str, int]) -> None:
-    progress.set_postfix({'tokens/s': f'{total["tokens"] / max(progress.format_dict["elapsed"], 1e-9):,.0f}',
-                          'truncated': total['truncated'],
-                          **({'left out': total['left_out']} if total['left_out'] else {})})
+    elapsed = max(progress.format_dict['elapsed'], 1e-9)
+    postfix: dict[str, Any] = {'tokens/s': f'{total["tokens"] / elapsed:,.0f}', 'truncated': total['truncated']}
+    if total['left_out']:
+        postfix['left out'] = total['left_out']
+    progress.set_postfix(postfix)
 
 
 def run_extraction(
@@ -282,13 +316,18 @@ def run_extraction(
         part_tokens: See `extract_text_embeddings`.
         **options: Further fields of `EmbeddingsDataset`.
     """
-    text_embeddings = [EmbeddingsDataset(dataset, OutputFolder(f'{config.out}/{name}', None if config.out_remote is None
-                                         else os.path.join(config.out_remote, name)), config.storage, **options)
-                       for name, dataset in config.datasets.items()]
+    text_embeddings: list[EmbeddingsDataset] = []
+    for name, dataset in config.datasets.items():
+        remote = None
+        if config.out_remote is not None:
+            remote = os.path.join(config.out_remote, name)
+        out = OutputFolder(f'{config.out}/{name}', remote)
+        text_embeddings.append(EmbeddingsDataset(dataset, out, config.storage, **options))
     if config.engine == 'ray':
-        engine = RayEngine(config.worker_cpus, None if config.device is None else config.device == 'gpu')
-        done = extract_by(engine, text_embeddings, partial(load, 'gpu' if engine.gpu else 'cpu'), fingerprint(),
-                          part_tokens)
+        on_gpu = None if config.device is None else config.device == 'gpu'
+        engine = RayEngine(config.worker_cpus, on_gpu)
+        load_in_worker = partial(load, 'gpu' if engine.gpu else 'cpu')
+        done = extract_by(engine, text_embeddings, load_in_worker, fingerprint(), part_tokens)
     else:
         device = open_device(config.device, config.precision)
         dist.initialize_dist(device, config.dist_timeout)
@@ -300,7 +339,8 @@ def run_extraction(
             counts = done[embeddings.name]
             if embeddings.views is not None:
                 counts = {'shards': counts['shards'], 'images': counts['captions']}
-            print(f'{embeddings.name}: {", ".join(f"{n} {what}" for what, n in counts.items()).replace("_", " ")}')
+            summary = ', '.join(f'{number} {unit}' for unit, number in counts.items())
+            print(f'{embeddings.name}: {summary.replace("_", " ")}')
         save_config(config, config.out)
         print(f'wrote {config.out}', flush=True)
 
@@ -335,11 +375,11 @@ def extract_text_embeddings(
     with tqdm(total=extraction.count(mine), unit=f' {embeddings.unit}', desc=f'embed {embeddings.name}',
               disable=dist.get_local_rank() != 0) as progress:
         _embed(((extraction, k) for k in mine), teacher, part_tokens, progress, lambda _, counts: done.update(counts))
-    every = dist.all_gather_object(done)
+    total = sum(dist.all_gather_object(done), Counter())
     if dist.get_global_rank() == 0:
         extraction.finish()
     dist.barrier()
-    return {name: sum(rank[name] for rank in every) for name in _COUNTED}
+    return {name: total[name] for name in _COUNTED}
 
 
 def extract_by(
@@ -358,29 +398,31 @@ def extract_by(
     Returns:
         Name of each embeddings dataset -> counts of this call.
     """
-    every = {embeddings.name: _Extraction(embeddings) for embeddings in text_embeddings}
-    todo = {name: extraction.initialize(fingerprint) for name, extraction in every.items()}
-    captions = {name: extraction.count(todo[name]) for name, extraction in every.items()}
-    done: dict[str, Counter[str]] = {name: Counter() for name in every}
-    for name, extraction in every.items():
+    extractions = {embeddings.name: _Extraction(embeddings) for embeddings in text_embeddings}
+    todo = {name: extraction.initialize(fingerprint) for name, extraction in extractions.items()}
+    captions = {name: extraction.count(todo[name]) for name, extraction in extractions.items()}
+    done: dict[str, Counter[str]] = {name: Counter() for name in extractions}
+    tasks: dict[str, tuple[str, int]] = {}
+    for name, extraction in extractions.items():
         print(f'{name}: {captions[name]:,} {extraction.embeddings.unit} in {len(todo[name])} of '
               f'{len(extraction.shards)} shards are to be embedded, by {engine}', flush=True)
         if not todo[name]:
             extraction.finish()
+        for k in todo[name]:
+            tasks[f'{name} shard {k}'] = (name, k)
     with tqdm(total=sum(captions.values()), unit=f' {text_embeddings[0].unit}', desc='embed') as progress:
 
         def count(result: tuple[str, Counter[str]]) -> None:
             name, counts = result
             done[name].update(counts)
             progress.update(counts['captions'] + counts['absent'])
-            if every[name].embeddings.views is None:
+            if extractions[name].embeddings.views is None:
                 _describe(progress, sum(done.values(), Counter()))
             if done[name]['shards'] == len(todo[name]):
-                every[name].finish()
+                extractions[name].finish()
 
-        tasks = {f'{name} shard {k}': (name, k) for name, numbers in todo.items() for k in numbers}
         engine.run(tasks, partial(_embedding, text_embeddings, load, fingerprint, part_tokens), count)
-    return {name: {what: counts[what] for what in _COUNTED} for name, counts in done.items()}
+    return {name: {unit: counts[unit] for unit in _COUNTED} for name, counts in done.items()}
 
 
 def _embedding(
@@ -391,11 +433,12 @@ def _embedding(
     counts."""
     teacher = load()
     teacher.fingerprint.check(fingerprint, 'what this machine has', 'the one of the machine that began')
-    known = {embeddings.name: embeddings for embeddings in text_embeddings}
-    extraction = cache(lambda name: _Extraction(known[name]))
+    by_name = {embeddings.name: embeddings for embeddings in text_embeddings}
+    extraction_of = cache(lambda name: _Extraction(by_name[name]))
 
     def work(tasks: Iterable[tuple[str, int]], done: Callable[[tuple[str, Counter[str]]], object]) -> None:
-        _embed(((extraction(name), k) for name, k in tasks), teacher, part_tokens, tqdm(disable=True),
-               lambda one, counts: done((one.embeddings.name, counts)))
+        shards = ((extraction_of(name), k) for name, k in tasks)
+        _embed(shards, teacher, part_tokens, tqdm(disable=True),
+               lambda extraction, counts: done((extraction.embeddings.name, counts)))
 
     return work

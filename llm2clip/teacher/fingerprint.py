@@ -39,12 +39,15 @@ class Fingerprint:
     @classmethod
     def of(cls, weights: str, encoding: Mapping[str, Any]) -> 'Fingerprint':
         """Return the fingerprint of one teacher."""
-        return cls(({'weights': weights, **encoding},))
+        return cls(({'weights': weights} | dict(encoding),))
 
     @classmethod
     def concatenate(cls, fingerprints: Iterable['Fingerprint']) -> 'Fingerprint':
         """Return the fingerprint of all teachers in the given fingerprints, in order."""
-        return cls(tuple(teacher for fingerprint in fingerprints for teacher in fingerprint.teachers))
+        teachers: list[dict[str, Any]] = []
+        for fingerprint in fingerprints:
+            teachers += fingerprint.teachers
+        return cls(tuple(teachers))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> 'Fingerprint':
@@ -53,8 +56,8 @@ class Fingerprint:
         Raises:
             ValueError: The value is not a fingerprint.
         """
-        teachers = value.get(_SEVERAL, [value]) if isinstance(value, Mapping) else None
-        if not isinstance(teachers, list) or not teachers or not all(isinstance(one, Mapping) for one in teachers):
+        teachers: Any = value.get(_SEVERAL, [value]) if isinstance(value, Mapping) else None
+        if not isinstance(teachers, list) or not teachers or not all(isinstance(item, Mapping) for item in teachers):
             raise ValueError(f'{str(value)[:60]!r} is no fingerprint of a teacher')
         return cls(tuple(map(dict, teachers)))
 
@@ -65,7 +68,7 @@ class Fingerprint:
     @property
     def of_sentence_transformers(self) -> bool:
         """Whether a teacher is a sentence-transformers model, recognised by its ``prompt``."""
-        return any('prompt' in one for one in self.teachers)
+        return any('prompt' in teacher for teacher in self.teachers)
 
     def __len__(self) -> int:
         return len(self.teachers)
@@ -74,22 +77,25 @@ class Fingerprint:
         """Iterate over the fingerprints of the single teachers."""
         return (Fingerprint((teacher,)) for teacher in self.teachers)
 
-    def check(self, expected: 'Fingerprint', what: str, reference: str, but: Iterable[str] = ()) -> None:
+    def check(self, expected: 'Fingerprint', name: str, reference: str, ignored: Sequence[str] = ()) -> None:
         """Raise a ValueError that names the first field in which this fingerprint differs from `expected`.
 
         Args:
             expected: Fingerprint of the reference.
-            what: Name of the object with this fingerprint, for the message.
+            name: Name of the object with this fingerprint, for the message.
             reference: Name of the reference, for the message.
-            but: Fields to ignore.
+            ignored: Fields to ignore.
         """
-        found, others = ([{name: value for name, value in one.items() if name not in but} for one in side.teachers]
-                         for side in (self, expected))
-        differing = difference(found[0], others[0]) if len(found) == len(others) == 1 else difference(
-            {f'teacher {i}': one for i, one in enumerate(found, 1)},
-            {f'teacher {i}': one for i, one in enumerate(others, 1)})
+        def fields(fingerprint: Fingerprint) -> dict[str, Any]:
+            teachers = [{field: value for field, value in teacher.items() if field not in ignored}
+                        for teacher in fingerprint.teachers]
+            if len(self) == len(expected) == 1:
+                return teachers[0]
+            return {f'teacher {i}': teacher for i, teacher in enumerate(teachers, 1)}
+
+        differing = difference(fields(self), fields(expected))
         if differing is not None:
-            raise ValueError(f'{what} comes from another teacher than {reference}: {differing}')
+            raise ValueError(f'{name} comes from another teacher than {reference}: {differing}')
 
 
 @dataclass(frozen=True)
@@ -126,12 +132,14 @@ class TeacherRecord:
         write_text(Path(folder, TEACHER_FILE), self.to_text())
 
     def to_text(self) -> str:
-        return json.dumps({'teacher': self.teacher.to_json(), **self.about}, indent=2) + '\n'
+        return json.dumps(self._to_json(), indent=2) + '\n'
+
+    def _to_json(self) -> dict[str, Any]:
+        return {'teacher': self.teacher.to_json()} | self.about
 
     def difference(self, expected: 'TeacherRecord') -> Optional[str]:
         """Describe the first field in which two records differ; None if they are equal."""
-        return difference({'teacher': self.teacher.to_json(), **self.about},
-                          {'teacher': expected.teacher.to_json(), **expected.about})
+        return difference(self._to_json(), expected._to_json())
 
 
 def teacher_of_embeddings(data: DataSpec) -> TeacherRecord:
@@ -147,23 +155,23 @@ def teacher_of_embeddings(data: DataSpec) -> TeacherRecord:
 
 def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
     """Implement `teacher_of_embeddings` for paired streams, each with one of its shards."""
-    found: list[tuple[str, Fingerprint]] = []
+    names: list[str] = []
+    fingerprints: list[Fingerprint] = []
     dim = 0
     for stream, shard in streams:
         assert isinstance(stream, PairedStream) and isinstance(shard, PairedReader)
         folders = [embeddings.local for embeddings in stream.text_embeddings]
-        found.append((', '.join(folders),
-                      Fingerprint.concatenate(TeacherRecord.read(folder).teacher for folder in folders)))
+        names.append(', '.join(folders))
+        fingerprints.append(Fingerprint.concatenate(TeacherRecord.read(folder).teacher for folder in folders))
         dim = sum(map(embedding_dim, shard.text_embeddings))
-    for where, teacher in found:
-        if any('clip_text' in one for one in teacher.teachers):
-            raise ValueError(f"embeddings dataset {where} holds the features of CLIP's own text tower, the targets of "
+    for name, fingerprint in zip(names, fingerprints):
+        if any('clip_text' in teacher for teacher in fingerprint.teachers):
+            raise ValueError(f"embeddings dataset {name} holds the features of CLIP's own text tower, the targets of "
                              'train_inheritance, and none of captions that it cannot read to their end; expected the '
                              'vectors of a teacher')
-    (first, expected), *others = found
-    for where, teacher in others:
-        teacher.check(expected, f'embeddings dataset {where}', f'embeddings dataset {first}')
-    return TeacherRecord(expected, {'llm_embed_dim': dim})
+    for name, fingerprint in zip(names[1:], fingerprints[1:]):
+        fingerprint.check(fingerprints[0], f'embeddings dataset {name}', f'embeddings dataset {names[0]}')
+    return TeacherRecord(fingerprints[0], {'llm_embed_dim': dim})
 
 
 def hash_files(folder: Union[str, Path], exclude: str = '') -> str:

@@ -4,7 +4,7 @@
 """Source of captions with hard negatives, which a text encoder finds among the captions of other images."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Optional
@@ -21,7 +21,8 @@ from llm2clip.device import open_device
 from llm2clip.teacher.sources import LLMTeacher, TeacherFolder
 
 # Texts that are tokenised at once, and similarities that are computed at once.
-_TEXTS, _SCORES = 1 << 16, 1 << 26
+_TEXTS = 1 << 16
+_SCORES = 1 << 26
 
 
 def hard_negatives(
@@ -52,36 +53,60 @@ def hard_negatives(
 def _samples(
     dataset: str, source: TeacherFolder, range_min: int, relative_margin: Optional[float], dropped: Dropped
 ) -> Iterator[Sample]:
-    samples = [Sample(row[SAMPLE_ID], {key: row[CAPTION + key] for key in caption_keys(row)
-                                       if not key.startswith(NEGATIVE)})
-               for shard in read_index(dataset)['shards'] for row in whole_shard(dataset, shard)]
-    images = Counter(text for sample in samples for text in {*sample.captions.values()})
-    image_of = {text: i for i, sample in enumerate(samples) for text in sample.captions.values()
-                if text.strip() and images[text] == 1}
+    samples: list[Sample] = []
+    num_images: Counter[str] = Counter()
+    for shard in read_index(dataset)['shards']:
+        for row in whole_shard(dataset, shard):
+            captions = {key: row[CAPTION + key] for key in caption_keys(row) if not key.startswith(NEGATIVE)}
+            samples.append(Sample(row[SAMPLE_ID], captions))
+            num_images.update(set(captions.values()))
+    image_of: dict[str, int] = {}
+    for i, sample in enumerate(samples):
+        for text in sample.captions.values():
+            if text.strip() and num_images[text] == 1:
+                image_of[text] = i
     if not image_of:
         raise ConfigError(f'source.dataset: {dataset} has no caption that only one image has, so no negatives')
-    texts, teacher = [*image_of], source.load(open_device(None))
+    teacher = source.load(open_device(None))
     assert isinstance(teacher, LLMTeacher)
-    tokenizer = teacher.tokenizer
-
-    def embed(instruction: str) -> torch.Tensor:
-        with tqdm(total=len(texts), desc='embed', unit=' captions') as bar:
-            parts = (tokenizer.tokenize(texts[i:i + _TEXTS], instruction) for i in range(0, len(texts), _TEXTS))
-            return torch.cat([F.normalize(teacher.embed_tokens(part, bar.update).vectors, dim=-1) for part in parts])
-
-    vectors = embed('')
-    queries = embed(tokenizer.instruction) if tokenizer.instruction else vectors
-    image, size = torch.tensor([*image_of.values()]).to(vectors.device), max(1, _SCORES // len(texts))
-    negative: dict[str, str] = {}
-    for start in tqdm(range(0, len(texts), size), desc='search'):
-        rows = slice(start, start + size)
-        scores, hidden = queries[rows] @ vectors.T, image[rows, None] == image
-        if relative_margin is not None:
-            lowest = scores.masked_fill(~hidden, torch.inf).amin(1, keepdim=True)
-            hidden |= scores > lowest - relative_margin * lowest.abs()
-        best = scores.masked_fill_(hidden, -torch.inf).topk(min(range_min + 1, len(texts)))
-        negative |= {text: texts[i] for text, i, score in zip(
-            texts[rows], best.indices[:, -1].tolist(), best.values[:, -1].tolist()) if score > -torch.inf}
+    texts = list(image_of)
+    vectors = _embed(teacher, texts, '')
+    queries = vectors
+    if teacher.tokenizer.instruction:
+        queries = _embed(teacher, texts, teacher.tokenizer.instruction)
+    images = torch.tensor(list(image_of.values())).to(vectors.device)
+    negatives = {text: texts[i] for text, i in zip(texts, _search(queries, vectors, images, range_min, relative_margin))
+                 if i is not None}
     for sample in samples:
-        yield Sample(sample.sample_id, sample.captions | {
-            NEGATIVE + key: negative.get(text, '') for key, text in sample.captions.items()})
+        captions = dict(sample.captions)
+        for key, text in sample.captions.items():
+            captions[NEGATIVE + key] = negatives.get(text, '')
+        yield Sample(sample.sample_id, captions)
+
+
+def _embed(teacher: LLMTeacher, texts: Sequence[str], instruction: str) -> torch.Tensor:
+    """Embed N texts as ``(N, D)``, L2-normalised."""
+    parts = []
+    with tqdm(total=len(texts), desc='embed', unit=' captions') as bar:
+        for start in range(0, len(texts), _TEXTS):
+            tokens = teacher.tokenizer.tokenize(texts[start:start + _TEXTS], instruction)
+            parts.append(F.normalize(teacher.embed_tokens(tokens, bar.update).vectors, dim=-1))
+    return torch.cat(parts)
+
+
+def _search(
+    queries: torch.Tensor, vectors: torch.Tensor, images: torch.Tensor, range_min: int, relative_margin: Optional[float]
+) -> Iterator[Optional[int]]:
+    """Yield the index of the hard negative of each query ``(N, D)`` among `vectors` ``(N, D)``, None if it has none.
+    `images` ``(N,)`` are the images of the captions."""
+    size = max(1, _SCORES // len(vectors))
+    for start in tqdm(range(0, len(vectors), size), desc='search'):
+        rows = slice(start, start + size)
+        scores = queries[rows] @ vectors.T
+        excluded = images[rows, None] == images
+        if relative_margin is not None:
+            lowest = scores.masked_fill(~excluded, torch.inf).amin(1, keepdim=True)
+            excluded |= scores > lowest - relative_margin * lowest.abs()
+        best = scores.masked_fill_(excluded, -torch.inf).topk(min(range_min + 1, len(vectors)))
+        for i, score in zip(best.indices[:, -1].tolist(), best.values[:, -1].tolist()):
+            yield i if score > -torch.inf else None

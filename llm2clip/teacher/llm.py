@@ -62,12 +62,13 @@ def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedMode
     if hf_config.model_type not in ARCHITECTURES:
         raise ConfigError(f'{config.key}.pretrained: {folder} is a {hf_config.model_type!r} model; the architectures '
                           f'that work as text encoders are {", ".join(ARCHITECTURES)}')
-    capped = getattr(hf_config, 'attn_logit_softcapping', None) is not None
-    able = ['eager'] if capped else ['sdpa', 'eager']
-    attention = config.attn_implementation or able[0]
-    if attention not in able:
+    supported = ['sdpa', 'eager']
+    if getattr(hf_config, 'attn_logit_softcapping', None) is not None:
+        supported = ['eager']
+    attention = config.attn_implementation or supported[0]
+    if attention not in supported:
         raise ConfigError(f'{config.key}.attn_implementation: {attention!r} does not compute the attention of a '
-                          f'{hf_config.model_type!r} model; expected {" or ".join(able)}')
+                          f'{hf_config.model_type!r} model; expected {" or ".join(supported)}')
     # Adapters are merged in float32: in bfloat16, rounding would lose part of them.
     dtype = 'float32' if config.adapters else config.dtype
     options: dict[str, Any] = {'dtype': getattr(torch, dtype), 'attn_implementation': attention}
@@ -93,7 +94,7 @@ def load_llm(config: TextEncoderConfig, on_meta: bool = False) -> PreTrainedMode
     """
     # Gemma 3 from 4B on has a vision tower, which is dropped.
     llm = _load(AutoModel, config, on_meta)
-    return _merged(getattr(llm, 'language_model', llm), config, on_meta)
+    return _merge_adapters(getattr(llm, 'language_model', llm), config, on_meta)
 
 
 def load_llm_and_head(config: TextEncoderConfig, on_meta: bool = False) -> tuple[PreTrainedModel, nn.Linear]:
@@ -105,10 +106,10 @@ def load_llm_and_head(config: TextEncoderConfig, on_meta: bool = False) -> tuple
     weight = tied.weight.detach().to(getattr(torch, config.dtype), copy=True)
     head.weight = nn.Parameter(weight, requires_grad=False)
     llm = full.get_decoder()
-    return _merged(getattr(llm, 'language_model', llm), config, on_meta), head
+    return _merge_adapters(getattr(llm, 'language_model', llm), config, on_meta), head
 
 
-def _merged(llm: PreTrainedModel, config: TextEncoderConfig, on_meta: bool) -> PreTrainedModel:
+def _merge_adapters(llm: PreTrainedModel, config: TextEncoderConfig, on_meta: bool) -> PreTrainedModel:
     llm.config.use_cache = False
     if not on_meta:
         for folder in config.adapters:
@@ -155,7 +156,8 @@ def _merge_adapter(llm: PreTrainedModel, folder: str, key: str) -> PreTrainedMod
     """Merge a LoRA adapter, from this project or another one, into the weights that it was trained on."""
     key = f'{key}.adapters: {folder}'
     with reading(key, 'a LoRA adapter'):
-        if (path := Path(folder, 'adapter_config.json')).is_file():
+        path = Path(folder, 'adapter_config.json')
+        if path.is_file():
             read_json(path, dict)
         peft_config = PeftConfig.from_pretrained(str(folder))
         if peft_config.peft_type != PeftType.LORA or getattr(peft_config, 'megatron_config', None):
@@ -163,8 +165,9 @@ def _merge_adapter(llm: PreTrainedModel, folder: str, key: str) -> PreTrainedMod
             raise FileError(f'{key}: its adapter_config.json is of the type {peft_config.peft_type} and has the '
                             f'megatron_config {getattr(peft_config, "megatron_config", None)}, expected LORA and none')
         # Adapters that were trained with a language-model head name the layers one level deeper.
+        weights = load_peft_weights(str(folder), device='cpu')
         state = {name.replace('base_model.model.model.', 'base_model.model.'): weight
-                 for name, weight in load_peft_weights(str(folder), device='cpu').items()}
+                 for name, weight in weights.items()}
     check_finite(state, key)
     peft_config.task_type = None
     base = Path(folder, BASE_FILE)
@@ -216,9 +219,9 @@ def apply_lora_apart(llm: PreTrainedModel, folder: Union[str, Path], path: Path)
         path: File that `save_lora` wrote.
     """
     expected = 'the LoRA weights of this LLM'
-    state, about = read_safetensors(path, expected)
+    state, metadata = read_safetensors(path, expected)
     with reading(path, expected):
-        config = LoraConfig(**json.loads(about['lora']))
+        config = LoraConfig(**json.loads(metadata['lora']))
         config.lora_dropout = 0.0
         model = add_lora(llm, config)
         _set_lora(model, state, str(path))
@@ -309,8 +312,8 @@ def save_teacher(
 
 def encoding(config: TextEncoderConfig) -> dict[str, Any]:
     """Return the settings that decide how an encoder embeds captions, without the location of its weights."""
-    unsaid = ['pretrained', 'gguf_file', 'adapters', 'attn_implementation', 'trust_remote_code', 'type']
-    return {key: value for key, value in dataclasses.asdict(config).items() if key not in unsaid}
+    excluded = ['pretrained', 'gguf_file', 'adapters', 'attn_implementation', 'trust_remote_code', 'type']
+    return {key: value for key, value in dataclasses.asdict(config).items() if key not in excluded}
 
 
 def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:

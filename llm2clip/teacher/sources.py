@@ -59,7 +59,8 @@ class LLMTeacher(CaptionTeacher):
     def __init__(self, encoder: TextEncoder, tokenizer: CaptionTokenizer, fingerprint: Fingerprint,
                  batch_tokens: int = 4096, precision: str = 'fp32', sharded: bool = False) -> None:
         super().__init__(encoder, fingerprint, batch_tokens, precision)
-        self.tokenizer, self.sharded = tokenizer, sharded
+        self.tokenizer = tokenizer
+        self.sharded = sharded
         # The cast from bfloat16 to float32 is exact.
         narrow = any(weight.dtype == torch.bfloat16 for weight in encoder.llm.parameters())
         if not sharded and narrow and not computes_bfloat16():
@@ -88,7 +89,9 @@ class _LLM(TeacherSource):
 
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> LLMTeacher:
-        turn, turns = (dist.get_local_rank(), dist.get_local_world_size()) if sharded else (0, 0)
+        turn = turns = 0
+        if sharded:
+            turn, turns = dist.get_local_rank(), dist.get_local_world_size()
         for _ in range(turn):  # wait for the lower ranks of this host
             dist.barrier()
         encoder, tokenizer = self._read(sharded)
@@ -117,9 +120,9 @@ class TeacherFolder(_LLM):
 
     def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
         shutil.copytree(self.name, folder)
-        found = teacher_fingerprint(folder)
-        found.check(expected, self.name, 'the model')
-        return found
+        saved = teacher_fingerprint(folder)
+        saved.check(expected, self.name, 'the model')
+        return saved
 
     def _read(self, sharded: bool = False) -> tuple[TextEncoder, CaptionTokenizer]:
         return load_teacher(self.name, 'float32' if sharded else None)
@@ -155,9 +158,8 @@ class FrozenLLM(_LLM):
     def _fingerprint_of(self, encoder: TextEncoder, tokenizer: CaptionTokenizer) -> Fingerprint:
         digest = xxhash.xxh64(str((tokenizer.header, tokenizer.footer, self._config.gguf_file)))
         hash_tensors(encoder.state_dict(), digest)
-        return Fingerprint.of(digest.hexdigest(), {
-            'config_and_tokenizer': hash_settings(encoder.llm.config.to_diff_dict(), tokenizer.tokenizer),
-            **self._encoding()})
+        settings = hash_settings(encoder.llm.config.to_diff_dict(), tokenizer.tokenizer)
+        return Fingerprint.of(digest.hexdigest(), {'config_and_tokenizer': settings} | self._encoding())
 
 
 class _SentenceTransformerTeacher(CaptionTeacher):
@@ -208,12 +210,14 @@ class SentenceTransformerModel(TeacherSource):
 
     def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
         """Copy the files that decide the vectors, and the code that comes with the model."""
-        shutil.copytree(self._folder, folder, ignore=lambda where, names: [
-            name for name in names
-            if not Path(where, name).is_dir() and Path(name).suffix not in (*TEACHER_SUFFIXES, '.py')])
-        found = Fingerprint.of(hash_files(folder), self._encoding())
-        found.check(expected, self.name, 'the model')
-        return found
+        def without_effect(parent: str, names: list[str]) -> list[str]:
+            return [name for name in names if not Path(parent, name).is_dir()
+                    and Path(name).suffix not in (*TEACHER_SUFFIXES, '.py')]
+
+        shutil.copytree(self._folder, folder, ignore=without_effect)
+        saved = Fingerprint.of(hash_files(folder), self._encoding())
+        saved.check(expected, self.name, 'the model')
+        return saved
 
     @cached_property
     def _folder(self) -> Path:
@@ -227,11 +231,11 @@ class SentenceTransformerModel(TeacherSource):
         if self._config.prompt is not None:
             return {'prompt': self._config.prompt}
         path = self._folder / _PROMPTS_FILE
-        about = read_json(path, dict) if path.is_file() else {}
+        settings = read_json(path, dict) if path.is_file() else {}
         with reading(path, 'the prompts of a sentence-transformers model'):
             # sentence-transformers adds these two to every model.
-            prompts = {'query': '', 'document': '', **about.get('prompts', {})}
-            name = self._config.prompt_name or about.get('default_prompt_name')
+            prompts = {'query': '', 'document': ''} | settings.get('prompts', {})
+            name = self._config.prompt_name or settings.get('default_prompt_name')
         if name is not None and name not in prompts:
             raise ConfigError(f'teacher.prompt_name: {name!r}, expected one of those of {self.name}: '
                               f'{", ".join(prompts)}')
@@ -261,8 +265,9 @@ def teacher_source(config: Any, trust_remote_code: Optional[bool] = None, cut: b
 
 def teacher_sources(configs: Any, trust_remote_code: Optional[bool] = None) -> list[TeacherSource]:
     """Return the sources of the text encoders that a configuration names: none, one, or several in order."""
-    several = configs if isinstance(configs, Sequence) and not isinstance(configs, str) else [configs]
-    return [teacher_source(config, trust_remote_code) for config in several if config is not None]
+    if isinstance(configs, str) or not isinstance(configs, Sequence):
+        configs = [configs]
+    return [teacher_source(config, trust_remote_code) for config in configs if config is not None]
 
 
 def teacher_in(
@@ -275,16 +280,17 @@ def teacher_in(
         str(folder), prompt=str(learned_from.teachers[0]['prompt']), trust_remote_code=trust_remote_code))
 
 
-def check_teachers(configs: Any, found: Fingerprint, what: str) -> None:
+def check_teachers(configs: Any, fingerprint: Fingerprint, name: str) -> None:
     """Check that vectors come from the teachers that a configuration names, if any; every rank must call this.
 
     Raises:
-        ValueError: The fingerprint `found` differs; the message names `what` and the first differing field.
+        ValueError: The vectors' `fingerprint` differs; the message contains `name` and the first differing field.
     """
-    if sources := teacher_sources(configs):
+    sources = teacher_sources(configs)
+    if sources:
         expected = Fingerprint.concatenate(
             once_per_node(source.fingerprint, f'teacher {source.name}') for source in sources)
-        found.check(expected, what, ' and '.join(source.name for source in sources))
+        fingerprint.check(expected, name, ' and '.join(source.name for source in sources))
 
 
 def load_caption_teacher(config: ExtractConfig, device: str) -> CaptionTeacher:

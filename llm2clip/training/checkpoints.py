@@ -47,11 +47,11 @@ torch.serialization.add_safe_globals([
 _METADATA_GLOBALS = {
     ('collections', 'OrderedDict'), (type(Path()).__module__, 'PosixPath'), ('torch', 'Size'),
     ('torch.serialization', '_get_layout'),
-    *(('torch.distributed.checkpoint.metadata', name) for name in (
-        'BytesStorageMetadata', 'ChunkStorageMetadata', 'Metadata', 'MetadataIndex', 'StorageMeta',
-        'TensorProperties', 'TensorStorageMetadata', '_MEM_FORMAT_ENCODING')),
     ('torch.distributed.checkpoint.filesystem', '_StorageInfo'),
 }
+_METADATA_GLOBALS |= {('torch.distributed.checkpoint.metadata', name) for name in (
+    'BytesStorageMetadata', 'ChunkStorageMetadata', 'Metadata', 'MetadataIndex', 'StorageMeta',
+    'TensorProperties', 'TensorStorageMetadata', '_MEM_FORMAT_ENCODING')}
 _METADATA = '.metadata'
 _LATEST = 'latest-rank0.pt'
 _EXPECTED = 'a checkpoint of this project'
@@ -65,8 +65,8 @@ class _Damaged(Exception):
 class _MetadataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _METADATA_GLOBALS and not (
-                module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype)):
+        is_dtype = module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype)
+        if not is_dtype and (module, name) not in _METADATA_GLOBALS:
             raise ConfigError(f'its index holds {module}.{name}, which would run code')
         return super().find_class(module, name)
 
@@ -133,8 +133,10 @@ def newest_checkpoint(folder: Path) -> Optional[Path]:
     Raises:
         ConfigError: A checkpoint would run code, or checkpoints exist but none is complete.
     """
-    there, damaged, newest = [path for _, path in _checkpoints(folder)], [], None
-    for path in there:
+    paths = [path for _, path in _checkpoints(folder)]
+    damaged: list[str] = []
+    newest = None
+    for path in paths:
         try:
             _check_checkpoint(path)
         except _Damaged as error:
@@ -152,8 +154,11 @@ def newest_checkpoint(folder: Path) -> Optional[Path]:
     if newest is not None and damaged:
         warnings.warn(f'{folder}: removed incomplete checkpoints: {"; ".join(damaged)}; resuming from {newest.name}',
                       stacklevel=2)
-    for unfinished in there[:len(damaged)]:
-        shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
+    for unfinished in paths[:len(damaged)]:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        else:
+            unfinished.unlink()
     if newest is not None:
         new = folder / '.latest.tmp'
         new.unlink(missing_ok=True)
@@ -164,18 +169,19 @@ def newest_checkpoint(folder: Path) -> Optional[Path]:
 
 def _newest_remote(store: ObjectStore, folder: str) -> Optional[tuple[str, list[str], str]]:
     """Find the newest complete checkpoint in an object store, where objects are atomic: name, objects, and prefix."""
-    prefix = f'{path}/' if (path := parse_uri(folder)[2].strip('/')) else ''
-    there = [name.removeprefix(prefix) for name in store.list_objects(prefix or None)]
-    for _, name in _newest_first({name.split('/')[0] for name in there}):
-        if name in there:
+    path = parse_uri(folder)[2].strip('/')
+    prefix = f'{path}/' if path else ''
+    names = [name.removeprefix(prefix) for name in store.list_objects(prefix or None)]
+    for _, name in _newest_first({name.split('/')[0] for name in names}):
+        if name in names:
             return name, [name], prefix
-        objects = [found for found in there if found.startswith(f'{name}/')]
+        objects = [object_name for object_name in names if object_name.startswith(f'{name}/')]
         if f'{name}/{_METADATA}' not in objects:
             continue
         with tempfile.TemporaryDirectory() as scratch, _named(f'{prefix}{name}'):
-            path = Path(scratch, 'metadata')
-            store.download_object(f'{prefix}{name}/{_METADATA}', str(path))
-            parts = {part.relative_path for part in (_read_metadata(path).storage_data or {}).values()}
+            index = Path(scratch, 'metadata')
+            store.download_object(f'{prefix}{name}/{_METADATA}', str(index))
+            parts = {part.relative_path for part in (_read_metadata(index).storage_data or {}).values()}
         if all(f'{name}/{part}' in objects for part in parts):
             return name, objects, prefix
     return None
@@ -220,12 +226,12 @@ def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
 
     # Composer 0.32.1 lets torch unpickle everything; its later versions use a list of allowed types, as here.
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
-    found = broadcast_from_rank0(find)
-    if found is not None and sharded == found.endswith('.pt'):
+    checkpoint = broadcast_from_rank0(find)
+    if checkpoint is not None and sharded == checkpoint.endswith('.pt'):
         kind, expected = ('full', 'sharded') if sharded else ('sharded', 'full')
-        raise ConfigError(f'fsdp.state_dict_type: {found} is a {kind} checkpoint, but this run writes and reads '
+        raise ConfigError(f'fsdp.state_dict_type: {checkpoint} is a {kind} checkpoint, but this run writes and reads '
                           f'{expected} ones')
-    return found
+    return checkpoint
 
 
 def written_checkpoints(folder: str, batch: int) -> list[str]:
@@ -234,9 +240,12 @@ def written_checkpoints(folder: str, batch: int) -> list[str]:
     Without this list, Composer 0.32.1 counts only checkpoints of its own process towards
     `save_num_checkpoints_to_keep`.  Checkpoints after `batch`, where the run resumes, are left out: it overwrites them.
     """
-    # For a sharded checkpoint, Composer lists a file inside its folder.
-    return [str(path / _METADATA if path.is_dir() else path)
-            for found, path in reversed(_checkpoints(Path(parse_uri(folder)[2]))) if found <= batch]
+    files: list[str] = []
+    for of_batch, path in reversed(_checkpoints(Path(parse_uri(folder)[2]))):
+        if of_batch <= batch:
+            # For a sharded checkpoint, Composer lists a file inside its folder.
+            files.append(str(path / _METADATA if path.is_dir() else path))
+    return files
 
 
 @contextmanager
@@ -257,9 +266,10 @@ def read_model(path: Path) -> dict[str, torch.Tensor]:
             model = dict(read_pickle(path)['state']['model'])
         else:
             prefix = 'state.model.'
-            state = {name: torch.empty(about.size, dtype=about.properties.dtype)
-                     for name, about in _read_metadata(path / _METADATA).state_dict_metadata.items()
-                     if name.startswith(prefix) and isinstance(about, TensorStorageMetadata)}
+            state: dict[str, Any] = {}
+            for name, metadata in _read_metadata(path / _METADATA).state_dict_metadata.items():
+                if name.startswith(prefix) and isinstance(metadata, TensorStorageMetadata):
+                    state[name] = torch.empty(metadata.size, dtype=metadata.properties.dtype)
             load(state, storage_reader=FileSystemReader(path), no_dist=True)
             model = {name.removeprefix(prefix): value for name, value in state.items()}
         if not model:
@@ -288,9 +298,9 @@ def read_latest(folder: str) -> dict[str, torch.Tensor]:
         raise ConfigError(f'there is no complete checkpoint in {folder}')
     name, objects, prefix = newest
     with tempfile.TemporaryDirectory() as scratch:
-        for found in objects:
-            path = Path(scratch, found)
+        for object_name in objects:
+            path = Path(scratch, object_name)
             path.parent.mkdir(exist_ok=True)
             with reaching(folder):
-                store.download_object(prefix + found, str(path))
+                store.download_object(prefix + object_name, str(path))
         return read_model(Path(scratch, name))

@@ -42,13 +42,13 @@ def train(config: InheritanceConfig) -> None:
     if is_complete(config, Path(config.adapter_folder, WEIGHTS_FILE)):
         return
     data = build_target_loader(config.train_data, config.global_train_batch_size, config.seed, True, 'train_data')
-    evaluators = []
+    evaluators: list[Evaluator] = []
     if config.eval_data is not None:
-        evaluators.append(Evaluator(
-            label='eval', metric_names=[*ComposerInheritance.metrics], dataloader=build_target_loader(
-                config.eval_data, config.global_eval_batch_size, config.seed, False, 'eval_data')))
+        loader = build_target_loader(config.eval_data, config.global_eval_batch_size, config.seed, False, 'eval_data')
+        evaluators.append(Evaluator(label='eval', metric_names=[*ComposerInheritance.metrics], dataloader=loader))
     check_metrics(config, {evaluator.label: evaluator.metric_names for evaluator in evaluators})
-    record, (target, embed_dim) = teacher_of_embeddings(data), _find_target(data)
+    record = teacher_of_embeddings(data)
+    target, embed_dim = _find_target(data)
     check_teachers(config.teacher, record.teacher, 'the embeddings dataset of train_data')
     for evaluator in evaluators:
         teacher_of_embeddings(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')

@@ -24,7 +24,8 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
     FSDP2, a loop over hundreds of sharded parameters would keep the host busy for longer than the GPU.
     """
     name, arguments = named(config.optimizer, 'optimizer')
-    lr, weight_decay = arguments.pop('lr'), arguments.pop('weight_decay', 0.0)
+    lr = arguments.pop('lr')
+    weight_decay = arguments.pop('weight_decay', 0.0)
     scales: dict[str, Any] = {}
     if isinstance(config, Stage2Config):
         scales = {'lr_scale': config.lr_scale, 'layer_decay': config.layer_decay}
@@ -34,13 +35,17 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
     can_fuse = 'fused' in inspect.signature(check('optimizer', name, arguments)).parameters
     on_gpu = config.device == 'gpu' or config.device is None and torch.cuda.is_available()
     if can_fuse and on_gpu and (config.fsdp is None or name in FUSED_SHARDS):
-        arguments = {'fused': not arguments.get('foreach'), **arguments}
-    optimizer = build('optimizer', name, {'params': groups, 'lr': lr, **arguments})
+        arguments.setdefault('fused', not arguments.get('foreach'))
+    optimizer = build('optimizer', name, {'params': groups, 'lr': lr} | arguments)
     if can_fuse:
-        # `fused` follows the configuration of this run, not that of the run that wrote the checkpoint.
-        optimizer.register_load_state_dict_pre_hook(lambda optimizer, state: {**state, 'param_groups': [
-            {**group, 'fused': optimizer.defaults['fused']} for group in state['param_groups']]})
+        optimizer.register_load_state_dict_pre_hook(_keep_fused)
     return optimizer
+
+
+def _keep_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Let `fused` follow the configuration of this run, not that of the run that wrote the checkpoint."""
+    groups = [group | {'fused': optimizer.defaults['fused']} for group in state['param_groups']]
+    return state | {'param_groups': groups}
 
 
 def parameter_groups(

@@ -49,10 +49,13 @@ def check_teacher(record: TeacherRecord, run: Union[str, Path]) -> None:
 def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
     """Read the model's weights from the latest checkpoint (`read_latest`) in a run's `checkpoint_folder`; one inside
     the run's folder may have been moved with it."""
-    with reading(path := Path(run, 'config.yaml'), 'checkpoint_folder, where the checkpoints are'):
+    path = Path(run, 'config.yaml')
+    with reading(path, 'checkpoint_folder, where the checkpoints are'):
         config = read_resolved(path)
-        folder, own = str(config['checkpoint_folder']), f'{config["save_folder"]}/checkpoints'
-    return read_latest(f'{run}/checkpoints' if folder == own else folder)
+        folder = str(config['checkpoint_folder'])
+        if folder == f'{config["save_folder"]}/checkpoints':
+            folder = f'{run}/checkpoints'
+    return read_latest(folder)
 
 
 def read_stage2(
@@ -68,7 +71,8 @@ def read_stage2(
         raise ConfigError(f'weights: {weights!r} is neither latest nor best')
     config = read_config(Stage2Config, run)
     record = TeacherRecord.read(run)
-    if not isinstance(width := record.about.get('llm_embed_dim'), int):
+    width = record.about.get('llm_embed_dim')
+    if not isinstance(width, int):
         raise FileError(f'{run}/{TEACHER_FILE}: llm_embed_dim is {width!r}, expected the width of the vectors')
     if weights == 'best' and not Path(run, BEST_FILE).is_file():
         raise ConfigError(f'weights: the run in {run} kept no best ones; add `callbacks: {{save_best: {{}}}}` to a run')
@@ -104,7 +108,10 @@ def load_stage2(
         FileError, LoadError: The weights are damaged, not finite, or of another model.
     """
     config, record = read_stage2(run, weights, wise_ft_alpha)
-    state = load_checkpoint_model(run) if weights == 'latest' else read_safetensors(Path(run, BEST_FILE)).tensors
+    if weights == 'latest':
+        state: Mapping[str, torch.Tensor] = load_checkpoint_model(run)
+    else:
+        state = read_safetensors(Path(run, BEST_FILE)).tensors
     state = {name.removeprefix('model.'): value for name, value in state.items() if name.startswith('model.')}
     model = LLM2CLIP(config.model, record.llm_embed_dim, load_weights=False)
     check_tower_names(model.vision_encoder, state, 'vision_encoder.')
@@ -144,10 +151,11 @@ def trained_clip_text(run: Union[str, Path], weights: str = 'latest', wise_ft_al
 
 
 def _trained(run: Union[str, Path], name: str, weights: str, wise_ft_alpha: float) -> Path:
-    if weights != 'latest' or wise_ft_alpha != 1:
-        key, value = ('weights', weights) if weights != 'latest' else ('wise_ft_alpha', f'{wise_ft_alpha:g}')
-        raise ConfigError(f'{key}: {value}, but the run in {run} has trained its text encoder, too, and keeps it as it '
-                          f'ended; expected {"latest" if key == "weights" else 1}')
+    reason = f'but the run in {run} has trained its text encoder, too, and keeps it as it ended'
+    if weights != 'latest':
+        raise ConfigError(f'weights: {weights}, {reason}; expected latest')
+    if wise_ft_alpha != 1:
+        raise ConfigError(f'wise_ft_alpha: {wise_ft_alpha:g}, {reason}; expected 1')
     folder = Path(run, name)
     if not folder.is_dir():
         raise ConfigError(f'{folder}: there is none yet; the run trains its text encoder, and writes it when it ends')
@@ -162,8 +170,11 @@ def interpolated(
     Integers, and weights without an initial value, keep their trained values.  BatchNorm statistics are averaged like
     weights, which changes nothing if they were frozen.
     """
-    return {name: torch.lerp(initial[name].to(value), value, share)
-            if name in initial and value.is_floating_point() else value for name, value in trained.items()}
+    result = dict(trained)
+    for name, value in trained.items():
+        if name in initial and value.is_floating_point():
+            result[name] = torch.lerp(initial[name].to(value), value, share)
+    return result
 
 
 def _check_initial(vision: VisionConfig, initial_weights: Optional[str]) -> None:
@@ -211,11 +222,11 @@ def is_complete(config: TrainConfig, result: Path) -> bool:
     def compute() -> bool:
         if not result.is_file():
             return False
-        there = settings_in_folder(config)
-        if there is None:
+        saved_config = settings_in_folder(config)
+        if saved_config is None:
             raise ConfigError(f'{result.parent} is there already, but not of a run in {config.save_folder}, which has '
                               'no config.yaml; choose another folder for the result')
-        return there.max_duration == config.max_duration
+        return saved_config.max_duration == config.max_duration
 
     complete = broadcast_from_rank0(compute)
     if complete and dist.get_global_rank() == 0:
@@ -234,8 +245,8 @@ def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Pat
     """
     def write() -> None:
         if reached >= config.max_duration:
-            there = settings_in_folder(config)
-            if there is not None and reached >= there.max_duration:
+            saved_config = settings_in_folder(config)
+            if saved_config is not None and reached >= saved_config.max_duration:
                 return
         else:
             if reached.batch == 0 and any(folder.is_dir() and any(folder.iterdir()) for folder in results):

@@ -49,16 +49,18 @@ def make_model(config: Stage1Config, on_meta: bool = False) -> Model:
 def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Trainer, Model]:
     """Build the trainer of a run, and the model, which the trainer may have wrapped; call `initialize` before."""
     reproducibility.seed_all(config.seed)
-    batch, evaluators = config.global_train_batch_size, []
+    batch = config.global_train_batch_size
+    evaluators: list[Evaluator] = []
     if config.objective == 'mntp':
         data = build_masked_text_loader(config.train_data, tokenizer, config.mntp, batch, config.seed, 'train_data')
     else:
         _check_dropout(config.train_data, config.attention_dropout, config.lora.lora_dropout)
         data = build_caption_pair_loader(config.train_data, tokenizer, batch, config.seed, True, 'train_data')
-        if config.eval_data and (evaluated := with_two_captions(config.eval_data, 'eval_data')) is not None:
-            evaluators.append(Evaluator(
-                label='eval', metric_names=[*CaptionContrastive.metrics], dataloader=build_caption_pair_loader(
-                    evaluated, tokenizer, config.global_eval_batch_size, config.seed, False, 'eval_data')))
+        eval_data = with_two_captions(config.eval_data, 'eval_data') if config.eval_data else None
+        if eval_data is not None:
+            loader = build_caption_pair_loader(eval_data, tokenizer, config.global_eval_batch_size, config.seed, False,
+                                               'eval_data')
+            evaluators.append(Evaluator(label='eval', metric_names=[*CaptionContrastive.metrics], dataloader=loader))
     check_metrics(config, {evaluator.label: evaluator.metric_names for evaluator in evaluators})
     model = make_model(config, on_meta=config.fsdp is not None and dist.get_global_rank() > 0)
     return build_trainer(config, model, data, evaluators), model
@@ -68,11 +70,12 @@ def _check_dropout(data: CaptionDataConfig, attention_dropout: float, lora_dropo
     """Report pairs of a caption with itself; a ConfigError if no dropout makes their two vectors differ."""
     for name, pairs in zip(data.streams, pairs_of_streams(data, True, 'train_data')[0]):
         if any(pair.positive is None for pair in pairs):
-            said = f'a caption of train_data.streams.{name} is paired with itself, and dropout makes two vectors of it'
+            reason = (f'a caption of train_data.streams.{name} is paired with itself, and dropout makes two vectors '
+                      'of it')
             if not attention_dropout and not lora_dropout:
-                raise ConfigError(f'attention_dropout: 0, expected a value above 0, such as 0.1: {said}')
+                raise ConfigError(f'attention_dropout: 0, expected a value above 0, such as 0.1: {reason}')
             if dist.get_global_rank() == 0:
-                print(f'{said} (unsupervised SimCSE)', flush=True)
+                print(f'{reason} (unsupervised SimCSE)', flush=True)
 
 
 def train(config: Stage1Config) -> None:

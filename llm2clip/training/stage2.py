@@ -37,8 +37,9 @@ from llm2clip.training.zeroshot import zeroshot_classes, zeroshot_evaluator
 def make_loaders(config: Stage2Config) -> tuple[DataSpec, list[Evaluator]]:
     """Build the training data and the retrieval evaluator, if any."""
     captions = not config.reads_vectors
-    data = build_image_loader(config.train_data, train_image_size(config.train_data, config.model.vision),
-                              config.global_train_batch_size, config.seed, True, 'train_data', captions)
+    image_size = train_image_size(config.train_data, config.model.vision)
+    data = build_image_loader(config.train_data, image_size, config.global_train_batch_size, config.seed, True,
+                              'train_data', captions)
     if config.eval_data is None:
         return data, []
     image_size = tower_preprocessing(config.model.vision).image_size
@@ -54,10 +55,9 @@ def make_model(
     `load_weights` loads the tower's pretrained weights.
     """
     model = LLM2CLIP(config.model, llm_embed_dim, load_weights)
-    loss = config.loss, config.self_distillation
     if text is None:
-        return ComposerLLM2CLIP(model, *loss)
-    return JointLLM2CLIP(model, text.encoder, text.tokenize, *loss)
+        return ComposerLLM2CLIP(model, config.loss, config.self_distillation)
+    return JointLLM2CLIP(model, text.encoder, text.tokenize, config.loss, config.self_distillation)
 
 
 def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Trainer:
@@ -70,17 +70,20 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
     initialize(config)
     if text is None and config.reads_captions:
         text = TrainedText.load(config)
-    sets = {name: zeroshot_set(one, f'eval_zeroshot.{name}') for name, one in config.eval_zeroshot.items()}
+    sets = {name: zeroshot_set(source, f'eval_zeroshot.{name}') for name, source in config.eval_zeroshot.items()}
     data, retrieval = make_loaders(config)
     image_size = tower_preprocessing(config.model.vision).image_size
     batch_size = device_batch_size(config.global_eval_batch_size, 'global_eval_batch_size')
-    evaluators = [*retrieval, *(
-        zeroshot_evaluator(one, name, f'eval_zeroshot.{name}', image_size, batch_size, config.train_data.num_workers)
-        for name, one in sets.items())]
+    evaluators = list(retrieval)
+    for name, zeroshot in sets.items():
+        evaluators.append(zeroshot_evaluator(zeroshot, name, f'eval_zeroshot.{name}', image_size, batch_size,
+                                             config.train_data.num_workers))
     check_metrics(config, {evaluator.label: evaluator.metric_names or [] for evaluator in evaluators})
 
     record, in_loop = _find_teacher(config, data, retrieval, text)
-    algorithms: list[Algorithm] = [] if in_loop is None else [TextEncoderInLoop(in_loop)]
+    algorithms: list[Algorithm] = []
+    if in_loop is not None:
+        algorithms.append(TextEncoderInLoop(in_loop))
     if dist.get_global_rank() == 0:
         check_teacher(record, config.save_folder)
     if sets:
@@ -97,10 +100,10 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
     if config.initial_adapter is not None:
         load_adapter(model.model.adapter, config.model.adapter, config.model.embed_dim, record.teacher,
                      config.initial_adapter, 'initial_adapter')
-    for loader, one, key in ((data, config.train_data, 'train_data'), *(
-            (evaluator.dataloader, config.eval_data, 'eval_data') for evaluator in retrieval)):
-        if one is not None and reads_image_embeddings(one, key):
-            check_tower(model.model.vision_encoder, loader, key)
+    if reads_image_embeddings(config.train_data, 'train_data'):
+        check_tower(model.model.vision_encoder, data, 'train_data')
+    if config.eval_data is not None and reads_image_embeddings(config.eval_data, 'eval_data'):
+        check_tower(model.model.vision_encoder, retrieval[0].dataloader, 'eval_data')
     if config.self_distillation.enabled:
         if at_random:
             raise ConfigError('self_distillation.enabled: the tower begins with random weights, which are nothing to '
@@ -118,19 +121,21 @@ def _find_teacher(
     config: Stage2Config, data: DataSpec, evaluators: Sequence[Evaluator], text: Optional[TrainedText]
 ) -> tuple[TeacherRecord, Optional[CaptionTeacher]]:
     """Find the teacher of the embeddings datasets, the trainable one before training, or the frozen one in the loop."""
-    if text is not None and isinstance(tower := text.encoder, ClipTextTower):
-        assert config.trainable_text.clip is not None
-        options = dataclasses.asdict(config.trainable_text.clip)
-        begun = Fingerprint.of('trained with the vision tower', {'clip_text': tower.config.model_type, **options})
-        return TeacherRecord(begun, {'llm_embed_dim': tower.llm_embed_dim}), None
     if text is not None:
-        source = teacher_source(config.teacher)
-        fingerprint = once_per_node(source.fingerprint, f'teacher {source.name}')
-        return TeacherRecord(fingerprint, {'llm_embed_dim': text.encoder.llm_embed_dim}), None
+        encoder = text.encoder
+        if isinstance(encoder, ClipTextTower):
+            assert config.trainable_text.clip is not None
+            encoding = {'clip_text': encoder.config.model_type} | dataclasses.asdict(config.trainable_text.clip)
+            fingerprint = Fingerprint.of('trained with the vision tower', encoding)
+        else:
+            source = teacher_source(config.teacher)
+            fingerprint = once_per_node(source.fingerprint, f'teacher {source.name}')
+        return TeacherRecord(fingerprint, {'llm_embed_dim': encoder.llm_embed_dim}), None
     if config.text_encoder_in_loop.enabled:
-        device, in_loop = open_device(config.device, config.precision), config.text_encoder_in_loop
+        in_loop = config.text_encoder_in_loop
         teacher = teacher_source(config.teacher).load(
-            device, in_loop.batch_tokens, in_loop.precision, sharded=in_loop.sharded)
+            open_device(config.device, config.precision), in_loop.batch_tokens, in_loop.precision,
+            sharded=in_loop.sharded)
         return TeacherRecord(teacher.fingerprint, {'llm_embed_dim': teacher.llm_embed_dim}), teacher
     record = teacher_of_embeddings(data)
     check_teachers(config.teacher, record.teacher, 'the embeddings dataset of train_data')
@@ -158,5 +163,5 @@ def train(config: Stage2Config) -> None:
         text.save(config.trainable_text.lora, trainer, config.save_folder)
     trainer.close()
     if dist.get_global_rank() == 0:
-        also = ''.join(f' and the text encoder to {folder}' for folder in folders)
-        print(f'wrote the model to {config.checkpoint_folder}{also}', flush=True)
+        text_results = ''.join(f' and the text encoder to {folder}' for folder in folders)
+        print(f'wrote the model to {config.checkpoint_folder}{text_results}', flush=True)

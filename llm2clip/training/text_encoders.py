@@ -36,21 +36,23 @@ class TrainedText(NamedTuple):
     def load(cls, config: Stage2Config) -> 'TrainedText':
         """Load the encoder with initial weights; a resumed run then loads trained weights from its checkpoint."""
         reproducibility.seed_all(config.seed)
-        if (clip := config.trainable_text.clip) is not None:
+        clip = config.trainable_text.clip
+        if clip is not None:
             tokenizer = load_clip_tokenizer(clip, KEY)
             return cls(load_trained_encoder(config.trainable_text), tokenizer, tokenizer)
         # LoRA is merged in float32, and FSDP needs one dtype for all weights.
         llm = dataclasses.replace(teacher_config(config.teacher), dtype='float32')
-        encoder = load_trained_encoder(
-            config.trainable_text, llm, config.fsdp is not None and dist.get_global_rank() > 0)
+        on_meta = config.fsdp is not None and dist.get_global_rank() > 0
+        encoder = load_trained_encoder(config.trainable_text, llm, on_meta)
         tokenizer = load_caption_tokenizer(llm)
         return cls(encoder, tokenizer.packed, tokenizer)
 
     def save(self, lora: Optional[LoraConfig], trainer: Trainer, run: str) -> None:
         """Write the trained encoder (its averaged weights with `ema`) into a run's folder; every rank calls this."""
-        state = trainer.state
-        model: Any = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
-        with averaged_weights(state):
+        model: Any = trainer.state.model
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        with averaged_weights(trainer.state):
             if isinstance(self.encoder, TextEncoder):
                 save_teacher(model.text_encoder, self.tokenizer, lora, Path(run, TEACHER_FOLDER))
                 return
@@ -78,5 +80,9 @@ def load_trained_encoder(
 
 def text_folders(texts: TrainableTextConfig, run: str) -> dict[Path, str]:
     """Map the output folder of a run's trained encoder, if any, to its kind."""
-    return {**({Path(run, TEACHER_FOLDER): TEACHER_KIND} if texts.lora is not None else {}),
-            **({Path(run, CLIP_TEXT_FOLDER): CLIP_TEXT_KIND} if texts.clip is not None else {})}
+    folders: dict[Path, str] = {}
+    if texts.lora is not None:
+        folders[Path(run, TEACHER_FOLDER)] = TEACHER_KIND
+    if texts.clip is not None:
+        folders[Path(run, CLIP_TEXT_FOLDER)] = CLIP_TEXT_KIND
+    return folders

@@ -53,7 +53,7 @@ def check_train_config(config: TrainConfig) -> None:
     if config.device == 'cpu' and config.precision not in (None, 'fp32'):
         raise ConfigError(f'precision: {config.precision}, expected fp32, the only one on a CPU')
     name, arguments = named(config.optimizer, 'optimizer')
-    build('optimizer', name, {'params': [torch.nn.Parameter(torch.zeros(1))], **arguments})
+    build('optimizer', name, {'params': [torch.nn.Parameter(torch.zeros(1))]} | arguments)
     if config.fsdp is not None and arguments.get('fused') and name not in FUSED_SHARDS:
         raise ConfigError(f'optimizer.fused: {name} has no kernel for weights that fsdp shards; leave it out')
     name, arguments = named(config.scheduler, 'scheduler')
@@ -69,49 +69,64 @@ def check_train_config(config: TrainConfig) -> None:
     for name, arguments in config.loggers.items():
         check('loggers', name, arguments or {}, f'loggers.{name}')
     if config.compile is not None:
-        check_arguments(torch.compile, 'torch.compile', config.compile, 'compile')
-        try:
-            torch.compile(torch.nn.Identity(), **config.compile)
-        except (RuntimeError, TypeError) as error:  # an unknown backend, mode or option
-            # Keep the start of a message that lists hundreds of options.
-            reason = str(error).splitlines()[0].partition(', known options are')[0]
-            raise ConfigError(f'compile: {reason}') from None
+        _check_compile(config.compile)
     if config.fsdp is not None:
         _check_fsdp(config.fsdp, config.device)
-    device_batch = device_batch_size(config.global_train_batch_size, 'global_train_batch_size')
-    microbatch = config.device_train_microbatch_size or device_batch
-    if not 0 < microbatch <= device_batch:
-        raise ConfigError(f'device_train_microbatch_size: {microbatch} is not between 1 and the device batch size, '
-                          f'{device_batch}')
-    negatives = not isinstance(config, Stage1Config) or config.objective == 'contrastive'
-    if negatives and microbatch < device_batch and 'grad_cache' not in config.algorithms:
-        raise ConfigError(
-            f'device_train_microbatch_size: {microbatch} is not the device batch size, {device_batch}. A contrastive '
-            'loss on a microbatch would only see the negatives inside it. Add `algorithms: {grad_cache: {}}`, which '
-            'keeps the loss that of the global batch, or leave the key out, or lower global_train_batch_size.')
-    if not negatives and 'grad_cache' in config.algorithms:
-        raise ConfigError('algorithms.grad_cache: objective mntp has no negatives; its microbatches need no cache')
+    _check_microbatch(config)
     if isinstance(config, Stage1Config):
         if config.fsdp is not None and config.text_encoder.dtype != 'float32':
             raise ConfigError(f'text_encoder.dtype: {config.text_encoder.dtype} does not go with fsdp, which needs the '
                               'float32 of the LoRA weights everywhere; precision: amp_bf16 computes in bfloat16')
         if config.objective == 'mntp' and config.eval_data is not None:
             raise ConfigError('eval_data: objective mntp has no evaluation')
-    if isinstance(config, Stage2Config) and config.model.vision.freeze and config.model.vision.lora is not None:
-        raise ConfigError('model.vision.lora: model.vision.freeze freezes these weights, too; set one of the two')
-    if (isinstance(config, Stage2Config) and config.model.vision.gradient_checkpointing
-          and config.fsdp is not None and config.fsdp.activation_checkpointing):
-        raise ConfigError('fsdp.activation_checkpointing: model.vision.gradient_checkpointing recomputes the same '
-                          'blocks already; set one of the two to false')
+    if isinstance(config, Stage2Config):
+        vision = config.model.vision
+        if vision.freeze and vision.lora is not None:
+            raise ConfigError('model.vision.lora: model.vision.freeze freezes these weights, too; set one of the two')
+        if vision.gradient_checkpointing and config.fsdp is not None and config.fsdp.activation_checkpointing:
+            raise ConfigError('fsdp.activation_checkpointing: model.vision.gradient_checkpointing recomputes the same '
+                              'blocks already; set one of the two to false')
     for key in ('train_data', 'eval_data'):
-        streams = getattr(getattr(config, key, None), 'streams', {})
-        for name, stream in streams.items():
-            if stream.proportion is not None and stream.repeat is not None:
-                raise ConfigError(f'{key}.streams.{name}.repeat: proportion is set, too, expected one of the two')
-        without = [name for name, stream in streams.items() if stream.proportion is None]
-        if 0 < len(without) < len(streams):
-            raise ConfigError(f'{key}.streams.{without[0]}.proportion: required but not set, since other datasets of '
-                              f'{key} have one')
+        _check_proportions(getattr(getattr(config, key, None), 'streams', {}), key)
+
+
+def _check_compile(arguments: dict[str, Any]) -> None:
+    """Raise a ConfigError if `torch.compile` does not take the arguments, or knows no such backend, mode or option."""
+    check_arguments(torch.compile, 'torch.compile', arguments, 'compile')
+    try:
+        torch.compile(torch.nn.Identity(), **arguments)
+    except (RuntimeError, TypeError) as error:
+        # Keep the start of a message that lists hundreds of options.
+        reason = str(error).splitlines()[0].partition(', known options are')[0]
+        raise ConfigError(f'compile: {reason}') from None
+
+
+def _check_microbatch(config: TrainConfig) -> None:
+    """Raise a ConfigError if the microbatch does not fit the batch, or would hide negatives from a contrastive loss."""
+    device_batch = device_batch_size(config.global_train_batch_size, 'global_train_batch_size')
+    microbatch = config.device_train_microbatch_size or device_batch
+    if not 0 < microbatch <= device_batch:
+        raise ConfigError(f'device_train_microbatch_size: {microbatch} is not between 1 and the device batch size, '
+                          f'{device_batch}')
+    has_negatives = not isinstance(config, Stage1Config) or config.objective == 'contrastive'
+    if has_negatives and microbatch < device_batch and 'grad_cache' not in config.algorithms:
+        raise ConfigError(
+            f'device_train_microbatch_size: {microbatch} is not the device batch size, {device_batch}. A contrastive '
+            'loss on a microbatch would only see the negatives inside it. Add `algorithms: {grad_cache: {}}`, which '
+            'keeps the loss that of the global batch, or leave the key out, or lower global_train_batch_size.')
+    if not has_negatives and 'grad_cache' in config.algorithms:
+        raise ConfigError('algorithms.grad_cache: objective mntp has no negatives; its microbatches need no cache')
+
+
+def _check_proportions(streams: Mapping[str, Any], key: str) -> None:
+    """Raise a ConfigError if only some of the datasets under `key` have a proportion, or one has a repeat, too."""
+    for name, stream in streams.items():
+        if stream.proportion is not None and stream.repeat is not None:
+            raise ConfigError(f'{key}.streams.{name}.repeat: proportion is set, too, expected one of the two')
+    without = [name for name, stream in streams.items() if stream.proportion is None]
+    if 0 < len(without) < len(streams):
+        raise ConfigError(f'{key}.streams.{without[0]}.proportion: required but not set, since other datasets of '
+                          f'{key} have one')
 
 
 def _check_warmup(t_warmup: str, t_max: str, max_duration: str) -> None:
@@ -127,7 +142,8 @@ def _check_warmup(t_warmup: str, t_max: str, max_duration: str) -> None:
 
 def _check_fsdp(config: FsdpConfig, device: Optional[str]) -> None:
     """Raise a ConfigError if the FSDP options do not fit the ranks or the `device`, ``gpu`` or ``cpu``."""
-    ranks, groups = dist.get_world_size(), config.reshard_after_forward
+    ranks = dist.get_world_size()
+    groups = config.reshard_after_forward
     if ranks % config.replicate:
         raise ConfigError(f'fsdp.replicate: {config.replicate} copies of the model, expected a number that divides '
                           f'that of the ranks, {ranks}')
@@ -146,12 +162,14 @@ def check_metrics(config: TrainConfig, evaluated: Optional[Mapping[str, Sequence
     since the metrics of a zero-shot set depend on its files.
     """
     if evaluated is None:
-        of = {Stage1Config: CaptionContrastive.metrics, Stage2Config: ComposerLLM2CLIP.retrieval_metrics,
-              InheritanceConfig: ComposerInheritance.metrics}
-        evaluated = {} if getattr(config, 'eval_data', None) is None else {'eval': [*of[type(config)]]}
+        evaluated = {}
+        if getattr(config, 'eval_data', None) is not None:
+            metrics = {Stage1Config: CaptionContrastive.metrics, Stage2Config: ComposerLLM2CLIP.retrieval_metrics,
+                       InheritanceConfig: ComposerInheritance.metrics}
+            evaluated['eval'] = list(metrics[type(config)])
         if isinstance(config, Stage2Config):
-            evaluated.update(dict.fromkeys(config.eval_zeroshot, [
-                *ComposerLLM2CLIP.zeroshot_metrics, *ComposerLLM2CLIP.multilabel_metrics]))
+            zeroshot = ComposerLLM2CLIP.zeroshot_metrics | ComposerLLM2CLIP.multilabel_metrics
+            evaluated.update(dict.fromkeys(config.eval_zeroshot, list(zeroshot)))
     if config.eval_first and not evaluated:
         raise ConfigError('eval_first: there is no eval_data, expected something to evaluate')
     if 'save_best' not in config.callbacks:
@@ -163,9 +181,10 @@ def check_metrics(config: TrainConfig, evaluated: Optional[Mapping[str, Sequence
     if best.dataloader_label not in evaluated:
         raise ConfigError(f'callbacks.save_best.dataloader_label: nothing called {best.dataloader_label!r} is '
                           f'evaluated, expected {" or ".join(evaluated)}')
-    if best.metric not in (names := evaluated[best.dataloader_label]):
+    computed = evaluated[best.dataloader_label]
+    if best.metric not in computed:
         raise ConfigError(f'callbacks.save_best.metric: {best.metric!r} is never computed on {best.dataloader_label}, '
-                          f'expected {" or ".join(names)}')
+                          f'expected {" or ".join(computed)}')
 
 
 def build_trainer(
@@ -194,18 +213,20 @@ def build_trainer(
     if isinstance(config, Stage1Config):
         callbacks.append(TextMonitor(config.text_encoder.max_length))
 
-    arguments = {name: dict(given or {}) for name, given in config.loggers.items()}
-    if 'tensorboard' in arguments:
-        arguments['tensorboard'].setdefault('log_dir', f'{config.save_folder}/tensorboard')
-    wandb = arguments.pop('wandb', None)
-    loggers: list[LoggerDestination] = build_all('loggers', arguments)
+    logger_arguments = {name: dict(arguments or {}) for name, arguments in config.loggers.items()}
+    if 'tensorboard' in logger_arguments:
+        logger_arguments['tensorboard'].setdefault('log_dir', f'{config.save_folder}/tensorboard')
+    wandb = logger_arguments.pop('wandb', None)
+    loggers: list[LoggerDestination] = build_all('loggers', logger_arguments)
     if config.progress_bar:
         loggers.append(ProgressBar())
     loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
 
-    sharded = config.fsdp is not None and config.fsdp.state_dict_type == 'sharded'
     check_shared(config.checkpoint_folder)
-    checkpoint = find_checkpoint(config.checkpoint_folder, sharded) if config.autoresume else None
+    checkpoint = None
+    if config.autoresume:
+        sharded = config.fsdp is not None and config.fsdp.state_dict_type == 'sharded'
+        checkpoint = find_checkpoint(config.checkpoint_folder, sharded)
     if config.compile is not None:
         compile_blocks(model, **config.compile)
     trainer = reaching(config.checkpoint_folder)(Trainer)(
@@ -238,28 +259,35 @@ def build_trainer(
         precision=config.precision,
         seed=config.seed,
         dist_timeout=config.dist_timeout,
-        parallelism_config=None if config.fsdp is None else {
-            'fsdp': fsdp2_config(config.fsdp)},
+        parallelism_config=None if config.fsdp is None else {'fsdp': fsdp2_config(config.fsdp)},
     )
     if wandb is not None:
         log_to_wandb(trainer, config, wandb, settings.run_id)
-    state = trainer.state
     if config.fsdp is not None:
         # Reference cycles keep the unsharded weights alive, which are as large as the model.
         gc.collect()
-        sharding = set_up_units(state.model, config.fsdp)
+        sharding = set_up_units(trainer.state.model, config.fsdp)
         if dist.get_global_rank() == 0:
             print(sharding, flush=True)
     if checkpoint is not None and dist.get_global_rank() == 0:
-        done, end = state.timestamp, state.max_duration
-        trainer.saved_checkpoints.extend(written_checkpoints(config.checkpoint_folder, done.batch.value))
-        assert end is not None
-        steps = f' of {end.value}' if end.unit == TimeUnit.BATCH else ''
-        if end.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
-            steps = f' of {end.value * state.dataloader_len.value}'
-        print(f'complete at batch {done.batch.value}, {checkpoint}' if done >= end else
-              f'resumes from batch {done.batch.value}{steps}, {checkpoint}', flush=True)
+        batch = trainer.state.timestamp.batch.value
+        trainer.saved_checkpoints.extend(written_checkpoints(config.checkpoint_folder, batch))
+        print(f'{_progress(trainer.state)}, {checkpoint}', flush=True)
     return trainer
+
+
+def _progress(state: State) -> str:
+    """Say from which batch a run resumes, and of how many, if the batches of an epoch are known."""
+    batch = state.timestamp.batch.value
+    end = state.max_duration
+    assert end is not None
+    if state.timestamp >= end:
+        return f'complete at batch {batch}'
+    if end.unit == TimeUnit.BATCH:
+        return f'resumes from batch {batch} of {end.value}'
+    if end.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
+        return f'resumes from batch {batch} of {end.value * state.dataloader_len.value}'
+    return f'resumes from batch {batch}'
 
 
 def log_to_wandb(trainer: Trainer, config: TrainConfig, arguments: dict[str, Any], run_id: str) -> None:
@@ -269,7 +297,7 @@ def log_to_wandb(trainer: Trainer, config: TrainConfig, arguments: dict[str, Any
     if dist.get_global_rank() == 0 and 'WANDB_RUN_ID' not in os.environ:
         options['id'] = run_id
     options.update(arguments.get('init_kwargs', {}))
-    logger = build('loggers', 'wandb', {**arguments, 'init_kwargs': options}, 'loggers.wandb')
+    logger = build('loggers', 'wandb', arguments | {'init_kwargs': options}, 'loggers.wandb')
     trainer.logger.destinations = (*trainer.logger.destinations, logger)
     trainer.state.callbacks.append(logger)
     logger.init(trainer.state, trainer.logger)
@@ -297,9 +325,9 @@ def fit(trainer: Trainer, config: TrainConfig) -> None:
         # Checkpoints for an object store are written to a temporary folder first.
         folder = tempfile.gettempdir() if '://' in config.checkpoint_folder else config.checkpoint_folder
         # A sharded checkpoint's error holds the ranks' errors.  A full one's has no errno, but leaves the disk full.
-        of_ranks = [failure[0] for failure in getattr(error, 'failures', {}).values()]
-        if shutil.disk_usage(folder).free < 2**20 or any(
-                getattr(cause, 'errno', None) == errno.ENOSPC for cause in (error, *of_ranks)):
+        causes = [error, *(failure[0] for failure in getattr(error, 'failures', {}).values())]
+        is_full = shutil.disk_usage(folder).free < 2**20
+        if is_full or errno.ENOSPC in [getattr(cause, 'errno', None) for cause in causes]:
             raise FileError(f'{folder}: no checkpoint can be written, since the disk is full') from error
         raise
 
@@ -314,7 +342,7 @@ class KeepSettings(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         # One string, since sharded checkpoints load no keys that they were written without.
-        return {'settings': json.dumps({**learned_settings(self.config), 'run_id': self.run_id})}
+        return {'settings': json.dumps(learned_settings(self.config) | {'run_id': self.run_id})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         settings = json.loads(state['settings'])

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from composer import DataSpec, Evaluator
 from composer.core import Algorithm, Event, State, get_precision_context
+from composer.devices import Device
 from composer.loggers import Logger
 from composer.utils import dist
 from torch.nn.parallel import DistributedDataParallel
@@ -31,7 +32,8 @@ from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.sources import teacher_source
 
 # Prompts per forward pass of the adapter alone, and of a text encoder in the model.
-_ROWS, _TEXTS = 4096, 256
+_ROWS = 4096
+_TEXTS = 256
 
 
 class _Images(Dataset):
@@ -42,21 +44,25 @@ class _Images(Dataset):
 
     def __init__(self, zeroshot: ZeroshotSet, image_size: int, key: str) -> None:
         dataset = zeroshot.dataset
-        self.ids, self.read_image, self.labels = dataset.image_ids, dataset.read_image, dataset.labels
-        self.name, self.key, self.image_size = dataset.name, key, image_size
+        self.ids = dataset.image_ids
+        self.read_image = dataset.read_image
+        self.labels = dataset.labels
+        self.name = dataset.name
+        self.key = key
+        self.image_size = image_size
         self.length = -(-len(self.ids) // dist.get_world_size()) * dist.get_world_size()
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, at: int) -> dict[str, Any]:
-        at %= len(self.ids)
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        i %= len(self.ids)
         try:
-            pixels = decode_pixels(self.read_image(at), self.ids[at])
+            pixels = decode_pixels(self.read_image(i), self.ids[i])
         except (OSError, ValueError) as error:
             raise FileError(f'{self.key}: {self.name}: {error}') from None
-        return {'index': at, 'pixel_values': resize_and_crop(pixels, self.image_size),
-                'label': torch.tensor(self.labels[at])}
+        return {'index': i, 'pixel_values': resize_and_crop(pixels, self.image_size),
+                'label': torch.tensor(self.labels[i])}
 
 
 def zeroshot_evaluator(
@@ -94,7 +100,7 @@ def names_of_rank(count: int) -> list[int]:
     """Indices of this rank's share of `count` names, with a stride of the world size.
     Every rank has the same number of names, with the first names repeated if needed."""
     ranks = dist.get_world_size()
-    return [at % count for at in range(dist.get_global_rank(), -(-count // ranks) * ranks, ranks)]
+    return [i % count for i in range(dist.get_global_rank(), -(-count // ranks) * ranks, ranks)]
 
 
 def zeroshot_classes(
@@ -105,39 +111,51 @@ def zeroshot_classes(
     A frozen LLM embeds the prompts: the LLM of `text_encoder_in_loop`, or one that is freed afterwards.  The vectors
     are cached on disk for a resumed run, unless the LLM is sharded.
     """
-    own = {name: [[template.replace('{}', one.names[at]) for template in one.templates]
-                  for at in names_of_rank(len(one.names))] for name, one in sets.items()}
+    texts: dict[str, list[list[str]]] = {}
+    for label, zeroshot in sets.items():
+        names = [zeroshot.names[i] for i in names_of_rank(len(zeroshot.names))]
+        texts[label] = [[template.replace('{}', name) for template in zeroshot.templates] for name in names]
     vectors: dict[str, torch.Tensor] = {}
     if not config.reads_captions:
-        device, source = open_device(config.device, config.precision), teacher_source(config.teacher)
+        device = open_device(config.device, config.precision)
         with exact_float32('cuda' if device.name == 'gpu' else device.name):
             if in_loop is not None and config.text_encoder_in_loop.sharded:
-                for name, texts in own.items():
-                    vectors[name] = in_loop.embed([*chain.from_iterable(texts)]).vectors.cpu().unflatten(
-                        0, (len(texts), -1))
+                for label, prompts in texts.items():
+                    embedded = in_loop.embed([*chain.from_iterable(prompts)]).vectors.cpu()
+                    vectors[label] = embedded.unflatten(0, (len(prompts), -1))
             else:
-                cached = CachedTeacher(Path(config.save_folder, 'text_embeddings'), record.teacher,
-                                       'fp32' if in_loop is None else config.text_encoder_in_loop.precision,
-                                       lambda: in_loop or source.load(device, fingerprint=record.teacher))
-                for name, one in sets.items():
-                    embedded = cached(one.prompts)[0]  # on rank 0 only
-                    if dist.get_world_size() > 1:
-                        shape = len(one.names) * len(one.templates), record.llm_embed_dim
-                        embedded = device.tensor_to_device(
-                            embedded if dist.get_global_rank() == 0 else torch.empty(shape))
-                        dist.broadcast(embedded, src=0)
-                    of_names = embedded.unflatten(0, (len(one.names), -1))
-                    vectors[name] = of_names[names_of_rank(len(one.names))].cpu()
-                    del embedded, of_names
-                del cached
+                vectors = _cached_vectors(config, sets, record, in_loop, device)
         gc.collect()  # free the memory of the LLM for the model
         torch.cuda.empty_cache()
-    prompts = {}
-    for name, one in sets.items():
-        position = {label: at for at, label in enumerate(one.names)}
-        prompts[name] = Prompts(torch.tensor([position[label] for label in one.dataset.classes]), vectors.get(name),
-                                own[name] if config.reads_captions else None)
-    return ZeroshotClasses(prompts)
+    classes: dict[str, Prompts] = {}
+    for label, zeroshot in sets.items():
+        position = {name: i for i, name in enumerate(zeroshot.names)}
+        indices = torch.tensor([position[name] for name in zeroshot.dataset.classes])
+        classes[label] = Prompts(indices, vectors.get(label), texts[label] if config.reads_captions else None)
+    return ZeroshotClasses(classes)
+
+
+def _cached_vectors(
+    config: Stage2Config, sets: Mapping[str, ZeroshotSet], record: TeacherRecord, in_loop: Optional[CaptionTeacher],
+    device: Device,
+) -> dict[str, torch.Tensor]:
+    """Embed the prompts of all ranks with a cache on disk; return this rank's `Prompts.vectors` of each set."""
+    source = teacher_source(config.teacher)
+    cached = CachedTeacher(Path(config.save_folder, 'text_embeddings'), record.teacher,
+                           'fp32' if in_loop is None else config.text_encoder_in_loop.precision,
+                           lambda: in_loop or source.load(device, fingerprint=record.teacher))
+    vectors: dict[str, torch.Tensor] = {}
+    for label, zeroshot in sets.items():
+        num_names = len(zeroshot.names)
+        embedded = cached(zeroshot.prompts)[0]  # on rank 0 only
+        if dist.get_world_size() > 1:
+            if dist.get_global_rank() > 0:
+                embedded = torch.empty(num_names * len(zeroshot.templates), record.llm_embed_dim)
+            embedded = device.tensor_to_device(embedded)
+            dist.broadcast(embedded, src=0)
+        vectors[label] = embedded.unflatten(0, (num_names, -1))[names_of_rank(num_names)].cpu()
+        del embedded  # before the next set is embedded
+    return vectors
 
 
 class ZeroshotClasses(Algorithm):
@@ -153,9 +171,12 @@ class ZeroshotClasses(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
         assert state.dataloader_label is not None
-        prompts, pixels = self.prompts[state.dataloader_label], state.batch['pixel_values']
+        prompts = self.prompts[state.dataloader_label]
+        pixels = state.batch['pixel_values']
         if state.eval_timestamp.batch.value == 0:
-            model: Any = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
+            model: Any = state.model
+            if isinstance(model, DistributedDataParallel):
+                model = model.module
             with get_precision_context(state.precision, state.precision_config):
                 self._features = _class_features(model, prompts, pixels[:1])
         # Every forward pass needs at least one image and one text.  Otherwise, FSDP2 may prefetch the weights of a part
@@ -170,17 +191,18 @@ class ZeroshotClasses(Algorithm):
 def _class_features(model: Any, prompts: Prompts, pixels: torch.Tensor) -> torch.Tensor:
     """Compute class features ``(C, D)`` in float32 on the device of `pixels`, ``(1, 3, H, W)``.
     Each block of prompts goes through the model with this image; every rank has the same number of blocks."""
-    of_names: Any = prompts.texts if prompts.vectors is None else prompts.vectors
-    per_name = len(of_names[0])
-    size = max(1, (_ROWS if prompts.texts is None else _TEXTS) // per_name)
-    own = []
-    for start in range(0, len(of_names), size):
+    inputs: Any = prompts.texts if prompts.vectors is None else prompts.vectors
+    per_name = len(inputs[0])
+    rows = _ROWS if prompts.texts is None else _TEXTS
+    size = max(1, rows // per_name)
+    features = []
+    for start in range(0, len(inputs), size):
         block: dict[str, Any] = {'pixel_values': pixels}
         if prompts.vectors is not None:
             block['text_embedding'] = prompts.vectors[start:start + size].flatten(0, 1).to(pixels.device)
         if prompts.texts is not None:
             block['caption'] = [*chain.from_iterable(prompts.texts[start:start + size])]
-        own.append(mean_of_prompts(model(block)['text_features'].unflatten(0, (-1, per_name))))
+        features.append(mean_of_prompts(model(block)['text_features'].unflatten(0, (-1, per_name))))
     # Interleave the names of the ranks, to undo the stride of `names_of_rank`.
-    gathered: Sequence[torch.Tensor] = dist.all_gather(torch.cat(own))
+    gathered: Sequence[torch.Tensor] = dist.all_gather(torch.cat(features))
     return torch.stack(list(gathered), dim=1).flatten(0, 1)[prompts.names.to(pixels.device)]

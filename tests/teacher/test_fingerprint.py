@@ -27,7 +27,7 @@ BOTH = Fingerprint.concatenate([ONE, OTHER])
 
 def test_the_first_differing_field_is_named() -> None:
     ONE.check(Fingerprint.of('a1', {'pooling': 'mean', 'instruction': ''}), 'a', 'b')
-    OTHER.check(ONE, 'a', 'b', but=['weights', 'pooling'])
+    OTHER.check(ONE, 'a', 'b', ignored=['weights', 'pooling'])
     with pytest.raises(ValueError, match="a comes from another teacher than b: pooling is 'last', expected 'mean'"):
         OTHER.check(ONE, 'a', 'b')
     with pytest.raises(ValueError, match="teacher 1.pooling is 'last', expected 'mean'"):

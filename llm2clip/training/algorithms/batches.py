@@ -42,17 +42,21 @@ class TextEncoderInLoop(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
         captions = state.batch.pop('caption')
-        state.batch['text_embedding'] = self.embed(captions) if isinstance(captions[0], str) else torch.stack(
-            [*map(self.embed, captions)], dim=1)
+        if isinstance(captions[0], str):
+            vectors = self.embed(captions)
+        else:
+            vectors = torch.stack([self.embed(texts) for texts in captions], dim=1)
+        state.batch['text_embedding'] = vectors
 
     def embed(self, texts: Sequence[str]) -> torch.Tensor:
         """Embed N texts: ``(N, llm_embed_dim)`` in float16 on the teacher's device."""
         absent = [not text.strip() for text in texts]
         # A dash replaces an absent caption, so that every rank of a sharded encoder has a text to encode.
+        texts = ['-' if missing else text for missing, text in zip(absent, texts)]
         with exact_float32(self.teacher.device.type):
-            vectors = self.teacher.embed(['-' if gap else text for gap, text in zip(absent, texts)]).vectors.half()
-        gaps = torch.tensor(absent)[:, None].to(vectors.device, non_blocking=True)
-        return vectors.masked_fill_(gaps, 0)
+            vectors = self.teacher.embed(texts).vectors.half()
+        mask = torch.tensor(absent)[:, None].to(vectors.device, non_blocking=True)
+        return vectors.masked_fill_(mask, 0)
 
 
 class InitialImages(nn.Module):

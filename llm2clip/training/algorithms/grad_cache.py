@@ -30,8 +30,7 @@ class CachedGradients:
 
 def with_rows(batch: Batch, names: Sequence[str]) -> Batch:
     """Return the batch with ``<name>_row`` ``(B,)`` for each feature, row indices that survive splitting."""
-    n = len(batch['index'])
-    return {**batch, **{f'{name}_row': torch.arange(n) for name in names}}
+    return batch | {f'{name}_row': torch.arange(len(batch['index'])) for name in names}
 
 
 def cache_gradients(
@@ -137,12 +136,15 @@ class GradCache(Algorithm):
         return surrogate_loss(outputs, microbatch, self._cached)
 
     def _first_pass(self, state: State) -> None:
-        model: Any = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
+        model: Any = state.model
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
         if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
             raise ValueError('grad_cache: the model has BatchNorm layers in training mode, whose features depend on '
                              'the microbatch; freeze them (model.vision.freeze_batch_norm)')
         assert isinstance(state.device_train_microbatch_size, int) and self._loss is not None
-        self._microbatch, self._cached = 0, None
+        self._microbatch = 0
+        self._cached = None
         batch = with_rows(state.batch, model.feature_names)
         microbatches = self.split_batch(batch, state.device_train_microbatch_size)
         if len(microbatches) == 1:
@@ -155,7 +157,10 @@ class GradCache(Algorithm):
 
 
 def _random_state() -> list[torch.Tensor]:
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():
+        states.append(torch.cuda.get_rng_state())
+    return states
 
 
 def _set_random_state(states: list[torch.Tensor]) -> None:

@@ -32,8 +32,9 @@ class AverageGlooGradients(Algorithm):
         self._sums: Optional[bool] = None
 
     def match(self, event: Event, state: State) -> bool:
-        if (event != Event.AFTER_TRAIN_BATCH or not torch.distributed.is_initialized()
-                or torch.distributed.get_backend() != 'gloo'):
+        if event != Event.AFTER_TRAIN_BATCH or not torch.distributed.is_initialized():
+            return False
+        if torch.distributed.get_backend() != 'gloo':
             return False
         if self._sums is None:
             reduced = torch.empty(1)
@@ -88,10 +89,10 @@ class EMA(composer.algorithms.EMA):
 
     def state_dict(self) -> dict[str, Any]:
         result = super().state_dict()
+        average = result.get('ema_model', {})
         for kind in ('named_parameters_dict', 'named_buffers_dict'):
-            if kind in result.get('ema_model', {}):
-                result['ema_model'][kind] = {unwrapped_name(name): whole(value)
-                                             for name, value in result['ema_model'][kind].items()}
+            if kind in average:
+                average[kind] = {unwrapped_name(name): whole(value) for name, value in average[kind].items()}
         return result
 
     def shard_average(self, model: torch.nn.Module) -> None:
@@ -104,15 +105,16 @@ class EMA(composer.algorithms.EMA):
         average = {unwrapped_name(name): value for name, value in self.ema_model.named_parameters_dict.items()}
         sharded = {}
         for name, parameter in model.named_parameters():
-            if (value := average.get(unwrapped_name(name))) is None:
+            value = average.get(unwrapped_name(name))
+            if value is None:
                 continue
             if isinstance(parameter, DTensor) and not isinstance(value, DTensor):
                 value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
             sharded[name] = value
         self.ema_model.named_parameters_dict = sharded
         buffers = {unwrapped_name(name): value for name, value in self.ema_model.named_buffers_dict.items()}
-        self.ema_model.named_buffers_dict = {name: buffers[unwrapped_name(name)] for name, _ in model.named_buffers()
-                                             if unwrapped_name(name) in buffers}
+        self.ema_model.named_buffers_dict = {
+            name: buffers[unwrapped_name(name)] for name, _ in model.named_buffers() if unwrapped_name(name) in buffers}
 
 
 @contextmanager

@@ -31,14 +31,16 @@ class JSONLLogger(LoggerDestination):
     def after_load(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() > 0:
             return
-        begun = state.timestamp.batch.value
+        step = state.timestamp.batch.value
         # Keep metrics of step n that were logged before the checkpoint of n batches, such as an evaluation, since they
         # are not logged again.  The loss of step n is, and replaces the one here.
-        records = {record['step']: record for record in _read_records(self.path) if record['step'] <= begun > 0}
+        records: dict[int, dict[str, Any]] = {}
+        if step > 0:
+            records = {record['step']: record for record in _read_records(self.path) if record['step'] <= step}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._record = records.pop(begun, {'step': begun})
+        self._record = records.pop(step, {'step': step})
         with atomic_write(self.path) as partial:
-            partial.write_bytes(b''.join(_line(records[step]) for step in sorted(records)))
+            partial.write_bytes(b''.join(_line(records[earlier]) for earlier in sorted(records)))
         self._file = self.path.open('r+b', buffering=0)
         self._start = self._file.seek(0, 2)
         self._write()
@@ -71,7 +73,8 @@ def _line(record: Mapping[str, Any]) -> bytes:
 
 def _read_records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a file, none if it does not exist; damaged lines are skipped."""
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    for line in lines:
         try:
             record = json.loads(line)
         except ValueError:

@@ -66,19 +66,24 @@ class TextMonitor(Callback):
         return {'texts': self.texts, 'cut': self.cut}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.texts, self.cut = state['texts'], state['cut']
+        self.texts = state['texts']
+        self.cut = state['cut']
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
-        batch, sides = state.batch, text_sides(state.batch)
+        batch = state.batch
+        sides = text_sides(batch)
         cut = sum(int((batch[f'{side}cut'] > 0).sum()) for side in sides)
-        pairs = 'positive_text_id' in batch
-        equal = int((batch['query_text_id'] == batch['positive_text_id']).sum()) if pairs else 0
-        seen = state.device.tensor_to_device(torch.tensor([cut, len(sides) * len(batch['index']), equal]))
-        dist.all_reduce(seen)
-        cut, texts, equal = seen.tolist()
-        self.cut, self.texts = self.cut + cut, self.texts + texts
-        logger.log_metrics({'data/cut_texts': self.cut, 'data/texts': self.texts,
-                            **({'data/equal_pairs': equal} if pairs else {})})
+        has_pairs = 'positive_text_id' in batch
+        equal = int((batch['query_text_id'] == batch['positive_text_id']).sum()) if has_pairs else 0
+        counts = state.device.tensor_to_device(torch.tensor([cut, len(sides) * len(batch['index']), equal]))
+        dist.all_reduce(counts)
+        cut, texts, equal = counts.tolist()
+        self.cut += cut
+        self.texts += texts
+        metrics = {'data/cut_texts': self.cut, 'data/texts': self.texts}
+        if has_pairs:
+            metrics['data/equal_pairs'] = equal
+        logger.log_metrics(metrics)
 
     def fit_end(self, state: State, logger: Logger) -> None:
         if self.cut and dist.get_global_rank() == 0:
@@ -100,33 +105,49 @@ class StopAtNonfinite(Callback):
         self._finite: list[tuple[torch.Tensor, torch.Tensor]] = []  # rows, and whether their features are finite
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
-        self._sample_ids, self._finite = state.batch['sample_id'], []
+        self._sample_ids = state.batch['sample_id']
+        self._finite = []
 
     def before_backward(self, state: State, logger: Logger) -> None:
         outputs: Any = state.outputs
-        for name, value in outputs.items() if isinstance(outputs, dict) else ():
+        if not isinstance(outputs, dict):
+            return
+        for name, value in outputs.items():
             if value.ndim == 2:
                 rows = state.batch.get(f'{name}_row', torch.arange(len(value)))
                 self._finite.append((rows, torch.isfinite(value.detach()).all(1)))
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        step, loss = state.timestamp.batch.value - 1, state.total_loss_dict['loss/train/total']
+        step = state.timestamp.batch.value - 1
+        loss = state.total_loss_dict['loss/train/total']
         trained = [weight for weight in state.model.parameters() if weight.requires_grad]
         if not math.isfinite(loss):
-            rows = {row for rows, finite in self._finite for row in rows.cpu()[~finite.cpu()].tolist()}
-            of_ranks = dist.all_gather_object([self._sample_ids[row] for row in sorted(rows)])
-            bad = [name for names in of_ranks for name in names]
-            samples = f'samples with features that are not finite: {bad}' if bad else f'samples: {self._sample_ids}'
-            error = f'the loss of step {step} is {loss}; {samples}'
+            error = f'the loss of step {step} is {loss}; {self._suspects()}'
         elif not math.isfinite(whole(torch.nn.utils.get_total_norm(trained)).item()):
             error = (f'step {step} made weights that are not finite, although its loss is finite; samples: '
                      f'{self._sample_ids}')
         else:
             return
         latest = Path(self.checkpoints, 'latest-rank0.pt')
-        last = f'the last checkpoint is {latest.resolve()}' if latest.exists() else 'there is no checkpoint yet'
-        raise NonfiniteError(
-            f'{error}; ' + (f'the last checkpoint is in {self.checkpoints}' if '://' in self.checkpoints else last))
+        if '://' in self.checkpoints:
+            last = f'the last checkpoint is in {self.checkpoints}'
+        elif latest.exists():
+            last = f'the last checkpoint is {latest.resolve()}'
+        else:
+            last = 'there is no checkpoint yet'
+        raise NonfiniteError(f'{error}; {last}')
+
+    def _suspects(self) -> str:
+        """Name the samples of all ranks with features that are not finite, or else the samples of this rank."""
+        rows: set[int] = set()
+        for part, finite in self._finite:
+            rows.update(part.cpu()[~finite.cpu()].tolist())
+        sample_ids: list[str] = []
+        for ids in dist.all_gather_object([self._sample_ids[row] for row in sorted(rows)]):
+            sample_ids += ids
+        if sample_ids:
+            return f'samples with features that are not finite: {sample_ids}'
+        return f'samples: {self._sample_ids}'
 
 
 class SaveBest(Callback):
