@@ -3,9 +3,9 @@
 
 """Contrastive losses over the global batch as functions of this rank's features, in float32 even under autocast.
 
-A rank computes the rows of the logit matrix for its own samples, against the columns of all ranks, in blocks of rows.
-A loss function returns this rank's part: the mean over ranks is the loss of the global batch.  The mean over ranks of
-the parameters' gradients, as DDP and FSDP compute it, is the gradient of that loss.
+A rank computes the rows of the logit matrix for its own samples, against the columns of all ranks, in blocks
+of rows.  A loss function returns this rank's part: the mean over ranks is the loss of the global batch.  The
+mean over ranks of the parameters' gradients, as DDP and FSDP compute it, is the gradient of that loss.
 
 Logits are the products of rows and columns times a scale.  Each row has K positives among the columns; the
 positives of row i begin at column ``(first + i) * K``.  The negatives of a row are the columns of other rows; its other
@@ -37,19 +37,19 @@ def clip_loss(
 ) -> torch.Tensor:
     """This rank's part of the symmetric cross-entropy of CLIP (Radford et al. 2021, figure 3).
 
-    With K texts per image, each of them is classified against the texts of other images, and each text has to find its
-    image.
+    With K texts per image, each of them is classified against the texts of other images, and each text has to
+    find its image.
 
     Args:
         image_features: ``(B, D)``, L2-normalised, of this rank.
         text_features: ``(B, D)`` or ``(B, K, D)``, L2-normalised; row i belongs to image i.
         logit_scale: ``(1,)``, factor on the cosine similarities, in log space.
-        text_id: ``(B,)`` or ``(B, K)``; an image and a text of another image are not each other's negatives if one of
-            the image's texts has the same id.
+        text_id: ``(B,)`` or ``(B, K)``; an image and a text of another image are not each other's negatives
+            if one of the image's texts has the same id.
         block_size: Rows of the logit matrix that are computed at once.  None: all rows of this rank.
-        matryoshka_dims: Numbers of leading feature dimensions.  The loss is the mean over the losses of the truncated,
-            L2-normalised features (Matryoshka representations, Kusupati et al. 2022, equation 1).  Empty: only the
-            full features.
+        matryoshka_dims: Numbers of leading feature dimensions.  The loss is the mean over the losses of the
+            truncated, L2-normalised features (Matryoshka representations, Kusupati et al. 2022, equation 1).
+            Empty: only the full features.
 
     Returns:
         The mean over images, their texts and both directions, a scalar in float32.
@@ -161,8 +161,8 @@ def ignored_candidates(
 ) -> torch.Tensor:
     """Return the mask of candidates that are not negatives of this rank's queries.
 
-    It marks absent hard negatives.  With `equal_texts`, it also marks positives if their pair shares a text with the
-    query's pair, and hard negatives that equal a text of the query's pair.
+    It marks absent hard negatives.  With `equal_texts`, it also marks positives if their pair shares a text
+    with the query's pair, and hard negatives that equal a text of the query's pair.
 
     Args:
         query_id, positive_id: ``(B,)``; equal ids stand for equal texts.
@@ -191,8 +191,8 @@ def _single_process() -> bool:
 def all_gather(rows: torch.Tensor) -> torch.Tensor:
     """Gather every rank's rows ``(B, …)``, equal in shape, in rank order: ``(B * world_size, …)``.
 
-    The gradient of a rank's own rows is the sum over all ranks' losses.  DDP and FSDP average the parameters' gradients
-    over ranks, which yields the gradient of the mean loss.
+    The gradient of a rank's own rows is the sum over all ranks' losses.  DDP and FSDP average the parameters'
+    gradients over ranks, which yields the gradient of the mean loss.
     """
     return rows if _single_process() else _AllGather.apply(rows)  # pyright: ignore[reportReturnType]
 
@@ -203,8 +203,8 @@ def _first_row(rows: torch.Tensor) -> int:
 
 
 def _positive_entries(matrix: torch.Tensor, first: int, positives: int = 1) -> torch.Tensor:
-    """Writable view ``(K, R)`` of the entries of a block of rows ``(R, C)`` at the columns of each row's K positives.
-    `first` is the index of the block's first row in the global batch."""
+    """Writable view ``(K, R)`` of the entries of a block of rows ``(R, C)`` at the columns of each row's K
+    positives.  `first` is the index of the block's first row in the global batch."""
     n = len(matrix)
     return matrix[:, first * positives:(first + n) * positives].unflatten(1, (n, positives)).diagonal()
 
@@ -228,8 +228,8 @@ def _softmax_loss(
         rows, columns: ``(B, D)`` and ``(C, D)``.
         scale: Factor on the products, one element.
         first: Index of the first row among the rows of all ranks.
-        num_symmetric: Number of leading columns that are positives of all ranks' rows.  The loss is averaged with the
-            cross-entropy from each of them to its row.  None: only from row to column.
+        num_symmetric: Number of leading columns that are positives of all ranks' rows.  The loss is averaged
+            with the cross-entropy from each of them to its row.  None: only from row to column.
         ignored: Columns to exclude.
         block_size: Rows of the logit matrix that are computed at once.  None: all.
         positives: K, the number of positives of each row.
@@ -267,8 +267,8 @@ def _softmax_loss(
 
 
 def _sums(logits: '_Logits', first: int, num_symmetric: int, positives: int) -> tuple[torch.Tensor, ...]:
-    """Return the logits of rows and positives ``(K, B)``, and the logsumexps ``(K, B)`` over a row's negatives and one
-    positive, and ``(num_symmetric,)`` over the first columns."""
+    """Return the logits of rows and positives ``(K, B)``, and the logsumexps ``(K, B)`` over a row's
+    negatives and one positive, and ``(num_symmetric,)`` over the first columns."""
     positive_logits = logits.rows.new_zeros(positives, len(logits.rows))
     row_sum = torch.zeros_like(positive_logits)
     column_sum = logits.rows.new_full((num_symmetric,), -torch.inf)

@@ -43,8 +43,8 @@ def structure_loss(
     features: torch.Tensor, targets: torch.Tensor, block_size: Optional[int] = None,
     counted: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
-    """This rank's part of the smooth L1 loss between features' and targets' distances, averaged over all pairs of
-    samples.
+    """This rank's part of the smooth L1 loss between features' and targets' distances, averaged over all
+    pairs of samples.
 
     Args:
         features: ``(B, D)``, L2-normalised, of this rank.

@@ -46,8 +46,8 @@ def save_adapter(
     adapter: nn.Module, config: AdapterConfig, embed_dim: int, record: TeacherRecord, target: Fingerprint,
     folder: Union[str, Path],
 ) -> None:
-    """Write an adapter, sharded or not, with the fingerprints of its teacher (input) and of its target (output).
-    Every rank calls this; rank 0 writes the folder atomically."""
+    """Write an adapter, sharded or not, with the fingerprints of its teacher (input) and of its target
+    (output).  Every rank calls this; rank 0 writes the folder atomically."""
     state: Any = get_model_state_dict(adapter, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_global_rank() == 0:
         with atomic_folder(folder, KIND) as out:
@@ -69,8 +69,8 @@ def load_adapter(
     """
     path = Path(folder, ABOUT_FILE)
     if not path.is_file():
-        raise ConfigError(f'{key}: {folder} holds no adapter: it has no {ABOUT_FILE} (train_inheritance writes it when '
-                          'it ends)')
+        raise ConfigError(f'{key}: {folder} holds no adapter: it has no {ABOUT_FILE} (train_inheritance '
+                          'writes it when it ends)')
     about = read_json(path, dict)
     with reading(path, 'the configuration of an adapter, its embed_dim, and the fingerprint of its teacher'):
         saved = about['adapter'] | {'embed_dim': int(about['embed_dim'])}

@@ -21,13 +21,13 @@ Tokenize = Callable[[Sequence[str]], dict[str, Any]]
 class JointLLM2CLIP(ComposerLLM2CLIP):
     """Stage-2 training with a trainable text encoder.
 
-    Batches hold ``caption`` in place of ``text_embedding``: B texts or, with K captions per image, K lists of B texts;
-    an absent caption is an empty text.
+    Batches hold ``caption`` in place of ``text_embedding``: B texts or, with K captions per image, K lists of
+    B texts; an absent caption is an empty text.
 
     Args:
         model: Vision tower and adapter, which takes the vectors of `text_encoder`.
-        text_encoder, tokenize: Encoder, tokens -> ``(B, llm_embed_dim)``, and its tokenizer: the LLM with LoRA, or
-            CLIP's text tower.
+        text_encoder, tokenize: Encoder, tokens -> ``(B, llm_embed_dim)``, and its tokenizer: the LLM with
+            LoRA, or CLIP's text tower.
         loss, self_distillation: As for `ComposerLLM2CLIP`.
     """
 

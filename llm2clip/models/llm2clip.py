@@ -31,8 +31,8 @@ Batch = dict[str, torch.Tensor]
 class LLM2CLIP(nn.Module):
     """Vision tower and text adapter that map images and text embeddings to a joint space.
 
-    `llm_embed_dim` is the width of the text embeddings, `config.embed_dim` that of the joint space.  `load_weights`
-    loads the tower's pretrained weights.
+    `llm_embed_dim` is the width of the text embeddings, `config.embed_dim` that of the joint space.
+    `load_weights` loads the tower's pretrained weights.
     """
 
     def __init__(self, config: ModelConfig, llm_embed_dim: int, load_weights: bool = True) -> None:
@@ -110,8 +110,8 @@ def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> n
         return load_projection(config.vision, config.embed_dim, load_weights)
     if config.visual_projection == 'identity':
         if width != config.embed_dim:
-            raise ConfigError(f'model.embed_dim: {config.embed_dim} is not the width of the tower, {width}, as '
-                              'model.visual_projection: identity needs')
+            raise ConfigError(f'model.embed_dim: {config.embed_dim} is not the width of the tower, {width}, '
+                              'as model.visual_projection: identity needs')
         return nn.Identity()
     if config.visual_projection in ('mlp', 'glu'):
         return AlignmentHead(width, config.embed_dim, config.visual_projection_expansion,
@@ -182,8 +182,8 @@ class ComposerLLM2CLIP(ComposerModel):
     ``pixel_values``.  With ``initial_image_features`` ``(B, embed_dim)``, the loss includes the
     distillation losses towards them, weighted by `self_distillation`.
 
-    A batch of a zero-shot set has ``class_features`` ``(C, embed_dim)`` and ``label``: each image's class ``(B,)`` or,
-    for any number of classes, a 0 or 1 per class ``(B, C)``.  Its ``text_embedding`` is ignored.
+    A batch of a zero-shot set has ``class_features`` ``(C, embed_dim)`` and ``label``: each image's class
+    ``(B,)`` or, for any number of classes, a 0 or 1 per class ``(B, C)``.  Its ``text_embedding`` is ignored.
     """
 
     feature_names = ('image_features', 'text_features')

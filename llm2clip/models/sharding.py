@@ -18,9 +18,9 @@ from torch.distributed.tensor import DTensor
 
 from llm2clip.config import ConfigError, FsdpConfig
 
-# Blocks of one class share this limit.  Blocks of a convolutional network differ in shape, and each block is compiled
-# again for evaluation, for passes without gradients, and for varying sequence lengths.  torch's default of 8 would
-# leave the rest uncompiled.
+# Blocks of one class share this limit.  Blocks of a convolutional network differ in shape, and each block is
+# compiled again for evaluation, for passes without gradients, and for varying sequence lengths.  torch's
+# default of 8 would leave the rest uncompiled.
 _RECOMPILE_LIMIT = 256
 
 
@@ -76,8 +76,8 @@ def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
     """
     recomputed = [module for module in model.modules() if isinstance(module, CheckpointWrapper)]
     if config.activation_checkpointing and not recomputed:
-        raise ConfigError('fsdp.activation_checkpointing: this model has no repeated blocks that could be recomputed; '
-                          'leave it out')
+        raise ConfigError('fsdp.activation_checkpointing: this model has no repeated blocks that could be '
+                          'recomputed; leave it out')
     for child in model.children():  # Composer makes a separate tree of units for each child
         takes_float32 = getattr(child, 'fsdp_float32_inputs_fn', lambda module: False)
         for module in child.modules():
@@ -105,8 +105,8 @@ def _set_mixed_precision(unit: FSDPModule, takes_float32: bool) -> None:
 def compile_blocks(model: ComposerModel, **arguments: Any) -> None:
     """Compile every repeated block of a model in place, at its first forward pass; call this before sharding the model.
 
-    Blocks of one class share compiled code.  Everything between blocks stays eager: FSDP2's all-gathers, recomputation,
-    patch dropout, GradCache's two passes, the loss.
+    Blocks of one class share compiled code.  Everything between blocks stays eager: FSDP2's all-gathers,
+    recomputation, patch dropout, GradCache's two passes, the loss.
     """
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     for child in model.children():

@@ -1,8 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 1 as Composer models: contrastive fine-tuning on pairs of captions, and masked next-token prediction, the
-optional warm start (LLM2Vec, BehnamGhader et al. 2024, section 2.2)."""
+"""Stage 1 as Composer models: contrastive fine-tuning on pairs of captions, and masked next-token prediction,
+the optional warm start (LLM2Vec, BehnamGhader et al. 2024, section 2.2)."""
 
 import math
 from collections.abc import Mapping

@@ -189,8 +189,8 @@ class TransformersTower(Tower):
     def __init__(self, config: VisionConfig, load_weights: bool) -> None:
         architecture = _architecture(config)
         if config.checkpoint is not None:
-            raise ConfigError(f'model.vision.checkpoint: {config.name} is a transformers model, whose weights are a '
-                              'folder: give it as model.vision.name')
+            raise ConfigError(f'model.vision.checkpoint: {config.name} is a transformers model, whose '
+                              'weights are a folder: give it as model.vision.name')
         extra: dict[str, Any] = {}
         # Pretrained weights of these types have no pooler, which would be initialised at random.
         if architecture.model_type in ('vit', 'deit', 'beit'):
@@ -318,14 +318,14 @@ def tower_preprocessing(config: VisionConfig) -> Preprocessing:
     if '/' not in config.name and not os.path.isdir(config.name):
         near = difflib.get_close_matches(config.name, timm.list_models(), 1)
         hint = f'; did you mean {near[0]!r}?' if near else ''
-        raise ConfigError(f'model.vision.name: {config.name!r} is not a model of timm, a folder, or OWNER/NAME on '
-                          f'the Hugging Face hub{hint}')
+        raise ConfigError(f'model.vision.name: {config.name!r} is not a model of timm, a folder, or '
+                          f'OWNER/NAME on the Hugging Face hub{hint}')
     try:
         data, _ = ImageProcessingMixin.get_image_processor_dict(config.name)
     except OSError as error:
         raise ConfigError(f'model.vision.name: no image processor of {config.name!r} can be loaded '
-                          f'({str(error).splitlines()[0]}). If the hub cannot be reached, download the model first; if '
-                          'it has no image processor, set model.vision.mean and .std') from None
+                          f'({str(error).splitlines()[0]}). If the hub cannot be reached, download the model '
+                          'first; if it has no image processor, set model.vision.mean and .std') from None
     with reading(f'model.vision.name: {config.name}', 'an image processor with image_mean and image_std'):
         return Preprocessing(config.image_size, tuple(data['image_mean']), tuple(data['image_std']))
 
@@ -340,8 +340,8 @@ def load_tower(config: VisionConfig, load_weights: bool = True) -> Tower:
 def load_projection(config: VisionConfig, embed_dim: int, load_weights: bool = True) -> nn.Module:
     """Load the pretrained projection of a tower, from its pooled features to the joint space of images and texts.
 
-    It is the classifier of timm's CLIP towers, the `visual_projection` of transformers' CLIP towers, and the identity
-    for towers without one, such as SigLIP.  Arguments are as for `load_tower`.
+    It is the classifier of timm's CLIP towers, the `visual_projection` of transformers' CLIP towers, and the
+    identity for towers without one, such as SigLIP.  Arguments are as for `load_tower`.
 
     Raises:
         ConfigError: The tower is initialised at random, or the width of its joint space is not `embed_dim`.
@@ -371,6 +371,6 @@ def load_projection(config: VisionConfig, embed_dim: int, load_weights: bool = T
     else:
         width = load_tower(config, load_weights=False).width
     if width != embed_dim:
-        raise ConfigError(f'model.embed_dim: {embed_dim} is not the width of the space that {config.name} was trained '
-                          f'in, {width}, as model.visual_projection: pretrained needs')
+        raise ConfigError(f'model.embed_dim: {embed_dim} is not the width of the space that {config.name} '
+                          f'was trained in, {width}, as model.visual_projection: pretrained needs')
     return projection

@@ -113,8 +113,8 @@ def check_tower_names(encoder: VisionEncoder, state: Iterable[str], prefix: str,
     if unexpected and missing:
         raise ConfigError(
             f'the weights of the vision tower have other names, such as {min(unexpected)}, expected {min(missing)}: '
-            'they are of another tower, or were written with transformers 4 and are read with 5, or the other way '
-            'round, which call them otherwise; use the version that wrote them')
+            'they are of another tower, or were written with transformers 4 and are read with 5, or the '
+            'other way round, which call them otherwise; use the version that wrote them')
 
 
 def kept_patches(sample_seed: torch.Tensor, patches: int, rate: float) -> torch.Tensor:
@@ -131,8 +131,8 @@ def kept_patches(sample_seed: torch.Tensor, patches: int, rate: float) -> torch.
 def merge_frozen_batch_norms(trunk: nn.Module, image_size: int) -> int:
     """Fold each BatchNorm of a network in evaluation mode into the convolution before it; return the number folded.
 
-    The convolution uses the weight w·γ/√(σ² + ε) and the bias β + (b − μ)·γ/√(σ² + ε).  Parameters, their names and
-    gradients are unchanged.  This saves BatchNorm's passes over the activations, and their memory.
+    The convolution uses the weight w·γ/√(σ² + ε) and the bias β + (b − μ)·γ/√(σ² + ε).  Parameters, their
+    names and gradients are unchanged.  This saves BatchNorm's passes over the activations, and their memory.
     """
     pairs = _pairs(trunk, image_size)
     for conv, norm in pairs:

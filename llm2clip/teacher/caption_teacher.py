@@ -107,8 +107,8 @@ class TeacherSource(ABC):
             device: Device to run on.
             batch_tokens: Tokens per forward pass.
             precision: ``fp32``, or ``amp_bf16`` for autocast.
-            fingerprint: Fingerprint of this text encoder, if known.  Otherwise one rank per node computes it from the
-                weights, and every rank must call this method.
+            fingerprint: Fingerprint of this text encoder, if known.  Otherwise one rank per node computes it
+                from the weights, and every rank must call this method.
             sharded: Shard an LLM over the ranks.  They load it in turn, so that a host holds one full copy at a time.
 
         Raises:

@@ -146,8 +146,8 @@ def load_clip_text(config: ClipTextConfig, key: str, load_weights: bool = True) 
     architecture = _architecture(config, key)
     kind = _TOWERS.get(architecture.model_type)
     if kind is None:
-        raise ConfigError(f'{where}, a {architecture.model_type!r} model, expected one with the text tower of a CLIP '
-                          f'or SigLIP: {", ".join(_TOWERS)}')
+        raise ConfigError(f'{where}, a {architecture.model_type!r} model, expected one with the text tower '
+                          f'of a CLIP or SigLIP: {", ".join(_TOWERS)}')
     text = getattr(architecture, 'text_config', architecture)
     # The full model's projection_dim counts; that of its text config may differ.
     text.projection_dim = getattr(architecture, 'projection_dim', getattr(text, 'projection_dim', None))
@@ -179,8 +179,8 @@ def _architecture(config: ClipTextConfig, key: str) -> PretrainedConfig:
 def save_clip_text(
     tower: ClipTextTower, state: Mapping[str, torch.Tensor], tokenizer: ClipTokenizer, folder: Union[str, Path]
 ) -> None:
-    """Save a tower, which may be sharded, with its full weights `state` and its tokenizer in transformers format.
-    The folder is written atomically."""
+    """Save a tower, which may be sharded, with its full weights `state` and its tokenizer in transformers
+    format.  The folder is written atomically."""
     with torch.device('meta'):
         whole = ClipTextTower(type(tower.trunk)(tower.config))
     whole.load_state_dict(state, assign=True)
@@ -237,8 +237,8 @@ class ClipText(TeacherSource):
 
     Args:
         name: Hub name or local folder of a CLIP or SigLIP, or a folder that `save_clip_text` wrote.
-        cut: Whether to truncate captions above the maximum length; otherwise their vectors are zero, like those of
-            captions that a sample lacks.
+        cut: Whether to truncate captions above the maximum length; otherwise their vectors are zero, like
+            those of captions that a sample lacks.
     """
 
     def __init__(self, name: Union[str, Path], cut: bool = False) -> None:

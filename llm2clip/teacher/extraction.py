@@ -104,8 +104,8 @@ class _Extraction:
             raise ValueError(f'the dataset in {local} has no caption columns')
         for key in self.captions:
             if '@' in key:
-                raise ConfigError(f'{local}: has the caption key {key!r}, expected none with @, which separates '
-                                  'caption and prompt in the key of a vector')
+                raise ConfigError(f'{local}: has the caption key {key!r}, expected none with @, which '
+                                  'separates caption and prompt in the key of a vector')
             self.keys.append(key)
             self.keys += [f'{key}@{name}' for name in embeddings.prompts]
 
@@ -127,11 +127,11 @@ class _Extraction:
             if out.fetch(TEACHER_FILE):
                 differing = TeacherRecord.read(out.local).difference(record)
                 if differing is not None:
-                    raise ValueError(f'{out.local} was begun for another dataset or teacher: {differing}; remove it '
-                                     'to extract again')
+                    raise ValueError(f'{out.local} was begun for another dataset or teacher: {differing}; '
+                                     'remove it to extract again')
             elif out.fetch(INDEX):
-                raise ConfigError(f'out: {out.local} holds a dataset that is no embeddings dataset, expected an '
-                                  'empty folder or an embeddings dataset')
+                raise ConfigError(f'out: {out.local} holds a dataset that is no embeddings dataset, expected '
+                                  'an empty folder or an embeddings dataset')
             else:
                 out.commit(TEACHER_FILE, record.to_text())
             for left_over in out.local.glob('shard.*.tmp.*'):  # of a killed process; the other ranks have not begun
@@ -171,8 +171,8 @@ class _Extraction:
         pieces = [_piece(k) for k in range(len(self.shards))]
         for name in pieces:
             if not self.out.fetch(name):
-                raise FileNotFoundError(f'{self.out.local / name}, which another machine has written, is not here: '
-                                        'machines that do not share the folder need out_remote')
+                raise FileNotFoundError(f'{self.out.local / name}, which another machine has written, is not '
+                                        'here: machines that do not share the folder need out_remote')
         entries = [read_json(self.out.local / name, dict) for name in pieces]
         for name, entry in zip(pieces, entries):
             check_shard(entry, f'{self.out.local / name}')
@@ -214,8 +214,8 @@ class _Part(NamedTuple):
 
 
 def _parts(shards: Iterable[tuple[_Extraction, int]], teacher: CaptionTeacher, part_tokens: int) -> Iterator[_Part]:
-    """Yield the non-empty captions of shards, tokenised, in parts of about `part_tokens` tokens at four characters per
-    token; at least one part per shard.  An image counts as one token."""
+    """Yield the non-empty captions of shards, tokenised, in parts of about `part_tokens` tokens at four
+    characters per token; at least one part per shard.  An image counts as one token."""
     for extraction, k in shards:
         with _naming(k), extraction.stream.whole(extraction.shards[k]) as shard:
             samples = [shard[i] for i in range(len(shard))]
@@ -350,9 +350,9 @@ def extract_text_embeddings(
 ) -> dict[str, int]:
     """Write an embeddings dataset; the ranks of all nodes share the missing shards.
 
-    Each shard is written atomically.  The index, which makes the dataset readable, follows when all shards are
-    complete. Nodes that do not share `out` need a remote.  Captions that a sample lacks or the teacher leaves out get
-    zero vectors.
+    Each shard is written atomically.  The index, which makes the dataset readable, follows when all shards
+    are complete. Nodes that do not share `out` need a remote.  Captions that a sample lacks or the teacher
+    leaves out get zero vectors.
 
     Args:
         embeddings: Input and output.
@@ -360,12 +360,12 @@ def extract_text_embeddings(
         part_tokens: Approximate number of tokens per call of the teacher.
 
     Returns:
-        Counts of this call over all ranks: shards, captions, tokens, and captions that were truncated, left out, or
-        absent from a sample.
+        Counts of this call over all ranks: shards, captions, tokens, and captions that were truncated, left
+        out, or absent from a sample.
 
     Raises:
-        ValueError: The dataset has no captions or a damaged index.  Or `out` holds another dataset, or was begun for
-            another dataset or teacher.
+        ValueError: The dataset has no captions or a damaged index.  Or `out` holds another dataset, or was
+            begun for another dataset or teacher.
         ShardError: A shard of the dataset is missing or damaged.
         FileNotFoundError: A shard was written on a machine that does not share `out`, and `out` has no remote.
     """
@@ -429,8 +429,8 @@ def _embedding(
     text_embeddings: Sequence[EmbeddingsDataset], load: Callable[[], CaptionTeacher], fingerprint: Fingerprint,
     part_tokens: int
 ) -> Work[tuple[str, int], tuple[str, Counter[str]]]:
-    """Load the teacher and return a worker that embeds shards, given as (dataset name, shard number), and reports
-    counts."""
+    """Load the teacher and return a worker that embeds shards, given as (dataset name, shard number), and
+    reports counts."""
     teacher = load()
     teacher.fingerprint.check(fingerprint, 'what this machine has', 'the one of the machine that began')
     by_name = {embeddings.name: embeddings for embeddings in text_embeddings}

@@ -33,8 +33,8 @@ class Fingerprint:
     """Fingerprint of one teacher, or of several teachers with concatenated vectors."""
 
     teachers: tuple[dict[str, Any], ...]
-    """Per teacher: a hash of its ``weights``, in a teacher folder of all files, otherwise another hash of configuration
-    and tokenizer; and the settings that decide how it turns a caption into a vector."""
+    """Per teacher: a hash of its ``weights``, in a teacher folder of all files, otherwise another hash of
+    configuration and tokenizer; and the settings that decide how it turns a caption into a vector."""
 
     @classmethod
     def of(cls, weights: str, encoding: Mapping[str, Any]) -> 'Fingerprint':
@@ -167,8 +167,8 @@ def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
     for name, fingerprint in zip(names, fingerprints):
         if any('clip_text' in teacher for teacher in fingerprint.teachers):
             raise ValueError(f"embeddings dataset {name} holds the features of CLIP's own text tower, the targets of "
-                             'train_inheritance, and none of captions that it cannot read to their end; expected the '
-                             'vectors of a teacher')
+                             'train_inheritance, and none of captions that it cannot read to their end; '
+                             'expected the vectors of a teacher')
     for name, fingerprint in zip(names[1:], fingerprints[1:]):
         fingerprint.check(fingerprints[0], f'embeddings dataset {name}', f'embeddings dataset {names[0]}')
     return TeacherRecord(fingerprints[0], {'llm_embed_dim': dim})

@@ -28,16 +28,16 @@ _SCORES = 1 << 26
 def hard_negatives(
     dataset: Text, teacher: Text, range_min: Natural = 0, relative_margin: Optional[Share] = None
 ) -> tuple[dict[str, list[Part]], Dropped]:
-    """The captions of a dataset, as the split ``train``, each with a hard negative: the most similar caption of another
-    image, which `mine_hard_negatives` of sentence-transformers would find too.
+    """The captions of a dataset, as the split ``train``, each with a hard negative: the most similar caption
+    of another image, which `mine_hard_negatives` of sentence-transformers would find too.
 
-    The negative of the caption ``short`` is the caption ``negative_of_short``, empty if there is none.  A text that
-    several images have is no negative, and has none.
+    The negative of the caption ``short`` is the caption ``negative_of_short``, empty if there is none.  A
+    text that several images have is no negative, and has none.
 
     Args:
         dataset: Folder of the dataset, with or without images.
-        teacher: Folder of the text encoder, written by stage 1.  Its instruction precedes a caption whose negative is
-            searched, as it precedes queries in training.
+        teacher: Folder of the text encoder, written by stage 1.  Its instruction precedes a caption whose
+            negative is searched, as it precedes queries in training.
         range_min: Number of most similar captions to skip, since some describe the image too.
         relative_margin: Share by which a negative has to be less similar than every caption of the image.
     """
@@ -97,8 +97,8 @@ def _embed(teacher: LLMTeacher, texts: Sequence[str], instruction: str) -> torch
 def _search(
     queries: torch.Tensor, vectors: torch.Tensor, images: torch.Tensor, range_min: int, relative_margin: Optional[float]
 ) -> Iterator[Optional[int]]:
-    """Yield the index of the hard negative of each query ``(N, D)`` among `vectors` ``(N, D)``, None if it has none.
-    `images` ``(N,)`` are the images of the captions."""
+    """Yield the index of the hard negative of each query ``(N, D)`` among `vectors` ``(N, D)``, None if it
+    has none.  `images` ``(N,)`` are the images of the captions."""
     size = max(1, _SCORES // len(vectors))
     for start in tqdm(range(0, len(vectors), size), desc='search'):
         rows = slice(start, start + size)

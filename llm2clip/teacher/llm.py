@@ -60,15 +60,15 @@ def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedMode
         raise ConfigError(f'{config.key}.pretrained: there is no folder {folder}')
     hf_config = load_config(folder, f'{config.key}.pretrained: {folder}', gguf_file=config.gguf_file)
     if hf_config.model_type not in ARCHITECTURES:
-        raise ConfigError(f'{config.key}.pretrained: {folder} is a {hf_config.model_type!r} model; the architectures '
-                          f'that work as text encoders are {", ".join(ARCHITECTURES)}')
+        raise ConfigError(f'{config.key}.pretrained: {folder} is a {hf_config.model_type!r} model; the '
+                          f'architectures that work as text encoders are {", ".join(ARCHITECTURES)}')
     supported = ['sdpa', 'eager']
     if getattr(hf_config, 'attn_logit_softcapping', None) is not None:
         supported = ['eager']
     attention = config.attn_implementation or supported[0]
     if attention not in supported:
-        raise ConfigError(f'{config.key}.attn_implementation: {attention!r} does not compute the attention of a '
-                          f'{hf_config.model_type!r} model; expected {" or ".join(supported)}')
+        raise ConfigError(f'{config.key}.attn_implementation: {attention!r} does not compute the attention '
+                          f'of a {hf_config.model_type!r} model; expected {" or ".join(supported)}')
     # Adapters are merged in float32: in bfloat16, rounding would lose part of them.
     dtype = 'float32' if config.adapters else config.dtype
     options: dict[str, Any] = {'dtype': getattr(torch, dtype), 'attn_implementation': attention}
@@ -85,8 +85,8 @@ def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedMode
 def load_llm(config: TextEncoderConfig, on_meta: bool = False) -> PreTrainedModel:
     """Load the decoder without its language-model head, and merge `config.adapters`.
 
-    With `on_meta`, weights use no memory and adapters are not merged.  Under FSDP all ranks but the first do this and
-    receive their shards from the first: a large LLM is in memory once, not once per rank.
+    With `on_meta`, weights use no memory and adapters are not merged.  Under FSDP all ranks but the first do
+    this and receive their shards from the first: a large LLM is in memory once, not once per rank.
 
     Raises:
         ConfigError: The folder is missing, the architecture is not one of `ARCHITECTURES`, or an adapter does not fit.
@@ -209,9 +209,9 @@ def save_lora(model: PeftModel, config: LoraConfig, path: Path) -> None:
 def apply_lora_apart(llm: PreTrainedModel, folder: Union[str, Path], path: Path) -> PeftModel:
     """Subtract merged LoRA weights from an LLM in low precision, and apply them in separate layers.
 
-    Adding a LoRA update to a bfloat16 weight rounds the sum to 8 significant bits; a separate layer keeps the update.
-    So `folder` holds the merged weights in float32.  Each weight is read, its update subtracted, and the result
-    rounded, one at a time: the full LLM is never in memory in float32.
+    Adding a LoRA update to a bfloat16 weight rounds the sum to 8 significant bits; a separate layer keeps the
+    update.  So `folder` holds the merged weights in float32.  Each weight is read, its update subtracted, and
+    the result rounded, one at a time: the full LLM is never in memory in float32.
 
     Args:
         llm: LLM loaded from `folder`, in the dtype of the result.
@@ -276,9 +276,9 @@ def save_teacher(
 ) -> None:
     """Write an encoder, which may be sharded, as a Hugging Face folder with its encoding in ``text_encoder.json``.
 
-    LoRA is merged and saved in float32, since a narrower dtype would round part of it away.  The LoRA weights are also
-    saved beside the LLM, so that `load_teacher` can hold the LLM in a narrower dtype.  Every rank must call this; rank
-    0 writes each folder atomically.
+    LoRA is merged and saved in float32, since a narrower dtype would round part of it away.  The LoRA weights
+    are also saved beside the LLM, so that `load_teacher` can hold the LLM in a narrower dtype.  Every rank
+    must call this; rank 0 writes each folder atomically.
 
     Args:
         encoder: Encoder to save.

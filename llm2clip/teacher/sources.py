@@ -202,8 +202,8 @@ class SentenceTransformerModel(TeacherSource):
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> _SentenceTransformerTeacher:
         if sharded:
-            raise ConfigError(f'text_encoder_in_loop.sharded: {self.name} is a sentence-transformers model, and only '
-                              'an LLM can be spread over the ranks')
+            raise ConfigError(f'text_encoder_in_loop.sharded: {self.name} is a sentence-transformers model, '
+                              'and only an LLM can be spread over the ranks')
         model = load_sentence_transformer(self._folder, self._config.trust_remote_code)
         return _SentenceTransformerTeacher(device.module_to_device(model), fingerprint, self._encoding()['prompt'],
                                           batch_tokens, precision)
@@ -247,8 +247,8 @@ def teacher_source(config: Any, trust_remote_code: Optional[bool] = None, cut: b
 
     Args:
         config: Folder, or one of the dataclasses of `llm2clip.config.teacher`.
-        trust_remote_code: Whether to run code that comes with the model.  Unset, `config` decides; leave it unset only
-            if the user wrote `config`, not if it came with a run.
+        trust_remote_code: Whether to run code that comes with the model.  Unset, `config` decides; leave it
+            unset only if the user wrote `config`, not if it came with a run.
         cut: See `ClipText`; all other text encoders truncate captions.
     """
     if trust_remote_code is not None and hasattr(config, 'trust_remote_code'):

@@ -3,8 +3,8 @@
 
 """Find the newest complete checkpoint to resume from, and read it without running code.
 
-Composer's own autoresume trusts the `latest` link, which may be missing after a kill.  It also lets all nodes create
-and delete the same file in a folder that they may share.
+Composer's own autoresume trusts the `latest` link, which may be missing after a kill.  It also lets all nodes
+create and delete the same file in a folder that they may share.
 """
 
 import datetime
@@ -149,8 +149,8 @@ def newest_checkpoint(folder: Path) -> Optional[Path]:
     latest = folder / _LATEST
     # A single damaged checkpoint without a link is the first of a run that was killed while writing it.
     if newest is None and damaged and (latest.is_symlink() or len(damaged) > 1):
-        raise ConfigError(f'{folder}: every checkpoint is incomplete or damaged: {"; ".join(damaged)}. Choose another '
-                          'save_folder, or remove them to begin again')
+        raise ConfigError(f'{folder}: every checkpoint is incomplete or damaged: {"; ".join(damaged)}. '
+                          'Choose another save_folder, or remove them to begin again')
     if newest is not None and damaged:
         warnings.warn(f'{folder}: removed incomplete checkpoints: {"; ".join(damaged)}; resuming from {newest.name}',
                       stacklevel=2)
@@ -203,8 +203,8 @@ def check_shared(folder: str) -> None:
     if is_first():
         path.unlink()
     if not all(seen):
-        raise ConfigError(f'checkpoint_folder: the nodes do not share {folder}, so some could not resume from it; '
-                          'expected a folder on a shared disk, or s3://…')
+        raise ConfigError(f'checkpoint_folder: the nodes do not share {folder}, so some could not resume '
+                          'from it; expected a folder on a shared disk, or s3://…')
 
 
 def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
@@ -212,8 +212,8 @@ def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
     folder, local or in an object store.  Afterwards, this process refuses to load checkpoints that would run code.
 
     Raises:
-        ConfigError: As for `newest_checkpoint`, or the checkpoint is full although `sharded` is set, or vice versa, or
-            credentials are missing.
+        ConfigError: As for `newest_checkpoint`, or the checkpoint is full although `sharded` is set, or vice
+            versa, or credentials are missing.
     """
     def find() -> Optional[str]:
         store = maybe_create_object_store_from_uri(folder)
@@ -229,8 +229,8 @@ def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
     checkpoint = broadcast_from_rank0(find)
     if checkpoint is not None and sharded == checkpoint.endswith('.pt'):
         kind, expected = ('full', 'sharded') if sharded else ('sharded', 'full')
-        raise ConfigError(f'fsdp.state_dict_type: {checkpoint} is a {kind} checkpoint, but this run writes and reads '
-                          f'{expected} ones')
+        raise ConfigError(f'fsdp.state_dict_type: {checkpoint} is a {kind} checkpoint, but this run writes '
+                          f'and reads {expected} ones')
     return checkpoint
 
 

@@ -1,8 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Inheritance, between the stages: train the adapter to reproduce the space of CLIP's own text tower (ProCLIP, arXiv
-2510.18795)."""
+"""Inheritance, between the stages: train the adapter to reproduce the space of CLIP's own text tower
+(ProCLIP, arXiv 2510.18795)."""
 
 from pathlib import Path
 

@@ -20,8 +20,8 @@ FUSED_SHARDS = ('adamw',)
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
     """Build the configured optimizer over the `parameter_groups` of the model.
 
-    On a GPU, it uses the ``fused`` kernel if available, unless the configuration sets `fused` or `foreach`.  With
-    FSDP2, a loop over hundreds of sharded parameters would keep the host busy for longer than the GPU.
+    On a GPU, it uses the ``fused`` kernel if available, unless the configuration sets `fused` or `foreach`.
+    With FSDP2, a loop over hundreds of sharded parameters would keep the host busy for longer than the GPU.
     """
     name, arguments = named(config.optimizer, 'optimizer')
     lr = arguments.pop('lr')

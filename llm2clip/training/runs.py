@@ -47,8 +47,8 @@ def check_teacher(record: TeacherRecord, run: Union[str, Path]) -> None:
 
 
 def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
-    """Read the model's weights from the latest checkpoint (`read_latest`) in a run's `checkpoint_folder`; one inside
-    the run's folder may have been moved with it."""
+    """Read the model's weights from the latest checkpoint (`read_latest`) in a run's `checkpoint_folder`; one
+    inside the run's folder may have been moved with it."""
     path = Path(run, 'config.yaml')
     with reading(path, 'checkpoint_folder, where the checkpoints are'):
         config = read_resolved(path)
@@ -88,8 +88,8 @@ def _beginning_of(run: Union[str, Path]) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ConfigError(f'wise_ft_alpha: needs the weights that the run in {run} began with, as its config.yaml '
-                          f'names them; {error}') from error
+        raise ConfigError(f'wise_ft_alpha: needs the weights that the run in {run} began with, as its '
+                          f'config.yaml names them; {error}') from error
 
 
 def load_stage2(
@@ -100,8 +100,8 @@ def load_stage2(
     Args:
         run: Folder of the run.
         weights: ``latest`` for the latest checkpoint, or ``best`` for the weights that `SaveBest` wrote.
-        wise_ft_alpha: Share of these weights, from 0 to 1, in the interpolation with the run's initial weights
-            (`initial_state`).  1: no interpolation.
+        wise_ft_alpha: Share of these weights, from 0 to 1, in the interpolation with the run's initial
+            weights (`initial_state`).  1: no interpolation.
 
     Raises:
         ConfigError: The folder holds no stage-2 run, or it lacks the requested weights.
@@ -167,8 +167,8 @@ def interpolated(
 ) -> dict[str, torch.Tensor]:
     """Return ``(1 - share) * initial + share * trained``, exact at both ends (WiSE-FT, arXiv 2109.01903, section 3).
 
-    Integers, and weights without an initial value, keep their trained values.  BatchNorm statistics are averaged like
-    weights, which changes nothing if they were frozen.
+    Integers, and weights without an initial value, keep their trained values.  BatchNorm statistics are
+    averaged like weights, which changes nothing if they were frozen.
     """
     result = dict(trained)
     for name, value in trained.items():
@@ -192,9 +192,9 @@ def _check_initial(vision: VisionConfig, initial_weights: Optional[str]) -> None
 def initial_state(config: Stage2Config, record: TeacherRecord) -> dict[str, torch.Tensor]:
     """Return the initial weights of a run, by name, without weights that were initialised at random.
 
-    The vision tower's pretrained weights are always included.  The projection is included if it is the tower's own, and
-    the adapter if it is the `initial_adapter`.  With `initial_weights`, all weights are included, the temperature too,
-    except an adapter of another teacher.  Errors are those of a new run.
+    The vision tower's pretrained weights are always included.  The projection is included if it is the
+    tower's own, and the adapter if it is the `initial_adapter`.  With `initial_weights`, all weights are
+    included, the temperature too, except an adapter of another teacher.  Errors are those of a new run.
     """
     _check_initial(config.model.vision, config.initial_weights)
     model = LLM2CLIP(config.model.merged, record.llm_embed_dim, load_weights=config.initial_weights is None)
@@ -213,8 +213,8 @@ def initial_state(config: Stage2Config, record: TeacherRecord) -> dict[str, torc
 
 
 def is_complete(config: TrainConfig, result: Path) -> bool:
-    """Return whether a run has ended at the configured `max_duration`, with its result; every rank calls this.
-    `result` is a file that exists only after the end of a run.
+    """Return whether a run has ended at the configured `max_duration`, with its result; every rank calls
+    this.  `result` is a file that exists only after the end of a run.
 
     Raises:
         ConfigError: The run has ended, but with other settings, or the result belongs to another run.
@@ -224,8 +224,8 @@ def is_complete(config: TrainConfig, result: Path) -> bool:
             return False
         saved_config = settings_in_folder(config)
         if saved_config is None:
-            raise ConfigError(f'{result.parent} is there already, but not of a run in {config.save_folder}, which has '
-                              'no config.yaml; choose another folder for the result')
+            raise ConfigError(f'{result.parent} is there already, but not of a run in {config.save_folder}, '
+                              'which has no config.yaml; choose another folder for the result')
         return saved_config.max_duration == config.max_duration
 
     complete = broadcast_from_rank0(compute)
@@ -237,8 +237,8 @@ def is_complete(config: TrainConfig, result: Path) -> bool:
 def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Path, str]) -> None:
     """Write the resolved configuration into the folder of a new or resumed run; every rank calls this.
 
-    The folder of a run that has `reached` its end is unchanged.  If an ended run is extended, its `results` (folder ->
-    kind, see `check_replaceable`) are removed.
+    The folder of a run that has `reached` its end is unchanged.  If an ended run is extended, its `results`
+    (folder -> kind, see `check_replaceable`) are removed.
 
     Raises:
         ConfigError: The run has ended with other settings, or is to be extended but has no checkpoint.
@@ -250,8 +250,8 @@ def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Pat
                 return
         else:
             if reached.batch == 0 and any(folder.is_dir() and any(folder.iterdir()) for folder in results):
-                raise ConfigError(f'save_folder: the run in {config.save_folder} has ended, and there is no checkpoint '
-                                  'to resume from; choose another save_folder')
+                raise ConfigError(f'save_folder: the run in {config.save_folder} has ended, and there is no '
+                                  'checkpoint to resume from; choose another save_folder')
             for folder, kind in results.items():
                 check_replaceable(folder, kind)
                 shutil.rmtree(folder, ignore_errors=True)

@@ -70,8 +70,8 @@ def _check_dropout(data: CaptionDataConfig, attention_dropout: float, lora_dropo
     """Report pairs of a caption with itself; a ConfigError if no dropout makes their two vectors differ."""
     for name, pairs in zip(data.streams, pairs_of_streams(data, True, 'train_data')[0]):
         if any(pair.positive is None for pair in pairs):
-            reason = (f'a caption of train_data.streams.{name} is paired with itself, and dropout makes two vectors '
-                      'of it')
+            reason = (f'a caption of train_data.streams.{name} is paired with itself, and dropout makes two '
+                      'vectors of it')
             if not attention_dropout and not lora_dropout:
                 raise ConfigError(f'attention_dropout: 0, expected a value above 0, such as 0.1: {reason}')
             if dist.get_global_rank() == 0:

@@ -51,8 +51,8 @@ def make_loaders(config: Stage2Config) -> tuple[DataSpec, list[Evaluator]]:
 def make_model(
     config: Stage2Config, llm_embed_dim: int, load_weights: bool = True, text: Optional[TrainedText] = None
 ) -> ComposerLLM2CLIP:
-    """Build the vision tower, the adapter and, if given, the trainable text encoder, with the configured loss.
-    `load_weights` loads the tower's pretrained weights.
+    """Build the vision tower, the adapter and, if given, the trainable text encoder, with the configured
+    loss.  `load_weights` loads the tower's pretrained weights.
     """
     model = LLM2CLIP(config.model, llm_embed_dim, load_weights)
     if text is None:
@@ -106,8 +106,8 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
         check_tower(model.model.vision_encoder, retrieval[0].dataloader, 'eval_data')
     if config.self_distillation.enabled:
         if at_random:
-            raise ConfigError('self_distillation.enabled: the tower begins with random weights, which are nothing to '
-                              'keep; expected initial_weights, or model.vision.pretrained not to be false')
+            raise ConfigError('self_distillation.enabled: the tower begins with random weights, which are '
+                              'nothing to keep; expected initial_weights, or model.vision.pretrained not to be false')
         # Copied before a checkpoint is loaded, since the initial model is the target.
         initial = InitialImages(model.model).on(open_device(config.device, config.precision), config.fsdp is not None)
         algorithms.append(SelfDistillation(initial, data.split_batch))

@@ -69,8 +69,8 @@ def load_trained_encoder(
 ) -> Union[TextEncoder, ClipTextTower]:
     """Load CLIP's text tower, or the teacher's LLM `llm` with new LoRA weights.
 
-    With `on_meta`, the LLM's weights are on the meta device, as on all ranks but the first under FSDP.  `load_weights`
-    loads the tower's weights.
+    With `on_meta`, the LLM's weights are on the meta device, as on all ranks but the first under FSDP.
+    `load_weights` loads the tower's weights.
     """
     if texts.clip is not None:
         return load_clip_text(texts.clip, KEY, load_weights)

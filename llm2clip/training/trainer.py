@@ -75,8 +75,8 @@ def check_train_config(config: TrainConfig) -> None:
     _check_microbatch(config)
     if isinstance(config, Stage1Config):
         if config.fsdp is not None and config.text_encoder.dtype != 'float32':
-            raise ConfigError(f'text_encoder.dtype: {config.text_encoder.dtype} does not go with fsdp, which needs the '
-                              'float32 of the LoRA weights everywhere; precision: amp_bf16 computes in bfloat16')
+            raise ConfigError(f'text_encoder.dtype: {config.text_encoder.dtype} does not go with fsdp, which needs '
+                              'the float32 of the LoRA weights everywhere; precision: amp_bf16 computes in bfloat16')
         if config.objective == 'mntp' and config.eval_data is not None:
             raise ConfigError('eval_data: objective mntp has no evaluation')
     if isinstance(config, Stage2Config):
@@ -84,8 +84,8 @@ def check_train_config(config: TrainConfig) -> None:
         if vision.freeze and vision.lora is not None:
             raise ConfigError('model.vision.lora: model.vision.freeze freezes these weights, too; set one of the two')
         if vision.gradient_checkpointing and config.fsdp is not None and config.fsdp.activation_checkpointing:
-            raise ConfigError('fsdp.activation_checkpointing: model.vision.gradient_checkpointing recomputes the same '
-                              'blocks already; set one of the two to false')
+            raise ConfigError('fsdp.activation_checkpointing: model.vision.gradient_checkpointing recomputes '
+                              'the same blocks already; set one of the two to false')
     for key in ('train_data', 'eval_data'):
         _check_proportions(getattr(getattr(config, key, None), 'streams', {}), key)
 
@@ -106,14 +106,14 @@ def _check_microbatch(config: TrainConfig) -> None:
     device_batch = device_batch_size(config.global_train_batch_size, 'global_train_batch_size')
     microbatch = config.device_train_microbatch_size or device_batch
     if not 0 < microbatch <= device_batch:
-        raise ConfigError(f'device_train_microbatch_size: {microbatch} is not between 1 and the device batch size, '
-                          f'{device_batch}')
+        raise ConfigError(f'device_train_microbatch_size: {microbatch} is not between 1 and the device batch '
+                          f'size, {device_batch}')
     has_negatives = not isinstance(config, Stage1Config) or config.objective == 'contrastive'
     if has_negatives and microbatch < device_batch and 'grad_cache' not in config.algorithms:
         raise ConfigError(
             f'device_train_microbatch_size: {microbatch} is not the device batch size, {device_batch}. A contrastive '
-            'loss on a microbatch would only see the negatives inside it. Add `algorithms: {grad_cache: {}}`, which '
-            'keeps the loss that of the global batch, or leave the key out, or lower global_train_batch_size.')
+            'loss on a microbatch would only see the negatives inside it. Add `algorithms: {grad_cache: {}}`, '
+            'which keeps the loss that of the global batch, or leave the key out, or lower global_train_batch_size.')
     if not has_negatives and 'grad_cache' in config.algorithms:
         raise ConfigError('algorithms.grad_cache: objective mntp has no negatives; its microbatches need no cache')
 
@@ -125,8 +125,8 @@ def _check_proportions(streams: Mapping[str, Any], key: str) -> None:
             raise ConfigError(f'{key}.streams.{name}.repeat: proportion is set, too, expected one of the two')
     without = [name for name, stream in streams.items() if stream.proportion is None]
     if 0 < len(without) < len(streams):
-        raise ConfigError(f'{key}.streams.{without[0]}.proportion: required but not set, since other datasets of '
-                          f'{key} have one')
+        raise ConfigError(f'{key}.streams.{without[0]}.proportion: required but not set, since other '
+                          f'datasets of {key} have one')
 
 
 def _check_warmup(t_warmup: str, t_max: str, max_duration: str) -> None:
@@ -145,12 +145,12 @@ def _check_fsdp(config: FsdpConfig, device: Optional[str]) -> None:
     ranks = dist.get_world_size()
     groups = config.reshard_after_forward
     if ranks % config.replicate:
-        raise ConfigError(f'fsdp.replicate: {config.replicate} copies of the model, expected a number that divides '
-                          f'that of the ranks, {ranks}')
+        raise ConfigError(f'fsdp.replicate: {config.replicate} copies of the model, expected a number that '
+                          f'divides that of the ranks, {ranks}')
     shards = ranks // config.replicate
     if not isinstance(groups, bool) and (groups < 1 or shards % groups):
-        raise ConfigError(f'fsdp.reshard_after_forward: {groups} ranks, expected true, false or a number that divides '
-                          f'that of the ranks of a copy of the model, {shards}')
+        raise ConfigError(f'fsdp.reshard_after_forward: {groups} ranks, expected true, false or a number '
+                          f'that divides that of the ranks of a copy of the model, {shards}')
     if config.activation_cpu_offload and device == 'cpu':
         raise ConfigError("fsdp.activation_cpu_offload: activations on a CPU are in the host's memory already")
 
@@ -158,8 +158,8 @@ def _check_fsdp(config: FsdpConfig, device: Optional[str]) -> None:
 def check_metrics(config: TrainConfig, evaluated: Optional[Mapping[str, Sequence[str]]] = None) -> None:
     """Raise a ConfigError if `eval_first` or a callback needs an evaluation or a metric that is not computed.
 
-    `evaluated` maps the label of each evaluation to its metrics.  None: all metrics that the configuration allows,
-    since the metrics of a zero-shot set depend on its files.
+    `evaluated` maps the label of each evaluation to its metrics.  None: all metrics that the configuration
+    allows, since the metrics of a zero-shot set depend on its files.
     """
     if evaluated is None:
         evaluated = {}
@@ -179,8 +179,8 @@ def check_metrics(config: TrainConfig, evaluated: Optional[Mapping[str, Sequence
         raise ConfigError('callbacks.save_best: there is no eval_data, expected some on which '
                           f'{best.metric} is computed')
     if best.dataloader_label not in evaluated:
-        raise ConfigError(f'callbacks.save_best.dataloader_label: nothing called {best.dataloader_label!r} is '
-                          f'evaluated, expected {" or ".join(evaluated)}')
+        raise ConfigError(f'callbacks.save_best.dataloader_label: nothing called {best.dataloader_label!r} '
+                          f'is evaluated, expected {" or ".join(evaluated)}')
     computed = evaluated[best.dataloader_label]
     if best.metric not in computed:
         raise ConfigError(f'callbacks.save_best.metric: {best.metric!r} is never computed on {best.dataloader_label}, '
@@ -201,8 +201,8 @@ def build_trainer(
         if isinstance(algorithm, GradCache):
             algorithm.split_batch = train_data.split_batch
             algorithm.microbatch_transforms = train_data.microbatch_transforms
-    # Composer runs the algorithms of an `after_…` event in reverse order: gradients are averaged, then measured, then
-    # clipped.
+    # Composer runs the algorithms of an `after_…` event in reverse order: gradients are averaged, then
+    # measured, then clipped.
     algorithms += [*more_algorithms, StepMonitor(), AverageGlooGradients()]
     settings = KeepSettings(config)
     callbacks: list[Callback] = [

@@ -1,8 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Zero-shot evaluation during stage 2: evaluators with the images of zero-shot sets, and class features computed with
-the evaluated weights."""
+"""Zero-shot evaluation during stage 2: evaluators with the images of zero-shot sets, and class features
+computed with the evaluated weights."""
 
 import gc
 from collections.abc import Mapping, Sequence
@@ -70,8 +70,8 @@ def zeroshot_evaluator(
 ) -> Evaluator:
     """Build the evaluator of a zero-shot set, with the matching metrics of `ComposerLLM2CLIP`.
 
-    `name` is the evaluator's label, `key` the set's configuration key, and `image_size` the side of the images in
-    pixels.  `batch_size` and `num_workers` (processes that read images) are per rank.
+    `name` is the evaluator's label, `key` the set's configuration key, and `image_size` the side of the
+    images in pixels.  `batch_size` and `num_workers` (processes that read images) are per rank.
     """
     images = _Images(zeroshot, image_size, key)
     loader = DataLoader(
@@ -86,8 +86,8 @@ def zeroshot_evaluator(
 
 
 class Prompts(NamedTuple):
-    """P prompts for each of this rank's `names_of_rank`: vectors of a frozen teacher, or texts for a trainable one.
-    ImageNet's vectors take 1.3 GB over all ranks at a width of 4,096."""
+    """P prompts for each of this rank's `names_of_rank`: vectors of a frozen teacher, or texts for a
+    trainable one.  ImageNet's vectors take 1.3 GB over all ranks at a width of 4,096."""
 
     names: torch.Tensor
     """``(C,)``: index of each class's name among all distinct names."""
@@ -108,8 +108,8 @@ def zeroshot_classes(
 ) -> 'ZeroshotClasses':
     """Build the algorithm that adds each zero-shot set's class features to its batches; every rank calls this.
 
-    A frozen LLM embeds the prompts: the LLM of `text_encoder_in_loop`, or one that is freed afterwards.  The vectors
-    are cached on disk for a resumed run, unless the LLM is sharded.
+    A frozen LLM embeds the prompts: the LLM of `text_encoder_in_loop`, or one that is freed afterwards.  The
+    vectors are cached on disk for a resumed run, unless the LLM is sharded.
     """
     texts: dict[str, list[list[str]]] = {}
     for label, zeroshot in sets.items():
@@ -179,8 +179,8 @@ class ZeroshotClasses(Algorithm):
                 model = model.module
             with get_precision_context(state.precision, state.precision_config):
                 self._features = _class_features(model, prompts, pixels[:1])
-        # Every forward pass needs at least one image and one text.  Otherwise, FSDP2 may prefetch the weights of a part
-        # that does not run, and keep them until it does, when they may be outdated.
+        # Every forward pass needs at least one image and one text.  Otherwise, FSDP2 may prefetch the weights
+        # of a part that does not run, and keep them until it does, when they may be outdated.
         state.batch['class_features'] = self._features
         if prompts.vectors is not None:
             state.batch['text_embedding'] = torch.zeros(1, prompts.vectors.shape[-1], device=pixels.device)

@@ -1,8 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Algorithms on the batches of stage 2: text embeddings from a teacher in the loop, image features of the initial model
-(ProCLIP, arXiv 2510.18795), and patch dropout (FLIP, arXiv 2212.00794)."""
+"""Algorithms on the batches of stage 2: text embeddings from a teacher in the loop, image features of the
+initial model (ProCLIP, arXiv 2510.18795), and patch dropout (FLIP, arXiv 2212.00794)."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -28,9 +28,9 @@ from llm2clip.teacher.caption_teacher import CaptionTeacher
 class TextEncoderInLoop(Algorithm):
     """Replace a batch's ``caption`` by ``text_embedding`` ``(B, llm_embed_dim)``, in float16 as in embeddings datasets.
 
-    Batches hold a list of B captions or, with K captions per image, K such lists, which yield ``(B, K,
-    llm_embed_dim)``.  An absent caption is an empty text, and its vector is zero.  List it after `GradCache` in the
-    trainer's algorithms: it then runs first, once per caption.
+    Batches hold a list of B captions or, with K captions per image, K such lists, which yield
+    ``(B, K, llm_embed_dim)``.  An absent caption is an empty text, and its vector is zero.  List it after
+    `GradCache` in the trainer's algorithms: it then runs first, once per caption.
     """
 
     def __init__(self, teacher: CaptionTeacher) -> None:
@@ -91,8 +91,8 @@ class InitialImages(nn.Module):
 class SelfDistillation(Algorithm):
     """Add ``initial_image_features`` ``(B, embed_dim)``, the targets of self-distillation, to each training batch.
 
-    List it after `GradCache` in the trainer's algorithms, so that it runs before `GradCache` in a step.  `split_batch`
-    is the loader's function that splits a batch into microbatches.
+    List it after `GradCache` in the trainer's algorithms, so that it runs before `GradCache` in a step.
+    `split_batch` is the loader's function that splits a batch into microbatches.
     """
 
     def __init__(

@@ -44,8 +44,8 @@ def cache_gradients(
     """Run the first pass: features without gradient, then the loss and its gradients with respect to the features.
 
     Args:
-        model: Microbatch -> outputs.  Outputs with two or more axes are features, one row per sample; all samples share
-            the others.
+        model: Microbatch -> outputs.  Outputs with two or more axes are features, one row per sample; all
+            samples share the others.
         loss: (outputs of the whole batch, batch) -> loss of the global batch.
         batch: The whole batch of this rank.
         microbatches: The batch in parts, with the ``<name>_row`` of `with_rows`.
@@ -78,8 +78,8 @@ def cache_gradients(
 def surrogate_loss(outputs: Outputs, microbatch: Batch, cached: CachedGradients) -> torch.Tensor:
     """Return the second pass's loss: the value of the global batch's loss with the gradient of this microbatch's part.
 
-    Composer weights it by the microbatch's share of the batch and sums over microbatches, which yields the true loss
-    and gradients.  The microbatch has the ``<name>_row`` of `with_rows`.
+    Composer weights it by the microbatch's share of the batch and sums over microbatches, which yields the
+    true loss and gradients.  The microbatch has the ``<name>_row`` of `with_rows`.
     """
     parts = []
     for name, value in outputs.items():
@@ -96,9 +96,9 @@ def surrogate_loss(outputs: Outputs, microbatch: Batch, cached: CachedGradients)
 class GradCache(Algorithm):
     """Train a contrastive model at any `device_train_microbatch_size` with the exact gradients of the whole batch.
 
-    The model's forward has to return a dict of features ``(B, …, D)`` (and shared outputs such as `logit_scale`), and
-    the loss has to be a function of these.  The forward pass of each microbatch runs twice, unless there is only one.
-    The logged loss is also that of the whole batch.
+    The model's forward has to return a dict of features ``(B, …, D)`` (and shared outputs such as
+    `logit_scale`), and the loss has to be a function of these.  The forward pass of each microbatch runs
+    twice, unless there is only one.  The logged loss is also that of the whole batch.
 
     Args:
         split_batch: The loader's function: (batch, microbatch size) -> microbatches.
@@ -140,8 +140,8 @@ class GradCache(Algorithm):
         if isinstance(model, DistributedDataParallel):
             model = model.module
         if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
-            raise ValueError('grad_cache: the model has BatchNorm layers in training mode, whose features depend on '
-                             'the microbatch; freeze them (model.vision.freeze_batch_norm)')
+            raise ValueError('grad_cache: the model has BatchNorm layers in training mode, whose features '
+                             'depend on the microbatch; freeze them (model.vision.freeze_batch_norm)')
         assert isinstance(state.device_train_microbatch_size, int) and self._loss is not None
         self._microbatch = 0
         self._cached = None

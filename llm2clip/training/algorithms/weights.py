@@ -50,8 +50,8 @@ class AverageGlooGradients(Algorithm):
 
 
 class ClampLogitScale(Algorithm):
-    """Clamp every parameter called `logit_scale` to [0, ln maximum], in log space, after every optimizer step (CLIP,
-    section 2.5).
+    """Clamp every parameter called `logit_scale` to [0, ln maximum], in log space, after every optimizer step
+    (CLIP, section 2.5).
 
     Args:
         maximum: Largest factor on the cosine similarities.

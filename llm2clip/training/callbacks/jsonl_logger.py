@@ -18,8 +18,8 @@ from llm2clip.files import atomic_write
 class JSONLLogger(LoggerDestination):
     """Write the metrics of each step as a line of a file, on rank 0: ``{"step": …, "<metric>": …, …}``.
 
-    The line of the current step is rewritten with every new metric, so that a kill loses none.  A resumed run continues
-    the same file, from which metrics after the checkpoint are removed.
+    The line of the current step is rewritten with every new metric, so that a kill loses none.  A resumed run
+    continues the same file, from which metrics after the checkpoint are removed.
     """
 
     def __init__(self, path: Union[str, Path]) -> None:
@@ -32,8 +32,8 @@ class JSONLLogger(LoggerDestination):
         if dist.get_global_rank() > 0:
             return
         step = state.timestamp.batch.value
-        # Keep metrics of step n that were logged before the checkpoint of n batches, such as an evaluation, since they
-        # are not logged again.  The loss of step n is, and replaces the one here.
+        # Keep metrics of step n that were logged before the checkpoint of n batches, such as an evaluation,
+        # since they are not logged again.  The loss of step n is, and replaces the one here.
         records: dict[int, dict[str, Any]] = {}
         if step > 0:
             records = {record['step']: record for record in _read_records(self.path) if record['step'] <= step}

@@ -32,8 +32,8 @@ class LogitScaleMonitor(Callback):
 
 
 class StepMonitor(Algorithm):
-    """Log ``gradient_norm``, the L2 norm of a step's gradients before clipping, and ``time/data_wait``, the seconds
-    that rank 0 waited for the batch.
+    """Log ``gradient_norm``, the L2 norm of a step's gradients before clipping, and ``time/data_wait``, the
+    seconds that rank 0 waited for the batch.
 
     It is an algorithm because callbacks run after an event's algorithms: after clipping and `GradCache`'s first pass.
     """
@@ -87,8 +87,8 @@ class TextMonitor(Callback):
 
     def fit_end(self, state: State, logger: Logger) -> None:
         if self.cut and dist.get_global_rank() == 0:
-            print(f'{self.cut} of {self.texts} texts were longer than text_encoder.max_length={self.max_length} tokens '
-                  'and were cut', flush=True)
+            print(f'{self.cut} of {self.texts} texts were longer than text_encoder.max_length={self.max_length} '
+                  'tokens and were cut', flush=True)
 
 
 class NonfiniteError(RuntimeError):
@@ -96,8 +96,8 @@ class NonfiniteError(RuntimeError):
 
 
 class StopAtNonfinite(Callback):
-    """Raise a NonfiniteError on all ranks after a step with a non-finite loss or weight, before a checkpoint of the
-    step is written.  `checkpoints` is the folder of the run's checkpoints."""
+    """Raise a NonfiniteError on all ranks after a step with a non-finite loss or weight, before a checkpoint
+    of the step is written.  `checkpoints` is the folder of the run's checkpoints."""
 
     def __init__(self, checkpoints: str) -> None:
         self.checkpoints = checkpoints
