@@ -28,12 +28,8 @@ _Ignored = Callable[[int, int], torch.Tensor]
 
 
 def clip_loss(
-    image_features: torch.Tensor,
-    text_features: torch.Tensor,
-    logit_scale: torch.Tensor,
-    text_id: Optional[torch.Tensor] = None,
-    block_size: Optional[int] = None,
-    matryoshka_dims: Sequence[int] = (),
+    image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: torch.Tensor,
+    text_id: Optional[torch.Tensor] = None, block_size: Optional[int] = None, matryoshka_dims: Sequence[int] = (),
 ) -> torch.Tensor:
     """This rank's part of the symmetric cross-entropy of CLIP (Radford et al. 2021, figure 3).
 
@@ -62,12 +58,8 @@ def clip_loss(
 
 
 def siglip_loss(
-    image_features: torch.Tensor,
-    text_features: torch.Tensor,
-    logit_scale: torch.Tensor,
-    logit_bias: torch.Tensor,
-    text_id: Optional[torch.Tensor] = None,
-    block_size: Optional[int] = None,
+    image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: torch.Tensor,
+    logit_bias: torch.Tensor, text_id: Optional[torch.Tensor] = None, block_size: Optional[int] = None,
     matryoshka_dims: Sequence[int] = (),
 ) -> torch.Tensor:
     """This rank's part of the pairwise sigmoid loss of SigLIP (Zhai et al. 2023, algorithm 1).
@@ -104,12 +96,8 @@ def _columns(text_features: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 def info_nce(
-    query: torch.Tensor,
-    positive: torch.Tensor,
-    negative: Optional[torch.Tensor] = None,
-    scale: Union[float, torch.Tensor] = 50.0,
-    symmetric: bool = False,
-    ignored: Optional[torch.Tensor] = None,
+    query: torch.Tensor, positive: torch.Tensor, negative: Optional[torch.Tensor] = None,
+    scale: Union[float, torch.Tensor] = 50.0, symmetric: bool = False, ignored: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
     """This rank's part of the supervised contrastive loss of stage 1 (LLM2CLIP section 3.1).
 
@@ -154,9 +142,7 @@ def _same_texts(text_id: Optional[torch.Tensor]) -> Optional[_Ignored]:
 
 
 def ignored_candidates(
-    query_id: torch.Tensor,
-    positive_id: torch.Tensor,
-    negative_id: Optional[torch.Tensor] = None,
+    query_id: torch.Tensor, positive_id: torch.Tensor, negative_id: Optional[torch.Tensor] = None,
     equal_texts: bool = True,
 ) -> torch.Tensor:
     """Return the mask of candidates that are not negatives of this rank's queries.
@@ -211,13 +197,8 @@ def _positive_entries(matrix: torch.Tensor, first: int, positives: int = 1) -> t
 
 @in_float32
 def _softmax_loss(
-    rows: torch.Tensor,
-    columns: torch.Tensor,
-    scale: torch.Tensor,
-    first: int = 0,
-    num_symmetric: Optional[int] = None,
-    ignored: Optional[_Ignored] = None,
-    block_size: Optional[int] = None,
+    rows: torch.Tensor, columns: torch.Tensor, scale: torch.Tensor, first: int = 0,
+    num_symmetric: Optional[int] = None, ignored: Optional[_Ignored] = None, block_size: Optional[int] = None,
     positives: int = 1,
 ) -> torch.Tensor:
     """Cross-entropy from each row to each of its positives among the columns, and back.
@@ -258,7 +239,8 @@ def _softmax_loss(
             positive_gradient = _positive_entries(gradient, first + block.start, positives)
             positive_gradient.copy_((positive_logits[:, block] - row_sum[:, block]).exp_().div_(positives))
             if num_symmetric is not None:
-                gradient[:, :num_symmetric] += values[:, :num_symmetric].sub_(column_sum + math.log(positives)).exp_()
+                column_gradient = values[:, :num_symmetric].sub_(column_sum + math.log(positives)).exp_()
+                gradient[:, :num_symmetric] += column_gradient
             positive_gradient.sub_(directions / positives)
             accumulator.add(block, gradient)
         mean = 1 / (directions * len(rows))
@@ -285,14 +267,8 @@ def _sums(logits: '_Logits', first: int, num_symmetric: int, positives: int) -> 
 
 @in_float32
 def _sigmoid_loss(
-    rows: torch.Tensor,
-    columns: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor,
-    first: int = 0,
-    ignored: Optional[_Ignored] = None,
-    block_size: Optional[int] = None,
-    positives: int = 1,
+    rows: torch.Tensor, columns: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, first: int = 0,
+    ignored: Optional[_Ignored] = None, block_size: Optional[int] = None, positives: int = 1,
 ) -> torch.Tensor:
     """Binary cross-entropy for each pair of a row and a column, positives or not, in one pass over the blocks.
 

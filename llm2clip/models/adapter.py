@@ -25,11 +25,8 @@ WEIGHTS_FILE, ABOUT_FILE = 'adapter.safetensors', 'adapter.json'
 
 
 def build_adapter(config: AdapterConfig, llm_embed_dim: int, embed_dim: int) -> nn.Module:
-    """Build an adapter with new weights, ``(…, llm_embed_dim)`` -> ``(…, embed_dim)``.
-
-    Raises:
-        ConfigError: The identity would change the width.
-    """
+    """Build an adapter with new weights, ``(…, llm_embed_dim)`` -> ``(…, embed_dim)``; a ConfigError for an
+    identity between two widths."""
     if config.name == 'residual':
         return Adapter(llm_embed_dim, embed_dim, config.depth, config.expansion, config.normalize)
     if config.name in ('mlp', 'glu'):

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Frozen vision tower that embeds a dataset of images, as a teacher embeds captions (SAIL, arXiv 2412.04616)."""
+"""Frozen vision tower that embeds images, as a teacher embeds captions (SAIL, arXiv 2412.04616)."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, hash_settin
 from llm2clip.weights import hash_tensors
 
 _Item = tuple[bytes, str, int]
-"""File of an image, its sample id, and the number of the view; 0 is the image itself, cropped as in evaluation."""
+"""File of an image, its sample id, and the number of the view; 0 is the image, cropped as in evaluation."""
 
 
 class FrozenTower(CaptionTeacher):
@@ -58,8 +58,7 @@ class FrozenTower(CaptionTeacher):
 
     @torch.inference_mode()
     def embed_tokens(self, tokens: Any, on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
-        vectors = []
-        device = self.device
+        vectors, device = [], self.device
         for pixels in tokens.split(self.batch_tokens):
             with exact_float32(device.type), torch.autocast(device.type, torch.bfloat16, self.precision == 'amp_bf16'):
                 vectors.append(self.module(pixels.to(device)).float())
@@ -76,7 +75,7 @@ def load_frozen_tower(config: ExtractImagesConfig, device: str) -> FrozenTower:
 
 
 def tower_fingerprint(encoder: VisionEncoder) -> Fingerprint:
-    """Return the fingerprint of a tower that is not sharded: hashes of weights and configuration, and preprocessing."""
+    """Return the fingerprint of an unsharded tower: hashes of weights and configuration, and preprocessing."""
     preprocessing = encoder.preprocessing
     trunk: Any = encoder.trunk
     weights = {name.removeprefix('trunk.'): value for name, value in trunk.state_dict().items()}

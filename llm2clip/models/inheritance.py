@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Inheritance: train the adapter to reproduce the text features of CLIP's own tower (ProCLIP, arXiv 2510.18795)."""
+"""Inheritance: train the adapter to reproduce the text features of CLIP (ProCLIP, arXiv 2510.18795)."""
 
 from collections.abc import Mapping
 from typing import Any, Optional
@@ -49,8 +49,8 @@ class _TextSide(nn.Module):
 class ComposerInheritance(ComposerModel):
     """Training of a text adapter against the text features of CLIP's own tower.
 
-    A batch has one caption per sample: ``text_embedding`` ``(B, llm_embed_dim)`` and ``target`` ``(B, embed_dim)``.
-    ``counted`` ``(B,)`` is False where no caption of a sample has a target.  ``index`` ``(B,)`` identifies samples.
+    A batch has one caption per sample: ``text_embedding`` ``(B, llm_embed_dim)`` and its ``target``
+    ``(B, embed_dim)``, ``counted`` ``(B,)``, False without a target, and the samples' ``index`` ``(B,)``.
 
     Args:
         instance: Weight of `instance_loss`, the squared distance between a feature and its target.
@@ -82,13 +82,13 @@ class ComposerInheritance(ComposerModel):
                 + self.structure * structure_loss(features, targets, self.block_size, counted))
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
-        return outputs if outputs is not None else self(batch)
+        return outputs or self(batch)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         return {} if is_train else dict(self.val_metrics)
 
     def update_metric(self, batch: Batch, outputs: Batch, metric: Metric) -> None:
-        """Update the recall of retrieval between features and targets, in both directions, over all samples."""
+        """Update the recall of retrieval between features and targets, in both directions."""
         features = outputs['text_features']
         targets, counted = _targets(batch, features.device)
         index = batch['index'].to(features.device)

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 2 with a text encoder that is trained together with the vision tower: the LLM with LoRA, or CLIP's own."""
+"""Stage 2 with a text encoder that is trained, too: the LLM with LoRA, or CLIP's own."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Optional, Union

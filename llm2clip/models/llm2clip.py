@@ -48,9 +48,8 @@ class LLM2CLIP(nn.Module):
 
     # Composer only looks up these methods on the direct children of a ComposerModel.
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
-        """Shard every block of the vision tower and the adapter as its own FSDP unit, and each part around its blocks.
-
-        The outermost unit keeps the temperature and the bias, which stay float32."""
+        """Shard every block of the vision tower and the adapter, and each part around its blocks, as an FSDP
+        unit.  The outermost unit keeps the temperature and the bias, which stay float32."""
         is_part = module in (self.vision_encoder, self.visual_projection, self.adapter)
         has_parameters = next(module.parameters(), None) is not None
         return is_part and has_parameters or self.is_block(module)
@@ -84,7 +83,7 @@ class LLM2CLIP(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor, text_embedding: torch.Tensor, sample_seed: Optional[torch.Tensor] = None
     ) -> Batch:
-        """Return ``image_features``, ``text_features``, ``logit_scale`` (in log space) and, if any, ``logit_bias``."""
+        """Return ``image_features``, ``text_features``, ``logit_scale`` (its log), and any ``logit_bias``."""
         # Copies, since FSDP2 frees gathered parameters after the forward pass.
         outputs = {
             'image_features': self.get_image_features(pixel_values, sample_seed),
@@ -137,10 +136,10 @@ def check_truncate_dim(dim: Optional[int], config: ModelConfig, key: str) -> Non
 
 
 def truncate_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) -> ModelConfig:
-    """Truncate a model's features to their first `dim` dimensions, L2-normalised again; return its new configuration.
+    """Truncate a model's features to `dim` dimensions, L2-normalised again; return its new configuration.
 
-    `loss.matryoshka_dims` trains such features (arXiv 2205.13147).  The last layer of either side computes the features
-    before normalisation, so it keeps its first `dim` rows.  The model is changed in place, unless `dim` is None.
+    `loss.matryoshka_dims` trains such features (arXiv 2205.13147).  The last layer of either side keeps its
+    first `dim` rows.  The model is changed in place, unless `dim` is None.
     """
     if dim is None:
         return config
@@ -150,15 +149,15 @@ def truncate_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) -> M
             layer.projection = _first_outputs(layer.projection, config.embed_dim, dim)
         else:
             setattr(model, side, _first_outputs(layer, config.embed_dim, dim, bias=side == 'adapter'))
-    adapter = dataclasses.replace(config.adapter)
+    adapter = config.adapter
     if adapter.name == 'identity':
-        adapter.name = 'linear'
+        adapter = dataclasses.replace(adapter, name='linear')
     return dataclasses.replace(config, embed_dim=dim, adapter=adapter,
                                visual_projection=projection_kind(model.visual_projection))
 
 
 def _first_outputs(layer: nn.Module, width: int, dim: int, bias: bool = False) -> nn.Linear:
-    """Linear layer with the first `dim` of a layer's `width` outputs; `bias` adds a zero bias to a former identity."""
+    """Linear layer with the first `dim` of `width` outputs; `bias` adds a zero bias to a former identity."""
     if isinstance(layer, nn.Linear):
         weight, offset = layer.weight, layer.bias
     else:
@@ -175,12 +174,12 @@ def _first_outputs(layer: nn.Module, width: int, dim: int, bias: bool = False) -
 class ComposerLLM2CLIP(ComposerModel):
     """Stage-2 training on text embeddings.
 
-    A training batch holds ``pixel_values`` ``(B, 3, H, W)`` in uint8, ``text_embedding`` ``(B, llm_embed_dim)`` of any
-    float type, ``text_id`` ``(B,)`` and ``sample_seed`` ``(B,)``.  With K captions per image, and in evaluation, the
-    shapes are ``(B, K, llm_embed_dim)`` and ``(B, K)`` for ``text_embedding`` and ``text_id``.  Evaluation also needs
-    the images' ``index`` ``(B,)``.  ``image_embedding`` ``(B, width)``, features of the frozen tower, may replace
-    ``pixel_values``.  With ``initial_image_features`` ``(B, embed_dim)``, the loss includes the
-    distillation losses towards them, weighted by `self_distillation`.
+    A training batch holds ``pixel_values`` ``(B, 3, H, W)`` in uint8, ``text_embedding``
+    ``(B, llm_embed_dim)`` of any float type, ``text_id`` and ``sample_seed`` ``(B,)``.  With K captions per
+    image, and in evaluation, ``text_embedding`` is ``(B, K, llm_embed_dim)`` and ``text_id`` ``(B, K)``.
+    Evaluation also needs the images' ``index`` ``(B,)``.  ``image_embedding`` ``(B, width)``, features of the
+    frozen tower, may replace ``pixel_values``.  With ``initial_image_features`` ``(B, embed_dim)``, the loss
+    includes the distillation losses towards them, weighted by `self_distillation`.
 
     A batch of a zero-shot set has ``class_features`` ``(C, embed_dim)`` and ``label``: each image's class
     ``(B,)`` or, for any number of classes, a 0 or 1 per class ``(B, C)``.  Its ``text_embedding`` is ignored.
@@ -234,7 +233,7 @@ class ComposerLLM2CLIP(ComposerModel):
         return loss
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
-        return outputs if outputs is not None else self(batch)
+        return outputs or self(batch)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         """Return all metrics; each evaluator names the ones for its data."""

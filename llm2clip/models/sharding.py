@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Operations on a model's modules: FSDP2 sharding, compilation of blocks, checkpoints without frozen weights."""
+"""Operations on a model's modules: FSDP2, compilation of blocks, checkpoints without frozen weights."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -15,6 +15,7 @@ from composer.utils.parallelism import FSDP2Config
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from llm2clip.config import ConfigError, FsdpConfig
 
@@ -52,7 +53,13 @@ def fsdp2_config(config: FsdpConfig) -> FSDP2Config:
 
 def unwrapped_name(name: str) -> str:
     """Return the name of a module or parameter without the wrappers of activation checkpointing and DDP."""
-    return '.'.join(part for part in name.removeprefix('module.').split('.') if part != '_checkpoint_wrapped_module')
+    parts = name.removeprefix('module.').split('.')
+    return '.'.join(part for part in parts if part != '_checkpoint_wrapped_module')
+
+
+def without_ddp(model: Any) -> Any:
+    """Return the model itself, which DDP may have wrapped."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -63,16 +70,12 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
     """Set mixed precision of a model's FSDP2 units, after sharding and before the first forward pass.
 
-    Composer 0.32.1 gives every FSDP2 unit the same `MixedPrecisionPolicy`, which rounds weights and inputs in 16-bit
-    precisions: a temperature of 100 becomes 98.9.  Here, a unit with only scalars stays float32.  A unit keeps the
-    dtype of its inputs if ``fsdp_float32_inputs_fn`` of its model returns True.  PyTorch reads the policies in the
-    first forward pass: version 2.7 reads the unit's policy, 2.15 its parameters' policies.
+    Composer 0.32.1 gives every FSDP2 unit the same `MixedPrecisionPolicy`, which rounds weights and inputs in
+    16-bit precisions: a temperature of 100 becomes 98.9.  Here, a unit with only scalars stays float32.  A
+    unit keeps the dtype of its inputs if ``fsdp_float32_inputs_fn`` of its model returns True.
 
     Returns:
         One line that summarises the sharded and recomputed modules.
-
-    Raises:
-        ConfigError: `fsdp.activation_checkpointing` is set, but the model has no block to recompute.
     """
     recomputed = [module for module in model.modules() if isinstance(module, CheckpointWrapper)]
     if config.activation_checkpointing and not recomputed:
@@ -91,7 +94,10 @@ def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
 
 
 def _set_mixed_precision(unit: FSDPModule, takes_float32: bool) -> None:
-    """Keep a unit with only scalars in float32, and, if it `takes_float32`, the dtype of another unit's inputs."""
+    """Keep a unit with only scalars in float32, and the inputs of a unit that `takes_float32`.
+
+    PyTorch reads the policies in the first forward pass: version 2.7 the unit's, 2.15 those of its parameters.
+    """
     state = unit._get_fsdp_state()
     group: Any = state._fsdp_param_group
     if group is not None and all(param._orig_size.numel() == 1 for param in group.fsdp_params):
@@ -103,7 +109,7 @@ def _set_mixed_precision(unit: FSDPModule, takes_float32: bool) -> None:
 
 
 def compile_blocks(model: ComposerModel, **arguments: Any) -> None:
-    """Compile every repeated block of a model in place, at its first forward pass; call this before sharding the model.
+    """Compile every repeated block of a model in place, at its first forward pass; call this before sharding.
 
     Blocks of one class share compiled code.  Everything between blocks stays eager: FSDP2's all-gathers,
     recomputation, patch dropout, GradCache's two passes, the loss.
@@ -118,21 +124,17 @@ def compile_blocks(model: ComposerModel, **arguments: Any) -> None:
 
 
 def save_trainable_only(model: ComposerModel, part: str = '') -> None:
-    """Exclude frozen weights and buffers of a model, or of its submodule `part`, from its state dict and checkpoints.
+    """Exclude frozen weights and buffers of a model, or of its submodule `part`, from its checkpoints.
 
-    Every checkpoint would otherwise repeat gigabytes of pretrained weights.  Load with ``strict=False``
+    They would repeat gigabytes of pretrained weights.  Load with ``strict=False``
     (`Trainer(load_strict_model_weights=False)`): other missing or unexpected weights still raise a ValueError.
     """
     start = f'{part}.' if part else ''
 
     def frozen(module: nn.Module, names: Iterable[str]) -> set[str]:
-        trainable = {unwrapped_name(name) for name, weight in module.named_parameters() if weight.requires_grad}
-        result = set()
-        for name in names:
-            plain = unwrapped_name(name)
-            if plain.startswith(start) and plain not in trainable:
-                result.add(name)
-        return result
+        kept = {unwrapped_name(name) for name, weight in module.named_parameters() if weight.requires_grad}
+        return {name for name in names
+                if unwrapped_name(name).startswith(start) and unwrapped_name(name) not in kept}
 
     def drop_frozen(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         if module.should_save_peft_only:

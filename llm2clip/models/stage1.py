@@ -33,7 +33,7 @@ class _LogitScale(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(scale)))
 
     def forward(self, anything: torch.Tensor) -> torch.Tensor:
-        """Return the parameter, ``(1,)``.  FSDP2 of torch 2.7 requires the unused input of root units on GPUs."""
+        """Return the parameter, ``(1,)``.  On GPUs, FSDP2 of torch 2.7 requires the unused input."""
         return self.logit_scale.clone()
 
 
@@ -41,14 +41,14 @@ class CaptionContrastive(ComposerModel):
     """Contrastive fine-tuning of a text encoder.
 
     A batch holds the samples' ``index`` ``(B,)`` and ``query_*`` and ``positive_*`` tensors: `input_ids`,
-    `attention_mask`, `embed_mask`, each ``(B, T)``, and `text_id` ``(B,)``, equal for equal texts.  Data with hard
-    negatives adds ``negative_*``; `text_id` is 0 where a text is absent: a negative or, in evaluation, any text.
+    `attention_mask`, `embed_mask`, each ``(B, T)``, and `text_id` ``(B,)``, equal for equal texts, and 0 where a
+    text is absent: a negative or, in evaluation, any text.  Data with hard negatives adds ``negative_*``.
     In training, `split_packed` packs the texts of all sides into one row for a single forward pass.
 
     Args:
         logit_scale, learn_logit_scale: The factor on the cosine similarities, and whether it is trained.
         symmetric: Whether to average the loss with the loss from positive to query.
-        mask_equal_texts: Whether samples of the global batch that share a text are excluded as negatives of each other.
+        mask_equal_texts: Whether samples that share a text are excluded as negatives of each other.
     """
 
     feature_names = ('query', 'positive', 'negative')
@@ -56,12 +56,8 @@ class CaptionContrastive(ComposerModel):
     """Evaluation metrics by name."""
 
     def __init__(
-        self,
-        text_encoder: TextEncoder,
-        logit_scale: float = 50.0,
-        learn_logit_scale: bool = False,
-        symmetric: bool = False,
-        mask_equal_texts: bool = True,
+        self, text_encoder: TextEncoder, logit_scale: float = 50.0, learn_logit_scale: bool = False,
+        symmetric: bool = False, mask_equal_texts: bool = True,
     ) -> None:
         super().__init__()
         save_trainable_only(self)
@@ -73,13 +69,14 @@ class CaptionContrastive(ComposerModel):
         self.val_metrics = {name: metric() for name, metric in self.metrics.items()}
 
     def forward(self, batch: Batch) -> Outputs:
-        """Return this rank's embeddings by side, ``(B, llm_embed_dim)`` each, and ``logit_scale`` if it is trained."""
+        """Return the embeddings of each side, ``(B, llm_embed_dim)``, and ``logit_scale`` if it is trained."""
         if 'runs' in batch:
-            vectors = self.text_encoder(**{name: batch[name] for name in TextEncoder.arguments if name in batch})
+            arguments = {name: batch[name] for name in TextEncoder.arguments if name in batch}
+            vectors = self.text_encoder(**arguments)
             sides = [name.removesuffix('_text_id') for name in batch if name.endswith('_text_id')]
             outputs = dict(zip(sides, vectors.chunk(len(sides))))
         else:
-            # Evaluation batches are not packed; torch 2.7 cannot compile a transformers layer with an attention mask.
+            # Evaluation batches are not packed; torch 2.7 cannot compile layers with an attention mask.
             outputs = {}
             with torch.compiler.set_stance('force_eager'):
                 for side in self.feature_names:
@@ -97,14 +94,12 @@ class CaptionContrastive(ComposerModel):
         ids = {side: batch[f'{side}_text_id'].to(outputs[side].device)
                for side in self.feature_names if side in outputs}
         ignored = ignored_candidates(ids['query'], ids['positive'], ids.get('negative'), self.mask_equal_texts)
-        scale = self.logit_scale
-        if 'logit_scale' in outputs:
-            scale = outputs['logit_scale'].exp()
+        scale = outputs['logit_scale'].exp() if 'logit_scale' in outputs else self.logit_scale
         return info_nce(outputs['query'], outputs['positive'], outputs.get('negative'), scale=scale,
                         symmetric=self.symmetric, ignored=ignored)
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Outputs:
-        return outputs if outputs is not None else self(batch)
+        return outputs or self(batch)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         return {} if is_train else dict(self.val_metrics)
@@ -138,10 +133,9 @@ def mntp_loss(
 class MaskedNextTokenPrediction(ComposerModel):
     """Masked next-token prediction, which teaches an LLM without a causal mask to use context to the right.
 
-    A batch holds ``input_ids``, ``attention_mask`` and ``labels`` ``(B, T)``, or the same packed into one row.
-    Composer weights microbatches and ranks by their masked tokens, so the loss is the mean over the global batch.
-
-    The `head` is the LLM's own language-model head, frozen.
+    A batch holds ``input_ids``, ``attention_mask`` and ``labels`` ``(B, T)``, or the same packed into one
+    row.  Composer weights microbatches and ranks by their masked tokens, so the loss is the mean over the
+    global batch.  The `head` is the LLM's own language-model head, frozen.
     """
 
     def __init__(self, text_encoder: TextEncoder, head: nn.Linear) -> None:

@@ -20,15 +20,16 @@ import transformers
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import group_parameters
 from timm.models.eva import Eva
-from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from llm2clip.config import ConfigError, ImageDataConfig, VisionConfig
 from llm2clip.data.images import Preprocessing
 from llm2clip.files import reading
-from llm2clip.remote_code.checks_llm2clip import check_finite, check_no_code, load_checked, load_config
+from llm2clip.remote_code.checks_llm2clip import check_finite, load_checked, load_config
+from llm2clip.teacher.clip_text import build_architecture
 
-# (tokens (B, T, D), number of prefix tokens) -> indices (B, kept) of the patches to keep, or None to keep all.
+# (tokens (B, T, D), number of prefix tokens) -> indices (B, kept) of the patches to keep; None keeps all.
 Keep = Callable[[torch.Tensor, int], Optional[torch.Tensor]]
 
 
@@ -47,15 +48,15 @@ class Tower(Protocol):
         return {}
 
     def layer_ids(self) -> dict[str, int]:
-        """Map parameter names to layers: 0 for the embeddings, one per block, the last for everything after them."""
+        """Map parameter names to layers: 0 for the embeddings, one per block, the last for the rest."""
         ...
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters without weight decay, except one-dimensional ones, which never decay."""
+        """Return the names of parameters without weight decay; one-dimensional ones never decay."""
         ...
 
     def on_tokens(self, keep: Keep) -> None:
-        """Let `keep` select patches between embeddings and first block; a ConfigError for a tower without patches."""
+        """Let `keep` select patches before the first block; a ConfigError for a tower without patches."""
 
     def checkpoint_gradients(self) -> None:
         """Enable recomputation of the blocks' activations in the backward pass."""
@@ -96,8 +97,8 @@ class _PatchDrop(nn.Module):
         self.keep, self.prefix, self.with_indices = keep, prefix, with_indices
 
     def forward(self, tokens: torch.Tensor) -> Any:
-        tokens, indices = _keep_patches(self.keep, tokens, self.prefix)
-        return (tokens, indices) if self.with_indices else tokens
+        kept = _keep_patches(self.keep, tokens, self.prefix)
+        return kept if self.with_indices else kept[0]
 
 
 class TimmTower(Tower):
@@ -133,9 +134,7 @@ class TimmTower(Tower):
         return {name: rank[layer] for name, layer in ids.items()}
 
     def no_weight_decay(self) -> set[str]:
-        if not hasattr(self.trunk, 'no_weight_decay'):
-            return set()
-        return set(self.trunk.no_weight_decay())
+        return set(self.trunk.no_weight_decay()) if hasattr(self.trunk, 'no_weight_decay') else set()
 
     def on_tokens(self, keep: Keep) -> None:
         if not hasattr(self.trunk, 'patch_drop'):
@@ -147,7 +146,7 @@ class TimmTower(Tower):
 
 
 def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool = False) -> Any:
-    """Load a timm model with its classifier, which a checkpoint file may lack unless `with_classifier` is set."""
+    """Load a timm model with its classifier, which a checkpoint may lack unless `with_classifier` is set."""
     size: dict[str, Any] = {}
     if _timm_config(config.name).fixed_input_size:
         size['img_size'] = config.image_size
@@ -179,7 +178,7 @@ def _load_timm_checkpoint(trunk: Any, path: str, remap: bool, with_classifier: b
 
 
 def _timm_config(name: str) -> timm.models.PretrainedCfg:
-    """timm's configuration of a pretrained model, read from its files for a model on the Hub or in a folder."""
+    """timm's configuration of a pretrained model, which it reads from the files of one on the Hub."""
     return timm.models.PretrainedCfg(**timm.models.resolve_model_input_args(name)['pretrained_cfg'])
 
 
@@ -202,16 +201,16 @@ class TransformersTower(Tower):
         else:
             trunk = AutoModel.from_config(architecture, dtype=torch.float32, trust_remote_code=False, **extra)
         self.trunk: Any = _at_image_size(trunk, config.image_size, extra)
-        if hasattr(architecture, 'hidden_size'):
-            self.width = architecture.hidden_size
-        else:
-            self.width = architecture.hidden_sizes[-1]
+        is_staged = not hasattr(architecture, 'hidden_size')
+        self.width = architecture.hidden_sizes[-1] if is_staged else architecture.hidden_size
         self.name = config.name
 
     def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
         outputs = self.trunk(pixel_values)
         pooled = getattr(outputs, 'pooler_output', None)
-        return outputs.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+        if pooled is None:
+            return outputs.last_hidden_state[:, 0]
+        return pooled.flatten(1)
 
     def architecture(self) -> dict[str, Any]:
         return self.trunk.config.to_diff_dict()
@@ -231,8 +230,8 @@ class TransformersTower(Tower):
         return layers
 
     def no_weight_decay(self) -> set[str]:
-        names = ('position_embedding', 'position_embeddings', 'class_embedding', 'cls_token', 'register_tokens')
-        return {name for name, _ in self.trunk.named_parameters() if set(name.split('.')) & set(names)}
+        parts = {'position_embedding', 'position_embeddings', 'class_embedding', 'cls_token', 'register_tokens'}
+        return {name for name, _ in self.trunk.named_parameters() if parts & set(name.split('.'))}
 
     def on_tokens(self, keep: Keep) -> None:
         embeddings = getattr(getattr(self.trunk, 'vision_model', self.trunk), 'embeddings', None)
@@ -248,13 +247,7 @@ class TransformersTower(Tower):
 
 def _architecture(config: VisionConfig) -> PretrainedConfig:
     if config.architecture:
-        fields = dict(config.architecture)
-        check_no_code(fields, 'model.vision.architecture')
-        model_type = fields.pop('model_type', None)
-        if model_type not in CONFIG_MAPPING:
-            raise ConfigError(f'model.vision.architecture: transformers has no model_type {model_type!r}')
-        with reading('model.vision.architecture', f'the fields of a {model_type!r} model'):
-            return AutoConfig.for_model(model_type, **fields)
+        return build_architecture(config.architecture, 'model.vision.architecture')
     whole = load_config(config.name, f'model.vision.name: {config.name}')
     return getattr(whole, 'vision_config', whole)
 
@@ -291,7 +284,7 @@ def _is_timm(config: VisionConfig) -> bool:
 
 
 def train_image_size(data: ImageDataConfig, vision: VisionConfig) -> int:
-    """Return the side of training images in pixels; a size that the tower does not support is a ConfigError."""
+    """Return the side of training images in pixels; a ConfigError if the tower does not support it."""
     size = data.image_size
     if size is None or size == vision.image_size:
         return vision.image_size
@@ -317,7 +310,7 @@ def tower_preprocessing(config: VisionConfig) -> Preprocessing:
         return Preprocessing(config.image_size, tuple(data.mean), tuple(data.std))
     if '/' not in config.name and not os.path.isdir(config.name):
         near = difflib.get_close_matches(config.name, timm.list_models(), 1)
-        hint = f'; did you mean {near[0]!r}?' if near else ''
+        hint = ''.join(f'; did you mean {name!r}?' for name in near)
         raise ConfigError(f'model.vision.name: {config.name!r} is not a model of timm, a folder, or '
                           f'OWNER/NAME on the Hugging Face hub{hint}')
     try:
@@ -331,7 +324,7 @@ def tower_preprocessing(config: VisionConfig) -> Preprocessing:
 
 
 def load_tower(config: VisionConfig, load_weights: bool = True) -> Tower:
-    """Load the configured tower; set `load_weights` to False if a checkpoint of the whole model is loaded next."""
+    """Load the configured tower, without its weights if a checkpoint of the whole model is loaded next."""
     if _is_timm(config):
         return TimmTower(config, load_weights)
     return TransformersTower(config, load_weights)

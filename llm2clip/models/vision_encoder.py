@@ -43,9 +43,7 @@ class VisionEncoder(nn.Module):
         if not 0 <= config.freeze_blocks < last:
             raise ConfigError(f'model.vision.freeze_blocks: {config.freeze_blocks} is not between 0 and {last - 1}, '
                               f'the blocks of {config.name}')
-        locked = config.freeze_blocks or -1
-        if config.freeze:
-            locked = last
+        locked = last if config.freeze else (config.freeze_blocks or -1)
         for name, parameter in self.trunk.named_parameters():
             if self.layer_ids[name] <= locked:
                 parameter.requires_grad_(False)
@@ -60,11 +58,11 @@ class VisionEncoder(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        """Number of layers for learning-rate decay: embeddings, blocks, and everything after the last block."""
+        """Number of layers for learning-rate decay: embeddings, blocks, and the rest."""
         return max(self.layer_ids.values()) + 1
 
     def drop_patches(self, rate: float) -> None:
-        """Enable patch dropout: leave out this share of an image's patches in training (FLIP, arXiv 2212.00794)."""
+        """Leave out this share of an image's patches in training (FLIP, arXiv 2212.00794)."""
         if not 0 <= rate < 1:
             raise ConfigError(f'algorithms.patch_dropout.rate: {rate} is not in [0, 1)')
         self._patch_dropout = rate
@@ -94,7 +92,7 @@ class VisionEncoder(nn.Module):
     def forward(self, pixel_values: torch.Tensor, sample_seed: Optional[torch.Tensor] = None) -> torch.Tensor:
         """Encode images ``(B, 3, H, W)``, in uint8 as loaders return them or normalised, as ``(B, width)``;
         `sample_seed` ``(B,)`` seeds patch dropout."""
-        # Normalise here rather than in the loader: Composer keeps a microbatch on the device twice, smaller in uint8.
+        # Not in the loader: Composer keeps a microbatch on the device twice, which is smaller in uint8.
         if pixel_values.dtype == torch.uint8:
             pixel_values = normalize(pixel_values, self.preprocessing.mean, self.preprocessing.std)
         self._sample_seed = sample_seed
@@ -105,7 +103,7 @@ class VisionEncoder(nn.Module):
 
 
 def check_tower_names(encoder: VisionEncoder, state: Iterable[str], prefix: str, *_: object) -> None:
-    """Raise a ConfigError if weights under `prefix` have both missing and unexpected names for the encoder."""
+    """Raise a ConfigError if weights under `prefix` have both missing and unexpected names."""
     given = {unwrapped_name(name.removeprefix(prefix)) for name in state if name.startswith(prefix)}
     expected = {unwrapped_name(name) for name in encoder.state_dict(keep_vars=True)}
     unexpected = given - expected
@@ -129,7 +127,7 @@ def kept_patches(sample_seed: torch.Tensor, patches: int, rate: float) -> torch.
 
 
 def merge_frozen_batch_norms(trunk: nn.Module, image_size: int) -> int:
-    """Fold each BatchNorm of a network in evaluation mode into the convolution before it; return the number folded.
+    """Fold each BatchNorm of a network in evaluation mode into the convolution before it; return their number.
 
     The convolution uses the weight w·γ/√(σ² + ε) and the bias β + (b − μ)·γ/√(σ² + ε).  Parameters, their
     names and gradients are unchanged.  This saves BatchNorm's passes over the activations, and their memory.
@@ -152,9 +150,7 @@ class _Merged:
     def merged(self) -> tuple[torch.Tensor, torch.Tensor]:
         norm, = self.batch_norm
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        center = norm.running_mean
-        if self.bias is not None:
-            center = center - self.bias
+        center = norm.running_mean if self.bias is None else norm.running_mean - self.bias
         return self.weight * scale[:, None, None, None], norm.bias - center * scale
 
 
@@ -197,7 +193,7 @@ def split_frozen_batch_norms(trunk: nn.Module) -> None:
 
 
 def _pairs(trunk: nn.Module, image_size: int) -> list[tuple[Any, Any]]:
-    """Adjacent convolutions and BatchNorms that run once, where the BatchNorm's input is the convolution's output."""
+    """Convolutions and BatchNorms that run once, where the BatchNorm's input is the convolution's output."""
     neighbours: list[tuple[Any, Any]] = []
     for module in trunk.modules():
         for conv, norm in pairwise(module.children()):
@@ -205,7 +201,8 @@ def _pairs(trunk: nn.Module, image_size: int) -> list[tuple[Any, Any]]:
                 neighbours.append((conv, norm))
     if not neighbours:
         return []
-    tensors: dict[nn.Module, list[torch.Tensor]] = defaultdict(list)  # outputs of convolutions, inputs of BatchNorms
+    # Outputs of convolutions, and inputs of BatchNorms.
+    tensors: dict[nn.Module, list[torch.Tensor]] = defaultdict(list)
     hooks = []
     for conv, norm in neighbours:
         hooks.append(conv.register_forward_hook(lambda module, inputs, output: tensors[module].append(output)))
@@ -213,9 +210,5 @@ def _pairs(trunk: nn.Module, image_size: int) -> list[tuple[Any, Any]]:
     dry_forward(trunk, image_size)
     for hook in hooks:
         hook.remove()
-    pairs = []
-    for conv, norm in neighbours:
-        runs_once = len(tensors[conv]) == len(tensors[norm]) == 1
-        if runs_once and tensors[conv][0] is tensors[norm][0]:
-            pairs.append((conv, norm))
-    return pairs
+    return [(conv, norm) for conv, norm in neighbours
+            if len(tensors[conv]) == len(tensors[norm]) == 1 and tensors[conv][0] is tensors[norm][0]]

@@ -22,7 +22,7 @@ from llm2clip.remote_code.checks_llm2clip import check_keys
 
 
 def dry_forward(trunk: nn.Module, image_size: int) -> None:
-    """Run a tower in evaluation mode on an image without memory or values, for its hooks; weights are not read."""
+    """Run a tower in evaluation mode, for its hooks, on the meta device: without memory or values."""
     weights = {name: torch.empty_like(tensor, device='meta')
                for name, tensor in chain(trunk.named_parameters(), trunk.named_buffers())}
     image = torch.empty(1, 3, image_size, image_size, dtype=next(trunk.parameters()).dtype, device='meta')
@@ -33,7 +33,7 @@ def dry_forward(trunk: nn.Module, image_size: int) -> None:
 def add_lora(trunk: nn.Module, config: LoraConfig, image_size: int) -> None:
     """Freeze a tower in evaluation mode, and add trainable LoRA weights to its projections in place.
 
-    Projections are linear layers and 1×1 convolutions that a forward pass calls.  LoRA would have no effect on others,
+    Projections are linear layers and 1×1 convolutions that a forward pass calls.  LoRA would not affect others,
     such as the output projection of torch's MultiheadAttention, whose weights are read without a call.
 
     Raises:
@@ -80,10 +80,7 @@ def merge_lora(trunk: nn.Module) -> None:
 
 def load_without_lora(model: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None:
     """Load weights that were saved without LoRA into a model that may have it, and keeps its LoRA weights.
-
-    Raises:
-        LoadError: Weights are missing, unexpected or of another shape; the message names `where`.
-    """
+    A LoadError that names `where` if weights are missing, unexpected or of another shape."""
     ours = model.state_dict()
     names = {name.replace('.base_layer.', '.'): name for name in ours if '.lora_' not in name}
     check_keys(state, {plain: ours[name] for plain, name in names.items()}, where)

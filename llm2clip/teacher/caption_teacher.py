@@ -52,19 +52,17 @@ class CaptionTeacher(ABC):
     def __init__(
         self, module: Any, fingerprint: Fingerprint, batch_tokens: int = 4096, precision: str = 'fp32'
     ) -> None:
-        self.module = module
-        self.fingerprint = fingerprint
-        self.batch_tokens = batch_tokens
-        self.precision = precision
+        self.module, self.fingerprint = module, fingerprint
+        self.batch_tokens, self.precision = batch_tokens, precision
 
     @property
-    @abstractmethod
     def llm_embed_dim(self) -> int:
         """Width of the vectors."""
+        return self.module.llm_embed_dim
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> Any:
-        """Tokenise non-empty captions for `embed_tokens`; another thread may call this while `embed_tokens` runs."""
+        """Tokenise non-empty captions; another thread may call this while `embed_tokens` runs."""
 
     @abstractmethod
     def embed_tokens(self, tokens: Any, on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
@@ -105,11 +103,10 @@ class TeacherSource(ABC):
 
         Args:
             device: Device to run on.
-            batch_tokens: Tokens per forward pass.
-            precision: ``fp32``, or ``amp_bf16`` for autocast.
+            batch_tokens, precision: As for `CaptionTeacher`.
             fingerprint: Fingerprint of this text encoder, if known.  Otherwise one rank per node computes it
                 from the weights, and every rank must call this method.
-            sharded: Shard an LLM over the ranks.  They load it in turn, so that a host holds one full copy at a time.
+            sharded: Shard an LLM over the ranks, which load it in turn: a host holds one full copy at a time.
 
         Raises:
             ConfigError: The text encoder does not exist, or it cannot be sharded.
@@ -122,23 +119,14 @@ class TeacherSource(ABC):
 
     def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
         """Save the text encoder as a folder for an exported model, and return the fingerprint of that folder.
-
-        Raises:
-            ConfigError: Text encoders of this type cannot be exported.
-            ValueError: The fingerprint of this text encoder is not `expected`.
-        """
+        A ValueError if the fingerprint of this text encoder is not `expected`."""
         raise ConfigError(f'teacher: {self.name} cannot be part of an exported model')
 
     def check_encoding(self, expected: Optional[Fingerprint], reference: str) -> None:
         """Check the text encoder without reading weights.
 
-        Args:
-            expected: Fingerprint that the text encoder must have, if known.
-            reference: Name of the object with that fingerprint, for messages.
-
-        Raises:
-            ConfigError: There is no such text encoder.
-            ValueError: It encodes captions differently.
+        A ConfigError if there is none, and a ValueError if it encodes captions differently than the text encoder
+        with the fingerprint `expected`, which messages call `reference`.
         """
         encoding = Fingerprint.of('', self._encoding())
         if expected is not None:
@@ -153,7 +141,7 @@ class TeacherSource(ABC):
 class CachedTeacher:
     """Embeds texts with a cache on disk: one folder below `folder` per teacher and precision.
 
-    `load` returns the teacher with this `fingerprint` and `precision`; it is called only if a text is not cached.
+    `load` returns the teacher with this `fingerprint` and `precision`; it is called if a text is not cached.
     """
 
     def __init__(
@@ -168,8 +156,8 @@ class CachedTeacher:
     def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         """Return vectors ``(N, D)`` in float32 on the CPU, and the number of truncated texts.
 
-        Every rank must call this.  The ranks share the texts that are not cached.  Rank 0 alone reads and writes the
-        cache and returns all vectors; the others return none.  A killed run resumes after the finished blocks.
+        Every rank must call this.  The ranks share the texts that are not cached.  Rank 0 alone reads and
+        writes the cache and returns all vectors.  A killed run resumes after the finished blocks.
 
         Raises:
             FileError: A file is damaged.

@@ -39,7 +39,7 @@ from llm2clip.teacher.fingerprint import Fingerprint, hash_settings
 from llm2clip.weights import hash_tensors, published_state
 
 KIND = 'text tower of a CLIP'
-# transformers has classes for these stand-alone text towers, but its auto classes do not find them by config.json.
+# transformers has classes for these stand-alone text towers, but its auto classes do not find them.
 for _config, _model in ((SiglipTextConfig, SiglipTextModel), (Siglip2TextConfig, Siglip2TextModel)):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
@@ -59,7 +59,7 @@ class ClipTokens(NamedTuple):
 
 
 class ClipTokenizer:
-    """Tokenizer of the CLIP or SigLIP `name` (hub name or local folder), with the padding used in its training."""
+    """Tokenizer of the CLIP or SigLIP `name` (hub name or local folder), with the padding of its training."""
 
     def __init__(self, name: str, config: Any) -> None:
         self.tokenizer = load_tokenizer(name)
@@ -71,10 +71,8 @@ class ClipTokenizer:
         # SigLIP 2 was trained on lower case; the tokenizer of its published models does not convert to it.
         backend = getattr(self.tokenizer, 'backend_tokenizer', None)
         if self._siglip and backend is not None:
-            steps = [normalizers.Lowercase()]
-            if backend.normalizer is not None:
-                steps.append(backend.normalizer)
-            backend.normalizer = normalizers.Sequence(steps)
+            others = [] if backend.normalizer is None else [backend.normalizer]
+            backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *others])
 
     def tokenize(self, texts: Sequence[str]) -> list[ClipTokens]:
         whole = self.tokenizer(list(texts), verbose=False).input_ids
@@ -125,23 +123,20 @@ class ClipTextTower(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: Optional[torch.Tensor] = None) -> torch.Tensor:
         """Return projected features ``(N, llm_embed_dim)``, not normalised, of tokens ``(N, T)``."""
         outputs = self.trunk(input_ids=input_ids, attention_mask=attention_mask)
-        features = getattr(outputs, 'text_embeds', None)
-        return outputs.pooler_output if features is None else features
+        if getattr(outputs, 'text_embeds', None) is None:
+            return outputs.pooler_output
+        return outputs.text_embeds
 
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
-        """Whether a module is a layer, which FSDP shards and `fsdp.activation_checkpointing` recomputes separately."""
+        """Whether a module is a layer, which FSDP shards and activation checkpointing recomputes alone."""
         return module in self._layers
 
     activation_checkpointing_fn = fsdp_wrap_fn
 
 
 def load_clip_text(config: ClipTextConfig, key: str, load_weights: bool = True) -> ClipTextTower:
-    """Load the text tower that the configuration key `key` names, in training mode.
-
-    Raises:
-        ConfigError: The model is not a CLIP or SigLIP, or transformers does not know its `model_type`.
-        FileError, LoadError: The architecture is invalid, or the model is missing or damaged.
-    """
+    """Load the text tower that the configuration key `key` names, in training mode; a ConfigError if it is none of
+    a CLIP or SigLIP."""
     where = f'{key}: {config.name}'
     architecture = _architecture(config, key)
     kind = _TOWERS.get(architecture.model_type)
@@ -165,14 +160,19 @@ def load_clip_tokenizer(config: ClipTextConfig, key: str) -> ClipTokenizer:
 
 
 def _architecture(config: ClipTextConfig, key: str) -> PretrainedConfig:
-    if not config.architecture:
-        return load_config(config.name, f'{key}: {config.name}')
-    fields = dict(config.architecture)
-    check_no_code(fields, f'{key}.architecture')
+    if config.architecture:
+        return build_architecture(config.architecture, f'{key}.architecture')
+    return load_config(config.name, f'{key}: {config.name}')
+
+
+def build_architecture(architecture: Mapping[str, Any], key: str) -> PretrainedConfig:
+    """Build the transformers configuration from `model_type` and fields; a ConfigError names `key`."""
+    fields = dict(architecture)
+    check_no_code(fields, key)
     model_type = fields.pop('model_type', None)
     if model_type not in CONFIG_MAPPING:
-        raise ConfigError(f'{key}.architecture: transformers has no model_type {model_type!r}')
-    with reading(f'{key}.architecture', f'the fields of a {model_type!r} model'):
+        raise ConfigError(f'{key}: transformers has no model_type {model_type!r}')
+    with reading(key, f'the fields of a {model_type!r} model'):
         return AutoConfig.for_model(model_type, **fields)
 
 
@@ -200,10 +200,6 @@ class _ClipTextTeacher(CaptionTeacher):
                  batch_tokens: int = 4096, precision: str = 'fp32', cut: bool = False) -> None:
         super().__init__(tower, fingerprint, batch_tokens, precision)
         self.tokenizer, self.cut = tokenizer, cut
-
-    @property
-    def llm_embed_dim(self) -> int:
-        return self.module.llm_embed_dim
 
     def tokenize(self, texts: Sequence[str]) -> list[ClipTokens]:
         return self.tokenizer.tokenize(texts)
@@ -242,8 +238,7 @@ class ClipText(TeacherSource):
     """
 
     def __init__(self, name: Union[str, Path], cut: bool = False) -> None:
-        self.name = str(name)
-        self._cut = cut
+        self.name, self._cut = str(name), cut
 
     def _encoding(self) -> dict[str, Any]:
         config = load_config(self.name, f'teacher: {self.name}')

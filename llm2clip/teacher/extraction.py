@@ -81,7 +81,7 @@ class EmbeddingsDataset:
 
 
 class _Extraction:
-    """One extraction: the shards of a dataset, and the embeddings dataset that ranks or machines write together."""
+    """The shards of a dataset, and the embeddings dataset that ranks or machines write together."""
 
     def __init__(self, embeddings: EmbeddingsDataset) -> None:
         self.embeddings = embeddings
@@ -93,8 +93,7 @@ class _Extraction:
             self.stream.set_up_local(self.shards, np.zeros(len(self.shards), np.int64))
         dist.barrier()
         self.captions: list[str] = []
-        self.keys: list[str] = []
-        """Keys of a sample's vectors."""
+        self.keys: list[str] = []  # of a sample's vectors
         if embeddings.views is not None:
             columns_of(self.shards[0], [SAMPLE_ID, IMAGE], local)
             self.keys = image_keys(embeddings.views)
@@ -134,15 +133,15 @@ class _Extraction:
                                   'an empty folder or an embeddings dataset')
             else:
                 out.commit(TEACHER_FILE, record.to_text())
-            for left_over in out.local.glob('shard.*.tmp.*'):  # of a killed process; the other ranks have not begun
-                shutil.rmtree(left_over, ignore_errors=True)
+            for unfinished in out.local.glob('shard.*.tmp.*'):  # of a killed process: no rank has begun
+                shutil.rmtree(unfinished, ignore_errors=True)
             todo = [[k for k in range(len(index['shards'])) if not out.fetch(_piece(k))]]
         dist.broadcast_object_list(todo)
         out.local.mkdir(parents=True, exist_ok=True)
         return todo[0]
 
     def items(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """Map the keys of a sample's vectors to the texts to embed, or to its image as (bytes, sample id, view)."""
+        """Map the keys of a sample's vectors to texts to embed, or to (image, sample id, view)."""
         if self.embeddings.views is not None:
             return {key: (sample[IMAGE], sample[SAMPLE_ID], view) for view, key in enumerate(self.keys)}
         texts: dict[str, str] = {}
@@ -202,7 +201,7 @@ def _piece(k: int) -> str:
 
 
 class _Part(NamedTuple):
-    """Part of a shard's captions: `rows` are indices into all `texts` of the shard, `tokens` belong to these rows."""
+    """Part of a shard's captions: `rows` are indices into the shard's `texts`, with these `tokens`."""
 
     extraction: _Extraction
     k: int
@@ -213,7 +212,9 @@ class _Part(NamedTuple):
     last: bool
 
 
-def _parts(shards: Iterable[tuple[_Extraction, int]], teacher: CaptionTeacher, part_tokens: int) -> Iterator[_Part]:
+def _parts(
+    shards: Iterable[tuple[_Extraction, int]], teacher: CaptionTeacher, part_tokens: int
+) -> Iterator[_Part]:
     """Yield the non-empty captions of shards, tokenised, in parts of about `part_tokens` tokens at four
     characters per token; at least one part per shard.  An image counts as one token."""
     for extraction, k in shards:
@@ -309,18 +310,12 @@ def run_extraction(
 ) -> None:
     """Write the embeddings datasets of a recipe, by the ranks of Composer's launcher or by a Ray cluster.
 
-    Args:
-        config: Datasets, outputs and engine.
-        load: Loads the teacher of the captions, or the tower of the images, on ``gpu`` or ``cpu``.
-        fingerprint: Computes its fingerprint, for a cluster.
-        part_tokens: See `extract_text_embeddings`.
-        **options: Further fields of `EmbeddingsDataset`.
+    `load` loads the teacher of the captions, or the tower of the images, on ``gpu`` or ``cpu``, and `fingerprint`
+    computes its fingerprint, for a cluster.  `options` are further fields of `EmbeddingsDataset`.
     """
     text_embeddings: list[EmbeddingsDataset] = []
     for name, dataset in config.datasets.items():
-        remote = None
-        if config.out_remote is not None:
-            remote = os.path.join(config.out_remote, name)
+        remote = None if config.out_remote is None else os.path.join(config.out_remote, name)
         out = OutputFolder(f'{config.out}/{name}', remote)
         text_embeddings.append(EmbeddingsDataset(dataset, out, config.storage, **options))
     if config.engine == 'ray':
@@ -352,12 +347,7 @@ def extract_text_embeddings(
 
     Each shard is written atomically.  The index, which makes the dataset readable, follows when all shards
     are complete. Nodes that do not share `out` need a remote.  Captions that a sample lacks or the teacher
-    leaves out get zero vectors.
-
-    Args:
-        embeddings: Input and output.
-        teacher: Teacher that embeds the captions.
-        part_tokens: Approximate number of tokens per call of the teacher.
+    leaves out get zero vectors.  `part_tokens` is the approximate number of tokens per call of the teacher.
 
     Returns:
         Counts of this call over all ranks: shards, captions, tokens, and captions that were truncated, left
@@ -374,7 +364,8 @@ def extract_text_embeddings(
     done: Counter[str] = Counter()
     with tqdm(total=extraction.count(mine), unit=f' {embeddings.unit}', desc=f'embed {embeddings.name}',
               disable=dist.get_local_rank() != 0) as progress:
-        _embed(((extraction, k) for k in mine), teacher, part_tokens, progress, lambda _, counts: done.update(counts))
+        shards = ((extraction, k) for k in mine)
+        _embed(shards, teacher, part_tokens, progress, lambda _, counts: done.update(counts))
     total = sum(dist.all_gather_object(done), Counter())
     if dist.get_global_rank() == 0:
         extraction.finish()
@@ -386,7 +377,7 @@ def extract_by(
     engine: Engine, text_embeddings: Sequence[EmbeddingsDataset], load: Callable[[], CaptionTeacher],
     fingerprint: Fingerprint, part_tokens: int = 32768,
 ) -> dict[str, dict[str, int]]:
-    """Run `extract_text_embeddings` on an engine; each worker loads the teacher once and then takes shard after shard.
+    """Run `extract_text_embeddings` on an engine; a worker loads the teacher once, then takes shard after shard.
 
     Args:
         engine: Engine that provides the workers.
@@ -429,8 +420,7 @@ def _embedding(
     text_embeddings: Sequence[EmbeddingsDataset], load: Callable[[], CaptionTeacher], fingerprint: Fingerprint,
     part_tokens: int
 ) -> Work[tuple[str, int], tuple[str, Counter[str]]]:
-    """Load the teacher and return a worker that embeds shards, given as (dataset name, shard number), and
-    reports counts."""
+    """Return a worker with the teacher that embeds shards (dataset name, shard number) and reports counts."""
     teacher = load()
     teacher.fingerprint.check(fingerprint, 'what this machine has', 'the one of the machine that began')
     by_name = {embeddings.name: embeddings for embeddings in text_embeddings}

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Fingerprints of teachers, stored beside everything made from their vectors, so that a mismatch is detected."""
+"""Fingerprints of teachers, stored beside everything made from their vectors, to detect a mismatch."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,11 +51,7 @@ class Fingerprint:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> 'Fingerprint':
-        """Parse the output of `to_json`.
-
-        Raises:
-            ValueError: The value is not a fingerprint.
-        """
+        """Parse the output of `to_json`; a ValueError if the value is not a fingerprint."""
         teachers: Any = value.get(_SEVERAL, [value]) if isinstance(value, Mapping) else None
         if not isinstance(teachers, list) or not teachers or not all(isinstance(item, Mapping) for item in teachers):
             raise ValueError(f'{str(value)[:60]!r} is no fingerprint of a teacher')
@@ -80,11 +76,8 @@ class Fingerprint:
     def check(self, expected: 'Fingerprint', name: str, reference: str, ignored: Sequence[str] = ()) -> None:
         """Raise a ValueError that names the first field in which this fingerprint differs from `expected`.
 
-        Args:
-            expected: Fingerprint of the reference.
-            name: Name of the object with this fingerprint, for the message.
-            reference: Name of the reference, for the message.
-            ignored: Fields to ignore.
+        The message calls the object with this fingerprint `name`, the other one `reference`.  Fields in `ignored`
+        may differ.
         """
         def fields(fingerprint: Fingerprint) -> dict[str, Any]:
             teachers = [{field: value for field, value in teacher.items() if field not in ignored}
@@ -109,12 +102,7 @@ class TeacherRecord:
 
     @classmethod
     def read(cls, folder: Union[str, Path]) -> 'TeacherRecord':
-        """Read the record in a folder.
-
-        Raises:
-            ConfigError: There is none.
-            FileError: It is damaged.
-        """
+        """Read the record in a folder; a ConfigError if there is none, a FileError if it is damaged."""
         path = Path(folder, TEACHER_FILE)
         if not path.is_file():
             raise ConfigError(f'{folder} has no {TEACHER_FILE}, which says from which teacher it comes')
@@ -175,11 +163,7 @@ def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
 
 
 def hash_files(folder: Union[str, Path], exclude: str = '') -> str:
-    """Hash the weights, tokenizer, chat template and configurations in a folder, except the file named `exclude`.
-
-    Raises:
-        OSError: A file cannot be read.
-    """
+    """Hash the weights, tokenizer, chat template and configurations in a folder, except the file `exclude`."""
     digest = xxhash.xxh64()
     for path in sorted(path for path in Path(folder).rglob('*') if path.suffix in TEACHER_SUFFIXES):
         if path.name == exclude:
@@ -192,7 +176,7 @@ def hash_files(folder: Union[str, Path], exclude: str = '') -> str:
 
 
 def hash_settings(config: Mapping[str, Any], tokenizer: Any = None) -> str:
-    """Hash what decides a model's vectors beside its weights: its configuration, and a text encoder's tokenizer."""
+    """Hash what decides a model's vectors beside its weights: configuration and, for texts, tokenizer."""
     fields = dict(config)
     rope_of_4(fields)  # so that transformers 4 and 5 give the same hash
     deciding = {name: value for name, value in fields.items() if name not in _VOLATILE and value is not None}

@@ -21,8 +21,7 @@ from llm2clip.device import open_device
 from llm2clip.teacher.sources import LLMTeacher, TeacherFolder
 
 # Texts that are tokenised at once, and similarities that are computed at once.
-_TEXTS = 1 << 16
-_SCORES = 1 << 26
+_TEXTS, _SCORES = 1 << 16, 1 << 26
 
 
 def hard_negatives(
@@ -60,28 +59,23 @@ def _samples(
             captions = {key: row[CAPTION + key] for key in caption_keys(row) if not key.startswith(NEGATIVE)}
             samples.append(Sample(row[SAMPLE_ID], captions))
             num_images.update(set(captions.values()))
-    image_of: dict[str, int] = {}
+    image_of: dict[str, int] = {}  # of each caption that only one image has
     for i, sample in enumerate(samples):
-        for text in sample.captions.values():
-            if text.strip() and num_images[text] == 1:
-                image_of[text] = i
+        image_of |= {text: i for text in sample.captions.values() if text.strip() and num_images[text] == 1}
     if not image_of:
         raise ConfigError(f'source.dataset: {dataset} has no caption that only one image has, so no negatives')
     teacher = source.load(open_device(None))
     assert isinstance(teacher, LLMTeacher)
     texts = list(image_of)
     vectors = _embed(teacher, texts, '')
-    queries = vectors
-    if teacher.tokenizer.instruction:
-        queries = _embed(teacher, texts, teacher.tokenizer.instruction)
+    instruction = teacher.tokenizer.instruction
+    queries = _embed(teacher, texts, instruction) if instruction else vectors
     images = torch.tensor(list(image_of.values())).to(vectors.device)
-    negatives = {text: texts[i] for text, i in zip(texts, _search(queries, vectors, images, range_min, relative_margin))
-                 if i is not None}
+    nearest = _search(queries, vectors, images, range_min, relative_margin)
+    negatives = {text: texts[i] for text, i in zip(texts, nearest) if i is not None}
     for sample in samples:
-        captions = dict(sample.captions)
-        for key, text in sample.captions.items():
-            captions[NEGATIVE + key] = negatives.get(text, '')
-        yield Sample(sample.sample_id, captions)
+        added = {NEGATIVE + key: negatives.get(text, '') for key, text in sample.captions.items()}
+        yield Sample(sample.sample_id, sample.captions | added)
 
 
 def _embed(teacher: LLMTeacher, texts: Sequence[str], instruction: str) -> torch.Tensor:
@@ -95,7 +89,8 @@ def _embed(teacher: LLMTeacher, texts: Sequence[str], instruction: str) -> torch
 
 
 def _search(
-    queries: torch.Tensor, vectors: torch.Tensor, images: torch.Tensor, range_min: int, relative_margin: Optional[float]
+    queries: torch.Tensor, vectors: torch.Tensor, images: torch.Tensor, range_min: int,
+    relative_margin: Optional[float],
 ) -> Iterator[Optional[int]]:
     """Yield the index of the hard negative of each query ``(N, D)`` among `vectors` ``(N, D)``, None if it
     has none.  `images` ``(N,)`` are the images of the captions."""

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""LLMs as text encoders: supported architectures, weights, LoRA adapters, and the teacher folder of stage 1."""
+"""LLMs as text encoders: architectures, weights, LoRA adapters, and the teacher folder of stage 1."""
 
 import dataclasses
 import json
@@ -50,7 +50,7 @@ KIND, LORA_KIND = 'teacher of captions', 'LoRA adapter'
 BASE_FILE = 'base_model.json'
 ENCODER_FILE = 'text_encoder.json'
 LORA_FILE = 'lora.safetensors'
-# Architectures that use a 4-D mask unchanged in every layer, so that a mask can make their attention bidirectional.
+# Architectures that use a 4-D mask unchanged in every layer, so that it can make attention bidirectional.
 ARCHITECTURES = ('gemma2', 'gemma3', 'gemma3_text', 'llama', 'mistral', 'phi3', 'qwen2', 'qwen3')
 
 
@@ -62,9 +62,8 @@ def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedMode
     if hf_config.model_type not in ARCHITECTURES:
         raise ConfigError(f'{config.key}.pretrained: {folder} is a {hf_config.model_type!r} model; the '
                           f'architectures that work as text encoders are {", ".join(ARCHITECTURES)}')
-    supported = ['sdpa', 'eager']
-    if getattr(hf_config, 'attn_logit_softcapping', None) is not None:
-        supported = ['eager']
+    has_softcap = getattr(hf_config, 'attn_logit_softcapping', None) is not None
+    supported = ['eager'] if has_softcap else ['sdpa', 'eager']
     attention = config.attn_implementation or supported[0]
     if attention not in supported:
         raise ConfigError(f'{config.key}.attn_implementation: {attention!r} does not compute the attention '
@@ -89,7 +88,7 @@ def load_llm(config: TextEncoderConfig, on_meta: bool = False) -> PreTrainedMode
     this and receive their shards from the first: a large LLM is in memory once, not once per rank.
 
     Raises:
-        ConfigError: The folder is missing, the architecture is not one of `ARCHITECTURES`, or an adapter does not fit.
+        ConfigError: The folder is missing, the architecture is not supported, or an adapter does not fit.
         FileError, LoadError: The LLM or an adapter is damaged.
     """
     # Gemma 3 from 4B on has a vision tower, which is dropped.
@@ -120,14 +119,14 @@ def _merge_adapters(llm: PreTrainedModel, config: TextEncoderConfig, on_meta: bo
 
 
 def cast_weights(llm: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the LLM's own weights to `dtype`; LoRA weights and buffers (rotary frequencies) keep their dtype."""
+    """Cast the LLM's own weights to `dtype`, but not LoRA weights and buffers (rotary frequencies)."""
     for name, parameter in llm.named_parameters():
         if 'lora_' not in name:
             parameter.data = parameter.data.to(dtype)
 
 
 def set_attention_dropout(llm: nn.Module, probability: float) -> None:
-    """Set the dropout of attention weights in every layer; the LLM's configuration, which is saved, does not change."""
+    """Set the dropout of attention weights in every layer; the LLM's saved configuration does not change."""
     layers: list[Any] = [module for module in llm.modules() if hasattr(module, 'attention_dropout')]
     assert layers
     for layer in layers:
@@ -135,11 +134,8 @@ def set_attention_dropout(llm: nn.Module, probability: float) -> None:
 
 
 def add_lora(llm: PreTrainedModel, config: LoraConfig, key: str = 'lora') -> PeftModel:
-    """Freeze the LLM and add trainable LoRA weights, in float32, to its projections.
-
-    Raises:
-        ConfigError: The LLM has no projection with a configured name; the message names the key `key`.
-    """
+    """Freeze the LLM and add trainable LoRA weights, in float32, to its projections; a ConfigError that names
+    `key` if it has no projection with a configured name."""
     arguments = dataclasses.asdict(config)
     names = arguments.pop('target_modules')
     linear = {name.rsplit('.', 1)[-1] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
@@ -194,8 +190,9 @@ def _set_lora(model: PeftModel, state: dict[str, torch.Tensor], where: str) -> N
 
 
 def save_adapter(model: PeftModel, pretrained: str, folder: Path) -> None:
-    """Write the LoRA weights alone, in peft format, with the name `pretrained` and a hash of the LLM they belong to."""
-    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)  # 'auto' queries the Hub
+    """Write the LoRA weights alone, in peft format, with the name `pretrained` and a hash of their LLM."""
+    # save_embedding_layers: 'auto' would query the Hub.
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / 'README.md').unlink()  # an empty model card
     write_json(folder / BASE_FILE, {'pretrained': pretrained, 'fingerprint': _weights_fingerprint(model)})
 
@@ -213,10 +210,7 @@ def apply_lora_apart(llm: PreTrainedModel, folder: Union[str, Path], path: Path)
     update.  So `folder` holds the merged weights in float32.  Each weight is read, its update subtracted, and
     the result rounded, one at a time: the full LLM is never in memory in float32.
 
-    Args:
-        llm: LLM loaded from `folder`, in the dtype of the result.
-        folder: Folder with the merged weights in float32.
-        path: File that `save_lora` wrote.
+    The `llm` is loaded from `folder`, in the dtype of the result; `save_lora` wrote the file `path`.
     """
     expected = 'the LoRA weights of this LLM'
     state, metadata = read_safetensors(path, expected)
@@ -252,7 +246,7 @@ def load_caption_tokenizer(config: TextEncoderConfig) -> CaptionTokenizer:
 def build_text_encoder(
     config: TextEncoderConfig, lora: Optional[LoraConfig] = None, on_meta: bool = False, key: str = 'lora'
 ) -> TextEncoder:
-    """Build a text encoder from an LLM; with `lora`, freeze it and add trainable LoRA weights by `add_lora`."""
+    """Build a text encoder from an LLM; with `lora`, freeze it and add trainable LoRA weights."""
     llm = load_llm(config, on_meta)
     return TextEncoder(llm if lora is None else add_lora(llm, lora, key), config)
 
@@ -274,18 +268,17 @@ def save_teacher(
     encoder: TextEncoder, tokenizer: CaptionTokenizer, lora: Optional[LoraConfig], folder: Union[str, Path],
     lora_folder: Union[str, Path, None] = None,
 ) -> None:
-    """Write an encoder, which may be sharded, as a Hugging Face folder with its encoding in ``text_encoder.json``.
+    """Write an encoder, sharded or not, as a Hugging Face folder with its encoding in ``text_encoder.json``.
 
     LoRA is merged and saved in float32, since a narrower dtype would round part of it away.  The LoRA weights
     are also saved beside the LLM, so that `load_teacher` can hold the LLM in a narrower dtype.  Every rank
     must call this; rank 0 writes each folder atomically.
 
     Args:
-        encoder: Encoder to save.
-        tokenizer: Tokenizer of the encoder.
+        encoder, tokenizer: Encoder to save, and its tokenizer.
         lora: LoRA configuration that the encoder was built with.
         folder: Output folder.
-        lora_folder: Output folder for the LoRA weights alone, in peft format, for the LLM with the `adapters` merged.
+        lora_folder: Output folder for the LoRA weights alone, in peft format, for the LLM with its `adapters`.
     """
     state = get_model_state_dict(encoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_global_rank() == 0:
@@ -336,8 +329,10 @@ def teacher_fingerprint(folder: Union[str, Path]) -> Fingerprint:
     return Fingerprint.of(hash_files(folder, exclude=ENCODER_FILE), encoding(teacher_config(folder)))
 
 
-def load_teacher(folder: Union[str, Path], dtype: Optional[WeightType] = None) -> tuple[TextEncoder, CaptionTokenizer]:
-    """Load the frozen encoder that `save_teacher` wrote, with weights in `dtype` (unset: the dtype of training).
+def load_teacher(
+    folder: Union[str, Path], dtype: Optional[WeightType] = None
+) -> tuple[TextEncoder, CaptionTokenizer]:
+    """Load the frozen encoder that `save_teacher` wrote, with weights in `dtype` (unset: that of training).
 
     In a dtype narrower than float32, LoRA is applied in separate layers, as in training.
     """

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Sources of the text encoders that the key `teacher` names: LLMs, sentence-transformers models, CLIP text towers."""
+"""Text encoders that the key `teacher` names: LLMs, sentence-transformers models, CLIP text towers."""
 
 import dataclasses
 import shutil
@@ -59,16 +59,11 @@ class LLMTeacher(CaptionTeacher):
     def __init__(self, encoder: TextEncoder, tokenizer: CaptionTokenizer, fingerprint: Fingerprint,
                  batch_tokens: int = 4096, precision: str = 'fp32', sharded: bool = False) -> None:
         super().__init__(encoder, fingerprint, batch_tokens, precision)
-        self.tokenizer = tokenizer
-        self.sharded = sharded
+        self.tokenizer, self.sharded = tokenizer, sharded
         # The cast from bfloat16 to float32 is exact.
         narrow = any(weight.dtype == torch.bfloat16 for weight in encoder.llm.parameters())
         if not sharded and narrow and not computes_bfloat16():
             encoder.llm.float()
-
-    @property
-    def llm_embed_dim(self) -> int:
-        return self.module.llm_embed_dim
 
     def tokenize(self, texts: Sequence[str]) -> list[Tokenized]:
         return self.tokenizer.tokenize(texts)
@@ -85,7 +80,7 @@ class _LLM(TeacherSource):
 
     @abstractmethod
     def _read(self, sharded: bool = False) -> tuple[TextEncoder, CaptionTokenizer]:
-        """Load encoder and tokenizer on the CPU, in evaluation mode; with `sharded`, all weights in one dtype."""
+        """Load a frozen encoder and its tokenizer on the CPU; if `sharded`, all weights in one dtype."""
 
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> LLMTeacher:
@@ -144,7 +139,7 @@ class FrozenLLM(_LLM):
         return self._fingerprint_of(*self._read())
 
     def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
-        """Save in the format of stage 1, and return the fingerprint of the new files, which differs from `expected`."""
+        """Save in the format of stage 1; return the fingerprint of the new files, which is not `expected`."""
         encoder, tokenizer = self._read()
         self._fingerprint_of(encoder, tokenizer).check(expected, self.name, 'the model')
         save_teacher(encoder, tokenizer, None, folder)
@@ -231,7 +226,9 @@ class SentenceTransformerModel(TeacherSource):
         if self._config.prompt is not None:
             return {'prompt': self._config.prompt}
         path = self._folder / _PROMPTS_FILE
-        settings = read_json(path, dict) if path.is_file() else {}
+        settings = {}
+        if path.is_file():
+            settings = read_json(path, dict)
         with reading(path, 'the prompts of a sentence-transformers model'):
             # sentence-transformers adds these two to every model.
             prompts = {'query': '', 'document': ''} | settings.get('prompts', {})
@@ -281,10 +278,10 @@ def teacher_in(
 
 
 def check_teachers(configs: Any, fingerprint: Fingerprint, name: str) -> None:
-    """Check that vectors come from the teachers that a configuration names, if any; every rank must call this.
+    """Check that vectors come from the teachers that a configuration names, if any; all ranks call this.
 
     Raises:
-        ValueError: The vectors' `fingerprint` differs; the message contains `name` and the first differing field.
+        ValueError: The vectors' `fingerprint` differs; the message has `name` and the first differing field.
     """
     sources = teacher_sources(configs)
     if sources:
@@ -294,6 +291,6 @@ def check_teachers(configs: Any, fingerprint: Fingerprint, name: str) -> None:
 
 
 def load_caption_teacher(config: ExtractConfig, device: str) -> CaptionTeacher:
-    """Load the text encoder of an extraction on ``gpu`` or ``cpu``; sets process-wide options, so call it first."""
+    """Load the text encoder of an extraction on ``gpu`` or ``cpu``; it sets process-wide options."""
     opened = open_device(device, config.precision)
     return teacher_source(config.teacher).load(opened, config.batch_tokens, config.precision)

@@ -168,7 +168,7 @@ def newest_checkpoint(folder: Path) -> Optional[Path]:
 
 
 def _newest_remote(store: ObjectStore, folder: str) -> Optional[tuple[str, list[str], str]]:
-    """Find the newest complete checkpoint in an object store, where objects are atomic: name, objects, and prefix."""
+    """Find the newest complete checkpoint in an object store: its name, its objects, and their prefix."""
     path = parse_uri(folder)[2].strip('/')
     prefix = f'{path}/' if path else ''
     names = [name.removeprefix(prefix) for name in store.list_objects(prefix or None)]
@@ -235,17 +235,15 @@ def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
 
 
 def written_checkpoints(folder: str, batch: int) -> list[str]:
-    """List local checkpoints of previous processes, oldest first, in the format of Composer's CheckpointSaver.
+    """List local checkpoints of previous processes, oldest first, in the format of Composer's saver.
 
     Without this list, Composer 0.32.1 counts only checkpoints of its own process towards
     `save_num_checkpoints_to_keep`.  Checkpoints after `batch`, where the run resumes, are left out: it overwrites them.
     """
-    files: list[str] = []
-    for of_batch, path in reversed(_checkpoints(Path(parse_uri(folder)[2]))):
-        if of_batch <= batch:
-            # For a sharded checkpoint, Composer lists a file inside its folder.
-            files.append(str(path / _METADATA if path.is_dir() else path))
-    return files
+    checkpoints = reversed(_checkpoints(Path(parse_uri(folder)[2])))
+    paths = [path for written_at, path in checkpoints if written_at <= batch]
+    # For a sharded checkpoint, Composer lists a file inside its folder.
+    return [str(path / _METADATA if path.is_dir() else path) for path in paths]
 
 
 @contextmanager
@@ -258,7 +256,7 @@ def _named(path: Union[str, Path]) -> Iterator[None]:
 
 
 def read_model(path: Path) -> dict[str, torch.Tensor]:
-    """Read the full weights of the model from a full or sharded checkpoint, on the CPU; errors as for `read_latest`."""
+    """Read the model's weights from a checkpoint, on the CPU; errors as for `read_latest`."""
     with _named(path):
         _check_checkpoint(path)
     with reading(path, _EXPECTED):
@@ -279,7 +277,7 @@ def read_model(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_latest(folder: str) -> dict[str, torch.Tensor]:
-    """Read the model's weights from the latest checkpoint of a folder, local or in an object store, on the CPU.
+    """Read the model's weights from the latest checkpoint in a folder or an object store, on the CPU.
 
     Raises:
         ConfigError: There is no complete checkpoint, or credentials are missing.

@@ -31,18 +31,13 @@ def make_model(config: InheritanceConfig, llm_embed_dim: int, embed_dim: int) ->
 
 
 def train(config: InheritanceConfig) -> None:
-    """Train or resume a run, and write the adapter; a no-op for a complete run unless `max_duration` was raised.
-
-    Raises:
-        ConfigError: The configuration or the data is invalid, or a complete run has other settings.
-        ValueError: The embeddings datasets come from several teachers, or not from the configured one.
-    """
+    """Train or resume a run, and write the adapter; a no-op for a run that has reached `max_duration`."""
     check_replaceable(config.adapter_folder, KIND)
     initialize(config)
     if is_complete(config, Path(config.adapter_folder, WEIGHTS_FILE)):
         return
     data = build_target_loader(config.train_data, config.global_train_batch_size, config.seed, True, 'train_data')
-    evaluators: list[Evaluator] = []
+    evaluators = []
     if config.eval_data is not None:
         loader = build_target_loader(config.eval_data, config.global_eval_batch_size, config.seed, False, 'eval_data')
         evaluators.append(Evaluator(label='eval', metric_names=[*ComposerInheritance.metrics], dataloader=loader))
@@ -70,7 +65,7 @@ def train(config: InheritanceConfig) -> None:
 
 
 def _find_target(data: DataSpec) -> tuple[Fingerprint, int]:
-    """Return the fingerprint of the tower that computed the targets, equal for all streams, and their width."""
+    """Return the fingerprint of the tower of the targets, equal for all streams, and their width."""
     dataset = streaming_dataset(data)
     first, *others = dataset.streams
     target = TeacherRecord.read(first.local).teacher

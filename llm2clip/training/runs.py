@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Folders of runs: settings, trained models and their teachers, and interpolation with initial weights (WiSE-FT)."""
+"""Folders of runs: settings, trained models and their teachers, interpolation with initial weights."""
 
 import dataclasses
 import shutil
@@ -61,7 +61,7 @@ def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
 def read_stage2(
     run: Union[str, Path], weights: str = 'latest', wise_ft_alpha: float = 1.0
 ) -> tuple[Stage2Config, TeacherRecord]:
-    """Read the configuration and teacher of a stage-2 run without its weights; arguments as for `load_stage2`.
+    """Read configuration and teacher of a stage-2 run, not its weights; arguments as for `load_stage2`.
 
     Raises:
         ConfigError: The folder holds no stage-2 run, or it lacks the requested weights.
@@ -108,10 +108,7 @@ def load_stage2(
         FileError, LoadError: The weights are damaged, not finite, or of another model.
     """
     config, record = read_stage2(run, weights, wise_ft_alpha)
-    if weights == 'latest':
-        state: Mapping[str, torch.Tensor] = load_checkpoint_model(run)
-    else:
-        state = read_safetensors(Path(run, BEST_FILE)).tensors
+    state = load_checkpoint_model(run) if weights == 'latest' else read_safetensors(Path(run, BEST_FILE)).tensors
     state = {name.removeprefix('model.'): value for name, value in state.items() if name.startswith('model.')}
     model = LLM2CLIP(config.model, record.llm_embed_dim, load_weights=False)
     check_tower_names(model.vision_encoder, state, 'vision_encoder.')
@@ -133,11 +130,8 @@ def with_trained_teacher(
     run: Union[str, Path], config: Stage2Config, record: TeacherRecord, weights: str = 'latest',
     wise_ft_alpha: float = 1.0,
 ) -> tuple[Stage2Config, TeacherRecord]:
-    """Replace the teacher in the results of `read_stage2` by the teacher that the run has trained, if any.
-
-    Raises:
-        ConfigError: The run has not ended, or other weights than its final ones are requested.
-    """
+    """Replace the teacher in the results of `read_stage2` by the teacher that the run has trained, if any; a
+    ConfigError if the run has not ended, or other weights than its final ones are requested."""
     if config.trainable_text.lora is None:
         return config, record
     folder = _trained(run, TEACHER_FOLDER, weights, wise_ft_alpha)
@@ -146,7 +140,7 @@ def with_trained_teacher(
 
 
 def trained_clip_text(run: Union[str, Path], weights: str = 'latest', wise_ft_alpha: float = 1.0) -> Path:
-    """Return the folder of a run's trained CLIP text tower; arguments and errors as for `with_trained_teacher`."""
+    """Return the folder of a run's trained CLIP text tower; arguments as for `with_trained_teacher`."""
     return _trained(run, CLIP_TEXT_FOLDER, weights, wise_ft_alpha)
 
 
@@ -165,7 +159,7 @@ def _trained(run: Union[str, Path], name: str, weights: str, wise_ft_alpha: floa
 def interpolated(
     initial: Mapping[str, torch.Tensor], trained: Mapping[str, torch.Tensor], share: float
 ) -> dict[str, torch.Tensor]:
-    """Return ``(1 - share) * initial + share * trained``, exact at both ends (WiSE-FT, arXiv 2109.01903, section 3).
+    """Return ``(1 - share) * initial + share * trained``, exact at both ends (WiSE-FT, arXiv 2109.01903).
 
     Integers, and weights without an initial value, keep their trained values.  BatchNorm statistics are
     averaged like weights, which changes nothing if they were frozen.
@@ -178,7 +172,7 @@ def interpolated(
 
 
 def _check_initial(vision: VisionConfig, initial_weights: Optional[str]) -> None:
-    """Raise a ConfigError, without reading weights, if the tower's initial weights were random or are missing."""
+    """Raise a ConfigError if the tower's initial weights were random or are missing; reads no weights."""
     if initial_weights is not None:
         if not is_exported(initial_weights):
             raise ConfigError(f'initial_weights: {initial_weights} is no exported folder: it has no config.json of one')

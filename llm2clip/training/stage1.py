@@ -47,16 +47,16 @@ def make_model(config: Stage1Config, on_meta: bool = False) -> Model:
 
 
 def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Trainer, Model]:
-    """Build the trainer of a run, and the model, which the trainer may have wrapped; call `initialize` before."""
+    """Build the trainer, and the model, which the trainer may have wrapped; call `initialize` before."""
     reproducibility.seed_all(config.seed)
     batch = config.global_train_batch_size
-    evaluators: list[Evaluator] = []
+    evaluators = []
     if config.objective == 'mntp':
         data = build_masked_text_loader(config.train_data, tokenizer, config.mntp, batch, config.seed, 'train_data')
     else:
         _check_dropout(config.train_data, config.attention_dropout, config.lora.lora_dropout)
         data = build_caption_pair_loader(config.train_data, tokenizer, batch, config.seed, True, 'train_data')
-        eval_data = with_two_captions(config.eval_data, 'eval_data') if config.eval_data else None
+        eval_data = config.eval_data and with_two_captions(config.eval_data, 'eval_data')
         if eval_data is not None:
             loader = build_caption_pair_loader(eval_data, tokenizer, config.global_eval_batch_size, config.seed, False,
                                                'eval_data')
@@ -79,12 +79,7 @@ def _check_dropout(data: CaptionDataConfig, attention_dropout: float, lora_dropo
 
 
 def train(config: Stage1Config) -> None:
-    """Train or resume a run, and write the teacher and its LoRA weights.
-    This is a no-op for a complete run unless `max_duration` was raised.
-
-    Raises:
-        ConfigError: The configuration or the data is invalid, or a complete run has other settings.
-    """
+    """Train or resume a run, and write the teacher and its LoRA weights; a no-op after `max_duration`."""
     results = {Path(config.teacher_folder): KIND, Path(config.lora_folder): LORA_KIND}
     for folder, kind in results.items():
         check_replaceable(folder, kind)

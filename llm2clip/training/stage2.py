@@ -51,9 +51,7 @@ def make_loaders(config: Stage2Config) -> tuple[DataSpec, list[Evaluator]]:
 def make_model(
     config: Stage2Config, llm_embed_dim: int, load_weights: bool = True, text: Optional[TrainedText] = None
 ) -> ComposerLLM2CLIP:
-    """Build the vision tower, the adapter and, if given, the trainable text encoder, with the configured
-    loss.  `load_weights` loads the tower's pretrained weights.
-    """
+    """Build vision tower and adapter with the configured loss and, if given, the trainable text encoder."""
     model = LLM2CLIP(config.model, llm_embed_dim, load_weights)
     if text is None:
         return ComposerLLM2CLIP(model, config.loss, config.self_distillation)
@@ -61,12 +59,7 @@ def make_model(
 
 
 def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Trainer:
-    """Check everything, build the trainer and record the teacher; a trainable text encoder is loaded unless given.
-
-    Raises:
-        ConfigError: The configuration or the data is invalid.
-        ValueError: The embeddings datasets do not come from the configured teacher.
-    """
+    """Check everything, build the trainer and record the teacher; `text` is loaded unless given."""
     initialize(config)
     if text is None and config.reads_captions:
         text = TrainedText.load(config)
@@ -109,7 +102,8 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
             raise ConfigError('self_distillation.enabled: the tower begins with random weights, which are '
                               'nothing to keep; expected initial_weights, or model.vision.pretrained not to be false')
         # Copied before a checkpoint is loaded, since the initial model is the target.
-        initial = InitialImages(model.model).on(open_device(config.device, config.precision), config.fsdp is not None)
+        device = open_device(config.device, config.precision)
+        initial = InitialImages(model.model).on(device, sharded=config.fsdp is not None)
         algorithms.append(SelfDistillation(initial, data.split_batch))
     trainer = build_trainer(config, model, data, evaluators, algorithms)
     if dist.get_global_rank() == 0:
@@ -120,7 +114,7 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
 def _find_teacher(
     config: Stage2Config, data: DataSpec, evaluators: Sequence[Evaluator], text: Optional[TrainedText]
 ) -> tuple[TeacherRecord, Optional[CaptionTeacher]]:
-    """Find the teacher of the embeddings datasets, the trainable one before training, or the frozen one in the loop."""
+    """Find the teacher: that of the embeddings datasets, the untrained one, or the one in the loop."""
     if text is not None:
         encoder = text.encoder
         if isinstance(encoder, ClipTextTower):
@@ -145,12 +139,7 @@ def _find_teacher(
 
 
 def train(config: Stage2Config) -> None:
-    """Train or resume a run; a no-op for a complete run.
-
-    Raises:
-        ConfigError: The configuration or the data is invalid, or a complete run has other settings.
-        ValueError: The embeddings datasets do not come from the configured teacher.
-    """
+    """Train or resume a run; a no-op for a complete run."""
     folders = text_folders(config.trainable_text, config.save_folder)
     for folder, kind in folders.items():
         check_replaceable(folder, kind)

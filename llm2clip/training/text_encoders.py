@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Optional, Union
 from composer import Trainer
 from composer.utils import dist, reproducibility
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.nn.parallel import DistributedDataParallel
 
 from llm2clip.config import LoraConfig, Stage2Config, TextEncoderConfig, TrainableTextConfig
+from llm2clip.models.sharding import without_ddp
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 from llm2clip.teacher.clip_text import KIND as CLIP_TEXT_KIND
 from llm2clip.teacher.clip_text import ClipTextTower, load_clip_text, load_clip_tokenizer, save_clip_text
@@ -34,7 +34,7 @@ class TrainedText(NamedTuple):
 
     @classmethod
     def load(cls, config: Stage2Config) -> 'TrainedText':
-        """Load the encoder with initial weights; a resumed run then loads trained weights from its checkpoint."""
+        """Load the encoder with its initial weights, which the checkpoint of a resumed run replaces."""
         reproducibility.seed_all(config.seed)
         clip = config.trainable_text.clip
         if clip is not None:
@@ -48,10 +48,8 @@ class TrainedText(NamedTuple):
         return cls(encoder, tokenizer.packed, tokenizer)
 
     def save(self, lora: Optional[LoraConfig], trainer: Trainer, run: str) -> None:
-        """Write the trained encoder (its averaged weights with `ema`) into a run's folder; every rank calls this."""
-        model: Any = trainer.state.model
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
+        """Write the trained encoder, averaged with `ema`, into a run's folder; every rank calls this."""
+        model = without_ddp(trainer.state.model)
         with averaged_weights(trainer.state):
             if isinstance(self.encoder, TextEncoder):
                 save_teacher(model.text_encoder, self.tokenizer, lora, Path(run, TEACHER_FOLDER))

@@ -91,7 +91,7 @@ def check_train_config(config: TrainConfig) -> None:
 
 
 def _check_compile(arguments: dict[str, Any]) -> None:
-    """Raise a ConfigError if `torch.compile` does not take the arguments, or knows no such backend, mode or option."""
+    """Raise a ConfigError if `torch.compile` does not know an argument, backend, mode or option."""
     check_arguments(torch.compile, 'torch.compile', arguments, 'compile')
     try:
         torch.compile(torch.nn.Identity(), **arguments)
@@ -102,7 +102,7 @@ def _check_compile(arguments: dict[str, Any]) -> None:
 
 
 def _check_microbatch(config: TrainConfig) -> None:
-    """Raise a ConfigError if the microbatch does not fit the batch, or would hide negatives from a contrastive loss."""
+    """Raise a ConfigError if the microbatch does not fit the batch, or would hide negatives from the loss."""
     device_batch = device_batch_size(config.global_train_batch_size, 'global_train_batch_size')
     microbatch = config.device_train_microbatch_size or device_batch
     if not 0 < microbatch <= device_batch:
@@ -119,7 +119,7 @@ def _check_microbatch(config: TrainConfig) -> None:
 
 
 def _check_proportions(streams: Mapping[str, Any], key: str) -> None:
-    """Raise a ConfigError if only some of the datasets under `key` have a proportion, or one has a repeat, too."""
+    """Raise a ConfigError if only some datasets under `key` have a proportion, or one has a repeat, too."""
     for name, stream in streams.items():
         if stream.proportion is not None and stream.repeat is not None:
             raise ConfigError(f'{key}.streams.{name}.repeat: proportion is set, too, expected one of the two')
@@ -188,10 +188,7 @@ def check_metrics(config: TrainConfig, evaluated: Optional[Mapping[str, Sequence
 
 
 def build_trainer(
-    config: TrainConfig,
-    model: ComposerModel,
-    train_data: DataSpec,
-    evaluators: Sequence[Evaluator] = (),
+    config: TrainConfig, model: ComposerModel, train_data: DataSpec, evaluators: Sequence[Evaluator] = (),
     more_algorithms: Sequence[Algorithm] = (),
 ) -> Trainer:
     """Build Composer's Trainer; `more_algorithms` follow the configured algorithms."""
@@ -245,7 +242,7 @@ def build_trainer(
         accumulate_train_batch_on_tokens=isinstance(config, Stage1Config) and config.objective == 'mntp',
         # A model with `save_trainable_only` checks its weights itself.
         load_strict_model_weights='should_save_peft_only' not in vars(model),
-        eval_interval=config.eval_interval if evaluators else 1,  # Composer warns of others, which have no effect
+        eval_interval=config.eval_interval if evaluators else 1,  # Composer warns of others
         load_path=checkpoint,
         save_folder=config.checkpoint_folder,
         save_interval=config.save_interval,
@@ -304,11 +301,7 @@ def log_to_wandb(trainer: Trainer, config: TrainConfig, arguments: dict[str, Any
 
 
 def fit(trainer: Trainer, config: TrainConfig) -> None:
-    """Train until `max_duration`; a no-op for a run that has reached it.
-
-    Raises:
-        FileError: The disk of the checkpoints is full; torch's own message does not say so.
-    """
+    """Train until `max_duration`; a no-op for a run that has reached it."""
     assert trainer.state.max_duration is not None
     if trainer.state.timestamp >= trainer.state.max_duration:
         return
@@ -324,7 +317,7 @@ def fit(trainer: Trainer, config: TrainConfig) -> None:
             raise  # `run_command` names /dev/shm
         # Checkpoints for an object store are written to a temporary folder first.
         folder = tempfile.gettempdir() if '://' in config.checkpoint_folder else config.checkpoint_folder
-        # A sharded checkpoint's error holds the ranks' errors.  A full one's has no errno, but leaves the disk full.
+        # A sharded checkpoint's error holds those of the ranks.  A full one's has no errno, but leaves the disk full.
         causes = [error, *(failure[0] for failure in getattr(error, 'failures', {}).values())]
         is_full = shutil.disk_usage(folder).free < 2**20
         if is_full or errno.ENOSPC in [getattr(cause, 'errno', None) for cause in causes]:

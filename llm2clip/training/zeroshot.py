@@ -16,7 +16,6 @@ from composer.core import Algorithm, Event, State, get_precision_context
 from composer.devices import Device
 from composer.loggers import Logger
 from composer.utils import dist
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from llm2clip.config import Stage2Config
@@ -27,29 +26,25 @@ from llm2clip.device import exact_float32, open_device
 from llm2clip.files import FileError
 from llm2clip.metrics.classification import mean_of_prompts
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
+from llm2clip.models.sharding import without_ddp
 from llm2clip.teacher.caption_teacher import CachedTeacher, CaptionTeacher
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.sources import teacher_source
 
 # Prompts per forward pass of the adapter alone, and of a text encoder in the model.
-_ROWS = 4096
-_TEXTS = 256
+_ROWS, _TEXTS = 4096, 256
 
 
 class _Images(Dataset):
-    """Images of a zero-shot set, padded with its first images to the same number on each rank; metrics ignore repeats.
+    """Images of a zero-shot set, padded with its first to the same number per rank; metrics ignore repeats.
 
     Composer drops the samples that its own sampler adds, which could leave a rank without images.
     """
 
     def __init__(self, zeroshot: ZeroshotSet, image_size: int, key: str) -> None:
         dataset = zeroshot.dataset
-        self.ids = dataset.image_ids
-        self.read_image = dataset.read_image
-        self.labels = dataset.labels
-        self.name = dataset.name
-        self.key = key
-        self.image_size = image_size
+        self.ids, self.read_image, self.labels = dataset.image_ids, dataset.read_image, dataset.labels
+        self.name, self.key, self.image_size = dataset.name, key, image_size
         self.length = -(-len(self.ids) // dist.get_world_size()) * dist.get_world_size()
 
     def __len__(self) -> int:
@@ -106,7 +101,7 @@ def names_of_rank(count: int) -> list[int]:
 def zeroshot_classes(
     config: Stage2Config, sets: Mapping[str, ZeroshotSet], record: TeacherRecord, in_loop: Optional[CaptionTeacher]
 ) -> 'ZeroshotClasses':
-    """Build the algorithm that adds each zero-shot set's class features to its batches; every rank calls this.
+    """Build the algorithm that adds class features to the batches of each set; every rank calls this.
 
     A frozen LLM embeds the prompts: the LLM of `text_encoder_in_loop`, or one that is freed afterwards.  The
     vectors are cached on disk for a resumed run, unless the LLM is sharded.
@@ -139,7 +134,7 @@ def _cached_vectors(
     config: Stage2Config, sets: Mapping[str, ZeroshotSet], record: TeacherRecord, in_loop: Optional[CaptionTeacher],
     device: Device,
 ) -> dict[str, torch.Tensor]:
-    """Embed the prompts of all ranks with a cache on disk; return this rank's `Prompts.vectors` of each set."""
+    """Embed the prompts of all ranks with a cache on disk; return this rank's `Prompts.vectors` by set."""
     source = teacher_source(config.teacher)
     cached = CachedTeacher(Path(config.save_folder, 'text_embeddings'), record.teacher,
                            'fp32' if in_loop is None else config.text_encoder_in_loop.precision,
@@ -159,8 +154,8 @@ def _cached_vectors(
 
 
 class ZeroshotClasses(Algorithm):
-    """Add ``class_features`` ``(C, D)``, computed with the evaluated weights, to the batches of zero-shot sets.
-    The ranks divide the prompts at the first batch of each evaluation.  `prompts` maps evaluation labels to prompts."""
+    """Add ``class_features`` ``(C, D)``, computed with the evaluated weights, to batches of zero-shot sets.  The
+    ranks divide the prompts at the first batch of an evaluation.  `prompts` has the evaluations' labels as keys."""
 
     def __init__(self, prompts: Mapping[str, Prompts]) -> None:
         self.prompts = prompts
@@ -174,11 +169,8 @@ class ZeroshotClasses(Algorithm):
         prompts = self.prompts[state.dataloader_label]
         pixels = state.batch['pixel_values']
         if state.eval_timestamp.batch.value == 0:
-            model: Any = state.model
-            if isinstance(model, DistributedDataParallel):
-                model = model.module
             with get_precision_context(state.precision, state.precision_config):
-                self._features = _class_features(model, prompts, pixels[:1])
+                self._features = _class_features(without_ddp(state.model), prompts, pixels[:1])
         # Every forward pass needs at least one image and one text.  Otherwise, FSDP2 may prefetch the weights
         # of a part that does not run, and keep them until it does, when they may be outdated.
         state.batch['class_features'] = self._features

@@ -26,7 +26,7 @@ from llm2clip.teacher.caption_teacher import CaptionTeacher
 
 
 class TextEncoderInLoop(Algorithm):
-    """Replace a batch's ``caption`` by ``text_embedding`` ``(B, llm_embed_dim)``, in float16 as in embeddings datasets.
+    """Replace a batch's ``caption`` by ``text_embedding`` ``(B, llm_embed_dim)`` in float16.
 
     Batches hold a list of B captions or, with K captions per image, K such lists, which yield
     ``(B, K, llm_embed_dim)``.  An absent caption is an empty text, and its vector is zero.  List it after
@@ -43,10 +43,9 @@ class TextEncoderInLoop(Algorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
         captions = state.batch.pop('caption')
         if isinstance(captions[0], str):
-            vectors = self.embed(captions)
+            state.batch['text_embedding'] = self.embed(captions)
         else:
-            vectors = torch.stack([self.embed(texts) for texts in captions], dim=1)
-        state.batch['text_embedding'] = vectors
+            state.batch['text_embedding'] = torch.stack([self.embed(texts) for texts in captions], dim=1)
 
     def embed(self, texts: Sequence[str]) -> torch.Tensor:
         """Embed N texts: ``(N, llm_embed_dim)`` in float16 on the teacher's device."""
@@ -89,7 +88,7 @@ class InitialImages(nn.Module):
 
 
 class SelfDistillation(Algorithm):
-    """Add ``initial_image_features`` ``(B, embed_dim)``, the targets of self-distillation, to each training batch.
+    """Add ``initial_image_features`` ``(B, embed_dim)``, the targets of self-distillation, to each batch.
 
     List it after `GradCache` in the trainer's algorithms, so that it runs before `GradCache` in a step.
     `split_batch` is the loader's function that splits a batch into microbatches.

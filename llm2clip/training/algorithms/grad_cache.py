@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Exact gradients of a contrastive loss over the global batch, in the memory of a microbatch (Gao et al. 2021)."""
+"""Exact gradients of a contrastive loss in the memory of a microbatch (Gao et al. 2021)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +12,8 @@ import torch
 from composer.core import Algorithm, Event, State, get_precision_context
 from composer.core.data_spec import default_split_batch
 from composer.loggers import Logger
-from torch.nn.parallel import DistributedDataParallel
+
+from llm2clip.models.sharding import without_ddp
 
 Batch = dict[str, Any]
 Outputs = Mapping[str, torch.Tensor]
@@ -76,7 +77,7 @@ def cache_gradients(
 
 
 def surrogate_loss(outputs: Outputs, microbatch: Batch, cached: CachedGradients) -> torch.Tensor:
-    """Return the second pass's loss: the value of the global batch's loss with the gradient of this microbatch's part.
+    """Return the second pass's loss: the value for the global batch with the gradient of a microbatch's part.
 
     Composer weights it by the microbatch's share of the batch and sums over microbatches, which yields the
     true loss and gradients.  The microbatch has the ``<name>_row`` of `with_rows`.
@@ -94,7 +95,7 @@ def surrogate_loss(outputs: Outputs, microbatch: Batch, cached: CachedGradients)
 
 
 class GradCache(Algorithm):
-    """Train a contrastive model at any `device_train_microbatch_size` with the exact gradients of the whole batch.
+    """Train at any `device_train_microbatch_size` with the exact gradients of the whole batch.
 
     The model's forward has to return a dict of features ``(B, …, D)`` (and shared outputs such as
     `logit_scale`), and the loss has to be a function of these.  The forward pass of each microbatch runs
@@ -106,8 +107,7 @@ class GradCache(Algorithm):
     """
 
     def __init__(
-        self,
-        split_batch: Callable[[Batch, int], Sequence[Batch]] = default_split_batch,
+        self, split_batch: Callable[[Batch, int], Sequence[Batch]] = default_split_batch,
         microbatch_transforms: Callable[[Batch], Batch] = lambda batch: batch,
     ) -> None:
         self.split_batch = split_batch
@@ -136,15 +136,12 @@ class GradCache(Algorithm):
         return surrogate_loss(outputs, microbatch, self._cached)
 
     def _first_pass(self, state: State) -> None:
-        model: Any = state.model
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
+        model = without_ddp(state.model)
         if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
             raise ValueError('grad_cache: the model has BatchNorm layers in training mode, whose features '
                              'depend on the microbatch; freeze them (model.vision.freeze_batch_norm)')
         assert isinstance(state.device_train_microbatch_size, int) and self._loss is not None
-        self._microbatch = 0
-        self._cached = None
+        self._microbatch, self._cached = 0, None
         batch = with_rows(state.batch, model.feature_names)
         microbatches = self.split_batch(batch, state.device_train_microbatch_size)
         if len(microbatches) == 1:

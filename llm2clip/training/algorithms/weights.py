@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Algorithms on gradients and weights: averaging under gloo, clamping the temperature, and a moving average."""
+"""Algorithms on gradients and weights: averaging under gloo, clamped temperature, moving average."""
 
 import math
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ from llm2clip.models.sharding import unwrapped_name, whole
 class AverageGlooGradients(Algorithm):
     """Divide sharded gradients by the world size if gloo has summed them, before they are clipped.
 
-    FSDP2 reduces gradients with ``ReduceOp.AVG``.  Under torch 2.7, gloo silently sums over the ranks of a replica
-    instead, and refuses to average over replicas.  Under 2.15 it averages, so the behaviour is probed.  AdamW hides the
-    factor, but norms, clipping and other optimizers do not.  A no-op for NCCL and without FSDP.
+    FSDP2 reduces gradients with ``ReduceOp.AVG``.  Under torch 2.7, gloo silently sums over the ranks of a
+    replica, and refuses to average over replicas.  Under 2.15 it averages, so the behaviour is probed.  AdamW
+    hides the factor, but norms, clipping and other optimizers do not.  A no-op for NCCL and without FSDP.
     """
 
     def __init__(self) -> None:
@@ -73,9 +73,9 @@ class ClampLogitScale(Algorithm):
 class EMA(composer.algorithms.EMA):
     """Composer's EMA, which evaluates and saves the averaged weights, with support for FSDP2 and GradCache.
 
-    Under FSDP2, each rank averages its shards.  Checkpoints hold the full average under the parameters' unwrapped
-    names, so that a run can resume on any number of ranks.  After a checkpoint, Composer would leave the average in the
-    model until the batch starts, which is after the first pass of GradCache and after an update at the end of an epoch.
+    Under FSDP2, each rank averages its shards.  Checkpoints hold the full average under unwrapped names, so that
+    a run can resume on any number of ranks.  After a checkpoint, Composer would leave the average in the model
+    until the batch starts: after the first pass of GradCache, and after an update at the end of an epoch.
     """
 
     def match(self, event: Event, state: State) -> bool:
@@ -96,13 +96,14 @@ class EMA(composer.algorithms.EMA):
         return result
 
     def shard_average(self, model: torch.nn.Module) -> None:
-        """Shard the average like the parameters; it is full after loading, and before the model is sharded."""
+        """Shard the average like the parameters; it is full after loading, and before sharding."""
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # after a forward pass, the outermost unit is still unsharded
         if self.ema_model is None:
             return
-        average = {unwrapped_name(name): value for name, value in self.ema_model.named_parameters_dict.items()}
+        parameters = self.ema_model.named_parameters_dict
+        average = {unwrapped_name(name): value for name, value in parameters.items()}
         sharded = {}
         for name, parameter in model.named_parameters():
             value = average.get(unwrapped_name(name))
@@ -119,7 +120,7 @@ class EMA(composer.algorithms.EMA):
 
 @contextmanager
 def averaged_weights(state: State) -> Iterator[None]:
-    """Swap in the averaged weights for the duration of the block; a no-op without `EMA` or before it has started."""
+    """Swap in the averaged weights for the duration of the block; a no-op unless `EMA` has started."""
     ema = next((algorithm for algorithm in state.algorithms if isinstance(algorithm, EMA)), None)
     if ema is None or not ema.ema_started or ema.ema_weights_active or ema.ema_model is None:
         yield

@@ -1,10 +1,11 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Monitors of a run: metrics of each step, a stop at non-finite values, the best weights, and the progress bar."""
+"""Monitors of a run: metrics of a step, stop at non-finite values, best weights, progress bar."""
 
 import math
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any, Optional
 
@@ -35,7 +36,7 @@ class StepMonitor(Algorithm):
     """Log ``gradient_norm``, the L2 norm of a step's gradients before clipping, and ``time/data_wait``, the
     seconds that rank 0 waited for the batch.
 
-    It is an algorithm because callbacks run after an event's algorithms: after clipping and `GradCache`'s first pass.
+    It is an algorithm because callbacks run after all algorithms: clipping, and `GradCache`'s first pass.
     """
 
     def __init__(self) -> None:
@@ -66,8 +67,7 @@ class TextMonitor(Callback):
         return {'texts': self.texts, 'cut': self.cut}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.texts = state['texts']
-        self.cut = state['cut']
+        self.texts, self.cut = state['texts'], state['cut']
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
         batch = state.batch
@@ -92,7 +92,7 @@ class TextMonitor(Callback):
 
 
 class NonfiniteError(RuntimeError):
-    """The loss or a weight is NaN or infinite; the message names the step, the samples and the last checkpoint."""
+    """The loss or a weight is not finite; the message names the step, the samples and the last checkpoint."""
 
 
 class StopAtNonfinite(Callback):
@@ -102,11 +102,11 @@ class StopAtNonfinite(Callback):
     def __init__(self, checkpoints: str) -> None:
         self.checkpoints = checkpoints
         self._sample_ids: list[str] = []
-        self._finite: list[tuple[torch.Tensor, torch.Tensor]] = []  # rows, and whether their features are finite
+        # Rows, and whether their features are finite.
+        self._finite: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
-        self._sample_ids = state.batch['sample_id']
-        self._finite = []
+        self._sample_ids, self._finite = state.batch['sample_id'], []
 
     def before_backward(self, state: State, logger: Logger) -> None:
         outputs: Any = state.outputs
@@ -138,20 +138,19 @@ class StopAtNonfinite(Callback):
         raise NonfiniteError(f'{error}; {last}')
 
     def _suspects(self) -> str:
-        """Name the samples of all ranks with features that are not finite, or else the samples of this rank."""
-        rows: set[int] = set()
-        for part, finite in self._finite:
-            rows.update(part.cpu()[~finite.cpu()].tolist())
-        sample_ids: list[str] = []
-        for ids in dist.all_gather_object([self._sample_ids[row] for row in sorted(rows)]):
-            sample_ids += ids
+        """Name the samples of all ranks with features that are not finite, or else those of this rank."""
+        bad: set[int] = set()
+        for rows, finite in self._finite:
+            bad.update(rows.cpu()[~finite.cpu()].tolist())
+        gathered = dist.all_gather_object([self._sample_ids[row] for row in sorted(bad)])
+        sample_ids = [*chain.from_iterable(gathered)]
         if sample_ids:
             return f'samples with features that are not finite: {sample_ids}'
         return f'samples: {self._sample_ids}'
 
 
 class SaveBest(Callback):
-    """Write the model's weights to `best.safetensors` when a metric reaches a new maximum, and log ``best/<metric>``.
+    """Write the weights to `best.safetensors` when a metric reaches a new maximum, and log ``best/<metric>``.
 
     With `ema`, these are the averaged weights, which were evaluated.  Checkpoints store the best value so far.
 
