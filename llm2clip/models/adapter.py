@@ -68,10 +68,10 @@ def load_adapter(
     if not path.is_file():
         raise ConfigError(f'{key}: {folder} holds no adapter: it has no {ABOUT_FILE} (train_inheritance '
                           'writes it when it ends)')
-    about = read_json(path, dict)
+    metadata = read_json(path, dict)
     with reading(path, 'the configuration of an adapter, its embed_dim, and the fingerprint of its teacher'):
-        saved = about['adapter'] | {'embed_dim': int(about['embed_dim'])}
-        learned_from = Fingerprint.from_json(about['teacher'])
+        saved = metadata['adapter'] | {'embed_dim': int(metadata['embed_dim'])}
+        learned_from = Fingerprint.from_json(metadata['teacher'])
     expected = dataclasses.asdict(config) | {'embed_dim': embed_dim}
     for name, value in expected.items():
         if saved.get(name) != value:

@@ -54,11 +54,11 @@ def add_lora(trunk: nn.Module, config: LoraConfig, image_size: int) -> None:
     last = {name: name.rsplit('.', 1)[-1] for name in called}
     if not last:
         raise ConfigError('model.vision.lora: the tower has no projection, expected linear layers or 1x1 convolutions')
-    known = set(last.values())
-    unknown = sorted(set(names or ()) - known)
+    parts = set(last.values())
+    unknown = sorted(set(names or ()) - parts)
     if unknown:
         raise ConfigError('model.vision.lora.target_modules: the tower has no projection called '
-                          f'{", ".join(unknown)}; it has {", ".join(sorted(known))}')
+                          f'{", ".join(unknown)}; it has {", ".join(sorted(parts))}')
     targets = '|'.join(re.escape(name) for name, part in last.items() if names is None or part in names)
     with next(trunk.parameters()).device:
         inject_adapter_in_model(PeftLoraConfig(bias='none', target_modules=targets, **arguments), trunk)

@@ -117,10 +117,10 @@ class _Extraction:
         vectors.update(embeddings.about)
         if embeddings.prompts:
             vectors['prompts'] = dict(embeddings.prompts)
-        about = {'dataset': dataset_fingerprint(index), 'caption_keys': self.keys, 'vectors': vectors}
+        facts = {'dataset': dataset_fingerprint(index), 'caption_keys': self.keys, 'vectors': vectors}
         if out.remote:
-            about['out_remote'] = out.remote
-        record = TeacherRecord(fingerprint, about)
+            facts['out_remote'] = out.remote
+        record = TeacherRecord(fingerprint, facts)
         todo: list[list[int]] = [[]]
         if dist.get_global_rank() == 0:
             if out.fetch(TEACHER_FILE):

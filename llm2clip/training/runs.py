@@ -193,14 +193,14 @@ def initial_state(config: Stage2Config, record: TeacherRecord) -> dict[str, torc
     _check_initial(config.model.vision, config.initial_weights)
     model = LLM2CLIP(config.model.merged, record.llm_embed_dim, load_weights=config.initial_weights is None)
     if config.initial_weights is None:
-        known = ['vision_encoder']
+        parts = ['vision_encoder']
         if config.model.visual_projection == 'pretrained':
-            known.append('visual_projection')
+            parts.append('visual_projection')
         if config.initial_adapter is not None:
             load_adapter(model.adapter, config.model.adapter, config.model.embed_dim, record.teacher,
                          config.initial_adapter, 'initial_adapter')
-            known.append('adapter')
-        return {name: value for name, value in model.state_dict().items() if name.split('.')[0] in known}
+            parts.append('adapter')
+        return {name: value for name, value in model.state_dict().items() if name.split('.')[0] in parts}
     same_teacher = load_initial_weights(model, config.model, record.teacher, config.initial_weights)
     return {name: value for name, value in model.state_dict().items()
             if same_teacher or not name.startswith('adapter.')}

@@ -317,7 +317,7 @@ def fit(trainer: Trainer, config: TrainConfig) -> None:
             raise  # `run_command` names /dev/shm
         # Checkpoints for an object store are written to a temporary folder first.
         folder = tempfile.gettempdir() if '://' in config.checkpoint_folder else config.checkpoint_folder
-        # A sharded checkpoint's error holds those of the ranks.  A full one's has no errno, but leaves the disk full.
+        # A sharded checkpoint's error holds those of the ranks; a full one's has no errno.
         causes = [error, *(failure[0] for failure in getattr(error, 'failures', {}).values())]
         is_full = shutil.disk_usage(folder).free < 2**20
         if is_full or errno.ENOSPC in [getattr(cause, 'errno', None) for cause in causes]:
