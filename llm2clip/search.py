@@ -50,64 +50,76 @@ def load_model(config: ImageFolderConfig, device: Device, queries: Sequence[str]
     exported.teacher_precision = config.precision
     check_truncate_dim(config.truncate_dim, exported.config.model_config(), 'truncate_dim')
     truncate_dims(exported.model, exported.config.model_config(), config.truncate_dim)
-    about = [exported.config.model, exported.config.teacher, config.precision]
-    hash_tensors(exported.model.state_dict(), digest := xxhash.xxh64(json.dumps(about, sort_keys=True)))
+    settings = [exported.config.model, exported.config.teacher, config.precision]
+    digest = xxhash.xxh64(json.dumps(settings, sort_keys=True))
+    hash_tensors(exported.model.state_dict(), digest)
     device.module_to_device(exported)
-    model = TrainedLLM2CLIP(exported.model, lambda asked: (exported.embed_texts(asked).cpu(), 0), config.precision)
+    model = TrainedLLM2CLIP(exported.model, lambda texts: (exported.embed_texts(texts).cpu(), 0), config.precision)
     return model, digest.hexdigest()
 
 
 def find_images(folder: str) -> dict[str, list[int]]:
     """Path inside the folder -> size in bytes and modification time in ns, for all images except hidden ones."""
-    found = {}
-    for where, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith('.')]
-        for path in (Path(where, name) for name in names if is_image(name) and not name.startswith('.')):
-            if path.is_file():
-                found[os.path.relpath(path, folder)] = [path.stat().st_size, path.stat().st_mtime_ns]
-    if not found:
-        raise ConfigError(f'images: there is no image in {folder}, expected files that end in {", ".join(SUFFIXES)}')
-    return dict(sorted(found.items()))
+    images = {}
+    for parent, subfolders, names in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if not name.startswith('.')]
+        for name in names:
+            path = Path(parent, name)
+            if is_image(name) and not name.startswith('.') and path.is_file():
+                images[os.path.relpath(path, folder)] = [path.stat().st_size, path.stat().st_mtime_ns]
+    if not images:
+        raise ConfigError(f'images: there is no image in {folder}, expected files that end in '
+                          f'{", ".join(SUFFIXES)}')
+    return dict(sorted(images.items()))
 
 
-def embed_images(config: ImageFolderConfig, model: TrainedLLM2CLIP, fingerprint: str) -> tuple[list[str], torch.Tensor]:
+def embed_images(
+    config: ImageFolderConfig, model: TrainedLLM2CLIP, fingerprint: str
+) -> tuple[list[str], torch.Tensor]:
     """Return the paths of N readable images and their features ``(N, D)``; only new and changed files are encoded.
 
     Raises:
         ConfigError: No image can be read, or the features in `config.index` belong to another model or folder.
         FileError, LoadError: The file of the features is damaged.
     """
-    found, path = find_images(config.images), Path(config.index, INDEX_FILE)
-    about = {'model': fingerprint, 'images': json.dumps(os.path.abspath(config.images))}
-    known, files = {}, {}
-    if path.is_file():
-        tensors, before = read_safetensors(path, expected := 'features of images; remove it to embed them again')
-        with reading(path, expected):
-            files = parse_json(tensors['files'].numpy().tobytes(), path, dict)
-            known = {name: (state, row) for (name, state), row in zip(files.items(), tensors['features'], strict=True)}
-        if {**before, **about} != before:
-            raise ConfigError(f'index: {path} is of another model, precision or dim, or of images in another folder; '
-                              'give another `index`, or remove that file')
-    known = {name: entry for name, entry in known.items() if entry[0] == found.get(name)}
-    todo = [name for name in found if name not in known]
+    states = find_images(config.images)
+    path = Path(config.index, INDEX_FILE)
+    metadata = {'model': fingerprint, 'images': json.dumps(os.path.abspath(config.images))}
+    kept = _read_index(path, metadata) if path.is_file() else {}
+    known = {name: row for name, (state, row) in kept.items() if state == states.get(name)}
+    todo = [name for name in states if name not in known]
     images = ImageFiles(config.images, todo)
     try:
         with tqdm(total=len(todo), desc='embed', unit=' images') as progress:
             for batch in encode_batches(model, images, todo, range(len(todo)), config.batch_size, config.num_workers,
                                         keep_going=True):
-                known.update((todo[i], (found[todo[i]], row)) for i, row in zip(batch.positions, batch.features.half()))
+                known.update(zip([todo[i] for i in batch.positions], batch.features.half()))
                 for reason in batch.unreadable.values():
                     tqdm.write(f'unreadable: {printable(reason)}')
                 progress.update(len(batch.positions) + len(batch.unreadable))
     finally:
-        states = json.dumps({name: known[name][0] for name in found if name in known}).encode()
-        features = [known[name][1] for name in found if name in known]
-        if features and (todo or files.keys() - found.keys()):
-            write_safetensors(path, {'files': torch.frombuffer(bytearray(states), dtype=torch.uint8),
-                                     'features': torch.stack(features)}, about)
-    if not features:
+        names = [name for name in states if name in known]
+        if names and (todo or kept.keys() - states.keys()):
+            files = json.dumps({name: states[name] for name in names}).encode()
+            write_safetensors(path, {'files': torch.frombuffer(bytearray(files), dtype=torch.uint8),
+                                     'features': torch.stack([known[name] for name in names])}, metadata)
+    if not names:
         raise ConfigError(f'images: none in {config.images} can be read')
-    return [os.path.join(config.images, name) for name in found if name in known], torch.stack(features).float()
+    features = torch.stack([known[name] for name in names])
+    return [os.path.join(config.images, name) for name in names], features.float()
+
+
+def _read_index(path: Path, metadata: dict[str, str]) -> dict[str, tuple[list[int], torch.Tensor]]:
+    """Read name of an image -> its state in `find_images` and its features; a file with other metadata is refused."""
+    expected = 'features of images; remove it to embed them again'
+    tensors, written = read_safetensors(path, expected)
+    with reading(path, expected):
+        files = parse_json(tensors['files'].numpy().tobytes(), path, dict)
+        entries = {name: (state, row) for (name, state), row in zip(files.items(), tensors['features'], strict=True)}
+    if written | metadata != written:
+        raise ConfigError(f'index: {path} is of another model, precision or dim, or of images in another folder; '
+                          'give another `index`, or remove that file')
+    return entries
 
 
 def embed_query(model: TrainedLLM2CLIP, query: Union[str, Path]) -> torch.Tensor:

@@ -37,8 +37,8 @@ def class_features(prompt_features: torch.Tensor, classes: Sequence[str]) -> tor
         classes: C class names; classes with the same name share its prompts.
     """
     names = {name: position for position, name in enumerate(dict.fromkeys(classes))}
-    of_names = mean_of_prompts(prompt_features.view(len(names), -1, prompt_features.shape[-1]))
-    return of_names[[names[name] for name in classes]]
+    name_features = mean_of_prompts(prompt_features.view(len(names), -1, prompt_features.shape[-1]))
+    return name_features[[names[name] for name in classes]]
 
 
 def zeroshot_metrics(
@@ -63,8 +63,9 @@ def zeroshot_metrics(
         ranks = class_ranks(image_features, class_features, labels)
         return _accuracy_metrics(ranks, labels, classes, 'zeroshot', resamples)
     precision = 100 * average_precision(class_scores(image_features, class_features), labels)
-    return {'n_images': len(labels), 'n_classes': len(classes), 'mean_average_precision': precision.mean().item(),
-            'per_class': dict(zip(_distinct(classes), precision.tolist()))}, []
+    per_class = dict(zip(_distinct(classes), precision.tolist()))
+    return {'n_images': len(labels), 'n_classes': len(classes),
+            'mean_average_precision': precision.mean().item(), 'per_class': per_class}, []
 
 
 def _distinct(classes: Sequence[str]) -> list[str]:
@@ -83,9 +84,12 @@ def _accuracy_metrics(
     outcomes = Outcomes(tuple(f'{name}_top{k}' for k in ks), hits, images, len(images))
     names = _distinct(classes)
     per_class = {names[c]: accuracy for c, accuracy in accuracy_per_class(ranks, labels).items()}
-    values = {'n_images': len(labels), 'n_classes': len(classes), **{f'{name}_top{k}': recall(ranks, k) for k in ks},
-              'mean_per_class': sum(per_class.values()) / len(per_class), 'intervals': outcomes.intervals(resamples),
-              'per_class': per_class}
+    values: dict[str, Any] = {'n_images': len(labels), 'n_classes': len(classes)}
+    for k in ks:
+        values[f'{name}_top{k}'] = recall(ranks, k)
+    values['mean_per_class'] = sum(per_class.values()) / len(per_class)
+    values['intervals'] = outcomes.intervals(resamples)
+    values['per_class'] = per_class
     return values, [outcomes, Outcomes(('mean_per_class',), hits[:, :1], images, len(images), labels)]
 
 
@@ -114,17 +118,18 @@ def linear_probe(
     if sgd is not None:
         logits = sgd_logits(train, train_labels, test, len(classes), sgd, device)
     else:
-        x, y = F.normalize(torch.cat([*train]), dim=-1).numpy(), train_labels.numpy()
+        x = F.normalize(torch.cat([*train]), dim=-1).numpy()
+        y = train_labels.numpy()
         split = StratifiedShuffleSplit(1, test_size=max(len(np.unique(y)), len(y) // 5), random_state=0)
         probe = GridSearchCV(LogisticRegression(max_iter=1000), {'C': _C}, cv=split).fit(x, y)
         logits = torch.full((len(test), len(classes)), -torch.inf, dtype=torch.float64)
-        logits[:, torch.from_numpy(probe.classes_)] = torch.from_numpy(
-            probe.predict_log_proba(F.normalize(test, dim=-1).numpy())).double()
+        log_probabilities = probe.predict_log_proba(F.normalize(test, dim=-1).numpy())
+        logits[:, torch.from_numpy(probe.classes_)] = torch.from_numpy(log_probabilities).double()
         chosen = probe.best_params_
     # Ties and NaN scores count against the right class.
     ranks = (~(logits < logits.gather(1, test_labels[:, None]))).sum(1) - 1
     values, outcomes = _accuracy_metrics(ranks, test_labels, classes, 'linear_probe', resamples)
-    return {**values, **chosen}, outcomes
+    return values | chosen, outcomes
 
 
 def sgd_logits(
@@ -154,7 +159,8 @@ def sgd_logits(
     for block in train:
         x[start:start + len(block)] = ((block - mean) / deviation).to(device)
         start += len(block)
-    labels, head = labels.to(device), torch.nn.Linear(len(mean), n_classes, device=device)
+    labels = labels.to(device)
+    head = torch.nn.Linear(len(mean), n_classes, device=device)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
     optimizer = torch.optim.SGD(head.parameters(), config.learning_rate, config.momentum)
@@ -174,10 +180,13 @@ def sgd_logits(
 
 def _moments(blocks: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation ``(W,)`` of each column; the deviation is 1 for columns constant in float32."""
-    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    count = 0
+    total = squares = torch.zeros(())
     for block in blocks:
         wide = block.double()
-        count, total, squares = count + len(wide), total + wide.sum(0), squares + (wide ** 2).sum(0)
+        count += len(wide)
+        total = total + wide.sum(0)
+        squares = squares + (wide ** 2).sum(0)
     mean = total / count
     deviation = (squares / count - mean ** 2).clamp(min=0).sqrt()
     deviation[deviation <= torch.finfo(torch.float32).eps * mean.abs()] = 1

@@ -27,42 +27,54 @@ class BenchmarkResult(NamedTuple):
     """Seed of the resamples for averages; equal for benchmarks with the same images, to resample them together."""
 
 
-def comparisons(config: EvaluateConfig, found: Mapping[str, Mapping[str, BenchmarkResult]]) -> dict[str, Any]:
+def comparisons(config: EvaluateConfig, results: Mapping[str, Mapping[str, BenchmarkResult]]) -> dict[str, Any]:
     """Compare the models of an evaluation with its baseline, and average their results.
 
     Args:
         config: Defines the baseline and the averages.
-        found: Benchmark, such as ``zeroshot.imagenet`` -> model -> results.
+        results: Benchmark, such as ``zeroshot.imagenet`` -> model -> results.
 
     Returns:
         Entries for `results.json`.  ``comparison`` is present with a baseline and has the result of `compare` per
         benchmark and model.  ``averages`` is present if at least one model has all benchmarks of an average.
     """
-    result: dict[str, Any] = {}
-    baseline, resamples = config.baseline, config.bootstrap
+    entries: dict[str, Any] = {}
+    baseline = config.baseline
     if baseline is not None:
-        result['comparison'] = {'baseline': baseline, 'benchmarks': {
-            benchmark: {'metrics': _metrics(config, benchmark, models[baseline]), 'models': {
-                name: compare(models[baseline], one, resamples) for name, one in models.items() if name != baseline}}
-            for benchmark, models in found.items() if baseline in models}}
+        compared = {}
+        for benchmark, models in results.items():
+            if baseline in models:
+                compared[benchmark] = {
+                    'metrics': _metrics(config, benchmark, models[baseline]),
+                    'models': {name: compare(models[baseline], model, config.bootstrap)
+                               for name, model in models.items() if name != baseline}}
+        entries['comparison'] = {'baseline': baseline, 'benchmarks': compared}
     for average_name, benchmarks in config.averages.items():
-        models = {name: [found[benchmark][name] for benchmark in benchmarks] for name in config.models
-                  if all(name in found.get(benchmark, {}) for benchmark in benchmarks)}
-        if not models:
-            continue
-        before = models.get(baseline) if baseline is not None else None
-        metrics = {benchmark: _metrics(config, benchmark, next(iter(found[benchmark].values())))
-                   for benchmark in benchmarks}
-        names = _RECALLS if benchmarks[0].startswith('retrieval.') else ('mean',)
-        columns: dict[str, Sequence[str]] = dict(zip(names, zip(*metrics.values())))
-        entry = result.setdefault('averages', {})[average_name] = {'benchmarks': metrics, 'models': {}}
-        for name, of_model in models.items():
-            means, intervals = _averages(of_model, columns, resamples)
-            entry['models'][name] = {**means, 'intervals': intervals}
-            if before is not None and name != baseline:
-                difference, intervals = _averages(of_model, columns, resamples, before)
-                entry['models'][name]['compared'] = {'difference': difference, 'intervals': intervals}
-    return result
+        sets = [results.get(benchmark, {}) for benchmark in benchmarks]
+        complete = {name: [models[name] for models in sets] for name in config.models
+                    if all(name in models for models in sets)}
+        if complete:
+            entries.setdefault('averages', {})[average_name] = _average_entry(config, benchmarks, complete)
+    return entries
+
+
+def _average_entry(
+    config: EvaluateConfig, benchmarks: Sequence[str], models: Mapping[str, Sequence[BenchmarkResult]]
+) -> dict[str, Any]:
+    """Metrics of the benchmarks, and the means of models that have a result on each of them."""
+    first = next(iter(models.values()))
+    metrics = {benchmark: _metrics(config, benchmark, result) for benchmark, result in zip(benchmarks, first)}
+    names = _RECALLS if benchmarks[0].startswith('retrieval.') else ('mean',)
+    columns: dict[str, Sequence[str]] = dict(zip(names, zip(*metrics.values())))
+    baseline = config.baseline
+    entries: dict[str, Any] = {}
+    for name, results in models.items():
+        means, intervals = _averages(results, columns, config.bootstrap)
+        entries[name] = means | {'intervals': intervals}
+        if baseline is not None and baseline in models and name != baseline:
+            difference, intervals = _averages(results, columns, config.bootstrap, models[baseline])
+            entries[name]['compared'] = {'difference': difference, 'intervals': intervals}
+    return {'benchmarks': metrics, 'models': entries}
 
 
 def compare(before: BenchmarkResult, after: BenchmarkResult, resamples: int = 1000) -> dict[str, dict[str, Any]]:
@@ -72,56 +84,62 @@ def compare(before: BenchmarkResult, after: BenchmarkResult, resamples: int = 10
         ``difference``: metric -> gain in percentage points.  ``intervals``: metric -> 95 % interval of the paired
         bootstrap; empty without resamples and for mean average precision.
     """
+    metrics: list[str] = []
     intervals: dict[str, Sequence[float]] = {}
     for old, new in zip(before.outcomes, after.outcomes, strict=True):
+        metrics += new.names
         intervals.update(new.minus(old).intervals(resamples))
-    metrics = [name for outcomes in after.outcomes for name in outcomes.names] or [_MEAN_AP]
-    return {'difference': {name: after.values[name] - before.values[name] for name in metrics}, 'intervals': intervals}
+    difference = {name: after.values[name] - before.values[name] for name in metrics or [_MEAN_AP]}
+    return {'difference': difference, 'intervals': intervals}
 
 
 def average(
-    found: Sequence[BenchmarkResult], metrics: Sequence[str], resamples: int = 1000,
-    less: Optional[Sequence[BenchmarkResult]] = None,
+    results: Sequence[BenchmarkResult], metrics: Sequence[str], resamples: int = 1000,
+    baseline: Optional[Sequence[BenchmarkResult]] = None,
 ) -> tuple[float, Optional[list[float]]]:
     """Average one metric per benchmark, or its differences from a baseline, and return the mean and a 95 % interval.
 
-    `found` has the results of a model on each benchmark, `metrics` the metric of each, and `less` the results of the
-    baseline.  Images are resampled within each benchmark; benchmarks with the same images are resampled together.
+    `results` are those of a model on each benchmark, `metrics` has the metric of each, and `baseline` the results of
+    the baseline.  Images are resampled within each benchmark; benchmarks with the same images are resampled together.
 
     Mean, low and high are in percent.  The interval is None without resamples or with mean average precision.
     """
-    numbers = [one.values[metric] for one, metric in zip(found, metrics)]
-    if less is not None:
-        numbers = [number - one.values[metric] for number, one, metric in zip(numbers, less, metrics)]
-    mean, draws = sum(numbers) / len(numbers), torch.zeros(resamples, dtype=torch.float64)
+    numbers = [result.values[metric] for result, metric in zip(results, metrics)]
+    if baseline is not None:
+        numbers = [number - result.values[metric] for number, result, metric in zip(numbers, baseline, metrics)]
+    mean = sum(numbers) / len(numbers)
+    draws = torch.zeros(resamples, dtype=torch.float64)
     for i, metric in enumerate(metrics):
-        where = next((j for j, outcomes in enumerate(found[i].outcomes) if metric in outcomes.names), None)
-        if where is None or not resamples:
+        position = next((j for j, outcomes in enumerate(results[i].outcomes) if metric in outcomes.names), None)
+        if position is None or not resamples:
             return mean, None
-        outcomes = found[i].outcomes[where]
-        if less is not None:
-            outcomes = outcomes.minus(less[i].outcomes[where])
+        outcomes = results[i].outcomes[position]
+        if baseline is not None:
+            outcomes = outcomes.minus(baseline[i].outcomes[position])
         column = outcomes.names.index(metric)
-        draws += outcomes._replace(hits=outcomes.hits[:, [column]]).resampled(resamples, found[i].seed)[:, 0]
+        draws += outcomes._replace(hits=outcomes.hits[:, [column]]).resampled(resamples, results[i].seed)[:, 0]
     return mean, (100 * percentile_interval(draws[:, None] / len(metrics)))[0].tolist()
 
 
 def _averages(
-    found: Sequence[BenchmarkResult], columns: Mapping[str, Sequence[str]], resamples: int,
-    less: Optional[Sequence[BenchmarkResult]] = None,
+    results: Sequence[BenchmarkResult], columns: Mapping[str, Sequence[str]], resamples: int,
+    baseline: Optional[Sequence[BenchmarkResult]] = None,
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Column -> `average` of its metrics, and column -> interval for the averages that have one."""
-    pairs = {name: average(found, metrics, resamples, less) for name, metrics in columns.items()}
-    return ({name: mean for name, (mean, _) in pairs.items()},
-            {name: interval for name, (_, interval) in pairs.items() if interval is not None})
+    means, intervals = {}, {}
+    for name, metrics in columns.items():
+        means[name], interval = average(results, metrics, resamples, baseline)
+        if interval is not None:
+            intervals[name] = interval
+    return means, intervals
 
 
-def _metrics(config: EvaluateConfig, benchmark: str, found: BenchmarkResult) -> list[str]:
+def _metrics(config: EvaluateConfig, benchmark: str, result: BenchmarkResult) -> list[str]:
     """Main metrics of a benchmark."""
     kind, _, name = benchmark.partition('.')
     if kind == 'retrieval':
         return [*_RECALLS]
-    if _MEAN_AP in found.values:
+    if _MEAN_AP in result.values:
         return [_MEAN_AP]
     metric = getattr(config, kind)[name].metric
     return [f'{kind}_top1' if metric == 'top1' else metric]

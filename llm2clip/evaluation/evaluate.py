@@ -7,7 +7,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from composer.devices import Device
 from llm2clip.config import ConfigError, CRAConfig, EvaluateConfig, RetrievalConfig
 from llm2clip.config.files import read_config, save_config
 from llm2clip.data.schema import CAPTION, SAMPLE_ID, read_columns, read_index, whole_shard
-from llm2clip.data.zeroshot import zeroshot_set
+from llm2clip.data.zeroshot import ZeroshotSet, zeroshot_set
 from llm2clip.evaluation.classification import class_features, linear_probe, zeroshot_metrics
 from llm2clip.evaluation.comparison import BenchmarkResult, comparisons
 from llm2clip.evaluation.images import ImageFeatures, finite
@@ -41,19 +40,22 @@ _KINDS = ('retrieval', 'zeroshot', 'linear_probe')
 # Captions per block: enough to sort by length, few enough to distribute over several ranks.
 _BLOCK = 1024
 
-
 def check_results(config: EvaluateConfig) -> None:
     """Raise a ConfigError if `out` has results of models, sets or text encoders that `config` lacks or changes."""
     if not Path(config.out, 'results.json').is_file():
         return
     before = read_config(EvaluateConfig, config.out)
-    for kind in ('models', *_KINDS, 'cra'):
-        then, now = ({'': value} if is_dataclass(value) else value or {}
-                     for value in (getattr(before, kind), getattr(config, kind)))
-        for name, value in then.items():
-            if name not in now or {**vars(value), 'batch_tokens': 0} != {**vars(now[name]), 'batch_tokens': 0}:
-                raise ConfigError(f'out: {config.out} has results of another {f"{kind}.{name}".rstrip(".")}, expected '
-                                  'a folder without results, or with those of models and sets that are the same here')
+    parts = []
+    for kind in ('models', *_KINDS):
+        now = getattr(config, kind)
+        parts += [(f'{kind}.{name}', value, now.get(name)) for name, value in getattr(before, kind).items()]
+    if before.cra is not None:
+        parts.append(('cra', before.cra, config.cra))
+    for key, old, new in parts:
+        # The number of tokens per forward pass does not change the results.
+        if new is None or vars(old) | {'batch_tokens': 0} != vars(new) | {'batch_tokens': 0}:
+            raise ConfigError(f'out: {config.out} has results of another {key}, expected a folder without results, '
+                              'or with those of models and sets that are the same here')
 
 
 class Evaluation:
@@ -76,76 +78,94 @@ class Evaluation:
         self.galleries: dict[str, Any] = {}
         self.kept_features = Path(config.out, 'image_features')
         # Unrounded metrics and outcomes per query, for comparisons and averages.
-        self._found: dict[str, dict[str, BenchmarkResult]] = {}
+        self._unrounded: dict[str, dict[str, BenchmarkResult]] = {}
         for name, model in config.models.items():
             check_evaluated_model(model, f'models.{name}')
         if config.cra is not None:
             _check_cra(config.cra)
-
-        def opened(kind: str, key: str = 'source') -> dict[str, Any]:
-            return {name: open_set(kind, getattr(benchmark, key), f'{kind}.{name}.{key}')
-                    for name, benchmark in getattr(config, kind).items()}
-
-        self.retrieval: dict[str, RetrievalSet] = opened('retrieval')
+        self.retrieval: dict[str, RetrievalSet] = {}
+        for name, benchmark in config.retrieval.items():
+            self.retrieval[name] = open_set('retrieval', benchmark.source, f'retrieval.{name}.source')
         self.zeroshot = {name: zeroshot_set(benchmark, f'zeroshot.{name}')
                          for name, benchmark in config.zeroshot.items()}
-        train, test = opened('linear_probe', 'train'), opened('linear_probe', 'test')
-        self.probes: dict[str, tuple[ClassificationSet, ClassificationSet]] = {
-            name: (train[name], test[name]) for name in train}
-        for name, pair in self.probes.items():
-            _check_probe(*pair, f'linear_probe.{name}')
+        self.probes: dict[str, tuple[ClassificationSet, ClassificationSet]] = {}
+        for name, probe in config.linear_probe.items():
+            train = open_set('linear_probe', probe.train, f'linear_probe.{name}.train')
+            test = open_set('linear_probe', probe.test, f'linear_probe.{name}.test')
+            _check_probe(train, test, f'linear_probe.{name}')
+            self.probes[name] = train, test
 
     def run(self, model_name: str, model: EvaluatedModel) -> None:
         """Evaluate a model on every benchmark, and save the results after each."""
-        config, resamples = self.config, self.config.bootstrap
+        config = self.config
         images = ImageFeatures(model, model_name, self.kept_features, config.batch_size, config.num_workers)
         if is_first():
             self.results['weights'][model_name] = images.weights
-
-        def features_of(dataset: EvaluationSet, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, int]:
-            """Features of images and texts, and the number of truncated texts."""
-            features, truncated = model.text_features(texts)
-            texts_of_set = finite(features, f'{model_name}: features of texts of {dataset.name}')
-            return images(dataset)[0].whole(), texts_of_set, truncated
-
-        def add(kind: str, name: str, benchmark: str, values: Mapping[str, Any], outcomes: Sequence[Outcomes],
-                images_of: EvaluationSet) -> None:
-            values = {**values, 'precision': model.precision}
-            # Benchmarks with the same images get the same seed, so that averages resample them together.
-            seed = xxhash.xxh32(json.dumps([repr(images_of.read_image), images_of.image_ids])).intdigest()
-            self._found.setdefault(f'{kind}.{name}', {})[model_name] = BenchmarkResult(values, outcomes, seed)
-            entry = self.results[kind].setdefault(name, {'benchmark': benchmark, 'models': {}})
-            entry['models'][model_name] = _rounded(values)
-            self._save()
-            shown = {key: value for key, value in entry['models'][model_name].items() if not isinstance(value, dict)}
-            print(f'{model_name} on {name}: {shown}', flush=True)
-
         for name, dataset in self.retrieval.items():
-            projected, texts, truncated = features_of(dataset, dataset.texts)
-            if is_first():
-                benchmark = config.retrieval[name]
-                found = evaluate_retrieval(dataset, projected, texts, benchmark.merge_equal_texts, model.device)
-                if config.gallery and name not in self.galleries:
-                    self.galleries[name] = {'model': model_name, **make_gallery(dataset, found, config.gallery)}
-                outcomes = found.ranks.outcomes(found.images, len(dataset.image_ids))
-                intervals = {metric: ends for way in outcomes for metric, ends in way.intervals(resamples).items()}
-                add('retrieval', name, published_name(benchmark),
-                    {**found.ranks.recalls(), 'intervals': intervals, 'n_truncated': truncated,
-                     'n_without_caption': len(dataset.image_ids) - len(found.images)}, outcomes, dataset)
-        for name, zeroshot in self.zeroshot.items():
-            dataset = zeroshot.dataset
-            projected, prompts, truncated = features_of(dataset, zeroshot.prompts)
-            if is_first():
-                values, outcomes = zeroshot_metrics(projected, torch.tensor(dataset.labels), class_features(
-                    prompts, dataset.classes), dataset.classes, resamples)
-                add('zeroshot', name, dataset.name, {**values, 'n_truncated': truncated}, outcomes, dataset)
+            self._run_retrieval(images, name, dataset)
+        for name, benchmark in self.zeroshot.items():
+            self._run_zeroshot(images, name, benchmark)
         for name, (train, test) in self.probes.items():
-            (_, learned), (_, tested) = images(train), images(test)
-            if is_first():
-                values, outcomes = linear_probe(
-                    learned, torch.tensor(train.labels), tested.whole(), torch.tensor(test.labels), train.classes,
-                    config.linear_probe[name].sgd, model.device, resamples)
-                add('linear_probe', name, test.name, values, outcomes, test)
+            self._run_linear_probe(images, name, train, test)
+
+    def _run_retrieval(self, images: ImageFeatures, name: str, dataset: RetrievalSet) -> None:
+        text_features, n_truncated = _text_features(images, dataset, dataset.texts)
+        image_features = images(dataset)[0].whole()
+        if not is_first():
+            return
+        config = self.config.retrieval[name]
+        result = evaluate_retrieval(dataset, image_features, text_features, config.merge_equal_texts,
+                                    images.model.device)
+        if self.config.gallery and name not in self.galleries:
+            gallery = make_gallery(dataset, result, self.config.gallery)
+            self.galleries[name] = {'model': images.name} | gallery
+        outcomes = result.ranks.outcomes(result.images, len(dataset.image_ids))
+        values: dict[str, Any] = dict(result.ranks.recalls())
+        values['intervals'] = {}
+        for direction in outcomes:
+            values['intervals'].update(direction.intervals(self.config.bootstrap))
+        values['n_truncated'] = n_truncated
+        values['n_without_caption'] = len(dataset.image_ids) - len(result.images)
+        self._add(images, 'retrieval', name, published_name(config), dataset, values, outcomes)
+
+    def _run_zeroshot(self, images: ImageFeatures, name: str, benchmark: ZeroshotSet) -> None:
+        dataset = benchmark.dataset
+        prompts, n_truncated = _text_features(images, dataset, benchmark.prompts)
+        image_features = images(dataset)[0].whole()
+        if not is_first():
+            return
+        values, outcomes = zeroshot_metrics(
+            image_features, torch.tensor(dataset.labels), class_features(prompts, dataset.classes), dataset.classes,
+            self.config.bootstrap)
+        values['n_truncated'] = n_truncated
+        self._add(images, 'zeroshot', name, dataset.name, dataset, values, outcomes)
+
+    def _run_linear_probe(
+        self, images: ImageFeatures, name: str, train: ClassificationSet, test: ClassificationSet
+    ) -> None:
+        _, train_states = images(train)
+        _, test_states = images(test)
+        if not is_first():
+            return
+        values, outcomes = linear_probe(
+            train_states, torch.tensor(train.labels), test_states.whole(), torch.tensor(test.labels), train.classes,
+            self.config.linear_probe[name].sgd, images.model.device, self.config.bootstrap)
+        self._add(images, 'linear_probe', name, test.name, test, values, outcomes)
+
+    def _add(
+        self, images: ImageFeatures, kind: str, name: str, benchmark: str, dataset: EvaluationSet,
+        values: dict[str, Any], outcomes: Sequence[Outcomes],
+    ) -> None:
+        """Record, save and print the metrics of a model on the benchmark `kind.name`."""
+        values['precision'] = images.model.precision
+        # Benchmarks with the same images get the same seed, so that averages resample them together.
+        seed = xxhash.xxh32(json.dumps([repr(dataset.read_image), dataset.image_ids])).intdigest()
+        self._unrounded.setdefault(f'{kind}.{name}', {})[images.name] = BenchmarkResult(values, outcomes, seed)
+        entry = self.results[kind].setdefault(name, {'benchmark': benchmark, 'models': {}})
+        entry['models'][images.name] = _rounded(values)
+        self._save()
+        shown = {key: value for key, value in entry['models'][images.name].items() if not isinstance(value, dict)}
+        print(f'{images.name} on {name}: {shown}', flush=True)
 
     def finish(self, device: Device) -> None:
         """Add comparisons, averages and caption retrieval accuracy, and remove the features kept for a restart.
@@ -153,28 +173,32 @@ class Evaluation:
         Args:
             device: Device of the text encoders.
         """
-        config = self.config
+        cra = self.config.cra
         if is_first():
-            self.results.update(_rounded(comparisons(config, self._found)))
+            self.results.update(_rounded(comparisons(self.config, self._unrounded)))
             self._save()
-        if config.cra is not None:
-            found = evaluate_cra(config.cra, device)
+        if cra is not None:
+            accuracies, n_pairs = evaluate_cra(cra, device)
             if is_first():
-                self.results['cra'], self.results['cra_pairs'] = found
-                self.results['cra_precision'], self.results['cra_name'] = config.cra.precision, config.cra.name
+                self.results.update(cra=accuracies, cra_pairs=n_pairs, cra_precision=cra.precision, cra_name=cra.name)
                 self._save()
         if is_first():
             shutil.rmtree(self.kept_features, ignore_errors=True)
 
     def _save(self) -> None:
         """Write all results so far, so that an interrupted evaluation keeps them."""
-        missing = [f'{model}: {kind}.{name}' for model in self.config.models for kind in _KINDS
-                   for name in getattr(self.config, kind)
-                   if model not in self.results[kind].get(name, {'models': {}})['models']]
-        missing += ['cra'] * (self.config.cra is not None and not self.results['cra'])
+        missing = []
+        for model in self.config.models:
+            for kind in _KINDS:
+                for name in getattr(self.config, kind):
+                    evaluated = self.results[kind].get(name, {'models': {}})['models']
+                    if model not in evaluated:
+                        missing.append(f'{model}: {kind}.{name}')
+        if self.config.cra is not None and not self.results['cra']:
+            missing.append('cra')
         self.results.pop('missing', None)
         if missing:
-            self.results = {'missing': missing, **self.results}
+            self.results = {'missing': missing} | self.results
         # Saved only with the first results: until then, the folder may hold another configuration and its results.
         out = Path(self.config.out)
         save_config(self.config, out)
@@ -184,11 +208,19 @@ class Evaluation:
         write_page(out / 'report.html', self.config.title, self.results, self.galleries)
 
 
+def _text_features(
+    images: ImageFeatures, dataset: EvaluationSet, texts: Sequence[str]
+) -> tuple[torch.Tensor, int]:
+    """Features of texts by the model of `images`, and the number of truncated texts."""
+    features, n_truncated = images.model.text_features(texts)
+    return finite(features, f'{images.name}: features of texts of {dataset.name}'), n_truncated
+
+
 def published_name(benchmark: RetrievalConfig) -> str:
     """Name of a set if it is measured as published, so that published numbers compare; otherwise empty."""
     source = benchmark.source
-    whole = source.get('split', 'test') == 'test' and 'first' not in source and not benchmark.merge_equal_texts
-    return source['name'] if whole else ''
+    is_whole = source.get('split', 'test') == 'test' and 'first' not in source
+    return source['name'] if is_whole and not benchmark.merge_equal_texts else ''
 
 
 def _check_probe(train: ClassificationSet, test: ClassificationSet, key: str) -> None:
@@ -196,15 +228,16 @@ def _check_probe(train: ClassificationSet, test: ClassificationSet, key: str) ->
     if train.classes != test.classes:
         raise ConfigError(f'{key}: the classes of train and test differ: '
                           f'{sorted({*train.classes} ^ {*test.classes})[:5] or "in their order"}')
-    labels = [[label for label in one.labels if isinstance(label, int)] for one in (train, test)]
-    for which, dataset, single in zip(('train', 'test'), (train, test), labels):
-        if len(single) < len(dataset.labels):
-            raise ConfigError(f'{key}.{which}: images of {dataset.name} have any number of classes, expected a set '
+    labels: dict[str, list[int]] = {}
+    for part, dataset in (('train', train), ('test', test)):
+        labels[part] = [label for label in dataset.labels if isinstance(label, int)]
+        if len(labels[part]) < len(dataset.labels):
+            raise ConfigError(f'{key}.{part}: images of {dataset.name} have any number of classes, expected a set '
                               'with one each')
     if len(train.classes) < 2:
         raise ConfigError(f'{key}: there is one class, {train.classes[0]!r}, expected at least 2')
-    counts = Counter(labels[0])
-    for c in sorted({*labels[0], *labels[1]}):
+    counts = Counter(labels['train'])
+    for c in sorted({*labels['train'], *labels['test']}):
         if counts[c] < 2:
             raise ConfigError(f'{key}.train: class {train.classes[c]!r} has {counts[c]} training images, expected at '
                               'least 2')
@@ -212,9 +245,10 @@ def _check_probe(train: ClassificationSet, test: ClassificationSet, key: str) ->
 
 def _check_cra(config: CRAConfig) -> None:
     """Raise a ConfigError that names the key if caption pairs or encoder folders are invalid; loads no encoder."""
-    for key, columns in (('captions', [SAMPLE_ID]), ('caption_keys', [CAPTION + key for key in config.caption_keys])):
+    columns = [CAPTION + key for key in config.caption_keys]
+    for key, names in (('captions', [SAMPLE_ID]), ('caption_keys', columns)):
         try:
-            read_columns(config.captions, columns)
+            read_columns(config.captions, names)
         except (OSError, ValueError) as error:
             raise ConfigError(f'cra.{key}: {error}') from None
     for name, encoder in config.teachers.items():
@@ -234,31 +268,37 @@ def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], i
     Samples that lack one of the two captions are skipped; a ValueError is raised if no pair is left.  Every rank calls
     this and embeds a share of the texts; only the first rank gets the accuracies.
     """
-    columns = [CAPTION + key for key in config.caption_keys]
-    # Not `read_samples`: an image dataset would keep all of its images in memory.
-    captions = [tuple(sample[name] for name in columns) for shard in read_index(config.captions)['shards']
-                for sample in whole_shard(config.captions, shard)]
-    pairs = [pair for pair in captions if all(text.strip() for text in pair)]
-    if not pairs:
-        raise ValueError(f'cra.caption_keys: no sample of {config.captions} has all of {config.caption_keys}')
-    if len(pairs) < len(captions) and is_first():
-        print(f'{len(captions) - len(pairs)} of {len(captions)} samples of {config.captions} lack one of '
-              f'{config.caption_keys}', flush=True)
-    pairs = pairs[:config.limit]
-    result = {}
+    pairs = _caption_pairs(config)
+    accuracies = {}
     for name, encoder in config.teachers.items():
         # The fingerprint is not used here, and computing it would read all weights once more.
         teacher = teacher_source(encoder, cut=True).load(
             device, config.batch_tokens, config.precision, fingerprint=Fingerprint(()))
         vectors = []
-        for side in range(2):
-            blocks = [[pair[side] for pair in pairs[start:start + _BLOCK]] for start in range(0, len(pairs), _BLOCK)]
+        for captions in zip(*pairs):
+            blocks = [list(captions[start:start + _BLOCK]) for start in range(0, len(captions), _BLOCK)]
             embedded = rows(round_robin(blocks, partial(_vectors, teacher)))
             vectors.append(finite(embedded, f'{name}: vectors of captions'))
         if is_first():
-            result[name] = round(caption_retrieval_accuracy(*vectors), 3)
-            print(f'{name}: {result[name]:.1f} % of {len(pairs)} pairs', flush=True)
-    return result, len(pairs)
+            accuracies[name] = round(caption_retrieval_accuracy(*vectors), 3)
+            print(f'{name}: {accuracies[name]:.1f} % of {len(pairs)} pairs', flush=True)
+    return accuracies, len(pairs)
+
+
+def _caption_pairs(config: CRAConfig) -> list[list[str]]:
+    """The two captions of each sample that has both."""
+    samples = []
+    # Not `read_samples`: an image dataset would keep all of its images in memory.
+    for shard in read_index(config.captions)['shards']:
+        for sample in whole_shard(config.captions, shard):
+            samples.append([sample[CAPTION + key] for key in config.caption_keys])
+    pairs = [captions for captions in samples if all(text.strip() for text in captions)]
+    if not pairs:
+        raise ValueError(f'cra.caption_keys: no sample of {config.captions} has all of {config.caption_keys}')
+    if len(pairs) < len(samples) and is_first():
+        print(f'{len(samples) - len(pairs)} of {len(samples)} samples of {config.captions} lack one of '
+              f'{config.caption_keys}', flush=True)
+    return pairs[:config.limit]
 
 
 def _rounded(values: Mapping[str, Any]) -> Any:

@@ -44,7 +44,8 @@ class _Images(Dataset):
         self, read_image: Callable[[int], bytes], names: Sequence[str],
         preprocess: Callable[[bytes, str], torch.Tensor], keep_going: bool,
     ) -> None:
-        self.read_image, self.names, self.preprocess, self.keep_going = read_image, names, preprocess, keep_going
+        self.read_image, self.names = read_image, names
+        self.preprocess, self.keep_going = preprocess, keep_going
 
     def __len__(self) -> int:
         return len(self.names)
@@ -56,7 +57,9 @@ class _Images(Dataset):
         except Exception as error:  # decoders raise errors of any kind
             if not self.keep_going:
                 raise
-            reason = str(error) if isinstance(error, (OSError, ValueError)) else f'{self.names[index]}: {error!r}'
+            reason = f'{self.names[index]}: {error!r}'
+            if isinstance(error, (OSError, ValueError)):
+                reason = str(error)
             return index, re.sub(r' <\S+ object at \w+>', '', reason)
 
 
@@ -65,8 +68,8 @@ def _collate(
 ) -> tuple[list[int], Optional[torch.Tensor], dict[int, str]]:
     """Collate into the fields of `EncodedBatch`, with stacked pixels or None in place of features."""
     read = {index: pixels for index, pixels in samples if isinstance(pixels, torch.Tensor)}
-    return (list(read), torch.stack(list(read.values())) if read else None,
-            {index: why for index, why in samples if isinstance(why, str)})
+    unreadable = {index: reason for index, reason in samples if isinstance(reason, str)}
+    return list(read), torch.stack(list(read.values())) if read else None, unreadable
 
 
 def encode_batches(
@@ -148,17 +151,18 @@ class ImageFeatures:
         """Return features ``(N, D)`` and pooled states ``(N, W)``.  Every rank calls this; only the first gets rows."""
         files: dict[range, Path] = {}
         if is_first():
-            what = [self.name, self.weights, self.model.precision, repr(dataset.read_image), dataset.image_ids]
-            name, n = xxhash.xxh64(json.dumps(what)).hexdigest(), len(dataset.image_ids)
-            files = {range(start, min(start + _BLOCK, n)): self.folder / f'{name}-{start}.safetensors'
-                     for start in range(0, n, _BLOCK)}
-        missing = broadcast_from_rank0(lambda: [positions for positions, path in files.items() if not path.is_file()])
+            sources = [self.name, self.weights, self.model.precision, repr(dataset.read_image), dataset.image_ids]
+            key = xxhash.xxh64(json.dumps(sources)).hexdigest()
+            n = len(dataset.image_ids)
+            for start in range(0, n, _BLOCK):
+                files[range(start, min(start + _BLOCK, n))] = self.folder / f'{key}-{start}.safetensors'
+        missing = broadcast_from_rank0(lambda: [block for block, path in files.items() if not path.is_file()])
         total = -(-sum(map(len, missing)) // self.batch_size)
         with tqdm(total=total, desc=f'{self.name} on {dataset.name}', unit=' batches',
                   disable=not is_first() or not missing) as progress:
-            for positions in missing:
+            for block in missing:
                 features, pooled = [], []
-                for batch in encode_batches(self.model, dataset.read_image, dataset.image_ids, positions,
+                for batch in encode_batches(self.model, dataset.read_image, dataset.image_ids, block,
                                             self.batch_size, self.num_workers):
                     features.append(batch.features)
                     pooled.append(batch.pooled)
@@ -167,12 +171,12 @@ class ImageFeatures:
                 states = finite(rows(pooled), f'{self.name}: pooled states of images of {dataset.name}')
                 if is_first():
                     self.folder.mkdir(parents=True, exist_ok=True)
-                    write_safetensors(files[positions], {'projected': projected, 'pooled': states}, {})
+                    write_safetensors(files[block], {'projected': projected, 'pooled': states}, {})
         return _KeptRows([*files.values()], 'projected'), _KeptRows([*files.values()], 'pooled')
 
 
-def finite(features: torch.Tensor, what: str) -> torch.Tensor:
-    """Return the features; raise a ValueError with the description `what` if one is infinite or NaN."""
+def finite(features: torch.Tensor, description: str) -> torch.Tensor:
+    """Return the features; raise a ValueError with the description if one is infinite or NaN."""
     if not features.isfinite().all():
-        raise ValueError(f'{what} are not finite, expected weights and a precision that give numbers')
+        raise ValueError(f'{description} are not finite, expected weights and a precision that give numbers')
     return features

@@ -116,13 +116,13 @@ class HuggingFaceCLIP:
 
     def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         blocks = [list(texts[start:start + _TEXTS]) for start in range(0, len(texts), _TEXTS)]
-        found = list(round_robin(blocks, partial(map, self._features_of_texts)))
-        return rows(features for features, _ in found), sum(truncated for _, truncated in found)
+        encoded = list(round_robin(blocks, partial(map, self._encode_texts)))
+        return rows(features for features, _ in encoded), sum(truncated for _, truncated in encoded)
 
     @torch.no_grad()
-    def _features_of_texts(self, texts: list[str]) -> tuple[torch.Tensor, int]:
+    def _encode_texts(self, texts: list[str]) -> tuple[torch.Tensor, int]:
         tokens = self.tokenizer.tokenize(texts)
-        batch = {name: value.to(self.device) for name, value in self.tokenizer.pad(tokens).items()}
+        batch = {name: ids.to(self.device) for name, ids in self.tokenizer.pad(tokens).items()}
         with _autocast(self):
             features = _tensor(self.model.get_text_features(**batch))
         return F.normalize(features.float(), dim=-1).cpu(), sum(text.cut for text in tokens)
@@ -135,7 +135,7 @@ def _autocast(model: EvaluatedModel) -> torch.autocast:
     return torch.autocast(model.device.type, torch.bfloat16, enabled=model.precision == 'amp_bf16')
 
 
-def _side_by_side(teachers: Sequence[Teacher]) -> Teacher:
+def _concatenated(teachers: Sequence[Teacher]) -> Teacher:
     """Combine teachers into one that concatenates their embeddings and counts the most truncated texts."""
     def embed(texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         vectors, truncated = zip(*(teacher(texts) for teacher in teachers))
@@ -151,9 +151,9 @@ def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
         ConfigError: It names no model or several, a folder is of the wrong kind, or the teacher is missing.
         ValueError: The teacher is not the one that the model was trained with.
     """
-    named = [name for name in ('run', 'export', 'pretrained') if getattr(config, name) is not None]
-    if len(named) != 1:
-        raise ConfigError(f'{key}: expected one of run, export and pretrained; got {" and ".join(named) or "none"}')
+    given = [name for name in ('run', 'export', 'pretrained') if getattr(config, name) is not None]
+    if len(given) != 1:
+        raise ConfigError(f'{key}: expected one of run, export and pretrained; got {" and ".join(given) or "none"}')
     if config.wise_ft_alpha != 1 and config.run is None:
         raise ConfigError(f'{key}.wise_ft_alpha: {config.wise_ft_alpha:g}, expected 1 or a run, which knows what it '
                           'began with')
@@ -163,18 +163,19 @@ def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
         return
     for teacher, fingerprint in _teachers(config, key):
         try:
-            teacher.check_encoding(fingerprint, _what(config))
+            teacher.check_encoding(fingerprint, _folder(config))
         except ConfigError as error:
             raise ConfigError(f'{key}.teacher: {error}') from None
 
 
-def _what(config: EvaluatedModelConfig) -> str:
+def _folder(config: EvaluatedModelConfig) -> str:
     return str(config.run or config.export)
 
 
 def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSource, Optional[Fingerprint]]]:
     """Teachers of a model, each with the fingerprint of the teacher that the model was trained with, if known."""
-    named, expected = teacher_sources(config.teacher), [None]
+    teachers = teacher_sources(config.teacher)
+    expected = [None]
     if config.export is not None:
         if not is_exported(config.export):
             raise ConfigError(f'{key}.export: {config.export} is no folder that export_hf wrote (it has no config.json '
@@ -183,8 +184,9 @@ def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSourc
         expected = list(exported.teachers())
         check_truncate_dim(config.truncate_dim, exported.model_config(), f'{key}.truncate_dim')
         folders = filter(Path.is_dir, LLM2CLIPModel.teacher_folders(Path(config.export)))
-        named = named or [teacher_in(folder, fingerprint, config.trust_remote_code)
-                          for folder, fingerprint in zip(folders, expected)]
+        if not teachers:
+            teachers = [teacher_in(folder, fingerprint, config.trust_remote_code)
+                        for folder, fingerprint in zip(folders, expected)]
     elif config.run is not None:
         try:
             run_config, record = read_stage2(config.run, config.weights, config.wise_ft_alpha)
@@ -196,12 +198,12 @@ def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSourc
             return [(ClipText(clip_text, cut=True), None)]
         run_config, record = with_trained_teacher(config.run, run_config, record, config.weights, config.wise_ft_alpha)
         expected = list(record.teacher)
-        named = named or teacher_sources(run_config.teacher, config.trust_remote_code)
-    if not named:
-        raise ConfigError(f'{key}.teacher: required but not set, since {_what(config)} names none that is there')
-    if len(named) != len(expected):
-        raise ConfigError(f'{_what(config)} learned from {len(expected)} teachers, not from {len(named)}')
-    return list(zip(named, expected))
+        teachers = teachers or teacher_sources(run_config.teacher, config.trust_remote_code)
+    if not teachers:
+        raise ConfigError(f'{key}.teacher: required but not set, since {_folder(config)} names none that is there')
+    if len(teachers) != len(expected):
+        raise ConfigError(f'{_folder(config)} learned from {len(expected)} teachers, not from {len(teachers)}')
+    return list(zip(teachers, expected))
 
 
 def load_evaluated_model(
@@ -230,9 +232,9 @@ def load_evaluated_model(
     def cached(source: TeacherSource, expected: Optional[Fingerprint] = None) -> Teacher:
         fingerprint = once_per_node(source.fingerprint, f'teacher {source.name}')
         if expected is not None:
-            fingerprint.check(expected, source.name, _what(config))
+            fingerprint.check(expected, source.name, _folder(config))
         load = partial(source.load, device, config.batch_tokens, config.precision, fingerprint)
         return CachedTeacher(cache, fingerprint, config.precision, load)
 
     teachers = [cached(source, expected) for source, expected in _teachers(config, key)]
-    return TrainedLLM2CLIP(device.module_to_device(model), _side_by_side(teachers), config.precision)
+    return TrainedLLM2CLIP(device.module_to_device(model), _concatenated(teachers), config.precision)

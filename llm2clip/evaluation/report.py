@@ -5,6 +5,7 @@
 
 import functools
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, ParamSpec, Union
@@ -23,7 +24,9 @@ from llm2clip.training.callbacks.jsonl_logger import read_metrics
 _P = ParamSpec('_P')
 _LABELLED = 20
 _GENERATOR = b'<meta name="generator" content="llm2clip">'
-# First part of `Table.about` -> caption of the table.
+# Paired differences of a model: label -> percentage points and their interval, if known.
+_Differences = Mapping[str, tuple[float, Optional[Sequence[float]]]]
+# First part of `Table.topic` -> caption of the table.
 _SEEN = {
     'cra': 'How often the two captions of a pair find each other among {pairs}, which is what stage 1 teaches the LLM.',
     'retrieval': 'How often the right image is among the first 1, 5 or 10 that a text finds (text→image), and the '
@@ -52,12 +55,13 @@ def write_report(config: ReportConfig) -> Path:
         ConfigError: A folder, file or gallery is missing, or another file has the page's name.
         FileError: A file is damaged.
     """
-    found = []
+    contents = []
     for name in ('results.json', 'gallery.json'):
-        if not Path(config.results, name).is_file():
+        path = Path(config.results, name)
+        if not path.is_file():
             raise ConfigError(f'results: {config.results} has no {name}, expected the folder that `evaluate` wrote')
-        found.append(read_json(Path(config.results, name), dict))
-    results, pictures = found
+        contents.append(read_json(path, dict))
+    results, pictures = contents
     for name in config.galleries:
         if name not in pictures:
             raise ConfigError(f'galleries: {config.results} has pictures of {", ".join(pictures) or "nothing"}, not of '
@@ -84,44 +88,63 @@ def report_page(
         galleries: Benchmark -> result of `llm2clip.evaluation.retrieval.make_gallery`, plus the name of the ``model``.
         steps: Step of the pipeline -> folder with its duration, metrics and configuration, as far as they exist.
     """
-    steps = steps or {}
     sections = []
+    pairs = 'all pairs'
+    if 'cra_pairs' in results:
+        pairs = f'{results["cra_pairs"]:,} pairs'
+    baseline = results.get('comparison', {}).get('baseline')
     for table in result_tables(results):
-        seen = _SEEN[table.about.partition('.')[0]].format(
-            baseline=results.get('comparison', {}).get('baseline'),
-            pairs=f'{results["cra_pairs"]:,} pairs' if 'cra_pairs' in results else 'all pairs')
-        sections.append(_Section(table.title, seen, _picture(table.about, results), table))
-    for step, folder in steps.items():
-        if metrics := read_metrics(Path(folder, 'metrics.jsonl')):
-            rows = [[name, *(f'{values[batch]:.4g} (batch {batch:,})' for batch in (min(values), max(values)))]
-                    for name, values in metrics.items() if name.startswith(('loss/', 'metrics/'))]
-            sections.append(_Section(
-                f'Training: {step}', 'Loss, evaluations and, with the callback lr_monitor, learning rates per batch.',
-                curves(metrics), Table('Training', ['', 'first', 'last'], rows)))
-    files = {step: Path(folder, SECONDS_FILE) for step, folder in steps.items()}
-    if seconds := {step: recorded_seconds(file) for step, file in files.items() if file.is_file()}:
-        rows = [[step, f'{value:.0f}'] for step, value in {**seconds, 'all': sum(seconds.values())}.items()]
+        seen = _SEEN[table.topic.partition('.')[0]].format(baseline=baseline, pairs=pairs)
+        sections.append(_Section(table.title, seen, _picture(table.topic, results), table))
+    seconds = {}
+    configurations = {}
+    for step, folder in (steps or {}).items():
+        metrics = read_metrics(Path(folder, 'metrics.jsonl'))
+        if metrics:
+            sections.append(_training_section(step, metrics))
+        seconds_file = Path(folder, SECONDS_FILE)
+        if seconds_file.is_file():
+            seconds[step] = recorded_seconds(seconds_file)
+        config_file = Path(folder, 'config.yaml')
+        if config_file.is_file():
+            configurations[step] = read_text(config_file)
+    if seconds:
+        seconds['all'] = sum(seconds.values())
+        rows = [[step, f'{value:.0f}'] for step, value in seconds.items()]
         sections.append(_Section('Time', 'Seconds per step, summed over all starts that were not killed.',
                                  table=Table('Steps', ['step', 'seconds'], rows)))
-    configurations = {step: read_text(path) for step, folder in steps.items()
-                      if (path := Path(folder, 'config.yaml')).is_file()}
     return _render('report.html.j2', title=title, missing=results.get('missing'), sections=sections,
                    galleries=galleries, configurations=configurations)
 
 
-def _picture(about: str, results: Mapping[str, Any]) -> Markup:
+def _picture(topic: str, results: Mapping[str, Any]) -> Markup:
     """Picture above a table: bars of text encoders, or differences from a baseline; empty for other tables."""
-    if about == 'cra':
+    if topic == 'cra':
         return bars(results['cra'])
-    series: dict[str, dict[str, tuple[float, Optional[list[float]]]]] = {}
-    for benchmark, entry in results.get('comparison', {'benchmarks': {}})['benchmarks'].items():
+    if not topic.startswith('comparison.'):
+        return Markup('')
+    series: dict[str, dict[str, tuple[float, Optional[Sequence[float]]]]] = {}
+    for benchmark, entry in results['comparison']['benchmarks'].items():
         kind, _, name = benchmark.partition('.')
-        for model, compared in entry['models'].items() if about == f'comparison.{kind}' else ():
+        if topic != f'comparison.{kind}':
+            continue
+        for model, compared in entry['models'].items():
             for metric in entry['metrics']:
-                series.setdefault(model, {})[f'{name}, {measure(metric)}'] = (
-                    compared['difference'][metric], compared['intervals'].get(metric))
-    labels = list(dict.fromkeys(label for found in series.values() for label in found))
-    return differences(labels, series) if series else Markup('')
+                interval = compared['intervals'].get(metric)
+                series.setdefault(model, {})[f'{name}, {measure(metric)}'] = compared['difference'][metric], interval
+    labels = dict.fromkeys(itertools.chain.from_iterable(series.values()))
+    return differences([*labels], series)
+
+
+def _training_section(step: str, metrics: Mapping[str, Mapping[int, float]]) -> _Section:
+    rows = []
+    for name, values in metrics.items():
+        if name.startswith(('loss/', 'metrics/')):
+            first, last = min(values), max(values)
+            rows.append([name, f'{values[first]:.4g} (batch {first:,})', f'{values[last]:.4g} (batch {last:,})'])
+    return _Section(f'Training: {step}',
+                    'Loss, evaluations and, with the callback lr_monitor, learning rates per batch.',
+                    curves(metrics), Table('Training', ['', 'first', 'last'], rows))
 
 
 def write_page(
@@ -161,10 +184,12 @@ def _svg(draw: Callable[_P, Figure]) -> Callable[_P, Markup]:
         try:
             # `$` in names must not start a formula, and a fixed salt makes equal pictures byte-identical.
             with matplotlib.rc_context({'text.parse_math': False, 'svg.hashsalt': 'llm2clip'}):
-                figure, buffer = draw(*args, **kwargs), io.StringIO()
+                figure = draw(*args, **kwargs)
                 figure.tight_layout()
+                buffer = io.StringIO()
                 figure.savefig(buffer, format='svg', metadata={'Date': None})
-            return Markup(buffer.getvalue()[buffer.getvalue().index('<svg'):])
+            document = buffer.getvalue()
+            return Markup(document[document.index('<svg'):])
         except Exception as error:  # layout, fonts and backends raise errors of any kind
             print(f'warning: a picture of the report ({draw.__name__}) was not drawn: {error!r}', flush=True)
             return Markup('')
@@ -175,11 +200,14 @@ def _svg(draw: Callable[_P, Figure]) -> Callable[_P, Markup]:
 @_svg
 def bars(values: Mapping[str, float]) -> Figure:
     """Draw one bar per name, in percent; values are printed above up to `_LABELLED` bars."""
-    figure = Figure(figsize=(11 if len(values) > 4 else 6, 3.2))
+    width, fontsize = 6, 10
+    if len(values) > 4:
+        width, fontsize = 11, 8
+    figure = Figure(figsize=(width, 3.2))
     axis = figure.subplots()
     drawn = axis.bar(range(len(values)), list(values.values()), 0.8)
     if len(values) <= _LABELLED:
-        axis.bar_label(drawn, fmt='%.1f', fontsize=8 if len(values) > 4 else 10)
+        axis.bar_label(drawn, fmt='%.1f', fontsize=fontsize)
     axis.set_xticks(range(len(values)), list(values))
     axis.set_ylabel('%')
     axis.margins(y=0.12)
@@ -188,21 +216,24 @@ def bars(values: Mapping[str, float]) -> Figure:
 
 
 @_svg
-def differences(
-    labels: Sequence[str], series: Mapping[str, Mapping[str, tuple[float, Optional[Sequence[float]]]]]
-) -> Figure:
-    """Draw differences in percentage points, with intervals where known, as horizontal bars.  Each label has a group of
-    bars, one per series, from the top; a series may lack some labels."""
+def differences(labels: Sequence[str], series: Mapping[str, _Differences]) -> Figure:
+    """Draw differences in percentage points, with intervals where known, as horizontal bars.
+
+    Each label has a group of bars, one per series, from the top; a series may lack some labels.
+    """
     width = 0.8 / len(series)
     figure = Figure(figsize=(11, 1 + len(labels) * max(0.3, 0.18 * len(series))))
     axis = figure.subplots()
-    for i, (name, found) in enumerate(series.items()):
-        places = [labels.index(label) + (i - (len(series) - 1) / 2) * width for label in found]
-        values = [value for value, _ in found.values()]
-        ends = [interval or (value, value) for value, interval in found.values()]
-        sides = [[max(0.0, sign * (value - pair[end])) for value, pair in zip(values, ends)]
-                 for end, sign in ((0, 1), (1, -1))]
-        axis.barh(places, values, width, xerr=sides, label=name, color=f'C{i}', error_kw={'linewidth': 1})
+    for i, (name, values_by_label) in enumerate(series.items()):
+        offset = (i - (len(series) - 1) / 2) * width
+        places, values, below, above = [], [], [], []
+        for label, (value, interval) in values_by_label.items():
+            low, high = interval or (value, value)
+            places.append(labels.index(label) + offset)
+            values.append(value)
+            below.append(max(0.0, value - low))
+            above.append(max(0.0, high - value))
+        axis.barh(places, values, width, xerr=[below, above], label=name, color=f'C{i}', error_kw={'linewidth': 1})
     axis.axvline(0, color='black', linewidth=0.8)
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)
@@ -216,17 +247,18 @@ def differences(
 @_svg
 def curves(metrics: Mapping[str, Mapping[int, float]]) -> Figure:
     """Plot loss, learning rates and evaluation metrics over batches, from the result of `read_metrics`."""
-    panels = [('loss', [n for n in metrics if n.startswith('loss/train')]),
-              ('learning rate', [n for n in metrics if n.startswith('lr-')]),
-              ('evaluation', [n for n in metrics if n.startswith('metrics/')])]
-    panels = [(label, names) for label, names in panels if names]
+    panels = []
+    for title, prefix in (('loss', 'loss/train'), ('learning rate', 'lr-'), ('evaluation', 'metrics/')):
+        names = [name for name in metrics if name.startswith(prefix)]
+        if names:
+            panels.append((title, names))
     figure = Figure(figsize=(3.7 * len(panels), 3))
     axes = figure.subplots(1, len(panels), squeeze=False)
-    for axis, (label, names) in zip(axes[0], panels):
+    for axis, (title, names) in zip(axes[0], panels):
         for name in names:
             points = sorted(metrics[name].items())
             axis.plot(*zip(*points), label=name, marker='.' if len(points) < 20 else None)
-        axis.set(title=label, xlabel='batch')
+        axis.set(title=title, xlabel='batch')
         axis.legend(fontsize=7)
         axis.grid(alpha=0.3)
     return figure

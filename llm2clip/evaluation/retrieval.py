@@ -52,12 +52,12 @@ def evaluate_retrieval(
     image_features = image_features[images]
     counts = torch.tensor([len(dataset.captions[i]) for i in images])
     image_of_text = torch.arange(len(counts)).repeat_interleave(counts)
-    texts, text_id = dataset.texts, None
+    texts = dataset.texts
+    text_id = None
     if merge_equal_texts:
         numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        text_id = torch.tensor([numbers[text] for text in texts])
-    ranks = rank_both_ways(image_features.to(device), text_features.to(device), image_of_text.to(device),
-                           None if text_id is None else text_id.to(device))
+        text_id = torch.tensor([numbers[text] for text in texts], device=device)
+    ranks = rank_both_ways(image_features.to(device), text_features.to(device), image_of_text.to(device), text_id)
     ranks = RetrievalRanks(*(x.cpu() for x in ranks))
     return RetrievalResult(images, image_features, text_features, texts, ranks)
 
@@ -91,12 +91,13 @@ def make_gallery(dataset: RetrievalSet, result: RetrievalResult, n: int, top: in
 
     by_text = _gallery_rows(text_features, result.image_features, result.ranks.texts, images_of, n, top)
     by_image = _gallery_rows(result.image_features, text_features, result.ranks.images, texts_of, n, top)
-    return {
-        'texts': [{**row, 'query': texts[row['query']], 'results': [(shown(i), hit) for i, hit in row['results']]}
-                  for row in by_text],
-        'images': [{**row, 'query': shown(row['query']), 'results': [(texts[i], hit) for i, hit in row['results']]}
-                   for row in by_image],
-    }
+    for row in by_text:
+        row['query'] = texts[row['query']]
+        row['results'] = [(shown(i), is_right) for i, is_right in row['results']]
+    for row in by_image:
+        row['query'] = shown(row['query'])
+        row['results'] = [(texts[i], is_right) for i, is_right in row['results']]
+    return {'texts': by_text, 'images': by_image}
 
 
 def thumbnail(data: bytes, name: str) -> str:
@@ -107,7 +108,8 @@ def thumbnail(data: bytes, name: str) -> str:
 
 
 def _gallery_rows(
-    queries: torch.Tensor, candidates: torch.Tensor, ranks: torch.Tensor, right: dict[int, set[int]], n: int, top: int
+    queries: torch.Tensor, candidates: torch.Tensor, ranks: torch.Tensor, right: dict[int, set[int]],
+    n: int, top: int,
 ) -> list[dict[str, Any]]:
     """Best, median and worst queries by rank; equal ranks are ordered by the score of the first right candidate."""
     first = torch.tensor([min(right[i]) for i in range(len(queries))])

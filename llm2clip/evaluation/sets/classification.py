@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 
@@ -18,19 +18,14 @@ from llm2clip.config import ConfigError
 from llm2clip.config.ranges import FolderName, Text
 from llm2clip.data.caption_files import check_text, read_lines
 from llm2clip.data.tars import IMAGES, tar_samples
-from llm2clip.evaluation.sets.files import (
-    ClassificationSet,
-    ImageFiles,
-    check_path,
-    found_in,
-    visible_files,
-)
+from llm2clip.evaluation.sets.files import ClassificationSet, ImageFiles, check_path, found_in, visible_files
 from llm2clip.files import FileError, read_json, read_text, reading
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 # Folder of ImageNet, a WordNet id or a number.  Two of its classes may have the same name, as `crane`.
 _CODE = re.compile(r'n?\d+')
-_CLASSES, _TEMPLATES, _TYPE = 'classnames.txt', 'zeroshot_classification_templates.txt', 'dataset_type.txt'
+_CLASSES = 'classnames.txt'
+_TEMPLATES = 'zeroshot_classification_templates.txt'
 # Content of `dataset_type.txt` -> suffix of the label files.
 _LABELS = {'classification': 'cls', 'multilabel': 'npy'}
 
@@ -56,20 +51,20 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
         raise ConfigError(f'{images}: source.images: expected one subfolder per class; {found_in(Path(images))}')
     files, labels = [], []
     for label, folder in enumerate(folders):
-        inside = visible_files(Path(images, folder), _SUFFIXES, 'images in the class folder')
-        if not inside:
+        images_of_class = visible_files(Path(images, folder), _SUFFIXES, 'images in the class folder')
+        if not images_of_class:
             raise ConfigError(f'the class folder {Path(images, folder)} has no images')
-        files += [f'{folder}/{name}' for name in inside]
-        labels += [label] * len(inside)
+        files += [f'{folder}/{name}' for name in images_of_class]
+        labels += [label] * len(images_of_class)
     names = _names(images, class_names, folders) if class_names else folders
     classes = []
     for folder, name in zip(folders, names):
         if not check_text(name, f'{class_names or images}: the name of {folder!r}').strip():
             raise ConfigError(f'source.class_names: {class_names}: the name of {folder!r} is empty, expected a text')
         classes.append(name.replace('_', ' '))
-    name, count = Counter(classes).most_common(1)[0]
+    commonest, count = Counter(classes).most_common(1)[0]
     if count > 1 and not all(map(_CODE.fullmatch, folders)):
-        raise ConfigError(f'source.class_names: {class_names or images}: {count} classes have the name {name!r}, '
+        raise ConfigError(f'source.class_names: {class_names or images}: {count} classes have the name {commonest!r}, '
                           'expected different names')
     return ClassificationSet(images, files, labels, classes, ImageFiles(images, files))
 
@@ -77,33 +72,45 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
 def _names(images: str, path: str, folders: list[str]) -> list[str]:
     """Class name of each folder."""
     check_path(images, 'class_names', path)
-    if path.endswith('.json'):
-        content: Any = read_json(path)
-        pairs = isinstance(content, dict) and all(isinstance(v, list) and len(v) == 2 for v in content.values())
-        names = dict(content.values()) if pairs else content
-        values = list(names.values()) if isinstance(names, dict) else names
-        if not isinstance(values, list) or not all(isinstance(name, str) for name in values):
-            raise ConfigError(f'source.class_names: {path}: expected an object from folder to name, a list of names, '
-                              f'or an object of [folder, name], found {str(content)[:60]!r}')
-    else:
-        names = [line for _, line in read_lines(path)]
-        parts = [line.split(maxsplit=1) for line in names]
-        by_folder = {part[0]: part[1] for part in parts if len(part) == 2}
-        if len(by_folder) == len(names) and sum(folder in by_folder for folder in folders) > len(folders) / 2:
-            if not all(map(_CODE.fullmatch, folders)):
-                raise ConfigError(f'source.class_names: {path}: each line may be a name, or a folder and its name; '
-                                  'expected a .json file with an object from folder to name')
-            names = by_folder
+    names = _read_json_names(path) if path.endswith('.json') else _read_text_names(path, folders)
     if isinstance(names, list):
         if len(names) != len(folders):
             raise ConfigError(f'source.class_names: {path} has {len(names):,} names, but {images} has '
                               f'{len(folders):,} class folders')
         return names
-    if lacking := [folder for folder in folders if folder not in names]:
+    lacking = [folder for folder in folders if folder not in names]
+    if lacking:
         raise ConfigError(f'source.class_names: {path} has no name for {len(lacking):,} of {len(folders):,} class '
                           f'folders in {images}, the first of them is {lacking[0]}; it has names for '
                           f'{", ".join(list(names)[:3])}, …')
     return [names[folder] for folder in folders]
+
+
+def _read_json_names(path: str) -> Union[list[str], dict[str, str]]:
+    """Names in the order of the folders, or folder -> name."""
+    content: Any = read_json(path)
+    names = content
+    if isinstance(content, dict) and all(isinstance(pair, list) and len(pair) == 2 for pair in content.values()):
+        names = dict(content.values())  # of Keras: position -> [folder, name]
+    values = list(names.values()) if isinstance(names, dict) else names
+    if not isinstance(values, list) or not all(isinstance(name, str) for name in values):
+        raise ConfigError(f'source.class_names: {path}: expected an object from folder to name, a list of names, '
+                          f'or an object of [folder, name], found {str(content)[:60]!r}')
+    return names
+
+
+def _read_text_names(path: str, folders: list[str]) -> Union[list[str], dict[str, str]]:
+    """Lines as names in the order of the folders; or folder -> name, if most folders begin a line."""
+    lines = [line for _, line in read_lines(path)]
+    parts = [line.split(maxsplit=1) for line in lines]
+    names = {part[0]: part[1] for part in parts if len(part) == 2}
+    num_named = sum(folder in names for folder in folders)
+    if len(names) < len(lines) or num_named <= len(folders) / 2:
+        return lines
+    if not all(map(_CODE.fullmatch, folders)):
+        raise ConfigError(f'source.class_names: {path}: each line may be a name, or a folder and its name; '
+                          'expected a .json file with an object from folder to name')
+    return names
 
 
 @dataclass(frozen=True)
@@ -144,12 +151,14 @@ def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet
     check_path(local, 'local', f'{local}/{_CLASSES}')
     classes = [check_text(line.strip(), f'{local}/{_CLASSES}')
                for line in read_text(f'{local}/{_CLASSES}').splitlines()]
-    path = Path(local, _TYPE)
-    kind = read_text(path).strip().lower() if path.is_file() else 'classification'
+    kind = 'classification'
+    type_file = Path(local, 'dataset_type.txt')
+    if type_file.is_file():
+        kind = read_text(type_file).strip().lower()
     if kind not in _LABELS:
-        raise ConfigError(f'{path}: says {kind!r}, expected a set for classification: {" or ".join(_LABELS)}')
+        raise ConfigError(f'{type_file}: says {kind!r}, expected a set for classification: {" or ".join(_LABELS)}')
     label_suffix = _LABELS[kind]
-
+    read_label = _position if label_suffix == 'cls' else _ones_and_zeros
     ids, labels, places = [], [], []
     for path in _tars(local, split):
         for sample in tar_samples(path, lambda member: (member.offset_data, member.size), 'r:'):
@@ -159,15 +168,15 @@ def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet
                 raise FileError(f'{where}: has no image, expected one in {", ".join(IMAGES)}')
             if label_suffix not in sample:
                 raise FileError(f'{where}: has no {label_suffix}, expected what the classes of the image are')
-            label = _position if label_suffix == 'cls' else _ones_and_zeros
-            labels.append(label(sample[label_suffix], classes, f'{where}: {label_suffix}'))
+            labels.append(read_label(sample[label_suffix], classes, f'{where}: {label_suffix}'))
             ids.append(f'{path}/{sample["__key__"]}.{image}')
             places.append((path, *sample[image]))
     if not ids:
         raise FileError(f'{local}/{split}: has no images in its tars')
     templates = f'{local}/{_TEMPLATES}'
-    return ClassificationSet(local, ids, labels, classes, TarImages(places),
-                             templates if Path(templates).is_file() else None)
+    if not Path(templates).is_file():
+        templates = None
+    return ClassificationSet(local, ids, labels, classes, TarImages(places), templates)
 
 
 def _tars(local: str, split: str) -> list[str]:
@@ -179,12 +188,14 @@ def _tars(local: str, split: str) -> list[str]:
     if count < 1:
         raise FileError(f'{path}: says {count}, expected at least one tar')
     names = [f'{number}.tar' for number in range(count)]
-    there = {name for name in os.listdir(f'{local}/{split}') if name.endswith('.tar')}
-    if missing := [name for name in names if name not in there]:
+    present = {name for name in os.listdir(f'{local}/{split}') if name.endswith('.tar')}
+    missing = [name for name in names if name not in present]
+    if missing:
         raise FileError(f'{path}: says {count:,} tars, but there is no {local}/{split}/{missing[0]}; '
                         f'{found_in(Path(local, split))}')
-    if more := sorted(there - {*names}):
-        raise FileError(f'{path}: says {count:,} tars, but there is also {local}/{split}/{more[0]}')
+    unexpected = sorted(present - {*names})
+    if unexpected:
+        raise FileError(f'{path}: says {count:,} tars, but there is also {local}/{split}/{unexpected[0]}')
     return [f'{local}/{split}/{name}' for name in names]
 
 

@@ -3,6 +3,7 @@
 
 """Types of evaluation sets, and the image readers and file checks that the loaders share."""
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class RetrievalSet:
     @property
     def texts(self) -> list[str]:
         """The T captions of all images, image by image."""
-        return [text for captions in self.captions for text in captions]
+        return list(itertools.chain.from_iterable(self.captions))
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class ImageFiles:
         Raises a ConfigError if the folder or images are missing, and a FileError if a path leads out of the folder.
         """
         check_path(name, 'images', folder, 'folder')
-        if missing := [file for file in files if not os.path.isfile(inside(folder, file, source))]:
+        missing = [file for file in files if not os.path.isfile(inside(folder, file, source))]
+        if missing:
             first = Path(folder, missing[0])
             raise ConfigError(f'{name}: {len(missing):,} of {len(files):,} images are missing, the first of them is '
                               f'{first}; {found_in(first.parent)}')
@@ -82,7 +84,8 @@ class ImageFiles:
 
 def check_path(name: str, key: str, path: str, kind: Literal['file', 'folder'] = 'file') -> None:
     """Raise a ConfigError unless the file or folder exists."""
-    if not (Path(path).is_file() if kind == 'file' else Path(path).is_dir()):
+    exists = Path(path).is_file() if kind == 'file' else Path(path).is_dir()
+    if not exists:
         raise ConfigError(f'{name}: source.{key}: there is no {kind} {path}; {found_in(Path(path))}')
 
 

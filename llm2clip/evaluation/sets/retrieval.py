@@ -7,6 +7,7 @@ The test sets of Flickr8k, Flickr30k and COCO are those of Karpathy and Fei-Fei 
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,13 +32,7 @@ from llm2clip.data.caption_files import (
     texts_field,
 )
 from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, read_columns, read_index, whole_shard
-from llm2clip.evaluation.sets.files import (
-    ImageFiles,
-    RetrievalSet,
-    check_path,
-    found_in,
-    visible_files,
-)
+from llm2clip.evaluation.sets.files import ImageFiles, RetrievalSet, check_path, found_in, visible_files
 from llm2clip.files import FileError, read_json, read_text
 
 LANGUAGES = (
@@ -70,9 +65,10 @@ def flickr8k(
             ``Flickr_8k.{train,dev,test}Images.txt`` beside ``Flickr8k.token.txt``.
     """
     check_path('flickr8k', 'annotations', annotations)
-    splits = read_splits(annotations, official_lists(annotations) if split_files is None else split_files)
-    found = _of_split('flickr8k', annotations, split, splits, ', and split_files: {test: <file>} lists its images')
-    return _retrieval_set('flickr8k', found, annotations, images)
+    lists = official_lists(annotations) if split_files is None else split_files
+    captions = _select_split('flickr8k', annotations, split, read_splits(annotations, lists),
+                             ', and split_files: {test: <file>} lists its images')
+    return _retrieval_set('flickr8k', captions, annotations, images)
 
 
 def flickr30k(images: str, annotations: str, split: str = 'test') -> RetrievalSet:
@@ -96,8 +92,8 @@ def flickr30k(images: str, annotations: str, split: str = 'test') -> RetrievalSe
             ``all`` reads it whole.
     """
     check_path('flickr30k', 'annotations', annotations)
-    found = _of_split('flickr30k', annotations, split, read_splits(annotations))
-    return _retrieval_set('flickr30k', found, annotations, images)
+    captions = _select_split('flickr30k', annotations, split, read_splits(annotations))
+    return _retrieval_set('flickr30k', captions, annotations, images)
 
 
 def coco(images: str, annotations: str, split: str = 'test', captions_per_image: Optional[Count] = 5) -> RetrievalSet:
@@ -123,31 +119,31 @@ def coco(images: str, annotations: str, split: str = 'test', captions_per_image:
             Null: all, as in CLIP_benchmark.
     """
     check_path('coco', 'annotations', annotations)
-    found = _of_split('coco', annotations, split, read_splits(annotations))
-    found = ((image, captions[:captions_per_image]) for image, captions in found)
-    return _retrieval_set('coco', found, annotations, images)
+    captions = _select_split('coco', annotations, split, read_splits(annotations))
+    first_captions = ((image, texts[:captions_per_image]) for image, texts in captions)
+    return _retrieval_set('coco', first_captions, annotations, images)
 
 
-def _of_split(
+def _select_split(
     name: str, annotations: str, split: str,
-    splits: Mapping[Optional[str], Iterable[tuple[str, list[str]]]], more: str = ''
+    splits: Mapping[Optional[str], Iterable[tuple[str, list[str]]]], hint: str = ''
 ) -> Iterable[tuple[str, list[str]]]:
     """Image files and captions of one split."""
     if splits.keys() != {None}:
-        _check_has_split(name, split, [there for there in splits if there is not None], annotations)
+        _check_has_split(name, split, [key for key in splits if key is not None], annotations)
         return splits[split]
     # Only the name of a file without splits can show which split it holds.
     if split != 'all' and split not in Path(annotations).name.lower():
         raise ConfigError(f'{name}: source.split: {annotations} has no splits, and its name does not say {split!r}; '
-                          f'split: all takes all of it{more}')
+                          f'split: all takes all of it{hint}')
     return splits[None]
 
 
-def _check_has_split(name: str, split: str, there: Sequence[str], path: str) -> None:
-    """Raise a ConfigError unless `split` is among those `there`."""
-    if split not in there:
+def _check_has_split(name: str, split: str, splits: Sequence[str], path: str) -> None:
+    """Raise a ConfigError unless `split` is among the `splits` of a file."""
+    if split not in splits:
         raise ConfigError(f'{name}: source.split: there is no {split!r} in {path}; it has '
-                          f'{", ".join(sorted(set(there))) or "no images"}')
+                          f'{", ".join(sorted(set(splits))) or "no images"}')
 
 
 def sharegpt4v(images: str, annotations: str, first: Count = 1000) -> RetrievalSet:
@@ -164,17 +160,18 @@ def sharegpt4v(images: str, annotations: str, first: Count = 1000) -> RetrievalS
         first: Number of captions.
     """
     check_path('sharegpt4v', 'annotations', annotations)
-    records, found = read_json(annotations, list), []
+    records = read_json(annotations, list)
     if len(records) < first:
         raise FileError(f'{annotations} has {len(records):,} values, expected at least {first:,}')
+    captions = []
     for where, record in numbered(records[:first], f'{annotations}, value'):
         turns = numbered(field(record, 'conversations', where), f'{where}, turn')
         answer = next((turn for _, turn in turns if field(turn, 'from', where) == 'gpt'), None)
         if answer is None:
             raise FileError(f'{where}: no turn of the conversation is from \'gpt\'')
-        found.append((text_field(record, 'image', where), [
-            text_field(answer, 'value', where).replace('\n', ' ')]))
-    return _retrieval_set('sharegpt4v', found, annotations, images)
+        image = text_field(record, 'image', where)
+        captions.append((image, [text_field(answer, 'value', where).replace('\n', ' ')]))
+    return _retrieval_set('sharegpt4v', captions, annotations, images)
 
 
 def urban1k(folder: str) -> RetrievalSet:
@@ -188,17 +185,20 @@ def urban1k(folder: str) -> RetrievalSet:
         if not Path(folder, part).is_dir():
             raise ConfigError(f'urban1k: source.folder: expected the folders image and caption in {folder}; '
                               f'{found_in(Path(folder))}')
-    stems = {part: {Path(name).stem for name in visible_files(Path(folder, part), [suffix], f'{suffix} files in')}
-             for part, suffix in (('image', '.jpg'), ('caption', '.txt'))}
+    stems = {}
+    for part, suffix in (('image', '.jpg'), ('caption', '.txt')):
+        names = visible_files(Path(folder, part), [suffix], f'{suffix} files in')
+        stems[part] = {Path(name).stem for name in names}
     for part, other in (('image', 'caption'), ('caption', 'image')):
-        if alone := sorted(stems[part] - stems[other], key=_natural):
+        alone = sorted(stems[part] - stems[other], key=_natural)
+        if alone:
             raise ConfigError(f'urban1k: {len(alone):,} of {len(stems[part]):,} files in {folder}/{part} have none of '
                               f'the same name in {folder}/{other}, the first of them is {alone[0]}')
-    found = []
+    captions = []
     for stem in sorted(stems['caption'], key=_natural):
         lines = read_text(Path(folder, 'caption', f'{stem}.txt')).splitlines()
-        found.append((f'{stem}.jpg', lines[:1]))
-    return _retrieval_set('urban1k', found, f'{folder}/caption', f'{folder}/image')
+        captions.append((f'{stem}.jpg', lines[:1]))
+    return _retrieval_set('urban1k', captions, f'{folder}/caption', f'{folder}/image')
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -216,11 +216,12 @@ def docci(images: str, annotations: str, split: str = 'test') -> RetrievalSet:
         split: ``train``, ``test``, ``qual_dev`` or ``qual_test``.
     """
     check_path('docci', 'annotations', annotations)
-    records = [(where, record, text_field(record, 'split', where)) for where, record in read_json_lines(annotations)]
-    _check_has_split('docci', split, [there for _, _, there in records], annotations)
-    found = [(text_field(record, 'image_file', where), [text_field(record, 'description', where)])
-             for where, record, of in records if of == split]
-    return _retrieval_set('docci', found, annotations, images)
+    records = list(read_json_lines(annotations))
+    splits = [text_field(record, 'split', where) for where, record in records]
+    _check_has_split('docci', split, splits, annotations)
+    captions = [(text_field(record, 'image_file', where), [text_field(record, 'description', where)])
+                for (where, record), split_of_record in zip(records, splits) if split_of_record == split]
+    return _retrieval_set('docci', captions, annotations, images)
 
 
 def flickr_cn(images: str, annotations: str) -> RetrievalSet:
@@ -250,22 +251,23 @@ def coco_cn(images: str, annotations: str, split: str = 'test') -> RetrievalSet:
             https://huggingface.co/datasets/AIMClab-RUC/COCO-CN).
         split: ``train``, ``val`` or ``test``.
     """
-    captions_file, split_file = Path(annotations, _CAPTIONS), Path(annotations, f'coco-cn_{split}.txt')
+    captions_file = Path(annotations, _CAPTIONS)
+    split_file = Path(annotations, f'coco-cn_{split}.txt')
     if not captions_file.is_file():
         raise ConfigError(f'coco_cn: source.annotations: expected {_CAPTIONS} and coco-cn_<split>.txt in '
                           f'{annotations}; {found_in(Path(annotations))}')
     if not split_file.is_file():
-        there = [name for name in _SPLITS if Path(annotations, f'coco-cn_{name}.txt').is_file()]
+        splits = [name for name in _SPLITS if Path(annotations, f'coco-cn_{name}.txt').is_file()]
         raise ConfigError(f'coco_cn: source.split: there is no {split_file}; the splits there are '
-                          f'{", ".join(there) or "none"}')
-    captions = captions_of_lines(str(captions_file))
-    found = []
+                          f'{", ".join(splits) or "none"}')
+    all_captions = captions_of_lines(str(captions_file))
+    captions = []
     for _, image in read_lines(str(split_file)):
         parts = image.split('_')  # such as COCO, val2014 and 000000043734
         if len(parts) != 3 or parts[0] != 'COCO':
             raise FileError(f'coco_cn: expected image ids such as COCO_val2014_000000043734, found {image!r}')
-        found.append((f'{parts[1]}/{image}.jpg', captions.get(f'{image}.jpg', [])))
-    return _retrieval_set('coco_cn', found, f'{captions_file} and {split_file.name}', images)
+        captions.append((f'{parts[1]}/{image}.jpg', all_captions.get(f'{image}.jpg', [])))
+    return _retrieval_set('coco_cn', captions, f'{captions_file} and {split_file.name}', images)
 
 
 def xm3600(images: str, annotations: str, language: str, captions_per_image: Optional[Count] = None) -> RetrievalSet:
@@ -280,15 +282,16 @@ def xm3600(images: str, annotations: str, language: str, captions_per_image: Opt
     """
     if language not in LANGUAGES:
         quotes = "; in YAML, 'no' needs quotes" if isinstance(language, bool) else ''
-        raise ConfigError(f'xm3600: source.language: there is no {language!r}; there are {", ".join(LANGUAGES)}'
-                          f'{quotes}')
+        raise ConfigError(f'xm3600: source.language: there is no {language!r}; there are '
+                          f'{", ".join(LANGUAGES)}{quotes}')
     name = f'xm3600_{language}'
     check_path(name, 'annotations', annotations)
-    found = []
+    captions = []
     for where, record in read_json_lines(annotations):
-        captions = texts_field(field(record, language, where), 'caption', f'{where}, {language}')
-        found.append((f'{text_field(record, "image/key", where)}.jpg', captions[:captions_per_image]))
-    return _retrieval_set(name, found, annotations, images)
+        texts = texts_field(field(record, language, where), 'caption', f'{where}, {language}')
+        image = text_field(record, 'image/key', where)
+        captions.append((f'{image}.jpg', texts[:captions_per_image]))
+    return _retrieval_set(name, captions, annotations, images)
 
 
 def image_folder(
@@ -315,15 +318,19 @@ def mds(local: str, caption_keys: Optional[Texts] = None) -> RetrievalSet:
         caption_keys: Captions to use as texts; images may lack some of them.  Unset: all.
     """
     columns = [CAPTION + key for key in caption_keys or ()]
-    there = read_columns(local, [SAMPLE_ID, IMAGE, *columns])
+    all_columns = read_columns(local, [SAMPLE_ID, IMAGE, *columns])
     if caption_keys is None:
-        columns = [name for name in there if name.startswith(CAPTION)]
+        columns = [name for name in all_columns if name.startswith(CAPTION)]
     read_image = MDSImages.open(local)
-    first: dict[str, int] = {}  # files that were converted together may use an id twice
-    samples = ((sample[SAMPLE_ID] if first.setdefault(sample[SAMPLE_ID], i) == i else f'{sample[SAMPLE_ID]} ({i})',
-                [sample[column] for column in columns])
-               for i, sample in enumerate(row for shard in read_image.dataset.shards for row in shard))
-    return _retrieval_set(local, samples, local, read_image, gaps=True)
+    ids: set[str] = set()
+    captions = []
+    for i, sample in enumerate(itertools.chain.from_iterable(read_image.dataset.shards)):
+        image = sample[SAMPLE_ID]
+        if image in ids:  # files that were converted together may use an id twice
+            image = f'{image} ({i})'
+        ids.add(sample[SAMPLE_ID])
+        captions.append((image, [sample[column] for column in columns]))
+    return _retrieval_set(local, captions, local, read_image, gaps=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -346,14 +353,14 @@ class MDSImages:
 
 
 def _retrieval_set(
-    name: str, captions_of: Iterable[tuple[str, Sequence[str]]], source: str,
+    name: str, entries: Iterable[tuple[str, Sequence[str]]], source: str,
     images: Union[str, Callable[[int], bytes]], gaps: bool = False,
 ) -> RetrievalSet:
     """Return a retrieval set after checking its images and captions.
 
     Args:
         name: Name of the set.
-        captions_of: Id and captions of each image.
+        entries: Id and captions of each image.
         source: File with the captions, for messages.
         images: Folder with the ids as file names, which symbolic links must not leave; or the set's `read_image`.
         gaps: Ignore empty captions, and allow images without captions.
@@ -363,18 +370,19 @@ def _retrieval_set(
             caption is not valid UTF-8.  Without `gaps`, also if an image has no caption or an empty one.
     """
     captions: dict[str, list[str]] = {}
-    for image, lines in captions_of:
+    for image, lines in entries:
         if image in captions:
             raise ValueError(f'{name}: image {image} occurs twice in {source}')
         texts = [check_text(line, f'{name}: image {image!r} in {source}').strip() for line in lines]
         captions[image] = [text for text in texts if text or not gaps]
         if not gaps and (not lines or not all(captions[image])):
-            what = 'an empty caption' if lines else 'no caption'
-            raise ValueError(f'{name}: image {image} has {what} in {source}')
+            lack = 'an empty caption' if lines else 'no caption'
+            raise ValueError(f'{name}: image {image} has {lack} in {source}')
     if not captions:
         raise ConfigError(f'{name}: there are no images in {source}')
     if not any(captions.values()):
         raise ConfigError(f'{name}: no image has a caption in {source}')
     ids = list(captions)
-    read_image = ImageFiles.open(name, images, ids, source) if isinstance(images, str) else images
-    return RetrievalSet(name, ids, list(captions.values()), read_image)
+    if isinstance(images, str):
+        images = ImageFiles.open(name, images, ids, source)
+    return RetrievalSet(name, ids, list(captions.values()), images)
