@@ -25,8 +25,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 def open_device(name: Optional[str], precision: Optional[str] = 'fp32') -> 'Device':
     """Return the device of a command.
 
-    On a GPU, TF32 is off if the precision is ``fp32``; Composer 0.32.1 always turns it on.  On a CPU, glibc's malloc
-    keeps freed memory, because zero-filled new pages would take a quarter of the time of a stage-2 step.
+    On a GPU, TF32 is off if the precision is ``fp32``; Composer 0.32.1 always turns it on.  On a CPU, glibc's
+    malloc keeps freed memory, because zero-filled new pages would take a quarter of the time of a stage-2 step.
 
     Args:
         name: ``gpu``, a ValueError if there is none, or ``cpu``.  None: a GPU if there is one.
@@ -40,31 +40,35 @@ def open_device(name: Optional[str], precision: Optional[str] = 'fp32') -> 'Devi
     except ValueError as error:
         raise ValueError(f'device: {name}, expected cpu: {error}') from None
     if device.name == 'gpu':
-        # Not `matmul.allow_tf32`: if the two disagree, torch 2.15 refuses to report the precision to `exact_float32`.
+        # Not `matmul.allow_tf32`: if the two disagree, torch 2.15 refuses to report it to `exact_float32`.
         torch.set_float32_matmul_precision('highest' if precision == 'fp32' else 'high')
         torch.backends.cudnn.allow_tf32 = precision != 'fp32'
-    elif (mallopt := getattr(ctypes.CDLL(None), 'mallopt', None)) is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, -1)
+        return device
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, 'mallopt'):
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
     return device
 
 
 def computes_bfloat16() -> bool:
     """Whether this machine has a GPU, or a processor with bfloat16 instructions according to Linux.
 
-    On other processors, PyTorch 2.7 multiplies bfloat16 matrices more slowly than float32 ones: 58 times on an AMD EPYC
-    with AVX2, and also with AVX-512 alone (pytorch#146508).
+    On other processors, PyTorch 2.7 multiplies bfloat16 matrices more slowly than float32 ones: 58 times on an
+    AMD EPYC with AVX2, and also with AVX-512 alone (pytorch#146508).
     """
     import torch
 
     if torch.cuda.is_available():
         return True
-    return CPU_INFO.is_file() and not {'avx512_bf16', 'amx_tile', 'bf16'}.isdisjoint(CPU_INFO.read_text().split())
+    if not CPU_INFO.is_file():
+        return False
+    return not {'avx512_bf16', 'amx_tile', 'bf16'}.isdisjoint(CPU_INFO.read_text().split())
 
 
 @contextmanager
 def exact_float32(device_type: str) -> Iterator[None]:
-    """Disable autocast, which would round logits of up to 100 to 8 significant bits, and TF32, which would round to 11.
+    """Disable autocast, which would round logits of up to 100 to 8 significant bits, and TF32 (to 11 bits).
 
     TF32 is a setting of the process, read when an operation begins.  The backward pass of the block runs after it;
     compute it inside the block if it has matrix products.

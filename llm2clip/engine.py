@@ -58,12 +58,13 @@ class LocalEngine(Engine):
         self.num_workers = num_workers
 
     def __str__(self) -> str:
-        return _number(self.num_workers, 'process', 'processes')
+        return '1 process' if self.num_workers == 1 else f'{self.num_workers} processes'
 
     def run(
         self, tasks: Mapping[str, S], start: Callable[[], Work[S, T]], done: Callable[[T], object]
     ) -> None:
-        work, items = start(), list(tasks.values())
+        work = start()
+        items = list(tasks.values())
         num_workers = min(self.num_workers, len(items))
         if num_workers <= 1:
             work(items, done)
@@ -92,8 +93,8 @@ def _do_forked(i: int) -> Any:
 class RayEngine(Engine):
     """Workers of the Ray cluster that this machine belongs to; without a cluster, Ray starts on this machine alone.
 
-    There are as many workers as fit on the machines, including those that join later.  If a worker is lost, another one
-    gets its task.  Work, tasks and results are pickled.
+    There are as many workers as fit on the machines, including those that join later.  If a worker is lost,
+    another one gets its task.  Work, tasks and results are pickled.
 
     Args:
         cpus: CPUs per worker.
@@ -105,8 +106,8 @@ class RayEngine(Engine):
 
     def __init__(self, cpus: int = 1, gpu: Optional[bool] = False) -> None:
         if int(os.environ.get('WORLD_SIZE', 1)) > 1:
-            raise ConfigError('engine: ray has workers of its own, expected to be called without ranks, by python or '
-                              'composer -n 1')
+            raise ConfigError('engine: ray has workers of its own, expected to be called without ranks, by python '
+                              'or composer -n 1')
         try:
             import ray
         except ImportError as error:
@@ -119,25 +120,32 @@ class RayEngine(Engine):
                 for number, handler in handlers.items():  # Ray has replaced them
                     signal.signal(number, handler)
         machines = [node['Resources'] for node in ray.nodes() if node['Alive']]
-        self.gpu = any(machine.get('GPU', 0) for machine in machines) if gpu is None else gpu
-        self._share = {'CPU': cpus, **({'GPU': 1} if self.gpu else {})}
+        if gpu is None:
+            gpu = any(machine.get('GPU', 0) for machine in machines)
+        self.gpu = gpu
+        self._share = {'CPU': cpus}
+        if gpu:
+            self._share['GPU'] = 1
         self._needs = ' and '.join(_number(n, kind) for kind, n in self._share.items())
         if not self._room():
-            most = ' and '.join(_number(max(int(machine.get(kind, 0)) for machine in machines), kind)
-                                for kind in self._share)
-            raise ConfigError(f'engine: no machine of the Ray cluster has room for a worker with {self._needs}; the '
-                              f'largest has {most}')
+            largest = {kind: max(int(machine.get(kind, 0)) for machine in machines) for kind in self._share}
+            available = ' and '.join(_number(n, kind) for kind, n in largest.items())
+            raise ConfigError(f'engine: no machine of the Ray cluster has room for a worker with {self._needs}; '
+                              f'the largest has {available}')
 
     def __str__(self) -> str:
         room = self._room()
-        return (f'{_number(sum(room), "worker")} with {self._needs} on {_number(len(room), "machine")} of a Ray '
-                'cluster')
+        workers = _number(sum(room), 'worker')
+        return f'{workers} with {self._needs} on {_number(len(room), "machine")} of a Ray cluster'
 
     def _room(self) -> list[int]:
-        """Return how many workers fit on each machine, running ones included, without machines that fit none."""
+        """Return how many workers, running ones included, fit on each machine that fits any."""
         import ray
-        return list(filter(None, (min(int(node['Resources'].get(kind, 0) // n) for kind, n in self._share.items())
-                                  for node in ray.nodes() if node['Alive'])))
+        room: list[int] = []
+        for node in ray.nodes():
+            if node['Alive']:
+                room.append(min(int(node['Resources'].get(kind, 0) // n) for kind, n in self._share.items()))
+        return [num_workers for num_workers in room if num_workers]
 
     def run(
         self, tasks: Mapping[str, S], start: Callable[[], Work[S, T]], done: Callable[[T], object]
@@ -146,16 +154,23 @@ class RayEngine(Engine):
         from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
         remote: Any = ray.remote  # its type annotations lack some arguments
         actor = remote(num_cpus=self._share['CPU'], num_gpus=self._share.get('GPU', 0), max_restarts=0)(_Worker)
-        waiting, lost, workers, idle = deque(tasks), Counter[Optional[str]](), list[Any](), list[Any]()
+        waiting = deque(tasks)
+        workers: list[Any] = []
+        idle: list[Any] = []
         calls: dict[Any, tuple[Any, Optional[str]]] = {}  # call -> worker and task (None while the worker starts)
+        num_lost = Counter[Optional[str]]()  # task -> workers that were lost
         try:
-            while waiting or any(task is not None for _, task in calls.values()):
-                left = len(waiting) + sum(task is not None for _, task in calls.values())
-                for _ in range(min(sum(self._room()), left) - len(workers)):
-                    workers.append(actor.remote())
-                    calls[workers[-1].start.options(name='start').remote(start, os.getcwd())] = workers[-1], None
+            while True:
+                unfinished = len(waiting) + sum(task is not None for _, task in calls.values())
+                if not unfinished:
+                    return
+                for _ in range(min(sum(self._room()), unfinished) - len(workers)):
+                    worker = actor.remote()
+                    workers.append(worker)
+                    calls[worker.start.options(name='start').remote(start, os.getcwd())] = worker, None
                 while waiting and idle:
-                    worker, task = idle.pop(), waiting.popleft()
+                    worker = idle.pop()
+                    task = waiting.popleft()
                     calls[worker.do.options(name=task).remote(tasks[task])] = worker, task
                 if not calls:  # all machines with room for a worker are lost, and others may join
                     time.sleep(_POLL_SECONDS)
@@ -169,18 +184,19 @@ class RayEngine(Engine):
                     except (RayActorError, OutOfMemoryError) as error:
                         ray.kill(worker)  # it may be alive but unreachable
                         workers.remove(worker)
-                        lost[task] += 1
+                        num_lost[task] += 1
                         reason = str(error).strip().splitlines()[-1].split('. ')[0].strip()  # without Ray's guesses
-                        if lost[task] > _MAX_LOST_WORKERS:
-                            what = 'before their first task' if task is None else f'while they had {task} in hand'
-                            raise LostWorkersError(f'{lost[task]} workers were lost {what}; of the last one Ray says: '
-                                                   f'{reason}') from error
+                        if num_lost[task] > _MAX_LOST_WORKERS:
+                            when = 'before their first task' if task is None else f'while they had {task} in hand'
+                            raise LostWorkersError(f'{num_lost[task]} workers were lost {when}; of the last one Ray '
+                                                   f'says: {reason}') from error
+                        message = f'a worker was lost ({reason})'
                         if task is not None:
                             waiting.appendleft(task)
-                        again = '' if task is None else f'; {task} will be done again'
-                        tqdm.write(f'a worker was lost ({reason}){again}', file=sys.stderr)
+                            message += f'; {task} will be done again'
+                        tqdm.write(message, file=sys.stderr)
                         continue
-                    lost[None] = 0
+                    num_lost[None] = 0
                     idle.append(worker)
                     if task is not None:
                         done(result)
@@ -189,8 +205,8 @@ class RayEngine(Engine):
                 ray.kill(worker)
 
 
-def _number(n: int, one: str, several: Optional[str] = None) -> str:
-    return f'{n} {one if n == 1 else several or f"{one}s"}'
+def _number(n: int, noun: str) -> str:
+    return f'{n} {noun}' if n == 1 else f'{n} {noun}s'
 
 
 class _Worker:

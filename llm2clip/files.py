@@ -28,7 +28,9 @@ def reading(path: Union[str, Path], expected: str) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.startswith('llm2clip.'):
             raise
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else f'{error}'.strip()
+        reason = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
         reason = ' '.join(reason.split()) or type(error).__name__
         raise FileError(f'{path}: cannot be read ({reason}), expected {expected}') from error
 
@@ -40,8 +42,8 @@ def read_text(path: Union[str, Path], expected: str = 'a text in UTF-8') -> str:
 
 
 def parse_json(text: Union[str, bytes], where: Union[str, Path], kind: Optional[type] = None) -> Any:
-    """Return the value of a JSON text; a FileError with `where` if it is invalid or not of `kind` (`dict`, `list`)."""
-    expected = 'JSON' if kind is None else 'JSON, an object' if kind is dict else 'JSON, a list'
+    """Return the value of a JSON text; FileError with `where` if it is invalid or not of `kind` (dict or list)."""
+    expected = {None: 'JSON', dict: 'JSON, an object', list: 'JSON, a list'}[kind]
     with reading(where, expected):
         value = json.loads(text)
     if kind is not None and not isinstance(value, kind):
@@ -50,18 +52,18 @@ def parse_json(text: Union[str, bytes], where: Union[str, Path], kind: Optional[
 
 
 def read_json(path: Union[str, Path], kind: Optional[type] = None) -> Any:
-    """Return the content of a JSON file; arguments and errors as for `parse_json`, and a FileError if it is missing."""
+    """Return the content of a JSON file; arguments and errors as for `parse_json`."""
     return parse_json(read_text(path, 'JSON'), path, kind)
 
 
 def printable(text: str) -> str:
-    """Return a text without control characters of terminals and undecodable bytes, as file names may contain them."""
+    """Return a text without the control characters and undecodable bytes that file names may contain."""
     return re.sub(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]', '\N{REPLACEMENT CHARACTER}', text)
 
 
 @contextmanager
 def writing(path: Union[str, Path]) -> Iterator[None]:
-    """Raise a FileError that names the file or folder that the block writes if the disk is full or a copy fails."""
+    """Raise a FileError that names what the block writes if the disk is full or a copy fails."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -76,7 +78,7 @@ def writing(path: Union[str, Path]) -> Iterator[None]:
 
 
 def is_out_of_shared_memory(error: BaseException) -> bool:
-    """Whether an error says that /dev/shm is full, where loader workers keep batches and multiprocessing its locks."""
+    """Whether an error says that /dev/shm is full, where loader workers keep batches."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return shutil.disk_usage('/dev/shm').free < 2**20
     return re.search(r'shared memory ?\(shm\)|workers are out of shared memory', str(error)) is not None

@@ -35,7 +35,8 @@ def inside(folder: Union[str, Path], name: str, where: str, also: Iterable[str] 
         FileError: It is outside: by ``..``, as an absolute path, or by a symbolic link.
     """
     path = os.path.join(folder, name.replace('\0', ''))
-    real, roots = os.path.realpath(path), [os.path.realpath(root) for root in (folder, *also)]
+    real = os.path.realpath(path)
+    roots = [os.path.realpath(root) for root in (folder, *also)]
     if '\0' in name or not any(os.path.commonpath([root, real]) == root for root in roots):
         raise FileError(f'{where}: the path {name!r} leads to {real}, expected one inside {folder}')
     return Path(path)
@@ -51,8 +52,8 @@ def locked(path: Union[str, Path], folder: Union[str, Path], wait: bool = False)
     try:
         lock = FileLock(path, timeout=-1 if wait else 0).acquire()
     except Timeout:
-        raise ConfigError(f'{folder}: another process is writing there and holds {path}, expected to be the only one; '
-                          'wait for it, stop it, or choose another folder') from None
+        raise ConfigError(f'{folder}: another process is writing there and holds {path}, expected to be the only '
+                          'one; wait for it, stop it, or choose another folder') from None
     with lock:
         yield
 
@@ -75,13 +76,17 @@ def lock_output(
         ConfigError: The folder contains files that the recipe did not write, or another process is writing there.
     """
     folder = Path(os.path.abspath(folder))
-    made, record = not folder.exists(), folder / _RECORD
-    if not made and not folder.is_dir():
+    record = folder / _RECORD
+    is_new = not folder.exists()
+    if not is_new and not folder.is_dir():
         raise ConfigError(f'{folder}: a file, expected a folder to write into')
-    there = [] if made else sorted(
-        name for name in os.listdir(folder) if name[0] != '.' and (names is None or name in names))
-    if there and not record.is_file():
-        raise ConfigError(f'{folder}: holds {", ".join(there[:5])}, which {recipe} did not write (there is no '
+    present: list[str] = []
+    if not is_new:
+        present = [name for name in sorted(os.listdir(folder)) if name[0] != '.']
+    if names is not None:
+        present = [name for name in present if name in names]
+    if present and not record.is_file():
+        raise ConfigError(f'{folder}: holds {", ".join(present[:5])}, which {recipe} did not write (there is no '
                           f'{_RECORD} that says so), expected an empty folder or one that it wrote')
     lock = folder / f'{_RECORD}.{part}' if part else record
     with locked(lock, folder):
@@ -95,7 +100,7 @@ def lock_output(
         finally:
             if part:
                 lock.unlink(missing_ok=True)
-            elif made and all(path == record or path.is_dir() for path in folder.rglob('*')):
+            elif is_new and all(path == record or path.is_dir() for path in folder.rglob('*')):
                 shutil.rmtree(folder, ignore_errors=True)
             elif folder.is_dir() and {*os.listdir(folder)} <= {_RECORD}:
                 record.unlink()
@@ -108,25 +113,35 @@ def _files(folder: Path) -> dict[str, str]:
     return {name: f'{path.lstat().st_size} {name}' for name, path in names.items() if name != MANIFEST}
 
 
+def _foreign_content(folder: Path, kind: str) -> Optional[str]:
+    """Reason why, by its manifest, `atomic_folder` did not write all of a folder for the same kind."""
+    names = sorted(os.listdir(folder))
+    if not names:
+        return None
+    manifest = folder / MANIFEST
+    written = manifest.read_text(errors='replace').splitlines() if manifest.is_file() else []
+    if written[:1] != [f'{kind}, written by llm2clip']:
+        listed = names[:5]
+        if len(names) > 5:
+            listed.append('…')
+        return f'it has no {MANIFEST} that says that it is one (in it: {", ".join(listed)})'
+    for name, line in _files(folder).items():
+        if line not in written and not _ADDED.fullmatch(name):
+            return f'{name} has been put into it or changed'
+    return None
+
+
 def check_replaceable(folder: Union[str, Path], kind: str) -> None:
-    """Raise a ConfigError if replacing a folder would delete anything that, by its manifest, `atomic_folder` did not
-    write for the same kind."""
+    """Raise a ConfigError if replacing a folder would delete what `atomic_folder` did not write for the same kind."""
     folder = Path(os.path.abspath(folder))
-    fault, names = None, sorted(os.listdir(folder)) if folder.is_dir() else []
-    if folder.exists() and not folder.is_dir():
+    fault = None
+    if folder.is_dir():
+        fault = _foreign_content(folder, kind)
+    elif folder.exists():
         fault = 'it is no folder'
-    elif names:
-        path = folder / MANIFEST
-        written = path.read_text(errors='replace').splitlines() if path.is_file() else []
-        if written[:1] != [f'{kind}, written by llm2clip']:
-            listed = ', '.join([*names[:5], *(['…'] if names[5:] else [])])
-            fault = f'it has no {MANIFEST} that says that it is one (in it: {listed})'
-        elif changed := [name for name, line in _files(folder).items()
-                         if line not in written and not _ADDED.fullmatch(name)]:
-            fault = f'{changed[0]} has been put into it or changed'
     if fault is not None:
-        raise ConfigError(f'{folder} is there already and is not replaced by a new {kind}: {fault}. Choose another '
-                          'folder, or remove that one')
+        raise ConfigError(f'{folder} is there already and is not replaced by a new {kind}: {fault}. Choose '
+                          'another folder, or remove that one')
     work = folder.with_name(f'{folder.name}.tmp')
     if work.exists() and not (work.is_dir() and {*os.listdir(work)} <= {'new', 'old'}):
         raise ConfigError(f'{work} is in the way of what is written there first; move it elsewhere')
@@ -140,14 +155,15 @@ def atomic_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Itera
 
     Args:
         folder: Final path.
-        kind: Its content, in words.  A manifest lists the files, and `check_replaceable` decides whether an existing
-            folder may be replaced.  Unset: any folder is replaced, and there is no manifest.
+        kind: Its content, in words.  A manifest lists the files, and `check_replaceable` decides whether an
+            existing folder may be replaced.  Unset: any folder is replaced, and there is no manifest.
     """
     folder = Path(os.path.abspath(folder))
     if kind is not None:
         check_replaceable(folder, kind)
     work = folder.with_name(f'{folder.name}.tmp')
-    new, old = work / 'new', work / 'old'  # `old` is the replaced folder
+    new = work / 'new'
+    old = work / 'old'  # the replaced folder
     if old.exists() and not folder.exists():  # killed between the two renames below
         old.replace(folder)
     shutil.rmtree(work, ignore_errors=True)

@@ -16,8 +16,8 @@ from composer.utils import dist
 S = TypeVar('S')
 T = TypeVar('T')
 
-# Seconds that ranks wait for one another.  Long, because rank 0 may compute metrics for hours, and gloo notices at once
-# that a rank has ended.
+# Seconds that ranks wait for one another.  Long, because rank 0 may compute metrics for hours, and gloo notices at
+# once that a rank has ended.
 _TIMEOUT_SECONDS = 30 * 24 * 3600.0
 # Seconds between signs of life to waiting ranks, far below a training's `dist_timeout`.
 _POLL_SECONDS = 10.0
@@ -42,7 +42,7 @@ def raise_on_all_ranks(compute: Callable[[], T]) -> T:
     """Return the result of `compute` on this rank.  Every rank calls this; an error on one is raised on all."""
     if dist.get_world_size() == 1:
         return compute()
-    result, error, copy = None, None, None
+    result = error = copy = None
     try:
         result = compute()
     except Exception as raised:
@@ -80,17 +80,20 @@ def once_per_node(compute: Callable[[], T], what: str) -> T:
     with ThreadPoolExecutor(1) as pool:
         work = pool.submit(compute) if dist.get_local_rank() == 0 else None
         while None in outcomes:  # because one collective at the end would time out after long work
-            mine = None
+            outcome = None
             if work is not None and wait([work], timeout=_POLL_SECONDS).done:
-                error = work.exception()
-                mine = None if error is not None else work.result(), error
-            outcomes = [outcome for leads, outcome in dist.all_gather_object((work is not None, mine)) if leads]
+                outcome = None, work.exception()
+                if work.exception() is None:
+                    outcome = work.result(), None
+            gathered = dist.all_gather_object((work is not None, outcome))
+            outcomes = [node_outcome for is_leader, node_outcome in gathered if is_leader]
     values, errors = zip(*outcomes)
     for error in filter(None, errors):
         raise error
     for node, value in enumerate(values):
         if value != values[0]:
-            raise ValueError(f'the nodes do not have the same {what}: node {node} has {value}, node 0 has {values[0]}')
+            raise ValueError(f'the nodes do not have the same {what}: node {node} has {value}, node 0 has '
+                             f'{values[0]}')
     return values[0]
 
 
@@ -104,25 +107,28 @@ def round_robin(items: Sequence[S], work: Callable[[Sequence[S]], Iterable[T]]) 
         items: The same on every rank.
         work: Items -> iterator over their results, in order; each rank calls it once, with its share.
     """
-    rank, ranks = dist.get_global_rank(), dist.get_world_size()
-    if ranks == 1:
+    rank = dist.get_global_rank()
+    num_ranks = dist.get_world_size()
+    if num_ranks == 1:
         yield from work(items)
         return
-    mine = raise_on_all_ranks(lambda: iter(work(items[rank::ranks])))
-    for start in range(0, len(items), ranks):
-        there = min(ranks, len(items) - start)
-        result = raise_on_all_ranks(lambda: next(mine) if rank < there else None)  # noqa: B023
-        gathered: Optional[list[Any]] = [None] * ranks if rank == 0 else None
+    results = raise_on_all_ranks(lambda: iter(work(items[rank::num_ranks])))
+    for start in range(0, len(items), num_ranks):
+        num_items = min(num_ranks, len(items) - start)
+        result = raise_on_all_ranks(lambda: next(results) if rank < num_items else None)  # noqa: B023
+        gathered: Optional[list[Any]] = None
+        if rank == 0:
+            gathered = [None] * num_ranks
         with _explain_lost_rank():
             torch.distributed.gather_object(result, gathered)
         if gathered is not None:
-            yield from gathered[:there]
+            yield from gathered[:num_items]
 
 
 def rows(parts: Iterable[torch.Tensor]) -> torch.Tensor:
     """Concatenate matrices by rows; without any, as on ranks other than 0, return an empty matrix."""
-    there = list(parts)
-    return torch.cat(there) if there else torch.empty(0, 0)
+    matrices = list(parts)
+    return torch.cat(matrices) if matrices else torch.empty(0, 0)
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Files in object stores, by Streaming's downloaders and uploaders.  Streaming takes seconds to import, so only
-functions that need it import it."""
+"""Files in object stores, by Streaming's downloaders and uploaders.
+
+Streaming takes seconds to import, so only functions that need it import it.
+"""
 
 import os
 import re
@@ -33,7 +35,8 @@ class OutputFolder:
     """Local folder, uploaded file by file to its remote, if any."""
 
     def __init__(self, local: Union[str, Path], remote: Optional[str] = None) -> None:
-        self.local, self.remote = Path(local), remote
+        self.local = Path(local)
+        self.remote = remote
 
     def __str__(self) -> str:
         return str(self.local) if self.remote is None else f'{self.local} (and {self.remote})'
@@ -52,7 +55,8 @@ class OutputFolder:
         """Write a small file that marks something as complete; it appears in the remote before it appears here."""
         # Machines that share the folder may have the same process ids.
         staging = self.local / f'.staging.{os.getpid()}.{socket.gethostname()}'
-        partial, path = staging / name, self.local / name
+        partial = staging / name
+        path = self.local / name
         partial.parent.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         with writing(path):
@@ -80,8 +84,7 @@ def _upload(folder: Path, remote: str, names: Sequence[str], keep: bool = True) 
 
 
 def download(remote: str, path: Union[str, Path]) -> bool:
-    """Return whether a remote has a file, after downloading it to `path` atomically, in several attempts.  Raise a
-    ConfigError if there are no credentials."""
+    """Return whether a remote has a file, after downloading it to `path` atomically, in several attempts."""
     from streaming.base.storage import CloudDownloader
     path = Path(path)
     # Hugging Face's downloader creates folders beside the file.
@@ -109,27 +112,29 @@ def download(remote: str, path: Union[str, Path]) -> bool:
 
 @contextmanager
 def reaching(remote: str) -> Iterator[None]:
-    """Name the remote in errors of cloud libraries: in a ConfigError if there is no access, otherwise in a note."""
+    """Name the remote in errors of cloud libraries: in a ConfigError if there is no access, else in a note."""
     try:
         yield
     except Exception as error:
         if is_remote_error(error):
             error.add_note(f'while reaching {remote}')
-            said = f'{type(error).__name__} {_code(error)}'
+            description = f'{type(error).__name__} {_code(error)}'
         elif type(error) is ValueError:  # Streaming's, if Google's credentials are missing
-            said = str(error)
+            description = str(error)
         else:
             raise
-        if not re.search(_REFUSED, said):
+        if not re.search(_REFUSED, description):
             raise
-        expected = f'credentials: {_CREDENTIALS.get(urlparse(remote).scheme, "those of its library")}'
+        credentials = _CREDENTIALS.get(urlparse(remote).scheme, 'those of its library')
+        expected = f'credentials: {credentials}'
         if _code(error) == 'NoSuchBucket':
             expected = 'a bucket that exists'
-        raise ConfigError(f'{remote}: no access ({" ".join(str(error).split())}), expected {expected}') from error
+        reason = ' '.join(str(error).split())
+        raise ConfigError(f'{remote}: no access ({reason}), expected {expected}') from error
 
 
 def is_remote_error(error: Exception) -> bool:
-    """Whether a cloud library raised an error, for example since its server is down, and not an error of its use."""
+    """Whether a cloud library raised an error, for example since its server is down."""
     return type(error).__module__.startswith(_LIBRARIES)
 
 

@@ -37,17 +37,21 @@ def read_safetensors(path: Union[str, Path], expected: str = 'weights in safeten
         LoadError: A value is not finite.
     """
     with reading(path, expected), safe_open(path, framework='pt') as file:
-        found = Tensors({name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
-    if _HASH in found.about and found.about[_HASH] != hash_tensors(found.tensors):
+        values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        content = Tensors(values, file.metadata() or {})
+    recorded_hash = content.about.get(_HASH)
+    if recorded_hash is not None and recorded_hash != hash_tensors(values):
         raise FileError(f'{path}: is damaged (its values have another hash), expected {expected}')
-    check_finite(found.tensors, path)
-    return found
+    check_finite(values, path)
+    return content
 
 
 @contextmanager
 def open_weights(folder: Union[str, Path]) -> Iterator[Callable[[str], torch.Tensor]]:
-    """Yield a function name -> tensor, which reads the weights that transformers saved in a folder on demand.  It
-    raises a FileError if a file is damaged, or has no weight of that name."""
+    """Yield a function name -> tensor, which reads the weights that transformers saved in a folder on demand.
+
+    It raises a FileError if a file is damaged, or has no weight of that name.
+    """
     expected = 'weights in safetensors'
     with ExitStack() as files:
         places: dict[str, Any] = {}
@@ -68,8 +72,10 @@ def write_safetensors(
 ) -> None:
     """Write a safetensors file atomically, with a hash of its values and `about` as further metadata."""
     tensors = {name: value.contiguous() for name, value in tensors.items()}
+    metadata = dict(about or {})
+    metadata[_HASH] = hash_tensors(tensors)
     with atomic_write(path) as partial:
-        save_file(tensors, partial, {**(about or {}), _HASH: hash_tensors(tensors)})
+        save_file(tensors, partial, metadata)
 
 
 def published_state(model: Any) -> dict[str, torch.Tensor]:
@@ -80,12 +86,15 @@ def published_state(model: Any) -> dict[str, torch.Tensor]:
     state = model.state_dict()
     side = re.fullmatch('(?:clip|siglip2?|chinese_clip|mlcd)_(vision|text)_model', model.config.model_type)
     prefix = f'{side[1]}_model.' if side else ''
-    return state if any(name.startswith(prefix) for name in state) else {prefix + name: state[name] for name in state}
+    if any(name.startswith(prefix) for name in state):
+        return state
+    return {prefix + name: value for name, value in state.items()}
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor], digest: Optional[xxhash.xxh64] = None) -> str:
     """Return the hex digest of the names and bytes of tensors, in any order; a ValueError if there are none."""
-    digest = xxhash.xxh64() if digest is None else digest
+    if digest is None:
+        digest = xxhash.xxh64()
     if not tensors:
         raise ValueError('there are no tensors, and those of every model would have the same hash')
     for name, value in sorted(tensors.items()):
@@ -105,6 +114,8 @@ def read_pickle(path: Union[str, Path], expected: str = 'weights of torch.save')
             return torch.load(path, map_location='cpu', weights_only=True)
         except pickle.UnpicklingError as error:
             # The refused object, from torch's long message.
-            refused = re.search(r'GLOBAL (\S+)', str(error)) or re.search(r'WeightsUnpickler error: (.+)', str(error))
-            raise FileError(f'{path}: holds more than weights, which could run code: '
-                            f'{refused[1] if refused else "no pickle of tensors"}, expected {expected}') from None
+            message = str(error)
+            refused = re.search(r'GLOBAL (\S+)', message) or re.search(r'WeightsUnpickler error: (.+)', message)
+            reason = refused[1] if refused else 'no pickle of tensors'
+            raise FileError(f'{path}: holds more than weights, which could run code: {reason}, expected '
+                            f'{expected}') from None

