@@ -60,6 +60,11 @@ def caption_keys(columns: Iterable[str]) -> list[str]:
     return [name.removeprefix(CAPTION) for name in columns if name.startswith(CAPTION)]
 
 
+def embedding_keys(columns: Iterable[str]) -> list[str]:
+    """Return the keys of the vectors among the column names of an embeddings dataset."""
+    return [name.removeprefix(EMBEDDING) for name in columns if name.startswith(EMBEDDING)]
+
+
 def read_index(folder: Union[str, Path]) -> dict[str, Any]:
     """Read the index of the MDS dataset in `folder`.
 
