@@ -36,14 +36,14 @@ _SEGMENTED = re.compile(r'\S+:[a-z]+[0-9]*(?:\s+\S+:[a-z]+[0-9]*)*')
 
 
 def normal_path(name: str) -> str:
-    """Normalise the path of an image: ``./a.jpg`` and ``b/../a.jpg`` become ``a.jpg``; a URL stays unchanged."""
+    """Normalise the path of an image: ``./a.jpg`` and ``b/../a.jpg`` become ``a.jpg``; a URL stays as it is."""
     if '://' in name:
         return name
     return posixpath.normpath(name)
 
 
 def check_image_paths(paths: Iterable[Optional[str]], images: Optional[str], where: str) -> None:
-    """Raise a FileError if two paths, relative to the folder `images` or absolute, name one file of one folder.
+    """Raise a FileError if two paths, relative to the folder `images` or absolute, name the same file.
     Links to folders are followed; those to files are not, since this would access the disk for each image."""
     real_folder = functools.cache(lambda folder: os.path.realpath(os.path.join(images or '', folder)))
     first_paths: dict[tuple[str, str], str] = {}
@@ -60,8 +60,8 @@ def read_captions(captions: str, image_column: str, caption_column: str) -> dict
     """Read image (its `normal_path`) -> captions, both in the order of the file.  Empty captions are skipped.
 
     Args:
-        captions: ``.json`` (a list of objects), ``.jsonl`` or ``.jsonlines`` (one object per line), ``.tsv``, or
-            any other name for CSV.  TSV and CSV need a header.  An image may have several rows.
+        captions: ``.json`` (a list of objects), ``.jsonl`` or ``.jsonlines`` (an object per line), ``.tsv``,
+            or any other name for CSV.  TSV and CSV need a header.  An image may have several rows.
         image_column: Column with the image, by which captions are grouped.
         caption_column: Column with the text; in JSON it may also be a list of texts.
 
@@ -166,19 +166,19 @@ def read_lines(path: str) -> Iterator[tuple[str, str]]:
 
 
 def read_json_lines(path: str) -> Iterator[tuple[str, Any]]:
-    """Return the values of a JSON lines file, each with ``<path>:<number>``; a FileError names a damaged line."""
+    """Return the values of a JSON lines file, each with ``<path>:<number>``; FileError for a damaged line."""
     return ((where, parse_json(line, where)) for where, line in read_lines(path))
 
 
 def numbered(values: Any, name: str) -> list[tuple[str, Any]]:
-    """Return the values of a list, each with its position ``<name> <number>``; FileError if it is not a list."""
+    """Return the values of a list, each with its position ``<name> <number>``; FileError if it is no list."""
     if not isinstance(values, list):
         raise FileError(f'{name}s: found {_short(values)}, expected a list')
     return [(f'{name} {i}', value) for i, value in enumerate(values)]
 
 
 def field(record: Any, key: str, where: str) -> Any:
-    """Return a field of a JSON object or of a row; a ConfigError names a missing field and the existing ones."""
+    """Return a field of a JSON object or a row; a ConfigError names a missing field and the existing ones."""
     if not isinstance(record, Mapping):
         raise ConfigError(f'{where}: expected an object with {key!r}, found {_short(record)}')
     if key not in record:
@@ -223,9 +223,7 @@ def _short(value: Any) -> str:
     return repr(str(value)[:60])
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Flickr8k, Flickr30k and COCO
-# ------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------- Flickr8k, Flickr30k and COCO
 
 
 def read_splits(path: str, split_files: Optional[Mapping[str, str]] = None) -> dict[Optional[str], _Images]:
@@ -239,12 +237,12 @@ def read_splits(path: str, split_files: Optional[Mapping[str, str]] = None) -> d
             - JSON of Karpathy and Fei-Fei, which has splits (``dataset_flickr8k.json``),
             - CSV of nlphuji/flickr30k, which has splits (``flickr_annotations_30k.csv``),
             - JSON in COCO's own format (``captions_train2017.json``),
-            - a JSON list of ``{image, caption}``, as ALBEF and BLIP use it, with one caption or a list of them,
+            - a JSON list of ``{image, caption}``, as ALBEF and BLIP use it, with one caption or several,
             - under any other name, lines for `captions_of_lines` (``Flickr8k.token.txt``, ``captions.txt``).
         split_files: For a file without splits: split -> file with one image per line.
 
     Raises:
-        ConfigError: A field or a file of `split_files` is missing, or `split_files` is set for a file with splits.
+        ConfigError: A field or a file of `split_files` is missing, or the file has splits of its own.
         FileError: A file cannot be read, or `split_files` name an image twice or an image without captions.
     """
     if path.endswith('.csv'):
@@ -304,7 +302,7 @@ def _listed_splits(
 
 
 def official_lists(path: str) -> dict[str, str]:
-    """Return split -> official Flickr8k list that exists beside the ``.token.txt`` file; empty for other files."""
+    """Return split -> official Flickr8k list beside the ``.token.txt`` file; empty for other files."""
     if not path.endswith('.token.txt'):
         return {}
     files = {split: Path(path).with_name(name) for split, name in _LISTS.items()}
@@ -356,7 +354,7 @@ def captions_of_lines(path: str) -> dict[str, list[str]]:
 
     Lines are ``<image>#<number><tab or space><caption>``, where the number and ``.jpg`` may be missing, or
     ``<image>.jpg,<caption>``, usually after a header.  Kaggle's files quote captions with commas,
-    CLIP_benchmark's do not.  Chinese captions that are segmented into words with part-of-speech tags are joined.
+    CLIP_benchmark's do not.  Chinese captions, segmented into words with part-of-speech tags, are joined.
 
     Raises:
         FileError: A line has neither form, or a quote is not closed; the message names file and line.

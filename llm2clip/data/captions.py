@@ -77,9 +77,9 @@ class DrawnPair(NamedTuple):
 def draw_pair(sample: Mapping[str, Any], pairs: Sequence[CaptionPairConfig], seed: int) -> DrawnPair:
     """Draw a direction, a query and a positive; their keys differ unless the direction has no positive.
 
-    `seed` decides among the directions for which the sample has both captions, and among these captions.  If there
-    is no such direction, one caption is both query and positive, as in SimCSE (Gao et al. 2021).  The two then
-    differ only by dropout and by the instruction of the query.
+    `seed` decides among the directions for which the sample has both captions, and among these captions.  If
+    there is no such direction, one caption is both query and positive, as in SimCSE (Gao et al. 2021).  The
+    two then differ only by dropout and by the instruction of the query.
 
     Raises:
         ValueError: The sample has none of the directions' captions.

@@ -23,34 +23,25 @@ from llm2clip.data.schema import CAPTION, EMBEDDING, EMBEDDING_SCALE, IMAGE, SAM
 from llm2clip.data.streams.paired_stream import PairedStream
 from llm2clip.data.streams.safe_dataset import SafeDataset
 
-# ------------------------------------------------------------------------------------------------------------
-# Images with embeddings
-# ------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------- Images with embeddings
 
 
 def build_image_loader(
-    config: ImageDataConfig,
-    image_size: int,
-    global_batch_size: int,
-    seed: int,
-    train: bool,
-    key: str,
+    config: ImageDataConfig, image_size: int, global_batch_size: int, seed: int, train: bool, key: str,
     captions: bool = False,
 ) -> DataSpec:
     """Build the loader of stage 2; `ComposerLLM2CLIP` documents its batches after ``microbatch_transforms``.
 
-    If the streams have image embeddings, these are read instead of images, and the vector of one view is drawn.
-    In training, an image is cropped at random and one of its captions is drawn each time it is read.  Several
-    captions per image get an axis of their own.  In evaluation, an image has all captions; a missing one is an
-    empty text with a zero embedding and ``text_id`` 0.
+    If the streams have image embeddings, these are read instead of images, and the vector of one view is
+    drawn.  In training, an image is cropped at random and one of its captions is drawn each time it is read.
+    Several captions per image get an axis of their own.  In evaluation, an image has all captions; a missing
+    one is an empty text with a zero embedding and ``text_id`` 0.
 
     Args:
         config: Streams, caption weights and crops.
         image_size: Side of the vision tower's square input, in pixels.
-        global_batch_size: Samples per step over all ranks.
-        seed: Seed of caption choice and crops.
-        train: Drawn captions and a random crop, shuffled; otherwise every caption and a centre crop, in order.
-        key: Configuration key of `config`, for error messages.
+        global_batch_size, seed, key: As for `build_loader`.
+        train: Drawn captions and a random crop, shuffled; else every caption and a centre crop, in order.
         captions: Deliver captions instead of their embeddings.
     """
     image_embeddings = reads_image_embeddings(config, key)
@@ -140,8 +131,8 @@ def reads_image_embeddings(config: ImageDataConfig, key: str) -> bool:
 
 
 def _with_captions(sample: Any, at: int, keys: Iterable[str]) -> dict[str, str]:
-    """Stand-in for the captions of a sample that has only vectors: empty where the vector is zero, which
-    extraction writes for a missing caption, and otherwise unique, as sample ids of several datasets need not be."""
+    """Stand-in for the captions of a sample that has only vectors: empty where the vector is zero, as it is
+    for a missing caption, and otherwise unique, which sample ids of several datasets need not be."""
     row = sample.text_embeddings[0]
     captions: dict[str, str] = {SAMPLE_ID: sample[SAMPLE_ID]}
     for key in keys:
@@ -150,8 +141,8 @@ def _with_captions(sample: Any, at: int, keys: Iterable[str]) -> dict[str, str]:
 
 
 def _image_embedding(sample: Any, key: str, streams: Mapping[str, PairedStream]) -> dict[str, torch.Tensor]:
-    """``image_embedding`` ``(D,)`` of an image or a view of it, as stored if all streams have the same storage
-    type, and otherwise in float32."""
+    """``image_embedding`` ``(D,)`` of an image or a view of it, as stored if all streams have the same
+    storage type, and otherwise in float32."""
     stored = stored_vector(sample, key, 'image_embedding')
     if len({stream.storages[0] for stream in streams.values()}) == 1:
         return stored
@@ -194,7 +185,7 @@ def split_columns(batch: dict[str, Any], microbatch_size: int) -> list[dict[str,
 
 
 def stream_mix(config: ImageDataConfig, name: str, key: str) -> dict[str, float]:
-    """Return caption key -> weight above 0 of a stream; without configured weights, all captions have equal weight."""
+    """Return caption key -> weight above 0 of a stream; without configured weights, all weights are equal."""
     stream = config.streams[name]
     caption_weights, where = config.caption_weights, key
     if stream.caption_weights is not None:
@@ -202,7 +193,8 @@ def stream_mix(config: ImageDataConfig, name: str, key: str) -> dict[str, float]
     if caption_weights:
         mix = {caption: weight for caption, weight in caption_weights.items() if weight}
         if not mix:
-            raise ConfigError(f'{where}.caption_weights: expected caption keys with weights, at least one above 0')
+            raise ConfigError(f'{where}.caption_weights: expected caption keys with weights, at least one '
+                              'above 0')
         return mix
     if stream.image_embeddings is None:
         return dict.fromkeys(all_caption_keys(name, stream, key, 'caption_weights'), 1.0)
@@ -227,13 +219,13 @@ def paired_stream(
     Args:
         name: Name of the dataset.
         stream: Folders and remotes of the dataset and its embeddings datasets.
-        config: Caption weights, and the teachers to read; without teachers, the dataset must have a single one.
+        config: Caption weights, and the teachers to read; without teachers, the dataset must have just one.
         key: Configuration key of `config`, for error messages.
         in_loop: Read no embeddings dataset.
         keys: Captions that must have embeddings; by default the captions with a weight.
 
     Raises:
-        ConfigError, ValueError: A dataset is missing or lacks a caption, or the teacher is ambiguous or unknown.
+        ConfigError, ValueError: A dataset is missing or lacks a caption, or a teacher is ambiguous or unknown.
     """
     text_embeddings: dict[str, DatasetConfig] = {}
     if not in_loop:
@@ -258,8 +250,9 @@ def _embeddings_of_teachers(
 ) -> dict[str, DatasetConfig]:
     """Embeddings datasets of `teachers`, or the only one; `name` and `key` are for error messages."""
     if not teachers and len(text_embeddings) != 1:
+        names = ', '.join(text_embeddings) or 'none'
         raise ConfigError(f'{key}.teachers: dataset {name} has embeddings datasets of {len(text_embeddings)} '
-                          f'teachers ({", ".join(text_embeddings) or "none"}); say which one to read')
+                          f'teachers ({names}); say which one to read')
     for teacher in teachers:
         if teacher not in text_embeddings:
             raise ConfigError(f'{key}.streams.{name}.embeddings: there is no embeddings dataset of {teacher!r}, '
@@ -271,7 +264,7 @@ def _checked_stream(
     arguments: Mapping[str, Any], text_embeddings: Mapping[str, DatasetConfig], columns: Sequence[str],
     keys: Sequence[str]
 ) -> PairedStream:
-    """Stream of a dataset with `columns` and its embeddings datasets with captions `keys`; checked where local."""
+    """Stream of a dataset with `columns` and its embeddings datasets with `keys`; local ones are checked."""
     embedding_columns = [EMBEDDING + key for key in keys]
     if arguments['remote'] is None:
         read_columns(arguments['local'], [SAMPLE_ID, *columns])
@@ -282,26 +275,21 @@ def _checked_stream(
     return PairedStream(text_embeddings=folders, columns=columns, embedding_columns=embedding_columns, **arguments)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# CLIP's text features with embeddings
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------- CLIP's text features with embeddings
 
 
 def build_target_loader(
     config: InheritanceDataConfig, global_batch_size: int, seed: int, train: bool, key: str
 ) -> DataSpec:
-    """Build the loader of inheritance; `ComposerInheritance` documents its batches after
-    ``microbatch_transforms``.
+    """Build the loader of inheritance; `ComposerInheritance` documents its batches.
 
     Each time a sample is read, one of the captions with a target is drawn.  A sample without a target is
     delivered, but has ``counted`` False.
 
     Args:
         config: Streams and caption weights.
-        global_batch_size: Samples per step over all ranks.
-        seed: Seed of the caption choice.
-        train: Drawn captions, shuffled; otherwise the first caption of each sample that has a target, in order.
-        key: Configuration key of `config`, for error messages.
+        global_batch_size, seed, key: As for `build_loader`.
+        train: Drawn captions, shuffled; else the first caption of each sample that has a target, in order.
     """
     streams: dict[str, PairedStream] = {}
     mixes: list[dict[str, float]] = []
@@ -328,7 +316,7 @@ def build_target_loader(
 
 
 def target_streams(config: InheritanceDataConfig, key: str) -> dict[str, ImageStreamConfig]:
-    """Return the streams of `config`, each with the targets as main dataset and the teachers' vectors beside them."""
+    """Return the streams of `config`, each with the targets as main dataset and the teachers' vectors beside."""
     streams: dict[str, ImageStreamConfig] = {}
     for name, stream in config.streams.items():
         target = _embeddings_of_teachers(stream.embeddings, [config.target], name, key)[config.target]
@@ -357,13 +345,11 @@ def target_stream(
     return _checked_stream(arguments, stream.embeddings, columns, list(mix)), mix
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Stored vectors of embeddings datasets
-# ------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------- Stored vectors of embeddings datasets
 
 
 def stored_vector(row: Mapping[str, Any], key: str, name: str = 'text_embedding') -> dict[str, Any]:
-    """Return the stored vector of a caption or image, `name` ``(D,)``; for int8 also its ``<name>_scale`` ``()``."""
+    """Return a stored vector of a caption or image, `name` ``(D,)``; for int8 also its ``<name>_scale`` ``()``."""
     values = torch.as_tensor(row[EMBEDDING + key])
     if values.dtype != torch.int8:
         return {name: values}
@@ -398,9 +384,7 @@ def float_vectors(batch: dict[str, Any]) -> dict[str, Any]:
     return floats
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Image transforms of training, (3, H, W) -> (3, image_size, image_size), both uint8
-# ------------------------------------------------------------------------------------------------------------
+# ----------------------- Image transforms of training, (3, H, W) -> (3, image_size, image_size), both uint8
 # On tensors: torchvision resizes several times faster than Pillow, with values that differ by at most 2 of 255.
 
 

@@ -3,8 +3,8 @@
 
 """Image preprocessing of the vision tower: one definition for training, evaluation, search and exported models.
 
-Exports with remote code contain a copy of this file.  It therefore imports no other module of this package, and
-only torch, transformers, Pillow and numpy besides the standard library.
+Exports with remote code contain a copy of this file.  It therefore imports no other module of this package,
+and only torch, transformers, Pillow and numpy besides the standard library.
 """
 
 import io
@@ -151,8 +151,8 @@ class LLM2CLIPImageProcessor(BaseImageProcessor):
         """Return ``pixel_values`` ``(B, 3, image_size, image_size)`` in float32.
 
         Args:
-            images: Image or list of images, of any size: Pillow images of any mode, their paths or URLs, or RGB
-                values in uint8, ``(H, W, 3)`` or ``(3, H, W)``.
+            images: Image or list of images, of any size: Pillow images of any mode, their paths or URLs, or
+                RGB values in uint8, ``(H, W, 3)`` or ``(3, H, W)``.
             return_tensors: As for every image processor; by default a torch tensor.
 
         Raises:

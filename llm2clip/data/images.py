@@ -29,12 +29,12 @@ class Preprocessing:
 def decode_image(data: bytes, sample_id: str) -> Image.Image:
     """Decode an image to RGB.
 
-    The EXIF orientation is applied, transparent parts become white, and 16-bit greys are scaled to 8 bits.  An
-    animation gives its first frame.
+    The EXIF orientation is applied, transparent parts become white, and 16-bit greys are scaled to 8 bits.
+    An animation gives its first frame.
 
     Raises:
-        ValueError: The image cannot be decoded, is truncated, or has more than `MAX_PIXELS` pixels; the message
-            names the sample.
+        ValueError: The image cannot be decoded, is truncated, or has more than `MAX_PIXELS` pixels; the
+            message names the sample.
     """
     with _open(data, sample_id) as image:
         return upright_rgb(image)

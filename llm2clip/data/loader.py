@@ -101,17 +101,10 @@ def build_loader(
     batch_size_key = 'global_train_batch_size' if train else 'global_eval_batch_size'
     batch_size = device_batch_size(global_batch_size, batch_size_key)
     dataset = SafeDataset(
-        list(streams.values()), make, seed,
-        batch_size=batch_size,
-        shuffle=config.shuffle and train,
-        shuffle_seed=config.shuffle_seed,
-        num_canonical_nodes=config.num_canonical_nodes,
-        epoch_size=epoch_size,
-        batching_method=batching_method,
-        download_retry=config.download_retry,
-        download_timeout=config.download_timeout,
-        cache_limit=config.cache_limit,
-    )
+        list(streams.values()), make, seed, batch_size=batch_size, epoch_size=epoch_size,
+        shuffle=config.shuffle and train, shuffle_seed=config.shuffle_seed, batching_method=batching_method,
+        num_canonical_nodes=config.num_canonical_nodes, download_retry=config.download_retry,
+        download_timeout=config.download_timeout, cache_limit=config.cache_limit)
     if train and dataset.epoch_size < global_batch_size:
         raise ConfigError(f'global_train_batch_size: {global_batch_size}, but an epoch of {key} has '
                           f'{dataset.epoch_size} samples, expected at least one global batch')
@@ -154,8 +147,8 @@ def shared_memory(batch: Mapping[str, Any], num_workers: int, ranks: int = 1, ep
     """Return the maximum ``/dev/shm`` bytes per node of a loader of pinned batches, except a few pages of Streaming's.
 
     Args:
-        batch: Largest batch of a rank, as the workers deliver it, on any device including ``meta``.  Each tensor
-            takes whole pages, lists take none.
+        batch: Largest batch of a rank, as the workers deliver it, on any device including ``meta``.  Each
+            tensor takes whole pages, lists take none.
         num_workers: Workers per rank.
         ranks: Ranks on the node.
         epoch_samples: Samples per epoch; Streaming stores their order in shared memory while it is generated.

@@ -3,9 +3,9 @@
 
 """Column names and types of every dataset: the single source of truth.
 
-An image dataset has `sample_id`, `image` and one ``caption.<key>`` per caption; a caption dataset has no `image`.
-An embeddings dataset has `sample_id` and one ``text_embedding.<key>`` per caption, and for int8 vectors also one
-``text_embedding_scale.<key>``.
+An image dataset has `sample_id`, `image` and one ``caption.<key>`` per caption; a caption dataset has no
+`image`.  An embeddings dataset has `sample_id` and one ``text_embedding.<key>`` per caption, and for int8
+vectors also one ``text_embedding_scale.<key>``.
 
 Every sample has every column.  A missing caption is an empty text, and its vector is zero.
 """
@@ -103,8 +103,8 @@ def parse_index(data: Union[str, bytes], where: Union[str, Path]) -> dict[str, A
 
 
 def check_shard(shard: Any, where: str, like: Optional[dict[str, Any]] = None) -> None:
-    """Raise a FileError that names `where`, unless `shard` is a valid entry of an index.  With `like`, a valid
-    entry, the columns must be the same."""
+    """Raise a FileError that names `where`, unless `shard` is a valid entry of an index.  With `like`, a
+    valid entry, the columns must be the same."""
     with reading(where, 'an entry of an MDS index'):
         if shard['format'] != 'mds' or shard['version'] != 2:
             raise FileError(f'{where}: is {shard["format"]!r}, version {shard["version"]!r}, expected mds, '

@@ -33,8 +33,8 @@ def tar_samples(
         wanted: Suffixes of the files to read, by default all; other files have the value None.
 
     Raises:
-        FileError: The tar is damaged, truncated or followed by data, or a member is a duplicate, a link, outside
-            of the tar, or a text above 16 MiB.  The message names the tar.
+        FileError: The tar is damaged, truncated or followed by data, or a member is a duplicate, a link,
+            outside of the tar, or a text above 16 MiB.  The message names the tar.
     """
     def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
         is_image = member.name.lower().endswith(IMAGES)

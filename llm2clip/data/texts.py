@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Data loaders of stage 1, for caption pairs or masked texts, and the split of their batches in microbatches."""
+"""Data loaders of stage 1, for caption pairs or masked texts, and the microbatches of their batches."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -25,10 +25,7 @@ from llm2clip.remote_code.text_encoder_llm2clip import pack
 _IGNORED = -100
 _IDS, _MASK = 'input_ids', 'attention_mask'
 
-
-# ------------------------------------------------------------------------------------------------------------
-# Caption pairs
-# ------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------- Caption pairs
 
 
 def build_caption_pair_loader(
@@ -42,11 +39,9 @@ def build_caption_pair_loader(
     Args:
         config: Streams and caption pairs.
         tokenizer: A `CaptionTokenizer`.
-        global_batch_size: Pairs per step over all ranks.
-        seed: Seed of the caption choice.
-        train: Shuffle and drop the last incomplete batch.  Otherwise deliver one fixed pair per sample without
-            instruction, as caption retrieval accuracy is defined.
-        key: Configuration key of `config`, for error messages.
+        global_batch_size, seed, key: As for `build_loader`.
+        train: Shuffle and drop the last incomplete batch.  Otherwise deliver one fixed pair per sample
+            without instruction, as caption retrieval accuracy is defined.
 
     Raises:
         ConfigError, ValueError: A direction is invalid, or a dataset or column is missing.
@@ -107,9 +102,9 @@ def pairs_of_streams(
 ) -> tuple[list[Sequence[CaptionPairConfig]], list[list[str]]]:
     """Return the directions of each stream, and the caption columns that they need.
 
-    Without configured pairs, training pairs any two captions of a sample, with the hard negative of the query if
-    the dataset has one per caption, and evaluation the first two keys of the dataset.  In training, a dataset with
-    one caption per sample pairs each caption with itself.
+    Without configured pairs, training pairs any two captions of a sample, with the hard negative of the query
+    if the dataset has one per caption, and evaluation the first two keys of the dataset.  In training, a
+    dataset with one caption per sample pairs each caption with itself.
 
     Raises:
         ConfigError: A direction is invalid, or an evaluation dataset has one caption per sample.
@@ -153,7 +148,7 @@ def _default_pairs(name: str, stream: CaptionStreamConfig, train: bool, key: str
 
 
 def with_two_captions(config: CaptionDataConfig, key: str) -> Optional[CaptionDataConfig]:
-    """Return `config` without single-caption streams, which have no pairs to evaluate; None if no stream is left."""
+    """Return `config` without single-caption streams, which have no pairs to evaluate; None if none is left."""
     streams: dict[str, CaptionStreamConfig] = {}
     single: list[str] = []
     for name, stream in config.streams.items():
@@ -162,13 +157,12 @@ def with_two_captions(config: CaptionDataConfig, key: str) -> Optional[CaptionDa
         else:
             single.append(name)
     if single and dist.get_global_rank() == 0:
-        print(f'{key}.streams: {", ".join(single)} has one caption per sample, so no pairs: not evaluated', flush=True)
+        names = ', '.join(single)
+        print(f'{key}.streams: {names} has one caption per sample, so no pairs: not evaluated', flush=True)
     return dataclasses.replace(config, streams=streams) if streams else None
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Masked texts
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------- Masked texts
 
 
 def build_masked_text_loader(
@@ -182,9 +176,7 @@ def build_masked_text_loader(
         config: Streams and the weights of their texts.
         tokenizer: A `CaptionTokenizer`.
         mntp: Mask token and masking probability.
-        global_batch_size: Texts per step over all ranks.
-        seed: Seed of the text choice and of the masks.
-        key: Configuration key of `config`, for error messages.
+        global_batch_size, seed, key: As for `build_loader`.
     """
     mask_ids = tokenizer.plain(mntp.mask_token)
     if not mask_ids:
@@ -197,7 +189,8 @@ def build_masked_text_loader(
         (_, text), = draw_captions(sample, mixes[dataset.stream_of(at)], 1, sample_seed)
         tokenized, = tokenizer.tokenize([text])
         if len(tokenized.ids) < 2:
-            raise ValueError(f'sample {sample[SAMPLE_ID]!r} is a single token, {text!r}: nothing stands before it')
+            raise ValueError(f'sample {sample[SAMPLE_ID]!r} is a single token, {text!r}: nothing stands before '
+                             'it')
         ids, labels = _mask_tokens(
             tokenized.ids, tokenized.start, mask_ids[0], mntp.mask_probability, sample_seed)
         return {'text': tokenized._replace(ids=ids), 'labels': labels}
@@ -244,13 +237,8 @@ def _mask_tokens(
 
 def _build_text_loader(
     make: Callable[[SafeDataset, Any, int], dict[str, Any]],
-    collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
-    columns: Sequence[Sequence[str]],
-    config: CaptionDataConfig,
-    global_batch_size: int,
-    seed: int,
-    train: bool,
-    key: str,
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]], columns: Sequence[Sequence[str]],
+    config: CaptionDataConfig, global_batch_size: int, seed: int, train: bool, key: str,
     batching_method: str = 'random',
 ) -> DataSpec:
     """Build a loader of the samples from `make`, batched by `collate`, with their positions and ids added.
@@ -272,7 +260,7 @@ def _build_text_loader(
 
 
 def _count_tokens(batch: dict[str, Any]) -> dict[str, int]:
-    """Numbers of tokens in a padded or packed batch for Composer: all without padding, and those with a loss."""
+    """Numbers of tokens in a padded or packed batch for Composer: without padding, and those with a loss."""
     total = 0
     for side in text_sides(batch):
         if side + _MASK in batch:
@@ -285,7 +273,7 @@ def _count_tokens(batch: dict[str, Any]) -> dict[str, int]:
 
 
 def text_sides(batch: dict[str, Any]) -> list[str]:
-    """Return the prefixes of a batch's texts: ``query_``, ``positive_``, …; one empty prefix if they are packed."""
+    """Return the prefixes of a batch's texts: ``query_``, ``positive_``, …; one empty prefix if packed."""
     return [key.removesuffix(_IDS) for key in batch if key.endswith(_IDS)]
 
 
@@ -329,14 +317,14 @@ def pack_sides(batch: dict[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
 
 
 def split_by_length(batch: dict[str, Any], microbatch_size: int) -> list[dict[str, Any]]:
-    """Split a batch into parts, with each side's texts sorted by decreasing length, and trim each part's padding.
+    """Split a batch into parts, each side's texts sorted by decreasing length, and trim each part's padding.
 
     The tensors of a side stay aligned.  Sides are sorted independently, so a part mixes texts of different
     samples.  This suits a loss per text, or `GradCache`, which uses the loss of the whole batch.
 
     Args:
-        batch: Tensors ``(B,)`` and ``(B, T)`` and lists of length B; each side has an ``attention_mask``, padded
-            on the right.
+        batch: Tensors ``(B,)`` and ``(B, T)`` and lists of length B; each side has an ``attention_mask``,
+            padded on the right.
         microbatch_size: Samples per part; the last may be smaller.  A batch up to this size stays unchanged.
     """
     n = len(batch['index'])

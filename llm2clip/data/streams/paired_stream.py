@@ -112,14 +112,14 @@ class PairedStream(VerifiedStream):
         local: Folder or cache of the image dataset, or of the first embeddings dataset.
         text_embeddings: Folder or cache of each (other) embeddings dataset, and its remote (or None).
         remote: Remote of the first dataset.
-        columns: Columns that the first dataset must have besides the id.  If all are vectors, it is an embeddings
-            dataset.
+        columns: Columns that the first dataset must have besides the id.  If all are vectors, it is an
+            embeddings dataset.
         embedding_columns: Columns that every other embeddings dataset must have.
         **kwargs: Passed to VerifiedStream; all but ``proportion``, ``repeat`` and ``choose`` also for embeddings.
 
     Attributes:
-        storages: Storage type of the first dataset (None for images) and of each embeddings dataset, ``float16``,
-            ``float32`` or ``int8``, once the shards have been opened.
+        storages: Storage type of the first dataset (None for images) and of each embeddings dataset,
+            ``float16``, ``float32`` or ``int8``, once the shards have been opened.
 
     Raises:
         FileNotFoundError, ValueError: A dataset or column is missing, or embeddings belong to other images.

@@ -56,8 +56,8 @@ class SafeDataset(StreamingDataset):
         **kwargs: Passed to StreamingDataset.
 
     Raises:
-        ShardError: On construction or while iterating: a shard is missing or damaged and cannot be downloaded, or
-            another run uses the cache.
+        ShardError: On construction or while iterating: a shard is missing or damaged and cannot be
+            downloaded, or another run uses the cache.
     """
 
     def __init__(
@@ -165,8 +165,8 @@ class SafeDataset(StreamingDataset):
         super().load_state_dict(obj)
 
     def _data(self) -> dict[str, Any]:
-        """Number of samples and shards, and a hash of their content; of images with embeddings datasets, only the
-        images count."""
+        """Number of samples and shards, and a hash of their content; of images with embeddings datasets, only
+        the images count."""
         contents = ' '.join(stream.content for stream in self.streams if isinstance(stream, VerifiedStream))
         return {'samples': self.num_samples, 'shards': self.num_shards, 'content': xxhash.xxh64_hexdigest(contents)}
 
@@ -186,8 +186,8 @@ class SafeDataset(StreamingDataset):
         return sample_seed(self.seed, self.epoch, sample[SAMPLE_ID])
 
     def another(self, at: int, seed: int) -> Any:
-        """Draw another sample of the shard of sample `at`, uniformly, since other shards may not be local; None if
-        the shard has no other sample."""
+        """Draw another sample of the shard of sample `at`, uniformly, since other shards may not be local;
+        None if the shard has no other sample."""
         shard, place = map(int, self.spanner[at])
         size = int(self.samples_per_shard[shard])
         if size == 1:
@@ -199,8 +199,8 @@ class SafeDataset(StreamingDataset):
 def _lock_caches(caches: set[str]) -> list[FileLock]:
     """Lock caches, on the first rank of a node, and remove the registrations of killed runs that used them.
 
-    Streaming registers the folders of a dataset in shared memory, and refuses a registered cache.  Shared memory
-    outlives a killed run; a file lock does not.
+    Streaming registers the folders of a dataset in shared memory, and refuses a registered cache.  Shared
+    memory outlives a killed run; a file lock does not.
     """
     locks: list[FileLock] = []
     if dist.get_local_rank() == 0:

@@ -46,8 +46,8 @@ class VerifiedStream(Stream):
     """Stream of shards with one file each, verified by size and hash.
 
     A download is tried up to `download_retry` times, with growing pauses, and at most twice if the content is
-    wrong.  Each attempt may take `download_timeout` seconds.  The arguments are those of ``Stream``.  A file that
-    cannot be obtained, or a remote index that differs from the cached one, raises a ShardError.
+    wrong.  Each attempt may take `download_timeout` seconds.  The arguments are those of ``Stream``.  A file
+    that cannot be obtained, or a remote index that differs from the cached one, raises a ShardError.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -122,8 +122,8 @@ class VerifiedStream(Stream):
             shard.evict()
 
     def discard_damaged(self, shard: Reader) -> int:
-        """Remove the shard's local file if it is damaged, so that it is downloaded again, and return its expected
-        size.  Return 0 if nothing was removed; raise a ShardError if there is no remote."""
+        """Remove the shard's local file if it is damaged, so that it is downloaded again, and return its
+        expected size.  Return 0 if nothing was removed; raise a ShardError if there is no remote."""
         path, info = self._file(shard)
         try:
             damage = file_damage(path, info)
