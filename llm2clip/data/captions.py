@@ -3,6 +3,7 @@
 
 """Choice of a sample's captions: a pure function of (seed, epoch, sample id)."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
@@ -20,9 +21,9 @@ def sample_seed(seed: int, epoch: int, sample_id: str) -> int:
     return xxhash.xxh64_intdigest(f'{epoch}/{sample_id}', seed=seed)
 
 
-def draw(weights: Sequence[float], seed: int, what: str = 'caption') -> int:
-    """Draw an index in proportion to `weights`; the same `seed` and purpose `what` give the same index."""
-    point = xxhash.xxh64_intdigest(what, seed=seed) / 2**64 * sum(weights)
+def draw(weights: Sequence[float], seed: int, purpose: str = 'caption') -> int:
+    """Draw an index in proportion to `weights`; the same `seed` and `purpose` give the same index."""
+    point = xxhash.xxh64_intdigest(purpose, seed=seed) / 2**64 * sum(weights)
     for index, weight in enumerate(weights):
         point -= weight
         if point < 0:
@@ -30,10 +31,12 @@ def draw(weights: Sequence[float], seed: int, what: str = 'caption') -> int:
     return max(index for index, weight in enumerate(weights) if weight > 0)
 
 
-def draw_captions(sample: Mapping[str, Any], mix: Mapping[str, float], n: int, seed: int) -> list[tuple[str, str]]:
+def draw_captions(
+    sample: Mapping[str, Any], mix: Mapping[str, float], n: int, seed: int
+) -> list[tuple[str, str]]:
     """Draw n captions of a sample by weight, without replacement, and return their keys and texts.
 
-    A sample with fewer captions repeats one only after all were drawn.  The first caption does not depend on n.
+    A sample with fewer captions repeats one only after all are drawn.  The first caption does not depend on n.
 
     Raises:
         ValueError: The sample has none of the captions in `mix`.
@@ -45,19 +48,20 @@ def draw_captions(sample: Mapping[str, Any], mix: Mapping[str, float], n: int, s
     drawn: list[tuple[str, str]] = []
     for i in range(n):
         left = left or list(texts)
-        key = left.pop(draw([mix[key] for key in left], seed, f'caption {i}' if i else 'caption'))
+        weights = [mix[key] for key in left]
+        key = left.pop(draw(weights, seed, f'caption {i}' if i else 'caption'))
         drawn.append((key, texts[key]))
     return drawn
 
 
 def _captions_of(sample: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
-    """Caption key -> text of the captions that the sample has; a missing caption is stored as an empty text."""
-    texts = ((key, sample[CAPTION + caption_of(key)]) for key in keys)
-    return {key: text for key, text in texts if text.strip()}
+    """Caption key -> text of the captions that the sample has; a missing one is stored as an empty text."""
+    texts = {key: sample[CAPTION + caption_of(key)] for key in keys}
+    return {key: text for key, text in texts.items() if text.strip()}
 
 
 def caption_of(key: str) -> str:
-    """Return the key of the caption that a vector is of, from the vector's key: ``long`` for ``long@entities``."""
+    """Return the caption's key from the key of one of its vectors: ``long`` for ``long@entities``."""
     return key.partition('@')[0]
 
 
@@ -73,45 +77,49 @@ class DrawnPair(NamedTuple):
 def draw_pair(sample: Mapping[str, Any], pairs: Sequence[CaptionPairConfig], seed: int) -> DrawnPair:
     """Draw a direction, a query and a positive; their keys differ unless the direction has no positive.
 
-    `seed` decides among the directions for which the sample has both captions, and among these captions.  If there is
-    no such direction, one caption is both query and positive, as in SimCSE (Gao et al. 2021).  The two then differ
-    only by dropout and by the instruction of the query.
+    `seed` decides among the directions for which the sample has both captions, and among these captions.  If
+    there is no such direction, one caption is both query and positive, as in SimCSE (Gao et al. 2021).  The
+    two then differ only by dropout and by the instruction of the query.
 
     Raises:
         ValueError: The sample has none of the directions' captions.
     """
-    every = dict.fromkeys(key for pair in pairs for key in pair.keys)
-    texts = _captions_of(sample, every)
+    all_keys = dict.fromkeys(itertools.chain.from_iterable(pair.keys for pair in pairs))
+    texts = _captions_of(sample, all_keys)
     if not texts:
-        raise _no_caption(sample, every)
-    queries = [[key for key in pair.query if _others(key, pair, texts)] for pair in pairs]
-    single = not any(queries)
-    if single:
+        raise _no_caption(sample, all_keys)
+    queries = [[key for key in pair.query if _positives(key, pair, texts)] for pair in pairs]
+    is_single = not any(queries)
+    if is_single:
         queries = [[key for key in pair.keys if key in texts] for pair in pairs]
     usable = [(pair, keys) for pair, keys in zip(pairs, queries) if keys]
     pair, keys = usable[draw([pair.weight for pair, _ in usable], seed)]
     query = keys[draw([1] * len(keys), seed, 'query')]
-    others = [query] if single else _others(query, pair, texts)
-    positive = others[draw([1] * len(others), seed, 'positive')]
+    positives = [query] if is_single else _positives(query, pair, texts)
+    positive = positives[draw([1] * len(positives), seed, 'positive')]
     return DrawnPair(pair, texts[query], texts[positive], positive)
 
 
-def _others(query: str, pair: CaptionPairConfig, texts: Mapping[str, str]) -> list[str]:
+def _positives(query: str, pair: CaptionPairConfig, texts: Mapping[str, str]) -> list[str]:
     """Keys of the possible positives of a query; none if the sample lacks the query."""
     if query not in texts:
         return []
-    return [query] if pair.positive is None else [key for key in pair.positive if key != query and key in texts]
+    if pair.positive is None:
+        return [query]
+    return [key for key in pair.positive if key != query and key in texts]
 
 
 def _no_caption(sample: Mapping[str, Any], keys: Iterable[str]) -> ValueError:
     """Error for a sample that has none of the captions `keys`."""
-    wanted = list(keys)
-    there = list(_captions_of(sample, caption_keys(sample)))
-    return ValueError(f'sample {sample[SAMPLE_ID]!r} has none of the captions {", ".join(wanted)}, but '
-                      f'{", ".join(there) or "no caption at all"}; draw from one that every sample has as well, or '
-                      f'leave such samples out by prepare_data with require_any_caption=[{",".join(wanted)}]')
+    missing = list(keys)
+    existing = ', '.join(_captions_of(sample, caption_keys(sample))) or 'no caption at all'
+    return ValueError(f'sample {sample[SAMPLE_ID]!r} has none of the captions {", ".join(missing)}, but '
+                      f'{existing}; draw from one that every sample has as well, or leave such samples out by '
+                      f'prepare_data with require_any_caption=[{",".join(missing)}]')
 
 
 def text_id(text: Optional[str]) -> int:
     """Return a 63-bit hash of a text; 0 for None or an empty text."""
-    return (xxhash.xxh64_intdigest(text) >> 1) or 1 if text else 0
+    if not text:
+        return 0
+    return (xxhash.xxh64_intdigest(text) >> 1) or 1

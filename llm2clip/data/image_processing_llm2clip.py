@@ -3,8 +3,8 @@
 
 """Image preprocessing of the vision tower: one definition for training, evaluation, search and exported models.
 
-Exports with remote code contain a copy of this file.  It therefore imports no other module of this package, and only
-torch, transformers, Pillow and numpy besides the standard library.
+Exports with remote code contain a copy of this file.  It therefore imports no other module of this package,
+and only torch, transformers, Pillow and numpy besides the standard library.
 """
 
 import io
@@ -20,16 +20,16 @@ from PIL import Image, UnidentifiedImageError
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-# Pillow reads more formats, but EPS starts another program, and rarely used decoders are a security risk.  'JPEG'
-# includes JPEGs with several pictures (MPO), which phones write.
+# Pillow reads more formats, but EPS starts another program, and rarely used decoders are a security risk.
+# 'JPEG' includes JPEGs with several pictures (MPO), which phones write.
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'PPM')
 # Larger images are refused before they are decoded: a few kilobytes can expand to gigabytes.
 MAX_PIXELS = 100_000_000
 # Limit for a JPEG: the shortest Huffman code has one bit, and every block of 64 pixels has at least one code.
 _MAX_PIXELS_PER_BYTE = 512
 
-# Longer images are cropped to this aspect ratio before resizing.  The centre crop would remove their ends in any case,
-# but resizing would turn 10,000 x 1 pixels into 2,240,000 x 224.
+# Longer images are cropped to this aspect ratio before resizing.  The centre crop would remove their ends in any
+# case, but resizing would turn 10,000 x 1 pixels into 2,240,000 x 224.
 _LONGEST_ASPECT = 16
 # Seconds to wait for an image on the web.
 _TIMEOUT = 60
@@ -39,30 +39,31 @@ def open_image(data: bytes) -> Image.Image:
     """Open an encoded image with Pillow, which decodes the pixels later.
 
     Raises:
-        ValueError: The image is not JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or PPM, or has more than `MAX_PIXELS` pixels.
+        ValueError: The format of the image is not one of `FORMATS`, or it has more than `MAX_PIXELS` pixels.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError(f'expected {", ".join(FORMATS)}') from None
-    if image.width * image.height > MAX_PIXELS:
+    n_pixels = image.width * image.height
+    if n_pixels > MAX_PIXELS:
         raise ValueError(f'{image.width} x {image.height} are more than {MAX_PIXELS:,} pixels')
-    if image.format == 'JPEG' and image.width * image.height > _MAX_PIXELS_PER_BYTE * len(data):
+    if image.format == 'JPEG' and n_pixels > _MAX_PIXELS_PER_BYTE * len(data):
         raise ValueError(f'{len(data):,} bytes are too few for {image.width} x {image.height} pixels')
     return image
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the orientation, 1 (upright) to 8, which Pillow reads from EXIF or else from XMP; 1 if neither has it."""
+    """Return the orientation, 1 (upright) to 8, which Pillow reads from EXIF or else from XMP; 1 without any."""
     try:
-        found = image.getexif().get(0x0112)
+        value = image.getexif().get(0x0112)
     except Exception:  # damaged EXIF does not make the pixels unreadable
         return 1
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Convert to upright RGB: apply the orientation, put transparent parts on white, scale 16-bit greys to 8 bits.
+    """Convert to upright RGB: apply the orientation, put transparency on white, scale 16-bit greys to 8 bits.
 
     Raises:
         ValueError: The pixels are floating-point or do not fit into 16 bits, so the value of white is unknown.
@@ -73,7 +74,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
             6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90}.get(orientation(image))
     if turn is not None:
         image = image.transpose(turn)
-        # Without EXIF, no caller rotates it again.  ImageOps.exif_transpose rewrites the EXIF, and fails on odd tags.
+        # Without EXIF, no caller rotates it again.  ImageOps.exif_transpose would fail on odd tags.
         image.info = {name: value for name, value in image.info.items() if name == 'transparency'}
     if image.mode == 'F':
         raise ValueError('its pixels are fractions, expected whole numbers of 8 or 16 bits')
@@ -85,11 +86,13 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ('RGBA', 'LA', 'PA', 'La', 'RGBa') or 'transparency' in image.info:
         image = image.convert('RGBA')
         return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
-    return image if image.mode == 'RGB' else image.convert('RGB')  # convert would copy RGB
+    if image.mode == 'RGB':  # convert would copy
+        return image
+    return image.convert('RGB')
 
 
 def resize_and_crop(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """Resize the shortest side to `size`, bicubic, and crop the centre: ``(3, H, W)`` to ``(3, size, size)``, uint8.
+    """Resize the shortest side to `size`, bicubic, and crop the centre: ``(3, H, W)`` uint8 to ``(3, size, size)``.
 
     The crop starts at the same pixel as in transformers; torchvision starts a pixel later in a quarter of all images.
     """
@@ -97,22 +100,28 @@ def resize_and_crop(pixels: torch.Tensor, size: int) -> torch.Tensor:
     pixels = _center(pixels, longest, longest)
     height, width = pixels.shape[-2:]
     sides = [int(size * side / min(height, width)) for side in (height, width)]
-    return _center(F.interpolate(pixels[None], sides, mode='bicubic', antialias=True)[0], size, size)
+    resized = F.interpolate(pixels[None], sides, mode='bicubic', antialias=True)[0]
+    return _center(resized, size, size)
 
 
 def _center(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Centre crop of at most `height` x `width` pixels."""
-    top, left = (max(0, (side - most) // 2) for side, most in zip(pixels.shape[-2:], (height, width)))
+    top = max(0, (pixels.shape[-2] - height) // 2)
+    left = max(0, (pixels.shape[-1] - width) // 2)
     return pixels[..., top:top + height, left:left + width]
 
 
 def normalize(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """Scale ``(…, 3, H, W)`` uint8 to [0, 1] and normalise it by channel, in float32 on the same device."""
-    # Created on the device, since the host would wait for a copy.
-    center, scale = (torch.stack([torch.full((1, 1), value, dtype=torch.float32, device=pixels.device)
-                                  for value in values]) for values in (mean, std))
+    center = _channels(mean, pixels.device)
+    scale = _channels(std, pixels.device)
     # torchvision multiplies by 1 / 255 too, and so does torch on a GPU for a division by 255.
     return (pixels.float() * (1 / 255)).sub_(center).div_(scale)
+
+
+def _channels(values: Sequence[float], device: torch.device) -> torch.Tensor:
+    """Values of the channels, ``(3, 1, 1)``, created on the device, since the host would wait for a copy."""
+    return torch.stack([torch.full((1, 1), value, dtype=torch.float32, device=device) for value in values])
 
 
 class LLM2CLIPImageProcessor(BaseImageProcessor):
@@ -128,11 +137,13 @@ class LLM2CLIPImageProcessor(BaseImageProcessor):
     model_input_names = ['pixel_values']
 
     def __init__(
-        self, image_size: int = 224, image_mean: Sequence[float] = (0.5,) * 3, image_std: Sequence[float] = (0.5,) * 3,
-        **kwargs: Any,
+        self, image_size: int = 224, image_mean: Sequence[float] = (0.5,) * 3,
+        image_std: Sequence[float] = (0.5,) * 3, **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.image_size, self.image_mean, self.image_std = image_size, list(image_mean), list(image_std)
+        self.image_size = image_size
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
 
     def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, images: Any, return_tensors: Optional[str] = None
@@ -140,14 +151,16 @@ class LLM2CLIPImageProcessor(BaseImageProcessor):
         """Return ``pixel_values`` ``(B, 3, image_size, image_size)`` in float32.
 
         Args:
-            images: Image or list of images, of any size: Pillow images of any mode, their paths or URLs, or RGB
-                values in uint8, ``(H, W, 3)`` or ``(3, H, W)``.
+            images: Image or list of images, of any size: Pillow images of any mode, their paths or URLs, or
+                RGB values in uint8, ``(H, W, 3)`` or ``(3, H, W)``.
             return_tensors: As for every image processor; by default a torch tensor.
 
         Raises:
             ValueError: An input is not an image or cannot be read, or is an array of another type or shape.
         """
-        pictures = self.fetch_images(images if isinstance(images, (list, tuple)) else [images])
+        if not isinstance(images, (list, tuple)):
+            images = [images]
+        pictures = self.fetch_images(images)
         pixels = torch.stack([resize_and_crop(_pixels(picture), self.image_size) for picture in pictures])
         values = normalize(pixels, self.image_mean, self.image_std)
         return BatchFeature({'pixel_values': values}, tensor_type=return_tensors)
@@ -156,7 +169,9 @@ class LLM2CLIPImageProcessor(BaseImageProcessor):
         """Open paths and URLs among images; transformers would drop their transparency."""
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(picture) for picture in image_url_or_urls]
-        return _opened(image_url_or_urls) if isinstance(image_url_or_urls, str) else image_url_or_urls
+        if isinstance(image_url_or_urls, str):
+            return _opened(image_url_or_urls)
+        return image_url_or_urls
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings without the class name, which transformers finds in the model's configuration.
@@ -184,7 +199,9 @@ def _pixels(picture: Any) -> torch.Tensor:
     # A copy, since torch needs a writable array.
     values = np.array(upright_rgb(picture) if isinstance(picture, Image.Image) else picture)
     if values.dtype != np.uint8 or values.ndim != 3 or 3 not in (values.shape[0], values.shape[2]):
-        what = type(picture).__name__ if values.ndim == 0 else f'{values.dtype} values of shape {values.shape}'
-        raise ValueError(f'expected pictures as PIL.Image.open gives them, or RGB values in uint8; got {what}')
+        kind = f'{values.dtype} values of shape {values.shape}'
+        if values.ndim == 0:
+            kind = type(picture).__name__
+        raise ValueError(f'expected pictures as PIL.Image.open gives them, or RGB values in uint8; got {kind}')
     pixels = torch.from_numpy(values)
     return pixels.permute(2, 0, 1) if values.shape[2] == 3 else pixels

@@ -19,7 +19,7 @@ from llm2clip.data.image_processing_llm2clip import open_image, upright_rgb
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Shortest side resized to `image_size` pixels, square crop, then RGB in [0, 1] normalised by `mean` and `std`."""
+    """Shortest side resized to `image_size` pixels, square crop, RGB in [0, 1] normalised by `mean` and `std`."""
 
     image_size: int
     mean: tuple[float, ...]
@@ -29,12 +29,12 @@ class Preprocessing:
 def decode_image(data: bytes, sample_id: str) -> Image.Image:
     """Decode an image to RGB.
 
-    The EXIF orientation is applied, transparent parts become white, and 16-bit greys are scaled to 8 bits.  An
-    animation gives its first frame.
+    The EXIF orientation is applied, transparent parts become white, and 16-bit greys are scaled to 8 bits.
+    An animation gives its first frame.
 
     Raises:
-        ValueError: The image cannot be decoded, is truncated, or has more than `MAX_PIXELS` pixels; the message names
-            the sample.
+        ValueError: The image cannot be decoded, is truncated, or has more than `MAX_PIXELS` pixels; the
+            message names the sample.
     """
     with _open(data, sample_id) as image:
         return upright_rgb(image)
@@ -45,12 +45,13 @@ def decode_pixels(data: bytes, sample_id: str, at_least: Optional[int] = None) -
 
     Args:
         data, sample_id: As for `decode_image`.
-        at_least: Smallest useful size of the shortest side, in pixels.  A JPEG of at least twice this size is decoded
-            at 1/2, 1/4 or 1/8 of its size, which libjpeg does in the DCT domain.  Unset, the size stays.
+        at_least: Smallest useful size of the shortest side, in pixels.  A JPEG of at least twice this size is
+            decoded at 1/2, 1/4 or 1/8 of its size, which libjpeg does in the DCT domain.  Unset, the size stays.
     """
     with _open(data, sample_id) as image:
-        if image.format == 'JPEG' and image.mode in ('RGB', 'L') and at_least and min(image.size) >= 2 * at_least:
-            scale = at_least / min(image.size)
+        shortest = min(image.size)
+        if image.format == 'JPEG' and image.mode in ('RGB', 'L') and at_least and shortest >= 2 * at_least:
+            scale = at_least / shortest
             image.draft('RGB', (math.ceil(image.width * scale), math.ceil(image.height * scale)))
         return pil_to_tensor(upright_rgb(image))
 

@@ -3,6 +3,7 @@
 
 """Data loading shared by all trainings: streams, the loader, and an upper bound on its shared memory."""
 
+import math
 import mmap
 import os
 import threading
@@ -44,8 +45,11 @@ def stream_arguments(name: str, stream: StreamConfig, key: str) -> dict[str, Any
     """Return the keyword arguments of a Stream; raise a ConfigError if a dataset without remote is missing."""
     if stream.remote is None and not Path(stream.local, 'index.json').is_file():
         raise ConfigError(f'{key}.streams.{name}.local: there is no MDS dataset in {stream.local}')
-    weights = {k: v for k in ('proportion', 'repeat') if (v := getattr(stream, k)) is not None}
-    return {'local': stream.local, 'remote': stream.remote, **weights}
+    arguments: dict[str, Any] = {'local': stream.local, 'remote': stream.remote}
+    for weight in ('proportion', 'repeat'):
+        if getattr(stream, weight) is not None:
+            arguments[weight] = getattr(stream, weight)
+    return arguments
 
 
 def all_caption_keys(name: str, stream: StreamConfig, key: str, setting: str) -> list[str]:
@@ -55,8 +59,8 @@ def all_caption_keys(name: str, stream: StreamConfig, key: str, setting: str) ->
         ConfigError: The dataset is missing, has no captions, or is in a remote.
     """
     if stream.remote is not None:
-        raise ConfigError(f'{key}.{setting}: expected caption keys, since dataset {name} is in a remote, and which '
-                          'ones it has is not known yet')
+        raise ConfigError(f'{key}.{setting}: expected caption keys, since dataset {name} is in a remote, and '
+                          'which ones it has is not known yet')
     columns = read_columns(stream_arguments(name, stream, key)['local'])
     keys = [caption for caption in caption_keys(columns) if not caption.startswith(NEGATIVE)]
     if not keys:
@@ -65,18 +69,11 @@ def all_caption_keys(name: str, stream: StreamConfig, key: str, setting: str) ->
 
 
 def build_loader(
-    streams: Mapping[str, VerifiedStream],
-    make: Callable[[SafeDataset, Any, int], dict[str, Any]],
-    config: LoaderConfig,
-    global_batch_size: int,
-    seed: int,
-    train: bool,
-    key: str,
-    collate_fn: Optional[Callable[[list[Any]], Any]] = None,
-    batching_method: str = 'random',
-    **data_spec: Any,
+    streams: Mapping[str, VerifiedStream], make: Callable[[SafeDataset, Any, int], dict[str, Any]],
+    config: LoaderConfig, global_batch_size: int, seed: int, train: bool, key: str,
+    collate_fn: Optional[Callable[[list[Any]], Any]] = None, batching_method: str = 'random', **data_spec: Any,
 ) -> DataSpec:
-    """Build the loader of this rank's batches; raise a ConfigError if `streams`, batch size and `config` do not fit.
+    """Build the loader of this rank's batches; raise a ConfigError if `streams` or batch size do not fit `config`.
 
     Args:
         streams: Name -> stream.
@@ -94,29 +91,28 @@ def build_loader(
         raise ConfigError(f'{key}.streams: name at least one dataset')
     if config.cache_limit is not None:
         for name, stream in streams.items():
-            if None in (stream.remote, *(embeddings.remote for embeddings in getattr(stream, 'text_embeddings', ()))):
-                raise ConfigError(f'{key}.cache_limit: dataset {name} has no remote, and the limit would delete it')
-    batch_size = device_batch_size(global_batch_size, 'global_train_batch_size' if train else 'global_eval_batch_size')
+            parts = [stream, *getattr(stream, 'text_embeddings', [])]
+            if any(part.remote is None for part in parts):
+                raise ConfigError(f'{key}.cache_limit: dataset {name} has no remote, and the limit would '
+                                  'delete it')
+    epoch_size = None
+    if train and config.epoch_size is not None:
+        epoch_size = int(config.epoch_size)
+    batch_size_key = 'global_train_batch_size' if train else 'global_eval_batch_size'
+    batch_size = device_batch_size(global_batch_size, batch_size_key)
     dataset = SafeDataset(
-        list(streams.values()), make, seed,
-        batch_size=batch_size,
-        shuffle=config.shuffle and train,
-        shuffle_seed=config.shuffle_seed,
-        num_canonical_nodes=config.num_canonical_nodes,
-        epoch_size=None if config.epoch_size is None or not train else int(config.epoch_size),
-        batching_method=batching_method,
-        download_retry=config.download_retry,
-        download_timeout=config.download_timeout,
-        cache_limit=config.cache_limit,
-    )
+        list(streams.values()), make, seed, batch_size=batch_size, epoch_size=epoch_size,
+        shuffle=config.shuffle and train, shuffle_seed=config.shuffle_seed, batching_method=batching_method,
+        num_canonical_nodes=config.num_canonical_nodes, download_retry=config.download_retry,
+        download_timeout=config.download_timeout, cache_limit=config.cache_limit)
     if train and dataset.epoch_size < global_batch_size:
         raise ConfigError(f'global_train_batch_size: {global_batch_size}, but an epoch of {key} has '
                           f'{dataset.epoch_size} samples, expected at least one global batch')
     for name, stream in streams.items():
         if batching_method == 'per_stream' and train and int(stream.choose) < global_batch_size:
-            raise ConfigError(f'{key}.streams.{name}: an epoch takes {stream.choose} samples of it, expected as many '
-                              f'as one global batch has, {global_batch_size}, since that comes from one dataset; '
-                              f'repeat it, or leave it out by {key}.streams.{name}=null')
+            raise ConfigError(f'{key}.streams.{name}: an epoch takes {stream.choose} samples of it, expected as '
+                              f'many as one global batch has, {global_batch_size}, since that comes from one '
+                              f'dataset; repeat it, or leave it out by {key}.streams.{name}=null')
     loader = StreamingDataLoader(
         dataset,
         batch_size=batch_size,
@@ -127,7 +123,7 @@ def build_loader(
         # Composer has initialised CUDA by now; its copies to the GPU are asynchronous only from pinned memory.
         pin_memory=torch.cuda.is_initialized(),
         worker_init_fn=partial(_end_with_rank, os.getpid()),
-        # A separate generator: drawing the workers' seed from the global one would shift dropout when a run resumes.
+        # The workers' seed is not drawn from the global generator, which would shift dropout after a resumption.
         generator=torch.Generator().manual_seed(config.shuffle_seed),
     )
     return DataSpec(loader, get_num_samples_in_batch=lambda batch: len(batch['index']), **data_spec)
@@ -136,8 +132,8 @@ def build_loader(
 def _end_with_rank(rank: int, worker: int) -> None:
     """End this worker soon after its rank, with process id `rank`, is killed.
 
-    PyTorch checks this only between two samples.  A worker at Streaming's barrier would wait forever for the workers
-    of another killed rank, and keep its memory.
+    PyTorch checks this only between two samples.  A worker at Streaming's barrier would wait forever for the
+    workers of another killed rank, and keep its memory.
     """
     def watch() -> None:
         while os.getppid() == rank:
@@ -151,12 +147,13 @@ def shared_memory(batch: Mapping[str, Any], num_workers: int, ranks: int = 1, ep
     """Return the maximum ``/dev/shm`` bytes per node of a loader of pinned batches, except a few pages of Streaming's.
 
     Args:
-        batch: Largest batch of a rank, as the workers deliver it, on any device including ``meta``.  Each tensor takes
-            whole pages, lists take none.
+        batch: Largest batch of a rank, as the workers deliver it, on any device including ``meta``.  Each
+            tensor takes whole pages, lists take none.
         num_workers: Workers per rank.
         ranks: Ranks on the node.
         epoch_samples: Samples per epoch; Streaming stores their order in shared memory while it is generated.
     """
-    sizes = [value.numel() * value.element_size() for value in batch.values() if isinstance(value, torch.Tensor)]
-    of_batch = sum(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for size in sizes)
-    return ranks * num_workers * 2 * of_batch + 8 * epoch_samples  # torch prefetches two batches per worker by default
+    tensors = [value for value in batch.values() if isinstance(value, torch.Tensor)]
+    batch_bytes = sum(math.ceil(tensor.nbytes / mmap.PAGESIZE) * mmap.PAGESIZE for tensor in tensors)
+    batches = ranks * num_workers * 2  # torch prefetches two batches per worker by default
+    return batches * batch_bytes + 8 * epoch_samples

@@ -3,9 +3,9 @@
 
 """Column names and types of every dataset: the single source of truth.
 
-An image dataset has `sample_id`, `image` and one ``caption.<key>`` per caption; a caption dataset has no `image`.  An
-embeddings dataset has `sample_id` and one ``text_embedding.<key>`` per caption, and for int8 vectors also one
-``text_embedding_scale.<key>``.
+An image dataset has `sample_id`, `image` and one ``caption.<key>`` per caption; a caption dataset has no
+`image`.  An embeddings dataset has `sample_id` and one ``text_embedding.<key>`` per caption, and for int8
+vectors also one ``text_embedding_scale.<key>``.
 
 Every sample has every column.  A missing caption is an empty text, and its vector is zero.
 """
@@ -43,7 +43,7 @@ _TYPES = {SAMPLE_ID: ('str',), IMAGE: ('bytes',), CAPTION: ('str',), EMBEDDING_S
 
 
 def columns_of(reader: Reader, required: Sequence[str] = (), where: str = '') -> dict[str, str]:
-    """Return column name -> MDS type of one shard; check the `required` columns with the errors of `read_columns`."""
+    """Return column name -> MDS type of one shard; check `required` columns with the errors of `read_columns`."""
     assert isinstance(reader, MDSReader)
     columns = dict(zip(reader.column_names, reader.column_encodings))
     _check_columns(columns, required, where)
@@ -52,12 +52,19 @@ def columns_of(reader: Reader, required: Sequence[str] = (), where: str = '') ->
 
 def embedding_dim(reader: Reader) -> int:
     """Return the dimension of the vectors of an embeddings dataset, from one of its shards."""
-    return next(int(kind.rsplit(':', 1)[1]) for name, kind in columns_of(reader).items() if name.startswith(EMBEDDING))
+    columns = columns_of(reader)
+    column_type = columns[EMBEDDING + embedding_keys(columns)[0]]
+    return int(column_type.rsplit(':', 1)[1])
 
 
 def caption_keys(columns: Iterable[str]) -> list[str]:
     """Return the caption keys among the column names of a dataset."""
     return [name.removeprefix(CAPTION) for name in columns if name.startswith(CAPTION)]
+
+
+def embedding_keys(columns: Iterable[str]) -> list[str]:
+    """Return the keys of the vectors among the column names of an embeddings dataset."""
+    return [name.removeprefix(EMBEDDING) for name in columns if name.startswith(EMBEDDING)]
 
 
 def read_index(folder: Union[str, Path]) -> dict[str, Any]:
@@ -77,14 +84,15 @@ def parse_index(data: Union[str, bytes], where: Union[str, Path]) -> dict[str, A
     """Parse the index of an MDS dataset, and check that its shards have the same columns and one file each.
 
     Raises:
-        FileError: The index is damaged, has another version or format, no shards, or files outside of its folder.
+        FileError: The index is damaged, has another version or format, no shards, or files outside its folder.
     """
     index = parse_json(data, where, dict)
     if index.get('version') != 2:
         raise FileError(f'{where}: has version {index.get("version")!r}, expected an index of MDS, version 2')
-    shards, names = index.get('shards'), set[str]()
+    shards = index.get('shards')
     if not isinstance(shards, list) or not shards:
         raise FileError(f'{where}: the MDS dataset is empty, expected a list of shards')
+    names: set[str] = set()
     for i, shard in enumerate(shards):
         check_shard(shard, f'{where}: shard {i}', shards[0] if i else None)
         name = shard['raw_data']['basename']
@@ -95,27 +103,30 @@ def parse_index(data: Union[str, bytes], where: Union[str, Path]) -> dict[str, A
 
 
 def check_shard(shard: Any, where: str, like: Optional[dict[str, Any]] = None) -> None:
-    """Raise a FileError that names `where`, unless `shard` is a valid entry of an index.  With `like`, a valid entry,
-    the columns must be the same."""
+    """Raise a FileError that names `where`, unless `shard` is a valid entry of an index.  With `like`, a
+    valid entry, the columns must be the same."""
     with reading(where, 'an entry of an MDS index'):
         if shard['format'] != 'mds' or shard['version'] != 2:
-            raise FileError(f'{where}: is {shard["format"]!r}, version {shard["version"]!r}, expected mds, version 2')
+            raise FileError(f'{where}: is {shard["format"]!r}, version {shard["version"]!r}, expected mds, '
+                            'version 2')
         file = MDSReader.from_json('', '', shard).raw_data  # fails if a key is missing or unknown
         if not _is_count(shard['samples'], 1):
             raise FileError(f'{where}: has {shard["samples"]!r} samples, expected a whole number above 0')
         if shard['compression'] is not None or shard['zip_data'] is not None:
             raise FileError(f'{where}: is compressed, expected shards that are not')
         if not _is_count(file.bytes) or not isinstance(file.hashes, dict) or not stays_inside(file.basename):
-            raise FileError(f'{where}: expected files inside the folder with their sizes and hashes, found {file}')
+            raise FileError(f'{where}: expected files inside the folder with their sizes and hashes, found '
+                            f'{file}')
         columns = [shard[name] for name in _COLUMNS]
         if like is not None and columns != [like[name] for name in _COLUMNS]:
-            raise FileError(f'{where}: has columns {shard["column_names"]}, expected those of the first shard')
+            raise FileError(f'{where}: has columns {shard["column_names"]}, expected those of the first '
+                            'shard')
         if len({*columns[0]}) < len(columns[0]):
             raise FileError(f'{where}: has columns {shard["column_names"]}, expected different names')
         for name, encoding, _ in zip(*columns, strict=True):
             if not is_mds_encoding_safe(encoding):
-                raise FileError(f'{where}: column {name} contains an unsafe type: {encoding}, which runs code when it '
-                                'is read')
+                raise FileError(f'{where}: column {name} contains an unsafe type: {encoding}, which runs code '
+                                'when it is read')
             if not is_mds_encoding(encoding):
                 raise FileError(f'{where}: column {name!r} has type {encoding!r}, expected one of MDS')
 
@@ -132,8 +143,8 @@ def file_damage(path: Path, expected: FileInfo) -> Optional[str]:
         return f'{len(data)} bytes, expected {expected.bytes}'
     for algorithm, digest in expected.hashes.items():
         if is_hash(algorithm):
-            found = get_hash(algorithm, data)
-            return None if found == digest else f'{algorithm} {found}, expected {digest}'
+            actual = get_hash(algorithm, data)
+            return None if actual == digest else f'{algorithm} {actual}, expected {digest}'
     return None
 
 
@@ -146,7 +157,8 @@ def whole_shard(folder: Union[str, Path], shard: dict[str, Any]) -> Any:
     path = Path(folder, shard['raw_data']['basename'])
     if not path.is_file():
         raise FileError(f'the shard {path} is missing')
-    if (damage := file_damage(path, FileInfo(**shard['raw_data']))) is not None:
+    damage = file_damage(path, FileInfo(**shard['raw_data']))
+    if damage is not None:
         raise FileError(f'the shard {path} is damaged: {damage}')
     return reader_from_json(str(folder), '', shard)
 
@@ -166,7 +178,8 @@ def read_columns(folder: Union[str, Path], required: Sequence[str] = ()) -> dict
 def _check_columns(columns: dict[str, str], required: Sequence[str], where: Union[str, Path]) -> None:
     for name in required:
         if name not in columns:
-            raise ValueError(f'{where}: column {name!r} is missing; the dataset has {", ".join(sorted(columns))}')
+            raise ValueError(f'{where}: column {name!r} is missing; the dataset has '
+                             f'{", ".join(sorted(columns))}')
         family = next(prefix for prefix in _TYPES if name.startswith(prefix))
         if not columns[name].startswith(_TYPES[family]):
             raise ValueError(f'{where}: column {name!r} has type {columns[name]!r}, expected '
@@ -181,7 +194,10 @@ def dataset_fingerprint(index: dict[str, Any]) -> str:
 
 def read_samples(folder: Union[str, Path]) -> list[dict[str, Any]]:
     """Return all samples of a local dataset in order; errors as for `read_index` and `whole_shard`."""
-    return [sample for shard in read_index(folder)['shards'] for sample in whole_shard(folder, shard)]
+    samples: list[dict[str, Any]] = []
+    for shard in read_index(folder)['shards']:
+        samples.extend(whole_shard(folder, shard))
+    return samples
 
 
 def image_keys(views: int) -> list[str]:
@@ -190,9 +206,10 @@ def image_keys(views: int) -> list[str]:
 
 
 def vector_columns(keys: Sequence[str], dim: int, storage: str) -> dict[str, str]:
-    """Return the column names and MDS types of an embeddings dataset.  A vector takes ``2 * dim`` bytes in float16,
-    ``4 * dim`` in float32, and ``dim + 4`` in int8."""
-    columns = {SAMPLE_ID: 'str', **{EMBEDDING + key: f'ndarray:{storage}:{dim}' for key in keys}}
+    """Return the column names and MDS types of an embeddings dataset.  A vector takes ``2 * dim`` bytes in
+    float16, ``4 * dim`` in float32, and ``dim + 4`` in int8."""
+    columns = {SAMPLE_ID: 'str'}
+    columns.update({EMBEDDING + key: f'ndarray:{storage}:{dim}' for key in keys})
     if storage == 'int8':
         columns.update({EMBEDDING_SCALE + key: 'float32' for key in keys})
     return columns
@@ -205,7 +222,7 @@ def vector_rows(ids: Sequence[str], keys: Sequence[str], vectors: np.ndarray, st
         ids: N sample ids.
         keys: K caption keys.
         vectors: ``(N, K, D)`` in float32; zero for a missing caption.
-        storage: ``float16``, ``float32``, or ``int8`` with a float32 scale per vector, its largest magnitude / 127.
+        storage: ``float16``, ``float32``, or ``int8`` with a float32 scale per vector: largest magnitude / 127.
 
     Raises:
         ValueError: A value is not finite, or too large for float16; the message names the sample and key.
@@ -216,12 +233,12 @@ def vector_rows(ids: Sequence[str], keys: Sequence[str], vectors: np.ndarray, st
     if bad.any():
         i, j = np.argwhere(bad)[0]
         raise ValueError(f'the vector {keys[j]!r} of sample {ids[i]!r} is not finite in {storage}')
-    scales = {}
+    scales: dict[str, np.ndarray] = {}
     if storage == 'int8':
         scale = (np.abs(vectors).max(-1) / 127).astype(np.float32)
         safe = np.where(scale > 0, scale, 1)[..., None]
         values = np.clip(np.rint(vectors / safe), -127, 127).astype(np.int8)
         scales = {EMBEDDING_SCALE + key: scale[:, j] for j, key in enumerate(keys)}
-    columns = {EMBEDDING + key: values[:, j] for j, key in enumerate(keys)} | scales
-    return [{SAMPLE_ID: sample_id, **{name: column[i] for name, column in columns.items()}}
-            for i, sample_id in enumerate(ids)]
+    embeddings = {EMBEDDING + key: values[:, j] for j, key in enumerate(keys)}
+    columns = {SAMPLE_ID: ids} | embeddings | scales
+    return [{name: column[i] for name, column in columns.items()} for i in range(len(ids))]

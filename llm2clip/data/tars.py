@@ -17,7 +17,7 @@ IMAGES = ('jpg', 'jpeg', 'png', 'webp')
 """Suffixes of images."""
 _LONGEST_TEXT = 1 << 24
 # Members with metadata of the tar, not of a sample.
-_ABOUT = re.compile(r'__[^/]*__($|/)')
+_METADATA = re.compile(r'__[^/]*__($|/)')
 
 
 def tar_samples(
@@ -33,8 +33,8 @@ def tar_samples(
         wanted: Suffixes of the files to read, by default all; other files have the value None.
 
     Raises:
-        FileError: The tar is damaged, truncated or followed by data, or a member is a duplicate, a link, outside of the
-            tar, or a text above 16 MiB.  The message names the tar.
+        FileError: The tar is damaged, truncated or followed by data, or a member is a duplicate, a link,
+            outside of the tar, or a text above 16 MiB.  The message names the tar.
     """
     def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
         is_image = member.name.lower().endswith(IMAGES)
@@ -49,24 +49,25 @@ def tar_samples(
 
     def files() -> Iterator[dict[str, Any]]:
         with tarfile.open(path, mode) as tar:
-            while (member := tar.next()) is not None:
+            for member in iter(tar.next, None):
                 tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # tarfile would keep every header
-                if not stays_inside(member.name):
-                    raise FileError(f'{path}: the path {member.name!r} leads out of the tar, expected one inside')
+                name = member.name
+                if not stays_inside(name):
+                    raise FileError(f'{path}: the path {name!r} leads out of the tar, expected one inside')
                 if not member.isdir() and not member.isreg():
-                    raise FileError(f'{path}: {member.name!r} is a link or a device, expected a file')
-                if member.isreg() and not _ABOUT.match(member.name):
-                    suffix = (base_plus_ext(member.name)[1] or '').lower()
-                    kept = content(tar, member) if wanted is None or suffix in wanted else None
-                    yield {'fname': member.name, 'data': kept, '__url__': path}
+                    raise FileError(f'{path}: {name!r} is a link or a device, expected a file')
+                if member.isreg() and not _METADATA.match(name):
+                    _, suffix = base_plus_ext(name)
+                    is_wanted = wanted is None or (suffix or '').lower() in wanted
+                    yield {'fname': name, 'data': content(tar, member) if is_wanted else None, '__url__': path}
             # `tarfile` treats an unreadable or missing header as the end of the tar, so the rest is checked here.
             file = tar.fileobj
             assert file is not None
             file.seek(tar.offset)
             zeros = [not block.strip(b'\0') for block in iter(lambda: file.read(1 << 20), b'')]
             if not zeros or not all(zeros):
-                raise FileError(f'{path}: is cut off, or has no header of a file, at byte {tar.offset:,}, expected a '
-                                'whole tar, with nothing but zeros at its end')
+                raise FileError(f'{path}: is cut off, or has no header of a file, at byte {tar.offset:,}, expected '
+                                'a whole tar, with nothing but zeros at its end')
         yield {}  # ends the last sample
 
     with reading(path, 'a whole tar with every file once'):

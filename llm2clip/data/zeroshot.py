@@ -3,6 +3,7 @@
 
 """Zero-shot sets: images with classes, and prompt templates for the class names."""
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Union
 
@@ -33,7 +34,8 @@ class ZeroshotSet(NamedTuple):
     @property
     def prompts(self) -> list[str]:
         """Prompts of all class names, name by name."""
-        return [template.replace('{}', name) for name in self.names for template in self.templates]
+        pairs = itertools.product(self.names, self.templates)
+        return [template.replace('{}', name) for name, template in pairs]
 
 
 def zeroshot_set(config: ZeroshotConfig, key: str) -> ZeroshotSet:
@@ -49,7 +51,8 @@ def zeroshot_set(config: ZeroshotConfig, key: str) -> ZeroshotSet:
     dataset = open_set('zeroshot', config.source, f'{key}.source')
     templates = config.templates or dataset.templates
     if templates is None:
-        raise ConfigError(f'{key}.templates: required but not set, since {dataset.name} has no prompts of its own')
+        raise ConfigError(f'{key}.templates: required but not set, since {dataset.name} has no prompts of its '
+                          'own')
     return ZeroshotSet(dataset, read_templates(templates, f'{key}.templates'))
 
 
@@ -63,8 +66,10 @@ def read_templates(path: Union[str, Path], key: str) -> list[str]:
         templates = [line.replace('{c}', '{}') for _, line in read_lines(str(path)) if not line.startswith('#')]
     except FileError as error:
         raise ConfigError(f'{key}: {error}') from None
-    wrong = [line for line in templates if '{}' not in line]
-    if wrong or not templates:
-        raise ConfigError(f'{key}: {path}: expected a prompt with {{}} for the class name on each line, got '
-                          f'{wrong[0]!r}' if wrong else f'{key}: {path} has no prompt')
+    for line in templates:
+        if '{}' not in line:
+            raise ConfigError(f'{key}: {path}: expected a prompt with {{}} for the class name on each line, got '
+                              f'{line!r}')
+    if not templates:
+        raise ConfigError(f'{key}: {path} has no prompt')
     return templates

@@ -26,8 +26,8 @@ from llm2clip.files import read_json
 @functools.cache
 def _dtype(encoding: str) -> Optional[torch.dtype]:
     """torch type of a column with vectors or scales; None for text and images."""
-    kind = encoding.split(':')[1] if encoding.startswith('ndarray:') else encoding
-    return getattr(torch, kind) if kind in ('float16', 'int8', 'float32') else None
+    name = encoding.split(':')[1] if encoding.startswith('ndarray:') else encoding
+    return {'float16': torch.float16, 'float32': torch.float32, 'int8': torch.int8}.get(name)
 
 
 class PairedRow(Mapping[str, Any]):
@@ -42,22 +42,29 @@ class PairedRow(Mapping[str, Any]):
     def __init__(self, reader: Reader, idx: int, text_embeddings: Sequence[Reader] = ()) -> None:
         assert isinstance(reader, MDSReader)
         self.text_embeddings = [PairedRow(embeddings, idx) for embeddings in text_embeddings]
-        self._reader, self._data = reader, bytearray(reader.get_sample_data(idx))
+        self._reader = reader
+        self._data = bytearray(reader.get_sample_data(idx))
         # The sizes of variable-size columns precede the columns.
-        sizes, at = [size or 0 for size in reader.column_sizes], 0
-        for i, size in enumerate(sizes):
+        at = 0
+        sizes: list[int] = []
+        for size in reader.column_sizes:
             if not size:
-                sizes[i], = struct.unpack_from('<I', self._data, at)
+                size, = struct.unpack_from('<I', self._data, at)
                 at += 4
+            sizes.append(size)
         self._ends = list(itertools.accumulate(sizes, initial=at))
 
     def __getitem__(self, name: str) -> Any:
         i = self._reader.column_names.index(name)
-        encoding, start, end = self._reader.column_encodings[i], self._ends[i], self._ends[i + 1]
-        if (dtype := _dtype(encoding)) is None:
+        encoding = self._reader.column_encodings[i]
+        start, end = self._ends[i:i + 2]
+        dtype = _dtype(encoding)
+        if dtype is None:
             return mds_decode(encoding, self._data[start:end])  # pyright: ignore[reportArgumentType]
         values = torch.frombuffer(self._data, dtype=dtype, count=(end - start) // dtype.itemsize, offset=start)
-        return values if encoding.startswith('ndarray:') else values[0]
+        if encoding.startswith('ndarray:'):
+            return values
+        return values[0]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._reader.column_names)
@@ -73,10 +80,11 @@ class PairedReader(Reader):
         super().__init__(images.dirname, images.split, images.compression, images.hashes, images.samples, None)
         self.images = images
         self.text_embeddings = text_embeddings
-        self.file_pairs = [pair for reader in (images, *text_embeddings) for pair in reader.file_pairs]
+        self.readers = [images, *text_embeddings]
+        self.file_pairs = list(itertools.chain.from_iterable(reader.file_pairs for reader in self.readers))
 
     def evict(self) -> int:
-        return sum(reader.evict() for reader in (self.images, *self.text_embeddings))
+        return sum(reader.evict() for reader in self.readers)
 
     def decode_sample(self, data: bytes) -> dict[str, Any]:
         raise TypeError('a paired shard has no bytes of its own')
@@ -97,44 +105,43 @@ class PairedReader(Reader):
 class PairedStream(VerifiedStream):
     """Stream of image samples with their rows of embeddings datasets, or of one embeddings dataset with others.
 
-    Every dataset keeps its own remote and cache.  Shard k of an embeddings dataset must hold the samples of shard k of
-    the first dataset, in order, as `extract_embeddings` writes it.  Sample ids are compared on each read.
+    Every dataset keeps its own remote and cache.  Shard k of an embeddings dataset must hold the samples of shard k
+    of the first dataset, in order, as `extract_embeddings` writes it.  Sample ids are compared on each read.
 
     Args:
         local: Folder or cache of the image dataset, or of the first embeddings dataset.
         text_embeddings: Folder or cache of each (other) embeddings dataset, and its remote (or None).
         remote: Remote of the first dataset.
-        columns: Columns that the first dataset must have besides the id.  If all are embeddings, it is an embeddings
-            dataset.
+        columns: Columns that the first dataset must have besides the id.  If all are vectors, it is an
+            embeddings dataset.
         embedding_columns: Columns that every other embeddings dataset must have.
         **kwargs: Passed to VerifiedStream; all but ``proportion``, ``repeat`` and ``choose`` also for embeddings.
 
     Attributes:
-        storages: Storage type of the first dataset (None for images) and of each embeddings dataset, ``float16``,
-            ``float32`` or ``int8``, once the shards have been opened.
+        storages: Storage type of the first dataset (None for images) and of each embeddings dataset,
+            ``float16``, ``float32`` or ``int8``, once the shards have been opened.
 
     Raises:
-        FileNotFoundError, ValueError: A dataset or column is missing, or an embeddings dataset belongs to other images.
+        FileNotFoundError, ValueError: A dataset or column is missing, or embeddings belong to other images.
     """
 
     def __init__(
-        self,
-        local: str,
-        text_embeddings: Sequence[tuple[str, Optional[str]]],
-        remote: Optional[str] = None,
-        columns: Sequence[str] = (),
-        embedding_columns: Sequence[str] = (),
-        **kwargs: Any,
+        self, local: str, text_embeddings: Sequence[tuple[str, Optional[str]]], remote: Optional[str] = None,
+        columns: Sequence[str] = (), embedding_columns: Sequence[str] = (), **kwargs: Any,
     ) -> None:
         super().__init__(local=local, remote=remote, **kwargs)
-        shared = {k: v for k, v in kwargs.items() if k not in ('proportion', 'repeat', 'choose')}
-        self.text_embeddings = [VerifiedStream(local=folder, remote=source, **shared) for folder,
-                                source in text_embeddings]
-        self._columns, self._embedding_columns = columns, embedding_columns
+        shared = {name: value for name, value in kwargs.items() if name not in ('proportion', 'repeat', 'choose')}
+        self.text_embeddings = [
+            VerifiedStream(local=folder, remote=source, **shared) for folder, source in text_embeddings]
+        self._columns = columns
+        self._embedding_columns = embedding_columns
         self.storages: list[Optional[str]] = []
 
     def caches(self) -> list[str]:
-        return super().caches() + [cache for embeddings in self.text_embeddings for cache in embeddings.caches()]
+        caches = super().caches()
+        for embeddings in self.text_embeddings:
+            caches += embeddings.caches()
+        return caches
 
     def apply_default(self, default: dict[str, Any]) -> None:
         super().apply_default(default)
@@ -144,21 +151,20 @@ class PairedStream(VerifiedStream):
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
         images = super().get_shards(world, allow_unsafe_types)
         # All shards of an index have the same columns.
-        columns = [columns_of(images[0], [SAMPLE_ID, *self._columns], self.local)]
-        of_embeddings = bool(self._columns) and all(name.startswith(EMBEDDING) for name in self._columns)
-        expected = _described(images, _recorded_dataset(self) if of_embeddings else self.content)
-        text_embeddings = []
+        self.storages = [_storage(columns_of(images[0], [SAMPLE_ID, *self._columns], self.local))]
+        is_embeddings = bool(self._columns) and all(name.startswith(EMBEDDING) for name in self._columns)
+        expected = _description(images, _recorded_dataset(self) if is_embeddings else self.content)
+        lengths = list(map(len, images))
+        text_embeddings: list[list[Reader]] = []
         for embeddings in self.text_embeddings:
             where = f'embeddings dataset {embeddings.local}'
             shards = embeddings.get_shards(world, allow_unsafe_types)
-            columns.append(columns_of(shards[0], [SAMPLE_ID, *self._embedding_columns], where))
-            content = _recorded_dataset(embeddings)
-            if (found := _described(shards, content)) != expected or list(map(len, shards)) != list(map(len, images)):
-                raise ValueError(f'{where} belongs to another dataset than {self.local}: it has {found}, expected '
+            self.storages.append(_storage(columns_of(shards[0], [SAMPLE_ID, *self._embedding_columns], where)))
+            actual = _description(shards, _recorded_dataset(embeddings))
+            if actual != expected or list(map(len, shards)) != lengths:
+                raise ValueError(f'{where} belongs to another dataset than {self.local}: it has {actual}, expected '
                                  f'{expected}, shard by shard')
             text_embeddings.append(shards)
-        self.storages = [next((kind.split(':')[1] for name, kind in kinds.items() if name.startswith(EMBEDDING)), None)
-                         for kinds in columns]
         return [PairedReader(image, rows) for image, *rows in zip(images, *text_embeddings)]
 
     def _parts(self, shard: Reader) -> list[tuple[VerifiedStream, Reader]]:
@@ -168,10 +174,10 @@ class PairedStream(VerifiedStream):
 
     def set_up_local(self, shards: Sequence[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
         # Count all files, since they can be evicted; `SafeDataset` finds the shards that lack one.
-        parts = [[shard.images, *shard.text_embeddings] for shard in shards if isinstance(shard, PairedReader)]
-        sizes = np.zeros((1 + len(self.text_embeddings), len(parts)), np.int64)
-        for stream, of_stream, usage in zip((super(), *self.text_embeddings), map(list, zip(*parts)), sizes):
-            stream.set_up_local(of_stream, usage)
+        readers = [shard.readers for shard in shards if isinstance(shard, PairedReader)]
+        sizes = np.zeros((1 + len(self.text_embeddings), len(readers)), np.int64)
+        for i, stream in enumerate((super(), *self.text_embeddings)):
+            stream.set_up_local([paired[i] for paired in readers], sizes[i])
         cache_usage_per_shard[:] = sizes.sum(0)
 
     def prepare_shard(self, shard: PairedReader) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -192,7 +198,13 @@ class PairedStream(VerifiedStream):
         return super().get_index_size() + sum(embeddings.get_index_size() for embeddings in self.text_embeddings)
 
 
-def _described(shards: Sequence[Reader], content: Optional[str]) -> str:
+def _storage(columns: Mapping[str, str]) -> Optional[str]:
+    """Storage type of the vectors in a dataset with these column types; None without vectors."""
+    types = [column_type for name, column_type in columns.items() if name.startswith(EMBEDDING)]
+    return types[0].split(':')[1] if types else None
+
+
+def _description(shards: Sequence[Reader], content: Optional[str]) -> str:
     return f'{sum(map(len, shards)):,} samples in {len(shards):,} shards of content {content}'
 
 

@@ -3,9 +3,9 @@
 
 """StreamingDataset that either delivers every sample of an epoch or stops with an error that names the cause.
 
-In Streaming, an exception in the thread that downloads ahead ends the epoch early and silently in its process, and
-workers that need the same shard wait forever.  Here that thread stores the error, and the next request for a missing
-shard raises it.  Other processes try the download themselves and raise their own errors.
+In Streaming, an exception in the thread that downloads ahead ends the epoch early and silently in its process,
+and workers that need the same shard wait forever.  Here that thread stores the error, and the next request for a
+missing shard raises it.  Other processes try the download themselves and raise their own errors.
 
 This module relies on these parts of StreamingDataset in Streaming 0.13:
 
@@ -15,11 +15,12 @@ This module relies on these parts of StreamingDataset in Streaming 0.13:
 """
 
 import contextlib
+import itertools
 import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -49,23 +50,24 @@ class SafeDataset(StreamingDataset):
 
     Args:
         streams: The streams.
-        make: Function of the dataset, a sample and its position.  It returns the batch entries of the sample, besides
-            ``index`` and ``sample_id``, each time the sample is read.  Unset, the sample itself is delivered.
+        make: Function of the dataset, a sample and its position.  It returns the batch entries of the sample,
+            besides ``index`` and ``sample_id``, each time the sample is read.  Unset, samples are delivered.
         seed: Seed of all randomness of the samples.
         **kwargs: Passed to StreamingDataset.
 
     Raises:
-        ShardError: On construction or while iterating: a shard is missing or damaged and cannot be downloaded, or
-            another run uses the cache.
+        ShardError: On construction or while iterating: a shard is missing or damaged and cannot be
+            downloaded, or another run uses the cache.
     """
 
     def __init__(
         self, streams: Sequence[VerifiedStream],
         make: Optional[Callable[['SafeDataset', Any, int], dict[str, Any]]] = None, seed: int = 0, **kwargs: Any
     ) -> None:
-        self._cache_locks = _lock_caches(folder for stream in streams for folder in stream.caches())
+        self._cache_locks = _lock_caches({*itertools.chain.from_iterable(stream.caches() for stream in streams)})
         super().__init__(streams=streams, **kwargs)
-        self.make, self.seed = make, seed
+        self.make = make
+        self.seed = seed
         self._failure: Optional[Exception] = None
         # Files from earlier runs are verified at first use, by one worker of each rank.
         self._unchecked = multiprocessing.RawArray('b', b'\1' * self.num_shards)
@@ -76,15 +78,7 @@ class SafeDataset(StreamingDataset):
         if self._failure is None:
             try:
                 if self._unchecked[shard_id]:
-                    stream, shard = self.streams[self.stream_per_shard[shard_id]], self.shards[shard_id]
-                    assert isinstance(stream, VerifiedStream)
-                    if removed := stream.discard_damaged(shard):
-                        self.cache_usage -= removed
-                    # A shard with embeddings may lack one of its files.
-                    missing = not stream.is_local(shard)
-                    if removed or missing and self._shard_states[shard_id] == _ShardState.LOCAL:
-                        self._shard_states[shard_id] = _ShardState.REMOTE
-                    self._unchecked[shard_id] = 0
+                    self._verify(shard_id)
                 super().prepare_shard(shard_id, blocking)
             except Exception as error:
                 self._failure = error
@@ -92,10 +86,24 @@ class SafeDataset(StreamingDataset):
         if self._failure is not None and blocking:
             raise self._failure
 
+    def _verify(self, shard_id: int) -> None:
+        """Remove a damaged file of a shard, and mark a shard that lacks a file as not local."""
+        shard = self.shards[shard_id]
+        stream = self.streams[self.stream_per_shard[shard_id]]
+        assert isinstance(stream, VerifiedStream)
+        removed = stream.discard_damaged(shard)
+        if removed:
+            self.cache_usage -= removed
+        # A shard with embeddings may lack one of its files.
+        is_missing = not stream.is_local(shard)
+        if removed or is_missing and self._shard_states[shard_id] == _ShardState.LOCAL:
+            self._shard_states[shard_id] = _ShardState.REMOTE
+        self._unchecked[shard_id] = 0
+
     def _ready_thread(self, it: Any) -> None:
         """Mark samples as ready as soon as their shards are requested, since `get_item` waits for the shards.
 
-        Streaming's own thread would wait forever for a shard that is evicted or that another process cannot download.
+        Streaming's thread would wait forever for a shard that is evicted or that another process cannot download.
         """
         while not it.should_exit() and it.ready_index < it.total:
             it.ready_index = it.prepare_index
@@ -118,23 +126,25 @@ class SafeDataset(StreamingDataset):
     def __len__(self) -> int:
         """Return the number of samples that this rank gets in an epoch.
 
-        Streaming repeats some to fill its canonical nodes, which its own length does not count.  Composer, which reads
-        ``len(loader)`` batches, would leave out images of an evaluation, and lengthen an epoch that it resumes."""
+        Streaming repeats some to fill its canonical nodes, which its own length does not count.  Composer reads
+        ``len(loader)`` batches: it would leave out images of an evaluation, and lengthen an epoch that it resumes.
+        """
         ranks = dist.get_world_size()
         nodes = max(self.num_canonical_nodes or 1, ranks // dist.get_local_world_size())
 
-        def of_rank(samples: int) -> int:
+        def samples_per_rank(samples: int) -> int:
             return math.ceil(with_repeats(samples, nodes) / ranks)
 
         if self.batching_method != 'per_stream':
-            return of_rank(self.epoch_size)
+            return samples_per_rank(self.epoch_size)
         # Only batches that one stream can fill are delivered.
         assert self.batch_size is not None
-        return sum(of_rank(int(stream.choose)) // self.batch_size for stream in self.streams) * self.batch_size
+        batches = sum(samples_per_rank(int(stream.choose)) // self.batch_size for stream in self.streams)
+        return batches * self.batch_size
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
         """Return Streaming's state, with a description of the data."""
-        return {**super().state_dict(num_samples, from_beginning), 'data': self._data()}
+        return super().state_dict(num_samples, from_beginning) | {'data': self._data()}
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
         """Load a state; with changed data, Streaming would resume at the same position of another order.
@@ -142,29 +152,30 @@ class SafeDataset(StreamingDataset):
         Raises:
             ConfigError: The data have changed since the state was saved.
         """
-        then, now = obj['data'], self._data()
+        then = obj['data']
+        now = self._data()
         if then != now:
-            change = 'as many samples, but not the same' if then['samples'] == now['samples'] else (
-                f'{then["samples"]:,} samples in {then["shards"]:,} shards then, {now["samples"]:,} in '
-                f'{now["shards"]:,} now')
+            change = 'as many samples, but not the same'
+            if then['samples'] != now['samples']:
+                change = (f'{then["samples"]:,} samples in {then["shards"]:,} shards then, {now["samples"]:,} in '
+                          f'{now["shards"]:,} now')
             raise ConfigError(f'train_data: the data have changed since the checkpoint was written ({change}), '
-                              'expected those with which the run began; choose another save_folder for a run on these '
-                              'data')
+                              'expected those with which the run began; choose another save_folder for a run on '
+                              'these data')
         super().load_state_dict(obj)
 
     def _data(self) -> dict[str, Any]:
-        """Number of samples and shards, and a hash of their content; for images with embeddings datasets, only the
-        images count."""
-        contents = [stream.content for stream in self.streams if isinstance(stream, VerifiedStream)]
-        return {'samples': self.num_samples, 'shards': self.num_shards,
-                'content': xxhash.xxh64(' '.join(contents)).hexdigest()}
+        """Number of samples and shards, and a hash of their content; of images with embeddings datasets, only
+        the images count."""
+        contents = ' '.join(stream.content for stream in self.streams if isinstance(stream, VerifiedStream))
+        return {'samples': self.num_samples, 'shards': self.num_shards, 'content': xxhash.xxh64_hexdigest(contents)}
 
     # ------------------------------------------------------------------------------------------------- samples
     def __getitem__(self, at: int) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         sample = super().__getitem__(at)
         if self.make is None:
             return sample
-        return {'index': at, 'sample_id': sample[SAMPLE_ID], **self.make(self, sample, at)}
+        return {'index': at, 'sample_id': sample[SAMPLE_ID]} | self.make(self, sample, at)
 
     def stream_of(self, at: int) -> int:
         """Return the index of the stream of sample `at`."""
@@ -175,8 +186,8 @@ class SafeDataset(StreamingDataset):
         return sample_seed(self.seed, self.epoch, sample[SAMPLE_ID])
 
     def another(self, at: int, seed: int) -> Any:
-        """Draw another sample of the shard of sample `at`, uniformly, since other shards may not be local; None if the
-        shard has no other sample."""
+        """Draw another sample of the shard of sample `at`, uniformly, since other shards may not be local;
+        None if the shard has no other sample."""
         shard, place = map(int, self.spanner[at])
         size = int(self.samples_per_shard[shard])
         if size == 1:
@@ -185,15 +196,14 @@ class SafeDataset(StreamingDataset):
         return self.get_item(at - place + other)
 
 
-def _lock_caches(folders: Iterable[str]) -> list[FileLock]:
+def _lock_caches(caches: set[str]) -> list[FileLock]:
     """Lock caches, on the first rank of a node, and remove the registrations of killed runs that used them.
 
-    Streaming registers the folders of a dataset in shared memory, and refuses a registered cache.  Shared memory
-    outlives a killed run; a file lock does not.
+    Streaming registers the folders of a dataset in shared memory, and refuses a registered cache.  Shared
+    memory outlives a killed run; a file lock does not.
     """
     locks: list[FileLock] = []
     if dist.get_local_rank() == 0:
-        caches = set(folders)
         for folder in sorted(caches):
             os.makedirs(folder, exist_ok=True)
             locks.append(FileLock(os.path.join(folder, _LOCK_FILE), timeout=_LOCK_SECONDS))

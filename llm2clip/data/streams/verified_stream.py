@@ -3,8 +3,8 @@
 
 """Stream that verifies shards by their index, and raises an error that names a damaged one.
 
-Streaming checks hashes only on request, after a file has its final name, and never for files from earlier runs.  Here a
-file gets its final name after verification, and `SafeDataset` verifies existing files at first use.
+Streaming checks hashes only on request, after a file has its final name, and never for files from earlier runs.
+Here a file gets its final name after verification, and `SafeDataset` verifies existing files at first use.
 """
 
 import logging
@@ -45,9 +45,9 @@ class ShardError(RuntimeError):
 class VerifiedStream(Stream):
     """Stream of shards with one file each, verified by size and hash.
 
-    A download is tried up to `download_retry` times, with growing pauses, and at most twice if the content is wrong.
-    Each attempt may take `download_timeout` seconds.  The arguments are those of ``Stream``.  A file that cannot be
-    obtained, or a remote index that differs from the cached one, raises a ShardError.
+    A download is tried up to `download_retry` times, with growing pauses, and at most twice if the content is
+    wrong.  Each attempt may take `download_timeout` seconds.  The arguments are those of ``Stream``.  A file
+    that cannot be obtained, or a remote index that differs from the cached one, raises a ShardError.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -56,7 +56,9 @@ class VerifiedStream(Stream):
 
     def caches(self) -> list[str]:
         """Return the folders that are filled from a remote."""
-        return [] if self.remote is None else [os.path.abspath(os.path.join(self.local, self.split))]
+        if self.remote is None:
+            return []
+        return [os.path.abspath(os.path.join(self.local, self.split))]
 
     def open(self, download_retry: int = 5, download_timeout: float = 120.0) -> Any:
         """Return the readers of all shards, for use without a dataset."""
@@ -65,16 +67,17 @@ class VerifiedStream(Stream):
         return self.get_shards(World.detect(), False)
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
-        """Return the readers of the index, which the first process of a node downloads or compares with the remote."""
+        """Return the readers of the index, which a node's first process downloads or compares with the remote."""
         path = self._path(INDEX)
         if self.remote is not None and not world.is_local_leader:
-            wait_for_file_to_exist(str(path), TICK, self.download_timeout, f'{self._source(INDEX)} did not come to '
-                                   f'{path} within {self.download_timeout:.0f} s (download_timeout)')
+            message = (f'{self._source(INDEX)} did not come to {path} within {self.download_timeout:.0f} s '
+                       '(download_timeout)')
+            wait_for_file_to_exist(str(path), TICK, self.download_timeout, message)
         elif self.remote is not None and path.is_file():
             current = self.download(INDEX, to=f'{INDEX}.{os.getpid()}.now')
-            same = current.read_bytes() == path.read_bytes()
+            is_same = current.read_bytes() == path.read_bytes()
             current.unlink()
-            if not same:
+            if not is_same:
                 raise ShardError(f'{self._source(INDEX)} is not the index that {self.local} was filled with: the '
                                  f'dataset was written anew; remove {self.local}')
         elif self.remote is not None:
@@ -111,16 +114,16 @@ class VerifiedStream(Stream):
     @contextmanager
     def whole(self, shard: Reader) -> Iterator[Reader]:
         """Provide a verified shard to the block, and remove it afterwards if it was not local before."""
-        here = self.is_local(shard)
+        was_local = self.is_local(shard)
         self.discard_damaged(shard)
         self.prepare_shard(shard)
         yield shard
-        if not here:
+        if not was_local:
             shard.evict()
 
     def discard_damaged(self, shard: Reader) -> int:
-        """Remove the shard's local file if it is damaged, so that it is downloaded again, and return its expected size.
-        Return 0 if nothing was removed; raise a ShardError if there is no remote."""
+        """Remove the shard's local file if it is damaged, so that it is downloaded again, and return its
+        expected size.  Return 0 if nothing was removed; raise a ShardError if there is no remote."""
         path, info = self._file(shard)
         try:
             damage = file_damage(path, info)
@@ -158,31 +161,36 @@ class VerifiedStream(Stream):
             to: Local file name, if it differs.
 
         Raises:
-            ShardError: There is no remote, the file does not exist there, or it cannot be downloaded or is damaged.
+            ShardError: There is no remote, or the file is not there, cannot be downloaded or is damaged.
             ConfigError: There are no credentials for the remote.
             FileError: The disk is full.
         """
-        url, path = self._source(basename), self._path(to or basename)
+        url = self._source(basename)
+        path = self._path(to or basename)
         if self.remote is None:
             raise ShardError(f'{path} is missing, and the dataset has no remote')
-        # Hugging Face's downloader writes a file by its name in the remote first, which may be that of a cached file.
+        # Hugging Face's downloader first writes a file by its name in the remote, maybe that of a cached file.
         work = path.with_name(f'.{path.name}.{os.getpid()}.part')
         partial = work / path.name
-        wait, tried, damaged, problem = 1.0, 0, 0, ''
-        while tried < self.download_retry and damaged < 2:
-            if tried:
+        wait, n_tried, n_damaged, problem = 1.0, 0, 0, ''
+        while n_tried < self.download_retry and n_damaged < 2:
+            if n_tried:
                 log.warning(f'{problem}; trying again in {wait:.0f} s')
                 time.sleep(wait + random.random() / 2)
                 wait = min(2 * wait, _LONGEST_WAIT)
-            tried += 1
+            n_tried += 1
             try:
                 with reaching(url), writing(path):
                     self._download_within(url, str(partial))
-                damage = file_damage(partial, expected) if expected else _json_damage(partial.read_bytes(), basename)
+                if expected is None:
+                    damage = _json_damage(partial.read_bytes(), basename)
+                else:
+                    damage = file_damage(partial, expected)
                 if damage is None:
                     partial.replace(path)
                     return path
-                problem, damaged = f'{url} is damaged: {damage}', damaged + 1
+                problem = f'{url} is damaged: {damage}'
+                n_damaged += 1
             except (ConfigError, FileError):
                 raise
             except Exception as error:
@@ -192,10 +200,10 @@ class VerifiedStream(Stream):
                 problem = f'{url} cannot be downloaded: {type(error).__name__}: {error}'
             finally:
                 shutil.rmtree(work, ignore_errors=True)
-        raise ShardError(f'{problem} (tried {tried} times)')
+        raise ShardError(f'{problem} (tried {n_tried} times)')
 
     def _download_within(self, url: str, path: str) -> None:
-        """Download a file within `download_timeout` seconds, which not all downloaders of Streaming enforce."""
+        """Download a file within `download_timeout` seconds, which not all of Streaming's downloaders enforce."""
         # A connection does not survive a fork.
         if self._connection is None or self._connection[0] != os.getpid():
             self._connection = os.getpid(), CloudDownloader.get(self.remote)
@@ -222,7 +230,10 @@ class VerifiedStream(Stream):
 def _json_damage(data: bytes, name: str) -> Optional[str]:
     """Damage of an index or another JSON file, if any."""
     try:
-        (parse_index if name == INDEX else parse_json)(data, name)
+        if name == INDEX:
+            parse_index(data, name)
+        else:
+            parse_json(data, name)
     except FileError as error:
         return str(error)
     return None
