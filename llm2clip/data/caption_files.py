@@ -36,7 +36,7 @@ _SEGMENTED = re.compile(r'\S+:[a-z]+[0-9]*(?:\s+\S+:[a-z]+[0-9]*)*')
 
 
 def normal_path(name: str) -> str:
-    """Normalise the path of an image: ``./a.jpg`` and ``b/../a.jpg`` become ``a.jpg``; a URL stays as it is."""
+    """Normalise the path of an image: ``./a.jpg`` and ``b/../a.jpg`` become ``a.jpg``; a URL stays."""
     if '://' in name:
         return name
     return posixpath.normpath(name)
@@ -52,8 +52,7 @@ def check_image_paths(paths: Iterable[Optional[str]], images: Optional[str], whe
         folder, file = posixpath.split(name)
         first = first_paths.setdefault((real_folder(folder), file), name)
         if first != name:
-            raise FileError(f'{where}: {first!r} and {name!r} are the same image, expected one path for each '
-                            'image')
+            raise FileError(f'{where}: {first!r} and {name!r} are the same image, expected one path for each image')
 
 
 def read_captions(captions: str, image_column: str, caption_column: str) -> dict[str, list[str]]:
@@ -127,8 +126,7 @@ def read_csv(path: str) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]
     rows = _csv_rows(path)
     where, columns = next(rows, (path, []))
     if len(columns) == 1 and re.search('[;\t,]', columns[0]):
-        raise FileError(f'{where}: has one column, {columns[0]!r}, expected commas between columns, or tabs in '
-                        '.tsv')
+        raise FileError(f'{where}: has one column, {columns[0]!r}, expected commas between columns, or tabs in .tsv')
     repeated = [name for name in columns if columns.count(name) > 1]
     if repeated:
         raise FileError(f'{where}: has two columns {repeated[0]!r}, expected different names')
@@ -159,10 +157,8 @@ def _csv_rows(path: str) -> Iterator[tuple[str, list[str]]]:
 
 def read_lines(path: str) -> Iterator[tuple[str, str]]:
     """Return the non-blank lines of a text file, stripped, each with ``<path>:<number>``."""
-    for number, line in enumerate(_text_lines(path), 1):
-        text = line.strip()
-        if text:
-            yield f'{path}:{number}', text
+    lines = map(str.strip, _text_lines(path))
+    return ((f'{path}:{number}', line) for number, line in enumerate(lines, 1) if line)
 
 
 def read_json_lines(path: str) -> Iterator[tuple[str, Any]]:

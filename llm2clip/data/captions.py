@@ -36,7 +36,7 @@ def draw_captions(
 ) -> list[tuple[str, str]]:
     """Draw n captions of a sample by weight, without replacement, and return their keys and texts.
 
-    A sample with fewer captions repeats one only after all are drawn.  The first caption does not depend on n.
+    A sample with fewer captions repeats one only after all are drawn.  The first does not depend on n.
 
     Raises:
         ValueError: The sample has none of the captions in `mix`.

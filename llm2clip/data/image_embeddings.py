@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Data loaders with text embeddings: beside images for stage 2, beside CLIP's text features for inheritance."""
+"""Data loaders with text embeddings, beside images for stage 2 or CLIP's text features for inheritance."""
 
 import dataclasses
 import itertools
@@ -217,15 +217,13 @@ def paired_stream(
     """Open the stream of one dataset in ``key.streams``, and check its columns.
 
     Args:
-        name: Name of the dataset.
-        stream: Folders and remotes of the dataset and its embeddings datasets.
-        config: Caption weights, and the teachers to read; without teachers, the dataset must have just one.
-        key: Configuration key of `config`, for error messages.
+        name, stream: Name of the dataset, and its folders and remotes.
+        config, key: Caption weights and the teachers to read (unset, the only one), and their key for errors.
         in_loop: Read no embeddings dataset.
         keys: Captions that must have embeddings; by default the captions with a weight.
 
     Raises:
-        ConfigError, ValueError: A dataset is missing or lacks a caption, or a teacher is ambiguous or unknown.
+        ConfigError, ValueError: A dataset or caption is missing, or a teacher is ambiguous or unknown.
     """
     text_embeddings: dict[str, DatasetConfig] = {}
     if not in_loop:
@@ -250,9 +248,8 @@ def _embeddings_of_teachers(
 ) -> dict[str, DatasetConfig]:
     """Embeddings datasets of `teachers`, or the only one; `name` and `key` are for error messages."""
     if not teachers and len(text_embeddings) != 1:
-        names = ', '.join(text_embeddings) or 'none'
         raise ConfigError(f'{key}.teachers: dataset {name} has embeddings datasets of {len(text_embeddings)} '
-                          f'teachers ({names}); say which one to read')
+                          f'teachers ({", ".join(text_embeddings) or "none"}); say which one to read')
     for teacher in teachers:
         if teacher not in text_embeddings:
             raise ConfigError(f'{key}.streams.{name}.embeddings: there is no embeddings dataset of {teacher!r}, '
@@ -272,7 +269,8 @@ def _checked_stream(
         if embeddings.remote is None:
             read_columns(embeddings.local, [SAMPLE_ID, *embedding_columns])
     folders = [(embeddings.local, embeddings.remote) for embeddings in text_embeddings.values()]
-    return PairedStream(text_embeddings=folders, columns=columns, embedding_columns=embedding_columns, **arguments)
+    return PairedStream(
+        text_embeddings=folders, columns=columns, embedding_columns=embedding_columns, **arguments)
 
 
 # --------------------------------------------------------------------- CLIP's text features with embeddings
@@ -316,7 +314,7 @@ def build_target_loader(
 
 
 def target_streams(config: InheritanceDataConfig, key: str) -> dict[str, ImageStreamConfig]:
-    """Return the streams of `config`, each with the targets as main dataset and the teachers' vectors beside."""
+    """Return the streams of `config`, with the targets as main datasets and the teachers' vectors beside them."""
     streams: dict[str, ImageStreamConfig] = {}
     for name, stream in config.streams.items():
         target = _embeddings_of_teachers(stream.embeddings, [config.target], name, key)[config.target]
@@ -349,7 +347,7 @@ def target_stream(
 
 
 def stored_vector(row: Mapping[str, Any], key: str, name: str = 'text_embedding') -> dict[str, Any]:
-    """Return a stored vector of a caption or image, `name` ``(D,)``; for int8 also its ``<name>_scale`` ``()``."""
+    """Return a stored vector, `name` ``(D,)``, and for int8 its ``<name>_scale`` ``()``."""
     values = torch.as_tensor(row[EMBEDDING + key])
     if values.dtype != torch.int8:
         return {name: values}
@@ -375,7 +373,7 @@ def concatenate(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
 def float_vectors(batch: dict[str, Any]) -> dict[str, Any]:
     """Return the batch with the vectors from `vectors_of`, without their scales.
 
-    Used as ``microbatch_transforms``, so that int8 vectors are copied to the device before they are dequantised.
+    Used as ``microbatch_transforms``, so that int8 vectors are dequantised after the copy to the device.
     """
     floats = {name: value for name, value in batch.items() if not name.endswith('_embedding_scale')}
     for name in floats:
@@ -385,7 +383,7 @@ def float_vectors(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 # ----------------------- Image transforms of training, (3, H, W) -> (3, image_size, image_size), both uint8
-# On tensors: torchvision resizes several times faster than Pillow, with values that differ by at most 2 of 255.
+# On tensors: torchvision resizes several times faster than Pillow, with differences of at most 2 of 255.
 
 
 class _RandomCrop(v2.RandomResizedCrop):
@@ -394,20 +392,17 @@ class _RandomCrop(v2.RandomResizedCrop):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = flat_inputs[0].shape[-2:]
         area = height * width
-        low = math.log(self.ratio[0])
-        high = math.log(self.ratio[1])
+        low, high = map(math.log, self.ratio)
         draws = torch.rand(10, 2).tolist()
         top, left = torch.rand(2).tolist()
         for scale, ratio in draws:
             target = area * (self.scale[0] + scale * (self.scale[1] - self.scale[0]))
             aspect = math.exp(low + ratio * (high - low))
-            w = math.sqrt(target * aspect)
-            h = math.sqrt(target / aspect)
+            w, h = math.sqrt(target * aspect), math.sqrt(target / aspect)
             if w <= width and h <= height:
                 break
         else:  # no crop of these shapes fits: the largest in the middle
-            w = min(width, height * self.ratio[1])
-            h = min(height, width / self.ratio[0])
+            w, h = min(width, height * self.ratio[1]), min(height, width / self.ratio[0])
             top = left = 0.5
         y = round(top * (height - h))
         x = round(left * (width - w))
@@ -418,15 +413,8 @@ def train_transform(
     image_size: int, crop_scale: Sequence[float], color_jitter: float = 0.0, grayscale: float = 0.0,
     horizontal_flip: float = 0.0,
 ) -> v2.Compose:
-    """Return the training transform: a random crop, resized, with optional colour changes and mirroring.
-
-    Args:
-        image_size: Side of the vision tower's square input, in pixels.
-        crop_scale: Smallest and largest share of the area that a crop keeps.
-        color_jitter: Strength of random brightness, contrast and saturation; a fifth of it applies to hue.
-        grayscale: Probability of conversion to grey.
-        horizontal_flip: Probability of mirroring.
-    """
+    """Return the training transform to ``(3, image_size, image_size)``: a random crop, resized, with optional
+    colour changes and mirroring.  `ImageDataConfig` describes the settings."""
     smallest, largest = crop_scale
     crop = _RandomCrop(image_size, scale=(smallest, largest), interpolation=InterpolationMode.BICUBIC)
     transforms: list[torch.nn.Module] = [crop]

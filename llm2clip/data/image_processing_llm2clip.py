@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Image preprocessing of the vision tower: one definition for training, evaluation, search and exported models.
+"""Image preprocessing of the vision tower, for training, evaluation, search and exported models alike.
 
 Exports with remote code contain a copy of this file.  It therefore imports no other module of this package,
 and only torch, transformers, Pillow and numpy besides the standard library.
@@ -54,7 +54,7 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the orientation, 1 (upright) to 8, which Pillow reads from EXIF or else from XMP; 1 without any."""
+    """Return the orientation, 1 (upright) to 8, which Pillow reads from EXIF or else XMP; 1 without any."""
     try:
         value = image.getexif().get(0x0112)
     except Exception:  # damaged EXIF does not make the pixels unreadable
@@ -92,9 +92,9 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize_and_crop(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """Resize the shortest side to `size`, bicubic, and crop the centre: ``(3, H, W)`` uint8 to ``(3, size, size)``.
+    """Resize the shortest side to `size`, bicubic, and crop the centre of ``(3, H, W)`` uint8 to a square.
 
-    The crop starts at the same pixel as in transformers; torchvision starts a pixel later in a quarter of all images.
+    The crop starts at the same pixel as in transformers; torchvision's starts a pixel later in a quarter of images.
     """
     longest = _LONGEST_ASPECT * min(pixels.shape[-2:])
     pixels = _center(pixels, longest, longest)
@@ -180,7 +180,7 @@ class LLM2CLIPImageProcessor(BaseImageProcessor):
 
 
 def _opened(name: str) -> Image.Image:
-    """Open a path, http(s) URL or data URI; raise a ValueError that names it if it is not a readable image."""
+    """Open a path, http(s) URL or data URI; a ValueError names one that is not a readable image."""
     try:
         if name.startswith(('http://', 'https://', 'data:')):
             with urlopen(name, timeout=_TIMEOUT) as response:
@@ -196,8 +196,9 @@ def _opened(name: str) -> Image.Image:
 
 def _pixels(picture: Any) -> torch.Tensor:
     """Pixels of an image, ``(3, H, W)`` in uint8."""
-    # A copy, since torch needs a writable array.
-    values = np.array(upright_rgb(picture) if isinstance(picture, Image.Image) else picture)
+    if isinstance(picture, Image.Image):
+        picture = upright_rgb(picture)
+    values = np.array(picture)  # a copy, since torch needs a writable array
     if values.dtype != np.uint8 or values.ndim != 3 or 3 not in (values.shape[0], values.shape[2]):
         kind = f'{values.dtype} values of shape {values.shape}'
         if values.ndim == 0:

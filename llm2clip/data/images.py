@@ -19,7 +19,7 @@ from llm2clip.data.image_processing_llm2clip import open_image, upright_rgb
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Shortest side resized to `image_size` pixels, square crop, RGB in [0, 1] normalised by `mean` and `std`."""
+    """Shortest side resized to `image_size` pixels, square crop, then RGB normalised by `mean` and `std`."""
 
     image_size: int
     mean: tuple[float, ...]

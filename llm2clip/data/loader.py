@@ -42,7 +42,7 @@ def device_batch_size(global_batch_size: int, key: str) -> int:
 
 
 def stream_arguments(name: str, stream: StreamConfig, key: str) -> dict[str, Any]:
-    """Return the keyword arguments of a Stream; raise a ConfigError if a dataset without remote is missing."""
+    """Return the keyword arguments of a Stream; raise a ConfigError if a local dataset is missing."""
     if stream.remote is None and not Path(stream.local, 'index.json').is_file():
         raise ConfigError(f'{key}.streams.{name}.local: there is no MDS dataset in {stream.local}')
     arguments: dict[str, Any] = {'local': stream.local, 'remote': stream.remote}
@@ -53,7 +53,7 @@ def stream_arguments(name: str, stream: StreamConfig, key: str) -> dict[str, Any
 
 
 def all_caption_keys(name: str, stream: StreamConfig, key: str, setting: str) -> list[str]:
-    """Return every caption key of a dataset except hard negatives, for a `setting` of ``key`` that names none.
+    """Return every caption key of a dataset except hard negatives, for a `setting` that names none.
 
     Raises:
         ConfigError: The dataset is missing, has no captions, or is in a remote.
@@ -73,7 +73,7 @@ def build_loader(
     config: LoaderConfig, global_batch_size: int, seed: int, train: bool, key: str,
     collate_fn: Optional[Callable[[list[Any]], Any]] = None, batching_method: str = 'random', **data_spec: Any,
 ) -> DataSpec:
-    """Build the loader of this rank's batches; raise a ConfigError if `streams` or batch size do not fit `config`.
+    """Build the loader of this rank's batches; raise a ConfigError if `streams`, sizes and `config` do not fit.
 
     Args:
         streams: Name -> stream.
@@ -93,11 +93,8 @@ def build_loader(
         for name, stream in streams.items():
             parts = [stream, *getattr(stream, 'text_embeddings', [])]
             if any(part.remote is None for part in parts):
-                raise ConfigError(f'{key}.cache_limit: dataset {name} has no remote, and the limit would '
-                                  'delete it')
-    epoch_size = None
-    if train and config.epoch_size is not None:
-        epoch_size = int(config.epoch_size)
+                raise ConfigError(f'{key}.cache_limit: dataset {name} has no remote, and the limit would delete it')
+    epoch_size = int(config.epoch_size) if train and config.epoch_size is not None else None
     batch_size_key = 'global_train_batch_size' if train else 'global_eval_batch_size'
     batch_size = device_batch_size(global_batch_size, batch_size_key)
     dataset = SafeDataset(

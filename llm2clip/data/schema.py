@@ -43,7 +43,7 @@ _TYPES = {SAMPLE_ID: ('str',), IMAGE: ('bytes',), CAPTION: ('str',), EMBEDDING_S
 
 
 def columns_of(reader: Reader, required: Sequence[str] = (), where: str = '') -> dict[str, str]:
-    """Return column name -> MDS type of one shard; check `required` columns with the errors of `read_columns`."""
+    """Return column name -> MDS type of a shard; check `required` columns with the errors of `read_columns`."""
     assert isinstance(reader, MDSReader)
     columns = dict(zip(reader.column_names, reader.column_encodings))
     _check_columns(columns, required, where)
@@ -84,7 +84,7 @@ def parse_index(data: Union[str, bytes], where: Union[str, Path]) -> dict[str, A
     """Parse the index of an MDS dataset, and check that its shards have the same columns and one file each.
 
     Raises:
-        FileError: The index is damaged, has another version or format, no shards, or files outside its folder.
+        FileError: The index is damaged, has another format, no shards, or files outside its folder.
     """
     index = parse_json(data, where, dict)
     if index.get('version') != 2:
@@ -107,20 +107,17 @@ def check_shard(shard: Any, where: str, like: Optional[dict[str, Any]] = None) -
     valid entry, the columns must be the same."""
     with reading(where, 'an entry of an MDS index'):
         if shard['format'] != 'mds' or shard['version'] != 2:
-            raise FileError(f'{where}: is {shard["format"]!r}, version {shard["version"]!r}, expected mds, '
-                            'version 2')
+            raise FileError(f'{where}: is {shard["format"]!r}, version {shard["version"]!r}, expected mds, version 2')
         file = MDSReader.from_json('', '', shard).raw_data  # fails if a key is missing or unknown
         if not _is_count(shard['samples'], 1):
             raise FileError(f'{where}: has {shard["samples"]!r} samples, expected a whole number above 0')
         if shard['compression'] is not None or shard['zip_data'] is not None:
             raise FileError(f'{where}: is compressed, expected shards that are not')
         if not _is_count(file.bytes) or not isinstance(file.hashes, dict) or not stays_inside(file.basename):
-            raise FileError(f'{where}: expected files inside the folder with their sizes and hashes, found '
-                            f'{file}')
+            raise FileError(f'{where}: expected files inside the folder with their sizes and hashes, found {file}')
         columns = [shard[name] for name in _COLUMNS]
         if like is not None and columns != [like[name] for name in _COLUMNS]:
-            raise FileError(f'{where}: has columns {shard["column_names"]}, expected those of the first '
-                            'shard')
+            raise FileError(f'{where}: has columns {shard["column_names"]}, expected those of the first shard')
         if len({*columns[0]}) < len(columns[0]):
             raise FileError(f'{where}: has columns {shard["column_names"]}, expected different names')
         for name, encoding, _ in zip(*columns, strict=True):
@@ -136,7 +133,7 @@ def _is_count(value: Any, least: int = 0) -> bool:
 
 
 def file_damage(path: Path, expected: FileInfo) -> Optional[str]:
-    """Return how a file differs from its size and hash in the index, or None; FileError if it cannot be read."""
+    """Return how a file differs from its size and hash in the index, or None; FileError if unreadable."""
     with reading(path, 'a file of a dataset'):
         data = path.read_bytes()
     if len(data) != expected.bytes:
@@ -178,8 +175,7 @@ def read_columns(folder: Union[str, Path], required: Sequence[str] = ()) -> dict
 def _check_columns(columns: dict[str, str], required: Sequence[str], where: Union[str, Path]) -> None:
     for name in required:
         if name not in columns:
-            raise ValueError(f'{where}: column {name!r} is missing; the dataset has '
-                             f'{", ".join(sorted(columns))}')
+            raise ValueError(f'{where}: column {name!r} is missing; the dataset has {", ".join(sorted(columns))}')
         family = next(prefix for prefix in _TYPES if name.startswith(prefix))
         if not columns[name].startswith(_TYPES[family]):
             raise ValueError(f'{where}: column {name!r} has type {columns[name]!r}, expected '
@@ -222,7 +218,7 @@ def vector_rows(ids: Sequence[str], keys: Sequence[str], vectors: np.ndarray, st
         ids: N sample ids.
         keys: K caption keys.
         vectors: ``(N, K, D)`` in float32; zero for a missing caption.
-        storage: ``float16``, ``float32``, or ``int8`` with a float32 scale per vector: largest magnitude / 127.
+        storage: ``float16``, ``float32``, or ``int8`` with a scale per vector, its largest magnitude / 127.
 
     Raises:
         ValueError: A value is not finite, or too large for float16; the message names the sample and key.

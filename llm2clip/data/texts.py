@@ -54,14 +54,14 @@ def build_caption_pair_loader(
         if train:
             pair, query, positive, positive_key = draw_pair(sample, pairs, sample_seed)
             instruction = tokenizer.instruction if pair.instruction is None else pair.instruction
+            instructions = {'query': instruction}
         else:
             pair, = pairs
             assert pair.positive is not None
-            query_key, = pair.query
-            positive_key, = pair.positive
-            query = sample[CAPTION + query_key]
+            positive_key = pair.positive[0]
+            query = sample[CAPTION + pair.query[0]]
             positive = sample[CAPTION + positive_key]
-            instruction = ''
+            instructions = {}
         sides = {'query': query, 'positive': positive}
         if any(direction.has_negative for direction in pairs):
             sides['negative'] = ''
@@ -75,8 +75,7 @@ def build_caption_pair_loader(
         entries: dict[str, Any] = {}
         for side, text in sides.items():
             if text.strip():
-                before = instruction if side == 'query' else ''
-                entries[side] = tokenizer.tokenize([text], before)[0]
+                entries[side] = tokenizer.tokenize([text], instructions.get(side, ''))[0]
                 entries[f'{side}_text_id'] = text_id(text)
             else:
                 entries[side] = tokenizer.placeholder()
@@ -148,7 +147,7 @@ def _default_pairs(name: str, stream: CaptionStreamConfig, train: bool, key: str
 
 
 def with_two_captions(config: CaptionDataConfig, key: str) -> Optional[CaptionDataConfig]:
-    """Return `config` without single-caption streams, which have no pairs to evaluate; None if none is left."""
+    """Return `config` without single-caption streams, which have no pairs to evaluate; None without any left."""
     streams: dict[str, CaptionStreamConfig] = {}
     single: list[str] = []
     for name, stream in config.streams.items():
@@ -157,8 +156,7 @@ def with_two_captions(config: CaptionDataConfig, key: str) -> Optional[CaptionDa
         else:
             single.append(name)
     if single and dist.get_global_rank() == 0:
-        names = ', '.join(single)
-        print(f'{key}.streams: {names} has one caption per sample, so no pairs: not evaluated', flush=True)
+        print(f'{key}.streams: {", ".join(single)} has one caption per sample, so no pairs: not evaluated', flush=True)
     return dataclasses.replace(config, streams=streams) if streams else None
 
 
@@ -170,7 +168,7 @@ def build_masked_text_loader(
 ) -> DataSpec:
     """Build the loader of the MNTP warm start; `MaskedNextTokenPrediction` documents its batches.
 
-    Each time a sample is read, one of its texts is drawn and masked.  A text of a single token is a ValueError.
+    Each time a sample is read, one of its texts is drawn and masked.  A single token is a ValueError.
 
     Args:
         config: Streams and the weights of their texts.
@@ -189,8 +187,7 @@ def build_masked_text_loader(
         (_, text), = draw_captions(sample, mixes[dataset.stream_of(at)], 1, sample_seed)
         tokenized, = tokenizer.tokenize([text])
         if len(tokenized.ids) < 2:
-            raise ValueError(f'sample {sample[SAMPLE_ID]!r} is a single token, {text!r}: nothing stands before '
-                             'it')
+            raise ValueError(f'sample {sample[SAMPLE_ID]!r} is a single token, {text!r}: nothing stands before it')
         ids, labels = _mask_tokens(
             tokenized.ids, tokenized.start, mask_ids[0], mntp.mask_probability, sample_seed)
         return {'text': tokenized._replace(ids=ids), 'labels': labels}

@@ -51,8 +51,7 @@ def zeroshot_set(config: ZeroshotConfig, key: str) -> ZeroshotSet:
     dataset = open_set('zeroshot', config.source, f'{key}.source')
     templates = config.templates or dataset.templates
     if templates is None:
-        raise ConfigError(f'{key}.templates: required but not set, since {dataset.name} has no prompts of its '
-                          'own')
+        raise ConfigError(f'{key}.templates: required but not set, since {dataset.name} has no prompts of its own')
     return ZeroshotSet(dataset, read_templates(templates, f'{key}.templates'))
 
 

@@ -26,7 +26,7 @@ from llm2clip.files import read_json
 @functools.cache
 def _dtype(encoding: str) -> Optional[torch.dtype]:
     """torch type of a column with vectors or scales; None for text and images."""
-    name = encoding.split(':')[1] if encoding.startswith('ndarray:') else encoding
+    name = encoding.removeprefix('ndarray:').partition(':')[0]
     return {'float16': torch.float16, 'float32': torch.float32, 'int8': torch.int8}.get(name)
 
 
@@ -103,7 +103,7 @@ class PairedReader(Reader):
 
 
 class PairedStream(VerifiedStream):
-    """Stream of image samples with their rows of embeddings datasets, or of one embeddings dataset with others.
+    """Stream of an image dataset with its embeddings datasets, or of one embeddings dataset with others.
 
     Every dataset keeps its own remote and cache.  Shard k of an embeddings dataset must hold the samples of shard k
     of the first dataset, in order, as `extract_embeddings` writes it.  Sample ids are compared on each read.

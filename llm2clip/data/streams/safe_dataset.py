@@ -41,7 +41,7 @@ _LOCK_SECONDS = 30.0
 
 
 def with_repeats(samples: int, nodes: int) -> int:
-    """Return how many samples an epoch has with those that Streaming repeats to give `nodes` equal numbers."""
+    """Return the samples of an epoch, with those that Streaming repeats to give `nodes` equal numbers."""
     return math.ceil(samples / nodes) * nodes
 
 
@@ -103,7 +103,7 @@ class SafeDataset(StreamingDataset):
     def _ready_thread(self, it: Any) -> None:
         """Mark samples as ready as soon as their shards are requested, since `get_item` waits for the shards.
 
-        Streaming's thread would wait forever for a shard that is evicted or that another process cannot download.
+        Streaming's thread would wait forever for a shard that is evicted or cannot be downloaded elsewhere.
         """
         while not it.should_exit() and it.ready_index < it.total:
             it.ready_index = it.prepare_index
@@ -120,7 +120,7 @@ class SafeDataset(StreamingDataset):
     # ------------------------------------------------------------------------------------------------- epochs
     @property
     def epoch(self) -> int:
-        """Current epoch, 0 before the first; no worker begins an epoch before all have ended the previous one."""
+        """Current epoch, 0 before the first; no worker begins one before all have ended the previous one."""
         return max(self.next_epoch - 1, 0)
 
     def __len__(self) -> int:
@@ -160,8 +160,8 @@ class SafeDataset(StreamingDataset):
                 change = (f'{then["samples"]:,} samples in {then["shards"]:,} shards then, {now["samples"]:,} in '
                           f'{now["shards"]:,} now')
             raise ConfigError(f'train_data: the data have changed since the checkpoint was written ({change}), '
-                              'expected those with which the run began; choose another save_folder for a run on '
-                              'these data')
+                              'expected those with which the run began; choose another save_folder for a run on these '
+                              'data')
         super().load_state_dict(obj)
 
     def _data(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 
 """Stream that verifies shards by their index, and raises an error that names a damaged one.
 
-Streaming checks hashes only on request, after a file has its final name, and never for files from earlier runs.
+Streaming checks hashes only on request, after a file has its final name, and never for files of earlier runs.
 Here a file gets its final name after verification, and `SafeDataset` verifies existing files at first use.
 """
 
@@ -67,7 +67,7 @@ class VerifiedStream(Stream):
         return self.get_shards(World.detect(), False)
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
-        """Return the readers of the index, which a node's first process downloads or compares with the remote."""
+        """Return the readers of the index, which a node's first process downloads or compares."""
         path = self._path(INDEX)
         if self.remote is not None and not world.is_local_leader:
             message = (f'{self._source(INDEX)} did not come to {path} within {self.download_timeout:.0f} s '
@@ -203,7 +203,7 @@ class VerifiedStream(Stream):
         raise ShardError(f'{problem} (tried {n_tried} times)')
 
     def _download_within(self, url: str, path: str) -> None:
-        """Download a file within `download_timeout` seconds, which not all of Streaming's downloaders enforce."""
+        """Download a file within `download_timeout` seconds, which not all downloaders enforce."""
         # A connection does not survive a fork.
         if self._connection is None or self._connection[0] != os.getpid():
             self._connection = os.getpid(), CloudDownloader.get(self.remote)
