@@ -26,7 +26,7 @@ def open_device(name: Optional[str], precision: Optional[str] = 'fp32') -> 'Devi
     """Return the device of a command.
 
     On a GPU, TF32 is off if the precision is ``fp32``; Composer 0.32.1 always turns it on.  On a CPU, glibc's
-    malloc keeps freed memory, because zero-filled new pages would take a quarter of the time of a stage-2 step.
+    malloc keeps freed memory, because zero-filled new pages would take a quarter of a stage-2 step.
 
     Args:
         name: ``gpu``, a ValueError if there is none, or ``cpu``.  None: a GPU if there is one.
@@ -54,8 +54,8 @@ def open_device(name: Optional[str], precision: Optional[str] = 'fp32') -> 'Devi
 def computes_bfloat16() -> bool:
     """Whether this machine has a GPU, or a processor with bfloat16 instructions according to Linux.
 
-    On other processors, PyTorch 2.7 multiplies bfloat16 matrices more slowly than float32 ones: 58 times on an
-    AMD EPYC with AVX2, and also with AVX-512 alone (pytorch#146508).
+    On other processors, PyTorch 2.7 multiplies bfloat16 matrices more slowly than float32 ones: 58 times on
+    an AMD EPYC with AVX2, and also with AVX-512 alone (pytorch#146508).
     """
     import torch
 
@@ -70,7 +70,7 @@ def computes_bfloat16() -> bool:
 def exact_float32(device_type: str) -> Iterator[None]:
     """Disable autocast, which would round logits of up to 100 to 8 significant bits, and TF32 (to 11 bits).
 
-    TF32 is a setting of the process, read when an operation begins.  The backward pass of the block runs after it;
+    TF32 is a setting of the process, read when an operation begins.  The backward pass runs after the block;
     compute it inside the block if it has matrix products.
     """
     import torch

@@ -52,7 +52,7 @@ class Engine(ABC):
 
 
 class LocalEngine(Engine):
-    """`num_workers` processes of this machine, each with one task at a time; with one, this process itself."""
+    """`num_workers` processes of this machine, each with one task at a time; one is this process itself."""
 
     def __init__(self, num_workers: int = 1) -> None:
         self.num_workers = num_workers
@@ -91,7 +91,7 @@ def _do_forked(i: int) -> Any:
 
 
 class RayEngine(Engine):
-    """Workers of the Ray cluster that this machine belongs to; without a cluster, Ray starts on this machine alone.
+    """Workers of the Ray cluster of this machine; without a cluster, Ray starts on this machine alone.
 
     There are as many workers as fit on the machines, including those that join later.  If a worker is lost,
     another one gets its task.  Work, tasks and results are pickled.
@@ -101,13 +101,13 @@ class RayEngine(Engine):
         gpu: Whether each worker has a GPU.  None: if the cluster has any; the attribute `gpu` is the result.
 
     Raises:
-        ConfigError: Ray is not installed, this process is one of several ranks, or no machine has room for a worker.
+        ConfigError: Ray is not installed, there are several ranks, or no machine has room for a worker.
     """
 
     def __init__(self, cpus: int = 1, gpu: Optional[bool] = False) -> None:
         if int(os.environ.get('WORLD_SIZE', 1)) > 1:
-            raise ConfigError('engine: ray has workers of its own, expected to be called without ranks, by python '
-                              'or composer -n 1')
+            raise ConfigError('engine: ray has workers of its own, expected to be called without ranks, by '
+                              'python or composer -n 1')
         try:
             import ray
         except ImportError as error:
@@ -157,7 +157,7 @@ class RayEngine(Engine):
         waiting = deque(tasks)
         workers: list[Any] = []
         idle: list[Any] = []
-        calls: dict[Any, tuple[Any, Optional[str]]] = {}  # call -> worker and task (None while the worker starts)
+        calls: dict[Any, tuple[Any, Optional[str]]] = {}  # call -> worker, task (None at the start)
         num_lost = Counter[Optional[str]]()  # task -> workers that were lost
         try:
             while True:
@@ -188,8 +188,8 @@ class RayEngine(Engine):
                         reason = str(error).strip().splitlines()[-1].split('. ')[0].strip()  # without Ray's guesses
                         if num_lost[task] > _MAX_LOST_WORKERS:
                             when = 'before their first task' if task is None else f'while they had {task} in hand'
-                            raise LostWorkersError(f'{num_lost[task]} workers were lost {when}; of the last one Ray '
-                                                   f'says: {reason}') from error
+                            raise LostWorkersError(f'{num_lost[task]} workers were lost {when}; of the last '
+                                                   f'one Ray says: {reason}') from error
                         message = f'a worker was lost ({reason})'
                         if task is not None:
                             waiting.appendleft(task)

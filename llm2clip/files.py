@@ -22,7 +22,7 @@ class FileError(ValueError):
 
 @contextmanager
 def reading(path: Union[str, Path], expected: str) -> Iterator[None]:
-    """Turn a library's error about a file's content into a FileError; errors of this project pass unchanged."""
+    """Turn a library's error about a file into a FileError; errors of this project pass unchanged."""
     try:
         yield
     except Exception as error:
@@ -42,7 +42,7 @@ def read_text(path: Union[str, Path], expected: str = 'a text in UTF-8') -> str:
 
 
 def parse_json(text: Union[str, bytes], where: Union[str, Path], kind: Optional[type] = None) -> Any:
-    """Return the value of a JSON text; FileError with `where` if it is invalid or not of `kind` (dict or list)."""
+    """Return the value of a JSON text; FileError with `where` if it is not of `kind` (dict or list)."""
     expected = {None: 'JSON', dict: 'JSON, an object', list: 'JSON, a list'}[kind]
     with reading(where, expected):
         value = json.loads(text)
@@ -69,7 +69,7 @@ def writing(path: Union[str, Path]) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, 'strerror', error)
         if isinstance(error, shutil.Error):
-            _, _, reason = error.args[0][0]  # `copytree` lists source, copy and reason of each file that failed
+            _, _, reason = error.args[0][0]  # `copytree` lists source, copy and reason of failed files
         elif isinstance(error, OSError):
             names_target = error.filename and not error.filename2  # of a copy, the first name is the source
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or names_target:
@@ -88,7 +88,7 @@ def is_out_of_shared_memory(error: BaseException) -> bool:
 def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
     """Yield a temporary file that replaces `path` when the block ends without an exception.
 
-    The parent folder is created, the file gets the permissions of the umask, and errors are those of `writing`.
+    The parent folder is created; the file gets the permissions of the umask; errors are those of `writing`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

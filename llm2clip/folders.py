@@ -46,14 +46,14 @@ def inside(folder: Union[str, Path], name: str, where: str, also: Iterable[str] 
 def locked(path: Union[str, Path], folder: Union[str, Path], wait: bool = False) -> Iterator[None]:
     """Hold a lock file, which the system releases when this process ends; forked processes do not hold it.
 
-    If another process holds it, `wait` for it, or raise a ConfigError that names `folder`, which the lock protects.
+    If another process holds it, `wait` for it, or raise a ConfigError that names the locked `folder`.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(path, timeout=-1 if wait else 0).acquire()
     except Timeout:
-        raise ConfigError(f'{folder}: another process is writing there and holds {path}, expected to be the only '
-                          'one; wait for it, stop it, or choose another folder') from None
+        raise ConfigError(f'{folder}: another process is writing there and holds {path}, expected to be the '
+                          'only one; wait for it, stop it, or choose another folder') from None
     with lock:
         yield
 
@@ -73,7 +73,7 @@ def lock_output(
         part: Index of this process among those that share the folder.
 
     Raises:
-        ConfigError: The folder contains files that the recipe did not write, or another process is writing there.
+        ConfigError: The folder has files that the recipe did not write, or another process writes there.
     """
     folder = Path(os.path.abspath(folder))
     record = folder / _RECORD
@@ -86,8 +86,8 @@ def lock_output(
     if names is not None:
         present = [name for name in present if name in names]
     if present and not record.is_file():
-        raise ConfigError(f'{folder}: holds {", ".join(present[:5])}, which {recipe} did not write (there is no '
-                          f'{_RECORD} that says so), expected an empty folder or one that it wrote')
+        raise ConfigError(f'{folder}: holds {", ".join(present[:5])}, which {recipe} did not write (there is '
+                          f'no {_RECORD} that says so), expected an empty folder or one that it wrote')
     lock = folder / f'{_RECORD}.{part}' if part else record
     with locked(lock, folder):
         owner = record.read_text().strip() if record.is_file() else ''
@@ -107,7 +107,7 @@ def lock_output(
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Return name -> line in the manifest, with the size, of each file in a folder except the manifest itself."""
+    """Return name -> line in the manifest, with the size, of each file except the manifest itself."""
     paths = [path for path in sorted(folder.rglob('*')) if path.is_symlink() or not path.is_dir()]
     names = {path.relative_to(folder).as_posix(): path for path in paths}
     return {name: f'{path.lstat().st_size} {name}' for name, path in names.items() if name != MANIFEST}
@@ -132,7 +132,7 @@ def _foreign_content(folder: Path, kind: str) -> Optional[str]:
 
 
 def check_replaceable(folder: Union[str, Path], kind: str) -> None:
-    """Raise a ConfigError if replacing a folder would delete what `atomic_folder` did not write for the same kind."""
+    """Raise a ConfigError if a folder has content that `atomic_folder` did not write for the same kind."""
     folder = Path(os.path.abspath(folder))
     fault = None
     if folder.is_dir():
@@ -151,7 +151,7 @@ def check_replaceable(folder: Union[str, Path], kind: str) -> None:
 def atomic_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Iterator[Path]:
     """Yield a temporary folder that replaces `folder` when the block ends without an exception.
 
-    An existing folder stays until then, even if the process is killed.  Files get the permissions of the umask.
+    An existing folder stays until then, even if the process is killed.  Files get the umask's permissions.
 
     Args:
         folder: Final path.

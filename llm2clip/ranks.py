@@ -16,8 +16,8 @@ from composer.utils import dist
 S = TypeVar('S')
 T = TypeVar('T')
 
-# Seconds that ranks wait for one another.  Long, because rank 0 may compute metrics for hours, and gloo notices at
-# once that a rank has ended.
+# Seconds that ranks wait for one another.  Long, because rank 0 may compute metrics for hours, and gloo
+# notices at once that a rank has ended.
 _TIMEOUT_SECONDS = 30 * 24 * 3600.0
 # Seconds between signs of life to waiting ranks, far below a training's `dist_timeout`.
 _POLL_SECONDS = 10.0
@@ -39,7 +39,7 @@ def initialize_gloo() -> None:
 
 
 def raise_on_all_ranks(compute: Callable[[], T]) -> T:
-    """Return the result of `compute` on this rank.  Every rank calls this; an error on one is raised on all."""
+    """Return the result of `compute` on this rank.  All ranks call this; an error on one is raised on all."""
     if dist.get_world_size() == 1:
         return compute()
     result = error = copy = None
@@ -60,7 +60,7 @@ def raise_on_all_ranks(compute: Callable[[], T]) -> T:
 
 
 def broadcast_from_rank0(compute: Callable[[], T]) -> T:
-    """Return the result of `compute`, which only rank 0 calls, on all ranks; errors as for `raise_on_all_ranks`."""
+    """Return the result of `compute`, called on rank 0, on all ranks; errors as for `raise_on_all_ranks`."""
     result = [raise_on_all_ranks(lambda: compute() if is_first() else None)]
     with _explain_lost_rank():
         dist.broadcast_object_list(result)
@@ -98,9 +98,9 @@ def once_per_node(compute: Callable[[], T], what: str) -> T:
 
 
 def round_robin(items: Sequence[S], work: Callable[[Sequence[S]], Iterable[T]]) -> Iterator[T]:
-    """Yield the results of all items, in order, on rank 0; the other ranks yield nothing but have to iterate as well.
+    """Yield the results of all items, in order, on rank 0; the others yield nothing but have to iterate too.
 
-    Rank r of N takes the items r, r + N, …, so that a list of batches gives the same batches for any number of ranks.
+    Rank r of N takes the items r, r + N, …, so that any number of ranks has the same batches.
     Errors are as for `raise_on_all_ranks`.
 
     Args:

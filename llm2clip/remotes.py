@@ -52,7 +52,7 @@ class OutputFolder:
             _upload(self.local, self.remote, names, keep)
 
     def commit(self, name: str, text: str) -> None:
-        """Write a small file that marks something as complete; it appears in the remote before it appears here."""
+        """Write a small file that marks something as complete; it appears in the remote first."""
         # Machines that share the folder may have the same process ids.
         staging = self.local / f'.staging.{os.getpid()}.{socket.gethostname()}'
         partial = staging / name
@@ -112,7 +112,7 @@ def download(remote: str, path: Union[str, Path]) -> bool:
 
 @contextmanager
 def reaching(remote: str) -> Iterator[None]:
-    """Name the remote in errors of cloud libraries: in a ConfigError if there is no access, else in a note."""
+    """Name the remote in errors of cloud libraries: a ConfigError if there is no access, else in a note."""
     try:
         yield
     except Exception as error:
@@ -145,7 +145,7 @@ def _code(error: Exception) -> Optional[str]:
 
 
 def is_missing(error: Exception) -> bool:
-    """Whether a download failed because the remote has no such file, or does not reveal whether it has one."""
+    """Whether a download failed because the remote has no such file, or does not say whether it has."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     if isinstance(error, LocalEntryNotFoundError):  # a FileNotFoundError, but without a connection
         return False

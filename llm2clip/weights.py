@@ -33,7 +33,7 @@ def read_safetensors(path: Union[str, Path], expected: str = 'weights in safeten
     """Read a safetensors file, and check its hash and that all values are finite.
 
     Raises:
-        FileError: It is missing or damaged, or its values do not match the hash that `write_safetensors` recorded.
+        FileError: It is missing or damaged, or its values do not match the recorded hash.
         LoadError: A value is not finite.
     """
     with reading(path, expected), safe_open(path, framework='pt') as file:
@@ -79,9 +79,9 @@ def write_safetensors(
 
 
 def published_state(model: Any) -> dict[str, torch.Tensor]:
-    """Return a transformers model's weights by the names of `save_pretrained`, which versions 4 and 5 both read.
+    """Return a transformers model's weights by the names that versions 4 and 5 both read.
 
-    In 4 and in published weights, CLIP's and SigLIP's towers are a submodule of their class; in 5 they are the class.
+    In 4 and in published weights, CLIP's and SigLIP's towers are a submodule of their class; in 5, the class.
     """
     state = model.state_dict()
     side = re.fullmatch('(?:clip|siglip2?|chinese_clip|mlcd)_(vision|text)_model', model.config.model_type)
@@ -92,7 +92,7 @@ def published_state(model: Any) -> dict[str, torch.Tensor]:
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor], digest: Optional[xxhash.xxh64] = None) -> str:
-    """Return the hex digest of the names and bytes of tensors, in any order; a ValueError if there are none."""
+    """Return the hex digest of the names and bytes of tensors, in any order; ValueError if there are none."""
     if digest is None:
         digest = xxhash.xxh64()
     if not tensors:
@@ -104,7 +104,7 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor], digest: Optional[xxhash.xx
 
 
 def read_pickle(path: Union[str, Path], expected: str = 'weights of torch.save') -> Any:
-    """Return what `torch.save` wrote, if it is tensors in plain containers; refuse to load other pickled objects.
+    """Return what `torch.save` wrote, if it is tensors in plain containers; refuse other pickled objects.
 
     Raises:
         FileError: The file is missing or damaged, or holds other objects.

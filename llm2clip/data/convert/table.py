@@ -79,7 +79,7 @@ def check_column(
 
 
 class _Columns:
-    """Columns of tables that make up a sample; `longest` returns the length of the longest list in a column."""
+    """Columns of tables that make up a sample; `longest` returns the length of a column's longest list."""
 
     def __init__(
         self, tables: Mapping[str, pyarrow.Schema], longest: Callable[[str], int], captions: Captions,
@@ -170,9 +170,9 @@ def table(
 
     Args:
         files: Paths or patterns of ``.csv`` or ``.tsv`` files with a header, or of Parquet files.
-        captions: Caption key -> column of texts or lists of texts, or a single column.  A column of lists becomes
-            ``<key>_0``, ``<key>_1``, …, one per text of its longest list; a single column, ``0``, ``1``, ….
-        image_column: Column of encoded images, Hugging Face's ``{bytes, path}``, or paths; unset, captions alone.
+        captions: Caption key -> column of texts or lists of texts, or a single column.  A column of lists
+            becomes ``<key>_0``, ``<key>_1``, …, one per text of its longest list; a single column, ``0``, ``1``, ….
+        image_column: Column of encoded images, ``{bytes, path}`` structs or paths; unset, captions alone.
         images: Folder that paths are relative to; others are refused.  Unset, every path is allowed.
         id_column: Column of sample ids, texts or whole numbers; by default an id is ``<file>:<row>``.
         split: Name of the split.
@@ -256,10 +256,10 @@ def huggingface(
         raise missing_extra('source.name: huggingface', 'datasets', error) from None
     is_folder = Path(path).is_dir()
     is_saved = Path(path, 'dataset_dict.json').is_file() or Path(path, 'state.json').is_file()
-    # A name without owner is a reader of the library, such as `csv`, which would read files of the working directory.
+    # A name without owner is a reader of the library: `csv` would read files of the working directory.
     if not is_folder and path.count('/') != 1:
-        raise ConfigError(f'source.path: there is no folder {Path(path).absolute()}, and a dataset of the hub is '
-                          'called owner/dataset')
+        raise ConfigError(f'source.path: there is no folder {Path(path).absolute()}, and a dataset of the '
+                          'hub is called owner/dataset')
     with reading(f'source.path: {path}', _DATASET):
         if is_saved:
             dataset: Any = datasets.load_from_disk(path)

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Sources of texts without images: text pairs of embedding data, plain text files, and Wikipedia summaries."""
+"""Sources of texts without images: pairs of embedding data, plain text files, and Wikipedia summaries."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -29,9 +29,9 @@ from llm2clip.files import FileError, read_json
 def text_pairs(
     files: Union[str, Sequence[str]], holdout: HoldoutShare = 0.0, by_file: bool = False
 ) -> tuple[dict[str, list[Part]], Dropped]:
-    """Text pairs of the E5 and Echo embedding data: JSON lines with `query`, `positive` and optionally `negative`.
+    """Text pairs of the E5 and Echo embedding data: JSON lines with `query`, `positive` and maybe `negative`.
 
-    The splits are ``train`` and, with a holdout, ``val``; the captions are ``query``, ``positive`` and ``negative``.
+    The splits are ``train`` and, with a holdout, ``val``; the captions have the same names as the fields.
     A missing `negative` becomes empty.  A pair with an empty query or positive is left out and counted.
 
     Args:
@@ -52,8 +52,8 @@ def text_pairs(
                 if value is None and key == 'negative':
                     value = ''
                 if not isinstance(value, str):
-                    raise FileError(f'{where}: {key} is {str(value)[:60]!r}, expected an object with texts `query`, '
-                                    '`positive` and maybe `negative`')
+                    raise FileError(f'{where}: {key} is {str(value)[:60]!r}, expected an object with texts '
+                                    '`query`, `positive` and maybe `negative`')
                 texts[key] = check_text(value, f'{where}: {key}')
             if is_in_holdout(sample_id, holdout) is not is_holdout:
                 continue
@@ -76,7 +76,7 @@ def text_pairs(
 
 
 def plain_text(files: Union[str, Sequence[str]], min_characters: Natural = 40) -> tuple[dict[str, list[Part]], Dropped]:
-    """Plain text files, such as WikiText, for the MNTP warm start: a ``train`` split with the caption ``text``.
+    """Plain text files, such as WikiText, for the MNTP warm start: a split ``train`` with captions ``text``.
 
     Args:
         files: Paths or patterns of text files, each with a match; a sample's id is ``<file name>:<line>``.
@@ -102,8 +102,8 @@ def wikipedia_summaries(
 
     Args:
         package: Installed package with ``data/summaries_en-us.json``.
-        holdout, seed: Number of articles in the split ``val``, or a share between 0 and 1, chosen by the hash of their
-            title; or split -> number of its articles.
+        holdout, seed: Number of articles in the split ``val``, or a share between 0 and 1, chosen by the hash of
+            their title; or split -> number of its articles.
     """
     dropped = Dropped()
     articles = read_json(f'{package_folder(package)}/data/summaries_en-us.json', dict)

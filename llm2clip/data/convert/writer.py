@@ -71,8 +71,8 @@ def write_splits(
 ) -> Optional[dict[str, int]]:
     """Write one MDS dataset per split, and a dataset card.
 
-    A sample without captions, or with an image that cannot be decoded, is left out and counted.  Complete parts
-    are kept.  Each of several machines writes its share of the parts; the last one to finish writes the indices.
+    A sample without captions, or with an image that cannot be decoded, is left out and counted.  Complete
+    parts are kept.  Each of several machines writes its share of them, and the last one writes the indices.
 
     Args:
         splits: Name -> parts.
@@ -101,8 +101,8 @@ def write_splits(
         if out.fetch(f'{split}/{INDEX}'):
             name = read_index(out.local / split)['shards'][0]['raw_data']['basename']
             if not name.startswith('part-'):
-                raise ConfigError(f'out: {out.local / split} holds another dataset (with {name}), expected an empty '
-                                  'folder or one that prepare_data wrote')
+                raise ConfigError(f'out: {out.local / split} holds another dataset (with {name}), expected '
+                                  'an empty folder or one that prepare_data wrote')
         for part in parts:
             check_values(FolderName, f'part-{part.name}', 'the folder of a part')
             for path in part.files:
@@ -162,8 +162,8 @@ def _finish(
         examples = {reason: ids[:5] for reason, ids in left_out.reasons.items()}
         hint = ' Paths are relative to source.images.' if MISSING_FILE in examples else ''
         raise ValueError(f'{num_unusable} of {num_written + num_unusable} samples were left out, more than '
-                         f'max_dropped={config.max_dropped} allows: {examples}.{hint}  To read repaired images again, '
-                         f'remove {out}')
+                         f'max_dropped={config.max_dropped} allows: {examples}.{hint}  To read repaired '
+                         f'images again, remove {out}')
     left_out.update(dropped.reasons, dropped.filtered)
     for split, parts in records.items():
         if not written[split]:
@@ -210,8 +210,8 @@ def _check_shards(out: OutputFolder, split: str, parts: Mapping[str, dict[str, A
         size = path.stat().st_size if path.is_file() else None
         if out.remote is None and size != info['bytes']:
             state = 'is missing' if size is None else f'has {size:,} bytes'
-            raise FileError(f'{path}: {state}, expected {info["bytes"]:,} bytes; remove {path.parent} to convert that '
-                            'part again')
+            raise FileError(f'{path}: {state}, expected {info["bytes"]:,} bytes; remove {path.parent} to '
+                            'convert that part again')
         if shard['column_names'] != first_shard['column_names']:
             raise ValueError(f'{part} of split {split!r} has columns {shard["column_names"]}, but {first_part} has '
                              f'{first_shard["column_names"]}')
@@ -229,9 +229,9 @@ def _lengths(counts: Counter[int]) -> dict[str, int]:
     return result
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------------------
 # One part
-# ---------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------------------
 
 
 class _PartJob(NamedTuple):
@@ -280,13 +280,13 @@ def _check_options(out: OutputFolder, path: Path, before: Mapping[str, Any], now
     """Raise a ConfigError if the options `now` differ from those recorded in `path`, `before`."""
     for name, value in now.items():
         if name != 'inputs' and before.get(name) != value:
-            raise ConfigError(f'out: {out} was written with another {name} ({path} has it); choose another out, or '
-                              'remove it to convert again')
+            raise ConfigError(f'out: {out} was written with another {name} ({path} has it); choose another '
+                              'out, or remove it to convert again')
     inputs = before.get('inputs') or {}
     for file, identity in now['inputs'].items():
         if inputs.get(file, identity) != identity:
-            raise ConfigError(f'{file}: has changed since {out} was written from it; choose another out, or remove '
-                              f'{out} to convert again')
+            raise ConfigError(f'{file}: has changed since {out} was written from it; choose another out, or '
+                              f'remove {out} to convert again')
 
 
 def _read_record(job: _PartJob) -> Optional[dict[str, Any]]:
@@ -300,8 +300,8 @@ def _read_record(job: _PartJob) -> Optional[dict[str, Any]]:
         for i, shard in enumerate(record['shards']):
             check_shard(shard, f'{path}: shard {i}')
     if not is_whole or sum(shard['samples'] for shard in record['shards']) != record['samples']:
-        raise FileError(f'{path}: is damaged, expected {", ".join(_RECORD)} of a part; remove {path.parent} to convert '
-                        'it again')
+        raise FileError(f'{path}: is damaged, expected {", ".join(_RECORD)} of a part; remove {path.parent} '
+                        'to convert it again')
     try:
         _check_options(job.out, path, record['options'], job.options)
     except ConfigError:
