@@ -47,6 +47,7 @@ from llm2clip.config.models import (
     VisionConfig,
 )
 from llm2clip.config.ranges import ConfigError, missing_extra
+from llm2clip.config.recipe import Output, RecipeConfig
 from llm2clip.config.teacher import (
     ClipTextTeacherConfig,
     EmbedConfig,

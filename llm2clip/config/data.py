@@ -28,6 +28,7 @@ from llm2clip.config.ranges import (
     Text,
     Texts,
 )
+from llm2clip.config.recipe import Output, RecipeConfig
 
 
 @dataclass
@@ -209,8 +210,10 @@ class WriterConfig:
 
 
 @dataclass
-class PrepareConfig(WriterConfig):
+class PrepareConfig(WriterConfig, RecipeConfig):
     """Raw files -> MDS datasets."""
+
+    resumes = True
 
     out: Text = MISSING
     """Folder that receives one MDS dataset per split."""
@@ -220,6 +223,9 @@ class PrepareConfig(WriterConfig):
     """`name` of the source and its arguments."""
     engine: EngineName = 'local'
     """`local`: processes of this machine write the parts.  `ray`: a Ray cluster writes them, one part per CPU."""
+
+    def outputs(self) -> list[Output]:
+        return [Output(self.out, part=self.shard_index)]
 
     def check(self) -> None:
         """Raise a ConfigError if `shard_index` or `num_shards` conflicts with other keys."""

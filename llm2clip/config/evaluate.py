@@ -25,6 +25,7 @@ from llm2clip.config.ranges import (
     Text,
     Texts,
 )
+from llm2clip.config.recipe import Output, RecipeConfig
 from llm2clip.config.teacher import OneTeacher, Teachers
 
 
@@ -134,8 +135,11 @@ class CRAConfig:
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(RecipeConfig):
     """Metrics of trained models, side by side."""
+
+    uses_ranks = True
+    resumes = True
 
     retrieval: dict[Text, RetrievalConfig] = field(default_factory=dict)
     """Name in the tables -> retrieval benchmark: images and their captions."""
@@ -175,22 +179,30 @@ class EvaluateConfig:
             raise ConfigError('retrieval: expected a benchmark there, in zeroshot or in linear_probe for the models')
         if not self.models and (benchmarks or self.cra is None):
             raise ConfigError('models: {}, expected at least one')
-        known = [f'{kind}.{name}' for kind in ('retrieval', 'zeroshot', 'linear_probe') for name in getattr(self, kind)]
         if [*self.models] == [self.baseline]:
             raise ConfigError(f'baseline: {self.baseline!r} is the only one of models, expected another one beside it')
         if self.baseline is not None and self.baseline not in self.models:
             raise ConfigError(f'baseline: {self.baseline!r}, expected one of models: {", ".join(self.models)}')
+        self._check_averages()
+
+    def _check_averages(self) -> None:
+        known = [f'retrieval.{name}' for name in self.retrieval]
+        known += [f'zeroshot.{name}' for name in self.zeroshot]
+        known += [f'linear_probe.{name}' for name in self.linear_probe]
         for name, benchmarks in self.averages.items():
             for benchmark in benchmarks:
                 if benchmark not in known:
                     raise ConfigError(f'averages.{name}: {benchmark!r}, expected one of {", ".join(known)}')
-            if len(kinds := {benchmark.partition('.')[0] for benchmark in benchmarks}) > 1:
-                raise ConfigError(f'averages.{name}: benchmarks of {" and ".join(sorted(kinds))}, expected one kind')
+            kinds = sorted({benchmark.partition('.')[0] for benchmark in benchmarks})
+            if len(kinds) > 1:
+                raise ConfigError(f'averages.{name}: benchmarks of {" and ".join(kinds)}, expected one kind')
 
 
 @dataclass
-class ReportConfig:
+class ReportConfig(RecipeConfig):
     """Results of all steps -> one HTML file."""
+
+    records_duration = False
 
     results: Text = MISSING
     """Folder written by `evaluate`."""
@@ -203,10 +215,16 @@ class ReportConfig:
     title: str = 'LLM2CLIP'
     """Title of the report."""
 
+    def outputs(self) -> list[Output]:
+        return [Output(self.out, names=['report.html', 'results.json'])]
+
 
 @dataclass
-class ImageFolderConfig:
+class ImageFolderConfig(RecipeConfig):
     """Exported model, and the folder of images that it searches."""
+
+    records_duration = False
+    resumes = True
 
     model: Text = MISSING
     """Folder written by `export_hf`."""
@@ -228,6 +246,13 @@ class ImageFolderConfig:
     """Processes that read and decode images."""
     device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
+
+    @property
+    def destination(self) -> str:
+        return 'this terminal'
+
+    def outputs(self) -> list[Output]:
+        return [Output(self.index, recipe='search')]  # `demo` uses the same index
 
 
 @dataclass

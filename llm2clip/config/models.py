@@ -24,6 +24,7 @@ from llm2clip.config.ranges import (
     VisualProjection,
     WeightType,
 )
+from llm2clip.config.recipe import RecipeConfig
 
 
 @dataclass
@@ -197,7 +198,7 @@ class LossConfig:
 
 
 @dataclass
-class PlanConfig:
+class PlanConfig(RecipeConfig):
     """Dry run of a recipe, without a GPU: what it needs, and the errors that can be detected."""
 
     plan: bool = False
@@ -215,3 +216,7 @@ class PlanConfig:
     """Assumed fraction of the peak FLOP/s of a GPU, for all FLOPs of a step including recomputation."""
     plan_price: Optional[Positive] = None
     """Price of one GPU-hour, in any currency."""
+
+    @property
+    def is_plan(self) -> bool:
+        return self.plan

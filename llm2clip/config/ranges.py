@@ -38,8 +38,12 @@ def _must(allowed: Callable[[Any], object], expected: str) -> AfterValidator:
 
 def _is_time(value: str) -> bool:
     match = re.fullmatch(r'(\d+(?:\.\d+)?(?:e\d+)?)(iter|ep|ba|sp|tok|sec|dur)', value)
-    number, unit = (float(match[1]), match[2]) if match else (0.0, '')
-    return 0 < number <= 1e15 and (number <= 1 if unit == 'dur' else number == int(number))
+    if match is None:
+        return False
+    number = float(match[1])
+    if match[2] == 'dur':
+        return 0 < number <= 1
+    return 0 < number <= 1e15 and number.is_integer()
 
 
 def _is_folder_name(value: str) -> bool:
@@ -49,11 +53,16 @@ def _is_folder_name(value: str) -> bool:
 
 def _elsewhere(remote: str, info: ValidationInfo) -> str:
     """Return a remote; a ValueError if it is the local folder, where shards may be deleted once it has them."""
+    url = urlparse(remote)
+    if url.scheme not in ('', 'file'):
+        return remote
+    path = url.path if url.scheme == 'file' else remote
     key = 'local' if 'local' in info.data else 'out'
-    folder, place = info.data.get(key, ''), urlparse(remote)
-    path = place.path if place.scheme == 'file' else remote
-    if place.scheme in ('', 'file') and (os.path.realpath(path) == os.path.realpath(folder) or (
-            os.path.exists(path) and os.path.exists(folder) and os.path.samefile(path, folder))):
+    folder = info.data.get(key, '')
+    is_same = os.path.realpath(path) == os.path.realpath(folder)
+    if os.path.exists(path) and os.path.exists(folder):
+        is_same = is_same or os.path.samefile(path, folder)
+    if is_same:
         raise ValueError(f'another place than {key}, {folder}')
     return remote
 

@@ -29,6 +29,7 @@ from llm2clip.config.ranges import (
     TeacherPrecision,
     Text,
 )
+from llm2clip.config.recipe import RecipeConfig
 
 
 @dataclass
@@ -86,20 +87,24 @@ class _OneOf:
 
     def __init__(self, *types: Any, several: bool = False) -> None:
         # pydantic's error locations contain the tags, and the prefix tells them from keys.
-        self.types = {f'type:{one.type}': one for one in types}
-        unknown = make_dataclass('Unknown', [('type', Literal[tuple(one.type for one in types)])])
-        members = {'type:folder': Annotated[str, BeforeValidator(_folder)], 'type:unknown': unknown, **self.types}
-        one = Annotated[Union[tuple(Annotated[member, Tag(tag)] for tag, member in members.items())],
-                        Discriminator(self._tag)]
-        some = Annotated[list[one], Field(min_length=2)]
-        self._union: Any = one if not several else Optional[Annotated[
-            Union[Annotated[one, Tag('type:one')], Annotated[some, Tag('type:list')]],
-            Discriminator(lambda value: 'type:list' if isinstance(value, list) else 'type:one')]]
+        self.types = {f'type:{config.type}': config for config in types}
+        unknown = make_dataclass('Unknown', [('type', Literal[tuple(config.type for config in types)])])
+        members = [Annotated[str, BeforeValidator(_folder), Tag('type:folder')],
+                   Annotated[unknown, Tag('type:unknown')]]
+        members += [Annotated[config, Tag(tag)] for tag, config in self.types.items()]
+        teacher = Annotated[Union[tuple(members)], Discriminator(self._tag)]
+        self._union: Any = teacher
+        if several:
+            teachers = Annotated[list[teacher], Field(min_length=2)]
+            self._union = Optional[Annotated[
+                Union[Annotated[teacher, Tag('type:one')], Annotated[teachers, Tag('type:list')]],
+                Discriminator(lambda value: 'type:list' if isinstance(value, list) else 'type:one')]]
 
     def _tag(self, value: Any) -> str:
         if not isinstance(value, dict):
             return 'type:folder'
-        return tag if (tag := f'type:{value.get("type")}') in self.types else 'type:unknown'
+        tag = f'type:{value.get("type")}'
+        return tag if tag in self.types else 'type:unknown'
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         return handler(self._union)
@@ -115,12 +120,18 @@ ImportedTeacher = Annotated[Any, _OneOf(LLMTeacherConfig)]
 
 def teacher_types(hint: Any) -> dict[str, Any]:
     """Tag -> dataclass of each type that a field of text encoders takes; empty for other fields."""
-    return next((one.types for one in get_args(hint)[1:] if isinstance(one, _OneOf)), {})
+    for annotation in get_args(hint)[1:]:
+        if isinstance(annotation, _OneOf):
+            return annotation.types
+    return {}
 
 
 @dataclass
-class EmbedConfig:
+class EmbedConfig(RecipeConfig):
     """Datasets -> embeddings datasets."""
+
+    uses_ranks = True
+    resumes = True
 
     datasets: Annotated[dict[FolderName, DatasetConfig], Field(min_length=1)] = MISSING
     """Name -> image or caption dataset."""
