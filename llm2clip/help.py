@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Optional
 import yaml
 from omegaconf import MISSING
 
-from llm2clip.config.files import unwrap_optional
+from llm2clip.config.files import plain_type
 from llm2clip.config.teacher import teacher_types
 from llm2clip.registry import PARTS, argument_types, check
 
@@ -108,26 +108,19 @@ def entries(
     if shown is None:
         shown = {}
     docs = field_docs(schema)
-    types = typing.get_type_hints(schema)
-    annotated_types = typing.get_type_hints(schema, include_extras=True)
+    types = typing.get_type_hints(schema, include_extras=True)
     for field in dataclasses.fields(schema):
         if field.name == 'type':  # each type of text encoder has its own entry
             continue
         key = f'{prefix}{field.name}'
+        field_type = plain_type(types[field.name])
         path = key  # of the keys below it
-        field_type = unwrap_optional(types[field.name])
         entry_type = field_type
-        annotated_type = annotated_types[field.name]
-        if typing.get_origin(field_type) is list:
-            path = f'{key}[]'
+        if typing.get_origin(field_type) in (list, dict):
+            path += '[]' if typing.get_origin(field_type) is list else '.<name>'
             entry_type = typing.get_args(field_type)[-1]
-        elif typing.get_origin(field_type) is dict:
-            path = f'{key}.<name>'
-            entry_type = typing.get_args(field_type)[-1]
-            annotated_type = typing.get_args(annotated_type)[-1]
-        teachers = teacher_types(annotated_type)
         is_nested = dataclasses.is_dataclass(entry_type)
-
+        teachers = teacher_types(entry_type)
         type_name = _type_name(field_type)
         if teachers:
             type_name = type_name.replace('any', 'str | mapping')

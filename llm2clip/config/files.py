@@ -81,7 +81,7 @@ class _Entry(NamedTuple):
     node: Optional[yaml.Node]
     """Its value; None if it removes what an earlier file set."""
     place: yaml.Node
-    """Its key, or the item of a list, whose line errors name."""
+    """Its key, or the item itself in a list: errors name the line."""
 
     @property
     def key(self) -> str:
@@ -91,9 +91,7 @@ class _Entry(NamedTuple):
 def package_folder(name: str) -> str:
     """Return the folder of a Python package without importing it; raise a ConfigError if it is not installed."""
     # For a dotted name, `find_spec` would import the parent package.
-    spec = None
-    if name.isidentifier():
-        spec = importlib.util.find_spec(name)
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(f'${{package:{name}}}: the Python package {name} is not installed')
     return next(iter(spec.submodule_search_locations))
@@ -117,9 +115,7 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
         raise ConfigError('no configuration given: expected YAML files or key=value (--help lists the keys)')
     try:
         sources = [_read_file(arg) for arg in args if '=' not in arg]
-        for arg in args:
-            if '=' in arg:
-                sources.append((_COMMAND_LINE, _parse_override(arg)))
+        sources += [(_COMMAND_LINE, _parse_override(arg)) for arg in args if '=' in arg]
     except FileError as error:
         raise ConfigError(str(error)) from None
     return _merge(schema, sources)
@@ -151,17 +147,7 @@ def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
             origins[entry.key] = source
             if source != _COMMAND_LINE:
                 origins[entry.key] += f':{entry.place.start_mark.line + 1}'
-            node = entry.node
-            is_scalar = isinstance(node, yaml.ScalarNode)
-            is_teacher = bool(teacher_types(entry.kind))
-            if node is None or is_teacher and not is_scalar:
-                _forget_earlier(merged, entry)
-                continue
-            expected = _expected_shape(entry.kind, node)
-            if expected is not None:
-                raise ConfigError(f'{where(entry.key)}: {_value(node)!r}, expected {expected}')
-            if is_scalar and (is_teacher or entry.kind is str) and node.tag != _NULL:
-                node.tag = _STR
+            _prepare_merge(merged, entry, where)
         try:
             # It works in place, which is safe because neither argument is used again.
             merged = OmegaConf.unsafe_merge(merged, OmegaConf.create(_value(tree)))
@@ -179,17 +165,37 @@ def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
         values = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f'{where(error.full_key or "")}: {_first_line(error)}') from None
-    for key, value in leaves(values):
-        if '\0' in str(value):
-            raise ConfigError(f'{where(key)}: {value!r}, expected a text without NUL characters')
-        # Every run writes its configuration into config.yaml, and values into messages.
-        if isinstance(value, str) and _SECRET.search(value):
-            raise ConfigError(f'{where(key)}: put no password or token into a URL; Streaming reads credentials '
-                              'from the environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names')
+    _check_texts(values, where)
     config = check_values(schema, values, where=where)
     if hasattr(config, 'check'):
         config.check()
     return config
+
+
+def _prepare_merge(merged: DictConfig, entry: _Entry, where: Callable[[str], str]) -> None:
+    """Remove what an entry replaces, check its shape, and keep a text as it is written."""
+    node = entry.node
+    is_scalar = isinstance(node, yaml.ScalarNode)
+    is_teacher = bool(teacher_types(entry.kind))
+    if node is None or is_teacher and not is_scalar:
+        _forget_earlier(merged, entry)
+        return
+    expected = _expected_shape(entry.kind, node)
+    if expected is not None:
+        raise ConfigError(f'{where(entry.key)}: {_value(node)!r}, expected {expected}')
+    if is_scalar and (is_teacher or entry.kind is str) and node.tag != _NULL:
+        node.tag = _STR
+
+
+def _check_texts(values: Any, where: Callable[[str], str]) -> None:
+    """Raise a ConfigError for a secret, since every run writes its configuration into config.yaml, and values into
+    messages; and for NUL characters."""
+    for key, value in leaves(values):
+        if '\0' in str(value):
+            raise ConfigError(f'{where(key)}: {value!r}, expected a text without NUL characters')
+        if isinstance(value, str) and _SECRET.search(value):
+            raise ConfigError(f'{where(key)}: put no password or token into a URL; Streaming reads credentials '
+                              'from the environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names')
 
 
 def _key_and_fault(error: OmegaConfBaseException, keys: Sequence[str]) -> tuple[str, str]:
@@ -343,17 +349,16 @@ def _entries(kind: Any, tree: yaml.Node, path: tuple[str, ...] = ()) -> Iterator
         if teacher_types(kind):
             entry_type = kind
         for i, node in enumerate(tree.value):
-            entries.append(_Entry((*path, f'[{i}]'), _bare(entry_type), node, node))
+            entries.append(_Entry((*path, f'[{i}]'), plain_type(entry_type), node, node))
     elif isinstance(tree, yaml.MappingNode):
-        types = _field_types(kind)
+        field_types = _field_types(kind)
         for name, node in list(tree.value):
-            value_type = _bare(types.get(name.value, entry_type))
+            value_type = field_types.get(name.value, entry_type)
             if node.tag == _NULL and (_has_entries(kind) or _has_entries(value_type)):
                 tree.value.remove((name, node))
                 node = None
-            entries.append(_Entry((*path, name.value), value_type, node, name))
+            entries.append(_Entry((*path, name.value), plain_type(value_type), node, name))
     for entry in entries:
-        entry = entry._replace(kind=_bare(unwrap_optional(entry.kind)))
         yield entry
         if entry.node is not None:
             yield from _entries(entry.kind, entry.node, entry.path)
@@ -372,7 +377,7 @@ def _field_types(kind: Any) -> dict[str, Any]:
 
 def _has_entries(kind: Any) -> bool:
     """Whether a type is a mapping of typed entries, not the arguments of a part, which may be null."""
-    return typing.get_origin(kind) is dict and kind != Component
+    return typing.get_origin(_bare(kind)) is dict and _bare(kind) != Component
 
 
 def _expected_shape(kind: Any, node: yaml.Node) -> Optional[str]:
@@ -406,11 +411,12 @@ def _bare(hint: Any) -> Any:
     return hint
 
 
-def unwrap_optional(hint: Any) -> Any:
-    """Return ``X`` for ``Optional[X]``, and any other type unchanged."""
+def plain_type(hint: Any) -> Any:
+    """Strip `Optional` and `Annotated` from a type, unless that defines how a text encoder is read."""
+    hint = _bare(hint)
     args = typing.get_args(hint)
     if typing.get_origin(hint) in (Union, types.UnionType) and type(None) in args:
-        return next(arg for arg in args if arg is not type(None))
+        return _bare(next(arg for arg in args if arg is not type(None)))
     return hint
 
 
