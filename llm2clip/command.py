@@ -49,9 +49,9 @@ _OPEN_FILES = 1024  # the lowest limit on most systems, with which the tests run
 def run_command(schema: type[R], main: Callable[[R], None], args: Optional[Sequence[str]] = None) -> None:
     """Read the configuration and call `main` with it, or print the help for ``--help``.
 
-    The elapsed time is added to seconds.json in the folder of the step.  An error in the user's input becomes one
-    line, unless ``LLM2CLIP_TRACEBACK=1`` is in the environment.  Ctrl-C and SIGTERM end the command with exit status
-    130 and 143, after a line that says where it resumes.
+    The elapsed time is added to seconds.json in the folder of the step.  An error in the user's input becomes
+    one line, unless ``LLM2CLIP_TRACEBACK=1`` is in the environment.  Ctrl-C and SIGTERM end the command with
+    exit status 130 and 143, after a line that says where it resumes.
 
     Args:
         schema: One of the dataclasses of `llm2clip.config`.
@@ -59,8 +59,7 @@ def run_command(schema: type[R], main: Callable[[R], None], args: Optional[Seque
         args: YAML files and overrides; unset, those of the command line.
     """
     sys.stdout.reconfigure(errors='replace')  # pyright: ignore  # file names may contain undecodable bytes
-    # Threads that spin while they wait make a CPU that others use too several times slower.  torch is not imported
-    # yet.
+    # Threads that spin while they wait make a CPU that others use too several times slower.  Set before torch.
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
     _quiet_libraries()
     with _errors_in_one_line(), ExitStack() as contexts:
@@ -76,8 +75,8 @@ def run_command(schema: type[R], main: Callable[[R], None], args: Optional[Seque
                 raise ConfigError(f'{arg!r}: expected text in UTF-8')
         config = load_config(schema, args)
         if not config.uses_ranks and 'RANK' in os.environ and _rank('WORLD_SIZE') > 1:
-            raise ConfigError(f'composer started {_rank("WORLD_SIZE")} ranks, expected one process: start this '
-                              'recipe with python')
+            raise ConfigError(f'composer started {_rank("WORLD_SIZE")} ranks, expected one process: start '
+                              'this recipe with python')
         check_names(config)
         is_first_rank = _rank() == 0
         if config.is_plan and not is_first_rank:
@@ -95,12 +94,12 @@ def run_command(schema: type[R], main: Callable[[R], None], args: Optional[Seque
 
 
 def _raise_limit_of_open_files() -> None:
-    """Allow as many open files as the system does: Streaming keeps two open per epoch and checkpoint of a resumed
-    run."""
+    """Allow as many open files as the system does: Streaming keeps two open per epoch and checkpoint of a
+    resumed run."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if limit != resource.RLIM_INFINITY and limit < _OPEN_FILES:
-        raise ConfigError(f'a process may open {limit} files here, expected {_OPEN_FILES}: raise ulimit -n, or in '
-                          'Docker --ulimit nofile')
+        raise ConfigError(f'a process may open {limit} files here, expected {_OPEN_FILES}: raise ulimit -n, '
+                          'or in Docker --ulimit nofile')
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
 
@@ -112,8 +111,7 @@ def _quiet_libraries() -> None:
         'TypedStorage is deprecated',
     ):
         warnings.filterwarnings('ignore', message)
-    # Of incomplete last batches, of a folder that holds what is uploaded, and of image processors without
-    # torchvision.
+    # Of incomplete last batches, of a folder of uploaded files, and of image processors without torchvision.
     for name in ('streaming.base.batching.per_stream', 'streaming.base.storage.upload',
                  'transformers.models.auto.image_processing_auto'):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -131,14 +129,14 @@ def warn_of_slow_bfloat16(config: Any) -> None:
     if slow and not computes_bfloat16():
         warnings.warn(
             f'{", ".join(slow)}: this processor has no instructions for bfloat16, and is slower in it than in '
-            'float32, 50 times with AVX2 alone; write ${if_bf16:bfloat16,float32}, or ${if_bf16:amp_bf16,fp32} for a '
-            'precision, which takes what is fast', stacklevel=2)
+            'float32, 50 times with AVX2 alone; write ${if_bf16:bfloat16,float32}, or ${if_bf16:amp_bf16,fp32} '
+            'for a precision, which takes what is fast', stacklevel=2)
 
 
 @contextmanager
 def _timed(folder: Optional[str]) -> Iterator[None]:
-    """Add the duration of the block to `folder`/seconds.json, unless the configuration was refused or no file is
-    there."""
+    """Add the duration of the block to `folder`/seconds.json, unless the configuration was refused or no file
+    is there."""
     start = time.monotonic()
     try:
         yield
@@ -167,7 +165,7 @@ def lock_outputs(config: RecipeConfig, recipe: str) -> ExitStack:
     """Lock the folders that a recipe writes until the stack is closed.
 
     Raises:
-        ConfigError: Another process writes there, or a folder contains files of another recipe or of the user.
+        ConfigError: Another process writes there, or a folder has files of another recipe or of the user.
     """
     held = ExitStack()
     for output in config.outputs():
@@ -197,8 +195,8 @@ def _errors_in_one_line() -> Iterator[None]:
             time.sleep(_OTHER_RANKS_WAIT)
         message = str(error)
         if is_out_of_shared_memory(error):
-            message = ('/dev/shm: full, expected room for the batches of the loader workers; in Docker, raise '
-                       '--shm-size, or lower num_workers')
+            message = ('/dev/shm: full, expected room for the batches of the loader workers; in Docker, '
+                       'raise --shm-size, or lower num_workers')
         elif isinstance(error, OSError) and error.filename and error.strerror:
             message = f'{error.filename}: {error.strerror}'
         elif 'Original Traceback' in message:  # from a worker of a data loader
@@ -213,7 +211,7 @@ def _errors_in_one_line() -> Iterator[None]:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether an error is meant for the user: one raised by this project, the system, W&B or an object store."""
+    """Whether an error is meant for the user: one of this project, the system, W&B or an object store."""
     from llm2clip.remotes import is_remote_error
     if isinstance(error, OSError) or type(error).__module__.startswith(('llm2clip.', 'wandb.')):
         return True
@@ -229,20 +227,20 @@ _signal = 0
 
 @contextmanager
 def _stoppable(resume_hint: Callable[[], str]) -> Iterator[None]:
-    """On SIGINT and SIGTERM, end the block and its workers and print how the command resumes.  No checkpoint is
-    written, because ranks may be anywhere in a step."""
+    """On SIGINT and SIGTERM, end the block and its workers and print how the command resumes.  No checkpoint
+    is written, because ranks may be anywhere in a step."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     main = os.getpid()
 
     def stop(number: int, frame: Any) -> None:
         global _signal
-        if os.getpid() != main:  # a worker: its parent ends it, also on Ctrl-C, which the terminal sends to both
+        if os.getpid() != main:  # a worker: its parent ends it, also on Ctrl-C, which both receive
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
         elif not _signal:
             _signal = number
-            signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch would raise an error when a loader worker ends
+            signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch would raise an error when a worker ends
             for worker in multiprocessing.active_children():
                 worker.kill()  # a worker that was just forked may miss any other signal
             raise SystemExit(128 + number)
@@ -278,7 +276,7 @@ def _stoppable(resume_hint: Callable[[], str]) -> Iterator[None]:
 
 @atexit.register
 def _end_without_report() -> None:
-    """Die of SIGTERM on all but a node's first rank; otherwise Composer's launcher prints the rank's whole output.
+    """Die of SIGTERM on all but a node's first rank; else Composer's launcher prints the rank's whole output.
 
     Registered before Composer is imported, this runs after Composer has closed everything.
     """
@@ -297,7 +295,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-# Composer spawns processes that upload checkpoints.  Each imports the recipe, and thereby this module, before it knows
-# its parent, and would otherwise wait for work forever when the training is killed.
+# Composer spawns processes that upload checkpoints.  Each imports the recipe, and thereby this module, before
+# it knows its parent, and would otherwise wait for work forever when the training is killed.
 if '__mp_main__' in sys.modules:
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -21,12 +21,12 @@ from llm2clip.registry import PARTS, argument_types, check
 
 _WIDTH = 100
 _RULES = ('YAML files merge left to right, key=value comes last. A key without a default is required. Keys that belong '
-          'together are indented; written in one word they are joined by dots. <name> is a name that you choose, [] '
-          'one entry of a list.')
+          'together are indented; written in one word they are joined by dots. <name> is a name that you '
+          'choose, [] one entry of a list.')
 
 
 def help_text(schema: type, doc: str, args: Collection[str] = ()) -> str:
-    """Return all keys of a recipe, or the arguments of the part that one of `args` names (``source.webdataset``).
+    """Return all keys of a recipe, or the arguments of the part that `args` name (``source.webdataset``).
 
     Args:
         schema: One of the dataclasses of `llm2clip.config`.
@@ -103,7 +103,7 @@ def entries(
 ) -> Iterator[Entry]:
     """Yield each key of a dataclass and the keys below it.
 
-    `shown` maps each dataclass whose keys were yielded before to the place: the keys are then only referred to.
+    `shown` maps each dataclass whose keys were yielded to their place: they are then only referred to.
     """
     if shown is None:
         shown = {}
@@ -159,7 +159,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _type_name(hint: Any) -> str:
-    """Return a type as text: ``dict[str, float]``, ``bool | int``, or ``list[mapping]`` of entries that follow."""
+    """Return a type as text: ``dict[str, float]``, ``bool | int``, ``list[mapping]`` of entries that follow."""
     origin = typing.get_origin(hint)
     args = typing.get_args(hint)
     if origin is typing.Annotated:

@@ -175,8 +175,8 @@ def argument_types(part: Callable[..., Any]) -> dict[str, Any]:
 
 
 def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str, Any], key: str) -> None:
-    """Raise a ConfigError for an argument that `part`, called `name` in the configuration, does not take, or a value
-    of the wrong type or out of range."""
+    """Raise a ConfigError for an argument that `part`, called `name` in the configuration, does not take, or
+    a value of the wrong type or out of range."""
     parameters = inspect.signature(part).parameters
     takes_any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     types = argument_types(part) | dict(_RANGES.get(name, {}))
@@ -195,8 +195,8 @@ def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str,
 
 
 def check(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> Callable[..., Any]:
-    """Return the part called `name`, or a ``module:class`` itself; raise a ConfigError if it does not exist or does
-    not take these arguments.
+    """Return the part called `name`, or a ``module:class`` itself; raise a ConfigError if it does not exist
+    or does not take these arguments.
 
     `kind` is a key of `PARTS`; `key` is the place of the name in the configuration, by default `kind`.
     """
@@ -263,8 +263,8 @@ def build_source(source: Mapping[str, Any]) -> Any:
 def open_set(kind: str, source: Mapping[str, Any], key: str) -> Any:
     """Build an evaluation set of a kind: ``retrieval``, ``zeroshot`` or ``linear_probe``.
 
-    `source` has its ``name`` and arguments, and is at `key`.  Raise a ConfigError if there is no such set, or if its
-    files are missing or damaged.
+    `source` has its ``name`` and arguments, and is at `key`.  Raise a ConfigError if there is no such set, or
+    if its files are missing or damaged.
     """
     try:
         return build(kind, *named(source, key), key)

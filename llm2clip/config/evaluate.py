@@ -49,8 +49,8 @@ class EvaluatedModelConfig:
     precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` to compute image and text features in bfloat16."""
     teacher: Teachers = None
-    """Teacher that the model was trained with, or a list of several in the order of `train_data.teachers`.  Needed if
-    the configuration of the run names none.  An export contains its teacher."""
+    """Teacher that the model was trained with, or a list of several in the order of `train_data.teachers`.
+    Needed if the configuration of the run names none.  An export contains its teacher."""
     batch_tokens: Count = 4096
     """Tokens per forward pass of the teacher."""
     trust_remote_code: bool = False
@@ -74,17 +74,17 @@ class ZeroshotConfig:
     source: Component = MISSING
     """`name` of the set, and arguments such as the location of its files."""
     templates: Optional[Text] = None
-    """Text file with one prompt per line, with `{}` or `{c}` for the class name.  The features of a class are the mean
-    over its prompts.  Unset: the set's own prompts."""
+    """Text file with one prompt per line, with `{}` or `{c}` for the class name.  The features of a class are
+    the mean over its prompts.  Unset: the set's own prompts."""
     metric: AccuracyMetric = 'top1'
-    """Metric for averages and comparisons with a baseline: `top1`, or `mean_per_class`, which gives every class the
-    same weight.  Sets with several classes per image use mean average precision instead."""
+    """Metric for averages and comparisons with a baseline: `top1`, or `mean_per_class`, which gives every
+    class the same weight.  Sets with several classes per image use mean average precision instead."""
 
 
 @dataclass
 class SGDProbeConfig:
-    """SGD without weight decay, as in the paper (section 4.2).  Features are scaled to mean 0 and variance 1, and the
-    learning rate follows a cosine to 0; the paper specifies neither."""
+    """SGD without weight decay, as in the paper (section 4.2).  Features are scaled to mean 0 and variance 1,
+    and the learning rate follows a cosine to 0; the paper specifies neither."""
 
     epochs: Count = 50
     """Passes over the training images."""
@@ -107,8 +107,8 @@ class LinearProbeConfig:
     test: Component = MISSING
     """Test set: `name` and arguments."""
     sgd: Optional[SGDProbeConfig] = None
-    """`{}` uses the paper's optimizer, which large sets need.  Unset: scikit-learn's logistic regression, with a
-    regularisation strength selected on a fifth of `train`."""
+    """`{}` uses the paper's optimizer, which large sets need.  Unset: scikit-learn's logistic regression,
+    with a regularisation strength selected on a fifth of `train`."""
     metric: AccuracyMetric = 'top1'
     """Metric for averages and comparisons with a baseline: `top1` or `mean_per_class`."""
 
@@ -173,7 +173,7 @@ class EvaluateConfig(RecipeConfig):
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
 
     def check(self) -> None:
-        """Raise a ConfigError if there is nothing to evaluate, or `baseline` or `averages` names something else."""
+        """Raise a ConfigError if there is nothing to evaluate, or `baseline` or `averages` names nothing there."""
         benchmarks = self.retrieval or self.zeroshot or self.linear_probe
         if self.models and not benchmarks:
             raise ConfigError('retrieval: expected a benchmark there, in zeroshot or in linear_probe for the models')

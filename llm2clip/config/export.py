@@ -90,15 +90,15 @@ class ImportConfig(RecipeConfig):
     vision: Optional[VisionConfig] = None
     """Vision tower of `checkpoint`.  A Hugging Face folder defines the `architecture` itself."""
     teacher: ImportedTeacher = MISSING
-    """Teacher that the model was trained with: the folder of an earlier import, or the published LLM, with LLM2Vec's
-    `adapters` if they are not merged."""
+    """Teacher that the model was trained with: the folder of an earlier import, or the published LLM, with
+    LLM2Vec's `adapters` if they are not merged."""
     template: Optional[Literal['llama3', 'chatml', 'none']] = None
     """Template of LLM2Vec around a caption: `llama3`, `chatml` or `none`.  Unset: by the LLM's name, as in LLM2Vec."""
     out: Text = MISSING
     """Folder that receives `llm2clip` (the model) and `teacher`."""
 
     def check(self) -> None:
-        """Raise a ConfigError if `checkpoint` is set without `vision`, or the tower of official weights has LoRA."""
+        """Raise a ConfigError if `checkpoint` is set without `vision`, or the tower has LoRA."""
         if self.checkpoint is not None and self.vision is None:
             raise ConfigError('vision: required but not set, since checkpoint is')
         if self.vision is not None and self.vision.lora is not None:

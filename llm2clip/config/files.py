@@ -3,8 +3,8 @@
 
 """YAML files and dotted overrides -> one typed configuration, or an error that names the key; and runs' own files.
 
-Null removes an entry of a mapping, such as a dataset, a model or a logger, that an earlier file added.  Numbers and
-booleans follow YAML 1.2.  Where a string is expected, the text of the file is kept unchanged.
+Null removes an entry of a mapping, such as a dataset, a model or a logger, that an earlier file added.
+Numbers and booleans follow YAML 1.2.  Where a string is expected, the text of the file is kept unchanged.
 """
 
 import difflib
@@ -35,8 +35,8 @@ T = TypeVar('T')
 C = TypeVar('C', bound=TrainConfig)
 _ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
 _COMMAND_LINE = 'command line'
-# Anything but host and port: a user, or a secret, even if it contains a slash.  SFTP needs the user name.  A query
-# (`?sig=…`) signs the URL.
+# Anything but host and port: a user, or a secret, even if it contains a slash.  SFTP needs the user name.  A
+# query (`?sig=…`) signs the URL.
 _SECRET = re.compile(r'://(?!((?<=sftp://)[^\s/?#:@]+@)?(\[[\w:.]*\]|[^\s/?#:@]*)(:\d*)?([\s/?#]|$))'
                      r'|://[^\s?#]*\?[^\s#]*=')
 _STR, _MAP, _NULL, _MERGE = (f'tag:yaml.org,2002:{name}' for name in ('str', 'map', 'null', 'merge'))
@@ -49,8 +49,8 @@ _PYDANTIC_WORDS = {
 
 
 class _Loader(get_yaml_loader()):
-    """OmegaConf's loader, which refuses duplicate keys and endless aliases, with the scalars of YAML 1.2.  In YAML 1.1,
-    `1:30` is 90, `010` is 8 and `no` is false."""
+    """OmegaConf's loader, which refuses duplicate keys and endless aliases, with the scalars of YAML 1.2.  In
+    YAML 1.1, `1:30` is 90, `010` is 8 and `no` is false."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         for name, _ in node.value:
@@ -89,7 +89,7 @@ class _Entry(NamedTuple):
 
 
 def package_folder(name: str) -> str:
-    """Return the folder of a Python package without importing it; raise a ConfigError if it is not installed."""
+    """Return the folder of a Python package without importing it; raise a ConfigError if there is none."""
     # For a dotted name, `find_spec` would import the parent package.
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
@@ -104,8 +104,8 @@ OmegaConf.register_resolver('if_bf16', lambda fast, slow: fast if computes_bfloa
 def load_config(schema: type[T], args: Sequence[str]) -> T:
     """Merge YAML files, left to right, and then ``key.sub=value`` into one of the dataclasses of `llm2clip.config`.
 
-    ``${package:NAME}`` becomes the folder of an installed Python package.  ``${if_bf16:A,B}`` becomes A where bfloat16
-    is fast, and B elsewhere.
+    ``${package:NAME}`` becomes the folder of an installed Python package.  ``${if_bf16:A,B}`` becomes A where
+    bfloat16 is fast, and B elsewhere.
 
     Raises:
         ConfigError: A file is missing or not a mapping; a key is unknown (with the nearest valid name), required and
@@ -188,8 +188,8 @@ def _prepare_merge(merged: DictConfig, entry: _Entry, where: Callable[[str], str
 
 
 def _check_texts(values: Any, where: Callable[[str], str]) -> None:
-    """Raise a ConfigError for a secret, since every run writes its configuration into config.yaml, and values into
-    messages; and for NUL characters."""
+    """Raise a ConfigError for a secret, since every run writes its configuration into config.yaml, and values
+    into messages; and for NUL characters."""
     for key, value in leaves(values):
         if '\0' in str(value):
             raise ConfigError(f'{where(key)}: {value!r}, expected a text without NUL characters')
@@ -213,7 +213,7 @@ def _key_and_fault(error: OmegaConfBaseException, keys: Sequence[str]) -> tuple[
 
 
 def _forget_earlier(merged: DictConfig, entry: _Entry) -> None:
-    """Remove an earlier value that a null entry or a teacher of another type replaces, instead of merging with it."""
+    """Remove an earlier value that a null entry or a teacher of another type replaces, instead of merging."""
     *path, name = entry.path
     holder: Any = merged
     for part in path:
@@ -239,7 +239,7 @@ def _forget_earlier(merged: DictConfig, entry: _Entry) -> None:
 def check_values(
     kind: Any, values: Any, key: str = '', where: Callable[[str], str] = str, strict: bool = False
 ) -> Any:
-    """Return values as a type reads them; raise a ConfigError if they have another type or are out of its range.
+    """Return values as a type reads them; raise a ConfigError for another type, or if they are out of range.
 
     Args:
         kind: A type, or one of the dataclasses of `llm2clip.config`.
@@ -260,10 +260,8 @@ def check_values(
         raise ConfigError('; '.join(texts)) from None
 
 
-def _subject_and_expectation(
-    fault: Mapping[str, Any], key: str, where: Callable[[str], str]
-) -> tuple[str, str]:
-    """Return the key and value of an error of pydantic, and what was expected; arguments as for `check_values`."""
+def _subject_and_expectation(fault: Mapping[str, Any], key: str, where: Callable[[str], str]) -> tuple[str, str]:
+    """Return the key and value that an error of pydantic is about, and what was expected."""
     # If the key of a mapping is invalid itself, pydantic appends `[key]` to the location.
     location = [part for part in fault['loc'] if part != '[key]' and not str(part).startswith('type:')]
     if not key:
@@ -303,14 +301,14 @@ def read_config(schema: type[T], folder: Union[str, Path]) -> T:
 
 
 def read_resolved(path: Union[str, Path]) -> Any:
-    """Return the content of a YAML file of a run.  Raise a ConfigError if a value is an interpolation (``${…}``), as of
-    an environment variable, and a FileError if the file is missing or not YAML."""
+    """Return the content of a YAML file of a run.  Raise a ConfigError if a value is an interpolation
+    (``${…}``), as of an environment variable, and a FileError if the file is missing or not YAML."""
     text = read_text(path, 'YAML')
     with reading(path, 'YAML'):
         for event in yaml.parse(text, _Loader):
             if isinstance(event, yaml.ScalarEvent) and '${' in event.value:
-                raise ConfigError(f'{path}:{event.start_mark.line + 1}: {event.value!r} asks for another value, '
-                                  'expected none in what a run wrote')
+                raise ConfigError(f'{path}:{event.start_mark.line + 1}: {event.value!r} asks for another '
+                                  'value, expected none in what a run wrote')
         return yaml.load(text, _Loader)
 
 
@@ -365,7 +363,7 @@ def _entries(kind: Any, tree: yaml.Node, path: tuple[str, ...] = ()) -> Iterator
 
 
 def _field_types(kind: Any) -> dict[str, Any]:
-    """Return field -> type of a dataclass, or of all types of text encoders that a field takes; else nothing."""
+    """Return field -> type of a dataclass, or of all text encoders that a field takes; else nothing."""
     schemas = list(teacher_types(kind).values())
     if is_dataclass(kind):
         schemas.append(kind)

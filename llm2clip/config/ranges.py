@@ -82,8 +82,8 @@ Component = dict[str, Any]
 # A non-empty string, such as a name or a path.
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[list[Text], Field(min_length=1), _must(lambda texts: len({*texts}) == len(texts), 'different values')]
-FolderName = Annotated[str, _must(_is_folder_name, 'the name of a folder, which neither begins with a dot nor holds a '
-                                  'slash, of at most 200 bytes')]
+FolderName = Annotated[str, _must(_is_folder_name, 'the name of a folder, which neither begins with a dot '
+                                  'nor holds a slash, of at most 200 bytes')]
 # pydantic checks fields in order, so a dataclass has to declare `local` or `out` before its remote.
 Remote = Annotated[Text, AfterValidator(_elsewhere), _path_or(_READABLE_SCHEMES)]
 OutRemote = Annotated[Text, AfterValidator(_elsewhere), _path_or(_WRITABLE_SCHEMES)]
@@ -112,8 +112,8 @@ CheckpointsKept = Annotated[int, _must(lambda n: n > 0 or n == -1, 'at least 1, 
 Mix = Annotated[dict[Text, Weight], _must(lambda weights: not weights or sum(weights.values()) > 0,
                                           'one weight above 0 at least')]
 # Times of Composer and sizes of Streaming, in their notation.
-Time = Annotated[str, _must(_is_time, 'a time above 0, such as 1ep (epochs), 20ba (batches), 3e4sp (samples) or 0.1dur '
-                            '(of max_duration)')]
+Time = Annotated[str, _must(_is_time, 'a time above 0, such as 1ep (epochs), 20ba (batches), 3e4sp (samples) '
+                            'or 0.1dur (of max_duration)')]
 TimeOrZero = Annotated[str, _must(lambda value: _is_time(value) or re.fullmatch('0(ep|ba|sp|tok|dur)', value),
                                   'a time, such as 1ep, 20ba or 0.1dur (of max_duration)')]
 Duration = Annotated[str, _must(lambda value: _is_time(value) and not value.endswith('dur'),

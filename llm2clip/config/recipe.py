@@ -24,7 +24,7 @@ class Output:
 
 
 class RecipeConfig:
-    """Configuration of a recipe.  The defaults are those of a recipe of one process that begins again after a stop."""
+    """Configuration of a recipe; by default, of one process that begins again after a stop."""
 
     output_key: ClassVar[str] = 'out'
     """Key of the folder that the recipe writes."""

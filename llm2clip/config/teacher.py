@@ -66,8 +66,8 @@ class SentenceTransformersTeacherConfig:
 
 @dataclass
 class ClipTextTeacherConfig:
-    """Text tower of a CLIP or SigLIP model; its text features are the targets of `train_inheritance`.  Captions beyond
-    its maximum length are left out and counted."""
+    """Text tower of a CLIP or SigLIP model; its text features are the targets of `train_inheritance`.
+    Captions beyond its maximum length are left out and counted."""
 
     __pydantic_config__ = ConfigDict(extra='forbid')
     name: Text
@@ -82,8 +82,8 @@ def _folder(value: Any) -> str:
 
 
 class _OneOf:
-    """Union of text encoders for pydantic: a folder, or a mapping by its `type`.  OmegaConf takes it for `Any`.  With
-    `several`, None and lists of at least two are valid too."""
+    """Union of text encoders for pydantic: a folder, or a mapping by its `type`.  OmegaConf takes it for
+    `Any`.  With `several`, None and lists of at least two are valid too."""
 
     def __init__(self, *types: Any, several: bool = False) -> None:
         # pydantic's error locations contain the tags, and the prefix tells them from keys.
@@ -148,8 +148,8 @@ class EmbedConfig(RecipeConfig):
     dist_timeout: Positive = 3600.0
     """Seconds that ranks wait at the end for the slowest one."""
     engine: EngineName = 'local'
-    """`local`: the ranks of Composer's launcher share the shards.  `ray`: workers of a Ray cluster do, one per GPU, or
-    on CPUs if there are none."""
+    """`local`: the ranks of Composer's launcher share the shards.  `ray`: workers of a Ray cluster do, one
+    per GPU, or on CPUs if there are none."""
     worker_cpus: Count = 1
     """CPUs per worker with `engine: ray`.  Without a GPU, the worker computes on them."""
 
@@ -165,8 +165,8 @@ class ExtractConfig(PlanConfig, EmbedConfig):
     normalize: bool = False
     """Store vectors of length 1.  The adapter of stage 2 scales them unless `adapter.normalize` is false."""
     prompts: dict[PromptName, Prompt] = field(default_factory=dict)
-    """Name -> text around `{caption}`.  Every caption is also embedded inside each of these texts, under the key
-    `<caption key>@<name>` (FLAME, arXiv 2411.11927)."""
+    """Name -> text around `{caption}`.  Every caption is also embedded inside each of these texts, under the
+    key `<caption key>@<name>` (FLAME, arXiv 2411.11927)."""
 
 
 @dataclass
@@ -174,8 +174,8 @@ class ExtractImagesConfig(EmbedConfig):
     """Images of a dataset -> their embeddings by a frozen vision tower."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
-    """The tower, with the same settings as `model.vision` of stage 2.  For the tower of a run, `name` is a folder that
-    `export_vision` wrote."""
+    """The tower, with the same settings as `model.vision` of stage 2.  For the tower of a run, `name` is a
+    folder that `export_vision` wrote."""
     views: Natural = 0
     """Number of augmented views of each image to embed besides the image itself.  Training draws one of all."""
     crop_scale: CropScale = field(default_factory=lambda: [0.6, 1.0])
@@ -196,5 +196,5 @@ class ExtractImagesConfig(EmbedConfig):
     def check(self) -> None:
         """Raise a ConfigError if the tower has weights that are to be trained."""
         if self.vision.lora is not None:
-            raise ConfigError('vision.lora: expected none, since the tower is not trained; for the tower of a run, set '
-                              'vision.name to the folder of export_vision')
+            raise ConfigError('vision.lora: expected none, since the tower is not trained; for the tower of '
+                              'a run, set vision.name to the folder of export_vision')

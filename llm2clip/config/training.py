@@ -55,11 +55,11 @@ class FsdpConfig:
     state_dict_type: Literal['full', 'sharded'] = 'sharded'
     """`full`: rank 0 gathers a checkpoint into one file.  `sharded`: every rank writes its part into a folder."""
     mixed_precision: Literal['DEFAULT', 'PURE', 'FULL'] = 'DEFAULT'
-    """For a 16-bit `precision`.  `DEFAULT`: gather weights in 16 bits, reduce gradients in float32.  `PURE`: both in 16
-    bits.  `FULL`: both in float32."""
+    """For a 16-bit `precision`.  `DEFAULT`: gather weights in 16 bits, reduce gradients in float32.  `PURE`:
+    both in 16 bits.  `FULL`: both in float32."""
     reshard_after_forward: Union[bool, int] = True
-    """Free the gathered weights of a block after its forward pass, and gather them again in the backward pass.  `false`
-    keeps them.  A number keeps them sharded over groups of that many neighbouring ranks."""
+    """Free the gathered weights of a block after its forward pass, and gather them again in the backward
+    pass.  `false` keeps them.  A number keeps them sharded over groups of that many neighbouring ranks."""
     replicate: Count = 1
     """Number of copies of the model (HSDP), usually one per node.  Each is sharded over neighbouring ranks."""
 
@@ -176,8 +176,8 @@ class Stage1Config(TrainConfig):
     mask_equal_texts: bool = True
     """Do not use samples of the global batch that share a text as each other's negatives."""
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout probability of the attention weights in the LLM during training, for pairs with `positive: null`.
-    `lora.lora_dropout` alone hardly separates two vectors of the same text."""
+    """Dropout probability of the attention weights in the LLM during training, for pairs with `positive:
+    null`.  `lora.lora_dropout` alone hardly separates two vectors of the same text."""
     train_data: CaptionDataConfig = field(default_factory=CaptionDataConfig)
     eval_data: Optional[CaptionDataConfig] = None
     """Pairs for caption retrieval accuracy during training."""
@@ -189,15 +189,15 @@ class Stage1Config(TrainConfig):
 
 @dataclass
 class InheritanceConfig(TrainConfig):
-    """Training of the adapter alone, between the stages, to reproduce the text features of CLIP's own tower (ProCLIP,
-    arXiv 2510.18795).  Stage 2 then starts in the space of that CLIP."""
+    """Training of the adapter alone, between the stages, to reproduce the text features of CLIP's own tower
+    (ProCLIP, arXiv 2510.18795).  Stage 2 then starts in the space of that CLIP."""
 
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     instance: Weight = 1.0
     """Weight of the mean squared distance between the features and CLIP's features."""
     structure: Weight = 1.0
-    """Weight of the mean smooth L1 loss between pairwise distances of the features and those of CLIP's features, over
-    the global batch."""
+    """Weight of the mean smooth L1 loss between pairwise distances of the features and those of CLIP's
+    features, over the global batch."""
     block_size: Optional[Count] = None
     """Rows of the distance matrix that a rank computes at once, to save memory.  Unset: all."""
     train_data: InheritanceDataConfig = field(default_factory=InheritanceDataConfig)
@@ -271,8 +271,8 @@ class Stage2Config(TrainConfig):
         if self.text_encoder_in_loop.enabled and self.teacher is None:
             raise ConfigError('teacher: required but not set, since text_encoder_in_loop.enabled is true')
         if self.text_encoder_in_loop.enabled and isinstance(self.teacher, list):
-            raise ConfigError('text_encoder_in_loop.enabled: captions are embedded by one teacher, and teacher names '
-                              f'{len(self.teacher)}')
+            raise ConfigError('text_encoder_in_loop.enabled: captions are embedded by one teacher, and '
+                              f'teacher names {len(self.teacher)}')
         if self.initial_adapter is not None and self.initial_weights is not None:
             raise ConfigError('initial_adapter: initial_weights has an adapter of its own, expected one of the two')
         if self.initial_adapter is not None and self.model.visual_projection in ('linear', 'affine'):
@@ -300,18 +300,18 @@ class Stage2Config(TrainConfig):
         if texts.lora is not None and self.teacher is None:
             raise ConfigError('teacher: required but not set, since trainable_text.lora trains its LLM')
         if texts.lora is not None and not isinstance(self.teacher, str):
-            raise ConfigError('teacher: expected the folder that stage 1 wrote, since trainable_text.lora trains its '
-                              'LLM')
+            raise ConfigError('teacher: expected the folder that stage 1 wrote, since trainable_text.lora '
+                              'trains its LLM')
         needs_llm = {'trainable_text.lora': texts.lora is not None,
                      'text_encoder_in_loop.enabled': self.text_encoder_in_loop.enabled,
                      'initial_adapter': self.initial_adapter is not None}
         for key, is_set in needs_llm.items():
             if is_set and texts.clip is not None:
-                raise ConfigError(f'{key}: there is no LLM, since trainable_text.clip takes its place; expected one '
-                                  'of the two')
+                raise ConfigError(f'{key}: there is no LLM, since trainable_text.clip takes its place; '
+                                  'expected one of the two')
         if texts.lora is not None and self.text_encoder_in_loop.enabled:
-            raise ConfigError('text_encoder_in_loop.enabled: embeds captions by a frozen LLM, and trainable_text.lora '
-                              'trains it; expected one of the two')
+            raise ConfigError('text_encoder_in_loop.enabled: embeds captions by a frozen LLM, and '
+                              'trainable_text.lora trains it; expected one of the two')
 
     def _check_image_embeddings(self, loader: str, data: ImageDataConfig) -> None:
         if not any(stream.image_embeddings for stream in data.streams.values()):
@@ -332,8 +332,8 @@ class Stage2Config(TrainConfig):
         }
         for setting, is_set in needs_images.items():
             if is_set:
-                raise ConfigError(f'{setting}: needs the images or captions, and {key} is read in place of them; for '
-                                  'augmentation, set `views` of extract_image_embeddings')
+                raise ConfigError(f'{setting}: needs the images or captions, and {key} is read in place of '
+                                  'them; for augmentation, set `views` of extract_image_embeddings')
 
     def _check_zeroshot(self) -> None:
         if self.teacher is None and self.trainable_text.clip is None:
