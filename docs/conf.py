@@ -6,6 +6,7 @@
 import ast
 import re
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,19 @@ def recipe_page(recipe: Path) -> str:
     """Return the page of a recipe: its purpose, its command, and its keys as nested lists."""
     code = recipe.read_text()
     schema = getattr(llm2clip.config, re.findall(r'run_command\((\w+)', code)[0])
-    what, _, call = ' '.join((ast.get_docstring(ast.parse(code)) or '').split()).partition(': ')
-    lines = [f'# {recipe.stem}', '', f'{what}.', '', '```bash', call, '```', '', '## Keys', '',
+    doc = ast.get_docstring(ast.parse(code)) or ''
+    description, _, command = ' '.join(doc.split()).partition(': ')
+    lines = [f'# {recipe.stem}', '', f'{description}.', '', '```bash', command, '```', '', '## Keys', '',
              'A key without a default is required. `<name>` is a name that you choose; `[]` is one entry of a list.',
              '']
     for entry in entries(schema):
-        indent, default = '  ' * entry.depth, f' = `{entry.default}`' if entry.default else ''
-        lines += [f'{indent}- **`{entry.key}`** `{entry.kind}`{default}', '',
-                  *([f'{indent}  {escaped(entry.doc)}', ''] if entry.doc else [])]
+        indent = '  ' * entry.depth
+        line = f'{indent}- **`{entry.key}`** `{entry.kind}`'
+        if entry.default:
+            line += f' = `{entry.default}`'
+        lines += [line, '']
+        if entry.doc:
+            lines += [f'{indent}  {escaped(entry.doc)}', '']
     for key, names in PARTS.items():
         if key in schema.__dataclass_fields__:
             lines += ['', f'## Names for {key}', '',
@@ -73,16 +79,23 @@ def yaml_page() -> str:
     for folder in sorted({path.parent for path in (ROOT / 'yamls').rglob('*.yaml')}):
         lines += [f'## {folder.relative_to(ROOT)}', '', '| file | purpose |', '|---|---|']
         for path in sorted(folder.glob('*.yaml')):
-            head = re.match(r'(?:#.*\n)*', path.read_text())
-            words = [line.lstrip('# ') for line in (head.group() if head else '').splitlines()]
-            text = ' '.join(word for word in words if not re.match(r'(composer|python|sky|kubectl|sbatch|RAY_)', word))
-            first = re.split(r'(?<=[.;:])\s', text)[0]
-            lines.append(f'| `{path.name}` | {escaped(first).replace("|", "&#124;")} |')
+            comment: list[str] = []
+            for line in takewhile(lambda line: line.startswith('#'), path.read_text().splitlines()):
+                text = line.lstrip('# ')
+                if not re.match(r'(composer|python|sky|kubectl|sbatch|RAY_)', text):
+                    comment.append(text)
+            sentence = re.split(r'(?<=[.;:])\s', ' '.join(comment))[0]
+            lines.append(f'| `{path.name}` | {escaped(sentence).replace("|", "&#124;")} |')
         lines.append('')
     return '\n'.join(lines)
 
 
 def escaped(text: str) -> str:
     """Convert docstring text to Markdown: ``code`` becomes `code`, and other markup characters are escaped."""
-    return ''.join(f'`{part.strip("`")}`' if part.startswith('`') else re.sub(r'([<*_\[\]$])', r'\\\1', part)
-                   for part in re.split(r'(``.+?``|`.+?`)', text))
+    parts: list[str] = []
+    for part in re.split(r'(``.+?``|`.+?`)', text):
+        if part.startswith('`'):
+            parts.append(f'`{part.strip("`")}`')
+        else:
+            parts.append(re.sub(r'([<*_\[\]$])', r'\\\1', part))
+    return ''.join(parts)

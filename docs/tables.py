@@ -23,7 +23,8 @@ MARKED = re.compile(r'^(<!-- (results/[\w.-]+\.json)(?:#(\w+))? -->\n)(.*?)(?=^<
 def pages() -> list[Path]:
     """Return README.md and the hand-written pages of docs/."""
     generated = ROOT / 'docs/reference/generated'
-    return [ROOT / 'README.md', *(page for page in sorted((ROOT / 'docs').rglob('*.md')) if generated != page.parent)]
+    written = [page for page in sorted((ROOT / 'docs').rglob('*.md')) if page.parent != generated]
+    return [ROOT / 'README.md', *written]
 
 
 def number(numbers: Any, path: str) -> Optional[float]:
@@ -39,24 +40,30 @@ def number(numbers: Any, path: str) -> Optional[float]:
 
 def cell(seeds: dict[str, Any], paths: list[str], digits: int) -> str:
     """Format the numbers averaged over `paths`; the cell is empty if no seed has all of them."""
-    found = [[number(numbers, path) for path in paths] for numbers in seeds.values()]
-    means = [statistics.mean(values) for values in found if None not in values]
+    means: list[float] = []
+    for numbers in seeds.values():
+        values = [number(numbers, path) for path in paths]
+        if None not in values:
+            means.append(statistics.mean(values))
+    separator = ' / '
     if len(means) >= 3:
-        means, join = [statistics.mean(means), statistics.stdev(means)], ' ± '
-    else:
-        join = ' / '
-    return join.join(f'{mean:,.{digits}f}' for mean in means)
+        means = [statistics.mean(means), statistics.stdev(means)]
+        separator = ' ± '
+    return separator.join(f'{mean:,.{digits}f}' for mean in means)
 
 
 def table(record: dict[str, Any], name: Optional[str]) -> str:
     """Return a record's table as Markdown: the one called `name`, or the first."""
     spec = record['tables'][name] if name else [*record['tables'].values()].pop(0)
-    titles, digits = spec['columns'], spec.get('digits', 1)
-    rows = [[label, *(cell(record['runs'][run], paths, digits) for paths in titles.values())]
-            for label, run in spec['rows'].items()]
-    for title, cells in zip(titles, [*zip(*rows)][1:]):
-        assert any(cells), f'no run has the numbers of the column {title}'
-    return '\n'.join(f'| {" | ".join(row)} |' for row in [[spec['of'], *titles], ['---'] * (len(titles) + 1), *rows])
+    columns = spec['columns']
+    rows = [[spec['of'], *columns], ['---'] * (len(columns) + 1)]
+    for label, run in spec['rows'].items():
+        rows.append([label])
+        for paths in columns.values():
+            rows[-1].append(cell(record['runs'][run], paths, spec.get('digits', 1)))
+    for title, *cells in zip(*rows):
+        assert any(cells[1:]), f'no run has the numbers of the column {title}'
+    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 
 def rewritten(text: str) -> str:
@@ -68,14 +75,17 @@ def rewritten(text: str) -> str:
             return marker + old
         return f'{marker}{table(json.loads((ROOT / file).read_text()), name)}\n'
 
-    markers, ends = text.count('\n<!-- results/'), text.count('\n<!-- end -->')
+    markers = text.count('\n<!-- results/')
+    ends = text.count('\n<!-- end -->')
     assert markers == ends == len(MARKED.findall(text)), 'a marker has no end'
     return MARKED.sub(replace, text)
 
 
 if __name__ == '__main__':
     for page in pages():
-        if (new := rewritten(old := page.read_text())) != old:
+        old = page.read_text()
+        new = rewritten(old)
+        if new != old:
             if '--check' in sys.argv:
                 sys.exit(f'{page.relative_to(ROOT)} differs from results/: run make docs')
             page.write_text(new)

@@ -142,21 +142,24 @@ def _reference(kind: str, name: Any, key: str) -> str:
 def _nearest(name: str, names: Collection[str]) -> str:
     """Return the end of a message: the most similar valid name, or all of them."""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f'did you mean {near[0]!r}?' if near else f'valid are {", ".join(sorted(names))}'
+    if near:
+        return f'did you mean {near[0]!r}?'
+    return f'valid are {", ".join(sorted(names))}'
 
 
 def named(component: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:
     """Return the name and the arguments of a part that is written ``{name: …, argument: …}``."""
     if 'name' not in component:
         raise ConfigError(f'{key}.name: required but not set')
-    return component['name'], {k: v for k, v in component.items() if k != 'name'}
+    return component['name'], {key: value for key, value in component.items() if key != 'name'}
 
 
 def check_names(config: Any) -> None:
     """Raise a ConfigError for an unknown name.  Parts are not imported, because that takes seconds."""
     for key in ('source', 'optimizer', 'scheduler'):
         if hasattr(config, key):
-            _reference(key, named(getattr(config, key), key)[0], key)
+            name, _ = named(getattr(config, key), key)
+            _reference(key, name, key)
     for key in ('algorithms', 'callbacks', 'loggers'):
         for name in getattr(config, key, {}):
             _reference(key, name, f'{key}.{name}')
@@ -164,35 +167,36 @@ def check_names(config: Any) -> None:
 
 def argument_types(part: Callable[..., Any]) -> dict[str, Any]:
     """Return argument -> type with its range, of a part; empty if the types exist for type checkers only."""
+    function = part.__init__ if isinstance(part, type) else part
     try:
-        return typing.get_type_hints(part.__init__ if isinstance(part, type) else part, include_extras=True)
+        return typing.get_type_hints(function, include_extras=True)
     except NameError:
         return {}
 
 
 def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str, Any], key: str) -> None:
-    """Raise a ConfigError for an argument that `part`, called `name` in the configuration, does not take, or a value of
-    the wrong type or out of range."""
+    """Raise a ConfigError for an argument that `part`, called `name` in the configuration, does not take, or
+    a value of the wrong type or out of range."""
     parameters = inspect.signature(part).parameters
-    any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    hints = {**argument_types(part), **_RANGES.get(name, {})}
+    takes_any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    types = argument_types(part) | dict(_RANGES.get(name, {}))
     for argument, value in arguments.items():
-        if not any_name and argument not in parameters:
+        if not takes_any_name and argument not in parameters:
             near = _nearest(argument, parameters)
             raise ConfigError(f'{key}.{argument}: {name} takes no such argument; {near}')
-        if argument not in hints:
+        if argument not in types:
             continue
-        # YAML has no tuples.
-        tuples = 'tuple' in str(hints[argument]) and isinstance(value, list)
-        check_values(hints[argument], tuple(value) if tuples else value, f'{key}.{argument}', strict=True)
-        for kind in typing.get_args(hints[argument]):
+        if isinstance(value, list) and 'tuple' in str(types[argument]):
+            value = tuple(value)  # YAML has no tuples
+        check_values(types[argument], value, f'{key}.{argument}', strict=True)
+        for kind in typing.get_args(types[argument]):
             if isinstance(value, str) and hasattr(kind, 'from_timestring'):  # Composer's Time
                 check_values(TimeOrZero, value, f'{key}.{argument}')
 
 
 def check(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> Callable[..., Any]:
-    """Return the part called `name`, or a ``module:class`` itself; raise a ConfigError if it does not exist or does not
-    take these arguments.
+    """Return the part called `name`, or a ``module:class`` itself; raise a ConfigError if it does not exist
+    or does not take these arguments.
 
     `kind` is a key of `PARTS`; `key` is the place of the name in the configuration, by default `kind`.
     """
@@ -259,10 +263,13 @@ def build_source(source: Mapping[str, Any]) -> Any:
 def open_set(kind: str, source: Mapping[str, Any], key: str) -> Any:
     """Build an evaluation set of a kind: ``retrieval``, ``zeroshot`` or ``linear_probe``.
 
-    `source` has its ``name`` and arguments, and is at `key`.  Raise a ConfigError if there is no such set, or if its
-    files are missing or damaged.
+    `source` has its ``name`` and arguments, and is at `key`.  Raise a ConfigError if there is no such set, or
+    if its files are missing or damaged.
     """
     try:
         return build(kind, *named(source, key), key)
     except (ValueError, OSError) as error:
-        raise ConfigError(str(error) if str(error).startswith(key) else f'{key}: {error}') from None
+        message = str(error)
+        if not message.startswith(key):
+            message = f'{key}: {message}'
+        raise ConfigError(message) from None

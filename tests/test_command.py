@@ -20,7 +20,7 @@ import pytest
 from recipes_in_process import REQUIRED, SCHEMAS
 from wandb.errors import UsageError
 
-from llm2clip.command import lock_outputs, resume_hint, run_command, step_folder
+from llm2clip.command import lock_outputs, run_command
 from llm2clip.config import ConfigError, ExportVisionConfig, PrepareConfig
 from llm2clip.config.files import load_config
 from llm2clip.data.streams.verified_stream import ShardError
@@ -203,7 +203,7 @@ def test_a_signal_ends_a_recipe_and_its_workers_with_one_line(
 def test_a_stopped_plan_speaks_of_no_checkpoint() -> None:
     plan, training = (load_config(SCHEMAS['train_stage2'], [*REQUIRED['train_stage2'], f'plan={plan}'])
                       for plan in ('true', 'false'))
-    assert resume_hint(plan) == '' and 'checkpoint' in resume_hint(training)
+    assert plan.resume_hint() == '' and 'checkpoint' in training.resume_hint()
 
 
 SPAWNS = '''
@@ -241,7 +241,7 @@ def test_spawned_processes_end_with_a_killed_recipe(tmp_path: Path) -> None:
 def _call(recipe: str, *args: str) -> None:
     """A recipe whose work is done at once."""
     def main(config: Any) -> None:
-        folder = step_folder(config)
+        folder = config.step_folder()
         if folder is not None:
             Path(folder).mkdir(exist_ok=True)
             Path(folder, 'made').touch()

@@ -3,9 +3,9 @@
 
 """Dataclasses that define the keys of the YAML files, one per recipe.
 
-Parts that are chosen by name (optimizers, schedulers, callbacks, loggers, algorithms, data sources) are free-form
-mappings here; `llm2clip.registry` checks their names and arguments.  `llm2clip.config.files` reads the files and checks
-every value against the range in its type; `llm2clip.help` prints the keys of a recipe.
+Parts that are chosen by name (optimizers, schedulers, callbacks, loggers, algorithms, data sources) are
+free-form mappings here; `llm2clip.registry` checks their names and arguments.  `llm2clip.config.files` reads
+the files and checks every value against the range in its type; `llm2clip.help` prints the keys of a recipe.
 """
 
 from llm2clip.config.data import (
@@ -47,6 +47,7 @@ from llm2clip.config.models import (
     VisionConfig,
 )
 from llm2clip.config.ranges import ConfigError, missing_extra
+from llm2clip.config.recipe import Output, RecipeConfig
 from llm2clip.config.teacher import (
     ClipTextTeacherConfig,
     EmbedConfig,

@@ -28,6 +28,7 @@ from llm2clip.config.ranges import (
     Text,
     Texts,
 )
+from llm2clip.config.recipe import Output, RecipeConfig
 
 
 @dataclass
@@ -57,8 +58,8 @@ class CaptionPairConfig:
     query: Texts = MISSING
     """Caption keys of the query.  One that the sample has is drawn."""
     positive: Optional[Texts] = MISSING
-    """Caption keys of the positive.  One other than the query's is drawn.  `null`: the query's own text, which dropout
-    maps to a second vector (unsupervised SimCSE, Gao et al. 2021)."""
+    """Caption keys of the positive.  One other than the query's is drawn.  `null`: the query's own text,
+    which dropout maps to a second vector (unsupervised SimCSE, Gao et al. 2021)."""
     negative: Optional[Text] = None
     """Caption key of a hard negative, a text that is wrong for the query.  Samples may lack it."""
     random_negative: bool = False
@@ -95,8 +96,8 @@ class ImageStreamConfig(StreamConfig):
     embeddings: dict[Text, DatasetConfig] = field(default_factory=dict)
     """Name of a teacher -> embeddings dataset with its vectors."""
     image_embeddings: Optional[DatasetConfig] = None
-    """Embeddings dataset of the images, read in place of them.  `extract_image_embeddings` writes it by the tower that
-    `model.vision` names, which then has to be frozen.  Set it for all datasets or for none."""
+    """Embeddings dataset of the images, read in place of them.  `extract_image_embeddings` writes it by the
+    tower that `model.vision` names, which then has to be frozen.  Set it for all datasets or for none."""
     caption_weights: Optional[Mix] = None
     """Override `caption_weights` of `train_data` or `eval_data` for this dataset."""
 
@@ -120,8 +121,8 @@ class LoaderConfig:
     download_timeout: Positive = 120.0
     """Timeout of one download in seconds."""
     cache_limit: Optional[Size] = None
-    """Maximum size of the caches per node, such as `200gb`, plus one shard per worker.  Beyond it, shards are deleted,
-    including those from before the run.  Unset: nothing is deleted."""
+    """Maximum size of the caches per node, such as `200gb`, plus one shard per worker.  Beyond it, shards are
+    deleted, including those from before the run.  Unset: nothing is deleted."""
 
 
 @dataclass
@@ -131,10 +132,10 @@ class CaptionDataConfig(LoaderConfig):
     streams: Annotated[dict[Text, CaptionStreamConfig], Field(min_length=1)] = field(default_factory=dict)
     """Name -> dataset of captions, texts or images with captions."""
     pairs: list[CaptionPairConfig] = field(default_factory=list)
-    """For `objective: contrastive`: pairs of caption keys.  One pair is drawn each time a sample is seen.  Unset: any
-    two captions of a sample, with the query's hard negative if the source `hard_negatives` wrote the dataset; this
-    requires datasets without `remote`.  `eval_data` takes a single pair with one key per side; unset, the first two
-    captions of the dataset."""
+    """For `objective: contrastive`: pairs of caption keys.  One pair is drawn each time a sample is seen.
+    Unset: any two captions of a sample, with the query's hard negative if the source `hard_negatives` wrote
+    the dataset; this requires datasets without `remote`.  `eval_data` takes a single pair with one key per
+    side; unset, the first two captions of the dataset."""
     texts: Mix = field(default_factory=dict)
     """For `objective: mntp`: caption key -> sampling weight.  One text is drawn each time a sample is seen."""
 
@@ -148,11 +149,11 @@ class ImageDataConfig(LoaderConfig):
     teachers: list[Text] = field(default_factory=list)
     """Names in `embeddings`.  The vectors of several are scaled to length 1 and concatenated.  Unset: the only one."""
     caption_weights: Mix = field(default_factory=dict)
-    """Caption key -> sampling weight.  One caption is drawn each time a sample is seen (paper, section 4.2).  Unset:
-    all captions with equal weight, which requires datasets without `remote`."""
+    """Caption key -> sampling weight.  One caption is drawn each time a sample is seen (paper, section 4.2).
+    Unset: all captions with equal weight, which requires datasets without `remote`."""
     captions_per_image: SmallCount = 1
-    """Captions per image in a training batch.  The image has to match each of them, and each of them the image.  An
-    image with fewer captions repeats them."""
+    """Captions per image in a training batch.  The image has to match each of them, and each of them the
+    image.  An image with fewer captions repeats them."""
     image_size: Optional[SmallCount] = None
     """Side of the training images in pixels.  Unset: `model.vision.image_size`, which evaluation always uses.  A
     smaller size is faster, and often better for convolutional networks (Touvron et al. 2019, arXiv 1906.06423)."""
@@ -188,8 +189,8 @@ class WriterConfig:
     size_limit: Size = '64mb'
     """Maximum size of a shard in Streaming's notation, such as `64mb`."""
     max_dropped: Share = 0.02
-    """Maximum share of unusable samples before the conversion fails.  Samples that these settings or filters of the
-    source leave out do not count."""
+    """Maximum share of unusable samples before the conversion fails.  Samples that these settings or filters
+    of the source leave out do not count."""
     require_any_caption: list[Text] = field(default_factory=list)
     """Leave out samples that have none of these captions."""
     exclude_ids: Optional[Text] = None
@@ -209,8 +210,10 @@ class WriterConfig:
 
 
 @dataclass
-class PrepareConfig(WriterConfig):
+class PrepareConfig(WriterConfig, RecipeConfig):
     """Raw files -> MDS datasets."""
+
+    resumes = True
 
     out: Text = MISSING
     """Folder that receives one MDS dataset per split."""
@@ -221,11 +224,14 @@ class PrepareConfig(WriterConfig):
     engine: EngineName = 'local'
     """`local`: processes of this machine write the parts.  `ray`: a Ray cluster writes them, one part per CPU."""
 
+    def outputs(self) -> list[Output]:
+        return [Output(self.out, part=self.shard_index)]
+
     def check(self) -> None:
         """Raise a ConfigError if `shard_index` or `num_shards` conflicts with other keys."""
         if self.shard_index >= self.num_shards:
-            raise ConfigError(f'shard_index: {self.shard_index}, expected one of {self.num_shards} machines, counted '
-                              'from 0')
+            raise ConfigError(f'shard_index: {self.shard_index}, expected one of {self.num_shards} machines, '
+                              'counted from 0')
         if self.engine == 'ray' and self.num_shards > 1:
-            raise ConfigError(f'num_shards: {self.num_shards}, expected 1 with engine=ray, which gives the parts to '
-                              'the machines of the cluster')
+            raise ConfigError(f'num_shards: {self.num_shards}, expected 1 with engine=ray, which gives the '
+                              'parts to the machines of the cluster')

@@ -25,6 +25,7 @@ from llm2clip.config.ranges import (
     Text,
     Texts,
 )
+from llm2clip.config.recipe import Output, RecipeConfig
 from llm2clip.config.teacher import OneTeacher, Teachers
 
 
@@ -48,8 +49,8 @@ class EvaluatedModelConfig:
     precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` to compute image and text features in bfloat16."""
     teacher: Teachers = None
-    """Teacher that the model was trained with, or a list of several in the order of `train_data.teachers`.  Needed if
-    the configuration of the run names none.  An export contains its teacher."""
+    """Teacher that the model was trained with, or a list of several in the order of `train_data.teachers`.
+    Needed if the configuration of the run names none.  An export contains its teacher."""
     batch_tokens: Count = 4096
     """Tokens per forward pass of the teacher."""
     trust_remote_code: bool = False
@@ -73,17 +74,17 @@ class ZeroshotConfig:
     source: Component = MISSING
     """`name` of the set, and arguments such as the location of its files."""
     templates: Optional[Text] = None
-    """Text file with one prompt per line, with `{}` or `{c}` for the class name.  The features of a class are the mean
-    over its prompts.  Unset: the set's own prompts."""
+    """Text file with one prompt per line, with `{}` or `{c}` for the class name.  The features of a class are
+    the mean over its prompts.  Unset: the set's own prompts."""
     metric: AccuracyMetric = 'top1'
-    """Metric for averages and comparisons with a baseline: `top1`, or `mean_per_class`, which gives every class the
-    same weight.  Sets with several classes per image use mean average precision instead."""
+    """Metric for averages and comparisons with a baseline: `top1`, or `mean_per_class`, which gives every
+    class the same weight.  Sets with several classes per image use mean average precision instead."""
 
 
 @dataclass
 class SGDProbeConfig:
-    """SGD without weight decay, as in the paper (section 4.2).  Features are scaled to mean 0 and variance 1, and the
-    learning rate follows a cosine to 0; the paper specifies neither."""
+    """SGD without weight decay, as in the paper (section 4.2).  Features are scaled to mean 0 and variance 1,
+    and the learning rate follows a cosine to 0; the paper specifies neither."""
 
     epochs: Count = 50
     """Passes over the training images."""
@@ -106,8 +107,8 @@ class LinearProbeConfig:
     test: Component = MISSING
     """Test set: `name` and arguments."""
     sgd: Optional[SGDProbeConfig] = None
-    """`{}` uses the paper's optimizer, which large sets need.  Unset: scikit-learn's logistic regression, with a
-    regularisation strength selected on a fifth of `train`."""
+    """`{}` uses the paper's optimizer, which large sets need.  Unset: scikit-learn's logistic regression,
+    with a regularisation strength selected on a fifth of `train`."""
     metric: AccuracyMetric = 'top1'
     """Metric for averages and comparisons with a baseline: `top1` or `mean_per_class`."""
 
@@ -134,8 +135,11 @@ class CRAConfig:
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(RecipeConfig):
     """Metrics of trained models, side by side."""
+
+    uses_ranks = True
+    resumes = True
 
     retrieval: dict[Text, RetrievalConfig] = field(default_factory=dict)
     """Name in the tables -> retrieval benchmark: images and their captions."""
@@ -169,28 +173,36 @@ class EvaluateConfig:
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
 
     def check(self) -> None:
-        """Raise a ConfigError if there is nothing to evaluate, or `baseline` or `averages` names something else."""
+        """Raise a ConfigError if there is nothing to evaluate, or `baseline` or `averages` names nothing there."""
         benchmarks = self.retrieval or self.zeroshot or self.linear_probe
         if self.models and not benchmarks:
             raise ConfigError('retrieval: expected a benchmark there, in zeroshot or in linear_probe for the models')
         if not self.models and (benchmarks or self.cra is None):
             raise ConfigError('models: {}, expected at least one')
-        known = [f'{kind}.{name}' for kind in ('retrieval', 'zeroshot', 'linear_probe') for name in getattr(self, kind)]
         if [*self.models] == [self.baseline]:
             raise ConfigError(f'baseline: {self.baseline!r} is the only one of models, expected another one beside it')
         if self.baseline is not None and self.baseline not in self.models:
             raise ConfigError(f'baseline: {self.baseline!r}, expected one of models: {", ".join(self.models)}')
+        self._check_averages()
+
+    def _check_averages(self) -> None:
+        known = [f'retrieval.{name}' for name in self.retrieval]
+        known += [f'zeroshot.{name}' for name in self.zeroshot]
+        known += [f'linear_probe.{name}' for name in self.linear_probe]
         for name, benchmarks in self.averages.items():
             for benchmark in benchmarks:
                 if benchmark not in known:
                     raise ConfigError(f'averages.{name}: {benchmark!r}, expected one of {", ".join(known)}')
-            if len(kinds := {benchmark.partition('.')[0] for benchmark in benchmarks}) > 1:
-                raise ConfigError(f'averages.{name}: benchmarks of {" and ".join(sorted(kinds))}, expected one kind')
+            kinds = sorted({benchmark.partition('.')[0] for benchmark in benchmarks})
+            if len(kinds) > 1:
+                raise ConfigError(f'averages.{name}: benchmarks of {" and ".join(kinds)}, expected one kind')
 
 
 @dataclass
-class ReportConfig:
+class ReportConfig(RecipeConfig):
     """Results of all steps -> one HTML file."""
+
+    records_duration = False
 
     results: Text = MISSING
     """Folder written by `evaluate`."""
@@ -203,10 +215,16 @@ class ReportConfig:
     title: str = 'LLM2CLIP'
     """Title of the report."""
 
+    def outputs(self) -> list[Output]:
+        return [Output(self.out, names=['report.html', 'results.json'])]
+
 
 @dataclass
-class ImageFolderConfig:
+class ImageFolderConfig(RecipeConfig):
     """Exported model, and the folder of images that it searches."""
+
+    records_duration = False
+    resumes = True
 
     model: Text = MISSING
     """Folder written by `export_hf`."""
@@ -228,6 +246,13 @@ class ImageFolderConfig:
     """Processes that read and decode images."""
     device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
+
+    @property
+    def destination(self) -> str:
+        return 'this terminal'
+
+    def outputs(self) -> list[Output]:
+        return [Output(self.index, recipe='search')]  # `demo` uses the same index
 
 
 @dataclass

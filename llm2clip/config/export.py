@@ -10,11 +10,12 @@ from omegaconf import MISSING
 
 from llm2clip.config.models import VisionConfig
 from llm2clip.config.ranges import ConfigError, Count, RunWeights, Share, Text
+from llm2clip.config.recipe import Output, RecipeConfig
 from llm2clip.config.teacher import ImportedTeacher, Teachers
 
 
 @dataclass
-class _OfRun:
+class _RunWeightsConfig(RecipeConfig):
     """Weights of a run to export."""
 
     run: Text = MISSING
@@ -26,7 +27,7 @@ class _OfRun:
 
 
 @dataclass
-class ExportConfig(_OfRun):
+class ExportConfig(_RunWeightsConfig):
     """Stage-2 run and teacher -> one Hugging Face folder."""
 
     truncate_dim: Optional[Count] = None
@@ -40,8 +41,10 @@ class ExportConfig(_OfRun):
 
 
 @dataclass
-class ExportVisionConfig(_OfRun):
+class ExportVisionConfig(_RunWeightsConfig):
     """Stage-2 run -> its vision tower alone, for transformers or timm, or with the text side for ONNX Runtime."""
+
+    records_duration = False
 
     out: Text = MISSING
     """Folder that receives the tower."""
@@ -52,6 +55,9 @@ class ExportVisionConfig(_OfRun):
     teacher: Teachers = None
     """Teacher of the run, an LLM, to export as `text_encoder.onnx` too.  Unset: none."""
 
+    def outputs(self) -> list[Output]:
+        return [Output(self.out, is_replaced=True)]
+
     def check(self) -> None:
         """Raise a ConfigError if `teacher` is set without ``format=onnx``."""
         if self.teacher is not None and self.format != 'onnx':
@@ -59,8 +65,10 @@ class ExportVisionConfig(_OfRun):
 
 
 @dataclass
-class ExportTeacherConfig:
+class ExportTeacherConfig(RecipeConfig):
     """Teacher -> one sentence-transformers folder."""
+
+    records_duration = False
 
     teacher: Text = MISSING
     """Folder written by stage 1."""
@@ -69,9 +77,12 @@ class ExportTeacherConfig:
     prompts: Optional[dict[str, str]] = None
     """Name -> instruction for `encode(…, prompt_name=…)`.  Unset: `query`, the teacher's own instruction."""
 
+    def outputs(self) -> list[Output]:
+        return [Output(self.out, is_replaced=True)]
+
 
 @dataclass
-class ImportConfig:
+class ImportConfig(RecipeConfig):
     """Official LLM2CLIP weights -> a model in `out`/llm2clip and a teacher in `out`/teacher."""
 
     checkpoint: Optional[Text] = None
@@ -79,15 +90,15 @@ class ImportConfig:
     vision: Optional[VisionConfig] = None
     """Vision tower of `checkpoint`.  A Hugging Face folder defines the `architecture` itself."""
     teacher: ImportedTeacher = MISSING
-    """Teacher that the model was trained with: the folder of an earlier import, or the published LLM, with LLM2Vec's
-    `adapters` if they are not merged."""
+    """Teacher that the model was trained with: the folder of an earlier import, or the published LLM, with
+    LLM2Vec's `adapters` if they are not merged."""
     template: Optional[Literal['llama3', 'chatml', 'none']] = None
     """Template of LLM2Vec around a caption: `llama3`, `chatml` or `none`.  Unset: by the LLM's name, as in LLM2Vec."""
     out: Text = MISSING
     """Folder that receives `llm2clip` (the model) and `teacher`."""
 
     def check(self) -> None:
-        """Raise a ConfigError if `checkpoint` is set without `vision`, or the tower of official weights has LoRA."""
+        """Raise a ConfigError if `checkpoint` is set without `vision`, or the tower has LoRA."""
         if self.checkpoint is not None and self.vision is None:
             raise ConfigError('vision: required but not set, since checkpoint is')
         if self.vision is not None and self.vision.lora is not None:

@@ -24,6 +24,7 @@ from llm2clip.config.ranges import (
     VisualProjection,
     WeightType,
 )
+from llm2clip.config.recipe import RecipeConfig
 
 
 @dataclass
@@ -40,11 +41,11 @@ class TextEncoderConfig:
     bidirectional: bool = True
     """Drop the causal mask in every layer (LLM2CLIP section 3.1); padding stays masked."""
     pooling: Literal['mean', 'weighted_mean', 'last'] = 'mean'
-    """`mean` or `weighted_mean` (token i has weight i) over the caption and the template's end token, or `last`, the
-    end token alone."""
+    """`mean` or `weighted_mean` (token i has weight i) over the caption and the template's end token, or
+    `last`, the end token alone."""
     chat_template: Optional[bool] = None
-    """Wrap the caption as a user message of the tokenizer's chat template; its header is not pooled.  Unset: if the
-    tokenizer has one."""
+    """Wrap the caption as a user message of the tokenizer's chat template; its header is not pooled.  Unset:
+    if the tokenizer has one."""
     instruction: str = ''
     """Text before a query caption, separated by one space; not pooled."""
     max_length: Count = 512
@@ -68,8 +69,8 @@ class LoraConfig:
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Dropout probability on the input of the LoRA matrices during training."""
     target_modules: Optional[Texts] = None
-    """Names of the projections that get LoRA.  Unset: all attention and MLP projections, for any architecture; of a
-    vision tower, all linear layers and 1x1 convolutions."""
+    """Names of the projections that get LoRA.  Unset: all attention and MLP projections, for any
+    architecture; of a vision tower, all linear layers and 1x1 convolutions."""
 
 
 @dataclass
@@ -129,11 +130,11 @@ class VisionConfig:
     freeze_blocks: Natural = 0
     """Freeze the embeddings and the first N blocks; 0 freezes nothing."""
     lora: Optional[LoraConfig] = None
-    """Freeze the tower's own weights, and train LoRA weights beside them, which exports merge.  `{}`: with the
-    defaults.  Unset: train the tower's own weights."""
+    """Freeze the tower's own weights, and train LoRA weights beside them, which exports merge.  `{}`: with
+    the defaults.  Unset: train the tower's own weights."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: a fifth of the step's FLOPs, for much less memory.  With FSDP,
-    `fsdp.activation_checkpointing` does the same."""
+    """Recompute activations in the backward pass: a fifth of the step's FLOPs, for much less memory.  With
+    FSDP, `fsdp.activation_checkpointing` does the same."""
     freeze_batch_norm: bool = True
     """Use the pretrained statistics of BatchNorm, so that the features of an image do not depend on its batch."""
 
@@ -143,8 +144,8 @@ class AdapterConfig:
     """Network from the teacher's vectors to the joint space."""
 
     name: Literal['residual', 'mlp', 'glu', 'linear', 'identity'] = 'residual'
-    """`residual`: the MLP of the official code.  `mlp`, `glu`: as for `visual_projection`.  `linear`: one layer.
-    `identity`: no layer, for equal widths."""
+    """`residual`: the MLP of the official code.  `mlp`, `glu`: as for `visual_projection`.  `linear`: one
+    layer.  `identity`: no layer, for equal widths."""
     depth: Natural = 4
     """Number of residual blocks."""
     expansion: SmallCount = 2
@@ -162,9 +163,9 @@ class ModelConfig:
     embed_dim: SmallCount = 1280
     """Width of the joint space."""
     visual_projection: VisualProjection = 'linear'
-    """From the tower's width to `embed_dim`: `linear`, `affine` (with a bias), `identity` (for equal widths) or
-    `pretrained`, the tower's original projection to the space of its CLIP.  `mlp` and `glu` (gated) are SAIL's
-    alignment layers with one hidden layer (arXiv 2412.04616), for a frozen tower."""
+    """From the tower's width to `embed_dim`: `linear`, `affine` (with a bias), `identity` (for equal widths)
+    or `pretrained`, the tower's original projection to the space of its CLIP.  `mlp` and `glu` (gated) are
+    SAIL's alignment layers with one hidden layer (arXiv 2412.04616), for a frozen tower."""
     visual_projection_expansion: SmallCount = 8
     """Hidden width of `mlp` or `glu` relative to the tower's width; SAIL has 8 for `glu`."""
     visual_projection_init: Literal['orthogonal', 'clip', 'eva'] = 'orthogonal'
@@ -197,7 +198,7 @@ class LossConfig:
 
 
 @dataclass
-class PlanConfig:
+class PlanConfig(RecipeConfig):
     """Dry run of a recipe, without a GPU: what it needs, and the errors that can be detected."""
 
     plan: bool = False
@@ -207,11 +208,15 @@ class PlanConfig:
     plan_samples: Optional[SampleCount] = None
     """Samples per epoch, or captions to embed, for data that is not available yet.  Datasets are then not read."""
     plan_tokens: Optional[Count] = None
-    """Mean tokens per text, template included, for time and price.  Unset: estimated from the first shard (four
-    characters per token), or the encoder's maximum length."""
+    """Mean tokens per text, template included, for time and price.  Unset: estimated from the first shard
+    (four characters per token), or the encoder's maximum length."""
     plan_llm: Optional[Text] = None
     """Folder with the `config.json` of the LLM or of the teacher, if that is not available yet."""
     plan_mfu: Annotated[float, Field(gt=0, le=1)] = 0.4
     """Assumed fraction of the peak FLOP/s of a GPU, for all FLOPs of a step including recomputation."""
     plan_price: Optional[Positive] = None
     """Price of one GPU-hour, in any currency."""
+
+    @property
+    def is_plan(self) -> bool:
+        return self.plan

@@ -38,8 +38,12 @@ def _must(allowed: Callable[[Any], object], expected: str) -> AfterValidator:
 
 def _is_time(value: str) -> bool:
     match = re.fullmatch(r'(\d+(?:\.\d+)?(?:e\d+)?)(iter|ep|ba|sp|tok|sec|dur)', value)
-    number, unit = (float(match[1]), match[2]) if match else (0.0, '')
-    return 0 < number <= 1e15 and (number <= 1 if unit == 'dur' else number == int(number))
+    if match is None:
+        return False
+    number = float(match[1])
+    if match[2] == 'dur':
+        return 0 < number <= 1
+    return 0 < number <= 1e15 and number.is_integer()
 
 
 def _is_folder_name(value: str) -> bool:
@@ -49,11 +53,16 @@ def _is_folder_name(value: str) -> bool:
 
 def _elsewhere(remote: str, info: ValidationInfo) -> str:
     """Return a remote; a ValueError if it is the local folder, where shards may be deleted once it has them."""
+    url = urlparse(remote)
+    if url.scheme not in ('', 'file'):
+        return remote
+    path = url.path if url.scheme == 'file' else remote
     key = 'local' if 'local' in info.data else 'out'
-    folder, place = info.data.get(key, ''), urlparse(remote)
-    path = place.path if place.scheme == 'file' else remote
-    if place.scheme in ('', 'file') and (os.path.realpath(path) == os.path.realpath(folder) or (
-            os.path.exists(path) and os.path.exists(folder) and os.path.samefile(path, folder))):
+    folder = info.data.get(key, '')
+    is_same = os.path.realpath(path) == os.path.realpath(folder)
+    if os.path.exists(path) and os.path.exists(folder):
+        is_same = is_same or os.path.samefile(path, folder)
+    if is_same:
         raise ValueError(f'another place than {key}, {folder}')
     return remote
 
@@ -73,8 +82,8 @@ Component = dict[str, Any]
 # A non-empty string, such as a name or a path.
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[list[Text], Field(min_length=1), _must(lambda texts: len({*texts}) == len(texts), 'different values')]
-FolderName = Annotated[str, _must(_is_folder_name, 'the name of a folder, which neither begins with a dot nor holds a '
-                                  'slash, of at most 200 bytes')]
+FolderName = Annotated[str, _must(_is_folder_name, 'the name of a folder, which neither begins with a dot '
+                                  'nor holds a slash, of at most 200 bytes')]
 # pydantic checks fields in order, so a dataclass has to declare `local` or `out` before its remote.
 Remote = Annotated[Text, AfterValidator(_elsewhere), _path_or(_READABLE_SCHEMES)]
 OutRemote = Annotated[Text, AfterValidator(_elsewhere), _path_or(_WRITABLE_SCHEMES)]
@@ -103,8 +112,8 @@ CheckpointsKept = Annotated[int, _must(lambda n: n > 0 or n == -1, 'at least 1, 
 Mix = Annotated[dict[Text, Weight], _must(lambda weights: not weights or sum(weights.values()) > 0,
                                           'one weight above 0 at least')]
 # Times of Composer and sizes of Streaming, in their notation.
-Time = Annotated[str, _must(_is_time, 'a time above 0, such as 1ep (epochs), 20ba (batches), 3e4sp (samples) or 0.1dur '
-                            '(of max_duration)')]
+Time = Annotated[str, _must(_is_time, 'a time above 0, such as 1ep (epochs), 20ba (batches), 3e4sp (samples) '
+                            'or 0.1dur (of max_duration)')]
 TimeOrZero = Annotated[str, _must(lambda value: _is_time(value) or re.fullmatch('0(ep|ba|sp|tok|dur)', value),
                                   'a time, such as 1ep, 20ba or 0.1dur (of max_duration)')]
 Duration = Annotated[str, _must(lambda value: _is_time(value) and not value.endswith('dur'),

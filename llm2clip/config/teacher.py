@@ -29,6 +29,7 @@ from llm2clip.config.ranges import (
     TeacherPrecision,
     Text,
 )
+from llm2clip.config.recipe import RecipeConfig
 
 
 @dataclass
@@ -65,8 +66,8 @@ class SentenceTransformersTeacherConfig:
 
 @dataclass
 class ClipTextTeacherConfig:
-    """Text tower of a CLIP or SigLIP model; its text features are the targets of `train_inheritance`.  Captions beyond
-    its maximum length are left out and counted."""
+    """Text tower of a CLIP or SigLIP model; its text features are the targets of `train_inheritance`.
+    Captions beyond its maximum length are left out and counted."""
 
     __pydantic_config__ = ConfigDict(extra='forbid')
     name: Text
@@ -81,25 +82,29 @@ def _folder(value: Any) -> str:
 
 
 class _OneOf:
-    """Union of text encoders for pydantic: a folder, or a mapping by its `type`.  OmegaConf takes it for `Any`.  With
-    `several`, None and lists of at least two are valid too."""
+    """Union of text encoders for pydantic: a folder, or a mapping by its `type`.  OmegaConf takes it for
+    `Any`.  With `several`, None and lists of at least two are valid too."""
 
     def __init__(self, *types: Any, several: bool = False) -> None:
         # pydantic's error locations contain the tags, and the prefix tells them from keys.
-        self.types = {f'type:{one.type}': one for one in types}
-        unknown = make_dataclass('Unknown', [('type', Literal[tuple(one.type for one in types)])])
-        members = {'type:folder': Annotated[str, BeforeValidator(_folder)], 'type:unknown': unknown, **self.types}
-        one = Annotated[Union[tuple(Annotated[member, Tag(tag)] for tag, member in members.items())],
-                        Discriminator(self._tag)]
-        some = Annotated[list[one], Field(min_length=2)]
-        self._union: Any = one if not several else Optional[Annotated[
-            Union[Annotated[one, Tag('type:one')], Annotated[some, Tag('type:list')]],
-            Discriminator(lambda value: 'type:list' if isinstance(value, list) else 'type:one')]]
+        self.types = {f'type:{config.type}': config for config in types}
+        unknown = make_dataclass('Unknown', [('type', Literal[tuple(config.type for config in types)])])
+        members = [Annotated[str, BeforeValidator(_folder), Tag('type:folder')],
+                   Annotated[unknown, Tag('type:unknown')]]
+        members += [Annotated[config, Tag(tag)] for tag, config in self.types.items()]
+        teacher = Annotated[Union[tuple(members)], Discriminator(self._tag)]
+        self._union: Any = teacher
+        if several:
+            teachers = Annotated[list[teacher], Field(min_length=2)]
+            self._union = Optional[Annotated[
+                Union[Annotated[teacher, Tag('type:one')], Annotated[teachers, Tag('type:list')]],
+                Discriminator(lambda value: 'type:list' if isinstance(value, list) else 'type:one')]]
 
     def _tag(self, value: Any) -> str:
         if not isinstance(value, dict):
             return 'type:folder'
-        return tag if (tag := f'type:{value.get("type")}') in self.types else 'type:unknown'
+        tag = f'type:{value.get("type")}'
+        return tag if tag in self.types else 'type:unknown'
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         return handler(self._union)
@@ -115,12 +120,18 @@ ImportedTeacher = Annotated[Any, _OneOf(LLMTeacherConfig)]
 
 def teacher_types(hint: Any) -> dict[str, Any]:
     """Tag -> dataclass of each type that a field of text encoders takes; empty for other fields."""
-    return next((one.types for one in get_args(hint)[1:] if isinstance(one, _OneOf)), {})
+    for annotation in get_args(hint)[1:]:
+        if isinstance(annotation, _OneOf):
+            return annotation.types
+    return {}
 
 
 @dataclass
-class EmbedConfig:
+class EmbedConfig(RecipeConfig):
     """Datasets -> embeddings datasets."""
+
+    uses_ranks = True
+    resumes = True
 
     datasets: Annotated[dict[FolderName, DatasetConfig], Field(min_length=1)] = MISSING
     """Name -> image or caption dataset."""
@@ -137,8 +148,8 @@ class EmbedConfig:
     dist_timeout: Positive = 3600.0
     """Seconds that ranks wait at the end for the slowest one."""
     engine: EngineName = 'local'
-    """`local`: the ranks of Composer's launcher share the shards.  `ray`: workers of a Ray cluster do, one per GPU, or
-    on CPUs if there are none."""
+    """`local`: the ranks of Composer's launcher share the shards.  `ray`: workers of a Ray cluster do, one
+    per GPU, or on CPUs if there are none."""
     worker_cpus: Count = 1
     """CPUs per worker with `engine: ray`.  Without a GPU, the worker computes on them."""
 
@@ -154,8 +165,8 @@ class ExtractConfig(PlanConfig, EmbedConfig):
     normalize: bool = False
     """Store vectors of length 1.  The adapter of stage 2 scales them unless `adapter.normalize` is false."""
     prompts: dict[PromptName, Prompt] = field(default_factory=dict)
-    """Name -> text around `{caption}`.  Every caption is also embedded inside each of these texts, under the key
-    `<caption key>@<name>` (FLAME, arXiv 2411.11927)."""
+    """Name -> text around `{caption}`.  Every caption is also embedded inside each of these texts, under the
+    key `<caption key>@<name>` (FLAME, arXiv 2411.11927)."""
 
 
 @dataclass
@@ -163,8 +174,8 @@ class ExtractImagesConfig(EmbedConfig):
     """Images of a dataset -> their embeddings by a frozen vision tower."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
-    """The tower, with the same settings as `model.vision` of stage 2.  For the tower of a run, `name` is a folder that
-    `export_vision` wrote."""
+    """The tower, with the same settings as `model.vision` of stage 2.  For the tower of a run, `name` is a
+    folder that `export_vision` wrote."""
     views: Natural = 0
     """Number of augmented views of each image to embed besides the image itself.  Training draws one of all."""
     crop_scale: CropScale = field(default_factory=lambda: [0.6, 1.0])
@@ -185,5 +196,5 @@ class ExtractImagesConfig(EmbedConfig):
     def check(self) -> None:
         """Raise a ConfigError if the tower has weights that are to be trained."""
         if self.vision.lora is not None:
-            raise ConfigError('vision.lora: expected none, since the tower is not trained; for the tower of a run, set '
-                              'vision.name to the folder of export_vision')
+            raise ConfigError('vision.lora: expected none, since the tower is not trained; for the tower of '
+                              'a run, set vision.name to the folder of export_vision')

@@ -3,7 +3,10 @@
 
 """Configuration of `train_stage1`, `train_inheritance` and `train_stage2`."""
 
+import os
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal, Optional, Union
 
 from omegaconf import MISSING
@@ -37,6 +40,7 @@ from llm2clip.config.ranges import (
     Time,
     Weight,
 )
+from llm2clip.config.recipe import Output
 from llm2clip.config.teacher import Teachers
 
 
@@ -51,11 +55,11 @@ class FsdpConfig:
     state_dict_type: Literal['full', 'sharded'] = 'sharded'
     """`full`: rank 0 gathers a checkpoint into one file.  `sharded`: every rank writes its part into a folder."""
     mixed_precision: Literal['DEFAULT', 'PURE', 'FULL'] = 'DEFAULT'
-    """For a 16-bit `precision`.  `DEFAULT`: gather weights in 16 bits, reduce gradients in float32.  `PURE`: both in 16
-    bits.  `FULL`: both in float32."""
+    """For a 16-bit `precision`.  `DEFAULT`: gather weights in 16 bits, reduce gradients in float32.  `PURE`:
+    both in 16 bits.  `FULL`: both in float32."""
     reshard_after_forward: Union[bool, int] = True
-    """Free the gathered weights of a block after its forward pass, and gather them again in the backward pass.  `false`
-    keeps them.  A number keeps them sharded over groups of that many neighbouring ranks."""
+    """Free the gathered weights of a block after its forward pass, and gather them again in the backward
+    pass.  `false` keeps them.  A number keeps them sharded over groups of that many neighbouring ranks."""
     replicate: Count = 1
     """Number of copies of the model (HSDP), usually one per node.  Each is sharded over neighbouring ranks."""
 
@@ -124,6 +128,34 @@ class TrainerConfig:
 class TrainConfig(PlanConfig, TrainerConfig):
     """Settings of every training."""
 
+    output_key = 'save_folder'
+    uses_ranks = True
+
+    def outputs(self) -> list[Output]:
+        outputs = super().outputs()
+        if not self.is_plan and '://' not in self.checkpoint_folder:
+            checkpoints = Path(os.path.abspath(self.checkpoint_folder))
+            if not checkpoints.is_relative_to(os.path.abspath(self.save_folder)):
+                outputs.append(Output(str(checkpoints)))
+        return outputs
+
+    def resume_hint(self) -> str:
+        if self.is_plan or not self.autoresume:
+            return ''
+        if '://' in self.checkpoint_folder:
+            return f'the same command resumes from the newest checkpoint in {self.checkpoint_folder}'
+        try:  # Composer updates this link when a checkpoint is complete
+            newest = os.readlink(Path(self.checkpoint_folder, 'latest-rank0.pt'))
+            batch = re.findall(r'-ba(\d+)', newest)[-1]
+        except (OSError, IndexError):
+            return 'there is no checkpoint yet, the same command begins from the beginning'
+        return f'the same command resumes from batch {int(batch)}'
+
+    def check_resumed_run(self) -> None:
+        from llm2clip.config.files import settings_in_folder  # it imports this module
+        if not self.is_plan and self.autoresume and any(Path(self.checkpoint_folder).glob('ep*-ba*')):
+            settings_in_folder(self)
+
 
 @dataclass
 class Stage1Config(TrainConfig):
@@ -144,8 +176,8 @@ class Stage1Config(TrainConfig):
     mask_equal_texts: bool = True
     """Do not use samples of the global batch that share a text as each other's negatives."""
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout probability of the attention weights in the LLM during training, for pairs with `positive: null`.
-    `lora.lora_dropout` alone hardly separates two vectors of the same text."""
+    """Dropout probability of the attention weights in the LLM during training, for pairs with `positive:
+    null`.  `lora.lora_dropout` alone hardly separates two vectors of the same text."""
     train_data: CaptionDataConfig = field(default_factory=CaptionDataConfig)
     eval_data: Optional[CaptionDataConfig] = None
     """Pairs for caption retrieval accuracy during training."""
@@ -157,15 +189,15 @@ class Stage1Config(TrainConfig):
 
 @dataclass
 class InheritanceConfig(TrainConfig):
-    """Training of the adapter alone, between the stages, to reproduce the text features of CLIP's own tower (ProCLIP,
-    arXiv 2510.18795).  Stage 2 then starts in the space of that CLIP."""
+    """Training of the adapter alone, between the stages, to reproduce the text features of CLIP's own tower
+    (ProCLIP, arXiv 2510.18795).  Stage 2 then starts in the space of that CLIP."""
 
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     instance: Weight = 1.0
     """Weight of the mean squared distance between the features and CLIP's features."""
     structure: Weight = 1.0
-    """Weight of the mean smooth L1 loss between pairwise distances of the features and those of CLIP's features, over
-    the global batch."""
+    """Weight of the mean smooth L1 loss between pairwise distances of the features and those of CLIP's
+    features, over the global batch."""
     block_size: Optional[Count] = None
     """Rows of the distance matrix that a rank computes at once, to save memory.  Unset: all."""
     train_data: InheritanceDataConfig = field(default_factory=InheritanceDataConfig)
@@ -239,16 +271,16 @@ class Stage2Config(TrainConfig):
         if self.text_encoder_in_loop.enabled and self.teacher is None:
             raise ConfigError('teacher: required but not set, since text_encoder_in_loop.enabled is true')
         if self.text_encoder_in_loop.enabled and isinstance(self.teacher, list):
-            raise ConfigError('text_encoder_in_loop.enabled: captions are embedded by one teacher, and teacher names '
-                              f'{len(self.teacher)}')
+            raise ConfigError('text_encoder_in_loop.enabled: captions are embedded by one teacher, and '
+                              f'teacher names {len(self.teacher)}')
         if self.initial_adapter is not None and self.initial_weights is not None:
             raise ConfigError('initial_adapter: initial_weights has an adapter of its own, expected one of the two')
         if self.initial_adapter is not None and self.model.visual_projection in ('linear', 'affine'):
             raise ConfigError(f'model.visual_projection: {self.model.visual_projection} begins with random weights, '
                               'expected pretrained, since initial_adapter leads into the space of the pretrained CLIP')
-        for key, loader in (('train_data', self.train_data), ('eval_data', self.eval_data)):
-            if loader is not None and any(stream.image_embeddings for stream in loader.streams.values()):
-                self._check_image_embeddings(loader, key)
+        self._check_image_embeddings('train_data', self.train_data)
+        if self.eval_data is not None:
+            self._check_image_embeddings('eval_data', self.eval_data)
         if self.loss.matryoshka_dims and self.loss.matryoshka_dims[-1] > self.model.embed_dim:
             raise ConfigError(f'loss.matryoshka_dims: {self.loss.matryoshka_dims[-1]}, expected at most '
                               f'model.embed_dim, {self.model.embed_dim}')
@@ -268,40 +300,48 @@ class Stage2Config(TrainConfig):
         if texts.lora is not None and self.teacher is None:
             raise ConfigError('teacher: required but not set, since trainable_text.lora trains its LLM')
         if texts.lora is not None and not isinstance(self.teacher, str):
-            raise ConfigError('teacher: expected the folder that stage 1 wrote, since trainable_text.lora trains its '
-                              'LLM')
-        frozen = [key for key, is_set in (('text_encoder_in_loop.enabled', self.text_encoder_in_loop.enabled),
-                                          ('initial_adapter', self.initial_adapter is not None)) if is_set]
-        if texts.clip is not None and (texts.lora is not None or frozen):
-            unwanted = 'trainable_text.lora' if texts.lora is not None else frozen[0]
-            raise ConfigError(f'{unwanted}: there is no LLM, since trainable_text.clip takes its place; expected one '
-                              'of the two')
+            raise ConfigError('teacher: expected the folder that stage 1 wrote, since trainable_text.lora '
+                              'trains its LLM')
+        needs_llm = {'trainable_text.lora': texts.lora is not None,
+                     'text_encoder_in_loop.enabled': self.text_encoder_in_loop.enabled,
+                     'initial_adapter': self.initial_adapter is not None}
+        for key, is_set in needs_llm.items():
+            if is_set and texts.clip is not None:
+                raise ConfigError(f'{key}: there is no LLM, since trainable_text.clip takes its place; '
+                                  'expected one of the two')
         if texts.lora is not None and self.text_encoder_in_loop.enabled:
-            raise ConfigError('text_encoder_in_loop.enabled: embeds captions by a frozen LLM, and trainable_text.lora '
-                              'trains it; expected one of the two')
+            raise ConfigError('text_encoder_in_loop.enabled: embeds captions by a frozen LLM, and '
+                              'trainable_text.lora trains it; expected one of the two')
 
-    def _check_image_embeddings(self, data: ImageDataConfig, loader: str) -> None:
+    def _check_image_embeddings(self, loader: str, data: ImageDataConfig) -> None:
+        if not any(stream.image_embeddings for stream in data.streams.values()):
+            return
         key = f'{loader}.streams.<name>.image_embeddings'
         if not self.model.vision.freeze:
             raise ConfigError(f'model.vision.freeze: expected true, since {key} has vectors of the tower')
-        unwanted = {'self_distillation.enabled': self.self_distillation.enabled, 'loss.mask_equal_texts':
-                    self.loss.mask_equal_texts, 'algorithms.patch_dropout': 'patch_dropout' in self.algorithms,
-                    'text_encoder_in_loop.enabled': self.text_encoder_in_loop.enabled,
-                    'trainable_text': self.reads_captions, f'{loader}.image_size': data.image_size,
-                    f'{loader}.color_jitter': data.color_jitter, f'{loader}.grayscale': data.grayscale,
-                    f'{loader}.horizontal_flip': data.horizontal_flip}
-        for setting, is_set in unwanted.items():
+        needs_images = {
+            'self_distillation.enabled': self.self_distillation.enabled,
+            'loss.mask_equal_texts': self.loss.mask_equal_texts,
+            'algorithms.patch_dropout': 'patch_dropout' in self.algorithms,
+            'text_encoder_in_loop.enabled': self.text_encoder_in_loop.enabled,
+            'trainable_text': self.reads_captions,
+            f'{loader}.image_size': data.image_size,
+            f'{loader}.color_jitter': data.color_jitter,
+            f'{loader}.grayscale': data.grayscale,
+            f'{loader}.horizontal_flip': data.horizontal_flip,
+        }
+        for setting, is_set in needs_images.items():
             if is_set:
-                raise ConfigError(f'{setting}: needs the images or captions, and {key} is read in place of them; for '
-                                  'augmentation, set `views` of extract_image_embeddings')
+                raise ConfigError(f'{setting}: needs the images or captions, and {key} is read in place of '
+                                  'them; for augmentation, set `views` of extract_image_embeddings')
 
     def _check_zeroshot(self) -> None:
         if self.teacher is None and self.trainable_text.clip is None:
             raise ConfigError('teacher: required but not set, since it embeds the prompts of eval_zeroshot')
-        for key, named in (('train_data.teachers', self.train_data.teachers), ('teacher', self.teacher)):
-            if isinstance(named, list) and len(named) > 1:
+        for key, teachers in {'train_data.teachers': self.train_data.teachers, 'teacher': self.teacher}.items():
+            if isinstance(teachers, list) and len(teachers) > 1:
                 raise ConfigError(f'eval_zeroshot: its prompts are embedded by one teacher, and {key} names '
-                                  f'{len(named)}')
-        for taken in ('train', 'eval'):
-            if taken in self.eval_zeroshot:
-                raise ConfigError(f'eval_zeroshot.{taken}: metrics of {taken}_data have this name, expected another')
+                                  f'{len(teachers)}')
+        for name in ('train', 'eval'):
+            if name in self.eval_zeroshot:
+                raise ConfigError(f'eval_zeroshot.{name}: metrics of {name}_data have this name, expected another')
