@@ -1,13 +1,16 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Data of a planned run, from the datasets' indexes and through the run's own streams.  Only text lengths come from the
-first shard, if it is on disk."""
+"""Data of a planned run, from the datasets' indexes and through the run's own streams.
+
+Only text lengths come from the first shard, if it is on disk.
+"""
 
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -43,14 +46,16 @@ def collected(errors: list[str], where: str = '') -> Iterator[None]:
         yield
     except (OSError, ShardError, ValueError) as error:
         text = str(error)
-        errors.append(text if text.startswith(where) else f'{where}: {text}')
+        if not text.startswith(where):
+            text = f'{where}: {text}'
+        errors.append(text)
 
 
 def plan_data(config: Any, key: str) -> Plan:
     """Return a plan of the data that a recipe reads by `train_data`, `eval_data` or, for an extraction, `datasets`.
 
-    The plan has no data if `plan_samples` is set.  The dataset of inheritance is that of the targets, and an extraction
-    reads all captions.
+    The plan has no data if `plan_samples` is set.  The dataset of inheritance is that of the targets, and an
+    extraction reads all captions.
     """
     loader: Any = getattr(config, key)
     plan = Plan(config, dist.get_world_size())
@@ -66,18 +71,23 @@ def plan_data(config: Any, key: str) -> Plan:
             _read(plan, target_streams(loader, key), loader, key,
                   lambda name, stream: target_stream(name, stream, loader, key)[0])
         return plan
-    train, mntp = key == 'train_data', isinstance(config, Stage1Config) and config.objective == 'mntp'
+    is_train = key == 'train_data'
+    is_mntp = isinstance(config, Stage1Config) and config.objective == 'mntp'
     if isinstance(config, ExtractConfig):
         loader = CaptionDataConfig(streams={
             name: CaptionStreamConfig(dataset.local, dataset.remote) for name, dataset in loader.items()})
         columns = [None] * len(loader.streams)
-    elif mntp and train:
+    elif is_mntp and is_train:
         columns = [[CAPTION + caption for caption in mix] for mix in texts_of_streams(loader, key)]
+    elif is_mntp:
+        return plan
     else:
-        if not train and (mntp or (loader := with_two_captions(loader, key)) is None):
-            return plan
-        pairs, columns = pairs_of_streams(loader, train, key)
-        plan.negative = any(pair.has_negative for of_stream in pairs for pair in of_stream)
+        if not is_train:
+            loader = with_two_captions(loader, key)
+            if loader is None:
+                return plan
+        pairs, columns = pairs_of_streams(loader, is_train, key)
+        plan.negative = any(pair.has_negative for pair in chain.from_iterable(pairs))
     _read(plan, loader.streams, loader, key,
           lambda name, stream: VerifiedStream(**stream_arguments(name, stream, key)),
           dict(zip(loader.streams, columns)))
@@ -85,20 +95,18 @@ def plan_data(config: Any, key: str) -> Plan:
 
 
 def _read(
-    plan: Plan, streams: Mapping[str, Any], config: Loader, key: str, open_stream: Callable[[str, Any], VerifiedStream],
+    plan: Plan, streams: Mapping[str, Any], config: Loader, key: str,
+    open_stream: Callable[[str, Any], VerifiedStream],
     columns: Optional[Mapping[str, Optional[Sequence[str]]]] = None,
 ) -> None:
     """Add the datasets that can be opened, and errors; `columns` are the text columns of each (None: all captions)."""
-    opened = []
+    opened: list[tuple[VerifiedStream, Reader]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, configured in streams.items():
             with collected(plan.errors, f'{key}.streams.{name}'):
-                stream = open_stream(name, _in(scratch, configured))
-                shards: list[Reader] = stream.open(config.download_retry, config.download_timeout)
-                sizes = [shard.get_raw_size() for shard in shards]
-                size = sum((shard.images if isinstance(shard, PairedReader) else shard).get_raw_size()
-                           for shard in shards)
-                dataset = DatasetPlan(name, sum(map(len, shards)), len(shards), size, sum(sizes) - size, max(sizes))
+                stream = open_stream(name, _with_caches_in(scratch, configured))
+                shards = stream.open(config.download_retry, config.download_timeout)
+                dataset = _sizes(name, shards)
                 plan.datasets.append(dataset)
                 opened.append((stream, shards[0]))
                 if columns is not None:
@@ -108,16 +116,31 @@ def _read(
         if any(dataset.embeddings for dataset in plan.datasets):
             with collected(plan.errors, key):
                 plan.llm_embed_dim = common_teacher(opened).llm_embed_dim
-        shard = opened[0][1]
-        if isinstance(config, InheritanceDataConfig) and isinstance(shard, PairedReader):
-            plan.embed_dim = embedding_dim(shard.images)
-    Stream.apply_weights([stream for stream, _ in opened], np.array([dataset.samples for dataset in plan.datasets]),
-                         int(config.epoch_size) if config.epoch_size else None, config.shuffle_seed)
+        first_shard = opened[0][1]
+        if isinstance(config, InheritanceDataConfig) and isinstance(first_shard, PairedReader):
+            plan.embed_dim = embedding_dim(first_shard.images)
+    samples = np.array([dataset.samples for dataset in plan.datasets])
+    epoch_size = int(config.epoch_size) if config.epoch_size else None
+    Stream.apply_weights([stream for stream, _ in opened], samples, epoch_size, config.shuffle_seed)
     for dataset, (stream, _) in zip(plan.datasets, opened):
         dataset.epoch_samples = int(stream.choose)
-    if known := [dataset for dataset in plan.datasets if dataset.characters]:
-        plan.characters = float(np.average([dataset.characters for dataset in known],
-                                           weights=[dataset.epoch_samples or 1 for dataset in known]))
+    with_texts = [dataset for dataset in plan.datasets if dataset.characters]
+    if with_texts:
+        plan.characters = float(np.average([dataset.characters for dataset in with_texts],
+                                           weights=[dataset.epoch_samples or 1 for dataset in with_texts]))
+
+
+def _sizes(name: str, shards: Sequence[Reader]) -> DatasetPlan:
+    """Add up the sizes of a dataset's shards."""
+    dataset = DatasetPlan(name, shards=len(shards))
+    for shard in shards:
+        size = shard.get_raw_size()
+        images = shard.images if isinstance(shard, PairedReader) else shard
+        dataset.samples += len(shard)
+        dataset.size += images.get_raw_size()
+        dataset.embeddings += size - images.get_raw_size()
+        dataset.largest_shard = max(dataset.largest_shard, size)
+    return dataset
 
 
 def _add_texts(dataset: DatasetPlan, shard: Reader, columns: Optional[Sequence[str]]) -> None:
@@ -127,13 +150,21 @@ def _add_texts(dataset: DatasetPlan, shard: Reader, columns: Optional[Sequence[s
     dataset.texts = dataset.samples * len(columns)
     raw, _ = shard.file_pairs[0]
     if Path(shard.dirname, shard.split or '', raw.basename).is_file():
-        texts = [shard[i][column].strip() for i in range(min(200, len(shard))) for column in columns]
-        dataset.characters = float(np.mean([len(text) for text in texts if text] or [0.0]))
+        lengths: list[int] = []
+        for i in range(min(200, len(shard))):
+            sample = shard[i]
+            texts = [sample[column].strip() for column in columns]
+            lengths += [len(text) for text in texts if text]
+        if lengths:
+            dataset.characters = float(np.mean(lengths))
 
 
-def _in(scratch: str, dataset: Any) -> Any:
+def _with_caches_in(scratch: str, dataset: Any) -> Any:
     """Return the dataset with temporary caches in place of its own, so that the run's caches stay unchanged."""
-    embeddings = {name: _in(scratch, vectors) for name, vectors in getattr(dataset, 'embeddings', {}).items()}
-    return dataclasses.replace(
-        dataset, local=dataset.local if dataset.remote is None else tempfile.mkdtemp(dir=scratch),
-        **({'embeddings': embeddings} if embeddings else {}))
+    changes: dict[str, Any] = {}
+    if dataset.remote is not None:
+        changes['local'] = tempfile.mkdtemp(dir=scratch)
+    embeddings = getattr(dataset, 'embeddings', {})
+    if embeddings:
+        changes['embeddings'] = {name: _with_caches_in(scratch, vectors) for name, vectors in embeddings.items()}
+    return dataclasses.replace(dataset, **changes)

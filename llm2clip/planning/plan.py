@@ -35,7 +35,7 @@ from llm2clip.imports.weights import check_initial_weights
 from llm2clip.models.stage1 import MaskedNextTokenPrediction
 from llm2clip.models.towers import train_image_size
 from llm2clip.planning.datasets import collected, plan_data
-from llm2clip.planning.step import EncoderPlan, dry_run_step, fake_ranks
+from llm2clip.planning.step import EncoderPlan, dry_run_step, fake_ranks, precision_of
 from llm2clip.planning.summary import DatasetPlan, Plan
 from llm2clip.remote_code.checks_llm2clip import load_config
 from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
@@ -71,9 +71,10 @@ def make_plan(config: PlanConfig) -> Plan:
         ConfigError: CLIP's text tower cannot be trained, or the LLM to train is not known.
         LoadError: There is no such text tower.
     """
-    plan: Any = {Stage1Config: _plan_stage1, Stage2Config: _plan_stage2, InheritanceConfig: _plan_inheritance,
-                 ExtractConfig: _plan_extraction}[type(config)]
-    return plan(config)
+    planners: dict[Any, Callable[[Any], Plan]] = {
+        Stage1Config: _plan_stage1, Stage2Config: _plan_stage2, InheritanceConfig: _plan_inheritance,
+        ExtractConfig: _plan_extraction}
+    return planners[type(config)](config)
 
 
 def _plan_stage2(config: Stage2Config) -> Plan:
@@ -87,32 +88,39 @@ def _plan_stage2(config: Stage2Config) -> Plan:
         names = ['input_ids', 'attention_mask', 'embed_mask']
         if isinstance(encoder, ClipTextTower):
             length = encoder.config.max_position_embeddings
-            names = names[:1] if 'siglip' in encoder.config.model_type else names[:2]
+            names.remove('embed_mask')
+            if 'siglip' in encoder.config.model_type:
+                names.remove('attention_mask')
         return TrainedText(encoder, partial(_fake_tokens, length, names))
 
-    clip = config.trainable_text.clip is not None
-    dim = make_text(1).encoder.llm_embed_dim if clip else _teacher_width(config, plan)
+    if config.trainable_text.clip is None:
+        dim = _teacher_width(config, plan)
+    else:
+        clip_text = make_text(1).encoder
+        dim = clip_text.llm_embed_dim
     image_size = train_image_size(config.train_data, config.model.vision)
     captions = config.train_data.captions_per_image
-    of_vectors, width = reads_image_embeddings(config.train_data, 'train_data'), 0
+    reads_embeddings = reads_image_embeddings(config.train_data, 'train_data')
+    image_width = 0  # of the image embeddings
     # A frozen LLM in the loop puts vectors into the batch as well.
-    vectors = 0 if config.reads_captions else dim
+    text_width = 0 if config.reads_captions else dim
 
     def make(length: int) -> Any:
-        nonlocal width
+        nonlocal image_width
         text = make_text(length) if config.reads_captions else None
         with torch.device('meta'):
             model = stage2.make_model(config, dim, load_weights=False, text=text)
-        width = model.model.vision_encoder.width if of_vectors else 0
-        return model, lambda n: image_batch(n, image_size, vectors, captions, width)
+        if reads_embeddings:
+            image_width = model.model.vision_encoder.width
+        return model, lambda n: image_batch(n, image_size, text_width, captions, image_width)
 
     if config.initial_weights is not None:
         with collected(plan.errors):
             check_initial_weights(make(1)[0].model, config.model, config.initial_weights)
     _measure(plan, config, make, lengths, teacher)
     if plan.cost is not None:
-        batch = image_batch(plan.device_batch, image_size, dim if config.reads_vectors else 0, captions,
-                            width=width)
+        read_width = dim if config.reads_vectors else 0
+        batch = image_batch(plan.device_batch, image_size, read_width, captions, image_width)
         plan.shared_memory = shared_memory(batch, config.train_data.num_workers, epoch_samples=plan.epoch_samples,
                                            ranks=min(_GPUS_PER_NODE, plan.ranks))
     return plan
@@ -121,8 +129,11 @@ def _plan_stage2(config: Stage2Config) -> Plan:
 def image_batch(
     n: int, image_size: int, llm_embed_dim: int = 0, captions: int = 1, width: int = 0
 ) -> dict[str, Any]:
-    """Return a stage-2 batch of `n` samples, each with `captions` vectors or, if `llm_embed_dim` is 0, texts, and with
-    image embeddings of `width`, if above 0, in place of images."""
+    """Return a stage-2 batch of `n` samples.
+
+    Each sample has `captions` vectors or, if `llm_embed_dim` is 0, texts.  If `width` is above 0, it has an image
+    embedding of that width in place of an image.
+    """
     shape = (n,) if captions == 1 else (n, captions)
     batch: dict[str, Any] = {name: torch.zeros(n, dtype=torch.long) for name in ('index', 'sample_seed')}
     batch['text_id'] = torch.zeros(shape, dtype=torch.long)
@@ -132,8 +143,10 @@ def image_batch(
         batch['pixel_values'] = torch.empty(n, 3, image_size, image_size, dtype=torch.uint8)
     if llm_embed_dim:
         batch['text_embedding'] = torch.empty(*shape, llm_embed_dim, dtype=torch.float16)
+    elif captions == 1:
+        batch['caption'] = ['-'] * n
     else:
-        batch['caption'] = ['-'] * n if captions == 1 else [['-'] * n] * captions
+        batch['caption'] = [['-'] * n] * captions
     return batch
 
 
@@ -141,13 +154,15 @@ def _text_encoders(
     config: Stage2Config, plan: Plan
 ) -> tuple[Optional[EncoderPlan], Optional[TextEncoderConfig], tuple[int, int]]:
     """Return the frozen teacher in the loop, the LLM to train, and the lengths of its captions for `_measure`."""
-    in_loop, captions = config.text_encoder_in_loop, config.train_data.captions_per_image
+    in_loop = config.text_encoder_in_loop
+    captions = config.train_data.captions_per_image
     if config.trainable_text.lora is None and not in_loop.enabled:
         return None, None, (0, 0)
     if isinstance(config.teacher, SentenceTransformersTeacherConfig):
         plan.warnings.append('teacher: of those in the loop only LLMs are planned; what this one takes comes on top')
         return None, None, (0, 0)
-    key, llm = 'text_encoder_in_loop.enabled' if in_loop.enabled else 'trainable_text.lora', _teacher_config(config)
+    key = 'text_encoder_in_loop.enabled' if in_loop.enabled else 'trainable_text.lora'
+    llm = _teacher_config(config)
     if llm is None:
         raise ConfigError(f'teacher: there is none in {config.teacher}, which {key} needs; plan_llm lets it be planned '
                           'before it is there')
@@ -155,18 +170,20 @@ def _text_encoders(
         plan.errors.append(f'teacher: {key} needs one, and there is none in {config.teacher}')
     texts = int(plan.steps or 0) * config.global_train_batch_size * captions
     tokens = _count_tokens(plan, texts, llm.max_length)
+    in_float32 = dataclasses.replace(llm, dtype='float32')
     if in_loop.enabled:
-        encoder = on_meta(dataclasses.replace(llm, dtype='float32') if in_loop.sharded else llm)
-        return EncoderPlan(encoder, tokens, in_loop.batch_tokens, in_loop.precision, in_loop.sharded,
-                           captions), None, (0, 0)
-    plan.warnings.append(f'memory is that of captions as long as the LLM reads, {llm.max_length:,} tokens; the time is '
-                         f'that of {tokens:,}, without the padding to the longest of a microbatch')
-    return None, dataclasses.replace(llm, dtype='float32'), (llm.max_length, tokens)
+        encoder = on_meta(in_float32 if in_loop.sharded else llm)
+        teacher = EncoderPlan(encoder, tokens, in_loop.batch_tokens, in_loop.precision, in_loop.sharded, captions)
+        return teacher, None, (0, 0)
+    plan.warnings.append(f'memory is that of captions as long as the LLM reads, {llm.max_length:,} tokens; the time '
+                         f'is that of {tokens:,}, without the padding to the longest of a microbatch')
+    return None, in_float32, (llm.max_length, tokens)
 
 
 def _plan_inheritance(config: InheritanceConfig) -> Plan:
     plan = _begin(config)
-    dim, embed_dim = _teacher_width(config, plan), plan.embed_dim or _UNKNOWN_EMBED_DIM
+    dim = _teacher_width(config, plan)
+    embed_dim = plan.embed_dim or _UNKNOWN_EMBED_DIM
     if not plan.embed_dim:
         plan.warnings.append(f'the width of the targets is not known, {embed_dim} is assumed')
 
@@ -184,16 +201,24 @@ def _plan_inheritance(config: InheritanceConfig) -> Plan:
 
 def _plan_stage1(config: Stage1Config) -> Plan:
     config = dataclasses.replace(config, text_encoder=_described(config.text_encoder, config.plan_llm))
-    mntp, longest = config.objective == 'mntp', config.text_encoder.max_length
+    longest = config.text_encoder.max_length
     plan = _begin(config)
     plan.in_16_bits |= config.text_encoder.dtype != 'float32'
     if config.plan_samples is not None:
-        streams = config.train_data.streams.values()
-        pairs = [*config.train_data.pairs, *(pair for stream in streams for pair in stream.pairs or [])]
+        pairs = list(config.train_data.pairs)
+        for stream in config.train_data.streams.values():
+            pairs += stream.pairs or []
         plan.negative = any(pair.has_negative for pair in pairs)
-    sides = [''] if mntp else ['query_', 'positive_', *(['negative_'] if plan.negative else [])]
+    names = ['input_ids', 'attention_mask']
+    if config.objective == 'mntp':
+        sides = ['']
+    else:
+        names.append('embed_mask')
+        sides = ['query_', 'positive_']
+        if plan.negative:
+            sides.append('negative_')
     texts = int(plan.steps or 0) * config.global_train_batch_size * len(sides)
-    tokens = _count_tokens(plan, texts, longest)
+    mean = _count_tokens(plan, texts, longest)
     plan.warnings.append(f'memory is that of texts as long as text_encoder.max_length, {longest} tokens')
 
     def make(tokens: int) -> Any:
@@ -202,13 +227,18 @@ def _plan_stage1(config: Stage1Config) -> Plan:
             if isinstance(model, MaskedNextTokenPrediction):
                 model = _MeanMask(model.text_encoder, model.head)
                 model.probability = config.mntp.mask_probability
-        names = ('input_ids', 'attention_mask', *(() if mntp else ('embed_mask',)))
-        return model, lambda n: {
-            'index': torch.zeros(n, dtype=torch.long),
-            **{f'{side}text_id': torch.zeros(n, dtype=torch.long) for side in sides},
-            **{side + name: torch.ones(n, tokens, dtype=torch.long) for side in sides for name in names}}
 
-    _measure(plan, config, make, (longest, tokens))
+        def batch(n: int) -> dict[str, Any]:
+            columns = {'index': torch.zeros(n, dtype=torch.long)}
+            for side in sides:
+                columns[f'{side}text_id'] = torch.zeros(n, dtype=torch.long)
+                for name in names:
+                    columns[side + name] = torch.ones(n, tokens, dtype=torch.long)
+            return columns
+
+        return model, batch
+
+    _measure(plan, config, make, (longest, mean))
     return plan
 
 
@@ -224,12 +254,13 @@ class _MeanMask(MaskedNextTokenPrediction):
 
 def _plan_extraction(config: ExtractConfig) -> Plan:
     plan = plan_data(config, 'datasets')
-    plan.in_16_bits, plan.unit = config.precision != 'fp32', 'pass'
+    plan.in_16_bits = config.precision != 'fp32'
+    plan.unit = 'pass'
     texts_per_caption = 1 + len(config.prompts)
     for dataset in plan.datasets:
         dataset.texts *= texts_per_caption
-    plan.epoch_samples = texts = (sum(dataset.texts for dataset in plan.datasets)
-                          or int(config.plan_samples or 0) * texts_per_caption)
+    texts = sum(dataset.texts for dataset in plan.datasets) or int(config.plan_samples or 0) * texts_per_caption
+    plan.epoch_samples = texts
     encoder = _teacher_config(config)
     if not isinstance(config.teacher, (str, TextEncoderConfig)):
         plan.errors.append(f'teacher.type: {config.teacher.type!r}, but only the extraction of an LLM is planned')
@@ -244,32 +275,36 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
         plan.steps = texts / forward.captions / plan.ranks
         dim = forward.encoder.llm_embed_dim
         size = {'float16': 2 * dim, 'float32': 4 * dim, 'int8': dim + 4}[config.storage]
-        plan.vectors = {dataset.name: dataset.texts * size
-                        for dataset in plan.datasets or [DatasetPlan('all', texts=texts)]}
+        datasets = plan.datasets or [DatasetPlan('all', texts=texts)]
+        plan.vectors = {dataset.name: dataset.texts * size for dataset in datasets}
     return plan
 
 
 def _begin(config: Any) -> Plan:
     """Plan the data and the steps of a training."""
-    plan, batch = plan_data(config, 'train_data'), config.global_train_batch_size
+    plan = plan_data(config, 'train_data')
     if config.eval_data is not None:
         plan.errors += plan_data(config, 'eval_data').errors
-    plan.in_16_bits = config.precision != 'fp32' if config.precision else config.device != 'cpu'
-    plan.global_batch, plan.device_batch = batch, batch // plan.ranks
+    plan.in_16_bits = precision_of(config) != 'fp32'
+    plan.global_batch = config.global_train_batch_size
+    plan.device_batch = plan.global_batch // plan.ranks
     plan.microbatch = config.device_train_microbatch_size or plan.device_batch
     plan.epoch_samples = int(config.plan_samples or sum(dataset.epoch_samples for dataset in plan.datasets))
     plan.kept = config.save_num_checkpoints_to_keep
     nodes = config.train_data.num_canonical_nodes
     if plan.datasets and isinstance(config, Stage1Config) and config.objective == 'contrastive':
         # Each global batch comes from one dataset.
-        plan.epoch_steps = sum(with_repeats(dataset.epoch_samples, nodes) // batch for dataset in plan.datasets)
+        for dataset in plan.datasets:
+            plan.epoch_steps += with_repeats(dataset.epoch_samples, nodes) // plan.global_batch
     else:
-        plan.epoch_steps = -(-with_repeats(plan.epoch_samples, nodes) // plan.ranks) // max(1, plan.device_batch)
+        rank_samples = -(-with_repeats(plan.epoch_samples, nodes) // plan.ranks)
+        plan.epoch_steps = rank_samples // max(1, plan.device_batch)
     plan.steps = _steps(config.max_duration, plan)
     interval = _steps(config.save_interval, plan)
-    plan.checkpoints = -(-plan.steps // interval) if interval and plan.steps is not None else None
-    if plan.epoch_samples and (plan.epoch_samples < batch or not plan.epoch_steps):
-        plan.errors.append(f'global_train_batch_size: {batch:,}, but an epoch of train_data has '
+    if interval and plan.steps is not None:
+        plan.checkpoints = -(-plan.steps // interval)
+    if plan.epoch_samples and (plan.epoch_samples < plan.global_batch or not plan.epoch_steps):
+        plan.errors.append(f'global_train_batch_size: {plan.global_batch:,}, but an epoch of train_data has '
                            f'{plan.epoch_samples:,} samples, expected at least one global batch')
     cache_limit = config.train_data.cache_limit
     needed = 4 * max((dataset.largest_shard for dataset in plan.datasets), default=0)
@@ -285,17 +320,20 @@ def _steps(duration: str, plan: Plan) -> Optional[int]:
         return int(time.value)
     if time.unit == TimeUnit.EPOCH:
         return int(time.value) * plan.epoch_steps
-    return -(-int(time.value) // plan.global_batch) if time.unit == TimeUnit.SAMPLE else None
+    if time.unit == TimeUnit.SAMPLE:
+        return -(-int(time.value) // plan.global_batch)
+    return None
 
 
 def _teacher_width(config: Any, plan: Plan) -> int:
     """Return the width of the teacher's vectors, from its embeddings, its folder or `plan_llm`, or else a guess."""
-    dim = plan.llm_embed_dim
-    if not dim and (encoder := _teacher_config(config)) is not None:
-        dim = load_config(encoder.pretrained, gguf_file=encoder.gguf_file).hidden_size
-    if not dim:
-        plan.warnings.append(f'the width of the teacher\'s vectors is not known, {_UNKNOWN_DIM} is assumed')
-    return dim or _UNKNOWN_DIM
+    if plan.llm_embed_dim:
+        return plan.llm_embed_dim
+    encoder = _teacher_config(config)
+    if encoder is not None:
+        return load_config(encoder.pretrained, gguf_file=encoder.gguf_file).hidden_size
+    plan.warnings.append(f'the width of the teacher\'s vectors is not known, {_UNKNOWN_DIM} is assumed')
+    return _UNKNOWN_DIM
 
 
 def _teacher_config(config: Union[ExtractConfig, InheritanceConfig, Stage2Config]) -> Optional[TextEncoderConfig]:
@@ -304,12 +342,16 @@ def _teacher_config(config: Union[ExtractConfig, InheritanceConfig, Stage2Config
         return _described(config.teacher, config.plan_llm)
     if isinstance(config.teacher, str) and Path(config.teacher).is_dir():
         return teacher_config(config.teacher)
-    return None if config.plan_llm is None else TextEncoderConfig(pretrained=config.plan_llm)
+    if config.plan_llm is None:
+        return None
+    return TextEncoderConfig(pretrained=config.plan_llm)
 
 
 def _described(config: TextEncoderConfig, llm: Optional[str]) -> TextEncoderConfig:
     """Return the same encoder, with the architecture in the folder `llm`, if given."""
-    return config if llm is None else dataclasses.replace(config, pretrained=llm, gguf_file=None, adapters=[])
+    if llm is None:
+        return config
+    return dataclasses.replace(config, pretrained=llm, gguf_file=None, adapters=[])
 
 
 def on_meta(config: TextEncoderConfig) -> TextEncoder:
@@ -348,8 +390,11 @@ def _measure(
     for name, parameter in model.named_parameters():
         part = 'lora' if 'lora_' in name else name.removeprefix('model.').split('.')[0]
         trainable, frozen = plan.modules.get(part, (0, 0))
-        n = parameter.numel()
-        plan.modules[part] = (trainable + n, frozen) if parameter.requires_grad else (trainable, frozen + n)
+        if parameter.requires_grad:
+            trainable += parameter.numel()
+        else:
+            frozen += parameter.numel()
+        plan.modules[part] = (trainable, frozen)
     with collected(plan.errors):
         check_metrics(config)
     try:
@@ -361,6 +406,7 @@ def _measure(
     if mean < longest:
         model, make_batch = make(mean)
         shorter = dry_run_step(model, config, make_batch, teacher)
-        plan.cost.flops, plan.cost.recomputed = shorter.flops, shorter.recomputed
+        plan.cost.flops = shorter.flops
+        plan.cost.recomputed = shorter.recomputed
     if config.fsdp is not None and config.fsdp.activation_cpu_offload:
         plan.warnings.append('fsdp.activation_cpu_offload: the peak is that without it')

@@ -3,9 +3,9 @@
 
 """Dry run of one training step: memory and FLOPs of one GPU, from the step of rank 0 on fake tensors.
 
-Model, optimizer, sharding, loss and GradCache are the real ones.  Only one of several equal microbatches runs.  Fake
-CPU tensors need neither a GPU nor a CUDA build.  Where memory or FLOPs differ between CPU and CUDA, the dry run follows
-CUDA: operations that autocast computes in float32, the mask of dropout, the FLOPs of attention.
+Model, optimizer, sharding, loss and GradCache are the real ones.  Only one of several equal microbatches
+runs.  Fake CPU tensors need neither a GPU nor a CUDA build.  Where memory or FLOPs differ between CPU and CUDA,
+the dry run follows CUDA: operations that autocast computes in float32, the mask of dropout, the FLOPs of attention.
 """
 
 import os
@@ -26,16 +26,17 @@ from composer.distributed.fsdp2 import prepare_fully_shard
 from composer.distributed.fsdp2_utils import generate_composer_model_policy, sync_optimizer_and_model_params
 from composer.models import ComposerModel
 from composer.utils import dist
+from composer.utils.parallelism import FSDP2Config
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.library import _scoped_library
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from llm2clip.config import Stage2Config, TrainConfig
+from llm2clip.config import FsdpConfig, Stage2Config, TrainConfig
 from llm2clip.data.image_embeddings import float_vectors, split_columns
 from llm2clip.data.texts import pack_sides, text_sides
 from llm2clip.models.sharding import fsdp2_config, set_up_units
@@ -85,7 +86,8 @@ class EncoderPlan:
             weights = meter.add_module(self.encoder)
             with meter, as_on_cuda():
                 self.run()
-        return StepCost(teacher=weights, activations=meter.peak - weights, peak=meter.peak, flops=int(meter.flops))
+        activations = meter.peak - weights
+        return StepCost(teacher=weights, activations=activations, peak=meter.peak, flops=int(meter.flops))
 
 
 @dataclass
@@ -106,44 +108,47 @@ class StepCost:
     recomputed: int = 0  # part of the FLOPs that recomputes to save memory
 
 
+def precision_of(config: TrainConfig) -> str:
+    """Return the precision of a training, which depends on the device if it is not set."""
+    if config.precision:
+        return config.precision
+    return 'fp32' if config.device == 'cpu' else 'amp_fp16'
+
+
 def dry_run_step(
     model: ComposerModel, config: TrainConfig, make_batch: Callable[[int], Batch], teacher: Optional[EncoderPlan] = None
 ) -> StepCost:
     """Run a step of a model on the meta device, as rank 0 of `fake_ranks`; the model cannot be used again.
 
-    Optimizer state and gradients of a previous step already exist.  `make_batch` returns a batch of N samples as from
-    the loader; `teacher` is the frozen teacher in the loop.
+    Optimizer state and gradients of a previous step already exist.  `make_batch` returns a batch of N samples as
+    from the loader; `teacher` is the frozen teacher in the loop.
     """
-    cost, meter, ranks, fsdp = StepCost(), Meter(), dist.get_world_size(), config.fsdp
-    precision = Precision(config.precision or ('fp32' if config.device == 'cpu' else 'amp_fp16'))
+    cost = StepCost()
+    meter = Meter()
+    ranks = dist.get_world_size()
+    precision = Precision(precision_of(config))
     autocast = torch.autocast('cpu', _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
     device_batch = config.global_train_batch_size // ranks
     microbatch = config.device_train_microbatch_size or device_batch
-    distilled = isinstance(config, Stage2Config) and config.self_distillation.enabled
-    initial = InitialImages(model.model) if distilled else None  # pyright: ignore[reportArgumentType]
+    uses_grad_cache = 'grad_cache' in config.algorithms
+    initial = None
+    if isinstance(config, Stage2Config) and config.self_distillation.enabled:
+        initial = InitialImages(model.model)  # pyright: ignore[reportArgumentType]
     # Outside FakeTensorMode, because a device mesh needs real tensors.
     mesh = init_device_mesh('cpu', (ranks,)) if ranks > 1 else None
-    sharding = None if fsdp is None or mesh is None else fsdp2_config(fsdp)
-    if fsdp is not None and sharding is not None:
-        sharding.device_mesh = mesh if fsdp.replicate == 1 else init_device_mesh(
-            'cpu', (fsdp.replicate, ranks // fsdp.replicate), mesh_dim_names=('replicate', 'shard'))
+    sharding = None if mesh is None or config.fsdp is None else _sharding(config.fsdp, mesh)
     with FakeTensorMode(allow_non_fake_inputs=True):
         fill_with_fakes(model)
         model.train()
         optimizer = build_optimizer(config, model)
-        cost.checkpoint = sum(value.nbytes for value in model.state_dict().values())  # stage 1: trainable weights only
-        trainable = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-        # As in Composer, but without its check of the device, which excludes mixed precision on a CPU.
-        if fsdp is not None and fsdp.activation_checkpointing:
-            apply_ac(model, True, False, generate_composer_model_check_fn(model))
-        if fsdp is not None and sharding is not None:
-            with sync_optimizer_and_model_params(optimizer, model):
-                prepare_fully_shard(model, sharding, precision, generate_composer_model_policy(model))
-            set_up_units(model, fsdp)
-        elif ranks > 1:
-            cost.buckets = trainable
+        # In stage 1, the state dict has only the trainable weights.
+        cost.checkpoint = sum(value.nbytes for value in model.state_dict().values())
+        if ranks > 1 and sharding is None:
+            cost.buckets = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+        if config.fsdp is not None:
+            _apply_fsdp(model, optimizer, config.fsdp, sharding, precision)
         batch = make_batch(device_batch)
-        if 'grad_cache' in config.algorithms:
+        if uses_grad_cache:
             batch = with_rows(batch, model.feature_names)  # pyright: ignore[reportArgumentType]
         batches = [batch, *split_columns(batch, microbatch)]
         cost.parameters = meter.add_module(model)
@@ -158,14 +163,7 @@ def dry_run_step(
                 initial.shard(mesh)
             cost.copy = meter.add_module(initial)
         with meter, as_on_cuda():
-            before = meter.current
-            for parameter in model.parameters():
-                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-            cost.gradients, before = meter.current - before, meter.current
-            optimizer.step()
-            cost.optimizer = meter.current - before
-            cost.checkpoint += sum(value.nbytes for state in optimizer.state.values() for value in state.values()
-                                   if isinstance(value, torch.Tensor))
+            _make_training_state(model, optimizer, cost, meter)
             meter.peak = meter.current
             if teacher is not None:
                 with meter.counting(device_batch * teacher.captions_per_image / teacher.captions):
@@ -175,28 +173,73 @@ def dry_run_step(
                     features = initial(batches[1]['pixel_values'].clone())
                 for part in batches:
                     part['initial_image_features'] = features.new_zeros(len(part['index']), features.shape[1])
-            _run_step(model, optimizer, batches, 'grad_cache' in config.algorithms, autocast, meter)
-    cost.ema = cost.parameters if 'ema' in config.algorithms else 0
+            _run_step(model, optimizer, batches, uses_grad_cache, autocast, meter)
+    if 'ema' in config.algorithms:
+        cost.ema = cost.parameters
     cost.peak = meter.peak + cost.buckets + cost.ema
     cost.activations = meter.peak - cost.parameters - cost.optimizer - cost.teacher - cost.copy - cost.gradients
-    cost.flops, cost.recomputed = int(meter.flops), int(meter.recomputed)
+    cost.flops = int(meter.flops)
+    cost.recomputed = int(meter.recomputed)
     return cost
 
 
+def _sharding(config: FsdpConfig, mesh: DeviceMesh) -> FSDP2Config:
+    """Return Composer's configuration of FSDP over the ranks of `mesh`."""
+    sharding = fsdp2_config(config)
+    sharding.device_mesh = mesh
+    if config.replicate > 1:
+        sharding.device_mesh = init_device_mesh(
+            'cpu', (config.replicate, mesh.size() // config.replicate), mesh_dim_names=('replicate', 'shard'))
+    return sharding
+
+
+def _apply_fsdp(
+    model: ComposerModel, optimizer: torch.optim.Optimizer, config: FsdpConfig,
+    sharding: Optional[FSDP2Config], precision: Precision,
+) -> None:
+    """Shard a model as in Composer, but without its check of the device, which excludes mixed precision on a CPU."""
+    if config.activation_checkpointing:
+        apply_ac(model, True, False, generate_composer_model_check_fn(model))
+    if sharding is not None:
+        with sync_optimizer_and_model_params(optimizer, model):
+            prepare_fully_shard(model, sharding, precision, generate_composer_model_policy(model))
+        set_up_units(model, config)
+
+
+def _make_training_state(
+    model: ComposerModel, optimizer: torch.optim.Optimizer, cost: StepCost, meter: 'Meter'
+) -> None:
+    """Make gradients and optimizer state, as after a previous step, and record their sizes in `cost`."""
+    without_gradients = meter.current
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    with_gradients = meter.current
+    optimizer.step()
+    cost.gradients = with_gradients - without_gradients
+    cost.optimizer = meter.current - with_gradients
+    for state in optimizer.state.values():
+        cost.checkpoint += sum(value.nbytes for value in state.values() if isinstance(value, torch.Tensor))
+
+
 def _run_step(
-    model: ComposerModel, optimizer: torch.optim.Optimizer, batches: list[Batch], cache: bool,
+    model: ComposerModel, optimizer: torch.optim.Optimizer, batches: list[Batch], uses_grad_cache: bool,
     autocast: torch.autocast, meter: 'Meter',
 ) -> None:
     """Run forward pass, backward pass and optimizer of a batch and its microbatches, in Composer's order."""
     batch, *microbatches = batches
     loss: Any = model.loss
     parts = len(batch['index']) / len(microbatches[0]['index'])
-    cached, first = None, {}
+    cached = None
+    first: dict[str, Any] = {}
 
     def prepare(part: Batch) -> Batch:
-        copied = float_vectors(_copied(part))
-        texts = [copied[side + 'input_ids'] for side in text_sides(copied)]
-        return pack_sides(copied, [of.shape[1] for of in texts for _ in of]) if texts else copied
+        copied = float_vectors(tree_map_only(torch.Tensor, torch.clone, part))
+        lengths: list[int] = []
+        for side in text_sides(copied):
+            num_texts, length = copied[side + 'input_ids'].shape
+            lengths += [length] * num_texts
+        return pack_sides(copied, lengths) if lengths else copied
 
     def first_pass(part: Batch) -> Any:
         """Run the model for the first microbatch; return features of the right shape for the others."""
@@ -204,16 +247,19 @@ def _run_step(
             with meter.counting(parts, again=True):
                 first.update(model(part))
             return first
-        return {name: value.new_zeros(len(part['index']), *value.shape[1:]) if value.ndim > 1 else value
-                for name, value in first.items()}
+        features = dict(first)
+        for name, value in first.items():
+            if value.ndim > 1:
+                features[name] = value.new_zeros(len(part['index']), *value.shape[1:])
+        return features
 
-    if cache and len(microbatches) > 1:
+    if uses_grad_cache and len(microbatches) > 1:
         cached = cache_gradients(first_pass, loss, batch, microbatches, prepare, lambda: autocast)
         first.clear()
     # Keep the gradients if there are several microbatches, because the one that runs adds to them.
     optimizer.zero_grad(set_to_none=len(microbatches) == 1)
     part = prepare(microbatches[0])
-    kept = _copied(part)  # Composer keeps it for training metrics
+    kept = tree_map_only(torch.Tensor, torch.clone, part)  # Composer keeps it for training metrics
     with autocast, meter.counting(parts):
         outputs = model(part)
         total = loss(outputs, part) if cached is None else surrogate_loss(outputs, part, cached)
@@ -221,10 +267,6 @@ def _run_step(
         total.backward()
     del outputs, total, kept
     optimizer.step()
-
-
-def _copied(batch: Batch) -> Batch:
-    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 @contextmanager
@@ -238,50 +280,60 @@ def fake_ranks(ranks: int) -> Iterator[None]:
         yield
     finally:
         torch.distributed.destroy_process_group()
-        os.environ.update({} if launched is None else {'WORLD_SIZE': launched})
+        if launched is not None:
+            os.environ['WORLD_SIZE'] = launched
 
 
 def fill_with_fakes(model: nn.Module) -> None:
     """Replace tensors on the meta device by fake CPU tensors, inside a FakeTensorMode."""
     fakes: dict[int, torch.Tensor] = {}  # tied weights stay tied
     for module in model.modules():
-        for name, tensor in (*module.named_parameters(recurse=False, remove_duplicate=False),
-                             *module.named_buffers(recurse=False, remove_duplicate=False)):
+        tensors = [*module.named_parameters(recurse=False, remove_duplicate=False),
+                   *module.named_buffers(recurse=False, remove_duplicate=False)]
+        for name, tensor in tensors:
             if id(tensor) not in fakes:
                 fake = torch.empty(tensor.shape, dtype=tensor.dtype)
-                fakes[id(tensor)] = (nn.Parameter(fake, requires_grad=tensor.requires_grad)
-                                     if isinstance(tensor, nn.Parameter) else fake)
+                if isinstance(tensor, nn.Parameter):
+                    fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                fakes[id(tensor)] = fake
             setattr(module, name, fakes[id(tensor)])
 
 
 @contextmanager
 def as_on_cuda() -> Iterator[None]:
-    """Make the CPU choose types and kernels as CUDA does: those of autocast, and the dropout that keeps a mask."""
+    """Make the CPU choose the types of autocast and the dropout kernel, which keeps a mask, as CUDA does."""
     def in_float32(operation: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
             with torch.autocast('cpu', enabled=False):
-                return operation(*(value.float() if isinstance(value, torch.Tensor) and value.dtype in (
-                    torch.bfloat16, torch.float16) else value for value in args), **kwargs)
+                return operation(*map(_widened, args), **kwargs)
         return run
 
     def dropout(values: torch.Tensor, p: float, train: bool) -> torch.Tensor:
-        return torch.native_dropout(values, p, train)[0] if train and 0 < p < 1 else values
+        if train and 0 < p < 1:
+            return torch.native_dropout(values, p, train)[0]
+        return values
 
     with _scoped_library('aten', 'IMPL') as library, warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='Warning only once for all operators')
         for name in _FLOAT32_ON_CUDA:
             packet, _, overload = name.partition('.')
-            library.impl(name, in_float32(getattr(getattr(torch.ops.aten, packet), overload or 'default')),
-                         'AutocastCPU')
+            operation = getattr(getattr(torch.ops.aten, packet), overload or 'default')
+            library.impl(name, in_float32(operation), 'AutocastCPU')
         library.impl('dropout', dropout, 'AutogradCPU')
         yield
+
+
+def _widened(value: Any) -> Any:
+    """Return a 16-bit tensor in float32, and anything else unchanged."""
+    is_half = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if is_half else value
 
 
 class Meter(TorchDispatchMode):
     """Measure the memory of tensors and the FLOPs of matrix products, convolutions and attention.
 
-    Reading the value of a fake tensor, which has none, returns True, 1 or 1.0.  Torch's own MemTracker does not support
-    frozen parameters, and FlopCounterMode of torch 2.7 has no formula for attention on a CPU.
+    Reading the value of a fake tensor, which has none, returns True, 1 or 1.0.  Torch's own MemTracker does not
+    support frozen parameters, and FlopCounterMode of torch 2.7 has no formula for attention on a CPU.
     """
 
     def __init__(self) -> None:
@@ -310,28 +362,34 @@ class Meter(TorchDispatchMode):
         self._times, self._again, self._backward = 1.0, False, False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        packet, aten = func.overloadpacket, torch.ops.aten
+        kwargs = kwargs or {}
+        packet = func.overloadpacket
+        aten = torch.ops.aten
         if packet is aten._local_scalar_dense:
             dtype = args[0].dtype
-            return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
-        result = func(*args, **(kwargs or {}))
+            if dtype == torch.bool:
+                return True
+            return 1.0 if dtype.is_floating_point else 1
+        result = func(*args, **kwargs)
         for value in tree_leaves(result):
             if isinstance(value, torch.Tensor):
                 self._add(value)
         flops = 0
         if packet in flop_registry:
-            flops = flop_registry[packet](*args, **(kwargs or {}), out_val=result)
+            flops = flop_registry[packet](*args, **kwargs, out_val=result)
         elif packet is aten._scaled_dot_product_flash_attention_for_cpu:
             flops = sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
         elif packet is aten._scaled_dot_product_flash_attention_for_cpu_backward:
             flops = sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4]))
         self.flops += self._times * flops
-        if self._again or self._backward and torch.is_grad_enabled():
+        if self._again or (self._backward and torch.is_grad_enabled()):
             self.recomputed += self._times * flops
         return result
 
     def _add(self, tensor: torch.Tensor) -> None:
-        storage = (tensor._local_tensor if isinstance(tensor, DTensor) else tensor).untyped_storage()
+        if isinstance(tensor, DTensor):
+            tensor = tensor._local_tensor
+        storage = tensor.untyped_storage()
         key = id(storage)  # unique while the storage lives
         if key not in self._sizes:
             self._resize(key, storage.nbytes())

@@ -17,11 +17,11 @@ _USABLE = 0.9
 
 
 class GPU(NamedTuple):
-    """Memory of a GPU in GiB, as torch sees it, and dense peaks in TFLOP/s: in 16 bits, and in float32 without TF32."""
+    """Memory and dense peaks of a GPU."""
 
-    memory: float
-    bf16: float
-    fp32: float
+    memory: float  # GiB, as torch sees it
+    bf16: float  # TFLOP/s
+    fp32: float  # TFLOP/s, without TF32
 
     def fits(self, peak: int) -> bool:
         """Whether `peak` bytes are at most nine tenths of the memory."""
@@ -71,7 +71,8 @@ class Plan:
     microbatch: int = 0
     epoch_samples: int = 0
     epoch_steps: int = 0
-    modules: dict[str, tuple[int, int]] = field(default_factory=dict)  # part -> trainable and frozen parameters
+    # Part of the model -> trainable and frozen parameters.
+    modules: dict[str, tuple[int, int]] = field(default_factory=dict)
     shared_memory: int = 0  # maximum bytes of the workers' batches in /dev/shm, per node
     checkpoints: Optional[int] = None  # number of checkpoints written
     kept: int = -1
@@ -84,57 +85,90 @@ class Plan:
         return self.cost.flops / (peak * 1e12 * self.options.plan_mfu)
 
     def __str__(self) -> str:
-        lines = [*(f'WILL FAIL: {text}' for text in self.errors), *(f'warning: {text}' for text in self.warnings)]
-        parts = (f', {self.device_batch:,} per GPU in microbatches of {self.microbatch:,}'
-                 if (self.ranks, self.microbatch) != (1, self.global_batch) else '')
-        lines.append(f'{self.ranks:,} GPU{"s" * (self.ranks > 1)}'
-                     + (f', {self.global_batch:,} samples per step{parts}' if self.global_batch else ''))
-        if not self.epoch_samples:
-            lines.append('no data is there: plan_samples=15e6 plans for 15 million samples')
-        elif self.global_batch:
-            lines.append(f'{self.epoch_samples:,} samples and {self.epoch_steps:,} steps per epoch' + (
-                '' if self.steps is None else
-                f'; {self.steps:,} steps, {self.steps * self.global_batch:,} samples in all'))
-        if self.texts:
-            lines.append(f'{self.texts:,} texts through the LLM, {self.tokens:,} tokens')
+        lines = [f'WILL FAIL: {error}' for error in self.errors]
+        lines += [f'warning: {warning}' for warning in self.warnings]
+        lines += self._schedule()
         if self.modules:
-            total = sum(trainable for trainable, _ in self.modules.values()), sum(n for _, n in self.modules.values())
-            lines.append(f'{"parameters":<24}{"trainable":>16}{"frozen":>16}')
-            lines += [f'  {name:<22}{trainable:>16,}{frozen:>16,}'
-                      for name, (trainable, frozen) in {**self.modules, 'all': total}.items()]
+            lines += self._parameters()
         if self.cost is not None:
-            rows = [(name, getattr(self.cost, name)) for name in (
-                'parameters', 'optimizer', 'ema', 'teacher', 'copy', 'gradients', 'buckets', 'activations', 'peak')]
-            lines.append(f'{"memory per GPU":<24}{"GiB":>16}')
-            lines += [f'  {name:<22}{size / _GIB:>16.3f}' for name, size in rows if size]
+            lines += self._memory(self.cost)
             lines += self._gpus(self.cost)
         if self.shared_memory:
             lines.append(f'workers hold at most {_bytes(self.shared_memory)} per node in /dev/shm')
-        for data in self.datasets:
-            vectors = f' and {_bytes(data.embeddings)} of embeddings' if data.embeddings else ''
-            epoch = f', {data.epoch_samples:,} per epoch' if self.global_batch else ''
-            lines.append(f'{data.name}: {data.samples:,} samples in {data.shards:,} shards{epoch}; '
-                         f'{_bytes(data.size)}{vectors}')
+        for dataset in self.datasets:
+            line = f'{dataset.name}: {dataset.samples:,} samples in {dataset.shards:,} shards'
+            if self.global_batch:
+                line += f', {dataset.epoch_samples:,} per epoch'
+            line += f'; {_bytes(dataset.size)}'
+            if dataset.embeddings:
+                line += f' and {_bytes(dataset.embeddings)} of embeddings'
+            lines.append(line)
         if self.cost is not None and self.global_batch:
             written = '' if self.checkpoints is None else f', {self.checkpoints:,} are written'
-            lines.append(f'a checkpoint is {_bytes(self.cost.checkpoint)}{written}, '
-                         + (f'{self.kept} kept' if self.kept > 0 else 'all kept'))
+            kept = f'{self.kept} kept' if self.kept > 0 else 'all kept'
+            lines.append(f'a checkpoint is {_bytes(self.cost.checkpoint)}{written}, {kept}')
         lines += [f'{name}: {_bytes(size)} of vectors' for name, size in self.vectors.items()]
         return '\n'.join(lines)
 
+    def _schedule(self) -> list[str]:
+        """GPUs, samples per step, steps and texts."""
+        gpus = f'{self.ranks:,} GPU'
+        if self.ranks > 1:
+            gpus += 's'
+        if self.global_batch:
+            gpus += f', {self.global_batch:,} samples per step'
+            if self.ranks > 1 or self.microbatch != self.global_batch:
+                gpus += f', {self.device_batch:,} per GPU in microbatches of {self.microbatch:,}'
+        lines = [gpus]
+        if not self.epoch_samples:
+            lines.append('no data is there: plan_samples=15e6 plans for 15 million samples')
+        elif self.global_batch:
+            epoch = f'{self.epoch_samples:,} samples and {self.epoch_steps:,} steps per epoch'
+            if self.steps is not None:
+                epoch += f'; {self.steps:,} steps, {self.steps * self.global_batch:,} samples in all'
+            lines.append(epoch)
+        if self.texts:
+            lines.append(f'{self.texts:,} texts through the LLM, {self.tokens:,} tokens')
+        return lines
+
+    def _parameters(self) -> list[str]:
+        """Table of the parameters of each part."""
+        lines = [f'{"parameters":<24}{"trainable":>16}{"frozen":>16}']
+        total = tuple(map(sum, zip(*self.modules.values())))
+        for name, (trainable, frozen) in [*self.modules.items(), ('all', total)]:
+            lines.append(f'  {name:<22}{trainable:>16,}{frozen:>16,}')
+        return lines
+
+    def _memory(self, cost: StepCost) -> list[str]:
+        """Table of the memory of a GPU."""
+        lines = [f'{"memory per GPU":<24}{"GiB":>16}']
+        for name in ('parameters', 'optimizer', 'ema', 'teacher', 'copy', 'gradients', 'buckets', 'activations',
+                     'peak'):
+            size = getattr(cost, name)
+            if size:
+                lines.append(f'  {name:<22}{size / _GIB:>16.3f}')
+        return lines
+
     def _gpus(self, cost: StepCost) -> list[str]:
-        price = self.options.plan_price if self.steps else None
-        again = f', of which recomputation {cost.recomputed / cost.flops:.0%}' if cost.recomputed else ''
-        lines = [f'{cost.flops / 1e12:,.1f} TFLOP per GPU and {self.unit}{again}; computed at '
-                 f'{self.options.plan_mfu:.0%} of its peak, and never waiting:',
-                 f'  {"GPU":<8}{"GiB":>6}{"fits":>6}{"s/" + self.unit:>10}'
-                 + (f'{"hours":>10}{"GPU-hours":>12}' if self.steps else '') + (f'{"price":>14}' if price else '')]
+        """Table of the time and price on each kind of GPU."""
+        flops = f'{cost.flops / 1e12:,.1f} TFLOP per GPU and {self.unit}'
+        if cost.recomputed:
+            flops += f', of which recomputation {cost.recomputed / cost.flops:.0%}'
+        price = self.options.plan_price
+        columns = f'  {"GPU":<8}{"GiB":>6}{"fits":>6}{"s/" + self.unit:>10}'
+        if self.steps:
+            columns += f'{"hours":>10}{"GPU-hours":>12}'
+            if price:
+                columns += f'{"price":>14}'
+        lines = [f'{flops}; computed at {self.options.plan_mfu:.0%} of its peak, and never waiting:', columns]
         for name, gpu in GPUS.items():
-            row = f'  {name:<8}{gpu.memory:>6.0f}{"yes" if gpu.fits(cost.peak) else "no":>6}{self.seconds(gpu):>10.3f}'
+            fits = 'yes' if gpu.fits(cost.peak) else 'no'
+            row = f'  {name:<8}{gpu.memory:>6.0f}{fits:>6}{self.seconds(gpu):>10.3f}'
             if self.steps:
                 hours = self.seconds(gpu) * self.steps / 3600
                 row += f'{hours:>10,.1f}{hours * self.ranks:>12,.0f}'
-                row += f'{hours * self.ranks * price:>14,.0f}' if price else ''
+                if price:
+                    row += f'{hours * self.ranks * price:>14,.0f}'
             lines.append(row)
         return lines
 
