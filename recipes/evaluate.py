@@ -16,7 +16,8 @@ def main(config: EvaluateConfig) -> None:
 
     initialize_gloo()
     check_results(config)
-    evaluation, device = Evaluation(config), open_device(config.device)
+    evaluation = Evaluation(config)
+    device = open_device(config.device)
     for name, model in config.models.items():
         evaluation.run(name, load_evaluated_model(model, config.cache, device, f'models.{name}'))
     evaluation.finish(device)

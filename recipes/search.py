@@ -18,20 +18,28 @@ def main(config: SearchConfig) -> None:
     from llm2clip.files import printable
     from llm2clip.search import embed_images, embed_query, is_image, load_model, nearest
 
-    queries = config.query if isinstance(config.query, list) else [config.query] if config.query is not None else []
+    queries = [] if config.query is None else config.query
+    if not isinstance(queries, list):
+        queries = [queries]
     for query in queries:
         if not isinstance(query, str) or not query.strip() or is_image(query) and not os.path.isfile(query):
             raise ConfigError(f'query: expected a text or the path of an image file, found {query!r}')
     model, fingerprint = load_model(config, open_device(config.device, config.precision), queries)
     paths, images = embed_images(config, model, fingerprint)
     for query in queries:
-        found = nearest(images, embed_query(model, Path(query) if is_image(query) else query), config.top)
+        features = embed_query(model, Path(query) if is_image(query) else query)
         print(printable(query))
-        for i, score in found:
+        for i, score in nearest(images, features, config.top):
             print(f'  {score:.3f}  {printable(paths[i])}')
 
 
+def quoted(argument: str) -> str:
+    """Quote a query, since YAML would cut ``query=dog #1``; not lists, mappings and texts that are quoted already."""
+    query = argument.removeprefix('query=')
+    if query == argument or query.startswith(('[', '{', '"', "'")):
+        return argument
+    return f'query={json.dumps(query)}'
+
+
 if __name__ == '__main__':
-    # Quote the query, since YAML would cut ``query=dog #1``.  YAML reads lists, mappings and quoted texts.
-    run_command(SearchConfig, main, [f'query={json.dumps(arg[6:])}' if arg.startswith('query=') and arg[6:7] not in
-                                     ('[', '{', '"', "'") else arg for arg in sys.argv[1:]])
+    run_command(SearchConfig, main, [quoted(argument) for argument in sys.argv[1:]])

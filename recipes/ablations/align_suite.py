@@ -3,10 +3,13 @@
 
 """Ablations with a frozen tower on the photographs of `make photographs`, trained from the vectors of both sides."""
 
+from itertools import product
+
 from recipes.ablations.photograph_suite import PHOTOGRAPHS, STREAM, TEST, TESTS, TRAIN, UNTUNED_LLM
 from recipes.ablations.suite import Ablation, Step, Suite, Variant, extraction
 
-RUN, TEACHER = f'{PHOTOGRAPHS}/align_ablations', f'{PHOTOGRAPHS}/stage1/teacher'
+RUN = f'{PHOTOGRAPHS}/align_ablations'
+TEACHER = f'{PHOTOGRAPHS}/stage1/teacher'
 
 
 def _images(views: int, name: str = '', dataset: str = TRAIN) -> tuple[Step, str]:
@@ -20,7 +23,7 @@ def _images(views: int, name: str = '', dataset: str = TRAIN) -> tuple[Step, str
 
 def _captions(*suffixes: str) -> tuple[str, ...]:
     """Return the overrides that draw each image's captions and, for every suffix, what was made of them."""
-    weights = ', '.join(f'"{i}{suffix}": 1.0' for suffix in ('', *suffixes) for i in range(5))
+    weights = ', '.join(f'"{i}{suffix}": 1.0' for suffix, i in product(('', *suffixes), range(5)))
     return (READ, f'{STREAM}.embeddings.smollm2.local={RUN}/texts/train',
             f'train_data.caption_weights={{{weights}}}')
 
@@ -29,7 +32,8 @@ def _captions(*suffixes: str) -> tuple[str, ...]:
 TEXTS = extraction(
     f'{RUN}/texts', {'train': TRAIN}, f'teacher={TEACHER}', 'prompts={objects: "{caption} The '
     'objects in this picture:", scene: "{caption} The place and the mood of this picture:"}')
-FILES, JOINED_DATA = f'{RUN}/files', f'{RUN}/joined'
+FILES = f'{RUN}/files'
+JOINED_DATA = f'{RUN}/joined'
 JOINED_IMAGES, READ_JOINED = _images(0, 'joined', f'{JOINED_DATA}/train')
 JOINED = (f'{STREAM}.local={JOINED_DATA}/train', READ_JOINED,
           f'{STREAM}.embeddings.smollm2.local={RUN}/joined_embeddings/train')

@@ -10,7 +10,8 @@ post-trained with the LLM teacher on all other emoji, and evaluated on both grou
 from recipes.ablations.suite import Ablation, Step, Suite, Variant, clip_text_tower, extraction
 
 QUICKSTART, RUN = 'runs/quickstart', 'runs/ablations/forgetting'
-TEACHER, CLIP = f'{QUICKSTART}/stage1/teacher', f'{RUN}/clip'
+TEACHER = f'{QUICKSTART}/stage1/teacher'
+CLIP = f'{RUN}/clip'
 TRAIN = ('yamls/stage2/quickstart.yaml', 'yamls/ablations/train.yaml', 'yamls/ablations/forgetting_train.yaml')
 EVALUATE = 'yamls/ablations/forgetting_evaluate.yaml'
 STREAM = 'train_data.streams.emoji'
@@ -32,21 +33,21 @@ FIRST = DATA, VECTORS, TOKENIZER, CLIP_RUN, CLIP_TOWER, CLIP_RESULTS
 TARGETS = extraction(f'{RUN}/targets', SETS, 'teacher.type=clip_text', f'teacher.name={CLIP}/run/clip_text')
 
 
-def _inheritance(name: str, sets: tuple[str, ...]) -> Step:
+def _inheritance(folder: str, sets: tuple[str, ...]) -> Step:
     """Training of the adapter on the captions of some sets."""
     streams = ', '.join(
-        f'{one}: {{local: unread, embeddings: {{smollm2: {{local: {RUN}/embeddings/{one}}}, '
-        f'clip_text: {{local: {RUN}/targets/{one}}}}}}}' for one in sets)
-    return Step(f'{RUN}/{name}/adapter/adapter.safetensors', (
-        'recipes/train_inheritance.py', 'run_name=inheritance', f'save_folder={RUN}/{name}', 'max_duration=60ep',
-        'global_train_batch_size=128',
-        'save_interval=20ep', 'optimizer={name: adamw, lr: 1.0e-3, weight_decay: 0.05}',
+        f'{name}: {{local: unread, embeddings: {{smollm2: {{local: {RUN}/embeddings/{name}}}, '
+        f'clip_text: {{local: {RUN}/targets/{name}}}}}}}' for name in sets)
+    return Step(f'{RUN}/{folder}/adapter/adapter.safetensors', (
+        'recipes/train_inheritance.py', 'run_name=inheritance', f'save_folder={RUN}/{folder}', 'max_duration=60ep',
+        'global_train_batch_size=128', 'save_interval=20ep',
+        'optimizer={name: adamw, lr: 1.0e-3, weight_decay: 0.05}',
         'scheduler={name: cosine_with_warmup, t_warmup: 20ba}', f'train_data.streams={{{streams}}}',
         'train_data.num_workers=1', 'train_data.num_canonical_nodes=8', f'teacher={TEACHER}'))
 
 
-OF_ALL, OF_NEW = (_inheritance(f'inheritance_{name}', sets)
-                  for name, sets in (('all', ('old_train', 'new_train')), ('new', ('new_train',))))
+OF_ALL = _inheritance('inheritance_all', ('old_train', 'new_train'))
+OF_NEW = _inheritance('inheritance_new', ('new_train',))
 KEPT = ('self_distillation={enabled: true, instance: 100.0, structure: 100.0}',)
 
 

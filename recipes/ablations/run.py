@@ -8,6 +8,7 @@ the tables in `ablations.md`.  Variants and seeds that have results are skipped.
 """
 
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ from typing import Any
 
 import psutil
 
-from recipes.ablations.suite import Suite
+from recipes.ablations.suite import Ablation, Suite
 from recipes.benchmarks.measuring import ProcessFailedError, Record, markdown_table, watch
 
 LANES = 2
@@ -37,8 +38,10 @@ _MAKING: defaultdict[str, Lock] = defaultdict(Lock)
 
 def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', job: tuple[int, str]) -> None:
     """Train one variant with one seed in a free lane, evaluate it, and record the results."""
-    (seed, name), lane = job, lanes.get()
-    variant, folder = suite.variants[name], Path(suite.folder, name.replace(' ', '_').replace(':', ''), f'seed{seed}')
+    seed, name = job
+    lane = lanes.get()
+    variant = suite.variants[name]
+    folder = Path(suite.folder, name.replace(' ', '_').replace(':', ''), f'seed{seed}')
 
     def run(*command: str, log: str = 'log.txt') -> None:
         watch([sys.executable, *command], folder / log, cwd=lane, environment={'OMP_NUM_THREADS': '1'})
@@ -51,9 +54,8 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
 
     def retrieval(row: str, *keys: str) -> Any:
         assert suite.evaluate is not None
-        return evaluate(row, suite.evaluate, *(f'models.{row}.{key}' for key in (
-            f'run={folder}/run', 'batch_tokens=1024', 'precision=${if_bf16:amp_bf16,fp32}', *variant.encoder, *keys))
-                        )['retrieval']
+        keys = (f'run={folder}/run', 'batch_tokens=1024', 'precision=${if_bf16:amp_bf16,fp32}', *variant.encoder, *keys)
+        return evaluate(row, suite.evaluate, *(f'models.{row}.{key}' for key in keys))['retrieval']
 
     try:
         for step in variant.needs:
@@ -68,33 +70,38 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
         if variant.results is None:
             run(recipe, *train, *variant.train, f'save_folder={folder}/run')
         if variant.results is not None:
-            found = json.loads(Path(variant.results).read_text())['retrieval']
+            results = json.loads(Path(variant.results).read_text())['retrieval']
         elif suite.evaluate:
-            found = retrieval(name)
+            results = retrieval(name)
         else:
-            found = {key: evaluate(key, f'cra.captions={local}', 'cra.caption_keys=["0", "1"]', 'cra.batch_tokens=1024',
-                                   f'cra.teachers.cra={folder}/run/teacher')['cra']['cra']
-                     for key, local in suite.captions.items()}
+            results = {}
+            for test, local in suite.captions.items():
+                found = evaluate(test, f'cra.captions={local}', 'cra.caption_keys=["0", "1"]',
+                                 'cra.batch_tokens=1024', f'cra.teachers.cra={folder}/run/teacher')
+                results[test] = found['cra']['cra']
             for part in ('run', 'warm_start'):  # each has a teacher as large as its LLM
                 shutil.rmtree(folder / part, ignore_errors=True)
         for row, keys in variant.also.items():
             record.add(row, seed, retrieval(row, *keys))
-        record.add(name, seed, found)
+        record.add(name, seed, results)
     finally:
         lanes.put(lane)
 
 
-def score(found: Mapping[str, Any], sets: Sequence[str]) -> float:
+def score(results: Mapping[str, Any], sets: Sequence[str]) -> float:
     """Return recall@10 in %, averaged over sets and both directions; for stage 1, caption retrieval accuracy in %."""
-    if isinstance(found[sets[0]], float):
-        return statistics.mean(found[name] for name in sets)
-    return statistics.mean(_model(found[name])[f'{way}_retrieval_recall@10']
-                           for name in sets for way in ('image', 'text'))
+    if isinstance(results[sets[0]], float):
+        return statistics.mean(results[name] for name in sets)
+    recalls = []
+    for name in sets:
+        model = _model(results[name])
+        recalls += [model['image_retrieval_recall@10'], model['text_retrieval_recall@10']]
+    return statistics.mean(recalls)
 
 
-def _model(found: Mapping[str, Any]) -> Mapping[str, float]:
+def _model(benchmark: Mapping[str, Any]) -> Mapping[str, float]:
     """Numbers of an evaluation's only model."""
-    model, = found['models'].values()
+    model, = benchmark['models'].values()
     return model
 
 
@@ -104,25 +111,41 @@ def table(suite: Suite, record: Record) -> str:
     lines = [f'{measure}, %: mean ± standard deviation over seeds', '']
     for number, ablation in enumerate(suite.ablations, 1):
         lines += [f'### {number}. {ablation.statement}', '', f'Paper: {ablation.paper}', '']
-        for test in ablation.tests:
-            sets, rows, first, title = suite.tests[test], [], [], test
-            for variant in ablation.variants:
-                found = [seed for seed in record.of(variant) if all(name in seed for name in sets)]
-                if not found:
-                    continue
-                scores = [score(seed, sets) for seed in found]
-                seeds, better = min(len(first), len(scores)), sum(one > other for one, other in zip(first, scores))
-                verdict = 'yes' if better == seeds else 'no' if better == 0 else f'in {better} of {seeds} seeds'
-                spread = f' ± {statistics.stdev(scores):.1f}' if len(scores) > 1 else ''
-                by_set = [f'{name} {statistics.mean(score(seed, [name]) for seed in found):.1f}' for name in sets]
-                rows.append([variant, f'{statistics.mean(scores):.1f}{spread}', verdict if first else '',
-                             ', '.join(by_set)])
-                first = first or scores
-                if suite.evaluate:
-                    chance = statistics.mean(_model(found[0][name])['chance@10'] for name in sets)
-                    title = f'{test} (chance {chance:.1f})'
-            lines.append(markdown_table([title, 'mean', 'worse than the first', 'by set'], rows))
+        lines += [_test_table(suite, record, ablation, test) for test in ablation.tests]
     return '\n'.join(lines)
+
+
+def _test_table(suite: Suite, record: Record, ablation: Ablation, test: str) -> str:
+    sets = suite.tests[test]
+    title = test
+    rows = []
+    first: list[float] = []
+    for variant in ablation.variants:
+        seeds = [results for results in record.of(variant) if all(name in results for name in sets)]
+        if not seeds:
+            continue
+        scores = [score(results, sets) for results in seeds]
+        mean = f'{statistics.mean(scores):.1f}'
+        if len(scores) > 1:
+            mean += f' ± {statistics.stdev(scores):.1f}'
+        by_set = [f'{name} {statistics.mean(score(results, [name]) for results in seeds):.1f}' for name in sets]
+        rows.append([variant, mean, _is_worse(scores, first), ', '.join(by_set)])
+        first = first or scores
+        if suite.evaluate:
+            chance = statistics.mean(_model(seeds[0][name])['chance@10'] for name in sets)
+            title = f'{test} (chance {chance:.1f})'
+    return markdown_table([title, 'mean', 'worse than the first', 'by set'], rows)
+
+
+def _is_worse(scores: Sequence[float], first: Sequence[float]) -> str:
+    """Whether a variant is worse than the first in the same seeds; empty for the first variant itself."""
+    num_seeds = min(len(first), len(scores))
+    num_worse = sum(score < other for score, other in zip(scores, first))
+    if num_seeds == 0:
+        return ''
+    if num_worse in (0, num_seeds):
+        return 'yes' if num_worse else 'no'
+    return f'in {num_worse} of {num_seeds} seeds'
 
 
 def stop(*_: object) -> None:
@@ -137,14 +160,18 @@ def main(suite: Suite) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     subprocess.run(['make', suite.made_first], check=True)
-    record, lanes = Record(Path(suite.folder, 'measured.json')), SimpleQueue()
-    jobs = [(seed, name) for seed in suite.seeds for name in suite.variants if not record.has(name, seed)]
+    record = Record(Path(suite.folder, 'measured.json'))
+    lanes = SimpleQueue()
+    jobs = [(seed, name) for seed, name in itertools.product(suite.seeds, suite.variants)
+            if not record.has(name, seed)]
     # Streaming locks a path for one process.  A lane is a folder of links, with its own paths to the same files.
     for i in range(LANES):
-        lanes.put(lane := Path(suite.folder, f'lanes/lane{i}').absolute())
+        lane = Path(suite.folder, f'lanes/lane{i}').absolute()
         lane.mkdir(parents=True, exist_ok=True)
+        lanes.put(lane)
         for entry in Path.cwd().iterdir():
-            if not (link := lane / entry.name).is_symlink():
+            link = lane / entry.name
+            if not link.is_symlink():
                 link.symlink_to(entry)
     start = time.monotonic()
     with ThreadPoolExecutor(LANES) as pool:

@@ -51,5 +51,5 @@ ABLATIONS = (Ablation('The shipped settings are the best',
              Ablation('More steps are better than mined negatives', 'none', tuple(PHASES),
                       tuple(TESTS)))
 
-SUITE = Suite(RUN, f'{FIRST}/teacher/text_encoder.json', TRAIN, {**VARIANTS, **PHASES}, TESTS, ABLATIONS,
+SUITE = Suite(RUN, f'{FIRST}/teacher/text_encoder.json', TRAIN, VARIANTS | PHASES, TESTS, ABLATIONS,
               captions={'test': f'{DATA}/test'})

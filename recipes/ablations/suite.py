@@ -63,7 +63,10 @@ class Suite(NamedTuple):
     @property
     def measured(self) -> list[str]:
         """Names of all measured variants, further evaluations included."""
-        return [row for name, variant in self.variants.items() for row in (name, *variant.also)]
+        rows = []
+        for name, variant in self.variants.items():
+            rows += [name, *variant.also]
+        return rows
 
 
 def extraction(out: str, datasets: dict[str, str], *teacher: str) -> Step:

@@ -12,6 +12,7 @@ a checkpoint of `open_clip_train` on a dataset of photographs and writes recalls
 """
 
 import io
+import itertools
 import json
 import sys
 from dataclasses import asdict
@@ -61,14 +62,15 @@ def recall(folder: str, checkpoint: str, dataset: str, out: str) -> None:
     tokenizer = open_clip.get_tokenizer(name)
     samples = read_samples(dataset)
     captions = [[text for key, text in sample.items() if key.startswith(CAPTION) and text] for sample in samples]
-    texts = [text for own in captions for text in own]
+    texts = list(itertools.chain.from_iterable(captions))
     images = [preprocess(Image.open(io.BytesIO(sample[IMAGE]))) for sample in samples]
     image_features = torch.cat([model.encode_image(torch.stack(images[i:i + BATCH]), normalize=True)
                                 for i in range(0, len(images), BATCH)])
     text_features = torch.cat([model.encode_text(tokenizer(texts[i:i + BATCH]), normalize=True)
                                for i in range(0, len(texts), BATCH)])
-    image_of_text = torch.tensor([i for i, own in enumerate(captions) for _ in own])
-    Path(out).write_text(json.dumps(rank_both_ways(image_features, text_features, image_of_text).recalls()))
+    image_of_text = torch.arange(len(captions)).repeat_interleave(torch.tensor([*map(len, captions)]))
+    recalls = rank_both_ways(image_features, text_features, image_of_text).recalls()
+    Path(out).write_text(json.dumps(recalls))
 
 
 if __name__ == '__main__':

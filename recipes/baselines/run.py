@@ -43,7 +43,9 @@ from llm2clip.files import write_json
 from recipes.benchmarks.measuring import kept, markdown_table, watch
 
 RUN = Path('runs/flickr8k')
-OUT, TEACHER, TEST = RUN / 'baselines', RUN / 'stage1/teacher', RUN / 'data/test'
+OUT = RUN / 'baselines'
+TEACHER = RUN / 'stage1/teacher'
+TEST = RUN / 'data/test'
 SIZE, SEED, PACED_STEPS = 128, 17, 30
 THEIRS = (sys.executable, '-m', 'recipes.baselines.sentence_transformers_model')
 OPEN_CLIP = (sys.executable, '-m', 'recipes.baselines.open_clip_model')
@@ -65,8 +67,9 @@ class Program(NamedTuple):
     """Earlier steps of `make photographs` whose time counts."""
 
 
-def recalls(found: dict[str, float]) -> dict[str, float]:
-    return {'text_to_image': found['image_retrieval_recall@10'], 'image_to_text': found['text_retrieval_recall@10']}
+def recalls(metrics: dict[str, float]) -> dict[str, float]:
+    return {'text_to_image': metrics['image_retrieval_recall@10'],
+            'image_to_text': metrics['text_retrieval_recall@10']}
 
 
 # ------------------------------------------------------------------------------------------------ LLM2CLIP
@@ -82,9 +85,9 @@ def our_score(folder: Path, *keys: str) -> Any:
 
 
 def our_recalls(folder: Path) -> dict[str, float]:
-    found = our_score(folder, 'yamls/flickr8k/ablations_evaluate.yaml', f'cache={OUT}/text_embeddings',
-                      f'models.llm2clip.run={folder}', 'models.llm2clip.batch_tokens=1024')
-    return recalls(found['retrieval']['test']['models']['llm2clip'])
+    results = our_score(folder, 'yamls/flickr8k/ablations_evaluate.yaml', f'cache={OUT}/text_embeddings',
+                        f'models.llm2clip.run={folder}', 'models.llm2clip.batch_tokens=1024')
+    return recalls(results['retrieval']['test']['models']['llm2clip'])
 
 
 def our_accuracy(folder: Path) -> dict[str, float]:
@@ -95,10 +98,12 @@ def our_accuracy(folder: Path) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------ other programs
 def pairs(folder: Path) -> list[tuple[str, str]]:
     """Write the training photographs as files, once; return (file, caption) of every caption."""
-    images, lines = folder / 'images', []
+    images = folder / 'images'
     images.mkdir(parents=True, exist_ok=True)
+    lines = []
     for sample in read_samples(RUN / 'data/train'):
-        if not (path := images / sample[SAMPLE_ID]).is_file():
+        path = images / sample[SAMPLE_ID]
+        if not path.is_file():
             path.write_bytes(sample[IMAGE])
         lines += [(str(path), text) for key, text in sample.items() if key.startswith(CAPTION) and text]
     return lines
@@ -107,7 +112,9 @@ def pairs(folder: Path) -> list[tuple[str, str]]:
 def open_clip(folder: Path, steps: int) -> list[str]:
     """Return open_clip's command.  Its table repeats the captions until one epoch has all steps."""
     config = load_config(Stage2Config, ['yamls/flickr8k/stage2.yaml'])
-    data, jitter, batch = config.train_data, config.train_data.color_jitter, config.global_train_batch_size
+    data = config.train_data
+    jitter = data.color_jitter
+    batch = config.global_train_batch_size
     table = folder.with_suffix('.csv')
     with table.open('w', newline='') as file:
         csv.writer(file).writerows([('image', 'caption'), *islice(cycle(pairs(OUT)), steps * batch)])
@@ -118,9 +125,10 @@ def open_clip(folder: Path, steps: int) -> list[str]:
         'beta1': 0.9, 'beta2': 0.999, 'eps': 1e-8, 'wd': config.optimizer['weight_decay'],
         'grad-clip-norm': config.algorithms['gradient_clipping']['clipping_threshold'], 'precision': 'fp32',
         'device': 'cpu', 'seed': SEED, 'workers': data.num_workers, 'log-every-n-steps': 1}
-    return [sys.executable, '-m', 'open_clip_train.main',
-            *(text for name, value in options.items() for text in (f'--{name}', str(value))),
-            '--aug-cfg', f'scale=({data.crop_scale[0]},{data.crop_scale[1]})', 'color_jitter_prob=1.0',
+    command = [sys.executable, '-m', 'open_clip_train.main']
+    for name, value in options.items():
+        command += [f'--{name}', str(value)]
+    return [*command, '--aug-cfg', f'scale=({data.crop_scale[0]},{data.crop_scale[1]})', 'color_jitter_prob=1.0',
             f'color_jitter=({jitter},{jitter},{jitter},{jitter / 5})', f'gray_scale_prob={data.grayscale}']
 
 
@@ -137,8 +145,8 @@ def open_clip_recalls(folder: Path) -> dict[str, float]:
 
 def st_program(task: str, *arguments: str) -> Program:
     def score(folder: Path) -> dict[str, float]:
-        found = theirs((*THEIRS, 'score', task, f'{folder}/final'), 'score.json', folder)
-        return recalls(found) if task == 'images' else found
+        metrics = theirs((*THEIRS, 'score', task, f'{folder}/final'), 'score.json', folder)
+        return recalls(metrics) if task == 'images' else metrics
 
     return Program(lambda folder, steps: [*THEIRS, 'train', task, str(OUT), str(folder), str(steps), *arguments],
                    ('steps.txt', 'step'), score)
@@ -176,12 +184,15 @@ def measure(name: str, program: Program, out: Path, minutes: float) -> dict[str,
     """Train for the given minutes, less those of the steps before; return the time, memory and accuracy."""
     def train(folder: Path, steps: int) -> dict[str, float]:
         shutil.rmtree(folder, ignore_errors=True)
-        command, (file, text) = program.command(folder, steps), program.progress
+        progress_file, text = program.progress
+        log = folder / progress_file
 
         def finished() -> int:
-            return (folder / file).read_text(errors='replace').count(text) if (folder / file).is_file() else 0
+            return log.read_text(errors='replace').count(text) if log.is_file() else 0
 
-        return {'steps': steps, **watch(command, folder.with_suffix('.log'), finished, memory=True)}
+        measured: dict[str, float] = {'steps': steps}
+        measured.update(watch(program.command(folder, steps), folder.with_suffix('.log'), finished, memory=True))
+        return measured
 
     out.mkdir(parents=True, exist_ok=True)
     before = sum(recorded_seconds(RUN / step / SECONDS_FILE) for step in program.before)
@@ -189,35 +200,39 @@ def measure(name: str, program: Program, out: Path, minutes: float) -> dict[str,
     steps = int(min((60 * minutes - before - pace['first_step']) / pace['seconds_per_step'], program.most_steps))
     if steps < PACED_STEPS:
         raise SystemExit(f'{name}: {minutes:g} minutes are too few; {before / 60:.0f} are spent before the training')
-    found = kept(out / 'trained.json', partial(train, out / 'run', steps))
-    return {'before': before, **found, **kept(out / 'score.json', partial(program.score, out / 'run'))}
+    trained = kept(out / 'trained.json', partial(train, out / 'run', steps))
+    scores = kept(out / 'score.json', partial(program.score, out / 'run'))
+    return {'before': before} | trained | scores
 
 
-def to_markdown(found: dict[str, Any]) -> str:
-    lines = ['; '.join(f'{key}: {value}' for key, value in found['about'].items()), '']
-    for table, rows in found['tables'].items():
-        scores = [key for key in next(iter(rows.values())) if key not in (*COLUMNS, 'seconds')]
-        lines += [f'### {table}', '', markdown_table(['', *COLUMNS.values(), *scores], [
-            [name, *(f'{row[key]:.1f}' for key in (*COLUMNS, *scores))] for name, row in rows.items()])]
+def to_markdown(results: dict[str, Any]) -> str:
+    lines = ['; '.join(f'{key}: {value}' for key, value in results['about'].items()), '']
+    for title, programs in results['tables'].items():
+        scores = [key for key in next(iter(programs.values())) if key not in (*COLUMNS, 'seconds')]
+        rows = [[name, *(f'{row[key]:.1f}' for key in (*COLUMNS, *scores))] for name, row in programs.items()]
+        lines += [f'### {title}', '', markdown_table(['', *COLUMNS.values(), *scores], rows)]
     return '\n'.join(lines)
 
 
 def main(minutes: float = 25.0, minutes_of_texts: float = 5.0) -> None:
-    if missing := [name for name in ('open_clip', 'sentence_transformers') if importlib.util.find_spec(name) is None]:
+    missing = [name for name in ('open_clip', 'sentence_transformers') if importlib.util.find_spec(name) is None]
+    if missing:
         raise SystemExit(f'{" and ".join(missing)} must be installed: uv sync --inexact --group baselines')
     os.environ['HF_HUB_OFFLINE'] = '1'
     kept(OUT / 'open_clip.json', lambda: watch([*OPEN_CLIP, 'make', f'{OUT}/open_clip'], OUT / 'open_clip.log'))
     kept(OUT / 'base.json', lambda: watch([*THEIRS, 'base', str(OUT)], OUT / 'base.log'))
     lengths = {'images and texts': minutes, 'text encoder': minutes_of_texts}
-    found = {
-        'about': {'minutes': lengths, 'cpu': platform.processor() or platform.machine(), 'threads': os.cpu_count(),
-                  'versions': {name: version(name) for name in PACKAGES}},
-        'tables': {table: {name: measure(name, program, OUT / f'{table} {name}'.replace(',', '').replace(' ', '_'),
-                                         lengths[table])
-                           for name, program in programs.items()} for table, programs in TABLES.items()}}
-    write_json(OUT / 'baselines.json', found)
-    (OUT / 'baselines.md').write_text(to_markdown(found))
-    print(to_markdown(found))
+    about = {'minutes': lengths, 'cpu': platform.processor() or platform.machine(), 'threads': os.cpu_count(),
+             'versions': {name: version(name) for name in PACKAGES}}
+    tables: dict[str, Any] = {title: {} for title in TABLES}
+    for title, programs in TABLES.items():
+        for name, program in programs.items():
+            out = OUT / f'{title} {name}'.replace(',', '').replace(' ', '_')
+            tables[title][name] = measure(name, program, out, lengths[title])
+    results = {'about': about, 'tables': tables}
+    write_json(OUT / 'baselines.json', results)
+    (OUT / 'baselines.md').write_text(to_markdown(results))
+    print(to_markdown(results))
 
 
 if __name__ == '__main__':

@@ -11,6 +11,8 @@ TASK is `captions` (two captions of an image are a pair), `simcse` (a caption an
 the third step of LLM2Vec), or `images` (a caption and its image).
 """
 
+import io
+import itertools
 import json
 import random
 import sys
@@ -21,6 +23,7 @@ from typing import Any
 import datasets
 import torch
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -74,10 +77,10 @@ def base(out: str) -> None:
     tokenizer.chat_template = None  # newer releases of sentence-transformers would apply it to every text
     tokenizer.save_pretrained(f'{out}/llm')
     pixels = asdict(tower_preprocessing(vision))
-    tower = TimmWrapperModel(TimmWrapperConfig.from_dict({'architecture': vision.name, 'num_classes': 0,
-                                                          'num_features': 1280, 'pretrained_cfg': {
-        'architecture': vision.name, 'input_size': [3, SIZE, SIZE], 'crop_pct': 1.0, 'interpolation': 'bicubic',
-        'mean': pixels['mean'], 'std': pixels['std']}}))
+    preprocessing = {'architecture': vision.name, 'input_size': [3, SIZE, SIZE], 'crop_pct': 1.0,
+                     'interpolation': 'bicubic', 'mean': pixels['mean'], 'std': pixels['std']}
+    tower = TimmWrapperModel(TimmWrapperConfig.from_dict({
+        'architecture': vision.name, 'num_classes': 0, 'num_features': 1280, 'pretrained_cfg': preprocessing}))
     tower.timm_model.load_state_dict(load_tower(vision).trunk.state_dict())
     tower.save_pretrained(f'{out}/tower')
 
@@ -89,79 +92,89 @@ def language_model(out: str, dropout: float) -> Any:
         'dtype': getattr(torch, encoder.dtype), 'attn_implementation': encoder.attn_implementation})
     # The GGUF tokenizer prepends a token, which would enter the mean; accuracy is better without it.
     llm.tokenizer.add_bos_token = False
-    settings: Any = {**asdict(STAGE1.lora), 'target_modules': PROJECTIONS, 'lora_dropout': dropout}
+    settings: Any = asdict(STAGE1.lora) | {'target_modules': PROJECTIONS, 'lora_dropout': dropout}
     llm.model = get_peft_model(llm.model, LoraConfig(bias='none', **settings))
-    for parameter in filter(lambda one: one.requires_grad, llm.parameters()):
-        parameter.data = parameter.data.float()  # LoRA weights are float32 in peft and LLM2CLIP, too
+    for parameter in llm.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # LoRA weights are float32 in peft and LLM2CLIP, too
     return llm
 
 
 def train(task: str, out: str, folder: str, steps: str, loss: str) -> None:
     set_seed(SEED)  # the trainer sets the seed only after LoRA is initialised
-    config = STAGE2 if task == 'images' else STAGE1
+    config: Any = STAGE1
     llm = language_model(out, 0.3 if task == 'simcse' else 0.0)
     text = [llm, Pooling(llm.get_embedding_dimension(), 'mean')]
+    options: dict[str, Any] = {'lr_scheduler_type': 'linear', 'batch_sampler': BatchSamplers.NO_DUPLICATES}
+    loss_options: dict[str, Any] = {'scale': STAGE1.logit_scale}
     if task == 'images':
-        width, linear = STAGE2.model.embed_dim, torch.nn.Identity()
+        config = STAGE2
+        width = config.model.embed_dim
+        linear = torch.nn.Identity()
         tower = Transformer(f'{out}/tower', module_output_name='sentence_embedding', modality_config={
             'image': {'method': 'forward', 'method_output_name': 'pooler_output'}})
         text.append(Dense(llm.get_embedding_dimension(), width, activation_function=linear))
         image = [tower, Dense(tower.get_embedding_dimension(), width, activation_function=linear)]
         model = SentenceTransformer(modules=[Router({'text': text, 'image': image})], device='cpu')
+        options = {'lr_scheduler_type': 'cosine', 'batch_sampler': BatchSamplers.BATCH_SAMPLER,
+                   'bf16': STAGE1.text_encoder.dtype == 'bfloat16',  # autocast joins the LLM and its projection
+                   'router_mapping': {'anchor': 'text', 'positive': 'image'}}
+        # The library's default scale.  Images are trained in both directions, as by the other programs.
+        loss_options = {'scale': 20.0, 'directions': ('query_to_doc', 'doc_to_query'),
+                        'partition_mode': 'per_direction'}
     else:
         model = SentenceTransformer(modules=text, device='cpu')
-    draw = random.Random(SEED)
-
-    def pairs_of(sample: dict[str, Any]) -> list[Any]:
-        captions = captions_of(sample)
-        if task == 'images':
-            return [(caption, f'{out}/images/{sample[SAMPLE_ID]}') for caption in captions]
-        return [draw.sample(captions, 2) if task == 'captions' else (captions[0], captions[0])]
-
-    anchors, positives = zip(*(pair for sample in read_samples(RUN / 'data/train') for pair in pairs_of(sample)))
-    data = datasets.Dataset.from_dict({'anchor': anchors, 'positive': positives})
-    if task == 'images':
-        data = data.cast_column('positive', datasets.Image())
+    data = training_pairs(task, out)
     optimizer = config.optimizer
     beta1, beta2 = optimizer.get('betas', (0.9, 0.999))
     arguments = SentenceTransformerTrainingArguments(
         output_dir=folder, max_steps=int(steps), per_device_train_batch_size=config.global_train_batch_size, seed=SEED,
         learning_rate=optimizer['lr'], weight_decay=optimizer['weight_decay'], adam_beta1=beta1, adam_beta2=beta2,
-        lr_scheduler_type='cosine' if task == 'images' else 'linear',
         warmup_steps=min(int(config.scheduler['t_warmup'].removesuffix('ba')), int(steps) // 2),
-        batch_sampler=BatchSamplers.BATCH_SAMPLER if task == 'images' else BatchSamplers.NO_DUPLICATES,
-        max_grad_norm=config.algorithms['gradient_clipping']['clipping_threshold'], use_cpu=True, save_strategy='no',
-        dataloader_num_workers=config.train_data.num_workers, report_to='none',
-        bf16=task == 'images' and STAGE1.text_encoder.dtype == 'bfloat16',  # autocast joins the LLM and its projection
-        router_mapping={'anchor': 'text', 'positive': 'image'} if task == 'images' else None)
-    scale = STAGE1.logit_scale if task != 'images' else 20.0  # the library's default
-    # Images are trained in both directions, as by the other programs.
-    both: Any = {'directions': ('query_to_doc', 'doc_to_query'), 'partition_mode': 'per_direction'}
+        max_grad_norm=config.algorithms['gradient_clipping']['clipping_threshold'], use_cpu=True,
+        save_strategy='no', dataloader_num_workers=config.train_data.num_workers, report_to='none', **options)
     trainer = SentenceTransformerTrainer(
         model=model, args=arguments, callbacks=[StepLog(Path(folder, 'steps.txt'))], train_dataset=data,
-        loss=getattr(losses, loss)(model, scale=scale, **(both if task == 'images' else {})))
+        loss=getattr(losses, loss)(model, **loss_options))
     trainer.train()
     llm.model = llm.model.float().merge_and_unload()  # sentence-transformers saves no adapter inside a Router
     model.save_pretrained(f'{folder}/final')
 
 
-def score(task: str, folder: str, dataset: str, file: str) -> None:
-    from PIL import Image
+def training_pairs(task: str, out: str) -> datasets.Dataset:
+    draw = random.Random(SEED)
+    anchors: list[str] = []
+    positives: list[str] = []
+    for sample in read_samples(RUN / 'data/train'):
+        captions = captions_of(sample)
+        if task == 'images':
+            anchors += captions
+            positives += [f'{out}/images/{sample[SAMPLE_ID]}'] * len(captions)
+        else:
+            anchor, positive = draw.sample(captions, 2) if task == 'captions' else captions[:1] * 2
+            anchors.append(anchor)
+            positives.append(positive)
+    data = datasets.Dataset.from_dict({'anchor': anchors, 'positive': positives})
+    return data.cast_column('positive', datasets.Image()) if task == 'images' else data
 
-    model, samples = SentenceTransformer(folder, device='cpu'), list(read_samples(dataset))
+
+def score(task: str, folder: str, dataset: str, file: str) -> None:
+    model = SentenceTransformer(folder, device='cpu')
+    samples = list(read_samples(dataset))
+    captions = [captions_of(sample) for sample in samples]
     if task == 'images':
-        import io
-        captions = [captions_of(sample) for sample in samples]
-        images = [Image.open(io.BytesIO(sample[IMAGE])).convert('RGB') for sample in samples]
-        of_images, of_texts = (model.encode(list(inputs), convert_to_tensor=True, normalize_embeddings=True)
-                               for inputs in (images, [text for own in captions for text in own]))
-        image_of_text = torch.tensor([i for i, own in enumerate(captions) for _ in own])
-        found = rank_both_ways(of_images, of_texts, image_of_text).recalls()
+        images: list[Any] = [Image.open(io.BytesIO(sample[IMAGE])).convert('RGB') for sample in samples]
+        texts = list(itertools.chain.from_iterable(captions))
+        image_features = model.encode(images, convert_to_tensor=True, normalize_embeddings=True)
+        text_features = model.encode(texts, convert_to_tensor=True, normalize_embeddings=True)
+        image_of_text = torch.arange(len(captions)).repeat_interleave(torch.tensor([*map(len, captions)]))
+        scores = rank_both_ways(image_features, text_features, image_of_text).recalls()
     else:
-        pairs = [own[:2] for own in map(captions_of, samples) if len(own) > 1]
-        first, second = (model.encode([pair[side] for pair in pairs], convert_to_tensor=True) for side in range(2))
-        found = {'cra': caption_retrieval_accuracy(first, second)}
-    Path(file).write_text(json.dumps(found))
+        pairs = [texts[:2] for texts in captions if len(texts) > 1]
+        first = model.encode([pair[0] for pair in pairs], convert_to_tensor=True)
+        second = model.encode([pair[1] for pair in pairs], convert_to_tensor=True)
+        scores = {'cra': caption_retrieval_accuracy(first, second)}
+    Path(file).write_text(json.dumps(scores))
 
 
 if __name__ == '__main__':

@@ -59,26 +59,29 @@ MODES: dict[str, tuple[str, ...]] = {
 
 def measure(name: str) -> dict[str, dict[str, float]]:
     """Return seconds before the training, seconds per epoch and peak memory by mode."""
-    data, folder, results = DATA[name], BENCH_FOLDER / f'cost_{name}', {}
+    data = DATA[name]
+    folder = BENCH_FOLDER / f'cost_{name}'
+    results = {}
     shutil.rmtree(folder, ignore_errors=True)
     config = load_config(Stage2Config, (*data.settings, *FROZEN))
     (stream_name, stream), = config.train_data.streams.items()
-    per_epoch = sum(shard['samples'] for shard in read_index(Path(str(stream.local)))['shards']
-                    ) / config.global_train_batch_size
+    num_samples = sum(shard['samples'] for shard in read_index(Path(str(stream.local)))['shards'])
+    per_epoch = num_samples / config.global_train_batch_size
     images = watch([sys.executable, 'recipes/extract_image_embeddings.py', f'out={folder}/images',
                     f'vision={json.dumps(asdict(config.model.vision))}', f'datasets.train.local={stream.local}'],
                    folder / 'images.log')['seconds']
     texts = recorded_seconds(Path(data.run, 'embeddings', SECONDS_FILE))
     for mode, overrides in MODES.items():
-        run, both = folder / mode.replace(' ', '_').replace(',', ''), mode == 'both sides precomputed'
-        if both:
+        run = folder / mode.replace(' ', '_').replace(',', '')
+        once = 0.0 if mode in ('LoRA on the LLM', 'frozen LLM') else texts
+        if mode == 'both sides precomputed':
+            once += images
             overrides += (f'train_data.streams.{stream_name}.image_embeddings.local={folder}/images/train',)
-        found = watch([sys.executable, 'recipes/train_stage2.py', *data.settings, *overrides, 'eval_data=null',
-                       f'max_duration={STEPS}ba', f'save_interval={STEPS}ba', f'save_folder={run}'],
-                      run.with_suffix('.log'), partial(_steps, run / 'metrics.jsonl'), memory=True)
-        once = 0.0 if mode in ('LoRA on the LLM', 'frozen LLM') else texts + both * images
-        results[mode] = {'once_seconds': once, 'epoch_seconds': found['seconds_per_step'] * per_epoch,
-                         'peak_gib': found['peak_gib']}
+        measured = watch([sys.executable, 'recipes/train_stage2.py', *data.settings, *overrides, 'eval_data=null',
+                          f'max_duration={STEPS}ba', f'save_interval={STEPS}ba', f'save_folder={run}'],
+                         run.with_suffix('.log'), partial(_steps, run / 'metrics.jsonl'), memory=True)
+        results[mode] = {'once_seconds': once, 'epoch_seconds': measured['seconds_per_step'] * per_epoch,
+                         'peak_gib': measured['peak_gib']}
         print(f'{mode}: {results[mode]}', flush=True)
     return results
 
@@ -90,26 +93,24 @@ def _steps(metrics: Path) -> int:
 def draw(results: dict[str, dict[str, float]], epochs: int, file: Path) -> None:
     """Draw the minutes of a training against its epochs, with a line per mode; the slowest may leave the frame."""
     figure, axes = plt.subplots(figsize=(6.4, 4))
-    minutes = {mode: [(row['once_seconds'] + n * row['epoch_seconds']) / 60 for n in (0, epochs)]
-               for mode, row in results.items()}
-    for mode, values in minutes.items():
-        axes.plot([0, epochs], values, label=mode)
+    last = {}
+    for mode, row in results.items():
+        last[mode] = (row['once_seconds'] + epochs * row['epoch_seconds']) / 60
+        axes.plot([0, epochs], [row['once_seconds'] / 60, last[mode]], label=mode)
     axes.set(xlabel='epochs', ylabel='minutes, with the extraction', xlim=(0, epochs),
-             ylim=(0, 1.1 * minutes['frozen LLM'][1]))
+             ylim=(0, 1.1 * last['frozen LLM']))
     axes.legend(loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     figure.savefig(file, bbox_inches='tight')
 
 
 def main(name: str = 'quickstart') -> None:
-    results, base = measure(name), 'texts precomputed'
+    results = measure(name)
+    ratio = results['texts precomputed']['epoch_seconds'] / results['frozen LLM']['epoch_seconds']
     write_result(f'cost_{name}', f'seconds per epoch with precomputed embeddings (batch 128, {name})',
-                 'with the frozen LLM in the loop',
-                 results[base]['epoch_seconds'] / results['frozen LLM']['epoch_seconds'], results,
-                 at_most=DATA[name].bound)
-    text = markdown_table(
-        ['text encoder and tower', 'seconds before', 'seconds per epoch', 'peak GiB'],
-        [[mode, *(f'{row[key]:.1f}' for key in ('once_seconds', 'epoch_seconds', 'peak_gib'))]
-         for mode, row in results.items()])
+                 'with the frozen LLM in the loop', ratio, results, at_most=DATA[name].bound)
+    rows = [[mode, f'{row["once_seconds"]:.1f}', f'{row["epoch_seconds"]:.1f}', f'{row["peak_gib"]:.1f}']
+            for mode, row in results.items()]
+    text = markdown_table(['text encoder and tower', 'seconds before', 'seconds per epoch', 'peak GiB'], rows)
     (BENCH_FOLDER / f'cost_{name}.md').write_text(text)
     draw(results, DATA[name].epochs, BENCH_FOLDER / f'cost_{name}.svg')
     print(text)

@@ -60,20 +60,25 @@ def watch(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     steps: list[tuple[float, int]] = []
-    peak, peak_of_steps, memory_at, start = 0, 0, 0.0, time.monotonic()
+    finished = peak = peak_of_steps = 0
+    memory_at = 0.0
+    start = time.monotonic()
     with log.open('w') as file:
         process = psutil.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, cwd=cwd,
-                               env={**os.environ, **environment})
+                               env=dict(os.environ) | dict(environment))
     try:
         while process.poll() is None:
-            seconds, n = time.monotonic() - start, done()
+            seconds = time.monotonic() - start
+            n = done()
             if seconds > limit:
                 raise ProcessFailedError(f'took longer than {limit:g} s')
-            if n > (steps[-1][1] if steps else 0):
+            if n > finished:
+                finished = n
                 steps.append((seconds, n))
                 peak_of_steps = peak
             if memory and seconds >= memory_at:
-                memory_at, peak = seconds + _MEMORY_LOOKS, max(peak, _proportional_memory(process))
+                memory_at = seconds + _MEMORY_LOOKS
+                peak = max(peak, _proportional_memory(process))
             time.sleep(_LOOKS)
     finally:
         with suppress(ProcessLookupError):
@@ -82,22 +87,23 @@ def watch(
     if process.returncode:
         raise ProcessFailedError(f'{log.read_text(errors="replace")[-4000:]}\n{" ".join(command)} failed with the '
                                  f'status {process.returncode}')
-    found: dict[str, Any] = {'seconds': time.monotonic() - start}
+    measured: dict[str, Any] = {'seconds': time.monotonic() - start}
     if memory:
-        found['peak_gib'] = (peak_of_steps or peak) / 2**30
+        measured['peak_gib'] = (peak_of_steps or peak) / 2**30
     if len(steps) > 1:
-        (first, one), (last, all_of_them) = steps[0], steps[-1]
-        found.update(first_step=first, seconds_per_step=(last - first) / (all_of_them - one))
-    return found
+        first, num_first = steps[0]
+        last, num_last = steps[-1]
+        measured.update(first_step=first, seconds_per_step=(last - first) / (num_last - num_first))
+    return measured
 
 
 def _proportional_memory(process: psutil.Process) -> int:
     """Memory of a process and its descendants in bytes, with their proportional part of shared pages (PSS)."""
     total = 0
     with suppress(psutil.NoSuchProcess):
-        for one in (process, *process.children(recursive=True)):
+        for member in (process, *process.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):
-                total += one.memory_full_info().pss
+                total += member.memory_full_info().pss
     return total
 
 
@@ -106,8 +112,8 @@ def run_alone(module: str, *arguments: object) -> Any:
 
     Its allocator returns freed tensors to the system at once, since fragmentation would raise its peak memory.
     """
-    done = subprocess.run([sys.executable, '-m', module, *map(str, arguments)], check=True, stdout=subprocess.PIPE,
-                          text=True, env={**os.environ, 'MALLOC_MMAP_THRESHOLD_': '65536'})
+    done = subprocess.run([sys.executable, '-m', module, *map(str, arguments)], check=True,
+                          stdout=subprocess.PIPE, text=True, env=os.environ | {'MALLOC_MMAP_THRESHOLD_': '65536'})
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -163,10 +169,11 @@ class Record:
 def kept(path: Path, measure: Callable[[], Any]) -> Any:
     """Return the result of `measure`, cached as JSON in a file."""
     if not path.is_file():
-        start, found = time.monotonic(), measure()
+        start = time.monotonic()
+        result = measure()
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, found)
-        print(f'{path} ({time.monotonic() - start:.0f} s): {json.dumps(found)}', flush=True)
+        write_json(path, result)
+        print(f'{path} ({time.monotonic() - start:.0f} s): {json.dumps(result)}', flush=True)
     return json.loads(path.read_text())
 
 
@@ -183,9 +190,11 @@ def write_result(
     """Write `runs/bench/<name>.json`: the ratio of `what` to `against`, its bound, and the raw numbers `found`.
     Give one bound.  ``meets`` is true if the ratio keeps it and `correct` says that the results of both agree."""
     BENCH_FOLDER.mkdir(parents=True, exist_ok=True)
-    bound = at_most if at_most is not None else at_least
-    assert bound is not None
-    meets = correct and (ratio <= bound if at_most is not None else ratio >= bound)
+    if at_most is not None:
+        bound, meets = at_most, correct and ratio <= at_most
+    else:
+        assert at_least is not None
+        bound, meets = at_least, correct and ratio >= at_least
     machine = torch.cuda.get_device_name() if DEVICE == 'cuda' else platform.platform()
     write_json(BENCH_FOLDER / f'{name}.json', {
         'name': name, 'what': what, 'against': against, 'ratio': ratio, 'bound': bound, 'meets': meets,

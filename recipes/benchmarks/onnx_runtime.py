@@ -55,7 +55,7 @@ def smaller(model: Path, calibration: Optional[torch.Tensor] = None) -> dict[str
     else:
         quantize_static(model, paths['int8_static'], Calibration(calibration), per_channel=True,
                         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
-    return {'float32': model, **paths}
+    return {'float32': model} | paths
 
 
 def run_session(session: InferenceSession, **inputs: torch.Tensor) -> torch.Tensor:
@@ -73,7 +73,8 @@ def main(run: str, dataset: str) -> None:
     source, = run_teachers(ExportConfig(run), config, record.teacher)
     teacher: Any = source.load(open_device('cpu'))
     cast_weights(teacher.module.llm, torch.float32)
-    preprocessing, test = model.vision_encoder.preprocessing, mds(dataset)
+    preprocessing = model.vision_encoder.preprocessing
+    test = mds(dataset)
 
     def pixels(local: str, first: Optional[int] = None) -> torch.Tensor:
         images = mds(local)
@@ -83,38 +84,46 @@ def main(run: str, dataset: str) -> None:
 
     calibration = pixels(next(iter(config.train_data.streams.values())).local, CALIBRATION)
     order = sorted(range(len(test.texts)), key=lambda i: len(test.texts[i]))
+    sorted_texts = [test.texts[i] for i in order]
     batches = {'image': [{'pixel_values': batch} for batch in pixels(dataset).split(BATCH)],
-               'caption': [teacher.tokenizer([test.texts[i] for i in order[start:start + BATCH]])
+               'caption': [teacher.tokenizer(sorted_texts[start:start + BATCH])
                            for start in range(0, len(order), BATCH)]}
-    back = torch.tensor(order).argsort()
+    positions = torch.tensor(order).argsort()
 
-    def embed(what: str, way: Any) -> torch.Tensor:
-        features = torch.cat([way(**batch) for batch in batches[what]])
-        return features if what == 'image' else model.get_text_features(features[back])
+    def embed(modality: str, tower: Any) -> torch.Tensor:
+        features = torch.cat([tower(**batch) for batch in batches[modality]])
+        return features if modality == 'image' else model.get_text_features(features[positions])
 
     towers: dict[str, Any] = {'image': model.get_image_features, 'caption': teacher.module}
-    exact, rows, found = {what: embed(what, tower) for what, tower in towers.items()}, [], {}
+    exact = {modality: embed(modality, tower) for modality, tower in towers.items()}
+    rows = []
+    results = {}
     with tempfile.TemporaryDirectory() as folder:
         export_onnx(model, config.model, record, f'{folder}/onnx', run=config, teachers=[source])
-        for what, file in (('image', 'model.onnx'), ('caption', 'text_encoder.onnx')):
-            files = smaller(Path(folder, 'onnx', file), calibration if what == 'image' else None)
-            ways = {'PyTorch': towers[what], **{kind: partial(run_session, InferenceSession(
-                path, one_thread, providers=['CPUExecutionProvider'])) for kind, path in files.items()}}
-            one = {name: x[:1] for name, x in batches[what][len(batches[what]) // 2].items()}
-            seconds = seconds_in_turns({kind: partial(way, **one) for kind, way in ways.items()}, LATENCY_ROUNDS)
-            for kind, way in ways.items():
-                features = exact[what] if kind == 'PyTorch' else embed(what, way)
-                image_features, text_features = {**exact, what: features}.values()
-                recalls = evaluate_retrieval(test, image_features, text_features).ranks.recalls()
-                found[f'{what}_{kind}'] = result = {
-                    'milliseconds': 1e3 * seconds[kind], 'cosine': (features * exact[what]).sum(dim=1).mean().item(),
-                    'MiB': files[kind].stat().st_size / 2**20 if kind in files else None, **recalls}
-                print(f'{what}, {kind}: {result}', flush=True)
-                rows.append([f'{what}, {kind}', f'{result["milliseconds"]:.1f}', f'{result["MiB"] or 0:.0f}',
-                             f'{result["cosine"]:.4f}', f'{recalls["image_retrieval_recall@10"]:.1f}',
+        for modality, file in (('image', 'model.onnx'), ('caption', 'text_encoder.onnx')):
+            files = smaller(Path(folder, 'onnx', file), calibration if modality == 'image' else None)
+            programs = {'PyTorch': towers[modality]}
+            for kind, path in files.items():
+                session = InferenceSession(path, one_thread, providers=['CPUExecutionProvider'])
+                programs[kind] = partial(run_session, session)
+            middle = batches[modality][len(batches[modality]) // 2]
+            single = {name: x[:1] for name, x in middle.items()}
+            seconds = seconds_in_turns({kind: partial(program, **single) for kind, program in programs.items()},
+                                       LATENCY_ROUNDS)
+            for kind, program in programs.items():
+                features = exact[modality] if kind == 'PyTorch' else embed(modality, program)
+                both = exact | {modality: features}
+                recalls = evaluate_retrieval(test, both['image'], both['caption']).ranks.recalls()
+                mib = files[kind].stat().st_size / 2**20 if kind in files else None
+                cosine = (features * exact[modality]).sum(dim=1).mean().item()
+                result = {'milliseconds': 1e3 * seconds[kind], 'cosine': cosine, 'MiB': mib} | recalls
+                results[f'{modality}_{kind}'] = result
+                print(f'{modality}, {kind}: {result}', flush=True)
+                rows.append([f'{modality}, {kind}', f'{1e3 * seconds[kind]:.1f}', f'{mib or 0:.0f}', f'{cosine:.4f}',
+                             f'{recalls["image_retrieval_recall@10"]:.1f}',
                              f'{recalls["text_retrieval_recall@10"]:.1f}'])
-            write_result(f'onnx_{what}', f'milliseconds of one {what} in ONNX Runtime, float32', 'PyTorch',
-                         seconds['float32'] / seconds['PyTorch'], found, at_most=1.0)
+            write_result(f'onnx_{modality}', f'milliseconds of one {modality} in ONNX Runtime, float32', 'PyTorch',
+                         seconds['float32'] / seconds['PyTorch'], results, at_most=1.0)
     text = markdown_table(['one core', 'ms', 'MiB', 'cosine', 'R@10 text → image', 'R@10 image → text'], rows)
     (BENCH_FOLDER / 'onnx.md').write_text(text)
     print(text)

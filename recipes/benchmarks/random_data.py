@@ -32,8 +32,8 @@ def _write_samples(samples: Sequence[Sample], out: Path) -> None:
 
 
 def _captions(rng: random.Random) -> dict[str, str]:
-    return {key: ' '.join(rng.choices(WORDS, k=rng.randint(low, high)))
-            for key, low, high in (('short', 8, 24), ('long', 64, 192), ('other', 64, 192))}
+    lengths = {'short': (8, 24), 'long': (64, 192), 'other': (64, 192)}
+    return {key: ' '.join(rng.choices(WORDS, k=rng.randint(low, high))) for key, (low, high) in lengths.items()}
 
 
 def write_captions(n: int, out: Path) -> None:
@@ -44,14 +44,19 @@ def write_captions(n: int, out: Path) -> None:
 
 def write_images(n: int, out: Path, different: int) -> None:
     """Write the dataset `out/train` of `n` images, `different` of them distinct, with a short and a long caption."""
-    rng, words, pictures = np.random.default_rng(0), random.Random(0), []
+    rng = np.random.default_rng(0)
+    pictures = []
     for _ in range(different):
         coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
-        coarse.resize((640, 480), Image.Resampling.BICUBIC).save(buffer := io.BytesIO(), 'JPEG', quality=90)
+        buffer = io.BytesIO()
+        coarse.resize((640, 480), Image.Resampling.BICUBIC).save(buffer, 'JPEG', quality=90)
         pictures.append(buffer.getvalue())
-    captions = [_captions(words) for _ in range(n)]
-    _write_samples([Sample(f'{i}', {key: texts[key] for key in ('short', 'long')}, pictures[i % different])
-                    for i, texts in enumerate(captions)], out)
+    words = random.Random(0)
+    samples = []
+    for i in range(n):
+        texts = _captions(words)
+        samples.append(Sample(f'{i}', {key: texts[key] for key in ('short', 'long')}, pictures[i % different]))
+    _write_samples(samples, out)
 
 
 class _RandomTeacher:
@@ -77,14 +82,18 @@ def write_vectors(images: Path, out: Path, dim: int) -> None:
 
 def write_llm(config_file: str, changes: Mapping[str, Any], device: str, out: Path) -> None:
     """Write an LLM with random bfloat16 weights, from its `config.json` with changes, and a tokenizer of `WORDS`."""
-    config = LlamaConfig(**{**json.loads(Path(config_file).read_text()), **changes})
+    config = LlamaConfig(**json.loads(Path(config_file).read_text()) | changes)
     with torch.device('meta'):
         llm = AutoModel.from_config(config, dtype=torch.bfloat16)
-    state = {name: (torch.ones if tensor.ndim == 1 else torch.randn)(tensor.shape, dtype=tensor.dtype, device=device)
-             .mul_(1 if tensor.ndim == 1 else 0.02).cpu() for name, tensor in llm.state_dict().items()}
+    state = {}
+    for name, tensor in llm.state_dict().items():
+        if tensor.ndim == 1:
+            state[name] = torch.ones(tensor.shape, dtype=tensor.dtype)
+        else:
+            state[name] = torch.randn(tensor.shape, dtype=tensor.dtype, device=device).mul_(0.02).cpu()
     llm.save_pretrained(out, state_dict=state, safe_serialization=True)
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(['<unk>', '<s>', '</s>', *WORDS])},
-                                           unk_token='<unk>'))
+    vocabulary = {word: i for i, word in enumerate(['<unk>', '<s>', '</s>', *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token='<unk>'))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token='<unk>', bos_token='<s>', eos_token='</s>'
                             ).save_pretrained(out)

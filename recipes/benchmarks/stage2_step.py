@@ -27,8 +27,9 @@ CACHE = {'plain': plain_step, 'cached': partial(cached_step, microbatch=CHUNK, s
 def make(batch_size: int) -> tuple[ComposerLLM2CLIP, Batch]:
     torch.manual_seed(0)
     batch = {'pixel_values': torch.randint(0, 256, (batch_size, 3, 224, 224), dtype=torch.uint8),
-             'text_embedding': torch.randn(batch_size, LLM_EMBED_DIM),
-             **{name: torch.arange(batch_size) for name in ('index', 'text_id', 'sample_seed')}}
+             'text_embedding': torch.randn(batch_size, LLM_EMBED_DIM)}
+    for name in ('index', 'text_id', 'sample_seed'):
+        batch[name] = torch.arange(batch_size)
     config = ModelConfig(vision=VisionConfig(name=TOWER, pretrained=False), embed_dim=512)
     return ComposerLLM2CLIP(LLM2CLIP(config, LLM_EMBED_DIM)).to(DEVICE).train(), batch
 
@@ -65,22 +66,25 @@ def measure_loss(name: str) -> dict[str, float]:
             torch.cuda.synchronize()
 
     LOSSES[name](*(feature[:64].detach().requires_grad_() for feature in features)).backward()
-    peak, start = peak_mb(step), time.perf_counter()
+    peak = peak_mb(step)
+    start = time.perf_counter()
     step()
     return {'seconds': time.perf_counter() - start, 'mb': peak}
 
 
 def main() -> None:
     measure_cache()
-    found = {name: run_alone('recipes.benchmarks.stage2_step', name, LOSS_BATCH) for name in LOSSES}
-    for what, bound in (('seconds', 1.5), ('mb', 0.25)):
-        write_result(f'blockwise_{what}', f'{what} of the CLIP loss in blocks, {LOSS_BATCH:,} pairs',
-                     'the whole logit matrix', found['blocks'][what] / found['whole'][what], found, at_most=bound)
+    measured = {name: run_alone('recipes.benchmarks.stage2_step', name, LOSS_BATCH) for name in LOSSES}
+    for unit, bound in (('seconds', 1.5), ('mb', 0.25)):
+        write_result(f'blockwise_{unit}', f'{unit} of the CLIP loss in blocks, {LOSS_BATCH:,} pairs',
+                     'the whole logit matrix', measured['blocks'][unit] / measured['whole'][unit], measured,
+                     at_most=bound)
 
 
 if __name__ == '__main__':
     if sys.argv[1:]:
-        name, size = sys.argv[1], int(sys.argv[2])
-        print(json.dumps(measure_loss(name) if name in LOSSES else peak_mb(partial(CACHE[name], *make(size)))))
+        name, size = sys.argv[1:]
+        measured = measure_loss(name) if name in LOSSES else peak_mb(partial(CACHE[name], *make(int(size))))
+        print(json.dumps(measured))
     else:
         main()

@@ -107,15 +107,19 @@ CASES = {
 
 def window(name: str, device: str) -> tuple[int, int]:
     """Return the numbers of warm-up steps and of measured steps."""
-    return (CASES[name].warm_up, CASES[name].steps) if device == 'gpu' else (2, 2)
+    if device == 'cpu':
+        return 2, 2
+    return CASES[name].warm_up, CASES[name].steps
 
 
 def arguments(name: str, device: str, run: Path) -> list[str]:
     """Return YAML files and overrides of a case that may write the folder `run`, on ``gpu``, or ``cpu`` (dry run)."""
-    case, data, common = CASES[name], OUT / 'data' / device, [f'device={device}']
+    case = CASES[name]
+    data = OUT / 'data' / device
+    common = [f'device={device}']
     if case.kind == 'extraction':
-        common += [f'teacher.pretrained={data}/llm', f'out={run}',
-                   *(f'datasets.{name}.local={data}/{name}/train' for name in ('warm_up', 'captions'))]
+        common += [f'teacher.pretrained={data}/llm', f'out={run}', f'datasets.warm_up.local={data}/warm_up/train',
+                   f'datasets.captions.local={data}/captions/train']
     else:
         common += [f'save_folder={run}', 'run_name=bench', 'autoresume=false', 'progress_bar=false',
                    f'max_duration={sum(window(name, device))}ba']
@@ -126,5 +130,6 @@ def arguments(name: str, device: str, run: Path) -> list[str]:
         common += ['train_data.caption_weights={short: 0.5, long: 0.5}', f'train_data.streams.images={{'
                    f'local: {data}/images/train, repeat: {SIZES[device].repeat}, '
                    f'embeddings: {{random: {{local: {data}/vectors}}}}}}']
-    small = [] if device == 'gpu' else [*case.small, 'precision=fp32']
-    return [*case.args, *common, *small]
+    if device == 'cpu':
+        common += [*case.small, 'precision=fp32']
+    return [*case.args, *common]

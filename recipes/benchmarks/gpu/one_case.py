@@ -60,10 +60,10 @@ def memory() -> dict[str, float]:
     """Return peak GiB since the last call, allocated by tensors and reserved by torch; nothing without a GPU."""
     if not torch.cuda.is_initialized():
         return {}
-    found = {'peak_gib': torch.cuda.max_memory_allocated() / GIB,
-             'peak_reserved_gib': torch.cuda.max_memory_reserved() / GIB}
+    peak = {'peak_gib': torch.cuda.max_memory_allocated() / GIB,
+            'peak_reserved_gib': torch.cuda.max_memory_reserved() / GIB}
     torch.cuda.reset_peak_memory_stats()
-    return found
+    return peak
 
 
 def workers(bytes_each: float) -> int:
@@ -72,20 +72,20 @@ def workers(bytes_each: float) -> int:
     return min(MOST_WORKERS, cores, int(0.9 * shutil.disk_usage('/dev/shm').free / bytes_each))
 
 
-def about(device: str) -> dict[str, Any]:
+def describe_machine(device: str) -> dict[str, Any]:
     """Return names and sizes of this machine, and versions of its software."""
-    names = ('torch', 'mosaicml', 'transformers')
-    found: dict[str, Any] = {'device': 'cpu', 'cores': len(os.sched_getaffinity(0)),
-                             'date': time.strftime('%Y-%m-%d %H:%M:%S%z'),
-                             **{name: importlib.metadata.version(name) for name in names}}
+    machine: dict[str, Any] = {'device': 'cpu', 'cores': len(os.sched_getaffinity(0)),
+                               'date': time.strftime('%Y-%m-%d %H:%M:%S%z')}
+    for name in ('torch', 'mosaicml', 'transformers'):
+        machine[name] = importlib.metadata.version(name)
     if device == 'gpu':
-        found.update(device=torch.cuda.get_device_name(), gib=torch.cuda.mem_get_info()[1] / GIB,
-                     cudnn=torch.backends.cudnn.version())
+        machine.update(device=torch.cuda.get_device_name(), gib=torch.cuda.mem_get_info()[1] / GIB,
+                       cudnn=torch.backends.cudnn.version())
     for name, command in (('driver', ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']),
                           ('commit', ['git', 'describe', '--always', '--dirty'])):
         with suppress(OSError, subprocess.CalledProcessError):
-            found[name] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return found
+            machine[name] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return machine
 
 
 def peak_of(device: str) -> Optional[float]:
@@ -101,18 +101,21 @@ def peak_of(device: str) -> Optional[float]:
 
 def make_data(kind: str, device: str) -> None:
     """Write random images and vectors for stage 2, or captions and an LLM (16 GB for ``gpu``) for other kinds."""
-    folder, sizes = OUT / 'data' / device, SIZES[device]
-    for_images: dict[str, Callable[[Path], None]] = {
-        'images': partial(write_images, sizes.images, different=sizes.pictures),
-        'vectors': partial(write_vectors, folder / 'images/train', dim=sizes.teacher_dim)}
-    for_texts: dict[str, Callable[[Path], None]] = {
-        'captions': partial(write_captions, sizes.captions), 'warm_up': partial(write_captions, sizes.warm_up_captions),
+    folder = OUT / 'data' / device
+    sizes = SIZES[device]
+    writers: dict[str, Callable[[Path], None]] = {
+        'captions': partial(write_captions, sizes.captions),
+        'warm_up': partial(write_captions, sizes.warm_up_captions),
         'llm': partial(write_llm, 'yamls/llms/llama3.1_8b/config.json', sizes.llm,
                        'cuda' if device == 'gpu' else 'cpu')}
-    for name, write in (for_images if kind == 'stage2' else for_texts).items():
+    if kind == 'stage2':
+        writers = {'images': partial(write_images, sizes.images, different=sizes.pictures),
+                   'vectors': partial(write_vectors, folder / 'images/train', dim=sizes.teacher_dim)}
+    for name, write in writers.items():
         if not (folder / name).is_dir():
             print(f'making {folder / name}', flush=True)
-            shutil.rmtree(part := folder / f'{name}.part', ignore_errors=True)
+            part = folder / f'{name}.part'
+            shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
             write(part)
             part.rename(folder / name)
@@ -130,17 +133,21 @@ class Window(Callback):
         self.tokens = 0
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        batch, tokens = state.timestamp.batch.value, state.timestamp.token.value
+        batch = state.timestamp.batch.value
+        tokens = state.timestamp.token.value
         if batch == self.first:
             self.before = memory()
-            self._start, self._tokens = now(), tokens
+            self._start = now()
+            self._tokens = tokens
         elif batch == self.last:
-            self.seconds, self.tokens = now() - self._start, tokens - self._tokens
+            self.seconds = now() - self._start
+            self.tokens = tokens - self._tokens
             self.peak = memory()
 
 
 def train(name: str, config: Union[Stage1Config, Stage2Config]) -> Result:
-    (warm_up, steps), data = window(name, config.device or 'gpu'), config.train_data
+    warm_up, steps = window(name, config.device or 'gpu')
+    data = config.train_data
     with fake_ranks(1):
         if isinstance(config, Stage1Config):
             config.plan_tokens = config.text_encoder.max_length  # the actual mean is known only afterwards
@@ -170,8 +177,8 @@ def train(name: str, config: Union[Stage1Config, Stage2Config]) -> Result:
     waits = read_metrics(Path(config.save_folder, 'metrics.jsonl'))['time/data_wait']
     waited = steps * statistics.mean(wait for step, wait in waits.items() if step >= warm_up)
     return summary(
-        measured.seconds, steps, items, steps * (plan.cost.flops - plan.cost.recomputed), steps * plan.cost.recomputed,
-        measured.tokens, waited, plan.cost.peak, measured.peak, before=measured.before,
+        measured.seconds, steps, items, steps * (plan.cost.flops - plan.cost.recomputed),
+        steps * plan.cost.recomputed, measured.tokens, waited, plan.cost.peak, measured.peak, before=measured.before,
         device_batch=plan.device_batch, microbatch=plan.microbatch, num_workers=data.num_workers)
 
 
@@ -182,20 +189,22 @@ def extract(config: ExtractConfig) -> Result:
     teacher: Any = teacher_source(config.teacher).load(device, config.batch_tokens, config.precision)
 
     def run(name: str) -> dict[str, int]:
-        return extract_text_embeddings(EmbeddingsDataset(config.datasets[name], OutputFolder(Path(config.out, name)),
-                                                         config.storage,
-                                       config.normalize), teacher)
+        out = OutputFolder(Path(config.out, name))
+        dataset = EmbeddingsDataset(config.datasets[name], out, config.storage, config.normalize)
+        return extract_text_embeddings(dataset, teacher)
 
     run('warm_up')
-    before, start = memory(), now()
+    before = memory()
+    start = now()
     done = run('captions')
-    seconds, found = now() - start, memory()
+    seconds = now() - start
+    peak = memory()
     del config.datasets['warm_up']
     config.plan_tokens = round(done['tokens'] / done['captions'])
     with fake_ranks(1):
         plan: Any = make_plan(config)
     return summary(seconds, round(plan.steps), done['captions'], plan.cost.flops * plan.steps, 0, done['tokens'],
-                   None, plan.cost.peak, found, before=before)
+                   None, plan.cost.peak, peak, before=before)
 
 
 def summary(
@@ -204,28 +213,37 @@ def summary(
 ) -> Result:
     """Return the result of `steps` in `seconds` between two synchronisations with the GPU.  `items` are samples or
     captions, `flops` come from the plan, `tokens` exclude padding, `planned` is in bytes and `peak` in GiB."""
-    top = (peak_of(torch.cuda.get_device_name()) or 0) * 1e12 * seconds if torch.cuda.is_initialized() else 0
-    taken, plan_gib = (peak or {}).get('peak_gib'), None if planned is None else planned / GIB
-    return {
+    peak = peak or {}
+    result: Result = {
         'per_second': items / seconds, 'seconds_per_step': seconds / steps, 'steps': steps,
         'tokens_per_second': tokens / seconds or None, 'tflop_per_step': flops / steps / 1e12,
-        'recomputed_tflop_per_step': recomputed / steps / 1e12,
-        # As defined in the PaLM paper and for plan_mfu.
-        'mfu': flops / top if top else None, 'mfu_with_recomputation': (flops + recomputed) / top if top else None,
-        'plan_peak_gib': plan_gib, 'peak_over_plan': taken / plan_gib if taken and plan_gib else None,
-        'data_wait_share': None if waited is None else waited / seconds, **(peak or {}), **more}
+        'recomputed_tflop_per_step': recomputed / steps / 1e12, 'mfu': None, 'mfu_with_recomputation': None,
+        'plan_peak_gib': None, 'peak_over_plan': None, 'data_wait_share': None}
+    top = peak_of(torch.cuda.get_device_name()) if torch.cuda.is_initialized() else None
+    if top is not None:  # MFU as defined in the PaLM paper and for plan_mfu
+        result['mfu'] = flops / (top * 1e12 * seconds)
+        result['mfu_with_recomputation'] = (flops + recomputed) / (top * 1e12 * seconds)
+    if planned is not None:
+        result['plan_peak_gib'] = planned / GIB
+        if peak:
+            result['peak_over_plan'] = peak['peak_gib'] / result['plan_peak_gib']
+    if waited is not None:
+        result['data_wait_share'] = waited / seconds
+    return result | peak | more
 
 
 def main(name: str, device: str, path: str) -> None:
-    case, start = CASES[name], time.perf_counter()
-    machine, run = about(device), OUT / 'runs' / device / name
+    start = time.perf_counter()
+    case = CASES[name]
+    machine = describe_machine(device)
+    run = OUT / 'runs' / device / name
     shutil.rmtree(run, ignore_errors=True)
     make_data(case.kind, device)
     args = arguments(name, device, run)
     config: Any = load_config(SCHEMAS[case.kind], args)
-    found = extract(config) if case.kind == 'extraction' else train(name, config)
-    write_json(path, {'case': name, 'args': args, **found, 'seconds_of_case': time.perf_counter() - start,
-                      'machine': machine})
+    result = extract(config) if case.kind == 'extraction' else train(name, config)
+    result = {'case': name, 'args': args} | result
+    write_json(path, result | {'seconds_of_case': time.perf_counter() - start, 'machine': machine})
     shutil.rmtree(run, ignore_errors=True)  # missing if the case wrote nothing
 
 

@@ -48,7 +48,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def main(device: str, names: Sequence[str]) -> int:
-    if unknown := sorted(set(names) - set(CASES)):
+    unknown = sorted(set(names) - set(CASES))
+    if unknown:
         raise SystemExit(f'there is no case {", ".join(unknown)}; there are {", ".join(CASES)}')
     if device == 'gpu' and not torch.cuda.is_available():
         print(f'nothing was measured: torch {torch.__version__} finds no NVIDIA GPU here; DEVICE=cpu tries the '
@@ -56,27 +57,30 @@ def main(device: str, names: Sequence[str]) -> int:
         return 1
     machine = torch.cuda.get_device_name() if device == 'gpu' else 'cpu'
     folder = OUT / re.sub(r'\W+', '_', machine)
-    results: dict[str, Any] = {}
+    failed: dict[str, Any] = {}
     chosen = [name for name in CASES if name in (names or CASES)]
-    for i, name in enumerate(chosen):
-        path, start = folder / f'{name}.json', time.monotonic()
-        log, message = path.with_suffix('.log'), 'was there'
+    for i, name in enumerate(chosen, 1):
+        path = folder / f'{name}.json'
+        log = path.with_suffix('.log')
+        message = 'was there'
         if not path.is_file():
+            start = time.monotonic()
             try:
                 watch([sys.executable, '-m', 'recipes.benchmarks.gpu.one_case', name, device, str(path)], log,
                       limit=MOST_SECONDS, environment=ENVIRONMENT)
                 message = f'{time.monotonic() - start:.0f} s'
             except ProcessFailedError as error:
-                cause = [*_CAUSE.findall(log.read_text(errors='replace')), str(error).splitlines()[-1]][0][:300]
-                results[name], message = {'error': cause, 'log': str(log)}, f'failed ({log}): {cause}'
-        print(f'{i + 1} of {len(chosen)}: {name}, {message}', flush=True)
-    done = {path.stem: json.loads(path.read_text()) for path in folder.glob('*.json')}
-    known = {name: {**results, **done}[name] for name in CASES if name in done or name in results}
+                causes = [*_CAUSE.findall(log.read_text(errors='replace')), str(error).splitlines()[-1]]
+                failed[name] = {'error': causes[0][:300], 'log': str(log)}
+                message = f'failed ({log}): {causes[0][:300]}'
+        print(f'{i} of {len(chosen)}: {name}, {message}', flush=True)
+    results = failed | {path.stem: json.loads(path.read_text()) for path in folder.glob('*.json')}
+    results = {name: results[name] for name in CASES if name in results}
     whole = folder.with_suffix('.json')
-    whole.write_text(json.dumps({'cases': known}, indent=2) + '\n')
-    ran = len(chosen) - len(results)
-    print(f'\n{table(known)}\n\nwrote {whole}\n{ran} of {len(chosen)} cases ran on {machine}')
-    return 0 if ran == len(chosen) > 0 else 1
+    whole.write_text(json.dumps({'cases': results}, indent=2) + '\n')
+    ran = len(chosen) - len(failed)
+    print(f'\n{table(results)}\n\nwrote {whole}\n{ran} of {len(chosen)} cases ran on {machine}')
+    return 1 if failed or not chosen else 0
 
 
 if __name__ == '__main__':
