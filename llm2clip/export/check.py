@@ -16,6 +16,7 @@ from llm2clip.data.images import Preprocessing, decode_pixels, encode_image
 _TOLERANCE = 1e-5
 # Mean over the pixels, from 0 to 255.  Pictures that are not made upright RGB on white differ by 10 or more.
 _PIXEL_TOLERANCE = 1.0
+_Features = Callable[[torch.Tensor], torch.Tensor]
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -26,10 +27,8 @@ def noise(*shape: int) -> torch.Tensor:
 def pictures(image_size: int, cropped: int = 7) -> dict[str, bytes]:
     """Return encoded pictures that are easily decoded differently than in training, with names for messages as keys.
 
-    Args:
-        image_size: Half the length of their shortest side, in pixels.
-        cropped: Rows or columns that the centre crop removes.  If it is 3, 7, 11, …, transformers removes the odd one
-            at the end, torchvision at the beginning.
+    Their shortest side is twice `image_size`; the centre crop removes `cropped` rows or columns.  If that is
+    3, 7, 11, …, transformers removes the odd one at the end, torchvision at the beginning.
     """
     width, height = 2 * (image_size + cropped), 2 * image_size
     y, x = np.mgrid[0:height, 0:width] / height
@@ -49,59 +48,51 @@ def pictures(image_size: int, cropped: int = 7) -> dict[str, bytes]:
 
 
 def training_pixels(data: bytes, name: str = 'check', *, preprocessing: Preprocessing) -> torch.Tensor:
-    """Return the pixels ``(3, image_size, image_size)`` that evaluation in training makes of an encoded picture."""
+    """Return the pixels ``(3, H, W)`` that evaluation in training makes of an encoded picture."""
     pixels = resize_and_crop(decode_pixels(data, name), preprocessing.image_size)
     return normalize(pixels, preprocessing.mean, preprocessing.std)
 
 
 @torch.no_grad()
 def check_pictures(
-    found: Callable[[Image.Image], torch.Tensor],
-    expected: Callable[[torch.Tensor], torch.Tensor],
-    preprocessing: Preprocessing,
-    what: str,
+    exported: Callable[[Image.Image], torch.Tensor], expected: _Features, preprocessing: Preprocessing, subject: str,
     tolerance: float = _TOLERANCE,
 ) -> None:
-    """Call `check_same` for each of the `pictures`.
+    """Call `check_same` for each of the `pictures`, with `subject` as the name of the exported model.
 
-    Args:
-        found: Maps a picture from `PIL.Image.open` to features ``(1, D)`` of the exported model.
-        expected: Maps pixels ``(1, 3, H, W)`` to features of the checkpoint.
-        preprocessing: Preprocessing of the checkpoint.
-        what: Name of the exported model, for the message.
-        tolerance: Allowed difference, relative to the largest value.
+    `exported` maps a picture from `PIL.Image.open` to features ``(1, D)`` of the exported model, `expected` maps
+    pixels ``(1, 3, H, W)`` to those of the checkpoint.
     """
     for name, data in pictures(preprocessing.image_size).items():
         pixels = training_pixels(data, preprocessing=preprocessing)[None]
-        check_same(lambda _, data=data: found(open_image(data)), expected, pixels, f'{what}, {name}', tolerance)
+        check_same(lambda _, data=data: exported(open_image(data)), expected, pixels, f'{subject}, {name}', tolerance)
 
 
-def check_pixels(found: Callable[[Image.Image], torch.Tensor], preprocessing: Preprocessing, what: str) -> None:
+def check_pixels(
+    transform: Callable[[Image.Image], torch.Tensor], preprocessing: Preprocessing, subject: str
+) -> None:
     """Raise a ConfigError unless an image transform gives nearly the pixels ``(3, H, W)`` of training.
 
     The centre crop removes an even number of rows or columns, which all libraries split equally between both ends.
     """
     std = torch.tensor(preprocessing.std)[:, None, None]
     for name, data in pictures(preprocessing.image_size, cropped=6).items():
-        difference = (found(open_image(data)) - training_pixels(data, preprocessing=preprocessing)) * std
-        if not (mean := 255 * difference.abs().mean().item()) <= _PIXEL_TOLERANCE:
-            raise ConfigError(f'{what} of {name} differs from that of training by {mean:.1f} of 255 in the mean')
+        difference = (transform(open_image(data)) - training_pixels(data, preprocessing=preprocessing)) * std
+        mean = 255 * difference.abs().mean().item()
+        if not mean <= _PIXEL_TOLERANCE:
+            raise ConfigError(f'{subject} of {name} differs from that of training by {mean:.1f} of 255 in the mean')
 
 
 @torch.no_grad()
 def check_same(
-    found: Callable[[torch.Tensor], torch.Tensor],
-    expected: Callable[[torch.Tensor], torch.Tensor],
-    inputs: torch.Tensor,
-    what: str,
-    tolerance: float = _TOLERANCE,
+    exported: _Features, expected: _Features, inputs: torch.Tensor, subject: str, tolerance: float = _TOLERANCE
 ) -> None:
     """Raise a ConfigError unless both functions give the same features, within `tolerance` of the largest value."""
     want = expected(inputs)
-    got = found(inputs)
+    got = exported(inputs)
     difference = float('inf')
     if got.shape == want.shape:
         difference = ((got - want).abs().max() / want.abs().max()).item()
     if not difference <= tolerance:
-        raise ConfigError(f'{what}: the features differ from those of the checkpoint, by {difference:.1e} of the '
+        raise ConfigError(f'{subject}: the features differ from those of the checkpoint, by {difference:.1e} of the '
                           f'largest (shapes {tuple(got.shape)} and {tuple(want.shape)})')

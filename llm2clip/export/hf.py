@@ -50,15 +50,18 @@ _REMOTE_CODE = {'AutoConfig': 'modeling_llm2clip.LLM2CLIPConfig', 'AutoModel': '
 # The processor of transformers for any image processor with any tokenizer.
 _PROCESSOR = 'VisionTextDualEncoderProcessor'
 # Settings by which sentence-transformers' own module calls the model; they name no code of the folder.
+_MODALITIES = {'text': 'get_text_features', 'image': 'get_image_features', 'image+text': 'get_multimodal_features'}
 _SENTENCE_TRANSFORMERS: dict[str, Any] = {
-    'modules.json': [{'idx': 0, 'name': '0', 'path': '',
-                      'type': 'sentence_transformers.base.modules.transformer.Transformer'}],
+    'modules.json': [
+        {'idx': 0, 'name': '0', 'path': '', 'type': 'sentence_transformers.base.modules.transformer.Transformer'}],
     'config_sentence_transformers.json': {'model_type': 'SentenceTransformer', 'similarity_fn_name': 'cosine'},
     'sentence_bert_config.json': {
-        'transformer_task': 'feature-extraction', 'module_output_name': 'sentence_embedding', 'modality_config': {
-            name: {'method': method, 'method_output_name': None} for name, method in {
-                'text': 'get_text_features', 'image': 'get_image_features',
-                'image+text': 'get_multimodal_features'}.items()}}}
+        'transformer_task': 'feature-extraction',
+        'module_output_name': 'sentence_embedding',
+        'modality_config': {
+            name: {'method': method, 'method_output_name': None} for name, method in _MODALITIES.items()},
+    },
+}
 _CAPTION = "It's 9 o'clock , isn't it?  Ça va, 犬 🐶"
 _Teacher = Union[str, Path, TeacherSource]
 
@@ -71,10 +74,10 @@ class LLM2CLIPConfig(modeling_llm2clip.LLM2CLIPConfig):
         super().__init__(**kwargs)
 
     def model_config(self) -> ModelConfig:
-        with reading(self.name_or_path or 'config.json', 'a config.json that export_hf wrote'):
+        path = self.name_or_path or 'config.json'
+        with reading(path, 'a config.json that export_hf wrote'):
             merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), self.model)
-            check_values(ModelConfig, OmegaConf.to_container(merged),
-                         where=lambda key: f'{self.name_or_path or "config.json"}: model.{key}')
+            check_values(ModelConfig, OmegaConf.to_container(merged), where=lambda key: f'{path}: model.{key}')
             return OmegaConf.to_object(merged)  # type: ignore[return-value]
 
     def teachers(self) -> Fingerprint:
@@ -96,11 +99,27 @@ class LLM2CLIPModel(modeling_llm2clip.LLM2CLIPModel):
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer of bytes, for teachers without a lossless one, and for several."""
-    tokenizer = Tokenizer(BPE({byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({byte: i for i, byte in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token='<pad>', split_special_tokens=True,
-                                   model_input_names=['input_ids', 'attention_mask'], model_max_length=1 << 20)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token='<pad>', split_special_tokens=True,
+        model_input_names=['input_ids', 'attention_mask'], model_max_length=1 << 20)
+
+
+def _caption_tokenizer(teachers: Fingerprint, folder: Path) -> Any:
+    """Return the tokenizer of a single teacher, if it is lossless, or else that of bytes.
+
+    The model decodes `input_ids` to captions, which needs a lossless tokenizer.
+    """
+    if len(teachers) == 1 and not teachers.of_sentence_transformers:
+        tokenizer = load_tokenizer(
+            folder, model_input_names=['input_ids', 'attention_mask'], split_special_tokens=True)
+        if LLM2CLIPModel.read_tokens(tokenizer, tokenizer([_CAPTION]).input_ids) == [_CAPTION]:
+            tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+            return tokenizer
+    return _byte_tokenizer()
 
 
 def is_exported(folder: Union[str, Path]) -> bool:
@@ -110,15 +129,10 @@ def is_exported(folder: Union[str, Path]) -> bool:
 
 
 def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerprint) -> list[TeacherSource]:
-    """Return the checked teachers of a run; weights are hashed only if all other checks pass.
+    """Return the checked teachers of a run; none if it has trained CLIP's own text tower instead of using an LLM.
 
-    Args:
-        config: Export configuration; its teachers, if set, take precedence over those of the run.
-        run: Configuration of the run.
-        learned_from: Fingerprint of the teachers in training.
-
-    Returns:
-        The teachers; none for a run that has trained CLIP's own text tower instead of using an LLM.
+    The teachers of `config`, if set, take precedence over those of the run.  `learned_from` is the
+    fingerprint of those in training.  Weights are hashed only if all other checks pass.
 
     Raises:
         ConfigError: Too few or too many teachers are named, or one does not exist.
@@ -133,9 +147,9 @@ def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerpr
         raise ConfigError(f'teacher: required but not set, since the config.yaml of {config.run} names none')
     if len(teachers) != len(learned_from):
         trained = 'one teacher' if len(learned_from) == 1 else f'{len(learned_from)} teachers'
-        names = f' ({", ".join(run.train_data.teachers)})' if run.train_data.teachers else ''
-        raise ConfigError(f'teacher: the run in {config.run} was trained under {trained}{names}; got {len(teachers)} '
-                          'of them')
+        if run.train_data.teachers:
+            trained += f' ({", ".join(run.train_data.teachers)})'
+        raise ConfigError(f'teacher: the run in {config.run} was trained under {trained}; got {len(teachers)} of them')
     for teacher, fingerprint in zip(teachers, learned_from):
         teacher.check_encoding(fingerprint, 'the run')
     for teacher, fingerprint in zip(teachers, learned_from):
@@ -149,25 +163,25 @@ def export_folder(
 ) -> None:
     """Write a folder for `AutoModel.from_pretrained`; without this module, that needs ``trust_remote_code=True``.
 
-    `AutoProcessor`, the pipeline ``zero-shot-image-classification`` and `SentenceTransformer` can load it too.  It is
-    read back, and appears only if it gives the features of `model`.
+    `AutoProcessor`, the pipeline ``zero-shot-image-classification`` and `SentenceTransformer` can load it
+    too.  It is read back, and appears only if it gives the features of `model`, which is in evaluation mode.
 
     Args:
-        model: Trained model in evaluation mode.
-        config: Configuration of the model.
+        model, config: Trained model and its configuration.
         record: Record of the teachers in training.
-        teacher: Teacher to copy into the export; a path is a folder that stage 1 wrote.  For concatenated vectors, a
-            sequence of their teachers in order.
+        teacher: Teacher to copy into the export, or the sequence of teachers whose vectors were concatenated;
+            a path is a folder that stage 1 wrote.
         out: Output folder.
-        run: Configuration of the run, for the model card.
-        wise_ft_alpha: Weight of the trained weights in the WiSE-FT average, for the model card.
+        run, wise_ft_alpha: Configuration of the run and weight in the WiSE-FT average, for the model card.
 
     Raises:
         ConfigError: The number of teachers differs from training, or the export does not give the model's features.
         ValueError: A teacher is not the one of training.
     """
-    sources = [TeacherFolder(one) if isinstance(one, (str, Path)) else one
-               for one in (teacher if isinstance(teacher, Sequence) and not isinstance(teacher, str) else [teacher])]
+    is_sequence = isinstance(teacher, Sequence) and not isinstance(teacher, str)
+    teachers: Any = teacher if is_sequence else [teacher]
+    sources: list[TeacherSource] = [
+        TeacherFolder(source) if isinstance(source, (str, Path)) else source for source in teachers]
     if len(sources) != len(record.teacher):
         raise ConfigError(f'the model was trained under {len(record.teacher)} teachers; got {len(sources)}: '
                           f'{", ".join(source.name for source in sources)}')
@@ -178,28 +192,24 @@ def export_folder(
     preprocessing = model.vision_encoder.preprocessing
     with atomic_folder(out, KIND) as partial:
         teacher_folder, = LLM2CLIPModel.teacher_folders(partial)
-        saved = Fingerprint.concatenate(
-            source.save(teacher_folder / (str(i) if len(sources) > 1 else ''), fingerprint)
-            for i, (source, fingerprint) in enumerate(zip(sources, record.teacher)))
-        hf_config.teacher, hf_config.learned_from = saved.to_json(), record.teacher.to_json()
-        hf_config.teacher_files = list(map(checksums, LLM2CLIPModel.teacher_folders(partial)))
+        fingerprints = []
+        for i, (source, fingerprint) in enumerate(zip(sources, record.teacher)):
+            folder = teacher_folder / str(i) if len(sources) > 1 else teacher_folder
+            fingerprints.append(source.save(folder, fingerprint))
+        saved = Fingerprint.concatenate(fingerprints)
+        hf_config.teacher = saved.to_json()
+        hf_config.learned_from = record.teacher.to_json()
+        hf_config.teacher_files = [checksums(folder) for folder in LLM2CLIPModel.teacher_folders(partial)]
         exported.save_pretrained(partial, safe_serialization=True, state_dict=_published(exported))
         hf_config.weight_files = {path.name: checksum(path) for path in sorted(partial.glob('*.safetensors'))}
         hf_config.save_pretrained(partial)
-        tokenizer = _byte_tokenizer()
-        if len(saved) == 1 and not saved.of_sentence_transformers:
-            of_teacher = load_tokenizer(teacher_folder, model_input_names=['input_ids', 'attention_mask'],
-                                        split_special_tokens=True)
-            # The model decodes `input_ids` to captions, which needs a lossless tokenizer.
-            if LLM2CLIPModel.read_tokens(of_teacher, of_teacher([_CAPTION]).input_ids) == [_CAPTION]:
-                tokenizer = of_teacher
-                tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        tokenizer.save_pretrained(partial)
+        _caption_tokenizer(saved, teacher_folder).save_pretrained(partial)
         keep_readable(partial)
         write_json(partial / 'processor_config.json', {'processor_class': _PROCESSOR})
         for name, content in _SENTENCE_TRANSFORMERS.items():
             write_json(partial / name, content)
-        LLM2CLIPImageProcessor(preprocessing.image_size, preprocessing.mean, preprocessing.std).save_pretrained(partial)
+        image_processor = LLM2CLIPImageProcessor(preprocessing.image_size, preprocessing.mean, preprocessing.std)
+        image_processor.save_pretrained(partial)
         for module in (modeling_llm2clip, checks_llm2clip, text_encoder_llm2clip, sentence_transformer_llm2clip,
                        image_processing_llm2clip):
             shutil.copy(str(module.__file__), partial)
@@ -211,31 +221,36 @@ def export_folder(
 
 
 def _published(exported: LLM2CLIPModel) -> dict[str, torch.Tensor]:
-    """State dict with names that transformers 4 and 5 read; only in 4, CLIP and SigLIP towers are a submodule of their
-    class."""
-    trunk, of_trunk = exported.model.vision_encoder.trunk, 'model.vision_encoder.trunk.'
-    is_tower = isinstance(trunk, (CLIPVisionModel, SiglipVisionModel)) and not hasattr(trunk, 'vision_model')
-    return {name.replace(of_trunk, f'{of_trunk}vision_model.') if is_tower else name: value
-            for name, value in exported.state_dict().items()}
+    """State dict with names that transformers 4 and 5 read.
+
+    Only in 4, CLIP and SigLIP towers are a submodule of their class.
+    """
+    state = exported.state_dict()
+    trunk = exported.model.vision_encoder.trunk
+    if not isinstance(trunk, (CLIPVisionModel, SiglipVisionModel)) or hasattr(trunk, 'vision_model'):
+        return state
+    prefix = 'model.vision_encoder.trunk.'
+    return {name.replace(prefix, f'{prefix}vision_model.'): value for name, value in state.items()}
 
 
 def _check_export(kind: Any, folder: Path, model: LLM2CLIP, llm_embed_dim: int) -> None:
-    loaded = kind.from_pretrained(folder)
-    device, preprocessing = model.logit_scale.device, model.vision_encoder.preprocessing
-    loaded = loaded.eval().to(device)
-    size = preprocessing.image_size
-    check_same(loaded.get_image_features, model.get_image_features, noise(2, 3, size, size).to(device),
-               f'{kind.__module__}, images')
+    device = model.logit_scale.device
+    preprocessing = model.vision_encoder.preprocessing
+    loaded = kind.from_pretrained(folder).eval().to(device)
+    images = noise(2, 3, preprocessing.image_size, preprocessing.image_size).to(device)
+    check_same(loaded.get_image_features, model.get_image_features, images, f'{kind.__module__}, images')
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    check_pictures(lambda image: loaded.get_image_features(**processor(image, return_tensors='pt').to(device)),
-                   lambda pixels: model.get_image_features(pixels.to(device)), preprocessing, kind.__module__)
+    check_pictures(
+        lambda image: loaded.get_image_features(**processor(image, return_tensors='pt').to(device)),
+        lambda pixels: model.get_image_features(pixels.to(device)), preprocessing, kind.__module__)
     check_same(lambda vectors: loaded.get_text_features(text_embedding=vectors), model.get_text_features,
                noise(2, llm_embed_dim).to(device), f'{kind.__module__}, texts')
 
 
 def _portable(model: LLM2CLIP, config: ModelConfig) -> dict[str, Any]:
     """Configuration of the model without the source of its initial weights, but with all values read from there."""
-    fields = {**dataclasses.asdict(config.merged), 'visual_projection': projection_kind(model.visual_projection)}
+    fields = dataclasses.asdict(config.merged)
+    fields['visual_projection'] = projection_kind(model.visual_projection)
     vision = model.vision_encoder
     # A timm model from a folder or the Hub is rebuilt from the name of its architecture.
     name = public_name(config.vision.name)

@@ -24,7 +24,8 @@ def _escaped(value: Any) -> str:
     """Escape a value for Markdown and HTML, in one line; return `Markup` unchanged."""
     if isinstance(value, Markup):
         return value
-    line = ''.join(character for character in ' '.join(str(value).split()) if character.isprintable())
+    words = ' '.join(str(value).split())
+    line = ''.join(character for character in words if character.isprintable())
     return re.sub(r'([\\`*~\[\]<>&|]|\b_|_\b)', r'\\\1', line)
 
 
@@ -39,22 +40,19 @@ def language_model(teacher: Union[str, Path]) -> str:
     try:
         return public_name(read_config(Stage1Config, Path(teacher).parent).text_encoder.pretrained)
     except ConfigError:  # not a stage 1 teacher, or moved out of its run folder
+        name = public_name(str(teacher))
         path = Path(teacher, 'config.json')
-        kind = read_json(path, dict).get('model_type') if path.is_file() else None
-        return public_name(str(teacher)) + (f' ({kind})' if kind else '')
+        if path.is_file():
+            model_type = read_json(path, dict).get('model_type')
+            if model_type:
+                name += f' ({model_type})'
+        return name
 
 
 def model_card(
-    config: ModelConfig,
-    teacher: Optional[Fingerprint],
-    run: Optional[Stage2Config] = None,
-    wise_ft_alpha: float = 1.0,
-    *,
-    template: str = 'model.md.j2',
-    title: str = 'LLM2CLIP',
-    library_name: str = 'transformers',
-    pipeline_tag: Optional[str] = None,
-    teachers: Sequence[str] = (),
+    config: ModelConfig, teacher: Optional[Fingerprint], run: Optional[Stage2Config] = None,
+    wise_ft_alpha: float = 1.0, *, template: str = 'model.md.j2', title: str = 'LLM2CLIP',
+    library_name: str = 'transformers', pipeline_tag: Optional[str] = None, teachers: Sequence[str] = (),
     **parts: Any,
 ) -> ModelCard:
     """Return a card with metadata for the Hub.
@@ -67,35 +65,42 @@ def model_card(
         run: Configuration of the run that trained it.
         wise_ft_alpha: Weight of the trained weights in the WiSE-FT average.
         template: File in `templates/` that describes the model and how to load it.
-        title: Heading.
-        library_name: Library that loads it.
-        pipeline_tag: Task on the Hub.
+        title, library_name, pipeline_tag: Heading, library that loads the model, and task on the Hub.
         teachers: Folders or names of the LLMs that the export contains.
         parts: Other values of the template.
     """
     data = ModelCardData(library_name=library_name, pipeline_tag=pipeline_tag, license='other',
                          tags=['llm2clip', 'clip', 'vision', 'arxiv:2411.04997'])
     tower = public_name(config.vision.name)
-    blocks = f', {config.adapter.depth} blocks' if config.adapter.name == 'residual' else ''
-    dims = f'{config.embed_dim}'
+    adapter = config.adapter.name
+    if adapter == 'residual':
+        adapter += f', {config.adapter.depth} blocks'
+    dims = str(config.embed_dim)
+    streams: list[tuple[str, str, str]] = []
+    training = ''
     if run is not None:
+        streams = _streams(run.train_data)
+        training = _training(run)
         if config.embed_dim < run.model.embed_dim:
             dims += f', the first of {run.model.embed_dim}'
-        if shorter := [dim for dim in run.loss.matryoshka_dims if dim < config.embed_dim]:
-            dims += f'; the first {", ".join(map(str, shorter))}, scaled to length 1, were trained to be features, too'
+        shorter = [str(dim) for dim in run.loss.matryoshka_dims if dim < config.embed_dim]
+        if shorter:
+            dims += f'; the first {", ".join(shorter)}, scaled to length 1, were trained to be features, too'
     language_models = [language_model(name) for name in teachers]
-    facts: dict[str, Any] = {
-        **({'language model': ', '.join(language_models)} if language_models else {}),
-        'vision tower': tower, 'image size': config.vision.image_size,
-        'adapter': f'{config.adapter.name}{blocks}', 'dimensions of the joint space': dims}
+    facts: dict[str, Any] = {}
+    if language_models:
+        facts['language model'] = ', '.join(language_models)
+    facts['vision tower'] = tower
+    facts['image size'] = config.vision.image_size
+    facts['adapter'] = adapter
+    facts['dimensions of the joint space'] = dims
     if wise_ft_alpha != 1:
-        of = 'of the vision tower ' if run is not None and run.initial_weights is None else ''
-        facts['weights'] = Markup(f'{of}{1 - wise_ft_alpha:g} · initial + {wise_ft_alpha:g} · trained '
+        averaged = 'of the vision tower ' if run is not None and run.initial_weights is None else ''
+        facts['weights'] = Markup(f'{averaged}{1 - wise_ft_alpha:g} · initial + {wise_ft_alpha:g} · trained '
                                   '([WiSE-FT](https://arxiv.org/abs/2109.01903))')
     return _card(
         template, data, title=title, facts=facts, teacher=teacher, licensed=' and '.join([*language_models, tower]),
-        streams=_streams(run.train_data) if run else [], training=_training(run) if run else '',
-        library_name=library_name, pipeline_tag=pipeline_tag, **parts)
+        streams=streams, training=training, library_name=library_name, pipeline_tag=pipeline_tag, **parts)
 
 
 def teacher_card(teacher: Union[str, Path], fingerprint: Fingerprint) -> ModelCard:
@@ -110,7 +115,9 @@ def teacher_card(teacher: Union[str, Path], fingerprint: Fingerprint) -> ModelCa
 def public_name(name: str) -> str:
     """Return a hub name unchanged, or the last part of a local path."""
     path = Path(name.removeprefix('local-dir:'))
-    return path.name if name.startswith('local-dir:') or path.is_absolute() or path.exists() else name
+    if name.startswith('local-dir:') or path.is_absolute() or path.exists():
+        return path.name
+    return name
 
 
 def _streams(data: ImageDataConfig) -> list[tuple[str, str, str]]:
@@ -134,16 +141,19 @@ def _training(run: Stage2Config) -> Markup:
     keys = ('max_duration', 'global_train_batch_size', 'seed', 'precision', 'loss', 'optimizer', 'scheduler',
             'lr_scale', 'layer_decay', 'algorithms', 'model')
     chosen = {key: values[key] for key in keys if values[key] not in (None, {}, [])}
-    vision = chosen['model']['vision']
+    vision = {key: value for key, value in chosen['model']['vision'].items() if value not in (None, {}, [])}
     for key in ('name', 'checkpoint'):
-        vision[key] = vision[key] and public_name(vision[key])
-    chosen['model']['vision'] = {key: value for key, value in vision.items() if value not in (None, {}, [])}
+        if vision.get(key):
+            vision[key] = public_name(vision[key])
+    chosen['model']['vision'] = vision
     if run.reads_captions:
-        texts = chosen['trainable_text'] = {key: value for key, value in values['trainable_text'].items() if value}
+        texts = {key: value for key, value in values['trainable_text'].items() if value}
         if 'clip' in texts:
-            texts['clip'] = {'name': public_name(texts['clip']['name']), 'pretrained': texts['clip']['pretrained']}
-    data = run.train_data
-    chosen['crops'] = {key: getattr(data, key) for key in ('crop_scale', 'color_jitter', 'grayscale')}
+            clip = texts['clip']
+            texts['clip'] = {'name': public_name(clip['name']), 'pretrained': clip['pretrained']}
+        chosen['trainable_text'] = texts
+    chosen['crops'] = {key: getattr(run.train_data, key) for key in ('crop_scale', 'color_jitter', 'grayscale')}
     text = OmegaConf.to_yaml(OmegaConf.create(chosen)).rstrip()
-    fence = '`' * max([3, *(len(ticks) + 1 for ticks in re.findall('`+', text))])  # no value can close it
+    longest = max(map(len, re.findall('`+', text)), default=0)
+    fence = '`' * max(3, longest + 1)  # no value can close it
     return Markup(f'{fence}yaml\n{text}\n{fence}')

@@ -55,12 +55,15 @@ class _Method(nn.Module):
 
 
 def _write(
-    path: Path, what: str, method: Callable[..., torch.Tensor], output: str,
+    path: Path, subject: str, method: Callable[..., torch.Tensor], output: str,
     inputs: Callable[[int], dict[str, torch.Tensor]], *dims: str,
 ) -> Callable[..., torch.Tensor]:
     """Write a method of a module as an ONNX model, compare both, and return a function that runs the model.
-    `inputs` makes arguments for a batch of any size; their first dimensions, named by `dims`, may vary."""
-    examples, level = inputs(2), logging.root.manager.disable
+
+    `inputs` makes arguments for a batch of any size; their first dimensions, named by `dims`, may vary.
+    """
+    examples = inputs(2)
+    level = logging.root.manager.disable
     logging.disable(logging.ERROR)  # hundreds of lines about optimisations of the graph
     try:
         torch.onnx.export(
@@ -70,15 +73,16 @@ def _write(
         session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     except Exception as error:
         reason = str(error.__cause__ or error).strip().split('\n')[0]
-        raise ConfigError(f'format: onnx, opset {_OPSET}, cannot express {what} ({reason})') from error
+        raise ConfigError(f'format: onnx, opset {_OPSET}, cannot express {subject} ({reason})') from error
     finally:
         logging.disable(level)
 
     def run(*values: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(session.run(None, {name: x.numpy() for name, x in zip(examples, values)})[0])
+        arrays = {name: value.numpy() for name, value in zip(examples, values)}
+        return torch.from_numpy(session.run(None, arrays)[0])
 
-    more = inputs(3).values()
-    check_same(lambda _: run(*more), lambda _: method(*more), torch.empty(0), path.name, _TOLERANCE)
+    larger = inputs(3).values()
+    check_same(lambda _: run(*larger), lambda _: method(*larger), torch.empty(0), path.name, _TOLERANCE)
     return run
 
 
@@ -103,17 +107,19 @@ def export_onnx(
                           'and embed texts by the library of the teacher')
     model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
     split_frozen_batch_norms(model.vision_encoder.trunk)  # torch.onnx folds them into constants
-    preprocessing, images = model.vision_encoder.preprocessing, (
-        model.get_image_features if projection else model.vision_encoder.forward)
+    preprocessing = model.vision_encoder.preprocessing
     size = preprocessing.image_size
+    if projection:
+        features, output = model.get_image_features, 'image_features'
+    else:
+        features, output = model.vision_encoder.forward, 'pooled'
     with atomic_folder(out, KIND) as partial:
-        found = _write(partial / 'model.onnx', f'the vision tower {config.vision.name}',
-                       images, 'image_features' if projection else 'pooled',
-                       lambda n: {'pixel_values': noise(n, 3, size, size)}, 'batch')
+        exported = _write(partial / 'model.onnx', f'the vision tower {config.vision.name}', features, output,
+                          lambda n: {'pixel_values': noise(n, 3, size, size)}, 'batch')
         save_image_processor(preprocessing, partial)
         processor: Any = AutoImageProcessor.from_pretrained(partial, trust_remote_code=False)
-        check_pictures(lambda image: found(processor(upright_rgb(image), return_tensors='pt')['pixel_values']),
-                       images, preprocessing, 'model.onnx', _TOLERANCE)
+        check_pictures(lambda image: exported(processor(upright_rgb(image), return_tensors='pt')['pixel_values']),
+                       features, preprocessing, 'model.onnx', _TOLERANCE)
         if projection:
             _write(partial / 'adapter.onnx', f'the adapter {config.adapter.name}', model.get_text_features,
                    'text_features', lambda n: {'text_embedding': noise(n, record.llm_embed_dim)}, 'batch')

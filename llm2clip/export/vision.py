@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Export of the trained vision tower in the class of its library, or with the trained text tower as a `CLIPModel`."""
+"""Export of the trained vision tower in the class of its library, or of both trained towers as a `CLIPModel`."""
 
 import copy
 import inspect
@@ -50,37 +50,21 @@ _Features = Callable[[torch.Tensor], torch.Tensor]
 
 
 def export_vision(
-    model: LLM2CLIP,
-    config: ModelConfig,
-    record: TeacherRecord,
-    out: Union[str, Path],
-    projection: bool = True,
-    run: Optional[Stage2Config] = None,
-    wise_ft_alpha: float = 1.0,
+    model: LLM2CLIP, config: ModelConfig, record: TeacherRecord, out: Union[str, Path], projection: bool = True,
+    run: Optional[Stage2Config] = None, wise_ft_alpha: float = 1.0,
 ) -> str:
-    """Write a folder that transformers or timm loads without this package.
+    """Write a folder that transformers or timm loads without this package; return the name of the class or model.
 
-    The folder is read back, and appears only if it gives the features of `model`.
-
-    Args:
-        model: Trained model in evaluation mode.
-        config: Configuration of the model.
-        record: Record of the teachers in training, for the model card.
-        out: Output folder.
-        projection: Include the projection into the joint space if the class has a place for it: in a
-            `CLIPVisionModelWithProjection`, or as the classifier of a timm model.
-        run: Configuration of the run, for the model card.
-        wise_ft_alpha: Weight of the trained weights in the WiSE-FT average, for the model card.
-
-    Returns:
-        Name of the class of transformers or of the architecture of timm.
+    The folder is read back, and appears only if it gives the features of `model`, which is in evaluation mode.
+    `projection` includes the projection into the joint space if the class has a place for it: in a
+    `CLIPVisionModelWithProjection`, or as the classifier of a timm model.  The rest is for the model card.
 
     Raises:
         ConfigError: The projection does not fit the class, or the export does not give the tower's features.
     """
-    of_timm = isinstance(model.vision_encoder.tower, TimmTower)
-    projection = (projection and isinstance(model.visual_projection, nn.Linear)
-                  and (of_timm or isinstance(model.vision_encoder.trunk, CLIPVisionModel)))
+    is_timm = isinstance(model.vision_encoder.tower, TimmTower)
+    has_place = is_timm or isinstance(model.vision_encoder.trunk, CLIPVisionModel)
+    projection = projection and has_place and isinstance(model.visual_projection, nn.Linear)
 
     def expected(pixels: torch.Tensor) -> torch.Tensor:
         """Features of the checkpoint before L2 normalisation."""
@@ -88,12 +72,17 @@ def export_vision(
         return model.visual_projection(pooled) if projection else pooled
 
     with atomic_folder(out, KIND) as unfinished:
-        name, use = (_save_timm if of_timm else _save_transformers)(model, unfinished, projection, expected)
+        if is_timm:
+            library = 'timm'
+            name = _save_timm(model, unfinished, projection, expected)
+            values = {}
+        else:
+            library = 'transformers'
+            name, values = _save_transformers(model, unfinished, projection, expected)
         card = model_card(config, record.teacher, run, wise_ft_alpha, template='vision.md.j2',
                           title=f'Vision tower of LLM2CLIP, {name}', projection=projection,
-                          upright_source=upright_source(),
-                          library_name='timm' if of_timm else 'transformers',
-                          pipeline_tag='image-feature-extraction', **use)
+                          upright_source=upright_source(), library_name=library,
+                          pipeline_tag='image-feature-extraction', **values)
         card.save(unfinished / 'README.md')
     return name
 
@@ -123,10 +112,8 @@ def save_image_processor(preprocessing: Preprocessing, folder: Path) -> None:
     })
 
 
-def _save_timm(
-    model: LLM2CLIP, folder: Path, projection: bool, expected: _Features
-) -> tuple[str, dict[str, Any]]:
-    """Save the tower in timm's Hub layout; return the architecture's name and values for the card's template."""
+def _save_timm(model: LLM2CLIP, folder: Path, projection: bool, expected: _Features) -> str:
+    """Save the tower in timm's Hub layout, and return the name of the architecture."""
     encoder = model.vision_encoder
     # After training, weights may be in `channels_last`, which safetensors does not accept.
     trunk: Any = copy.deepcopy(encoder.trunk)
@@ -139,17 +126,20 @@ def _save_timm(
             raise ConfigError(f'projection: {name} has no linear classifier in whose place it could be; leave it out '
                               'by projection=false')
         # The classifier has a bias, the projection may have none.
-        head.load_state_dict({'bias': torch.zeros(head.out_features), **model.visual_projection.state_dict()})
-    data = encoder.preprocessing
+        state = model.visual_projection.state_dict()
+        state.setdefault('bias', torch.zeros(head.out_features))
+        head.load_state_dict(state)
+    preprocessing = encoder.preprocessing
+    size = preprocessing.image_size
     timm.models.save_for_hf(trunk, str(folder), safe_serialization=True, data_config={
-        'input_size': (3, data.image_size, data.image_size), 'mean': data.mean, 'std': data.std,
+        'input_size': (3, size, size), 'mean': preprocessing.mean, 'std': preprocessing.std,
         'interpolation': 'bicubic', 'crop_pct': 1.0, 'crop_mode': 'center'})
-    loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval().to(model.logit_scale.device)
-    check_same(loaded, expected, noise(2, 3, data.image_size, data.image_size).to(model.logit_scale.device),
-               f'timm model {name}')
+    device = model.logit_scale.device
+    loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval().to(device)
+    check_same(loaded, expected, noise(2, 3, size, size).to(device), f'timm model {name}')
     transform: Any = create_transform(**resolve_model_data_config(loaded), is_training=False)
-    check_pixels(lambda image: transform(upright_rgb(image)), data, "timm's transform")
-    return name, {}
+    check_pixels(lambda image: transform(upright_rgb(image)), preprocessing, "timm's transform")
+    return name
 
 
 def _save_transformers(
@@ -166,28 +156,32 @@ def _save_transformers(
         config = copy.deepcopy(trunk.config)
         config.projection_dim = model.visual_projection.out_features
         native = CLIPVisionModelWithProjection(config)
-        native.load_state_dict({**published_state(trunk), 'visual_projection.weight': model.visual_projection.weight})
+        native.load_state_dict(
+            published_state(trunk) | {'visual_projection.weight': model.visual_projection.weight})
     native.save_pretrained(folder, safe_serialization=True, state_dict=published_state(native))
     preprocessing = model.vision_encoder.preprocessing
-    size = preprocessing.image_size
     save_image_processor(preprocessing, folder)
 
-    name, without_pooler = type(native).__name__, getattr(trunk, 'pooler', 0) is None
-    arguments = {'add_pooling_layer': False} if without_pooler else {}
-    loaded = type(native).from_pretrained(folder, **arguments).eval()
-    output = 'image_embeds' if projection else 'last_hidden_state' if without_pooler else 'pooler_output'
+    name = type(native).__name__
+    has_pooler = getattr(trunk, 'pooler', 0) is not None
+    arguments = {} if has_pooler else {'add_pooling_layer': False}
+    device = model.logit_scale.device
+    loaded = type(native).from_pretrained(folder, **arguments).eval().to(device)
+    output = 'pooler_output' if has_pooler else 'last_hidden_state'
+    if projection:
+        output = 'image_embeds'
 
     def features(pixels: torch.Tensor) -> torch.Tensor:
         values = loaded(pixels)[output]
-        return values[:, 0] if without_pooler else values.flatten(1)
+        return values.flatten(1) if has_pooler else values[:, 0]
 
-    loaded.to(device := model.logit_scale.device)
-    check_same(features, expected, noise(2, 3, size, size).to(device), name)
+    pixels = noise(2, 3, preprocessing.image_size, preprocessing.image_size)
+    check_same(features, expected, pixels.to(device), name)
     processor: Any = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     check_pictures(
         lambda image: features(processor(upright_rgb(image), return_tensors='pt')['pixel_values'].to(device)),
         expected, preprocessing, name)
-    return name, {'class_name': name, 'output': output, 'pooler': not without_pooler}
+    return name, {'class_name': name, 'output': output, 'pooler': has_pooler}
 
 
 def export_clip(
@@ -195,45 +189,44 @@ def export_clip(
 ) -> None:
     """Write a `CLIPModel` with its processor as a folder, which is read back and must have the features of `model`.
 
-    Args:
-        model: Trained model in evaluation mode.
-        config: Configuration of the model.
-        run: Configuration of the run, for the model card.
-        clip_text: Folder of the text tower that the run has trained.
-        out: Output folder.
+    `model` is in evaluation mode.  `clip_text` is the folder of the text tower that the run has trained.
 
     Raises:
         ConfigError: A part does not fit a `CLIPModel`, or the export gives other features.
     """
     text: Any = ClipText(clip_text, cut=True).load(DeviceCPU())
-    vision = model.vision_encoder
-    text_tower, projection, adapter = text.module.trunk, model.visual_projection, model.adapter
-    vision_tower: Any = vision.trunk
+    text_tower = text.module.trunk
+    vision_tower: Any = model.vision_encoder.trunk
+    preprocessing = model.vision_encoder.preprocessing
+    projection = model.visual_projection
+    adapter = model.adapter
+    has_linear_adapter = isinstance(adapter, nn.Linear) and (adapter.bias is None or not adapter.bias.any())
     fitting = {
         f'the text tower {type(text_tower).__name__}': isinstance(text_tower, CLIPTextModelWithProjection),
         f'the vision tower {type(vision_tower).__name__}': isinstance(vision_tower, CLIPVisionModel),
         'model.visual_projection': isinstance(projection, nn.Linear) and projection.bias is None,
-        'model.adapter': isinstance(adapter, nn.Identity) or (
-            isinstance(adapter, nn.Linear) and (adapter.bias is None or not adapter.bias.any())),
-        'model.logit_bias': model.logit_bias is None}
-    if unfitting := [name for name, fits in fitting.items() if not fits]:
+        'model.adapter': isinstance(adapter, nn.Identity) or has_linear_adapter,
+        'model.logit_bias': model.logit_bias is None,
+    }
+    unfitting = [name for name, fits in fitting.items() if not fits]
+    if unfitting:
         raise ConfigError(f'run: has {", ".join(unfitting)}, which a CLIPModel of transformers has no place for; '
                           'expected the towers of a CLIP, projections without bias and no logit_bias. export_vision '
                           f'exports the vision tower alone, and {clip_text} is the text tower')
     clip = CLIPModel(CLIPConfig(text_config=text_tower.config.to_dict(), vision_config=vision_tower.config.to_dict(),
                                 projection_dim=config.embed_dim))
-    state = {**published_state(vision_tower), **published_state(text_tower)}
+    state = published_state(vision_tower) | published_state(text_tower)
     if isinstance(adapter, nn.Linear):
         state['text_projection.weight'] = adapter.weight @ state['text_projection.weight']
-    clip.load_state_dict({**state, 'visual_projection.weight': projection.weight,
-                          'logit_scale': model.logit_scale.reshape(())})
+    clip.load_state_dict(state | {
+        'visual_projection.weight': projection.weight, 'logit_scale': model.logit_scale.reshape(())})
     tokenizer = load_tokenizer(clip_text, model_input_names=['input_ids', 'attention_mask'],
                                model_max_length=text.tokenizer.max_length)
     with atomic_folder(out, MODEL_KIND) as partial:
         clip.save_pretrained(partial, safe_serialization=True)
         tokenizer.save_pretrained(partial)
         keep_readable(partial)
-        save_image_processor(vision.preprocessing, partial)
+        save_image_processor(preprocessing, partial)
         card = model_card(config, None, run, template='clip.md.j2', title='CLIP',
                           pipeline_tag='zero-shot-image-classification', upright_source=upright_source())
         card.save(partial / 'README.md')
@@ -241,10 +234,11 @@ def export_clip(
         processor: Any = CLIPProcessor.from_pretrained(partial, use_fast=True)
 
         def outputs(image: Image.Image) -> Any:
-            return loaded(**processor(text=_TEXTS, images=upright_rgb(image), return_tensors='pt', padding=True,
-                                      truncation=True))
+            inputs = processor(
+                text=_TEXTS, images=upright_rgb(image), return_tensors='pt', padding=True, truncation=True)
+            return loaded(**inputs)
 
-        check_pictures(lambda image: outputs(image).image_embeds, model.get_image_features, vision.preprocessing,
-                       'CLIPModel')
+        check_pictures(
+            lambda image: outputs(image).image_embeds, model.get_image_features, preprocessing, 'CLIPModel')
         check_same(lambda _: outputs(Image.new('RGB', (9, 9))).text_embeds, model.get_text_features,
                    text.embed(_TEXTS).vectors, 'CLIPModel, texts')

@@ -3,13 +3,14 @@
 
 """Import of caption-contrastive LLMs from LLM2Vec as teacher folders.
 
-LLM2Vec embeds captions like our text encoder: attention is bidirectional, and pooling averages the caption and the end
-token of the template.  BOS and the template's header are read but not pooled.  Its templates are shorter than those of
-the tokenizers (Llama 3.1's adds a system prompt), so the imported tokenizer gets them as its chat template.
+LLM2Vec embeds captions like our text encoder: attention is bidirectional, and pooling averages the caption
+and the end token of the template.  BOS and the template's header are read but not pooled.  Its templates are
+shorter than those of the tokenizers (Llama 3.1's adds a system prompt), so the imported tokenizer gets them
+as its chat template.
 
-Two differences remain.  Captions beyond `max_length` lose their last tokens here; LLM2Vec drops whole words beyond 512
-tokens, then cuts off the end token and pools the template's header too.  And LLM2Vec tokenises caption and template
-together, so that a line break at the start of a caption merges with the template's.
+Two differences remain.  Captions beyond `max_length` lose their last tokens here; LLM2Vec drops whole words
+beyond 512 tokens, then cuts off the end token and pools the template's header too.  And LLM2Vec tokenises
+caption and template together, so that a line break at the start of a caption merges with the template's.
 """
 
 import dataclasses
@@ -37,20 +38,23 @@ def import_teacher(config: LLMTeacherConfig, template: Optional[str], folder: Un
     """Write an LLM that LLM2Vec trained as a teacher folder.
 
     Args:
-        config: The LLM; `adapters` lists LLM2Vec's adapters that are not merged into it, in order.  `pretrained` may be
-            an adapter's folder; that adapter then comes first, on the LLM that it names.
+        config: The LLM; `adapters` lists LLM2Vec's adapters that are not merged into it, in order.
+            `pretrained` may be an adapter's folder; that adapter then comes first, on the LLM that it names.
         template: Key of `TEMPLATES`.  Unset, it follows from the LLM's name, as in LLM2Vec.
         folder: Output folder.
 
     Raises:
-        ConfigError: The LLM or an adapter does not fit, the template is unknown, or `llm2vec_config.json` disagrees.
+        ConfigError: The LLM or an adapter does not fit, the template is unknown, or the saved settings disagree.
     """
     if config.chat_template is not None:
         raise ConfigError('teacher.chat_template: LLM2Vec has templates of its own; say which by `template`')
-    for key, name in (('pretrained', config.pretrained), *(('adapters', name) for name in config.adapters)):
+    names = [('pretrained', config.pretrained)]
+    names += [('adapters', adapter) for adapter in config.adapters]
+    for key, name in names:
         if Path(name).is_absolute() and not Path(name).is_dir():
             raise ConfigError(f'teacher.{key}: there is no folder {name}')
-    if (path := Path(config.pretrained, 'adapter_config.json')).is_file():
+    path = Path(config.pretrained, 'adapter_config.json')
+    if path.is_file():
         with reading(path, 'the LLM of an adapter under the key base_model_name_or_path'):
             base = str(read_json(path, dict)['base_model_name_or_path'])
         config = dataclasses.replace(config, pretrained=base, adapters=[config.pretrained, *config.adapters])
@@ -73,8 +77,9 @@ def _chat_template(tokenizer: Any, before: str, after: str) -> Optional[str]:
     if missing:
         raise ConfigError(f'template: the tokenizer has no {" and no ".join(missing)}')
     adds_bos = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in tokenizer('').input_ids
-    before = json.dumps((tokenizer.bos_token if adds_bos else '') + before)
-    return f"{{{{ {before} + messages[0]['content'].rstrip() + {json.dumps(after)} }}}}"
+    if adds_bos:
+        before = tokenizer.bos_token + before
+    return f"{{{{ {json.dumps(before)} + messages[0]['content'].rstrip() + {json.dumps(after)} }}}}"
 
 
 def _check_llm2vec_config(config: LLMTeacherConfig) -> None:
@@ -84,11 +89,10 @@ def _check_llm2vec_config(config: LLMTeacherConfig) -> None:
         return
     saved = read_json(path, dict)
     pooling = saved.get('pooling_mode', 'mean')
-    for key, found, expected in (
-            ('pooling', config.pooling, _POOLINGS.get(pooling, pooling)),
-            ('max_length', config.max_length, saved.get('max_length', 512))):
-        if found != expected:
-            raise ConfigError(f'teacher.{key}: {found!r}, but {path} says {expected!r}')
+    expected = {'pooling': _POOLINGS.get(pooling, pooling), 'max_length': saved.get('max_length', 512)}
+    for key, value in expected.items():
+        if getattr(config, key) != value:
+            raise ConfigError(f'teacher.{key}: {getattr(config, key)!r}, but {path} says {value!r}')
     if not saved.get('skip_instruction', True):
         raise ConfigError(f'{path}: skip_instruction is false: it would pool the header of the template, which no '
                           'setting here does')
@@ -96,7 +100,8 @@ def _check_llm2vec_config(config: LLMTeacherConfig) -> None:
 
 def _template_by_name(config: LLMTeacherConfig) -> str:
     names = [config.pretrained]
-    if (path := Path(config.pretrained, 'config.json')).is_file():
+    path = Path(config.pretrained, 'config.json')
+    if path.is_file():
         names.append(str(read_json(path, dict).get('_name_or_path', '')))
     for name in names:
         if 'Llama-3' in name and 'Instruct' in name:

@@ -5,17 +5,18 @@
 
 A table per layout maps the official parameter names to ours.  Sources of the tables:
 
-- `eva`, the `.pt` files of LLM2CLIP-EVA02-*: the official code (github.com/microsoft/LLM2CLIP, `eva_clip`).  The files
-  are the bare state dict of its `CustomCLIP`, whose features equal ours.  timm's own conversion of EVA-CLIP renames the
-  tower in the same way.
-- `hf`, the folders LLM2CLIP-Openai-*: inferred, since their code and files were not available.  `vision_model` and
-  `visual_projection` are those of transformers' `CLIPModel`, on which `LLM2CLIPModel` is based.  Public code that uses
-  the models shows a parameter `logit_scale` and a sequence `text_adapter.adaptor`; its sixth part is the projection
-  from 4,096 to 1,280 dimensions.  The names `ln`, `fn.0` and `fn.3` in a block are those of the official code, from
-  which the adapter is copied.  The published size, 579 million parameters in float32, matches exactly these weights.
-- `timm`, written by the official code for SigLIP2 towers: that code, whose features equal ours.  It is unknown whether
-  a file of this layout was published.  The layout has no image projection, does not normalise the teacher's vector, and
-  includes the LLM.
+- `eva`, the `.pt` files of LLM2CLIP-EVA02-*: the official code (github.com/microsoft/LLM2CLIP, `eva_clip`).
+  The files are the bare state dict of its `CustomCLIP`, whose features equal ours.  timm's own conversion of
+  EVA-CLIP renames the tower in the same way.
+- `hf`, the folders LLM2CLIP-Openai-*: inferred, since their code and files were not available.
+  `vision_model` and `visual_projection` are those of transformers' `CLIPModel`, on which `LLM2CLIPModel` is
+  based.  Public code that uses the models shows a parameter `logit_scale` and a sequence
+  `text_adapter.adaptor`; its sixth part is the projection from 4,096 to 1,280 dimensions.  The names `ln`,
+  `fn.0` and `fn.3` in a block are those of the official code, from which the adapter is copied.  The
+  published size, 579 million parameters in float32, matches exactly these weights.
+- `timm`, written by the official code for SigLIP2 towers: that code, whose features equal ours.  It is
+  unknown whether a file of this layout was published.  The layout has no image projection, does not normalise
+  the teacher's vector, and includes the LLM.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported
 from llm2clip.files import FileError, read_json, reading
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.models.vision_lora import load_without_lora
-from llm2clip.remote_code.checks_llm2clip import check_finite
+from llm2clip.remote_code.checks_llm2clip import check_finite, some_names
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.weights import read_pickle, read_safetensors
 
@@ -87,48 +88,50 @@ _IRRELEVANT = ('transformers_version', 'dtype', 'torch_dtype', 'architectures', 
 
 def _official_names(layout: _Layout, ours: Iterable[str]) -> dict[str, str]:
     """Map our parameter names to theirs, one to one."""
-    ours, names = list(ours), {}
+    ours = list(ours)
     depth = len({name.split('.')[2] for name in ours if name.startswith('adapter.blocks.')})
+    names: dict[str, str] = {}
     for name in ours:
         part = name.split('.')
         if name in _AS_THEY_ARE:
-            names[name] = name
+            official = name
         elif part[:2] == ['adapter', 'blocks']:
-            names[name] = f'{layout.adapter}{part[2]}.{_BLOCK_PARTS[part[3]]}.{part[4]}'
+            official = f'{layout.adapter}{part[2]}.{_BLOCK_PARTS[part[3]]}.{part[4]}'
         elif part[0] == 'adapter':
-            names[name] = f'{layout.adapter}{depth + ("norm", "projection").index(part[1])}.{part[2]}'
+            # The norm and the projection follow the blocks.
+            index = depth + ('norm', 'projection').index(part[1])
+            official = f'{layout.adapter}{index}.{part[2]}'
         else:
-            prefix, theirs = next(pair for pair in layout.prefixes if name.startswith(pair[0]))
-            names[name] = theirs + name.removeprefix(prefix)
-            for mine, their_part in layout.parts:
-                names[name] = names[name].replace(mine, their_part)
+            prefix, official_prefix = next(pair for pair in layout.prefixes if name.startswith(pair[0]))
+            official = official_prefix + name.removeprefix(prefix)
+            for substring, official_substring in layout.parts:
+                official = official.replace(substring, official_substring)
+        names[name] = official
     assert len(set(names.values())) == len(ours)
     return names
 
 
 def _from_official(layout: _Layout, state: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> _State:
-    """Convert an official state dict to one of our model.
+    """Convert an official state dict to one of our model, whose state dict is `ours`.
 
-    Raise a ConfigError if a weight is missing, unexpected or of another shape than in `ours`, our names and tensors.
+    Raise a ConfigError if a weight is missing, unexpected or of another shape.
     """
     names = _official_names(layout, ours)
     ignored = {name for name in state if any(re.fullmatch(pattern, name) for pattern in layout.left_out)}
-    missing = sorted(set(names.values()) - state.keys())
-    unexpected = sorted(state.keys() - set(names.values()) - ignored)
+    missing = set(names.values()) - state.keys()
+    unexpected = state.keys() - set(names.values()) - ignored
     if missing or unexpected:
-        raise ConfigError(f'checkpoint: not the weights of this tower and adapter: it lacks {_some(missing)} and has '
-                          f'{_some(unexpected)} besides')
-    for name, theirs in names.items():
-        found, expected = tuple(state[theirs].shape), tuple(ours[name].shape)
+        raise ConfigError(f'checkpoint: not the weights of this tower and adapter: it lacks {some_names(missing)} and '
+                          f'has {some_names(unexpected)} besides')
+    for name, official in names.items():
+        shape = tuple(state[official].shape)
+        expected = tuple(ours[name].shape)
         # Our logit_scale and logit_bias are not scalars, which FSDP2 cannot shard.
-        if found != expected and not (name in _AS_THEY_ARE and found == ()):
-            raise ConfigError(f'checkpoint: {theirs} has the shape {found}, expected {expected}; vision.name and '
+        is_scalar = name in _AS_THEY_ARE and shape == ()
+        if shape != expected and not is_scalar:
+            raise ConfigError(f'checkpoint: {official} has the shape {shape}, expected {expected}; vision.name and '
                               'vision.image_size must be those of the checkpoint')
-    return {name: state[theirs].reshape(ours[name].shape) for name, theirs in names.items()}
-
-
-def _some(names: list[str]) -> str:
-    return f'{", ".join(names[:3]) or "nothing"}{f" and {len(names) - 3} more" if len(names) > 3 else ""}'
+    return {name: state[official].reshape(ours[name].shape) for name, official in names.items()}
 
 
 def read_weights(path: Union[str, Path], key: str) -> dict[str, torch.Tensor]:
@@ -144,23 +147,29 @@ def read_weights(path: Union[str, Path], key: str) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     if path.is_dir():
-        found = next((path / name for name in _NAMES if (path / name).is_file()), None)
-        if found is None:
+        files = [path / name for name in _NAMES if (path / name).is_file()]
+        if not files:
             raise ConfigError(f'{key}: the folder {path} has no weights; expected one of {", ".join(_NAMES)}')
-        path = found
+        path = files[0]
     if not path.is_file():
         raise ConfigError(f'{key}: there is no file or folder {path}')
     if path.name.endswith('.index.json'):
         with reading(path, 'weight_map, parameter name -> file'):
             weight_map = dict(read_json(path, dict)['weight_map'])
             shards = sorted({Path(shard).name for shard in weight_map.values()})
-        state = {name: value for shard in shards for name, value in _read_file(path.parent / shard).items()}
-        if absent := sorted(weight_map.keys() - state.keys()):
+        state: _State = {}
+        for shard in shards:
+            state.update(_read_file(path.parent / shard))
+        absent = sorted(weight_map.keys() - state.keys())
+        if absent:
             raise FileError(f'{path}: names {absent[0]}, expected it in {weight_map[absent[0]]}')
     else:
         state = _read_file(path)
     check_finite(state, path)
-    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    for name, value in state.items():
+        if value.is_floating_point():
+            state[name] = value.float()
+    return state
 
 
 def _read_file(path: Path) -> dict[str, torch.Tensor]:
@@ -168,12 +177,13 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    if not isinstance(content, Mapping) or not content or not all(
-            isinstance(value, torch.Tensor) for value in content.values()):
+    is_state = isinstance(content, Mapping) and all(isinstance(value, torch.Tensor) for value in content.values())
+    if not is_state or not content:
         raise FileError(f'{path}: is no mapping of parameter names to tensors, expected weights')
     # DistributedDataParallel adds this prefix.
-    prefix = 'module.' if all(name.startswith('module.') for name in content) else ''
-    return {name.removeprefix(prefix): value for name, value in content.items()}
+    if all(name.startswith('module.') for name in content):
+        return {name.removeprefix('module.'): value for name, value in content.items()}
+    return dict(content)
 
 
 class Imported(NamedTuple):
@@ -210,10 +220,12 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
     up = state.get(f'{layout.adapter}0.fn.0.weight')
     expansion = AdapterConfig.expansion if up is None else up.shape[0] // llm_embed_dim
     adapter = AdapterConfig('residual', depth, expansion, layout.normalize)
-    if (path := Path(checkpoint, 'config.json')).is_file():
+    path = Path(checkpoint, 'config.json')
+    if path.is_file():
         # Shapes do not determine heads, activation and epsilon; the folder's own configuration does.
         with reading(path, 'the vision_config of a CLIP'):
-            fields = {'model_type': 'clip_vision_model', **read_json(path, dict).get('vision_config', {})}
+            fields = {'model_type': 'clip_vision_model'}
+            fields.update(read_json(path, dict).get('vision_config', {}))
         for name, value in vision.architecture.items():
             if fields.setdefault(name, value) != value:
                 raise ConfigError(f'vision.architecture.{name}: {value!r}, but {path} says {fields[name]!r}')
@@ -228,17 +240,11 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
 def load_initial_weights(
     model: LLM2CLIP, config: ModelConfig, teacher: Fingerprint, folder: Union[str, Path]
 ) -> bool:
-    """Load an exported model's weights into a model of the same configuration.
-
-    Args:
-        model: Model to load into.
-        config: Configuration of `model`.
-        teacher: Fingerprint of the teacher in training.  If the exported model has another one, a warning says so,
-            since the adapter must learn again.
-        folder: Folder that `export_folder` wrote.
+    """Load the weights that `export_folder` wrote into a model of the same configuration.
 
     Returns:
-        Whether the teacher is that of the exported model.
+        Whether `teacher`, the fingerprint of the teacher in training, is that of the exported model.  If not,
+        a warning says so, since the adapter must learn again.
 
     Raises:
         ConfigError: There is no exported model, or its configuration differs.
@@ -268,17 +274,18 @@ def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[st
         raise ConfigError(f'initial_weights: {folder} is no exported folder: it has no config.json of one')
     exported = LLM2CLIPConfig.from_pretrained(folder)
     exported.teachers()
-    wrong = [f'model.{key}: {found!r}, but {expected!r} there'
-             for key, found, expected in _differences(model, config, exported.model_config())]
-    if wrong:
-        raise ConfigError(f'initial_weights: the model in {folder} is another one: {"; ".join(wrong)}')
+    differences = [f'model.{key}: {value!r}, but {exported_value!r} there'
+                   for key, value, exported_value in _differences(model, config, exported.model_config())]
+    if differences:
+        raise ConfigError(f'initial_weights: the model in {folder} is another one: {"; ".join(differences)}')
     return exported
 
 
 def _differences(model: LLM2CLIP, config: ModelConfig, exported: ModelConfig) -> Iterator[tuple[str, Any, Any]]:
     """Yield (key, our value, exported value) of each setting that changes the meaning of the weights and differs."""
     ours, theirs = config.vision, exported.vision
-    preprocessing, architecture = model.vision_encoder.preprocessing, model.vision_encoder.tower.architecture()
+    preprocessing = model.vision_encoder.preprocessing
+    architecture = model.vision_encoder.tower.architecture()
     pairs: dict[str, tuple[Any, Any]] = {
         'vision.image_size': (ours.image_size, theirs.image_size),
         'vision.mean': (list(preprocessing.mean), theirs.mean),
@@ -289,9 +296,11 @@ def _differences(model: LLM2CLIP, config: ModelConfig, exported: ModelConfig) ->
     }
     if not architecture or not theirs.architecture:
         # A timm name determines the architecture; the tag after the point names the initial weights.
-        pairs['vision.name'] = ours.name.split('.')[0], theirs.name.split('.')[0]
+        pairs['vision.name'] = (ours.name.split('.')[0], theirs.name.split('.')[0])
     for name in sorted({*architecture, *theirs.architecture} - {*_IRRELEVANT}):
-        pairs[f'vision.architecture.{name}'] = architecture.get(name), theirs.architecture.get(name)
+        pairs[f'vision.architecture.{name}'] = (architecture.get(name), theirs.architecture.get(name))
     for name, value in dataclasses.asdict(config.adapter).items():
-        pairs[f'adapter.{name}'] = value, getattr(exported.adapter, name)
-    return ((key, *pair) for key, pair in pairs.items() if pair[0] != pair[1])
+        pairs[f'adapter.{name}'] = (value, getattr(exported.adapter, name))
+    for key, (value, exported_value) in pairs.items():
+        if value != exported_value:
+            yield key, value, exported_value

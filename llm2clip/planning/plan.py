@@ -131,8 +131,8 @@ def image_batch(
 ) -> dict[str, Any]:
     """Return a stage-2 batch of `n` samples.
 
-    Each sample has `captions` vectors or, if `llm_embed_dim` is 0, texts.  If `width` is above 0, it has an image
-    embedding of that width in place of an image.
+    Each sample has `captions` vectors or, if `llm_embed_dim` is 0, texts.  If `width` is above 0, it has an
+    image embedding of that width in place of an image.
     """
     shape = (n,) if captions == 1 else (n, captions)
     batch: dict[str, Any] = {name: torch.zeros(n, dtype=torch.long) for name in ('index', 'sample_seed')}

@@ -120,8 +120,8 @@ def dry_run_step(
 ) -> StepCost:
     """Run a step of a model on the meta device, as rank 0 of `fake_ranks`; the model cannot be used again.
 
-    Optimizer state and gradients of a previous step already exist.  `make_batch` returns a batch of N samples as
-    from the loader; `teacher` is the frozen teacher in the loop.
+    Optimizer state and gradients of a previous step already exist.  `make_batch` returns a batch of N samples
+    as from the loader; `teacher` is the frozen teacher in the loop.
     """
     cost = StepCost()
     meter = Meter()
@@ -332,8 +332,8 @@ def _widened(value: Any) -> Any:
 class Meter(TorchDispatchMode):
     """Measure the memory of tensors and the FLOPs of matrix products, convolutions and attention.
 
-    Reading the value of a fake tensor, which has none, returns True, 1 or 1.0.  Torch's own MemTracker does not
-    support frozen parameters, and FlopCounterMode of torch 2.7 has no formula for attention on a CPU.
+    Reading the value of a fake tensor, which has none, returns True, 1 or 1.0.  Torch's own MemTracker does
+    not support frozen parameters, and FlopCounterMode of torch 2.7 has no formula for attention on a CPU.
     """
 
     def __init__(self) -> None:

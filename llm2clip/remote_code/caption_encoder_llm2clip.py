@@ -3,8 +3,8 @@
 
 """Text encoder as a module of sentence-transformers.
 
-Exported models contain a copy of this file.  It imports only torch, transformers, sentence-transformers and the files
-beside it.
+Exported models contain a copy of this file.  It imports only torch, transformers, sentence-transformers and
+the files beside it.
 """
 
 import inspect
@@ -56,32 +56,42 @@ class CaptionEncoder(InputModule):
     def tokenize(self, texts: list[str], **kwargs: Any) -> dict[str, torch.Tensor]:
         tokens = []
         for text in texts:
-            instruction = next((i for i in self.instructions if text.startswith(i) and text[len(i):].strip()), '')
-            tokens += self.caption_tokenizer.tokenize([text[len(instruction):]], instruction)
+            matching = [prefix for prefix in self.instructions
+                        if text.startswith(prefix) and text.removeprefix(prefix).strip()]
+            instruction = matching[0] if matching else ''
+            tokens += self.caption_tokenizer.tokenize([text.removeprefix(instruction)], instruction)
         return self.caption_tokenizer.pad(tokens)
 
-    def preprocess(self, inputs: Sequence[Any], prompt: Optional[str] = None, **kwargs: Any) -> dict[str, torch.Tensor]:
+    def preprocess(
+        self, inputs: Sequence[Any], prompt: Optional[str] = None, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
         # sentence-transformers 6 calls this in place of `tokenize`.
         return self.tokenize([f'{prompt or ""}{text}' for text in inputs])
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        names = ('input_ids', 'attention_mask', 'embed_mask')
-        return {**features, 'sentence_embedding': self.encoder(**{name: features[name] for name in names})}
+        outputs = dict(features)
+        outputs['sentence_embedding'] = self.encoder(
+            features['input_ids'], features['attention_mask'], features['embed_mask'])
+        return outputs
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         self.encoder.llm.save_pretrained(output_path, safe_serialization=safe_serialization)
         self.save_tokenizer(output_path)
         keep_readable(Path(output_path))
         # Merged LoRA may be in float32, also if the LLM before stage 1 was in bfloat16.
-        config = {**vars(self.encoder.config), 'dtype': str(self.encoder.llm.dtype).removeprefix('torch.')}
+        config = vars(self.encoder.config) | {'dtype': str(self.encoder.llm.dtype).removeprefix('torch.')}
         Path(output_path, self.config_file_name).write_text(json.dumps(config, indent=2))
 
     @classmethod
     def load(cls, model_name_or_path: str, *args: Any, **kwargs: Any) -> 'CaptionEncoder':
-        where = inspect.signature(cls.load_dir_path).parameters
-        folder = cls.load_dir_path(model_name_or_path, *args, **{k: v for k, v in kwargs.items() if k in where})
+        accepted = inspect.signature(cls.load_dir_path).parameters
+        options = {name: value for name, value in kwargs.items() if name in accepted}
+        folder = cls.load_dir_path(model_name_or_path, *args, **options)
         assert folder is not None
         path = Path(folder, 'config_sentence_transformers.json')
-        prompts = json.loads(path.read_text(encoding='utf-8'))['prompts'] if path.is_file() else {}
-        how = SimpleNamespace(**read_encoding(Path(folder, cls.config_file_name)))
-        return cls(load_encoder(Path(folder), how), CaptionTokenizer(load_tokenizer(folder), how), prompts)
+        prompts: dict[str, str] = {}
+        if path.is_file():
+            prompts = json.loads(path.read_text(encoding='utf-8'))['prompts']
+        encoding = SimpleNamespace(**read_encoding(Path(folder, cls.config_file_name)))
+        encoder = load_encoder(Path(folder), encoding)
+        return cls(encoder, CaptionTokenizer(load_tokenizer(folder), encoding), prompts)

@@ -54,9 +54,11 @@ def check_finite(state: Mapping[str, torch.Tensor], where: Union[str, Path]) -> 
     """
     for name, value in state.items():
         if value.is_floating_point() and value.numel() and not value.is_meta:
+            if value.dtype.itemsize == 1:
+                value = value.float()
             # aminmax propagates NaN and infinity, and is a hundred times as fast as torch.isfinite.
-            ends = torch.aminmax(value if value.dtype.itemsize > 1 else value.float())
-            if not all(math.isfinite(end.item()) for end in ends):
+            low, high = torch.aminmax(value)
+            if not (math.isfinite(low.item()) and math.isfinite(high.item())):
                 raise LoadError(f'{where}: {name} holds values that are not finite, expected finite weights')
 
 
@@ -66,19 +68,23 @@ def check_keys(
     """Raise a LoadError that names the first weights that are missing, unexpected or of another shape."""
     _check_names(expected.keys() - found.keys(), found.keys() - expected.keys(), where)
     for name, value in expected.items():
-        if found[name].shape != value.shape:
-            raise LoadError(f'{where}: {name} has the shape {tuple(found[name].shape)}, expected {tuple(value.shape)}')
+        shape = found[name].shape
+        if shape != value.shape:
+            raise LoadError(f'{where}: {name} has the shape {tuple(shape)}, expected {tuple(value.shape)}')
 
 
 def _check_names(missing: Collection[str], besides: Collection[str], where: Union[str, Path]) -> None:
     if missing or besides:
-        raise LoadError(f'{where}: the weights lack {_some(missing)} and have {_some(besides)} besides, expected all '
-                        'weights of this model and no others')
+        raise LoadError(f'{where}: the weights lack {some_names(missing)} and have {some_names(besides)} besides, '
+                        'expected all weights of this model and no others')
 
 
-def _some(names: Collection[str]) -> str:
+def some_names(names: Collection[str]) -> str:
+    """Return the first names for a message, and how many more there are."""
     shown = ', '.join(sorted(names)[:_SHOWN]) or 'nothing'
-    return f'{shown} and {len(names) - _SHOWN} more' if len(names) > _SHOWN else shown
+    if len(names) > _SHOWN:
+        shown += f' and {len(names) - _SHOWN} more'
+    return shown
 
 
 def load_checked(
@@ -101,9 +107,9 @@ def load_checked(
     """
     where = where or str(name)
     # transformers would load the adapter's base model instead.
-    adapter = LoadError(f'{where}: has an adapter_config.json, expected a whole model and no adapter to one')
+    adapter_error = LoadError(f'{where}: has an adapter_config.json, expected a whole model and no adapter to one')
     if Path(name or '', 'adapter_config.json').is_file():
-        raise adapter
+        raise adapter_error
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # no table of unexpected weights, which are checked below
     try:
@@ -112,13 +118,17 @@ def load_checked(
     finally:
         logging.set_verbosity(verbosity)
     if getattr(model, '_hf_peft_config_loaded', False):
-        raise adapter
-    missing, besides = ([key for key in info[kind] if not (optional and key.startswith(optional))]
-                        for kind in ('missing_keys', 'unexpected_keys'))
-    _check_names(missing, [] if more else besides, where)
-    if info['mismatched_keys']:
-        raise LoadError(f'{where}: the shapes of {_some([key for key, *_ in info["mismatched_keys"]])} are not those '
-                        'of this model, expected all weights of this model')
+        raise adapter_error
+    missing = info['missing_keys']
+    unexpected = [] if more else info['unexpected_keys']
+    if optional:
+        missing = [key for key in missing if not key.startswith(optional)]
+        unexpected = [key for key in unexpected if not key.startswith(optional)]
+    _check_names(missing, unexpected, where)
+    mismatched = [key for key, *_ in info['mismatched_keys']]
+    if mismatched:
+        raise LoadError(f'{where}: the shapes of {some_names(mismatched)} are not those of this model, expected all '
+                        'weights of this model')
     check_finite(model.state_dict(), where)
     return model, info
 
@@ -128,13 +138,15 @@ def check_no_code(fields: Mapping[str, Any], where: Union[str, Path]) -> None:
     for key, value in fields.items():
         if isinstance(value, PretrainedConfig):
             value = vars(value)
-        kernel = 'attn_implementation' in str(key) and '/' in str(value)
-        if kernel or (key == 'auto_map' and value) or '${' in str(value):
+        is_kernel = 'attn_implementation' in str(key) and '/' in str(value)
+        is_class = key == 'auto_map' and value
+        if is_kernel or is_class or '${' in str(value):
             raise LoadError(f'{where}: {key} names code, {str(value)[:80]}, expected none: data does not decide which '
                             'code runs')
-        for inner in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(inner, Mapping):
-                check_no_code(inner, f'{where}: {key}')
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        for part in parts:
+            if isinstance(part, Mapping):
+                check_no_code(part, f'{where}: {key}')
 
 
 def load_config(name: Union[str, Path], where: str = '', **options: Any) -> PretrainedConfig:
@@ -155,10 +167,13 @@ def load_config(name: Union[str, Path], where: str = '', **options: Any) -> Pret
 
 def check_rope(config: Any, where: Union[str, Path]) -> None:
     """Raise a LoadError if transformers 4 runs and has ignored rotary frequencies that transformers 5 wrote."""
-    rope, theta = getattr(config, 'rope_parameters', None) or {}, getattr(config, 'rope_theta', None)
+    theta = getattr(config, 'rope_theta', None)
+    rope = getattr(config, 'rope_parameters', None) or {}
     rope = rope.get('full_attention', rope)
-    scaled = rope.get('rope_type', 'default') != 'default'
-    if rope and theta and (theta != rope.get('rope_theta') or (scaled and not config.rope_scaling)):
+    if not theta or not rope:
+        return
+    is_scaled = rope.get('rope_type', 'default') != 'default'
+    if theta != rope.get('rope_theta') or (is_scaled and not config.rope_scaling):
         raise LoadError(f'{where}: was written by transformers 5, whose rope_parameters this version does not read, '
                         'expected rope_theta and rope_scaling, or transformers 5')
 
@@ -170,8 +185,10 @@ def keep_readable(folder: Path) -> None:
     """
     for name, change in (('config.json', rope_of_4), ('tokenizer_config.json', _tokenizer_of_4)):
         path = folder / name
-        if path.is_file() and change(fields := json.loads(path.read_text(encoding='utf-8'))):
-            path.write_text(json.dumps(fields, indent=2) + '\n', encoding='utf-8')
+        if path.is_file():
+            fields = json.loads(path.read_text(encoding='utf-8'))
+            if change(fields):
+                path.write_text(json.dumps(fields, indent=2) + '\n', encoding='utf-8')
 
 
 def rope_of_4(config: dict[str, Any]) -> bool:
@@ -179,13 +196,16 @@ def rope_of_4(config: dict[str, Any]) -> bool:
     rope = config.pop('rope_parameters', None)
     if not rope:
         return False
-    everywhere = dict(rope.get('full_attention', rope))
-    config['rope_theta'] = everywhere.pop('rope_theta')
-    if 'partial_rotary_factor' in everywhere:
-        config['partial_rotary_factor'] = everywhere.pop('partial_rotary_factor')
-    if everywhere['rope_type'] == 'longrope':  # Phi-3 accepts only these keys
-        everywhere = {'type': 'longrope', **{f'{of}_factor': everywhere[f'{of}_factor'] for of in ('short', 'long')}}
-    config['rope_scaling'] = None if everywhere.get('rope_type') == 'default' else everywhere
+    scaling: Optional[dict[str, Any]] = dict(rope.get('full_attention', rope))
+    config['rope_theta'] = scaling.pop('rope_theta')
+    if 'partial_rotary_factor' in scaling:
+        config['partial_rotary_factor'] = scaling.pop('partial_rotary_factor')
+    kind = scaling['rope_type']
+    if kind == 'longrope':  # Phi-3 accepts only these keys
+        scaling = {'type': kind, 'short_factor': scaling['short_factor'], 'long_factor': scaling['long_factor']}
+    elif kind == 'default':
+        scaling = None
+    config['rope_scaling'] = scaling
     if 'sliding_attention' in rope:
         config['rope_local_base_freq'] = rope['sliding_attention']['rope_theta']
     return True
@@ -226,22 +246,25 @@ def read_encoding(path: Path, recorded: Optional[Mapping[str, Any]] = None) -> d
         LoadError: The file is missing or not JSON, has other keys or types, or differs from `recorded`.
     """
     with loading(path, 'how a teacher turns captions into vectors, as JSON'):
-        how = json.loads(path.read_text(encoding='utf-8'))
-    if not isinstance(how, dict) or how.keys() != _ENCODING.keys():
-        differing = ', '.join(sorted(how.keys() ^ _ENCODING.keys())) if isinstance(how, dict) else str(how)[:60]
+        encoding = json.loads(path.read_text(encoding='utf-8'))
+    if not isinstance(encoding, dict) or encoding.keys() != _ENCODING.keys():
+        differing = str(encoding)[:60]
+        if isinstance(encoding, dict):
+            differing = ', '.join(sorted(encoding.keys() ^ _ENCODING.keys()))
         raise LoadError(f'{path}: expected the keys {", ".join(_ENCODING)}, no more and no less; not so: {differing}')
     for key, types in _ENCODING.items():
-        if type(how[key]) not in types:
+        if type(encoding[key]) not in types:
             names = ' or '.join('null' if kind is type(None) else kind.__name__ for kind in types)
-            raise LoadError(f'{path}: {key} is {how[key]!r}, expected {names}')
-    if how['pooling'] not in POOLINGS:
-        raise LoadError(f'{path}: pooling is {how["pooling"]!r}, expected {" or ".join(POOLINGS)}')
-    llm_dtype(how['dtype'], path)
-    for key, value in how.items():
-        if recorded is not None and recorded.get(key) != value:
-            raise LoadError(f'{path.parent}: comes from another teacher than the model: {key} is {value!r}, expected '
-                            f'{recorded.get(key)!r}')
-    return how
+            raise LoadError(f'{path}: {key} is {encoding[key]!r}, expected {names}')
+    if encoding['pooling'] not in POOLINGS:
+        raise LoadError(f'{path}: pooling is {encoding["pooling"]!r}, expected {" or ".join(POOLINGS)}')
+    llm_dtype(encoding['dtype'], path)
+    if recorded is not None:
+        for key, value in encoding.items():
+            if recorded.get(key) != value:
+                raise LoadError(f'{path.parent}: comes from another teacher than the model: {key} is {value!r}, '
+                                f'expected {recorded.get(key)!r}')
+    return encoding
 
 
 def llm_dtype(name: str, where: Union[str, Path]) -> torch.dtype:
@@ -252,19 +275,19 @@ def llm_dtype(name: str, where: Union[str, Path]) -> torch.dtype:
     return dtype
 
 
-def load_encoder(folder: Path, how: Any) -> TextEncoder:
-    """Load the frozen LLM of a teacher's folder with the encoding `how`, in evaluation mode on the CPU.
+def load_encoder(folder: Path, encoding: Any) -> TextEncoder:
+    """Load the frozen LLM of a teacher's folder with the settings `encoding`, in evaluation mode on the CPU.
 
     Raise a LoadError if the LLM is missing or damaged, or needs code.
     """
     config = load_config(folder)
-    capped = getattr(config, 'attn_logit_softcapping', None) is not None
+    has_softcap = getattr(config, 'attn_logit_softcapping', None) is not None
     # A narrower dtype would round away part of the LoRA update that is merged into the weights.
-    dtype = 'float32' if (folder / 'lora.safetensors').is_file() else how.dtype
+    dtype = 'float32' if (folder / 'lora.safetensors').is_file() else encoding.dtype
     llm, _ = load_checked(AutoModel.from_pretrained, folder, config=config, trust_remote_code=False,
                           optional='lm_head.', dtype=llm_dtype(dtype, folder),
-                          attn_implementation='eager' if capped else 'sdpa')
-    return TextEncoder(getattr(llm, 'language_model', llm), how).eval().requires_grad_(False)
+                          attn_implementation='eager' if has_softcap else 'sdpa')
+    return TextEncoder(getattr(llm, 'language_model', llm), encoding).eval().requires_grad_(False)
 
 
 def checksums(folder: Path) -> dict[str, int]:

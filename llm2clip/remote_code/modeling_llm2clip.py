@@ -3,9 +3,10 @@
 
 """LLM2CLIP for transformers: configuration, vision tower, text adapter and teacher.
 
-Exported models contain a copy of this file, which ``trust_remote_code=True`` runs with the files that it imports.  They
-need only torch and transformers, timm for a timm vision tower, and sentence-transformers for such a teacher.  In this
-package, `llm2clip.export.hf.LLM2CLIPModel` builds the same model from the training modules; each export compares both.
+Exported models contain a copy of this file, which ``trust_remote_code=True`` runs with the files that it
+imports.  They need only torch and transformers, timm for a timm vision tower, and sentence-transformers for
+such a teacher.  In this package, `llm2clip.export.hf.LLM2CLIPModel` builds the same model from the training
+modules; each export compares both.
 """
 
 import shutil
@@ -72,8 +73,9 @@ class LLM2CLIPConfig(PretrainedConfig):
         self.teacher_files = list(teacher_files)
         self.weight_files = weight_files or {}
         for key in ('model', 'teacher', 'learned_from'):
-            if not isinstance(getattr(self, key), dict):
-                raise LoadError(f'config.json: {key} is {str(getattr(self, key))[:60]!r}, expected an object')
+            value = getattr(self, key)
+            if not isinstance(value, dict):
+                raise LoadError(f'config.json: {key} is {str(value)[:60]!r}, expected an object')
         self.recorded_teachers()
         check_no_code(self.model, 'config.json: model')
 
@@ -85,7 +87,7 @@ class LLM2CLIPConfig(PretrainedConfig):
     def recorded_teachers(self) -> list[dict[str, Any]]:
         """Return the fingerprint of each teacher in this folder."""
         teachers = self.teacher.get('concatenated', [self.teacher])
-        if not isinstance(teachers, list) or not all(isinstance(one, dict) for one in teachers):
+        if not isinstance(teachers, list) or not all(isinstance(teacher, dict) for teacher in teachers):
             raise LoadError(f'config.json: teacher is {str(self.teacher)[:60]!r}, expected fingerprints')
         return teachers
 
@@ -96,18 +98,22 @@ class _VisionEncoder(nn.Module):
     def __init__(self, vision: dict[str, Any]) -> None:
         super().__init__()
         self.of_transformers = bool(vision['architecture'])
+        options: dict[str, Any] = {}
         if self.of_transformers:
             fields = dict(vision['architecture'])
             architecture = AutoConfig.for_model(fields.pop('model_type'), **fields)
-            extra = {'add_pooling_layer': False} if architecture.model_type in ('vit', 'deit', 'beit') else {}
-            self.trunk: Any = AutoModel.from_config(architecture, dtype=torch.float32, trust_remote_code=False, **extra)
+            if architecture.model_type in ('vit', 'deit', 'beit'):
+                options['add_pooling_layer'] = False
+            self.trunk: Any = AutoModel.from_config(
+                architecture, dtype=torch.float32, trust_remote_code=False, **options)
             self.width: int = getattr(architecture, 'hidden_size', None) or architecture.hidden_sizes[-1]
         else:
             if timm is None:
                 raise ImportError(f'the vision tower {vision["name"]} is a timm model: pip install timm')
             known = timm.get_pretrained_cfg(vision['name'])
-            size = {'img_size': vision['image_size']} if known is not None and known.fixed_input_size else {}
-            self.trunk = timm.create_model(vision['name'], pretrained=False, **size)
+            if known is not None and known.fixed_input_size:
+                options['img_size'] = vision['image_size']
+            self.trunk = timm.create_model(vision['name'], pretrained=False, **options)
             self.trunk.reset_classifier(0)
             self.width = self.trunk.num_features
 
@@ -116,19 +122,22 @@ class _VisionEncoder(nn.Module):
         if not self.of_transformers:
             return outputs
         pooled = getattr(outputs, 'pooler_output', None)
-        return outputs.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+        if pooled is None:
+            return outputs.last_hidden_state[:, 0]
+        return pooled.flatten(1)
 
 
 def _fill_tables(model: PreTrainedModel) -> None:
     """Recompute timm's non-persistent buffers: checkpoints lack them, and transformers may have dropped them."""
     module: Any
     for module in model.modules():
-        if hasattr(module, 'init_non_persistent_buffers'):
-            for name in module._non_persistent_buffers_set:
-                table = module._buffers[name]
-                if table is not None and table.is_meta:
-                    module._buffers[name] = torch.empty_like(table, device=model.device)
-            module.init_non_persistent_buffers()  # pyright: ignore[reportCallIssue]
+        if not hasattr(module, 'init_non_persistent_buffers'):
+            continue
+        for name in module._non_persistent_buffers_set:
+            table = module._buffers[name]
+            if table is not None and table.is_meta:
+                module._buffers[name] = torch.empty_like(table, device=model.device)
+        module.init_non_persistent_buffers()  # pyright: ignore[reportCallIssue]
 
 
 class ResidualMLP(nn.Module):
@@ -145,14 +154,9 @@ class ResidualMLP(nn.Module):
 
 
 class Adapter(nn.Module):
-    """Text adapter: L2 normalisation (optional), `depth` blocks, LayerNorm, linear projection.
+    """Text adapter: L2 normalisation (if `normalize`), `depth` blocks, LayerNorm, linear projection.
 
-    Args:
-        llm_embed_dim: Width of the teacher's vector.
-        embed_dim: Width of the joint space.
-        depth: Number of blocks, residual MLPs as in the official code's text adaptor.
-        expansion: Hidden width of a block, as a multiple of its width.
-        normalize: Whether to L2-normalise the teacher's vector first.
+    The blocks are residual MLPs as in the official code's text adaptor, `expansion` times as wide inside.
     """
 
     def __init__(
@@ -179,11 +183,8 @@ class Adapter(nn.Module):
 class AlignmentHead(nn.Module):
     """Alignment layer of SAIL (arXiv 2412.04616, section 3): LayerNorm and an MLP with one hidden layer.
 
-    Args:
-        width: Width of the input.
-        embed_dim: Width of the joint space.
-        expansion: Hidden width, as a multiple of `width`.
-        gated: Whether a ReLU6 of one linear layer gates another (GLU); otherwise GELU.
+    The hidden layer has `expansion` times `width` units.  If `gated`, a ReLU6 of one linear layer gates another (GLU);
+    otherwise it is GELU.
     """
 
     def __init__(self, width: int, embed_dim: int, expansion: int, gated: bool) -> None:
@@ -200,7 +201,9 @@ class AlignmentHead(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(…, width)`` -> ``(…, embed_dim)``, not normalised."""
         x = self.norm(x)
-        return self.projection(F.gelu(self.up(x)) if self.gate is None else F.relu6(self.gate(x)) * self.up(x))
+        if self.gate is None:
+            return self.projection(F.gelu(self.up(x)))
+        return self.projection(F.relu6(self.gate(x)) * self.up(x))
 
 
 class _Towers(nn.Module):
@@ -208,21 +211,25 @@ class _Towers(nn.Module):
 
     def __init__(self, model: dict[str, Any], llm_embed_dim: int) -> None:
         super().__init__()
-        adapter, embed_dim = dict(model['adapter']), model['embed_dim']
-        kinds = {'residual': Adapter, 'linear': nn.Linear, 'identity': nn.Identity}
+        embed_dim = model['embed_dim']
         self.vision_encoder = _VisionEncoder(model['vision'])
-        projection, width = model.get('visual_projection', 'linear'), self.vision_encoder.width
+        width = self.vision_encoder.width
+        projection = model.get('visual_projection', 'linear')
         if projection in ('mlp', 'glu'):
             self.visual_projection = AlignmentHead(
-                width, embed_dim, model['visual_projection_expansion'], projection == 'glu')
+                width, embed_dim, model['visual_projection_expansion'], gated=projection == 'glu')
+        elif projection == 'identity':
+            self.visual_projection = nn.Identity()
         else:
-            self.visual_projection = kinds['identity' if projection == 'identity' else 'linear'](
-                width, embed_dim, bias=projection == 'affine')
+            self.visual_projection = nn.Linear(width, embed_dim, bias=projection == 'affine')
+        adapter = dict(model['adapter'])
         name = adapter.pop('name')
         if name in ('mlp', 'glu'):
-            self.adapter = AlignmentHead(llm_embed_dim, embed_dim, adapter['expansion'], name == 'glu')
+            self.adapter = AlignmentHead(llm_embed_dim, embed_dim, adapter['expansion'], gated=name == 'glu')
+        elif name == 'residual':
+            self.adapter = Adapter(llm_embed_dim, embed_dim, **adapter)
         else:
-            self.adapter = kinds[name](llm_embed_dim, embed_dim, **(adapter if kinds[name] is Adapter else {}))
+            self.adapter = {'linear': nn.Linear, 'identity': nn.Identity}[name](llm_embed_dim, embed_dim)
         self.logit_scale = nn.Parameter(torch.zeros(1))
         self.logit_bias = None if model['logit_bias'] is None else nn.Parameter(torch.zeros(1))
 
@@ -231,8 +238,9 @@ def load_teacher(
     folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]] = None, trust_remote_code: bool = False,
     precision: str = 'fp32',
 ) -> Callable[[Sequence[str], torch.device], torch.Tensor]:
-    """Load a teacher as a function of captions and device: ``(N, llm_embed_dim)`` in float32 on the CPU, not
-    normalised.
+    """Load a teacher as a function of captions and device.
+
+    The function returns vectors ``(N, llm_embed_dim)`` in float32 on the CPU, not normalised.
 
     Args:
         folder: LLM, tokenizer and ``text_encoder.json``, or a sentence-transformers model.
@@ -244,18 +252,21 @@ def load_teacher(
     Raises:
         LoadError: The folder has no teacher, one with another encoding, or other files than exported.
     """
-    how = {} if 'prompt' in recorded else read_encoding(folder / 'text_encoder.json', recorded)
+    encoding = None
+    if 'prompt' not in recorded:
+        encoding = SimpleNamespace(**read_encoding(folder / 'text_encoder.json', recorded))
     if files is not None:
-        found = checksums(folder)
-        for name in sorted({*found, *files}):
-            if found.get(name) != files.get(name):
-                fault = 'is missing' if name not in found else 'is not the file that was exported'
+        current = checksums(folder)
+        for name in sorted({*current, *files}):
+            if current.get(name) != files.get(name):
+                fault = 'is not the file that was exported' if name in current else 'is missing'
                 raise LoadError(f'{folder / name}: {fault}, expected the teacher that the model learned from')
-    if not how:
-        model, prompt = load_sentence_transformer(folder, trust_remote_code), str(recorded['prompt'])
+    if encoding is None:
+        model = load_sentence_transformer(folder, trust_remote_code)
+        prompt = str(recorded['prompt'])
         return lambda texts, device: encode_sentences(model.to(device), texts, prompt, precision=precision)[0].cpu()
-    tokenizer = CaptionTokenizer(load_tokenizer(folder), SimpleNamespace(**how))
-    encoder = load_encoder(folder, SimpleNamespace(**how))
+    tokenizer = CaptionTokenizer(load_tokenizer(folder), encoding)
+    encoder = load_encoder(folder, encoding)
 
     def embed(texts: Sequence[str], device: torch.device) -> torch.Tensor:
         # Few CPUs are fast in bfloat16; the cast to float32 is exact.
@@ -309,9 +320,8 @@ class LLM2CLIPModel(PreTrainedModel):
         """
         if Path(str(pretrained_model_name_or_path), 'config.json').is_file():
             check_weight_files(Path(pretrained_model_name_or_path))
-        # Exports have no pickled weights.
-        options = {'use_safetensors': True, **kwargs}
-        model, info = load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **options)
+        kwargs.setdefault('use_safetensors', True)  # exports have no pickled weights
+        model, info = load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
         _fill_tables(model)
         model.trust_remote_code = bool(kwargs.get('trust_remote_code'))
         # transformers 4 stores the loaded commit in the configuration; 5 does not.
@@ -322,7 +332,8 @@ class LLM2CLIPModel(PreTrainedModel):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """Save the model, with the teacher and code of the folder that it was loaded from."""
         if self.name_or_path and kwargs.get('is_main_process', True):
-            source, target = self._folder(), Path(save_directory)
+            source = self._folder()
+            target = Path(save_directory)
             if source.resolve() != target.resolve() and (source / _TEACHER_FOLDER).is_dir():
                 shutil.copytree(source / _TEACHER_FOLDER, target / _TEACHER_FOLDER, dirs_exist_ok=True)
                 for path in source.glob('*_llm2clip.py'):
@@ -331,13 +342,14 @@ class LLM2CLIPModel(PreTrainedModel):
 
     def __getstate__(self) -> dict[str, Any]:
         # Other processes, such as those of `SentenceTransformer.encode(device=[…])`, load their own teachers.
-        return {**vars(self), '_teachers': None}
+        return vars(self) | {'_teachers': None}
 
     def _folder(self) -> Path:
         """Return the folder that this model was loaded from, or its teacher's from the Hub."""
         name = self.name_or_path or '.'
-        return Path(name if Path(name).is_dir() else snapshot_download(
-            name, revision=self.revision, allow_patterns=f'{_TEACHER_FOLDER}/*'))
+        if not Path(name).is_dir():
+            name = snapshot_download(name, revision=self.revision, allow_patterns=f'{_TEACHER_FOLDER}/*')
+        return Path(name)
 
     @staticmethod
     def teacher_folders(folder: Path) -> list[Path]:
@@ -365,8 +377,8 @@ class LLM2CLIPModel(PreTrainedModel):
         Args:
             texts: B captions, or one string.
             text_embedding: The teacher's vectors ``(B, llm_embed_dim)``.
-            input_ids: Tokens ``(B, T)`` from the folder's tokenizer.  They are decoded and tokenised again with the
-                teacher's template and maximum length.
+            input_ids: Tokens ``(B, T)`` from the folder's tokenizer.  They are decoded and tokenised again
+                with the teacher's template and maximum length.
             attention_mask: Not used, since decoding drops padding.
 
         Raises:
@@ -397,16 +409,22 @@ class LLM2CLIPModel(PreTrainedModel):
         if not texts:
             return torch.empty(0, self.config.llm_embed_dim)
         if self._teachers is None:
-            folder = self._folder()
-            # In a tuple, so that they are not submodules and are not saved with this model.
-            folders, recorded = self.teacher_folders(folder), self.config.recorded_teachers()
-            files = self.config.teacher_files or [None] * len(recorded)
-            if not len(folders) == len(recorded) == len(files):
-                raise LoadError(f'{folder}: has {len(folders)} teachers, expected {len(recorded)} as config.json says')
-            self._teachers = tuple(load_teacher(*teacher, self.trust_remote_code, self.teacher_precision)
-                                   for teacher in zip(folders, recorded, files))
+            self._teachers = self._load_teachers()
         vectors = [teacher(texts, self.device) for teacher in self._teachers]
-        return vectors[0] if len(vectors) == 1 else torch.cat([F.normalize(v, dim=-1) for v in vectors], dim=-1)
+        if len(vectors) == 1:
+            return vectors[0]
+        return torch.cat([F.normalize(part, dim=-1) for part in vectors], dim=-1)
+
+    def _load_teachers(self) -> tuple[Any, ...]:
+        """Load the teachers in a tuple, so that they are not submodules and are not saved with this model."""
+        folder = self._folder()
+        folders = self.teacher_folders(folder)
+        recorded = self.config.recorded_teachers()
+        files = self.config.teacher_files or [None] * len(recorded)
+        if not len(folders) == len(recorded) == len(files):
+            raise LoadError(f'{folder}: has {len(folders)} teachers, expected {len(recorded)} as config.json says')
+        return tuple(load_teacher(*teacher, self.trust_remote_code, self.teacher_precision)
+                     for teacher in zip(folders, recorded, files))
 
     def forward(
         self, pixel_values: torch.Tensor, text_embedding: Optional[torch.Tensor] = None,

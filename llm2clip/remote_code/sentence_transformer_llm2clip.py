@@ -3,13 +3,14 @@
 
 """Frozen teachers from sentence-transformers: checked loading without running their code, and encoding.
 
-Exported models contain a copy of this file.  It imports only torch, the files beside it and, for such a teacher,
-sentence-transformers.
+Exported models contain a copy of this file.  It imports only torch, the files beside it and, for such a
+teacher, sentence-transformers.
 """
 
 import importlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ def load_sentence_transformer(folder: Path, trust_remote_code: bool = False) -> 
     `trust_remote_code` allows code that the folder holds or names; pickled weights never run code.
 
     Raises:
-        LoadError: The model is missing, needs code that is not trusted, has non-finite weights or no transformers
-            tokenizer; or sentence-transformers is not installed.
+        LoadError: The model is missing, needs code that is not trusted, has non-finite weights or no
+            transformers tokenizer; or sentence-transformers is not installed.
     """
     if not trust_remote_code:
         _refuse_foreign_classes(folder)
@@ -43,7 +44,8 @@ def load_sentence_transformer(folder: Path, trust_remote_code: bool = False) -> 
     check_finite(model.state_dict(), folder)
     for module in model.modules():
         check_rope(getattr(module, 'config', None), folder)
-    if not callable(tokenizer := getattr(model, 'tokenizer', None)):
+    tokenizer = getattr(model, 'tokenizer', None)
+    if not callable(tokenizer):
         raise LoadError(f'{folder}: has the tokenizer {type(tokenizer).__name__}, expected one of transformers')
     return model.eval().requires_grad_(False)
 
@@ -53,21 +55,24 @@ def _refuse_foreign_classes(folder: Path) -> None:
     for path in sorted(folder.rglob('*.json')):
         with loading(path, 'JSON'):
             content = json.loads(path.read_text(encoding='utf-8'))
-        for values in content if isinstance(content, list) else [content]:
-            if not isinstance(values, dict):
+        modules = content if isinstance(content, list) else [content]
+        for module in modules:
+            if not isinstance(module, dict):
                 continue
-            types = values.get('types')
-            named = [values.get(key) for key in ('type', 'activation_function', 'tokenizer_class')]
-            for name in [*named, *(types.values() if isinstance(types, dict) else ())]:
+            names = [module.get(key) for key in ('type', 'activation_function', 'tokenizer_class')]
+            types = module.get('types')
+            if isinstance(types, dict):
+                names += types.values()
+            for name in names:
                 if '.' in str(name) and not str(name).startswith(_TRUSTED_CLASSES):
                     raise LoadError(f'{path}: names the class {name}, expected one of sentence-transformers; '
                                     'trust_remote_code=true lets it run')
         if path.name == 'config.json' and isinstance(content, dict):
-            check_no_code({**content, 'auto_map': None}, path)
+            check_no_code(content | {'auto_map': None}, path)
 
 
 def padded_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Yield batches of indices, longest text first, each with at most `batch_tokens` padded tokens or a single text."""
+    """Yield batches of indices, longest text first, each with at most `batch_tokens` padded tokens or one text."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     start = 0
     while start < len(order):
@@ -77,11 +82,7 @@ def padded_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[i
 
 
 def encode_sentences(
-    model: Any,
-    texts: Sequence[str],
-    prompt: str = '',
-    batch_tokens: int = 4096,
-    precision: str = 'fp32',
+    model: Any, texts: Sequence[str], prompt: str = '', batch_tokens: int = 4096, precision: str = 'fp32',
     on_batch: Callable[[int], object] = lambda texts: None,
 ) -> tuple[torch.Tensor, list[int]]:
     """Embed N texts with a SentenceTransformer's own `encode`.
@@ -99,8 +100,8 @@ def encode_sentences(
     """
     if not texts:
         return torch.empty(0, 0, device=model.device), []
-    lengths = [len(ids) for ids in model.tokenizer([prompt + text for text in texts], truncation=False,
-                                                   verbose=False)['input_ids']]
+    tokens = model.tokenizer([prompt + text for text in texts], truncation=False, verbose=False)
+    lengths = [len(ids) for ids in tokens['input_ids']]
     limit = model.max_seq_length or max(lengths)
     batches = list(padded_batches([min(length, limit) for length in lengths], batch_tokens))
     vectors = []
@@ -109,6 +110,6 @@ def encode_sentences(
             vectors.append(model.encode([texts[i] for i in batch], prompt=prompt, batch_size=len(batch),
                                         show_progress_bar=False, convert_to_tensor=True).float())
         on_batch(len(batch))
-    order = torch.tensor([i for batch in batches for i in batch])
+    order = torch.tensor(list(chain.from_iterable(batches)))
     # `encode` returns inference tensors, which autograd cannot save; the operations here return normal ones.
     return torch.cat(vectors)[order.argsort().to(model.device, non_blocking=True)], lengths

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from itertools import cycle, groupby, takewhile
+from itertools import chain, cycle, groupby, takewhile
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -46,13 +46,13 @@ class Tokenized(NamedTuple):
 class CaptionTokenizer:
     """Tokenizer from captions to `input_ids`, `attention_mask` and `embed_mask`, padded on the right.
 
-    The layout of a text is ``[header][instruction][caption][footer]``; `embed_mask` marks the caption and the footer,
-    which are pooled.  White space around a caption is stripped where the chat template strips it.
+    The layout of a text is ``[header][instruction][caption][footer]``; `embed_mask` marks the caption and the
+    footer, which are pooled.  White space around a caption is stripped where the chat template strips it.
 
-    Header and footer are those of a user turn in the chat template, without the system prompt that some templates put
-    before the first turn.  Instruction and caption are tokenised as one text, joined by a space; its last n tokens are
-    pooled if the caption alone has n.  The official code does the same (`tokenize`, `prepare_for_tokenization` and
-    `_convert_to_str` in llm2clip/llm2vec/llm2vec.py).
+    Header and footer are those of a user turn in the chat template, without the system prompt that some
+    templates put before the first turn.  Instruction and caption are tokenised as one text, joined by a
+    space; its last n tokens are pooled if the caption alone has n.  The official code does the same
+    (`tokenize`, `prepare_for_tokenization` and `_convert_to_str` in llm2clip/llm2vec/llm2vec.py).
 
     Without a template the header is the BOS token, if one exists, even where the tokenizer omits it: LLMs give the
     first token an outlier hidden state, unfit for pooling.  The footer is EOS for pooling ``last``, else empty.
@@ -78,50 +78,59 @@ class CaptionTokenizer:
         if config.chat_template and not self.tokenizer.chat_template:
             raise ValueError('text_encoder.chat_template is on, but the tokenizer has no chat template')
         if config.chat_template is False or not self.tokenizer.chat_template:
-            bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-            if config.pooling == 'last' and not isinstance(eos, int):
-                raise ValueError('text_encoder.pooling: last needs an end token, and the tokenizer has none')
-            return ([bos] if isinstance(bos, int) else [],
-                    [eos] if config.pooling == 'last' and isinstance(eos, int) else [])
+            return self._frame_without_template(config.pooling)
         caption = f'{_SPACE}{_SENTINEL}{_SPACE}'
         try:
             before, after = self._render(caption).split(_SENTINEL)
-            ended, continued = (self._render(_SENTINEL, _ANSWER, *more).partition(_ANSWER)[2]
-                                for more in ([], [caption]))
+            _, _, ended = self._render(_SENTINEL, _ANSWER).partition(_ANSWER)
+            _, _, continued = self._render(_SENTINEL, _ANSWER, caption).partition(_ANSWER)
         except Exception as error:
             raise ValueError(f'{self.tokenizer.name_or_path}: its chat template cannot be used ({error}), expected one '
                              'that shows a message once') from error
-        self.trims = not before.endswith(_SPACE), not after.startswith(_SPACE)
-        before, after = before.removesuffix(_SPACE), after.removeprefix(_SPACE)
-        footer = self.plain(after.rstrip())
+        self.trims = (not before.endswith(_SPACE), not after.startswith(_SPACE))
+        before = before.removesuffix(_SPACE)
+        footer = self.plain(after.removeprefix(_SPACE).rstrip())
         special = next((i for i, token in enumerate(footer) if token in self.tokenizer.all_special_ids), len(footer))
         # Start of a user turn, without the end of the answer before it; empty if the template shows no second turn.
         header = self.plain(continued.partition(_SENTINEL)[0].removesuffix(_SPACE))
         closing = takewhile(lambda pair: pair[0] == pair[1], zip(header, self.plain(ended)))
         header = header[sum(1 for _ in closing):]
-        if header[:1] != self._bos():
-            header = header and self._bos() + header
+        if header and header[:1] != self._bos():
+            header = self._bos() + header
         return header or self.plain(before), footer[:special + 1]
+
+    def _frame_without_template(self, pooling: str) -> tuple[list[int], list[int]]:
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        header = [bos] if isinstance(bos, int) else []
+        if pooling != 'last':
+            return header, []
+        if not isinstance(eos, int):
+            raise ValueError('text_encoder.pooling: last needs an end token, and the tokenizer has none')
+        return header, [eos]
 
     def _render(self, *contents: str) -> str:
         """Apply the chat template to alternating messages of user and assistant."""
-        messages = [{'role': role, 'content': content}
-                    for role, content in zip(cycle(('user', 'assistant')), contents)]
+        messages = [
+            {'role': role, 'content': content} for role, content in zip(cycle(('user', 'assistant')), contents)]
+        template = _CLOCK + self.tokenizer.get_chat_template()
         return str(self.tokenizer.apply_chat_template(
-            messages, chat_template=_CLOCK + self.tokenizer.get_chat_template(), tokenize=False,
-            date_string=f'{_DAY:%d %b %Y}'))
+            messages, chat_template=template, tokenize=False, date_string=f'{_DAY:%d %b %Y}'))
 
     def _bos(self) -> list[int]:
         """BOS token as a list; empty if the tokenizer does not add one."""
         bos = self.tokenizer.bos_token_id
-        return [bos] if isinstance(bos, int) and bos in self.tokenizer('').input_ids else []
+        if isinstance(bos, int) and bos in self.tokenizer('').input_ids:
+            return [bos]
+        return []
 
     def _room(self, instruction: str) -> int:
         return self.max_length - len(self.header) - len(self.plain(instruction)) - len(self.footer)
 
     def plain(self, text: str) -> list[int]:
         """Tokenise a text without BOS, EOS or template."""
-        return self.tokenizer(text, add_special_tokens=False).input_ids if text else []
+        if not text:
+            return []
+        return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def tokenize(self, texts: Sequence[str], instruction: str = '') -> list[Tokenized]:
         """Tokenise each text.
@@ -133,7 +142,7 @@ class CaptionTokenizer:
         Raises:
             ValueError: A text is empty, or the instruction leaves no room for it.
         """
-        texts = [texts] if isinstance(texts, str) else texts
+        texts = [texts] if isinstance(texts, str) else list(texts)
         instruction = instruction.strip()
         if self._room(instruction) < 1:
             prefix = len(self.header) + len(self.plain(instruction))
@@ -142,17 +151,20 @@ class CaptionTokenizer:
         empty = [i for i, text in enumerate(texts) if not text.strip()]
         if empty:
             raise ValueError(f'caption {empty[0]} of the batch is empty')
-        at_start, at_end = self.trims
-        texts = [text.rstrip() if at_end else text for text in texts]
-        texts = [text.lstrip() for text in texts] if at_start and not instruction else texts
+        trims_start, trims_end = self.trims
+        if trims_end:
+            texts = [text.rstrip() for text in texts]
+        if trims_start and not instruction:
+            texts = [text.lstrip() for text in texts]
         whole = captions = self.tokenizer(texts, add_special_tokens=False).input_ids
         if instruction:
             whole = self.tokenizer([f'{instruction} {text}' for text in texts], add_special_tokens=False).input_ids
-        room, tokens = self._room(''), []
+        room = self._room('')
+        tokens = []
         for ids, caption in zip(whole, captions):
             start = min(max(len(ids) - len(caption), 0), room - 1)
-            tokens.append(Tokenized(self.header + ids[:room] + self.footer, len(self.header) + start,
-                                    max(0, len(ids) - room)))
+            framed = self.header + ids[:room] + self.footer
+            tokens.append(Tokenized(framed, len(self.header) + start, max(0, len(ids) - room)))
         return tokens
 
     def placeholder(self) -> Tokenized:
@@ -176,7 +188,8 @@ def pad(tokens: Sequence[Tokenized], pad_id: int = 0) -> Tokens:
     """Pad B texts on the right to `input_ids`, `attention_mask` and `embed_mask`, each ``(B, T)``."""
     length = max(len(text.ids) for text in tokens)
     input_ids = torch.full((len(tokens), length), pad_id, dtype=torch.long)
-    attention_mask, embed_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
+    attention_mask = torch.zeros_like(input_ids)
+    embed_mask = torch.zeros_like(input_ids)
     for row, text in enumerate(tokens):
         input_ids[row, :len(text.ids)] = torch.tensor(text.ids)
         attention_mask[row, :len(text.ids)] = 1
@@ -195,9 +208,10 @@ def pack(texts: Mapping[str, torch.Tensor], lengths: Sequence[int]) -> dict[str,
     in_order = [lengths[i] for i in order]
     rows = {name: [value[i, :lengths[i]] for i in order] for name, value in texts.items()}
     rows['position_ids'] = [torch.arange(length) for length in in_order]
-    return {**{name: torch.cat(parts).unsqueeze(0) for name, parts in rows.items()},
-            'runs': [(len(list(run)), length) for length, run in groupby(in_order)],
-            'places': torch.tensor(order).argsort()}
+    packed: dict[str, Any] = {name: torch.cat(parts).unsqueeze(0) for name, parts in rows.items()}
+    packed['runs'] = [(len(list(run)), length) for length, run in groupby(in_order)]
+    packed['places'] = torch.tensor(order).argsort()
+    return packed
 
 
 def pack_tokens(tokens: Sequence[Tokenized]) -> dict[str, Any]:
@@ -261,21 +275,17 @@ class TextEncoder(nn.Module):
         return self.fsdp_wrap_fn(module)
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: Optional[torch.Tensor] = None,
-        embed_mask: Optional[torch.Tensor] = None,
-        position_ids: Optional[torch.Tensor] = None,
-        runs: Optional[Runs] = None,
-        places: Optional[torch.Tensor] = None,
+        self, input_ids: torch.Tensor, attention_mask: Optional[torch.Tensor] = None,
+        embed_mask: Optional[torch.Tensor] = None, position_ids: Optional[torch.Tensor] = None,
+        runs: Optional[Runs] = None, places: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
         """Embed tokens ``(B, T)`` as vectors ``(B, llm_embed_dim)`` in float32, not normalised.
 
         Without `embed_mask`, return hidden states ``(B, T, llm_embed_dim)``.  A causal encoder needs no
-        `attention_mask` for texts of equal length.  With the output of `pack` instead of `attention_mask`, tokens and
-        hidden states form one row ``(1, S)``, and vectors keep the order of the texts.  LLMs with length-dependent
-        rotary frequencies (``longrope``, ``dynamic``) use the longest text of the row, as they use that of a padded
-        batch.
+        `attention_mask` for texts of equal length.  With the output of `pack` instead of `attention_mask`,
+        tokens and hidden states form one row ``(1, S)``, and vectors keep the order of the texts.  LLMs with
+        length-dependent rotary frequencies (``longrope``, ``dynamic``) use the longest text of the row, as
+        they use that of a padded batch.
         """
         if runs is not None:
             # This 4-D mask is not read; without one, transformers would allocate a mask of S x S.
@@ -286,13 +296,14 @@ class TextEncoder(nn.Module):
             if embed_mask is None:
                 return states
             sizes = [n * length for n, length in runs]
-            return torch.cat([
-                self.pool(part.view(n, length, -1), mask.view(n, length))
-                for part, mask, (n, length) in zip(states[0].split(sizes), embed_mask[0].split(sizes), runs)])[places]
+            vectors = []
+            for part, mask, (n, length) in zip(states[0].split(sizes), embed_mask[0].split(sizes), runs):
+                vectors.append(self.pool(part.view(n, length, -1), mask.view(n, length)))
+            return torch.cat(vectors)[places]
         mask = attention_mask
         if self.config.bidirectional:
-            # Additive mask ``(B, 1, T, T)`` that hides only padding.  transformers passes it unchanged to all layers,
-            # including those with a sliding window.
+            # Additive mask ``(B, 1, T, T)`` that hides only padding.  transformers passes it unchanged to all
+            # layers, including those with a sliding window.
             assert attention_mask is not None
             device = attention_mask.device
             dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.llm.dtype
@@ -300,7 +311,9 @@ class TextEncoder(nn.Module):
             hidden.masked_fill_(attention_mask == 0, torch.finfo(dtype).min)
             mask = hidden[:, None, None, :].expand(-1, 1, attention_mask.shape[1], -1)
         states = self.llm(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
-        return states if embed_mask is None else self.pool(states, embed_mask)
+        if embed_mask is None:
+            return states
+        return self.pool(states, embed_mask)
 
 
 def _attend(implementation: str, module: nn.Module, *args: Any, runs: Optional[Runs] = None, **kwargs: Any) -> Any:
@@ -372,8 +385,8 @@ def _attend_by_runs(
     return torch.cat(outputs, 1), None
 
 
-# Attention implementation -> wrapper that also takes packed texts.  An LLM keeps the wrapper permanently, since
-# activation checkpointing may run layers again in the backward pass.
+# Attention implementation -> wrapper that also takes packed texts.  An LLM keeps the wrapper permanently,
+# since activation checkpointing may run layers again in the backward pass.
 _PACKED = {name: f'llm2clip_{name}' for name in ('sdpa', 'eager')}
 for _name, _packed in _PACKED.items():
     AttentionInterface.register(_packed, partial(_attend, _name))
@@ -383,8 +396,8 @@ for _name, _packed in _PACKED.items():
 def token_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Yield batches of indices, longest text first, each with at most `batch_tokens` tokens or a single text.
 
-    Texts of equal length are adjacent, which suits `pack`.  The first batch needs the most memory, so that running out
-    of memory shows at once.
+    Texts of equal length are adjacent, which suits `pack`.  The first batch needs the most memory, so that
+    running out of memory shows at once.
     """
     batch: list[int] = []
     size = 0
@@ -400,12 +413,8 @@ def token_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[in
 
 @torch.no_grad()
 def encode_tokens(
-    encoder: TextEncoder,
-    tokens: Sequence[Tokenized],
-    batch_tokens: int = 4096,
-    precision: str = 'fp32',
-    sharded: bool = False,
-    on_batch: Callable[[int], object] = lambda texts: None,
+    encoder: TextEncoder, tokens: Sequence[Tokenized], batch_tokens: int = 4096, precision: str = 'fp32',
+    sharded: bool = False, on_batch: Callable[[int], object] = lambda texts: None,
 ) -> torch.Tensor:
     """Embed N tokenised texts, packed without padding: ``(N, llm_embed_dim)`` in float32 on the encoder's device.
 
@@ -414,8 +423,8 @@ def encode_tokens(
         tokens: N texts.
         batch_tokens: Tokens per forward pass.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
-        sharded: Whether the encoder is sharded.  Each forward pass gathers weights from all ranks, so all must run
-            equally many; a rank with fewer batches repeats its last one.
+        sharded: Whether the encoder is sharded.  Each forward pass gathers weights from all ranks, so all
+            must run equally many; a rank with fewer batches repeats its last one.
         on_batch: Called after each batch with its number of texts.
     """
     device = next(encoder.parameters()).device
@@ -427,24 +436,27 @@ def encode_tokens(
         repeats = int(most) - len(batches)
     vectors = [torch.empty(0, encoder.llm_embed_dim, device=device)]
     for batch in batches + batches[-1:] * repeats:
-        # A copy from pageable memory would wait for the previous batch.
-        texts = {name: torch.empty_like(value, pin_memory=device.type == 'cuda').copy_(value).to(
-                     device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-                 for name, value in pack_tokens([tokens[i] for i in batch]).items()}
+        texts = _to_device(pack_tokens([tokens[i] for i in batch]), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'amp_bf16'):
             vectors.append(encoder(**texts).float())
         on_batch(len(batch))
-    order = torch.tensor([i for batch in batches for i in batch], dtype=torch.long)
+    order = torch.tensor(list(chain.from_iterable(batches)), dtype=torch.long)
     return torch.cat(vectors)[:len(tokens)][order.argsort().to(device, non_blocking=True)]
 
 
+def _to_device(texts: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Copy packed texts from pinned memory; a copy from pageable memory would wait for the previous batch."""
+    copies = dict(texts)
+    for name, value in texts.items():
+        if isinstance(value, torch.Tensor):
+            pinned = torch.empty_like(value, pin_memory=device.type == 'cuda').copy_(value)
+            copies[name] = pinned.to(device, non_blocking=True)
+    return copies
+
+
 def encode_texts(
-    encoder: TextEncoder,
-    tokenizer: CaptionTokenizer,
-    texts: Sequence[str],
-    batch_tokens: int = 4096,
-    precision: str = 'fp32',
-    instruction: str = '',
+    encoder: TextEncoder, tokenizer: CaptionTokenizer, texts: Sequence[str], batch_tokens: int = 4096,
+    precision: str = 'fp32', instruction: str = '',
 ) -> torch.Tensor:
     """Tokenise and embed texts, each after an instruction that is not pooled; return the vectors on the CPU."""
     return encode_tokens(encoder, tokenizer.tokenize(texts, instruction), batch_tokens, precision).cpu()
