@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Image search in a folder by text or by image, and zero-shot classification; image features are kept in one file."""
+"""Image search in a folder by text or image, and zero-shot classification; image features are kept in a file."""
 
 import json
 import os
@@ -34,16 +34,18 @@ def is_image(query: str) -> bool:
     return query.lower().endswith(SUFFIXES)
 
 
-def load_model(config: ImageFolderConfig, device: Device, queries: Sequence[str] = ()) -> tuple[TrainedLLM2CLIP, str]:
-    """Load an exported model, and return it with a fingerprint of everything that determines its image features.
+def load_model(
+    config: ImageFolderConfig, device: Device, queries: Sequence[str] = ()
+) -> tuple[TrainedLLM2CLIP, str]:
+    """Return an exported model, and a fingerprint of everything that determines its image features.
 
-    Raises:
-        ConfigError: The folder is not an export, `truncate_dim` exceeds the dimensions of the model, or the teacher is
-            missing and a query is a text.
+    Raises a ConfigError if the folder is not an export, `truncate_dim` exceeds the dimensions of the model, or
+    the teacher is missing and a query is a text.
     """
     if not is_exported(config.model):
         raise ConfigError(f'model: {config.model} is not the folder llm2clip/ that recipes/export_hf.py wrote')
-    missing = [teacher for teacher in LLM2CLIPModel.teacher_folders(Path(config.model)) if not teacher.is_dir()]
+    teachers = LLM2CLIPModel.teacher_folders(Path(config.model))
+    missing = [teacher for teacher in teachers if not teacher.is_dir()]
     if missing and not all(map(is_image, queries)):
         raise ConfigError(f'model: there is no {missing[0]}, which embeds texts; images as queries need none')
     exported = LLM2CLIPModel.from_pretrained(config.model, trust_remote_code=config.trust_remote_code).eval()
@@ -54,12 +56,15 @@ def load_model(config: ImageFolderConfig, device: Device, queries: Sequence[str]
     digest = xxhash.xxh64(json.dumps(settings, sort_keys=True))
     hash_tensors(exported.model.state_dict(), digest)
     device.module_to_device(exported)
-    model = TrainedLLM2CLIP(exported.model, lambda texts: (exported.embed_texts(texts).cpu(), 0), config.precision)
-    return model, digest.hexdigest()
+
+    def teacher(texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        return exported.embed_texts(texts).cpu(), 0
+
+    return TrainedLLM2CLIP(exported.model, teacher, config.precision), digest.hexdigest()
 
 
 def find_images(folder: str) -> dict[str, list[int]]:
-    """Path inside the folder -> size in bytes and modification time in ns, for all images except hidden ones."""
+    """Path inside the folder -> size in bytes and modification time in ns, for images that are not hidden."""
     images = {}
     for parent, subfolders, names in os.walk(folder):
         subfolders[:] = [name for name in subfolders if not name.startswith('.')]
@@ -76,10 +81,10 @@ def find_images(folder: str) -> dict[str, list[int]]:
 def embed_images(
     config: ImageFolderConfig, model: TrainedLLM2CLIP, fingerprint: str
 ) -> tuple[list[str], torch.Tensor]:
-    """Return the paths of N readable images and their features ``(N, D)``; only new and changed files are encoded.
+    """Return the paths of N readable images and their features ``(N, D)``; only new or changed files are encoded.
 
     Raises:
-        ConfigError: No image can be read, or the features in `config.index` belong to another model or folder.
+        ConfigError: No image can be read, or `config.index` has features of another model or folder.
         FileError, LoadError: The file of the features is damaged.
     """
     states = find_images(config.images)
@@ -91,8 +96,8 @@ def embed_images(
     images = ImageFiles(config.images, todo)
     try:
         with tqdm(total=len(todo), desc='embed', unit=' images') as progress:
-            for batch in encode_batches(model, images, todo, range(len(todo)), config.batch_size, config.num_workers,
-                                        keep_going=True):
+            for batch in encode_batches(model, images, todo, range(len(todo)), config.batch_size,
+                                        config.num_workers, keep_going=True):
                 known.update(zip([todo[i] for i in batch.positions], batch.features.half()))
                 for reason in batch.unreadable.values():
                     tqdm.write(f'unreadable: {printable(reason)}')
@@ -110,12 +115,13 @@ def embed_images(
 
 
 def _read_index(path: Path, metadata: dict[str, str]) -> dict[str, tuple[list[int], torch.Tensor]]:
-    """Read name of an image -> its state in `find_images` and its features; a file with other metadata is refused."""
+    """Read image -> its entry of `find_images` and its features; refuse a file with other metadata."""
     expected = 'features of images; remove it to embed them again'
     tensors, written = read_safetensors(path, expected)
     with reading(path, expected):
         files = parse_json(tensors['files'].numpy().tobytes(), path, dict)
-        entries = {name: (state, row) for (name, state), row in zip(files.items(), tensors['features'], strict=True)}
+        rows = zip(files.items(), tensors['features'], strict=True)
+        entries = {name: (state, row) for (name, state), row in rows}
     if written | metadata != written:
         raise ConfigError(f'index: {path} is of another model, precision or dim, or of images in another folder; '
                           'give another `index`, or remove that file')
@@ -135,14 +141,15 @@ def embed_query(model: TrainedLLM2CLIP, query: Union[str, Path]) -> torch.Tensor
 
 
 def nearest(images: torch.Tensor, query: torch.Tensor, top: int) -> list[tuple[int, float]]:
-    """Return positions and cosine similarities of the `top` images ``(N, D)`` that are nearest to a query ``(D,)``."""
+    """Return positions and cosine similarities of the `top` images ``(N, D)`` nearest to a query ``(D,)``."""
     scores, best = (images @ query).sort(descending=True, stable=True)
     return [*zip(best.tolist(), scores.tolist())][:top]
 
 
 def classify(model: TrainedLLM2CLIP, image: Path, labels: Sequence[str]) -> dict[str, float]:
-    """Return label -> probability of an image file: the softmax of the model's logits, as in zero-shot pipelines."""
-    logits = model.model.logit_scale.exp().cpu() * (model.text_features(labels)[0] @ embed_query(model, image))
+    """Return label -> probability of an image file: the softmax of the model's logits."""
+    similarities = model.text_features(labels)[0] @ embed_query(model, image)
+    logits = model.model.logit_scale.exp().cpu() * similarities
     return dict(zip(labels, logits.softmax(0).tolist()))
 
 

@@ -47,10 +47,10 @@ def zeroshot_metrics(
 ) -> tuple[dict[str, Any], list[Outcomes]]:
     """Return the zero-shot metrics of CLIP_benchmark and more, in percent, and the outcomes per image.
 
-    With one class per image, the metrics are `zeroshot_top1`, `zeroshot_top5` (from five classes on), the accuracy
-    `per_class`, `mean_per_class` over the classes that have images, and 95 % intervals.  Among classes with equal
-    scores, the first counts as the nearest.  With any number of classes per image, the metrics are the average
-    precision `per_class` and `mean_average_precision`, without outcomes.
+    With one class per image, the metrics are `zeroshot_top1`, `zeroshot_top5` (from five classes on), the
+    accuracy `per_class`, `mean_per_class` over the classes that have images, and 95 % intervals.  Among
+    classes with equal scores, the first counts as the nearest.  With any number of classes per image, the
+    metrics are the average precision `per_class` and `mean_average_precision`, without outcomes.
 
     Args:
         image_features: ``(N, D)``.
@@ -77,7 +77,7 @@ def _distinct(classes: Sequence[str]) -> list[str]:
 def _accuracy_metrics(
     ranks: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], name: str, resamples: int
 ) -> tuple[dict[str, Any], list[Outcomes]]:
-    """Metrics and outcomes as in `zeroshot_metrics`, from the rank of each image's class ``(N,)``, counted from 0."""
+    """Metrics and outcomes as in `zeroshot_metrics`, from the rank of each image's class ``(N,)``, from 0 on."""
     ks = [k for k in (1, 5) if k <= len(classes)]
     images = torch.arange(len(ranks))
     hits = torch.stack([ranks < k for k in ks], 1)
@@ -98,11 +98,11 @@ def linear_probe(
     classes: Sequence[str], sgd: Optional[SGDProbeConfig] = None, device: Union[str, torch.device] = 'cpu',
     resamples: int = 1000,
 ) -> tuple[dict[str, Any], list[Outcomes]]:
-    """Train a linear classifier on frozen features and return metrics and outcomes as `zeroshot_metrics` does.
+    """Train a linear classifier on frozen features and return metrics and outcomes as in `zeroshot_metrics`.
 
-    With `sgd`, `sgd_logits` trains it.  Otherwise it is a logistic regression on normalised features.  Its inverse
-    regularisation strength, reported as `C`, is selected on a stratified fifth of the training set, or on as many
-    images as there are classes if that is more.  The final fit uses the whole training set.
+    With `sgd`, `sgd_logits` trains it.  Otherwise it is a logistic regression on normalised features.  Its
+    inverse regularisation strength, reported as `C`, is selected on a stratified fifth of the training set,
+    or on as many images as there are classes if that is more.  The final fit uses the whole training set.
 
     Args:
         train: ``(N, W)``, in blocks of rows; `sgd` iterates twice.
@@ -110,8 +110,7 @@ def linear_probe(
         test: ``(M, W)``.
         test_labels: ``(M,)``, classes of the training set.
         classes: C class names.
-        sgd: Settings of stochastic gradient descent; None for logistic regression.
-        device: Device for stochastic gradient descent.
+        sgd: Settings of stochastic gradient descent, which runs on `device`; None for logistic regression.
         resamples: Number of bootstrap resamples; 0 for no intervals.
     """
     chosen = {}
@@ -133,15 +132,15 @@ def linear_probe(
 
 
 def sgd_logits(
-    train: Iterable[torch.Tensor], labels: torch.Tensor, test: torch.Tensor, n_classes: int, config: SGDProbeConfig,
-    device: Union[str, torch.device] = 'cpu',
+    train: Iterable[torch.Tensor], labels: torch.Tensor, test: torch.Tensor, n_classes: int,
+    config: SGDProbeConfig, device: Union[str, torch.device] = 'cpu',
 ) -> torch.Tensor:
-    """Train a linear classifier by stochastic gradient descent and return its logits ``(M, C)`` of the test features.
+    """Train a linear classifier by stochastic gradient descent and return its test logits ``(M, C)``.
 
-    The paper (section 4.2) specifies batch size, learning rate, momentum, epochs and no weight decay, but neither
-    feature scaling nor a learning rate schedule.  Here each dimension has mean 0 and variance 1 over the training set,
-    so that one learning rate fits every tower.  The learning rate falls to 0 along a cosine.  The weights start at 0,
-    and each epoch shuffles the images.
+    The paper (section 4.2) specifies batch size, learning rate, momentum, epochs and no weight decay, but
+    neither feature scaling nor a learning rate schedule.  Here each dimension has mean 0 and variance 1 over
+    the training set, so that one learning rate fits every tower.  The learning rate falls to 0 along a
+    cosine.  The weights start at 0, and each epoch shuffles the images.
 
     The standardised features are kept on the device in float16 (2 · N · W bytes); everything else is float32.
 
@@ -151,7 +150,7 @@ def sgd_logits(
         test: ``(M, W)``.
         n_classes: C.
         config: Training settings.
-        device: Device that trains the classifier.
+        device: Device of the training.
     """
     mean, deviation = _moments(train)
     x = torch.empty(len(labels), len(mean), dtype=torch.float16, device=device)
@@ -179,7 +178,7 @@ def sgd_logits(
 
 
 def _moments(blocks: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation ``(W,)`` of each column; the deviation is 1 for columns constant in float32."""
+    """Mean and standard deviation ``(W,)`` of each column; deviation 1 for columns constant in float32."""
     count = 0
     total = squares = torch.zeros(())
     for block in blocks:

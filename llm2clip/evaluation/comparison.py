@@ -24,19 +24,17 @@ class BenchmarkResult(NamedTuple):
     outcomes: Sequence[Outcomes]
     """Outcomes per query; empty for mean average precision, which is not a mean over images."""
     seed: int = 0
-    """Seed of the resamples for averages; equal for benchmarks with the same images, to resample them together."""
+    """Seed of the resamples for averages; benchmarks with the same images are resampled with the same seed."""
 
 
-def comparisons(config: EvaluateConfig, results: Mapping[str, Mapping[str, BenchmarkResult]]) -> dict[str, Any]:
-    """Compare the models of an evaluation with its baseline, and average their results.
+def comparisons(
+    config: EvaluateConfig, results: Mapping[str, Mapping[str, BenchmarkResult]]
+) -> dict[str, Any]:
+    """Compare the models with the baseline of an evaluation, and average their results, for `results.json`.
 
-    Args:
-        config: Defines the baseline and the averages.
-        results: Benchmark, such as ``zeroshot.imagenet`` -> model -> results.
-
-    Returns:
-        Entries for `results.json`.  ``comparison`` is present with a baseline and has the result of `compare` per
-        benchmark and model.  ``averages`` is present if at least one model has all benchmarks of an average.
+    `results` maps a benchmark, such as ``zeroshot.imagenet``, to model -> results.  ``comparison`` is present
+    with a baseline and has the result of `compare` per benchmark and model.  ``averages`` is present if at
+    least one model has all benchmarks of an average.
     """
     entries: dict[str, Any] = {}
     baseline = config.baseline
@@ -77,12 +75,13 @@ def _average_entry(
     return {'benchmarks': metrics, 'models': entries}
 
 
-def compare(before: BenchmarkResult, after: BenchmarkResult, resamples: int = 1000) -> dict[str, dict[str, Any]]:
+def compare(
+    before: BenchmarkResult, after: BenchmarkResult, resamples: int = 1000
+) -> dict[str, dict[str, Any]]:
     """Compare a model (`after`) with the baseline on the same queries of one benchmark, in the same order.
 
-    Returns:
-        ``difference``: metric -> gain in percentage points.  ``intervals``: metric -> 95 % interval of the paired
-        bootstrap; empty without resamples and for mean average precision.
+    ``difference`` maps each metric to its gain in percentage points, ``intervals`` to the 95 % interval of the
+    paired bootstrap; it is empty without resamples and for mean average precision.
     """
     metrics: list[str] = []
     intervals: dict[str, Sequence[float]] = {}
@@ -97,12 +96,11 @@ def average(
     results: Sequence[BenchmarkResult], metrics: Sequence[str], resamples: int = 1000,
     baseline: Optional[Sequence[BenchmarkResult]] = None,
 ) -> tuple[float, Optional[list[float]]]:
-    """Average one metric per benchmark, or its differences from a baseline, and return the mean and a 95 % interval.
+    """Return the mean of one metric per benchmark, or of its differences from a baseline, and a 95 % interval.
 
-    `results` are those of a model on each benchmark, `metrics` has the metric of each, and `baseline` the results of
-    the baseline.  Images are resampled within each benchmark; benchmarks with the same images are resampled together.
-
-    Mean, low and high are in percent.  The interval is None without resamples or with mean average precision.
+    `results` are those of a model on each benchmark, `metrics` has the metric of each, and `baseline` the
+    results of the baseline.  Images are resampled within each benchmark, together for the same images.  Mean,
+    low and high are in percent.  The interval is None without resamples or with mean average precision.
     """
     numbers = [result.values[metric] for result, metric in zip(results, metrics)]
     if baseline is not None:

@@ -41,7 +41,7 @@ _KINDS = ('retrieval', 'zeroshot', 'linear_probe')
 _BLOCK = 1024
 
 def check_results(config: EvaluateConfig) -> None:
-    """Raise a ConfigError if `out` has results of models, sets or text encoders that `config` lacks or changes."""
+    """Raise a ConfigError if `out` has results of models, sets or encoders that `config` lacks or changes."""
     if not Path(config.out, 'results.json').is_file():
         return
     before = read_config(EvaluateConfig, config.out)
@@ -54,22 +54,19 @@ def check_results(config: EvaluateConfig) -> None:
     for key, old, new in parts:
         # The number of tokens per forward pass does not change the results.
         if new is None or vars(old) | {'batch_tokens': 0} != vars(new) | {'batch_tokens': 0}:
-            raise ConfigError(f'out: {config.out} has results of another {key}, expected a folder without results, '
-                              'or with those of models and sets that are the same here')
+            raise ConfigError(f'out: {config.out} has results of another {key}, expected a folder without '
+                              'results, or with those of models and sets that are the same here')
 
 
 class Evaluation:
-    """Evaluation of one model after another; creating it checks the configuration, benchmarks and model folders.
+    """Evaluation of one model after another, which the caller loads.
 
-    Every rank creates one and calls the same methods.  The ranks share the encoding of images and texts.  The first
-    rank collects all features, computes the metrics and writes the files.
+    Every rank creates one and calls the same methods.  The ranks share the encoding of images and texts.  The
+    first rank collects all features, computes the metrics and writes the files.
 
-    Args:
-        config: Benchmarks, models and output folder; the caller loads the models.
-
-    Raises:
-        ConfigError: A key has an invalid value, or a file or folder that it names is missing or of the wrong kind.
-        ValueError: The files of a benchmark have invalid content, or a model was trained with another teacher.
+    Creating it checks the configuration, benchmarks and model folders.  It raises a ConfigError if a key has
+    an invalid value or names a file or folder that is missing or of the wrong kind, and a ValueError if the
+    files of a benchmark have invalid content, or a model was trained with another teacher.
     """
 
     def __init__(self, config: EvaluateConfig) -> None:
@@ -134,9 +131,9 @@ class Evaluation:
         image_features = images(dataset)[0].whole()
         if not is_first():
             return
-        values, outcomes = zeroshot_metrics(
-            image_features, torch.tensor(dataset.labels), class_features(prompts, dataset.classes), dataset.classes,
-            self.config.bootstrap)
+        classes = dataset.classes
+        values, outcomes = zeroshot_metrics(image_features, torch.tensor(dataset.labels),
+                                            class_features(prompts, classes), classes, self.config.bootstrap)
         values['n_truncated'] = n_truncated
         self._add(images, 'zeroshot', name, dataset.name, dataset, values, outcomes)
 
@@ -148,8 +145,8 @@ class Evaluation:
         if not is_first():
             return
         values, outcomes = linear_probe(
-            train_states, torch.tensor(train.labels), test_states.whole(), torch.tensor(test.labels), train.classes,
-            self.config.linear_probe[name].sgd, images.model.device, self.config.bootstrap)
+            train_states, torch.tensor(train.labels), test_states.whole(), torch.tensor(test.labels),
+            train.classes, self.config.linear_probe[name].sgd, images.model.device, self.config.bootstrap)
         self._add(images, 'linear_probe', name, test.name, test, values, outcomes)
 
     def _add(
@@ -162,17 +159,15 @@ class Evaluation:
         seed = xxhash.xxh32(json.dumps([repr(dataset.read_image), dataset.image_ids])).intdigest()
         self._unrounded.setdefault(f'{kind}.{name}', {})[images.name] = BenchmarkResult(values, outcomes, seed)
         entry = self.results[kind].setdefault(name, {'benchmark': benchmark, 'models': {}})
-        entry['models'][images.name] = _rounded(values)
+        rounded = _rounded(values)
+        entry['models'][images.name] = rounded
         self._save()
-        shown = {key: value for key, value in entry['models'][images.name].items() if not isinstance(value, dict)}
+        shown = {key: value for key, value in rounded.items() if not isinstance(value, dict)}
         print(f'{images.name} on {name}: {shown}', flush=True)
 
     def finish(self, device: Device) -> None:
-        """Add comparisons, averages and caption retrieval accuracy, and remove the features kept for a restart.
-
-        Args:
-            device: Device of the text encoders.
-        """
+        """Add comparisons, averages and the caption retrieval accuracy of text encoders, which run on `device`,
+        and remove the features kept for a restart."""
         cra = self.config.cra
         if is_first():
             self.results.update(_rounded(comparisons(self.config, self._unrounded)))
@@ -199,7 +194,7 @@ class Evaluation:
         self.results.pop('missing', None)
         if missing:
             self.results = {'missing': missing} | self.results
-        # Saved only with the first results: until then, the folder may hold another configuration and its results.
+        # Saved only with the first results: until then, the folder may hold results of another configuration.
         out = Path(self.config.out)
         save_config(self.config, out)
         write_json(out / 'results.json', self.results)
@@ -224,7 +219,7 @@ def published_name(benchmark: RetrievalConfig) -> str:
 
 
 def _check_probe(train: ClassificationSet, test: ClassificationSet, key: str) -> None:
-    """Raise a ConfigError that names the key unless classes are equal, one per image, with two training images each."""
+    """Raise a ConfigError unless classes are equal, one per image, with at least two training images each."""
     if train.classes != test.classes:
         raise ConfigError(f'{key}: the classes of train and test differ: '
                           f'{sorted({*train.classes} ^ {*test.classes})[:5] or "in their order"}')
@@ -232,19 +227,19 @@ def _check_probe(train: ClassificationSet, test: ClassificationSet, key: str) ->
     for part, dataset in (('train', train), ('test', test)):
         labels[part] = [label for label in dataset.labels if isinstance(label, int)]
         if len(labels[part]) < len(dataset.labels):
-            raise ConfigError(f'{key}.{part}: images of {dataset.name} have any number of classes, expected a set '
-                              'with one each')
+            raise ConfigError(f'{key}.{part}: images of {dataset.name} have any number of classes, expected '
+                              'a set with one each')
     if len(train.classes) < 2:
         raise ConfigError(f'{key}: there is one class, {train.classes[0]!r}, expected at least 2')
     counts = Counter(labels['train'])
     for c in sorted({*labels['train'], *labels['test']}):
         if counts[c] < 2:
-            raise ConfigError(f'{key}.train: class {train.classes[c]!r} has {counts[c]} training images, expected at '
-                              'least 2')
+            raise ConfigError(f'{key}.train: class {train.classes[c]!r} has {counts[c]} training images, '
+                              'expected at least 2')
 
 
 def _check_cra(config: CRAConfig) -> None:
-    """Raise a ConfigError that names the key if caption pairs or encoder folders are invalid; loads no encoder."""
+    """Raise a ConfigError if caption pairs or encoder folders are invalid; loads no encoder."""
     columns = [CAPTION + key for key in config.caption_keys]
     for key, names in (('captions', [SAMPLE_ID]), ('caption_keys', columns)):
         try:
@@ -263,10 +258,10 @@ def _vectors(teacher: CaptionTeacher, blocks: Iterable[list[str]]) -> Iterator[t
 
 
 def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], int]:
-    """Return the caption retrieval accuracy of each encoder on the same pairs, in percent, and the number of pairs.
+    """Return the caption retrieval accuracy of each encoder in percent, and the number of pairs of captions.
 
-    Samples that lack one of the two captions are skipped; a ValueError is raised if no pair is left.  Every rank calls
-    this and embeds a share of the texts; only the first rank gets the accuracies.
+    Samples that lack one of the two captions are skipped; a ValueError is raised if no pair is left.  Every
+    rank calls this and embeds a share of the texts; only the first rank gets the accuracies.
     """
     pairs = _caption_pairs(config)
     accuracies = {}

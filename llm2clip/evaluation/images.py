@@ -21,7 +21,7 @@ from llm2clip.evaluation.sets.files import EvaluationSet
 from llm2clip.ranks import broadcast_from_rank0, is_first, round_robin, rows
 from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
-# Images per file: its features fit into memory several times, and a killed evaluation loses at most this many.
+# Images per file: its features fit into memory several times, and a killed evaluation loses no more.
 _BLOCK = 16384
 
 
@@ -73,21 +73,16 @@ def _collate(
 
 
 def encode_batches(
-    model: EvaluatedModel,
-    read_image: Callable[[int], bytes],
-    names: Sequence[str],
-    positions: range,
-    batch_size: int,
-    num_workers: int,
-    keep_going: bool = False,
+    model: EvaluatedModel, read_image: Callable[[int], bytes], names: Sequence[str], positions: range,
+    batch_size: int, num_workers: int, keep_going: bool = False,
 ) -> Iterator[EncodedBatch]:
     """Yield the features of images batch by batch, in order.
 
-    Every rank calls this.  The ranks encode batches in turn, and the first yields all of them, the others none.  The
-    batches do not depend on the number of ranks.
+    Every rank calls this.  The ranks encode batches in turn, and the first yields all of them, the others
+    none.  The batches do not depend on the number of ranks.
 
     Args:
-        model: Model that encodes the images.
+        model: Encodes the images.
         read_image: Position -> encoded image; picklable.
         names: Names of all images, for messages.
         positions: Positions of the images to encode.
@@ -102,8 +97,8 @@ def encode_batches(
     batches = [positions[start:start + batch_size] for start in range(0, len(positions), batch_size)]
 
     def encode(batches: Sequence[range]) -> Iterator[EncodedBatch]:
-        loader = DataLoader(images, batch_sampler=[*map(list, batches)], num_workers=num_workers, collate_fn=_collate,
-                            pin_memory=model.device.type == 'cuda')
+        loader = DataLoader(images, batch_sampler=[*map(list, batches)], num_workers=num_workers,
+                            collate_fn=_collate, pin_memory=model.device.type == 'cuda')
         for read, pixel_values, unreadable in loader:
             features = pooled = torch.empty(0, 0)
             if pixel_values is not None:
@@ -134,8 +129,8 @@ class _KeptRows:
 class ImageFeatures:
     """Image features of a model, computed once for all sets with the same images.
 
-    Files in `folder` keep them, so that a killed evaluation resumes at the first missing block.  `name` is the model's
-    name in the tables.
+    Files in `folder` keep them, so that a killed evaluation resumes at the first missing block.  `name` is
+    the model's name in the tables.
     """
 
     def __init__(self, model: EvaluatedModel, name: str, folder: Path, batch_size: int, num_workers: int) -> None:
@@ -148,14 +143,14 @@ class ImageFeatures:
         return hash_tensors(self.model.model.state_dict())
 
     def __call__(self, dataset: EvaluationSet) -> tuple[_KeptRows, _KeptRows]:
-        """Return features ``(N, D)`` and pooled states ``(N, W)``.  Every rank calls this; only the first gets rows."""
+        """Return features ``(N, D)`` and pooled states ``(N, W)`` on the first rank; every rank calls this."""
         files: dict[range, Path] = {}
         if is_first():
-            sources = [self.name, self.weights, self.model.precision, repr(dataset.read_image), dataset.image_ids]
+            ids = dataset.image_ids
+            sources = [self.name, self.weights, self.model.precision, repr(dataset.read_image), ids]
             key = xxhash.xxh64(json.dumps(sources)).hexdigest()
-            n = len(dataset.image_ids)
-            for start in range(0, n, _BLOCK):
-                files[range(start, min(start + _BLOCK, n))] = self.folder / f'{key}-{start}.safetensors'
+            for start in range(0, len(ids), _BLOCK):
+                files[range(start, min(start + _BLOCK, len(ids)))] = self.folder / f'{key}-{start}.safetensors'
         missing = broadcast_from_rank0(lambda: [block for block, path in files.items() if not path.is_file()])
         total = -(-sum(map(len, missing)) // self.batch_size)
         with tqdm(total=total, desc=f'{self.name} on {dataset.name}', unit=' batches',

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Models that can be evaluated: a stage-2 run, an exported folder, or a Hugging Face CLIP with its own text tower."""
+"""Models that can be evaluated: a stage-2 run, an exported folder, or a Hugging Face CLIP with its text tower."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -41,8 +41,8 @@ def _preprocess(image_size: int, data: bytes, name: str) -> torch.Tensor:
 class TrainedLLM2CLIP:
     """Vision tower, text adapter and teacher, which map images and texts to unit vectors in one space.
 
-    `preprocess` is picklable and turns an encoded image and its name into pixels ``(3, H, W)``.  `teacher` turns texts
-    into text embeddings ``(N, llm_embed_dim)`` on the CPU, in its own precision, and the number of truncated texts.
+    `preprocess` is picklable and turns an encoded image and its name into pixels ``(3, H, W)``.  `teacher`
+    turns texts into text embeddings ``(N, llm_embed_dim)`` on the CPU and the number of truncated texts.
     """
 
     def __init__(self, model: LLM2CLIP, teacher: Teacher, precision: TeacherPrecision = 'fp32') -> None:
@@ -52,7 +52,7 @@ class TrainedLLM2CLIP:
 
     @torch.no_grad()
     def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return features ``(B, D)`` and unprojected states ``(B, W)`` of pixels ``(B, 3, H, W)`` on `device`."""
+        """Return features ``(B, D)`` and pooled states ``(B, W)`` of pixels ``(B, 3, H, W)`` on `device`."""
         with _autocast(self):
             pooled = self.model.vision_encoder(pixel_values)
             projected = self.model.visual_projection(pooled)
@@ -155,8 +155,8 @@ def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
     if len(given) != 1:
         raise ConfigError(f'{key}: expected one of run, export and pretrained; got {" and ".join(given) or "none"}')
     if config.wise_ft_alpha != 1 and config.run is None:
-        raise ConfigError(f'{key}.wise_ft_alpha: {config.wise_ft_alpha:g}, expected 1 or a run, which knows what it '
-                          'began with')
+        raise ConfigError(f'{key}.wise_ft_alpha: {config.wise_ft_alpha:g}, expected 1 or a run, which knows '
+                          'what it began with')
     if config.truncate_dim is not None and config.pretrained is not None:
         raise ConfigError(f'{key}.truncate_dim: {config.truncate_dim}, expected none for a model of transformers')
     if config.pretrained is not None:
@@ -173,13 +173,13 @@ def _folder(config: EvaluatedModelConfig) -> str:
 
 
 def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSource, Optional[Fingerprint]]]:
-    """Teachers of a model, each with the fingerprint of the teacher that the model was trained with, if known."""
+    """Teachers of a model, each with the fingerprint of the teacher of its training, if known."""
     teachers = teacher_sources(config.teacher)
     expected = [None]
     if config.export is not None:
         if not is_exported(config.export):
-            raise ConfigError(f'{key}.export: {config.export} is no folder that export_hf wrote (it has no config.json '
-                              f'of model_type {LLM2CLIPConfig.model_type})')
+            raise ConfigError(f'{key}.export: {config.export} is no folder that export_hf wrote (it has no '
+                              f'config.json of model_type {LLM2CLIPConfig.model_type})')
         exported = LLM2CLIPConfig.from_pretrained(config.export)
         expected = list(exported.teachers())
         check_truncate_dim(config.truncate_dim, exported.model_config(), f'{key}.truncate_dim')
@@ -209,13 +209,9 @@ def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSourc
 def load_evaluated_model(
     config: EvaluatedModelConfig, cache: Union[str, Path], device: Device, key: str
 ) -> EvaluatedModel:
-    """Load a configured model on a device; raises the errors of `check_evaluated_model` and of damaged files.
+    """Load a configured model, at `key`, and its teachers on a device; `cache` is a folder of text embeddings.
 
-    Args:
-        config: Model to load.
-        cache: Folder that caches text embeddings.
-        device: Device of the model and its teachers.
-        key: Key of the model in the configuration, for messages.
+    Raises the errors of `check_evaluated_model` and of damaged files.
     """
     check_evaluated_model(config, key)
     if config.pretrained is not None:

@@ -78,15 +78,16 @@ def write_report(config: ReportConfig) -> Path:
 
 
 def report_page(
-    title: str, results: Mapping[str, Any], galleries: Mapping[str, Any], steps: Optional[Mapping[str, str]] = None,
+    title: str, results: Mapping[str, Any], galleries: Mapping[str, Any],
+    steps: Optional[Mapping[str, str]] = None,
 ) -> str:
     """Return the HTML page, with sections in the order of the pipeline.
 
     Args:
         title: Title of the page.
         results: Content of an evaluation's `results.json`.
-        galleries: Benchmark -> result of `llm2clip.evaluation.retrieval.make_gallery`, plus the name of the ``model``.
-        steps: Step of the pipeline -> folder with its duration, metrics and configuration, as far as they exist.
+        galleries: Benchmark -> result of `make_gallery`, plus the name of the ``model``.
+        steps: Step of the pipeline -> folder with its duration, metrics and configuration, if they exist.
     """
     sections = []
     pairs = 'all pairs'
@@ -118,7 +119,7 @@ def report_page(
 
 
 def _picture(topic: str, results: Mapping[str, Any]) -> Markup:
-    """Picture above a table: bars of text encoders, or differences from a baseline; empty for other tables."""
+    """Picture above a table: bars of text encoders, differences from a baseline, or an empty one."""
     if topic == 'cra':
         return bars(results['cra'])
     if not topic.startswith('comparison.'):
@@ -130,8 +131,9 @@ def _picture(topic: str, results: Mapping[str, Any]) -> Markup:
             continue
         for model, compared in entry['models'].items():
             for metric in entry['metrics']:
+                label = f'{name}, {measure(metric)}'
                 interval = compared['intervals'].get(metric)
-                series.setdefault(model, {})[f'{name}, {measure(metric)}'] = compared['difference'][metric], interval
+                series.setdefault(model, {})[label] = compared['difference'][metric], interval
     labels = dict.fromkeys(itertools.chain.from_iterable(series.values()))
     return differences([*labels], series)
 

@@ -33,11 +33,8 @@ class RetrievalResult:
 
 
 def evaluate_retrieval(
-    dataset: RetrievalSet,
-    image_features: torch.Tensor,
-    text_features: torch.Tensor,
-    merge_equal_texts: bool = False,
-    device: Union[str, torch.device] = 'cpu',
+    dataset: RetrievalSet, image_features: torch.Tensor, text_features: torch.Tensor,
+    merge_equal_texts: bool = False, device: Union[str, torch.device] = 'cpu',
 ) -> RetrievalResult:
     """Rank images for each text and texts for each image.  Images without a caption are left out.
 
@@ -57,7 +54,8 @@ def evaluate_retrieval(
     if merge_equal_texts:
         numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         text_id = torch.tensor([numbers[text] for text in texts], device=device)
-    ranks = rank_both_ways(image_features.to(device), text_features.to(device), image_of_text.to(device), text_id)
+    ranks = rank_both_ways(image_features.to(device), text_features.to(device), image_of_text.to(device),
+                           text_id)
     ranks = RetrievalRanks(*(x.cpu() for x in ranks))
     return RetrievalResult(images, image_features, text_features, texts, ranks)
 
@@ -111,7 +109,7 @@ def _gallery_rows(
     queries: torch.Tensor, candidates: torch.Tensor, ranks: torch.Tensor, right: dict[int, set[int]],
     n: int, top: int,
 ) -> list[dict[str, Any]]:
-    """Best, median and worst queries by rank; equal ranks are ordered by the score of the first right candidate."""
+    """Best, median and worst queries by rank, and by the score of the first right candidate for equal ranks."""
     first = torch.tensor([min(right[i]) for i in range(len(queries))])
     margins = (queries * candidates[first]).sum(-1)
     order = sorted(range(len(ranks)), key=lambda i: (int(ranks[i]), -float(margins[i])))

@@ -65,7 +65,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def _with_interval(value: float, interval: Optional[Sequence[float]], form: str) -> str:
-    """`84.2 [82.9, 85.4]`; the interval is omitted if its ends are equal, for example if all answers are right."""
+    """`84.2 [82.9, 85.4]`; no interval if its ends are equal, for example if all answers are right."""
     text = format(value, form)
     if interval:
         low, high = interval
@@ -93,8 +93,8 @@ def _remark(text: str, values: Mapping[str, Mapping[str, Any]], key: str) -> str
 
 
 def _remarks(values: Mapping[str, Mapping[str, Any]], sets: Mapping[str, Mapping[str, Any]] = {}) -> str:
-    """Remarks on truncated texts and bfloat16, for the models of a set or the sets of a model, and on images left out
-    of `sets`."""
+    """Remarks on truncated texts and bfloat16, for the models of a set or the sets of a model, and on images
+    left out of `sets`."""
     remarks = _remark('texts that were too long and lost their end', values, 'n_truncated')
     remarks += _remark('images left out since they have no caption of the set', sets, 'n_without_caption')
     narrow = [name for name, value in values.items() if value.get('precision') == 'amp_bf16']
@@ -127,7 +127,7 @@ def _recalls(cell: str) -> dict[str, float]:
 
 
 def reported_recalls(benchmark: str) -> Reported:
-    """Return reported recall@1 of both directions on a retrieval set, by the name of its source, such as `coco`."""
+    """Return reported recall@1 of both directions on a set, by the name of its source, such as `coco`."""
     for table, (key, columns) in _COLUMNS.items():
         if benchmark in columns:
             column = columns.index(benchmark)
@@ -137,13 +137,14 @@ def reported_recalls(benchmark: str) -> Reported:
 
 
 def reported_average(benchmarks: Sequence[str], results: Mapping[str, Any]) -> Reported:
-    """Return reported means over benchmarks of one kind, named as in `results`, such as `zeroshot.food101`.  The metric
-    is `mean` for accuracies and recall@1 of each direction for retrieval."""
+    """Return reported means over benchmarks of one kind, named as in `results`, such as `zeroshot.food101`.
+    The metric is `mean` for accuracies and recall@1 of each direction for retrieval."""
     kind = benchmarks[0].partition('.')[0]
     names = [benchmark.partition('.')[2] for benchmark in benchmarks]
     proclip = _PAPER['proclip']
     if kind == 'zeroshot' and sorted(names) == sorted(proclip['sets']):
-        return Reported({model: {'mean': mean} for model, mean in proclip['means'].items()}, f'{_PROCLIP}, table 2')
+        rows = {model: {'mean': mean} for model, mean in proclip['means'].items()}
+        return Reported(rows, f'{_PROCLIP}, table 2')
     if kind != 'retrieval':
         return Reported({})
     sets = [results[kind][name]['benchmark'] for name in names]
@@ -186,7 +187,8 @@ def _cra_tables(results: Mapping[str, Any]) -> Iterator[Table]:
     if name:
         title += f': {name}'
     if name == 'coco':
-        reported = Reported({model: {'CRA': value} for model, value in _PAPER['cra'].items()}, f'{_LLM2CLIP}, table A1')
+        numbers = {model: {'CRA': value} for model, value in _PAPER['cra'].items()}
+        reported = Reported(numbers, f'{_LLM2CLIP}, table A1')
     if 'cra_pairs' in results:
         note += f', {results["cra_pairs"]:,} pairs'
     if results.get('cra_precision') == 'amp_bf16':
@@ -215,8 +217,8 @@ def _retrieval_tables(results: Mapping[str, Any]) -> Iterator[Table]:
     for model, sets in by_model.items():
         rows = [[name, f'{values["n_images"]:,}', f'{values["n_texts"]:,}', *_retrieval_cells(values)]
                 for name, values in sets.items()]
-        yield Table(f'Retrieval: {model}', ['set', 'images', 'texts', *header], rows, _UNITS + _remarks(sets, sets),
-                    'retrieval')
+        yield Table(f'Retrieval: {model}', ['set', 'images', 'texts', *header], rows,
+                    _UNITS + _remarks(sets, sets), 'retrieval')
 
 
 def _retrieval_cells(values: Mapping[str, Any]) -> list[str]:
@@ -273,13 +275,13 @@ def _average_tables(results: Mapping[str, Any]) -> Iterator[Table]:
         sets = [benchmark.partition('.')[2] for benchmark in benchmarks]
         if metrics == ['mean']:  # accuracies may be averaged over sets with different metrics
             sets = [f'{set_name} ({measure(used[0])})' for set_name, used in zip(sets, benchmarks.values())]
-        note = (f'mean of {len(sets)} sets: {", ".join(sets)}; %, 95 % bootstrap intervals, for which images are drawn '
-                f'within each set{_source(reported)}')
+        note = (f'mean of {len(sets)} sets: {", ".join(sets)}; %, 95 % bootstrap intervals, for which images are '
+                f'drawn within each set{_source(reported)}')
         yield Table(f'Average: {name}', header, rows, note, 'averages')
 
 
 def _comparison_tables(results: Mapping[str, Any]) -> Iterator[Table]:
-    """One table per kind of benchmark: differences from the baseline, one row per benchmark, model and metric."""
+    """One table per kind: differences from the baseline, one row per benchmark, model and metric."""
     if 'comparison' not in results:
         return
     baseline = results['comparison']['baseline']

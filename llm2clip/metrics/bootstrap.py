@@ -20,8 +20,8 @@ class Outcomes(NamedTuple):
     n_groups: int
     """Number of groups, of which some may have no query."""
     classes: Optional[torch.Tensor] = None
-    """``(Q,)``, class of each query.  If set, the metrics are means over per-class means, and queries are resampled
-    within their class."""
+    """``(Q,)``, class of each query.  If set, the metrics are means over per-class means, and queries are
+    resampled within their class."""
 
     def minus(self, other: 'Outcomes') -> 'Outcomes':
         """Return the differences from another model on the same queries, for a paired bootstrap."""
@@ -45,8 +45,8 @@ class Outcomes(NamedTuple):
 def _group_means(
     values: torch.Tensor, group: torch.Tensor, n_groups: int, resamples: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Means over resampled groups; the queries of a group are not independent.  A resample of groups without a query
-    is NaN."""
+    """Means over resampled groups; the queries of a group are not independent.  A resample of groups without
+    a query is NaN."""
     totals = torch.zeros(n_groups, values.shape[1] + 1, dtype=torch.float64)
     totals.index_add_(0, group, torch.cat([values.double(), torch.ones(len(values), 1, dtype=torch.float64)], 1))
     means = []
@@ -74,7 +74,7 @@ def _class_means(
 
 
 def percentile_interval(means: torch.Tensor, level: float = 0.95) -> torch.Tensor:
-    """Return the central interval (low, high) ``(M, 2)`` with the fraction `level` of `means` ``(resamples, M)``; NaN
-    does not count."""
+    """Return the central interval (low, high) ``(M, 2)`` that contains the fraction `level` of `means`
+    ``(resamples, M)``; NaN does not count."""
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     return torch.nanquantile(means, ends, dim=0).T

@@ -29,8 +29,8 @@ def class_scores(image_features: torch.Tensor, class_features: torch.Tensor) -> 
 def class_ranks(image_features: torch.Tensor, class_features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return ``(N,)``: how many of C classes ``(C, D)`` rank before the right one, `labels` ``(N,)``, of each image.
 
-    Images are ``(N, D)``.  Classes with equal scores rank in their order, as in ``argmax``; ImageNet has two classes
-    named missile.  NaN scores rank before the right class.
+    Images are ``(N, D)``.  Classes with equal scores rank in their order, as in ``argmax``; ImageNet has two
+    classes named missile.  NaN scores rank before the right class.
     """
     classes = torch.arange(len(class_features), device=labels.device)
     size = max(1, _SCORES // len(class_features))
@@ -50,8 +50,8 @@ def accuracy_per_class(ranks: torch.Tensor, labels: torch.Tensor) -> dict[int, f
 def average_precision(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the average precision of each class, ``(C,)``, from 0 to 1, with images ranked by `scores` ``(N, C)``.
 
-    Images with equal scores share a rank, the last of theirs, as in scikit-learn.  `targets` ``(N, C)`` are 1 where an
-    image has the class.  A class without images gets 0.
+    Images with equal scores share a rank, the last of theirs, as in scikit-learn.  `targets` ``(N, C)`` are 1
+    where an image has the class.  A class without images gets 0.
     """
     ascending, order = scores.sort(dim=0)
     right = targets.gather(0, order).float()

@@ -24,8 +24,8 @@ def retrieval_ranks(
 ) -> torch.Tensor:
     """Return for each query the number of wrong candidates that score at least as high as its best right one, ``(Q,)``.
 
-    Ties and NaN scores count against the query, so that a model with constant scores finds nothing.  A query without a
-    right candidate raises a ValueError.
+    Ties and NaN scores count against the query, so that a model with constant scores finds nothing.  A query
+    without a right candidate raises a ValueError.
 
     Args:
         queries: ``(Q, D)``.
@@ -81,9 +81,9 @@ class RetrievalRanks(NamedTuple):
     """``(P, 2)`` pairs (text, image) that belong together."""
 
     def recalls(self) -> dict[str, float]:
-        """Return counts, recalls in percent for k of 1, 5 and 10, and mean ranks (1 is the best).  Recalls are
-        ``image_retrieval_recall@k`` (text -> image), ``text_retrieval_recall@k`` (image -> text) and ``chance@10``,
-        the text -> image recall of a random ranking."""
+        """Return counts, recalls in percent for k of 1, 5 and 10, and mean ranks (1 is the best).  Recalls
+        are ``image_retrieval_recall@k`` (text -> image), ``text_retrieval_recall@k`` (image -> text) and
+        ``chance@10``, the text -> image recall of a random ranking."""
         result: dict[str, float] = {'n_images': len(self.images), 'n_texts': len(self.texts)}
         for k in _KS:
             result[f'image_retrieval_recall@{k}'] = recall(self.texts, k)
@@ -96,8 +96,8 @@ class RetrievalRanks(NamedTuple):
     def outcomes(self, positions: Sequence[int], n_images: int) -> list[Outcomes]:
         """Return whether each text finds one of its images among the first k, and each image one of its texts.
 
-        Queries are grouped by image, a text by its first one, and groups are numbered by the position of the image in
-        its set, so that sets with the same images are resampled alike.
+        Queries are grouped by image, a text by its first one, and groups are numbered by the position of the
+        image in its set, so that sets with the same images are resampled alike.
 
         Args:
             positions: Positions of the N images in the set.

@@ -3,8 +3,8 @@
 
 """Train and measure the variants of a suite: python -m recipes.ablations.run SUITE
 
-`SUITE` is `align`, `forgetting`, `photograph` or `stage1`.  Its folder gets the results in `measured.json` and
-the tables in `ablations.md`.  Variants and seeds that have results are skipped.
+`SUITE` is `align`, `forgetting`, `photograph` or `stage1`.  Its folder gets the results in `measured.json`
+and the tables in `ablations.md`.  Variants and seeds that have results are skipped.
 """
 
 import importlib

@@ -3,8 +3,8 @@
 
 """Ablations of the settings of stage 1: SmolLM2-135M on Flickr8k's captions.
 
-The measure is the retrieval accuracy between the first two captions of an image of Flickr8k's test split, without
-instruction.
+The measure is the retrieval accuracy between the first two captions of an image of Flickr8k's test split,
+without instruction.
 """
 
 from recipes.ablations.suite import Ablation, Step, Suite, Variant

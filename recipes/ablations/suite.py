@@ -80,8 +80,8 @@ def extraction(out: str, datasets: dict[str, str], *teacher: str) -> Step:
 def clip_text_tower(folder: str) -> tuple[Step, tuple[str, ...]]:
     """Return the tokenizer's step, and the overrides that train a CLIP text tower from scratch in place of the LLM.
 
-    The tower has CLIP's architecture (causal transformer, end-of-text pooling, linear projection) and 6 layers of
-    width 256.  Its tokenizer is SmolLM2's, in which `<|endoftext|>` has the id 0.
+    The tower has CLIP's architecture (causal transformer, end-of-text pooling, linear projection) and 6
+    layers of width 256.  Its tokenizer is SmolLM2's, in which `<|endoftext|>` has the id 0.
     """
     architecture = ('{model_type: clip_text_model, vocab_size: 49152, hidden_size: 256, intermediate_size: 1024, '
                     'num_hidden_layers: 6, num_attention_heads: 4, max_position_embeddings: 64, '

@@ -3,22 +3,22 @@
 
 """Compare LLM2CLIP with open_clip and sentence-transformers on Flickr8k: python -m recipes.baselines.run
 
-Every program has the same minutes on the same CPU: 25 for a model of images and texts, 5 for a text encoder.  A short
-training measures its pace, which gives the number of steps.  Stage 1 and the extraction of LLM2CLIP count as its time.
-All use the photographs and captions of `make photographs`, EfficientNet-Lite0 with ImageNet weights at 128 pixels or
-SmolLM2-135M with LoRA, the batch, AdamW with weight decay, warm-up, and gradient clipping of `yamls/flickr8k/`.
-They differ in what each of them offers:
+Every program has the same minutes on the same CPU: 25 for a model of images and texts, 5 for a text encoder.
+A short training measures its pace, which gives the number of steps.  Stage 1 and the extraction of LLM2CLIP
+count as its time.  All use the photographs and captions of `make photographs`, EfficientNet-Lite0 with
+ImageNet weights at 128 pixels or SmolLM2-135M with LoRA, the batch, AdamW with weight decay, warm-up, and
+gradient clipping of `yamls/flickr8k/`.  They differ in what each of them offers:
 
-- LLM2CLIP reads five captions of an image at once, freezes three blocks and the statistics of BatchNorm, and sets the
-  learning rate of the tower to a third; or it freezes the tower and reads precomputed vectors of both sides.
-  The latter stops after the ten epochs of `align.yaml`, with time left.
-- open_clip trains a text tower from scratch.  Its crops and colours are those of LLM2CLIP, without flips.  Its learning
-  rate is that of LLM2CLIP.
+- LLM2CLIP reads five captions of an image at once, freezes three blocks and the statistics of BatchNorm, and
+  sets the learning rate of the tower to a third; or it freezes the tower and reads precomputed vectors of
+  both sides.  The latter stops after the ten epochs of `align.yaml`, with time left.
+- open_clip trains a text tower from scratch.  Its crops and colours are those of LLM2CLIP, without flips.
+  Its learning rate is that of LLM2CLIP.
 - sentence-transformers trains LoRA on the LLM beside the tower, which its Router joins, without augmentation.
 - As a text encoder, LLM2CLIP drops the causal mask and trains both directions; sentence-transformers keeps the mask.
 
-`runs/flickr8k/baselines/baselines.json` gets the numbers and `baselines.md` the tables.  Finished measurements are
-skipped; an interrupted one starts again.
+`runs/flickr8k/baselines/baselines.json` gets the numbers and `baselines.md` the tables.  Finished
+measurements are skipped; an interrupted one starts again.
 """
 
 import csv
@@ -72,7 +72,6 @@ def recalls(metrics: dict[str, float]) -> dict[str, float]:
             'image_to_text': metrics['text_retrieval_recall@10']}
 
 
-# ------------------------------------------------------------------------------------------------ LLM2CLIP
 def ours(recipe: str, *settings: str) -> Callable[[Path, int], list[str]]:
     return lambda folder, steps: [sys.executable, f'recipes/{recipe}.py', *settings, *OURS, f'save_folder={folder}',
                                   f'max_duration={steps}ba', f'save_interval={steps}ba']
@@ -95,7 +94,6 @@ def our_accuracy(folder: Path) -> dict[str, float]:
                      f'cra.teachers.cra={folder}/teacher')['cra']
 
 
-# ------------------------------------------------------------------------------------------------ other programs
 def pairs(folder: Path) -> list[tuple[str, str]]:
     """Write the training photographs as files, once; return (file, caption) of every caption."""
     images = folder / 'images'

@@ -7,8 +7,8 @@
     train TASK OUT FOLDER STEPS LOSS  train from them, and save the model in FOLDER/final
     score TASK FOLDER DATASET FILE    write a model's accuracies in % to FILE
 
-TASK is `captions` (two captions of an image are a pair), `simcse` (a caption and itself, told apart by dropout, as in
-the third step of LLM2Vec), or `images` (a caption and its image).
+TASK is `captions` (two captions of an image are a pair), `simcse` (a caption and itself, told apart by
+dropout, as in the third step of LLM2Vec), or `images` (a caption and its image).
 """
 
 import io

@@ -34,13 +34,8 @@ class ProcessFailedError(RuntimeError):
 
 
 def watch(
-    command: Sequence[str],
-    log: Path,
-    done: Callable[[], int] = lambda: 0,
-    memory: bool = False,
-    limit: float = float('inf'),
-    cwd: Optional[Path] = None,
-    environment: Mapping[str, str] = {},
+    command: Sequence[str], log: Path, done: Callable[[], int] = lambda: 0, memory: bool = False,
+    limit: float = float('inf'), cwd: Optional[Path] = None, environment: Mapping[str, str] = {},
 ) -> dict[str, Any]:
     """Run a command to its end.  Its process group has ended when this function returns or raises.
 
@@ -54,9 +49,9 @@ def watch(
         environment: Variables added to those of this process.
 
     Returns:
-        ``seconds``.  With `memory`, ``peak_gib``: PSS of all its processes, measured until the last step if there are
-        steps.  With two steps or more, ``first_step``, the seconds to its end, and ``seconds_per_step``, from there to
-        the end of the last.
+        ``seconds``.  With `memory`, ``peak_gib``: PSS of all its processes, measured until the last step if
+        there are steps.  With two steps or more, ``first_step``, the seconds to its end, and
+        ``seconds_per_step``, from there to the end of the last.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     steps: list[tuple[float, int]] = []
@@ -143,11 +138,7 @@ def seconds_in_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> d
 
 
 class Record:
-    """Results by variant and seed in one file, which is kept when runs are removed.
-
-    Args:
-        file: JSON file, read if it exists and written after every addition.
-    """
+    """Results by variant and seed in a JSON file, read if it exists and written after every addition."""
 
     def __init__(self, file: Path) -> None:
         self.file, self._lock = file, Lock()
@@ -178,17 +169,11 @@ def kept(path: Path, measure: Callable[[], Any]) -> Any:
 
 
 def write_result(
-    name: str,
-    what: str,
-    against: str,
-    ratio: float,
-    found: Mapping[str, Any],
-    at_most: Optional[float] = None,
-    at_least: Optional[float] = None,
-    correct: bool = True,
+    name: str, subject: str, against: str, ratio: float, numbers: Mapping[str, Any],
+    at_most: Optional[float] = None, at_least: Optional[float] = None, correct: bool = True,
 ) -> None:
-    """Write `runs/bench/<name>.json`: the ratio of `what` to `against`, its bound, and the raw numbers `found`.
-    Give one bound.  ``meets`` is true if the ratio keeps it and `correct` says that the results of both agree."""
+    """Write `runs/bench/<name>.json`: the ratio of `subject` to `against`, its bound, and the raw numbers.  Give
+    one bound.  ``meets`` is true if the ratio keeps it and `correct` says that the results of both agree."""
     BENCH_FOLDER.mkdir(parents=True, exist_ok=True)
     if at_most is not None:
         bound, meets = at_most, correct and ratio <= at_most
@@ -197,8 +182,8 @@ def write_result(
         bound, meets = at_least, correct and ratio >= at_least
     machine = torch.cuda.get_device_name() if DEVICE == 'cuda' else platform.platform()
     write_json(BENCH_FOLDER / f'{name}.json', {
-        'name': name, 'what': what, 'against': against, 'ratio': ratio, 'bound': bound, 'meets': meets,
-        'medians': dict(found), 'machine': machine})
+        'name': name, 'what': subject, 'against': against, 'ratio': ratio, 'bound': bound, 'meets': meets,
+        'medians': dict(numbers), 'machine': machine})
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

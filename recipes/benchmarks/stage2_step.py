@@ -1,8 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Benchmark a step of stage 2 with GradCache against the plain step, and CLIP's blockwise loss of a large batch against
-autograd through the whole logit matrix."""
+"""Benchmark a step of stage 2 with GradCache against the plain step, and CLIP's blockwise loss of a large
+batch against autograd through the whole logit matrix."""
 
 import json
 import sys

@@ -46,7 +46,7 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
         ConfigError: `images` has no subfolders, one lacks images or has other files, or the names do not fit.
     """
     check_path(images, 'images', images, 'folder')
-    folders = sorted(entry.name for entry in os.scandir(images) if entry.is_dir() and not entry.name.startswith('.'))
+    folders = sorted(folder.name for folder in Path(images).glob('[!.]*') if folder.is_dir())
     if not folders:
         raise ConfigError(f'{images}: source.images: expected one subfolder per class; {found_in(Path(images))}')
     files, labels = [], []
@@ -64,8 +64,8 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
         classes.append(name.replace('_', ' '))
     commonest, count = Counter(classes).most_common(1)[0]
     if count > 1 and not all(map(_CODE.fullmatch, folders)):
-        raise ConfigError(f'source.class_names: {class_names or images}: {count} classes have the name {commonest!r}, '
-                          'expected different names')
+        raise ConfigError(f'source.class_names: {class_names or images}: {count} classes have the name '
+                          f'{commonest!r}, expected different names')
     return ClassificationSet(images, files, labels, classes, ImageFiles(images, files))
 
 
@@ -80,8 +80,8 @@ def _names(images: str, path: str, folders: list[str]) -> list[str]:
         return names
     lacking = [folder for folder in folders if folder not in names]
     if lacking:
-        raise ConfigError(f'source.class_names: {path} has no name for {len(lacking):,} of {len(folders):,} class '
-                          f'folders in {images}, the first of them is {lacking[0]}; it has names for '
+        raise ConfigError(f'source.class_names: {path} has no name for {len(lacking):,} of {len(folders):,} '
+                          f'class folders in {images}, the first of them is {lacking[0]}; it has names for '
                           f'{", ".join(list(names)[:3])}, …')
     return [names[folder] for folder in folders]
 

@@ -42,8 +42,8 @@ class ClassificationSet:
     name: str
     image_ids: list[str]
     labels: Union[list[int], list[list[int]]]
-    """Position of each image's class in `classes`.  For sets with any number of classes per image, a 1 or a 0 per class
-    and image."""
+    """Position of each image's class in `classes`.  For sets with any number of classes per image, a 1 or a 0
+    per class and image."""
     classes: list[str]
     """Class names as used in prompts; duplicates are allowed."""
     read_image: Callable[[int], bytes]
@@ -66,7 +66,7 @@ class ImageFiles:
     def open(cls, name: str, folder: str, files: Sequence[str], source: str) -> 'ImageFiles':
         """Return a reader of `files`, paths inside `folder` that `source` lists.
 
-        Raises a ConfigError if the folder or images are missing, and a FileError if a path leads out of the folder.
+        Raises a ConfigError if the folder or images are missing, a FileError if a path leads out of it.
         """
         check_path(name, 'images', folder, 'folder')
         missing = [file for file in files if not os.path.isfile(inside(folder, file, source))]
@@ -90,7 +90,7 @@ def check_path(name: str, key: str, path: str, kind: Literal['file', 'folder'] =
 
 
 def visible_files(folder: Path, suffixes: Sequence[str], expected: str) -> list[str]:
-    """Return the sorted names in a folder, without hidden ones; raise a ConfigError if one has none of the suffixes."""
+    """Return the sorted names in a folder, without hidden ones; a ConfigError if one has none of the suffixes."""
     names = sorted(name for name in os.listdir(folder) if not name.startswith('.'))
     for name in names:
         if not name.lower().endswith(tuple(suffixes)):

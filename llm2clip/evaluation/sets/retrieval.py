@@ -49,8 +49,8 @@ def flickr8k(
     """Flickr8k: 1,000 images with 5 captions each (test).
 
     The 8,091 images (for research and teaching only) are in
-    https://github.com/jbrownlee/Datasets/releases/tag/Flickr8k (``Flickr8k_Dataset.zip``, ``Flickr8k_text.zip``) and in
-    https://www.kaggle.com/datasets/adityajn105/flickr8k .
+    https://github.com/jbrownlee/Datasets/releases/tag/Flickr8k (``Flickr8k_Dataset.zip``,
+    ``Flickr8k_text.zip``) and in https://www.kaggle.com/datasets/adityajn105/flickr8k .
 
     Args:
         images: Folder of the images, ``Flicker8k_Dataset`` or Kaggle's ``Images``.
@@ -59,10 +59,10 @@ def flickr8k(
             - ``Flickr8k.token.txt``, with the official split lists beside it,
             - ``dataset_flickr8k.json`` (https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip),
             - Kaggle's ``captions.txt``, which needs `split_files`.
-        split: ``train``, ``val`` (officially ``dev``) or ``test``.  A file without splits and lists must have the name
-            of the split in its own name; ``all`` reads it whole.
-        split_files: For a file without splits: split -> file with one image per line.  Unset: the official lists
-            ``Flickr_8k.{train,dev,test}Images.txt`` beside ``Flickr8k.token.txt``.
+        split: ``train``, ``val`` (officially ``dev``) or ``test``.  A file without splits and lists must have
+            the name of the split in its own name; ``all`` reads it whole.
+        split_files: For a file without splits: split -> file with one image per line.  Unset: the official
+            lists ``Flickr_8k.{train,dev,test}Images.txt`` beside ``Flickr8k.token.txt``.
     """
     check_path('flickr8k', 'annotations', annotations)
     lists = official_lists(annotations) if split_files is None else split_files
@@ -88,8 +88,8 @@ def flickr30k(images: str, annotations: str, split: str = 'test') -> RetrievalSe
             - ``flickr30k_test_karpathy.txt`` of CLIP_benchmark
               (https://github.com/mehdidc/retrieval_annotations/releases/tag/1.0.0),
             - ``results_20130124.token``, which comes with the images and has no splits.
-        split: ``train``, ``val`` or ``test``.  A file without splits must have the name of the split in its own name;
-            ``all`` reads it whole.
+        split: ``train``, ``val`` or ``test``.  A file without splits must have the name of the split in its
+            own name; ``all`` reads it whole.
     """
     check_path('flickr30k', 'annotations', annotations)
     captions = _select_split('flickr30k', annotations, split, read_splits(annotations))
@@ -103,8 +103,8 @@ def coco(images: str, annotations: str, split: str = 'test', captions_per_image:
     https://cocodataset.org/#download; annotations CC BY 4.0, images under Flickr's terms).
 
     Args:
-        images: Folder that contains ``val2014/``, or the folder to which paths in `annotations` are relative.  It may
-            be a symbolic link, but links inside it must not lead out of it.
+        images: Folder that contains ``val2014/``, or the folder to which paths in `annotations` are relative.
+            It may be a symbolic link, but links inside it must not lead out of it.
         annotations: One of
 
             - ``dataset_coco.json`` (https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip),
@@ -113,8 +113,8 @@ def coco(images: str, annotations: str, split: str = 'test', captions_per_image:
             - a file in COCO's own format, with paths relative to ``val2014`` or ``val2017``, such as
               ``captions_val2017.json`` or CLIP_benchmark's ``coco_test_karpathy.json``
               (https://github.com/mehdidc/retrieval_annotations/releases/tag/1.0.0).
-        split: ``train``, ``restval``, ``val`` or ``test``.  A file without splits must have the name of the split in
-            its own name; ``all`` reads it whole.
+        split: ``train``, ``restval``, ``val`` or ``test``.  A file without splits must have the name of the
+            split in its own name; ``all`` reads it whole.
         captions_per_image: Maximum number of captions per image, from the first on; a few images have six or seven.
             Null: all, as in CLIP_benchmark.
     """
@@ -362,12 +362,8 @@ def _retrieval_set(
         name: Name of the set.
         entries: Id and captions of each image.
         source: File with the captions, for messages.
-        images: Folder with the ids as file names, which symbolic links must not leave; or the set's `read_image`.
-        gaps: Ignore empty captions, and allow images without captions.
-
-    Raises:
-        ValueError: There are no images or captions, an id occurs twice, an image is missing or outside its folder, or a
-            caption is not valid UTF-8.  Without `gaps`, also if an image has no caption or an empty one.
+        images: Folder with the ids as file names, which links must not leave; or the set's `read_image`.
+        gaps: Ignore empty captions, and allow images without captions; otherwise both raise a ValueError.
     """
     captions: dict[str, list[str]] = {}
     for image, lines in entries:

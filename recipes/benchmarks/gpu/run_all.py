@@ -4,8 +4,8 @@
 """Run all or the named cases of `cases.py` on this machine's first GPU:
 python -m recipes.benchmarks.gpu.run_all gpu|cpu [NAME …]
 
-Each case runs in a separate process.  A failure does not stop the other cases, but sets the exit status to 1.  Cases
-with a result are skipped; failed ones run again.
+Each case runs in a separate process.  A failure does not stop the other cases, but sets the exit status to 1.
+Cases with a result are skipped; failed ones run again.
 """
 
 import json
