@@ -29,12 +29,13 @@ from typing import Any, Optional, TypeVar
 import wrapt
 from tqdm import tqdm
 
-from llm2clip.config import ConfigError, RecipeConfig
-from llm2clip.config.files import leaves, load_config
+from llm2clip.config import RecipeConfig
+from llm2clip.config.loading import leaves, load_config
 from llm2clip.device import computes_bfloat16
-from llm2clip.files import FileError, is_out_of_shared_memory, printable, read_json, write_json
-from llm2clip.folders import lock_output, locked
+from llm2clip.errors import ConfigError, FileError
 from llm2clip.help import help_text
+from llm2clip.io.files import is_out_of_shared_memory, printable, read_json, write_json
+from llm2clip.io.folders import lock_output, locked
 from llm2clip.registry import check_names
 
 R = TypeVar('R', bound=RecipeConfig)
@@ -212,7 +213,7 @@ def _errors_in_one_line() -> Iterator[None]:
 
 def _is_expected(error: Exception) -> bool:
     """Whether an error is meant for the user: one of this project, the system, W&B or an object store."""
-    from llm2clip.remotes import is_remote_error
+    from llm2clip.io.remotes import is_remote_error
     if isinstance(error, OSError) or type(error).__module__.startswith(('llm2clip.', 'wandb.')):
         return True
     if is_remote_error(error) or is_out_of_shared_memory(error):

@@ -19,7 +19,7 @@ from typing import Any, Optional, TypeVar
 
 from tqdm import tqdm
 
-from llm2clip.config import ConfigError, missing_extra
+from llm2clip.errors import ConfigError, missing_extra
 
 S = TypeVar('S')
 T = TypeVar('T')

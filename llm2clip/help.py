@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Optional
 import yaml
 from omegaconf import MISSING
 
-from llm2clip.config.files import plain_type
+from llm2clip.config.loading import plain_type
 from llm2clip.config.teacher import teacher_types
 from llm2clip.registry import PARTS, argument_types, check
 

@@ -19,9 +19,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from llm2clip.config import ConfigError
-from llm2clip.config.files import check_values
+from llm2clip.config.loading import check_values
 from llm2clip.config.ranges import Positive, Time, TimeOrZero
+from llm2clip.errors import ConfigError
 
 # Name -> ``module:class`` (or function).
 _Registry = Mapping[str, str]
@@ -35,11 +35,11 @@ SOURCES: _Registry = {
     'hard_negatives': 'llm2clip.teacher.hard_negatives:hard_negatives',
     'huggingface': 'llm2clip.data.convert.table:huggingface',
     'image_folder': 'llm2clip.data.convert.image_folder:image_folder',
-    'plain_text': 'llm2clip.data.convert.texts:plain_text',
+    'plain_text': 'llm2clip.data.convert.text_pairs:plain_text',
     'table': 'llm2clip.data.convert.table:table',
-    'text_pairs': 'llm2clip.data.convert.texts:text_pairs',
+    'text_pairs': 'llm2clip.data.convert.text_pairs:text_pairs',
     'webdataset': 'llm2clip.data.convert.img2dataset:webdataset',
-    'wikipedia_summaries': 'llm2clip.data.convert.texts:wikipedia_summaries',
+    'wikipedia_summaries': 'llm2clip.data.convert.text_pairs:wikipedia_summaries',
 }
 
 RETRIEVAL_SETS: _Registry = {

@@ -15,15 +15,16 @@ from composer.devices import Device
 from PIL import Image
 from tqdm import tqdm
 
-from llm2clip.config import ConfigError, ImageFolderConfig
+from llm2clip.config import ImageFolderConfig
 from llm2clip.data.images import decode_pixels
-from llm2clip.evaluation.images import encode_batches
-from llm2clip.evaluation.models import TrainedLLM2CLIP
+from llm2clip.errors import ConfigError
+from llm2clip.evaluation.evaluated_models import TrainedLLM2CLIP
+from llm2clip.evaluation.image_features import encode_batches
 from llm2clip.evaluation.sets.files import ImageFiles
 from llm2clip.export.hf import LLM2CLIPModel, is_exported
-from llm2clip.files import parse_json, printable, reading
+from llm2clip.io.files import parse_json, printable, reading
+from llm2clip.io.tensors import hash_tensors, read_safetensors, write_safetensors
 from llm2clip.models.llm2clip import check_truncate_dim, truncate_dims
-from llm2clip.weights import hash_tensors, read_safetensors, write_safetensors
 
 SUFFIXES = ('.avif', '.bmp', '.gif', '.jfif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 INDEX_FILE = 'images.safetensors'

@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, Optional
 
 from llm2clip.command import run_command
-from llm2clip.config import ConfigError, DemoConfig, missing_extra
+from llm2clip.config import DemoConfig
+from llm2clip.errors import ConfigError, missing_extra
 
 # Limits of a query, since all visitors wait for it.
 MAX_LABELS = 100
@@ -61,7 +62,7 @@ def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> 
     """Return a Gradio page with three tabs: search by text, search by image, and zero-shot classification."""
     import gradio as gr
 
-    from llm2clip.files import printable
+    from llm2clip.io.files import printable
     from llm2clip.search import classify, embed_query, nearest, thumbnail
 
     def search(query: Any) -> list[tuple[Any, str]]:

@@ -10,8 +10,8 @@ from llm2clip.config import EvaluateConfig
 
 def main(config: EvaluateConfig) -> None:
     from llm2clip.device import open_device
-    from llm2clip.evaluation.evaluate import Evaluation, check_results
-    from llm2clip.evaluation.models import load_evaluated_model
+    from llm2clip.evaluation.benchmarks import Evaluation, check_results
+    from llm2clip.evaluation.evaluated_models import load_evaluated_model
     from llm2clip.ranks import initialize_gloo, is_first
 
     initialize_gloo()

@@ -5,13 +5,13 @@
 
 from llm2clip.command import run_command
 from llm2clip.config import ExportConfig
-from llm2clip.config.files import save_config
+from llm2clip.config.loading import save_config
 
 
 def main(config: ExportConfig) -> None:
     from llm2clip.export.hf import KIND, export_folder, run_teachers
     from llm2clip.export.vision import export_clip
-    from llm2clip.folders import check_replaceable
+    from llm2clip.io.folders import check_replaceable
     from llm2clip.models.llm2clip import check_truncate_dim, truncate_dims
     from llm2clip.training.runs import load_stage2, read_stage2, trained_clip_text, with_trained_teacher
 

@@ -5,7 +5,7 @@
 
 from llm2clip.command import run_command
 from llm2clip.config import ExportTeacherConfig
-from llm2clip.config.files import save_config
+from llm2clip.config.loading import save_config
 
 
 def main(config: ExportTeacherConfig) -> None:

@@ -17,7 +17,7 @@ def main(config: ExportVisionConfig) -> None:
         from llm2clip.export.vision import KIND
         from llm2clip.export.vision import export_vision as export
     from llm2clip.export.hf import run_teachers
-    from llm2clip.folders import check_replaceable
+    from llm2clip.io.folders import check_replaceable
     from llm2clip.training.runs import load_stage2, read_stage2, with_trained_teacher
 
     check_replaceable(config.out, KIND)

@@ -9,7 +9,7 @@ from llm2clip.config import ExtractConfig
 
 def main(config: ExtractConfig) -> None:
     if config.plan:
-        from llm2clip.planning.plan import plan_run
+        from llm2clip.planning.planners import plan_run
         plan_run(config)
         return
     from functools import partial

@@ -4,16 +4,17 @@
 """Convert official weights and teachers: python recipes/import_official.py yamls/import/….yaml [key=value …]"""
 
 from llm2clip.command import run_command
-from llm2clip.config import ConfigError, ImportConfig, LLMTeacherConfig
-from llm2clip.config.files import save_config
+from llm2clip.config import ImportConfig, LLMTeacherConfig
+from llm2clip.config.loading import save_config
+from llm2clip.errors import ConfigError
 
 
 def main(config: ImportConfig) -> None:
+    from llm2clip.conversion.llm2vec import import_teacher
+    from llm2clip.conversion.official_weights import import_checkpoint
     from llm2clip.export.hf import KIND, export_folder
-    from llm2clip.folders import check_replaceable
-    from llm2clip.imports.teachers import import_teacher
-    from llm2clip.imports.weights import import_checkpoint
-    from llm2clip.remote_code.checks_llm2clip import load_config
+    from llm2clip.io.folders import check_replaceable
+    from llm2clip.modeling.checks import load_config
     from llm2clip.teacher.fingerprint import TeacherRecord
     from llm2clip.teacher.llm import teacher_config, teacher_fingerprint
 

@@ -5,15 +5,15 @@
 
 from llm2clip.command import run_command
 from llm2clip.config import PrepareConfig
-from llm2clip.config.files import save_config
+from llm2clip.config.loading import save_config
 
 
 def main(config: PrepareConfig) -> None:
     from llm2clip.data.convert.writer import is_written, write_splits
     from llm2clip.engine import RayEngine
-    from llm2clip.files import read_json
+    from llm2clip.io.files import read_json
+    from llm2clip.io.remotes import OutputFolder
     from llm2clip.registry import build_source
-    from llm2clip.remotes import OutputFolder
 
     out = OutputFolder(config.out, config.out_remote)
     about = {'source': config.source}

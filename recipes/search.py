@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 
 from llm2clip.command import run_command
-from llm2clip.config import ConfigError, SearchConfig
+from llm2clip.config import SearchConfig
+from llm2clip.errors import ConfigError
 
 
 def main(config: SearchConfig) -> None:
     from llm2clip.device import open_device
-    from llm2clip.files import printable
+    from llm2clip.io.files import printable
     from llm2clip.search import embed_images, embed_query, is_image, load_model, nearest
 
     queries = [] if config.query is None else config.query

@@ -9,7 +9,7 @@ from llm2clip.config import Stage2Config
 
 def main(config: Stage2Config) -> None:
     if config.plan:
-        from llm2clip.planning.plan import plan_run
+        from llm2clip.planning.planners import plan_run
         plan_run(config)
     else:
         from llm2clip.training import stage2

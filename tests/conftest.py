@@ -33,7 +33,7 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.llm import save_teacher
 
 # Folders, modules and tests that train, or load, export or plan many models or datasets, and take most of the time.
-LONG = ('recipes/', 'export/', 'imports/', 'planning/',
+LONG = ('recipes/', 'export/', 'conversion/', 'planning/',
         *(f'{name}.py' for name in (
             'data/test_absent_captions', 'data/test_changed_data', 'data/test_convert', 'data/test_joins',
             'data/test_published', 'data/test_sources', 'data/test_streams', 'evaluation/test_clip_benchmark',

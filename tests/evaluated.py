@@ -10,10 +10,10 @@ import torch
 from composer.devices import DeviceCPU
 
 from llm2clip.config import EvaluatedModelConfig, ZeroshotConfig
-from llm2clip.data.zeroshot import zeroshot_set
-from llm2clip.evaluation.classification import class_features, zeroshot_metrics
-from llm2clip.evaluation.images import encode_batches
-from llm2clip.evaluation.models import load_evaluated_model
+from llm2clip.data.zeroshot_sets import zeroshot_set
+from llm2clip.evaluation.classifiers import class_features, zeroshot_metrics
+from llm2clip.evaluation.evaluated_models import load_evaluated_model
+from llm2clip.evaluation.image_features import encode_batches
 
 
 def evaluated(run: Path, source: dict[str, Any], templates: Any = None) -> dict[str, float]:

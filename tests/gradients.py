@@ -31,14 +31,14 @@ from llm2clip.config import (
     VisionConfig,
 )
 from llm2clip.data.captions import text_id
-from llm2clip.data.image_embeddings import split_columns
-from llm2clip.data.texts import split_packed
-from llm2clip.models.adapter import build_adapter
-from llm2clip.models.inheritance import ComposerInheritance
+from llm2clip.data.image_text_dataset import split_columns
+from llm2clip.data.text_batches import split_packed
+from llm2clip.models.adapter_folder import build_adapter
+from llm2clip.models.caption_contrastive import CaptionContrastive
+from llm2clip.models.inherited_adapter import ComposerInheritance
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.sharding import compile_blocks, fsdp2_config, set_up_units, unwrapped_name
-from llm2clip.models.stage1 import CaptionContrastive
 from llm2clip.teacher.clip_text import load_clip_text, load_clip_tokenizer
 from llm2clip.training.algorithms.grad_cache import GradCache, with_rows
 from llm2clip.training.algorithms.weights import AverageGlooGradients

@@ -18,8 +18,8 @@ from streaming.base.util import clean_stale_shared_memory
 from llm2clip.config import DatasetConfig, LoraConfig, TextEncoderConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
-from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
-from llm2clip.remotes import OutputFolder
+from llm2clip.io.remotes import OutputFolder
+from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
 from llm2clip.teacher.sources import TeacherFolder

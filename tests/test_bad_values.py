@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from recipes_in_process import REQUIRED, SCHEMAS
 
-from llm2clip.config import ConfigError
-from llm2clip.config.files import check_values, load_config
+from llm2clip.config.loading import check_values, load_config
 from llm2clip.config.ranges import (
     Count,
     CropScale,
@@ -30,6 +29,7 @@ from llm2clip.config.ranges import (
     Time,
     Weight,
 )
+from llm2clip.errors import ConfigError
 from llm2clip.training.trainer import check_train_config
 
 PARTS = ('optimizer.', 'scheduler.', 'algorithms.', 'callbacks.', 'loggers.')

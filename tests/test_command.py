@@ -21,9 +21,10 @@ from recipes_in_process import REQUIRED, SCHEMAS
 from wandb.errors import UsageError
 
 from llm2clip.command import lock_outputs, run_command
-from llm2clip.config import ConfigError, ExportVisionConfig, PrepareConfig
-from llm2clip.config.files import load_config
+from llm2clip.config import ExportVisionConfig, PrepareConfig
+from llm2clip.config.loading import load_config
 from llm2clip.data.streams.verified_stream import ShardError
+from llm2clip.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 
@@ -265,7 +266,7 @@ def test_two_processes_do_not_write_one_output(
         import sys
         from llm2clip import config
         from llm2clip.command import lock_outputs
-        from llm2clip.config.files import load_config
+        from llm2clip.config.loading import load_config
         with lock_outputs(load_config(config.{SCHEMAS[recipe].__name__}, {args!r}), {recipe!r}):
             print('holds', flush=True)
             sys.stdin.read()

@@ -12,8 +12,9 @@ import pytest
 from composer.utils import dist
 from recipes_in_process import REQUIRED as OF_RECIPE
 
-from llm2clip.config import ConfigError, LLMTeacherConfig, SentenceTransformersTeacherConfig, Stage1Config, Stage2Config
-from llm2clip.config.files import load_config, read_config, save_config
+from llm2clip.config import LLMTeacherConfig, SentenceTransformersTeacherConfig, Stage1Config, Stage2Config
+from llm2clip.config.loading import load_config, read_config, save_config
+from llm2clip.errors import ConfigError
 from llm2clip.registry import build, build_source, check_names
 from llm2clip.training.trainer import check_train_config
 

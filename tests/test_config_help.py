@@ -13,9 +13,9 @@ import pytest
 from omegaconf import OmegaConf
 from recipes_in_process import SCHEMAS, run_recipe
 
-from llm2clip.config import ConfigError
-from llm2clip.config.files import load_config
+from llm2clip.config.loading import load_config
 from llm2clip.config.teacher import teacher_types
+from llm2clip.errors import ConfigError
 from llm2clip.help import field_docs
 
 

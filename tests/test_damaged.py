@@ -29,19 +29,19 @@ from llm2clip.config import (
     TextEncoderConfig,
     VisionConfig,
 )
-from llm2clip.evaluation.models import load_evaluated_model
+from llm2clip.conversion.official_weights import import_checkpoint, load_initial_weights, read_weights
+from llm2clip.evaluation.evaluated_models import load_evaluated_model
 from llm2clip.export.hf import LLM2CLIPConfig, export_folder
 from llm2clip.export.sentence_model import export_sentence_transformers
-from llm2clip.imports.weights import import_checkpoint, load_initial_weights, read_weights
+from llm2clip.io.tensors import read_safetensors, write_safetensors
+from llm2clip.modeling import modeling_llm2clip
 from llm2clip.models.towers import load_tower
-from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.search import load_model
 from llm2clip.teacher.caption_teacher import CachedTeacher, Embedded
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import load_llm, save_teacher, teacher_config
 from llm2clip.teacher.sources import SentenceTransformerModel, TeacherFolder
 from llm2clip.training.runs import load_stage2
-from llm2clip.weights import read_safetensors, write_safetensors
 
 # Enough to know that a way leads to the checks, all of which are tried with the best weights of a run.
 SOME = ('cut', 'nan', 'missing')

@@ -13,14 +13,14 @@ import torch
 from composer.devices import DeviceCPU
 
 import llm2clip.command
-import llm2clip.config.files
+import llm2clip.config.loading
 import llm2clip.device
 import llm2clip.teacher.sources
 from llm2clip.command import warn_of_slow_bfloat16
 from llm2clip.config import ExtractConfig, LoraConfig, Stage1Config, TextEncoderConfig
-from llm2clip.config.files import load_config, read_config, save_config
+from llm2clip.config.loading import load_config, read_config, save_config
 from llm2clip.device import computes_bfloat16, exact_float32, open_device
-from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
+from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer, save_teacher
 from llm2clip.teacher.sources import TeacherFolder
 
@@ -67,7 +67,7 @@ def test_a_gpu_or_instructions_of_the_processor_compute_bfloat16(
 def test_a_yaml_takes_what_is_fast_and_the_run_says_which(
     fast: bool, dtype: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm2clip.config.files, 'computes_bfloat16', lambda: fast)
+    monkeypatch.setattr(llm2clip.config.loading, 'computes_bfloat16', lambda: fast)
     monkeypatch.setattr(llm2clip.command, 'computes_bfloat16', lambda: fast)
     config = load_config(Stage1Config, STAGE1)
     assert config.text_encoder.dtype == dtype
@@ -79,7 +79,7 @@ def test_a_yaml_takes_what_is_fast_and_the_run_says_which(
         with pytest.warns(UserWarning, match='^precision=amp_bf16, text_encoder.dtype=bfloat16: this processor has no'):
             warn_of_slow_bfloat16(slow)
     save_config(config, tmp_path)
-    monkeypatch.setattr(llm2clip.config.files, 'computes_bfloat16', lambda: not fast)
+    monkeypatch.setattr(llm2clip.config.loading, 'computes_bfloat16', lambda: not fast)
     assert read_config(Stage1Config, tmp_path) == config
 
 

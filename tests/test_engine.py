@@ -13,11 +13,12 @@ import pytest
 from parts import make_samples
 from recipes_in_process import REQUIRED
 
-from llm2clip.config import ConfigError, PrepareConfig
-from llm2clip.config.files import load_config
+from llm2clip.config import PrepareConfig
+from llm2clip.config.loading import load_config
 from llm2clip.data.convert.samples import Dropped, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.engine import Engine, LocalEngine, RayEngine, Work
+from llm2clip.errors import ConfigError
 
 
 @pytest.mark.parametrize('num_workers', [1, 2])

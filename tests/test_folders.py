@@ -14,12 +14,13 @@ import pytest
 from streaming import MDSWriter
 from streaming.base.storage import CloudDownloader
 
-from llm2clip.config import ConfigError, ExtractConfig
-from llm2clip.config.files import load_config
+from llm2clip.config import ExtractConfig
+from llm2clip.config.loading import load_config
 from llm2clip.data.streams.verified_stream import VerifiedStream
-from llm2clip.files import FileError, atomic_write
-from llm2clip.folders import MANIFEST, atomic_folder, inside, lock_output, stays_inside
-from llm2clip.remotes import OutputFolder, download
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.io.files import atomic_write
+from llm2clip.io.folders import MANIFEST, atomic_folder, inside, lock_output, stays_inside
+from llm2clip.io.remotes import OutputFolder, download
 from llm2clip.teacher.extraction import write_shard
 from llm2clip.training.checkpoints import find_checkpoint, read_latest
 

@@ -11,10 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # From what uses everything to what uses nothing; packages of one line may use one another in the order given.
-LAYERS = [['planning', 'search'], ['evaluation'], ['training', 'imports', 'export'], ['models'], ['teacher'],
-          ['data'], ['losses', 'metrics'], ['command'], ['help'],
-          ['folders', 'weights', 'remote_code', 'engine', 'registry', 'remotes'], ['config'],
-          ['files', 'ranks', 'device']]
+LAYERS = [['planning', 'search'], ['evaluation'], ['training', 'conversion', 'export'], ['models'], ['teacher'],
+          ['data'], ['losses', 'metrics'], ['command'], ['help'], ['engine', 'registry'], ['config'], ['io'],
+          ['modeling'], ['errors', 'ranks', 'device']]
 ORDER = [package for layer in LAYERS for package in layer]
 
 

@@ -24,7 +24,7 @@ from sentence_transformers import SentenceTransformer
 from trained import Trained, save_run_config, trained
 from transformers import AutoModel, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, LlamaModel
 
-import llm2clip.evaluation.models
+import llm2clip.evaluation.evaluated_models
 from llm2clip.command import _is_expected
 from llm2clip.config import (
     EvaluatedModelConfig,
@@ -36,13 +36,13 @@ from llm2clip.config import (
     TextEncoderConfig,
     VisionConfig,
 )
-from llm2clip.evaluation.models import load_evaluated_model
+from llm2clip.conversion.llm2vec import import_teacher
+from llm2clip.conversion.official_weights import import_checkpoint, load_initial_weights
+from llm2clip.evaluation.evaluated_models import load_evaluated_model
 from llm2clip.export.hf import export_folder, run_teachers
 from llm2clip.export.sentence_model import export_sentence_transformers
-from llm2clip.imports.teachers import import_teacher
-from llm2clip.imports.weights import import_checkpoint, load_initial_weights
+from llm2clip.modeling import modeling_llm2clip
 from llm2clip.models.towers import load_tower, tower_preprocessing
-from llm2clip.remote_code import modeling_llm2clip
 from llm2clip.search import load_model
 from llm2clip.teacher.llm import load_llm, load_teacher, save_teacher, teacher_fingerprint
 from llm2clip.teacher.sources import FrozenLLM, SentenceTransformerModel, TeacherFolder
@@ -367,7 +367,7 @@ def test_what_a_run_says_of_its_teachers_code_is_not_the_users_word(llm_folder: 
     save_run_config(run, of_run.config, optimizer={'name': 'evil:Evil', 'lr': 1e-5}, callbacks={'evil:Evil': {}},
                     teacher=SentenceTransformersTeacherConfig(str(folder), trust_remote_code=True))
     of_run.record.write(run)
-    (evaluated, _), = llm2clip.evaluation.models._teachers(EvaluatedModelConfig(run=str(run)), 'models.m')
+    (evaluated, _), = llm2clip.evaluation.evaluated_models._teachers(EvaluatedModelConfig(run=str(run)), 'models.m')
     exported, = run_teachers(ExportConfig(run=str(run), out='o'), *read_stage2(run)[:1], of_run.record.teacher)
     for source in (evaluated, exported):
         with pytest.raises(ValueError, match=r'names the class evil\.Evil'):

@@ -22,7 +22,7 @@ from setuptools import build_meta
 from sphinx.cmd.build import build_main
 from trained import trained
 
-from llm2clip.config.files import load_config
+from llm2clip.config.loading import load_config
 from llm2clip.export.hf import export_folder
 
 TABLES, SITE = (runpy.run_path(str(ROOT / f'docs/{name}.py')) for name in ('tables', 'conf'))

@@ -18,9 +18,10 @@ from remotes import free_port
 from trained import trained
 from transformers import AutoImageProcessor, AutoModel
 
-import llm2clip.evaluation.models
-from llm2clip.config import ConfigError, SearchConfig
-from llm2clip.evaluation.models import TrainedLLM2CLIP
+import llm2clip.evaluation.evaluated_models
+from llm2clip.config import SearchConfig
+from llm2clip.errors import ConfigError
+from llm2clip.evaluation.evaluated_models import TrainedLLM2CLIP
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.search import INDEX_FILE, embed_images, embed_query, find_images, load_model, nearest
@@ -74,8 +75,8 @@ def direct(model_folder: Path, paths: list[Path]) -> torch.Tensor:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by the name of each image that this process decodes."""
     names: list[str] = []
-    decode = llm2clip.evaluation.models.decode_pixels
-    monkeypatch.setattr(llm2clip.evaluation.models, 'decode_pixels',
+    decode = llm2clip.evaluation.evaluated_models.decode_pixels
+    monkeypatch.setattr(llm2clip.evaluation.evaluated_models, 'decode_pixels',
                         lambda data, name: [decode(data, name), names.append(name)][0])
     return names
 
@@ -104,7 +105,7 @@ def test_only_new_and_changed_files_are_read(
 def test_stopped_it_keeps_what_it_has(
     model: Model, photos: Path, tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = llm2clip.evaluation.models.decode_pixels
+    decode = llm2clip.evaluation.evaluated_models.decode_pixels
 
     def interrupted(data: bytes, name: str) -> torch.Tensor:
         if len(reads) == 5:
@@ -112,7 +113,7 @@ def test_stopped_it_keeps_what_it_has(
         return decode(data, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(llm2clip.evaluation.models, 'decode_pixels', interrupted)
+        patch.setattr(llm2clip.evaluation.evaluated_models, 'decode_pixels', interrupted)
         with pytest.raises(KeyboardInterrupt):
             embed(model, photos, tmp_path / 'index', batch_size=2)
     reads.clear()

@@ -30,10 +30,10 @@ from llm2clip.config import (
     TrainConfig,
     ZeroshotConfig,
 )
-from llm2clip.config.files import load_config
+from llm2clip.config.loading import load_config
 from llm2clip.data.convert.samples import Sample
-from llm2clip.data.image_embeddings import stream_mix
-from llm2clip.data.zeroshot import read_templates
+from llm2clip.data.image_text_dataset import stream_mix
+from llm2clip.data.zeroshot_sets import read_templates
 from llm2clip.evaluation.sets.retrieval import LANGUAGES
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.models.towers import tower_preprocessing

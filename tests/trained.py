@@ -11,8 +11,8 @@ import torch
 from composer.devices import DeviceCPU
 
 from llm2clip.config import AdapterConfig, ImageDataConfig, ImageStreamConfig, ModelConfig, Stage2Config, VisionConfig
-from llm2clip.config.files import save_config
-from llm2clip.data.image_embeddings import concatenate
+from llm2clip.config.loading import save_config
+from llm2clip.data.vectors import concatenate
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord

@@ -4,7 +4,7 @@
 """Dataclasses that define the keys of the YAML files, one per recipe.
 
 Parts that are chosen by name (optimizers, schedulers, callbacks, loggers, algorithms, data sources) are
-free-form mappings here; `llm2clip.registry` checks their names and arguments.  `llm2clip.config.files` reads
+free-form mappings here; `llm2clip.registry` checks their names and arguments.  `llm2clip.config.loading` reads
 the files and checks every value against the range in its type; `llm2clip.help` prints the keys of a recipe.
 """
 
@@ -46,7 +46,6 @@ from llm2clip.config.models import (
     TrainableTextConfig,
     VisionConfig,
 )
-from llm2clip.config.ranges import ConfigError, missing_extra
 from llm2clip.config.recipe import Output, RecipeConfig
 from llm2clip.config.teacher import (
     ClipTextTeacherConfig,
@@ -65,3 +64,4 @@ from llm2clip.config.training import (
     TextEncoderInLoopConfig,
     TrainConfig,
 )
+from llm2clip.errors import ConfigError, missing_extra

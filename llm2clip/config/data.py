@@ -11,7 +11,6 @@ from pydantic import Field
 
 from llm2clip.config.ranges import (
     Component,
-    ConfigError,
     Count,
     CropScale,
     EngineName,
@@ -29,6 +28,7 @@ from llm2clip.config.ranges import (
     Texts,
 )
 from llm2clip.config.recipe import Output, RecipeConfig
+from llm2clip.errors import ConfigError
 
 
 @dataclass

@@ -12,7 +12,6 @@ from pydantic import Field
 from llm2clip.config.ranges import (
     AccuracyMetric,
     Component,
-    ConfigError,
     Count,
     DeviceName,
     Natural,
@@ -27,6 +26,7 @@ from llm2clip.config.ranges import (
 )
 from llm2clip.config.recipe import Output, RecipeConfig
 from llm2clip.config.teacher import OneTeacher, Teachers
+from llm2clip.errors import ConfigError
 
 
 @dataclass

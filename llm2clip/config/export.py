@@ -9,9 +9,10 @@ from typing import Literal, Optional
 from omegaconf import MISSING
 
 from llm2clip.config.models import VisionConfig
-from llm2clip.config.ranges import ConfigError, Count, RunWeights, Share, Text
+from llm2clip.config.ranges import Count, RunWeights, Share, Text
 from llm2clip.config.recipe import Output, RecipeConfig
 from llm2clip.config.teacher import ImportedTeacher, Teachers
+from llm2clip.errors import ConfigError
 
 
 @dataclass

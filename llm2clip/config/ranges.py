@@ -3,7 +3,7 @@
 
 """Types with value ranges, for fields of the configuration and arguments of parts.
 
-`llm2clip.config.files.check_values` checks values against them, and raises a ConfigError.
+`llm2clip.config.loading.check_values` checks values against them, and raises a ConfigError.
 """
 
 import os
@@ -15,16 +15,6 @@ from urllib.parse import urlparse
 from pydantic import AfterValidator, Field, ValidationInfo
 
 T = TypeVar('T')
-
-
-class ConfigError(ValueError):
-    """Configuration that cannot be used; the message names the key, its origin and what was expected."""
-
-
-def missing_extra(what: str, extra: str, error: ImportError) -> ConfigError:
-    """Return the error of a part that needs the packages of an extra of this project."""
-    return ConfigError(f"{what} needs the extra {extra} ({error}): .uv/bin/uv sync --locked --inexact --extra {extra}, "
-                       f"or pip install -e '.[{extra}]'")
 
 
 def _must(allowed: Callable[[Any], object], expected: str) -> AfterValidator:

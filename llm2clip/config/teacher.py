@@ -12,7 +12,6 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator,
 from llm2clip.config.data import DatasetConfig
 from llm2clip.config.models import PlanConfig, TextEncoderConfig, VisionConfig
 from llm2clip.config.ranges import (
-    ConfigError,
     Count,
     CropScale,
     DeviceName,
@@ -30,6 +29,7 @@ from llm2clip.config.ranges import (
     Text,
 )
 from llm2clip.config.recipe import RecipeConfig
+from llm2clip.errors import ConfigError
 
 
 @dataclass

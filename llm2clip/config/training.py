@@ -28,7 +28,6 @@ from llm2clip.config.ranges import (
     CheckpointFolder,
     CheckpointsKept,
     Component,
-    ConfigError,
     Count,
     DeviceName,
     Duration,
@@ -42,6 +41,7 @@ from llm2clip.config.ranges import (
 )
 from llm2clip.config.recipe import Output
 from llm2clip.config.teacher import Teachers
+from llm2clip.errors import ConfigError
 
 
 @dataclass
@@ -152,7 +152,7 @@ class TrainConfig(PlanConfig, TrainerConfig):
         return f'the same command resumes from batch {int(batch)}'
 
     def check_resumed_run(self) -> None:
-        from llm2clip.config.files import settings_in_folder  # it imports this module
+        from llm2clip.config.loading import settings_in_folder  # it imports this module
         if not self.is_plan and self.autoresume and any(Path(self.checkpoint_folder).glob('ep*-ba*')):
             settings_in_folder(self)
 

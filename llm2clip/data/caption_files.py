@@ -16,8 +16,8 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any, Optional
 
-from llm2clip.config import ConfigError
-from llm2clip.files import FileError, parse_json, read_json, reading
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.io.files import parse_json, read_json, reading
 
 # Path of each image, relative to the folder of images, with its captions.
 _Images = Iterable[tuple[str, list[str]]]

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from llm2clip.data.image_processing_llm2clip import open_image, upright_rgb
+from llm2clip.modeling.image_processing_llm2clip import open_image, upright_rgb
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from composer.core import DataSpec
 from composer.utils import dist
 from streaming import StreamingDataLoader, StreamingDataset
 
-from llm2clip.config import ConfigError, LoaderConfig, StreamConfig
+from llm2clip.config import LoaderConfig, StreamConfig
 from llm2clip.data.schema import NEGATIVE, caption_keys, read_columns
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import VerifiedStream
+from llm2clip.errors import ConfigError
 
 # Interval at which a worker checks that its rank is alive.
 _WATCH_SECONDS = 1.0

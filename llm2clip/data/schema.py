@@ -23,8 +23,9 @@ from streaming.base.format.mds.encodings import is_mds_encoding, is_mds_encoding
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.hashing import get_hash, is_hash
 
-from llm2clip.files import FileError, parse_json, read_text, reading
-from llm2clip.folders import stays_inside
+from llm2clip.errors import FileError
+from llm2clip.io.files import parse_json, read_text, reading
+from llm2clip.io.folders import stays_inside
 
 SAMPLE_ID = 'sample_id'
 IMAGE = 'image'

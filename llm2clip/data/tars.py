@@ -10,8 +10,9 @@ from typing import Any, Literal, Optional
 
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
-from llm2clip.files import FileError, reading
-from llm2clip.folders import stays_inside
+from llm2clip.errors import FileError
+from llm2clip.io.files import reading
+from llm2clip.io.folders import stays_inside
 
 IMAGES = ('jpg', 'jpeg', 'png', 'webp')
 """Suffixes of images."""

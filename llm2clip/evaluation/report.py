@@ -16,9 +16,10 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from llm2clip.command import SECONDS_FILE, recorded_seconds
-from llm2clip.config import ConfigError, ReportConfig
+from llm2clip.config import ReportConfig
+from llm2clip.errors import ConfigError
 from llm2clip.evaluation.tables import Table, measure, result_tables
-from llm2clip.files import read_json, read_text, reading, write_text
+from llm2clip.io.files import read_json, read_text, reading, write_text
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 _P = ParamSpec('_P')

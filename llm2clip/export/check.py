@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from llm2clip.config import ConfigError
-from llm2clip.data.image_processing_llm2clip import normalize, open_image, resize_and_crop
 from llm2clip.data.images import Preprocessing, decode_pixels, encode_image
+from llm2clip.errors import ConfigError
+from llm2clip.modeling.image_processing_llm2clip import normalize, open_image, resize_and_crop
 
 _TOLERANCE = 1e-5
 # Mean over the pixels, from 0 to 255.  Pictures that are not made upright RGB on white differ by 10 or more.

@@ -4,7 +4,6 @@
 """Export of a trained model as a Hugging Face folder, and the class that loads it."""
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -23,22 +22,17 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from llm2clip.config import ConfigError, ExportConfig, ModelConfig, Stage2Config
-from llm2clip.config.files import check_values
-from llm2clip.data import image_processing_llm2clip
-from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor
+from llm2clip.config import ExportConfig, ModelConfig, Stage2Config
+from llm2clip.config.loading import check_values
+from llm2clip.errors import ConfigError
 from llm2clip.export.check import check_pictures, check_same, noise
 from llm2clip.export.model_card import model_card, public_name
-from llm2clip.files import read_json, reading, write_json
-from llm2clip.folders import atomic_folder
+from llm2clip.io.files import read_json, reading, write_json
+from llm2clip.io.folders import atomic_folder
+from llm2clip.modeling import copy_code, modeling_llm2clip
+from llm2clip.modeling.checks import checksum, checksums, keep_readable, load_tokenizer
+from llm2clip.modeling.image_processing_llm2clip import LLM2CLIPImageProcessor
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
-from llm2clip.remote_code import (
-    checks_llm2clip,
-    modeling_llm2clip,
-    sentence_transformer_llm2clip,
-    text_encoder_llm2clip,
-)
-from llm2clip.remote_code.checks_llm2clip import checksum, checksums, keep_readable, load_tokenizer
 from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.sources import TeacherFolder, teacher_sources
@@ -210,9 +204,7 @@ def export_folder(
             write_json(partial / name, content)
         image_processor = LLM2CLIPImageProcessor(preprocessing.image_size, preprocessing.mean, preprocessing.std)
         image_processor.save_pretrained(partial)
-        for module in (modeling_llm2clip, checks_llm2clip, text_encoder_llm2clip, sentence_transformer_llm2clip,
-                       image_processing_llm2clip):
-            shutil.copy(str(module.__file__), partial)
+        copy_code(modeling_llm2clip.CODE, partial)
         card = model_card(config, saved, run, wise_ft_alpha, pipeline_tag='zero-shot-image-classification',
                           teachers=[source.name for source in sources])
         card.save(partial / 'README.md')

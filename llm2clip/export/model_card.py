@@ -14,9 +14,10 @@ from huggingface_hub import ModelCard, ModelCardData
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
-from llm2clip.config import ConfigError, ImageDataConfig, ModelConfig, Stage1Config, Stage2Config
-from llm2clip.config.files import read_config
-from llm2clip.files import read_json
+from llm2clip.config import ImageDataConfig, ModelConfig, Stage1Config, Stage2Config
+from llm2clip.config.loading import read_config
+from llm2clip.errors import ConfigError
+from llm2clip.io.files import read_json
 from llm2clip.teacher.fingerprint import Fingerprint
 
 

@@ -15,16 +15,17 @@ from composer.devices import DeviceCPU
 from peft import PeftModel
 from transformers import AutoImageProcessor
 
-from llm2clip.config import ConfigError, ModelConfig, Stage2Config, missing_extra
-from llm2clip.data.image_processing_llm2clip import upright_rgb
+from llm2clip.config import ModelConfig, Stage2Config
+from llm2clip.errors import ConfigError, missing_extra
 from llm2clip.export.check import check_pictures, check_same, noise
 from llm2clip.export.model_card import model_card
 from llm2clip.export.vision import save_image_processor, upright_source
-from llm2clip.files import write_json
-from llm2clip.folders import atomic_folder
+from llm2clip.io.files import write_json
+from llm2clip.io.folders import atomic_folder
+from llm2clip.modeling.checks import keep_readable
+from llm2clip.modeling.image_processing_llm2clip import upright_rgb
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.vision_encoder import split_frozen_batch_norms
-from llm2clip.remote_code.checks_llm2clip import keep_readable
 from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.llm import cast_weights

@@ -3,23 +3,21 @@
 
 """Export of a teacher as a sentence-transformers folder that contains the code to load it."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional, Union
 
-from llm2clip.config import missing_extra
+from llm2clip.errors import missing_extra
 from llm2clip.export.model_card import teacher_card
-from llm2clip.files import write_json
-from llm2clip.folders import atomic_folder, check_replaceable
-from llm2clip.remote_code import checks_llm2clip, text_encoder_llm2clip
+from llm2clip.io.files import write_json
+from llm2clip.io.folders import atomic_folder, check_replaceable
+from llm2clip.modeling import copy_code
 from llm2clip.teacher.llm import teacher_config, teacher_fingerprint
 
 try:
     from sentence_transformers import SentenceTransformer
 
-    from llm2clip.remote_code import caption_encoder_llm2clip
-    from llm2clip.remote_code.caption_encoder_llm2clip import CaptionEncoder
+    from llm2clip.modeling.caption_encoder import CaptionEncoder
 except ImportError as error:
     raise missing_extra('this export', 'sentence-transformers', error) from None
 
@@ -48,8 +46,7 @@ def export_sentence_transformers(
                                 similarity_fn_name='cosine', device='cpu')
     with atomic_folder(out, KIND) as partial:
         model.save(str(partial), create_model_card=False)
-        for module in (caption_encoder_llm2clip, checks_llm2clip, text_encoder_llm2clip):
-            shutil.copy(str(module.__file__), partial)
+        copy_code(['caption_encoder', 'checks', 'text_encoder'], partial)
         write_json(partial / 'modules.json', [{
-            'idx': 0, 'name': '0', 'path': '', 'type': 'caption_encoder_llm2clip.CaptionEncoder'}])
+            'idx': 0, 'name': '0', 'path': '', 'type': 'caption_encoder.CaptionEncoder'}])
         teacher_card(teacher, teacher_fingerprint(partial)).save(partial / 'README.md')

@@ -28,20 +28,21 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from llm2clip.config import ConfigError, ModelConfig, Stage2Config
-from llm2clip.data.image_processing_llm2clip import orientation, upright_rgb
+from llm2clip.config import ModelConfig, Stage2Config
 from llm2clip.data.images import Preprocessing
+from llm2clip.errors import ConfigError
 from llm2clip.export.check import check_pictures, check_pixels, check_same, noise
 from llm2clip.export.hf import KIND as MODEL_KIND
 from llm2clip.export.model_card import model_card
-from llm2clip.files import write_json
-from llm2clip.folders import atomic_folder
+from llm2clip.io.files import write_json
+from llm2clip.io.folders import atomic_folder
+from llm2clip.io.tensors import published_state
+from llm2clip.modeling.checks import keep_readable, load_tokenizer
+from llm2clip.modeling.image_processing_llm2clip import orientation, upright_rgb
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import TimmTower
-from llm2clip.remote_code.checks_llm2clip import keep_readable, load_tokenizer
 from llm2clip.teacher.clip_text import ClipText
 from llm2clip.teacher.fingerprint import TeacherRecord
-from llm2clip.weights import published_state
 
 KIND = 'vision tower'
 # The second text is truncated.

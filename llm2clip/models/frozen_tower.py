@@ -12,16 +12,17 @@ import torch
 import xxhash
 from composer.core import DataSpec
 
-from llm2clip.config import ConfigError, ExtractImagesConfig
-from llm2clip.data.image_embeddings import pixels_needed, seeded, train_transform
-from llm2clip.data.image_processing_llm2clip import resize_and_crop
+from llm2clip.config import ExtractImagesConfig
+from llm2clip.data.augmentations import pixels_needed, seeded, train_transform
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.device import exact_float32, open_device
+from llm2clip.errors import ConfigError
+from llm2clip.io.tensors import hash_tensors
+from llm2clip.modeling.image_processing_llm2clip import resize_and_crop
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, hash_settings
-from llm2clip.weights import hash_tensors
 
 _Item = tuple[bytes, str, int]
 """File of an image, its sample id, and the number of the view; 0 is the image, cropped as in evaluation."""

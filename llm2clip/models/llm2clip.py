@@ -14,16 +14,17 @@ import torch.nn.functional as F
 from composer.models import ComposerModel
 from torchmetrics import Metric
 
-from llm2clip.config import ConfigError, LossConfig, ModelConfig, SelfDistillationConfig
+from llm2clip.config import LossConfig, ModelConfig, SelfDistillationConfig
 from llm2clip.config.ranges import VisualProjection
+from llm2clip.errors import ConfigError
 from llm2clip.losses.contrastive import clip_loss, siglip_loss
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.classification import MeanAveragePrecision, MeanPerClass, ZeroshotTop1
 from llm2clip.metrics.retrieval import RetrievalRecall
-from llm2clip.models.adapter import build_adapter
+from llm2clip.modeling.modeling_llm2clip import Adapter, AlignmentHead
+from llm2clip.models.adapter_folder import build_adapter
 from llm2clip.models.towers import load_projection
 from llm2clip.models.vision_encoder import VisionEncoder
-from llm2clip.remote_code.modeling_llm2clip import Adapter, AlignmentHead
 
 Batch = dict[str, torch.Tensor]
 

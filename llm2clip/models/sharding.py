@@ -17,7 +17,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from llm2clip.config import ConfigError, FsdpConfig
+from llm2clip.config import FsdpConfig
+from llm2clip.errors import ConfigError
 
 # Blocks of one class share this limit.  Blocks of a convolutional network differ in shape, and each block is
 # compiled again for evaluation, for passes without gradients, and for varying sequence lengths.  torch's

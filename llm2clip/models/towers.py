@@ -23,10 +23,11 @@ from timm.models.eva import Eva
 from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
-from llm2clip.config import ConfigError, ImageDataConfig, VisionConfig
+from llm2clip.config import ImageDataConfig, VisionConfig
 from llm2clip.data.images import Preprocessing
-from llm2clip.files import reading
-from llm2clip.remote_code.checks_llm2clip import check_finite, load_checked, load_config
+from llm2clip.errors import ConfigError
+from llm2clip.io.files import reading
+from llm2clip.modeling.checks import check_finite, load_checked, load_config
 from llm2clip.teacher.clip_text import build_architecture
 
 # (tokens (B, T, D), number of prefix tokens) -> indices (B, kept) of the patches to keep; None keeps all.

@@ -13,8 +13,9 @@ import torch.nn as nn
 from timm.layers.conv2d_same import Conv2dSame, conv2d_same  # pyright: ignore[reportPrivateImportUsage]
 from timm.layers.norm_act import BatchNormAct2d
 
-from llm2clip.config import ConfigError, VisionConfig
-from llm2clip.data.image_processing_llm2clip import normalize
+from llm2clip.config import VisionConfig
+from llm2clip.errors import ConfigError
+from llm2clip.modeling.image_processing_llm2clip import normalize
 from llm2clip.models.sharding import unwrapped_name
 from llm2clip.models.towers import load_tower, tower_preprocessing
 from llm2clip.models.vision_lora import add_lora, dry_forward

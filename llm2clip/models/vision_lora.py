@@ -17,8 +17,9 @@ from peft.tuners.lora import LoraLayer
 from timm.layers.conv2d_same import Conv2dSame
 from torch.func import functional_call
 
-from llm2clip.config import ConfigError, LoraConfig
-from llm2clip.remote_code.checks_llm2clip import check_keys
+from llm2clip.config import LoraConfig
+from llm2clip.errors import ConfigError
+from llm2clip.modeling.checks import check_keys
 
 
 def dry_forward(trunk: nn.Module, image_size: int) -> None:

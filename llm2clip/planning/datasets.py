@@ -27,13 +27,15 @@ from llm2clip.config import (
     InheritanceDataConfig,
     Stage1Config,
 )
-from llm2clip.data.image_embeddings import paired_stream, target_stream, target_streams
+from llm2clip.data.caption_pair_dataset import pairs_of_streams, with_two_captions
+from llm2clip.data.image_text_dataset import paired_stream
+from llm2clip.data.inheritance_dataset import target_stream, target_streams
 from llm2clip.data.loader import stream_arguments
+from llm2clip.data.masked_text_dataset import texts_of_streams
 from llm2clip.data.schema import CAPTION, SAMPLE_ID, caption_keys, columns_of, embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
-from llm2clip.data.texts import pairs_of_streams, texts_of_streams, with_two_captions
-from llm2clip.planning.summary import DatasetPlan, Plan
+from llm2clip.planning.plan import DatasetPlan, Plan
 from llm2clip.teacher.fingerprint import common_teacher
 
 Loader = Union[ImageDataConfig, CaptionDataConfig, InheritanceDataConfig]

@@ -1,412 +1,177 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Requirements and detectable errors of a run, from its configuration and the datasets' indexes alone."""
+"""Text of a plan: errors and warnings, and the GPUs, time, data and storage that a run needs."""
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, Optional, Union
+from dataclasses import dataclass, field
+from typing import NamedTuple, Optional
 
-import torch
-import torch.nn.functional as F
-from composer.core import Time, TimeUnit
-from composer.models import ComposerModel
-from composer.utils import dist
-from streaming.base.util import bytes_to_int
 from tqdm import tqdm
 
-from llm2clip.config import (
-    ConfigError,
-    ExtractConfig,
-    InheritanceConfig,
-    PlanConfig,
-    SentenceTransformersTeacherConfig,
-    Stage1Config,
-    Stage2Config,
-    TextEncoderConfig,
-    TrainConfig,
-)
-from llm2clip.data.image_embeddings import reads_image_embeddings
-from llm2clip.data.loader import shared_memory
-from llm2clip.data.streams.safe_dataset import with_repeats
-from llm2clip.imports.weights import check_initial_weights
-from llm2clip.models.stage1 import MaskedNextTokenPrediction
-from llm2clip.models.towers import train_image_size
-from llm2clip.planning.datasets import collected, plan_data
-from llm2clip.planning.step import EncoderPlan, dry_run_step, fake_ranks, precision_of
-from llm2clip.planning.summary import DatasetPlan, Plan
-from llm2clip.remote_code.checks_llm2clip import load_config
-from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
-from llm2clip.teacher.clip_text import ClipTextTower
-from llm2clip.teacher.llm import load_llm, teacher_config
-from llm2clip.training import inheritance, stage1, stage2
-from llm2clip.training.text_encoders import TrainedText, load_trained_encoder
-from llm2clip.training.trainer import check_metrics, check_train_config
+from llm2clip.config import PlanConfig
+from llm2clip.planning.dry_run import StepCost
 
-_UNKNOWN_DIM, _UNKNOWN_EMBED_DIM = 4096, 768
-_GPUS_PER_NODE, _CHARACTERS_PER_TOKEN = 8, 4
-# Tokens per text -> new model on the meta device, and a function from a number of samples to a batch.
-_Make = Callable[[int], tuple[ComposerModel, Callable[[int], dict[str, Any]]]]
+_GIB = 2**30
+# Share of memory for tensors, beside CUDA's context, NCCL's buffers and fragmentation.
+_USABLE = 0.9
 
 
-def plan_run(config: PlanConfig) -> None:
-    """Print the plan.
+class GPU(NamedTuple):
+    """Memory and dense peaks of a GPU."""
 
-    Raises:
-        SystemExit: With status 1 if something will stop the run.
-    """
-    with fake_ranks(config.plan_ranks or dist.get_world_size()):
-        plan = make_plan(config)
-        print(plan, flush=True)
-    if plan.errors:
-        raise SystemExit(1)
+    memory: float  # GiB, as torch sees it
+    bf16: float  # TFLOP/s
+    fp32: float  # TFLOP/s, without TF32
 
-
-def make_plan(config: PlanConfig) -> Plan:
-    """Return what a training or an extraction needs, and what would stop it.
-
-    Raises:
-        ConfigError: CLIP's text tower cannot be trained, or the LLM to train is not known.
-        LoadError: There is no such text tower.
-    """
-    planners: dict[Any, Callable[[Any], Plan]] = {
-        Stage1Config: _plan_stage1, Stage2Config: _plan_stage2, InheritanceConfig: _plan_inheritance,
-        ExtractConfig: _plan_extraction}
-    return planners[type(config)](config)
+    def fits(self, peak: int) -> bool:
+        """Whether `peak` bytes are at most nine tenths of the memory."""
+        return peak <= _USABLE * self.memory * _GIB
 
 
-def _plan_stage2(config: Stage2Config) -> Plan:
-    plan = _begin(config)
-    teacher, llm, lengths = _text_encoders(config, plan)
-
-    def make_text(length: int) -> TrainedText:
-        """Return the text encoder to train, with a fake tokenizer."""
-        with torch.device('meta'):
-            encoder = load_trained_encoder(config.trainable_text, llm, on_meta=True, load_weights=False)
-        names = ['input_ids', 'attention_mask', 'embed_mask']
-        if isinstance(encoder, ClipTextTower):
-            length = encoder.config.max_position_embeddings
-            names.remove('embed_mask')
-            if 'siglip' in encoder.config.model_type:
-                names.remove('attention_mask')
-        return TrainedText(encoder, partial(_fake_tokens, length, names))
-
-    if config.trainable_text.clip is None:
-        dim = _teacher_width(config, plan)
-    else:
-        clip_text = make_text(1).encoder
-        dim = clip_text.llm_embed_dim
-    image_size = train_image_size(config.train_data, config.model.vision)
-    captions = config.train_data.captions_per_image
-    reads_embeddings = reads_image_embeddings(config.train_data, 'train_data')
-    image_width = 0  # of the image embeddings
-    # A frozen LLM in the loop puts vectors into the batch as well.
-    text_width = 0 if config.reads_captions else dim
-
-    def make(length: int) -> Any:
-        nonlocal image_width
-        text = make_text(length) if config.reads_captions else None
-        with torch.device('meta'):
-            model = stage2.make_model(config, dim, load_weights=False, text=text)
-        if reads_embeddings:
-            image_width = model.model.vision_encoder.width
-        return model, lambda n: image_batch(n, image_size, text_width, captions, image_width)
-
-    if config.initial_weights is not None:
-        with collected(plan.errors):
-            check_initial_weights(make(1)[0].model, config.model, config.initial_weights)
-    _measure(plan, config, make, lengths, teacher)
-    if plan.cost is not None:
-        read_width = dim if config.reads_vectors else 0
-        batch = image_batch(plan.device_batch, image_size, read_width, captions, image_width)
-        plan.shared_memory = shared_memory(batch, config.train_data.num_workers, epoch_samples=plan.epoch_samples,
-                                           ranks=min(_GPUS_PER_NODE, plan.ranks))
-    return plan
+# NVIDIA's data sheets, SXM boards: A100 80GB, H100, H200, B200 (HGX).
+GPUS = {'A100': GPU(79, 312, 19.5), 'H100': GPU(79, 989, 67), 'H200': GPU(139, 989, 67), 'B200': GPU(178, 2250, 75)}
 
 
-def image_batch(
-    n: int, image_size: int, llm_embed_dim: int = 0, captions: int = 1, width: int = 0
-) -> dict[str, Any]:
-    """Return a stage-2 batch of `n` samples.
+@dataclass
+class DatasetPlan:
+    """One dataset of a run; sizes are uncompressed, in bytes."""
 
-    Each sample has `captions` vectors or, if `llm_embed_dim` is 0, texts.  If `width` is above 0, it has an
-    image embedding of that width in place of an image.
-    """
-    shape = (n,) if captions == 1 else (n, captions)
-    batch: dict[str, Any] = {name: torch.zeros(n, dtype=torch.long) for name in ('index', 'sample_seed')}
-    batch['text_id'] = torch.zeros(shape, dtype=torch.long)
-    if width:
-        batch['image_embedding'] = torch.empty(n, width, dtype=torch.float16)
-    else:
-        batch['pixel_values'] = torch.empty(n, 3, image_size, image_size, dtype=torch.uint8)
-    if llm_embed_dim:
-        batch['text_embedding'] = torch.empty(*shape, llm_embed_dim, dtype=torch.float16)
-    elif captions == 1:
-        batch['caption'] = ['-'] * n
-    else:
-        batch['caption'] = [['-'] * n] * captions
-    return batch
+    name: str
+    samples: int = 0
+    shards: int = 0
+    size: int = 0
+    embeddings: int = 0  # size of the teachers' vectors
+    largest_shard: int = 0  # size, vectors included
+    epoch_samples: int = 0
+    texts: int = 0  # captions of all samples, missing ones included
+    characters: float = 0.0  # mean per text; 0 if no shard is on disk
 
 
-def _text_encoders(
-    config: Stage2Config, plan: Plan
-) -> tuple[Optional[EncoderPlan], Optional[TextEncoderConfig], tuple[int, int]]:
-    """Return the frozen teacher in the loop, the LLM to train, and the lengths of its captions for `_measure`."""
-    in_loop = config.text_encoder_in_loop
-    captions = config.train_data.captions_per_image
-    if config.trainable_text.lora is None and not in_loop.enabled:
-        return None, None, (0, 0)
-    if isinstance(config.teacher, SentenceTransformersTeacherConfig):
-        plan.warnings.append('teacher: of those in the loop only LLMs are planned; what this one takes comes on top')
-        return None, None, (0, 0)
-    key = 'text_encoder_in_loop.enabled' if in_loop.enabled else 'trainable_text.lora'
-    llm = _teacher_config(config)
-    if llm is None:
-        raise ConfigError(f'teacher: there is none in {config.teacher}, which {key} needs; plan_llm lets it be planned '
-                          'before it is there')
-    if isinstance(config.teacher, str) and not Path(config.teacher).is_dir():
-        plan.errors.append(f'teacher: {key} needs one, and there is none in {config.teacher}')
-    texts = int(plan.steps or 0) * config.global_train_batch_size * captions
-    tokens = _count_tokens(plan, texts, llm.max_length)
-    in_float32 = dataclasses.replace(llm, dtype='float32')
-    if in_loop.enabled:
-        encoder = on_meta(in_float32 if in_loop.sharded else llm)
-        teacher = EncoderPlan(encoder, tokens, in_loop.batch_tokens, in_loop.precision, in_loop.sharded, captions)
-        return teacher, None, (0, 0)
-    plan.warnings.append(f'memory is that of captions as long as the LLM reads, {llm.max_length:,} tokens; the time '
-                         f'is that of {tokens:,}, without the padding to the longest of a microbatch')
-    return None, in_float32, (llm.max_length, tokens)
+@dataclass
+class Plan:
+    """Plan of a training or an extraction; fields that are unknown or do not apply keep their defaults."""
+
+    options: PlanConfig
+    ranks: int
+    in_16_bits: bool = True  # whether matrix products are in 16 bits
+    unit: str = 'step'  # a training step, or a forward pass (`pass`)
+    errors: list[str] = field(default_factory=list)  # errors that will stop the run
+    warnings: list[str] = field(default_factory=list)
+    cost: Optional[StepCost] = None  # of one step or forward pass
+    steps: Optional[float] = None  # steps or forward passes per GPU
+    datasets: list[DatasetPlan] = field(default_factory=list)
+    llm_embed_dim: int = 0  # width of the teachers' vectors, concatenated; 0 without any
+    embed_dim: int = 0  # width of the targets of inheritance; 0 if unknown
+    negative: bool = False  # whether any pair of captions has a hard negative
+    characters: float = 0.0  # mean per drawn text; 0 if unknown
+    texts: int = 0  # number of texts that an LLM reads in the run
+    tokens: int = 0  # of all texts
+    global_batch: int = 0
+    device_batch: int = 0
+    microbatch: int = 0
+    epoch_samples: int = 0
+    epoch_steps: int = 0
+    # Part of the model -> trainable and frozen parameters.
+    modules: dict[str, tuple[int, int]] = field(default_factory=dict)
+    shared_memory: int = 0  # maximum bytes of the workers' batches in /dev/shm, per node
+    checkpoints: Optional[int] = None  # number of checkpoints written
+    kept: int = -1
+    vectors: dict[str, int] = field(default_factory=dict)  # dataset -> bytes of its extracted vectors
+
+    def seconds(self, gpu: GPU) -> float:
+        """Seconds of one step or forward pass."""
+        assert self.cost is not None
+        peak = gpu.bf16 if self.in_16_bits else gpu.fp32
+        return self.cost.flops / (peak * 1e12 * self.options.plan_mfu)
+
+    def __str__(self) -> str:
+        lines = [f'WILL FAIL: {error}' for error in self.errors]
+        lines += [f'warning: {warning}' for warning in self.warnings]
+        lines += self._schedule()
+        if self.modules:
+            lines += self._parameters()
+        if self.cost is not None:
+            lines += self._memory(self.cost)
+            lines += self._gpus(self.cost)
+        if self.shared_memory:
+            lines.append(f'workers hold at most {_bytes(self.shared_memory)} per node in /dev/shm')
+        for dataset in self.datasets:
+            line = f'{dataset.name}: {dataset.samples:,} samples in {dataset.shards:,} shards'
+            if self.global_batch:
+                line += f', {dataset.epoch_samples:,} per epoch'
+            line += f'; {_bytes(dataset.size)}'
+            if dataset.embeddings:
+                line += f' and {_bytes(dataset.embeddings)} of embeddings'
+            lines.append(line)
+        if self.cost is not None and self.global_batch:
+            written = '' if self.checkpoints is None else f', {self.checkpoints:,} are written'
+            kept = f'{self.kept} kept' if self.kept > 0 else 'all kept'
+            lines.append(f'a checkpoint is {_bytes(self.cost.checkpoint)}{written}, {kept}')
+        lines += [f'{name}: {_bytes(size)} of vectors' for name, size in self.vectors.items()]
+        return '\n'.join(lines)
+
+    def _schedule(self) -> list[str]:
+        """GPUs, samples per step, steps and texts."""
+        gpus = f'{self.ranks:,} GPU'
+        if self.ranks > 1:
+            gpus += 's'
+        if self.global_batch:
+            gpus += f', {self.global_batch:,} samples per step'
+            if self.ranks > 1 or self.microbatch != self.global_batch:
+                gpus += f', {self.device_batch:,} per GPU in microbatches of {self.microbatch:,}'
+        lines = [gpus]
+        if not self.epoch_samples:
+            lines.append('no data is there: plan_samples=15e6 plans for 15 million samples')
+        elif self.global_batch:
+            epoch = f'{self.epoch_samples:,} samples and {self.epoch_steps:,} steps per epoch'
+            if self.steps is not None:
+                epoch += f'; {self.steps:,} steps, {self.steps * self.global_batch:,} samples in all'
+            lines.append(epoch)
+        if self.texts:
+            lines.append(f'{self.texts:,} texts through the LLM, {self.tokens:,} tokens')
+        return lines
+
+    def _parameters(self) -> list[str]:
+        """Table of the parameters of each part."""
+        lines = [f'{"parameters":<24}{"trainable":>16}{"frozen":>16}']
+        total = tuple(map(sum, zip(*self.modules.values())))
+        for name, (trainable, frozen) in [*self.modules.items(), ('all', total)]:
+            lines.append(f'  {name:<22}{trainable:>16,}{frozen:>16,}')
+        return lines
+
+    def _memory(self, cost: StepCost) -> list[str]:
+        """Table of the memory of a GPU."""
+        lines = [f'{"memory per GPU":<24}{"GiB":>16}']
+        for name in ('parameters', 'optimizer', 'ema', 'teacher', 'copy', 'gradients', 'buckets', 'activations',
+                     'peak'):
+            size = getattr(cost, name)
+            if size:
+                lines.append(f'  {name:<22}{size / _GIB:>16.3f}')
+        return lines
+
+    def _gpus(self, cost: StepCost) -> list[str]:
+        """Table of the time and price on each kind of GPU."""
+        flops = f'{cost.flops / 1e12:,.1f} TFLOP per GPU and {self.unit}'
+        if cost.recomputed:
+            flops += f', of which recomputation {cost.recomputed / cost.flops:.0%}'
+        price = self.options.plan_price
+        columns = f'  {"GPU":<8}{"GiB":>6}{"fits":>6}{"s/" + self.unit:>10}'
+        if self.steps:
+            columns += f'{"hours":>10}{"GPU-hours":>12}'
+            if price:
+                columns += f'{"price":>14}'
+        lines = [f'{flops}; computed at {self.options.plan_mfu:.0%} of its peak, and never waiting:', columns]
+        for name, gpu in GPUS.items():
+            fits = 'yes' if gpu.fits(cost.peak) else 'no'
+            row = f'  {name:<8}{gpu.memory:>6.0f}{fits:>6}{self.seconds(gpu):>10.3f}'
+            if self.steps:
+                hours = self.seconds(gpu) * self.steps / 3600
+                row += f'{hours:>10,.1f}{hours * self.ranks:>12,.0f}'
+                if price:
+                    row += f'{hours * self.ranks * price:>14,.0f}'
+            lines.append(row)
+        return lines
 
 
-def _plan_inheritance(config: InheritanceConfig) -> Plan:
-    plan = _begin(config)
-    dim = _teacher_width(config, plan)
-    embed_dim = plan.embed_dim or _UNKNOWN_EMBED_DIM
-    if not plan.embed_dim:
-        plan.warnings.append(f'the width of the targets is not known, {embed_dim} is assumed')
-
-    def batch(n: int) -> dict[str, Any]:
-        return {'index': torch.zeros(n, dtype=torch.long), 'counted': torch.ones(n, dtype=torch.bool),
-                'text_embedding': torch.empty(n, dim, dtype=torch.float16), 'target': torch.empty(n, embed_dim)}
-
-    def make(tokens: int) -> Any:
-        with torch.device('meta'):
-            return inheritance.make_model(config, dim, embed_dim), batch
-
-    _measure(plan, config, make)
-    return plan
-
-
-def _plan_stage1(config: Stage1Config) -> Plan:
-    config = dataclasses.replace(config, text_encoder=_described(config.text_encoder, config.plan_llm))
-    longest = config.text_encoder.max_length
-    plan = _begin(config)
-    plan.in_16_bits |= config.text_encoder.dtype != 'float32'
-    if config.plan_samples is not None:
-        pairs = list(config.train_data.pairs)
-        for stream in config.train_data.streams.values():
-            pairs += stream.pairs or []
-        plan.negative = any(pair.has_negative for pair in pairs)
-    names = ['input_ids', 'attention_mask']
-    if config.objective == 'mntp':
-        sides = ['']
-    else:
-        names.append('embed_mask')
-        sides = ['query_', 'positive_']
-        if plan.negative:
-            sides.append('negative_')
-    texts = int(plan.steps or 0) * config.global_train_batch_size * len(sides)
-    mean = _count_tokens(plan, texts, longest)
-    plan.warnings.append(f'memory is that of texts as long as text_encoder.max_length, {longest} tokens')
-
-    def make(tokens: int) -> Any:
-        with torch.device('meta'):
-            model = stage1.make_model(config, on_meta=True)
-            if isinstance(model, MaskedNextTokenPrediction):
-                model = _MeanMask(model.text_encoder, model.head)
-                model.probability = config.mntp.mask_probability
-
-        def batch(n: int) -> dict[str, Any]:
-            columns = {'index': torch.zeros(n, dtype=torch.long)}
-            for side in sides:
-                columns[f'{side}text_id'] = torch.zeros(n, dtype=torch.long)
-                for name in names:
-                    columns[side + name] = torch.ones(n, tokens, dtype=torch.long)
-            return columns
-
-        return model, batch
-
-    _measure(plan, config, make, (longest, mean))
-    return plan
-
-
-class _MeanMask(MaskedNextTokenPrediction):
-    """Mask the mean number of tokens, at any positions, because fake tensors have no values."""
-
-    probability = 0.0
-
-    def loss(self, outputs: torch.Tensor, batch: dict[str, Any], *args: Any) -> torch.Tensor:
-        states = outputs.flatten(0, 1)[:int(outputs.shape[0] * outputs.shape[1] * self.probability)]
-        return F.cross_entropy(self.head(states).float(), torch.zeros(len(states), dtype=torch.long))
-
-
-def _plan_extraction(config: ExtractConfig) -> Plan:
-    plan = plan_data(config, 'datasets')
-    plan.in_16_bits = config.precision != 'fp32'
-    plan.unit = 'pass'
-    texts_per_caption = 1 + len(config.prompts)
-    for dataset in plan.datasets:
-        dataset.texts *= texts_per_caption
-    texts = sum(dataset.texts for dataset in plan.datasets) or int(config.plan_samples or 0) * texts_per_caption
-    plan.epoch_samples = texts
-    encoder = _teacher_config(config)
-    if not isinstance(config.teacher, (str, TextEncoderConfig)):
-        plan.errors.append(f'teacher.type: {config.teacher.type!r}, but only the extraction of an LLM is planned')
-    elif encoder is None:
-        plan.errors.append(f'teacher: there is none in {config.teacher}; plan_llm lets it be planned before it is '
-                           'there')
-    else:
-        tokens = _count_tokens(plan, texts, encoder.max_length)
-        plan.in_16_bits |= encoder.dtype != 'float32'
-        forward = EncoderPlan(on_meta(encoder), tokens, config.batch_tokens, config.precision)
-        plan.cost = forward.dry_run()
-        plan.steps = texts / forward.captions / plan.ranks
-        dim = forward.encoder.llm_embed_dim
-        size = {'float16': 2 * dim, 'float32': 4 * dim, 'int8': dim + 4}[config.storage]
-        datasets = plan.datasets or [DatasetPlan('all', texts=texts)]
-        plan.vectors = {dataset.name: dataset.texts * size for dataset in datasets}
-    return plan
-
-
-def _begin(config: Any) -> Plan:
-    """Plan the data and the steps of a training."""
-    plan = plan_data(config, 'train_data')
-    if config.eval_data is not None:
-        plan.errors += plan_data(config, 'eval_data').errors
-    plan.in_16_bits = precision_of(config) != 'fp32'
-    plan.global_batch = config.global_train_batch_size
-    plan.device_batch = plan.global_batch // plan.ranks
-    plan.microbatch = config.device_train_microbatch_size or plan.device_batch
-    plan.epoch_samples = int(config.plan_samples or sum(dataset.epoch_samples for dataset in plan.datasets))
-    plan.kept = config.save_num_checkpoints_to_keep
-    nodes = config.train_data.num_canonical_nodes
-    if plan.datasets and isinstance(config, Stage1Config) and config.objective == 'contrastive':
-        # Each global batch comes from one dataset.
-        for dataset in plan.datasets:
-            plan.epoch_steps += with_repeats(dataset.epoch_samples, nodes) // plan.global_batch
-    else:
-        rank_samples = -(-with_repeats(plan.epoch_samples, nodes) // plan.ranks)
-        plan.epoch_steps = rank_samples // max(1, plan.device_batch)
-    plan.steps = _steps(config.max_duration, plan)
-    interval = _steps(config.save_interval, plan)
-    if interval and plan.steps is not None:
-        plan.checkpoints = -(-plan.steps // interval)
-    if plan.epoch_samples and (plan.epoch_samples < plan.global_batch or not plan.epoch_steps):
-        plan.errors.append(f'global_train_batch_size: {plan.global_batch:,}, but an epoch of train_data has '
-                           f'{plan.epoch_samples:,} samples, expected at least one global batch')
-    cache_limit = config.train_data.cache_limit
-    needed = 4 * max((dataset.largest_shard for dataset in plan.datasets), default=0)
-    if cache_limit is not None and bytes_to_int(cache_limit) < needed:
-        plan.errors.append(f'train_data.cache_limit: {cache_limit} is less than four shards, '
-                           f'{tqdm.format_sizeof(needed, "B")}')
-    return plan
-
-
-def _steps(duration: str, plan: Plan) -> Optional[int]:
-    time = Time.from_timestring(duration)
-    if time.unit == TimeUnit.BATCH:
-        return int(time.value)
-    if time.unit == TimeUnit.EPOCH:
-        return int(time.value) * plan.epoch_steps
-    if time.unit == TimeUnit.SAMPLE:
-        return -(-int(time.value) // plan.global_batch)
-    return None
-
-
-def _teacher_width(config: Any, plan: Plan) -> int:
-    """Return the width of the teacher's vectors, from its embeddings, its folder or `plan_llm`, or else a guess."""
-    if plan.llm_embed_dim:
-        return plan.llm_embed_dim
-    encoder = _teacher_config(config)
-    if encoder is not None:
-        return load_config(encoder.pretrained, gguf_file=encoder.gguf_file).hidden_size
-    plan.warnings.append(f'the width of the teacher\'s vectors is not known, {_UNKNOWN_DIM} is assumed')
-    return _UNKNOWN_DIM
-
-
-def _teacher_config(config: Union[ExtractConfig, InheritanceConfig, Stage2Config]) -> Optional[TextEncoderConfig]:
-    """Return the text encoder that a configuration names, or else the LLM in `plan_llm`; None if neither is known."""
-    if isinstance(config.teacher, TextEncoderConfig):
-        return _described(config.teacher, config.plan_llm)
-    if isinstance(config.teacher, str) and Path(config.teacher).is_dir():
-        return teacher_config(config.teacher)
-    if config.plan_llm is None:
-        return None
-    return TextEncoderConfig(pretrained=config.plan_llm)
-
-
-def _described(config: TextEncoderConfig, llm: Optional[str]) -> TextEncoderConfig:
-    """Return the same encoder, with the architecture in the folder `llm`, if given."""
-    if llm is None:
-        return config
-    return dataclasses.replace(config, pretrained=llm, gguf_file=None, adapters=[])
-
-
-def on_meta(config: TextEncoderConfig) -> TextEncoder:
-    """Build the encoder on the meta device."""
-    return TextEncoder(load_llm(config, on_meta=True), config)
-
-
-def _fake_tokens(length: int, names: Sequence[str], texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Return fake output of a tokenizer, `length` tokens per text."""
-    return {name: torch.ones(len(texts), length, dtype=torch.long) for name in names}
-
-
-def _count_tokens(plan: Plan, texts: int, longest: int) -> int:
-    """Record the number of texts and tokens in the plan, and return the mean number of tokens per text."""
-    tokens = plan.options.plan_tokens
-    if tokens is None and plan.characters:
-        tokens = round(plan.characters / _CHARACTERS_PER_TOKEN) + 1
-    if tokens is None:
-        plan.warnings.append(f'every text is taken to have {longest:,} tokens, the most that the encoder reads; '
-                             'plan_tokens says how many they have on average')
-    tokens = min(tokens or longest, longest)
-    plan.texts, plan.tokens = texts, texts * tokens
-    return tokens
-
-
-def _measure(
-    plan: Plan, config: TrainConfig, make: _Make, lengths: tuple[int, int] = (0, 0),
-    teacher: Optional[EncoderPlan] = None,
-) -> None:
-    """Check parts of the configuration, and measure the cost of a step.
-
-    `lengths` are tokens per text: that of the longest text, which decides memory, and the mean, which decides FLOPs.
-    """
-    longest, mean = lengths
-    model, make_batch = make(longest)
-    for name, parameter in model.named_parameters():
-        part = 'lora' if 'lora_' in name else name.removeprefix('model.').split('.')[0]
-        trainable, frozen = plan.modules.get(part, (0, 0))
-        if parameter.requires_grad:
-            trainable += parameter.numel()
-        else:
-            frozen += parameter.numel()
-        plan.modules[part] = (trainable, frozen)
-    with collected(plan.errors):
-        check_metrics(config)
-    try:
-        check_train_config(config)
-        plan.cost = dry_run_step(model, config, make_batch, teacher)
-    except ConfigError as error:
-        plan.errors.append(str(error))
-        return
-    if mean < longest:
-        model, make_batch = make(mean)
-        shorter = dry_run_step(model, config, make_batch, teacher)
-        plan.cost.flops = shorter.flops
-        plan.cost.recomputed = shorter.recomputed
-    if config.fsdp is not None and config.fsdp.activation_cpu_offload:
-        plan.warnings.append('fsdp.activation_cpu_offload: the peak is that without it')
+def _bytes(n: int) -> str:
+    return tqdm.format_sizeof(n, 'B')

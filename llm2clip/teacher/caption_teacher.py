@@ -15,12 +15,12 @@ import xxhash
 from composer.devices import Device
 from tqdm import tqdm
 
-from llm2clip.config import ConfigError
-from llm2clip.files import FileError, reading, write_text
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.io.files import reading, write_text
+from llm2clip.io.tensors import read_safetensors, write_safetensors
+from llm2clip.modeling.checks import check_finite
 from llm2clip.ranks import broadcast_from_rank0, is_first, once_per_node, round_robin, rows
-from llm2clip.remote_code.checks_llm2clip import check_finite
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.weights import read_safetensors, write_safetensors
 
 # Texts per cache file: enough to sort by length, few enough to repeat after a kill.
 _BLOCK = 1024

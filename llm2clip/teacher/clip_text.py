@@ -23,10 +23,12 @@ from transformers import (
     SiglipTextModel,
 )
 
-from llm2clip.config import ClipTextConfig, ConfigError
-from llm2clip.files import reading
-from llm2clip.folders import atomic_folder
-from llm2clip.remote_code.checks_llm2clip import (
+from llm2clip.config import ClipTextConfig
+from llm2clip.errors import ConfigError
+from llm2clip.io.files import reading
+from llm2clip.io.folders import atomic_folder
+from llm2clip.io.tensors import hash_tensors, published_state
+from llm2clip.modeling.checks import (
     LoadError,
     check_no_code,
     keep_readable,
@@ -36,7 +38,6 @@ from llm2clip.remote_code.checks_llm2clip import (
 )
 from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded, TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint, hash_settings
-from llm2clip.weights import hash_tensors, published_state
 
 KIND = 'text tower of a CLIP'
 # transformers has classes for these stand-alone text towers, but its auto classes do not find them.

@@ -21,8 +21,8 @@ from composer.utils import dist
 from streaming import MDSWriter
 from tqdm import tqdm
 
-from llm2clip.config import ConfigError, DatasetConfig, EmbedConfig
-from llm2clip.config.files import save_config
+from llm2clip.config import DatasetConfig, EmbedConfig
+from llm2clip.config.loading import save_config
 from llm2clip.data.schema import (
     CAPTION,
     IMAGE,
@@ -41,9 +41,10 @@ from llm2clip.data.schema import (
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.device import open_device
 from llm2clip.engine import Engine, RayEngine, Work
-from llm2clip.files import read_json, writing
+from llm2clip.errors import ConfigError
+from llm2clip.io.files import read_json, writing
+from llm2clip.io.remotes import OutputFolder
 from llm2clip.ranks import is_first
-from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 

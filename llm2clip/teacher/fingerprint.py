@@ -14,13 +14,13 @@ from composer.core import DataSpec
 from streaming import Stream
 from streaming.base.format.base.reader import Reader
 
-from llm2clip.config import ConfigError
-from llm2clip.config.files import difference
+from llm2clip.config.loading import difference
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import TEACHER_FILE, embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader, PairedStream
-from llm2clip.files import read_json, reading, write_text
-from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES, rope_of_4
+from llm2clip.errors import ConfigError
+from llm2clip.io.files import read_json, reading, write_text
+from llm2clip.modeling.checks import TEACHER_SUFFIXES, rope_of_4
 
 _SEVERAL = 'concatenated'
 # Fields of a configuration that saving and loading change, and that do not decide vectors.

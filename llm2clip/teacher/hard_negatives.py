@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from llm2clip.config import ConfigError
 from llm2clip.config.ranges import Natural, Share, Text
 from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.schema import CAPTION, INDEX, NEGATIVE, SAMPLE_ID, caption_keys, read_index, whole_shard
 from llm2clip.device import open_device
+from llm2clip.errors import ConfigError
 from llm2clip.teacher.sources import LLMTeacher, TeacherFolder
 
 # Texts that are tokenised at once, and similarities that are computed at once.

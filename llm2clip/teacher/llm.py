@@ -29,12 +29,14 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
-from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
-from llm2clip.config.files import check_values
+from llm2clip.config import LoraConfig, TextEncoderConfig
+from llm2clip.config.loading import check_values
 from llm2clip.config.ranges import WeightType
-from llm2clip.files import FileError, read_json, reading, write_json
-from llm2clip.folders import atomic_folder
-from llm2clip.remote_code.checks_llm2clip import (
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.io.files import read_json, reading, write_json
+from llm2clip.io.folders import atomic_folder
+from llm2clip.io.tensors import open_weights, read_safetensors, write_safetensors
+from llm2clip.modeling.checks import (
     check_finite,
     keep_readable,
     load_checked,
@@ -42,9 +44,8 @@ from llm2clip.remote_code.checks_llm2clip import (
     load_tokenizer,
     read_encoding,
 )
-from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
+from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder
 from llm2clip.teacher.fingerprint import Fingerprint, hash_files
-from llm2clip.weights import open_weights, read_safetensors, write_safetensors
 
 KIND, LORA_KIND = 'teacher of captions', 'LoRA adapter'
 BASE_FILE = 'base_model.json'

@@ -20,17 +20,18 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from llm2clip.config import (
     ClipTextTeacherConfig,
-    ConfigError,
     ExtractConfig,
     LLMTeacherConfig,
     SentenceTransformersTeacherConfig,
 )
 from llm2clip.device import computes_bfloat16, open_device
-from llm2clip.files import read_json, reading
+from llm2clip.errors import ConfigError
+from llm2clip.io.files import read_json, reading
+from llm2clip.io.tensors import hash_tensors
+from llm2clip.modeling.checks import TEACHER_SUFFIXES
+from llm2clip.modeling.sentence_transformer import encode_sentences, load_sentence_transformer
+from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
 from llm2clip.ranks import once_per_node
-from llm2clip.remote_code.checks_llm2clip import TEACHER_SUFFIXES
-from llm2clip.remote_code.sentence_transformer_llm2clip import encode_sentences, load_sentence_transformer
-from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
 from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded, TeacherSource
 from llm2clip.teacher.clip_text import ClipText
 from llm2clip.teacher.fingerprint import Fingerprint, hash_files, hash_settings
@@ -43,7 +44,6 @@ from llm2clip.teacher.llm import (
     teacher_config,
     teacher_fingerprint,
 )
-from llm2clip.weights import hash_tensors
 
 _PROMPTS_FILE = 'config_sentence_transformers.json'
 # Weights for other libraries, which are not downloaded from the Hub.

@@ -31,12 +31,12 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from llm2clip.config import ConfigError
-from llm2clip.files import FileError, reading
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.io.files import reading
+from llm2clip.io.remotes import reaching
+from llm2clip.io.tensors import read_pickle
+from llm2clip.modeling.checks import check_finite
 from llm2clip.ranks import broadcast_from_rank0, is_first
-from llm2clip.remote_code.checks_llm2clip import check_finite
-from llm2clip.remotes import reaching
-from llm2clip.weights import read_pickle
 
 # Types in a Composer checkpoint beside tensors and plain containers.
 torch.serialization.add_safe_globals([

@@ -10,13 +10,13 @@ from composer import DataSpec, Evaluator
 from composer.utils import dist, reproducibility
 
 from llm2clip.config import InheritanceConfig
-from llm2clip.data.image_embeddings import build_target_loader
+from llm2clip.data.inheritance_dataset import build_target_loader
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader
-from llm2clip.folders import check_replaceable
-from llm2clip.models.adapter import KIND, WEIGHTS_FILE, build_adapter, save_adapter
-from llm2clip.models.inheritance import ComposerInheritance
+from llm2clip.io.folders import check_replaceable
+from llm2clip.models.adapter_folder import KIND, WEIGHTS_FILE, build_adapter, save_adapter
+from llm2clip.models.inherited_adapter import ComposerInheritance
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
 from llm2clip.teacher.sources import check_teachers
 from llm2clip.training.algorithms.weights import averaged_weights

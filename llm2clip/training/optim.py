@@ -9,7 +9,8 @@ from typing import Any, Optional
 
 import torch
 
-from llm2clip.config import ConfigError, Stage2Config, TrainConfig
+from llm2clip.config import Stage2Config, TrainConfig
+from llm2clip.errors import ConfigError
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.registry import build, check, named
 

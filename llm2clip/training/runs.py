@@ -14,23 +14,24 @@ import torch
 from composer import Timestamp
 from composer.utils import dist
 
-from llm2clip.config import ConfigError, Stage2Config, TrainConfig, VisionConfig
-from llm2clip.config.files import read_config, read_resolved, save_config, settings_in_folder
+from llm2clip.config import Stage2Config, TrainConfig, VisionConfig
+from llm2clip.config.loading import read_config, read_resolved, save_config, settings_in_folder
+from llm2clip.conversion.official_weights import load_initial_weights
 from llm2clip.data.schema import TEACHER_FILE
+from llm2clip.errors import ConfigError, FileError
 from llm2clip.export.hf import is_exported
-from llm2clip.files import FileError, reading
-from llm2clip.folders import check_replaceable
-from llm2clip.imports.weights import load_initial_weights
-from llm2clip.models.adapter import load_adapter
+from llm2clip.io.files import reading
+from llm2clip.io.folders import check_replaceable
+from llm2clip.io.tensors import read_safetensors
+from llm2clip.modeling.checks import check_keys
+from llm2clip.models.adapter_folder import load_adapter
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.vision_encoder import check_tower_names
 from llm2clip.models.vision_lora import merge_lora
 from llm2clip.ranks import broadcast_from_rank0, once_per_node
-from llm2clip.remote_code.checks_llm2clip import check_keys
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.llm import teacher_fingerprint
 from llm2clip.training.checkpoints import read_latest
-from llm2clip.weights import read_safetensors
 
 BEST_FILE = 'best.safetensors'
 # Folders of the trained text encoders inside the run's folder.

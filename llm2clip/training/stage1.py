@@ -9,11 +9,13 @@ from typing import Union
 from composer import Evaluator, Trainer
 from composer.utils import dist, reproducibility
 
-from llm2clip.config import CaptionDataConfig, ConfigError, Stage1Config
-from llm2clip.data.texts import build_caption_pair_loader, build_masked_text_loader, pairs_of_streams, with_two_captions
-from llm2clip.folders import check_replaceable
-from llm2clip.models.stage1 import CaptionContrastive, MaskedNextTokenPrediction
-from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer, TextEncoder
+from llm2clip.config import CaptionDataConfig, Stage1Config
+from llm2clip.data.caption_pair_dataset import build_caption_pair_loader, pairs_of_streams, with_two_captions
+from llm2clip.data.masked_text_dataset import build_masked_text_loader
+from llm2clip.errors import ConfigError
+from llm2clip.io.folders import check_replaceable
+from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder
+from llm2clip.models.caption_contrastive import CaptionContrastive, MaskedNextTokenPrediction
 from llm2clip.teacher.llm import (
     ENCODER_FILE,
     KIND,

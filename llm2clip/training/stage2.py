@@ -10,14 +10,15 @@ from typing import Optional
 from composer import Algorithm, DataSpec, Evaluator, Trainer
 from composer.utils import dist, reproducibility
 
-from llm2clip.config import ConfigError, Stage2Config
-from llm2clip.data.image_embeddings import build_image_loader, reads_image_embeddings
+from llm2clip.config import Stage2Config
+from llm2clip.conversion.official_weights import load_initial_weights
+from llm2clip.data.image_text_dataset import build_image_loader, reads_image_embeddings
 from llm2clip.data.loader import device_batch_size
-from llm2clip.data.zeroshot import zeroshot_set
+from llm2clip.data.zeroshot_sets import zeroshot_set
 from llm2clip.device import open_device
-from llm2clip.folders import check_replaceable
-from llm2clip.imports.weights import load_initial_weights
-from llm2clip.models.adapter import load_adapter
+from llm2clip.errors import ConfigError
+from llm2clip.io.folders import check_replaceable
+from llm2clip.models.adapter_folder import load_adapter
 from llm2clip.models.frozen_tower import check_tower
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP

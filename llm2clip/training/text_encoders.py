@@ -13,8 +13,8 @@ from composer.utils import dist, reproducibility
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from llm2clip.config import LoraConfig, Stage2Config, TextEncoderConfig, TrainableTextConfig
+from llm2clip.modeling.text_encoder import TextEncoder
 from llm2clip.models.sharding import without_ddp
-from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
 from llm2clip.teacher.clip_text import KIND as CLIP_TEXT_KIND
 from llm2clip.teacher.clip_text import ClipTextTower, load_clip_text, load_clip_tokenizer, save_clip_text
 from llm2clip.teacher.llm import KIND as TEACHER_KIND

@@ -21,18 +21,19 @@ from composer.loggers import Logger, LoggerDestination
 from composer.models import ComposerModel
 from composer.utils import dist, reproducibility
 
-from llm2clip.config import ConfigError, FsdpConfig, InheritanceConfig, Stage1Config, Stage2Config, TrainConfig
-from llm2clip.config.files import check_settings, learned_settings
+from llm2clip.config import FsdpConfig, InheritanceConfig, Stage1Config, Stage2Config, TrainConfig
+from llm2clip.config.loading import check_settings, learned_settings
 from llm2clip.data.loader import device_batch_size
 from llm2clip.device import open_device
-from llm2clip.files import FileError, is_out_of_shared_memory
-from llm2clip.models.inheritance import ComposerInheritance
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.io.files import is_out_of_shared_memory
+from llm2clip.io.remotes import reaching
+from llm2clip.models.caption_contrastive import CaptionContrastive
+from llm2clip.models.inherited_adapter import ComposerInheritance
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
 from llm2clip.models.sharding import compile_blocks, fsdp2_config, set_up_units
-from llm2clip.models.stage1 import CaptionContrastive
 from llm2clip.ranks import broadcast_from_rank0
 from llm2clip.registry import build, build_all, check, check_arguments, named
-from llm2clip.remotes import reaching
 from llm2clip.training.algorithms.grad_cache import GradCache
 from llm2clip.training.algorithms.weights import AverageGlooGradients
 from llm2clip.training.callbacks.jsonl_logger import JSONLLogger

@@ -19,12 +19,12 @@ from composer.utils import dist
 from torch.utils.data import DataLoader, Dataset
 
 from llm2clip.config import Stage2Config
-from llm2clip.data.image_processing_llm2clip import resize_and_crop
 from llm2clip.data.images import decode_pixels
-from llm2clip.data.zeroshot import ZeroshotSet
+from llm2clip.data.zeroshot_sets import ZeroshotSet
 from llm2clip.device import exact_float32, open_device
-from llm2clip.files import FileError
+from llm2clip.errors import FileError
 from llm2clip.metrics.classification import mean_of_prompts
+from llm2clip.modeling.image_processing_llm2clip import resize_and_crop
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
 from llm2clip.models.sharding import without_ddp
 from llm2clip.teacher.caption_teacher import CachedTeacher, CaptionTeacher

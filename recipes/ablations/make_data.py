@@ -17,7 +17,7 @@ import csv
 import sys
 from pathlib import Path
 
-from llm2clip.config.files import package_folder
+from llm2clip.config.loading import package_folder
 from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, read_samples

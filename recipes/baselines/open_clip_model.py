@@ -25,9 +25,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from llm2clip.config import Stage2Config
-from llm2clip.config.files import load_config
+from llm2clip.config.loading import load_config
 from llm2clip.data.schema import CAPTION, IMAGE, read_samples
-from llm2clip.files import write_json
+from llm2clip.io.files import write_json
 from llm2clip.metrics.retrieval import rank_both_ways
 from llm2clip.models.towers import load_tower, tower_preprocessing
 from recipes.baselines.run import SEED, SIZE

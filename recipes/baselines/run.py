@@ -37,9 +37,9 @@ from typing import Any, NamedTuple
 
 from llm2clip.command import SECONDS_FILE, recorded_seconds
 from llm2clip.config import Stage2Config
-from llm2clip.config.files import load_config
+from llm2clip.config.loading import load_config
 from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, read_samples
-from llm2clip.files import write_json
+from llm2clip.io.files import write_json
 from recipes.benchmarks.measuring import kept, markdown_table, watch
 
 RUN = Path('runs/flickr8k')

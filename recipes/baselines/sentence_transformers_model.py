@@ -36,7 +36,7 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from transformers import TimmWrapperConfig, TimmWrapperModel, TrainerCallback, set_seed
 
 from llm2clip.config import Stage1Config, Stage2Config
-from llm2clip.config.files import load_config
+from llm2clip.config.loading import load_config
 from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, read_samples
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy, rank_both_ways
 from llm2clip.models.towers import load_tower, tower_preprocessing

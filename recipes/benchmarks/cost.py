@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 
 from llm2clip.command import SECONDS_FILE, recorded_seconds
 from llm2clip.config import Stage2Config
-from llm2clip.config.files import load_config
+from llm2clip.config.loading import load_config
 from llm2clip.data.schema import read_index
 from llm2clip.device import computes_bfloat16
 from recipes.benchmarks.measuring import BENCH_FOLDER, markdown_table, watch, write_result

@@ -21,7 +21,7 @@ from typing import Any, Optional
 import psutil
 import torch
 
-from llm2clip.files import write_json
+from llm2clip.io.files import write_json
 
 BENCH_FOLDER = Path('runs/bench')
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'

@@ -20,13 +20,13 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from llm2clip.config import ExportConfig
-from llm2clip.data.image_processing_llm2clip import normalize, resize_and_crop
 from llm2clip.data.images import decode_pixels
 from llm2clip.device import open_device
-from llm2clip.evaluation.retrieval import evaluate_retrieval
+from llm2clip.evaluation.retrieval_results import evaluate_retrieval
 from llm2clip.evaluation.sets.retrieval import mds
 from llm2clip.export.hf import run_teachers
 from llm2clip.export.onnx_models import export_onnx
+from llm2clip.modeling.image_processing_llm2clip import normalize, resize_and_crop
 from llm2clip.teacher.llm import cast_weights
 from llm2clip.training.runs import load_stage2
 from recipes.benchmarks.measuring import BENCH_FOLDER, markdown_table, seconds_in_turns, write_result

@@ -19,7 +19,7 @@ from transformers import AutoModel, LlamaConfig, PreTrainedTokenizerFast
 from llm2clip.config import DatasetConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
-from llm2clip.remotes import OutputFolder
+from llm2clip.io.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import Embedded
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.fingerprint import Fingerprint

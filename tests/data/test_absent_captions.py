@@ -15,12 +15,13 @@ from streaming import MDSWriter
 from llm2clip.config import AdapterConfig, DatasetConfig, ImageDataConfig, ImageStreamConfig, ModelConfig, VisionConfig
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
-from llm2clip.data.image_embeddings import build_image_loader, float_vectors, vectors_of
+from llm2clip.data.image_text_dataset import build_image_loader
 from llm2clip.data.schema import dataset_fingerprint, read_index, vector_columns, vector_rows
+from llm2clip.data.vectors import float_vectors, vectors_of
 from llm2clip.metrics.retrieval import rank_both_ways
+from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.llm import load_teacher, teacher_fingerprint
 from llm2clip.teacher.sources import LLMTeacher
 from llm2clip.training.algorithms.batches import TextEncoderInLoop

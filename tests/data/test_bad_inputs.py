@@ -23,14 +23,14 @@ from composer.devices import DeviceCPU
 from parts import make_samples, picture, write_dataset
 from streaming import MDSWriter
 
-from llm2clip.config import ConfigError, DatasetConfig, WriterConfig
+from llm2clip.config import DatasetConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part, read_image
 from llm2clip.data.convert.writer import is_written, write_splits
 from llm2clip.data.schema import read_index, read_samples
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
-from llm2clip.files import FileError
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.io.remotes import OutputFolder
 from llm2clip.registry import build_source
-from llm2clip.remotes import OutputFolder
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.sources import TeacherFolder
 

@@ -11,10 +11,13 @@ import pytest
 import torch
 from parts import make_samples, write_dataset, write_text_embeddings
 
-from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig, InheritanceDataConfig
-from llm2clip.data.image_embeddings import build_image_loader, build_target_loader, stored_vector, vectors_of
+from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig, InheritanceDataConfig
+from llm2clip.data.image_text_dataset import build_image_loader
+from llm2clip.data.inheritance_dataset import build_target_loader
 from llm2clip.data.schema import read_samples
-from llm2clip.remotes import OutputFolder
+from llm2clip.data.vectors import stored_vector, vectors_of
+from llm2clip.errors import ConfigError
+from llm2clip.io.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import Embedded
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.fingerprint import Fingerprint, teacher_of_embeddings

@@ -12,15 +12,16 @@ from parts import UNDECODABLE, make_samples, picture, write_dataset
 from PIL import Image
 from recipes_in_process import run_recipe
 
-from llm2clip.config import ConfigError, WriterConfig
+from llm2clip.config import WriterConfig
 from llm2clip.data.convert import writer
 from llm2clip.data.convert.emoji import emoji
 from llm2clip.data.convert.image_folder import caption_csv, image_folder
 from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part, split_holdout
-from llm2clip.data.convert.texts import text_pairs
+from llm2clip.data.convert.text_pairs import text_pairs
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.images import encode_image
 from llm2clip.data.schema import read_samples
+from llm2clip.errors import ConfigError
 
 
 def _read(parts: list[Part]) -> list[Sample]:

@@ -21,12 +21,13 @@ from streaming.base.storage import CloudDownloader
 from streaming.base.storage.download import LocalDownloader
 from torch.utils.data import DataLoader
 
-from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
-from llm2clip.data.image_embeddings import build_image_loader
+from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig
+from llm2clip.data.image_text_dataset import build_image_loader
 from llm2clip.data.schema import file_damage
 from llm2clip.data.streams import verified_stream
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
-from llm2clip.remotes import OutputFolder
+from llm2clip.errors import ConfigError
+from llm2clip.io.remotes import OutputFolder
 
 IMAGE_SIZE = 32
 SECONDS = 60
@@ -194,7 +195,7 @@ def test_a_download_without_a_file_is_an_error(
     message = 'index.json cannot be downloaded: OSError: the download ended without a file'
     with pytest.raises(ShardError, match=message):
         VerifiedStream(local=str(tmp_path / 'cache'), remote=str(remotes[0])).open(download_retry=1)
-    monkeypatch.setattr('llm2clip.remotes._ATTEMPTS', 1)
+    monkeypatch.setattr('llm2clip.io.remotes._ATTEMPTS', 1)
     with pytest.raises(OSError, match='index.json: the download ended without a file'):
         OutputFolder(tmp_path / 'out', str(remotes[0])).fetch('index.json')
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from parts import picture
 
-from llm2clip.config import ConfigError, WriterConfig
+from llm2clip.config import WriterConfig
 from llm2clip.data.convert.table import huggingface
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_samples
-from llm2clip.files import FileError
+from llm2clip.errors import ConfigError, FileError
 
 datasets = pytest.importorskip('datasets', reason='the package datasets is not installed')
 

@@ -19,12 +19,12 @@ import pytest
 import webdataset as wds
 from parts import UNDECODABLE, picture
 
-from llm2clip.config import ConfigError, WriterConfig
+from llm2clip.config import WriterConfig
 from llm2clip.data.convert import img2dataset
 from llm2clip.data.convert.img2dataset import CaptionTables, open_tables, webdataset
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_samples
-from llm2clip.files import FileError
+from llm2clip.errors import ConfigError, FileError
 
 CAPTIONS = {'raw': 'raw_caption', 'long': 'longSV_captions'}
 TARS, EACH = 2, 5

@@ -20,11 +20,12 @@ from set_files import (
     write_images,
 )
 
-from llm2clip.config import ConfigError, WriterConfig
+from llm2clip.config import WriterConfig
 from llm2clip.data.convert import image_folder
 from llm2clip.data.convert.samples import Dropped, Sample
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_samples
+from llm2clip.errors import ConfigError
 from llm2clip.registry import build_source, open_set
 
 pytestmark = pytest.mark.usefixtures('no_leftovers')

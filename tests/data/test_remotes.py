@@ -18,11 +18,12 @@ from recipes_in_process import run_recipe
 from remotes import FaultyProxy, s3_environment, s3_server
 
 from llm2clip.command import run_command
-from llm2clip.config import ConfigError, DatasetConfig, PrepareConfig
+from llm2clip.config import DatasetConfig, PrepareConfig
 from llm2clip.data.convert.samples import Dropped, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_samples
-from llm2clip.remotes import OutputFolder, download, reaching
+from llm2clip.errors import ConfigError
+from llm2clip.io.remotes import OutputFolder, download, reaching
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.training.callbacks.jsonl_logger import read_metrics

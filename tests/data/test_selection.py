@@ -13,11 +13,11 @@ import pytest
 import xxhash
 from parts import picture
 
-from llm2clip.config import ConfigError, WriterConfig
+from llm2clip.config import WriterConfig
 from llm2clip.data.convert.samples import Dropped, Selection, is_in_holdout
 from llm2clip.data.convert.table import table
 from llm2clip.data.convert.writer import write_splits
-from llm2clip.files import FileError
+from llm2clip.errors import ConfigError, FileError
 
 
 @pytest.mark.parametrize(('limits', 'kept', 'left_out'), [

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig
-from llm2clip.data.image_embeddings import build_image_loader
+from llm2clip.data.image_text_dataset import build_image_loader
 from llm2clip.data.loader import shared_memory
 
 BATCH, IMAGE_SIZE = 8, 32

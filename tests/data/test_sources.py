@@ -20,13 +20,14 @@ from parts import UNDECODABLE, make_samples, picture
 from PIL import Image
 from streaming import StreamingDataset
 
-from llm2clip.config import ConfigError, WriterConfig
+from llm2clip.config import WriterConfig
 from llm2clip.data.convert.img2dataset import webdataset
 from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.convert.table import table
 from llm2clip.data.convert.writer import CARD_FILE, is_written, write_splits
 from llm2clip.data.schema import read_index, read_samples
-from llm2clip.remotes import OutputFolder
+from llm2clip.errors import ConfigError
+from llm2clip.io.remotes import OutputFolder
 
 pytestmark = pytest.mark.usefixtures('no_leftovers')
 CAPTIONS = {'raw': 'raw_caption', 'long': 'longSV_captions'}

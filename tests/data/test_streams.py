@@ -17,11 +17,13 @@ from parts import check_resumed, make_samples, write_dataset, write_text_embeddi
 from streaming import MDSWriter
 from streaming.base.util import clean_stale_shared_memory
 
-from llm2clip.config import ConfigError, DatasetConfig, ImageDataConfig, ImageStreamConfig
+from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.captions import text_id
-from llm2clip.data.image_embeddings import build_image_loader, vectors_of
+from llm2clip.data.image_text_dataset import build_image_loader
 from llm2clip.data.schema import read_samples, vector_columns, vector_rows
-from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
+from llm2clip.data.vectors import vectors_of
+from llm2clip.errors import ConfigError
+from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.teacher.fingerprint import teacher_of_embeddings
 from llm2clip.teacher.llm import load_teacher
 

@@ -18,26 +18,20 @@ from llm2clip.config import (
     CaptionDataConfig,
     CaptionPairConfig,
     CaptionStreamConfig,
-    ConfigError,
     MNTPConfig,
     TextEncoderConfig,
 )
+from llm2clip.data.caption_pair_dataset import build_caption_pair_loader, pairs_of_streams
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
-from llm2clip.data.convert.texts import plain_text
+from llm2clip.data.convert.text_pairs import plain_text
 from llm2clip.data.convert.writer import write_splits
+from llm2clip.data.masked_text_dataset import _mask_tokens, build_masked_text_loader
 from llm2clip.data.schema import read_index, whole_shard
-from llm2clip.data.texts import (
-    _count_tokens,
-    _mask_tokens,
-    build_caption_pair_loader,
-    build_masked_text_loader,
-    pairs_of_streams,
-    split_by_length,
-    split_packed,
-)
-from llm2clip.models.stage1 import CaptionContrastive
-from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
+from llm2clip.data.text_batches import _count_tokens, split_by_length, split_packed
+from llm2clip.errors import ConfigError
+from llm2clip.modeling.text_encoder import CaptionTokenizer
+from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.teacher.llm import load_caption_tokenizer
 
 BOTH = [CaptionPairConfig(['short'], ['long']), CaptionPairConfig(['long'], ['short'])]

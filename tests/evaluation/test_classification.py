@@ -15,9 +15,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import train_test_split
 
-from llm2clip.config import ConfigError, SGDProbeConfig
-from llm2clip.data.zeroshot import read_templates
-from llm2clip.evaluation.classification import linear_probe, sgd_logits, zeroshot_metrics
+from llm2clip.config import SGDProbeConfig
+from llm2clip.data.zeroshot_sets import read_templates
+from llm2clip.errors import ConfigError
+from llm2clip.evaluation.classifiers import linear_probe, sgd_logits, zeroshot_metrics
 
 
 def _classified(seed: int, n_classes: int = 7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:

@@ -19,8 +19,9 @@ from PIL import Image
 from recipes_in_process import run_recipe
 from set_files import WDS_CLASSES, write_wds
 
-from llm2clip.config import ConfigError, EvaluatedModelConfig
-from llm2clip.evaluation.models import load_evaluated_model
+from llm2clip.config import EvaluatedModelConfig
+from llm2clip.errors import ConfigError
+from llm2clip.evaluation.evaluated_models import load_evaluated_model
 from llm2clip.models.llm2clip import LLM2CLIP
 
 N = 32

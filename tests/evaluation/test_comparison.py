@@ -18,11 +18,12 @@ from markupsafe import Markup
 from parts import picture
 
 import llm2clip.evaluation.report
-from llm2clip.config import ConfigError, EvaluateConfig, EvaluatedModelConfig, RetrievalConfig, ZeroshotConfig
-from llm2clip.config.files import load_config
-from llm2clip.data.zeroshot import ZeroshotSet
+from llm2clip.config import EvaluateConfig, EvaluatedModelConfig, RetrievalConfig, ZeroshotConfig
+from llm2clip.config.loading import load_config
+from llm2clip.data.zeroshot_sets import ZeroshotSet
+from llm2clip.errors import ConfigError
+from llm2clip.evaluation.benchmarks import Evaluation
 from llm2clip.evaluation.comparison import BenchmarkResult, average, compare
-from llm2clip.evaluation.evaluate import Evaluation
 from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
 from llm2clip.evaluation.tables import reported_recalls
 from llm2clip.metrics.bootstrap import Outcomes

@@ -16,26 +16,26 @@ from parts import picture, write_dataset
 from recipes_in_process import run_recipe
 from set_files import custom_sets, write_custom_sets
 
-import llm2clip.evaluation.evaluate
-import llm2clip.evaluation.images
-import llm2clip.evaluation.models
+import llm2clip.evaluation.benchmarks
+import llm2clip.evaluation.evaluated_models
+import llm2clip.evaluation.image_features
 import llm2clip.teacher.sources
 from llm2clip.config import (
     ClipTextTeacherConfig,
-    ConfigError,
     CRAConfig,
     EvaluateConfig,
     EvaluatedModelConfig,
     LLMTeacherConfig,
     RetrievalConfig,
 )
-from llm2clip.config.files import load_config, save_config
+from llm2clip.config.loading import load_config, save_config
 from llm2clip.data.convert.samples import Sample
-from llm2clip.evaluation.evaluate import Evaluation, check_results, evaluate_cra
-from llm2clip.evaluation.images import ImageFeatures
-from llm2clip.evaluation.models import HuggingFaceCLIP
+from llm2clip.errors import ConfigError
+from llm2clip.evaluation.benchmarks import Evaluation, check_results, evaluate_cra
+from llm2clip.evaluation.evaluated_models import HuggingFaceCLIP
+from llm2clip.evaluation.image_features import ImageFeatures
 from llm2clip.evaluation.report import report_page
-from llm2clip.evaluation.retrieval import evaluate_retrieval, make_gallery, thumbnail
+from llm2clip.evaluation.retrieval_results import evaluate_retrieval, make_gallery, thumbnail
 from llm2clip.evaluation.sets.files import RetrievalSet
 from llm2clip.evaluation.tables import markdown
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy
@@ -206,7 +206,7 @@ def test_models_side_by_side(
 
 def test_features_of_large_sets_are_kept_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that one block at a time is in memory, and a killed evaluation resumes at the block at which it was."""
-    monkeypatch.setattr(llm2clip.evaluation.images, '_BLOCK', 5)
+    monkeypatch.setattr(llm2clip.evaluation.image_features, '_BLOCK', 5)
     generator = torch.Generator().manual_seed(0)
     model, read = _Given(torch.randn(13, 4, generator=generator), torch.eye(4)), []
     model.image_features = lambda x: (model.images[x[:, 0]], -model.images[x[:, 0]])  # type: ignore[method-assign]
@@ -286,7 +286,7 @@ def test_what_is_wrong_is_found_before_a_model_is_loaded(
     def fail(*args: object) -> None:
         raise AssertionError('a model was loaded')
 
-    monkeypatch.setattr(llm2clip.evaluation.models, 'load_evaluated_model', fail)
+    monkeypatch.setattr(llm2clip.evaluation.evaluated_models, 'load_evaluated_model', fail)
     monkeypatch.setattr(llm2clip.teacher.sources, 'teacher_fingerprint', fail)
     for i in range(2):
         (files / 'other/owl').mkdir(parents=True, exist_ok=True)
@@ -347,7 +347,7 @@ def test_a_partial_evaluation_says_so_in_every_file(tmp_path: Path, monkeypatch:
     assert said() == ['n: retrieval.first', 'n: retrieval.second', 'cra']
     evaluation.run('n', model)  # type: ignore[arg-type]
     assert said() == ['cra']
-    monkeypatch.setattr(llm2clip.evaluation.evaluate, 'evaluate_cra', lambda config, device: ({'encoder': 50.0}, 2))
+    monkeypatch.setattr(llm2clip.evaluation.benchmarks, 'evaluate_cra', lambda config, device: ({'encoder': 50.0}, 2))
     evaluation.finish(DeviceCPU())
     assert said() == []
 

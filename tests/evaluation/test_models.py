@@ -18,12 +18,13 @@ from towers import projected
 from trained import trained
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from llm2clip.config import ConfigError, EvaluatedModelConfig
-from llm2clip.evaluation.models import load_evaluated_model
+from llm2clip.config import EvaluatedModelConfig
+from llm2clip.errors import ConfigError
+from llm2clip.evaluation.evaluated_models import load_evaluated_model
 from llm2clip.export.check import training_pixels
 from llm2clip.export.hf import export_folder
+from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import load_teacher, teacher_fingerprint
 from llm2clip.teacher.sources import TeacherFolder

@@ -8,7 +8,7 @@ import yaml
 from recipes_in_process import ROOT
 
 from llm2clip.config import RetrievalConfig
-from llm2clip.evaluation.evaluate import published_name
+from llm2clip.evaluation.benchmarks import published_name
 from llm2clip.evaluation.tables import reported_average, reported_recalls
 from llm2clip.registry import RETRIEVAL_SETS
 

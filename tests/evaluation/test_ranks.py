@@ -15,8 +15,8 @@ from launched import Launched, finish
 from recipes_in_process import run_recipe
 from set_files import custom_sets, write_custom_sets, write_wds
 
-import llm2clip.evaluation.evaluate
-import llm2clip.evaluation.models
+import llm2clip.evaluation.benchmarks
+import llm2clip.evaluation.evaluated_models
 import llm2clip.teacher.caption_teacher
 from llm2clip.models.llm2clip import LLM2CLIP
 
@@ -25,9 +25,9 @@ BLOCK = 7
 # Recipes one after the other, then what this rank encoded; the last recipe fails.
 SCRIPT = f"""
 import json, os, runpy, sys
-from llm2clip.evaluation import evaluate, models
+from llm2clip.evaluation import benchmarks, evaluated_models
 from llm2clip.teacher import caption_teacher, sources
-caption_teacher._BLOCK = evaluate._BLOCK = models._TEXTS = {BLOCK}
+caption_teacher._BLOCK = benchmarks._BLOCK = evaluated_models._TEXTS = {BLOCK}
 encoded = {{'images': 0, 'texts': 0}}
 
 def counted(what, method):
@@ -36,7 +36,8 @@ def counted(what, method):
         return method(self, inputs)
     return call
 
-models.TrainedLLM2CLIP.image_features = counted('images', models.TrainedLLM2CLIP.image_features)
+evaluated_models.TrainedLLM2CLIP.image_features = counted(
+    'images', evaluated_models.TrainedLLM2CLIP.image_features)
 sources.LLMTeacher.embed = counted('texts', sources.LLMTeacher.embed)
 for recipe, args in json.loads(sys.argv[1]):
     sys.argv = [recipe, *args]
@@ -92,8 +93,8 @@ def log(place: Place) -> str:
 def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """This process, with the threads of a launched one."""
     monkeypatch.setattr(llm2clip.teacher.caption_teacher, '_BLOCK', BLOCK)
-    monkeypatch.setattr(llm2clip.evaluation.evaluate, '_BLOCK', BLOCK)
-    monkeypatch.setattr(llm2clip.evaluation.models, '_TEXTS', BLOCK)
+    monkeypatch.setattr(llm2clip.evaluation.benchmarks, '_BLOCK', BLOCK)
+    monkeypatch.setattr(llm2clip.evaluation.evaluated_models, '_TEXTS', BLOCK)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield monkeypatch

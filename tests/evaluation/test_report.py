@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from recipes_in_process import run_recipe
 
-from llm2clip.config import ConfigError, ReportConfig
+from llm2clip.config import ReportConfig
+from llm2clip.errors import ConfigError, FileError
 from llm2clip.evaluation.report import report_page, write_page, write_report
-from llm2clip.files import FileError
 
 
 def metrics_of(recall: float = 30.25) -> dict[str, Any]:

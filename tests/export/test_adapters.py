@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from trained import Trained, trained
 
 from llm2clip.data.images import encode_image
-from llm2clip.evaluation.classification import class_features, zeroshot_metrics
+from llm2clip.evaluation.classifiers import class_features, zeroshot_metrics
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.metrics.retrieval import rank_both_ways

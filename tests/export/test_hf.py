@@ -20,15 +20,16 @@ from timm.models.swin_transformer import SwinTransformer
 from trained import trained
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, LlamaConfig, pipeline
 
-from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
+from llm2clip.config import LoraConfig, TextEncoderConfig
+from llm2clip.errors import ConfigError
 from llm2clip.export import hf
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
-from llm2clip.files import read_json, write_json
+from llm2clip.io.files import read_json, write_json
+from llm2clip.modeling import modeling_llm2clip
+from llm2clip.modeling.checks import LoadError, keep_readable, load_config
+from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.remote_code import modeling_llm2clip
-from llm2clip.remote_code.checks_llm2clip import LoadError, keep_readable, load_config
-from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.llm import load_teacher, save_teacher
 
 ROOT = Path(__file__).parents[2]

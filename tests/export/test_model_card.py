@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from llm2clip.config import ImageDataConfig, ImageStreamConfig, ModelConfig, Stage1Config, Stage2Config, VisionConfig
-from llm2clip.config.files import load_config, save_config
+from llm2clip.config.loading import load_config, save_config
 from llm2clip.export.model_card import language_model, model_card
 from llm2clip.teacher.fingerprint import Fingerprint
 

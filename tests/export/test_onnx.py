@@ -17,7 +17,8 @@ from parts import text_encoder_from_config
 from PIL import Image
 from trained import Trained, trained
 
-from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
+from llm2clip.config import LoraConfig, TextEncoderConfig
+from llm2clip.errors import ConfigError
 from llm2clip.export.onnx_models import export_onnx
 from llm2clip.teacher.llm import save_teacher
 from llm2clip.teacher.sources import TeacherFolder

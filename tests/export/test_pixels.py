@@ -17,14 +17,14 @@ from PIL import Image, ImageOps
 from trained import trained
 from transformers import AutoImageProcessor
 
-from llm2clip.config import ConfigError
-from llm2clip.data import image_processing_llm2clip
-from llm2clip.data.image_processing_llm2clip import LLM2CLIPImageProcessor, upright_rgb
 from llm2clip.data.images import Preprocessing, decode_image, decode_pixels, encode_image
+from llm2clip.errors import ConfigError
 from llm2clip.export import vision as vision_export
 from llm2clip.export.check import check_pictures, pictures, training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.export.vision import export_vision
+from llm2clip.modeling import image_processing_llm2clip
+from llm2clip.modeling.image_processing_llm2clip import LLM2CLIPImageProcessor, upright_rgb
 
 PIXELS = Preprocessing(32, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7))
 

@@ -14,8 +14,8 @@ from trained import Trained, save_run_config, trained
 import llm2clip.export.hf
 import llm2clip.teacher.sources
 import llm2clip.training.runs
-from llm2clip.config import ConfigError
-from llm2clip.folders import MANIFEST
+from llm2clip.errors import ConfigError
+from llm2clip.io.folders import MANIFEST
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import teacher_fingerprint
 
@@ -69,7 +69,7 @@ def test_the_teacher_is_the_one_that_the_run_names(
 def test_a_missing_package_is_named(
     teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ('llm2clip.export.sentence_model', 'llm2clip.remote_code.caption_encoder_llm2clip',
+    for name in ('llm2clip.export.sentence_model', 'llm2clip.modeling.caption_encoder',
                  'llm2clip.export.onnx_models'):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, 'sentence_transformers', None)

@@ -15,15 +15,16 @@ from parts import make_samples, text_encoder_from_config, write_dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
-from llm2clip.config import CaptionDataConfig, CaptionStreamConfig, ConfigError, LoraConfig, TextEncoderConfig
+from llm2clip.config import CaptionDataConfig, CaptionStreamConfig, LoraConfig, TextEncoderConfig
+from llm2clip.data.caption_pair_dataset import build_caption_pair_loader
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import CAPTION, read_samples
-from llm2clip.data.texts import build_caption_pair_loader
+from llm2clip.errors import ConfigError
 from llm2clip.export.sentence_model import export_sentence_transformers
+from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.registry import build_source
-from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
 from llm2clip.teacher.llm import cast_weights, load_teacher, save_teacher
 
 TEXTS = ['a red square', 'a', 'a purple stripe painted by somebody who likes green']

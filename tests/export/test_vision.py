@@ -29,12 +29,12 @@ from transformers import (
 from llm2clip.config import (
     AdapterConfig,
     ClipTextConfig,
-    ConfigError,
     ModelConfig,
     Stage2Config,
     TrainableTextConfig,
     VisionConfig,
 )
+from llm2clip.errors import ConfigError
 from llm2clip.export.vision import export_clip, export_vision
 from llm2clip.models.llm2clip import LLM2CLIP, truncate_dims
 from llm2clip.models.vision_encoder import VisionEncoder

@@ -14,8 +14,8 @@ from towers import TOWERS
 from whole_matrix import CASES, own_rows, sample, whole_matrix
 
 from llm2clip.config import AdapterConfig, ModelConfig, TextEncoderConfig
+from llm2clip.modeling.text_encoder import encode_tokens
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.remote_code.text_encoder_llm2clip import encode_tokens
 
 
 @pytest.mark.parametrize('precision', ['fp32', 'amp_bf16'])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from whole_matrix import MatmulPrecisions, unit
 
 from llm2clip.losses.distillation import instance_loss, structure_loss
-from llm2clip.models.inheritance import ComposerInheritance
+from llm2clip.models.inherited_adapter import ComposerInheritance
 
 N = 9
 

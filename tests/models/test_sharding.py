@@ -11,7 +11,7 @@ from parts import text_encoder_from_config
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from llm2clip.config import LoraConfig, TextEncoderConfig
-from llm2clip.models.stage1 import CaptionContrastive
+from llm2clip.models.caption_contrastive import CaptionContrastive
 
 
 def _model(folder: Path, r: int = 4, learn_logit_scale: bool = True) -> CaptionContrastive:

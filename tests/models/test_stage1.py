@@ -14,10 +14,10 @@ from transformers import LlamaForCausalLM
 from whole_matrix import unit
 
 from llm2clip.config import Stage1Config, TextEncoderConfig
-from llm2clip.config.files import load_config
-from llm2clip.data.texts import split_packed
-from llm2clip.models.stage1 import CaptionContrastive, MaskedNextTokenPrediction, mntp_loss
-from llm2clip.remote_code.text_encoder_llm2clip import TextEncoder
+from llm2clip.config.loading import load_config
+from llm2clip.data.text_batches import split_packed
+from llm2clip.modeling.text_encoder import TextEncoder
+from llm2clip.models.caption_contrastive import CaptionContrastive, MaskedNextTokenPrediction, mntp_loss
 from llm2clip.teacher.llm import load_caption_tokenizer, load_llm_and_head
 from llm2clip.training.stage1 import make_model
 

@@ -24,8 +24,9 @@ from transformers import (
     CLIPVisionModel,
 )
 
-from llm2clip.config import AdapterConfig, ConfigError, ModelConfig, VisionConfig
-from llm2clip.data.image_processing_llm2clip import normalize
+from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
+from llm2clip.errors import ConfigError
+from llm2clip.modeling.image_processing_llm2clip import normalize
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.models.towers import tower_preprocessing
 from llm2clip.models.vision_encoder import VisionEncoder, kept_patches

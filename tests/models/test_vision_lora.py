@@ -10,7 +10,8 @@ import torch
 from torch.func import functional_call
 from towers import TOWERS, timm_tower
 
-from llm2clip.config import ConfigError, LoraConfig, VisionConfig
+from llm2clip.config import LoraConfig, VisionConfig
+from llm2clip.errors import ConfigError
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.models.vision_lora import merge_lora
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from llm2clip.config import ExtractConfig, InheritanceConfig, Stage1Config, Stage2Config
-from llm2clip.config.files import load_config
-from llm2clip.planning import step
-from llm2clip.planning.plan import make_plan
-from llm2clip.planning.step import fake_ranks
-from llm2clip.planning.summary import GPUS, Plan
+from llm2clip.config.loading import load_config
+from llm2clip.planning import dry_run
+from llm2clip.planning.dry_run import fake_ranks
+from llm2clip.planning.plan import GPUS, Plan
+from llm2clip.planning.planners import make_plan
 
 ROOT = Path(__file__).parents[2]
 CONFIGS: dict[str, Any] = {'train_stage1': Stage1Config, 'train_stage2': Stage2Config,
@@ -81,8 +81,8 @@ def shallow_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_model_optimizer_and_sharding_go_together(
     line: tuple[str, ...], shallow_llm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step, '_run_step', lambda *args: None)
-    monkeypatch.setattr(step.EncoderPlan, 'run', lambda self: None)
+    monkeypatch.setattr(dry_run, '_run_step', lambda *args: None)
+    monkeypatch.setattr(dry_run.EncoderPlan, 'run', lambda self: None)
     plan = _plan(line[0], [*line[1:], f'plan_llm={shallow_llm}'], monkeypatch)
     # Of another run, which comes before.
     problems = [problem for problem in plan.errors

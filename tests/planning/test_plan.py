@@ -12,24 +12,24 @@ from launched import COMMON
 from parts import make_samples, write_dataset
 from recipes_in_process import run_recipe
 
-import llm2clip.planning.plan
+import llm2clip.planning.planners
 from llm2clip.config import (
     ClipTextConfig,
-    ConfigError,
     ExtractConfig,
     LoraConfig,
     Stage1Config,
     Stage2Config,
     TextEncoderConfig,
 )
-from llm2clip.config.files import load_config
-from llm2clip.data.image_embeddings import build_image_loader
+from llm2clip.config.loading import load_config
+from llm2clip.data.caption_pair_dataset import build_caption_pair_loader
+from llm2clip.data.image_text_dataset import build_image_loader
 from llm2clip.data.schema import read_samples
-from llm2clip.data.texts import build_caption_pair_loader
+from llm2clip.errors import ConfigError
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.planning.plan import make_plan, on_meta
-from llm2clip.planning.step import Meter, StepCost, fake_ranks
-from llm2clip.planning.summary import GPUS, Plan
+from llm2clip.planning.dry_run import Meter, StepCost, fake_ranks
+from llm2clip.planning.plan import GPUS, Plan
+from llm2clip.planning.planners import make_plan, on_meta
 from llm2clip.teacher.clip_text import load_clip_text
 from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
 
@@ -89,7 +89,7 @@ def test_each_batch_of_stage1_is_of_one_stream(
 
 
 def test_what_will_stop_the_run_is_said(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm2clip.planning.plan, 'dry_run_step', lambda *args: StepCost(flops=1, peak=1))
+    monkeypatch.setattr(llm2clip.planning.planners, 'dry_run_step', lambda *args: StepCost(flops=1, peak=1))
     cases = [
         (['train_data.streams.s.local=/nowhere'], r'streams\.s\.local: there is no MDS dataset in /nowhere'),
         ([f'train_data.streams.s.local={tmp_path}/cache', f'train_data.streams.s.remote={tmp_path}/gone'],

@@ -21,8 +21,8 @@ from llm2clip.config import (
     VisionConfig,
 )
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.planning.plan import image_batch, on_meta
-from llm2clip.planning.step import EncoderPlan, Meter, StepCost, as_on_cuda, dry_run_step, fake_ranks
+from llm2clip.planning.dry_run import EncoderPlan, Meter, StepCost, as_on_cuda, dry_run_step, fake_ranks
+from llm2clip.planning.planners import image_batch, on_meta
 from llm2clip.training.optim import build_optimizer
 
 

@@ -19,8 +19,8 @@ from PIL import Image
 from recipes_in_process import run_recipe
 from transformers import AutoImageProcessor, AutoModel
 
-from llm2clip.config import ConfigError
 from llm2clip.data.schema import read_samples
+from llm2clip.errors import ConfigError
 from llm2clip.metrics.retrieval import rank_both_ways
 
 LANGUAGES = ('en', 'en_2', 'de', 'fr', 'es')

@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from towers import projected
 from transformers import CLIPModel
 
-from llm2clip.config import ConfigError, InheritanceConfig
-from llm2clip.config.files import load_config
-from llm2clip.models.adapter import load_adapter
-from llm2clip.planning.plan import make_plan
+from llm2clip.config import InheritanceConfig
+from llm2clip.config.loading import load_config
+from llm2clip.errors import ConfigError
+from llm2clip.models.adapter_folder import load_adapter
+from llm2clip.planning.planners import make_plan
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.runs import initial_state, load_stage2
 

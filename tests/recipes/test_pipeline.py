@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from llm2clip.data.convert.samples import Sample
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy
-from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
+from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.teacher.llm import load_teacher
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.checkpoints import read_model

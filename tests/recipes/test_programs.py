@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from recipes_in_process import ROOT, SCHEMAS
 
-from llm2clip.config.files import load_config
+from llm2clip.config.loading import load_config
 from recipes.ablations import run
 from recipes.ablations.suite import Suite
 from recipes.benchmarks.measuring import Record

@@ -12,10 +12,10 @@ from parts import make_samples, write_dataset
 from recipes_in_process import run_recipe
 
 from llm2clip.config import Stage2Config
-from llm2clip.config.files import load_config
+from llm2clip.config.loading import load_config
 from llm2clip.data.captions import caption_of, text_id
 from llm2clip.data.schema import read_columns, read_samples
-from llm2clip.remote_code.text_encoder_llm2clip import encode_texts
+from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.teacher.llm import load_teacher
 from llm2clip.training.stage2 import make_loaders
 

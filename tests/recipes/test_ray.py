@@ -28,12 +28,12 @@ from recipes_in_process import run_recipe
 from remotes import free_port, s3_environment, s3_server
 
 import llm2clip.engine
-from llm2clip.config import ConfigError, DatasetConfig, WriterConfig
+from llm2clip.config import DatasetConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.engine import LostWorkersError, RayEngine, Work
-from llm2clip.files import FileError
-from llm2clip.remotes import OutputFolder
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.io.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_by
 from llm2clip.teacher.llm import teacher_fingerprint

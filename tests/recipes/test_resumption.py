@@ -18,8 +18,8 @@ from composer.utils import dist
 from launched import Launched, finish, may_have_own_memory
 from recipes_in_process import run_recipe
 
-from llm2clip.config import ConfigError
 from llm2clip.data.schema import dataset_fingerprint, read_index
+from llm2clip.errors import ConfigError
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 

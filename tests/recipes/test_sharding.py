@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llm2clip.config import Stage2Config
-from llm2clip.config.files import load_config
+from llm2clip.config.loading import load_config
 from llm2clip.training import stage2
 
 

@@ -16,9 +16,9 @@ from recipes_in_process import run_recipe
 from transformers import AutoModel
 
 from llm2clip.config import LLMTeacherConfig, SentenceTransformersTeacherConfig
-from llm2clip.data.image_embeddings import stored_vector, vectors_of
 from llm2clip.data.schema import read_samples
-from llm2clip.remote_code import modeling_llm2clip
+from llm2clip.data.vectors import stored_vector, vectors_of
+from llm2clip.modeling import modeling_llm2clip
 from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.sources import teacher_source

@@ -19,15 +19,15 @@ from transformers import AutoModel
 
 from llm2clip.config import (
     ClipTextConfig,
-    ConfigError,
     EvaluatedModelConfig,
     LoraConfig,
     Stage2Config,
     TextEncoderConfig,
     TrainableTextConfig,
 )
-from llm2clip.config.files import load_config
-from llm2clip.evaluation.models import EvaluatedModel, load_evaluated_model
+from llm2clip.config.loading import load_config
+from llm2clip.errors import ConfigError
+from llm2clip.evaluation.evaluated_models import EvaluatedModel, load_evaluated_model
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import load_teacher
 from llm2clip.training.callbacks.jsonl_logger import read_metrics

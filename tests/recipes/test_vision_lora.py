@@ -12,8 +12,9 @@ from composer.devices import DeviceCPU
 from launched import SGD, assert_same_weights, losses, run, weights
 from recipes_in_process import run_recipe
 
-from llm2clip.config import ConfigError, EvaluatedModelConfig
-from llm2clip.evaluation.models import load_evaluated_model
+from llm2clip.config import EvaluatedModelConfig
+from llm2clip.errors import ConfigError
+from llm2clip.evaluation.evaluated_models import load_evaluated_model
 from llm2clip.export.hf import LLM2CLIPModel
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.training.runs import load_stage2, read_stage2

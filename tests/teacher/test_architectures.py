@@ -15,8 +15,9 @@ from parts import text_encoder_from_config
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, GPT2Config, PretrainedConfig
 
-from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
-from llm2clip.remote_code.text_encoder_llm2clip import POOLINGS, TextEncoder, Tokenized, encode_tokens, pack_tokens
+from llm2clip.config import LoraConfig, TextEncoderConfig
+from llm2clip.errors import ConfigError
+from llm2clip.modeling.text_encoder import POOLINGS, TextEncoder, Tokenized, encode_tokens, pack_tokens
 from llm2clip.teacher.llm import ARCHITECTURES, add_lora, load_llm
 
 LONG = TEXTS[3]

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from llm2clip.config import TextEncoderConfig
-from llm2clip.remote_code.text_encoder_llm2clip import CaptionTokenizer
+from llm2clip.modeling.text_encoder import CaptionTokenizer
 
 # As Llama 3.1's: a system prompt with the date, unless that is given.
 LLAMA = ("{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"

@@ -15,12 +15,13 @@ from recipes_in_process import run_recipe
 from towers import projected, write_clip
 from transformers import AutoModel, AutoTokenizer
 
-from llm2clip.config import ClipTextConfig, ConfigError
-from llm2clip.data.image_embeddings import stored_vector, vectors_of
+from llm2clip.config import ClipTextConfig
 from llm2clip.data.schema import read_samples
-from llm2clip.remote_code.checks_llm2clip import LoadError
+from llm2clip.data.vectors import stored_vector, vectors_of
+from llm2clip.errors import ConfigError
+from llm2clip.io.tensors import hash_tensors
+from llm2clip.modeling.checks import LoadError
 from llm2clip.teacher.clip_text import ClipText, load_clip_tokenizer
-from llm2clip.weights import hash_tensors
 
 
 @pytest.fixture(scope='module', params=['clip', 'siglip'])

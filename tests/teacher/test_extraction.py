@@ -20,10 +20,10 @@ from streaming import MDSWriter
 
 import llm2clip.teacher.extraction
 from llm2clip.config import DatasetConfig, TextEncoderConfig
-from llm2clip.data.image_embeddings import stored_vector, vectors_of
 from llm2clip.data.schema import read_columns, read_index, read_samples, vector_columns, vector_rows
-from llm2clip.remote_code.text_encoder_llm2clip import Tokenized, encode_texts, token_batches
-from llm2clip.remotes import OutputFolder
+from llm2clip.data.vectors import stored_vector, vectors_of
+from llm2clip.io.remotes import OutputFolder
+from llm2clip.modeling.text_encoder import Tokenized, encode_texts, token_batches
 from llm2clip.teacher.caption_teacher import Embedded
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings, write_shard
 from llm2clip.teacher.fingerprint import Fingerprint

@@ -13,7 +13,8 @@ import timm
 from safetensors.torch import save_file
 from towers import HALF, timm_tower
 
-from llm2clip.config import ConfigError, LLMTeacherConfig, VisionConfig
+from llm2clip.config import LLMTeacherConfig, VisionConfig
+from llm2clip.errors import ConfigError
 from llm2clip.models.frozen_tower import tower_fingerprint
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.teacher.clip_text import ClipText

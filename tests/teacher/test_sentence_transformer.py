@@ -17,10 +17,10 @@ from composer.devices import DeviceCPU
 from parts import make_samples
 from transformers import AutoModel, AutoTokenizer
 
-from llm2clip.config import ConfigError, SentenceTransformersTeacherConfig
-from llm2clip.files import FileError
-from llm2clip.remote_code.checks_llm2clip import LoadError
-from llm2clip.remote_code.sentence_transformer_llm2clip import padded_batches
+from llm2clip.config import SentenceTransformersTeacherConfig
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.modeling.checks import LoadError
+from llm2clip.modeling.sentence_transformer import padded_batches
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.sources import SentenceTransformerModel
 

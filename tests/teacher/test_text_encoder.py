@@ -16,8 +16,9 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
-from llm2clip.config import ConfigError, LoraConfig, TextEncoderConfig
-from llm2clip.remote_code.text_encoder_llm2clip import (
+from llm2clip.config import LoraConfig, TextEncoderConfig
+from llm2clip.errors import ConfigError
+from llm2clip.modeling.text_encoder import (
     CaptionTokenizer,
     TextEncoder,
     encode_texts,

@@ -18,7 +18,7 @@ from composer.models import ComposerModel
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 
-from llm2clip.config import ConfigError
+from llm2clip.errors import ConfigError
 from llm2clip.training.callbacks.monitors import SaveBest
 from llm2clip.training.checkpoints import check_shared, find_checkpoint, newest_checkpoint, read_latest, read_model
 from llm2clip.training.runs import BEST_FILE, load_checkpoint_model

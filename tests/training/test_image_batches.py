@@ -11,8 +11,9 @@ import torch
 from parts import make_samples, write_dataset, write_text_embeddings
 
 from llm2clip.config import AdapterConfig, DatasetConfig, ImageDataConfig, ImageStreamConfig, ModelConfig, VisionConfig
-from llm2clip.data.image_embeddings import build_image_loader, vectors_of
-from llm2clip.data.image_processing_llm2clip import normalize
+from llm2clip.data.image_text_dataset import build_image_loader
+from llm2clip.data.vectors import vectors_of
+from llm2clip.modeling.image_processing_llm2clip import normalize
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.towers import tower_preprocessing
 

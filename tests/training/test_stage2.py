@@ -12,7 +12,6 @@ import pytest
 from parts import write_text_embeddings
 
 from llm2clip.config import (
-    ConfigError,
     DatasetConfig,
     ImageDataConfig,
     ImageStreamConfig,
@@ -20,6 +19,7 @@ from llm2clip.config import (
     Stage2Config,
     VisionConfig,
 )
+from llm2clip.errors import ConfigError
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.training.stage2 import make_loaders, make_trainer
 

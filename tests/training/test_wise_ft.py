@@ -16,14 +16,15 @@ from launched import stage2_arguments
 from recipes_in_process import run_recipe
 from trained import save_run_config
 
-from llm2clip.config import AdapterConfig, ConfigError, EvaluatedModelConfig, ModelConfig, VisionConfig
-from llm2clip.evaluation.models import load_evaluated_model
+from llm2clip.config import AdapterConfig, EvaluatedModelConfig, ModelConfig, VisionConfig
+from llm2clip.errors import ConfigError
+from llm2clip.evaluation.evaluated_models import load_evaluated_model
 from llm2clip.export.hf import LLM2CLIPModel, export_folder
+from llm2clip.io.tensors import write_safetensors
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.llm import teacher_fingerprint
 from llm2clip.training.runs import BEST_FILE, load_stage2
-from llm2clip.weights import write_safetensors
 
 TOWER = 'test_efficientnet'
 CONFIG = ModelConfig(VisionConfig(TOWER, False, image_size=32), AdapterConfig(depth=1), embed_dim=16)

@@ -16,9 +16,9 @@ from launched import stage2_arguments
 from recipes_in_process import run_recipe
 from set_files import SEVERAL_CLASSES, write_custom_sets, write_wds
 
-from llm2clip.config import ConfigError, ZeroshotConfig
-from llm2clip.data.zeroshot import zeroshot_set
-from llm2clip.files import FileError
+from llm2clip.config import ZeroshotConfig
+from llm2clip.data.zeroshot_sets import zeroshot_set
+from llm2clip.errors import ConfigError, FileError
 from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.training import stage2, zeroshot
 from llm2clip.training.callbacks.jsonl_logger import read_metrics

@@ -15,12 +15,12 @@ from typing import NamedTuple, Optional
 import numpy as np
 from PIL import Image
 
-from llm2clip.config import missing_extra
 from llm2clip.config.ranges import Count, HoldoutShare, Natural, Seed
 from llm2clip.data.convert.samples import Dropped, Part, Sample
-from llm2clip.data.image_processing_llm2clip import open_image
 from llm2clip.data.images import encode_image
-from llm2clip.files import read_json
+from llm2clip.errors import missing_extra
+from llm2clip.io.files import read_json
+from llm2clip.modeling.image_processing_llm2clip import open_image
 
 _LANGUAGES = ('ar', 'de', 'es', 'fa', 'fr', 'id', 'it', 'ja', 'ko', 'pt', 'ru', 'tr', 'zh')
 _SKIN_TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}

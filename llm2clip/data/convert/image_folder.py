@@ -13,11 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Optional
 
-from llm2clip.config import ConfigError
 from llm2clip.config.ranges import FolderName, Holdout, Seed, Text, Texts
 from llm2clip.data.caption_files import check_image_paths, official_lists, read_captions, read_splits
 from llm2clip.data.convert.samples import Dropped, Part, Sample, check_folder, read_image, split_holdout
-from llm2clip.files import FileError
+from llm2clip.errors import ConfigError, FileError
 
 # Images per part of a published dataset.
 _IMAGES = 10_000

@@ -18,7 +18,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
-from llm2clip.config import ConfigError
 from llm2clip.config.ranges import FolderName, HoldoutShare, Positive, Seed, Text
 from llm2clip.data.caption_files import field, normal_path, optional_text
 from llm2clip.data.convert.samples import (
@@ -34,8 +33,9 @@ from llm2clip.data.convert.samples import (
 )
 from llm2clip.data.convert.table import check_column, read_schema
 from llm2clip.data.tars import IMAGES, tar_samples
-from llm2clip.files import FileError, parse_json, read_json, reading, write_json
-from llm2clip.folders import atomic_folder, locked
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.io.files import parse_json, read_json, reading, write_json
+from llm2clip.io.folders import atomic_folder, locked
 
 # Images per lookup in the tables.
 _BATCH = 256

@@ -16,12 +16,12 @@ from typing import Annotated, Any, Optional, Union
 import xxhash
 from pydantic import Field
 
-from llm2clip.config import ConfigError
 from llm2clip.config.ranges import Finite, Holdout, Text
 from llm2clip.data.caption_files import check_text, normal_path
 from llm2clip.data.caption_files import field as field_of
-from llm2clip.files import FileError, reading
-from llm2clip.folders import inside
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.io.files import reading
+from llm2clip.io.folders import inside
 from llm2clip.registry import check_arguments
 
 Filters = dict[Text, dict[Text, Any]]

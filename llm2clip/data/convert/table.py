@@ -14,7 +14,6 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from llm2clip.config import ConfigError, missing_extra
 from llm2clip.config.ranges import FolderName, HoldoutShare, Positive, Seed, Text
 from llm2clip.data.caption_files import check_image_paths, normal_path, optional_text, read_csv
 from llm2clip.data.convert.samples import (
@@ -30,7 +29,8 @@ from llm2clip.data.convert.samples import (
     read_image,
     sample_name,
 )
-from llm2clip.files import FileError, reading
+from llm2clip.errors import ConfigError, FileError, missing_extra
+from llm2clip.io.files import reading
 
 # Rows per part of a Hugging Face dataset.
 _ROWS = 10_000

@@ -24,18 +24,19 @@ from PIL import Image
 from streaming import MDSWriter
 from tqdm import tqdm
 
-from llm2clip.config import ConfigError, WriterConfig
-from llm2clip.config.files import check_values
+from llm2clip.config import WriterConfig
+from llm2clip.config.loading import check_values
 from llm2clip.config.ranges import FolderName
 from llm2clip.data.caption_files import check_text
 from llm2clip.data.convert.samples import MISSING_FILE, Dropped, Part, Sample
-from llm2clip.data.image_processing_llm2clip import FORMATS, MAX_PIXELS
 from llm2clip.data.images import decode_image, decode_pixels, encode_image
 from llm2clip.data.schema import CAPTION, IMAGE, INDEX, SAMPLE_ID, check_shard, read_index
 from llm2clip.engine import Engine, LocalEngine, Work
-from llm2clip.files import FileError, read_json, reading
-from llm2clip.folders import atomic_folder, locked
-from llm2clip.remotes import OutputFolder
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.io.files import read_json, reading
+from llm2clip.io.folders import atomic_folder, locked
+from llm2clip.io.remotes import OutputFolder
+from llm2clip.modeling.image_processing_llm2clip import FORMATS, MAX_PIXELS
 
 CARD_FILE = 'dataset.json'
 """Dataset card, written last: a folder with a card is complete."""

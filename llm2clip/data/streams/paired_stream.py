@@ -20,7 +20,7 @@ from streaming.base.world import World
 
 from llm2clip.data.schema import EMBEDDING, SAMPLE_ID, TEACHER_FILE, columns_of
 from llm2clip.data.streams.verified_stream import VerifiedStream
-from llm2clip.files import read_json
+from llm2clip.io.files import read_json
 
 
 @functools.cache

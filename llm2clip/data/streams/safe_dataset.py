@@ -31,10 +31,10 @@ from streaming import StreamingDataset
 from streaming.base.constant import LOCALS, TICK
 from streaming.base.dataset import _ShardState
 
-from llm2clip.config import ConfigError
 from llm2clip.data.captions import sample_seed
 from llm2clip.data.schema import SAMPLE_ID
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
+from llm2clip.errors import ConfigError
 
 _LOCK_FILE = '.in_use'
 _LOCK_SECONDS = 30.0

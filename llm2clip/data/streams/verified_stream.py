@@ -28,10 +28,10 @@ from streaming.base.storage import CloudDownloader
 from streaming.base.util import wait_for_file_to_exist
 from streaming.base.world import World
 
-from llm2clip.config import ConfigError
 from llm2clip.data.schema import INDEX, dataset_fingerprint, file_damage, parse_index, read_index
-from llm2clip.files import FileError, parse_json, writing
-from llm2clip.remotes import is_missing, reaching
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.io.files import parse_json, writing
+from llm2clip.io.remotes import is_missing, reaching
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from llm2clip.config import ConfigError
 from llm2clip.config.ranges import FolderName, Text
 from llm2clip.data.caption_files import check_text, read_lines
 from llm2clip.data.tars import IMAGES, tar_samples
+from llm2clip.errors import ConfigError, FileError
 from llm2clip.evaluation.sets.files import ClassificationSet, ImageFiles, check_path, found_in, visible_files
-from llm2clip.files import FileError, read_json, read_text, reading
+from llm2clip.io.files import read_json, read_text, reading
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 # Folder of ImageNet, a WordNet id or a number.  Two of its classes may have the same name, as `crane`.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Optional, Union
 
-from llm2clip.config import ConfigError
-from llm2clip.files import reading
-from llm2clip.folders import inside
+from llm2clip.errors import ConfigError
+from llm2clip.io.files import reading
+from llm2clip.io.folders import inside
 
 _NAMES_SHOWN = 6
 

@@ -15,7 +15,6 @@ from typing import Optional, Union
 
 from streaming import LocalDataset
 
-from llm2clip.config import ConfigError
 from llm2clip.config.ranges import Count, Text, Texts
 from llm2clip.data.caption_files import (
     captions_of_lines,
@@ -32,8 +31,9 @@ from llm2clip.data.caption_files import (
     texts_field,
 )
 from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, read_columns, read_index, whole_shard
+from llm2clip.errors import ConfigError, FileError
 from llm2clip.evaluation.sets.files import ImageFiles, RetrievalSet, check_path, found_in, visible_files
-from llm2clip.files import FileError, read_json, read_text
+from llm2clip.io.files import read_json, read_text
 
 LANGUAGES = (
     'ar', 'bn', 'cs', 'da', 'de', 'el', 'en', 'es', 'fa', 'fi', 'fil', 'fr', 'he', 'hi', 'hr', 'hu', 'id', 'it', 'ja',

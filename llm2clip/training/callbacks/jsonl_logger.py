@@ -12,7 +12,7 @@ from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
-from llm2clip.files import atomic_write
+from llm2clip.io.files import atomic_write
 
 
 class JSONLLogger(LoggerDestination):

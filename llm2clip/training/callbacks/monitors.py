@@ -15,12 +15,12 @@ from composer.loggers import Logger, ProgressBarLogger
 from composer.utils import dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from llm2clip.data.texts import text_sides
+from llm2clip.data.text_batches import text_sides
+from llm2clip.io.tensors import write_safetensors
 from llm2clip.models.sharding import whole
 from llm2clip.ranks import broadcast_from_rank0
 from llm2clip.training.algorithms.weights import averaged_weights
 from llm2clip.training.runs import BEST_FILE
-from llm2clip.weights import write_safetensors
 
 
 class LogitScaleMonitor(Callback):

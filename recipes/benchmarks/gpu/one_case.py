@@ -27,14 +27,15 @@ from composer.callbacks import CheckpointSaver
 from composer.loggers import Logger
 from composer.utils import dist
 
-from llm2clip.config import ConfigError, ExtractConfig, Stage1Config, Stage2Config
-from llm2clip.config.files import load_config
+from llm2clip.config import ExtractConfig, Stage1Config, Stage2Config
+from llm2clip.config.loading import load_config
 from llm2clip.device import open_device
-from llm2clip.files import write_json
-from llm2clip.planning.plan import make_plan
-from llm2clip.planning.step import fake_ranks
-from llm2clip.planning.summary import GPUS
-from llm2clip.remotes import OutputFolder
+from llm2clip.errors import ConfigError
+from llm2clip.io.files import write_json
+from llm2clip.io.remotes import OutputFolder
+from llm2clip.planning.dry_run import fake_ranks
+from llm2clip.planning.plan import GPUS
+from llm2clip.planning.planners import make_plan
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.llm import load_caption_tokenizer
 from llm2clip.teacher.sources import teacher_source

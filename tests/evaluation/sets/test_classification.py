@@ -17,7 +17,7 @@ import pytest
 from parts import picture
 from set_files import WDS_CLASSES, write_images, write_wds
 
-from llm2clip.config import ConfigError
+from llm2clip.errors import ConfigError
 from llm2clip.evaluation.sets.classification import clip_benchmark, imagenet_folder
 from llm2clip.registry import open_set
 

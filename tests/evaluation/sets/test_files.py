@@ -12,7 +12,7 @@ import pytest
 from parts import picture
 from set_files import WRITERS
 
-from llm2clip.config import ConfigError
+from llm2clip.errors import ConfigError
 from llm2clip.registry import RETRIEVAL_SETS, find, open_set
 
 # Each set's images, as their numbers when they were written.

@@ -13,10 +13,10 @@ import set_files
 from parts import picture, write_dataset
 from set_files import conversation, five, write_images
 
-from llm2clip.config import ConfigError
 from llm2clip.data.convert import image_folder as convert
 from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.convert.writer import write_splits
+from llm2clip.errors import ConfigError, FileError
 from llm2clip.evaluation.sets.retrieval import (
     LANGUAGES,
     coco,
@@ -31,7 +31,6 @@ from llm2clip.evaluation.sets.retrieval import (
     urban1k,
     xm3600,
 )
-from llm2clip.files import FileError
 
 TEST = ['1007129816.jpg', '1009434119.jpg']
 

@@ -1,0 +1,487 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""YAML files and dotted overrides -> one typed configuration, or an error that names the key; and runs' own files.
+
+Null removes an entry of a mapping, such as a dataset, a model or a logger, that an earlier file added.
+Numbers and booleans follow YAML 1.2.  Where a string is expected, the text of the file is kept unchanged.
+"""
+
+import difflib
+import functools
+import importlib.util
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Optional, TypeVar, Union
+
+import yaml
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf._yaml import get_yaml_loader
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from llm2clip.config.models import PlanConfig
+from llm2clip.config.ranges import Component
+from llm2clip.config.teacher import OneTeacher, teacher_types
+from llm2clip.config.training import TrainConfig
+from llm2clip.device import computes_bfloat16
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.io.files import read_text, reading, write_text
+
+T = TypeVar('T')
+C = TypeVar('C', bound=TrainConfig)
+_ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
+_COMMAND_LINE = 'command line'
+# Anything but host and port: a user, or a secret, even if it contains a slash.  SFTP needs the user name.  A
+# query (`?sig=…`) signs the URL.
+_SECRET = re.compile(r'://(?!((?<=sftp://)[^\s/?#:@]+@)?(\[[\w:.]*\]|[^\s/?#:@]*)(:\d*)?([\s/?#]|$))'
+                     r'|://[^\s?#]*\?[^\s#]*=')
+_STR, _MAP, _NULL, _MERGE = (f'tag:yaml.org,2002:{name}' for name in ('str', 'map', 'null', 'merge'))
+# Pattern in a message of pydantic -> what replaces it.
+_PYDANTIC_WORDS = {
+    r'^\w+ should (be|have) (a valid )?': '', r' after validation, not \d+': '',
+    r'^Field required': 'one value more', r', unable to .*': '',
+    'greater than or equal to': 'at least', 'less than or equal to': 'at most',
+}
+
+
+class _Loader(get_yaml_loader()):
+    """OmegaConf's loader, which refuses duplicate keys and endless aliases, with the scalars of YAML 1.2.  In
+    YAML 1.1, `1:30` is 90, `010` is 8 and `no` is false."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        for name, _ in node.value:
+            if isinstance(name, yaml.ScalarNode) and name.tag != _MERGE:
+                name.tag = _STR
+        super().flatten_mapping(node)
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    (_NULL, 'null|Null|NULL|~|', ['', *'nN~']),
+    (_MERGE, '<<', ['<']),
+    ('tag:yaml.org,2002:bool', 'true|True|TRUE|false|False|FALSE', [*'tTfF']),
+    # A number with a leading zero is a string, which pydantic converts where a number is expected.
+    ('tag:yaml.org,2002:int', '[-+]?(0|[1-9][0-9]*)', [*'-+0123456789']),
+    ('tag:yaml.org,2002:float', r'[-+]?([0-9]+[eE][-+]?[0-9]+|([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?)'
+     r'|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)', [*'-+.0123456789']),
+):
+    _Loader.add_implicit_resolver(_tag, re.compile(f'({_pattern})$'), _first)
+
+
+class _Entry(NamedTuple):
+    """Entry of a mapping or list in a YAML tree."""
+
+    path: tuple[str, ...]
+    kind: Any
+    """Its type; Any if the schema has none."""
+    node: Optional[yaml.Node]
+    """Its value; None if it removes what an earlier file set."""
+    place: yaml.Node
+    """Its key, or the item itself in a list: errors name the line."""
+
+    @property
+    def key(self) -> str:
+        return '.'.join(self.path).replace('.[', '[')
+
+
+def package_folder(name: str) -> str:
+    """Return the folder of a Python package without importing it; raise a ConfigError if there is none."""
+    # For a dotted name, `find_spec` would import the parent package.
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f'${{package:{name}}}: the Python package {name} is not installed')
+    return next(iter(spec.submodule_search_locations))
+
+
+OmegaConf.register_resolver('package', package_folder, replace=True)
+OmegaConf.register_resolver('if_bf16', lambda fast, slow: fast if computes_bfloat16() else slow, replace=True)
+
+
+def load_config(schema: type[T], args: Sequence[str]) -> T:
+    """Merge YAML files, left to right, and then ``key.sub=value`` into one of the dataclasses of `llm2clip.config`.
+
+    ``${package:NAME}`` becomes the folder of an installed Python package.  ``${if_bf16:A,B}`` becomes A where
+    bfloat16 is fast, and B elsewhere.
+
+    Raises:
+        ConfigError: A file is missing or not a mapping; a key is unknown (with the nearest valid name), required and
+            absent, or of the wrong type.  The message names the key and the file and line it comes from.
+    """
+    if not args:
+        raise ConfigError('no configuration given: expected YAML files or key=value (--help lists the keys)')
+    try:
+        sources = [_read_file(arg) for arg in args if '=' not in arg]
+        sources += [(_COMMAND_LINE, _parse_override(arg)) for arg in args if '=' in arg]
+    except FileError as error:
+        raise ConfigError(str(error)) from None
+    return _merge(schema, sources)
+
+
+def _parse_override(text: str) -> yaml.Node:
+    """Return ``key.sub=value`` as nested mappings."""
+    key, value = text.split('=', 1)
+    # A shell passes `key=''` as `key=`, which YAML would read as null.
+    tree = _parse(value or "''", f'{key} ({_COMMAND_LINE})') or yaml.ScalarNode(_NULL, '')
+    # A name with a dot stands in brackets: `models[llama3.1_8b].run`.
+    for name in reversed(re.split(r'\.(?![^\[]*\])|(?=\[)', key)):
+        tree = yaml.MappingNode(_MAP, [(yaml.ScalarNode(_STR, name.strip('[]')), tree)])
+    return tree
+
+
+def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
+    """Return the checked configuration that named YAML trees give, of which a later one has precedence."""
+    merged: Any = OmegaConf.structured(schema)
+    origins: dict[str, str] = {}
+
+    def where(key: str) -> str:
+        return f'{key} ({origins[key]})' if key in origins else key
+
+    for source, tree in sources:
+        keys: list[str] = []
+        for entry in _entries(schema, tree):
+            keys.append(entry.key)
+            origins[entry.key] = source
+            if source != _COMMAND_LINE:
+                origins[entry.key] += f':{entry.place.start_mark.line + 1}'
+            _prepare_merge(merged, entry, where)
+        try:
+            # It works in place, which is safe because neither argument is used again.
+            merged = OmegaConf.unsafe_merge(merged, OmegaConf.create(_value(tree)))
+        except OmegaConfBaseException as error:
+            key, fault = _key_and_fault(error, keys)
+            raise ConfigError(f'{where(key)}: {fault}') from None
+        except TypeError as error:  # a list instead of a mapping, or the reverse, in a part's arguments
+            raise ConfigError(f'{where(keys[-1])}: {error}') from None
+
+    try:
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            files = ', '.join(dict.fromkeys(source for source, _ in sources))
+            raise ConfigError(f'required but not set: {", ".join(missing)} (in {files})')
+        values = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f'{where(error.full_key or "")}: {_first_line(error)}') from None
+    _check_texts(values, where)
+    config = check_values(schema, values, where=where)
+    if hasattr(config, 'check'):
+        config.check()
+    return config
+
+
+def _prepare_merge(merged: DictConfig, entry: _Entry, where: Callable[[str], str]) -> None:
+    """Remove what an entry replaces, check its shape, and keep a text as it is written."""
+    node = entry.node
+    is_scalar = isinstance(node, yaml.ScalarNode)
+    is_teacher = bool(teacher_types(entry.kind))
+    if node is None or is_teacher and not is_scalar:
+        _forget_earlier(merged, entry)
+        return
+    expected = _expected_shape(entry.kind, node)
+    if expected is not None:
+        raise ConfigError(f'{where(entry.key)}: {_value(node)!r}, expected {expected}')
+    if is_scalar and (is_teacher or entry.kind is str) and node.tag != _NULL:
+        node.tag = _STR
+
+
+def _check_texts(values: Any, where: Callable[[str], str]) -> None:
+    """Raise a ConfigError for a secret, since every run writes its configuration into config.yaml, and values
+    into messages; and for NUL characters."""
+    for key, value in leaves(values):
+        if '\0' in str(value):
+            raise ConfigError(f'{where(key)}: {value!r}, expected a text without NUL characters')
+        if isinstance(value, str) and _SECRET.search(value):
+            raise ConfigError(f'{where(key)}: put no password or token into a URL; Streaming reads credentials '
+                              'from the environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names')
+
+
+def _key_and_fault(error: OmegaConfBaseException, keys: Sequence[str]) -> tuple[str, str]:
+    """Return which of the merged keys an error of OmegaConf is about, and what is wrong with it."""
+    key = error.full_key or ''
+    # For a key in a list of mappings, OmegaConf omits the path.
+    key = next((path for path in keys if path == key or path.endswith(f'].{key}')), key)
+    if not isinstance(error, ConfigKeyError) or not is_dataclass(error.object_type):
+        return key, _first_line(error)
+    names = [field.name for field in fields(error.object_type)]
+    near = difflib.get_close_matches(str(error.key), names, n=1, cutoff=0.5)
+    if near:
+        return key, f'unknown key; did you mean {key.removesuffix(str(error.key))}{near[0]}?'
+    return key, f'unknown key; valid keys: {", ".join(names)}'
+
+
+def _forget_earlier(merged: DictConfig, entry: _Entry) -> None:
+    """Remove an earlier value that a null entry or a teacher of another type replaces, instead of merging."""
+    *path, name = entry.path
+    holder: Any = merged
+    for part in path:
+        holder = holder.get(part) if isinstance(holder, DictConfig) else None
+    if not isinstance(holder, DictConfig):
+        return
+    if entry.node is not None:
+        container: Any = OmegaConf.to_container(holder)
+        earlier = container.get(name)
+        later = _value(entry.node)
+        has_same_type = False
+        if isinstance(earlier, dict) and isinstance(later, dict):
+            earlier_type = earlier.get('type')
+            has_same_type = earlier_type in (None, later.get('type', earlier_type))
+        if not has_same_type:
+            holder[name] = None
+    elif _has_entries(entry.kind):
+        holder[name] = {}
+    else:
+        holder.pop(name, None)
+
+
+def check_values(
+    kind: Any, values: Any, key: str = '', where: Callable[[str], str] = str, strict: bool = False
+) -> Any:
+    """Return values as a type reads them; raise a ConfigError for another type, or if they are out of range.
+
+    Args:
+        kind: A type, or one of the dataclasses of `llm2clip.config`.
+        values: For a dataclass, nested mappings and lists.
+        key: Their key in the configuration; empty for the whole configuration.
+        where: Dotted key -> its name in messages.
+        strict: Do not convert types, such as a string of digits to a number.
+    """
+    try:
+        adapter = _adapter(kind) if is_dataclass(kind) else TypeAdapter(kind, config=_ANY_TYPE)
+        return adapter.validate_python(values, strict=strict)
+    except ValidationError as error:
+        expectations: dict[str, list[str]] = {}
+        for fault in error.errors(include_url=False):
+            subject, expected = _subject_and_expectation(fault, key, where)
+            expectations.setdefault(subject, []).append(expected)
+        texts = [f'{subject}, expected {" or ".join(expected)}' for subject, expected in expectations.items()]
+        raise ConfigError('; '.join(texts)) from None
+
+
+def _subject_and_expectation(fault: Mapping[str, Any], key: str, where: Callable[[str], str]) -> tuple[str, str]:
+    """Return the key and value that an error of pydantic is about, and what was expected."""
+    # If the key of a mapping is invalid itself, pydantic appends `[key]` to the location.
+    location = [part for part in fault['loc'] if part != '[key]' and not str(part).startswith('type:')]
+    if not key:
+        parts = [f'[{part}]' if isinstance(part, int) else f'.{part}' for part in location]
+        key = ''.join(parts).removeprefix('.')
+    if fault['type'] == 'missing' and isinstance(location[-1], str):
+        return f'{where(key)}: required but not set', 'a value'
+    if fault['type'] == 'unexpected_keyword_argument':  # for other dataclasses, OmegaConf refuses it
+        teacher = teacher_types(OneTeacher)[str(fault['loc'][-2])]
+        return f'{where(key)}: unknown key', f'one of {", ".join(field.name for field in fields(teacher))}'
+    value = location[-1] if '[key]' in fault['loc'] else fault['input']
+    expected = fault['msg']
+    if fault['type'] == 'value_error':
+        expected = str(fault['ctx']['error'])
+    for pattern, replacement in _PYDANTIC_WORDS.items():
+        expected = re.sub(pattern, replacement, expected)
+    return f'{where(key)}: {value!r}', expected
+
+
+@functools.cache
+def _adapter(schema: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(schema)
+
+
+def read_config(schema: type[T], folder: Union[str, Path]) -> T:
+    """Return the `config.yaml` that a run of `schema` wrote into its folder.
+
+    Raises:
+        ConfigError: There is none, or it is of another recipe, or an error of `read_resolved`.
+        FileError: As for `read_resolved`.
+    """
+    path = Path(folder) / 'config.yaml'
+    if not path.is_file():
+        raise ConfigError(f'{folder} is not the folder of a run: it has no config.yaml')
+    read_resolved(path)
+    return _merge(schema, [_read_file(str(path))])
+
+
+def read_resolved(path: Union[str, Path]) -> Any:
+    """Return the content of a YAML file of a run.  Raise a ConfigError if a value is an interpolation
+    (``${…}``), as of an environment variable, and a FileError if the file is missing or not YAML."""
+    text = read_text(path, 'YAML')
+    with reading(path, 'YAML'):
+        for event in yaml.parse(text, _Loader):
+            if isinstance(event, yaml.ScalarEvent) and '${' in event.value:
+                raise ConfigError(f'{path}:{event.start_mark.line + 1}: {event.value!r} asks for another '
+                                  'value, expected none in what a run wrote')
+        return yaml.load(text, _Loader)
+
+
+def save_config(config: Any, folder: Union[str, Path]) -> None:
+    """Write the resolved configuration to `folder`/config.yaml."""
+    write_text(Path(folder) / 'config.yaml', OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True))
+
+
+def _read_file(path: str) -> tuple[str, yaml.Node]:
+    tree = _parse(read_text(path, 'a YAML file or key=value'), path)
+    if tree is not None and not isinstance(tree, yaml.MappingNode):
+        raise ConfigError(f'{path}: expected a mapping of keys to values at the top')
+    return path, tree or yaml.MappingNode(_MAP, [])
+
+
+def _parse(text: str, where: str) -> Optional[yaml.Node]:
+    with reading(where, 'YAML'):
+        yaml.load(text, _Loader)  # to check keys and aliases; it flattens its nodes, so they are not used
+        return yaml.compose(text, _Loader)
+
+
+def _value(node: yaml.Node) -> Any:
+    return _Loader('').construct_document(node)
+
+
+def _entries(kind: Any, tree: yaml.Node, path: tuple[str, ...] = ()) -> Iterator[_Entry]:
+    """Yield every entry below a node, whose type is `kind`.
+
+    A null mapping of typed entries, or a null entry of one, is removed from the tree and yielded with node None.
+    """
+    entry_type = Any
+    if typing.get_origin(kind) in (list, dict):
+        entry_type = typing.get_args(kind)[-1]
+    entries: list[_Entry] = []
+    if isinstance(tree, yaml.SequenceNode):
+        if teacher_types(kind):
+            entry_type = kind
+        for i, node in enumerate(tree.value):
+            entries.append(_Entry((*path, f'[{i}]'), plain_type(entry_type), node, node))
+    elif isinstance(tree, yaml.MappingNode):
+        field_types = _field_types(kind)
+        for name, node in list(tree.value):
+            value_type = field_types.get(name.value, entry_type)
+            if node.tag == _NULL and (_has_entries(kind) or _has_entries(value_type)):
+                tree.value.remove((name, node))
+                node = None
+            entries.append(_Entry((*path, name.value), plain_type(value_type), node, name))
+    for entry in entries:
+        yield entry
+        if entry.node is not None:
+            yield from _entries(entry.kind, entry.node, entry.path)
+
+
+def _field_types(kind: Any) -> dict[str, Any]:
+    """Return field -> type of a dataclass, or of all text encoders that a field takes; else nothing."""
+    schemas = list(teacher_types(kind).values())
+    if is_dataclass(kind):
+        schemas.append(kind)
+    types: dict[str, Any] = {}
+    for schema in schemas:
+        types.update(typing.get_type_hints(schema, include_extras=True))
+    return types
+
+
+def _has_entries(kind: Any) -> bool:
+    """Whether a type is a mapping of typed entries, not the arguments of a part, which may be null."""
+    return typing.get_origin(_bare(kind)) is dict and _bare(kind) != Component
+
+
+def _expected_shape(kind: Any, node: yaml.Node) -> Optional[str]:
+    """Return the shape if a mapping or list is expected but not given; OmegaConf may not name the key."""
+    if node.tag == _NULL or node.value == MISSING or node.value[:2] == '${':
+        return None
+    origin = typing.get_origin(kind)
+    if origin is list and not isinstance(node, yaml.SequenceNode):
+        return 'a list'
+    if (origin is dict or is_dataclass(kind)) and not isinstance(node, yaml.MappingNode):
+        return 'a mapping of keys to values'
+    return None
+
+
+def leaves(node: Any, key: str = '') -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of every leaf of nested mappings and lists."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from leaves(value, f'{key}.{name}' if key else str(name))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from leaves(value, f'{key}[{i}]')
+    else:
+        yield key, node
+
+
+def _bare(hint: Any) -> Any:
+    """Strip `Annotated` from a type, unless it defines how a text encoder is read."""
+    if typing.get_origin(hint) is Annotated and not teacher_types(hint):
+        return hint.__origin__
+    return hint
+
+
+def plain_type(hint: Any) -> Any:
+    """Strip `Optional` and `Annotated` from a type, unless that defines how a text encoder is read."""
+    hint = _bare(hint)
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) in (Union, types.UnionType) and type(None) in args:
+        return _bare(next(arg for arg in args if arg is not type(None)))
+    return hint
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error.__cause__, ConfigError):  # of `package_folder`
+        error = error.__cause__
+    return str(error).splitlines()[0]
+
+
+# Keys that may change on resume: duration, evaluation and logging, checkpoints, hardware and memory.
+_MAY_CHANGE = {
+    'max_duration',
+    'eval_data', 'eval_zeroshot', 'global_eval_batch_size', 'eval_interval', 'eval_first', 'callbacks', 'loggers',
+    'progress_bar', 'log_to_console', 'console_log_interval', 'run_name',
+    'save_folder', 'save_interval', 'save_num_checkpoints_to_keep', 'checkpoint_folder', 'autoresume', 'teacher_folder',
+    'adapter_folder', 'lora_folder', 'cache_limit',
+    'device', 'device_train_microbatch_size', 'dist_timeout', 'compile', 'fsdp', 'gradient_checkpointing', 'block_size',
+    'grad_cache', 'num_workers', 'download_retry', 'download_timeout',
+    *(field.name for field in fields(PlanConfig))}
+
+
+def learned_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the part of a configuration that determines what is learned, as plain containers.
+
+    A dataset is identified by its `remote`, because `local` is then a cache; without a remote, by `local`.
+    """
+    def learned(node: Any) -> Any:
+        if not isinstance(node, Mapping):
+            return node
+        left_out = set(_MAY_CHANGE)
+        if node.get('remote'):
+            left_out.add('local')
+        return {str(name): learned(value) for name, value in node.items() if name not in left_out}
+
+    return learned(OmegaConf.to_container(OmegaConf.structured(config)))
+
+
+def check_settings(found: Mapping[str, Any], config: TrainConfig, where: str) -> None:
+    """Raise a ConfigError that names the first changed setting of a run, with both values.
+
+    `found` are the `learned_settings` that the run began with, and `where` says where they were found.
+    """
+    differing = difference(found, learned_settings(config))
+    if differing is not None:
+        raise ConfigError(f'save_folder: {where} was trained with other settings than these: {differing}; a run keeps '
+                          'the settings that decide what it learns, so choose another save_folder for new ones')
+
+
+def settings_in_folder(config: C) -> Optional[C]:
+    """Return the configuration in a run's `save_folder`, or None; raise the errors of `check_settings`."""
+    if not Path(config.save_folder, 'config.yaml').is_file():
+        return None
+    run_config = read_config(type(config), config.save_folder)
+    check_settings(learned_settings(run_config), config, f'the run in {config.save_folder}')
+    return run_config
+
+
+def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Optional[str]:
+    """Return the first field in which two nested mappings differ, with both values; None if they are equal."""
+    for name in sorted({*found, *expected}):
+        value = found.get(name)
+        expected_value = expected.get(name)
+        if isinstance(value, Mapping) and isinstance(expected_value, Mapping):
+            inner = difference(value, expected_value)
+            if inner is not None:
+                return f'{name}.{inner}'
+        elif value != expected_value:
+            return f'{name} is {value!r}, expected {expected_value!r}'
+    return None

@@ -1,0 +1,113 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Import of caption-contrastive LLMs from LLM2Vec as teacher folders.
+
+LLM2Vec embeds captions like our text encoder: attention is bidirectional, and pooling averages the caption
+and the end token of the template.  BOS and the template's header are read but not pooled.  Its templates are
+shorter than those of the tokenizers (Llama 3.1's adds a system prompt), so the imported tokenizer gets them
+as its chat template.
+
+Two differences remain.  Captions beyond `max_length` lose their last tokens here; LLM2Vec drops whole words
+beyond 512 tokens, then cuts off the end token and pools the template's header too.  And LLM2Vec tokenises
+caption and template together, so that a line break at the start of a caption merges with the template's.
+"""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from llm2clip.config import LLMTeacherConfig
+from llm2clip.errors import ConfigError
+from llm2clip.io.files import read_json, reading
+from llm2clip.modeling.checks import load_tokenizer
+from llm2clip.modeling.text_encoder import CaptionTokenizer
+from llm2clip.teacher.llm import build_text_encoder, save_teacher
+
+# Text that LLM2Vec puts before and after a caption, without BOS.
+TEMPLATES = {
+    'llama3': ('<|start_header_id|>user<|end_header_id|>\n\n', '<|eot_id|>'),
+    'chatml': ('<|im_start|>user\n', '<|im_end|>'),
+    'none': ('', ''),
+}
+_POOLINGS = {'mean': 'mean', 'weighted_mean': 'weighted_mean', 'eos_token': 'last', 'last_token': 'last'}
+
+
+def import_teacher(config: LLMTeacherConfig, template: Optional[str], folder: Union[str, Path]) -> None:
+    """Write an LLM that LLM2Vec trained as a teacher folder.
+
+    Args:
+        config: The LLM; `adapters` lists LLM2Vec's adapters that are not merged into it, in order.
+            `pretrained` may be an adapter's folder; that adapter then comes first, on the LLM that it names.
+        template: Key of `TEMPLATES`.  Unset, it follows from the LLM's name, as in LLM2Vec.
+        folder: Output folder.
+
+    Raises:
+        ConfigError: The LLM or an adapter does not fit, the template is unknown, or the saved settings disagree.
+    """
+    if config.chat_template is not None:
+        raise ConfigError('teacher.chat_template: LLM2Vec has templates of its own; say which by `template`')
+    names = [('pretrained', config.pretrained)]
+    names += [('adapters', adapter) for adapter in config.adapters]
+    for key, name in names:
+        if Path(name).is_absolute() and not Path(name).is_dir():
+            raise ConfigError(f'teacher.{key}: there is no folder {name}')
+    path = Path(config.pretrained, 'adapter_config.json')
+    if path.is_file():
+        with reading(path, 'the LLM of an adapter under the key base_model_name_or_path'):
+            base = str(read_json(path, dict)['base_model_name_or_path'])
+        config = dataclasses.replace(config, pretrained=base, adapters=[config.pretrained, *config.adapters])
+    _check_llm2vec_config(config)
+    template = template or _template_by_name(config)
+    if template not in TEMPLATES:
+        raise ConfigError(f'template: {template!r} is not one of {", ".join(TEMPLATES)}')
+    tokenizer = load_tokenizer(config.pretrained, config.trust_remote_code)
+    tokenizer.chat_template = _chat_template(tokenizer, *TEMPLATES[template])
+    config = dataclasses.replace(config, chat_template=template != 'none')
+    save_teacher(build_text_encoder(config), CaptionTokenizer(tokenizer, config), None, folder)
+
+
+def _chat_template(tokenizer: Any, before: str, after: str) -> Optional[str]:
+    """Chat template in Jinja; None if nothing surrounds a caption."""
+    if not before:
+        return None
+    missing = [token for token in re.findall(r'<\|\w+\|>', before + after)
+               if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
+    if missing:
+        raise ConfigError(f'template: the tokenizer has no {" and no ".join(missing)}')
+    adds_bos = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in tokenizer('').input_ids
+    if adds_bos:
+        before = tokenizer.bos_token + before
+    return f"{{{{ {json.dumps(before)} + messages[0]['content'].rstrip() + {json.dumps(after)} }}}}"
+
+
+def _check_llm2vec_config(config: LLMTeacherConfig) -> None:
+    """Compare the settings with those saved with the last adapter or, without adapters, with the LLM."""
+    path = Path([config.pretrained, *config.adapters][-1], 'llm2vec_config.json')
+    if not path.is_file():
+        return
+    saved = read_json(path, dict)
+    pooling = saved.get('pooling_mode', 'mean')
+    expected = {'pooling': _POOLINGS.get(pooling, pooling), 'max_length': saved.get('max_length', 512)}
+    for key, value in expected.items():
+        if getattr(config, key) != value:
+            raise ConfigError(f'teacher.{key}: {getattr(config, key)!r}, but {path} says {value!r}')
+    if not saved.get('skip_instruction', True):
+        raise ConfigError(f'{path}: skip_instruction is false: it would pool the header of the template, which no '
+                          'setting here does')
+
+
+def _template_by_name(config: LLMTeacherConfig) -> str:
+    names = [config.pretrained]
+    path = Path(config.pretrained, 'config.json')
+    if path.is_file():
+        names.append(str(read_json(path, dict).get('_name_or_path', '')))
+    for name in names:
+        if 'Llama-3' in name and 'Instruct' in name:
+            return 'llama3'
+        if 'Qwen2-' in name and 'Instruct' in name:
+            return 'chatml'
+    raise ConfigError(f'template: which one LLM2Vec used cannot be told from the name {config.pretrained}; say one of '
+                      f'{", ".join(TEMPLATES)}')

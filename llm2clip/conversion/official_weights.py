@@ -1,0 +1,307 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Import of weights from official checkpoints, and from exported folders as initial weights.
+
+A table per layout maps the official parameter names to ours.  Sources of the tables:
+
+- `eva`, the `.pt` files of LLM2CLIP-EVA02-*: the official code (github.com/microsoft/LLM2CLIP, `eva_clip`).
+  The files are the bare state dict of its `CustomCLIP`, whose features equal ours.  timm's own conversion of
+  EVA-CLIP renames the tower in the same way.
+- `hf`, the folders LLM2CLIP-Openai-*: inferred, since their code and files were not available.
+  `vision_model` and `visual_projection` are those of transformers' `CLIPModel`, on which `LLM2CLIPModel` is
+  based.  Public code that uses the models shows a parameter `logit_scale` and a sequence
+  `text_adapter.adaptor`; its sixth part is the projection from 4,096 to 1,280 dimensions.  The names `ln`,
+  `fn.0` and `fn.3` in a block are those of the official code, from which the adapter is copied.  The
+  published size, 579 million parameters in float32, matches exactly these weights.
+- `timm`, written by the official code for SigLIP2 towers: that code, whose features equal ours.  It is
+  unknown whether a file of this layout was published.  The layout has no image projection, does not normalise
+  the teacher's vector, and includes the LLM.
+"""
+
+import dataclasses
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Union
+
+import torch
+
+from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
+from llm2clip.config.ranges import VisualProjection
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported
+from llm2clip.io.files import read_json, reading
+from llm2clip.io.tensors import read_pickle, read_safetensors
+from llm2clip.modeling.checks import check_finite, some_names
+from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
+from llm2clip.models.vision_lora import load_without_lora
+from llm2clip.teacher.fingerprint import Fingerprint
+
+_State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Parameter names of an official file."""
+
+    name: str
+    sign: str
+    """Prefix that only names of this layout have."""
+    adapter: str
+    """Prefix of the adapter's names."""
+    prefixes: tuple[tuple[str, str], ...]
+    """Pairs of prefixes, ours -> theirs; the first match counts."""
+    parts: tuple[tuple[str, str], ...] = ()
+    """Pairs of substrings in the tower's names, ours -> theirs."""
+    left_out: tuple[str, ...] = ()
+    """Patterns of names that are not imported: constants that the model computes, and the teacher's LLM."""
+    visual_projection: VisualProjection = 'linear'
+    normalize: bool = True
+
+
+_LAYOUTS = (
+    _Layout('timm', 'visual.trunk.', 'text.text_proj.text_adaptor.',
+            (('vision_encoder.trunk.', 'visual.trunk.'),),
+            left_out=(r'text\.text\..*',), visual_projection='identity', normalize=False),
+    _Layout('eva', 'visual.cls_token', 'text.text_adaptor.',
+            (('vision_encoder.trunk.', 'visual.'), ('visual_projection.', 'visual.head.')),
+            (('.attn.norm.', '.attn.inner_attn_ln.'), ('.mlp.norm.', '.mlp.ffn_ln.'), ('.mlp.fc1_g.', '.mlp.w1.'),
+             ('.mlp.fc1_x.', '.mlp.w2.'), ('.mlp.fc2.', '.mlp.w3.')),
+            (r'visual\.(blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)',), visual_projection='affine'),
+    _Layout('hf', 'vision_model.', 'text_adapter.adaptor.',
+            (('vision_encoder.trunk.vision_model.', 'vision_model.'),  # its name in transformers 4
+             ('vision_encoder.trunk.', 'vision_model.'), ('visual_projection.', 'visual_projection.')),
+            left_out=(r'vision_model\.embeddings\.position_ids',)),
+)
+# Files of a folder; the first that exists is read.
+_NAMES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json')
+# Keys under which trainers save the weights beside their own state.
+_WRAPPERS = ('model', 'module', 'state_dict')
+_BLOCK_PARTS = {'norm': 'ln', 'up': 'fn.0', 'down': 'fn.3'}
+_AS_THEY_ARE = ('logit_scale', 'logit_bias')
+# Configuration keys of transformers that do not change the features.
+_IRRELEVANT = ('transformers_version', 'dtype', 'torch_dtype', 'architectures', 'projection_dim', 'dropout',
+               'attention_dropout', 'initializer_factor', 'initializer_range')
+
+
+def _official_names(layout: _Layout, ours: Iterable[str]) -> dict[str, str]:
+    """Map our parameter names to theirs, one to one."""
+    ours = list(ours)
+    depth = len({name.split('.')[2] for name in ours if name.startswith('adapter.blocks.')})
+    names: dict[str, str] = {}
+    for name in ours:
+        part = name.split('.')
+        if name in _AS_THEY_ARE:
+            official = name
+        elif part[:2] == ['adapter', 'blocks']:
+            official = f'{layout.adapter}{part[2]}.{_BLOCK_PARTS[part[3]]}.{part[4]}'
+        elif part[0] == 'adapter':
+            # The norm and the projection follow the blocks.
+            index = depth + ('norm', 'projection').index(part[1])
+            official = f'{layout.adapter}{index}.{part[2]}'
+        else:
+            prefix, official_prefix = next(pair for pair in layout.prefixes if name.startswith(pair[0]))
+            official = official_prefix + name.removeprefix(prefix)
+            for substring, official_substring in layout.parts:
+                official = official.replace(substring, official_substring)
+        names[name] = official
+    assert len(set(names.values())) == len(ours)
+    return names
+
+
+def _from_official(layout: _Layout, state: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> _State:
+    """Convert an official state dict to one of our model, whose state dict is `ours`.
+
+    Raise a ConfigError if a weight is missing, unexpected or of another shape.
+    """
+    names = _official_names(layout, ours)
+    ignored = {name for name in state if any(re.fullmatch(pattern, name) for pattern in layout.left_out)}
+    missing = set(names.values()) - state.keys()
+    unexpected = state.keys() - set(names.values()) - ignored
+    if missing or unexpected:
+        raise ConfigError(f'checkpoint: not the weights of this tower and adapter: it lacks {some_names(missing)} and '
+                          f'has {some_names(unexpected)} besides')
+    for name, official in names.items():
+        shape = tuple(state[official].shape)
+        expected = tuple(ours[name].shape)
+        # Our logit_scale and logit_bias are not scalars, which FSDP2 cannot shard.
+        is_scalar = name in _AS_THEY_ARE and shape == ()
+        if shape != expected and not is_scalar:
+            raise ConfigError(f'checkpoint: {official} has the shape {shape}, expected {expected}; vision.name and '
+                              'vision.image_size must be those of the checkpoint')
+    return {name: state[official].reshape(ours[name].shape) for name, official in names.items()}
+
+
+def read_weights(path: Union[str, Path], key: str) -> dict[str, torch.Tensor]:
+    """Read a dict of parameter name -> tensor without running code; floating-point tensors are cast to float32.
+
+    Args:
+        path: A `.safetensors` file, a file of `torch.save`, or a folder in transformers format.
+        key: Configuration key of the path, for messages.
+
+    Raises:
+        ConfigError: There are no weights.
+        FileError, LoadError: A file is damaged, holds other objects than tensors, or has non-finite values.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = [path / name for name in _NAMES if (path / name).is_file()]
+        if not files:
+            raise ConfigError(f'{key}: the folder {path} has no weights; expected one of {", ".join(_NAMES)}')
+        path = files[0]
+    if not path.is_file():
+        raise ConfigError(f'{key}: there is no file or folder {path}')
+    if path.name.endswith('.index.json'):
+        with reading(path, 'weight_map, parameter name -> file'):
+            weight_map = dict(read_json(path, dict)['weight_map'])
+            shards = sorted({Path(shard).name for shard in weight_map.values()})
+        state: _State = {}
+        for shard in shards:
+            state.update(_read_file(path.parent / shard))
+        absent = sorted(weight_map.keys() - state.keys())
+        if absent:
+            raise FileError(f'{path}: names {absent[0]}, expected it in {weight_map[absent[0]]}')
+    else:
+        state = _read_file(path)
+    check_finite(state, path)
+    for name, value in state.items():
+        if value.is_floating_point():
+            state[name] = value.float()
+    return state
+
+
+def _read_file(path: Path) -> dict[str, torch.Tensor]:
+    content: Any = read_safetensors(path).tensors if path.suffix == '.safetensors' else read_pickle(path)
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    is_state = isinstance(content, Mapping) and all(isinstance(value, torch.Tensor) for value in content.values())
+    if not is_state or not content:
+        raise FileError(f'{path}: is no mapping of parameter names to tensors, expected weights')
+    # DistributedDataParallel adds this prefix.
+    if all(name.startswith('module.') for name in content):
+        return {name.removeprefix('module.'): value for name, value in content.items()}
+    return dict(content)
+
+
+class Imported(NamedTuple):
+    """Model from an official checkpoint."""
+
+    model: LLM2CLIP
+    """In evaluation mode."""
+    config: ModelConfig
+    llm_embed_dim: int
+
+
+def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imported:
+    """Import official weights; the file decides adapter and projection, `vision` decides the tower.
+
+    Args:
+        checkpoint: File in one of the layouts, or a Hugging Face folder.
+        vision: Configuration of the vision tower.
+
+    Raises:
+        ConfigError: There are no such weights, or a name, a shape or the folder's own configuration differs.
+        FileError, LoadError: A file is damaged, holds other objects than tensors, or has non-finite values.
+    """
+    state = read_weights(checkpoint, 'checkpoint')
+    layout = next((layout for layout in _LAYOUTS if any(name.startswith(layout.sign) for name in state)), None)
+    if layout is None:
+        raise ConfigError(f'checkpoint: no official layout: no name begins with '
+                          f'{" or ".join(layout.sign for layout in _LAYOUTS)}; the first are {sorted(state)[:3]}')
+    depth = len([name for name in state if re.fullmatch(re.escape(layout.adapter) + r'\d+\.ln\.weight', name)])
+    last = f'{layout.adapter}{depth + 1}.weight'
+    if last not in state:
+        raise ConfigError(f'checkpoint: it lacks {last}, the projection of an adapter of {depth} blocks (early '
+                          'revisions of the Hugging Face folders hold the vision tower alone)')
+    embed_dim, llm_embed_dim = state[last].shape
+    up = state.get(f'{layout.adapter}0.fn.0.weight')
+    expansion = AdapterConfig.expansion if up is None else up.shape[0] // llm_embed_dim
+    adapter = AdapterConfig('residual', depth, expansion, layout.normalize)
+    path = Path(checkpoint, 'config.json')
+    if path.is_file():
+        # Shapes do not determine heads, activation and epsilon; the folder's own configuration does.
+        with reading(path, 'the vision_config of a CLIP'):
+            fields = {'model_type': 'clip_vision_model'}
+            fields.update(read_json(path, dict).get('vision_config', {}))
+        for name, value in vision.architecture.items():
+            if fields.setdefault(name, value) != value:
+                raise ConfigError(f'vision.architecture.{name}: {value!r}, but {path} says {fields[name]!r}')
+        vision = dataclasses.replace(vision, architecture=fields)
+    config = ModelConfig(vision, adapter, embed_dim, layout.visual_projection,
+                         logit_bias=0.0 if 'logit_bias' in state else None)
+    model = LLM2CLIP(config, llm_embed_dim, load_weights=False)
+    model.load_state_dict(_from_official(layout, state, model.state_dict()))
+    return Imported(model.eval(), config, llm_embed_dim)
+
+
+def load_initial_weights(
+    model: LLM2CLIP, config: ModelConfig, teacher: Fingerprint, folder: Union[str, Path]
+) -> bool:
+    """Load the weights that `export_folder` wrote into a model of the same configuration.
+
+    Returns:
+        Whether `teacher`, the fingerprint of the teacher in training, is that of the exported model.  If not,
+        a warning says so, since the adapter must learn again.
+
+    Raises:
+        ConfigError: There is no exported model, or its configuration differs.
+        FileError, LoadError: Its weights are damaged, or do not fit this model.
+    """
+    exported = check_initial_weights(model, config, folder)
+    state = LLM2CLIPModel.from_pretrained(folder, dtype=torch.float32).model.state_dict()
+    load_without_lora(model, state, f'initial_weights: {folder}')
+    with reading(Path(folder, 'config.json'), 'the fingerprint of a teacher under the key learned_from'):
+        if exported.learned_from and teacher == Fingerprint.from_json(exported.learned_from):
+            return True
+    try:
+        teacher.check(exported.teachers(), 'training', f'the model in {folder}')
+    except ValueError as error:
+        warnings.warn(f'initial_weights: {error}', stacklevel=2)
+        return False
+    return True
+
+
+def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[str, Path]) -> LLM2CLIPConfig:
+    """Return the configuration of an exported model if it equals that of `model`; weights are not read.
+
+    Raises:
+        ConfigError: There is no exported model, or a key differs.
+    """
+    if not is_exported(folder):
+        raise ConfigError(f'initial_weights: {folder} is no exported folder: it has no config.json of one')
+    exported = LLM2CLIPConfig.from_pretrained(folder)
+    exported.teachers()
+    differences = [f'model.{key}: {value!r}, but {exported_value!r} there'
+                   for key, value, exported_value in _differences(model, config, exported.model_config())]
+    if differences:
+        raise ConfigError(f'initial_weights: the model in {folder} is another one: {"; ".join(differences)}')
+    return exported
+
+
+def _differences(model: LLM2CLIP, config: ModelConfig, exported: ModelConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (key, our value, exported value) of each setting that changes the meaning of the weights and differs."""
+    ours, theirs = config.vision, exported.vision
+    preprocessing = model.vision_encoder.preprocessing
+    architecture = model.vision_encoder.tower.architecture()
+    pairs: dict[str, tuple[Any, Any]] = {
+        'vision.image_size': (ours.image_size, theirs.image_size),
+        'vision.mean': (list(preprocessing.mean), theirs.mean),
+        'vision.std': (list(preprocessing.std), theirs.std),
+        'embed_dim': (config.embed_dim, exported.embed_dim),
+        'visual_projection': (projection_kind(model.visual_projection), exported.visual_projection),
+        'logit_bias': (config.logit_bias is not None, exported.logit_bias is not None),
+    }
+    if not architecture or not theirs.architecture:
+        # A timm name determines the architecture; the tag after the point names the initial weights.
+        pairs['vision.name'] = (ours.name.split('.')[0], theirs.name.split('.')[0])
+    for name in sorted({*architecture, *theirs.architecture} - {*_IRRELEVANT}):
+        pairs[f'vision.architecture.{name}'] = (architecture.get(name), theirs.architecture.get(name))
+    for name, value in dataclasses.asdict(config.adapter).items():
+        pairs[f'adapter.{name}'] = (value, getattr(exported.adapter, name))
+    for key, (value, exported_value) in pairs.items():
+        if value != exported_value:
+            yield key, value, exported_value

@@ -1,0 +1,74 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Zero-shot sets: images with classes, and prompt templates for the class names."""
+
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Union
+
+from llm2clip.config import ZeroshotConfig
+from llm2clip.data.caption_files import read_lines
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.registry import open_set
+
+if TYPE_CHECKING:
+    from llm2clip.evaluation.sets.files import ClassificationSet
+
+class ZeroshotSet(NamedTuple):
+    """Images with classes, and prompt templates with `{}` for the class name."""
+
+    dataset: 'ClassificationSet'
+    templates: list[str]
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have several classes or none."""
+        return not isinstance(self.dataset.labels[0], int)
+
+    @property
+    def names(self) -> list[str]:
+        """Class names without duplicates."""
+        return list(dict.fromkeys(self.dataset.classes))
+
+    @property
+    def prompts(self) -> list[str]:
+        """Prompts of all class names, name by name."""
+        pairs = itertools.product(self.names, self.templates)
+        return [template.replace('{}', name) for name, template in pairs]
+
+
+def zeroshot_set(config: ZeroshotConfig, key: str) -> ZeroshotSet:
+    """Open a zero-shot set with the prompt templates of the configuration, or else its own.
+
+    Args:
+        config: Source of the set and file of the templates.
+        key: Configuration key of `config`, for error messages.
+
+    Raises:
+        ConfigError: A file or folder is missing or damaged, or there are no prompts.
+    """
+    dataset = open_set('zeroshot', config.source, f'{key}.source')
+    templates = config.templates or dataset.templates
+    if templates is None:
+        raise ConfigError(f'{key}.templates: required but not set, since {dataset.name} has no prompts of its own')
+    return ZeroshotSet(dataset, read_templates(templates, f'{key}.templates'))
+
+
+def read_templates(path: Union[str, Path], key: str) -> list[str]:
+    """Read prompt templates from the lines of a text file; `{c}` becomes `{}`, and lines that start with # are skipped.
+
+    Raises:
+        ConfigError: The file is missing or has no templates, or a line has no placeholder.
+    """
+    try:
+        templates = [line.replace('{c}', '{}') for _, line in read_lines(str(path)) if not line.startswith('#')]
+    except FileError as error:
+        raise ConfigError(f'{key}: {error}') from None
+    for line in templates:
+        if '{}' not in line:
+            raise ConfigError(f'{key}: {path}: expected a prompt with {{}} for the class name on each line, got '
+                              f'{line!r}')
+    if not templates:
+        raise ConfigError(f'{key}: {path} has no prompt')
+    return templates

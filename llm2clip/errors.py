@@ -1,0 +1,60 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Errors that tell users what to change, and the context that adds the key of the configuration to them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Union
+
+
+class ConfigError(ValueError):
+    """Configuration that cannot be used.  As a text, ``<key>: <message>``.
+
+    Args:
+        message: What is wrong, and what was expected.
+        key: Dotted key, relative to the blocks of `under` that raise the error.
+        is_absolute: Whether `key` is complete, so that `under` adds nothing to it.
+    """
+
+    def __init__(self, message: str, key: str = '', is_absolute: bool = False) -> None:
+        super().__init__(message)
+        self.key = key
+        self.is_absolute = is_absolute
+
+    def __str__(self) -> str:
+        return f'{self.key}: {self.args[0]}' if self.key else self.args[0]
+
+
+class FileError(ValueError):
+    """A file that cannot be used.  As a text, ``<path>: <message>``."""
+
+    def __init__(self, message: str, path: Union[str, Path] = '') -> None:
+        super().__init__(message)
+        self.path = str(path)
+
+    def __str__(self) -> str:
+        return f'{self.path}: {self.args[0]}' if self.path else self.args[0]
+
+
+@contextmanager
+def under(key: str) -> Iterator[None]:
+    """Put `key` before the key of a ConfigError that the block raises.
+
+    An error with the key ``local`` that leaves ``under('train_data.streams.cc3m')`` has the key
+    ``train_data.streams.cc3m.local``.  An index such as ``[2]`` is added without a dot.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if not error.is_absolute:
+            separator = '.' if key and error.key and not error.key.startswith('[') else ''
+            error.key = f'{key}{separator}{error.key}'
+        raise
+
+
+def missing_extra(subject: str, extra: str, error: ImportError) -> ConfigError:
+    """Return the error of a part that needs the packages of an extra of this project."""
+    return ConfigError(f'{subject} needs the extra {extra} ({error}): '
+                       f".uv/bin/uv sync --locked --inexact --extra {extra}, or pip install -e '.[{extra}]'")

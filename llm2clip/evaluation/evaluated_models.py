@@ -1,0 +1,237 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Models that can be evaluated: a stage-2 run, an exported folder, or a Hugging Face CLIP with its text tower."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import torch
+import torch.nn.functional as F
+from composer.devices import Device
+from transformers import AutoImageProcessor, AutoModel
+
+from llm2clip.config import ClipTextConfig, EvaluatedModelConfig
+from llm2clip.config.ranges import TeacherPrecision
+from llm2clip.data.images import decode_image, decode_pixels
+from llm2clip.data.vectors import concatenate
+from llm2clip.errors import ConfigError
+from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported
+from llm2clip.io.files import reading
+from llm2clip.modeling.checks import load_checked, load_config
+from llm2clip.modeling.image_processing_llm2clip import resize_and_crop
+from llm2clip.models.llm2clip import LLM2CLIP, check_truncate_dim, truncate_dims
+from llm2clip.ranks import once_per_node, round_robin, rows
+from llm2clip.teacher.caption_teacher import CachedTeacher, TeacherSource
+from llm2clip.teacher.clip_text import ClipText, load_clip_tokenizer
+from llm2clip.teacher.fingerprint import Fingerprint
+from llm2clip.teacher.sources import teacher_in, teacher_sources
+from llm2clip.training.runs import load_stage2, read_stage2, trained_clip_text, with_trained_teacher
+
+_TEXTS = 256
+Teacher = Callable[[Sequence[str]], tuple[torch.Tensor, int]]
+
+
+def _preprocess(image_size: int, data: bytes, name: str) -> torch.Tensor:
+    """Decode, resize and crop an image to uint8 ``(3, H, W)``, as the evaluation during training does."""
+    return resize_and_crop(decode_pixels(data, name), image_size)
+
+
+class TrainedLLM2CLIP:
+    """Vision tower, text adapter and teacher, which map images and texts to unit vectors in one space.
+
+    `preprocess` is picklable and turns an encoded image and its name into pixels ``(3, H, W)``.  `teacher`
+    turns texts into text embeddings ``(N, llm_embed_dim)`` on the CPU and the number of truncated texts.
+    """
+
+    def __init__(self, model: LLM2CLIP, teacher: Teacher, precision: TeacherPrecision = 'fp32') -> None:
+        self.model, self.teacher, self.precision = model, teacher, precision
+        self.device = model.logit_scale.device
+        self.preprocess = partial(_preprocess, model.vision_encoder.preprocessing.image_size)
+
+    @torch.no_grad()
+    def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return features ``(B, D)`` and pooled states ``(B, W)`` of pixels ``(B, 3, H, W)`` on `device`."""
+        with _autocast(self):
+            pooled = self.model.vision_encoder(pixel_values)
+            projected = self.model.visual_projection(pooled)
+        return F.normalize(projected.float(), dim=-1), pooled.float()
+
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        """Return the features ``(N, D)`` of N texts on the CPU, and the number of truncated texts.
+
+        Every rank calls this and embeds a share of the texts; only the first rank gets rows.
+        """
+        vectors, truncated = self.teacher(texts)
+        with _autocast(self):
+            features = [self.model.get_text_features(block.to(self.device)).cpu()
+                        for block in vectors.split(4096) if len(block)]
+        return rows(features), truncated
+
+
+def _preprocess_theirs(processor: Any, data: bytes, name: str) -> torch.Tensor:
+    """Preprocess an image with a Hugging Face image processor."""
+    return processor(images=decode_image(data, name), return_tensors='pt')['pixel_values'][0]
+
+
+def _tensor(features: Any) -> torch.Tensor:
+    """Tensor of a model's features: transformers 4 returns the tensor, transformers 5 an output object."""
+    return getattr(features, 'pooler_output', features)
+
+
+class HuggingFaceCLIP:
+    """CLIP, SigLIP or another model of transformers, with the interface of `TrainedLLM2CLIP`.
+
+    Raises:
+        ConfigError: The model lacks `get_image_features` or `get_text_features`.
+        FileError, LoadError: The model is missing or damaged.
+    """
+
+    def __init__(self, name: str, device: Device, precision: TeacherPrecision = 'fp32') -> None:
+        self.precision = precision
+        where = f'pretrained: {name}'
+        model, _ = load_checked(AutoModel.from_pretrained, name, where=where, more=True, trust_remote_code=False,
+                                config=load_config(name, where), dtype=torch.float32)
+        for method in ('get_text_features', 'get_image_features'):
+            if not hasattr(model, method):
+                raise ConfigError(f'{where}, a {type(model).__name__}, has no {method}')
+        self.tokenizer = load_clip_tokenizer(ClipTextConfig(name), 'pretrained')
+        with reading(where, 'an image processor of transformers'):
+            self.preprocess = partial(_preprocess_theirs,
+                                      AutoImageProcessor.from_pretrained(name, trust_remote_code=False))
+        self.model: Any = device.module_to_device(model.eval().requires_grad_(False))
+        self.device = next(self.model.parameters()).device
+        self._pooled = torch.empty(0)
+        # transformers 5 overwrites the pooled features in the output object, but not this tensor.
+        self.model.vision_model.register_forward_hook(
+            lambda module, inputs, outputs: setattr(self, '_pooled', outputs.pooler_output))
+
+    @torch.no_grad()
+    def image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with _autocast(self):
+            projected = _tensor(self.model.get_image_features(pixel_values=pixel_values))
+        return F.normalize(projected.float(), dim=-1), self._pooled.float()
+
+    def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        blocks = [list(texts[start:start + _TEXTS]) for start in range(0, len(texts), _TEXTS)]
+        encoded = list(round_robin(blocks, partial(map, self._encode_texts)))
+        return rows(features for features, _ in encoded), sum(truncated for _, truncated in encoded)
+
+    @torch.no_grad()
+    def _encode_texts(self, texts: list[str]) -> tuple[torch.Tensor, int]:
+        tokens = self.tokenizer.tokenize(texts)
+        batch = {name: ids.to(self.device) for name, ids in self.tokenizer.pad(tokens).items()}
+        with _autocast(self):
+            features = _tensor(self.model.get_text_features(**batch))
+        return F.normalize(features.float(), dim=-1).cpu(), sum(text.cut for text in tokens)
+
+
+EvaluatedModel = Union[TrainedLLM2CLIP, HuggingFaceCLIP]
+
+
+def _autocast(model: EvaluatedModel) -> torch.autocast:
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=model.precision == 'amp_bf16')
+
+
+def _concatenated(teachers: Sequence[Teacher]) -> Teacher:
+    """Combine teachers into one that concatenates their embeddings and counts the most truncated texts."""
+    def embed(texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        vectors, truncated = zip(*(teacher(texts) for teacher in teachers))
+        return concatenate(vectors), max(truncated)
+
+    return embed
+
+
+def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
+    """Check the configuration of a model, at `key`, and its folders, without reading weights.
+
+    Raises:
+        ConfigError: It names no model or several, a folder is of the wrong kind, or the teacher is missing.
+        ValueError: The teacher is not the one that the model was trained with.
+    """
+    given = [name for name in ('run', 'export', 'pretrained') if getattr(config, name) is not None]
+    if len(given) != 1:
+        raise ConfigError(f'{key}: expected one of run, export and pretrained; got {" and ".join(given) or "none"}')
+    if config.wise_ft_alpha != 1 and config.run is None:
+        raise ConfigError(f'{key}.wise_ft_alpha: {config.wise_ft_alpha:g}, expected 1 or a run, which knows '
+                          'what it began with')
+    if config.truncate_dim is not None and config.pretrained is not None:
+        raise ConfigError(f'{key}.truncate_dim: {config.truncate_dim}, expected none for a model of transformers')
+    if config.pretrained is not None:
+        return
+    for teacher, fingerprint in _teachers(config, key):
+        try:
+            teacher.check_encoding(fingerprint, _folder(config))
+        except ConfigError as error:
+            raise ConfigError(f'{key}.teacher: {error}') from None
+
+
+def _folder(config: EvaluatedModelConfig) -> str:
+    return str(config.run or config.export)
+
+
+def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSource, Optional[Fingerprint]]]:
+    """Teachers of a model, each with the fingerprint of the teacher of its training, if known."""
+    teachers = teacher_sources(config.teacher)
+    expected = [None]
+    if config.export is not None:
+        if not is_exported(config.export):
+            raise ConfigError(f'{key}.export: {config.export} is no folder that export_hf wrote (it has no '
+                              f'config.json of model_type {LLM2CLIPConfig.model_type})')
+        exported = LLM2CLIPConfig.from_pretrained(config.export)
+        expected = list(exported.teachers())
+        check_truncate_dim(config.truncate_dim, exported.model_config(), f'{key}.truncate_dim')
+        folders = filter(Path.is_dir, LLM2CLIPModel.teacher_folders(Path(config.export)))
+        if not teachers:
+            teachers = [teacher_in(folder, fingerprint, config.trust_remote_code)
+                        for folder, fingerprint in zip(folders, expected)]
+    elif config.run is not None:
+        try:
+            run_config, record = read_stage2(config.run, config.weights, config.wise_ft_alpha)
+        except ConfigError as error:
+            raise ConfigError(f'{key}.run: {error}') from None
+        check_truncate_dim(config.truncate_dim, run_config.model, f'{key}.truncate_dim')
+        if run_config.trainable_text.clip is not None:
+            clip_text = trained_clip_text(config.run, config.weights, config.wise_ft_alpha)
+            return [(ClipText(clip_text, cut=True), None)]
+        run_config, record = with_trained_teacher(config.run, run_config, record, config.weights, config.wise_ft_alpha)
+        expected = list(record.teacher)
+        teachers = teachers or teacher_sources(run_config.teacher, config.trust_remote_code)
+    if not teachers:
+        raise ConfigError(f'{key}.teacher: required but not set, since {_folder(config)} names none that is there')
+    if len(teachers) != len(expected):
+        raise ConfigError(f'{_folder(config)} learned from {len(expected)} teachers, not from {len(teachers)}')
+    return list(zip(teachers, expected))
+
+
+def load_evaluated_model(
+    config: EvaluatedModelConfig, cache: Union[str, Path], device: Device, key: str
+) -> EvaluatedModel:
+    """Load a configured model, at `key`, and its teachers on a device; `cache` is a folder of text embeddings.
+
+    Raises the errors of `check_evaluated_model` and of damaged files.
+    """
+    check_evaluated_model(config, key)
+    if config.pretrained is not None:
+        return HuggingFaceCLIP(config.pretrained, device, config.precision)
+    if config.export is not None:
+        exported = LLM2CLIPModel.from_pretrained(config.export).eval()
+        model, model_config = exported.model, exported.config.model_config()
+    else:
+        assert config.run is not None
+        model, run_config, _ = load_stage2(config.run, config.weights, config.wise_ft_alpha)
+        model_config = run_config.model
+    truncate_dims(model, model_config, config.truncate_dim)
+
+    def cached(source: TeacherSource, expected: Optional[Fingerprint] = None) -> Teacher:
+        fingerprint = once_per_node(source.fingerprint, f'teacher {source.name}')
+        if expected is not None:
+            fingerprint.check(expected, source.name, _folder(config))
+        load = partial(source.load, device, config.batch_tokens, config.precision, fingerprint)
+        return CachedTeacher(cache, fingerprint, config.precision, load)
+
+    teachers = [cached(source, expected) for source, expected in _teachers(config, key)]
+    return TrainedLLM2CLIP(device.module_to_device(model), _concatenated(teachers), config.precision)

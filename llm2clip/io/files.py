@@ -1,0 +1,113 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Reading and atomic writing of whole files, with errors that name the file."""
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from safetensors import SafetensorError
+
+from llm2clip.errors import FileError
+
+
+@contextmanager
+def reading(path: Union[str, Path], expected: str) -> Iterator[None]:
+    """Turn a library's error about a file into a FileError; errors of this project pass unchanged."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.startswith('llm2clip.'):
+            raise
+        reason = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+        reason = ' '.join(reason.split()) or type(error).__name__
+        raise FileError(f'cannot be read ({reason}), expected {expected}', path) from error
+
+
+def read_text(path: Union[str, Path], expected: str = 'a text in UTF-8') -> str:
+    """Return a UTF-8 file without its byte order mark; raise a FileError if it is missing or not UTF-8."""
+    with reading(path, expected):
+        return Path(path).read_text(encoding='utf-8-sig')
+
+
+def parse_json(text: Union[str, bytes], where: Union[str, Path], kind: Optional[type] = None) -> Any:
+    """Return the value of a JSON text; FileError with `where` if it is not of `kind` (dict or list)."""
+    expected = {None: 'JSON', dict: 'JSON, an object', list: 'JSON, a list'}[kind]
+    with reading(where, expected):
+        value = json.loads(text)
+    if kind is not None and not isinstance(value, kind):
+        raise FileError(f'holds {str(value)[:60]!r}, expected {expected}', where)
+    return value
+
+
+def read_json(path: Union[str, Path], kind: Optional[type] = None) -> Any:
+    """Return the content of a JSON file; arguments and errors as for `parse_json`."""
+    return parse_json(read_text(path, 'JSON'), path, kind)
+
+
+def printable(text: str) -> str:
+    """Return a text without the control characters and undecodable bytes that file names may contain."""
+    return re.sub(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]', '\N{REPLACEMENT CHARACTER}', text)
+
+
+@contextmanager
+def writing(path: Union[str, Path]) -> Iterator[None]:
+    """Raise a FileError that names what the block writes if the disk is full or a copy fails."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, 'strerror', error)
+        if isinstance(error, shutil.Error):
+            _, _, reason = error.args[0][0]  # `copytree` lists source, copy and reason of failed files
+        elif isinstance(error, OSError):
+            names_target = error.filename and not error.filename2  # of a copy, the first name is the source
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or names_target:
+                raise
+        raise FileError(f'cannot be written ({reason})', path) from error
+
+
+def is_out_of_shared_memory(error: BaseException) -> bool:
+    """Whether an error says that /dev/shm is full, where loader workers keep batches."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return shutil.disk_usage('/dev/shm').free < 2**20
+    return re.search(r'shared memory ?\(shm\)|workers are out of shared memory', str(error)) is not None
+
+
+@contextmanager
+def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
+    """Yield a temporary file that replaces `path` when the block ends without an exception.
+
+    The parent folder is created; the file gets the permissions of the umask; errors are those of `writing`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    try:
+        with writing(path):
+            partial.touch()
+            mode = partial.stat().st_mode
+            yield partial
+            partial.chmod(mode)
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Union[str, Path], text: str) -> None:
+    """Write a text file atomically; undecodable bytes of file names in the text are replaced."""
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding='utf-8', errors='replace')
+
+
+def write_json(path: Union[str, Path], value: Any) -> None:
+    """Write indented JSON atomically, as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2) + '\n')

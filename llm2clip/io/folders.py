@@ -1,0 +1,188 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Output folders: a lock for one recipe and one process at a time, and atomic replacement as a whole."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Optional, Union
+
+from filelock import FileLock, Timeout
+
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.io.files import writing
+
+MANIFEST = 'MANIFEST'
+# Hidden file with the name of the recipe that adds files to a folder over time.
+_RECORD = '.llm2clip'
+# Files that recipes add to a finished folder, and temporary ones that a killed process left.
+_ADDED = re.compile(r'(config\.yaml|seconds\.json)(\.\d+\.tmp)?')
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a path, by its parts alone, is relative to a folder and stays inside."""
+    return bool(name) and not name.startswith('/') and '..' not in name.split('/') and '\0' not in name
+
+
+def inside(folder: Union[str, Path], name: str, where: str, also: Iterable[str] = ()) -> Path:
+    """Return the path of a file that the data in `where` name, in a folder or in one of those in `also`.
+
+    Raises:
+        FileError: It is outside: by ``..``, as an absolute path, or by a symbolic link.
+    """
+    path = os.path.join(folder, name.replace('\0', ''))
+    real = os.path.realpath(path)
+    roots = [os.path.realpath(root) for root in (folder, *also)]
+    if '\0' in name or not any(os.path.commonpath([root, real]) == root for root in roots):
+        raise FileError(f'{where}: the path {name!r} leads to {real}, expected one inside {folder}')
+    return Path(path)
+
+
+@contextmanager
+def locked(path: Union[str, Path], folder: Union[str, Path], wait: bool = False) -> Iterator[None]:
+    """Hold a lock file, which the system releases when this process ends; forked processes do not hold it.
+
+    If another process holds it, `wait` for it, or raise a ConfigError that names the locked `folder`.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(path, timeout=-1 if wait else 0).acquire()
+    except Timeout:
+        raise ConfigError(f'{folder}: another process is writing there and holds {path}, expected to be the '
+                          'only one; wait for it, stop it, or choose another folder') from None
+    with lock:
+        yield
+
+
+@contextmanager
+def lock_output(
+    folder: Union[str, Path], recipe: str, names: Optional[Sequence[str]] = None, part: int = 0
+) -> Iterator[None]:
+    """Lock a folder to which one recipe adds files over time.
+
+    The folder is created if it does not exist, and removed again if the block leaves no file there.
+
+    Args:
+        folder: Output folder of the recipe.
+        recipe: Its name, which a hidden file records.
+        names: Files that the recipe writes; unset, all in the folder.
+        part: Index of this process among those that share the folder.
+
+    Raises:
+        ConfigError: The folder has files that the recipe did not write, or another process writes there.
+    """
+    folder = Path(os.path.abspath(folder))
+    record = folder / _RECORD
+    is_new = not folder.exists()
+    if not is_new and not folder.is_dir():
+        raise ConfigError(f'{folder}: a file, expected a folder to write into')
+    present: list[str] = []
+    if not is_new:
+        present = [name for name in sorted(os.listdir(folder)) if name[0] != '.']
+    if names is not None:
+        present = [name for name in present if name in names]
+    if present and not record.is_file():
+        raise ConfigError(f'{folder}: holds {", ".join(present[:5])}, which {recipe} did not write (there is '
+                          f'no {_RECORD} that says so), expected an empty folder or one that it wrote')
+    lock = folder / f'{_RECORD}.{part}' if part else record
+    with locked(lock, folder):
+        owner = record.read_text().strip() if record.is_file() else ''
+        if owner not in ('', recipe):
+            raise ConfigError(f'{folder}: was written by {owner}, expected an empty folder or one that {recipe} wrote')
+        if not owner:
+            record.write_text(f'{recipe}\n')  # in place, because the file may be the lock
+        try:
+            yield
+        finally:
+            if part:
+                lock.unlink(missing_ok=True)
+            elif is_new and all(path == record or path.is_dir() for path in folder.rglob('*')):
+                shutil.rmtree(folder, ignore_errors=True)
+            elif folder.is_dir() and {*os.listdir(folder)} <= {_RECORD}:
+                record.unlink()
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Return name -> line in the manifest, with the size, of each file except the manifest itself."""
+    paths = [path for path in sorted(folder.rglob('*')) if path.is_symlink() or not path.is_dir()]
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {name: f'{path.lstat().st_size} {name}' for name, path in names.items() if name != MANIFEST}
+
+
+def _foreign_content(folder: Path, kind: str) -> Optional[str]:
+    """Reason why, by its manifest, `atomic_folder` did not write all of a folder for the same kind."""
+    names = sorted(os.listdir(folder))
+    if not names:
+        return None
+    manifest = folder / MANIFEST
+    written = manifest.read_text(errors='replace').splitlines() if manifest.is_file() else []
+    if written[:1] != [f'{kind}, written by llm2clip']:
+        listed = names[:5]
+        if len(names) > 5:
+            listed.append('…')
+        return f'it has no {MANIFEST} that says that it is one (in it: {", ".join(listed)})'
+    for name, line in _files(folder).items():
+        if line not in written and not _ADDED.fullmatch(name):
+            return f'{name} has been put into it or changed'
+    return None
+
+
+def check_replaceable(folder: Union[str, Path], kind: str) -> None:
+    """Raise a ConfigError if a folder has content that `atomic_folder` did not write for the same kind."""
+    folder = Path(os.path.abspath(folder))
+    fault = None
+    if folder.is_dir():
+        fault = _foreign_content(folder, kind)
+    elif folder.exists():
+        fault = 'it is no folder'
+    if fault is not None:
+        raise ConfigError(f'{folder} is there already and is not replaced by a new {kind}: {fault}. Choose '
+                          'another folder, or remove that one')
+    work = folder.with_name(f'{folder.name}.tmp')
+    if work.exists() and not (work.is_dir() and {*os.listdir(work)} <= {'new', 'old'}):
+        raise ConfigError(f'{work} is in the way of what is written there first; move it elsewhere')
+
+
+@contextmanager
+def atomic_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Iterator[Path]:
+    """Yield a temporary folder that replaces `folder` when the block ends without an exception.
+
+    An existing folder stays until then, even if the process is killed.  Files get the umask's permissions.
+
+    Args:
+        folder: Final path.
+        kind: Its content, in words.  A manifest lists the files, and `check_replaceable` decides whether an
+            existing folder may be replaced.  Unset: any folder is replaced, and there is no manifest.
+    """
+    folder = Path(os.path.abspath(folder))
+    if kind is not None:
+        check_replaceable(folder, kind)
+    work = folder.with_name(f'{folder.name}.tmp')
+    new = work / 'new'
+    old = work / 'old'  # the replaced folder
+    if old.exists() and not folder.exists():  # killed between the two renames below
+        old.replace(folder)
+    shutil.rmtree(work, ignore_errors=True)
+    new.mkdir(parents=True)
+    mode = new.stat().st_mode & 0o777  # of the umask; safetensors and temporary files have a stricter one
+    try:
+        with writing(folder):
+            yield new
+            if kind is not None:
+                lines = [f'{kind}, written by llm2clip', *_files(new).values()]
+                (new / MANIFEST).write_text('\n'.join(lines) + '\n')
+                check_replaceable(folder, kind)
+            for path in new.rglob('*'):
+                if not path.is_symlink():
+                    path.chmod(mode if path.is_dir() else mode & 0o666)
+    except BaseException:
+        shutil.rmtree(work)
+        raise
+    if folder.exists():
+        folder.replace(old)
+    new.replace(folder)
+    shutil.rmtree(work)

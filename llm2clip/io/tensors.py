@@ -1,0 +1,122 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Files of weights and vectors, read without running code."""
+
+import pickle
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Optional, Union
+
+import torch
+import xxhash
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from llm2clip.errors import FileError
+from llm2clip.io.files import atomic_write, reading
+from llm2clip.modeling.checks import check_finite
+
+_HASH = 'xxh64'
+
+
+class Tensors(NamedTuple):
+    """Content of a safetensors file."""
+
+    tensors: dict[str, torch.Tensor]
+    about: dict[str, str]
+    """Metadata of the file."""
+
+
+def read_safetensors(path: Union[str, Path], expected: str = 'weights in safetensors') -> Tensors:
+    """Read a safetensors file, and check its hash and that all values are finite.
+
+    Raises:
+        FileError: It is missing or damaged, or its values do not match the recorded hash.
+        LoadError: A value is not finite.
+    """
+    with reading(path, expected), safe_open(path, framework='pt') as file:
+        values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        content = Tensors(values, file.metadata() or {})
+    recorded_hash = content.about.get(_HASH)
+    if recorded_hash is not None and recorded_hash != hash_tensors(values):
+        raise FileError(f'{path}: is damaged (its values have another hash), expected {expected}')
+    check_finite(values, path)
+    return content
+
+
+@contextmanager
+def open_weights(folder: Union[str, Path]) -> Iterator[Callable[[str], torch.Tensor]]:
+    """Yield a function name -> tensor, which reads the weights that transformers saved in a folder on demand.
+
+    It raises a FileError if a file is damaged, or has no weight of that name.
+    """
+    expected = 'weights in safetensors'
+    with ExitStack() as files:
+        places: dict[str, Any] = {}
+        for path in sorted(Path(folder).glob('model*.safetensors')):
+            with reading(path, expected):
+                file: Any = files.enter_context(safe_open(path, framework='pt'))
+                places.update(dict.fromkeys(file.keys(), file))
+
+        def read(name: str) -> torch.Tensor:
+            with reading(f'{folder}: {name}', expected):
+                return places[name].get_tensor(name)
+
+        yield read
+
+
+def write_safetensors(
+    path: Union[str, Path], tensors: Mapping[str, torch.Tensor], about: Optional[Mapping[str, str]] = None
+) -> None:
+    """Write a safetensors file atomically, with a hash of its values and `about` as further metadata."""
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    metadata = dict(about or {})
+    metadata[_HASH] = hash_tensors(tensors)
+    with atomic_write(path) as partial:
+        save_file(tensors, partial, metadata)
+
+
+def published_state(model: Any) -> dict[str, torch.Tensor]:
+    """Return a transformers model's weights by the names that versions 4 and 5 both read.
+
+    In 4 and in published weights, CLIP's and SigLIP's towers are a submodule of their class; in 5, the class.
+    """
+    state = model.state_dict()
+    side = re.fullmatch('(?:clip|siglip2?|chinese_clip|mlcd)_(vision|text)_model', model.config.model_type)
+    prefix = f'{side[1]}_model.' if side else ''
+    if any(name.startswith(prefix) for name in state):
+        return state
+    return {prefix + name: value for name, value in state.items()}
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor], digest: Optional[xxhash.xxh64] = None) -> str:
+    """Return the hex digest of the names and bytes of tensors, in any order; ValueError if there are none."""
+    if digest is None:
+        digest = xxhash.xxh64()
+    if not tensors:
+        raise ValueError('there are no tensors, and those of every model would have the same hash')
+    for name, value in sorted(tensors.items()):
+        digest.update(name)
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_pickle(path: Union[str, Path], expected: str = 'weights of torch.save') -> Any:
+    """Return what `torch.save` wrote, if it is tensors in plain containers; refuse other pickled objects.
+
+    Raises:
+        FileError: The file is missing or damaged, or holds other objects.
+    """
+    with reading(path, expected):
+        try:
+            return torch.load(path, map_location='cpu', weights_only=True)
+        except pickle.UnpicklingError as error:
+            # The refused object, from torch's long message.
+            message = str(error)
+            refused = re.search(r'GLOBAL (\S+)', message) or re.search(r'WeightsUnpickler error: (.+)', message)
+            reason = refused[1] if refused else 'no pickle of tensors'
+            raise FileError(f'{path}: holds more than weights, which could run code: {reason}, expected '
+                            f'{expected}') from None

@@ -1,0 +1,377 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""LLM2CLIP for transformers: configuration, vision tower, text adapter and teacher.
+
+Exported models contain a copy of this file, which ``trust_remote_code=True`` runs with the files that it
+imports.  They need only torch and transformers, timm for a timm vision tower, and sentence-transformers for
+such a teacher.  In this package, `llm2clip.export.hf.LLM2CLIPModel` builds the same model from the training
+modules; each export compares both.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Optional
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+# Relative, since the copies in an exported model are not part of a package `llm2clip`.
+from .adapter import Adapter, AlignmentHead
+from .checks import (
+    LoadError,
+    check_no_code,
+    check_weight_files,
+    checksums,
+    load_checked,
+    load_encoder,
+    load_tokenizer,
+    read_encoding,
+)
+from .sentence_transformer import encode_sentences, load_sentence_transformer
+from .text_encoder import CaptionTokenizer, encode_texts
+
+try:  # transformers requires every package that is imported outside of a try block
+    import timm
+except ImportError:
+    timm = None
+
+# Modules that an exported folder carries, this one included.
+CODE = ('modeling_llm2clip', 'adapter', 'checks', 'image_processing_llm2clip', 'sentence_transformer', 'text_encoder')
+_TEACHER_FOLDER = 'teacher'
+
+
+class LLM2CLIPConfig(PretrainedConfig):
+    """Configuration of `LLM2CLIPModel`.
+
+    Args:
+        model: Vision tower, adapter and `embed_dim`.
+        llm_embed_dim: Width of the teacher's vectors.
+        teacher: Fingerprint of the teacher in this folder.
+        learned_from: Fingerprint of the teacher in training; for an LLM without stage 1 it differs from `teacher`.
+        teacher_files: Checksums of the files of each teacher.
+        weight_files: Checksums of this model's weight files at export.
+        **kwargs: Passed to PretrainedConfig.
+    """
+
+    model_type = 'llm2clip'
+
+    def __init__(
+        self, model: Optional[dict[str, Any]] = None, llm_embed_dim: int = 0, teacher: Optional[dict[str, Any]] = None,
+        learned_from: Optional[dict[str, Any]] = None, teacher_files: Sequence[dict[str, int]] = (),
+        weight_files: Optional[dict[str, int]] = None, **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model = model or {}
+        self.llm_embed_dim = llm_embed_dim
+        self.teacher = teacher or {}
+        self.learned_from = learned_from or {}
+        self.teacher_files = list(teacher_files)
+        self.weight_files = weight_files or {}
+        for key in ('model', 'teacher', 'learned_from'):
+            value = getattr(self, key)
+            if not isinstance(value, dict):
+                raise LoadError(f'config.json: {key} is {str(value)[:60]!r}, expected an object')
+        self.recorded_teachers()
+        check_no_code(self.model, 'config.json: model')
+
+    @property
+    def projection_dim(self) -> int:
+        """`embed_dim`, by its name in a CLIPConfig, which sentence-transformers reads."""
+        return self.model.get('embed_dim', 0)
+
+    def recorded_teachers(self) -> list[dict[str, Any]]:
+        """Return the fingerprint of each teacher in this folder."""
+        teachers = self.teacher.get('concatenated', [self.teacher])
+        if not isinstance(teachers, list) or not all(isinstance(teacher, dict) for teacher in teachers):
+            raise LoadError(f'config.json: teacher is {str(self.teacher)[:60]!r}, expected fingerprints')
+        return teachers
+
+
+class _VisionEncoder(nn.Module):
+    """Vision tower from transformers or timm without its classifier: ``(B, 3, H, W)`` -> ``(B, width)``."""
+
+    def __init__(self, vision: dict[str, Any]) -> None:
+        super().__init__()
+        self.of_transformers = bool(vision['architecture'])
+        options: dict[str, Any] = {}
+        if self.of_transformers:
+            fields = dict(vision['architecture'])
+            architecture = AutoConfig.for_model(fields.pop('model_type'), **fields)
+            if architecture.model_type in ('vit', 'deit', 'beit'):
+                options['add_pooling_layer'] = False
+            self.trunk: Any = AutoModel.from_config(
+                architecture, dtype=torch.float32, trust_remote_code=False, **options)
+            self.width: int = getattr(architecture, 'hidden_size', None) or architecture.hidden_sizes[-1]
+        else:
+            if timm is None:
+                raise ImportError(f'the vision tower {vision["name"]} is a timm model: pip install timm')
+            known = timm.get_pretrained_cfg(vision['name'])
+            if known is not None and known.fixed_input_size:
+                options['img_size'] = vision['image_size']
+            self.trunk = timm.create_model(vision['name'], pretrained=False, **options)
+            self.trunk.reset_classifier(0)
+            self.width = self.trunk.num_features
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        outputs = self.trunk(pixel_values)
+        if not self.of_transformers:
+            return outputs
+        pooled = getattr(outputs, 'pooler_output', None)
+        if pooled is None:
+            return outputs.last_hidden_state[:, 0]
+        return pooled.flatten(1)
+
+
+def _fill_tables(model: PreTrainedModel) -> None:
+    """Recompute timm's non-persistent buffers: checkpoints lack them, and transformers may have dropped them."""
+    module: Any
+    for module in model.modules():
+        if not hasattr(module, 'init_non_persistent_buffers'):
+            continue
+        for name in module._non_persistent_buffers_set:
+            table = module._buffers[name]
+            if table is not None and table.is_meta:
+                module._buffers[name] = torch.empty_like(table, device=model.device)
+        module.init_non_persistent_buffers()  # pyright: ignore[reportCallIssue]
+
+
+class _Towers(nn.Module):
+    """The trained modules, with the same parameter names as in training."""
+
+    def __init__(self, model: dict[str, Any], llm_embed_dim: int) -> None:
+        super().__init__()
+        embed_dim = model['embed_dim']
+        self.vision_encoder = _VisionEncoder(model['vision'])
+        width = self.vision_encoder.width
+        projection = model.get('visual_projection', 'linear')
+        if projection in ('mlp', 'glu'):
+            self.visual_projection = AlignmentHead(
+                width, embed_dim, model['visual_projection_expansion'], gated=projection == 'glu')
+        elif projection == 'identity':
+            self.visual_projection = nn.Identity()
+        else:
+            self.visual_projection = nn.Linear(width, embed_dim, bias=projection == 'affine')
+        adapter = dict(model['adapter'])
+        name = adapter.pop('name')
+        if name in ('mlp', 'glu'):
+            self.adapter = AlignmentHead(llm_embed_dim, embed_dim, adapter['expansion'], gated=name == 'glu')
+        elif name == 'residual':
+            self.adapter = Adapter(llm_embed_dim, embed_dim, **adapter)
+        else:
+            self.adapter = {'linear': nn.Linear, 'identity': nn.Identity}[name](llm_embed_dim, embed_dim)
+        self.logit_scale = nn.Parameter(torch.zeros(1))
+        self.logit_bias = None if model['logit_bias'] is None else nn.Parameter(torch.zeros(1))
+
+
+def load_teacher(
+    folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]] = None, trust_remote_code: bool = False,
+    precision: str = 'fp32',
+) -> Callable[[Sequence[str], torch.device], torch.Tensor]:
+    """Load a teacher as a function of captions and device.
+
+    The function returns vectors ``(N, llm_embed_dim)`` in float32 on the CPU, not normalised.
+
+    Args:
+        folder: LLM, tokenizer and ``text_encoder.json``, or a sentence-transformers model.
+        recorded: Fingerprint of the teacher in config.json; a ``prompt`` is put before every caption.
+        files: Expected checksums of the teacher's files; None to skip the comparison.
+        trust_remote_code: Whether to run code that comes with a sentence-transformers model.
+        precision: ``fp32``, or ``amp_bf16`` for autocast.
+
+    Raises:
+        LoadError: The folder has no teacher, one with another encoding, or other files than exported.
+    """
+    encoding = None
+    if 'prompt' not in recorded:
+        encoding = SimpleNamespace(**read_encoding(folder / 'text_encoder.json', recorded))
+    if files is not None:
+        current = checksums(folder)
+        for name in sorted({*current, *files}):
+            if current.get(name) != files.get(name):
+                fault = 'is not the file that was exported' if name in current else 'is missing'
+                raise LoadError(f'{folder / name}: {fault}, expected the teacher that the model learned from')
+    if encoding is None:
+        model = load_sentence_transformer(folder, trust_remote_code)
+        prompt = str(recorded['prompt'])
+        return lambda texts, device: encode_sentences(model.to(device), texts, prompt, precision=precision)[0].cpu()
+    tokenizer = CaptionTokenizer(load_tokenizer(folder), encoding)
+    encoder = load_encoder(folder, encoding)
+
+    def embed(texts: Sequence[str], device: torch.device) -> torch.Tensor:
+        # Few CPUs are fast in bfloat16; the cast to float32 is exact.
+        encoder.to(device=device, dtype=torch.float32 if device.type == 'cpu' else None)
+        return encode_texts(encoder, tokenizer, texts, precision=precision)
+
+    return embed
+
+
+@dataclass
+class LLM2CLIPOutput(ModelOutput):
+    """L2-normalised features ``(B, embed_dim)`` of images and texts; ``logits_per_image`` ``(B_images, B_texts)``."""
+
+    image_features: Optional[torch.Tensor] = None
+    text_features: Optional[torch.Tensor] = None
+    logits_per_image: Optional[torch.Tensor] = None
+
+
+class LLM2CLIPModel(PreTrainedModel):
+    """Vision tower and text adapter; the teacher (or teachers) in the folder's ``teacher/`` is loaded on demand."""
+
+    config_class = LLM2CLIPConfig
+    main_input_name = 'pixel_values'
+    trust_remote_code = False
+    """Whether to run code that comes with a sentence-transformers teacher."""
+    teacher_precision = 'fp32'
+    """Precision of the teachers: ``fp32``, or ``amp_bf16`` for autocast."""
+    revision: Optional[str] = None
+    """Revision of a model on the Hub, used for its teacher and tokenizer too."""
+
+    def __init__(self, config: LLM2CLIPConfig) -> None:
+        super().__init__(config)
+        self.model = self._make_towers()
+        self._teachers: Optional[tuple[Any, ...]] = None
+        self._tokenizer: Any = None
+        self.post_init()
+
+    def _make_towers(self) -> Any:
+        return _Towers(self.config.model, self.config.llm_embed_dim)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """No-op: all weights come from the folder."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """Load the model; raise a LoadError if weights are missing, unexpected, not finite or changed since export.
+
+        With ``trust_remote_code=True``, code of a sentence-transformers teacher is also run, when it embeds.
+        """
+        if Path(str(pretrained_model_name_or_path), 'config.json').is_file():
+            check_weight_files(Path(pretrained_model_name_or_path))
+        kwargs.setdefault('use_safetensors', True)  # exports have no pickled weights
+        model, info = load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+        _fill_tables(model)
+        model.trust_remote_code = bool(kwargs.get('trust_remote_code'))
+        # transformers 4 stores the loaded commit in the configuration; 5 does not.
+        model.revision = getattr(model.config, '_commit_hash', None) or kwargs.get('revision')
+        model.config.weight_files = {}  # outdated once this model is saved again
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Save the model, with the teacher and code of the folder that it was loaded from."""
+        if self.name_or_path and kwargs.get('is_main_process', True):
+            source = self._folder()
+            target = Path(save_directory)
+            if source.resolve() != target.resolve() and (source / _TEACHER_FOLDER).is_dir():
+                shutil.copytree(source / _TEACHER_FOLDER, target / _TEACHER_FOLDER, dirs_exist_ok=True)
+                for path in source.glob('*.py'):
+                    if path.stem in CODE:
+                        shutil.copy(path, target)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Other processes, such as those of `SentenceTransformer.encode(device=[…])`, load their own teachers.
+        return vars(self) | {'_teachers': None}
+
+    def _folder(self) -> Path:
+        """Return the folder that this model was loaded from, or its teacher's from the Hub."""
+        name = self.name_or_path or '.'
+        if not Path(name).is_dir():
+            name = snapshot_download(name, revision=self.revision, allow_patterns=f'{_TEACHER_FOLDER}/*')
+        return Path(name)
+
+    @staticmethod
+    def teacher_folders(folder: Path) -> list[Path]:
+        """Return the folder of the teacher, or of each teacher, in an exported folder."""
+        # Only whole numbers: a sentence-transformers model has folders such as 1_Pooling.
+        several = [path for path in (folder / _TEACHER_FOLDER).glob('[0-9]*') if path.name.isdecimal()]
+        return sorted(several, key=lambda path: int(path.name)) or [folder / _TEACHER_FOLDER]
+
+    @staticmethod
+    def read_tokens(tokenizer: Any, input_ids: torch.Tensor) -> list[str]:
+        """Decode tokens ``(B, T)``, padded on either side, to texts."""
+        return tokenizer.batch_decode(input_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return L2-normalised features ``(B, embed_dim)`` of ``(B, 3, H, W)`` from the image processor."""
+        pooled = self.model.vision_encoder(pixel_values.to(self.dtype))
+        return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
+
+    def get_text_features(
+        self, texts: Optional[Sequence[str]] = None, text_embedding: Optional[torch.Tensor] = None,
+        input_ids: Optional[torch.Tensor] = None, attention_mask: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
+        """Return L2-normalised features ``(B, embed_dim)`` of exactly one of the first three arguments.
+
+        Args:
+            texts: B captions, or one string.
+            text_embedding: The teacher's vectors ``(B, llm_embed_dim)``.
+            input_ids: Tokens ``(B, T)`` from the folder's tokenizer.  They are decoded and tokenised again
+                with the teacher's template and maximum length.
+            attention_mask: Not used, since decoding drops padding.
+
+        Raises:
+            ValueError: None or several of the first three are given.
+        """
+        if sum(given is not None for given in (texts, text_embedding, input_ids)) != 1:
+            raise ValueError('give either texts or text_embedding or input_ids')
+        if input_ids is not None:
+            self._tokenizer = self._tokenizer or load_tokenizer(
+                self.name_or_path or '.', revision=self.revision, config=self.config)
+            texts = self.read_tokens(self._tokenizer, input_ids)
+        if texts is not None:
+            text_embedding = self.embed_texts(texts)
+        assert text_embedding is not None
+        # Compute in the dtype of the weights; training computes this in float32.
+        return F.normalize(self.model.adapter(text_embedding.to(self.device, self.dtype)).float(), dim=-1)
+
+    def get_multimodal_features(self, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return the sum of each image's and its text's features, L2-normalised: ``(B, embed_dim)``."""
+        return F.normalize(self.get_image_features(pixel_values) + self.get_text_features(input_ids=input_ids), dim=-1)
+
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return vectors ``(B, llm_embed_dim)`` of B captions, or of one string, in float32 on the CPU.
+
+        The first call loads the teacher.  Vectors of several teachers are L2-normalised and concatenated.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            return torch.empty(0, self.config.llm_embed_dim)
+        if self._teachers is None:
+            self._teachers = self._load_teachers()
+        vectors = [teacher(texts, self.device) for teacher in self._teachers]
+        if len(vectors) == 1:
+            return vectors[0]
+        return torch.cat([F.normalize(part, dim=-1) for part in vectors], dim=-1)
+
+    def _load_teachers(self) -> tuple[Any, ...]:
+        """Load the teachers in a tuple, so that they are not submodules and are not saved with this model."""
+        folder = self._folder()
+        folders = self.teacher_folders(folder)
+        recorded = self.config.recorded_teachers()
+        files = self.config.teacher_files or [None] * len(recorded)
+        if not len(folders) == len(recorded) == len(files):
+            raise LoadError(f'{folder}: has {len(folders)} teachers, expected {len(recorded)} as config.json says')
+        return tuple(load_teacher(*teacher, self.trust_remote_code, self.teacher_precision)
+                     for teacher in zip(folders, recorded, files))
+
+    def forward(
+        self, pixel_values: torch.Tensor, text_embedding: Optional[torch.Tensor] = None,
+        input_ids: Optional[torch.Tensor] = None, attention_mask: Optional[torch.Tensor] = None,
+    ) -> LLM2CLIPOutput:
+        """Return features and logits; see `get_image_features` and `get_text_features` for the arguments."""
+        image_features = self.get_image_features(pixel_values)
+        text_features = self.get_text_features(None, text_embedding, input_ids, attention_mask)
+        logits = self.model.logit_scale.exp() * image_features @ text_features.T
+        if self.model.logit_bias is not None:
+            logits = logits + self.model.logit_bias
+        return LLM2CLIPOutput(image_features, text_features, logits)

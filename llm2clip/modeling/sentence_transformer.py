@@ -1,0 +1,115 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Frozen teachers from sentence-transformers: checked loading without running their code, and encoding.
+
+Exported models contain a copy of this file.  It imports only torch, the files beside it and, for such a
+teacher, sentence-transformers.
+"""
+
+import importlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Relative, since the copies in an exported model are not part of a package `llm2clip`.
+from .checks import LoadError, check_finite, check_no_code, check_rope, loading
+
+# Prefixes of the classes that a sentence-transformers folder may name: modules and activations.
+_TRUSTED_CLASSES = ('sentence_transformers.', 'torch.nn.')
+
+
+def load_sentence_transformer(folder: Path, trust_remote_code: bool = False) -> Any:
+    """Load the SentenceTransformer in a folder, frozen, in evaluation mode, on the CPU.
+
+    `trust_remote_code` allows code that the folder holds or names; pickled weights never run code.
+
+    Raises:
+        LoadError: The model is missing, needs code that is not trusted, has non-finite weights or no
+            transformers tokenizer; or sentence-transformers is not installed.
+    """
+    if not trust_remote_code:
+        _refuse_foreign_classes(folder)
+    try:
+        library: Any = importlib.import_module('sentence_transformers')
+    except ImportError:
+        raise LoadError(f'{folder}: is a sentence-transformers model, expected the package that loads it: '
+                        'pip install sentence-transformers') from None
+    with loading(folder, 'a sentence-transformers model'):
+        model = library.SentenceTransformer(str(folder), device='cpu', trust_remote_code=trust_remote_code)
+    check_finite(model.state_dict(), folder)
+    for module in model.modules():
+        check_rope(getattr(module, 'config', None), folder)
+    tokenizer = getattr(model, 'tokenizer', None)
+    if not callable(tokenizer):
+        raise LoadError(f'{folder}: has the tokenizer {type(tokenizer).__name__}, expected one of transformers')
+    return model.eval().requires_grad_(False)
+
+
+def _refuse_foreign_classes(folder: Path) -> None:
+    """Raise a LoadError if a local folder names custom classes, which sentence-transformers runs even without trust."""
+    for path in sorted(folder.rglob('*.json')):
+        with loading(path, 'JSON'):
+            content = json.loads(path.read_text(encoding='utf-8'))
+        modules = content if isinstance(content, list) else [content]
+        for module in modules:
+            if not isinstance(module, dict):
+                continue
+            names = [module.get(key) for key in ('type', 'activation_function', 'tokenizer_class')]
+            types = module.get('types')
+            if isinstance(types, dict):
+                names += types.values()
+            for name in names:
+                if '.' in str(name) and not str(name).startswith(_TRUSTED_CLASSES):
+                    raise LoadError(f'{path}: names the class {name}, expected one of sentence-transformers; '
+                                    'trust_remote_code=true lets it run')
+        if path.name == 'config.json' and isinstance(content, dict):
+            check_no_code(content | {'auto_map': None}, path)
+
+
+def padded_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Yield batches of indices, longest text first, each with at most `batch_tokens` padded tokens or one text."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    start = 0
+    while start < len(order):
+        size = max(1, batch_tokens // max(1, lengths[order[start]]))
+        yield order[start:start + size]
+        start += size
+
+
+def encode_sentences(
+    model: Any, texts: Sequence[str], prompt: str = '', batch_tokens: int = 4096, precision: str = 'fp32',
+    on_batch: Callable[[int], object] = lambda texts: None,
+) -> tuple[torch.Tensor, list[int]]:
+    """Embed N texts with a SentenceTransformer's own `encode`.
+
+    Args:
+        model: From `load_sentence_transformer`, on its device.
+        texts: N texts.
+        prompt: Text before each; the model decides whether it is pooled.
+        batch_tokens: Tokens per forward pass, with padding.
+        precision: ``fp32``, or ``amp_bf16`` for autocast.
+        on_batch: Called after each batch with its number of texts.
+
+    Returns:
+        Vectors ``(N, D)`` in float32 on the model's device, and the tokens per text with prompt before truncation.
+    """
+    if not texts:
+        return torch.empty(0, 0, device=model.device), []
+    tokens = model.tokenizer([prompt + text for text in texts], truncation=False, verbose=False)
+    lengths = [len(ids) for ids in tokens['input_ids']]
+    limit = model.max_seq_length or max(lengths)
+    batches = list(padded_batches([min(length, limit) for length in lengths], batch_tokens))
+    vectors = []
+    for batch in batches:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == 'amp_bf16'):
+            vectors.append(model.encode([texts[i] for i in batch], prompt=prompt, batch_size=len(batch),
+                                        show_progress_bar=False, convert_to_tensor=True).float())
+        on_batch(len(batch))
+    order = torch.tensor(list(chain.from_iterable(batches)))
+    # `encode` returns inference tensors, which autograd cannot save; the operations here return normal ones.
+    return torch.cat(vectors)[order.argsort().to(model.device, non_blocking=True)], lengths

@@ -1,0 +1,155 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Stage 1 as Composer models: contrastive fine-tuning on pairs of captions, and masked next-token prediction,
+the optional warm start (LLM2Vec, BehnamGhader et al. 2024, section 2.2)."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Optional
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from composer.models import ComposerModel
+from torchmetrics import Metric
+
+from llm2clip.losses.contrastive import ignored_candidates, info_nce
+from llm2clip.metrics.retrieval import CaptionRetrievalAccuracy
+from llm2clip.modeling.text_encoder import TextEncoder
+from llm2clip.models.sharding import save_trainable_only
+
+Batch = dict[str, Any]
+Outputs = dict[str, torch.Tensor]
+
+IGNORED = -100
+
+
+class _LogitScale(nn.Module):
+    """Factor on the cosine similarities, in log space; a module, so that it becomes an FSDP2 unit."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(scale)))
+
+    def forward(self, anything: torch.Tensor) -> torch.Tensor:
+        """Return the parameter, ``(1,)``.  On GPUs, FSDP2 of torch 2.7 requires the unused input."""
+        return self.logit_scale.clone()
+
+
+class CaptionContrastive(ComposerModel):
+    """Contrastive fine-tuning of a text encoder.
+
+    A batch holds the samples' ``index`` ``(B,)`` and ``query_*`` and ``positive_*`` tensors: `input_ids`,
+    `attention_mask`, `embed_mask`, each ``(B, T)``, and `text_id` ``(B,)``, equal for equal texts, and 0 where a
+    text is absent: a negative or, in evaluation, any text.  Data with hard negatives adds ``negative_*``.
+    In training, `split_packed` packs the texts of all sides into one row for a single forward pass.
+
+    Args:
+        logit_scale, learn_logit_scale: The factor on the cosine similarities, and whether it is trained.
+        symmetric: Whether to average the loss with the loss from positive to query.
+        mask_equal_texts: Whether samples that share a text are excluded as negatives of each other.
+    """
+
+    feature_names = ('query', 'positive', 'negative')
+    metrics: dict[str, type[Metric]] = {'cra': CaptionRetrievalAccuracy}
+    """Evaluation metrics by name."""
+
+    def __init__(
+        self, text_encoder: TextEncoder, logit_scale: float = 50.0, learn_logit_scale: bool = False,
+        symmetric: bool = False, mask_equal_texts: bool = True,
+    ) -> None:
+        super().__init__()
+        save_trainable_only(self)
+        self.text_encoder = text_encoder
+        self.logit_scale = logit_scale
+        self.scale = _LogitScale(logit_scale) if learn_logit_scale else None
+        self.symmetric = symmetric
+        self.mask_equal_texts = mask_equal_texts
+        self.val_metrics = {name: metric() for name, metric in self.metrics.items()}
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Return the embeddings of each side, ``(B, llm_embed_dim)``, and ``logit_scale`` if it is trained."""
+        if 'runs' in batch:
+            arguments = {name: batch[name] for name in TextEncoder.arguments if name in batch}
+            vectors = self.text_encoder(**arguments)
+            sides = [name.removesuffix('_text_id') for name in batch if name.endswith('_text_id')]
+            outputs = dict(zip(sides, vectors.chunk(len(sides))))
+        else:
+            # Evaluation batches are not packed; torch 2.7 cannot compile layers with an attention mask.
+            outputs = {}
+            with torch.compiler.set_stance('force_eager'):
+                for side in self.feature_names:
+                    if f'{side}_input_ids' in batch:
+                        outputs[side] = self.text_encoder(**{
+                            name: batch[f'{side}_{name}'] for name in TextEncoder.arguments
+                            if f'{side}_{name}' in batch})
+        if self.scale is not None:
+            outputs['logit_scale'] = self.scale(batch['index'])
+        return outputs
+
+    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
+        """Return this rank's part of the loss; the mean over ranks is the loss of the global batch."""
+        del args
+        ids = {side: batch[f'{side}_text_id'].to(outputs[side].device)
+               for side in self.feature_names if side in outputs}
+        ignored = ignored_candidates(ids['query'], ids['positive'], ids.get('negative'), self.mask_equal_texts)
+        scale = outputs['logit_scale'].exp() if 'logit_scale' in outputs else self.logit_scale
+        return info_nce(outputs['query'], outputs['positive'], outputs.get('negative'), scale=scale,
+                        symmetric=self.symmetric, ignored=ignored)
+
+    def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Outputs:
+        return outputs or self(batch)
+
+    def get_metrics(self, is_train: bool) -> dict[str, Metric]:
+        return {} if is_train else dict(self.val_metrics)
+
+    def update_metric(self, batch: Batch, outputs: Outputs, metric: Metric) -> None:
+        both = (batch['query_text_id'] != 0) & (batch['positive_text_id'] != 0)
+        metric.update(outputs['query'], outputs['positive'], batch['index'], both)
+
+
+def mntp_loss(
+    states: torch.Tensor, labels: torch.Tensor, head: nn.Module, softcap: Optional[float] = None
+) -> torch.Tensor:
+    """Cross-entropy of the masked tokens, each predicted from the hidden state at the preceding position.
+
+    Args:
+        states: ``(B, T, D)``, hidden states of the last layer.
+        labels: ``(B, T)``, the original token at masked positions and -100 elsewhere; position 0 is never masked.
+        head: ``(…, D)`` -> ``(…, vocabulary)``.
+        softcap: Gemma 2's bound on logits.  None: no bound.
+
+    Returns:
+        The mean over the masked tokens, a scalar in float32.
+    """
+    masked = labels[:, 1:] != IGNORED
+    logits = head(states[:, :-1][masked]).float()
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(logits, labels[:, 1:][masked])
+
+
+class MaskedNextTokenPrediction(ComposerModel):
+    """Masked next-token prediction, which teaches an LLM without a causal mask to use context to the right.
+
+    A batch holds ``input_ids``, ``attention_mask`` and ``labels`` ``(B, T)``, or the same packed into one
+    row.  Composer weights microbatches and ranks by their masked tokens, so the loss is the mean over the
+    global batch.  The `head` is the LLM's own language-model head, frozen.
+    """
+
+    def __init__(self, text_encoder: TextEncoder, head: nn.Linear) -> None:
+        super().__init__()
+        save_trainable_only(self)
+        self.text_encoder = text_encoder
+        self.head = head
+        self.softcap = getattr(text_encoder.llm.config, 'final_logit_softcapping', None)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return hidden states ``(B, T, llm_embed_dim)``."""
+        return self.text_encoder(**{key: batch[key] for key in TextEncoder.arguments if key in batch})
+
+    def loss(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
+        """Return the mean over this microbatch's masked tokens."""
+        del args
+        return mntp_loss(outputs, batch['labels'], self.head, self.softcap)
