@@ -25,8 +25,8 @@ def evaluated(run: Path, source: dict[str, Any], templates: Any = None) -> dict[
         model, one.dataset.read_image, one.dataset.image_ids, range(len(one.dataset.image_ids)), 5, 0)])
     found, _ = zeroshot_metrics(images, torch.tensor(one.dataset.labels), class_features(prompts, one.dataset.classes),
                                 one.dataset.classes, resamples=0)
-    return {name: found[name] for name in ('zeroshot_top1', 'mean_per_class', 'mean_average_precision')
-            if name in found}
+    return {name: found.value(name) for name in ('zeroshot_top1', 'mean_per_class', 'mean_average_precision')
+            if found.value(name) is not None}
 
 
 class Given:

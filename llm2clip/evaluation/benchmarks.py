@@ -6,10 +6,10 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import torch
 import xxhash
@@ -19,13 +19,21 @@ from llm2clip.config import CRAConfig, EvaluateConfig, RetrievalConfig
 from llm2clip.config.loading import read_config, save_config
 from llm2clip.data.schema import CAPTION, SAMPLE_ID, read_columns, read_index, whole_shard
 from llm2clip.data.zeroshot_sets import ZeroshotSet, zeroshot_set
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, under
 from llm2clip.evaluation.classifiers import class_features, linear_probe, zeroshot_metrics
-from llm2clip.evaluation.comparison import BenchmarkResult, comparisons
+from llm2clip.evaluation.comparison import BenchmarkResult, average_models, compare_with_baseline
 from llm2clip.evaluation.evaluated_models import EvaluatedModel, check_evaluated_model
 from llm2clip.evaluation.image_features import ImageFeatures, finite
 from llm2clip.evaluation.report import write_page
 from llm2clip.evaluation.retrieval_results import evaluate_retrieval, make_gallery
+from llm2clip.evaluation.scores import (
+    KINDS,
+    BenchmarkScores,
+    ClassificationScores,
+    Results,
+    RetrievalScores,
+    rounded,
+)
 from llm2clip.evaluation.sets.files import ClassificationSet, EvaluationSet, RetrievalSet
 from llm2clip.evaluation.tables import markdown
 from llm2clip.io.files import write_json, write_text
@@ -37,33 +45,35 @@ from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.sources import teacher_source
 
-_KINDS = ('retrieval', 'zeroshot', 'linear_probe')
 # Captions per block: enough to sort by length, few enough to distribute over several ranks.
 _BLOCK = 1024
+
 
 def check_results(config: EvaluateConfig) -> None:
     """Raise a ConfigError if `out` has results of models, sets or encoders that `config` lacks or changes."""
     if not Path(config.out, 'results.json').is_file():
         return
     before = read_config(EvaluateConfig, config.out)
-    parts = []
-    for kind in ('models', *_KINDS):
-        now = getattr(config, kind)
-        parts += [(f'{kind}.{name}', value, now.get(name)) for name, value in getattr(before, kind).items()]
+    for kind in ('models', *KINDS):
+        for name, written in getattr(before, kind).items():
+            _check_unchanged(config.out, f'{kind}.{name}', written, getattr(config, kind).get(name))
     if before.cra is not None:
-        parts.append(('cra', before.cra, config.cra))
-    for key, old, new in parts:
-        # The number of tokens per forward pass does not change the results.
-        if new is None or vars(old) | {'batch_tokens': 0} != vars(new) | {'batch_tokens': 0}:
-            raise ConfigError(f'out: {config.out} has results of another {key}, expected a folder without '
-                              'results, or with those of models and sets that are the same here')
+        _check_unchanged(config.out, 'cra', before.cra, config.cra)
+
+
+def _check_unchanged(out: str, key: str, written: Any, configured: Any) -> None:
+    # The number of tokens per forward pass does not change the results.
+    if configured is None or vars(written) | {'batch_tokens': 0} != vars(configured) | {'batch_tokens': 0}:
+        raise ConfigError(f'{out} has results of another {key}, expected a folder without results, or with those '
+                          'of models and sets that are the same here', key='out')
 
 
 class Evaluation:
     """Evaluation of one model after another, which the caller loads.
 
-    Every rank creates one and calls the same methods.  The ranks share the encoding of images and texts.  The
-    first rank collects all features, computes the metrics and writes the files.
+    Every rank creates one, calls `run` with each model and then `finish`.  The ranks share the encoding of
+    images and texts.  The first rank collects all features, computes the scores and writes the files, anew
+    after each benchmark.
 
     Creating it checks the configuration, benchmarks and model folders.  It raises a ConfigError if a key has
     an invalid value or names a file or folder that is missing or of the wrong kind, and a ValueError if the
@@ -72,11 +82,10 @@ class Evaluation:
 
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
-        self.results: dict[str, Any] = {kind: {} for kind in (*_KINDS, 'cra', 'weights')}
+        self.results = Results(retrieval={}, zeroshot={}, linear_probe={}, cra={}, weights={})
         self.galleries: dict[str, Any] = {}
         self.kept_features = Path(config.out, 'image_features')
-        # Unrounded metrics and outcomes per query, for comparisons and averages.
-        self._unrounded: dict[str, dict[str, BenchmarkResult]] = {}
+        self._benchmark_results: dict[str, dict[str, BenchmarkResult]] = {}
         for name, model in config.models.items():
             check_evaluated_model(model, f'models.{name}')
         if config.cra is not None:
@@ -90,7 +99,8 @@ class Evaluation:
         for name, probe in config.linear_probe.items():
             train = open_set('linear_probe', probe.train, f'linear_probe.{name}.train')
             test = open_set('linear_probe', probe.test, f'linear_probe.{name}.test')
-            _check_probe(train, test, f'linear_probe.{name}')
+            with under(f'linear_probe.{name}'):
+                _check_probe(train, test)
             self.probes[name] = train, test
 
     def run(self, model_name: str, model: EvaluatedModel) -> None:
@@ -98,7 +108,7 @@ class Evaluation:
         config = self.config
         images = ImageFeatures(model, model_name, self.kept_features, config.batch_size, config.num_workers)
         if is_first():
-            self.results['weights'][model_name] = images.weights
+            self.results.weights[model_name] = images.weights
         for name, dataset in self.retrieval.items():
             self._run_retrieval(images, name, dataset)
         for name, benchmark in self.zeroshot.items():
@@ -118,13 +128,13 @@ class Evaluation:
             gallery = make_gallery(dataset, result, self.config.gallery)
             self.galleries[name] = {'model': images.name} | gallery
         outcomes = result.ranks.outcomes(result.images, len(dataset.image_ids))
-        values: dict[str, Any] = dict(result.ranks.recalls())
-        values['intervals'] = {}
+        intervals = {}
         for direction in outcomes:
-            values['intervals'].update(direction.intervals(self.config.bootstrap))
-        values['n_truncated'] = n_truncated
-        values['n_without_caption'] = len(dataset.image_ids) - len(result.images)
-        self._add(images, 'retrieval', name, published_name(config), dataset, values, outcomes)
+            intervals |= direction.intervals(self.config.bootstrap)
+        n_without_caption = len(dataset.image_ids) - len(result.images)
+        scores = RetrievalScores.model_validate(result.ranks.recalls() | {
+            'intervals': intervals, 'n_truncated': n_truncated, 'n_without_caption': n_without_caption})
+        self._add(images, 'retrieval', name, published_name(config), dataset, scores, outcomes)
 
     def _run_zeroshot(self, images: ImageFeatures, name: str, benchmark: ZeroshotSet) -> None:
         dataset = benchmark.dataset
@@ -133,10 +143,10 @@ class Evaluation:
         if not is_first():
             return
         classes = dataset.classes
-        values, outcomes = zeroshot_metrics(image_features, torch.tensor(dataset.labels),
+        scores, outcomes = zeroshot_metrics(image_features, torch.tensor(dataset.labels),
                                             class_features(prompts, classes), classes, self.config.bootstrap)
-        values['n_truncated'] = n_truncated
-        self._add(images, 'zeroshot', name, dataset.name, dataset, values, outcomes)
+        scores.n_truncated = n_truncated
+        self._add(images, 'zeroshot', name, dataset.name, dataset, scores, outcomes)
 
     def _run_linear_probe(
         self, images: ImageFeatures, name: str, train: ClassificationSet, test: ClassificationSet
@@ -145,63 +155,78 @@ class Evaluation:
         _, test_states = images(test)
         if not is_first():
             return
-        values, outcomes = linear_probe(
+        scores, outcomes = linear_probe(
             train_states, torch.tensor(train.labels), test_states.whole(), torch.tensor(test.labels),
             train.classes, self.config.linear_probe[name].sgd, images.model.device, self.config.bootstrap)
-        self._add(images, 'linear_probe', name, test.name, test, values, outcomes)
+        self._add(images, 'linear_probe', name, test.name, test, scores, outcomes)
 
     def _add(
-        self, images: ImageFeatures, kind: str, name: str, benchmark: str, dataset: EvaluationSet,
-        values: dict[str, Any], outcomes: Sequence[Outcomes],
+        self, images: ImageFeatures, kind: str, name: str, set_name: str, dataset: EvaluationSet,
+        scores: Union[RetrievalScores, ClassificationScores], outcomes: Sequence[Outcomes],
     ) -> None:
-        """Record, save and print the metrics of a model on the benchmark `kind.name`."""
-        values['precision'] = images.model.precision
+        """Record, save and print the scores of a model on the benchmark `kind.name`."""
+        scores.precision = images.model.precision
         # Benchmarks with the same images get the same seed, so that averages resample them together.
         seed = xxhash.xxh32(json.dumps([repr(dataset.read_image), dataset.image_ids])).intdigest()
-        self._unrounded.setdefault(f'{kind}.{name}', {})[images.name] = BenchmarkResult(values, outcomes, seed)
-        entry = self.results[kind].setdefault(name, {'benchmark': benchmark, 'models': {}})
-        rounded = _rounded(values)
-        entry['models'][images.name] = rounded
+        result = BenchmarkResult(scores, outcomes, seed)
+        self._benchmark_results.setdefault(f'{kind}.{name}', {})[images.name] = result
+        benchmarks = self.results.benchmarks(kind)
+        if name not in benchmarks:
+            benchmarks[name] = BenchmarkScores(benchmark=set_name, models={})
+        benchmarks[name].models[images.name] = scores
         self._save()
-        shown = {key: value for key, value in rounded.items() if not isinstance(value, dict)}
+        shown = {key: value for key, value in rounded(scores).items() if not isinstance(value, dict)}
         print(f'{images.name} on {name}: {shown}', flush=True)
 
     def finish(self, device: Device) -> None:
         """Add comparisons, averages and the caption retrieval accuracy of text encoders, which run on `device`,
         and remove the features kept for a restart."""
-        cra = self.config.cra
+        config = self.config
         if is_first():
-            self.results.update(_rounded(comparisons(self.config, self._unrounded)))
+            if config.baseline is not None:
+                self.results.comparison = compare_with_baseline(config, config.baseline, self._benchmark_results)
+            averages = average_models(config, self._benchmark_results)
+            if averages:
+                self.results.averages = averages
             self._save()
-        if cra is not None:
-            accuracies, n_pairs = evaluate_cra(cra, device)
+        if config.cra is not None:
+            accuracies, n_pairs = evaluate_cra(config.cra, device)
             if is_first():
-                self.results.update(cra=accuracies, cra_pairs=n_pairs, cra_precision=cra.precision, cra_name=cra.name)
+                self.results.cra = accuracies
+                self.results.cra_pairs = n_pairs
+                self.results.cra_precision = config.cra.precision
+                self.results.cra_name = config.cra.name
                 self._save()
         if is_first():
             shutil.rmtree(self.kept_features, ignore_errors=True)
 
     def _save(self) -> None:
         """Write all results so far, so that an interrupted evaluation keeps them."""
-        missing = []
-        for model in self.config.models:
-            for kind in _KINDS:
-                for name in getattr(self.config, kind):
-                    evaluated = self.results[kind].get(name, {'models': {}})['models']
-                    if model not in evaluated:
-                        missing.append(f'{model}: {kind}.{name}')
-        if self.config.cra is not None and not self.results['cra']:
-            missing.append('cra')
-        self.results.pop('missing', None)
+        content = self.results.to_json()
+        missing = self._missing()
         if missing:
-            self.results = {'missing': missing} | self.results
+            content = {'missing': missing} | content
+        results = Results.model_validate(content)
         # Saved only with the first results: until then, the folder may hold results of another configuration.
         out = Path(self.config.out)
         save_config(self.config, out)
-        write_json(out / 'results.json', self.results)
-        write_text(out / 'results.md', markdown(self.results))
+        write_json(out / 'results.json', content)
+        write_text(out / 'results.md', markdown(results))
         write_text(out / 'gallery.json', json.dumps(self.galleries))
-        write_page(out / 'report.html', self.config.title, self.results, self.galleries)
+        write_page(out / 'report.html', self.config.title, results, self.galleries)
+
+    def _missing(self) -> list[str]:
+        """What the configuration asks for and the results lack."""
+        missing = []
+        for model in self.config.models:
+            for kind in KINDS:
+                benchmarks = self.results.benchmarks(kind)
+                for name in getattr(self.config, kind):
+                    if name not in benchmarks or model not in benchmarks[name].models:
+                        missing.append(f'{model}: {kind}.{name}')
+        if self.config.cra is not None and not self.results.cra:
+            missing.append('cra')
+        return missing
 
 
 def _text_features(
@@ -219,24 +244,24 @@ def published_name(benchmark: RetrievalConfig) -> str:
     return source['name'] if is_whole and not benchmark.merge_equal_texts else ''
 
 
-def _check_probe(train: ClassificationSet, test: ClassificationSet, key: str) -> None:
+def _check_probe(train: ClassificationSet, test: ClassificationSet) -> None:
     """Raise a ConfigError unless classes are equal, one per image, with at least two training images each."""
     if train.classes != test.classes:
-        raise ConfigError(f'{key}: the classes of train and test differ: '
+        raise ConfigError('the classes of train and test differ: '
                           f'{sorted({*train.classes} ^ {*test.classes})[:5] or "in their order"}')
     labels: dict[str, list[int]] = {}
     for part, dataset in (('train', train), ('test', test)):
         labels[part] = [label for label in dataset.labels if isinstance(label, int)]
         if len(labels[part]) < len(dataset.labels):
-            raise ConfigError(f'{key}.{part}: images of {dataset.name} have any number of classes, expected '
-                              'a set with one each')
+            raise ConfigError(f'images of {dataset.name} have any number of classes, expected a set with one each',
+                              key=part)
     if len(train.classes) < 2:
-        raise ConfigError(f'{key}: there is one class, {train.classes[0]!r}, expected at least 2')
+        raise ConfigError(f'there is one class, {train.classes[0]!r}, expected at least 2')
     counts = Counter(labels['train'])
     for c in sorted({*labels['train'], *labels['test']}):
         if counts[c] < 2:
-            raise ConfigError(f'{key}.train: class {train.classes[c]!r} has {counts[c]} training images, '
-                              'expected at least 2')
+            raise ConfigError(f'class {train.classes[c]!r} has {counts[c]} training images, expected at least 2',
+                              key='train')
 
 
 def _check_cra(config: CRAConfig) -> None:
@@ -246,12 +271,12 @@ def _check_cra(config: CRAConfig) -> None:
         try:
             read_columns(config.captions, names)
         except (OSError, ValueError) as error:
-            raise ConfigError(f'cra.{key}: {error}') from None
+            raise ConfigError(str(error), key=f'cra.{key}') from None
     for name, encoder in config.teachers.items():
         try:
             teacher_source(encoder).check_encoding(None, '')
         except ValueError as error:
-            raise ConfigError(f'cra.teachers.{name}: {error}') from None
+            raise ConfigError(str(error), key=f'cra.teachers.{name}') from None
 
 
 def _vectors(teacher: CaptionTeacher, blocks: Iterable[list[str]]) -> Iterator[torch.Tensor]:
@@ -261,7 +286,7 @@ def _vectors(teacher: CaptionTeacher, blocks: Iterable[list[str]]) -> Iterator[t
 def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], int]:
     """Return the caption retrieval accuracy of each encoder in percent, and the number of pairs of captions.
 
-    Samples that lack one of the two captions are skipped; a ValueError is raised if no pair is left.  Every
+    Samples that lack one of the two captions are skipped; a ConfigError is raised if no pair is left.  Every
     rank calls this and embeds a share of the texts; only the first rank gets the accuracies.
     """
     pairs = _caption_pairs(config)
@@ -290,12 +315,8 @@ def _caption_pairs(config: CRAConfig) -> list[list[str]]:
             samples.append([sample[CAPTION + key] for key in config.caption_keys])
     pairs = [captions for captions in samples if all(text.strip() for text in captions)]
     if not pairs:
-        raise ValueError(f'cra.caption_keys: no sample of {config.captions} has all of {config.caption_keys}')
+        raise ConfigError(f'no sample of {config.captions} has all of {config.caption_keys}', key='cra.caption_keys')
     if len(pairs) < len(samples) and is_first():
         print(f'{len(samples) - len(pairs)} of {len(samples)} samples of {config.captions} lack one of '
               f'{config.caption_keys}', flush=True)
     return pairs[:config.limit]
-
-
-def _rounded(values: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(values), parse_float=lambda text: round(float(text), 3))

@@ -15,6 +15,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedShuffleSplit
 from tqdm import tqdm
 
 from llm2clip.config import SGDProbeConfig
+from llm2clip.evaluation.scores import ClassificationScores
 from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.metrics.classification import (
     accuracy_per_class,
@@ -44,7 +45,7 @@ def class_features(prompt_features: torch.Tensor, classes: Sequence[str]) -> tor
 def zeroshot_metrics(
     image_features: torch.Tensor, labels: torch.Tensor, class_features: torch.Tensor, classes: Sequence[str],
     resamples: int = 1000,
-) -> tuple[dict[str, Any], list[Outcomes]]:
+) -> tuple[ClassificationScores, list[Outcomes]]:
     """Return the zero-shot metrics of CLIP_benchmark and more, in percent, and the outcomes per image.
 
     With one class per image, the metrics are `zeroshot_top1`, `zeroshot_top5` (from five classes on), the
@@ -61,47 +62,54 @@ def zeroshot_metrics(
     """
     if labels.ndim == 1:
         ranks = class_ranks(image_features, class_features, labels)
-        return _accuracy_metrics(ranks, labels, classes, 'zeroshot', resamples)
+        values, outcomes = _accuracies(ranks, labels, classes, 'zeroshot', resamples)
+        return ClassificationScores.model_validate(values), outcomes
     precision = 100 * average_precision(class_scores(image_features, class_features), labels)
     per_class = dict(zip(_distinct(classes), precision.tolist()))
-    return {'n_images': len(labels), 'n_classes': len(classes),
-            'mean_average_precision': precision.mean().item(), 'per_class': per_class}, []
+    scores = ClassificationScores(n_images=len(labels), n_classes=len(classes), per_class=per_class,
+                                  mean_average_precision=precision.mean().item())
+    return scores, []
 
 
 def _distinct(classes: Sequence[str]) -> list[str]:
     """Class names; the position of the class is appended to duplicates."""
     counts = Counter(classes)
-    return [name if counts[name] == 1 else f'{name} ({position})' for position, name in enumerate(classes)]
+    names = list(classes)
+    for position, name in enumerate(classes):
+        if counts[name] > 1:
+            names[position] = f'{name} ({position})'
+    return names
 
 
-def _accuracy_metrics(
-    ranks: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], name: str, resamples: int
+def _accuracies(
+    ranks: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], kind: str, resamples: int
 ) -> tuple[dict[str, Any], list[Outcomes]]:
-    """Metrics and outcomes as in `zeroshot_metrics`, from the rank of each image's class ``(N,)``, from 0 on."""
+    """Values of `ClassificationScores`, and outcomes, from the rank of each image's class ``(N,)``, from 0 on."""
     ks = [k for k in (1, 5) if k <= len(classes)]
     images = torch.arange(len(ranks))
     hits = torch.stack([ranks < k for k in ks], 1)
-    outcomes = Outcomes(tuple(f'{name}_top{k}' for k in ks), hits, images, len(images))
+    top = Outcomes(tuple(f'{kind}_top{k}' for k in ks), hits, images, len(images))
+    balanced = Outcomes(('mean_per_class',), hits[:, :1], images, len(images), labels)
     names = _distinct(classes)
     per_class = {names[c]: accuracy for c, accuracy in accuracy_per_class(ranks, labels).items()}
     values: dict[str, Any] = {'n_images': len(labels), 'n_classes': len(classes)}
     for k in ks:
-        values[f'{name}_top{k}'] = recall(ranks, k)
+        values[f'{kind}_top{k}'] = recall(ranks, k)
     values['mean_per_class'] = sum(per_class.values()) / len(per_class)
-    values['intervals'] = outcomes.intervals(resamples)
+    values['intervals'] = top.intervals(resamples)
     values['per_class'] = per_class
-    return values, [outcomes, Outcomes(('mean_per_class',), hits[:, :1], images, len(images), labels)]
+    return values, [top, balanced]
 
 
 def linear_probe(
     train: Iterable[torch.Tensor], train_labels: torch.Tensor, test: torch.Tensor, test_labels: torch.Tensor,
     classes: Sequence[str], sgd: Optional[SGDProbeConfig] = None, device: Union[str, torch.device] = 'cpu',
     resamples: int = 1000,
-) -> tuple[dict[str, Any], list[Outcomes]]:
+) -> tuple[ClassificationScores, list[Outcomes]]:
     """Train a linear classifier on frozen features and return metrics and outcomes as in `zeroshot_metrics`.
 
     With `sgd`, `sgd_logits` trains it.  Otherwise it is a logistic regression on normalised features.  Its
-    inverse regularisation strength, reported as `C`, is selected on a stratified fifth of the training set,
+    inverse regularisation strength `C` is selected on a stratified fifth of the training set,
     or on as many images as there are classes if that is more.  The final fit uses the whole training set.
 
     Args:
@@ -113,7 +121,7 @@ def linear_probe(
         sgd: Settings of stochastic gradient descent, which runs on `device`; None for logistic regression.
         resamples: Number of bootstrap resamples; 0 for no intervals.
     """
-    chosen = {}
+    best_params = {}
     if sgd is not None:
         logits = sgd_logits(train, train_labels, test, len(classes), sgd, device)
     else:
@@ -124,11 +132,11 @@ def linear_probe(
         logits = torch.full((len(test), len(classes)), -torch.inf, dtype=torch.float64)
         log_probabilities = probe.predict_log_proba(F.normalize(test, dim=-1).numpy())
         logits[:, torch.from_numpy(probe.classes_)] = torch.from_numpy(log_probabilities).double()
-        chosen = probe.best_params_
+        best_params = probe.best_params_
     # Ties and NaN scores count against the right class.
     ranks = (~(logits < logits.gather(1, test_labels[:, None]))).sum(1) - 1
-    values, outcomes = _accuracy_metrics(ranks, test_labels, classes, 'linear_probe', resamples)
-    return values | chosen, outcomes
+    values, outcomes = _accuracies(ranks, test_labels, classes, 'linear_probe', resamples)
+    return ClassificationScores.model_validate(values | best_params), outcomes
 
 
 def sgd_logits(

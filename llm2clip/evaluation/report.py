@@ -5,7 +5,6 @@
 
 import functools
 import io
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, ParamSpec, Union
@@ -18,7 +17,8 @@ from matplotlib.figure import Figure
 from llm2clip.command import SECONDS_FILE, recorded_seconds
 from llm2clip.config import ReportConfig
 from llm2clip.errors import ConfigError
-from llm2clip.evaluation.tables import Table, measure, result_tables
+from llm2clip.evaluation.scores import Results
+from llm2clip.evaluation.tables import LABELS, Table, result_tables
 from llm2clip.io.files import read_json, read_text, reading, write_text
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
@@ -26,9 +26,9 @@ _P = ParamSpec('_P')
 _LABELLED = 20
 _GENERATOR = b'<meta name="generator" content="llm2clip">'
 # Paired differences of a model: label -> percentage points and their interval, if known.
-_Differences = Mapping[str, tuple[float, Optional[Sequence[float]]]]
-# First part of `Table.topic` -> caption of the table.
-_SEEN = {
+_Differences = dict[str, tuple[float, Optional[Sequence[float]]]]
+# `Table.topic` -> caption of the table.
+_CAPTIONS = {
     'cra': 'How often the two captions of a pair find each other among {pairs}, which is what stage 1 teaches the LLM.',
     'retrieval': 'How often the right image is among the first 1, 5 or 10 that a text finds (text→image), and the '
                  'right text among the first that an image finds (image→text).',
@@ -44,7 +44,7 @@ class _Section(NamedTuple):
     """Section of the page: a heading, a caption, a picture and a table."""
 
     title: str
-    seen: str
+    caption: str
     picture: Markup = Markup('')
     table: Optional[Table] = None
 
@@ -56,48 +56,55 @@ def write_report(config: ReportConfig) -> Path:
         ConfigError: A folder, file or gallery is missing, or another file has the page's name.
         FileError: A file is damaged.
     """
-    contents = []
-    for name in ('results.json', 'gallery.json'):
-        path = Path(config.results, name)
-        if not path.is_file():
-            raise ConfigError(f'results: {config.results} has no {name}, expected the folder that `evaluate` wrote')
-        contents.append(read_json(path, dict))
-    results, pictures = contents
+    with reading(Path(config.results, 'results.json'), 'the results that `evaluate` writes'):
+        results = Results.model_validate(_read_evaluation(config.results, 'results.json'))
+    pictures = _read_evaluation(config.results, 'gallery.json')
     for name in config.galleries:
         if name not in pictures:
-            raise ConfigError(f'galleries: {config.results} has pictures of {", ".join(pictures) or "nothing"}, not of '
-                              f'{name}; `evaluate` keeps those of retrieval benchmarks, unless its gallery is 0')
+            raise ConfigError(f'{config.results} has pictures of {", ".join(pictures) or "nothing"}, not of {name}; '
+                              '`evaluate` keeps those of retrieval benchmarks, unless its gallery is 0',
+                              key='galleries')
         with reading(Path(config.results, 'gallery.json'), 'the pictures that `evaluate` keeps'):
             _render('gallery.html.j2', name=name, gallery=pictures[name])
     for step, folder in config.steps.items():
         if not Path(folder).is_dir():
-            raise ConfigError(f'steps.{step}: there is no folder {folder}')
+            raise ConfigError(f'there is no folder {folder}', key=f'steps.{step}')
     path = Path(config.out, 'report.html')
     galleries = {name: pictures[name] for name in config.galleries}
     write_page(path, config.title, results, galleries, config.steps)
     return path
 
 
+def _read_evaluation(folder: str, name: str) -> dict[str, Any]:
+    """Content of a JSON file of `evaluate`."""
+    path = Path(folder, name)
+    if not path.is_file():
+        raise ConfigError(f'{folder} has no {name}, expected the folder that `evaluate` wrote', key='results')
+    return read_json(path, dict)
+
+
 def report_page(
-    title: str, results: Mapping[str, Any], galleries: Mapping[str, Any],
+    title: str, results: Results, galleries: Mapping[str, Any],
     steps: Optional[Mapping[str, str]] = None,
 ) -> str:
     """Return the HTML page, with sections in the order of the pipeline.
 
     Args:
         title: Title of the page.
-        results: Content of an evaluation's `results.json`.
+        results: Results of an evaluation.
         galleries: Benchmark -> result of `make_gallery`, plus the name of the ``model``.
         steps: Step of the pipeline -> folder with its duration, metrics and configuration, if they exist.
     """
     sections = []
+    baseline = None
+    if results.comparison is not None:
+        baseline = results.comparison.baseline
     pairs = 'all pairs'
-    if 'cra_pairs' in results:
-        pairs = f'{results["cra_pairs"]:,} pairs'
-    baseline = results.get('comparison', {}).get('baseline')
+    if results.cra_pairs is not None:
+        pairs = f'{results.cra_pairs:,} pairs'
     for table in result_tables(results):
-        seen = _SEEN[table.topic.partition('.')[0]].format(baseline=baseline, pairs=pairs)
-        sections.append(_Section(table.title, seen, _picture(table.topic, results), table))
+        caption = _CAPTIONS[table.topic].format(baseline=baseline, pairs=pairs)
+        sections.append(_Section(table.title, caption, _picture(table, results), table))
     seconds = {}
     configurations = {}
     for step, folder in (steps or {}).items():
@@ -115,27 +122,26 @@ def report_page(
         rows = [[step, f'{value:.0f}'] for step, value in seconds.items()]
         sections.append(_Section('Time', 'Seconds per step, summed over all starts that were not killed.',
                                  table=Table('Steps', ['step', 'seconds'], rows)))
-    return _render('report.html.j2', title=title, missing=results.get('missing'), sections=sections,
+    return _render('report.html.j2', title=title, missing=results.missing, sections=sections,
                    galleries=galleries, configurations=configurations)
 
 
-def _picture(topic: str, results: Mapping[str, Any]) -> Markup:
+def _picture(table: Table, results: Results) -> Markup:
     """Picture above a table: bars of text encoders, differences from a baseline, or an empty one."""
-    if topic == 'cra':
-        return bars(results['cra'])
-    if not topic.startswith('comparison.'):
+    if table.topic == 'cra':
+        return bars(results.cra)
+    if results.comparison is None or table.topic != 'comparison':
         return Markup('')
-    series: dict[str, dict[str, tuple[float, Optional[Sequence[float]]]]] = {}
-    for benchmark, entry in results['comparison']['benchmarks'].items():
-        kind, _, name = benchmark.partition('.')
-        if topic != f'comparison.{kind}':
-            continue
-        for model, compared in entry['models'].items():
-            for metric in entry['metrics']:
-                label = f'{name}, {measure(metric)}'
-                interval = compared['intervals'].get(metric)
-                series.setdefault(model, {})[label] = compared['difference'][metric], interval
-    labels = dict.fromkeys(itertools.chain.from_iterable(series.values()))
+    series: dict[str, _Differences] = {}
+    for name, compared in results.comparison.of_kind(table.kind).items():
+        for model, changes in compared.models.items():
+            for metric in compared.metrics:
+                label = f'{name}, {LABELS[metric]}'
+                interval = changes.intervals.get(metric)
+                series.setdefault(model, {})[label] = changes.difference[metric], interval
+    labels: dict[str, Any] = {}
+    for values in series.values():
+        labels |= values
     return differences([*labels], series)
 
 
@@ -151,7 +157,7 @@ def _training_section(step: str, metrics: Mapping[str, Mapping[int, float]]) -> 
 
 
 def write_page(
-    path: Union[str, Path], title: str, results: Mapping[str, Any], galleries: Mapping[str, Any],
+    path: Union[str, Path], title: str, results: Results, galleries: Mapping[str, Any],
     steps: Optional[Mapping[str, str]] = None,
 ) -> None:
     """Write a `report_page` atomically, and create its folder.

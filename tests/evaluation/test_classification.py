@@ -37,30 +37,30 @@ def test_zeroshot_accuracy_is_that_of_clip_benchmark() -> None:
     acc1, acc5 = zeroshot_classification.accuracy(logits, labels, topk=(1, 5))
     recall = balanced_accuracy_score(labels, logits.argmax(1))
     assert 0.2 < acc1 < acc5 < 1 and abs(acc1 - recall) > 0.001
-    assert found['zeroshot_top1'] == pytest.approx(100 * acc1) and found['zeroshot_top5'] == pytest.approx(100 * acc5)
-    assert found['mean_per_class'] == pytest.approx(100 * recall)
-    assert list(found['per_class']) == classes[:-1]
+    assert found.zeroshot_top1 == pytest.approx(100 * acc1) and found.zeroshot_top5 == pytest.approx(100 * acc5)
+    assert found.mean_per_class == pytest.approx(100 * recall)
+    assert list(found.per_class) == classes[:-1]
     for c, name in enumerate(classes[:-1]):
         top1 = (logits.argmax(1) == labels)[labels == c].float()
-        assert found['per_class'][name] == pytest.approx(100 * top1.mean().item())
-    low, high = found['intervals']['zeroshot_top1']
-    assert low < found['zeroshot_top1'] < high
-    assert 'zeroshot_top1' not in zeroshot_metrics(images, labels, weights, classes, resamples=0)[0]['intervals']
+        assert found.per_class[name] == pytest.approx(100 * top1.mean().item())
+    low, high = found.intervals['zeroshot_top1']
+    assert low < found.zeroshot_top1 < high
+    assert not zeroshot_metrics(images, labels, weights, classes, resamples=0)[0].intervals
 
 
 def test_of_classes_that_score_the_same_the_first_is_nearest() -> None:
     found, _ = zeroshot_metrics(torch.ones(4, 3), torch.tensor([1, 0, 1, 1]), torch.ones(2, 3), ['a', 'b'], resamples=5)
-    assert found['zeroshot_top1'] == 25.0 and found['per_class'] == {'a': 100.0, 'b': 0.0}
+    assert found.zeroshot_top1 == 25.0 and found.per_class == {'a': 100.0, 'b': 0.0}
     # Two classes of each name, and as many columns as make a matrix product round them in different ways.
     images, labels, weights, _ = _classified(2, 203)
     weights[101:202], labels = weights[:101], labels.clamp(max=201)
     names = [f'c{i % 101}' for i in range(202)]
     found, _ = zeroshot_metrics(images, labels, weights[:202], names, resamples=0)
     alone, _ = zeroshot_metrics(images, labels % 101, weights[:101], names[:101], resamples=0)
-    right = sum(alone['per_class'][f'c{c}'] > 0 for c in labels.tolist() if c < 101)
-    assert found['per_class'].keys() == {f'c{c % 101} ({c})' for c in labels.tolist()}
-    assert all(found['per_class'][f'c{c - 101} ({c})'] == 0 for c in labels.tolist() if c >= 101)
-    assert found['zeroshot_top1'] == pytest.approx(100 * right / 60) and right > 1
+    right = sum(alone.per_class[f'c{c}'] > 0 for c in labels.tolist() if c < 101)
+    assert found.per_class.keys() == {f'c{c % 101} ({c})' for c in labels.tolist()}
+    assert all(found.per_class[f'c{c - 101} ({c})'] == 0 for c in labels.tolist() if c >= 101)
+    assert found.zeroshot_top1 == pytest.approx(100 * right / 60) and right > 1
 
 
 def test_probe_chooses_its_regularisation_by_a_fifth_of_the_training_set() -> None:
@@ -74,11 +74,11 @@ def test_probe_chooses_its_regularisation_by_a_fifth_of_the_training_set() -> No
     part_x, held_x, part_y, held_y = train_test_split(x, y, test_size=24, stratify=y, random_state=0)
     held = {c: LogisticRegression(C=c, max_iter=1000).fit(part_x, part_y).score(held_x, held_y)
             for c in (10.0 ** power for power in range(-2, 5))}
-    assert held[found['C']] == max(held.values()) > min(held.values())
+    assert held[found.C] == max(held.values()) > min(held.values())
     # The last fit sees all of the training set.
-    whole, part = (100 * LogisticRegression(C=found['C'], max_iter=1000).fit(*data).score(test_x, y)
+    whole, part = (100 * LogisticRegression(C=found.C, max_iter=1000).fit(*data).score(test_x, y)
                    for data in ((x, y), (part_x, part_y)))
-    assert found['linear_probe_top1'] == pytest.approx(whole) and whole != part
+    assert found.linear_probe_top1 == pytest.approx(whole) and whole != part
 
 
 def _features_of_classes(n: int, width: int = 5, n_classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,8 +24,9 @@ from llm2clip.data.zeroshot_sets import ZeroshotSet
 from llm2clip.errors import ConfigError
 from llm2clip.evaluation.benchmarks import Evaluation
 from llm2clip.evaluation.comparison import BenchmarkResult, average, compare
+from llm2clip.evaluation.paper import reported_recalls
+from llm2clip.evaluation.scores import ClassificationScores, RetrievalScores
 from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
-from llm2clip.evaluation.tables import reported_recalls
 from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.metrics.retrieval import RetrievalRanks, rank_both_ways
 
@@ -46,7 +47,7 @@ def _ranks(seed: int, shared: bool = False) -> RetrievalRanks:
 
 
 def _found(ranks: RetrievalRanks, seed: int = 0) -> BenchmarkResult:
-    return BenchmarkResult(ranks.recalls(), ranks.outcomes(range(N), N), seed)
+    return BenchmarkResult(RetrievalScores.model_validate(ranks.recalls()), ranks.outcomes(range(N), N), seed)
 
 
 def _classified(right: Sequence[int], labels: Sequence[int], seed: int = 0, kind: str = 'zeroshot') -> BenchmarkResult:
@@ -54,11 +55,12 @@ def _classified(right: Sequence[int], labels: Sequence[int], seed: int = 0, kind
     hits, classes = torch.tensor(right, dtype=torch.bool)[:, None], torch.tensor(labels)
     per_class = {f'c{c}': 100 * hits[classes == c].double().mean().item() for c in classes.unique().tolist()}
     values = {f'{kind}_top1': 100 * hits.double().mean().item(), 'per_class': per_class,
+              'n_images': len(hits), 'n_classes': len(per_class),
               'mean_per_class': sum(per_class.values()) / len(per_class)}
     images = torch.arange(len(hits))
     outcomes = [Outcomes((f'{kind}_top1',), hits, images, len(hits)),
                 Outcomes(('mean_per_class',), hits, images, len(hits), classes)]
-    return BenchmarkResult(values, outcomes, seed)
+    return BenchmarkResult(ClassificationScores.model_validate(values), outcomes, seed)
 
 
 def _naive(right: torch.Tensor, images_of: list[list[int]], drawn: Sequence[int]) -> float:
@@ -90,8 +92,8 @@ def test_the_difference_of_recalls_is_that_of_the_same_images_drawn_for_both(sha
                 naive.append(after - before)
             ends = _ends(naive)
             metric = f'{way}_retrieval_recall@{k}'
-            assert found['intervals'][metric] == pytest.approx(ends) and ends[0] < ends[1]
-            assert found['difference'][metric] == pytest.approx(new.recalls()[metric] - old.recalls()[metric], abs=1e-4)
+            assert found.intervals[metric] == pytest.approx(ends) and ends[0] < ends[1]
+            assert found.difference[metric] == pytest.approx(new.recalls()[metric] - old.recalls()[metric], abs=1e-4)
 
 
 def test_an_average_draws_the_images_of_each_set_by_themselves() -> None:
@@ -104,7 +106,7 @@ def test_an_average_draws_the_images_of_each_set_by_themselves() -> None:
         before.append(_classified(torch.rand(n, generator=generator).lt(0.7).tolist(), labels, seed))
     metrics = ['zeroshot_top1', 'mean_per_class', 'zeroshot_top1']
     mean, interval = average(sets, metrics, 2000)
-    assert mean == pytest.approx(sum(one.values[metric] for one, metric in zip(sets, metrics)) / 3)
+    assert mean == pytest.approx(sum(one.scores.value(metric) for one, metric in zip(sets, metrics)) / 3)
     assert interval is not None
     half = 1.96 * 100 * sum(0.6 * 0.4 / n for n in sizes) ** 0.5 / 3
     assert (mean - interval[0], interval[1] - mean) == (pytest.approx(half, rel=0.15), pytest.approx(half, rel=0.15))
@@ -112,7 +114,8 @@ def test_an_average_draws_the_images_of_each_set_by_themselves() -> None:
     mean, interval = average(sets, metrics, 2000, before)
     assert interval is not None
     half = 1.96 * 100 * sum((0.6 * 0.4 + 0.7 * 0.3) / n for n in sizes) ** 0.5 / 3
-    assert mean == pytest.approx(sum(a.values[m] - b.values[m] for a, b, m in zip(sets, before, metrics)) / 3)
+    assert mean == pytest.approx(
+        sum(a.scores.value(m) - b.scores.value(m) for a, b, m in zip(sets, before, metrics)) / 3)
     assert (mean - interval[0], interval[1] - mean) == (pytest.approx(half, rel=0.15), pytest.approx(half, rel=0.15))
     assert average(sets, metrics, 0)[1] is None
 

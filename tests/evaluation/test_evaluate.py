@@ -36,6 +36,7 @@ from llm2clip.evaluation.evaluated_models import HuggingFaceCLIP
 from llm2clip.evaluation.image_features import ImageFeatures
 from llm2clip.evaluation.report import report_page
 from llm2clip.evaluation.retrieval_results import evaluate_retrieval, make_gallery, thumbnail
+from llm2clip.evaluation.scores import Results
 from llm2clip.evaluation.sets.files import RetrievalSet
 from llm2clip.evaluation.tables import markdown
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy
@@ -122,11 +123,11 @@ def test_cra_takes_the_pairs_that_there_are(
     assert f'6 of 12 samples of {tmp_path}/gaps/train lack one of' in capsys.readouterr().out
     config.limit = 2
     assert evaluate_cra(config, DeviceCPU())[1] == 2
-    table = markdown({'cra': results[0][0], 'cra_pairs': 6, 'cra_name': 'coco'})
+    table = markdown(Results(cra=results[0][0], cra_pairs=6, cra_name='coco'))
     assert table.startswith('## Caption retrieval accuracy: coco\n')
     assert '| Llama 3 8B after stage 1 (paper) | 29.5 |' in table
     assert '\n\n%, 6 pairs; paper: arXiv 2411.04997 v6, table A1\n' in table
-    assert 'paper' not in markdown({'cra': results[0][0], 'cra_name': 'mine'})
+    assert 'paper' not in markdown(Results(cra=results[0][0], cra_name='mine'))
     write_dataset([Sample('0', {'a': 'x', 'b': ''})], tmp_path / 'none')
     with pytest.raises(ValueError, match=r"cra.caption_keys: no sample of .*none/train has all of \['a', 'b'\]"):
         evaluate_cra(CRAConfig(f'{tmp_path}/none/train', ['a', 'b'], encoders), DeviceCPU())
@@ -267,7 +268,7 @@ def test_a_killed_evaluation_goes_on_with_the_sets_that_are_missing(tmp_path: Pa
         evaluation(dying).run('m', model)  # type: ignore[arg-type]
     assert embedded == [2]
     resumed = evaluation(picture)
-    assert sets_embedded(resumed) == 1 and list(resumed.results['retrieval']) == ['first', 'same', 'second']
+    assert sets_embedded(resumed) == 1 and list(resumed.results.retrieval) == ['first', 'same', 'second']
     assert sets_embedded(resumed) == 0
     # Other weights have other features.
     model.model = torch.nn.Linear(1, 1)
@@ -335,7 +336,7 @@ def test_a_partial_evaluation_says_so_in_every_file(tmp_path: Path, monkeypatch:
         for name in ('results.md', 'report.html'):
             text = (tmp_path / name).read_text()
             assert (words in text) == bool(missing) and ('Partial' in text) == bool(missing), name
-        assert ('Partial' in report_page('title', results, {})) == bool(missing)
+        assert ('Partial' in report_page('title', Results.model_validate(results), {})) == bool(missing)
         return missing
 
     model = _Given(torch.eye(2), torch.eye(2))

@@ -9,7 +9,8 @@ from recipes_in_process import ROOT
 
 from llm2clip.config import RetrievalConfig
 from llm2clip.evaluation.benchmarks import published_name
-from llm2clip.evaluation.tables import reported_average, reported_recalls
+from llm2clip.evaluation.paper import reported_average, reported_recalls
+from llm2clip.evaluation.scores import BenchmarkScores, Results
 from llm2clip.registry import RETRIEVAL_SETS
 
 FIVE = ['flickr30k', 'coco', 'sharegpt4v', 'urban1k', 'docci']
@@ -20,8 +21,13 @@ AVERAGES = ('69.5/57.1 86.1/81.9 74.0/65.6 86.1/82.7 71.4/61.3 87.8/84.6 78.4/71
 OTHERWISE = {'CLIP L/14-336 + LLM2CLIP 60M', 'EVA02 L/14-336 + LLM2CLIP 15M', 'EVA02 L/14-336 + LLM2CLIP 60M'}
 
 
+def _results(sets: dict[str, str]) -> Results:
+    """Results of no models on sets, from the benchmark to the name of the set."""
+    return Results(retrieval={name: BenchmarkScores(benchmark=set_name, models={}) for name, set_name in sets.items()})
+
+
 def test_the_mean_over_five_sets_is_the_average_of_the_paper() -> None:
-    results = {'retrieval': {f'my {name}': {'benchmark': name} for name in FIVE}}
+    results = _results({f'my {name}': name for name in FIVE})
     reported = reported_average([f'retrieval.my {name}' for name in FIVE], results)
     assert reported.source == 'arXiv 2411.04997 v6, table 1'
     for (model, means), cell in zip(reported.rows.items(), AVERAGES.split(), strict=True):
@@ -41,7 +47,7 @@ def test_means_of_other_sets() -> None:
     content = yaml.safe_load((ROOT / 'yamls/eval/sets/xm3600.yaml').read_text())
     benchmarks = content['averages']['xm3600']
     sets = content['retrieval'].items()
-    results = {'retrieval': {name: {'benchmark': entry['source']['name']} for name, entry in sets}}
+    results = _results({name: entry['source']['name'] for name, entry in sets})
     reported = reported_average(benchmarks, results)
     assert reported.rows['SigLIP2'] == {'text_retrieval_recall@1': 59.7, 'image_retrieval_recall@1': 48.2}
     assert reported.source == 'arXiv 2411.04997 v6, table 2'

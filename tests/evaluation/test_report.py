@@ -13,6 +13,7 @@ from recipes_in_process import run_recipe
 from llm2clip.config import ReportConfig
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.evaluation.report import report_page, write_page, write_report
+from llm2clip.evaluation.scores import Results
 
 
 def metrics_of(recall: float = 30.25) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def step(tmp_path: Path) -> Path:
 
 
 def test_report_is_one_file_with_everything(step: Path, tmp_path: Path) -> None:
-    results = {'cra': {'untuned': 61.5}, 'retrieval': {'set': entry('<m>', benchmark='coco')}}
+    results = Results.model_validate({'cra': {'untuned': 61.5}, 'retrieval': {'set': entry('<m>', benchmark='coco')}})
     row = {'kind': 'worst', 'rank': 1234, 'query': 'a <caption>', 'results': [('data:image/jpeg;base64,xyz', True)]}
     gallery = {'model': '<m>', 'texts': [row],
                'images': [{**row, 'query': 'data:image/jpeg;base64,abc', 'results': [('found', False)]}]}
@@ -63,7 +64,7 @@ def test_report_is_one_file_with_everything(step: Path, tmp_path: Path) -> None:
 def test_a_gallery_brings_neither_markup_nor_other_addresses_into_a_page(tmp_path: Path) -> None:
     row = {'kind': '"><script>', 'rank': 1, 'query': 'data:image/x" onload="a', 'results': []}
     gallery = {'model': 'm', 'texts': [], 'images': [row]}
-    page = report_page('t', {}, {'set': gallery})
+    page = report_page('t', Results(), {'set': gallery})
     assert '<script' not in page and '" onload' not in page
     (tmp_path / 'results.json').write_text('{}')
     for damaged in ({**row, 'query': 'http://elsewhere/picture.png'}, {**row, 'rank': 'a'}, {}):
@@ -84,6 +85,8 @@ def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     results.mkdir()
     (results / 'results.json').write_text('{"retr')
     refused(f'{results}/results.json: cannot be read .Unterminated string')
+    (results / 'results.json').write_text('{"cra": 1}')
+    refused(f'{results}/results.json: cannot be read .*expected the results that `evaluate` writes')
     (results / 'results.json').write_text('{}')
     refused(f'results: {results} has no gallery.json')
     (results / 'gallery.json').write_text('{"coco": {}, "docci": {}}')
@@ -93,9 +96,9 @@ def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_page_replaces_only_a_page_of_this_project(tmp_path: Path) -> None:
     for title in ('one', 'other'):
-        write_page(tmp_path / 'a.html', title, {}, {})
+        write_page(tmp_path / 'a.html', title, Results(), {})
     assert 'other' in (tmp_path / 'a.html').read_text()
     (tmp_path / 'mine.html').write_text('<!doctype html><html><title>mine</title></html>')
     with pytest.raises(ConfigError, match='mine.html: is there already and was not written by llm2clip'):
-        write_page(tmp_path / 'mine.html', 'one', {}, {})
+        write_page(tmp_path / 'mine.html', 'one', Results(), {})
     assert 'mine' in (tmp_path / 'mine.html').read_text()
