@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Image search in a folder by text or image, and zero-shot classification; image features are kept in a file."""
+"""Image search in a folder by text or image, and zero-shot classification; a file keeps image features."""
 
 import json
 import os
@@ -40,15 +40,17 @@ def load_model(
 ) -> tuple[TrainedLLM2CLIP, str]:
     """Return an exported model, and a fingerprint of everything that determines its image features.
 
-    Raises a ConfigError if the folder is not an export, `truncate_dim` exceeds the dimensions of the model, or
-    the teacher is missing and a query is a text.
+    Raises a ConfigError if the folder is not an export, `truncate_dim` exceeds the dimensions of the model,
+    or the teacher is missing and a query is a text.
     """
     if not is_exported(config.model):
-        raise ConfigError(f'model: {config.model} is not the folder llm2clip/ that recipes/export_hf.py wrote')
+        raise ConfigError(f'{config.model} is not the folder llm2clip/ that recipes/export_hf.py wrote',
+                          key='model')
     teachers = LLM2CLIPModel.teacher_folders(Path(config.model))
     missing = [teacher for teacher in teachers if not teacher.is_dir()]
     if missing and not all(map(is_image, queries)):
-        raise ConfigError(f'model: there is no {missing[0]}, which embeds texts; images as queries need none')
+        raise ConfigError(f'there is no {missing[0]}, which embeds texts; images as queries need none',
+                          key='model')
     exported = LLM2CLIPModel.from_pretrained(config.model, trust_remote_code=config.trust_remote_code).eval()
     exported.teacher_precision = config.precision
     check_truncate_dim(config.truncate_dim, exported.config.model_config(), 'truncate_dim')
@@ -65,7 +67,7 @@ def load_model(
 
 
 def find_images(folder: str) -> dict[str, list[int]]:
-    """Path inside the folder -> size in bytes and modification time in ns, for images that are not hidden."""
+    """Return path inside the folder -> size in bytes and modification time in ns, for images not hidden."""
     images = {}
     for parent, subfolders, names in os.walk(folder):
         subfolders[:] = [name for name in subfolders if not name.startswith('.')]
@@ -74,59 +76,78 @@ def find_images(folder: str) -> dict[str, list[int]]:
             if is_image(name) and not name.startswith('.') and path.is_file():
                 images[os.path.relpath(path, folder)] = [path.stat().st_size, path.stat().st_mtime_ns]
     if not images:
-        raise ConfigError(f'images: there is no image in {folder}, expected files that end in '
-                          f'{", ".join(SUFFIXES)}')
+        raise ConfigError(f'there is no image in {folder}, expected files that end in {", ".join(SUFFIXES)}',
+                          key='images')
     return dict(sorted(images.items()))
 
 
 def embed_images(
     config: ImageFolderConfig, model: TrainedLLM2CLIP, fingerprint: str
 ) -> tuple[list[str], torch.Tensor]:
-    """Return the paths of N readable images and their features ``(N, D)``; only new or changed files are encoded.
+    """Return the paths of N readable images and their features ``(N, D)``; encodes only new or changed files.
 
     Raises:
         ConfigError: No image can be read, or `config.index` has features of another model or folder.
         FileError, LoadError: The file of the features is damaged.
     """
-    states = find_images(config.images)
+    files = find_images(config.images)
     path = Path(config.index, INDEX_FILE)
     metadata = {'model': fingerprint, 'images': json.dumps(os.path.abspath(config.images))}
-    kept = _read_index(path, metadata) if path.is_file() else {}
-    known = {name: row for name, (state, row) in kept.items() if state == states.get(name)}
-    todo = [name for name in states if name not in known]
-    images = ImageFiles(config.images, todo)
+    indexed: dict[str, tuple[list[int], torch.Tensor]] = {}
+    if path.is_file():
+        indexed = _read_index(path, metadata)
+    features = {name: row for name, (state, row) in indexed.items() if state == files.get(name)}
+    new = [name for name in files if name not in features]
+    has_changed = bool(new) or len(features) < len(indexed)
     try:
-        with tqdm(total=len(todo), desc='embed', unit=' images') as progress:
-            for batch in encode_batches(model, images, todo, range(len(todo)), config.batch_size,
-                                        config.num_workers, keep_going=True):
-                known.update(zip([todo[i] for i in batch.positions], batch.features.half()))
-                for reason in batch.unreadable.values():
-                    tqdm.write(f'unreadable: {printable(reason)}')
-                progress.update(len(batch.positions) + len(batch.unreadable))
-    finally:
-        names = [name for name in states if name in known]
-        if names and (todo or kept.keys() - states.keys()):
-            files = json.dumps({name: states[name] for name in names}).encode()
-            write_safetensors(path, {'files': torch.frombuffer(bytearray(files), dtype=torch.uint8),
-                                     'features': torch.stack([known[name] for name in names])}, metadata)
-    if not names:
-        raise ConfigError(f'images: none in {config.images} can be read')
-    features = torch.stack([known[name] for name in names])
-    return [os.path.join(config.images, name) for name in names], features.float()
+        _encode_images(config, model, new, features)
+    finally:  # an interruption loses no features
+        features = {name: features[name] for name in files if name in features}
+        if features and has_changed:
+            _write_index(path, metadata, files, features)
+    if not features:
+        raise ConfigError(f'none in {config.images} can be read', key='images')
+    paths = [os.path.join(config.images, name) for name in features]
+    return paths, torch.stack(list(features.values())).float()
+
+
+def _encode_images(
+    config: ImageFolderConfig, model: TrainedLLM2CLIP, names: list[str], features: dict[str, torch.Tensor]
+) -> None:
+    """Add the float16 features ``(D,)`` of readable images to `features`, and print which are unreadable."""
+    batches = encode_batches(model, ImageFiles(config.images, names), names, range(len(names)),
+                             config.batch_size, config.num_workers, keep_going=True)
+    with tqdm(total=len(names), desc='embed', unit=' images') as progress:
+        for batch in batches:
+            for position, row in zip(batch.positions, batch.features.half()):
+                features[names[position]] = row
+            for reason in batch.unreadable.values():
+                tqdm.write(f'unreadable: {printable(reason)}')
+            progress.update(len(batch.positions) + len(batch.unreadable))
 
 
 def _read_index(path: Path, metadata: dict[str, str]) -> dict[str, tuple[list[int], torch.Tensor]]:
     """Read image -> its entry of `find_images` and its features; refuse a file with other metadata."""
     expected = 'features of images; remove it to embed them again'
     tensors, written = read_safetensors(path, expected)
+    indexed = {}
     with reading(path, expected):
         files = parse_json(tensors['files'].numpy().tobytes(), path, dict)
-        rows = zip(files.items(), tensors['features'], strict=True)
-        entries = {name: (state, row) for (name, state), row in rows}
+        for name, row in zip(files, tensors['features'], strict=True):
+            indexed[name] = files[name], row
     if written | metadata != written:
-        raise ConfigError(f'index: {path} is of another model, precision or dim, or of images in another folder; '
-                          'give another `index`, or remove that file')
-    return entries
+        raise ConfigError(f'{path} is of another model, precision or dim, or of images in another folder; '
+                          'give another `index`, or remove that file', key='index')
+    return indexed
+
+
+def _write_index(
+    path: Path, metadata: dict[str, str], files: dict[str, list[int]], features: dict[str, torch.Tensor]
+) -> None:
+    """Write features of images, and their entries of `find_images`."""
+    encoded = json.dumps({name: files[name] for name in features}).encode()
+    write_safetensors(path, {'files': torch.frombuffer(bytearray(encoded), dtype=torch.uint8),
+                             'features': torch.stack(list(features.values()))}, metadata)
 
 
 def embed_query(model: TrainedLLM2CLIP, query: Union[str, Path]) -> torch.Tensor:

@@ -18,16 +18,18 @@ from llm2clip.errors import ConfigError, missing_extra
 # Limits of a query, since all visitors wait for it.
 MAX_LABELS = 100
 MAX_CHARACTERS = 10_000
-PHONE = '@media (max-width: 640px) {.grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important}}'
+PHONE = ('@media (max-width: 640px) '
+         '{.grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important}}')
 
 
 def main(config: DemoConfig) -> None:
     try:
         socket.create_server((config.host, config.port)).close()
     except OSError as error:
-        raise ConfigError(f'host, port: {config.host}:{config.port}: {(error.strerror or "").partition(" (")[0]}, '
-                          'expected an address of this machine and a free port') from None
-    # Gradio reports its use and keeps a history of the queries unless told otherwise, and asks its own server.
+        reason, _, _ = (error.strerror or '').partition(' (')
+        raise ConfigError(f'{config.host}:{config.port}: {reason}, expected an address of this machine and a '
+                          'free port', key='host, port') from None
+    # By default, Gradio reports its use, keeps a history of the queries, and connects to itself by a proxy.
     os.environ.update(GRADIO_ANALYTICS_ENABLED='False', GRADIO_RUN_HISTORY='False', no_proxy='*')
     try:
         from gradio.themes import Default, LocalFont
@@ -40,7 +42,8 @@ def main(config: DemoConfig) -> None:
     paths, images = embed_images(config, model, fingerprint)
     font = LocalFont('Source Sans Pro', weights=(400, 700))
     theme = Default(primary_hue='blue', font=[font, 'sans-serif'])
-    with TemporaryDirectory() as folder:  # of uploads, examples and thumbnails, the only files that are served
+    # Uploads, examples and thumbnails, the only files that are served.
+    with TemporaryDirectory() as folder:
         os.environ['GRADIO_TEMP_DIR'] = folder
         page = make_page(config, model, paths, images)
         page.launch(server_name=config.host, server_port=config.port, share=False, quiet=True,
@@ -51,7 +54,7 @@ def main(config: DemoConfig) -> None:
 
 
 def uploaded(payload: Any) -> Optional[str]:
-    """Return the path of an upload or example.  Gradio accepts any path of the machine if a request has no `meta`."""
+    """Return the path of an upload or example, and None for any other one, which a request may contain."""
     folder = Path(os.environ['GRADIO_TEMP_DIR']).resolve()
     if payload and payload.path and Path(payload.path).resolve().is_relative_to(folder):
         return payload.path
@@ -66,17 +69,26 @@ def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> 
     from llm2clip.search import classify, embed_query, nearest, thumbnail
 
     def search(query: Any) -> list[tuple[Any, str]]:
-        return [(thumbnail(paths[i], 800), f'{score:.3f}  {printable(os.path.relpath(paths[i], config.images))}')
-                for i, score in nearest(images, embed_query(model, query), config.top)]
+        results = []
+        for i, score in nearest(images, embed_query(model, query), config.top):
+            name = printable(os.path.relpath(paths[i], config.images))
+            results.append((thumbnail(paths[i], 800), f'{score:.3f}  {name}'))
+        return results
 
     def search_text(text: str) -> Any:
         if not text.strip():
             raise ConfigError('Type a text first.')
         return search(text)
 
+    def search_image(path: Any) -> list[tuple[Any, str]]:
+        return search(Path(path)) if path else []
+
     def classify_image(path: Any, text: str) -> Any:
-        separator = '\n' if '\n' in text.strip() else ','
-        labels = [*dict.fromkeys(filter(None, map(str.strip, text.split(separator))))]
+        separator = ','
+        if '\n' in text.strip():
+            separator = '\n'
+        stripped = [label.strip() for label in text.split(separator)]
+        labels = [*dict.fromkeys(label for label in stripped if label)]
         if not path:
             raise ConfigError('Choose an image first.')
         if not 2 <= len(labels) <= MAX_LABELS:
@@ -98,14 +110,15 @@ def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> 
 
     def image_input() -> Any:
         with gr.Column(min_width=280):
-            image = gr.Image(label='Image', sources=['upload', 'clipboard'], format='png', height=240, buttons=[])
+            image = gr.Image(label='Image', sources=['upload', 'clipboard'], format='png', height=240,
+                             buttons=[])
             gr.Examples(examples, image, label='From the folder')
         image.preprocess = uploaded  # `search` decodes it, or says why it cannot
         return image
 
     examples = [[thumbnail(path, 800)] for path in paths[::-(-len(paths) // 6)]]
-    gallery: dict[str, Any] = dict(show_label=False, columns=5, object_fit='cover', height='max-content', buttons=[],
-                                   format='jpeg')
+    gallery: dict[str, Any] = dict(show_label=False, columns=5, object_fit='cover', height='max-content',
+                                   buttons=[], format='jpeg')
     with gr.Blocks(title='LLM2CLIP') as page:
         gr.Markdown(f'# LLM2CLIP\n{len(paths):,} images of `{config.images}`, model `{config.model}`')
         with gr.Tab('Text search'):
@@ -116,11 +129,12 @@ def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> 
         with gr.Tab('Image search'), gr.Row():
             image = image_input()
             with gr.Column(scale=3):
-                image.change(**event(lambda path: search(Path(path)) if path else [], [image], gr.Gallery(**gallery)))
+                image.change(**event(search_image, [image], gr.Gallery(**gallery)))
         with gr.Tab('Zero-shot'), gr.Row():
             image = image_input()
             with gr.Column(scale=2):
-                labels = gr.Textbox(label='Labels, separated by commas or lines', placeholder='dog, cat', lines=3)
+                labels = gr.Textbox(label='Labels, separated by commas or lines', placeholder='dog, cat',
+                                    lines=3)
                 button = gr.Button('Classify', variant='primary')
                 button.click(**event(classify_image, [image, labels], gr.Label(label='Probabilities')))
     return page

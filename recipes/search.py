@@ -19,12 +19,17 @@ def main(config: SearchConfig) -> None:
     from llm2clip.io.files import printable
     from llm2clip.search import embed_images, embed_query, is_image, load_model, nearest
 
-    queries = [] if config.query is None else config.query
-    if not isinstance(queries, list):
+    queries = config.query
+    if queries is None:
+        queries = []
+    elif not isinstance(queries, list):
         queries = [queries]
     for query in queries:
-        if not isinstance(query, str) or not query.strip() or is_image(query) and not os.path.isfile(query):
-            raise ConfigError(f'query: expected a text or the path of an image file, found {query!r}')
+        is_valid = isinstance(query, str) and query.strip() != ''
+        if is_valid and is_image(query):
+            is_valid = os.path.isfile(query)
+        if not is_valid:
+            raise ConfigError(f'expected a text or the path of an image file, found {query!r}', key='query')
     model, fingerprint = load_model(config, open_device(config.device, config.precision), queries)
     paths, images = embed_images(config, model, fingerprint)
     for query in queries:
@@ -35,7 +40,7 @@ def main(config: SearchConfig) -> None:
 
 
 def quoted(argument: str) -> str:
-    """Quote a query, since YAML would cut ``query=dog #1``; not lists, mappings and texts that are quoted already."""
+    """Quote a query, since YAML would cut ``query=dog #1``; not a list, a mapping or a text in quotes."""
     query = argument.removeprefix('query=')
     if query == argument or query.startswith(('[', '{', '"', "'")):
         return argument

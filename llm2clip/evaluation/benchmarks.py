@@ -64,8 +64,8 @@ def check_results(config: EvaluateConfig) -> None:
 def _check_unchanged(out: str, key: str, written: Any, configured: Any) -> None:
     # The number of tokens per forward pass does not change the results.
     if configured is None or vars(written) | {'batch_tokens': 0} != vars(configured) | {'batch_tokens': 0}:
-        raise ConfigError(f'{out} has results of another {key}, expected a folder without results, or with those '
-                          'of models and sets that are the same here', key='out')
+        raise ConfigError(f'{out} has results of another {key}, expected a folder without results, or with '
+                          'those of models and sets that are the same here', key='out')
 
 
 class Evaluation:
@@ -85,6 +85,7 @@ class Evaluation:
         self.results = Results(retrieval={}, zeroshot={}, linear_probe={}, cra={}, weights={})
         self.galleries: dict[str, Any] = {}
         self.kept_features = Path(config.out, 'image_features')
+        # Benchmark, such as `zeroshot.imagenet` -> model -> scores and outcomes per query.
         self._benchmark_results: dict[str, dict[str, BenchmarkResult]] = {}
         for name, model in config.models.items():
             check_evaluated_model(model, f'models.{name}')
@@ -122,8 +123,8 @@ class Evaluation:
         if not is_first():
             return
         config = self.config.retrieval[name]
-        result = evaluate_retrieval(dataset, image_features, text_features, config.merge_equal_texts,
-                                    images.model.device)
+        result = evaluate_retrieval(dataset, image_features, text_features,
+                                    merge_equal_texts=config.merge_equal_texts, device=images.model.device)
         if self.config.gallery and name not in self.galleries:
             gallery = make_gallery(dataset, result, self.config.gallery)
             self.galleries[name] = {'model': images.name} | gallery
@@ -131,9 +132,9 @@ class Evaluation:
         intervals = {}
         for direction in outcomes:
             intervals |= direction.intervals(self.config.bootstrap)
-        n_without_caption = len(dataset.image_ids) - len(result.images)
         scores = RetrievalScores.model_validate(result.ranks.recalls() | {
-            'intervals': intervals, 'n_truncated': n_truncated, 'n_without_caption': n_without_caption})
+            'intervals': intervals, 'n_truncated': n_truncated, 'precision': images.model.precision,
+            'n_without_caption': len(dataset.image_ids) - len(result.images)})
         self._add(images, 'retrieval', name, published_name(config), dataset, scores, outcomes)
 
     def _run_zeroshot(self, images: ImageFeatures, name: str, benchmark: ZeroshotSet) -> None:
@@ -145,7 +146,7 @@ class Evaluation:
         classes = dataset.classes
         scores, outcomes = zeroshot_metrics(image_features, torch.tensor(dataset.labels),
                                             class_features(prompts, classes), classes, self.config.bootstrap)
-        scores.n_truncated = n_truncated
+        scores = scores.model_copy(update={'n_truncated': n_truncated, 'precision': images.model.precision})
         self._add(images, 'zeroshot', name, dataset.name, dataset, scores, outcomes)
 
     def _run_linear_probe(
@@ -158,6 +159,7 @@ class Evaluation:
         scores, outcomes = linear_probe(
             train_states, torch.tensor(train.labels), test_states.whole(), torch.tensor(test.labels),
             train.classes, self.config.linear_probe[name].sgd, images.model.device, self.config.bootstrap)
+        scores = scores.model_copy(update={'precision': images.model.precision})
         self._add(images, 'linear_probe', name, test.name, test, scores, outcomes)
 
     def _add(
@@ -165,26 +167,26 @@ class Evaluation:
         scores: Union[RetrievalScores, ClassificationScores], outcomes: Sequence[Outcomes],
     ) -> None:
         """Record, save and print the scores of a model on the benchmark `kind.name`."""
-        scores.precision = images.model.precision
         # Benchmarks with the same images get the same seed, so that averages resample them together.
         seed = xxhash.xxh32(json.dumps([repr(dataset.read_image), dataset.image_ids])).intdigest()
         result = BenchmarkResult(scores, outcomes, seed)
         self._benchmark_results.setdefault(f'{kind}.{name}', {})[images.name] = result
-        benchmarks = self.results.benchmarks(kind)
-        if name not in benchmarks:
-            benchmarks[name] = BenchmarkScores(benchmark=set_name, models={})
-        benchmarks[name].models[images.name] = scores
+        benchmark = BenchmarkScores(benchmark=set_name, models={})
+        self.results.benchmarks(kind).setdefault(name, benchmark).models[images.name] = scores
         self._save()
         shown = {key: value for key, value in rounded(scores).items() if not isinstance(value, dict)}
         print(f'{images.name} on {name}: {shown}', flush=True)
 
     def finish(self, device: Device) -> None:
-        """Add comparisons, averages and the caption retrieval accuracy of text encoders, which run on `device`,
-        and remove the features kept for a restart."""
+        """Add comparisons, averages and the caption retrieval accuracy of text encoders, on `device`.
+
+        Removes the image features that were kept for a restart.
+        """
         config = self.config
         if is_first():
             if config.baseline is not None:
-                self.results.comparison = compare_with_baseline(config, config.baseline, self._benchmark_results)
+                self.results.comparison = compare_with_baseline(
+                    config, config.baseline, self._benchmark_results)
             averages = average_models(config, self._benchmark_results)
             if averages:
                 self.results.averages = averages
@@ -202,7 +204,7 @@ class Evaluation:
 
     def _save(self) -> None:
         """Write all results so far, so that an interrupted evaluation keeps them."""
-        content = self.results.to_json()
+        content = rounded(self.results)
         missing = self._missing()
         if missing:
             content = {'missing': missing} | content
@@ -253,15 +255,15 @@ def _check_probe(train: ClassificationSet, test: ClassificationSet) -> None:
     for part, dataset in (('train', train), ('test', test)):
         labels[part] = [label for label in dataset.labels if isinstance(label, int)]
         if len(labels[part]) < len(dataset.labels):
-            raise ConfigError(f'images of {dataset.name} have any number of classes, expected a set with one each',
-                              key=part)
+            raise ConfigError(f'images of {dataset.name} have any number of classes, expected a set with one '
+                              'each', key=part)
     if len(train.classes) < 2:
         raise ConfigError(f'there is one class, {train.classes[0]!r}, expected at least 2')
     counts = Counter(labels['train'])
     for c in sorted({*labels['train'], *labels['test']}):
         if counts[c] < 2:
-            raise ConfigError(f'class {train.classes[c]!r} has {counts[c]} training images, expected at least 2',
-                              key='train')
+            raise ConfigError(f'class {train.classes[c]!r} has {counts[c]} training images, '
+                              'expected at least 2', key='train')
 
 
 def _check_cra(config: CRAConfig) -> None:
@@ -315,7 +317,8 @@ def _caption_pairs(config: CRAConfig) -> list[list[str]]:
             samples.append([sample[CAPTION + key] for key in config.caption_keys])
     pairs = [captions for captions in samples if all(text.strip() for text in captions)]
     if not pairs:
-        raise ConfigError(f'no sample of {config.captions} has all of {config.caption_keys}', key='cra.caption_keys')
+        raise ConfigError(f'no sample of {config.captions} has all of {config.caption_keys}',
+                          key='cra.caption_keys')
     if len(pairs) < len(samples) and is_first():
         print(f'{len(samples) - len(pairs)} of {len(samples)} samples of {config.captions} lack one of '
               f'{config.caption_keys}', flush=True)

@@ -84,7 +84,7 @@ def _distinct(classes: Sequence[str]) -> list[str]:
 def _accuracies(
     ranks: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], kind: str, resamples: int
 ) -> tuple[dict[str, Any], list[Outcomes]]:
-    """Values of `ClassificationScores`, and outcomes, from the rank of each image's class ``(N,)``, from 0 on."""
+    """Values of `ClassificationScores`, and outcomes, from the rank of each image's class ``(N,)``."""
     ks = [k for k in (1, 5) if k <= len(classes)]
     images = torch.arange(len(ranks))
     hits = torch.stack([ranks < k for k in ks], 1)

@@ -33,7 +33,13 @@ class BenchmarkResult(NamedTuple):
     outcomes: Sequence[Outcomes]
     """Outcomes per query; empty for mean average precision, which is not a mean over images."""
     seed: int = 0
-    """Seed of the resamples for averages; benchmarks with the same images are resampled with the same seed."""
+    """Seed of the resamples for averages; benchmarks with the same images have the same seed."""
+
+    def outcomes_of(self, metric: str) -> Outcomes:
+        """Return the outcomes for one metric, which is not mean average precision."""
+        outcomes = next(outcomes for outcomes in self.outcomes if metric in outcomes.names)
+        column = outcomes.names.index(metric)
+        return outcomes._replace(names=(metric,), hits=outcomes.hits[:, [column]])
 
 
 # Benchmark, such as `zeroshot.imagenet` -> model -> result.
@@ -109,7 +115,9 @@ def compare(before: BenchmarkResult, after: BenchmarkResult, resamples: int = 10
     for old, new in zip(before.outcomes, after.outcomes, strict=True):
         metrics += new.names
         intervals |= new.minus(old).intervals(resamples)
-    difference = {name: after.scores.value(name) - before.scores.value(name) for name in metrics or [_MEAN_AP]}
+    if not metrics:
+        metrics = [_MEAN_AP]
+    difference = {metric: after.scores.value(metric) - before.scores.value(metric) for metric in metrics}
     return Differences(difference=difference, intervals=intervals)
 
 
@@ -117,34 +125,26 @@ def average(
     results: Sequence[BenchmarkResult], metrics: Sequence[str], resamples: int = 1000,
     baseline: Optional[Sequence[BenchmarkResult]] = None,
 ) -> tuple[float, Optional[list[float]]]:
-    """Return the mean of one metric per benchmark, or of its differences from a baseline, and a 95 % interval.
+    """Return a mean of one metric per benchmark, or of its differences from a baseline, and a 95 % interval.
 
     `results` are those of a model on each benchmark, `metrics` has the metric of each, and `baseline` the
     results of the baseline.  Images are resampled within each benchmark, together for the same images.  Mean,
     low and high are in percent.  The interval is None without resamples or with mean average precision.
     """
-    numbers = []
-    draws = torch.zeros(resamples, dtype=torch.float64)
-    has_interval = resamples > 0
-    for i, metric in enumerate(metrics):
-        number = results[i].scores.value(metric)
-        if baseline is not None:
-            number -= baseline[i].scores.value(metric)
-        numbers.append(number)
-        positions = [j for j, outcomes in enumerate(results[i].outcomes) if metric in outcomes.names]
-        if not positions:
-            has_interval = False
-        if not has_interval:
-            continue
-        outcomes = results[i].outcomes[positions[0]]
-        if baseline is not None:
-            outcomes = outcomes.minus(baseline[i].outcomes[positions[0]])
-        column = outcomes.names.index(metric)
-        draws += outcomes._replace(hits=outcomes.hits[:, [column]]).resampled(resamples, results[i].seed)[:, 0]
-    mean = sum(numbers) / len(numbers)
-    if not has_interval:
+    values = [result.scores.value(metric) for result, metric in zip(results, metrics)]
+    if baseline is not None:
+        before = [result.scores.value(metric) for result, metric in zip(baseline, metrics)]
+        values = [new - old for new, old in zip(values, before)]
+    mean = sum(values) / len(values)
+    if not resamples or _MEAN_AP in metrics:
         return mean, None
-    return mean, (100 * percentile_interval(draws[:, None] / len(metrics)))[0].tolist()
+    draws = torch.zeros(resamples, 1, dtype=torch.float64)
+    for i, metric in enumerate(metrics):
+        outcomes = results[i].outcomes_of(metric)
+        if baseline is not None:
+            outcomes = outcomes.minus(baseline[i].outcomes_of(metric))
+        draws += outcomes.resampled(resamples, results[i].seed)
+    return mean, (100 * percentile_interval(draws / len(metrics)))[0].tolist()
 
 
 def _averages(

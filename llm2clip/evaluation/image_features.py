@@ -44,8 +44,10 @@ class _Images(Dataset):
         self, read_image: Callable[[int], bytes], names: Sequence[str],
         preprocess: Callable[[bytes, str], torch.Tensor], keep_going: bool,
     ) -> None:
-        self.read_image, self.names = read_image, names
-        self.preprocess, self.keep_going = preprocess, keep_going
+        self.read_image = read_image
+        self.names = names
+        self.preprocess = preprocess
+        self.keep_going = keep_going
 
     def __len__(self) -> int:
         return len(self.names)
@@ -66,10 +68,17 @@ class _Images(Dataset):
 def _collate(
     samples: list[tuple[int, Union[torch.Tensor, str]]]
 ) -> tuple[list[int], Optional[torch.Tensor], dict[int, str]]:
-    """Collate into the fields of `EncodedBatch`, with stacked pixels or None in place of features."""
-    read = {index: pixels for index, pixels in samples if isinstance(pixels, torch.Tensor)}
-    unreadable = {index: reason for index, reason in samples if isinstance(reason, str)}
-    return list(read), torch.stack(list(read.values())) if read else None, unreadable
+    """Positions of the readable images, their stacked pixels or None, and position -> error of the others."""
+    readable: dict[int, torch.Tensor] = {}
+    unreadable: dict[int, str] = {}
+    for position, pixels in samples:
+        if isinstance(pixels, str):
+            unreadable[position] = pixels
+        else:
+            readable[position] = pixels
+    if not readable:
+        return [], None, unreadable
+    return list(readable), torch.stack(list(readable.values())), unreadable
 
 
 def encode_batches(
@@ -99,11 +108,11 @@ def encode_batches(
     def encode(batches: Sequence[range]) -> Iterator[EncodedBatch]:
         loader = DataLoader(images, batch_sampler=[*map(list, batches)], num_workers=num_workers,
                             collate_fn=_collate, pin_memory=model.device.type == 'cuda')
-        for read, pixel_values, unreadable in loader:
+        for readable, pixel_values, unreadable in loader:
             features = pooled = torch.empty(0, 0)
             if pixel_values is not None:
-                features, pooled = (x.cpu() for x in model.image_features(pixel_values.to(model.device)))
-            yield EncodedBatch(read, features, pooled, unreadable)
+                features, pooled = model.image_features(pixel_values.to(model.device))
+            yield EncodedBatch(readable, features.cpu(), pooled.cpu(), unreadable)
 
     return round_robin(batches, encode)
 
@@ -119,7 +128,8 @@ class _KeptRows:
     def __iter__(self) -> Iterator[torch.Tensor]:
         """Yield the rows block by block."""
         for path in self.files:
-            yield read_safetensors(path, 'features of images; remove it to compute them again').tensors[self.name]
+            kept = read_safetensors(path, 'features of images; remove it to compute them again')
+            yield kept.tensors[self.name]
 
     def whole(self) -> torch.Tensor:
         """Return all rows; the matrix is empty on all ranks except the first."""
@@ -133,9 +143,14 @@ class ImageFeatures:
     the model's name in the tables.
     """
 
-    def __init__(self, model: EvaluatedModel, name: str, folder: Path, batch_size: int, num_workers: int) -> None:
-        self.model, self.name, self.folder = model, name, folder
-        self.batch_size, self.num_workers = batch_size, num_workers
+    def __init__(
+        self, model: EvaluatedModel, name: str, folder: Path, batch_size: int, num_workers: int
+    ) -> None:
+        self.model = model
+        self.name = name
+        self.folder = folder
+        self.batch_size = batch_size
+        self.num_workers = num_workers
 
     @cached_property
     def weights(self) -> str:
@@ -143,20 +158,22 @@ class ImageFeatures:
         return hash_tensors(self.model.model.state_dict())
 
     def __call__(self, dataset: EvaluationSet) -> tuple[_KeptRows, _KeptRows]:
-        """Return features ``(N, D)`` and pooled states ``(N, W)`` on the first rank; every rank calls this."""
+        """Return features ``(N, D)`` and pooled states ``(N, W)`` on the first rank; all ranks call this."""
         files: dict[range, Path] = {}
         if is_first():
             ids = dataset.image_ids
             sources = [self.name, self.weights, self.model.precision, repr(dataset.read_image), ids]
             key = xxhash.xxh64(json.dumps(sources)).hexdigest()
             for start in range(0, len(ids), _BLOCK):
-                files[range(start, min(start + _BLOCK, len(ids)))] = self.folder / f'{key}-{start}.safetensors'
+                block = range(start, min(start + _BLOCK, len(ids)))
+                files[block] = self.folder / f'{key}-{start}.safetensors'
         missing = broadcast_from_rank0(lambda: [block for block, path in files.items() if not path.is_file()])
         total = -(-sum(map(len, missing)) // self.batch_size)
         with tqdm(total=total, desc=f'{self.name} on {dataset.name}', unit=' batches',
                   disable=not is_first() or not missing) as progress:
             for block in missing:
-                features, pooled = [], []
+                features = []
+                pooled = []
                 for batch in encode_batches(self.model, dataset.read_image, dataset.image_ids, block,
                                             self.batch_size, self.num_workers):
                     features.append(batch.features)

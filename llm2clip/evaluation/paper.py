@@ -47,14 +47,16 @@ def reported_recalls(set_name: str) -> Reported:
 def reported_accuracies(kind: str, name: str) -> Reported:
     """Return reported top-1 accuracies on a classification benchmark."""
     accuracies = _PAPER['accuracy'].get(f'{kind}.{name}', {})
-    return Reported({model: {f'{kind}_top1': value} for model, value in accuracies.items()}, f'{_LLM2CLIP}, table 3')
+    rows = {model: {f'{kind}_top1': value} for model, value in accuracies.items()}
+    return Reported(rows, f'{_LLM2CLIP}, table 3')
 
 
 def reported_cra(set_name: Optional[str]) -> Reported:
     """Return the reported caption retrieval accuracy, `CRA`, on a dataset."""
     if set_name != 'coco':
         return Reported({})
-    return Reported({model: {'CRA': value} for model, value in _PAPER['cra'].items()}, f'{_LLM2CLIP}, table A1')
+    rows = {model: {'CRA': value} for model, value in _PAPER['cra'].items()}
+    return Reported(rows, f'{_LLM2CLIP}, table A1')
 
 
 def reported_average(benchmarks: Sequence[str], results: Results) -> Reported:

@@ -29,14 +29,15 @@ _GENERATOR = b'<meta name="generator" content="llm2clip">'
 _Differences = dict[str, tuple[float, Optional[Sequence[float]]]]
 # `Table.topic` -> caption of the table.
 _CAPTIONS = {
-    'cra': 'How often the two captions of a pair find each other among {pairs}, which is what stage 1 teaches the LLM.',
-    'retrieval': 'How often the right image is among the first 1, 5 or 10 that a text finds (text→image), and the '
-                 'right text among the first that an image finds (image→text).',
-    'accuracy': 'How often the right class of an image is the first, or among the first five; where images have any '
-                'number of classes, how high each class has its images (mAP).',
+    'cra': 'How often the two captions of a pair find each other among {pairs}, which is what stage 1 '
+           'teaches the LLM.',
+    'retrieval': 'How often the right image is among the first 1, 5 or 10 that a text finds (text→image), '
+                 'and the right text among the first that an image finds (image→text).',
+    'accuracy': 'How often the right class of an image is the first, or among the first five; where images '
+                'have any number of classes, how high each class has its images (mAP).',
     'averages': 'The mean of several sets, each of which counts the same.',
-    'comparison': 'What each model has won (to the right) and lost (to the left) against {baseline}, with the 95 % '
-               'interval of the difference.',
+    'comparison': 'What each model has won (to the right) and lost (to the left) against {baseline}, with '
+                  'the 95 % interval of the difference.',
 }
 
 
@@ -61,9 +62,9 @@ def write_report(config: ReportConfig) -> Path:
     pictures = _read_evaluation(config.results, 'gallery.json')
     for name in config.galleries:
         if name not in pictures:
-            raise ConfigError(f'{config.results} has pictures of {", ".join(pictures) or "nothing"}, not of {name}; '
-                              '`evaluate` keeps those of retrieval benchmarks, unless its gallery is 0',
-                              key='galleries')
+            raise ConfigError(f'{config.results} has pictures of {", ".join(pictures) or "nothing"}, not of '
+                              f'{name}; `evaluate` keeps those of retrieval benchmarks, unless its gallery '
+                              'is 0', key='galleries')
         with reading(Path(config.results, 'gallery.json'), 'the pictures that `evaluate` keeps'):
             _render('gallery.html.j2', name=name, gallery=pictures[name])
     for step, folder in config.steps.items():
@@ -84,8 +85,7 @@ def _read_evaluation(folder: str, name: str) -> dict[str, Any]:
 
 
 def report_page(
-    title: str, results: Results, galleries: Mapping[str, Any],
-    steps: Optional[Mapping[str, str]] = None,
+    title: str, results: Results, galleries: Mapping[str, Any], steps: Mapping[str, str] = {}
 ) -> str:
     """Return the HTML page, with sections in the order of the pipeline.
 
@@ -107,7 +107,7 @@ def report_page(
         sections.append(_Section(table.title, caption, _picture(table, results), table))
     seconds = {}
     configurations = {}
-    for step, folder in (steps or {}).items():
+    for step, folder in steps.items():
         metrics = read_metrics(Path(folder, 'metrics.jsonl'))
         if metrics:
             sections.append(_training_section(step, metrics))
@@ -149,8 +149,10 @@ def _training_section(step: str, metrics: Mapping[str, Mapping[int, float]]) -> 
     rows = []
     for name, values in metrics.items():
         if name.startswith(('loss/', 'metrics/')):
-            first, last = min(values), max(values)
-            rows.append([name, f'{values[first]:.4g} (batch {first:,})', f'{values[last]:.4g} (batch {last:,})'])
+            row = [name]
+            for batch in (min(values), max(values)):
+                row.append(f'{values[batch]:.4g} (batch {batch:,})')
+            rows.append(row)
     return _Section(f'Training: {step}',
                     'Loss, evaluations and, with the callback lr_monitor, learning rates per batch.',
                     curves(metrics), Table('Training', ['', 'first', 'last'], rows))
@@ -158,7 +160,7 @@ def _training_section(step: str, metrics: Mapping[str, Mapping[int, float]]) -> 
 
 def write_page(
     path: Union[str, Path], title: str, results: Results, galleries: Mapping[str, Any],
-    steps: Optional[Mapping[str, str]] = None,
+    steps: Mapping[str, str] = {},
 ) -> None:
     """Write a `report_page` atomically, and create its folder.
 
@@ -209,14 +211,16 @@ def _svg(draw: Callable[_P, Figure]) -> Callable[_P, Markup]:
 @_svg
 def bars(values: Mapping[str, float]) -> Figure:
     """Draw one bar per name, in percent; values are printed above up to `_LABELLED` bars."""
-    width, fontsize = 6, 10
+    width = 6
+    fontsize = 10
     if len(values) > 4:
-        width, fontsize = 11, 8
+        width = 11
+        fontsize = 8
     figure = Figure(figsize=(width, 3.2))
     axis = figure.subplots()
-    drawn = axis.bar(range(len(values)), list(values.values()), 0.8)
+    rectangles = axis.bar(range(len(values)), list(values.values()), 0.8)
     if len(values) <= _LABELLED:
-        axis.bar_label(drawn, fmt='%.1f', fontsize=fontsize)
+        axis.bar_label(rectangles, fmt='%.1f', fontsize=fontsize)
     axis.set_xticks(range(len(values)), list(values))
     axis.set_ylabel('%')
     axis.margins(y=0.12)
@@ -235,14 +239,17 @@ def differences(labels: Sequence[str], series: Mapping[str, _Differences]) -> Fi
     axis = figure.subplots()
     for i, (name, values_by_label) in enumerate(series.items()):
         offset = (i - (len(series) - 1) / 2) * width
-        places, values, below, above = [], [], [], []
-        for label, (value, interval) in values_by_label.items():
+        places = [labels.index(label) + offset for label in values_by_label]
+        values = []
+        below = []
+        above = []
+        for value, interval in values_by_label.values():
             low, high = interval or (value, value)
-            places.append(labels.index(label) + offset)
             values.append(value)
             below.append(max(0.0, value - low))
             above.append(max(0.0, high - value))
-        axis.barh(places, values, width, xerr=[below, above], label=name, color=f'C{i}', error_kw={'linewidth': 1})
+        axis.barh(places, values, width, xerr=[below, above], label=name, color=f'C{i}',
+                  error_kw={'linewidth': 1})
     axis.axvline(0, color='black', linewidth=0.8)
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)
@@ -266,7 +273,10 @@ def curves(metrics: Mapping[str, Mapping[int, float]]) -> Figure:
     for axis, (title, names) in zip(axes[0], panels):
         for name in names:
             points = sorted(metrics[name].items())
-            axis.plot(*zip(*points), label=name, marker='.' if len(points) < 20 else None)
+            marker = None
+            if len(points) < 20:
+                marker = '.'
+            axis.plot(*zip(*points), label=name, marker=marker)
         axis.set(title=title, xlabel='batch')
         axis.legend(fontsize=7)
         axis.grid(alpha=0.3)

@@ -6,7 +6,7 @@
 import base64
 import functools
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 import torch
 
@@ -70,8 +70,9 @@ def make_gallery(dataset: RetrievalSet, result: RetrievalResult, n: int, top: in
         top: Results per query.
 
     Returns:
-        ``texts`` and ``images``: lists of ``kind``, ``rank`` (1 is the best), ``query`` and ``results``.  A result is a
-        picture (data URI) or text, and whether it is right.  If none is right, the best right one is appended.
+        ``texts`` and ``images``: lists of ``kind``, ``rank`` (1 is the best), ``query`` and ``results``.  A
+        result is a picture (data URI) or text, and whether it is right.  If none is right, the best right one
+        is appended.
     """
     index, right = result.ranks.text_index, result.ranks.right
     texts = [result.texts[i] for i in index.tolist()]
@@ -87,29 +88,39 @@ def make_gallery(dataset: RetrievalSet, result: RetrievalResult, n: int, top: in
         position = result.images[i]
         return thumbnail(dataset.read_image(position), dataset.image_ids[position])
 
-    by_text = _gallery_rows(text_features, result.image_features, result.ranks.texts, images_of, n, top)
-    by_image = _gallery_rows(result.image_features, text_features, result.ranks.images, texts_of, n, top)
-    for row in by_text:
-        row['query'] = texts[row['query']]
-        row['results'] = [(shown(i), is_right) for i, is_right in row['results']]
-    for row in by_image:
-        row['query'] = shown(row['query'])
-        row['results'] = [(texts[i], is_right) for i, is_right in row['results']]
-    return {'texts': by_text, 'images': by_image}
+    gallery: dict[str, Any] = {'texts': [], 'images': []}
+    for row in _gallery_rows(text_features, result.image_features, result.ranks.texts, images_of, n, top):
+        results = [(shown(i), is_right) for i, is_right in row.results]
+        gallery['texts'].append(row._asdict() | {'query': texts[row.query], 'results': results})
+    for row in _gallery_rows(result.image_features, text_features, result.ranks.images, texts_of, n, top):
+        results = [(texts[i], is_right) for i, is_right in row.results]
+        gallery['images'].append(row._asdict() | {'query': shown(row.query), 'results': results})
+    return gallery
 
 
 def thumbnail(data: bytes, name: str) -> str:
-    """Small JPEG of an encoded image, as a data URI."""
+    """Return a small JPEG of an encoded image as a data URI."""
     image = decode_image(data, name)
     image.thumbnail((_SIDE, _SIDE))
     return f'data:image/jpeg;base64,{base64.b64encode(encode_image(image, "JPEG", quality=85)).decode()}'
 
 
+class _Row(NamedTuple):
+    """Query of a gallery."""
+
+    kind: str
+    rank: int
+    query: int
+    """Position of the query."""
+    results: list[tuple[int, bool]]
+    """Position of each candidate shown, and whether it is right."""
+
+
 def _gallery_rows(
     queries: torch.Tensor, candidates: torch.Tensor, ranks: torch.Tensor, right: dict[int, set[int]],
     n: int, top: int,
-) -> list[dict[str, Any]]:
-    """Best, median and worst queries by rank, and by the score of the first right candidate for equal ranks."""
+) -> list[_Row]:
+    """Best, median and worst queries by rank and, for equal ranks, the score of the first right candidate."""
     first = torch.tensor([min(right[i]) for i in range(len(queries))])
     margins = (queries * candidates[first]).sum(-1)
     order = sorted(range(len(ranks)), key=lambda i: (int(ranks[i]), -float(margins[i])))
@@ -121,7 +132,6 @@ def _gallery_rows(
             scores = candidates @ queries[query]
             best = scores.topk(min(top, len(candidates))).indices.tolist()
             if right[query].isdisjoint(best):
-                best.append(max(right[query], key=lambda i: float(scores[i])))  # noqa: B023
-            rows.append({'kind': kind, 'rank': int(ranks[query]) + 1, 'query': query,
-                         'results': [(i, i in right[query]) for i in best]})
+                best.append(max(right[query], key=scores.tolist().__getitem__))
+            rows.append(_Row(kind, int(ranks[query]) + 1, query, [(i, i in right[query]) for i in best]))
     return rows

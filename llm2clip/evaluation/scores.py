@@ -12,7 +12,7 @@ KINDS = ('retrieval', 'zeroshot', 'linear_probe')
 
 
 class _Scores(BaseModel):
-    """Metrics in percent and counts, each under its name in `results.json`; the field `…_at_10` is `…@10` there."""
+    """Metrics in percent, and counts.  In `results.json`, the field `chance_at_10` is `chance@10`."""
 
     model_config = ConfigDict(alias_generator=lambda name: name.replace('_at_', '@'))
 
@@ -160,10 +160,6 @@ class Results(BaseModel):
         """Return the benchmarks of a kind by their names."""
         return getattr(self, kind)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of `results.json`: the fields that were set, with floats rounded to three decimals."""
-        return rounded(self)
-
 
 def split_benchmark(benchmark: str) -> tuple[str, str]:
     """Return kind and name of a benchmark, such as `zeroshot.imagenet`."""
@@ -172,6 +168,6 @@ def split_benchmark(benchmark: str) -> tuple[str, str]:
 
 
 def rounded(scores: BaseModel) -> dict[str, Any]:
-    """Return scores as JSON content, without fields that were not set, and with floats rounded to three decimals."""
+    """Return the fields that were set as JSON content, with floats rounded to three decimals."""
     content = scores.model_dump(by_alias=True, exclude_unset=True)
     return json.loads(json.dumps(content), parse_float=lambda text: round(float(text), 3))

@@ -178,8 +178,8 @@ def _average_tables(results: Results) -> Iterator[Table]:
             if metrics == ['mean']:  # accuracies may be averaged over sets with different metrics
                 set_name += f' ({LABELS[used[0]]})'
             sets.append(set_name)
-        note = (f'mean of {len(sets)} sets: {", ".join(sets)}; %, 95 % bootstrap intervals, for which images are '
-                f'drawn within each set{_source(reported)}')
+        note = (f'mean of {len(sets)} sets: {", ".join(sets)}; %, 95 % bootstrap intervals, for which images '
+                f'are drawn within each set{_source(reported)}')
         yield Table(f'Average: {name}', header, rows, note, 'averages')
 
 
@@ -189,7 +189,8 @@ def _comparison_tables(results: Results) -> Iterator[Table]:
         return
     baseline = results.comparison.baseline
     header = ['set', 'number', 'model', f'of {baseline}', 'of the model', 'difference']
-    note = '%, 95 % bootstrap intervals of the difference, for which the same images are drawn for both models'
+    note = ('%, 95 % bootstrap intervals of the difference, for which the same images are drawn for both '
+            'models')
     for kind, heading in _HEADINGS.items():
         rows = []
         for name, compared in results.comparison.of_kind(kind).items():
@@ -215,7 +216,7 @@ def _cell(scores: Union[_Scores, AverageScores, Differences], metric: str, form:
 
 
 def _paper_rows(reported: Reported, metrics: Sequence[str], empty: int = 0) -> list[list[str]]:
-    """One row per model of a paper: its numbers, empty cells for `metrics` that it lacks, and `empty` more."""
+    """One row per model of a paper: its `metrics`, empty if it reports none, and `empty` empty cells."""
     rows = []
     for model, values in reported.rows.items():
         row = [f'{model} (paper)']
@@ -233,9 +234,17 @@ def _source(reported: Reported) -> str:
 def _remarks(scores: Mapping[str, _Scores], sets: Mapping[str, RetrievalScores] = {}) -> str:
     """Remarks on truncated texts and bfloat16, for the models of a set or the sets of a model, and on images
     left out of `sets`."""
-    truncated = [f'{name} {entry.n_truncated:,}' for name, entry in scores.items() if entry.n_truncated]
-    left_out = [f'{name} {entry.n_without_caption:,}' for name, entry in sets.items() if entry.n_without_caption]
-    in_bfloat16 = [name for name, entry in scores.items() if entry.precision == 'amp_bf16']
+    truncated = []
+    in_bfloat16 = []
+    for name, entry in scores.items():
+        if entry.n_truncated:
+            truncated.append(f'{name} {entry.n_truncated:,}')
+        if entry.precision == 'amp_bf16':
+            in_bfloat16.append(name)
+    left_out = []
+    for name, entry in sets.items():
+        if entry.n_without_caption:
+            left_out.append(f'{name} {entry.n_without_caption:,}')
     remarks = ''
     if truncated:
         remarks += f'; texts that were too long and lost their end: {", ".join(truncated)}'

@@ -48,7 +48,8 @@ def _group_means(
     """Means over resampled groups; the queries of a group are not independent.  A resample of groups without
     a query is NaN."""
     totals = torch.zeros(n_groups, values.shape[1] + 1, dtype=torch.float64)
-    totals.index_add_(0, group, torch.cat([values.double(), torch.ones(len(values), 1, dtype=torch.float64)], 1))
+    counted = torch.cat([values.double(), torch.ones(len(values), 1, dtype=torch.float64)], 1)
+    totals.index_add_(0, group, counted)
     means = []
     for _ in range(resamples):
         drawn = torch.randint(len(totals), (len(totals),), generator=generator)

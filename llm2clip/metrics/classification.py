@@ -14,23 +14,30 @@ _SCORES = 2**27
 
 
 def mean_of_prompts(prompt_features: torch.Tensor) -> torch.Tensor:
-    """Return the normalised means ``(N, D)`` of unit vectors ``(N, P, D)`` of P prompts for each of N names."""
+    """Return the normalised means ``(N, D)`` of unit vectors ``(N, P, D)``, P prompts for each of N names."""
     return F.normalize(prompt_features.mean(dim=1), dim=-1)
 
 
 @in_float32
 def class_scores(image_features: torch.Tensor, class_features: torch.Tensor) -> torch.Tensor:
-    """Return the dot products ``(N, C)`` of ``(N, D)`` and ``(C, D)``; equal classes get bit-identical scores."""
+    """Return the dot products ``(N, C)`` of ``(N, D)`` and ``(C, D)``; equal classes get identical scores."""
     # A matrix product may round equal columns differently, so it only sees distinct ones.
     distinct, which = class_features.float().unique(dim=0, return_inverse=True)
     return (image_features.float() @ distinct.T)[:, which]
 
 
-def class_ranks(image_features: torch.Tensor, class_features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return ``(N,)``: how many of C classes ``(C, D)`` rank before the right one, `labels` ``(N,)``, of each image.
+def class_ranks(
+    image_features: torch.Tensor, class_features: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Return the number of classes that rank before the right one for each image, ``(N,)``.
 
-    Images are ``(N, D)``.  Classes with equal scores rank in their order, as in ``argmax``; ImageNet has two
-    classes named missile.  NaN scores rank before the right class.
+    Classes with equal scores rank in their order, as in ``argmax``; ImageNet has two classes named missile.
+    NaN scores rank before the right class.
+
+    Args:
+        image_features: ``(N, D)``.
+        class_features: ``(C, D)``.
+        labels: ``(N,)``, position of the right class of each image.
     """
     classes = torch.arange(len(class_features), device=labels.device)
     size = max(1, _SCORES // len(class_features))
@@ -48,14 +55,15 @@ def accuracy_per_class(ranks: torch.Tensor, labels: torch.Tensor) -> dict[int, f
 
 
 def average_precision(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the average precision of each class, ``(C,)``, from 0 to 1, with images ranked by `scores` ``(N, C)``.
+    """Return the average precision of each class, ``(C,)``, from 0 to 1.
 
-    Images with equal scores share a rank, the last of theirs, as in scikit-learn.  `targets` ``(N, C)`` are 1
-    where an image has the class.  A class without images gets 0.
+    Images are ranked by `scores` ``(N, C)``.  Images with equal scores share the last of their ranks, as in
+    scikit-learn.  `targets` ``(N, C)`` are 1 where an image has the class.  A class without images gets 0.
     """
     ascending, order = scores.sort(dim=0)
     right = targets.gather(0, order).float()
-    # Position of the first image, in ascending order, with the same score: all from there on rank at least as high.
+    # Position of the first image, in ascending order, with the same score: it and all after it rank at least
+    # as high.
     first = torch.searchsorted(ascending.T.contiguous(), ascending.T.contiguous()).T
     right_from = right.flip(0).cumsum(0).flip(0).gather(0, first)
     precision = right_from / (len(scores) - first)
@@ -68,7 +76,8 @@ class _Ranks(Collected):
     names = ('ranks', 'labels')
 
     def update(
-        self, image_features: torch.Tensor, class_features: torch.Tensor, labels: torch.Tensor, index: torch.Tensor
+        self, image_features: torch.Tensor, class_features: torch.Tensor, labels: torch.Tensor,
+        index: torch.Tensor,
     ) -> None:
         """Add B images with their class positions `labels` ``(B,)`` and sample positions `index` ``(B,)``."""
         self.append(index, class_ranks(image_features, class_features, labels), labels)
@@ -96,7 +105,8 @@ class MeanAveragePrecision(Collected):
     names = ('scores', 'labels')
 
     def update(
-        self, image_features: torch.Tensor, class_features: torch.Tensor, labels: torch.Tensor, index: torch.Tensor
+        self, image_features: torch.Tensor, class_features: torch.Tensor, labels: torch.Tensor,
+        index: torch.Tensor,
     ) -> None:
         """Add B images with ones and zeros `labels` ``(B, C)`` and sample positions `index` ``(B,)``."""
         self.append(index, class_scores(image_features, class_features), labels)

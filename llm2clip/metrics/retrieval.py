@@ -22,7 +22,7 @@ _KS = (1, 5, 10)
 def retrieval_ranks(
     queries: torch.Tensor, candidates: torch.Tensor, right: torch.Tensor, chunk: Optional[int] = None
 ) -> torch.Tensor:
-    """Return for each query the number of wrong candidates that score at least as high as its best right one, ``(Q,)``.
+    """Return the number of wrong candidates that score at least as high as the best right one, ``(Q,)``.
 
     Ties and NaN scores count against the query, so that a model with constant scores finds nothing.  A query
     without a right candidate raises a ValueError.
@@ -31,7 +31,8 @@ def retrieval_ranks(
         queries: ``(Q, D)``.
         candidates: ``(C, D)``.
         right: ``(P, 2)`` distinct pairs (query, candidate); every query occurs in at least one.
-        chunk: Queries scored at once, with ``chunk * C`` float32 scores in memory.  None: half a gigabyte of scores.
+        chunk: Queries scored at once, with ``chunk * C`` float32 scores in memory.  None: half a gigabyte of
+            scores.
     """
     chunk = chunk or max(1, _SCORES // len(candidates))
     right = right[right[:, 0].argsort()]
@@ -60,7 +61,10 @@ def recall(ranks: torch.Tensor, k: int) -> float:
 
 
 def chance(n_right: torch.Tensor, n_candidates: int, k: int) -> float:
-    """Return the expected recall@k of a random ranking in percent, given the number of right candidates ``(Q,)``."""
+    """Return the expected recall@k of a random ranking in percent.
+
+    `n_right` ``(Q,)`` is the number of right candidates of each query.
+    """
     n_right = n_right.double().cpu()
     miss = torch.ones_like(n_right)
     for drawn in range(min(k, n_candidates)):
@@ -94,7 +98,7 @@ class RetrievalRanks(NamedTuple):
         return result
 
     def outcomes(self, positions: Sequence[int], n_images: int) -> list[Outcomes]:
-        """Return whether each text finds one of its images among the first k, and each image one of its texts.
+        """Return whether each text finds one of its images among the first k, then the same for images.
 
         Queries are grouped by image, a text by its first one, and groups are numbered by the position of the
         image in its set, so that sets with the same images are resampled alike.
@@ -105,24 +109,31 @@ class RetrievalRanks(NamedTuple):
         """
         image_of_text = torch.full((len(self.texts),), len(self.images)).scatter_reduce(
             0, self.right[:, 0].cpu(), self.right[:, 1].cpu(), 'amin')
-        ways = {'image': (self.texts.cpu(), torch.tensor(positions)[image_of_text]),
-                'text': (self.images.cpu(), torch.tensor(positions))}
-        return [Outcomes(tuple(f'{way}_retrieval_recall@{k}' for k in _KS),
-                         torch.stack([ranks < k for k in _KS], dim=1), group, n_images)
-                for way, (ranks, group) in ways.items()]
+        image_position = torch.tensor(positions)
+        text_position = image_position[image_of_text]
+        outcomes = []
+        directions = (('image', self.texts, text_position), ('text', self.images, image_position))
+        for target, ranks, group in directions:
+            names = tuple(f'{target}_retrieval_recall@{k}' for k in _KS)
+            hits = torch.stack([ranks.cpu() < k for k in _KS], dim=1)
+            outcomes.append(Outcomes(names, hits, group, n_images))
+        return outcomes
 
 
 def rank_both_ways(
     image_features: torch.Tensor, text_features: torch.Tensor, image_of_text: torch.Tensor,
     text_id: Optional[torch.Tensor] = None,
 ) -> RetrievalRanks:
-    """Rank images for each text, and texts for each image, for which any of its texts is right (as in CLIP_benchmark).
+    """Rank images for each text, and texts for each image, for which any of its texts is right.
+
+    CLIP_benchmark defines it in the same way.
 
     Args:
         image_features: ``(N, D)``.
         text_features: ``(T, D)``.
         image_of_text: ``(T,)``, position of the image that a text belongs to.
-        text_id: ``(T,)``; texts with the same id count as one, which belongs to all their images.  None: all differ.
+        text_id: ``(T,)``; texts with the same id count as one, which belongs to all their images.  None: all
+            differ.
     """
     index = torch.arange(len(text_features), device=image_of_text.device)
     text = index
@@ -136,13 +147,18 @@ def rank_both_ways(
 
 
 def caption_retrieval_accuracy(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Return caption retrieval accuracy (CRA), the percentage of captions nearest to the other caption of their image.
+    """Return caption retrieval accuracy (CRA) in percent.
 
-    It is the mean over both directions.  Row i of `first` and of `second`, both ``(N, D)``, describe the same image.
+    It is the share of captions that are nearest to the other caption of their image, as the mean over both
+    directions.  Row i of `first` and of `second`, both ``(N, D)``, describe the same
+    image.
     """
-    first, second = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (first, second))
+    first = torch.nn.functional.normalize(first.float(), dim=-1)
+    second = torch.nn.functional.normalize(second.float(), dim=-1)
     right = torch.arange(len(first), device=first.device)[:, None].expand(-1, 2)
-    return (recall(retrieval_ranks(first, second, right), 1) + recall(retrieval_ranks(second, first, right), 1)) / 2
+    first_ranks = retrieval_ranks(first, second, right)
+    second_ranks = retrieval_ranks(second, first, right)
+    return (recall(first_ranks, 1) + recall(second_ranks, 1)) / 2
 
 
 class Collected(Metric):
@@ -177,10 +193,13 @@ class CaptionRetrievalAccuracy(Collected):
     names = ('first', 'second', 'both')
 
     def update(
-        self, first: torch.Tensor, second: torch.Tensor, index: torch.Tensor, both: Optional[torch.Tensor] = None
+        self, first: torch.Tensor, second: torch.Tensor, index: torch.Tensor,
+        both: Optional[torch.Tensor] = None,
     ) -> None:
-        """Add a batch of captions ``(B, D)``; only samples with both captions count, marked by `both` ``(B,)``."""
-        self.append(index, first, second, torch.ones_like(index) if both is None else both.to(index))
+        """Add a batch of captions ``(B, D)``; samples without `both` ``(B,)`` do not count."""
+        if both is None:
+            both = torch.ones_like(index)
+        self.append(index, first, second, both.to(index))
 
     def compute(self) -> torch.Tensor:
         first, second, both = self.rows()
@@ -190,9 +209,10 @@ class CaptionRetrievalAccuracy(Collected):
 
 
 class RetrievalRecall(Collected):
-    """Mean recall@k of both directions over an evaluation set, in percent, with the ranks of `rank_both_ways`.
+    """Mean recall@k of both directions over an evaluation set, in percent, from `rank_both_ways`.
 
-    Images are ``(B, D)``, texts ``(B, K, D)``, ids ``(B, K)``; id 0 is padding.  Images without texts are skipped.
+    Images are ``(B, D)``, texts ``(B, K, D)``, ids ``(B, K)``; id 0 is padding.  Images without texts are
+    skipped.
     """
 
     names = ('image_features', 'text_features', 'text_id')
@@ -202,17 +222,18 @@ class RetrievalRecall(Collected):
         self.k = k
 
     def update(
-        self, image_features: torch.Tensor, text_features: torch.Tensor, index: torch.Tensor, text_id: torch.Tensor
+        self, image_features: torch.Tensor, text_features: torch.Tensor, index: torch.Tensor,
+        text_id: torch.Tensor,
     ) -> None:
         self.append(index, image_features, text_features, text_id)
 
     def compute(self) -> torch.Tensor:
         images, texts, text_id = self.rows()
-        there = text_id != 0
-        if not there.any():
+        is_text = text_id != 0
+        has_text = is_text.any(1)
+        if not has_text.any():
             raise ValueError('retrieval recall: no image has a caption')
-        kept = there.any(1)
-        images, texts, text_id, there = images[kept], texts[kept], text_id[kept], there[kept]
-        image_of_text = torch.arange(len(images), device=images.device)[:, None].expand_as(there)
-        ranks = rank_both_ways(images, texts[there], image_of_text[there], text_id[there])
+        # Images that have a text, numbered from 0.
+        image_of_text = (has_text.cumsum(0) - 1)[:, None].expand_as(is_text)
+        ranks = rank_both_ways(images[has_text], texts[is_text], image_of_text[is_text], text_id[is_text])
         return torch.tensor((recall(ranks.texts, self.k) + recall(ranks.images, self.k)) / 2)
