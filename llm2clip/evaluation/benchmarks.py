@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import torch
 import xxhash
@@ -26,14 +26,7 @@ from llm2clip.evaluation.evaluated_models import EvaluatedModel, check_evaluated
 from llm2clip.evaluation.image_features import ImageFeatures, finite
 from llm2clip.evaluation.report import write_page
 from llm2clip.evaluation.retrieval_results import evaluate_retrieval, make_gallery
-from llm2clip.evaluation.scores import (
-    KINDS,
-    BenchmarkScores,
-    ClassificationScores,
-    Results,
-    RetrievalScores,
-    rounded,
-)
+from llm2clip.evaluation.scores import KINDS, BenchmarkScores, Results, RetrievalScores, Scores, rounded
 from llm2clip.evaluation.sets.files import ClassificationSet, EvaluationSet, RetrievalSet
 from llm2clip.evaluation.tables import markdown
 from llm2clip.io.files import write_json, write_text
@@ -119,7 +112,7 @@ class Evaluation:
 
     def _run_retrieval(self, images: ImageFeatures, name: str, dataset: RetrievalSet) -> None:
         text_features, n_truncated = _text_features(images, dataset, dataset.texts)
-        image_features = images(dataset)[0].whole()
+        image_features = images.encode(dataset).projected.whole()
         if not is_first():
             return
         config = self.config.retrieval[name]
@@ -140,7 +133,7 @@ class Evaluation:
     def _run_zeroshot(self, images: ImageFeatures, name: str, benchmark: ZeroshotSet) -> None:
         dataset = benchmark.dataset
         prompts, n_truncated = _text_features(images, dataset, benchmark.prompts)
-        image_features = images(dataset)[0].whole()
+        image_features = images.encode(dataset).projected.whole()
         if not is_first():
             return
         classes = dataset.classes
@@ -152,8 +145,8 @@ class Evaluation:
     def _run_linear_probe(
         self, images: ImageFeatures, name: str, train: ClassificationSet, test: ClassificationSet
     ) -> None:
-        _, train_states = images(train)
-        _, test_states = images(test)
+        train_states = images.encode(train).pooled
+        test_states = images.encode(test).pooled
         if not is_first():
             return
         scores, outcomes = linear_probe(
@@ -164,7 +157,7 @@ class Evaluation:
 
     def _add(
         self, images: ImageFeatures, kind: str, name: str, set_name: str, dataset: EvaluationSet,
-        scores: Union[RetrievalScores, ClassificationScores], outcomes: Sequence[Outcomes],
+        scores: Scores, outcomes: Sequence[Outcomes],
     ) -> None:
         """Record, save and print the scores of a model on the benchmark `kind.name`."""
         # Benchmarks with the same images get the same seed, so that averages resample them together.

@@ -4,7 +4,7 @@
 """Paired differences between models and a baseline, and averages over benchmarks."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional
 
 import torch
 
@@ -12,11 +12,10 @@ from llm2clip.config import EvaluateConfig
 from llm2clip.evaluation.scores import (
     Average,
     AverageScores,
-    ClassificationScores,
     ComparedBenchmark,
     Comparison,
     Differences,
-    RetrievalScores,
+    Scores,
     split_benchmark,
 )
 from llm2clip.metrics.bootstrap import Outcomes, percentile_interval
@@ -29,7 +28,7 @@ _RECALLS = ['image_retrieval_recall@1', 'text_retrieval_recall@1']
 class BenchmarkResult(NamedTuple):
     """Result of one model on one benchmark."""
 
-    scores: Union[RetrievalScores, ClassificationScores]
+    scores: Scores
     outcomes: Sequence[Outcomes]
     """Outcomes per query; empty for mean average precision, which is not a mean over images."""
     seed: int = 0

@@ -136,6 +136,15 @@ class _KeptRows:
         return rows(self)
 
 
+class KeptFeatures(NamedTuple):
+    """Features of the N images of a set, in files."""
+
+    projected: _KeptRows
+    """``(N, D)`` unit vectors."""
+    pooled: _KeptRows
+    """``(N, W)`` pooled states of the tower before the projection."""
+
+
 class ImageFeatures:
     """Image features of a model, computed once for all sets with the same images.
 
@@ -157,8 +166,8 @@ class ImageFeatures:
         """Hash of the model's weights."""
         return hash_tensors(self.model.model.state_dict())
 
-    def __call__(self, dataset: EvaluationSet) -> tuple[_KeptRows, _KeptRows]:
-        """Return features ``(N, D)`` and pooled states ``(N, W)`` on the first rank; all ranks call this."""
+    def encode(self, dataset: EvaluationSet) -> KeptFeatures:
+        """Return the features of all images of a set, on the first rank; every rank calls this."""
         files: dict[range, Path] = {}
         if is_first():
             ids = dataset.image_ids
@@ -184,7 +193,7 @@ class ImageFeatures:
                 if is_first():
                     self.folder.mkdir(parents=True, exist_ok=True)
                     write_safetensors(files[block], {'projected': projected, 'pooled': states}, {})
-        return _KeptRows([*files.values()], 'projected'), _KeptRows([*files.values()], 'pooled')
+        return KeptFeatures(_KeptRows([*files.values()], 'projected'), _KeptRows([*files.values()], 'pooled'))
 
 
 def finite(features: torch.Tensor, description: str) -> torch.Tensor:

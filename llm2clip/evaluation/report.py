@@ -54,18 +54,20 @@ def write_report(config: ReportConfig) -> Path:
     """Write the report page of a pipeline and return its path.
 
     Raises:
-        ConfigError: A folder, file or gallery is missing, or another file has the page's name.
-        FileError: A file is damaged.
+        ConfigError: The folder of a step or a gallery is missing, or another file has the page's name.
+        FileError: A file of `evaluate` is missing or damaged.
     """
-    with reading(Path(config.results, 'results.json'), 'the results that `evaluate` writes'):
-        results = Results.model_validate(_read_evaluation(config.results, 'results.json'))
-    pictures = _read_evaluation(config.results, 'gallery.json')
+    results_file = Path(config.results, 'results.json')
+    with reading(results_file, 'the results that `evaluate` writes'):
+        results = Results.model_validate(read_json(results_file, dict))
+    gallery_file = Path(config.results, 'gallery.json')
+    pictures = read_json(gallery_file, dict)
     for name in config.galleries:
         if name not in pictures:
             raise ConfigError(f'{config.results} has pictures of {", ".join(pictures) or "nothing"}, not of '
                               f'{name}; `evaluate` keeps those of retrieval benchmarks, unless its gallery '
                               'is 0', key='galleries')
-        with reading(Path(config.results, 'gallery.json'), 'the pictures that `evaluate` keeps'):
+        with reading(gallery_file, 'the pictures that `evaluate` keeps'):
             _render('gallery.html.j2', name=name, gallery=pictures[name])
     for step, folder in config.steps.items():
         if not Path(folder).is_dir():
@@ -74,14 +76,6 @@ def write_report(config: ReportConfig) -> Path:
     galleries = {name: pictures[name] for name in config.galleries}
     write_page(path, config.title, results, galleries, config.steps)
     return path
-
-
-def _read_evaluation(folder: str, name: str) -> dict[str, Any]:
-    """Content of a JSON file of `evaluate`."""
-    path = Path(folder, name)
-    if not path.is_file():
-        raise ConfigError(f'{folder} has no {name}, expected the folder that `evaluate` wrote', key='results')
-    return read_json(path, dict)
 
 
 def report_page(

@@ -4,14 +4,14 @@
 """Content of `results.json`: scores of models on benchmarks, comparisons and averages."""
 
 import json
-from typing import Any, Generic, Optional, TypeVar
+from typing import Any, Generic, Optional, TypeVar, Union
 
 from pydantic import BaseModel, ConfigDict
 
 KINDS = ('retrieval', 'zeroshot', 'linear_probe')
 
 
-class _Scores(BaseModel):
+class _Metrics(BaseModel):
     """Metrics in percent, and counts.  In `results.json`, the field `chance_at_10` is `chance@10`."""
 
     model_config = ConfigDict(alias_generator=lambda name: name.replace('_at_', '@'))
@@ -21,7 +21,7 @@ class _Scores(BaseModel):
         return getattr(self, metric.replace('@', '_at_'))
 
 
-class RetrievalScores(_Scores):
+class RetrievalScores(_Metrics):
     """Scores of a model on a retrieval benchmark.  `image_retrieval` finds images for a text."""
 
     n_images: int
@@ -45,7 +45,7 @@ class RetrievalScores(_Scores):
     precision: str = 'fp32'
 
 
-class ClassificationScores(_Scores):
+class ClassificationScores(_Metrics):
     """Scores of a model on a zero-shot set or with a linear probe."""
 
     n_images: int
@@ -69,15 +69,16 @@ class ClassificationScores(_Scores):
     precision: str = 'fp32'
 
 
-_ScoresType = TypeVar('_ScoresType', RetrievalScores, ClassificationScores)
+Scores = Union[RetrievalScores, ClassificationScores]
+_Scores = TypeVar('_Scores', RetrievalScores, ClassificationScores)
 
 
-class BenchmarkScores(BaseModel, Generic[_ScoresType]):
+class BenchmarkScores(BaseModel, Generic[_Scores]):
     """Scores of all models on a benchmark."""
 
     benchmark: str
     """Name of the set; empty for a retrieval set that is not measured as published."""
-    models: dict[str, _ScoresType]
+    models: dict[str, _Scores]
 
 
 class Differences(BaseModel):
@@ -117,7 +118,7 @@ class Comparison(BaseModel):
         return benchmarks
 
 
-class AverageScores(_Scores):
+class AverageScores(_Metrics):
     """Means of a model over retrieval benchmarks (recall@1 of both directions), or others (`mean`)."""
 
     mean: Optional[float] = None

@@ -20,10 +20,10 @@ from llm2clip.evaluation.scores import (
     Differences,
     Results,
     RetrievalScores,
+    Scores,
     split_benchmark,
 )
 
-_Scores = Union[RetrievalScores, ClassificationScores]
 # Metric -> its name in tables.
 _RECALLS = {
     'image_retrieval_recall@1': 'text→image R@1', 'image_retrieval_recall@5': 'text→image R@5',
@@ -203,7 +203,7 @@ def _comparison_tables(results: Results) -> Iterator[Table]:
             yield Table(f'Beside {baseline}: {heading}', header, rows, note, 'comparison', kind)
 
 
-def _cell(scores: Union[_Scores, AverageScores, Differences], metric: str, form: str = '.1f') -> str:
+def _cell(scores: Union[Scores, AverageScores, Differences], metric: str, form: str = '.1f') -> str:
     """`84.2 [82.9, 85.4]`, without an interval if its ends are equal, for example if all answers are right;
     empty if a model lacks the metric."""
     value = scores.value(metric)
@@ -231,7 +231,7 @@ def _source(reported: Reported) -> str:
     return f'; paper: {reported.source}' if reported.rows else ''
 
 
-def _remarks(scores: Mapping[str, _Scores], sets: Mapping[str, RetrievalScores] = {}) -> str:
+def _remarks(scores: Mapping[str, Scores], sets: Mapping[str, RetrievalScores] = {}) -> str:
     """Remarks on truncated texts and bfloat16, for the models of a set or the sets of a model, and on images
     left out of `sets`."""
     truncated = []

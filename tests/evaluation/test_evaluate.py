@@ -222,9 +222,9 @@ def test_features_of_large_sets_are_kept_block_by_block(tmp_path: Path, monkeypa
     dataset = _set([['a']] * 13, counting)
     images = ImageFeatures(model, 'm', tmp_path, 2, 0)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
-        images(dataset)
+        images.encode(dataset)
     assert read == [0, 1, 2, 3, 4, 5, 6, 7, 8] and len(list(tmp_path.iterdir())) == 1
-    projected, pooled = images(dataset)
+    projected, pooled = images.encode(dataset)
     assert read[9:] == [5, 6, 7, 8, 9, 10, 11, 12]
     assert projected.whole().equal(model.images) and pooled.whole().equal(-model.images)
     assert [len(block) for block in pooled] == [len(block) for block in pooled] == [5, 5, 3]
