@@ -104,7 +104,9 @@ def embed_images(
     finally:  # an interruption loses no features
         features = {name: features[name] for name in files if name in features}
         if features and has_changed:
-            _write_index(path, metadata, files, features)
+            states = json.dumps({name: files[name] for name in features}).encode()
+            write_safetensors(path, {'files': torch.frombuffer(bytearray(states), dtype=torch.uint8),
+                                     'features': torch.stack(list(features.values()))}, metadata)
     if not features:
         raise ConfigError(f'none in {config.images} can be read', key='images')
     paths = [os.path.join(config.images, name) for name in features]
@@ -139,15 +141,6 @@ def _read_index(path: Path, metadata: dict[str, str]) -> dict[str, tuple[list[in
         raise ConfigError(f'{path} is of another model, precision or dim, or of images in another folder; '
                           'give another `index`, or remove that file', key='index')
     return indexed
-
-
-def _write_index(
-    path: Path, metadata: dict[str, str], files: dict[str, list[int]], features: dict[str, torch.Tensor]
-) -> None:
-    """Write features of images, and their entries of `find_images`."""
-    encoded = json.dumps({name: files[name] for name in features}).encode()
-    write_safetensors(path, {'files': torch.frombuffer(bytearray(encoded), dtype=torch.uint8),
-                             'features': torch.stack(list(features.values()))}, metadata)
 
 
 def embed_query(model: TrainedLLM2CLIP, query: Union[str, Path]) -> torch.Tensor:

@@ -38,16 +38,13 @@ class EncodedBatch(NamedTuple):
     """Position -> error message with the image's name, for the other images."""
 
 
+@dataclass
 class _Images(Dataset):
 
-    def __init__(
-        self, read_image: Callable[[int], bytes], names: Sequence[str],
-        preprocess: Callable[[bytes, str], torch.Tensor], keep_going: bool,
-    ) -> None:
-        self.read_image = read_image
-        self.names = names
-        self.preprocess = preprocess
-        self.keep_going = keep_going
+    read_image: Callable[[int], bytes]
+    names: Sequence[str]
+    preprocess: Callable[[bytes, str], torch.Tensor]
+    keep_going: bool
 
     def __len__(self) -> int:
         return len(self.names)
@@ -145,21 +142,19 @@ class KeptFeatures(NamedTuple):
     """``(N, W)`` pooled states of the tower before the projection."""
 
 
+@dataclass
 class ImageFeatures:
     """Image features of a model, computed once for all sets with the same images.
 
-    Files in `folder` keep them, so that a killed evaluation resumes at the first missing block.  `name` is
-    the model's name in the tables.
+    Files in `folder` keep them, so that a killed evaluation resumes at the first missing block.
     """
 
-    def __init__(
-        self, model: EvaluatedModel, name: str, folder: Path, batch_size: int, num_workers: int
-    ) -> None:
-        self.model = model
-        self.name = name
-        self.folder = folder
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+    model: EvaluatedModel
+    name: str
+    """Name of the model in the tables."""
+    folder: Path
+    batch_size: int
+    num_workers: int
 
     @cached_property
     def weights(self) -> str:

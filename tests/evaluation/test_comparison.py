@@ -25,7 +25,7 @@ from llm2clip.errors import ConfigError
 from llm2clip.evaluation.benchmarks import Evaluation
 from llm2clip.evaluation.comparison import BenchmarkResult, average, compare
 from llm2clip.evaluation.paper import reported_recalls
-from llm2clip.evaluation.scores import ClassificationScores, RetrievalScores
+from llm2clip.evaluation.scores import ClassificationScores, Results, RetrievalScores, rounded
 from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
 from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.metrics.retrieval import RetrievalRanks, rank_both_ways
@@ -216,6 +216,7 @@ def test_every_model_stands_beside_the_baseline_wherever_it_comes(
     whole: tuple[dict[str, Any], Path], drawn: list[Any], tmp_path: Path
 ) -> None:
     results, _ = whole
+    assert json.dumps(rounded(Results.model_validate(results))) == json.dumps(results)
     compared = results['comparison']['benchmarks']
     assert results['comparison']['baseline'] == 'clip' and list(compared) == [
         'retrieval.short', 'retrieval.long', 'zeroshot.top1', 'zeroshot.balanced']
