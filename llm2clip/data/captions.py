@@ -113,9 +113,10 @@ def _no_caption(sample: Mapping[str, Any], keys: Iterable[str]) -> ValueError:
     """Error for a sample that has none of the captions `keys`."""
     missing = list(keys)
     existing = ', '.join(_captions_of(sample, caption_keys(sample))) or 'no caption at all'
-    return ValueError(f'sample {sample[SAMPLE_ID]!r} has none of the captions {", ".join(missing)}, but '
-                      f'{existing}; draw from one that every sample has as well, or leave such samples out by '
-                      f'prepare_data with require_any_caption=[{",".join(missing)}]')
+    return ValueError(
+        f'sample {sample[SAMPLE_ID]!r} has none of the captions {", ".join(missing)}, but {existing}; draw '
+        'from one that every sample has as well, or leave such samples out by prepare_data with '
+        f'require_any_caption=[{",".join(missing)}]')
 
 
 def text_id(text: Optional[str]) -> int:
