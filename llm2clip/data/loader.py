@@ -35,14 +35,11 @@ def streaming_dataset(data: DataSpec) -> StreamingDataset:
 
 
 def stream_arguments(stream: StreamConfig) -> dict[str, Any]:
-    """Return the keyword arguments of a Stream; raise a ConfigError if a local dataset is missing."""
+    """Return keyword arguments of a VerifiedStream; raise a ConfigError if a local dataset is missing."""
     if stream.remote is None and not Path(stream.local, 'index.json').is_file():
         raise ConfigError(f'there is no MDS dataset in {stream.local}', 'local')
-    arguments: dict[str, Any] = {'local': stream.local, 'remote': stream.remote}
-    for weight in ('proportion', 'repeat'):
-        if getattr(stream, weight) is not None:
-            arguments[weight] = getattr(stream, weight)
-    return arguments
+    weights = {'proportion': stream.proportion, 'repeat': stream.repeat}
+    return {'local': stream.local, 'remote': stream.remote} | weights
 
 
 def all_caption_keys(stream: StreamConfig, setting: str) -> list[str]:
@@ -70,12 +67,8 @@ def positive_weights(weights: Mapping[str, float], setting: str) -> dict[str, fl
 
 
 def build_loader(dataset: SafeDataset, **data_spec: Any) -> DataSpec:
-    """Build the loader of this rank's batches; in training, it drops the last incomplete batch.
-
-    Args:
-        dataset: Dataset that makes samples and batches.
-        **data_spec: Passed to Composer's DataSpec.
-    """
+    """Build the loader of this rank's batches, which drops the last incomplete one in training.  `data_spec`
+    are arguments of Composer's DataSpec."""
     config = dataset.config
     loader = StreamingDataLoader(
         dataset,

@@ -53,18 +53,9 @@ def columns_of(reader: Reader, required: Sequence[str] = (), where: str = '') ->
 
 def embedding_dim(reader: Reader) -> int:
     """Return the dimension of the vectors of an embeddings dataset, from one of its shards."""
-    return int(_vector_type(reader)[2])
-
-
-def storage_type(reader: Reader) -> str:
-    """Return the storage type of the vectors of an embeddings dataset, from one of its shards."""
-    return _vector_type(reader)[1]
-
-
-def _vector_type(reader: Reader) -> list[str]:
-    """``ndarray``, storage type and dimension, as in the MDS type ``ndarray:float16:768``."""
     columns = columns_of(reader)
-    return columns[EMBEDDING + embedding_keys(columns)[0]].split(':')
+    column_type = columns[EMBEDDING + embedding_keys(columns)[0]]
+    return int(column_type.rsplit(':', 1)[1])
 
 
 def caption_keys(columns: Iterable[str]) -> list[str]:
@@ -116,10 +107,8 @@ def check_shard(shard: Any, where: str, like: Optional[dict[str, Any]] = None) -
     """Raise a FileError that names `where`, unless `shard` is a valid entry of an index.  With `like`, a
     valid entry, the columns must be the same."""
     with reading(where, 'an entry of an MDS index'):
-        if shard['format'] != 'mds' or shard['version'] != 2:
-            raise FileError(
-                f'is {shard["format"]!r}, version {shard["version"]!r}, expected mds, version 2', where)
-        file = MDSReader.from_json('', '', shard).raw_data  # fails if a key is missing or unknown
+        # Fails if a key is missing or unknown, or the format or its version is another one.
+        file = MDSReader.from_json('', '', shard).raw_data
         if not _is_count(shard['samples'], 1):
             raise FileError(f'has {shard["samples"]!r} samples, expected a whole number above 0', where)
         if shard['compression'] is not None or shard['zip_data'] is not None:

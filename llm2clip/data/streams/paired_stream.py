@@ -19,7 +19,7 @@ from streaming.base.format.mds.reader import MDSReader
 from streaming.base.world import World
 
 from llm2clip.config import DatasetConfig
-from llm2clip.data.schema import EMBEDDING, SAMPLE_ID, TEACHER_FILE, storage_type
+from llm2clip.data.schema import EMBEDDING, SAMPLE_ID, TEACHER_FILE, columns_of
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.io.files import read_json
 
@@ -158,7 +158,7 @@ class PairedStream(VerifiedStream):
         images = super().get_shards(world, allow_unsafe_types)
         content = self.content
         if self.columns and all(name.startswith(EMBEDDING) for name in self.columns):
-            self.storage = storage_type(images[0])
+            self.storage = _storage(images[0], self.columns[0])
             content = _recorded_dataset(self)
         expected = _description(images, content)
         lengths = list(map(len, images))
@@ -166,7 +166,7 @@ class PairedStream(VerifiedStream):
         text_embeddings: list[list[Reader]] = []
         for embeddings in self.text_embeddings:
             shards = embeddings.get_shards(world, allow_unsafe_types)
-            self.text_storages.append(storage_type(shards[0]))
+            self.text_storages.append(_storage(shards[0], embeddings.columns[0]))
             actual = _description(shards, _recorded_dataset(embeddings))
             if actual != expected or list(map(len, shards)) != lengths:
                 raise ValueError(f'embeddings dataset {embeddings.local} belongs to another dataset than '
@@ -209,6 +209,11 @@ def are_stored_alike(streams: Iterable[PairedStream]) -> bool:
     """Return whether each stream has one embeddings dataset, and all of these have the same storage type."""
     storages = {tuple(stream.text_storages) for stream in streams}
     return len(storages) == 1 and len(storages.pop()) == 1
+
+
+def _storage(shard: Reader, column: str) -> str:
+    """Storage type of a column with vectors: ``float16`` of ``ndarray:float16:768``."""
+    return columns_of(shard)[column].split(':')[1]
 
 
 def _description(shards: Sequence[Reader], content: Optional[str]) -> str:

@@ -107,7 +107,7 @@ class SafeDataset(StreamingDataset):
         for name, stream in streams.items():
             if batching_method == 'per_stream' and int(stream.choose) < global_batch_size:
                 raise ConfigError(
-                    f'an epoch takes {stream.choose} samples of it, expected as many as one global batch has, '
+                    f'an epoch takes {stream.choose} samples of it, expected as many as a global batch has, '
                     f'{global_batch_size}, since that comes from one dataset; repeat it, or set it to null',
                     f'streams.{name}')
         self.config = config
