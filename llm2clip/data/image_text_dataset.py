@@ -13,7 +13,7 @@ from composer.core import DataSpec
 
 from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.augmentations import pixels_needed, seeded, train_transform
-from llm2clip.data.captions import caption_of, draw, draw_captions, text_id
+from llm2clip.data.captions import caption_key, draw, draw_captions, text_id
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.loader import all_caption_keys, build_loader, positive_weights, stream_arguments
 from llm2clip.data.schema import CAPTION, EMBEDDING, IMAGE, SAMPLE_ID, embedding_keys, read_columns
@@ -114,7 +114,7 @@ class ImageTextDataset(SafeDataset):
             pixels = decode_pixels(sample[IMAGE], sample[SAMPLE_ID])
             entries = {'pixel_values': resize_and_crop(pixels, self.image_size)}
 
-        texts = [captions[CAPTION + caption_of(key)] for key in self.caption_keys]
+        texts = [captions[CAPTION + caption_key(key)] for key in self.caption_keys]
         if self.captions:
             entries['caption'] = texts
         else:
@@ -160,7 +160,7 @@ def _stand_ins(sample: PairedRow, index: int, keys: Collection[str]) -> dict[str
     row = sample.text_embeddings[0]
     captions: dict[str, str] = {SAMPLE_ID: sample[SAMPLE_ID]}
     for key in keys:
-        captions[CAPTION + caption_of(key)] = f'{index}/{key}' if row[EMBEDDING + key].any() else ''
+        captions[CAPTION + caption_key(key)] = f'{index}/{key}' if row[EMBEDDING + key].any() else ''
     return captions
 
 
@@ -224,7 +224,7 @@ def paired_stream(
     if stream.image_embeddings is None:
         arguments = stream_arguments(stream)
         # Vectors of prompts and parts have keys of their own, captions in the loop have not.
-        captions = keys if in_loop else map(caption_of, keys)
+        captions = keys if in_loop else map(caption_key, keys)
         columns = [IMAGE, *dict.fromkeys(CAPTION + caption for caption in captions)]
     else:
         vectors = dataclasses.replace(
