@@ -32,7 +32,7 @@ from llm2clip.config import (
 )
 from llm2clip.config.loading import load_config
 from llm2clip.data.convert.samples import Sample
-from llm2clip.data.image_text_dataset import stream_mix
+from llm2clip.data.image_text_dataset import caption_mix
 from llm2clip.data.zeroshot_sets import read_templates
 from llm2clip.evaluation.sets.retrieval import LANGUAGES
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
@@ -98,7 +98,7 @@ def _check(config: Any) -> None:
 def _check_zeroshot(sets: dict[str, ZeroshotConfig]) -> None:
     for benchmark in sets.values():
         check('zeroshot', *named(benchmark.source, 'source'))
-        assert benchmark.templates is None or read_templates(ROOT / benchmark.templates, 'templates')
+        assert benchmark.templates is None or read_templates(ROOT / benchmark.templates)
 
 
 def _written(config: Any) -> set[str]:
@@ -271,7 +271,7 @@ def test_data_captions_and_teachers_go_together(data: str, teacher_names: set[st
         config = _stage2('vision/clip_b16', *fragments)
         for stream in SETS[data]:
             expected = {'raw': 0.5, 'long': 0.5} if stream == 'recap' else mix
-            assert stream_mix(config.train_data, stream, 'train_data') == expected
+            assert caption_mix(config.train_data.streams[stream], config.train_data) == expected
 
 
 def test_every_evaluation_set_has_a_fragment() -> None:

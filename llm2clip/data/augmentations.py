@@ -3,7 +3,8 @@
 
 """Image transforms of training, ``(3, H, W)`` -> ``(3, image_size, image_size)``, both uint8.
 
-They work on tensors: torchvision resizes several times faster than Pillow, with differences of at most 2 of 255.
+They work on tensors: torchvision resizes several times faster than Pillow, with differences of at most 2 of
+255.
 """
 
 import math

@@ -8,90 +8,119 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
+import xxhash
 from composer.core import DataSpec
 from composer.utils import dist
 
 from llm2clip.config import CaptionDataConfig, CaptionPairConfig, CaptionStreamConfig
 from llm2clip.data.captions import draw_pair, text_id
-from llm2clip.data.loader import all_caption_keys
-from llm2clip.data.schema import CAPTION, NEGATIVE, read_columns
+from llm2clip.data.loader import all_caption_keys, build_loader, stream_arguments
+from llm2clip.data.schema import CAPTION, NEGATIVE, SAMPLE_ID, read_columns
 from llm2clip.data.streams.safe_dataset import SafeDataset
-from llm2clip.data.text_batches import build_text_loader
-from llm2clip.errors import ConfigError
+from llm2clip.data.streams.verified_stream import VerifiedStream
+from llm2clip.data.text_batches import count_tokens, split_packed
+from llm2clip.errors import ConfigError, under
 
 
-def build_caption_pair_loader(
-    config: CaptionDataConfig, tokenizer: Any, global_batch_size: int, seed: int, train: bool, key: str
-) -> DataSpec:
-    """Build the loader of caption pairs; `CaptionContrastive` documents its batches.
+class CaptionPairDataset(SafeDataset):
+    """Tokenised caption pairs; `CaptionContrastive` documents the batches.
 
-    In training, `draw_pair` draws a direction and two captions each time a sample is read, and the instruction
-    precedes the query.  In evaluation, a missing caption has ``text_id`` 0, and its pair does not count.
+    In training, `draw_pair` draws a direction and two captions each time a sample is read, and the
+    instruction precedes the query.  In evaluation, a missing caption has ``text_id`` 0, and its pair does not
+    count.
 
     Args:
         config: Streams and caption pairs.
         tokenizer: A `CaptionTokenizer`.
-        global_batch_size, seed, key: As for `build_loader`.
-        train: Shuffle and drop the last incomplete batch.  Otherwise deliver one fixed pair per sample
+        global_batch_size, seed: As for `SafeDataset`.
+        train: Shuffle, with each global batch from one stream.  Otherwise deliver one fixed pair per sample
             without instruction, as caption retrieval accuracy is defined.
 
     Raises:
         ConfigError, ValueError: A direction is invalid, or a dataset or column is missing.
     """
-    pairs_of_stream, columns = pairs_of_streams(config, train, key)
 
-    def make(dataset: SafeDataset, sample: dict[str, Any], at: int) -> dict[str, Any]:
-        sample_seed = dataset.sample_seed(sample)
-        pairs = pairs_of_stream[dataset.stream_of(at)]
-        if train:
-            pair, query, positive, positive_key = draw_pair(sample, pairs, sample_seed)
-            instruction = tokenizer.instruction if pair.instruction is None else pair.instruction
-            instructions = {'query': instruction}
+    def __init__(
+        self, config: CaptionDataConfig, tokenizer: Any, global_batch_size: int, seed: int, *, train: bool
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.pairs = stream_pairs(config, train=train)
+        streams: dict[str, VerifiedStream] = {}
+        for name, stream in config.streams.items():
+            columns = pair_columns(self.pairs[name])
+            with under(f'streams.{name}'):
+                streams[name] = VerifiedStream(columns=columns, **stream_arguments(stream))
+        super().__init__(streams, config, global_batch_size, seed, train=train,
+                         batching_method='per_stream' if train else 'random')
+
+    def __getitem__(self, index: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        sample = super().__getitem__(index)
+        pairs = self.pairs[self.stream_name(index)]
+        seed = self.sample_seed(sample)
+        if self.train:
+            pair, query, positive, positive_key = draw_pair(sample, pairs, seed)
+            instruction = self.tokenizer.instruction if pair.instruction is None else pair.instruction
         else:
             pair, = pairs
             assert pair.positive is not None
             positive_key = pair.positive[0]
             query = sample[CAPTION + pair.query[0]]
             positive = sample[CAPTION + positive_key]
-            instructions = {}
-        sides = {'query': query, 'positive': positive}
+            instruction = ''
+        texts = {'query': query, 'positive': positive}
         if any(direction.has_negative for direction in pairs):
-            sides['negative'] = ''
-            if pair.random_negative:
-                other = dataset.another(at, sample_seed)
-                if other is not None:
-                    sides['negative'] = other[CAPTION + positive_key]
-            elif pair.negative is not None:
-                sides['negative'] = sample[CAPTION + pair.negative]
+            texts['negative'] = ''
+            if pair.negative is not None:
+                texts['negative'] = sample[CAPTION + pair.negative]
+            elif pair.random_negative:
+                texts['negative'] = self._text_of_neighbor(index, positive_key, seed)
 
-        entries: dict[str, Any] = {}
-        for side, text in sides.items():
+        entries: dict[str, Any] = {'index': index, 'sample_id': sample[SAMPLE_ID]}
+        for side, text in texts.items():
             if text.strip():
-                entries[side] = tokenizer.tokenize([text], instructions.get(side, ''))[0]
+                prefix = instruction if side == 'query' else ''
+                entries[side], = self.tokenizer.tokenize([text], prefix)
                 entries[f'{side}_text_id'] = text_id(text)
             else:
-                entries[side] = tokenizer.placeholder()
+                entries[side] = self.tokenizer.placeholder()
                 entries[f'{side}_text_id'] = 0
         return entries
 
-    def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = {}
+    def _text_of_neighbor(self, index: int, key: str, seed: int) -> str:
+        """Caption of another sample, drawn from the same shard, since other shards may not be local; an empty
+        text if the shard has no other sample."""
+        shard, position = map(int, self.spanner[index])
+        size = int(self.samples_per_shard[shard])
+        if size == 1:
+            return ''
+        distance = 1 + xxhash.xxh64_intdigest('another', seed=seed) % (size - 1)
+        neighbor = index - position + (position + distance) % size
+        return self.get_item(neighbor)[CAPTION + key]
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = {'index': torch.tensor([sample['index'] for sample in samples])}
+        batch['sample_id'] = [sample['sample_id'] for sample in samples]
         for side in ('query', 'positive', 'negative'):
             if side in samples[0]:
                 texts = [sample[side] for sample in samples]
-                batch.update({f'{side}_{name}': value for name, value in tokenizer.pad(texts).items()})
+                for name, value in self.tokenizer.pad(texts).items():
+                    batch[f'{side}_{name}'] = value
                 batch[f'{side}_cut'] = torch.tensor([text.cut for text in texts])
                 batch[f'{side}_text_id'] = torch.tensor([sample[f'{side}_text_id'] for sample in samples])
         return batch
 
-    return build_text_loader(make, collate, columns, config, global_batch_size, seed, train, key,
-                              batching_method='per_stream' if train else 'random')
+
+def build_caption_pair_loader(
+    config: CaptionDataConfig, tokenizer: Any, global_batch_size: int, seed: int, *, train: bool
+) -> DataSpec:
+    """Build the loader of stage 1 from a `CaptionPairDataset`, which has the same arguments."""
+    dataset = CaptionPairDataset(config, tokenizer, global_batch_size, seed, train=train)
+    split_batch = split_packed if train else None
+    return build_loader(dataset, split_batch=split_batch, get_num_tokens_in_batch=count_tokens)
 
 
-def pairs_of_streams(
-    config: CaptionDataConfig, train: bool, key: str
-) -> tuple[list[Sequence[CaptionPairConfig]], list[list[str]]]:
-    """Return the directions of each stream, and the caption columns that they need.
+def stream_pairs(config: CaptionDataConfig, *, train: bool) -> dict[str, Sequence[CaptionPairConfig]]:
+    """Return the directions of each stream.
 
     Without configured pairs, training pairs any two captions of a sample, with the hard negative of the query
     if the dataset has one per caption, and evaluation the first two keys of the dataset.  In training, a
@@ -100,53 +129,73 @@ def pairs_of_streams(
     Raises:
         ConfigError: A direction is invalid, or an evaluation dataset has one caption per sample.
     """
-    pairs_of_stream: list[Sequence[CaptionPairConfig]] = []
-    columns: list[list[str]] = []
+    pairs: dict[str, Sequence[CaptionPairConfig]] = {}
     for name, stream in config.streams.items():
-        pairs, where = config.pairs, f'{key}.pairs'
-        if stream.pairs is not None:
-            pairs, where = stream.pairs, f'{key}.streams.{name}.pairs'
-        if not pairs:
-            pairs = _default_pairs(name, stream, train, key)
-        keys: set[str] = set()
-        for i, pair in enumerate(pairs):
-            if pair.positive is not None and pair.positive in ([query] for query in pair.query):
-                raise ConfigError(f'{where}[{i}]: a caption cannot be its own positive; both sides are '
-                                  f'{pair.positive[0]!r} (with positive: null, dropout makes two vectors of it)')
-            if pair.negative is not None and pair.random_negative:
-                raise ConfigError(f'{where}[{i}]: expected negative or random_negative, got both')
-            keys.update(pair.keys)
-            if pair.negative:
-                keys.add(pair.negative)
-        if not train and (len(pairs) > 1 or len(pairs[0].query) > 1 or len(pairs[0].positive or []) != 1):
-            raise ConfigError(f'{where}: evaluation needs one pair with one caption key per side')
-        pairs_of_stream.append(pairs)
-        columns.append(sorted(CAPTION + caption for caption in keys))
-    return pairs_of_stream, columns
+        if stream.pairs:
+            with under(f'streams.{name}.pairs'):
+                pairs[name] = _checked(stream.pairs, train=train)
+        elif config.pairs:
+            with under('pairs'):
+                pairs[name] = _checked(config.pairs, train=train)
+        else:
+            with under(f'streams.{name}'):
+                pairs[name] = _default_pairs(stream, train=train)
+    return pairs
 
 
-def _default_pairs(name: str, stream: CaptionStreamConfig, train: bool, key: str) -> list[CaptionPairConfig]:
-    """Directions of a dataset for which none are configured, as `pairs_of_streams` describes them."""
-    keys = all_caption_keys(name, stream, key, 'pairs')
-    if not train and len(keys) < 2:
-        raise ConfigError(f'{key}.streams.{name}: {stream.local} has one caption per sample, expected two')
-    if not train:
-        return [CaptionPairConfig(keys[:1], keys[1:2])]
-    positives = keys if len(keys) > 1 else None
-    if CAPTION + NEGATIVE + keys[0] in read_columns(stream.local):
-        return [CaptionPairConfig([query], positives, NEGATIVE + query) for query in keys]
-    return [CaptionPairConfig(keys, positives)]
+def _checked(pairs: Sequence[CaptionPairConfig], *, train: bool) -> Sequence[CaptionPairConfig]:
+    """The same directions; a ConfigError if a part would be ignored, or evaluation cannot use them."""
+    for i, pair in enumerate(pairs):
+        if pair.positive is not None and len(pair.positive) == 1 and pair.positive[0] in pair.query:
+            raise ConfigError(
+                f'a caption cannot be its own positive; both sides are {pair.positive[0]!r} (with positive: '
+                'null, dropout makes two vectors of it)', f'[{i}]')
+        if pair.negative is not None and pair.random_negative:
+            raise ConfigError('expected negative or random_negative, got both', f'[{i}]')
+    if not train and (len(pairs) > 1 or len(pairs[0].query) > 1 or len(pairs[0].positive or []) != 1):
+        raise ConfigError('evaluation needs one pair with one caption key per side')
+    return pairs
 
 
-def with_two_captions(config: CaptionDataConfig, key: str) -> Optional[CaptionDataConfig]:
-    """Return `config` without single-caption streams, which have no pairs to evaluate; None without any left."""
+def _default_pairs(stream: CaptionStreamConfig, *, train: bool) -> list[CaptionPairConfig]:
+    """Directions of a dataset for which none are configured, as `stream_pairs` describes them."""
+    keys = all_caption_keys(stream, 'pairs')
+    if train:
+        positives = keys if len(keys) > 1 else None
+        if CAPTION + NEGATIVE + keys[0] in read_columns(stream.local):
+            return [CaptionPairConfig([query], positives, NEGATIVE + query) for query in keys]
+        return [CaptionPairConfig(keys, positives)]
+    if len(keys) < 2:
+        raise ConfigError(f'{stream.local} has one caption per sample, expected two')
+    return [CaptionPairConfig(keys[:1], keys[1:2])]
+
+
+def pair_columns(pairs: Sequence[CaptionPairConfig]) -> list[str]:
+    """Return the caption columns that directions need, sorted."""
+    keys: set[str] = set()
+    for pair in pairs:
+        keys.update(pair.keys)
+        if pair.negative:
+            keys.add(pair.negative)
+    return sorted(CAPTION + key for key in keys)
+
+
+def drop_single_captions(config: CaptionDataConfig) -> Optional[CaptionDataConfig]:
+    """Return `eval_data` without streams of single captions, which have no pairs; None if no stream is left.
+
+    The first rank prints the names of those that are left out.
+    """
     streams: dict[str, CaptionStreamConfig] = {}
     single: list[str] = []
     for name, stream in config.streams.items():
-        if stream.pairs or config.pairs or len(all_caption_keys(name, stream, key, 'pairs')) > 1:
+        with under(f'streams.{name}'):
+            has_pairs = bool(stream.pairs or config.pairs) or len(all_caption_keys(stream, 'pairs')) > 1
+        if has_pairs:
             streams[name] = stream
         else:
             single.append(name)
     if single and dist.get_global_rank() == 0:
-        print(f'{key}.streams: {", ".join(single)} has one caption per sample, so no pairs: not evaluated', flush=True)
+        names = ', '.join(single)
+        print(f'eval_data.streams: {names} has one caption per sample, so no pairs: not evaluated',
+              flush=True)
     return dataclasses.replace(config, streams=streams) if streams else None

@@ -41,28 +41,29 @@ def draw_captions(
     Raises:
         ValueError: The sample has none of the captions in `mix`.
     """
-    texts = _captions_of(sample, mix)
+    texts = _existing_captions(sample, mix)
     if not texts:
         raise _no_caption(sample, mix)
-    left: list[str] = []
+    remaining: list[str] = []
     drawn: list[tuple[str, str]] = []
     for i in range(n):
-        left = left or list(texts)
-        weights = [mix[key] for key in left]
-        key = left.pop(draw(weights, seed, f'caption {i}' if i else 'caption'))
+        remaining = remaining or list(texts)
+        weights = [mix[key] for key in remaining]
+        purpose = f'caption {i}' if i else 'caption'
+        key = remaining.pop(draw(weights, seed, purpose))
         drawn.append((key, texts[key]))
     return drawn
 
 
-def _captions_of(sample: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
+def _existing_captions(sample: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
     """Caption key -> text of the captions that the sample has; a missing one is stored as an empty text."""
-    texts = {key: sample[CAPTION + caption_of(key)] for key in keys}
+    texts = {key: sample[CAPTION + caption_key(key)] for key in keys}
     return {key: text for key, text in texts.items() if text.strip()}
 
 
-def caption_of(key: str) -> str:
+def caption_key(vector_key: str) -> str:
     """Return the caption's key from the key of one of its vectors: ``long`` for ``long@entities``."""
-    return key.partition('@')[0]
+    return vector_key.partition('@')[0]
 
 
 class DrawnPair(NamedTuple):
@@ -85,7 +86,7 @@ def draw_pair(sample: Mapping[str, Any], pairs: Sequence[CaptionPairConfig], see
         ValueError: The sample has none of the directions' captions.
     """
     all_keys = dict.fromkeys(itertools.chain.from_iterable(pair.keys for pair in pairs))
-    texts = _captions_of(sample, all_keys)
+    texts = _existing_captions(sample, all_keys)
     if not texts:
         raise _no_caption(sample, all_keys)
     queries = [[key for key in pair.query if _positives(key, pair, texts)] for pair in pairs]
@@ -112,10 +113,11 @@ def _positives(query: str, pair: CaptionPairConfig, texts: Mapping[str, str]) ->
 def _no_caption(sample: Mapping[str, Any], keys: Iterable[str]) -> ValueError:
     """Error for a sample that has none of the captions `keys`."""
     missing = list(keys)
-    existing = ', '.join(_captions_of(sample, caption_keys(sample))) or 'no caption at all'
-    return ValueError(f'sample {sample[SAMPLE_ID]!r} has none of the captions {", ".join(missing)}, but '
-                      f'{existing}; draw from one that every sample has as well, or leave such samples out by '
-                      f'prepare_data with require_any_caption=[{",".join(missing)}]')
+    existing = ', '.join(_existing_captions(sample, caption_keys(sample))) or 'no caption at all'
+    return ValueError(
+        f'sample {sample[SAMPLE_ID]!r} has none of the captions {", ".join(missing)}, but {existing}; draw '
+        'from one that every sample has as well, or leave such samples out by prepare_data with '
+        f'require_any_caption=[{",".join(missing)}]')
 
 
 def text_id(text: Optional[str]) -> int:

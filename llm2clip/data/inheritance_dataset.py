@@ -4,87 +4,104 @@
 """Dataset and loader of inheritance: CLIP's text features as targets, with text embeddings beside them."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 from composer.core import DataSpec
 
 from llm2clip.config import ImageStreamConfig, InheritanceDataConfig
 from llm2clip.data.captions import draw
-from llm2clip.data.image_text_dataset import (
-    caption_embedding,
-    checked_stream,
-    embeddings_of_teachers,
-    equal_weights,
-)
-from llm2clip.data.loader import build_loader, stream_arguments
-from llm2clip.data.schema import EMBEDDING
-from llm2clip.data.streams.paired_stream import PairedStream
+from llm2clip.data.image_text_dataset import equal_weights, teacher_embeddings
+from llm2clip.data.loader import build_loader, positive_weights, stream_arguments
+from llm2clip.data.schema import EMBEDDING, SAMPLE_ID
+from llm2clip.data.streams.paired_stream import PairedStream, are_stored_alike
 from llm2clip.data.streams.safe_dataset import SafeDataset
-from llm2clip.data.vectors import float_vectors, stored_vector, vectors_of
+from llm2clip.data.vectors import dequantize, float_vectors, stored_vector, text_embedding
+from llm2clip.errors import under
 
 
-def build_target_loader(
-    config: InheritanceDataConfig, global_batch_size: int, seed: int, train: bool, key: str
-) -> DataSpec:
-    """Build the loader of inheritance; `ComposerInheritance` documents its batches.
+class InheritanceDataset(SafeDataset):
+    """Text embeddings with their targets; `ComposerInheritance` documents the batches.
 
     Each time a sample is read, one of the captions with a target is drawn.  A sample without a target is
     delivered, but has ``counted`` False.
 
     Args:
         config: Streams and caption weights.
-        global_batch_size, seed, key: As for `build_loader`.
+        global_batch_size, seed: As for `SafeDataset`.
         train: Drawn captions, shuffled; else the first caption of each sample that has a target, in order.
-    """
-    streams: dict[str, PairedStream] = {}
-    mixes: list[dict[str, float]] = []
-    for name, stream in target_streams(config, key).items():
-        streams[name], mix = target_stream(name, stream, config, key)
-        mixes.append(mix)
 
-    def make(dataset: SafeDataset, sample: Any, at: int) -> dict[str, Any]:
-        mix = mixes[dataset.stream_of(at)]
-        targets = {caption: vectors_of(stored_vector(sample, caption)).float() for caption in mix}
+    Raises:
+        ConfigError, ValueError: The targets are missing, or a caption has no vector in an embeddings dataset.
+    """
+
+    def __init__(
+        self, config: InheritanceDataConfig, global_batch_size: int, seed: int, *, train: bool
+    ) -> None:
+        # Caption key -> weight, of each stream.
+        self.mixes: dict[str, dict[str, float]] = {}
+        streams: dict[str, PairedStream] = {}
+        for name, stream in target_streams(config).items():
+            with under(f'streams.{name}'):
+                self.mixes[name] = target_mix(stream, config)
+                streams[name] = target_stream(stream, config, self.mixes[name])
+        super().__init__(streams, config, global_batch_size, seed, train=train)
+        self.texts_as_stored = are_stored_alike(streams.values())
+
+    def __getitem__(self, index: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        sample = super().__getitem__(index)
+        mix = self.mixes[self.stream_name(index)]
+        targets = {caption: dequantize(stored_vector(sample, caption)).float() for caption in mix}
         with_target = [caption for caption, target in targets.items() if target.any()]
         candidates = with_target or list(mix)
         caption = candidates[0]
-        if train:
+        if self.train:
             weights = [mix[candidate] for candidate in candidates]
-            caption = candidates[draw(weights, dataset.sample_seed(sample))]
-        entries: dict[str, Any] = caption_embedding(sample.text_embeddings, caption, streams)
+            caption = candidates[draw(weights, self.sample_seed(sample))]
+        entries = {'index': index, 'sample_id': sample[SAMPLE_ID]}
+        entries |= text_embedding(sample.text_embeddings, caption, self.texts_as_stored)
         entries['target'] = targets[caption]
         entries['counted'] = bool(with_target)
         return entries
 
-    return build_loader(
-        streams, make, config, global_batch_size, seed, train, key, microbatch_transforms=float_vectors)
+
+def build_target_loader(
+    config: InheritanceDataConfig, global_batch_size: int, seed: int, *, train: bool
+) -> DataSpec:
+    """Build the loader of inheritance from an `InheritanceDataset`, which has the same arguments."""
+    dataset = InheritanceDataset(config, global_batch_size, seed, train=train)
+    return build_loader(dataset, microbatch_transforms=float_vectors)
 
 
-def target_streams(config: InheritanceDataConfig, key: str) -> dict[str, ImageStreamConfig]:
-    """Return the streams of `config`, with the targets as main datasets and the teachers' vectors beside them."""
+def target_streams(config: InheritanceDataConfig) -> dict[str, ImageStreamConfig]:
+    """Return the streams of `config`, each with the targets as its main dataset and the embeddings datasets
+    of the teachers."""
     streams: dict[str, ImageStreamConfig] = {}
     for name, stream in config.streams.items():
-        target = embeddings_of_teachers(stream.embeddings, [config.target], name, key)[config.target]
-        teachers = {teacher: value for teacher, value in stream.embeddings.items() if teacher != config.target}
-        text_embeddings = embeddings_of_teachers(teachers, config.teachers, name, key)
+        with under(f'streams.{name}'):
+            target = teacher_embeddings(stream.embeddings, [config.target])[config.target]
+            others = dict(stream.embeddings)
+            del others[config.target]
+            text_embeddings = teacher_embeddings(others, config.teachers)
         streams[name] = dataclasses.replace(
             stream, local=target.local, remote=target.remote, embeddings=text_embeddings)
     return streams
 
 
-def target_stream(
-    name: str, stream: ImageStreamConfig, config: InheritanceDataConfig, key: str
-) -> tuple[PairedStream, dict[str, float]]:
-    """Open one of `target_streams`, check its columns, and return it with its caption key -> weight.
-
-    Raises:
-        ConfigError, ValueError: The targets are missing, or a caption has no vector in an embeddings dataset.
-    """
+def target_mix(stream: ImageStreamConfig, config: InheritanceDataConfig) -> dict[str, float]:
+    """Return caption key -> weight above 0 of one of `target_streams`."""
     caption_weights = config.caption_weights if stream.caption_weights is None else stream.caption_weights
     if caption_weights:
-        mix = {caption: weight for caption, weight in caption_weights.items() if weight}
-    else:
-        mix = equal_weights(stream, key)
-    arguments = stream_arguments(f'{name}.embeddings.{config.target}', stream, key)
-    columns = [EMBEDDING + caption for caption in mix]
-    return checked_stream(arguments, stream.embeddings, columns, list(mix)), mix
+        return positive_weights(caption_weights, 'caption_weights')
+    return equal_weights(stream)
+
+
+def target_stream(
+    stream: ImageStreamConfig, config: InheritanceDataConfig, keys: Collection[str]
+) -> PairedStream:
+    """Return the stream of one of `target_streams`, which must have the vectors `keys`."""
+    with under(f'embeddings.{config.target}'):
+        arguments = stream_arguments(stream)
+    columns = [EMBEDDING + key for key in keys]
+    return PairedStream(
+        text_embeddings=stream.embeddings.values(), columns=columns, embedding_columns=columns, **arguments)

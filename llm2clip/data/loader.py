@@ -8,20 +8,18 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from composer.core import DataSpec
-from composer.utils import dist
 from streaming import StreamingDataLoader, StreamingDataset
 
-from llm2clip.config import LoaderConfig, StreamConfig
+from llm2clip.config import StreamConfig
 from llm2clip.data.schema import NEGATIVE, caption_keys, read_columns
 from llm2clip.data.streams.safe_dataset import SafeDataset
-from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.errors import ConfigError
 
 # Interval at which a worker checks that its rank is alive.
@@ -30,98 +28,59 @@ _WATCH_SECONDS = 1.0
 
 def streaming_dataset(data: DataSpec) -> StreamingDataset:
     """Return the dataset of a loader made by `build_loader`."""
-    assert isinstance(data.dataloader, StreamingDataLoader) and isinstance(data.dataloader.dataset, StreamingDataset)
-    return data.dataloader.dataset
+    assert isinstance(data.dataloader, StreamingDataLoader)
+    dataset = data.dataloader.dataset
+    assert isinstance(dataset, StreamingDataset)
+    return dataset
 
 
-def device_batch_size(global_batch_size: int, key: str) -> int:
-    """Return this rank's share of a global batch; raise a ConfigError if the ranks cannot share it evenly."""
-    world = dist.get_world_size()
-    if global_batch_size % world:
-        raise ConfigError(f'{key}: {global_batch_size} is not divisible by the number of ranks, {world}')
-    return global_batch_size // world
-
-
-def stream_arguments(name: str, stream: StreamConfig, key: str) -> dict[str, Any]:
-    """Return the keyword arguments of a Stream; raise a ConfigError if a local dataset is missing."""
+def stream_arguments(stream: StreamConfig) -> dict[str, Any]:
+    """Return keyword arguments of a VerifiedStream; raise a ConfigError if a local dataset is missing."""
     if stream.remote is None and not Path(stream.local, 'index.json').is_file():
-        raise ConfigError(f'{key}.streams.{name}.local: there is no MDS dataset in {stream.local}')
-    arguments: dict[str, Any] = {'local': stream.local, 'remote': stream.remote}
-    for weight in ('proportion', 'repeat'):
-        if getattr(stream, weight) is not None:
-            arguments[weight] = getattr(stream, weight)
-    return arguments
+        raise ConfigError(f'there is no MDS dataset in {stream.local}', 'local')
+    weights = {'proportion': stream.proportion, 'repeat': stream.repeat}
+    return {'local': stream.local, 'remote': stream.remote} | weights
 
 
-def all_caption_keys(name: str, stream: StreamConfig, key: str, setting: str) -> list[str]:
+def all_caption_keys(stream: StreamConfig, setting: str) -> list[str]:
     """Return every caption key of a dataset except hard negatives, for a `setting` that names none.
 
     Raises:
         ConfigError: The dataset is missing, has no captions, or is in a remote.
     """
     if stream.remote is not None:
-        raise ConfigError(f'{key}.{setting}: expected caption keys, since dataset {name} is in a remote, and '
-                          'which ones it has is not known yet')
-    columns = read_columns(stream_arguments(name, stream, key)['local'])
-    keys = [caption for caption in caption_keys(columns) if not caption.startswith(NEGATIVE)]
+        raise ConfigError('expected caption keys, since the dataset is in a remote, and which ones it has is '
+                          'not known yet', setting)
+    columns = read_columns(stream_arguments(stream)['local'])
+    keys = [key for key in caption_keys(columns) if not key.startswith(NEGATIVE)]
     if not keys:
-        raise ConfigError(f'{key}.streams.{name}.local: the dataset in {stream.local} has no captions')
+        raise ConfigError(f'the dataset in {stream.local} has no captions', 'local')
     return keys
 
 
-def build_loader(
-    streams: Mapping[str, VerifiedStream], make: Callable[[SafeDataset, Any, int], dict[str, Any]],
-    config: LoaderConfig, global_batch_size: int, seed: int, train: bool, key: str,
-    collate_fn: Optional[Callable[[list[Any]], Any]] = None, batching_method: str = 'random', **data_spec: Any,
-) -> DataSpec:
-    """Build the loader of this rank's batches; raise a ConfigError if `streams`, sizes and `config` do not fit.
+def positive_weights(weights: Mapping[str, float], setting: str) -> dict[str, float]:
+    """Return caption key -> weight above 0; raise a ConfigError for the key `setting` if there is none."""
+    positive = {caption: weight for caption, weight in weights.items() if weight}
+    if not positive:
+        raise ConfigError('expected a caption key with a weight above 0, here or for all datasets', setting)
+    return positive
 
-    Args:
-        streams: Name -> stream.
-        make: As for `SafeDataset`.
-        config: Shuffling, workers, downloads and cache.
-        global_batch_size: Samples per step over all ranks.
-        seed: Seed of all randomness of a sample.
-        train: Drop the last incomplete batch; otherwise keep every sample and the stored order.
-        key: Configuration key of `config`, for error messages.
-        collate_fn: Function that makes a batch of samples.
-        batching_method: Streaming's batching method; ``per_stream`` takes each global batch from one stream.
-        **data_spec: Passed to Composer's DataSpec.
-    """
-    if not streams:
-        raise ConfigError(f'{key}.streams: name at least one dataset')
-    if config.cache_limit is not None:
-        for name, stream in streams.items():
-            parts = [stream, *getattr(stream, 'text_embeddings', [])]
-            if any(part.remote is None for part in parts):
-                raise ConfigError(f'{key}.cache_limit: dataset {name} has no remote, and the limit would delete it')
-    epoch_size = int(config.epoch_size) if train and config.epoch_size is not None else None
-    batch_size_key = 'global_train_batch_size' if train else 'global_eval_batch_size'
-    batch_size = device_batch_size(global_batch_size, batch_size_key)
-    dataset = SafeDataset(
-        list(streams.values()), make, seed, batch_size=batch_size, epoch_size=epoch_size,
-        shuffle=config.shuffle and train, shuffle_seed=config.shuffle_seed, batching_method=batching_method,
-        num_canonical_nodes=config.num_canonical_nodes, download_retry=config.download_retry,
-        download_timeout=config.download_timeout, cache_limit=config.cache_limit)
-    if train and dataset.epoch_size < global_batch_size:
-        raise ConfigError(f'global_train_batch_size: {global_batch_size}, but an epoch of {key} has '
-                          f'{dataset.epoch_size} samples, expected at least one global batch')
-    for name, stream in streams.items():
-        if batching_method == 'per_stream' and train and int(stream.choose) < global_batch_size:
-            raise ConfigError(f'{key}.streams.{name}: an epoch takes {stream.choose} samples of it, expected as '
-                              f'many as one global batch has, {global_batch_size}, since that comes from one '
-                              f'dataset; repeat it, or leave it out by {key}.streams.{name}=null')
+
+def build_loader(dataset: SafeDataset, **data_spec: Any) -> DataSpec:
+    """Build the loader of this rank's batches, which drops the last incomplete one in training.  `data_spec`
+    are arguments of Composer's DataSpec."""
+    config = dataset.config
     loader = StreamingDataLoader(
         dataset,
-        batch_size=batch_size,
+        batch_size=dataset.batch_size,
         num_workers=config.num_workers,
-        drop_last=train,
-        collate_fn=collate_fn,
-        persistent_workers=train and config.num_workers > 0,
-        # Composer has initialised CUDA by now; its copies to the GPU are asynchronous only from pinned memory.
+        drop_last=dataset.train,
+        collate_fn=dataset.collate,
+        persistent_workers=dataset.train and config.num_workers > 0,
+        # Composer has initialised CUDA by now.  Only copies from pinned memory to the GPU are asynchronous.
         pin_memory=torch.cuda.is_initialized(),
         worker_init_fn=partial(_end_with_rank, os.getpid()),
-        # The workers' seed is not drawn from the global generator, which would shift dropout after a resumption.
+        # Drawing the workers' seed from the global generator would shift dropout after a resumption.
         generator=torch.Generator().manual_seed(config.shuffle_seed),
     )
     return DataSpec(loader, get_num_samples_in_batch=lambda batch: len(batch['index']), **data_spec)
@@ -142,7 +101,8 @@ def _end_with_rank(rank: int, worker: int) -> None:
 
 
 def shared_memory(batch: Mapping[str, Any], num_workers: int, ranks: int = 1, epoch_samples: int = 0) -> int:
-    """Return the maximum ``/dev/shm`` bytes per node of a loader of pinned batches, except a few pages of Streaming's.
+    """Return the maximum ``/dev/shm`` bytes per node of a loader of pinned batches, but for a few pages of
+    Streaming.
 
     Args:
         batch: Largest batch of a rank, as the workers deliver it, on any device including ``meta``.  Each

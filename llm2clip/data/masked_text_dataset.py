@@ -13,18 +13,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llm2clip.config import CaptionDataConfig, MNTPConfig
 from llm2clip.data.captions import draw_captions
+from llm2clip.data.loader import build_loader, positive_weights, stream_arguments
 from llm2clip.data.schema import CAPTION, SAMPLE_ID
 from llm2clip.data.streams.safe_dataset import SafeDataset
-from llm2clip.data.text_batches import build_text_loader
-from llm2clip.errors import ConfigError
+from llm2clip.data.streams.verified_stream import VerifiedStream
+from llm2clip.data.text_batches import count_tokens, split_packed
+from llm2clip.errors import ConfigError, under
 
 _IGNORED = -100
 
 
-def build_masked_text_loader(
-    config: CaptionDataConfig, tokenizer: Any, mntp: MNTPConfig, global_batch_size: int, seed: int, key: str
-) -> DataSpec:
-    """Build the loader of the MNTP warm start; `MaskedNextTokenPrediction` documents its batches.
+class MaskedTextDataset(SafeDataset):
+    """Tokenised texts with masked tokens, for training; `MaskedNextTokenPrediction` documents the batches.
 
     Each time a sample is read, one of its texts is drawn and masked.  A single token is a ValueError.
 
@@ -32,44 +32,69 @@ def build_masked_text_loader(
         config: Streams and the weights of their texts.
         tokenizer: A `CaptionTokenizer`.
         mntp: Mask token and masking probability.
-        global_batch_size, seed, key: As for `build_loader`.
+        global_batch_size, seed: As for `SafeDataset`.
     """
-    mask_ids = tokenizer.plain(mntp.mask_token)
-    if not mask_ids:
-        raise ConfigError('mntp.mask_token: expected a text of at least one token')
-    mixes = texts_of_streams(config, key)
-    columns = [[CAPTION + caption for caption in mix] for mix in mixes]
 
-    def make(dataset: SafeDataset, sample: dict[str, Any], at: int) -> dict[str, Any]:
-        sample_seed = dataset.sample_seed(sample)
-        (_, text), = draw_captions(sample, mixes[dataset.stream_of(at)], 1, sample_seed)
-        tokenized, = tokenizer.tokenize([text])
+    def __init__(
+        self, config: CaptionDataConfig, tokenizer: Any, mntp: MNTPConfig, global_batch_size: int, seed: int
+    ) -> None:
+        mask_ids = tokenizer.plain(mntp.mask_token)
+        if not mask_ids:
+            raise ConfigError('expected a text of at least one token', 'mntp.mask_token', is_absolute=True)
+        self.tokenizer = tokenizer
+        self.mask_id = mask_ids[0]
+        self.mask_probability = mntp.mask_probability
+        self.mixes = text_mixes(config)
+        streams: dict[str, VerifiedStream] = {}
+        for name, stream in config.streams.items():
+            columns = [CAPTION + caption for caption in self.mixes[name]]
+            with under(f'streams.{name}'):
+                streams[name] = VerifiedStream(columns=columns, **stream_arguments(stream))
+        super().__init__(streams, config, global_batch_size, seed, train=True)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        sample = super().__getitem__(index)
+        seed = self.sample_seed(sample)
+        (_, text), = draw_captions(sample, self.mixes[self.stream_name(index)], 1, seed)
+        tokenized, = self.tokenizer.tokenize([text])
         if len(tokenized.ids) < 2:
-            raise ValueError(f'sample {sample[SAMPLE_ID]!r} is a single token, {text!r}: nothing stands before it')
-        ids, labels = _mask_tokens(
-            tokenized.ids, tokenized.start, mask_ids[0], mntp.mask_probability, sample_seed)
-        return {'text': tokenized._replace(ids=ids), 'labels': labels}
+            raise ValueError(
+                f'sample {sample[SAMPLE_ID]!r} is a single token, {text!r}: nothing stands before it')
+        ids, labels = _mask_tokens(tokenized.ids, tokenized.start, self.mask_id, self.mask_probability, seed)
+        return {
+            'index': index,
+            'sample_id': sample[SAMPLE_ID],
+            'text': tokenized._replace(ids=ids),
+            'labels': labels,
+        }
 
-    def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = tokenizer.pad([sample['text'] for sample in samples])
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        texts = self.tokenizer.pad([sample['text'] for sample in samples])
         labels = [torch.tensor(sample['labels']) for sample in samples]
-        return {'input_ids': batch['input_ids'], 'attention_mask': batch['attention_mask'],
-                'labels': pad_sequence(labels, batch_first=True, padding_value=_IGNORED),
-                'cut': torch.tensor([sample['text'].cut for sample in samples])}
+        return {
+            'index': torch.tensor([sample['index'] for sample in samples]),
+            'sample_id': [sample['sample_id'] for sample in samples],
+            'input_ids': texts['input_ids'],
+            'attention_mask': texts['attention_mask'],
+            'labels': pad_sequence(labels, batch_first=True, padding_value=_IGNORED),
+            'cut': torch.tensor([sample['text'].cut for sample in samples]),
+        }
 
-    return build_text_loader(make, collate, columns, config, global_batch_size, seed, True, key)
+
+def build_masked_text_loader(
+    config: CaptionDataConfig, tokenizer: Any, mntp: MNTPConfig, global_batch_size: int, seed: int
+) -> DataSpec:
+    """Build the loader of the MNTP warm start from a `MaskedTextDataset`, which has the same arguments."""
+    dataset = MaskedTextDataset(config, tokenizer, mntp, global_batch_size, seed)
+    return build_loader(dataset, split_batch=split_packed, get_num_tokens_in_batch=count_tokens)
 
 
-def texts_of_streams(config: CaptionDataConfig, key: str) -> list[dict[str, float]]:
+def text_mixes(config: CaptionDataConfig) -> dict[str, dict[str, float]]:
     """Return caption key -> weight of each stream; raise a ConfigError if a stream has no weight above 0."""
-    mixes: list[dict[str, float]] = []
+    mixes: dict[str, dict[str, float]] = {}
     for name, stream in config.streams.items():
-        weights = config.texts if stream.texts is None else stream.texts
-        mix = {caption: weight for caption, weight in weights.items() if weight}
-        if not mix:
-            raise ConfigError(f'{key}.texts: expected caption keys with weights, at least one above 0 '
-                              f'(or {key}.streams.{name}.texts)')
-        mixes.append(mix)
+        with under(f'streams.{name}'):
+            mixes[name] = positive_weights(config.texts if stream.texts is None else stream.texts, 'texts')
     return mixes
 
 

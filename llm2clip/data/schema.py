@@ -19,7 +19,7 @@ import numpy as np
 import xxhash
 from streaming.base.format import reader_from_json
 from streaming.base.format.base.reader import FileInfo, Reader
-from streaming.base.format.mds.encodings import is_mds_encoding, is_mds_encoding_safe
+from streaming.base.format.mds.encodings import is_mds_encoding_safe
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.hashing import get_hash, is_hash
 
@@ -44,7 +44,7 @@ _TYPES = {SAMPLE_ID: ('str',), IMAGE: ('bytes',), CAPTION: ('str',), EMBEDDING_S
 
 
 def columns_of(reader: Reader, required: Sequence[str] = (), where: str = '') -> dict[str, str]:
-    """Return column name -> MDS type of a shard; check `required` columns with the errors of `read_columns`."""
+    """Return column name -> MDS type of a shard; errors for `required` columns as for `read_columns`."""
     assert isinstance(reader, MDSReader)
     columns = dict(zip(reader.column_names, reader.column_encodings))
     _check_columns(columns, required, where)
@@ -89,16 +89,16 @@ def parse_index(data: Union[str, bytes], where: Union[str, Path]) -> dict[str, A
     """
     index = parse_json(data, where, dict)
     if index.get('version') != 2:
-        raise FileError(f'{where}: has version {index.get("version")!r}, expected an index of MDS, version 2')
+        raise FileError(f'has version {index.get("version")!r}, expected an index of MDS, version 2', where)
     shards = index.get('shards')
     if not isinstance(shards, list) or not shards:
-        raise FileError(f'{where}: the MDS dataset is empty, expected a list of shards')
+        raise FileError('the MDS dataset is empty, expected a list of shards', where)
     names: set[str] = set()
     for i, shard in enumerate(shards):
         check_shard(shard, f'{where}: shard {i}', shards[0] if i else None)
         name = shard['raw_data']['basename']
         if name in names:
-            raise FileError(f'{where}: two shards are in the file {name}, expected one for each')
+            raise FileError(f'two shards are in the file {name}, expected one for each', where)
         names.add(name)
     return index
 
@@ -107,26 +107,22 @@ def check_shard(shard: Any, where: str, like: Optional[dict[str, Any]] = None) -
     """Raise a FileError that names `where`, unless `shard` is a valid entry of an index.  With `like`, a
     valid entry, the columns must be the same."""
     with reading(where, 'an entry of an MDS index'):
-        if shard['format'] != 'mds' or shard['version'] != 2:
-            raise FileError(f'{where}: is {shard["format"]!r}, version {shard["version"]!r}, expected mds, version 2')
-        file = MDSReader.from_json('', '', shard).raw_data  # fails if a key is missing or unknown
+        # Fails if a key is missing or unknown, or the format or its version is another one.
+        file = MDSReader.from_json('', '', shard).raw_data
         if not _is_count(shard['samples'], 1):
-            raise FileError(f'{where}: has {shard["samples"]!r} samples, expected a whole number above 0')
+            raise FileError(f'has {shard["samples"]!r} samples, expected a whole number above 0', where)
         if shard['compression'] is not None or shard['zip_data'] is not None:
-            raise FileError(f'{where}: is compressed, expected shards that are not')
+            raise FileError('is compressed, expected shards that are not', where)
         if not _is_count(file.bytes) or not isinstance(file.hashes, dict) or not stays_inside(file.basename):
-            raise FileError(f'{where}: expected files inside the folder with their sizes and hashes, found {file}')
+            raise FileError(
+                f'expected files inside the folder with their sizes and hashes, found {file}', where)
         columns = [shard[name] for name in _COLUMNS]
         if like is not None and columns != [like[name] for name in _COLUMNS]:
-            raise FileError(f'{where}: has columns {shard["column_names"]}, expected those of the first shard')
-        if len({*columns[0]}) < len(columns[0]):
-            raise FileError(f'{where}: has columns {shard["column_names"]}, expected different names')
+            raise FileError(f'has columns {shard["column_names"]}, expected those of the first shard', where)
         for name, encoding, _ in zip(*columns, strict=True):
             if not is_mds_encoding_safe(encoding):
-                raise FileError(f'{where}: column {name} contains an unsafe type: {encoding}, which runs code '
-                                'when it is read')
-            if not is_mds_encoding(encoding):
-                raise FileError(f'{where}: column {name!r} has type {encoding!r}, expected one of MDS')
+                raise FileError(
+                    f'column {name} contains an unsafe type: {encoding}, which runs code when read', where)
 
 
 def _is_count(value: Any, least: int = 0) -> bool:
@@ -165,7 +161,7 @@ def read_columns(folder: Union[str, Path], required: Sequence[str] = ()) -> dict
     """Return column name -> MDS type of the dataset in `folder`; errors also as for `read_index`.
 
     Raises:
-        ValueError: One of the `required` columns is missing, or its type does not fit its name.
+        FileError: One of the `required` columns is missing, or its type does not fit its name.
     """
     shard = read_index(folder)['shards'][0]
     columns = dict(zip(shard['column_names'], shard['column_encodings']))
@@ -176,11 +172,12 @@ def read_columns(folder: Union[str, Path], required: Sequence[str] = ()) -> dict
 def _check_columns(columns: dict[str, str], required: Sequence[str], where: Union[str, Path]) -> None:
     for name in required:
         if name not in columns:
-            raise ValueError(f'{where}: column {name!r} is missing; the dataset has {", ".join(sorted(columns))}')
+            existing = ', '.join(sorted(columns))
+            raise FileError(f'column {name!r} is missing; the dataset has {existing}', where)
         family = next(prefix for prefix in _TYPES if name.startswith(prefix))
         if not columns[name].startswith(_TYPES[family]):
-            raise ValueError(f'{where}: column {name!r} has type {columns[name]!r}, expected '
-                             f'{" or ".join(map(repr, _TYPES[family]))}')
+            expected = ' or '.join(map(repr, _TYPES[family]))
+            raise FileError(f'column {name!r} has type {columns[name]!r}, expected {expected}', where)
 
 
 def dataset_fingerprint(index: dict[str, Any]) -> str:
@@ -212,7 +209,9 @@ def vector_columns(keys: Sequence[str], dim: int, storage: str) -> dict[str, str
     return columns
 
 
-def vector_rows(ids: Sequence[str], keys: Sequence[str], vectors: np.ndarray, storage: str) -> list[dict[str, Any]]:
+def vector_rows(
+    ids: Sequence[str], keys: Sequence[str], vectors: np.ndarray, storage: str
+) -> list[dict[str, Any]]:
     """Return the samples of an embeddings dataset.
 
     Args:

@@ -1,51 +1,22 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Batches of tokenised texts: token counts, and microbatches that are split by length and packed into one row."""
+"""Batches of tokenised texts: token counts, splitting into microbatches by length, packing into one row."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from composer.core import DataSpec
 
-from llm2clip.config import CaptionDataConfig
-from llm2clip.data.loader import build_loader, stream_arguments
-from llm2clip.data.schema import SAMPLE_ID, read_columns
-from llm2clip.data.streams.safe_dataset import SafeDataset
-from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.modeling.text_encoder import pack
 
 _IDS, _MASK = 'input_ids', 'attention_mask'
 
 
-def build_text_loader(
-    make: Callable[[SafeDataset, Any, int], dict[str, Any]],
-    collate: Callable[[list[dict[str, Any]]], dict[str, Any]], columns: Sequence[Sequence[str]],
-    config: CaptionDataConfig, global_batch_size: int, seed: int, train: bool, key: str,
-    batching_method: str = 'random',
-) -> DataSpec:
-    """Build a loader of the samples from `make`, batched by `collate`, with their positions and ids added.
-    `columns` are checked in each local stream; the other arguments are those of `build_loader`."""
-    streams: dict[str, VerifiedStream] = {}
-    for (name, stream), needed in zip(config.streams.items(), columns):
-        streams[name] = VerifiedStream(**stream_arguments(name, stream, key))
-        if stream.remote is None:
-            read_columns(stream.local, [SAMPLE_ID, *needed])
-
-    def collate_all(samples: list[dict[str, Any]]) -> dict[str, Any]:
-        index = torch.tensor([sample['index'] for sample in samples])
-        ids = [sample['sample_id'] for sample in samples]
-        return {'index': index, 'sample_id': ids} | collate(samples)
-
-    return build_loader(
-        streams, make, config, global_batch_size, seed, train, key, collate_all, batching_method,
-        split_batch=split_packed if train else None, get_num_tokens_in_batch=_count_tokens)
-
-
-def _count_tokens(batch: dict[str, Any]) -> dict[str, int]:
-    """Numbers of tokens in a padded or packed batch for Composer: without padding, and those with a loss."""
+def count_tokens(batch: dict[str, Any]) -> dict[str, int]:
+    """Return Composer's token counts of a padded or packed batch: tokens without padding, and those with a
+    loss."""
     total = 0
     for side in text_sides(batch):
         if side + _MASK in batch:

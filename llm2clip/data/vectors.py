@@ -20,7 +20,7 @@ def stored_vector(row: Mapping[str, Any], key: str, name: str = 'text_embedding'
     return {name: values, f'{name}_scale': torch.as_tensor(row[EMBEDDING_SCALE + key])}
 
 
-def vectors_of(batch: Mapping[str, torch.Tensor], name: str = 'text_embedding') -> torch.Tensor:
+def dequantize(batch: Mapping[str, torch.Tensor], name: str = 'text_embedding') -> torch.Tensor:
     """Return the vectors ``(…, D)`` of a batch or `stored_vector`, with int8 dequantised to float32."""
     scale = batch.get(f'{name}_scale')
     if scale is None:
@@ -36,13 +36,25 @@ def concatenate(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([F.normalize(part, dim=-1) for part in vectors], dim=-1)
 
 
+def text_embedding(rows: Sequence[Mapping[str, Any]], key: str, as_stored: bool) -> dict[str, torch.Tensor]:
+    """Return ``text_embedding`` ``(D,)`` of one caption, from the sample's row of each teacher's embeddings.
+
+    With `as_stored`, the vector of the only teacher stays as stored, for int8 with ``text_embedding_scale``.
+    Otherwise it is float32, and the vectors of several teachers are concatenated.
+    """
+    vectors = [stored_vector(row, key) for row in rows]
+    if as_stored:
+        return vectors[0]
+    return {'text_embedding': concatenate([dequantize(vector).float() for vector in vectors])}
+
+
 def float_vectors(batch: dict[str, Any]) -> dict[str, Any]:
-    """Return the batch with the vectors from `vectors_of`, without their scales.
+    """Return the batch with the vectors from `dequantize`, without their scales.
 
     Used as ``microbatch_transforms``, so that int8 vectors are dequantised after the copy to the device.
     """
     floats = {name: value for name, value in batch.items() if not name.endswith('_embedding_scale')}
     for name in floats:
         if name.endswith('_embedding'):
-            floats[name] = vectors_of(batch, name)
+            floats[name] = dequantize(batch, name)
     return floats

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple, Union
 
 from llm2clip.config import ZeroshotConfig
 from llm2clip.data.caption_files import read_lines
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import ConfigError, FileError, under
 from llm2clip.registry import open_set
 
 if TYPE_CHECKING:
     from llm2clip.evaluation.sets.files import ClassificationSet
+
 
 class ZeroshotSet(NamedTuple):
     """Images with classes, and prompt templates with `{}` for the class name."""
@@ -50,25 +51,28 @@ def zeroshot_set(config: ZeroshotConfig, key: str) -> ZeroshotSet:
     """
     dataset = open_set('zeroshot', config.source, f'{key}.source')
     templates = config.templates or dataset.templates
-    if templates is None:
-        raise ConfigError(f'{key}.templates: required but not set, since {dataset.name} has no prompts of its own')
-    return ZeroshotSet(dataset, read_templates(templates, f'{key}.templates'))
+    with under(f'{key}.templates'):
+        if templates is None:
+            raise ConfigError(f'required but not set, since {dataset.name} has no prompts of its own')
+        return ZeroshotSet(dataset, read_templates(templates))
 
 
-def read_templates(path: Union[str, Path], key: str) -> list[str]:
-    """Read prompt templates from the lines of a text file; `{c}` becomes `{}`, and lines that start with # are skipped.
+def read_templates(path: Union[str, Path]) -> list[str]:
+    """Read prompt templates from the lines of a text file: `{c}` becomes `{}`, and lines that start with # do
+    not count.
 
     Raises:
         ConfigError: The file is missing or has no templates, or a line has no placeholder.
     """
     try:
-        templates = [line.replace('{c}', '{}') for _, line in read_lines(str(path)) if not line.startswith('#')]
+        lines = [line for _, line in read_lines(str(path))]
     except FileError as error:
-        raise ConfigError(f'{key}: {error}') from None
-    for line in templates:
-        if '{}' not in line:
-            raise ConfigError(f'{key}: {path}: expected a prompt with {{}} for the class name on each line, got '
-                              f'{line!r}')
+        raise ConfigError(str(error)) from None
+    templates = [line.replace('{c}', '{}') for line in lines if not line.startswith('#')]
+    for template in templates:
+        if '{}' not in template:
+            raise ConfigError(f'{path}: expected a prompt with {{}} for the class name on each line, got '
+                              f'{template!r}')
     if not templates:
-        raise ConfigError(f'{key}: {path} has no prompt')
+        raise ConfigError(f'{path} has no prompt')
     return templates

@@ -27,14 +27,15 @@ from llm2clip.config import (
     InheritanceDataConfig,
     Stage1Config,
 )
-from llm2clip.data.caption_pair_dataset import pairs_of_streams, with_two_captions
-from llm2clip.data.image_text_dataset import paired_stream
-from llm2clip.data.inheritance_dataset import target_stream, target_streams
+from llm2clip.data.caption_pair_dataset import drop_single_captions, pair_columns, stream_pairs
+from llm2clip.data.image_text_dataset import caption_mix, paired_stream
+from llm2clip.data.inheritance_dataset import target_mix, target_stream, target_streams
 from llm2clip.data.loader import stream_arguments
-from llm2clip.data.masked_text_dataset import texts_of_streams
+from llm2clip.data.masked_text_dataset import text_mixes
 from llm2clip.data.schema import CAPTION, SAMPLE_ID, caption_keys, columns_of, embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
+from llm2clip.errors import under
 from llm2clip.planning.plan import DatasetPlan, Plan
 from llm2clip.teacher.fingerprint import common_teacher
 
@@ -66,47 +67,52 @@ def plan_data(config: Any, key: str) -> Plan:
     if isinstance(loader, ImageDataConfig):
         in_loop = not config.reads_vectors
         _read(plan, loader.streams, loader, key,
-              lambda name, stream: paired_stream(name, stream, loader, key, in_loop))
+              lambda stream: paired_stream(stream, loader, caption_mix(stream, loader), in_loop=in_loop))
         return plan
     if isinstance(loader, InheritanceDataConfig):
         with collected(plan.errors, key):
-            _read(plan, target_streams(loader, key), loader, key,
-                  lambda name, stream: target_stream(name, stream, loader, key)[0])
+            with under(key):
+                streams = target_streams(loader)
+            _read(plan, streams, loader, key,
+                  lambda stream: target_stream(stream, loader, target_mix(stream, loader)))
         return plan
     is_train = key == 'train_data'
     is_mntp = isinstance(config, Stage1Config) and config.objective == 'mntp'
     if isinstance(config, ExtractConfig):
         loader = CaptionDataConfig(streams={
             name: CaptionStreamConfig(dataset.local, dataset.remote) for name, dataset in loader.items()})
-        columns = [None] * len(loader.streams)
+        columns = dict.fromkeys(loader.streams)
     elif is_mntp and is_train:
-        columns = [[CAPTION + caption for caption in mix] for mix in texts_of_streams(loader, key)]
+        with under(key):
+            mixes = text_mixes(loader)
+        columns = {name: [CAPTION + caption for caption in mix] for name, mix in mixes.items()}
     elif is_mntp:
         return plan
     else:
-        if not is_train:
-            loader = with_two_captions(loader, key)
-            if loader is None:
-                return plan
-        pairs, columns = pairs_of_streams(loader, is_train, key)
-        plan.negative = any(pair.has_negative for pair in chain.from_iterable(pairs))
+        with under(key):
+            if not is_train:
+                loader = drop_single_captions(loader)
+                if loader is None:
+                    return plan
+            pairs = stream_pairs(loader, train=is_train)
+        columns = {name: pair_columns(pairs[name]) for name in pairs}
+        plan.negative = any(pair.has_negative for pair in chain.from_iterable(pairs.values()))
     _read(plan, loader.streams, loader, key,
-          lambda name, stream: VerifiedStream(**stream_arguments(name, stream, key)),
-          dict(zip(loader.streams, columns)))
+          lambda stream: VerifiedStream(**stream_arguments(stream)), columns)
     return plan
 
 
 def _read(
     plan: Plan, streams: Mapping[str, Any], config: Loader, key: str,
-    open_stream: Callable[[str, Any], VerifiedStream],
+    open_stream: Callable[[Any], VerifiedStream],
     columns: Optional[Mapping[str, Optional[Sequence[str]]]] = None,
 ) -> None:
     """Add the datasets that can be opened, and errors; `columns` are the text columns of each (None: all captions)."""
     opened: list[tuple[VerifiedStream, Reader]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, configured in streams.items():
-            with collected(plan.errors, f'{key}.streams.{name}'):
-                stream = open_stream(name, _with_caches_in(scratch, configured))
+            with collected(plan.errors, f'{key}.streams.{name}'), under(f'{key}.streams.{name}'):
+                stream = open_stream(_with_caches_in(scratch, configured))
                 shards = stream.open(config.download_retry, config.download_timeout)
                 dataset = _sizes(name, shards)
                 plan.datasets.append(dataset)

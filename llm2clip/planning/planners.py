@@ -30,7 +30,7 @@ from llm2clip.config import (
 from llm2clip.conversion.official_weights import check_initial_weights
 from llm2clip.data.image_text_dataset import reads_image_embeddings
 from llm2clip.data.loader import shared_memory
-from llm2clip.data.streams.safe_dataset import with_repeats
+from llm2clip.data.streams.safe_dataset import padded_epoch_size
 from llm2clip.errors import ConfigError
 from llm2clip.modeling.checks import load_config
 from llm2clip.modeling.text_encoder import TextEncoder
@@ -100,7 +100,7 @@ def _plan_stage2(config: Stage2Config) -> Plan:
         dim = clip_text.llm_embed_dim
     image_size = train_image_size(config.train_data, config.model.vision)
     captions = config.train_data.captions_per_image
-    reads_embeddings = reads_image_embeddings(config.train_data, 'train_data')
+    reads_embeddings = reads_image_embeddings(config.train_data)
     image_width = 0  # of the image embeddings
     # A frozen LLM in the loop puts vectors into the batch as well.
     text_width = 0 if config.reads_captions else dim
@@ -295,9 +295,9 @@ def _begin(config: Any) -> Plan:
     if plan.datasets and isinstance(config, Stage1Config) and config.objective == 'contrastive':
         # Each global batch comes from one dataset.
         for dataset in plan.datasets:
-            plan.epoch_steps += with_repeats(dataset.epoch_samples, nodes) // plan.global_batch
+            plan.epoch_steps += padded_epoch_size(dataset.epoch_samples, nodes) // plan.global_batch
     else:
-        rank_samples = -(-with_repeats(plan.epoch_samples, nodes) // plan.ranks)
+        rank_samples = -(-padded_epoch_size(plan.epoch_samples, nodes) // plan.ranks)
         plan.epoch_steps = rank_samples // max(1, plan.device_batch)
     plan.steps = _steps(config.max_duration, plan)
     interval = _steps(config.save_interval, plan)

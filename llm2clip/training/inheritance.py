@@ -14,6 +14,7 @@ from llm2clip.data.inheritance_dataset import build_target_loader
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader
+from llm2clip.errors import under
 from llm2clip.io.folders import check_replaceable
 from llm2clip.models.adapter_folder import KIND, WEIGHTS_FILE, build_adapter, save_adapter
 from llm2clip.models.inherited_adapter import ComposerInheritance
@@ -36,10 +37,12 @@ def train(config: InheritanceConfig) -> None:
     initialize(config)
     if is_complete(config, Path(config.adapter_folder, WEIGHTS_FILE)):
         return
-    data = build_target_loader(config.train_data, config.global_train_batch_size, config.seed, True, 'train_data')
+    with under('train_data'):
+        data = build_target_loader(config.train_data, config.global_train_batch_size, config.seed, train=True)
     evaluators = []
     if config.eval_data is not None:
-        loader = build_target_loader(config.eval_data, config.global_eval_batch_size, config.seed, False, 'eval_data')
+        with under('eval_data'):
+            loader = build_target_loader(config.eval_data, config.global_eval_batch_size, config.seed, train=False)
         evaluators.append(Evaluator(label='eval', metric_names=[*ComposerInheritance.metrics], dataloader=loader))
     check_metrics(config, {evaluator.label: evaluator.metric_names for evaluator in evaluators})
     record = teacher_of_embeddings(data)

@@ -10,9 +10,9 @@ from composer import Evaluator, Trainer
 from composer.utils import dist, reproducibility
 
 from llm2clip.config import CaptionDataConfig, Stage1Config
-from llm2clip.data.caption_pair_dataset import build_caption_pair_loader, pairs_of_streams, with_two_captions
+from llm2clip.data.caption_pair_dataset import build_caption_pair_loader, drop_single_captions, stream_pairs
 from llm2clip.data.masked_text_dataset import build_masked_text_loader
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, under
 from llm2clip.io.folders import check_replaceable
 from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder
 from llm2clip.models.caption_contrastive import CaptionContrastive, MaskedNextTokenPrediction
@@ -54,14 +54,17 @@ def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Tra
     batch = config.global_train_batch_size
     evaluators = []
     if config.objective == 'mntp':
-        data = build_masked_text_loader(config.train_data, tokenizer, config.mntp, batch, config.seed, 'train_data')
+        with under('train_data'):
+            data = build_masked_text_loader(config.train_data, tokenizer, config.mntp, batch, config.seed)
     else:
         _check_dropout(config.train_data, config.attention_dropout, config.lora.lora_dropout)
-        data = build_caption_pair_loader(config.train_data, tokenizer, batch, config.seed, True, 'train_data')
-        eval_data = config.eval_data and with_two_captions(config.eval_data, 'eval_data')
-        if eval_data is not None:
-            loader = build_caption_pair_loader(eval_data, tokenizer, config.global_eval_batch_size, config.seed, False,
-                                               'eval_data')
+        with under('train_data'):
+            data = build_caption_pair_loader(config.train_data, tokenizer, batch, config.seed, train=True)
+        with under('eval_data'):
+            eval_data = config.eval_data and drop_single_captions(config.eval_data)
+            loader = eval_data and build_caption_pair_loader(
+                eval_data, tokenizer, config.global_eval_batch_size, config.seed, train=False)
+        if loader is not None:
             evaluators.append(Evaluator(label='eval', metric_names=[*CaptionContrastive.metrics], dataloader=loader))
     check_metrics(config, {evaluator.label: evaluator.metric_names for evaluator in evaluators})
     model = make_model(config, on_meta=config.fsdp is not None and dist.get_global_rank() > 0)
@@ -70,7 +73,9 @@ def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Tra
 
 def _check_dropout(data: CaptionDataConfig, attention_dropout: float, lora_dropout: float) -> None:
     """Report pairs of a caption with itself; a ConfigError if no dropout makes their two vectors differ."""
-    for name, pairs in zip(data.streams, pairs_of_streams(data, True, 'train_data')[0]):
+    with under('train_data'):
+        all_pairs = stream_pairs(data, train=True)
+    for name, pairs in all_pairs.items():
         if any(pair.positive is None for pair in pairs):
             reason = (f'a caption of train_data.streams.{name} is paired with itself, and dropout makes two '
                       'vectors of it')

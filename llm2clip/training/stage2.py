@@ -13,10 +13,10 @@ from composer.utils import dist, reproducibility
 from llm2clip.config import Stage2Config
 from llm2clip.conversion.official_weights import load_initial_weights
 from llm2clip.data.image_text_dataset import build_image_loader, reads_image_embeddings
-from llm2clip.data.loader import device_batch_size
+from llm2clip.data.streams.safe_dataset import device_batch_size
 from llm2clip.data.zeroshot_sets import zeroshot_set
 from llm2clip.device import open_device
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, under
 from llm2clip.io.folders import check_replaceable
 from llm2clip.models.adapter_folder import load_adapter
 from llm2clip.models.frozen_tower import check_tower
@@ -39,13 +39,15 @@ def make_loaders(config: Stage2Config) -> tuple[DataSpec, list[Evaluator]]:
     """Build the training data and the retrieval evaluator, if any."""
     captions = not config.reads_vectors
     image_size = train_image_size(config.train_data, config.model.vision)
-    data = build_image_loader(config.train_data, image_size, config.global_train_batch_size, config.seed, True,
-                              'train_data', captions)
+    with under('train_data'):
+        data = build_image_loader(config.train_data, image_size, config.global_train_batch_size, config.seed,
+                                  train=True, captions=captions)
     if config.eval_data is None:
         return data, []
     image_size = tower_preprocessing(config.model.vision).image_size
-    eval_data = build_image_loader(config.eval_data, image_size, config.global_eval_batch_size, config.seed, False,
-                                   'eval_data', captions)
+    with under('eval_data'):
+        eval_data = build_image_loader(config.eval_data, image_size, config.global_eval_batch_size, config.seed,
+                                       train=False, captions=captions)
     return data, [Evaluator(label='eval', dataloader=eval_data, metric_names=[*ComposerLLM2CLIP.retrieval_metrics])]
 
 
@@ -94,9 +96,9 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
     if config.initial_adapter is not None:
         load_adapter(model.model.adapter, config.model.adapter, config.model.embed_dim, record.teacher,
                      config.initial_adapter, 'initial_adapter')
-    if reads_image_embeddings(config.train_data, 'train_data'):
+    if reads_image_embeddings(config.train_data):
         check_tower(model.model.vision_encoder, data, 'train_data')
-    if config.eval_data is not None and reads_image_embeddings(config.eval_data, 'eval_data'):
+    if config.eval_data is not None and reads_image_embeddings(config.eval_data):
         check_tower(model.model.vision_encoder, retrieval[0].dataloader, 'eval_data')
     if config.self_distillation.enabled:
         if at_random:

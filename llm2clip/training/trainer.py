@@ -23,7 +23,7 @@ from composer.utils import dist, reproducibility
 
 from llm2clip.config import FsdpConfig, InheritanceConfig, Stage1Config, Stage2Config, TrainConfig
 from llm2clip.config.loading import check_settings, learned_settings
-from llm2clip.data.loader import device_batch_size
+from llm2clip.data.streams.safe_dataset import device_batch_size
 from llm2clip.device import open_device
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.io.files import is_out_of_shared_memory

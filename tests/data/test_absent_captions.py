@@ -17,7 +17,7 @@ from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.image_text_dataset import build_image_loader
 from llm2clip.data.schema import dataset_fingerprint, read_index, vector_columns, vector_rows
-from llm2clip.data.vectors import float_vectors, vectors_of
+from llm2clip.data.vectors import dequantize, float_vectors
 from llm2clip.metrics.retrieval import rank_both_ways
 from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.models.joint import JointLLM2CLIP
@@ -66,7 +66,7 @@ def _loader(
 ) -> torch.utils.data.DataLoader:
     stream = ImageStreamConfig(str(data[0]), embeddings={'t': DatasetConfig(str(data[1]))})
     config = ImageDataConfig(streams={'s': stream}, caption_weights=mix, num_workers=0, num_canonical_nodes=2)
-    return build_image_loader(config, IMAGE_SIZE, 8, 5, train, 'train_data', captions).dataloader
+    return build_image_loader(config, IMAGE_SIZE, 8, 5, train=train, captions=captions).dataloader
 
 
 def test_a_caption_is_drawn_with_its_embedding_among_those_that_a_sample_has(data: tuple[Path, Path]) -> None:
@@ -74,7 +74,7 @@ def test_a_caption_is_drawn_with_its_embedding_among_those_that_a_sample_has(dat
     loader = _loader(data, {'en': 1.0, 'de': 1.0, 'fr': 1.0, 'ja': 1e-9}, train=True)
     drawn: dict[str, set[str]] = {sample_id: set() for sample_id in samples}
     for batch in (batch for _ in range(8) for batch in loader):
-        for sample_id, text, vector in zip(batch['sample_id'], batch['text_id'].tolist(), vectors_of(batch).float()):
+        for sample_id, text, vector in zip(batch['sample_id'], batch['text_id'].tolist(), dequantize(batch).float()):
             captions = samples[sample_id].captions
             key = next(key for key, caption in captions.items() if text_id(caption) == text)
             drawn[sample_id].add(key)

@@ -15,7 +15,7 @@ from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig, I
 from llm2clip.data.image_text_dataset import build_image_loader
 from llm2clip.data.inheritance_dataset import build_target_loader
 from llm2clip.data.schema import read_samples
-from llm2clip.data.vectors import stored_vector, vectors_of
+from llm2clip.data.vectors import dequantize, stored_vector
 from llm2clip.errors import ConfigError
 from llm2clip.io.remotes import OutputFolder
 from llm2clip.teacher.caption_teacher import Embedded
@@ -66,13 +66,13 @@ def test_both_vectors_of_a_caption_that_has_a_target(
     long = {name: len(sample['caption.long']) for name, sample in captions.items()}
     assert 0 < sum(length > LONGEST for length in long.values()) < len(long)
     drawn: set[tuple[str, str]] = set()
-    loader = build_target_loader(config, 8, 3, True, 'train_data')
+    loader = build_target_loader(config, 8, 3, train=True)
     for batch in [batch for _ in range(4) for batch in loader.dataloader]:
         assert batch['counted'].all()
         for i, name in enumerate(batch['sample_id']):
             key, = (key for key in ('short', 'long') if torch.allclose(
                 batch['target'][i], target(captions[name][f'caption.{key}']), rtol=1e-3, atol=1e-3))
-            expected = vectors_of(stored_vector(vectors[name], key))
+            expected = dequantize(stored_vector(vectors[name], key))
             assert torch.equal(batch['text_embedding'][i], expected)
             drawn.add((name, key))
     assert len({name for name, _ in drawn}) == 64
@@ -85,7 +85,7 @@ def test_evaluation_takes_the_first_caption_that_has_one_and_what_has_none_does_
     config: InheritanceDataConfig, image_dataset: Path
 ) -> None:
     def rows(column: str) -> dict[str, Any]:
-        loader = build_target_loader(config, 8, 3, False, 'eval_data').dataloader
+        loader = build_target_loader(config, 8, 3, train=False).dataloader
         return {name: value for batch in loader for name, value in zip(batch['sample_id'], batch[column])}
 
     samples = {sample['sample_id']: sample for sample in read_samples(image_dataset)}
@@ -102,11 +102,11 @@ def test_what_is_missing_is_named(
 ) -> None:
     def error(kind: type[Exception], message: str) -> None:
         with pytest.raises(kind, match=message):
-            build_target_loader(config, 8, 3, True, 'train_data')
+            build_target_loader(config, 8, 3, train=True)
 
     embeddings = config.streams['s'].embeddings
     embeddings['other'] = DatasetConfig('x')
-    error(ConfigError, r'train_data\.teachers: dataset s has embeddings datasets of 2 teachers \(tiny, other\); say')
+    error(ConfigError, r'^streams\.s\.embeddings: .* choice by `teachers`; there are 2 \(tiny, other\)')
     config.teachers = ['other']
     error(FileNotFoundError, 'there is no MDS dataset in x')
     write_dataset(make_samples(40), tmp_path / 'data')
@@ -114,13 +114,12 @@ def test_what_is_missing_is_named(
     embeddings['other'] = DatasetConfig(str(tmp_path / 'others'))
     error(ValueError, r'embeddings dataset .*others belongs to another dataset than .*targets')
     embeddings['clip_text'] = DatasetConfig(str(tmp_path / 'cache'), str(tmp_path / 'targets'))
-    error(ConfigError, r'train_data\.caption_weights: expected caption keys, since the embeddings dataset .*targets '
-                       r'is in a remote')
+    error(ConfigError, r'^streams\.s\.caption_weights: expected caption keys, .*targets is in a remote')
 
 
 def test_stage2_does_not_take_targets_for_a_teacher(config: InheritanceDataConfig, image_dataset: Path) -> None:
     stream = ImageStreamConfig(str(image_dataset), embeddings=config.streams['s'].embeddings)
     images = ImageDataConfig(streams={'s': stream}, teachers=['clip_text'], num_workers=0, num_canonical_nodes=4)
-    loader = build_image_loader(images, 32, 8, 0, True, 'train_data')
+    loader = build_image_loader(images, 32, 8, 0, train=True)
     with pytest.raises(ValueError, match="targets holds the features of CLIP's own text tower"):
         teacher_of_embeddings(loader)

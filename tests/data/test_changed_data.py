@@ -94,7 +94,7 @@ def test_a_state_of_other_data_is_refused(tmp_path: Path) -> None:
         local = _write(tmp_path / name, parts, prefix)
         config = ImageDataConfig(streams={'s': ImageStreamConfig(local=str(local))}, num_workers=0,
                                  num_canonical_nodes=4, caption_weights={'short': 1.0})
-        return streaming_dataset(build_image_loader(config, 32, 8, 5, True, 'train_data', captions=True))
+        return streaming_dataset(build_image_loader(config, 32, 8, 5, train=True, captions=True))
 
     before, more, other = dataset('before', 'bd'), dataset('more', 'abcde'), dataset('other', 'bd', 'x')
     state = json.loads(json.dumps(before.state_dict(8, True)))

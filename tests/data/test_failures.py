@@ -60,7 +60,7 @@ def _config(folder: Path, images: str, embeddings: str, workers: int = 0, **opti
 
 
 def _loader(config: ImageDataConfig, batch: int = 8) -> DataLoader:
-    return build_image_loader(config, IMAGE_SIZE, batch, 5, True, 'train_data').dataloader
+    return build_image_loader(config, IMAGE_SIZE, batch, 5, train=True).dataloader
 
 
 def _indices(loader: DataLoader) -> list[int]:

@@ -42,7 +42,7 @@ def _shared() -> int:
 def test_the_bound_is_what_real_workers_fill(image_dataset: Path, embeddings: Path, no_leftovers: None) -> None:
     stream = ImageStreamConfig(str(image_dataset), embeddings={'tiny': DatasetConfig(str(embeddings))})
     config = ImageDataConfig(streams={'s': stream}, num_workers=2, num_canonical_nodes=1)
-    batches = iter(build_image_loader(config, IMAGE_SIZE, BATCH, 5, True, 'train_data').dataloader)
+    batches = iter(build_image_loader(config, IMAGE_SIZE, BATCH, 5, train=True).dataloader)
     held = next(batches)
     # Two for each worker, and the one that is held here, which is not pinned.
     expected = shared_memory(held, 2) + shared_memory(held, 1) // 2

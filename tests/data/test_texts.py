@@ -21,15 +21,15 @@ from llm2clip.config import (
     MNTPConfig,
     TextEncoderConfig,
 )
-from llm2clip.data.caption_pair_dataset import build_caption_pair_loader, pairs_of_streams
+from llm2clip.data.caption_pair_dataset import build_caption_pair_loader, pair_columns, stream_pairs
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.convert.text_pairs import plain_text
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.masked_text_dataset import _mask_tokens, build_masked_text_loader
 from llm2clip.data.schema import read_index, whole_shard
-from llm2clip.data.text_batches import _count_tokens, split_by_length, split_packed
-from llm2clip.errors import ConfigError
+from llm2clip.data.text_batches import count_tokens, split_by_length, split_packed
+from llm2clip.errors import ConfigError, under
 from llm2clip.modeling.text_encoder import CaptionTokenizer
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.teacher.llm import load_caption_tokenizer
@@ -51,7 +51,7 @@ def _loader(
 ) -> torch.utils.data.DataLoader:
     config = CaptionDataConfig(streams={'s': CaptionStreamConfig(str(folder))}, pairs=pairs, num_workers=workers,
                                **{'num_canonical_nodes': 4, **options})
-    return build_caption_pair_loader(config, tokenizer, 8, seed, train, 'train_data').dataloader
+    return build_caption_pair_loader(config, tokenizer, 8, seed, train=train).dataloader
 
 
 def _texts(tokenizer: CaptionTokenizer, batch: dict[str, Any], side: str, all_of_it: bool = False) -> list[str]:
@@ -146,8 +146,8 @@ def test_a_dataset_smaller_than_a_batch_is_named(
     write_dataset(make_samples(7, images=False), tmp_path / 'd')
     config = CaptionDataConfig(pairs=BOTH, num_workers=0, num_canonical_nodes=4, streams={
         'large': CaptionStreamConfig(str(image_dataset)), 'small': CaptionStreamConfig(str(tmp_path / 'd/train'))})
-    with pytest.raises(ConfigError, match=r'train_data\.streams\.small: an epoch takes 7 samples of it, expected as '):
-        build_caption_pair_loader(config, tokenizer, 8, 3, True, 'train_data')
+    with pytest.raises(ConfigError, match=r'^streams\.small: an epoch takes 7 samples of it, expected as '):
+        build_caption_pair_loader(config, tokenizer, 8, 3, train=True)
 
 
 def test_every_global_batch_comes_from_one_stream_with_its_own_pairs(
@@ -160,7 +160,7 @@ def test_every_global_batch_comes_from_one_stream_with_its_own_pairs(
     streams['b'].pairs = [CaptionPairConfig(['long'], ['short'])]
     config = CaptionDataConfig(streams=streams, pairs=BOTH[:1], num_workers=0, num_canonical_nodes=2)
     origins = []
-    for batch in build_caption_pair_loader(config, tokenizer, 8, 3, True, 'train_data').dataloader:
+    for batch in build_caption_pair_loader(config, tokenizer, 8, 3, train=True).dataloader:
         origin, = {sample_id[0] for sample_id in batch['sample_id']}
         assert all(('number' in text) is (origin == 'b') for text in _texts(tokenizer, batch, 'query'))
         origins.append(origin)
@@ -192,17 +192,18 @@ def test_without_pairs_any_two_captions_are_one(
     image_dataset: Path, tokenizer: CaptionTokenizer, tmp_path: Path
 ) -> None:
     config = CaptionDataConfig(streams={'s': CaptionStreamConfig(str(image_dataset))})
-    every, columns = pairs_of_streams(config, True, 'train_data')
-    assert every == [[CaptionPairConfig(['long', 'short'], ['long', 'short'])]]
-    assert columns == [['caption.long', 'caption.short']]
-    assert pairs_of_streams(config, False, 'eval_data')[0] == [[CaptionPairConfig(['long'], ['short'])]]
+    pairs = stream_pairs(config, train=True)
+    assert pairs == {'s': [CaptionPairConfig(['long', 'short'], ['long', 'short'])]}
+    assert pair_columns(pairs['s']) == ['caption.long', 'caption.short']
+    assert stream_pairs(config, train=False) == {'s': [CaptionPairConfig(['long'], ['short'])]}
     config.streams['s'].remote = 's3://bucket/data'
-    with pytest.raises(ConfigError, match=r'train_data\.pairs: expected caption keys, since dataset s is in a remote'):
-        pairs_of_streams(config, True, 'train_data')
+    with pytest.raises(ConfigError, match='is in a remote') as error:
+        stream_pairs(config, train=True)
+    assert error.value.key == 'streams.s.pairs'
     write_dataset([Sample('0', {'only': 'one'})], tmp_path / 'd')
     config.streams['s'] = CaptionStreamConfig(str(tmp_path / 'd/train'))
     with pytest.raises(ConfigError, match='has one caption per sample, expected two'):
-        pairs_of_streams(config, False, 'eval_data')
+        stream_pairs(config, train=False)
 
 
 @pytest.mark.parametrize(('pairs', 'train', 'message'), [
@@ -237,7 +238,7 @@ def test_microbatches_hold_every_text_once_with_little_padding(tokenizer: Captio
     slots = sum(part['query_attention_mask'].numel() for part in parts)
     assert slots < 0.7 * batch['query_attention_mask'].numel()
     packed = split_packed(batch, 5)
-    assert [_count_tokens(part) for part in packed] == [_count_tokens(part) for part in parts]
+    assert [count_tokens(part) for part in packed] == [count_tokens(part) for part in parts]
     for part, row in zip(parts, packed):
         found = row['input_ids'][0].split([length for n, length in row['runs'] for _ in range(n)])
         places = iter(row['places'])
@@ -277,8 +278,8 @@ def test_captions_and_plain_text_are_mixed(image_dataset: Path, tmp_path: Path, 
     captions = {text for sample in make_samples(64) for text in sample.captions.values()}
     origins = set()
     config = CaptionDataConfig(streams=streams, texts={'short': 1.0, 'long': 1.0}, num_workers=0, num_canonical_nodes=4)
-    for batch in build_masked_text_loader(config, tokenizer, MNTPConfig(), 8, 3, 'train_data').dataloader:
-        assert _count_tokens(batch) == {'total': int(batch['attention_mask'].sum()),
+    for batch in build_masked_text_loader(config, tokenizer, MNTPConfig(), 8, 3).dataloader:
+        assert count_tokens(batch) == {'total': int(batch['attention_mask'].sum()),
                                        'loss_generating': int((batch['labels'] >= 0).sum())}
         whole = torch.where(batch['labels'] >= 0, batch['labels'], batch['input_ids'])
         for ids, mask in zip(whole, batch['attention_mask']):
@@ -289,6 +290,7 @@ def test_captions_and_plain_text_are_mixed(image_dataset: Path, tmp_path: Path, 
 
 def test_bad_options_are_named(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:
     config = CaptionDataConfig(streams={'s': CaptionStreamConfig(str(image_dataset))})
-    for mntp, message in ((MNTPConfig(mask_token=''), 'mntp.mask_token'), (MNTPConfig(), r'train_data\.texts')):
-        with pytest.raises(ConfigError, match=message):
-            build_masked_text_loader(config, tokenizer, mntp, 8, 3, 'train_data')
+    for mntp, key in ((MNTPConfig(mask_token=''), 'mntp.mask_token'), (MNTPConfig(), 'data.streams.s.texts')):
+        with pytest.raises(ConfigError) as error, under('data'):
+            build_masked_text_loader(config, tokenizer, mntp, 8, 3)
+        assert error.value.key == key

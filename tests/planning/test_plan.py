@@ -52,7 +52,7 @@ def stage2(*args: str) -> Plan:
 def test_steps_and_data_are_those_of_the_loader(args: list[str], image_dataset: Path, no_leftovers: None) -> None:
     plan = stage2(*args, 'train_data.streams.s.repeat=1.6')
     config = load_config(Stage2Config, [*args, 'train_data.streams.s.repeat=1.6'])
-    loader = build_image_loader(config.train_data, config.model.vision.image_size, 8, 0, True, 'train_data')
+    loader = build_image_loader(config.train_data, config.model.vision.image_size, 8, 0, train=True)
     data, = plan.datasets
     assert plan.epoch_steps == len(loader.dataloader) == 13 and plan.steps == 39
     assert (data.samples, data.epoch_samples) == (64, 102)
@@ -76,7 +76,7 @@ def test_each_batch_of_stage1_is_of_one_stream(
             'train_data.num_workers=0', 'text_encoder.max_length=32', 'learn_logit_scale=true']
     config = load_config(Stage1Config, args)
     plan = make_plan(config)
-    loader = build_caption_pair_loader(config.train_data, load_caption_tokenizer(config.text_encoder), 8, 0, True, 't')
+    loader = build_caption_pair_loader(config.train_data, load_caption_tokenizer(config.text_encoder), 8, 0, train=True)
     assert [data.epoch_samples for data in plan.datasets] == [78, 31]
     assert plan.epoch_steps == sum(1 for _ in loader.dataloader) == 80 // 8 + 32 // 8
     assert plan.texts == 2 * 8 * plan.steps == 2 * 8 * 28 and 0 < plan.tokens < 32 * plan.texts

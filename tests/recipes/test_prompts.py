@@ -13,7 +13,7 @@ from recipes_in_process import run_recipe
 
 from llm2clip.config import Stage2Config
 from llm2clip.config.loading import load_config
-from llm2clip.data.captions import caption_of, text_id
+from llm2clip.data.captions import caption_key, text_id
 from llm2clip.data.schema import read_columns, read_samples
 from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.teacher.llm import load_teacher
@@ -58,7 +58,7 @@ def test_stage2_draws_them_by_keys_of_their_own(
             sample, row = of_sample[sample_id]
             for vector, text in zip(both.numpy(), text_ids):
                 found = {name for name in names[1:] if (row[f'text_embedding.{name}'] == vector).all()
-                         and text == text_id(sample.captions[caption_of(name)])}
+                         and text == text_id(sample.captions[caption_key(name)])}
                 assert found and vector.any()
                 drawn |= found
     assert drawn == {*names[1:]}

@@ -17,7 +17,7 @@ from transformers import AutoModel
 
 from llm2clip.config import LLMTeacherConfig, SentenceTransformersTeacherConfig
 from llm2clip.data.schema import read_samples
-from llm2clip.data.vectors import stored_vector, vectors_of
+from llm2clip.data.vectors import dequantize, stored_vector
 from llm2clip.modeling import modeling_llm2clip
 from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import TeacherRecord
@@ -52,7 +52,7 @@ def test_from_captions_to_an_export(
     run_recipe(monkeypatch, 'extract_embeddings', *keys, f'datasets.s.local={image_dataset}', 'device=cpu',
                f'out={tmp_path}/embeddings', 'batch_tokens=100')
     loaded = source.load(DeviceCPU())
-    stored = torch.stack([vectors_of(stored_vector(row, 'short')) for row in read_samples(embeddings)[:8]])
+    stored = torch.stack([dequantize(stored_vector(row, 'short')) for row in read_samples(embeddings)[:8]])
     rounded = 2e-2 if 'type: llm' in keys[0] else 2e-3  # bfloat16, or float16 as it is stored
     torch.testing.assert_close(stored, TextEncoderInLoop(loaded).embed(TEXTS), rtol=rounded, atol=rounded / 10)
 

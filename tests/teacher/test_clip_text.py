@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from llm2clip.config import ClipTextConfig
 from llm2clip.data.schema import read_samples
-from llm2clip.data.vectors import stored_vector, vectors_of
+from llm2clip.data.vectors import dequantize, stored_vector
 from llm2clip.errors import ConfigError
 from llm2clip.io.tensors import hash_tensors
 from llm2clip.modeling.checks import LoadError
@@ -47,7 +47,7 @@ def test_its_features_in_embeddings_without_captions_that_it_cannot_read(
         tokens = tokenizer(image['caption.short'], return_tensors='pt', **padding)
         with torch.no_grad():
             expected = projected(model.get_text_features(**tokens))[0]
-        found = vectors_of(stored_vector(row, 'short')).float()
+        found = dequantize(stored_vector(row, 'short')).float()
         torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
         assert not np.any(row['text_embedding.long'])
     about = json.loads((tmp_path / 'out/train/teacher.json').read_text())

@@ -21,7 +21,7 @@ from streaming import MDSWriter
 import llm2clip.teacher.extraction
 from llm2clip.config import DatasetConfig, TextEncoderConfig
 from llm2clip.data.schema import read_columns, read_index, read_samples, vector_columns, vector_rows
-from llm2clip.data.vectors import stored_vector, vectors_of
+from llm2clip.data.vectors import dequantize, stored_vector
 from llm2clip.io.remotes import OutputFolder
 from llm2clip.modeling.text_encoder import Tokenized, encode_texts, token_batches
 from llm2clip.teacher.caption_teacher import Embedded
@@ -32,7 +32,7 @@ from llm2clip.teacher.sources import LLMTeacher, TeacherFolder
 
 
 def _vectors(folder: Path, key: str) -> np.ndarray:
-    return np.stack([vectors_of(stored_vector(sample, key)).numpy() for sample in read_samples(folder)])
+    return np.stack([dequantize(stored_vector(sample, key)).numpy() for sample in read_samples(folder)])
 
 
 def test_embeddings_has_the_same_shards_samples_and_the_teachers_vectors(
@@ -66,7 +66,7 @@ def test_int8_is_within_half_a_step_and_what_is_not_finite_is_named() -> None:
         for key, vector in zip('xy', expected):
             stored = stored_vector(row, key)
             assert stored['text_embedding'].dtype == torch.int8 and stored['text_embedding'].abs().max() in (0, 127)
-            off = np.abs(vectors_of(stored).numpy() - vector)
+            off = np.abs(dequantize(stored).numpy() - vector)
             assert (off <= 0.501 * float(stored['text_embedding_scale'])).all()
     # Half a step is rounded to even numbers, with no drift away from zero.
     halves = np.array([[[127, 0.5, 1.5, -0.5, -2.5]]], np.float32)

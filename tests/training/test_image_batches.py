@@ -12,7 +12,7 @@ from parts import make_samples, write_dataset, write_text_embeddings
 
 from llm2clip.config import AdapterConfig, DatasetConfig, ImageDataConfig, ImageStreamConfig, ModelConfig, VisionConfig
 from llm2clip.data.image_text_dataset import build_image_loader
-from llm2clip.data.vectors import vectors_of
+from llm2clip.data.vectors import dequantize
 from llm2clip.modeling.image_processing_llm2clip import normalize
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.towers import tower_preprocessing
@@ -33,12 +33,12 @@ def test_int8_vectors_and_uint8_pixels_give_the_loss_of_their_floats(
                                embeddings={'tiny': DatasetConfig(str(tmp_path / 'embeddings'))})
     config = ImageDataConfig(streams={'s': stream}, caption_weights={'short': 1.0, 'long': 1.0}, num_workers=0,
                              num_canonical_nodes=1, captions_per_image=captions)
-    data = build_image_loader(config, 32, N, 5, True, 'data')
+    data = build_image_loader(config, 32, N, 5, train=True)
     batch: dict[str, Any] = next(iter(data.dataloader))
     values, scale, pixels = batch['text_embedding'], batch['text_embedding_scale'], batch['pixel_values']
     assert values.dtype == torch.int8 and scale.shape == values.shape[:-1] and pixels.dtype == torch.uint8
     of_tower = tower_preprocessing(VisionConfig('test_efficientnet', False, image_size=32))
-    floats = {**batch, 'text_embedding': vectors_of(batch),
+    floats = {**batch, 'text_embedding': dequantize(batch),
               'pixel_values': normalize(pixels, of_tower.mean, of_tower.std)}
     del floats['text_embedding_scale']
     config = ModelConfig(VisionConfig('test_efficientnet', False, image_size=32), AdapterConfig(depth=1), embed_dim=16)

@@ -3,5 +3,6 @@
 
 """Fixes of mosaicml-streaming: the only modules that use its private members.
 
-`test_streaming_members.py` or `test_failures.py` in `tests/data` fails if the installed version differs from 0.13.
+`test_streaming_members.py` or `test_failures.py` in `tests/data` fails if the installed version differs from
+0.13.
 """

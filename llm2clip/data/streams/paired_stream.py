@@ -6,7 +6,7 @@
 import functools
 import itertools
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -18,6 +18,7 @@ from streaming.base.format.mds.encodings import mds_decode
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.world import World
 
+from llm2clip.config import DatasetConfig
 from llm2clip.data.schema import EMBEDDING, SAMPLE_ID, TEACHER_FILE, columns_of
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.io.files import read_json
@@ -45,14 +46,14 @@ class PairedRow(Mapping[str, Any]):
         self._reader = reader
         self._data = bytearray(reader.get_sample_data(idx))
         # The sizes of variable-size columns precede the columns.
-        at = 0
+        offset = 0
         sizes: list[int] = []
         for size in reader.column_sizes:
             if not size:
-                size, = struct.unpack_from('<I', self._data, at)
-                at += 4
+                size, = struct.unpack_from('<I', self._data, offset)
+                offset += 4
             sizes.append(size)
-        self._ends = list(itertools.accumulate(sizes, initial=at))
+        self._ends = list(itertools.accumulate(sizes, initial=offset))
 
     def __getitem__(self, name: str) -> Any:
         i = self._reader.column_names.index(name)
@@ -61,7 +62,8 @@ class PairedRow(Mapping[str, Any]):
         dtype = _dtype(encoding)
         if dtype is None:
             return mds_decode(encoding, self._data[start:end])  # pyright: ignore[reportArgumentType]
-        values = torch.frombuffer(self._data, dtype=dtype, count=(end - start) // dtype.itemsize, offset=start)
+        count = (end - start) // dtype.itemsize
+        values = torch.frombuffer(self._data, dtype=dtype, count=count, offset=start)
         if encoding.startswith('ndarray:'):
             return values
         return values[0]
@@ -77,7 +79,8 @@ class PairedReader(Reader):
     """Reader of one shard of each dataset, with the same samples in the same order."""
 
     def __init__(self, images: Reader, text_embeddings: Sequence[Reader]) -> None:
-        super().__init__(images.dirname, images.split, images.compression, images.hashes, images.samples, None)
+        super().__init__(
+            images.dirname, images.split, images.compression, images.hashes, images.samples, size_limit=None)
         self.images = images
         self.text_embeddings = text_embeddings
         self.readers = [images, *text_embeddings]
@@ -98,50 +101,53 @@ class PairedReader(Reader):
             if sample[SAMPLE_ID] != row[SAMPLE_ID]:
                 raise ValueError(
                     f'sample {idx} of {self.images.file_pairs[0][0].basename} is {sample[SAMPLE_ID]!r} in '
-                    f'{self.images.dirname} but {row[SAMPLE_ID]!r} in the embeddings dataset {embeddings.dirname}')
+                    f'{self.images.dirname} but {row[SAMPLE_ID]!r} in the embeddings dataset '
+                    f'{embeddings.dirname}')
         return sample
 
 
 class PairedStream(VerifiedStream):
     """Stream of an image dataset with its embeddings datasets, or of one embeddings dataset with others.
 
-    Every dataset keeps its own remote and cache.  Shard k of an embeddings dataset must hold the samples of shard k
-    of the first dataset, in order, as `extract_embeddings` writes it.  Sample ids are compared on each read.
+    Every dataset keeps its own remote and cache.  Shard k of an embeddings dataset must hold the samples of
+    shard k of the first dataset, in order, as `extract_embeddings` writes it.  Sample ids are compared on
+    each read.
 
     Args:
         local: Folder or cache of the image dataset, or of the first embeddings dataset.
-        text_embeddings: Folder or cache of each (other) embeddings dataset, and its remote (or None).
+        text_embeddings: The (other) embeddings datasets.
         remote: Remote of the first dataset.
-        columns: Columns that the first dataset must have besides the id.  If all are vectors, it is an
-            embeddings dataset.
+        columns: Columns that the first dataset must have.  If all are vectors, it is an embeddings dataset.
         embedding_columns: Columns that every other embeddings dataset must have.
-        **kwargs: Passed to VerifiedStream; all but ``proportion``, ``repeat`` and ``choose`` also for embeddings.
+        **kwargs: Passed to VerifiedStream; all but ``proportion``, ``repeat`` and ``choose`` also for the
+            embeddings datasets.
 
     Attributes:
-        storages: Storage type of the first dataset (None for images) and of each embeddings dataset,
-            ``float16``, ``float32`` or ``int8``, once the shards have been opened.
+        storage: Storage type of the vectors in the first dataset, ``float16``, ``float32`` or ``int8``, once
+            the shards have been opened; None for images.
+        text_storages: Storage type of each of the (other) embeddings datasets.
 
     Raises:
         FileNotFoundError, ValueError: A dataset or column is missing, or embeddings belong to other images.
     """
 
     def __init__(
-        self, local: str, text_embeddings: Sequence[tuple[str, Optional[str]]], remote: Optional[str] = None,
+        self, local: str, text_embeddings: Iterable[DatasetConfig], remote: Optional[str] = None,
         columns: Sequence[str] = (), embedding_columns: Sequence[str] = (), **kwargs: Any,
     ) -> None:
-        super().__init__(local=local, remote=remote, **kwargs)
-        shared = {name: value for name, value in kwargs.items() if name not in ('proportion', 'repeat', 'choose')}
-        self.text_embeddings = [
-            VerifiedStream(local=folder, remote=source, **shared) for folder, source in text_embeddings]
-        self._columns = columns
-        self._embedding_columns = embedding_columns
-        self.storages: list[Optional[str]] = []
+        super().__init__(local=local, remote=remote, columns=columns, **kwargs)
+        for weight in ('proportion', 'repeat', 'choose'):
+            kwargs.pop(weight, None)
+        self.text_embeddings: list[VerifiedStream] = []
+        for embeddings in text_embeddings:
+            self.text_embeddings.append(VerifiedStream(
+                local=embeddings.local, remote=embeddings.remote, columns=embedding_columns, **kwargs))
+        self.storage: Optional[str] = None
+        self.text_storages: list[str] = []
 
-    def caches(self) -> list[str]:
-        caches = super().caches()
-        for embeddings in self.text_embeddings:
-            caches += embeddings.caches()
-        return caches
+    @property
+    def datasets(self) -> list[VerifiedStream]:
+        return [self, *self.text_embeddings]
 
     def apply_default(self, default: dict[str, Any]) -> None:
         super().apply_default(default)
@@ -150,20 +156,21 @@ class PairedStream(VerifiedStream):
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
         images = super().get_shards(world, allow_unsafe_types)
-        # All shards of an index have the same columns.
-        self.storages = [_storage(columns_of(images[0], [SAMPLE_ID, *self._columns], self.local))]
-        is_embeddings = bool(self._columns) and all(name.startswith(EMBEDDING) for name in self._columns)
-        expected = _description(images, _recorded_dataset(self) if is_embeddings else self.content)
+        content = self.content
+        if self.columns and all(name.startswith(EMBEDDING) for name in self.columns):
+            self.storage = _storage(images[0], self.columns[0])
+            content = _recorded_dataset(self)
+        expected = _description(images, content)
         lengths = list(map(len, images))
+        self.text_storages = []
         text_embeddings: list[list[Reader]] = []
         for embeddings in self.text_embeddings:
-            where = f'embeddings dataset {embeddings.local}'
             shards = embeddings.get_shards(world, allow_unsafe_types)
-            self.storages.append(_storage(columns_of(shards[0], [SAMPLE_ID, *self._embedding_columns], where)))
+            self.text_storages.append(_storage(shards[0], embeddings.columns[0]))
             actual = _description(shards, _recorded_dataset(embeddings))
             if actual != expected or list(map(len, shards)) != lengths:
-                raise ValueError(f'{where} belongs to another dataset than {self.local}: it has {actual}, expected '
-                                 f'{expected}, shard by shard')
+                raise ValueError(f'embeddings dataset {embeddings.local} belongs to another dataset than '
+                                 f'{self.local}: it has {actual}, expected {expected}, shard by shard')
             text_embeddings.append(shards)
         return [PairedReader(image, rows) for image, *rows in zip(images, *text_embeddings)]
 
@@ -195,13 +202,18 @@ class PairedStream(VerifiedStream):
             embeddings.discard_damaged(reader) for embeddings, reader in self._parts(shard))
 
     def get_index_size(self) -> int:
-        return super().get_index_size() + sum(embeddings.get_index_size() for embeddings in self.text_embeddings)
+        return super().get_index_size() + sum(stream.get_index_size() for stream in self.text_embeddings)
 
 
-def _storage(columns: Mapping[str, str]) -> Optional[str]:
-    """Storage type of the vectors in a dataset with these column types; None without vectors."""
-    types = [column_type for name, column_type in columns.items() if name.startswith(EMBEDDING)]
-    return types[0].split(':')[1] if types else None
+def are_stored_alike(streams: Iterable[PairedStream]) -> bool:
+    """Return whether each stream has one embeddings dataset, and all of these have the same storage type."""
+    storages = {tuple(stream.text_storages) for stream in streams}
+    return len(storages) == 1 and len(storages.pop()) == 1
+
+
+def _storage(shard: Reader, column: str) -> str:
+    """Storage type of a column with vectors: ``float16`` of ``ndarray:float16:768``."""
+    return columns_of(shard)[column].split(':')[1]
 
 
 def _description(shards: Sequence[Reader], content: Optional[str]) -> str:

@@ -3,24 +3,24 @@
 
 """StreamingDataset that either delivers every sample of an epoch or stops with an error that names the cause.
 
-In Streaming, an exception in the thread that downloads ahead ends the epoch early and silently in its process,
-and workers that need the same shard wait forever.  Here that thread stores the error, and the next request for a
-missing shard raises it.  Other processes try the download themselves and raise their own errors.
+In Streaming, an exception in the thread that downloads ahead ends the epoch early and silently in its
+process, and workers that need the same shard wait forever.  Here that thread stores the error, and the next
+request for a missing shard raises it.  Other processes try the download themselves and raise their own
+errors.
 
 This module relies on these parts of StreamingDataset in Streaming 0.13:
 
-- `_ready_thread`, which is overridden: it advances `ready_index`, the limit up to which samples are delivered;
+- `_ready_thread`, which is overridden: it advances `ready_index`, up to which samples are delivered;
 - `_shard_states`: the `_ShardState` of each shard, shared by all processes of a node;
 - names in shared memory, six digits per dataset and a suffix: ``_locals`` holds the folders of the dataset.
 """
 
 import contextlib
-import itertools
 import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -30,7 +30,9 @@ from filelock import FileLock, Timeout
 from streaming import StreamingDataset
 from streaming.base.constant import LOCALS, TICK
 from streaming.base.dataset import _ShardState
+from torch.utils.data import default_collate
 
+from llm2clip.config import LoaderConfig
 from llm2clip.data.captions import sample_seed
 from llm2clip.data.schema import SAMPLE_ID
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
@@ -40,7 +42,16 @@ _LOCK_FILE = '.in_use'
 _LOCK_SECONDS = 30.0
 
 
-def with_repeats(samples: int, nodes: int) -> int:
+def device_batch_size(global_batch_size: int, key: str) -> int:
+    """Return this rank's share of a global batch; raise a ConfigError if the ranks cannot share it evenly."""
+    world = dist.get_world_size()
+    if global_batch_size % world:
+        raise ConfigError(f'{global_batch_size} is not divisible by the number of ranks, {world}', key,
+                          is_absolute=True)
+    return global_batch_size // world
+
+
+def padded_epoch_size(samples: int, nodes: int) -> int:
     """Return the samples of an epoch, with those that Streaming repeats to give `nodes` equal numbers."""
     return math.ceil(samples / nodes) * nodes
 
@@ -48,31 +59,66 @@ def with_repeats(samples: int, nodes: int) -> int:
 class SafeDataset(StreamingDataset):
     """StreamingDataset of VerifiedStreams, with a random seed per sample and epoch.
 
+    It delivers samples as they are stored.  The dataset of a training overrides `__getitem__` and, where
+    torch's collation does not fit, `collate`.
+
     Args:
-        streams: The streams.
-        make: Function of the dataset, a sample and its position.  It returns the batch entries of the sample,
-            besides ``index`` and ``sample_id``, each time the sample is read.  Unset, samples are delivered.
+        streams: Name -> stream.
+        config: Shuffling, workers, downloads and cache.
+        global_batch_size: Samples per step over all ranks.
         seed: Seed of all randomness of the samples.
-        **kwargs: Passed to StreamingDataset.
+        train: Shuffle, and limit an epoch to `config.epoch_size`; otherwise keep every sample and the stored
+            order.
+        batching_method: Streaming's batching method; ``per_stream`` takes each global batch from one stream.
 
     Raises:
+        ConfigError: `streams`, sizes and `config` do not fit.
         ShardError: On construction or while iterating: a shard is missing or damaged and cannot be
             downloaded, or another run uses the cache.
     """
 
     def __init__(
-        self, streams: Sequence[VerifiedStream],
-        make: Optional[Callable[['SafeDataset', Any, int], dict[str, Any]]] = None, seed: int = 0, **kwargs: Any
+        self, streams: Mapping[str, VerifiedStream], config: LoaderConfig, global_batch_size: int, seed: int,
+        *, train: bool, batching_method: str = 'random',
     ) -> None:
-        self._cache_locks = _lock_caches({*itertools.chain.from_iterable(stream.caches() for stream in streams)})
-        super().__init__(streams=streams, **kwargs)
-        self.make = make
+        if not streams:
+            raise ConfigError('name at least one dataset', 'streams')
+        caches: set[str] = set()
+        for name, stream in streams.items():
+            for dataset in stream.datasets:
+                if dataset.remote is not None:
+                    caches.add(os.path.abspath(os.path.join(dataset.local, dataset.split)))
+                elif config.cache_limit is not None:
+                    raise ConfigError(
+                        f'dataset {name} has no remote, and the limit would delete it', 'cache_limit')
+        batch_size_key = 'global_train_batch_size' if train else 'global_eval_batch_size'
+        batch_size = device_batch_size(global_batch_size, batch_size_key)
+        epoch_size = int(config.epoch_size) if train and config.epoch_size is not None else None
+        self._cache_locks = _lock_caches(caches)
+        super().__init__(
+            streams=list(streams.values()), batch_size=batch_size, epoch_size=epoch_size,
+            shuffle=config.shuffle and train, shuffle_seed=config.shuffle_seed,
+            num_canonical_nodes=config.num_canonical_nodes, batching_method=batching_method,
+            download_retry=config.download_retry, download_timeout=config.download_timeout,
+            cache_limit=config.cache_limit)
+        if train and self.epoch_size < global_batch_size:
+            raise ConfigError(f'{global_batch_size}, but an epoch has {self.epoch_size} samples, expected at '
+                              'least one global batch', batch_size_key, is_absolute=True)
+        for name, stream in streams.items():
+            if batching_method == 'per_stream' and int(stream.choose) < global_batch_size:
+                raise ConfigError(
+                    f'an epoch takes {stream.choose} samples of it, expected as many as a global batch has, '
+                    f'{global_batch_size}, since that comes from one dataset; repeat it, or set it to null',
+                    f'streams.{name}')
+        self.config = config
         self.seed = seed
+        self.train = train
+        self.stream_names = list(streams)
         self._failure: Optional[Exception] = None
         # Files from earlier runs are verified at first use, by one worker of each rank.
         self._unchecked = multiprocessing.RawArray('b', b'\1' * self.num_shards)
 
-    # ------------------------------------------------------------------------------------------------- shards
+    # ------------------------------------------------------------ shards
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
         """Verify an existing file and prepare the shard; store a failure, and raise it if `blocking`."""
         if self._failure is None:
@@ -117,7 +163,7 @@ class SafeDataset(StreamingDataset):
             self.prepare_shard(shard_id)
         return super().get_item(sample_id, retry)
 
-    # ------------------------------------------------------------------------------------------------- epochs
+    # ------------------------------------------------------------ epochs
     @property
     def epoch(self) -> int:
         """Current epoch, 0 before the first; no worker begins one before all have ended the previous one."""
@@ -126,14 +172,15 @@ class SafeDataset(StreamingDataset):
     def __len__(self) -> int:
         """Return the number of samples that this rank gets in an epoch.
 
-        Streaming repeats some to fill its canonical nodes, which its own length does not count.  Composer reads
-        ``len(loader)`` batches: it would leave out images of an evaluation, and lengthen an epoch that it resumes.
+        Streaming repeats some to fill its canonical nodes, which its own length does not count.  Composer
+        reads ``len(loader)`` batches: it would leave out images of an evaluation, and lengthen an epoch that
+        it resumes.
         """
         ranks = dist.get_world_size()
         nodes = max(self.num_canonical_nodes or 1, ranks // dist.get_local_world_size())
 
         def samples_per_rank(samples: int) -> int:
-            return math.ceil(with_repeats(samples, nodes) / ranks)
+            return math.ceil(padded_epoch_size(samples, nodes) / ranks)
 
         if self.batching_method != 'per_stream':
             return samples_per_rank(self.epoch_size)
@@ -152,48 +199,38 @@ class SafeDataset(StreamingDataset):
         Raises:
             ConfigError: The data have changed since the state was saved.
         """
-        then = obj['data']
-        now = self._data()
-        if then != now:
+        saved = obj['data']
+        current = self._data()
+        if saved != current:
             change = 'as many samples, but not the same'
-            if then['samples'] != now['samples']:
-                change = (f'{then["samples"]:,} samples in {then["shards"]:,} shards then, {now["samples"]:,} in '
-                          f'{now["shards"]:,} now')
-            raise ConfigError(f'train_data: the data have changed since the checkpoint was written ({change}), '
-                              'expected those with which the run began; choose another save_folder for a run on these '
-                              'data')
+            if saved['samples'] != current['samples']:
+                change = (f'{saved["samples"]:,} samples in {saved["shards"]:,} shards then, '
+                          f'{current["samples"]:,} in {current["shards"]:,} now')
+            raise ConfigError(
+                f'the data have changed since the checkpoint was written ({change}), expected those with '
+                'which the run began; choose another save_folder for a run on these data', 'train_data')
         super().load_state_dict(obj)
 
     def _data(self) -> dict[str, Any]:
         """Number of samples and shards, and a hash of their content; of images with embeddings datasets, only
         the images count."""
         contents = ' '.join(stream.content for stream in self.streams if isinstance(stream, VerifiedStream))
-        return {'samples': self.num_samples, 'shards': self.num_shards, 'content': xxhash.xxh64_hexdigest(contents)}
+        content = xxhash.xxh64_hexdigest(contents)
+        return {'samples': self.num_samples, 'shards': self.num_shards, 'content': content}
 
-    # ------------------------------------------------------------------------------------------------- samples
-    def __getitem__(self, at: int) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        sample = super().__getitem__(at)
-        if self.make is None:
-            return sample
-        return {'index': at, 'sample_id': sample[SAMPLE_ID]} | self.make(self, sample, at)
-
-    def stream_of(self, at: int) -> int:
-        """Return the index of the stream of sample `at`."""
-        return int(self.stream_per_shard[self.spanner[at][0]])
+    # ------------------------------------------------------------ samples
+    def stream_name(self, index: int) -> str:
+        """Return the name of the stream of the sample at `index`."""
+        shard, _ = self.spanner[index]
+        return self.stream_names[self.stream_per_shard[shard]]
 
     def sample_seed(self, sample: Any) -> int:
         """Return the seed of this sample in the current epoch."""
         return sample_seed(self.seed, self.epoch, sample[SAMPLE_ID])
 
-    def another(self, at: int, seed: int) -> Any:
-        """Draw another sample of the shard of sample `at`, uniformly, since other shards may not be local;
-        None if the shard has no other sample."""
-        shard, place = map(int, self.spanner[at])
-        size = int(self.samples_per_shard[shard])
-        if size == 1:
-            return None
-        other = (place + 1 + xxhash.xxh64_intdigest('another', seed=seed) % (size - 1)) % size
-        return self.get_item(at - place + other)
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return a batch of samples, as torch collates them."""
+        return default_collate(samples)
 
 
 def _lock_caches(caches: set[str]) -> list[FileLock]:

@@ -28,7 +28,15 @@ from streaming.base.storage import CloudDownloader
 from streaming.base.util import wait_for_file_to_exist
 from streaming.base.world import World
 
-from llm2clip.data.schema import INDEX, dataset_fingerprint, file_damage, parse_index, read_index
+from llm2clip.data.schema import (
+    INDEX,
+    SAMPLE_ID,
+    columns_of,
+    dataset_fingerprint,
+    file_damage,
+    parse_index,
+    read_index,
+)
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.io.files import parse_json, writing
 from llm2clip.io.remotes import is_missing, reaching
@@ -46,24 +54,29 @@ class VerifiedStream(Stream):
     """Stream of shards with one file each, verified by size and hash.
 
     A download is tried up to `download_retry` times, with growing pauses, and at most twice if the content is
-    wrong.  Each attempt may take `download_timeout` seconds.  The arguments are those of ``Stream``.  A file
-    that cannot be obtained, or a remote index that differs from the cached one, raises a ShardError.
+    wrong.  Each attempt may take `download_timeout` seconds.  A file that cannot be obtained, or a remote
+    index that differs from the cached one, raises a ShardError.
+
+    Args:
+        columns: Columns that the dataset must have besides the id, with the errors of `read_columns`.
+        **kwargs: Passed to ``Stream``.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, columns: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.columns = columns
         self._connection: Optional[tuple[int, CloudDownloader]] = None
 
-    def caches(self) -> list[str]:
-        """Return the folders that are filled from a remote."""
-        if self.remote is None:
-            return []
-        return [os.path.abspath(os.path.join(self.local, self.split))]
+    @property
+    def datasets(self) -> list['VerifiedStream']:
+        """The MDS datasets that the stream reads, each as a stream."""
+        return [self]
 
     def open(self, download_retry: int = 5, download_timeout: float = 120.0) -> Any:
         """Return the readers of all shards, for use without a dataset."""
-        self.apply_default({'split': None, 'download_retry': download_retry, 'download_timeout': download_timeout,
-                            'validate_hash': None, 'keep_zip': False})
+        self.apply_default({
+            'split': None, 'download_retry': download_retry, 'download_timeout': download_timeout,
+            'validate_hash': None, 'keep_zip': False})
         return self.get_shards(World.detect(), False)
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
@@ -78,13 +91,17 @@ class VerifiedStream(Stream):
             is_same = current.read_bytes() == path.read_bytes()
             current.unlink()
             if not is_same:
-                raise ShardError(f'{self._source(INDEX)} is not the index that {self.local} was filled with: the '
-                                 f'dataset was written anew; remove {self.local}')
+                raise ShardError(
+                    f'{self._source(INDEX)} is not the index that {self.local} was filled with: the dataset '
+                    f'was written anew; remove {self.local}')
         elif self.remote is not None:
             self.download(INDEX)
         index = read_index(path.parent)
         self.content = dataset_fingerprint(index)
-        return [reader_from_json(self.local, self.split, shard) for shard in index['shards']]
+        shards = [reader_from_json(self.local, self.split, shard) for shard in index['shards']]
+        # All shards of an index have the same columns.
+        columns_of(shards[0], [SAMPLE_ID, *self.columns], self.local)
+        return shards
 
     def set_up_local(self, shards: Sequence[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
         """Count the files with the right size as present; without a remote, all files must be present."""
@@ -169,7 +186,7 @@ class VerifiedStream(Stream):
         path = self._path(to or basename)
         if self.remote is None:
             raise ShardError(f'{path} is missing, and the dataset has no remote')
-        # Hugging Face's downloader first writes a file by its name in the remote, maybe that of a cached file.
+        # Hugging Face's downloader first writes to the file's name in the remote, which may be in the cache.
         work = path.with_name(f'.{path.name}.{os.getpid()}.part')
         partial = work / path.name
         wait, n_tried, n_damaged, problem = 1.0, 0, 0, ''
