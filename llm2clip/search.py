@@ -16,11 +16,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from llm2clip.config import ImageFolderConfig
-from llm2clip.data.images import decode_pixels
+from llm2clip.data.images import ImageFiles, decode_pixels
 from llm2clip.errors import ConfigError
 from llm2clip.evaluation.evaluated_models import TrainedLLM2CLIP
 from llm2clip.evaluation.image_features import encode_batches
-from llm2clip.evaluation.sets.files import ImageFiles
 from llm2clip.export.hf import LLM2CLIPModel, is_exported
 from llm2clip.io.files import parse_json, printable, reading
 from llm2clip.io.tensors import hash_tensors, read_safetensors, write_safetensors

@@ -1,19 +1,21 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Decoding of images, of any format and colour mode, to upright RGB."""
+"""Image files, and decoding of images of any format and colour mode to upright RGB."""
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Optional
 
 import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from llm2clip.io.files import reading
 from llm2clip.modeling.image_processing_llm2clip import open_image, upright_rgb
 
 
@@ -24,6 +26,19 @@ class Preprocessing:
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Reader of image files by position; picklable."""
+
+    folder: str
+    files: Sequence[str]
+
+    def __call__(self, position: int) -> bytes:
+        path = Path(self.folder, self.files[position])
+        with reading(path, 'an image'):
+            return path.read_bytes()
 
 
 def decode_image(data: bytes, sample_id: str) -> Image.Image:

@@ -5,20 +5,19 @@
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Union
+from typing import NamedTuple, Union
 
 from llm2clip.config import ZeroshotConfig
 from llm2clip.data.caption_files import read_lines
+from llm2clip.data.classification_sets import ClassificationSet
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.registry import open_set
 
-if TYPE_CHECKING:
-    from llm2clip.evaluation.sets.files import ClassificationSet
 
 class ZeroshotSet(NamedTuple):
     """Images with classes, and prompt templates with `{}` for the class name."""
 
-    dataset: 'ClassificationSet'
+    dataset: ClassificationSet
     templates: list[str]
 
     @property

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+import set_files
 from parts import UNDECODABLE, make_samples, picture, write_dataset
 from PIL import Image
 from recipes_in_process import run_recipe
@@ -56,6 +57,37 @@ def test_duplicates_and_other_captions_are_errors(tmp_path: Path) -> None:
         write_dataset([*make_samples(3), Sample('x', {'short': 'a'}, picture(0))], tmp_path / 'o')
     with pytest.raises(ValueError, match="split 'train' has no samples"):
         write_dataset([], tmp_path / 'out')
+
+
+ROWS = [('a.png', 'red, round'), ('b/c.png', 'blue'), ('a.png', 'a ball')]
+OBJECTS = [{'image': image, 'caption': caption} for image, caption in ROWS]
+CAPTION_FILES = {
+    'captions.csv': 'image,caption\n' + ''.join(f'{image},"{caption}"\n' for image, caption in ROWS),
+    'bom.csv': '\ufeffimage,caption\n' + ''.join(f'{image},"{caption}"\n' for image, caption in ROWS),
+    'captions.tsv': 'n\tcaption\timage\n' + ''.join(f'1\t{caption}\t{image}\n' for image, caption in ROWS),
+    'captions.json': json.dumps(OBJECTS),
+    'captions.jsonl': '\n'.join(map(json.dumps, OBJECTS)) + '\n\n',
+    'lists.json': json.dumps([{'image': 'a.png', 'caption': ['red, round', 'a ball']}, OBJECTS[1]]),
+}
+
+
+@pytest.mark.parametrize('file', CAPTION_FILES)
+def test_a_folder_and_a_captions_file(file: str, tmp_path: Path) -> None:
+    """An image has as many keys as the one with the most captions."""
+    images = set_files.image_folder(tmp_path)['images']
+    (tmp_path / file).write_text(CAPTION_FILES[file])
+    splits, _ = image_folder(images, f'{tmp_path}/{file}')
+    assert [(sample.sample_id, sample.captions) for sample in _read(splits['train'])] == [
+        ('a.png', {'0': 'red, round', '1': 'a ball'}), ('b/c.png', {'0': 'blue', '1': ''})]
+
+
+def test_other_columns(tmp_path: Path) -> None:
+    images = set_files.image_folder(tmp_path)['images']
+    (tmp_path / 'c.csv').write_text('file,text\na.png,red\n')
+    splits, _ = image_folder(images, f'{tmp_path}/c.csv', 'file', 'text')
+    assert [sample.captions for sample in _read(splits['train'])] == [{'0': 'red'}]
+    with pytest.raises(ConfigError, match="c.csv:2 has no 'caption'; it has file, text"):
+        image_folder(images, f'{tmp_path}/c.csv', 'file')
 
 
 def test_what_an_image_folder_lacks_is_named(tmp_path: Path) -> None:
