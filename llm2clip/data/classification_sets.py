@@ -177,7 +177,7 @@ def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet
     read_label = _position if label_suffix == 'cls' else _ones_and_zeros
     ids, labels, places = [], [], []
     for path in _tars(local, split):
-        for sample in tar_samples(path, lambda member: (member.offset_data, member.size), 'r:'):
+        for sample in tar_samples(path, image_places=True):
             where = f'{path}: sample {sample["__key__"]!r}'
             image = next((name for name in IMAGES if name in sample), None)
             if image is None:

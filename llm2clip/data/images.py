@@ -78,7 +78,7 @@ def _open(data: bytes, sample_id: str) -> Iterator[Image.Image]:
             yield image
     except Exception as error:  # decoders raise errors of any kind
         why = str(error) or type(error).__name__
-        raise ValueError(f'the image of sample {sample_id!r} cannot be decoded: {why}') from None
+        raise ValueError(f'the image of sample {sample_id!r} cannot be decoded: {why}') from error
 
 
 def encode_image(image: Image.Image, kind: str, **options: Any) -> bytes:

@@ -241,7 +241,7 @@ def test_files_that_cannot_be_read() -> None:
     os.rename('a.txt', b'a\xff.txt')
     refused(r'source\.files: .*has the byte 0xff, expected a text', lambda: convert(name='plain_text', files='*.txt'))
     write('p.jsonl', '{"query": "a", "positive": "\\ud800"}\n')
-    refused(r'p\.jsonl:1: positive: has the half character', lambda: convert(name='text_pairs', files='p.jsonl'))
+    refused(r"p\.jsonl:1: 'positive': has the half character", lambda: convert(name='text_pairs', files='p.jsonl'))
 
 
 def test_texts_that_cannot_be_written(tmp_path: Path) -> None:

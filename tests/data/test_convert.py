@@ -153,8 +153,8 @@ def test_each_file_of_text_pairs_may_be_a_split(tmp_path: Path) -> None:
 
 def test_a_line_that_is_no_pair_is_named(tmp_path: Path) -> None:
     path = tmp_path / 'pairs.jsonl'
-    for line, message in (('{"query": "a"}', r'pairs\.jsonl:2: positive is .None., expected an object'),
-                          ('["a", "b"]', r'pairs\.jsonl:2: query is .None., expected an object')):
+    for line, message in (('{"query": "a"}', r"pairs\.jsonl:2 has no 'positive'; it has query"),
+                          ('["a", "b"]', r"pairs\.jsonl:2: expected an object with 'query'")):
         path.write_text('{"query": "a", "positive": "b"}\n' + line + '\n')
         with pytest.raises(ValueError, match=message):
             _read(text_pairs([str(path)])[0]['train'])

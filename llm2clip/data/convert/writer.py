@@ -36,7 +36,7 @@ from llm2clip.errors import ConfigError, FileError
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.folders import atomic_folder, locked
 from llm2clip.io.remotes import OutputFolder
-from llm2clip.modeling.image_processing_llm2clip import FORMATS, MAX_PIXELS
+from llm2clip.modeling.image_processing_llm2clip import FORMATS, MAX_PIXELS, TooManyPixels
 
 CARD_FILE = 'dataset.json'
 """Dataset card, written last: a folder with a card is complete."""
@@ -95,36 +95,19 @@ def write_splits(
         out = OutputFolder(out)
     config = config or WriterConfig()
     options = _deciding_options(about or {}, config, out)
-    jobs: list[_PartJob] = []
-    inputs: dict[str, Any] = {}
-    for split, parts in splits.items():
+    for split in splits:
         check_values(FolderName, split, 'source.split')
         if out.fetch(f'{split}/{INDEX}'):
             name = read_index(out.local / split)['shards'][0]['raw_data']['basename']
             if not name.startswith('part-'):
-                raise ConfigError(f'out: {out.local / split} holds another dataset (with {name}), expected '
-                                  'an empty folder or one that prepare_data wrote')
-        for part in parts:
-            check_values(FolderName, f'part-{part.name}', 'the folder of a part')
-            for path in part.files:
-                if path not in inputs:
-                    inputs[path] = _input_identity(path)
-            part_options = options | {'inputs': {path: inputs[path] for path in part.files}}
-            jobs.append(_PartJob(out, f'{split}/part-{part.name}', part, config, part_options))
-    for folder, count in Counter(job.folder for job in jobs).items():
-        if count > 1:
-            raise ValueError(f'two input files would be written to {folder}; give them different names')
+                raise ConfigError(f'{out.local / split} holds another dataset (with {name}), expected an empty folder '
+                                  'or one that prepare_data wrote', 'out')
+    inputs, jobs = _part_jobs(splits, out, config, options)
     # Refuse parts that other machines wrote with other options before any work starts.
     for job in jobs[:config.shard_index] + jobs[config.shard_index + 1:config.num_shards]:
         _read_record(job)
     mine = jobs[config.shard_index::config.num_shards]
-    todo: dict[str, _PartJob] = {}
-    for job in mine:
-        record = _read_record(job)
-        # Parts without samples, or whose missing image files exist now, are read again.
-        if (record is None or not record['samples']
-                or any(map(os.path.isfile, record['dropped'].get(MISSING_FILE, ())))):
-            todo[job.folder] = job
+    todo = {job.folder: job for job in mine if _is_to_be_written(_read_record(job))}
     engine = engine or LocalEngine(config.num_workers)
     print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, by {engine}', flush=True)
     num_done = len(mine) - len(todo)
@@ -143,49 +126,57 @@ def write_splits(
     return _finish(records, dropped, out, config, options | {'inputs': inputs})
 
 
+def _part_jobs(
+    splits: Mapping[str, list[Part]], out: OutputFolder, config: WriterConfig, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], list['_PartJob']]:
+    """Identities of all input files, and one job per part."""
+    inputs: dict[str, Any] = {}
+    jobs: dict[str, _PartJob] = {}
+    for split, parts in splits.items():
+        for part in parts:
+            check_values(FolderName, f'part-{part.name}', 'the folder of a part')
+            folder = f'{split}/part-{part.name}'
+            if folder in jobs:
+                raise ValueError(f'two input files would be written to {folder}; give them different names')
+            for path in part.files:
+                if path not in inputs:
+                    inputs[path] = _input_identity(path)
+            part_options = dict(options) | {'inputs': {path: inputs[path] for path in part.files}}
+            jobs[folder] = _PartJob(out, folder, part, config, part_options)
+    return inputs, list(jobs.values())
+
+
+def _is_to_be_written(record: Optional[dict[str, Any]]) -> bool:
+    """Whether a part is incomplete, or has no samples or lacked image files that exist now and is read again."""
+    if record is None or not record['samples']:
+        return True
+    return any(map(os.path.isfile, record['dropped'].get(MISSING_FILE, ())))
+
+
 def _finish(
     records: Mapping[str, Mapping[str, dict[str, Any]]], dropped: Dropped, out: OutputFolder, config: WriterConfig,
     options: dict[str, Any],
 ) -> dict[str, int]:
     """Check all parts together, then write the indices and, last, the card."""
     left_out = Dropped()
-    written = dict.fromkeys(records, 0)
-    words: dict[str, dict[str, Counter[int]]] = {split: {} for split in records}
+    written: dict[str, int] = {}
     for split, parts in records.items():
+        written[split] = sum(record['samples'] for record in parts.values())
         for record in parts.values():
-            written[split] += record['samples']
             left_out.update(record['dropped'], record['filtered'])
-            for key, counts in record['words'].items():
-                words[split].setdefault(key, Counter()).update({int(n): count for n, count in counts.items()})
     num_written = sum(written.values())
-    num_unusable = sum(left_out.counts().values())
-    if num_unusable > config.max_dropped * (num_written + num_unusable):
-        examples = {reason: ids[:5] for reason, ids in left_out.reasons.items()}
-        hint = ' Paths are relative to source.images.' if MISSING_FILE in examples else ''
-        raise ValueError(f'{num_unusable} of {num_written + num_unusable} samples were left out, more than '
-                         f'max_dropped={config.max_dropped} allows: {examples}.{hint}  To read repaired '
-                         f'images again, remove {out}')
+    _check_dropped(left_out, num_written, config, out)
     left_out.update(dropped.reasons, dropped.filtered)
     for split, parts in records.items():
         if not written[split]:
             raise ValueError(f'split {split!r} has no samples (left out: {left_out.counts()}, by filters: '
                              f'{dict(left_out.filtered)})')
         _check_shards(out, split, parts)
-    if config.exclude_ids is not None:
-        num_ids = len(excluded_ids(config.exclude_ids))
-        num_excluded = left_out.filtered[_EXCLUDED]
-        summary = f'exclude_ids: {num_excluded:,} samples are left out, and {config.exclude_ids} names {num_ids:,}'
-        if num_ids and not num_excluded:
-            raise ConfigError(f'{summary}; expected ids of samples of this source')
-        print(summary, flush=True)
-    captions: dict[str, dict[str, dict[str, int]]] = {}
-    for split, counters in words.items():
-        captions[split] = {key: _lengths(counts) for key, counts in counters.items()}
     card = options | {
         'read': num_written + sum(left_out.counts().values()) + left_out.filtered.total(), 'samples': written,
         'dropped': left_out.counts(), 'filtered': dict(left_out.filtered),
         'dropped_ids': {reason: ids[:_NAMED] for reason, ids in left_out.reasons.items()},
-        'captions': captions,
+        'captions': {split: _caption_lengths(parts.values()) for split, parts in records.items()},
     }
     for split, parts in records.items():
         # The index names the shards inside the folders of the parts, so no file has to move.
@@ -197,6 +188,24 @@ def _finish(
         out.commit(f'{split}/{INDEX}', json.dumps({'version': 2, 'shards': shards}, sort_keys=True))
     out.commit(CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False, default=str) + '\n')
     return written
+
+
+def _check_dropped(left_out: Dropped, num_written: int, config: WriterConfig, out: OutputFolder) -> None:
+    """Raise an error if too many samples of the parts are unusable, or `exclude_ids` names none of them."""
+    num_unusable = sum(left_out.counts().values())
+    if num_unusable > config.max_dropped * (num_written + num_unusable):
+        examples = {reason: ids[:5] for reason, ids in left_out.reasons.items()}
+        hint = ' Paths are relative to source.images.' if MISSING_FILE in examples else ''
+        raise ValueError(f'{num_unusable} of {num_written + num_unusable} samples were left out, more than '
+                         f'max_dropped={config.max_dropped} allows: {examples}.{hint}  To read repaired '
+                         f'images again, remove {out}')
+    if config.exclude_ids is not None:
+        num_ids = len(excluded_ids(config.exclude_ids))
+        num_excluded = left_out.filtered[_EXCLUDED]
+        summary = f'{num_excluded:,} samples are left out, and {config.exclude_ids} names {num_ids:,}'
+        if num_ids and not num_excluded:
+            raise ConfigError(f'{summary}; expected ids of samples of this source', 'exclude_ids')
+        print(f'exclude_ids: {summary}', flush=True)
 
 
 def _check_shards(out: OutputFolder, split: str, parts: Mapping[str, dict[str, Any]]) -> None:
@@ -218,16 +227,22 @@ def _check_shards(out: OutputFolder, split: str, parts: Mapping[str, dict[str, A
                              f'{first_shard["column_names"]}')
 
 
-def _lengths(counts: Counter[int]) -> dict[str, int]:
-    """Number of captions, number of samples without one, and quantiles of the words per caption."""
-    result = {'captions': counts.total() - counts[0], 'absent': counts[0]}
-    words = [n for n in counts if n]
-    if words:
-        weights = [counts[n] for n in words]
-        for percent in (5, 50, 95):
-            quantile = np.quantile(words, percent / 100, weights=weights, method='inverted_cdf')
-            result[f'words_p{percent}'] = int(quantile)
-    return result
+def _caption_lengths(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Caption key -> number of captions, number of samples without one, and quantiles of the words per caption."""
+    words: dict[str, Counter[int]] = {}
+    for record in records:
+        for key, counts in record['words'].items():
+            words.setdefault(key, Counter()).update({int(n): count for n, count in counts.items()})
+    lengths: dict[str, dict[str, int]] = {}
+    for key, counts in words.items():
+        lengths[key] = {'captions': counts.total() - counts[0], 'absent': counts[0]}
+        numbers = [n for n in counts if n]
+        if numbers:
+            weights = [counts[n] for n in numbers]
+            for percent in (5, 50, 95):
+                quantile = np.quantile(numbers, percent / 100, weights=weights, method='inverted_cdf')
+                lengths[key][f'words_p{percent}'] = int(quantile)
+    return lengths
 
 
 # -----------------------------------------------------------------------------------------------------------
@@ -261,7 +276,7 @@ def excluded_ids(path: str) -> frozenset[str]:
     """Return the sample ids in an `exclude_ids` file; raise a ConfigError if an entry is not a text."""
     ids = read_json(path, list)
     if not all(isinstance(name, str) for name in ids):
-        raise ConfigError(f'exclude_ids: {path} has entries that are no texts, expected a list of ids of samples')
+        raise ConfigError(f'{path} has entries that are no texts, expected a list of ids of samples', 'exclude_ids')
     return frozenset(ids)
 
 
@@ -281,8 +296,8 @@ def _check_options(out: OutputFolder, path: Path, before: Mapping[str, Any], now
     """Raise a ConfigError if the options `now` differ from those recorded in `path`, `before`."""
     for name, value in now.items():
         if name != 'inputs' and before.get(name) != value:
-            raise ConfigError(f'out: {out} was written with another {name} ({path} has it); choose another '
-                              'out, or remove it to convert again')
+            raise ConfigError(f'{out} was written with another {name} ({path} has it); choose another out, or '
+                              'remove it to convert again', 'out')
     inputs = before.get('inputs') or {}
     for file, identity in now['inputs'].items():
         if inputs.get(file, identity) != identity:
@@ -301,8 +316,8 @@ def _read_record(job: _PartJob) -> Optional[dict[str, Any]]:
         for i, shard in enumerate(record['shards']):
             check_shard(shard, f'{path}: shard {i}')
     if not is_whole or sum(shard['samples'] for shard in record['shards']) != record['samples']:
-        raise FileError(f'{path}: is damaged, expected {", ".join(_RECORD)} of a part; remove {path.parent} '
-                        'to convert it again')
+        raise FileError(f'is damaged, expected {", ".join(_RECORD)} of a part; remove {path.parent} to convert it '
+                        'again', path)
     try:
         _check_options(job.out, path, record['options'], job.options)
     except ConfigError:
@@ -383,8 +398,8 @@ def _usable(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) -
             check_text(text, f'sample {sample.sample_id!r}: caption {key!r}')
         for key in needed:
             if key not in sample.captions:
-                raise ConfigError(f'require_any_caption: there is no caption {key!r}; the samples have '
-                                  f'{", ".join(sample.captions)}')
+                raise ConfigError(f'there is no caption {key!r}; the samples have {", ".join(sample.captions)}',
+                                  'require_any_caption')
         captions = sample.captions = {key: text.strip() for key, text in sample.captions.items()}
         if sample.sample_id in excluded:
             dropped.filtered[_EXCLUDED] += 1
@@ -414,8 +429,7 @@ def _image_problem(sample: Sample, config: WriterConfig) -> Optional[str]:
             picture.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
             sample.image = encode_image(picture, 'JPEG', quality=config.image_quality)
     except ValueError as error:
-        too_large = f'more than {MAX_PIXELS:,} pixels'
-        if too_large in str(error):
-            return too_large
+        if isinstance(error.__cause__, TooManyPixels):
+            return f'more than {MAX_PIXELS:,} pixels'
         return f'undecodable image, expected {", ".join(FORMATS)}'
     return None
