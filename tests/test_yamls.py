@@ -95,7 +95,7 @@ def _check(config: Any) -> None:
 def _check_zeroshot(sets: dict[str, ZeroshotConfig]) -> None:
     for benchmark in sets.values():
         check('zeroshot', *named(benchmark.source, 'source'))
-        assert benchmark.templates is None or read_templates(ROOT / benchmark.templates, 'templates')
+        assert benchmark.templates is None or read_templates(ROOT / benchmark.templates)
 
 
 def _written(config: Any) -> set[str]:

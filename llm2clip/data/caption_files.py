@@ -10,7 +10,6 @@ import csv
 import functools
 import os
 import posixpath
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -39,7 +38,7 @@ def check_image_paths(paths: Iterable[Optional[str]], images: Optional[str], whe
         folder, file = posixpath.split(name)
         first = first_paths.setdefault((real_folder(folder), file), name)
         if first != name:
-            raise FileError(f'{where}: {first!r} and {name!r} are the same image, expected one path for each image')
+            raise FileError(f'{first!r} and {name!r} are the same image, expected one path for it', where)
 
 
 def read_captions(captions: str, image_column: str, caption_column: str) -> dict[str, list[str]]:
@@ -54,8 +53,6 @@ def read_captions(captions: str, image_column: str, caption_column: str) -> dict
     Raises:
         ConfigError, FileError: The file is missing or damaged, has no caption, or lacks a column.
     """
-    if not Path(captions).is_file():
-        raise ConfigError(f'source.captions: there is no file {Path(captions).absolute()}')
     suffix = Path(captions).suffix
     records: Iterable[tuple[str, Any]]
     if suffix == '.json':
@@ -84,7 +81,7 @@ def check_text(text: str, where: str) -> str:
     A NUL character, an unpaired surrogate or an undecodable byte raises a FileError that names `where`.
     """
     if '\0' in text:
-        raise FileError(f'{where}: has a NUL character, expected a text in UTF-8')
+        raise FileError('has a NUL character, expected a text in UTF-8', where)
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -92,7 +89,7 @@ def check_text(text: str, where: str) -> str:
         character = f'the half character U+{code:X}'
         if 0xDC80 <= code <= 0xDCFF:  # the range of `surrogateescape`
             character = f'the byte 0x{code - 0xDC00:02x}'
-        raise FileError(f'{where}: has {character}, expected a text in UTF-8') from None
+        raise FileError(f'has {character}, expected a text in UTF-8', where) from None
     return text
 
 
@@ -112,17 +109,15 @@ def read_csv(path: str) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]
     """
     rows = _csv_rows(path)
     where, columns = next(rows, (path, []))
-    if len(columns) == 1 and re.search('[;\t,]', columns[0]):
-        raise FileError(f'{where}: has one column, {columns[0]!r}, expected commas between columns, or tabs in .tsv')
     repeated = [name for name in columns if columns.count(name) > 1]
     if repeated:
-        raise FileError(f'{where}: has two columns {repeated[0]!r}, expected different names')
+        raise FileError(f'has two columns {repeated[0]!r}, expected different names', where)
 
     def records() -> Iterator[tuple[str, dict[str, str]]]:
         for where, row in rows:
             if len(row) != len(columns):
-                raise FileError(f'{where}: has {len(row)} values, expected {len(columns)}, one per column of '
-                                f'{", ".join(columns)}; a text with commas needs quotes')
+                raise FileError(f'has {len(row)} values, expected {len(columns)}, one per column of '
+                                f'{", ".join(columns)}; a text with commas needs quotes', where)
             yield where, dict(zip(columns, row))
 
     return columns, records()
@@ -156,7 +151,7 @@ def read_json_lines(path: str) -> Iterator[tuple[str, Any]]:
 def numbered(values: Any, name: str) -> list[tuple[str, Any]]:
     """Return the values of a list, each with its position ``<name> <number>``; FileError if it is no list."""
     if not isinstance(values, list):
-        raise FileError(f'{name}s: found {_short(values)}, expected a list')
+        raise FileError(f'found {_short(values)}, expected a list', f'{name}s')
     return [(f'{name} {i}', value) for i, value in enumerate(values)]
 
 
@@ -177,7 +172,7 @@ def list_field(record: Any, key: str, where: str) -> list[Any]:
     """Return a field that must be a list; FileError if it is not."""
     value = field(record, key, where)
     if not isinstance(value, list):
-        raise FileError(f'{where}: {key!r} is {_short(value)}, expected a list')
+        raise FileError(f'{key!r} is {_short(value)}, expected a list', where)
     return value
 
 
@@ -190,14 +185,14 @@ def text_field(record: Any, key: str, where: str) -> str:
     """Return a field that must be a text; FileError if it is not."""
     value = field(record, key, where)
     if not isinstance(value, str):
-        raise FileError(f'{where}: {key!r} is {_short(value)}, expected a text')
+        raise FileError(f'{key!r} is {_short(value)}, expected a text', where)
     return check_text(value, f'{where}: {key!r}')
 
 
 def optional_text(value: Any, where: str) -> str:
     """Return a text, or an empty one for None; FileError for any other value."""
     if value is not None and not isinstance(value, str):
-        raise FileError(f'{where} is {_short(value)}, expected a text')
+        raise FileError(f'{_short(value)}, expected a text', where)
     return check_text(value or '', where)
 
 

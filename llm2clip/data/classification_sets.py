@@ -50,14 +50,16 @@ class ClassificationSet:
 def imagenet_folder(images: str, class_names: Optional[str] = None) -> ClassificationSet:
     """Images in one subfolder per class, in the order of the subfolder names; also used for linear probes.
 
-    ImageNet's validation images (https://image-net.org, ILSVRC2012, for research only) come in one folder.  This script
-    moves them into class folders: https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh .
+    ImageNet's validation images (https://image-net.org, ILSVRC2012, for research only) come in one folder.
+    This script moves them into class folders:
+    https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh .
 
     Args:
         images: Folder that contains the class folders.
-        class_names: File with the class names; unset, the folder names.  ``.json``: an object from folder to name, a
-            list in folder order, or Keras's ``imagenet_class_index.json``.  Text: one name per line in folder order, or
-            for ImageNet's folders ``<folder> <name>`` per line (``LOC_synset_mapping.txt``).  ``_`` stands for a space.
+        class_names: File with the class names; unset, the folder names.  ``.json``: an object from folder to
+            name, a list in folder order, or Keras's ``imagenet_class_index.json``.  Text: one name per line
+            in folder order, or for ImageNet's folders ``<folder> <name>`` per line
+            (``LOC_synset_mapping.txt``).  ``_`` stands for a space.
 
     Raises:
         ConfigError: `images` has no subfolders, one lacks images or has other files, or the names do not fit.
@@ -71,50 +73,54 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
         names = sorted(name for name in os.listdir(f'{images}/{folder}') if not name.startswith('.'))
         others = [name for name in names if not name.lower().endswith(_SUFFIXES)]
         if others or not names:
-            raise ConfigError(f'{images}/{folder} has {others[:1] or "no files"}, expected the images of a class',
-                              'images')
+            found = others[:1] or 'no files'
+            raise ConfigError(f'{images}/{folder} has {found}, expected the images of a class', 'images')
         files += [f'{folder}/{name}' for name in names]
         labels += [label] * len(names)
-    classes = folders
-    if class_names is not None:
-        classes = _class_names(class_names, folders)
-    for folder, name in zip(folders, classes):
-        if not check_text(name, f'{class_names or images}: the name of {folder!r}').strip():
-            raise ConfigError(f'{class_names}: the name of {folder!r} is empty', 'class_names')
-    classes = [name.replace('_', ' ') for name in classes]
-    commonest, count = Counter(classes).most_common(1)[0]
-    if count > 1 and not all(map(_CODE.fullmatch, folders)):
-        raise ConfigError(f'{count} classes in {class_names or images} have the name {commonest!r}, expected '
-                          'different names', 'class_names')
+    if class_names is None:
+        classes = _checked_names(folders, folders, images)
+    else:
+        classes = _checked_names(_read_names(class_names, folders), folders, class_names)
     return ClassificationSet(images, files, labels, classes, ImageFiles(images, files))
 
 
-def _class_names(path: str, folders: list[str]) -> list[str]:
+def _checked_names(names: Sequence[str], folders: Sequence[str], source: str) -> list[str]:
+    """Class names with spaces for ``_``, none blank, and equal ones for ImageNet alone."""
+    for folder, name in zip(folders, names):
+        if not check_text(name, f'{source}: the name of {folder!r}').strip():
+            raise ConfigError(f'{source}: the name of {folder!r} is empty', 'class_names')
+    classes = [name.replace('_', ' ') for name in names]
+    commonest, count = Counter(classes).most_common(1)[0]
+    if count > 1 and not all(map(_CODE.fullmatch, folders)):
+        raise ConfigError(f'{count} classes in {source} have the name {commonest!r}', 'class_names')
+    return classes
+
+
+def _read_names(path: str, folders: list[str]) -> list[str]:
     """Class name of each folder."""
     names = _read_json_names(path) if path.endswith('.json') else _read_text_names(path, folders)
-    if isinstance(names, list):
-        if len(names) != len(folders):
-            raise ConfigError(f'{path} has {len(names):,} names, but there are {len(folders):,} class folders',
-                              'class_names')
-    else:
+    if isinstance(names, dict):
         missing = [folder for folder in folders if folder not in names]
         if missing:
-            raise ConfigError(f'{path} has no name for {len(missing):,} of {len(folders):,} class folders, the first '
-                              f'of them is {missing[0]}', 'class_names')
-        names = [names[folder] for folder in folders]
+            raise ConfigError(f'{path} has no name for {len(missing):,} of {len(folders):,} class folders, '
+                              f'such as {missing[0]}', 'class_names')
+        return [names[folder] for folder in folders]
+    if len(names) != len(folders):
+        raise ConfigError(f'{path} has {len(names):,} names, but there are {len(folders):,} class folders',
+                          'class_names')
     return names
 
 
 def _read_json_names(path: str) -> Union[list[str], dict[str, str]]:
     """Names in the order of the folders, or folder -> name."""
-    content: Any = read_json(path)
-    names = content
-    if isinstance(content, dict) and all(isinstance(pair, list) and len(pair) == 2 for pair in content.values()):
-        names = dict(content.values())  # of Keras: position -> [folder, name]
+    names: Any = read_json(path)
     values = list(names.values()) if isinstance(names, dict) else names
+    if isinstance(names, dict) and all(isinstance(pair, list) and len(pair) == 2 for pair in values):
+        names = dict(values)  # of Keras: position -> [folder, name]
+        values = list(names.values())
     if not isinstance(values, list) or not all(isinstance(name, str) for name in values):
         raise ConfigError(f'{path}: expected an object from folder to name, a list of names, or an object of '
-                          f'[folder, name], found {str(content)[:60]!r}', 'class_names')
+                          '[folder, name]', 'class_names')
     return names
 
 
@@ -127,8 +133,8 @@ def _read_text_names(path: str, folders: list[str]) -> Union[list[str], dict[str
     if len(names) < len(lines) or num_named <= len(folders) / 2:
         return lines
     if not all(map(_CODE.fullmatch, folders)):
-        raise ConfigError(f'{path}: each line may be a name, or a folder and its name; expected a .json file with an '
-                          'object from folder to name', 'class_names')
+        raise ConfigError(f'{path}: each line may be a name, or a folder and its name; expected a .json file '
+                          'with an object from folder to name', 'class_names')
     return names
 
 
@@ -153,12 +159,12 @@ def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet
         zeroshot_classification_templates.txt     optional; one prompt per line, with {c} for the class
         dataset_type.txt                          `multilabel` if an image has any number of classes
         test/nshards.txt                          number of tars
-        test/0.tar, test/1.tar, …                 0001.webp (png, jpg, jpeg) with 0001.cls, the position of its class;
-                                                  or with 0001.npy, a 1 or a 0 per class
+        test/0.tar, test/1.tar, …                 0001.webp (png, jpg, jpeg) with 0001.cls, the position of
+                                                  its class; or with 0001.npy, a 1 or a 0 per class
 
     Args:
-        local: Folder of the set, for example downloaded by ``hf download clip-benchmark/wds_cars --repo-type dataset
-            --local-dir data/wds/cars``.
+        local: Folder of the set, for example downloaded by ``hf download clip-benchmark/wds_cars
+            --repo-type dataset --local-dir data/wds/cars``.
         split: Split to read.
 
     Raises:
@@ -172,7 +178,7 @@ def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet
     if type_file.is_file():
         kind = read_text(type_file).strip().lower()
     if kind not in _LABELS:
-        raise FileError(f'says {kind!r}, expected a set for classification: {" or ".join(_LABELS)}', type_file)
+        raise FileError(f'says {kind!r}, expected {" or ".join(_LABELS)}', type_file)
     label_suffix = _LABELS[kind]
     read_label = _position if label_suffix == 'cls' else _ones_and_zeros
     ids, labels, places = [], [], []
@@ -200,7 +206,7 @@ def _tars(local: str, split: str) -> list[str]:
     path = f'{local}/{split}/nshards.txt'
     with reading(path, 'the number of tars'):
         names = {f'{number}.tar' for number in range(int(read_text(path)))}
-    wrong = names.symmetric_difference(name for name in os.listdir(f'{local}/{split}') if name.endswith('.tar'))
+    wrong = names ^ {name for name in os.listdir(f'{local}/{split}') if name.endswith('.tar')}
     if wrong:
         raise FileError(f'says {len(names):,} tars, and {min(wrong)} is missing or too many', path)
     return [f'{local}/{split}/{number}.tar' for number in range(len(names))]
@@ -210,8 +216,7 @@ def _position(data: bytes, classes: Sequence[str], where: str) -> int:
     with reading(where, 'the position of a class'):
         position = int(data)
     if not 0 <= position < len(classes):
-        raise FileError(f'is {position}, expected 0 to {len(classes) - 1}, since {_CLASSES} has {len(classes):,} '
-                        'names', where)
+        raise FileError(f'is {position}, expected 0 to {len(classes) - 1}, a line of {_CLASSES}', where)
     return position
 
 

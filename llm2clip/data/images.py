@@ -61,7 +61,7 @@ def decode_pixels(data: bytes, sample_id: str, at_least: Optional[int] = None) -
     Args:
         data, sample_id: As for `decode_image`.
         at_least: Smallest useful size of the shortest side, in pixels.  A JPEG of at least twice this size is
-            decoded at 1/2, 1/4 or 1/8 of its size, which libjpeg does in the DCT domain.  Unset, the size stays.
+            decoded at 1/2, 1/4 or 1/8 of its size, which libjpeg does in the DCT domain.  Unset: at its size.
     """
     with _open(data, sample_id) as image:
         shortest = min(image.size)

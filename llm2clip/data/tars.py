@@ -23,13 +23,13 @@ _METADATA = re.compile(r'__[^/]*__($|/)')
 def tar_samples(
     path: str, wanted: Optional[Container[str]] = None, image_places: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Yield the samples of a tar: lower-case suffix -> content of the file, and ``__key__`` -> name of the sample.
+    """Yield the samples of a tar: lower-case suffix -> content of the file, and ``__key__`` -> the name.
 
     Args:
         path: Path of the tar.
         wanted: Suffixes of the files to read, by default all; other files have the value None.
-        image_places: Yield the byte offset and length of each image in place of its bytes.  The tar must not be
-            compressed.
+        image_places: Yield the byte offset and length of each image in place of its bytes.  The tar must not
+            be compressed.
 
     Raises:
         FileError: The tar is damaged, truncated or followed by data, or a member is a duplicate, a link, or
@@ -64,12 +64,11 @@ def _files(path: str, wanted: Optional[Container[str]], image_places: bool) -> I
 
 
 def _check_end(tar: tarfile.TarFile, path: str) -> None:
-    """Raise a FileError unless zeros follow the last member, since `tarfile` treats an unreadable or missing header
-    as the end of the tar."""
+    """Raise a FileError unless zeros follow the last member: `tarfile` stops at a damaged or missing header."""
     file = tar.fileobj
     assert file is not None
     file.seek(tar.offset)
     are_zeros = [not block.strip(b'\0') for block in iter(lambda: file.read(1 << 20), b'')]
     if not are_zeros or not all(are_zeros):
-        raise FileError(f'is cut off, or has no header of a file, at byte {tar.offset:,}, expected a whole tar, with '
-                        'nothing but zeros at its end', path)
+        raise FileError(f'is cut off, or has no header of a file, at byte {tar.offset:,}, expected a '
+                        'whole tar, with nothing but zeros at its end', path)

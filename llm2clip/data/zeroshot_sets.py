@@ -10,7 +10,7 @@ from typing import NamedTuple, Union
 from llm2clip.config import ZeroshotConfig
 from llm2clip.data.caption_files import read_lines
 from llm2clip.data.classification_sets import ClassificationSet
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import ConfigError, under
 from llm2clip.registry import open_set
 
 
@@ -45,29 +45,31 @@ def zeroshot_set(config: ZeroshotConfig, key: str) -> ZeroshotSet:
         key: Configuration key of `config`, for error messages.
 
     Raises:
-        ConfigError: A file or folder is missing or damaged, or there are no prompts.
+        ConfigError: The set cannot be opened, or there are no prompts.
+        FileError: A file is missing or damaged.
     """
     dataset = open_set('zeroshot', config.source, f'{key}.source')
     templates = config.templates or dataset.templates
-    if templates is None:
-        raise ConfigError(f'{key}.templates: required but not set, since {dataset.name} has no prompts of its own')
-    return ZeroshotSet(dataset, read_templates(templates, f'{key}.templates'))
+    with under(f'{key}.templates'):
+        if templates is None:
+            raise ConfigError(f'required but not set, since {dataset.name} has no prompts of its own')
+        return ZeroshotSet(dataset, read_templates(templates))
 
 
-def read_templates(path: Union[str, Path], key: str) -> list[str]:
-    """Read prompt templates from the lines of a text file; `{c}` becomes `{}`, and lines that start with # are skipped.
+def read_templates(path: Union[str, Path]) -> list[str]:
+    """Return the prompt templates in the lines of a text file.
+
+    `{c}` becomes `{}`, and lines that start with # are skipped.
 
     Raises:
-        ConfigError: The file is missing or has no templates, or a line has no placeholder.
+        ConfigError: There is no template, or a line has no placeholder.
+        FileError: The file is missing or damaged.
     """
-    try:
-        templates = [line.replace('{c}', '{}') for _, line in read_lines(str(path)) if not line.startswith('#')]
-    except FileError as error:
-        raise ConfigError(f'{key}: {error}') from None
+    lines = [line for _, line in read_lines(str(path)) if not line.startswith('#')]
+    templates = [line.replace('{c}', '{}') for line in lines]
     for line in templates:
         if '{}' not in line:
-            raise ConfigError(f'{key}: {path}: expected a prompt with {{}} for the class name on each line, got '
-                              f'{line!r}')
+            raise ConfigError(f'{path}: {line!r}, expected a prompt with {{}} for the class name on each line')
     if not templates:
-        raise ConfigError(f'{key}: {path} has no prompt')
+        raise ConfigError(f'{path} has no prompt')
     return templates

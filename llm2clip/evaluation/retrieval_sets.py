@@ -11,7 +11,15 @@ from typing import Optional
 
 from streaming import LocalDataset
 
-from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, caption_keys, read_columns, read_index, whole_shard
+from llm2clip.data.schema import (
+    CAPTION,
+    IMAGE,
+    SAMPLE_ID,
+    caption_keys,
+    read_columns,
+    read_index,
+    whole_shard,
+)
 from llm2clip.errors import ConfigError
 
 
@@ -43,7 +51,7 @@ class MDSImages:
 
     @classmethod
     def open(cls, local: str) -> 'MDSImages':
-        """Return a reader; raise a FileError if index or shards are damaged, or a shard is missing or compressed."""
+        """Return a reader; raise a FileError if the index or a shard is damaged or missing."""
         for shard in read_index(local)['shards']:
             whole_shard(local, shard)
         return cls(local, LocalDataset(local))

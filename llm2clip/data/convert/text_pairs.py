@@ -51,7 +51,7 @@ def text_pairs(
     for path in paths:
         parts[Path(path).stem] = [Part(Path(path).name, partial(_pairs, path), [path])]
     if len(parts) < len(paths):
-        raise ConfigError(f'two of {", ".join(paths)} have one name, expected different ones', 'source.by_file')
+        raise ConfigError(f'two of {", ".join(paths)} have one name', 'source.by_file')
     return parts, Dropped()
 
 
@@ -70,7 +70,9 @@ def _pairs(path: str, dropped: Dropped, holdout: float = 0.0, is_holdout: bool =
             yield Sample(sample_id, texts)
 
 
-def plain_text(files: Union[str, Sequence[str]], min_characters: Natural = 40) -> tuple[dict[str, list[Part]], Dropped]:
+def plain_text(
+    files: Union[str, Sequence[str]], min_characters: Natural = 40
+) -> tuple[dict[str, list[Part]], Dropped]:
     """Plain text files, such as WikiText, for the MNTP warm start: a split ``train`` with captions ``text``.
 
     Args:
@@ -97,8 +99,8 @@ def wikipedia_summaries(
 
     Args:
         package: Installed package with ``data/summaries_en-us.json``.
-        holdout, seed: Number of articles in the split ``val``, or a share between 0 and 1, chosen by the hash of
-            their title; or split -> number of its articles.
+        holdout, seed: Number of articles in the split ``val``, or a share between 0 and 1, chosen by the hash
+            of their title; or split -> number of its articles.
     """
     dropped = Dropped()
     articles = read_json(f'{package_folder(package)}/data/summaries_en-us.json', dict)
@@ -112,4 +114,5 @@ def wikipedia_summaries(
         sentence = re.split(r'(?<=[a-z\)][.!?]) (?=[A-Z])', extract, maxsplit=1)[0]
         samples[title] = Sample(title, {'short': f'{title}: {description}', 'long': sentence})
     splits = split_holdout(samples, holdout, seed)
-    return {split: one_part([samples[title] for title in titles]) for split, titles in splits.items()}, dropped
+    parts = {split: one_part([samples[title] for title in titles]) for split, titles in splits.items()}
+    return parts, dropped

@@ -60,7 +60,8 @@ def is_written(out: OutputFolder, about: Mapping[str, Any], config: WriterConfig
     path = out.local / CARD_FILE
     card = read_json(path, dict)
     options = _deciding_options(about, config, out)
-    options['inputs'] = {name: _input_identity(name) for name in card.get('inputs', ()) if os.path.isfile(name)}
+    present = [name for name in card.get('inputs', ()) if os.path.isfile(name)]
+    options['inputs'] = {name: _input_identity(name) for name in present}
     _check_options(out, path, card, options)
     return True
 
@@ -100,8 +101,8 @@ def write_splits(
         if out.fetch(f'{split}/{INDEX}'):
             name = read_index(out.local / split)['shards'][0]['raw_data']['basename']
             if not name.startswith('part-'):
-                raise ConfigError(f'{out.local / split} holds another dataset (with {name}), expected an empty folder '
-                                  'or one that prepare_data wrote', 'out')
+                raise ConfigError(f'{out.local / split} holds another dataset (with {name}), expected an '
+                                  'empty folder or one that prepare_data wrote', 'out')
     inputs, jobs = _part_jobs(splits, out, config, options)
     # Refuse parts that other machines wrote with other options before any work starts.
     for job in jobs[:config.shard_index] + jobs[config.shard_index + 1:config.num_shards]:
@@ -118,8 +119,9 @@ def write_splits(
         record = _read_record(job)
         if record is None:
             if config.num_shards == 1:
-                raise FileNotFoundError(f'{out.local / job.folder / _PART_FILE}, which another machine has written, '
-                                        'is not here: machines that do not share the folder need out_remote')
+                raise FileNotFoundError(
+                    f'{out.local / job.folder / _PART_FILE}, which another machine has written, is not here: '
+                    'machines that do not share the folder need out_remote')
             return None
         split, folder = job.folder.rsplit('/', 1)
         records[split][folder] = record
@@ -147,15 +149,15 @@ def _part_jobs(
 
 
 def _is_to_be_written(record: Optional[dict[str, Any]]) -> bool:
-    """Whether a part is incomplete, or has no samples or lacked image files that exist now and is read again."""
+    """Whether a part is incomplete, has no samples, or lacked image files that exist now."""
     if record is None or not record['samples']:
         return True
     return any(map(os.path.isfile, record['dropped'].get(MISSING_FILE, ())))
 
 
 def _finish(
-    records: Mapping[str, Mapping[str, dict[str, Any]]], dropped: Dropped, out: OutputFolder, config: WriterConfig,
-    options: dict[str, Any],
+    records: Mapping[str, Mapping[str, dict[str, Any]]], dropped: Dropped, out: OutputFolder,
+    config: WriterConfig, options: dict[str, Any],
 ) -> dict[str, int]:
     """Check all parts together, then write the indices and, last, the card."""
     left_out = Dropped()
@@ -220,15 +222,15 @@ def _check_shards(out: OutputFolder, split: str, parts: Mapping[str, dict[str, A
         size = path.stat().st_size if path.is_file() else None
         if out.remote is None and size != info['bytes']:
             state = 'is missing' if size is None else f'has {size:,} bytes'
-            raise FileError(f'{path}: {state}, expected {info["bytes"]:,} bytes; remove {path.parent} to '
-                            'convert that part again')
+            raise FileError(f'{state}, expected {info["bytes"]:,} bytes; remove {path.parent} to convert '
+                            'that part again', path)
         if shard['column_names'] != first_shard['column_names']:
-            raise ValueError(f'{part} of split {split!r} has columns {shard["column_names"]}, but {first_part} has '
-                             f'{first_shard["column_names"]}')
+            raise ValueError(f'{part} of split {split!r} has columns {shard["column_names"]}, but '
+                             f'{first_part} has {first_shard["column_names"]}')
 
 
 def _caption_lengths(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Caption key -> number of captions, number of samples without one, and quantiles of the words per caption."""
+    """Caption key -> number of captions, number of absent ones, and quantiles of the words per caption."""
     words: dict[str, Counter[int]] = {}
     for record in records:
         for key, counts in record['words'].items():
@@ -267,7 +269,8 @@ def _deciding_options(about: Mapping[str, Any], config: WriterConfig, out: Outpu
         ids_hash = xxhash.xxh64_hexdigest(json.dumps(sorted(excluded_ids(config.exclude_ids))))
     options = dict(about)
     options.update(image_max_side=config.image_max_side, image_quality=config.image_quality,
-                   require_any_caption=config.require_any_caption, exclude_ids=ids_hash, out_remote=out.remote)
+                   require_any_caption=config.require_any_caption, exclude_ids=ids_hash,
+                   out_remote=out.remote)
     return json.loads(json.dumps(options, default=str))
 
 
@@ -276,7 +279,7 @@ def excluded_ids(path: str) -> frozenset[str]:
     """Return the sample ids in an `exclude_ids` file; raise a ConfigError if an entry is not a text."""
     ids = read_json(path, list)
     if not all(isinstance(name, str) for name in ids):
-        raise ConfigError(f'{path} has entries that are no texts, expected a list of ids of samples', 'exclude_ids')
+        raise ConfigError(f'{path} has entries that are no texts, expected ids of samples', 'exclude_ids')
     return frozenset(ids)
 
 
@@ -289,15 +292,16 @@ def _input_identity(path: str) -> list[Any]:
     if path.endswith('.tar') or size > _COMPARED and not path.endswith('.safetensors'):
         return [size]
     with reading(path, 'a file'), open(path, 'rb') as file:
-        return [size, hashlib.file_digest(file, xxhash.xxh64).hexdigest()]  # pyright: ignore[reportArgumentType]
+        digest = hashlib.file_digest(file, xxhash.xxh64)  # pyright: ignore[reportArgumentType]
+        return [size, digest.hexdigest()]
 
 
 def _check_options(out: OutputFolder, path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise a ConfigError if the options `now` differ from those recorded in `path`, `before`."""
     for name, value in now.items():
         if name != 'inputs' and before.get(name) != value:
-            raise ConfigError(f'{out} was written with another {name} ({path} has it); choose another out, or '
-                              'remove it to convert again', 'out')
+            raise ConfigError(f'{out} was written with another {name} ({path} has it); choose another out, '
+                              'or remove it to convert again', 'out')
     inputs = before.get('inputs') or {}
     for file, identity in now['inputs'].items():
         if inputs.get(file, identity) != identity:
@@ -316,8 +320,8 @@ def _read_record(job: _PartJob) -> Optional[dict[str, Any]]:
         for i, shard in enumerate(record['shards']):
             check_shard(shard, f'{path}: shard {i}')
     if not is_whole or sum(shard['samples'] for shard in record['shards']) != record['samples']:
-        raise FileError(f'is damaged, expected {", ".join(_RECORD)} of a part; remove {path.parent} to convert it '
-                        'again', path)
+        raise FileError(f'is damaged, expected {", ".join(_RECORD)} of a part; remove {path.parent} to '
+                        'convert it again', path)
     try:
         _check_options(job.out, path, record['options'], job.options)
     except ConfigError:
@@ -360,13 +364,14 @@ def _write_part(job: _PartJob, show_progress: bool) -> None:
             words = {key: Counter() for key in first.captions}
             samples = tqdm(itertools.chain([first], usable), desc=job.part.name, unit=' samples',
                            disable=not show_progress)
-            with MDSWriter(out=str(out), columns=columns, hashes=['xxh64'], size_limit=job.config.size_limit) as writer:
+            with MDSWriter(out=str(out), columns=columns, hashes=['xxh64'],
+                           size_limit=job.config.size_limit) as writer:
                 for sample in samples:
                     if sample.sample_id in ids:
                         raise ValueError(f'sample id {sample.sample_id!r} occurs twice in {folder}')
                     if sample.captions.keys() != words.keys():
-                        raise ValueError(f'sample {sample.sample_id!r} has captions {sorted(sample.captions)}, '
-                                         f'expected {sorted(words)}')
+                        raise ValueError(f'sample {sample.sample_id!r} has captions '
+                                         f'{sorted(sample.captions)}, expected {sorted(words)}')
                     ids.add(sample.sample_id)
                     row: dict[str, Any] = {SAMPLE_ID: sample.sample_id}
                     if sample.image is not None:
@@ -381,8 +386,8 @@ def _write_part(job: _PartJob, show_progress: bool) -> None:
             index.unlink()
     files = [f'{job.folder}/{path.name}' for path in sorted(folder.glob('shard.*'))]
     job.out.publish(*files, keep=job.config.keep_local)
-    record = {'options': job.options, 'samples': len(ids), 'dropped': dropped.reasons, 'filtered': dropped.filtered,
-              'words': words, 'shards': shards}
+    record = {'options': job.options, 'samples': len(ids), 'dropped': dropped.reasons,
+              'filtered': dropped.filtered, 'words': words, 'shards': shards}
     job.out.commit(f'{job.folder}/{_PART_FILE}', json.dumps(record))
 
 
@@ -398,7 +403,7 @@ def _usable(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) -
             check_text(text, f'sample {sample.sample_id!r}: caption {key!r}')
         for key in needed:
             if key not in sample.captions:
-                raise ConfigError(f'there is no caption {key!r}; the samples have {", ".join(sample.captions)}',
+                raise ConfigError(f'there is no {key!r}; the samples have {", ".join(sample.captions)}',
                                   'require_any_caption')
         captions = sample.captions = {key: text.strip() for key, text in sample.captions.items()}
         if sample.sample_id in excluded:
