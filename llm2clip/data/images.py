@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from PIL import Image
@@ -28,6 +28,12 @@ class Preprocessing:
     std: tuple[float, ...]
 
 
+def read_image_file(path: Union[str, Path]) -> bytes:
+    """Return an encoded image; a FileError if it cannot be read."""
+    with reading(path, 'an image'):
+        return Path(path).read_bytes()
+
+
 @dataclass(frozen=True)
 class ImageFiles:
     """Reader of image files by position; picklable."""
@@ -36,9 +42,7 @@ class ImageFiles:
     files: Sequence[str]
 
     def __call__(self, position: int) -> bytes:
-        path = Path(self.folder, self.files[position])
-        with reading(path, 'an image'):
-            return path.read_bytes()
+        return read_image_file(Path(self.folder, self.files[position]))
 
 
 def decode_image(data: bytes, sample_id: str) -> Image.Image:

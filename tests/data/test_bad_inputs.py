@@ -299,7 +299,7 @@ def test_a_dataset_is_taken_for_complete_only_if_it_is_of_this_source(tmp_path: 
     out, about = OutputFolder(tmp_path / 'out'), {'source': {'name': 'x', 'files': ['a']}}
     config = WriterConfig()
     assert not is_written(out, about, config)
-    write_splits({'train': one_part(make_samples(2))}, Dropped(), out, about=about)
+    write_splits({'train': one_part(make_samples(2))}, Dropped(), out, description=about)
     assert is_written(out, about, config)
     refused('out: .* was written with another source', lambda: is_written(out, {'source': {'name': 'y'}}, config))
     refused('out: .* was written with another require_any_caption',

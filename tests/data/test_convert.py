@@ -167,16 +167,17 @@ def test_what_wrote_no_sample_does_not_block_the_next_try(tmp_path: Path) -> Non
     out, about = tmp_path / 'out', {'source': 'wrong'}
     empty = {'train': one_part([Sample('x', {'short': 'a'}, b'no image')])}
     with pytest.raises(ValueError, match='1 of 1 samples were left out'):
-        write_splits(empty, Dropped(), out, about=about)
+        write_splits(empty, Dropped(), out, description=about)
     # With the same options, after what was missing has been put there.
-    assert write_splits({'train': one_part(make_samples(3))}, Dropped(), out, about=about) == {'train': 3}
+    assert write_splits({'train': one_part(make_samples(3))}, Dropped(), out, description=about) == {'train': 3}
     # With other options, if there is nothing but the failure.
     for source in ('wrong', 'right'):
         with pytest.raises(ValueError, match='1 of 1 samples were left out'):
-            write_splits(empty, Dropped(), tmp_path / 'next', about={'source': source})
-    assert write_splits({'train': one_part(make_samples(3))}, Dropped(), tmp_path / 'next', about=about) == {'train': 3}
+            write_splits(empty, Dropped(), tmp_path / 'next', description={'source': source})
+    three = {'train': one_part(make_samples(3))}
+    assert write_splits(three, Dropped(), tmp_path / 'next', description=about) == {'train': 3}
     with pytest.raises(ConfigError, match='was written with another source'):
-        write_splits({'train': one_part(make_samples(3))}, Dropped(), tmp_path / 'next', about={'source': 'third'})
+        write_splits(three, Dropped(), tmp_path / 'next', description={'source': 'third'})
 
 
 @pytest.fixture

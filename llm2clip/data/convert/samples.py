@@ -3,12 +3,13 @@
 
 """Interface of data sources: samples in parts that are converted one by one, and a record of omitted ones."""
 
+import dataclasses
 import glob
 import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Optional, Union
@@ -17,8 +18,7 @@ import xxhash
 from pydantic import Field
 
 from llm2clip.config.ranges import Finite, Holdout, Text
-from llm2clip.data.caption_files import check_text, normal_path
-from llm2clip.data.caption_files import field as field_of
+from llm2clip.data.caption_files import check_text, field, normal_path
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.io.files import reading
 from llm2clip.io.folders import inside
@@ -45,8 +45,8 @@ class Sample:
 class Dropped:
     """Samples left out: reason -> sample ids, or paths of missing files."""
 
-    reasons: dict[str, list[str]] = field(default_factory=dict)
-    filtered: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    filtered: Counter[str] = dataclasses.field(default_factory=Counter)
     """Reason -> number of samples that the user's settings leave out; `max_dropped` does not count them."""
 
     def add(self, reason: str, *sample_ids: str) -> None:
@@ -251,7 +251,7 @@ class Selection:
     def filters_out(self, fields: Mapping[str, Any], where: str, dropped: Dropped) -> bool:
         """Return whether a filter leaves a sample out, and count it; a missing field raises a ConfigError."""
         for name, condition in self._filters.items():
-            is_kept = condition.keeps(field_of(fields, name, where), f'{where}: {name!r}')
+            is_kept = condition.keeps(field(fields, name, where), f'{where}: {name!r}')
             if not is_kept:
                 reason = f'filter {name}' if is_kept is False else f'filter {name}: no value'
                 dropped.filtered[reason] += 1

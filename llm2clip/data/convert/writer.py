@@ -49,7 +49,7 @@ _RECORD = {'options': dict, 'samples': int, 'dropped': dict, 'filtered': dict, '
 _COMPARED = 1 << 26
 
 
-def is_written(out: OutputFolder, about: Mapping[str, Any], config: WriterConfig) -> bool:
+def is_written(out: OutputFolder, description: Mapping[str, Any], config: WriterConfig) -> bool:
     """Return whether a dataset is complete; the arguments are those given to `write_splits`.
 
     Raises:
@@ -59,7 +59,7 @@ def is_written(out: OutputFolder, about: Mapping[str, Any], config: WriterConfig
         return False
     path = out.local / CARD_FILE
     card = read_json(path, dict)
-    options = _deciding_options(about, config, out)
+    options = _deciding_options(description, config, out)
     present = [name for name in card.get('inputs', ()) if os.path.isfile(name)]
     options['inputs'] = {name: _input_identity(name) for name in present}
     _check_options(out, path, card, options)
@@ -68,7 +68,7 @@ def is_written(out: OutputFolder, about: Mapping[str, Any], config: WriterConfig
 
 def write_splits(
     splits: Mapping[str, list[Part]], dropped: Dropped, out: Union[str, Path, OutputFolder],
-    config: Optional[WriterConfig] = None, about: Optional[Mapping[str, Any]] = None,
+    config: Optional[WriterConfig] = None, description: Optional[Mapping[str, Any]] = None,
     engine: Optional[Engine] = None,
 ) -> Optional[dict[str, int]]:
     """Write one MDS dataset per split, and a dataset card.
@@ -81,7 +81,7 @@ def write_splits(
         dropped: Samples that the source left out before it made parts.
         out: Output folder; complete parts are uploaded if it has a remote.
         config: Settings of the writer.
-        about: Description of the source for the card; a folder with another description is refused.
+        description: Description of the source for the card; a folder with another description is refused.
         engine: Engine that runs the parts; by default `config.num_workers` processes of this machine.
 
     Returns:
@@ -95,7 +95,7 @@ def write_splits(
     if not isinstance(out, OutputFolder):
         out = OutputFolder(out)
     config = config or WriterConfig()
-    options = _deciding_options(about or {}, config, out)
+    options = _deciding_options(description or {}, config, out)
     for split in splits:
         check_values(FolderName, split, 'source.split')
         if out.fetch(f'{split}/{INDEX}'):
@@ -262,12 +262,14 @@ class _PartJob(NamedTuple):
     options: dict[str, Any]  # options that determine the samples, with the identities of the input files
 
 
-def _deciding_options(about: Mapping[str, Any], config: WriterConfig, out: OutputFolder) -> dict[str, Any]:
+def _deciding_options(
+    description: Mapping[str, Any], config: WriterConfig, out: OutputFolder
+) -> dict[str, Any]:
     """Options that determine the samples of a part and where it is, as JSON returns recorded ones."""
     ids_hash = None
     if config.exclude_ids is not None:
         ids_hash = xxhash.xxh64_hexdigest(json.dumps(sorted(excluded_ids(config.exclude_ids))))
-    options = dict(about)
+    options = dict(description)
     options.update(image_max_side=config.image_max_side, image_quality=config.image_quality,
                    require_any_caption=config.require_any_caption, exclude_ids=ids_hash,
                    out_remote=out.remote)
@@ -296,14 +298,16 @@ def _input_identity(path: str) -> list[Any]:
         return [size, digest.hexdigest()]
 
 
-def _check_options(out: OutputFolder, path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise a ConfigError if the options `now` differ from those recorded in `path`, `before`."""
-    for name, value in now.items():
-        if name != 'inputs' and before.get(name) != value:
+def _check_options(
+    out: OutputFolder, path: Path, recorded: Mapping[str, Any], options: Mapping[str, Any]
+) -> None:
+    """Raise a ConfigError if the options differ from those `recorded` in the file `path`."""
+    for name, value in options.items():
+        if name != 'inputs' and recorded.get(name) != value:
             raise ConfigError(f'{out} was written with another {name} ({path} has it); choose another out, '
                               'or remove it to convert again', 'out')
-    inputs = before.get('inputs') or {}
-    for file, identity in now['inputs'].items():
+    inputs = recorded.get('inputs') or {}
+    for file, identity in options['inputs'].items():
         if inputs.get(file, identity) != identity:
             raise ConfigError(f'{file}: has changed since {out} was written from it; choose another out, or '
                               f'remove {out} to convert again')
