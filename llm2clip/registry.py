@@ -100,7 +100,7 @@ PARTS: Mapping[str, _Registry] = {
     'source': SOURCES, 'optimizer': OPTIMIZERS, 'scheduler': SCHEDULERS, 'algorithms': ALGORITHMS,
     'callbacks': CALLBACKS, 'loggers': LOGGERS, 'zeroshot': CLASSIFICATION_SETS, 'linear_probe': CLASSIFICATION_SETS,
 }
-# Key of the configuration -> the base class of its parts.  Sources and evaluation sets are functions.
+# Key of the configuration -> the base class of its parts.  Sources and classification sets are functions.
 _BASES: _Registry = {
     'optimizer': 'torch.optim:Optimizer', 'scheduler': 'composer.optim:ComposerScheduler',
     'algorithms': 'composer:Algorithm', 'callbacks': 'composer:Callback',
@@ -201,8 +201,8 @@ def check(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> 
 
 
 def _check_kind(part: Any, kind: str, reference: str, key: str) -> None:
-    """Raise a ConfigError unless a part is a subclass of the base class of its kind or, for a source or an
-    evaluation set, a function that its module defines.  The standard library has no such functions."""
+    """Raise a ConfigError unless a part is a subclass of the base class of its kind or, for a source or a
+    classification set, a function that its module defines.  The standard library has no such functions."""
     module = reference.partition(':')[0]
     if kind in _BASES:
         base: Any = find(_BASES[kind])

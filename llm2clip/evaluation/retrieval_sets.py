@@ -49,13 +49,6 @@ class MDSImages:
     """Folder of the dataset; readers of the same folder compare equal."""
     dataset: LocalDataset = dataclasses.field(compare=False, repr=False)
 
-    @classmethod
-    def open(cls, local: str) -> 'MDSImages':
-        """Return a reader; raise a FileError if the index or a shard is damaged or missing."""
-        for shard in read_index(local)['shards']:
-            whole_shard(local, shard)
-        return cls(local, LocalDataset(local))
-
     def __call__(self, position: int) -> bytes:
         return self.dataset[position][IMAGE]
 
@@ -77,17 +70,17 @@ def open_retrieval_set(local: str, captions: Optional[Sequence[str]] = None) -> 
         raise ConfigError(str(error), 'local') from error
     if captions is not None:
         keys = _matching(keys, captions, local)
-    images = MDSImages.open(local)
-    ids: dict[str, list[str]] = {}
-    for position, sample in enumerate(itertools.chain.from_iterable(images.dataset.shards)):
-        image_id = sample[SAMPLE_ID]
-        if image_id in ids:  # files that were converted together may use an id twice
-            image_id = f'{image_id} ({position})'
-        texts = [sample[CAPTION + key].strip() for key in keys]
-        ids[image_id] = [text for text in texts if text]
-    if not any(ids.values()):
+    texts: dict[str, list[str]] = {}
+    for shard in read_index(local)['shards']:
+        for sample in whole_shard(local, shard):
+            image_id = sample[SAMPLE_ID]
+            if image_id in texts:  # files that were converted together may use an id twice
+                image_id = f'{image_id} ({len(texts)})'
+            stripped = [sample[CAPTION + key].strip() for key in keys]
+            texts[image_id] = [text for text in stripped if text]
+    if not any(texts.values()):
         raise ConfigError(f'no image of {local} has one of the captions {", ".join(keys)}', 'caption_keys')
-    return RetrievalSet(local, list(ids), list(ids.values()), images)
+    return RetrievalSet(local, list(texts), list(texts.values()), MDSImages(local, LocalDataset(local)))
 
 
 def _matching(keys: Sequence[str], patterns: Sequence[str], local: str) -> list[str]:

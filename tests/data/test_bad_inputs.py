@@ -115,7 +115,8 @@ ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
     *(('image_folder', {'holdout': holdout}, 'source.holdout: .*, expected (a share|at least|a? ?finite|number)')
       for holdout in (-5, 1.5, float('nan'), '3')),
     ('plain_text', {'files': [5]}, r'source.files: .*5, expected string'),
-    ('webdataset', {'captions': {}}, 'source.captions: expected caption keys'),
+    *((source, {'captions': {}}, 'source.captions: .*, expected .*at least 1 item')
+      for source in ('webdataset', 'table')),
     *((source, {'sample': share}, f'source.sample: {share}, expected (greater than 0|at most 1)')
       for source in ('table', 'huggingface', 'webdataset') for share in (0, 1.5)),
     *((source, {'filters': {'t': {}}}, 'source.filters.t: expected min, max')

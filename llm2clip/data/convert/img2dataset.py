@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
-from llm2clip.config.ranges import FolderName, HoldoutShare, SampleShare, Seed, Text
+from llm2clip.config.ranges import CaptionColumns, FolderName, HoldoutShare, SampleShare, Seed, Text
 from llm2clip.data.caption_files import field, normal_path, optional_text
 from llm2clip.data.convert.samples import (
     Dropped,
@@ -44,7 +44,7 @@ _OPTIONS = {'autoinstall_known_extensions': False, 'autoload_known_extensions': 
 
 
 def webdataset(
-    files: Union[str, Sequence[str]], captions: dict[Text, Text], id_field: Text = '__key__',
+    files: Union[str, Sequence[str]], captions: CaptionColumns, id_field: Text = '__key__',
     split: FolderName = 'train', tables: Union[None, Text, Sequence[Text]] = None,
     table_key: Optional[Text] = None, image_key: Optional[Text] = None, index: Optional[Text] = None,
     filters: Optional[Filters] = None, sample: SampleShare = 1.0, sample_seed: Seed = 0,
@@ -74,8 +74,6 @@ def webdataset(
     splits = holdout_splits(split, holdout)
     paths = matching_files(files)
     selection = Selection(filters, sample, sample_seed)
-    if not captions:
-        raise ConfigError('expected caption keys with the fields that hold them', 'source.captions')
     join: Optional[CaptionTables] = None
     table_files: list[str] = []
     join_options = {'tables': tables, 'table_key': table_key, 'image_key': image_key, 'index': index}

@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from llm2clip.config.ranges import FolderName, HoldoutShare, SampleShare, Seed, Text
+from llm2clip.config.ranges import CaptionColumns, FolderName, HoldoutShare, SampleShare, Seed, Text
 from llm2clip.data.caption_files import check_image_paths, normal_path, optional_text, read_csv
 from llm2clip.data.convert.samples import (
     Dropped,
@@ -39,7 +39,7 @@ _DATASET = 'a dataset that the package datasets reads'
 _TYPES = {'captions': 'texts or lists of texts', 'images': 'encoded images or paths',
           'ids': 'texts or whole numbers'}
 
-Captions = Union[Text, dict[Text, Text]]
+Captions = Union[Text, CaptionColumns]
 
 
 def read_schema(path: str) -> pyarrow.Schema:
@@ -162,8 +162,6 @@ def _caption_keys(
     captions: Captions, tables: Mapping[str, pyarrow.Schema], longest: Callable[[str], int]
 ) -> dict[str, list[str]]:
     """Column -> caption keys; `longest` returns the length of a column's longest list."""
-    if not captions:
-        raise ConfigError('expected a column, or caption keys with their columns', 'source.captions')
     caption_columns = {'': captions} if isinstance(captions, str) else captions
     keys: dict[str, list[str]] = {}
     for key, column in caption_columns.items():
