@@ -14,7 +14,7 @@ from PIL import Image
 from recipes_in_process import run_recipe
 
 from llm2clip.config import WriterConfig
-from llm2clip.data.convert import writer
+from llm2clip.data.convert import part_writer
 from llm2clip.data.convert.emoji import emoji
 from llm2clip.data.convert.image_folder import caption_csv, image_folder
 from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part, split_holdout
@@ -233,9 +233,10 @@ def test_captions_that_change_between_two_calls_are_refused(
         run_recipe(monkeypatch, 'prepare_data', 'source.name=caption_csv', f'source.captions={captions_file}',
                    f'source.holdout={holdout}', f'out={tmp_path}/{out}')
 
-    write = writer._write_part
+    write = part_writer._write_part
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(writer, '_write_part', lambda job, alone: write(job, alone) if job.folder[0] == 't' else 1 / 0)
+        patch.setattr(part_writer, '_write_part',
+                      lambda job, alone: write(job, alone) if job.folder[0] == 't' else 1 / 0)
         prepare('stopped')
     prepare('whole')
     prepare('whole')

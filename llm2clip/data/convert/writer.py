@@ -7,44 +7,42 @@ One process writes each part of a split into a folder of shards, ``<split>/part-
 complete, on any machine, one index over all shards in the split's folder makes the dataset readable.
 """
 
-import functools
 import hashlib
-import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 import xxhash
-from PIL import Image
-from streaming import MDSWriter
 from tqdm import tqdm
 
 from llm2clip.config import WriterConfig
 from llm2clip.config.loading import check_values
 from llm2clip.config.ranges import FolderName
-from llm2clip.data.caption_files import check_text
-from llm2clip.data.convert.samples import MISSING_FILE, Dropped, Part, Sample
-from llm2clip.data.images import decode_image, decode_pixels, encode_image
-from llm2clip.data.schema import CAPTION, IMAGE, INDEX, SAMPLE_ID, check_shard, read_index
-from llm2clip.engine import Engine, LocalEngine, Work
+from llm2clip.data.convert.part_writer import (
+    EXCLUDED,
+    PART_FILE,
+    PartJob,
+    check_options,
+    excluded_ids,
+    read_record,
+    writing_parts,
+)
+from llm2clip.data.convert.samples import MISSING_FILE, Dropped, Part
+from llm2clip.data.schema import INDEX, read_index
+from llm2clip.engine import Engine, LocalEngine
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.io.files import read_json, reading
-from llm2clip.io.folders import atomic_folder, locked
 from llm2clip.io.remotes import OutputFolder
-from llm2clip.modeling.image_processing_llm2clip import FORMATS, MAX_PIXELS, TooManyPixels
 
 CARD_FILE = 'dataset.json'
 """Dataset card, written last: a folder with a card is complete."""
 # Ids per reason for omission in the card; the records of the parts list all ids.
 _NAMED = 1000
-_EXCLUDED = 'named by exclude_ids'
-_PART_FILE = 'part.json'
-_RECORD = {'options': dict, 'samples': int, 'dropped': dict, 'filtered': dict, 'words': dict, 'shards': list}
 # Bytes; larger input files other than weights, and tars, are compared by size alone.
 _COMPARED = 1 << 26
 
@@ -62,7 +60,7 @@ def is_written(out: OutputFolder, description: Mapping[str, Any], config: Writer
     options = _deciding_options(description, config, out)
     present = [name for name in card.get('inputs', ()) if os.path.isfile(name)]
     options['inputs'] = {name: _input_identity(name) for name in present}
-    _check_options(out, path, card, options)
+    check_options(out, path, card, options)
     return True
 
 
@@ -106,21 +104,21 @@ def write_splits(
     inputs, jobs = _part_jobs(splits, out, config, options)
     # Refuse parts that other machines wrote with other options before any work starts.
     for job in jobs[:config.shard_index] + jobs[config.shard_index + 1:config.num_shards]:
-        _read_record(job)
+        read_record(job)
     mine = jobs[config.shard_index::config.num_shards]
-    todo = {job.folder: job for job in mine if _is_to_be_written(_read_record(job))}
+    todo = {job.folder: job for job in mine if _is_to_be_written(read_record(job))}
     engine = engine or LocalEngine(config.num_workers)
     print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, by {engine}', flush=True)
     num_done = len(mine) - len(todo)
     with tqdm(total=len(mine), initial=num_done, desc=f'write {out.local.name}', unit=' parts') as bar:
-        engine.run(todo, partial(_writing, show_progress=len(todo) == 1), lambda _: bar.update())
+        engine.run(todo, partial(writing_parts, show_progress=len(todo) == 1), lambda _: bar.update())
     records: dict[str, dict[str, dict[str, Any]]] = {split: {} for split in splits}  # split -> part's folder
     for job in jobs:
-        record = _read_record(job)
+        record = read_record(job)
         if record is None:
             if config.num_shards == 1:
                 raise FileNotFoundError(
-                    f'{out.local / job.folder / _PART_FILE}, which another machine has written, is not here: '
+                    f'{out.local / job.folder / PART_FILE}, which another machine has written, is not here: '
                     'machines that do not share the folder need out_remote')
             return None
         split, folder = job.folder.rsplit('/', 1)
@@ -130,10 +128,10 @@ def write_splits(
 
 def _part_jobs(
     splits: Mapping[str, list[Part]], out: OutputFolder, config: WriterConfig, options: Mapping[str, Any]
-) -> tuple[dict[str, Any], list['_PartJob']]:
+) -> tuple[dict[str, Any], list[PartJob]]:
     """Identities of all input files, and one job per part."""
     inputs: dict[str, Any] = {}
-    jobs: dict[str, _PartJob] = {}
+    jobs: dict[str, PartJob] = {}
     for split, parts in splits.items():
         for part in parts:
             check_values(FolderName, f'part-{part.name}', 'the folder of a part')
@@ -144,7 +142,7 @@ def _part_jobs(
                 if path not in inputs:
                     inputs[path] = _input_identity(path)
             part_options = dict(options) | {'inputs': {path: inputs[path] for path in part.files}}
-            jobs[folder] = _PartJob(out, folder, part, config, part_options)
+            jobs[folder] = PartJob(out, folder, part, config, part_options)
     return inputs, list(jobs.values())
 
 
@@ -203,7 +201,7 @@ def _check_dropped(left_out: Dropped, num_written: int, config: WriterConfig, ou
                          f'images again, remove {out}')
     if config.exclude_ids is not None:
         num_ids = len(excluded_ids(config.exclude_ids))
-        num_excluded = left_out.filtered[_EXCLUDED]
+        num_excluded = left_out.filtered[EXCLUDED]
         summary = f'{num_excluded:,} samples are left out, and {config.exclude_ids} names {num_ids:,}'
         if num_ids and not num_excluded:
             raise ConfigError(f'{summary}; expected ids of samples of this source', 'exclude_ids')
@@ -247,21 +245,6 @@ def _caption_lengths(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, i
     return lengths
 
 
-# -----------------------------------------------------------------------------------------------------------
-# One part
-# -----------------------------------------------------------------------------------------------------------
-
-
-class _PartJob(NamedTuple):
-    """Part to write."""
-
-    out: OutputFolder
-    folder: str  # the part's folder, relative to `out`
-    part: Part
-    config: WriterConfig
-    options: dict[str, Any]  # options that determine the samples, with the identities of the input files
-
-
 def _deciding_options(
     description: Mapping[str, Any], config: WriterConfig, out: OutputFolder
 ) -> dict[str, Any]:
@@ -276,15 +259,6 @@ def _deciding_options(
     return json.loads(json.dumps(options, default=str))
 
 
-@functools.cache
-def excluded_ids(path: str) -> frozenset[str]:
-    """Return the sample ids in an `exclude_ids` file; raise a ConfigError if an entry is not a text."""
-    ids = read_json(path, list)
-    if not all(isinstance(name, str) for name in ids):
-        raise ConfigError(f'{path} has entries that are no texts, expected ids of samples', 'exclude_ids')
-    return frozenset(ids)
-
-
 def _input_identity(path: str) -> list[Any]:
     """Size of an input file, and a hash of its content unless it is large or a tar.
 
@@ -296,149 +270,3 @@ def _input_identity(path: str) -> list[Any]:
     with reading(path, 'a file'), open(path, 'rb') as file:
         digest = hashlib.file_digest(file, xxhash.xxh64)  # pyright: ignore[reportArgumentType]
         return [size, digest.hexdigest()]
-
-
-def _check_options(
-    out: OutputFolder, path: Path, recorded: Mapping[str, Any], options: Mapping[str, Any]
-) -> None:
-    """Raise a ConfigError if the options differ from those `recorded` in the file `path`."""
-    for name, value in options.items():
-        if name != 'inputs' and recorded.get(name) != value:
-            raise ConfigError(f'{out} was written with another {name} ({path} has it); choose another out, '
-                              'or remove it to convert again', 'out')
-    inputs = recorded.get('inputs') or {}
-    for file, identity in options['inputs'].items():
-        if inputs.get(file, identity) != identity:
-            raise ConfigError(f'{file}: has changed since {out} was written from it; choose another out, or '
-                              f'remove {out} to convert again')
-
-
-def _read_record(job: _PartJob) -> Optional[dict[str, Any]]:
-    """Record of a written part; None if it is incomplete, or empty and written with other options."""
-    path = job.out.local / job.folder / _PART_FILE
-    if not job.out.fetch(f'{job.folder}/{_PART_FILE}'):
-        return None
-    record = read_json(path, dict)
-    is_whole = {name: type(value) for name, value in record.items()} == _RECORD
-    if is_whole:
-        for i, shard in enumerate(record['shards']):
-            check_shard(shard, f'{path}: shard {i}')
-    if not is_whole or sum(shard['samples'] for shard in record['shards']) != record['samples']:
-        raise FileError(f'is damaged, expected {", ".join(_RECORD)} of a part; remove {path.parent} to '
-                        'convert it again', path)
-    try:
-        _check_options(job.out, path, record['options'], job.options)
-    except ConfigError:
-        if record['samples']:
-            raise
-        return None
-    return record
-
-
-def _writing(show_progress: bool) -> Work[_PartJob, None]:
-    """Make the function that writes parts, and may show the progress within a part."""
-    def work(jobs: Iterable[_PartJob], done: Callable[[None], object]) -> None:
-        for job in jobs:
-            folder = job.out.local / job.folder
-            lock = folder.with_name(f'.{folder.name}.lock')
-            # A worker that the engine considers lost may still be writing.
-            with locked(lock, folder):
-                _write_part(job, show_progress)
-                lock.unlink()
-            done(None)
-
-    return work
-
-
-def _write_part(job: _PartJob, show_progress: bool) -> None:
-    """Write one part into its folder and, last, its record."""
-    folder = job.out.local / job.folder
-    dropped = Dropped()
-    ids: set[str] = set()
-    words: dict[str, Counter[int]] = {}
-    shards: list[dict[str, Any]] = []
-    with atomic_folder(folder) as out:
-        usable = _usable(job.part.read(dropped), dropped, job.config)
-        first = next(usable, None)
-        if first is not None:
-            columns = {SAMPLE_ID: 'str'}
-            if first.image is not None:
-                columns[IMAGE] = 'bytes'
-            columns.update({CAPTION + key: 'str' for key in first.captions})
-            words = {key: Counter() for key in first.captions}
-            samples = tqdm(itertools.chain([first], usable), desc=job.part.name, unit=' samples',
-                           disable=not show_progress)
-            with MDSWriter(out=str(out), columns=columns, hashes=['xxh64'],
-                           size_limit=job.config.size_limit) as writer:
-                for sample in samples:
-                    if sample.sample_id in ids:
-                        raise ValueError(f'sample id {sample.sample_id!r} occurs twice in {folder}')
-                    if sample.captions.keys() != words.keys():
-                        raise ValueError(f'sample {sample.sample_id!r} has captions '
-                                         f'{sorted(sample.captions)}, expected {sorted(words)}')
-                    ids.add(sample.sample_id)
-                    row: dict[str, Any] = {SAMPLE_ID: sample.sample_id}
-                    if sample.image is not None:
-                        row[IMAGE] = sample.image
-                    for key, text in sample.captions.items():
-                        words[key][len(text.split())] += 1
-                        row[CAPTION + key] = text
-                    writer.write(row)
-            # A part is not a dataset: the index of the split lists its shards.
-            index = out / INDEX
-            shards = read_json(index, dict)['shards']
-            index.unlink()
-    files = [f'{job.folder}/{path.name}' for path in sorted(folder.glob('shard.*'))]
-    job.out.publish(*files, keep=job.config.keep_local)
-    record = {'options': job.options, 'samples': len(ids), 'dropped': dropped.reasons,
-              'filtered': dropped.filtered, 'words': words, 'shards': shards}
-    job.out.commit(f'{job.folder}/{_PART_FILE}', json.dumps(record))
-
-
-def _usable(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) -> Iterator[Sample]:
-    """Yield the usable samples, without white space around captions, and record the others in `dropped`."""
-    needed = config.require_any_caption
-    excluded: frozenset[str] = frozenset()
-    if config.exclude_ids is not None:
-        excluded = excluded_ids(config.exclude_ids)
-    for sample in samples:
-        check_text(sample.sample_id, f'the id of sample {sample.sample_id!r}')
-        for key, text in sample.captions.items():
-            check_text(text, f'sample {sample.sample_id!r}: caption {key!r}')
-        for key in needed:
-            if key not in sample.captions:
-                raise ConfigError(f'there is no {key!r}; the samples have {", ".join(sample.captions)}',
-                                  'require_any_caption')
-        captions = sample.captions = {key: text.strip() for key, text in sample.captions.items()}
-        if sample.sample_id in excluded:
-            dropped.filtered[_EXCLUDED] += 1
-        elif not any(captions.values()):
-            dropped.add('no caption', sample.sample_id)
-        elif needed and not any(captions[key] for key in needed):
-            dropped.filtered[f'no caption {" or ".join(needed)}'] += 1
-        else:
-            problem = _image_problem(sample, config)
-            if problem is None:
-                yield sample
-            else:
-                dropped.add(problem, sample.sample_id)
-
-
-def _image_problem(sample: Sample, config: WriterConfig) -> Optional[str]:
-    """Reason why a sample's image cannot be used, if any; shrink an image that exceeds `image_max_side`."""
-    if sample.image is None:
-        return None
-    max_side = config.image_max_side
-    try:
-        if max_side is None:
-            decode_pixels(sample.image, sample.sample_id)
-            return None
-        picture = decode_image(sample.image, sample.sample_id)
-        if max(picture.size) > max_side:
-            picture.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
-            sample.image = encode_image(picture, 'JPEG', quality=config.image_quality)
-    except ValueError as error:
-        if isinstance(error.__cause__, TooManyPixels):
-            return f'more than {MAX_PIXELS:,} pixels'
-        return f'undecodable image, expected {", ".join(FORMATS)}'
-    return None
