@@ -161,6 +161,9 @@ WRONG: list[tuple[str, str, Arguments, str]] = [
     ('k.json', _karpathy(('a.jpg', 'train'), ('a.jpg', 'test')), {}, r'k\.json: image a\.jpg occurs twice$'),
     ('k.csv', 'filename,split\na.jpg,train\n', {}, r"k\.csv:2 has no 'raw'; it has filename, split$"),
     ('t.token.txt', TOKEN, {}, r'source\.split_files: the lists .* are not beside t\.token\.txt, and without'),
+    ('a.jpg', '', {'annotations': 't.token.txt'}, r't\.token\.txt: cannot be read'),
+    ('t.token.txt', TOKEN, {'split_files': {'test': 't.token.txt'}},
+     r't\.token\.txt:1: image a\.jpg#0\tx is listed twice, or has no captions in t\.token\.txt'),
     ('t.token.txt', 'a.jpg#0\tx\nb.jpg\n', {'split': 'train'},
      r't\.token\.txt:2: expected `<image>#<number><tab><caption>` or'),
 ]

@@ -267,18 +267,16 @@ def _listed_splits(
 ) -> dict[Optional[str], _Images]:
     """Split -> images that its file lists; None -> the images that no file lists."""
     splits: dict[Optional[str], _Images] = {}
-    split_of: dict[str, str] = {}
+    listed: set[str] = set()
     for split, file in split_files.items():
         images: list[tuple[str, list[str]]] = []
         for where, image in read_lines(file):
-            if image in split_of:
-                raise FileError(f'image {image} is listed already, in {split_files[split_of[image]]}', where)
-            if image not in captions:
-                raise FileError(f'image {image[:60]} has no captions in {path}', where)
-            split_of[image] = split
+            if image in listed or image not in captions:
+                raise FileError(f'image {image[:60]} is listed twice, or has no captions in {path}', where)
+            listed.add(image)
             images.append((image, captions[image]))
         splits[split] = images
-    splits[None] = [(image, lines) for image, lines in captions.items() if image not in split_of]
+    splits[None] = [(image, lines) for image, lines in captions.items() if image not in listed]
     return splits
 
 
