@@ -98,7 +98,8 @@ LOGGERS: _Registry = {
 # Key of the configuration -> its valid names.
 PARTS: Mapping[str, _Registry] = {
     'source': SOURCES, 'optimizer': OPTIMIZERS, 'scheduler': SCHEDULERS, 'algorithms': ALGORITHMS,
-    'callbacks': CALLBACKS, 'loggers': LOGGERS, 'zeroshot': CLASSIFICATION_SETS, 'linear_probe': CLASSIFICATION_SETS,
+    'callbacks': CALLBACKS, 'loggers': LOGGERS, 'zeroshot': CLASSIFICATION_SETS,
+    'linear_probe': CLASSIFICATION_SETS,
 }
 # Key of the configuration -> the base class of its parts.  Sources and classification sets are functions.
 _BASES: _Registry = {
@@ -254,8 +255,8 @@ def build_source(source: Mapping[str, Any]) -> Any:
 def open_set(kind: str, source: Mapping[str, Any], key: str) -> Any:
     """Build a classification set of a kind: ``zeroshot`` or ``linear_probe``.
 
-    `source` has its ``name`` and arguments, and is at `key`.  Raise a ConfigError if there is no such set or its
-    layout is wrong, and an OSError or a FileError if files are missing or damaged.
+    `source` has its ``name`` and arguments, and is at `key`.  Raise a ConfigError if there is no such set or
+    its layout is wrong, and an OSError or a FileError if files are missing or damaged.
     """
     name, arguments = named(source, key)
     part = check(kind, name, arguments, key)

@@ -215,8 +215,11 @@ def _text_features(
 
 
 def published_name(name: str, benchmark: RetrievalConfig) -> str:
-    """Return the name under which papers report a benchmark, by its name in `retrieval`; the languages of XM3600 share
-    one.  Empty if equal texts are merged, since published numbers do not compare."""
+    """Return the name under which papers report a benchmark, by its name in `retrieval`.
+
+    The languages of XM3600 share one.  It is empty if equal texts are merged, since published numbers do not
+    compare.
+    """
     if benchmark.merge_equal_texts:
         return ''
     return 'xm3600' if name.startswith('xm3600_') else name
