@@ -21,44 +21,36 @@ from typing import Any
 
 from llm2clip.config.loading import check_values
 from llm2clip.config.ranges import Positive, Time, TimeOrZero
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, under
 
 # Name -> ``module:class`` (or function).
 _Registry = Mapping[str, str]
 
 SOURCES: _Registry = {
     'caption_csv': 'llm2clip.data.convert.image_folder:caption_csv',
-    'coco': 'llm2clip.data.convert.image_folder:coco',
+    'coco': 'llm2clip.data.convert.flickr_coco:coco',
+    'coco_cn': 'llm2clip.data.convert.flickr_coco:coco_cn',
+    'docci': 'llm2clip.data.convert.retrieval_benchmarks:docci',
     'emoji': 'llm2clip.data.convert.emoji:emoji',
-    'flickr30k': 'llm2clip.data.convert.image_folder:flickr30k',
-    'flickr8k': 'llm2clip.data.convert.image_folder:flickr8k',
+    'flickr30k': 'llm2clip.data.convert.flickr_coco:flickr30k',
+    'flickr8k': 'llm2clip.data.convert.flickr_coco:flickr8k',
+    'flickr_cn': 'llm2clip.data.convert.flickr_coco:flickr_cn',
     'hard_negatives': 'llm2clip.teacher.hard_negatives:hard_negatives',
     'huggingface': 'llm2clip.data.convert.table:huggingface',
     'image_folder': 'llm2clip.data.convert.image_folder:image_folder',
     'plain_text': 'llm2clip.data.convert.text_pairs:plain_text',
+    'sharegpt4v': 'llm2clip.data.convert.retrieval_benchmarks:sharegpt4v',
     'table': 'llm2clip.data.convert.table:table',
     'text_pairs': 'llm2clip.data.convert.text_pairs:text_pairs',
+    'urban1k': 'llm2clip.data.convert.retrieval_benchmarks:urban1k',
     'webdataset': 'llm2clip.data.convert.img2dataset:webdataset',
     'wikipedia_summaries': 'llm2clip.data.convert.text_pairs:wikipedia_summaries',
-}
-
-RETRIEVAL_SETS: _Registry = {
-    'coco': 'llm2clip.evaluation.sets.retrieval:coco',
-    'coco_cn': 'llm2clip.evaluation.sets.retrieval:coco_cn',
-    'docci': 'llm2clip.evaluation.sets.retrieval:docci',
-    'flickr30k': 'llm2clip.evaluation.sets.retrieval:flickr30k',
-    'flickr8k': 'llm2clip.evaluation.sets.retrieval:flickr8k',
-    'flickr_cn': 'llm2clip.evaluation.sets.retrieval:flickr_cn',
-    'image_folder': 'llm2clip.evaluation.sets.retrieval:image_folder',
-    'mds': 'llm2clip.evaluation.sets.retrieval:mds',
-    'sharegpt4v': 'llm2clip.evaluation.sets.retrieval:sharegpt4v',
-    'urban1k': 'llm2clip.evaluation.sets.retrieval:urban1k',
-    'xm3600': 'llm2clip.evaluation.sets.retrieval:xm3600',
+    'xm3600': 'llm2clip.data.convert.retrieval_benchmarks:xm3600',
 }
 
 CLASSIFICATION_SETS: _Registry = {
-    'clip_benchmark': 'llm2clip.evaluation.sets.classification:clip_benchmark',
-    'imagenet_folder': 'llm2clip.evaluation.sets.classification:imagenet_folder',
+    'clip_benchmark': 'llm2clip.data.classification_sets:clip_benchmark',
+    'imagenet_folder': 'llm2clip.data.classification_sets:imagenet_folder',
 }
 
 OPTIMIZERS: _Registry = {
@@ -106,10 +98,10 @@ LOGGERS: _Registry = {
 # Key of the configuration -> its valid names.
 PARTS: Mapping[str, _Registry] = {
     'source': SOURCES, 'optimizer': OPTIMIZERS, 'scheduler': SCHEDULERS, 'algorithms': ALGORITHMS,
-    'callbacks': CALLBACKS, 'loggers': LOGGERS, 'retrieval': RETRIEVAL_SETS, 'zeroshot': CLASSIFICATION_SETS,
+    'callbacks': CALLBACKS, 'loggers': LOGGERS, 'zeroshot': CLASSIFICATION_SETS,
     'linear_probe': CLASSIFICATION_SETS,
 }
-# Key of the configuration -> the base class of its parts.  Sources and evaluation sets are functions.
+# Key of the configuration -> the base class of its parts.  Sources and classification sets are functions.
 _BASES: _Registry = {
     'optimizer': 'torch.optim:Optimizer', 'scheduler': 'composer.optim:ComposerScheduler',
     'algorithms': 'composer:Algorithm', 'callbacks': 'composer:Callback',
@@ -210,8 +202,8 @@ def check(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> 
 
 
 def _check_kind(part: Any, kind: str, reference: str, key: str) -> None:
-    """Raise a ConfigError unless a part is a subclass of the base class of its kind or, for a source or an
-    evaluation set, a function that its module defines.  The standard library has no such functions."""
+    """Raise a ConfigError unless a part is a subclass of the base class of its kind or, for a source or a
+    classification set, a function that its module defines.  The standard library has no such functions."""
     module = reference.partition(':')[0]
     if kind in _BASES:
         base: Any = find(_BASES[kind])
@@ -261,15 +253,12 @@ def build_source(source: Mapping[str, Any]) -> Any:
 
 
 def open_set(kind: str, source: Mapping[str, Any], key: str) -> Any:
-    """Build an evaluation set of a kind: ``retrieval``, ``zeroshot`` or ``linear_probe``.
+    """Build a classification set of a kind: ``zeroshot`` or ``linear_probe``.
 
-    `source` has its ``name`` and arguments, and is at `key`.  Raise a ConfigError if there is no such set, or
-    if its files are missing or damaged.
+    `source` has its ``name`` and arguments, and is at `key`.  Raise a ConfigError if there is no such set or
+    its layout is wrong, and an OSError or a FileError if files are missing or damaged.
     """
-    try:
-        return build(kind, *named(source, key), key)
-    except (ValueError, OSError) as error:
-        message = str(error)
-        if not message.startswith(key):
-            message = f'{key}: {message}'
-        raise ConfigError(message) from None
+    name, arguments = named(source, key)
+    part = check(kind, name, arguments, key)
+    with _errors_as_config_errors(name, key), under(key):
+        return part(**arguments)

@@ -16,11 +16,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from llm2clip.config import ImageFolderConfig
-from llm2clip.data.images import decode_pixels
+from llm2clip.data.images import ImageFiles, decode_pixels, read_image_file
 from llm2clip.errors import ConfigError
 from llm2clip.evaluation.evaluated_models import TrainedLLM2CLIP
 from llm2clip.evaluation.image_features import encode_batches
-from llm2clip.evaluation.sets.files import ImageFiles
 from llm2clip.export.hf import LLM2CLIPModel, is_exported
 from llm2clip.io.files import parse_json, printable, reading
 from llm2clip.io.tensors import hash_tensors, read_safetensors, write_safetensors
@@ -151,7 +150,7 @@ def embed_query(model: TrainedLLM2CLIP, query: Union[str, Path]) -> torch.Tensor
     """
     if isinstance(query, str):
         return model.text_features([query])[0][0]
-    pixels = model.preprocess(ImageFiles('', [str(query)])(0), query.name)
+    pixels = model.preprocess(read_image_file(query), query.name)
     return model.image_features(pixels[None].to(model.device))[0][0].cpu()
 
 
@@ -170,7 +169,7 @@ def classify(model: TrainedLLM2CLIP, image: Path, labels: Sequence[str]) -> dict
 
 def thumbnail(path: str, side: int) -> Image.Image:
     """Return an image file in RGB, reduced to at most `side` pixels in height and width."""
-    pixels = decode_pixels(ImageFiles('', [path])(0), path, at_least=side)
+    pixels = decode_pixels(read_image_file(path), path, at_least=side)
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     image.thumbnail((side, side))
     return image

@@ -16,13 +16,13 @@ def main(config: PrepareConfig) -> None:
     from llm2clip.registry import build_source
 
     out = OutputFolder(config.out, config.out_remote)
-    about = {'source': config.source}
-    if is_written(out, about, config):
+    description = {'source': config.source}
+    if is_written(out, description, config):
         print(f'{out} is complete; convert new input files into another `out`')
         return
     splits, dropped = build_source(config.source)
     engine = RayEngine() if config.engine == 'ray' else None
-    written = write_splits(splits, dropped, out, config, about, engine)
+    written = write_splits(splits, dropped, out, config, description, engine)
     if written is None:
         print('this machine is done; another one writes the index when all are')
         return

@@ -31,7 +31,7 @@ TRAIN = ['run_name=r', 'save_folder=f', 'max_duration=1ep', 'global_train_batch_
 # Recipe -> the keys that it requires, with values.
 REQUIRED = {
     'demo': ['model=m', 'index=o', 'images=i'],
-    'evaluate': ['out=o', 'models.m.run=r', 'retrieval.r.source.name=coco'],
+    'evaluate': ['out=o', 'models.m.run=r', 'retrieval.r.local=d'],
     'export_hf': ['run=r', 'out=o'],
     'export_sentence_transformers': ['teacher=t', 'out=o'],
     'export_vision': ['run=r', 'out=o'],

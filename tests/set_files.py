@@ -160,18 +160,13 @@ def xm3600(folder: Path) -> Arguments:
     write_json_lines(folder / 'captions.jsonl', [
         {'image/key': key, 'image/locale': 'bn', 'de': captions([f'Bild {key}', 'ein zweites']),
          'no': captions([f'bilde {key}'])} for key in keys])
-    return {'images': f'{folder}/images', 'annotations': f'{folder}/captions.jsonl', 'language': 'de'}
+    return {'images': f'{folder}/images', 'annotations': f'{folder}/captions.jsonl'}
 
 
 def image_folder(folder: Path) -> Arguments:
     write_images(folder / 'photos', ['a.png', 'b/c.png'])
     (folder / 'captions.csv').write_text('image,caption\na.png,"red, round"\nb/c.png,blue\na.png,a ball\n')
     return {'images': f'{folder}/photos', 'captions': f'{folder}/captions.csv'}
-
-
-def mds(folder: Path) -> Arguments:
-    write_dataset(make_samples(4), folder / 'out', size_limit='1kb')
-    return {'local': f'{folder}/out/train'}
 
 
 WDS_CLASSES = ['a missile', 'cat', '', 'dog', 'a missile', 'owl']
@@ -197,29 +192,24 @@ def write_wds(folder: Path, labels: Sequence[Union[int, Sequence[int]]], tars: i
 
 WRITERS: dict[str, Callable[[Path], Arguments]] = {
     'coco': coco, 'coco_cn': coco_cn, 'docci': docci, 'flickr30k': flickr30k, 'flickr8k': flickr8k,
-    'flickr_cn': flickr_cn, 'image_folder': image_folder, 'mds': mds, 'sharegpt4v': sharegpt4v, 'urban1k': urban1k,
+    'flickr_cn': flickr_cn, 'image_folder': image_folder, 'sharegpt4v': sharegpt4v, 'urban1k': urban1k,
     'xm3600': xm3600,
 }
 
 
 def write_custom_sets(folder: Path) -> None:
     """Twelve pictures with captions, the same in one folder per class, and prompts."""
-    (folder / 'photos').mkdir()
-    rows = ['image,caption']
-    for i, sample in enumerate(make_samples(12)):
-        (folder / 'photos' / f'{i}.png').write_bytes(picture(i))
-        rows += [f'{i}.png,"{text}"' for text in sample.captions.values()]
+    write_dataset(make_samples(12), folder / 'photos')
+    for i in range(12):
         of_class = folder / 'classes' / ('cat', 'dog')[i % 2]
         of_class.mkdir(parents=True, exist_ok=True)
         (of_class / f'{i}.png').write_bytes(picture(i))
-    (folder / 'captions.csv').write_text('\n'.join(rows) + '\n')
     (folder / 'templates.txt').write_text('a photo of a {}\na {}\n')
 
 
 def custom_sets(folder: Path) -> list[str]:
     """Arguments of an evaluation on what `write_custom_sets` wrote."""
     source = f'{{name: imagenet_folder, images: {folder}/classes}}'
-    photos = f'{{name: image_folder, images: {folder}/photos, captions: {folder}/captions.csv}}'
-    return [f'retrieval.flickr30k.source={photos}',
+    return [f'retrieval.flickr30k.local={folder}/photos/train',
             f'zeroshot.pets.source={source}', f'zeroshot.pets.templates={folder}/templates.txt',
             f'linear_probe.pets.train={source}', f'linear_probe.pets.test={source}']

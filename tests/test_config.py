@@ -206,7 +206,7 @@ def source():
     ('callbacks', 'own_parts:Broken', r'.*own_parts\.py:6: KeyError'), ('callbacks', 'ends:A', r'.*ends\.py:2: System'),
     ('callbacks', 'unfinished:A', r'.*unfinished\.py, line 1'),
     ('source', 'own_parts:source', r'.*own_parts\.py:9: Zero'), ('source', 'own_parts:rmtree', '.*:rmtree, expected'),
-    ('retrieval', 'os:system', 'os:system, expected'), ('source', 'subprocess:call', 'subprocess:call, expected'),
+    ('zeroshot', 'os:system', 'os:system, expected'), ('source', 'subprocess:call', 'subprocess:call, expected'),
 ])
 def test_a_part_of_another_kind_is_never_called(
     kind: str, name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

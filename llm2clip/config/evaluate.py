@@ -61,8 +61,11 @@ class EvaluatedModelConfig:
 class RetrievalConfig:
     """Retrieval benchmark: images and their captions."""
 
-    source: Component = MISSING
-    """`name` of the benchmark (`llm2clip/evaluation/sets/`), and arguments such as the location of its files."""
+    local: Text = MISSING
+    """Folder of an image dataset that `prepare_data` wrote."""
+    caption_keys: Optional[Texts] = None
+    """Keys of the captions to use as texts, such as `short`, or patterns such as `de_*`.  Unset: all.  Images
+    with none of these captions are left out and counted."""
     merge_equal_texts: bool = False
     """Count captions with the same wording as one text that belongs to all of their images."""
 
@@ -142,7 +145,9 @@ class EvaluateConfig(RecipeConfig):
     resumes = True
 
     retrieval: dict[Text, RetrievalConfig] = field(default_factory=dict)
-    """Name in the tables -> retrieval benchmark: images and their captions."""
+    """Name in the tables -> retrieval benchmark: images and their captions.  The names `flickr30k`, `coco`,
+    `sharegpt4v`, `urban1k`, `docci`, `flickr_cn`, `coco_cn` and `xm3600_<language>` add the numbers of
+    papers."""
     zeroshot: dict[Text, ZeroshotConfig] = field(default_factory=dict)
     """Name in the tables -> classification by class names."""
     linear_probe: dict[Text, LinearProbeConfig] = field(default_factory=dict)

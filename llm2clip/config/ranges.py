@@ -93,9 +93,12 @@ Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 HoldoutShare = Annotated[float, Field(ge=0, lt=1)]
+# Caption key -> column or field.
+CaptionColumns = Annotated[dict[Text, Text], Field(min_length=1)]
+SampleShare = Annotated[float, Field(gt=0, le=1)]
 # Number or share of images, or split -> number of images.
 Holdout = Union[Weight, Annotated[dict[FolderName, Count], Field(min_length=1)]]
-CropScale = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2),
+CropScale = Annotated[list[SampleShare], Field(min_length=2, max_length=2),
                       _must(lambda values: values == sorted(values), 'the smaller value first')]
 CheckpointsKept = Annotated[int, _must(lambda n: n > 0 or n == -1, 'at least 1, or -1 to keep all')]
 # Name -> sampling weight.

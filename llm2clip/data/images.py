@@ -1,19 +1,21 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Decoding of images, of any format and colour mode, to upright RGB."""
+"""Image files, and decoding of images of any format and colour mode to upright RGB."""
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Optional
+from pathlib import Path
+from typing import Any, Optional, Union
 
 import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from llm2clip.io.files import reading
 from llm2clip.modeling.image_processing_llm2clip import open_image, upright_rgb
 
 
@@ -24,6 +26,23 @@ class Preprocessing:
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+def read_image_file(path: Union[str, Path]) -> bytes:
+    """Return an encoded image; a FileError if it cannot be read."""
+    with reading(path, 'an image'):
+        return Path(path).read_bytes()
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Reader of image files by position; picklable."""
+
+    folder: str
+    files: Sequence[str]
+
+    def __call__(self, position: int) -> bytes:
+        return read_image_file(Path(self.folder, self.files[position]))
 
 
 def decode_image(data: bytes, sample_id: str) -> Image.Image:
@@ -64,7 +83,7 @@ def _open(data: bytes, sample_id: str) -> Iterator[Image.Image]:
             yield image
     except Exception as error:  # decoders raise errors of any kind
         why = str(error) or type(error).__name__
-        raise ValueError(f'the image of sample {sample_id!r} cannot be decoded: {why}') from None
+        raise ValueError(f'the image of sample {sample_id!r} cannot be decoded: {why}') from error
 
 
 def encode_image(image: Image.Image, kind: str, **options: Any) -> bytes:

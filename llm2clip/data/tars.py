@@ -5,8 +5,8 @@
 
 import re
 import tarfile
-from collections.abc import Callable, Container, Iterator
-from typing import Any, Literal, Optional
+from collections.abc import Container, Iterator
+from typing import Any, Optional
 
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
@@ -16,60 +16,59 @@ from llm2clip.io.folders import stays_inside
 
 IMAGES = ('jpg', 'jpeg', 'png', 'webp')
 """Suffixes of images."""
-_LONGEST_TEXT = 1 << 24
 # Members with metadata of the tar, not of a sample.
 _METADATA = re.compile(r'__[^/]*__($|/)')
 
 
 def tar_samples(
-    path: str, of_image: Optional[Callable[[tarfile.TarInfo], Any]] = None, mode: Literal['r', 'r:'] = 'r',
-    wanted: Optional[Container[str]] = None,
+    path: str, wanted: Optional[Container[str]] = None, image_places: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Yield the samples of a tar: lower-case suffix -> content of the file, and ``__key__`` -> name of the sample.
+    """Yield the samples of a tar: lower-case suffix -> content of the file, and ``__key__`` -> the name.
 
     Args:
         path: Path of the tar.
-        of_image: Function that returns the value of an image, in place of reading its bytes.
-        mode: As for `tarfile.open`: ``r`` also reads compressed tars, ``r:`` does not.
         wanted: Suffixes of the files to read, by default all; other files have the value None.
+        image_places: Yield the byte offset and length of each image in place of its bytes.  The tar must not
+            be compressed.
 
     Raises:
-        FileError: The tar is damaged, truncated or followed by data, or a member is a duplicate, a link,
-            outside of the tar, or a text above 16 MiB.  The message names the tar.
+        FileError: The tar is damaged, truncated or followed by data, or a member is a duplicate, a link, or
+            outside of the tar.  The message names the tar.
     """
-    def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
-        is_image = member.name.lower().endswith(IMAGES)
-        if is_image and of_image is not None:
-            return of_image(member)
-        if member.size > _LONGEST_TEXT and not is_image:
-            raise FileError(f'{path}: {member.name!r} has {member.size:,} bytes, expected a text of at most '
-                            f'{_LONGEST_TEXT:,}')
-        file = tar.extractfile(member)
-        assert file is not None
-        return file.read()
-
-    def files() -> Iterator[dict[str, Any]]:
-        with tarfile.open(path, mode) as tar:
-            for member in iter(tar.next, None):
-                tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # tarfile would keep every header
-                name = member.name
-                if not stays_inside(name):
-                    raise FileError(f'{path}: the path {name!r} leads out of the tar, expected one inside')
-                if not member.isdir() and not member.isreg():
-                    raise FileError(f'{path}: {name!r} is a link or a device, expected a file')
-                if member.isreg() and not _METADATA.match(name):
-                    _, suffix = base_plus_ext(name)
-                    is_wanted = wanted is None or (suffix or '').lower() in wanted
-                    yield {'fname': name, 'data': content(tar, member) if is_wanted else None, '__url__': path}
-            # `tarfile` treats an unreadable or missing header as the end of the tar, so the rest is checked here.
-            file = tar.fileobj
-            assert file is not None
-            file.seek(tar.offset)
-            zeros = [not block.strip(b'\0') for block in iter(lambda: file.read(1 << 20), b'')]
-            if not zeros or not all(zeros):
-                raise FileError(f'{path}: is cut off, or has no header of a file, at byte {tar.offset:,}, expected '
-                                'a whole tar, with nothing but zeros at its end')
-        yield {}  # ends the last sample
-
     with reading(path, 'a whole tar with every file once'):
-        yield from group_by_keys(files())
+        yield from group_by_keys(_files(path, wanted, image_places))
+
+
+def _files(path: str, wanted: Optional[Container[str]], image_places: bool) -> Iterator[dict[str, Any]]:
+    """Name and content of each file, as `group_by_keys` expects them."""
+    with tarfile.open(path, 'r:' if image_places else 'r') as tar:
+        for member in iter(tar.next, None):
+            tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # tarfile would keep every header
+            name = member.name
+            if not stays_inside(name):
+                raise FileError(f'the path {name!r} leads out of the tar, expected one inside', path)
+            if member.isdir() or _METADATA.match(name):
+                continue
+            file = tar.extractfile(member) if member.isreg() else None
+            if file is None:
+                raise FileError(f'{name!r} is a link or a device, expected a file', path)
+            suffix = (base_plus_ext(name)[1] or '').lower()
+            content = None
+            if image_places and suffix in IMAGES:
+                content = member.offset_data, member.size
+            elif wanted is None or suffix in wanted:
+                content = file.read()
+            yield {'fname': name, 'data': content, '__url__': path}
+        _check_end(tar, path)
+    yield {}  # ends the last sample
+
+
+def _check_end(tar: tarfile.TarFile, path: str) -> None:
+    """Raise a FileError unless zeros follow the last member: `tarfile` ends at a damaged or missing header."""
+    file = tar.fileobj
+    assert file is not None
+    file.seek(tar.offset)
+    are_zeros = [not block.strip(b'\0') for block in iter(lambda: file.read(1 << 20), b'')]
+    if not are_zeros or not all(are_zeros):
+        raise FileError(f'is cut off, or has no header of a file, at byte {tar.offset:,}, expected a '
+                        'whole tar, with nothing but zeros at its end', path)

@@ -5,21 +5,19 @@
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Union
+from typing import NamedTuple, Union
 
 from llm2clip.config import ZeroshotConfig
 from llm2clip.data.caption_files import read_lines
-from llm2clip.errors import ConfigError, FileError, under
+from llm2clip.data.classification_sets import ClassificationSet
+from llm2clip.errors import ConfigError, under
 from llm2clip.registry import open_set
-
-if TYPE_CHECKING:
-    from llm2clip.evaluation.sets.files import ClassificationSet
 
 
 class ZeroshotSet(NamedTuple):
     """Images with classes, and prompt templates with `{}` for the class name."""
 
-    dataset: 'ClassificationSet'
+    dataset: ClassificationSet
     templates: list[str]
 
     @property
@@ -47,7 +45,8 @@ def zeroshot_set(config: ZeroshotConfig, key: str) -> ZeroshotSet:
         key: Configuration key of `config`, for error messages.
 
     Raises:
-        ConfigError: A file or folder is missing or damaged, or there are no prompts.
+        ConfigError: The set cannot be opened, or there are no prompts.
+        FileError: A file is missing or damaged.
     """
     dataset = open_set('zeroshot', config.source, f'{key}.source')
     templates = config.templates or dataset.templates
@@ -58,21 +57,19 @@ def zeroshot_set(config: ZeroshotConfig, key: str) -> ZeroshotSet:
 
 
 def read_templates(path: Union[str, Path]) -> list[str]:
-    """Read prompt templates from the lines of a text file: `{c}` becomes `{}`, and lines that start with # do
-    not count.
+    """Return the prompt templates in the lines of a text file.
+
+    `{c}` becomes `{}`, and lines that start with # are skipped.
 
     Raises:
-        ConfigError: The file is missing or has no templates, or a line has no placeholder.
+        ConfigError: There is no template, or a line has no placeholder.
+        FileError: The file is missing or damaged.
     """
-    try:
-        lines = [line for _, line in read_lines(str(path))]
-    except FileError as error:
-        raise ConfigError(str(error)) from None
-    templates = [line.replace('{c}', '{}') for line in lines if not line.startswith('#')]
-    for template in templates:
-        if '{}' not in template:
-            raise ConfigError(f'{path}: expected a prompt with {{}} for the class name on each line, got '
-                              f'{template!r}')
+    lines = [line for _, line in read_lines(str(path)) if not line.startswith('#')]
+    templates = [line.replace('{c}', '{}') for line in lines]
+    for line in templates:
+        if '{}' not in line:
+            raise ConfigError(f'{path}: {line!r}, expected a prompt with {{}} for the class name on each line')
     if not templates:
         raise ConfigError(f'{path} has no prompt')
     return templates

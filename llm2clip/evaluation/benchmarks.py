@@ -17,17 +17,18 @@ from composer.devices import Device
 
 from llm2clip.config import CRAConfig, EvaluateConfig, RetrievalConfig
 from llm2clip.config.loading import read_config, save_config
+from llm2clip.data.classification_sets import ClassificationSet
 from llm2clip.data.schema import CAPTION, SAMPLE_ID, read_columns, read_index, whole_shard
 from llm2clip.data.zeroshot_sets import ZeroshotSet, zeroshot_set
 from llm2clip.errors import ConfigError, under
 from llm2clip.evaluation.classifiers import class_features, linear_probe, zeroshot_metrics
 from llm2clip.evaluation.comparison import BenchmarkResult, average_models, compare_with_baseline
 from llm2clip.evaluation.evaluated_models import EvaluatedModel, check_evaluated_model
-from llm2clip.evaluation.image_features import ImageFeatures, finite
+from llm2clip.evaluation.image_features import EvaluationSet, ImageFeatures, finite
 from llm2clip.evaluation.report import write_page
 from llm2clip.evaluation.retrieval_results import evaluate_retrieval, make_gallery
+from llm2clip.evaluation.retrieval_sets import RetrievalSet, open_retrieval_set
 from llm2clip.evaluation.scores import KINDS, BenchmarkScores, Results, RetrievalScores, Scores, rounded
-from llm2clip.evaluation.sets.files import ClassificationSet, EvaluationSet, RetrievalSet
 from llm2clip.evaluation.tables import markdown
 from llm2clip.io.files import write_json, write_text
 from llm2clip.metrics.bootstrap import Outcomes
@@ -86,7 +87,8 @@ class Evaluation:
             _check_cra(config.cra)
         self.retrieval: dict[str, RetrievalSet] = {}
         for name, benchmark in config.retrieval.items():
-            self.retrieval[name] = open_set('retrieval', benchmark.source, f'retrieval.{name}.source')
+            with under(f'retrieval.{name}'):
+                self.retrieval[name] = open_retrieval_set(benchmark.local, benchmark.caption_keys)
         self.zeroshot = {name: zeroshot_set(benchmark, f'zeroshot.{name}')
                          for name, benchmark in config.zeroshot.items()}
         self.probes: dict[str, tuple[ClassificationSet, ClassificationSet]] = {}
@@ -128,7 +130,7 @@ class Evaluation:
         scores = RetrievalScores.model_validate(result.ranks.recalls() | {
             'intervals': intervals, 'n_truncated': n_truncated, 'precision': images.model.precision,
             'n_without_caption': len(dataset.image_ids) - len(result.images)})
-        self._add(images, 'retrieval', name, published_name(config), dataset, scores, outcomes)
+        self._add(images, 'retrieval', name, published_name(name, config), dataset, scores, outcomes)
 
     def _run_zeroshot(self, images: ImageFeatures, name: str, benchmark: ZeroshotSet) -> None:
         dataset = benchmark.dataset
@@ -232,11 +234,15 @@ def _text_features(
     return finite(features, f'{images.name}: features of texts of {dataset.name}'), n_truncated
 
 
-def published_name(benchmark: RetrievalConfig) -> str:
-    """Name of a set if it is measured as published, so that published numbers compare; otherwise empty."""
-    source = benchmark.source
-    is_whole = source.get('split', 'test') == 'test' and 'first' not in source
-    return source['name'] if is_whole and not benchmark.merge_equal_texts else ''
+def published_name(name: str, benchmark: RetrievalConfig) -> str:
+    """Return the name under which papers report a benchmark, by its name in `retrieval`.
+
+    The languages of XM3600 share one.  It is empty if equal texts are merged, since published numbers do not
+    compare.
+    """
+    if benchmark.merge_equal_texts:
+        return ''
+    return 'xm3600' if name.startswith('xm3600_') else name
 
 
 def _check_probe(train: ClassificationSet, test: ClassificationSet) -> None:

@@ -16,10 +16,13 @@ import xxhash
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from llm2clip.data.classification_sets import ClassificationSet
 from llm2clip.evaluation.evaluated_models import EvaluatedModel
-from llm2clip.evaluation.sets.files import EvaluationSet
+from llm2clip.evaluation.retrieval_sets import RetrievalSet
 from llm2clip.io.tensors import hash_tensors, read_safetensors, write_safetensors
 from llm2clip.ranks import broadcast_from_rank0, is_first, round_robin, rows
+
+EvaluationSet = Union[RetrievalSet, ClassificationSet]
 
 # Images per file: its features fit into memory several times, and a killed evaluation loses no more.
 _BLOCK = 16384

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Union
 import torch
 
 from llm2clip.data.images import decode_image, encode_image
-from llm2clip.evaluation.sets.files import RetrievalSet
+from llm2clip.evaluation.retrieval_sets import RetrievalSet
 from llm2clip.metrics.retrieval import RetrievalRanks, rank_both_ways
 
 # Longer side of a thumbnail in pixels: about twice its size on the page, for high-density screens.

@@ -35,11 +35,16 @@ _LONGEST_ASPECT = 16
 _TIMEOUT = 60
 
 
+class TooManyPixels(ValueError):
+    """An image has more than `MAX_PIXELS` pixels."""
+
+
 def open_image(data: bytes) -> Image.Image:
     """Open an encoded image with Pillow, which decodes the pixels later.
 
     Raises:
-        ValueError: The format of the image is not one of `FORMATS`, or it has more than `MAX_PIXELS` pixels.
+        ValueError: The format of the image is not one of `FORMATS`.
+        TooManyPixels: It has more than `MAX_PIXELS` pixels.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -47,7 +52,7 @@ def open_image(data: bytes) -> Image.Image:
         raise ValueError(f'expected {", ".join(FORMATS)}') from None
     n_pixels = image.width * image.height
     if n_pixels > MAX_PIXELS:
-        raise ValueError(f'{image.width} x {image.height} are more than {MAX_PIXELS:,} pixels')
+        raise TooManyPixels(f'{image.width} x {image.height} are more than {MAX_PIXELS:,} pixels')
     if image.format == 'JPEG' and n_pixels > _MAX_PIXELS_PER_BYTE * len(data):
         raise ValueError(f'{len(data):,} bytes are too few for {image.width} x {image.height} pixels')
     return image

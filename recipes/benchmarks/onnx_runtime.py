@@ -23,7 +23,7 @@ from llm2clip.config import ExportConfig
 from llm2clip.data.images import decode_pixels
 from llm2clip.device import open_device
 from llm2clip.evaluation.retrieval_results import evaluate_retrieval
-from llm2clip.evaluation.sets.retrieval import mds
+from llm2clip.evaluation.retrieval_sets import open_retrieval_set
 from llm2clip.export.hf import run_teachers
 from llm2clip.export.onnx_models import export_onnx
 from llm2clip.modeling.image_processing_llm2clip import normalize, resize_and_crop
@@ -74,10 +74,10 @@ def main(run: str, dataset: str) -> None:
     teacher: Any = source.load(open_device('cpu'))
     cast_weights(teacher.module.llm, torch.float32)
     preprocessing = model.vision_encoder.preprocessing
-    test = mds(dataset)
+    test = open_retrieval_set(dataset)
 
     def pixels(local: str, first: Optional[int] = None) -> torch.Tensor:
-        images = mds(local)
+        images = open_retrieval_set(local)
         chosen = [resize_and_crop(decode_pixels(images.read_image(i), images.image_ids[i]), preprocessing.image_size)
                   for i in range(len(images.image_ids[:first]))]
         return normalize(torch.stack(chosen), preprocessing.mean, preprocessing.std)

@@ -11,8 +11,9 @@ from parts import make_samples, write_text_embeddings
 from recipes_in_process import run_recipe
 
 from llm2clip.config import ImageDataConfig, ImageStreamConfig, WriterConfig
+from llm2clip.data.convert.part_writer import excluded_ids
 from llm2clip.data.convert.samples import Dropped, Part
-from llm2clip.data.convert.writer import excluded_ids, is_written, write_splits
+from llm2clip.data.convert.writer import is_written, write_splits
 from llm2clip.data.image_text_dataset import build_image_loader
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.streams.safe_dataset import SafeDataset

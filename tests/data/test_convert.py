@@ -8,12 +8,13 @@ import json
 from pathlib import Path
 
 import pytest
+import set_files
 from parts import UNDECODABLE, make_samples, picture, write_dataset
 from PIL import Image
 from recipes_in_process import run_recipe
 
 from llm2clip.config import WriterConfig
-from llm2clip.data.convert import writer
+from llm2clip.data.convert import part_writer
 from llm2clip.data.convert.emoji import emoji
 from llm2clip.data.convert.image_folder import caption_csv, image_folder
 from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part, split_holdout
@@ -21,7 +22,7 @@ from llm2clip.data.convert.text_pairs import text_pairs
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.images import encode_image
 from llm2clip.data.schema import read_samples
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, FileError
 
 
 def _read(parts: list[Part]) -> list[Sample]:
@@ -45,7 +46,7 @@ def test_every_sample_is_written_or_counted_by_reason(tmp_path: Path) -> None:
     assert card['read'] == len(samples) == 10 + sum(card['dropped'].values())
     assert card['captions']['train']['short'] == {'captions': 8, 'absent': 1, 'words_p5': 3, 'words_p50': 3,
                                                   'words_p95': 3}
-    with pytest.raises(ConfigError, match='require_any_caption: there is no caption .it.; the samples have short, lo'):
+    with pytest.raises(ConfigError, match='require_any_caption: there is no .it.; the samples have short, long'):
         write_dataset(samples, tmp_path / 'other', require_any_caption=['it'])
 
 
@@ -58,14 +59,48 @@ def test_duplicates_and_other_captions_are_errors(tmp_path: Path) -> None:
         write_dataset([], tmp_path / 'out')
 
 
+ROWS = [('a.png', 'red, round'), ('b/c.png', 'blue'), ('a.png', 'a ball')]
+OBJECTS = [{'image': image, 'caption': caption} for image, caption in ROWS]
+CAPTION_FILES = {
+    'captions.csv': 'image,caption\n' + ''.join(f'{image},"{caption}"\n' for image, caption in ROWS),
+    'bom.csv': '\ufeffimage,caption\n' + ''.join(f'{image},"{caption}"\n' for image, caption in ROWS),
+    'captions.tsv': 'n\tcaption\timage\n' + ''.join(f'1\t{caption}\t{image}\n' for image, caption in ROWS),
+    'captions.json': json.dumps(OBJECTS),
+    'captions.jsonl': '\n'.join(map(json.dumps, OBJECTS)) + '\n\n',
+    'lists.json': json.dumps([{'image': 'a.png', 'caption': ['red, round', 'a ball']}, OBJECTS[1]]),
+}
+
+
+@pytest.mark.parametrize('file', CAPTION_FILES)
+def test_a_folder_and_a_captions_file(file: str, tmp_path: Path) -> None:
+    """An image has as many keys as the one with the most captions."""
+    images = set_files.image_folder(tmp_path)['images']
+    (tmp_path / file).write_text(CAPTION_FILES[file])
+    splits, _ = image_folder(images, f'{tmp_path}/{file}')
+    assert [(sample.sample_id, sample.captions) for sample in _read(splits['train'])] == [
+        ('a.png', {'0': 'red, round', '1': 'a ball'}), ('b/c.png', {'0': 'blue', '1': ''})]
+
+
+def test_other_columns(tmp_path: Path) -> None:
+    images = set_files.image_folder(tmp_path)['images']
+    (tmp_path / 'c.csv').write_text('file,text\na.png,red\n')
+    splits, _ = image_folder(images, f'{tmp_path}/c.csv', 'file', 'text')
+    assert [sample.captions for sample in _read(splits['train'])] == [{'0': 'red'}]
+    with pytest.raises(ConfigError, match="c.csv:2 has no 'caption'; it has file, text"):
+        image_folder(images, f'{tmp_path}/c.csv', 'file')
+
+
 def test_what_an_image_folder_lacks_is_named(tmp_path: Path) -> None:
     csv = tmp_path / 'captions.csv'
     csv.write_text('image,caption\n0.png,a\n')
     with pytest.raises(ConfigError, match="has no 'text'; it has image, caption"):
         image_folder(str(tmp_path), str(csv), caption_column='text')
-    for images, captions in ((str(tmp_path), 'nowhere.csv'), ('nowhere', str(csv))):
-        with pytest.raises(ConfigError, match='there is no (file|folder) /.*/nowhere'):
-            image_folder(images, captions)
+    with pytest.raises(FileError) as missing:
+        image_folder(str(tmp_path), 'nowhere.csv')
+    assert missing.value.path == 'nowhere.csv'
+    with pytest.raises(ConfigError, match='there is no folder /.*/nowhere') as error:
+        image_folder('nowhere', str(csv))
+    assert error.value.key == 'source.images'
 
 
 needs_packages = pytest.mark.skipif(
@@ -121,8 +156,8 @@ def test_each_file_of_text_pairs_may_be_a_split(tmp_path: Path) -> None:
 
 def test_a_line_that_is_no_pair_is_named(tmp_path: Path) -> None:
     path = tmp_path / 'pairs.jsonl'
-    for line, message in (('{"query": "a"}', r'pairs\.jsonl:2: positive is .None., expected an object'),
-                          ('["a", "b"]', r'pairs\.jsonl:2: query is .None., expected an object')):
+    for line, message in (('{"query": "a"}', r"pairs\.jsonl:2 has no 'positive'; it has query"),
+                          ('["a", "b"]', r"pairs\.jsonl:2: expected an object with 'query'")):
         path.write_text('{"query": "a", "positive": "b"}\n' + line + '\n')
         with pytest.raises(ValueError, match=message):
             _read(text_pairs([str(path)])[0]['train'])
@@ -132,16 +167,17 @@ def test_what_wrote_no_sample_does_not_block_the_next_try(tmp_path: Path) -> Non
     out, about = tmp_path / 'out', {'source': 'wrong'}
     empty = {'train': one_part([Sample('x', {'short': 'a'}, b'no image')])}
     with pytest.raises(ValueError, match='1 of 1 samples were left out'):
-        write_splits(empty, Dropped(), out, about=about)
+        write_splits(empty, Dropped(), out, description=about)
     # With the same options, after what was missing has been put there.
-    assert write_splits({'train': one_part(make_samples(3))}, Dropped(), out, about=about) == {'train': 3}
+    assert write_splits({'train': one_part(make_samples(3))}, Dropped(), out, description=about) == {'train': 3}
     # With other options, if there is nothing but the failure.
     for source in ('wrong', 'right'):
         with pytest.raises(ValueError, match='1 of 1 samples were left out'):
-            write_splits(empty, Dropped(), tmp_path / 'next', about={'source': source})
-    assert write_splits({'train': one_part(make_samples(3))}, Dropped(), tmp_path / 'next', about=about) == {'train': 3}
+            write_splits(empty, Dropped(), tmp_path / 'next', description={'source': source})
+    three = {'train': one_part(make_samples(3))}
+    assert write_splits(three, Dropped(), tmp_path / 'next', description=about) == {'train': 3}
     with pytest.raises(ConfigError, match='was written with another source'):
-        write_splits({'train': one_part(make_samples(3))}, Dropped(), tmp_path / 'next', about={'source': 'third'})
+        write_splits(three, Dropped(), tmp_path / 'next', description={'source': 'third'})
 
 
 @pytest.fixture
@@ -197,9 +233,10 @@ def test_captions_that_change_between_two_calls_are_refused(
         run_recipe(monkeypatch, 'prepare_data', 'source.name=caption_csv', f'source.captions={captions_file}',
                    f'source.holdout={holdout}', f'out={tmp_path}/{out}')
 
-    write = writer._write_part
+    write = part_writer._write_part
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(writer, '_write_part', lambda job, alone: write(job, alone) if job.folder[0] == 't' else 1 / 0)
+        patch.setattr(part_writer, '_write_part',
+                      lambda job, alone: write(job, alone) if job.folder[0] == 't' else 1 / 0)
         prepare('stopped')
     prepare('whole')
     prepare('whole')

@@ -43,7 +43,7 @@ def test_filters_that_cannot_be_are_named() -> None:
                            ({'x': {'max': float('nan')}}, r'source\.filters\.x\.max: nan, expected')):
         with pytest.raises(ConfigError, match=words):
             Selection(filters)
-    with pytest.raises(FileError, match=r"t\.csv:3: 'x' is 'wide', expected a number"):
+    with pytest.raises(FileError, match=r"t\.csv:3: 'x': 'wide', expected a number"):
         Selection({'x': {'min': 1}}).filters_out({'x': 'wide'}, 't.csv:3', Dropped())
     with pytest.raises(ConfigError, match=r"t\.csv:3 has no 'x'; it has y"):
         Selection({'x': {'min': 1}}).filters_out({'y': 1}, 't.csv:3', Dropped())

@@ -20,13 +20,14 @@ from parts import picture
 import llm2clip.evaluation.report
 from llm2clip.config import EvaluateConfig, EvaluatedModelConfig, RetrievalConfig, ZeroshotConfig
 from llm2clip.config.loading import load_config
+from llm2clip.data.classification_sets import ClassificationSet
 from llm2clip.data.zeroshot_sets import ZeroshotSet
 from llm2clip.errors import ConfigError
 from llm2clip.evaluation.benchmarks import Evaluation
 from llm2clip.evaluation.comparison import BenchmarkResult, average, compare
 from llm2clip.evaluation.paper import reported_recalls
+from llm2clip.evaluation.retrieval_sets import RetrievalSet
 from llm2clip.evaluation.scores import ClassificationScores, Results, RetrievalScores, rounded
-from llm2clip.evaluation.sets.files import ClassificationSet, RetrievalSet
 from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.metrics.retrieval import RetrievalRanks, rank_both_ways
 
@@ -182,14 +183,14 @@ class _Reader:
 def _evaluation(out: Path, names: Sequence[str] = tuple(MODELS)) -> Evaluation:
     """Of two retrieval sets and two classifications, with a baseline and averages."""
     config = EvaluateConfig(out=str(out), bootstrap=50, gallery=0, num_workers=0, baseline='clip', averages={
-        'both': ['retrieval.short', 'retrieval.long'], 'accuracy': ['zeroshot.top1', 'zeroshot.balanced']})
+        'both': ['retrieval.urban1k', 'retrieval.docci'], 'accuracy': ['zeroshot.top1', 'zeroshot.balanced']})
     evaluation = Evaluation(config)
     config.models = {name: EvaluatedModelConfig(run=name) for name in names}
     ids = [str(i) for i in range(N)]
     evaluation.retrieval = {name: RetrievalSet(name, ids, [[f'{name} {i}'] for i in range(n)] + [[]] * (N - n),
                                                _Reader('others'))
-                            for name, n in (('short', N - 3), ('long', N))}
-    config.retrieval = {name: RetrievalConfig(source={'name': 'urban1k'}) for name in evaluation.retrieval}
+                            for name, n in (('urban1k', N - 3), ('docci', N))}
+    config.retrieval = {name: RetrievalConfig(local=name) for name in evaluation.retrieval}
     labels, classes = [i % 5 if i % 3 else i % 2 for i in range(N)], [f'class {c}' for c in range(5)]
     evaluation.zeroshot = {name: ZeroshotSet(ClassificationSet('photos', ids, labels, classes, _Reader('photos')),
                                           ['a {}'])
@@ -219,7 +220,7 @@ def test_every_model_stands_beside_the_baseline_wherever_it_comes(
     assert json.dumps(rounded(Results.model_validate(results))) == json.dumps(results)
     compared = results['comparison']['benchmarks']
     assert results['comparison']['baseline'] == 'clip' and list(compared) == [
-        'retrieval.short', 'retrieval.long', 'zeroshot.top1', 'zeroshot.balanced']
+        'retrieval.urban1k', 'retrieval.docci', 'zeroshot.top1', 'zeroshot.balanced']
     for benchmark, entry in compared.items():
         kind, _, name = benchmark.partition('.')
         numbers = results[kind][name]['models']
@@ -250,7 +251,7 @@ def test_averages_are_means_of_the_number_of_each_set(whole: tuple[dict[str, Any
         assert accuracy['mean'] == pytest.approx((one['zeroshot_top1'] + two['mean_per_class']) / 2, abs=1e-3)
         both = results['averages']['both']['models'][model]
         for metric in (f'{way}_retrieval_recall@1' for way in WAYS):
-            recalls = [results['retrieval'][name]['models'][model][metric] for name in ('short', 'long')]
+            recalls = [results['retrieval'][name]['models'][model][metric] for name in ('urban1k', 'docci')]
             assert both[metric] == pytest.approx(sum(recalls) / 2, abs=1e-3)
             low, high = both['intervals'][metric]
             assert low <= both[metric] <= high
@@ -262,12 +263,13 @@ def test_averages_are_means_of_the_number_of_each_set(whole: tuple[dict[str, Any
     table = (out / 'results.md').read_text()
     assert '## Average: accuracy' in table and 'mean of 2 sets: top1 (top-1), balanced (mean per class); ' in table
     # The paper's numbers on sets that it reports, averaged in the same way.
-    mean = reported_recalls('urban1k').rows['CLIP L/14-224']['image_retrieval_recall@1']
+    reported = [reported_recalls(name).rows['CLIP L/14-224'] for name in ('urban1k', 'docci')]
+    mean = sum(recalls['image_retrieval_recall@1'] for recalls in reported) / 2
     assert f'| CLIP L/14-224 (paper) | {mean:.1f} | ' in table.partition('## Average: both')[2].partition('##')[0]
 
 
 def test_what_makes_no_sense_is_named() -> None:
-    sets = ['out=o', 'models.a.run=a', 'retrieval.r.source.name=coco',
+    sets = ['out=o', 'models.a.run=a', 'retrieval.r.local=d',
             'zeroshot={x: {source: {name: imagenet_folder}}, y: {source: {name: imagenet_folder}}}']
     load_config(EvaluateConfig, [*sets, 'models.b.run=b', 'baseline=b', 'averages.m=[zeroshot.x, zeroshot.y]'])
     for arguments, message in (

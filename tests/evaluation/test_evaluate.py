@@ -36,8 +36,8 @@ from llm2clip.evaluation.evaluated_models import HuggingFaceCLIP
 from llm2clip.evaluation.image_features import ImageFeatures
 from llm2clip.evaluation.report import report_page
 from llm2clip.evaluation.retrieval_results import evaluate_retrieval, make_gallery, thumbnail
+from llm2clip.evaluation.retrieval_sets import RetrievalSet
 from llm2clip.evaluation.scores import Results
-from llm2clip.evaluation.sets.files import RetrievalSet
 from llm2clip.evaluation.tables import markdown
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -57,11 +57,11 @@ def _set(captions: list[list[str]], read_image: Callable[[int], bytes] = picture
     return RetrievalSet('set', [str(i) for i in range(len(captions))], captions, read_image)
 
 
-def _evaluation(out: Path, benchmark: str = 'mds', bootstrap: int = 0, **sets: RetrievalSet) -> Evaluation:
+def _evaluation(out: Path, bootstrap: int = 0, **sets: RetrievalSet) -> Evaluation:
     """Of these sets."""
     evaluation = Evaluation(EvaluateConfig(out=str(out), bootstrap=bootstrap, gallery=2, num_workers=0))
     evaluation.retrieval = sets
-    evaluation.config.retrieval = {name: RetrievalConfig(source={'name': benchmark, 'local': name}) for name in sets}
+    evaluation.config.retrieval = {name: RetrievalConfig(local=name) for name in sets}
     return evaluation
 
 
@@ -299,8 +299,7 @@ def test_what_is_wrong_is_found_before_a_model_is_loaded(
     (files / 'owls').mkdir()
     (files / 'owls/owl').symlink_to(files / 'other/owl')
     for arguments, message in (
-            (['retrieval.x.source={name: coco2}'], "retrieval.x.source: there is no 'coco2'; did you mean 'coco'"),
-            (['retrieval.x.source={name: urban1k, folder: nowhere}'], 'retrieval.x.source: .*nowhere'),
+            (['retrieval.x.local=nowhere'], 'retrieval.x.local: there is no MDS dataset in nowhere'),
             ([f'linear_probe.pets.test={{name: imagenet_folder, images: {files}/other}}'],
              r"linear_probe.pets: the classes of train and test differ: \['cat', 'dog', 'owl'\]"),
             ([f'linear_probe.pets={{train: {one}, test: {one}}}'],
@@ -356,14 +355,14 @@ def test_a_partial_evaluation_says_so_in_every_file(tmp_path: Path, monkeypatch:
 def test_results_of_other_models_and_sets_are_not_replaced(tmp_path: Path) -> None:
     def config(*args: str) -> EvaluateConfig:
         return load_config(EvaluateConfig, [f'out={tmp_path}', 'models.m.run=a', 'models.n.export=b',
-                                            'retrieval.r.source={name: mds, local: c}', *args])
+                                            'retrieval.r.local=c', *args])
 
     check_results(config())
     (tmp_path / 'results.json').touch()
     save_config(config(), tmp_path)
     check_results(config('models.o.run=d', 'zeroshot.z.source={name: mds}', 'title=t', 'models.m.batch_tokens=1'))
     for change, name in (('models.m.run=other', 'models.m'), ('models.n=null', 'models.n'),
-                         ('retrieval.r.source.local=d', 'retrieval.r')):
+                         ('retrieval.r.local=d', 'retrieval.r')):
         with pytest.raises(ConfigError, match=f'out: {tmp_path} has results of another {name}, expected'):
             check_results(config(change))
     save_config(config('cra.captions=a'), tmp_path)

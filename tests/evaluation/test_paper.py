@@ -11,7 +11,7 @@ from llm2clip.config import RetrievalConfig
 from llm2clip.evaluation.benchmarks import published_name
 from llm2clip.evaluation.paper import reported_average, reported_recalls
 from llm2clip.evaluation.scores import BenchmarkScores, Results
-from llm2clip.registry import RETRIEVAL_SETS
+from llm2clip.registry import SOURCES
 
 FIVE = ['flickr30k', 'coco', 'sharegpt4v', 'urban1k', 'docci']
 # What the paper has in the last columns of table 1, image→text and text→image.
@@ -37,19 +37,19 @@ def test_the_mean_over_five_sets_is_the_average_of_the_paper() -> None:
         assert right == (model not in OTHERWISE), f'{model}: {found}, the paper has {cell}'
 
 
-def test_numbers_of_the_paper_stand_beside_its_own_split_alone() -> None:
-    for source, options, expected in (({}, {}, 'coco'), ({'split': 'test'}, {}, 'coco'), ({'split': 'val'}, {}, ''),
-                                      ({}, {'merge_equal_texts': True}, ''), ({'first': 100}, {}, '')):
-        assert published_name(RetrievalConfig({'name': 'coco', **source}, **options)) == expected
+def test_the_name_of_a_benchmark_adds_the_numbers_of_the_paper() -> None:
+    assert published_name('coco', RetrievalConfig('d')) == 'coco'
+    assert published_name('coco', RetrievalConfig('d', merge_equal_texts=True)) == ''
+    assert published_name('xm3600_de', RetrievalConfig('d')) == 'xm3600'
 
 
 def test_means_of_other_sets() -> None:
     content = yaml.safe_load((ROOT / 'yamls/eval/sets/xm3600.yaml').read_text())
     benchmarks = content['averages']['xm3600']
     sets = content['retrieval'].items()
-    results = _results({name: entry['source']['name'] for name, entry in sets})
+    results = _results({name: published_name(name, RetrievalConfig(**entry)) for name, entry in sets})
     reported = reported_average(benchmarks, results)
     assert reported.rows['SigLIP2'] == {'text_retrieval_recall@1': 59.7, 'image_retrieval_recall@1': 48.2}
     assert reported.source == 'arXiv 2411.04997 v6, table 2'
     assert reported_average(benchmarks[1:], results) == ({}, '')
-    assert {'flickr_cn', 'coco_cn', 'xm3600', *FIVE} <= {*RETRIEVAL_SETS} and reported_recalls('mds') == ({}, '')
+    assert {'flickr_cn', 'coco_cn', 'xm3600', *FIVE} <= {*SOURCES} and reported_recalls('mine') == ({}, '')

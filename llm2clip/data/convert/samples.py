@@ -3,12 +3,13 @@
 
 """Interface of data sources: samples in parts that are converted one by one, and a record of omitted ones."""
 
+import dataclasses
 import glob
 import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Optional, Union
@@ -17,8 +18,7 @@ import xxhash
 from pydantic import Field
 
 from llm2clip.config.ranges import Finite, Holdout, Text
-from llm2clip.data.caption_files import check_text, normal_path
-from llm2clip.data.caption_files import field as field_of
+from llm2clip.data.caption_files import check_text, field, normal_path
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.io.files import reading
 from llm2clip.io.folders import inside
@@ -27,7 +27,7 @@ from llm2clip.registry import check_arguments
 Filters = dict[Text, dict[Text, Any]]
 MISSING_FILE = 'missing image file'
 _VAL = 'val'
-_SAME_NAME = 'source.split: {!r} is the name of the held-out split; give the other one another name'
+_SAME_NAME = '{!r} is the name of the held-out split; give the other one another name'
 
 
 @dataclass
@@ -45,8 +45,8 @@ class Sample:
 class Dropped:
     """Samples left out: reason -> sample ids, or paths of missing files."""
 
-    reasons: dict[str, list[str]] = field(default_factory=dict)
-    filtered: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    filtered: Counter[str] = dataclasses.field(default_factory=Counter)
     """Reason -> number of samples that the user's settings leave out; `max_dropped` does not count them."""
 
     def add(self, reason: str, *sample_ids: str) -> None:
@@ -100,11 +100,13 @@ def holdout_splits(split: str, share: float) -> dict[str, bool]:
     if not share:
         return {split: False}
     if split == _VAL:
-        raise ConfigError(_SAME_NAME.format(split))
+        raise ConfigError(_SAME_NAME.format(split), 'source.split')
     return {split: False, _VAL: True}
 
 
-def split_holdout(images: Iterable[str], holdout: Holdout, seed: int, split: str = 'train') -> dict[str, list[str]]:
+def split_holdout(
+    images: Iterable[str], holdout: Holdout, seed: int, split: str = 'train'
+) -> dict[str, list[str]]:
     """Return split -> ids of its images in their order; the hash of an id decides whether it is held out.
 
     If images are added, a share moves none of the others.  A number may move images out of a held-out split,
@@ -124,13 +126,13 @@ def split_holdout(images: Iterable[str], holdout: Holdout, seed: int, split: str
         return {split: images}
     counts = holdout if isinstance(holdout, dict) else {_VAL: holdout}
     if split in counts:
-        raise ConfigError(_SAME_NAME.format(split))
+        raise ConfigError(_SAME_NAME.format(split), 'source.split')
     if isinstance(holdout, float) and 0 < holdout < 1:
         counts = {_VAL: sum(is_in_holdout(image, holdout, seed) for image in images)}
     are_numbers = all(isinstance(n, int) and n > 0 for n in counts.values())
     if not are_numbers or sum(counts.values()) >= len(images):
-        raise ConfigError(f'source.holdout: got {holdout!r}, expected a share between 0 and 1, or a number '
-                          f'of images, by which each split has some of the {len(images)} images')
+        raise ConfigError(f'got {holdout!r}, expected a share between 0 and 1, or a number of images, by '
+                          f'which each split has some of the {len(images)} images', 'source.holdout')
     ranked = iter(sorted(images, key=lambda image: (_hash(image, seed), image)))
     split_of: dict[str, str] = {}
     for name, count in counts.items():
@@ -144,7 +146,7 @@ def split_holdout(images: Iterable[str], holdout: Holdout, seed: int, split: str
 def check_folder(images: str) -> None:
     """Raise a ConfigError if the folder of images does not exist."""
     if not Path(images).is_dir():
-        raise ConfigError(f'source.images: there is no folder {Path(images).absolute()}')
+        raise ConfigError(f'there is no folder {Path(images).absolute()}', 'source.images')
 
 
 def read_image(folders: Sequence[str], name: str, where: str, dropped: Dropped) -> Optional[bytes]:
@@ -164,23 +166,21 @@ def read_image(folders: Sequence[str], name: str, where: str, dropped: Dropped) 
 def sample_name(value: Any, where: str) -> str:
     """Return a sample id from a text or a whole number; raise a FileError for any other value."""
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise FileError(f'{where} is {value!r}, expected a text or a whole number')
+        raise FileError(f'{value!r}, expected a text or a whole number', where)
     return check_text(str(value), where)
 
 
 def matching_files(files: Union[str, Sequence[str]], key: str = 'source.files') -> list[str]:
     """Return the files that match paths or patterns, sorted by name within each pattern.
 
-    A pattern without a match raises a ConfigError that names it and the configuration `key`.
+    A pattern without a match, or no pattern, raises a ConfigError with the `key`.
     """
     patterns = [files] if isinstance(files, str) else files
-    if not patterns:
-        raise ConfigError(f'{key}: expected at least one file')
     matches: list[str] = []
-    for pattern in patterns:
+    for pattern in patterns or ['']:
         paths = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern))
         if not paths:
-            raise ConfigError(f'{key}: no file matches {Path(pattern).absolute()}')
+            raise ConfigError(f'no file matches {pattern!r} in {Path.cwd()}', key)
         matches += [check_text(path, f'{key}: {path!r}') for path in paths]
     return matches
 
@@ -206,7 +206,7 @@ class Filter:
         try:
             number = float(value)
         except (TypeError, ValueError):
-            raise FileError(f'{where} is {str(value)[:60]!r}, expected a number') from None
+            raise FileError(f'{str(value)[:60]!r}, expected a number', where) from None
         if math.isnan(number):
             return None
         return (self.min is None or number >= self.min) and (self.max is None or number <= self.max)
@@ -217,16 +217,14 @@ class Selection:
 
     Args:
         filters: Column -> the fields of a `Filter`.  A sample without a value is left out.
-        share: Share of the samples to keep, up to 1.  The hash of the id decides, whatever the others,
+        share: Share of the samples to keep.  The hash of the id decides, whatever the others,
             so a smaller share is a subset of a larger one with the same seed.
 
     Raises:
-        ConfigError: `share` is above 1, or a filter has wrong arguments or an empty range.
+        ConfigError: A filter has wrong arguments or an empty range.
     """
 
     def __init__(self, filters: Optional[Filters] = None, share: float = 1.0, seed: int = 0) -> None:
-        if share > 1:
-            raise ConfigError(f'source.sample: {share}, expected at most 1')
         self._share, self._seed = share, seed
         self._filters: dict[str, Filter] = {}
         for name, arguments in (filters or {}).items():
@@ -236,9 +234,9 @@ class Selection:
             low, high = condition.min, condition.max
             is_range = low is not None or high is not None
             if is_range is (condition.values is not None):
-                raise ConfigError(f'{key}: expected min, max or both of a number, or the values that are kept')
+                raise ConfigError('expected min, max or both of a number, or the values that are kept', key)
             if low is not None and high is not None and low > high:
-                raise ConfigError(f'{key}: min is {low} and max is {high}, expected the smaller value first')
+                raise ConfigError(f'min is {low} and max is {high}, expected the smaller value first', key)
         self.columns = list(self._filters)
         """Columns that the filters name."""
 
@@ -253,7 +251,7 @@ class Selection:
     def filters_out(self, fields: Mapping[str, Any], where: str, dropped: Dropped) -> bool:
         """Return whether a filter leaves a sample out, and count it; a missing field raises a ConfigError."""
         for name, condition in self._filters.items():
-            is_kept = condition.keeps(field_of(fields, name, where), f'{where}: {name!r}')
+            is_kept = condition.keeps(field(fields, name, where), f'{where}: {name!r}')
             if not is_kept:
                 reason = f'filter {name}' if is_kept is False else f'filter {name}: no value'
                 dropped.filtered[reason] += 1

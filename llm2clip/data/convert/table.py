@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from llm2clip.config.ranges import FolderName, HoldoutShare, Positive, Seed, Text
+from llm2clip.config.ranges import CaptionColumns, FolderName, HoldoutShare, SampleShare, Seed, Text
 from llm2clip.data.caption_files import check_image_paths, normal_path, optional_text, read_csv
 from llm2clip.data.convert.samples import (
     Dropped,
@@ -35,9 +36,10 @@ from llm2clip.io.files import reading
 # Rows per part of a Hugging Face dataset.
 _ROWS = 10_000
 _DATASET = 'a dataset that the package datasets reads'
-_TYPES = {'captions': 'texts or lists of texts', 'images': 'encoded images or paths', 'ids': 'texts or whole numbers'}
+_TYPES = {'captions': 'texts or lists of texts', 'images': 'encoded images or paths',
+          'ids': 'texts or whole numbers'}
 
-Captions = Union[Text, dict[Text, Text]]
+Captions = Union[Text, CaptionColumns]
 
 
 def read_schema(path: str) -> pyarrow.Schema:
@@ -78,40 +80,33 @@ def check_column(
     return is_list
 
 
-class _Columns:
-    """Columns of tables that make up a sample; `longest` returns the length of a column's longest list."""
+@dataclass(frozen=True)
+class _RowReader:
+    """Reader of samples from the rows of tables."""
 
-    def __init__(
-        self, tables: Mapping[str, pyarrow.Schema], longest: Callable[[str], int], captions: Captions,
-        image: Optional[str], folders: Sequence[str], sample_id: Optional[str], holdout: float, seed: int,
-        selection: Selection,
-    ) -> None:
-        self.image, self.sample_id, self.folders = image, sample_id, folders
-        self.selection, self.holdout, self.seed = selection, holdout, seed
-        if not captions:
-            raise ConfigError('source.captions: expected a column, or caption keys with their columns')
-        caption_columns = {'': captions} if isinstance(captions, str) else captions
-        self.keys: dict[str, list[str]] = {}
-        for key, column in caption_columns.items():
-            has_lists = {check_column(schema, column, path, 'captions') for path, schema in tables.items()}
-            if len(has_lists) > 1:
-                raise ConfigError(f'column {column!r} holds texts in some tables and lists of texts in others')
-            names = [key or '0']
-            if True in has_lists:
-                prefix = f'{key}_' if key else ''
-                names = [f'{prefix}{i}' for i in range(longest(column))]
-            self.keys.setdefault(column, []).extend(names)
-        all_keys = list(chain.from_iterable(self.keys.values()))
-        if len(set(all_keys)) < len(all_keys) or len(self.keys) < len(caption_columns):
-            raise ConfigError(f'source.captions: {captions} gives two captions one key, or one column twice')
+    caption_keys: Mapping[str, Sequence[str]]
+    """Column of captions -> caption keys, one per text of its longest list."""
+    image_column: Optional[str]
+    id_column: Optional[str]
+    folders: Sequence[str]
+    """Folders that image files may be in, the first of them that to which paths are relative."""
+    holdout: float
+    seed: int
+    selection: Selection
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns to read."""
+        names = [*self.caption_keys, *self.selection.columns, self.image_column, self.id_column]
+        return list(dict.fromkeys(filter(None, names)))
+
+    def check(self, tables: Mapping[str, pyarrow.Schema]) -> None:
+        """Raise a ConfigError if a column other than those of captions is missing or has a wrong type."""
         for path, schema in tables.items():
-            for name in selection.columns:
+            for name in filter(None, [*self.selection.columns, self.id_column]):
                 check_column(schema, name, path)
-            if sample_id:
-                check_column(schema, sample_id, path)
-            if image is not None:
-                check_column(schema, image, path, 'images')
-        self.names = list(dict.fromkeys(filter(None, [*self.keys, *selection.columns, image, sample_id])))
+            if self.image_column is not None:
+                check_column(schema, self.image_column, path, 'images')
 
     def samples(
         self, rows: Iterable[Mapping[str, Any]], name: str, dropped: Dropped, is_holdout: bool, first: int = 1
@@ -120,18 +115,18 @@ class _Columns:
         for number, row in enumerate(rows, first):
             where = f'{name}, row {number}'
             sample_id = f'{name}:{number}'
-            if self.sample_id:
-                sample_id = sample_name(row[self.sample_id], f'{where}: {self.sample_id!r}')
-            image = row[self.image] if self.image else None
-            if isinstance(image, dict):
-                image = image.get('bytes') or image.get('path')
-            elif self.sample_id == self.image:
-                sample_id = normal_path(sample_id)
+            if self.id_column:
+                sample_id = sample_name(row[self.id_column], f'{where}: {self.id_column!r}')
+                if self.id_column == self.image_column:
+                    sample_id = normal_path(sample_id)
+            image = self._image(row)
             if self.holdout and is_in_holdout(image or sample_id, self.holdout, self.seed) is not is_holdout:
                 continue
-            if self.selection.samples_out(sample_id, dropped) or self.selection.filters_out(row, where, dropped):
+            if self.selection.samples_out(sample_id, dropped):
                 continue
-            if self.image and not image:
+            if self.selection.filters_out(row, where, dropped):
+                continue
+            if self.image_column and not image:
                 dropped.add('no image', sample_id)
                 continue
             if isinstance(image, str):
@@ -140,30 +135,62 @@ class _Columns:
                     continue
             yield Sample(sample_id, self._captions(row, where), image)
 
+    def _image(self, row: Mapping[str, Any]) -> Union[None, bytes, str]:
+        """Encoded image or path of a row; None if it has none."""
+        if self.image_column is None:
+            return None
+        image = row[self.image_column]
+        if isinstance(image, dict):
+            return image.get('bytes') or image.get('path')
+        return image
+
     def _captions(self, row: Mapping[str, Any], where: str) -> dict[str, str]:
         """Captions of a row; lists that are shorter than the longest one are filled up with empty texts."""
         captions: dict[str, str] = {}
-        for column, keys in self.keys.items():
+        for column, keys in self.caption_keys.items():
             captions.update(dict.fromkeys(keys, ''))
             value = row[column]
             texts = value if isinstance(value, list) else [value]
             if len(texts) > len(keys) and value is not None:
-                raise FileError(f'{where}: {column!r} has {len(texts)} texts, expected at most {len(keys)}')
+                raise FileError(f'{column!r} has {len(texts)} texts, expected at most {len(keys)}', where)
             for key, text in zip(keys, texts):
                 captions[key] = optional_text(text, f'{where}: {column!r}')
         return captions
 
 
-def _longest_list(lists: Any) -> int:
-    """Length of the longest list in an Arrow array, which may hold nulls."""
-    lengths = pyarrow.compute.call_function('list_value_length', [lists])
-    return pyarrow.compute.call_function('max', [lengths]).as_py() or 0
+def _caption_keys(
+    captions: Captions, tables: Mapping[str, pyarrow.Schema], longest: Callable[[str], int]
+) -> dict[str, list[str]]:
+    """Column -> caption keys; `longest` returns the length of a column's longest list."""
+    caption_columns = {'': captions} if isinstance(captions, str) else captions
+    keys: dict[str, list[str]] = {}
+    for key, column in caption_columns.items():
+        has_lists = {check_column(schema, column, path, 'captions') for path, schema in tables.items()}
+        if len(has_lists) > 1:
+            raise ConfigError(f'column {column!r} holds texts in some tables and lists of texts in others')
+        keys[column] = [key or '0']
+        if True in has_lists:
+            prefix = f'{key}_' if key else ''
+            keys[column] = [f'{prefix}{i}' for i in range(longest(column))]
+    all_keys = list(chain.from_iterable(keys.values()))
+    if len(set(all_keys)) < len(all_keys) or len(keys) < len(caption_columns):
+        raise ConfigError(f'{captions} gives two captions one key, or one column twice', 'source.captions')
+    return keys
+
+
+def _longest_list(batches: Iterable[pyarrow.RecordBatch]) -> int:
+    """Length of the longest list in the first column of batches, which may hold nulls."""
+    longest = 0
+    for batch in batches:
+        lengths = pyarrow.compute.call_function('list_value_length', [batch.column(0)])
+        longest = max(longest, pyarrow.compute.call_function('max', [lengths]).as_py() or 0)
+    return longest
 
 
 def table(
     files: Union[str, Sequence[str]], captions: Captions, image_column: Optional[str] = None,
     images: Optional[str] = None, id_column: Optional[str] = None, split: FolderName = 'train',
-    holdout: HoldoutShare = 0.0, seed: Seed = 0, filters: Optional[Filters] = None, sample: Positive = 1.0,
+    holdout: HoldoutShare = 0.0, seed: Seed = 0, filters: Optional[Filters] = None, sample: SampleShare = 1.0,
     sample_seed: Seed = 0,
 ) -> tuple[dict[str, list[Part]], Dropped]:
     """Parquet, CSV or TSV tables: one split or two, one part per table.
@@ -171,7 +198,8 @@ def table(
     Args:
         files: Paths or patterns of ``.csv`` or ``.tsv`` files with a header, or of Parquet files.
         captions: Caption key -> column of texts or lists of texts, or a single column.  A column of lists
-            becomes ``<key>_0``, ``<key>_1``, …, one per text of its longest list; a single column, ``0``, ``1``, ….
+            becomes ``<key>_0``, ``<key>_1``, …, one per text of its longest list; a single column becomes
+            ``0``, ``1``, ….
         image_column: Column of encoded images, ``{bytes, path}`` structs or paths; unset, captions alone.
         images: Folder that paths are relative to; others are refused.  Unset, every path is allowed.
         id_column: Column of sample ids, texts or whole numbers; by default an id is ``<file>:<row>``.
@@ -182,43 +210,28 @@ def table(
         sample, sample_seed: Share of the samples to keep, chosen by the hash of their id, and its seed.
     """
     splits = holdout_splits(split, holdout)
+    selection = Selection(filters, sample, sample_seed)
     paths = matching_files(files)
+    folders: list[str] = []
     if images is not None:
         check_folder(images)
-
-    def batches(path: str, names: list[str]) -> Iterator[pyarrow.RecordBatch]:
-        with reading(path, 'a Parquet file'), pyarrow.parquet.ParquetFile(path) as file:
-            yield from file.iter_batches(batch_size=256, columns=names)
+        folders.append(images)
+    schemas = {path: read_schema(path) for path in paths}
 
     def longest(column: str) -> int:
-        length = 0
-        for path in paths:
-            for batch in batches(path, [column]):
-                length = max(length, _longest_list(batch.column(0)))
-        return length
+        return max(_longest_list(_batches(path, [column])) for path in paths)
 
-    schemas = {path: read_schema(path) for path in paths}
-    folders = [] if images is None else [images]
-    columns = _Columns(schemas, longest, captions, image_column, folders, id_column, holdout, seed,
-                       Selection(filters, sample, sample_seed))
-
-    def rows(path: str, names: list[str]) -> Iterator[Mapping[str, Any]]:
-        if path.endswith(('.csv', '.tsv')):
-            yield from (row for _, row in read_csv(path)[1])
-            return
-        for batch in batches(path, names):
-            with reading(path, 'a Parquet file with texts in UTF-8'):
-                values = batch.to_pylist()
-            yield from values
-
+    caption_keys = _caption_keys(captions, schemas, longest)
+    reader = _RowReader(caption_keys, image_column, id_column, folders, holdout, seed, selection)
+    reader.check(schemas)
     if image_column is not None and holdout:
         with_paths = [path for path in paths if 'binary' not in str(schemas[path].field(image_column).type)]
-        image_rows = chain.from_iterable(rows(path, [image_column]) for path in with_paths)
+        image_rows = chain.from_iterable(_rows(path, [image_column]) for path in with_paths)
         check_image_paths((row[image_column] for row in image_rows), images,
                           f'source.image_column: {image_column!r}')
 
     def read(path: str, is_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
-        return columns.samples(rows(path, columns.names), Path(path).name, dropped, is_holdout)
+        return reader.samples(_rows(path, reader.columns), Path(path).name, dropped, is_holdout)
 
     parts: dict[str, list[Part]] = {}
     for name, is_holdout in splits.items():
@@ -226,10 +239,27 @@ def table(
     return parts, Dropped()
 
 
+def _batches(path: str, names: Sequence[str]) -> Iterator[pyarrow.RecordBatch]:
+    """Columns of a Parquet file, 256 rows at a time."""
+    with reading(path, 'a Parquet file'), pyarrow.parquet.ParquetFile(path) as file:
+        yield from file.iter_batches(batch_size=256, columns=names)
+
+
+def _rows(path: str, names: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """Rows of a table, with at least the columns `names`."""
+    if path.endswith(('.csv', '.tsv')):
+        yield from (row for _, row in read_csv(path)[1])
+        return
+    for batch in _batches(path, names):
+        with reading(path, 'a Parquet file with texts in UTF-8'):
+            values = batch.to_pylist()
+        yield from values
+
+
 def huggingface(
     path: str, captions: Captions, image_column: Optional[str] = None, config: Optional[str] = None,
     split: FolderName = 'train', id_column: Optional[str] = None, images: Optional[str] = None,
-    holdout: HoldoutShare = 0.0, seed: Seed = 0, filters: Optional[Filters] = None, sample: Positive = 1.0,
+    holdout: HoldoutShare = 0.0, seed: Seed = 0, filters: Optional[Filters] = None, sample: SampleShare = 1.0,
     sample_seed: Seed = 0,
 ) -> tuple[dict[str, list[Part]], Dropped]:
     """One split of a Hugging Face dataset: saved to disk, in a local folder of files, or on the hub.
@@ -248,57 +278,72 @@ def huggingface(
     """
     splits = holdout_splits(split, holdout)
     selection = Selection(filters, sample, sample_seed)
+    dataset = _load_dataset(path, config, split)
+    if images is not None:
+        check_folder(images)
+        folders = [images]
+    else:
+        folders = _image_folders(path)
+
+    def longest(column: str) -> int:
+        return _longest_list(dataset.select_columns([column]).with_format('arrow').iter(_ROWS))
+
+    schemas = {path: dataset.features.arrow_schema}
+    caption_keys = _caption_keys(captions, schemas, longest)
+    reader = _RowReader(caption_keys, image_column, id_column, folders, holdout, seed, selection)
+    reader.check(schemas)
+    rows = dataset.select_columns(reader.columns)
+
+    def read(start: int, is_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
+        part = rows.select(range(start, min(start + _ROWS, len(rows))))
+        with reading(f'source.path: {path}', _DATASET):
+            yield from reader.samples(part, split, dropped, is_holdout, first=start + 1)
+
+    parts: dict[str, list[Part]] = {}
+    for name, is_holdout in splits.items():
+        starts = range(0, len(rows), _ROWS)
+        parts[name] = [Part(f'{start:08}', partial(read, start, is_holdout)) for start in starts]
+    return parts, Dropped()
+
+
+def _is_saved(path: str) -> bool:
+    """Whether `save_to_disk` wrote a folder."""
+    return Path(path, 'dataset_dict.json').is_file() or Path(path, 'state.json').is_file()
+
+
+def _load_dataset(path: str, config: Optional[str], split: str) -> Any:
+    """One split of a dataset of the library, with images as they are encoded."""
     try:
         import datasets
-        from datasets import config as cache
-        from huggingface_hub.constants import HF_HUB_CACHE
     except ImportError as error:
         raise missing_extra('source.name: huggingface', 'datasets', error) from None
-    is_folder = Path(path).is_dir()
-    is_saved = Path(path, 'dataset_dict.json').is_file() or Path(path, 'state.json').is_file()
     # A name without owner is a reader of the library: `csv` would read files of the working directory.
-    if not is_folder and path.count('/') != 1:
-        raise ConfigError(f'source.path: there is no folder {Path(path).absolute()}, and a dataset of the '
-                          'hub is called owner/dataset')
+    if not Path(path).is_dir() and path.count('/') != 1:
+        raise ConfigError(f'there is no folder {Path(path).absolute()}, and a dataset of the hub is called '
+                          'owner/dataset', 'source.path')
     with reading(f'source.path: {path}', _DATASET):
-        if is_saved:
+        if _is_saved(path):
             dataset: Any = datasets.load_from_disk(path)
         else:
             dataset = datasets.load_dataset(path, config, split=split)
     if isinstance(dataset, datasets.DatasetDict):
         names = ', '.join(map(str, dataset))
         if split not in dataset:
-            raise ConfigError(f'source.split: there is no {split!r} in {path}; it has {names}')
+            raise ConfigError(f'there is no {split!r} in {path}; it has {names}', 'source.split')
         print(f'source.split: of {names}, only {split!r} is read', flush=True)
         dataset = dataset[split]
     for name, feature in dataset.features.items():
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
-    folders: list[str] = []
-    if images is not None:
-        check_folder(images)
-        folders.append(images)
-    elif not is_saved:
-        if is_folder:
-            folders.append(path)
-        # Folders in which the library stores images that a dataset names.
-        caches = cache.HF_CACHE_HOME, cache.DOWNLOADED_DATASETS_PATH, cache.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE
-        folders.extend(map(str, caches))
+    return dataset
 
-    def longest(column: str) -> int:
-        batches = dataset.select_columns([column]).with_format('arrow').iter(_ROWS)
-        return max((_longest_list(batch.column(0)) for batch in batches), default=0)
 
-    columns = _Columns({path: dataset.features.arrow_schema}, longest, captions, image_column, folders, id_column,
-                       holdout, seed, selection)
-    rows = dataset.select_columns(columns.names)
-
-    def read(start: int, is_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
-        part = rows.select(range(start, min(start + _ROWS, len(rows))))
-        with reading(f'source.path: {path}', _DATASET):
-            yield from columns.samples(part, split, dropped, is_holdout, first=start + 1)
-
-    parts: dict[str, list[Part]] = {}
-    for name, is_holdout in splits.items():
-        parts[name] = [Part(f'{start:08}', partial(read, start, is_holdout)) for start in range(0, len(rows), _ROWS)]
-    return parts, Dropped()
+def _image_folders(path: str) -> list[str]:
+    """Folders of the library for images that a dataset names; none for a saved one, which may name any."""
+    if _is_saved(path):
+        return []
+    from datasets import config as cache
+    from huggingface_hub.constants import HF_HUB_CACHE
+    caches = cache.HF_CACHE_HOME, cache.DOWNLOADED_DATASETS_PATH, cache.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE
+    folders = [path] if Path(path).is_dir() else []
+    return [*folders, *map(str, caches)]

@@ -11,7 +11,7 @@ from typing import Union
 
 from llm2clip.config.loading import package_folder
 from llm2clip.config.ranges import Holdout, HoldoutShare, Natural, Seed
-from llm2clip.data.caption_files import check_text, read_json_lines, read_lines
+from llm2clip.data.caption_files import optional_text, read_json_lines, read_lines, text_field
 from llm2clip.data.convert.samples import (
     Dropped,
     Part,
@@ -22,7 +22,7 @@ from llm2clip.data.convert.samples import (
     one_part,
     split_holdout,
 )
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json
 
 
@@ -40,42 +40,39 @@ def text_pairs(
         by_file: Make each file a split with the name of the file: ``fever`` for ``fever.jsonl``.
     """
     paths = matching_files(files)
-    if by_file and holdout:
-        raise ConfigError('source.by_file: expected no holdout, since every file is one split')
-
-    def samples(name: str, is_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
-        for where, record in read_json_lines(name):
-            sample_id = Path(where).name
-            texts: dict[str, str] = {}
-            for key in ('query', 'positive', 'negative'):
-                value = record.get(key) if isinstance(record, dict) else None
-                if value is None and key == 'negative':
-                    value = ''
-                if not isinstance(value, str):
-                    raise FileError(f'{where}: {key} is {str(value)[:60]!r}, expected an object with texts '
-                                    '`query`, `positive` and maybe `negative`')
-                texts[key] = check_text(value, f'{where}: {key}')
-            if is_in_holdout(sample_id, holdout) is not is_holdout:
-                continue
-            missing = [key for key in ('query', 'positive') if not texts[key].strip()]
-            if missing:
-                dropped.add(f'no caption {" and ".join(missing)}', sample_id)
-            else:
-                yield Sample(sample_id, texts)
-
     parts: dict[str, list[Part]] = {}
-    if by_file:
-        for path in paths:
-            parts[Path(path).stem] = [Part(Path(path).name, partial(samples, path, False), [path])]
-        if len(parts) < len(paths):
-            raise ConfigError(f'source.by_file: two of {", ".join(paths)} have one name, expected different ones')
+    if not by_file:
+        for split, is_holdout in holdout_splits('train', holdout).items():
+            read = partial(_pairs, holdout=holdout, is_holdout=is_holdout)
+            parts[split] = [Part(Path(path).name, partial(read, path), [path]) for path in paths]
         return parts, Dropped()
-    for split, is_holdout in holdout_splits('train', holdout).items():
-        parts[split] = [Part(Path(path).name, partial(samples, path, is_holdout), [path]) for path in paths]
+    if holdout:
+        raise ConfigError('expected no holdout, since every file is one split', 'source.by_file')
+    for path in paths:
+        parts[Path(path).stem] = [Part(Path(path).name, partial(_pairs, path), [path])]
+    if len(parts) < len(paths):
+        raise ConfigError(f'two of {", ".join(paths)} have one name', 'source.by_file')
     return parts, Dropped()
 
 
-def plain_text(files: Union[str, Sequence[str]], min_characters: Natural = 40) -> tuple[dict[str, list[Part]], Dropped]:
+def _pairs(path: str, dropped: Dropped, holdout: float = 0.0, is_holdout: bool = False) -> Iterator[Sample]:
+    """Pairs of a file: the held-out ones or the others."""
+    for where, record in read_json_lines(path):
+        texts = {key: text_field(record, key, where) for key in ('query', 'positive')}
+        missing = [key for key, text in texts.items() if not text.strip()]
+        texts['negative'] = optional_text(record.get('negative'), f"{where}: 'negative'")
+        sample_id = Path(where).name
+        if is_in_holdout(sample_id, holdout) is not is_holdout:
+            continue
+        if missing:
+            dropped.add(f'no caption {" and ".join(missing)}', sample_id)
+        else:
+            yield Sample(sample_id, texts)
+
+
+def plain_text(
+    files: Union[str, Sequence[str]], min_characters: Natural = 40
+) -> tuple[dict[str, list[Part]], Dropped]:
     """Plain text files, such as WikiText, for the MNTP warm start: a split ``train`` with captions ``text``.
 
     Args:
@@ -102,8 +99,8 @@ def wikipedia_summaries(
 
     Args:
         package: Installed package with ``data/summaries_en-us.json``.
-        holdout, seed: Number of articles in the split ``val``, or a share between 0 and 1, chosen by the hash of
-            their title; or split -> number of its articles.
+        holdout, seed: Number of articles in the split ``val``, or a share between 0 and 1, chosen by the hash
+            of their title; or split -> number of its articles.
     """
     dropped = Dropped()
     articles = read_json(f'{package_folder(package)}/data/summaries_en-us.json', dict)
@@ -117,4 +114,5 @@ def wikipedia_summaries(
         sentence = re.split(r'(?<=[a-z\)][.!?]) (?=[A-Z])', extract, maxsplit=1)[0]
         samples[title] = Sample(title, {'short': f'{title}: {description}', 'long': sentence})
     splits = split_holdout(samples, holdout, seed)
-    return {split: one_part([samples[title] for title in titles]) for split, titles in splits.items()}, dropped
+    parts = {split: one_part([samples[title] for title in titles]) for split, titles in splits.items()}
+    return parts, dropped

@@ -1,8 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Flickr8k, Flickr30k and COCO in their published layouts: the sources write what the evaluation sets read."""
+"""Flickr8k, Flickr30k, COCO and their Chinese captions in each of the files in which they are published."""
 
+import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,21 +14,24 @@ import pytest
 from set_files import (
     FLICKR8K,
     coco,
+    coco_cn,
+    five,
     flickr8k,
     flickr8k_captions,
     flickr8k_kaggle,
     flickr8k_karpathy,
     flickr30k,
+    flickr_cn,
     write_images,
 )
 
 from llm2clip.config import WriterConfig
-from llm2clip.data.convert import image_folder
+from llm2clip.data.convert import flickr_coco
 from llm2clip.data.convert.samples import Dropped, Sample
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_samples
-from llm2clip.errors import ConfigError
-from llm2clip.registry import build_source, open_set
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.registry import build_source
 
 pytestmark = pytest.mark.usefixtures('no_leftovers')
 Arguments = dict[str, Any]
@@ -61,19 +66,17 @@ LAYOUTS: list[tuple[str, Callable[[Path], Arguments], dict[str, int]]] = [
 
 
 @pytest.mark.parametrize(['name', 'write', 'sizes'], LAYOUTS, ids=[f'{i}-{row[0]}' for i, row in enumerate(LAYOUTS)])
-def test_source_and_set_read_the_same(
+def test_every_split_has_its_images_and_captions(
     name: str, write: Callable[[Path], Arguments], sizes: dict[str, int], tmp_path: Path
 ) -> None:
     arguments = write(tmp_path)
     found, _ = _read(name=name, **arguments)
     assert {split: len(samples) for split, samples in found.items()} == sizes
     captions, _ = _read(name=name, **{**arguments, 'images': None})
-    arguments.pop('splits', None)
     for split, samples in found.items():
-        every = {'captions_per_image': None} if name == 'coco' else {}
-        expected = open_set('retrieval', {'name': name, **arguments, 'split': split, **every}, 'source')
-        assert _captions(samples) == dict(zip(expected.image_ids, expected.captions)) == _captions(captions[split])
-        assert [sample.image for sample in samples] == list(map(expected.read_image, range(len(samples))))
+        assert _captions(samples) == _captions(captions[split])
+        assert [sample.image for sample in samples] == [
+            Path(arguments['images'], sample.sample_id).read_bytes() for sample in samples]
         assert not any(sample.image for sample in captions[split])
         if name == 'flickr8k':
             assert _captions(samples) == {name: flickr8k_captions(name) for name, of in FLICKR8K.items() if of == split}
@@ -94,7 +97,7 @@ def test_the_damaged_name_of_flickr8k_is_counted(tmp_path: Path) -> None:
 
 
 def test_captions_without_splits_are_one_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_folder, '_IMAGES', 4)  # in two parts
+    monkeypatch.setattr(flickr_coco, '_IMAGES_PER_PART', 4)  # in two parts
     arguments = {'name': 'flickr8k', **flickr8k_kaggle(tmp_path)}
     found, _ = _read(**arguments)
     assert {split: list(_captions(samples).items()) for split, samples in found.items()} == {
@@ -154,10 +157,13 @@ WRONG: list[tuple[str, str, Arguments, str]] = [
     ('k.json', _karpathy(('a.jpg', 'train')), {'splits': ['dev']},
      r"source\.splits: there is no 'dev' in k\.json; it has train$"),
     ('k.json', _karpathy(('a.jpg', 'train')), {'split': 'all'},
-     r'source\.split: k\.json has the splits train; source\.splits says which'),
+     r'source\.split: k\.json has splits, which source\.splits selects'),
     ('k.json', _karpathy(('a.jpg', 'train'), ('a.jpg', 'test')), {}, r'k\.json: image a\.jpg occurs twice$'),
     ('k.csv', 'filename,split\na.jpg,train\n', {}, r"k\.csv:2 has no 'raw'; it has filename, split$"),
     ('t.token.txt', TOKEN, {}, r'source\.split_files: the lists .* are not beside t\.token\.txt, and without'),
+    ('a.jpg', '', {'annotations': 't.token.txt'}, r't\.token\.txt: cannot be read'),
+    ('t.token.txt', TOKEN, {'split_files': {'test': 't.token.txt'}},
+     r't\.token\.txt:1: image a\.jpg#0\tx is listed twice, or has no captions in t\.token\.txt'),
     ('t.token.txt', 'a.jpg#0\tx\nb.jpg\n', {'split': 'train'},
      r't\.token\.txt:2: expected `<image>#<number><tab><caption>` or'),
 ]
@@ -173,3 +179,105 @@ def test_what_is_wrong_is_said(
     with pytest.raises(ValueError, match=words) as error:
         _read(name='flickr8k', **{'images': 'photos', 'annotations': file, **arguments})
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(['lines', 'captions'], [
+    # As Kaggle's files: a caption with commas has quotes.
+    (['1.jpg,"A ""dog"" , or so"', '1.jpg,A dog'], ['A "dog" , or so', 'A dog']),
+    # As CLIP_benchmark's: nothing has, unless the caption itself begins with one.
+    (['1.jpg,"Dog" , says , he', '1.jpg,A dog , or so'], ['"Dog" , says , he', 'A dog , or so']),
+])
+def test_captions_with_commas_and_quotes(lines: list[str], captions: list[str], tmp_path: Path) -> None:
+    (tmp_path / 'test.txt').write_text('\n'.join(['image,caption', *lines]) + '\n')
+    found, _ = _read(name='flickr8k', images=None, annotations=f'{tmp_path}/test.txt')
+    assert _captions(found['test']) == {'1.jpg': captions}
+
+
+TEST = ['1007129816.jpg', '1009434119.jpg']
+
+
+def _csv() -> str:
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(['raw', 'sentids', 'split', 'filename', 'img_id'])
+    for i, (name, split) in enumerate([('10002456.jpg', 'val'), *((name, 'test') for name in TEST)]):
+        writer.writerow([json.dumps(five(name)), json.dumps(list(range(5 * i, 5 * i + 5))), split, name, i])
+    return out.getvalue()
+
+
+FLICKR30K_FILES = {
+    'flickr_annotations_30k.csv': _csv(),
+    'flickr30k_test.json': json.dumps([{'image': name, 'caption': five(name)} for name in TEST]),
+    'flickr30k_test_captions.json': json.dumps([{'image': name, 'caption': c} for name in TEST for c in five(name)]),
+    'flickr30k_test_karpathy.txt': 'image,caption\n' + ''.join(f'{name},{c}\n' for name in TEST for c in five(name)),
+    'flickr30k_test.token': ''.join(f'{name}#{i}\t{c}\n' for name in TEST for i, c in enumerate(five(name))),
+}
+
+
+@pytest.mark.parametrize('file', FLICKR30K_FILES)
+def test_other_files_of_flickr30k_have_the_same_test_split(file: str, tmp_path: Path) -> None:
+    arguments = {'name': 'flickr30k', **flickr30k(tmp_path), 'splits': ['test']}
+    expected, _ = _read(**arguments)
+    (tmp_path / file).write_text(FLICKR30K_FILES[file])
+    arguments['annotations'] = f'{tmp_path}/{file}'
+    if not file.endswith('.csv'):
+        del arguments['splits']
+    found, _ = _read(**arguments)
+    assert found == expected and _captions(found['test']) == {name: five(name) for name in TEST}
+
+
+@pytest.mark.parametrize('form', ['blip', 'coco'])
+def test_other_files_of_coco_have_the_same_test_split(form: str, tmp_path: Path) -> None:
+    arguments = {'name': 'coco', **coco(tmp_path)}
+    expected, _ = _read(**arguments, splits=['test'])
+    rows = list(_captions(expected['test']).items())
+    path = tmp_path / 'coco_karpathy_test.json'
+    if form == 'blip':
+        path.write_text(json.dumps([{'image': image, 'caption': captions} for image, captions in rows]))
+    else:
+        ids = {image: int(image[-10:-4]) for image, _ in rows}
+        path.write_text(json.dumps({
+            'images': [{'id': ids[image], 'file_name': image.split('/')[1]} for image, _ in rows],
+            # Not in the images' order.
+            'annotations': [{'id': 7, 'image_id': ids[image], 'caption': captions[k]}
+                            for k in range(6) for image, captions in rows if k < len(captions)],
+        }))
+        arguments['images'] += '/val2014'
+    found, _ = _read(**{**arguments, 'annotations': str(path)})
+    assert [*found] == ['test']
+    assert [(s.captions, s.image) for s in found['test']] == [(s.captions, s.image) for s in expected['test']]
+
+
+@pytest.mark.parametrize(['file', 'lines'], [
+    # The original package marks each word's part of speech.
+    ('seg.flickr30kzhmbosontest.caption.txt',
+     ['1009692167#zhm#1 一:m 条:q 狗:n 站:vi 在:p John:nx A:nx .:wj Noble:nx 前:f 。:wj',
+      '1021439420#zhm#1 两:m 条:q 狗:n']),
+    ('flickr30k_test_zh.txt', ['image,caption', '1009692167.jpg,一条狗站在JohnA.Noble前。', '1021439420.jpg,两条狗']),
+    ('plain.txt', ['1009692167 一条狗站在JohnA.Noble前。', '1021439420\t两条狗']),
+    ('headless.txt', ['1009692167.jpg,一条狗站在JohnA.Noble前。', '1021439420.jpg,两条狗']),
+])
+def test_files_of_flickr_cn(file: str, lines: list[str], tmp_path: Path) -> None:
+    arguments = {'name': 'flickr_cn', **flickr_cn(tmp_path)}
+    found, _ = _read(**arguments)
+    assert _captions(found['test']) == {
+        f'{number}.jpg': [f'第{k}条狗坐在{number}。' for k in range(5)] for number in (1009692167, 1021439420)}
+    (tmp_path / file).write_text('\n'.join(lines) + '\n')
+    found, _ = _read(**{**arguments, 'annotations': f'{tmp_path}/{file}'})
+    assert _captions(found['test']) == {'1009692167.jpg': ['一条狗站在JohnA.Noble前。'], '1021439420.jpg': ['两条狗']}
+
+
+def test_coco_cn_in_the_order_of_its_splits(tmp_path: Path) -> None:
+    arguments = {'name': 'coco_cn', **coco_cn(tmp_path)}
+    found, _ = _read(**arguments)
+    assert {split: _captions(samples) for split, samples in found.items()} == {
+        'train': {'train2014/COCO_train2014_000000573854.jpg': ['飞机正准备起飞。']},
+        'test': {'val2014/COCO_val2014_000000461245.jpg': ['一群长颈鹿。', '一群长颈鹿站在树边'],
+                 'train2014/COCO_train2014_000000503310.jpg': ['座位空空的。']}}
+    assert [*_read(**arguments, splits=['test'])[0]] == ['test']
+    split = Path(arguments['annotations'], 'coco-cn_test.txt')
+    for ids, message in (('000000461245\n', r"coco-cn_test.txt:1: '000000461245', expected an image such as"),
+                         (split.read_text() * 2, 'occurs twice')):
+        split.write_text(ids)
+        with pytest.raises(FileError, match=message):
+            _read(**arguments)

@@ -7,7 +7,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -16,9 +16,9 @@ import numpy as np
 
 from llm2clip.config.ranges import FolderName, Text
 from llm2clip.data.caption_files import check_text, read_lines
+from llm2clip.data.images import ImageFiles
 from llm2clip.data.tars import IMAGES, tar_samples
 from llm2clip.errors import ConfigError, FileError
-from llm2clip.evaluation.sets.files import ClassificationSet, ImageFiles, check_path, found_in, visible_files
 from llm2clip.io.files import read_json, read_text, reading
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
@@ -30,72 +30,97 @@ _TEMPLATES = 'zeroshot_classification_templates.txt'
 _LABELS = {'classification': 'cls', 'multilabel': 'npy'}
 
 
+@dataclass(frozen=True)
+class ClassificationSet:
+    """Images with one class each, or with any number of them."""
+
+    name: str
+    image_ids: list[str]
+    labels: Union[list[int], list[list[int]]]
+    """Position of each image's class in `classes`.  For sets with any number of classes per image, a 1 or a 0
+    per class and image."""
+    classes: list[str]
+    """Class names as used in prompts; duplicates are allowed."""
+    read_image: Callable[[int], bytes]
+    """Position -> encoded image; picklable."""
+    templates: Optional[str] = None
+    """File with the set's own prompts, if any."""
+
+
 def imagenet_folder(images: str, class_names: Optional[str] = None) -> ClassificationSet:
     """Images in one subfolder per class, in the order of the subfolder names; also used for linear probes.
 
-    ImageNet's validation images (https://image-net.org, ILSVRC2012, for research only) come in one folder.  This script
-    moves them into class folders: https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh .
+    ImageNet's validation images (https://image-net.org, ILSVRC2012, for research only) come in one folder.
+    This script moves them into class folders:
+    https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh .
 
     Args:
         images: Folder that contains the class folders.
-        class_names: File with the class names; unset, the folder names.  ``.json``: an object from folder to name, a
-            list in folder order, or Keras's ``imagenet_class_index.json``.  Text: one name per line in folder order, or
-            for ImageNet's folders ``<folder> <name>`` per line (``LOC_synset_mapping.txt``).  ``_`` stands for a space.
+        class_names: File with the class names; unset, the folder names.  ``.json``: an object from folder to
+            name, a list in folder order, or Keras's ``imagenet_class_index.json``.  Text: one name per line
+            in folder order, or for ImageNet's folders ``<folder> <name>`` per line
+            (``LOC_synset_mapping.txt``).  ``_`` stands for a space.
 
     Raises:
         ConfigError: `images` has no subfolders, one lacks images or has other files, or the names do not fit.
     """
-    check_path(images, 'images', images, 'folder')
-    folders = sorted(folder.name for folder in Path(images).glob('[!.]*') if folder.is_dir())
+    folders = sorted(path.name for path in Path(images).iterdir() if path.is_dir() and path.name[0] != '.')
     if not folders:
-        raise ConfigError(f'{images}: source.images: expected one subfolder per class; {found_in(Path(images))}')
-    files, labels = [], []
+        raise ConfigError(f'{images} has no subfolders, expected one per class', 'images')
+    files: list[str] = []
+    labels: list[int] = []
     for label, folder in enumerate(folders):
-        images_of_class = visible_files(Path(images, folder), _SUFFIXES, 'images in the class folder')
-        if not images_of_class:
-            raise ConfigError(f'the class folder {Path(images, folder)} has no images')
-        files += [f'{folder}/{name}' for name in images_of_class]
-        labels += [label] * len(images_of_class)
-    names = _names(images, class_names, folders) if class_names else folders
-    classes = []
-    for folder, name in zip(folders, names):
-        if not check_text(name, f'{class_names or images}: the name of {folder!r}').strip():
-            raise ConfigError(f'source.class_names: {class_names}: the name of {folder!r} is empty, expected a text')
-        classes.append(name.replace('_', ' '))
-    commonest, count = Counter(classes).most_common(1)[0]
-    if count > 1 and not all(map(_CODE.fullmatch, folders)):
-        raise ConfigError(f'source.class_names: {class_names or images}: {count} classes have the name '
-                          f'{commonest!r}, expected different names')
+        names = sorted(name for name in os.listdir(f'{images}/{folder}') if not name.startswith('.'))
+        others = [name for name in names if not name.lower().endswith(_SUFFIXES)]
+        if others or not names:
+            found = others[:1] or 'no files'
+            raise ConfigError(f'{images}/{folder} has {found}, expected the images of a class', 'images')
+        files += [f'{folder}/{name}' for name in names]
+        labels += [label] * len(names)
+    if class_names is None:
+        classes = _checked_names(folders, folders, images)
+    else:
+        classes = _checked_names(_read_names(class_names, folders), folders, class_names)
     return ClassificationSet(images, files, labels, classes, ImageFiles(images, files))
 
 
-def _names(images: str, path: str, folders: list[str]) -> list[str]:
+def _checked_names(names: Sequence[str], folders: Sequence[str], source: str) -> list[str]:
+    """Class names with spaces for ``_``, none blank, and equal ones for ImageNet alone."""
+    for folder, name in zip(folders, names):
+        if not check_text(name, f'{source}: the name of {folder!r}').strip():
+            raise ConfigError(f'{source}: the name of {folder!r} is empty', 'class_names')
+    classes = [name.replace('_', ' ') for name in names]
+    commonest, count = Counter(classes).most_common(1)[0]
+    if count > 1 and not all(map(_CODE.fullmatch, folders)):
+        raise ConfigError(f'{count} classes in {source} have the name {commonest!r}', 'class_names')
+    return classes
+
+
+def _read_names(path: str, folders: list[str]) -> list[str]:
     """Class name of each folder."""
-    check_path(images, 'class_names', path)
     names = _read_json_names(path) if path.endswith('.json') else _read_text_names(path, folders)
-    if isinstance(names, list):
-        if len(names) != len(folders):
-            raise ConfigError(f'source.class_names: {path} has {len(names):,} names, but {images} has '
-                              f'{len(folders):,} class folders')
-        return names
-    lacking = [folder for folder in folders if folder not in names]
-    if lacking:
-        raise ConfigError(f'source.class_names: {path} has no name for {len(lacking):,} of {len(folders):,} '
-                          f'class folders in {images}, the first of them is {lacking[0]}; it has names for '
-                          f'{", ".join(list(names)[:3])}, …')
-    return [names[folder] for folder in folders]
+    if isinstance(names, dict):
+        missing = [folder for folder in folders if folder not in names]
+        if missing:
+            raise ConfigError(f'{path} has no name for {len(missing):,} of {len(folders):,} class folders, '
+                              f'such as {missing[0]}', 'class_names')
+        return [names[folder] for folder in folders]
+    if len(names) != len(folders):
+        raise ConfigError(f'{path} has {len(names):,} names, but there are {len(folders):,} class folders',
+                          'class_names')
+    return names
 
 
 def _read_json_names(path: str) -> Union[list[str], dict[str, str]]:
     """Names in the order of the folders, or folder -> name."""
-    content: Any = read_json(path)
-    names = content
-    if isinstance(content, dict) and all(isinstance(pair, list) and len(pair) == 2 for pair in content.values()):
-        names = dict(content.values())  # of Keras: position -> [folder, name]
+    names: Any = read_json(path)
     values = list(names.values()) if isinstance(names, dict) else names
+    if isinstance(names, dict) and all(isinstance(pair, list) and len(pair) == 2 for pair in values):
+        names = dict(values)  # of Keras: position -> [folder, name]
+        values = list(names.values())
     if not isinstance(values, list) or not all(isinstance(name, str) for name in values):
-        raise ConfigError(f'source.class_names: {path}: expected an object from folder to name, a list of names, '
-                          f'or an object of [folder, name], found {str(content)[:60]!r}')
+        raise ConfigError(f'{path}: expected an object from folder to name, a list of names, or an object of '
+                          '[folder, name]', 'class_names')
     return names
 
 
@@ -108,8 +133,8 @@ def _read_text_names(path: str, folders: list[str]) -> Union[list[str], dict[str
     if len(names) < len(lines) or num_named <= len(folders) / 2:
         return lines
     if not all(map(_CODE.fullmatch, folders)):
-        raise ConfigError(f'source.class_names: {path}: each line may be a name, or a folder and its name; '
-                          'expected a .json file with an object from folder to name')
+        raise ConfigError(f'{path}: each line may be a name, or a folder and its name; expected a .json file '
+                          'with an object from folder to name', 'class_names')
     return names
 
 
@@ -134,21 +159,18 @@ def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet
         zeroshot_classification_templates.txt     optional; one prompt per line, with {c} for the class
         dataset_type.txt                          `multilabel` if an image has any number of classes
         test/nshards.txt                          number of tars
-        test/0.tar, test/1.tar, …                 0001.webp (png, jpg, jpeg) with 0001.cls, the position of its class;
-                                                  or with 0001.npy, a 1 or a 0 per class
+        test/0.tar, test/1.tar, …                 0001.webp (png, jpg, jpeg) with 0001.cls, the position of
+                                                  its class; or with 0001.npy, a 1 or a 0 per class
 
     Args:
-        local: Folder of the set, for example downloaded by ``hf download clip-benchmark/wds_cars --repo-type dataset
-            --local-dir data/wds/cars``.
+        local: Folder of the set, for example downloaded by ``hf download clip-benchmark/wds_cars
+            --repo-type dataset --local-dir data/wds/cars``.
         split: Split to read.
 
     Raises:
-        ConfigError: A folder or file is missing, or the set is for retrieval.
-        FileError: A file is damaged, the number of tars differs from ``nshards.txt``, or a sample has no image or no
-            class listed in ``classnames.txt``.
+        FileError: A file is missing or damaged, the set is for retrieval, the number of tars differs from
+            ``nshards.txt``, or a sample has no image or no class listed in ``classnames.txt``.
     """
-    check_path(local, 'local', local, 'folder')
-    check_path(local, 'local', f'{local}/{_CLASSES}')
     classes = [check_text(line.strip(), f'{local}/{_CLASSES}')
                for line in read_text(f'{local}/{_CLASSES}').splitlines()]
     kind = 'classification'
@@ -156,23 +178,23 @@ def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet
     if type_file.is_file():
         kind = read_text(type_file).strip().lower()
     if kind not in _LABELS:
-        raise ConfigError(f'{type_file}: says {kind!r}, expected a set for classification: {" or ".join(_LABELS)}')
+        raise FileError(f'says {kind!r}, expected {" or ".join(_LABELS)}', type_file)
     label_suffix = _LABELS[kind]
     read_label = _position if label_suffix == 'cls' else _ones_and_zeros
     ids, labels, places = [], [], []
     for path in _tars(local, split):
-        for sample in tar_samples(path, lambda member: (member.offset_data, member.size), 'r:'):
+        for sample in tar_samples(path, image_places=True):
             where = f'{path}: sample {sample["__key__"]!r}'
             image = next((name for name in IMAGES if name in sample), None)
             if image is None:
-                raise FileError(f'{where}: has no image, expected one in {", ".join(IMAGES)}')
+                raise FileError(f'has no image, expected one in {", ".join(IMAGES)}', where)
             if label_suffix not in sample:
-                raise FileError(f'{where}: has no {label_suffix}, expected what the classes of the image are')
+                raise FileError(f'has no {label_suffix}, expected what the classes of the image are', where)
             labels.append(read_label(sample[label_suffix], classes, f'{where}: {label_suffix}'))
             ids.append(f'{path}/{sample["__key__"]}.{image}')
             places.append((path, *sample[image]))
     if not ids:
-        raise FileError(f'{local}/{split}: has no images in its tars')
+        raise FileError('has no images in its tars', f'{local}/{split}')
     templates = f'{local}/{_TEMPLATES}'
     if not Path(templates).is_file():
         templates = None
@@ -182,29 +204,19 @@ def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet
 def _tars(local: str, split: str) -> list[str]:
     """Paths of a split's tars, which must match ``nshards.txt``."""
     path = f'{local}/{split}/nshards.txt'
-    check_path(local, 'split', path)
     with reading(path, 'the number of tars'):
-        count = int(read_text(path))
-    if count < 1:
-        raise FileError(f'{path}: says {count}, expected at least one tar')
-    names = [f'{number}.tar' for number in range(count)]
-    present = {name for name in os.listdir(f'{local}/{split}') if name.endswith('.tar')}
-    missing = [name for name in names if name not in present]
-    if missing:
-        raise FileError(f'{path}: says {count:,} tars, but there is no {local}/{split}/{missing[0]}; '
-                        f'{found_in(Path(local, split))}')
-    unexpected = sorted(present - {*names})
-    if unexpected:
-        raise FileError(f'{path}: says {count:,} tars, but there is also {local}/{split}/{unexpected[0]}')
-    return [f'{local}/{split}/{name}' for name in names]
+        names = {f'{number}.tar' for number in range(int(read_text(path)))}
+    wrong = names ^ {name for name in os.listdir(f'{local}/{split}') if name.endswith('.tar')}
+    if wrong:
+        raise FileError(f'says {len(names):,} tars, and {min(wrong)} is missing or too many', path)
+    return [f'{local}/{split}/{number}.tar' for number in range(len(names))]
 
 
 def _position(data: bytes, classes: Sequence[str], where: str) -> int:
     with reading(where, 'the position of a class'):
         position = int(data)
     if not 0 <= position < len(classes):
-        raise FileError(f'{where}: is {position}, expected 0 to {len(classes) - 1}, since {_CLASSES} has '
-                        f'{len(classes):,} names')
+        raise FileError(f'is {position}, expected 0 to {len(classes) - 1}, a line of {_CLASSES}', where)
     return position
 
 
@@ -213,5 +225,5 @@ def _ones_and_zeros(data: bytes, classes: Sequence[str], where: str) -> list[int
     with reading(where, expected):
         values: Any = np.load(io.BytesIO(data), allow_pickle=False)
         if values.shape != (len(classes),) or not np.isin(values, (0, 1)).all():
-            raise FileError(f'{where}: holds {values.dtype} of shape {values.shape}, expected {expected}')
+            raise FileError(f'holds {values.dtype} of shape {values.shape}, expected {expected}', where)
         return values.astype(int).tolist()

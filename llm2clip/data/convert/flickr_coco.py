@@ -1,0 +1,374 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Flickr8k, Flickr30k, COCO and their Chinese captions, in the files in which they are published.
+
+The caption keys are ``0``, ``1``, … in the order of the file.  Their number is the largest number of captions
+of an image; the missing captions of other images are empty.
+"""
+
+import csv
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import starmap
+from pathlib import Path
+from typing import Any, Optional
+
+from llm2clip.config.ranges import FolderName, Holdout, Seed, Text, Texts
+from llm2clip.data.caption_files import (
+    QUOTES,
+    field,
+    list_field,
+    numbered,
+    read_csv,
+    read_lines,
+    text_field,
+    texts_field,
+)
+from llm2clip.data.convert.image_folder import image_splits, numbered_captions
+from llm2clip.data.convert.samples import Dropped, Part, split_holdout
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.io.files import parse_json, read_json, reading
+
+# Path of each image, relative to the folder of images, with its captions.
+_Images = Iterable[tuple[str, list[str]]]
+# The key None stands for images in no split.
+_Splits = Mapping[Optional[str], _Images]
+
+_IMAGES_PER_PART = 10_000
+# Split in the name of a file without splits, such as `captions_val2017.json`.
+_SPLIT = re.compile(r'(?<![a-z])(train|val|test)(?![a-z])')
+# Flickr8k's official lists; Karpathy and Fei-Fei call the `dev` images `val`.
+_LISTS = {'train': 'Flickr_8k.trainImages.txt', 'val': 'Flickr_8k.devImages.txt',
+          'test': 'Flickr_8k.testImages.txt'}
+_COCO_CN = 'imageid.human-written-caption.txt'
+# `1000092795.jpg#0<tab>A caption`, `1009692167#zhm#1 <caption>`, `6228559981<tab><caption>`
+_NUMBERED = re.compile(r'(?P<image>[^#\s,]+)(?:#\S*)?\s+(?P<caption>.+)')
+# `1007129816.jpg,A caption`
+_COMMA = re.compile(r'(?P<image>[^\s,]+\.jpg),(?P<caption>.*)')
+# `一条:q 狗:n 。:wj`: words with part-of-speech tags
+_SEGMENTED = re.compile(r'\S+:[a-z]+[0-9]*(?:\s+\S+:[a-z]+[0-9]*)*')
+
+
+def flickr8k(
+    images: Optional[str], annotations: str, splits: Optional[Texts] = None,
+    split_files: Optional[dict[FolderName, Text]] = None, split: Optional[FolderName] = None,
+    holdout: Holdout = 0, seed: Seed = 0,
+) -> tuple[dict[str, list[Part]], Dropped]:
+    """Flickr8k: 8,000 images with 5 captions each; 91 more images are in no split and are left out.
+
+    Args:
+        images: Folder of the images, such as ``Flicker8k_Dataset``; null for captions alone.
+        annotations: ``Flickr8k.token.txt``, ``dataset_flickr8k.json`` of Karpathy and Fei-Fei, or
+            ``captions.txt`` of Kaggle.
+        splits: Published splits to write; by default all: ``train``, ``val`` and ``test``.
+        split_files: For a file without splits: split -> file with one image per line.  Default: the official
+            lists ``Flickr_8k.{train,dev,test}Images.txt`` beside ``Flickr8k.token.txt``; ``dev`` becomes
+            ``val``.
+        split: For a dataset without splits: name of the split to write.  Default: ``train``, ``val`` or
+            ``test`` if the file name contains it, else ``train``.
+        holdout, seed: For a dataset without splits, as for `image_folder`.
+    """
+    by_split = read_splits(annotations)
+    if split_files is None and annotations.endswith('.token.txt'):
+        official = {name: Path(annotations).with_name(file) for name, file in _LISTS.items()}
+        split_files = {name: str(path) for name, path in official.items() if path.is_file()}
+        if not split_files and split is None:
+            raise ConfigError(
+                f'the lists Flickr_8k.{{train,dev,test}}Images.txt are not beside {annotations}, and without '
+                'them images for testing would be trained on; source.split or an empty source.split_files '
+                'takes them all', 'source.split_files')
+    files = [annotations]
+    if split_files:
+        if by_split.keys() != {None}:
+            raise ConfigError(f'{annotations} has splits, expected a file without any', 'source.split_files')
+        by_split = _listed_splits(dict(by_split[None]), annotations, split_files)
+        files += split_files.values()
+    return _selected_splits(images, files, by_split, splits, split, holdout, seed)
+
+
+def flickr30k(
+    images: Optional[str], annotations: str, splits: Optional[Texts] = None,
+    split: Optional[FolderName] = None, holdout: Holdout = 0, seed: Seed = 0,
+) -> tuple[dict[str, list[Part]], Dropped]:
+    """Flickr30k: 31,014 images in Karpathy's splits, or 31,783 without splits, with 5 captions each.
+
+    Args:
+        images: Folder of the images (``flickr30k-images``), or the folder that paths in `annotations` are
+            relative to; null for captions alone.
+        annotations: ``dataset_flickr30k.json`` of Karpathy and Fei-Fei, or ``flickr_annotations_30k.csv`` of
+            nlphuji/flickr30k; or a file without splits: ``flickr30k_{train,val,test}.json`` of ALBEF and
+            BLIP, ``flickr30k_test_karpathy.txt`` of CLIP_benchmark, or ``results_20130124.token``.
+        splits, split, holdout, seed: As for `flickr8k`.
+    """
+    return _selected_splits(images, [annotations], read_splits(annotations), splits, split, holdout, seed)
+
+
+def coco(
+    images: Optional[str], annotations: str, splits: Optional[Texts] = None,
+    split: Optional[FolderName] = None, holdout: Holdout = 0, seed: Seed = 0,
+) -> tuple[dict[str, list[Part]], Dropped]:
+    """COCO: 123,287 images with all of their 5 to 7 captions.
+
+    Args:
+        images: Folder with ``train2014/`` and ``val2014/`` for Karpathy's and BLIP's files.  For files in
+            COCO's own format, such as ``captions_train2017.json``, the folder with the images
+            (``train2017``).  Null for captions alone.
+        annotations: ``dataset_coco.json`` of Karpathy and Fei-Fei; or a file without splits: COCO's own,
+            ``coco_test_karpathy.json`` of CLIP_benchmark, or ``coco_karpathy_{train,val,test}.json`` of BLIP.
+            Karpathy's split ``restval``, the 30,504 images of val2014 outside of ``val`` and ``test``, is
+            added to ``train``, as is usual.
+        splits: Published splits to write; by default all.
+        split, holdout, seed: As for `flickr8k`.
+    """
+    by_split = read_splits(annotations)
+    if 'restval' in by_split:
+        by_split['train'] = [*by_split.get('train', ()), *by_split['restval']]
+        del by_split['restval']
+    return _selected_splits(images, [annotations], by_split, splits, split, holdout, seed)
+
+
+def flickr_cn(images: Optional[str], annotations: str) -> tuple[dict[str, list[Part]], Dropped]:
+    """Flickr30k-CN (Lan et al., ACM MM 2017): Flickr30k's 1,000 test images with 5 translations each.
+
+    Args:
+        images: Folder of Flickr30k's images; null for captions alone.
+        annotations: ``flickr30k_cn_test.txt`` of Flickr30k-CNA or ``flickr30k_test_zh.txt`` of
+            CLIP_benchmark, with the same translations; or ``seg.flickr30kzhmbosontest.caption.txt`` of the
+            original package, with words that are joined again.
+    """
+    return published_splits(images, [annotations], {'test': captions_of_lines(annotations).items()})
+
+
+def coco_cn(
+    images: Optional[str], annotations: str, splits: Optional[Texts] = None
+) -> tuple[dict[str, list[Part]], Dropped]:
+    """COCO-CN (arXiv 1805.08661): COCO images with captions written in Chinese, 1,000 of them in ``test``.
+
+    Args:
+        images: Folder that contains COCO's ``train2014/`` and ``val2014/``; null for captions alone.
+        annotations: Folder ``coco-cn-version1805v1.1`` with ``imageid.human-written-caption.txt`` and
+            ``coco-cn_{train,val,test}.txt``.
+        splits: Published splits to write; by default all.
+    """
+    files = [f'{annotations}/{_COCO_CN}']
+    all_captions = captions_of_lines(files[0])
+    by_split: dict[Optional[str], _Images] = {}
+    for split in ('train', 'val', 'test'):
+        file = f'{annotations}/coco-cn_{split}.txt'
+        if not Path(file).is_file():
+            continue
+        files.append(file)
+        captions: list[tuple[str, list[str]]] = []
+        for where, image in read_lines(file):
+            parts = image.split('_')  # such as COCO, val2014 and 000000043734
+            if len(parts) != 3:
+                raise FileError(f'{image!r}, expected an image such as COCO_val2014_000000043734', where)
+            captions.append((f'{parts[1]}/{image}.jpg', all_captions.get(f'{image}.jpg', [])))
+        by_split[split] = captions
+    return published_splits(images, files, by_split, splits)
+
+
+def _selected_splits(
+    images: Optional[str], files: Sequence[str], by_split: _Splits, splits: Optional[Sequence[str]],
+    split: Optional[str], holdout: Holdout, seed: int,
+) -> tuple[dict[str, list[Part]], Dropped]:
+    """Published splits; or for a file without splits, one called `split`, and held-out ones."""
+    if by_split.keys() != {None}:
+        if split is not None or holdout:
+            key = 'source.holdout' if split is None else 'source.split'
+            raise ConfigError(f'{files[0]} has splits, which source.splits selects', key)
+        return published_splits(images, files, by_split, splits)
+    if splits is not None:
+        raise ConfigError(f'{files[0]} has no splits; source.split names the one to write', 'source.splits')
+    captions: dict[str, list[str]] = {}
+    _add_captions(captions, by_split[None], files[0])
+    if split is None:
+        in_file_name = _SPLIT.search(Path(files[0]).name.lower())
+        split = in_file_name[0] if in_file_name else 'train'
+    names = split_holdout(captions, holdout, seed, split)
+    return image_splits(images, files, numbered_captions(captions), names, _IMAGES_PER_PART), Dropped()
+
+
+def published_splits(
+    images: Optional[str], files: Sequence[str], by_split: _Splits, splits: Optional[Sequence[str]] = None
+) -> tuple[dict[str, list[Part]], Dropped]:
+    """Return the parts of published splits, and the images in no split, which are left out.
+
+    Args:
+        images, files: As for `image_splits`.
+        by_split: Split -> images with their captions; None -> images in no split.
+        splits: Splits to write; by default all.
+
+    Raises:
+        ConfigError: A split or the folder does not exist, or no image has a caption.
+        FileError: An image occurs twice.
+    """
+    published = [split for split in by_split if split is not None]
+    captions: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
+    for split in splits or published:
+        if split not in published:
+            raise ConfigError(f'there is no {split!r} in {files[0]}; it has {", ".join(sorted(published))}',
+                              'source.splits')
+        names[split] = _add_captions(captions, by_split[split], files[0])
+    dropped = Dropped()
+    for image, _ in by_split.get(None, ()):
+        dropped.add('in no split', image)
+    return image_splits(images, files, numbered_captions(captions), names, _IMAGES_PER_PART), dropped
+
+
+def _add_captions(captions: dict[str, list[str]], images: _Images, file: str) -> list[str]:
+    """Add images with their captions, except blank ones, to `captions`, and return their names."""
+    names: list[str] = []
+    for image, lines in images:
+        if image in captions:
+            raise FileError(f'image {image} occurs twice', file)
+        captions[image] = [line for line in lines if line.strip()]
+        names.append(image)
+    return names
+
+
+# ------------------------------------------------------------------------------------------------- Formats
+
+
+def read_splits(path: str) -> dict[Optional[str], _Images]:
+    """Return split -> images with their captions, as iterables that may be read only once.
+
+    All images of a file without splits have the key None.  A ConfigError or a FileError is raised if a
+    field is missing, or the file cannot be read.
+    """
+    if path.endswith('.csv'):  # of nlphuji/flickr30k
+        _, rows = read_csv(path)
+        return _recorded_splits(rows, _csv_image)
+    if not path.endswith('.json'):
+        return {None: captions_of_lines(path).items()}
+    content = read_json(path)
+    if isinstance(content, list):  # of ALBEF and BLIP
+        return {None: _list_images(content, path)}
+    if isinstance(content, dict) and 'annotations' in content:
+        return {None: _coco_images(content, path)}
+    images = field(content, 'images', path)
+    return _recorded_splits(numbered(images, f'{path}, image'), _karpathy_image)
+
+
+def _recorded_splits(
+    rows: Iterable[tuple[str, Any]], read_image: Callable[[str, Any], tuple[str, list[str]]]
+) -> dict[Optional[str], _Images]:
+    """Split -> images of a file whose rows have the field `split`."""
+    splits: dict[Optional[str], list[tuple[str, Any]]] = {}
+    for where, record in rows:
+        splits.setdefault(text_field(record, 'split', where), []).append((where, record))
+    return {split: starmap(read_image, records) for split, records in splits.items()}
+
+
+def _listed_splits(
+    captions: dict[str, list[str]], path: str, split_files: Mapping[str, str]
+) -> dict[Optional[str], _Images]:
+    """Split -> images that its file lists; None -> the images that no file lists."""
+    splits: dict[Optional[str], _Images] = {}
+    listed: set[str] = set()
+    for split, file in split_files.items():
+        images: list[tuple[str, list[str]]] = []
+        for where, image in read_lines(file):
+            if image in listed or image not in captions:
+                raise FileError(f'image {image[:60]} is listed twice, or has no captions in {path}', where)
+            listed.add(image)
+            images.append((image, captions[image]))
+        splits[split] = images
+    splits[None] = [(image, lines) for image, lines in captions.items() if image not in listed]
+    return splits
+
+
+def _karpathy_image(where: str, image: Any) -> tuple[str, list[str]]:
+    folder = ''
+    if 'filepath' in image:
+        folder = text_field(image, 'filepath', where) + '/'
+    name = text_field(image, 'filename', where)
+    captions = [text_field(sentence, 'raw', where) for sentence in list_field(image, 'sentences', where)]
+    return folder + name, captions
+
+
+def _csv_image(where: str, row: Mapping[str, str]) -> tuple[str, list[str]]:
+    """Image and captions of a row, which has the captions as a JSON list in one cell."""
+    file = text_field(row, 'filename', where)
+    captions = parse_json(text_field(row, 'raw', where), f'{where}, {file}: \'raw\'')
+    return file, texts_field({'raw': captions}, 'raw', f'{where}, {file}')
+
+
+def _list_images(content: list[Any], path: str) -> _Images:
+    """Images of a list, which has one record per caption for training, or one per image for evaluation."""
+    captions: dict[str, list[str]] = {}
+    for where, record in numbered(content, f'{path}, image'):
+        image = text_field(record, 'image', where)
+        if isinstance(field(record, 'caption', where), str):
+            captions.setdefault(image, []).append(text_field(record, 'caption', where))
+        elif image in captions:
+            raise FileError(f'image {image} occurs twice, expected one list of captions per image', where)
+        else:
+            captions[image] = texts_field(record, 'caption', where)
+    yield from captions.items()
+
+
+def _coco_images(content: dict[str, Any], path: str) -> _Images:
+    captions: dict[str, list[str]] = {}
+    for where, annotation in numbered(content['annotations'], f'{path}, annotation'):
+        image_id = str(field(annotation, 'image_id', where))
+        captions.setdefault(image_id, []).append(text_field(annotation, 'caption', where))
+    for where, image in numbered(field(content, 'images', path), f'{path}, image'):
+        name = text_field(image, 'file_name', where)
+        yield name, captions.get(str(field(image, 'id', where)), [])
+
+
+def captions_of_lines(path: str) -> dict[str, list[str]]:
+    """Read image file -> captions from a file with one caption per line.
+
+    Lines are ``<image>#<number><tab or space><caption>``, where the number and ``.jpg`` may be missing, or
+    ``<image>.jpg,<caption>``, usually after a header.
+
+    Raises:
+        FileError: A line has neither form, or a quote is not closed; the message names file and line.
+    """
+    lines = list(read_lines(path))
+    has_commas = len(lines) > 1 and _COMMA.fullmatch(lines[1][1]) is not None
+    read = _comma_captions if has_commas else _numbered_captions
+    captions: dict[str, list[str]] = {}
+    for image, caption in read(lines):
+        if '.' not in image:
+            image += '.jpg'
+        captions.setdefault(image, []).append(caption)
+    return captions
+
+
+def _numbered_captions(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Image and caption of each line.  Chinese words with part-of-speech tags are joined."""
+    for where, line in lines:
+        image, caption = _parts(_NUMBERED, line, where)
+        if _SEGMENTED.fullmatch(caption):
+            caption = ''.join(word.rsplit(':', 1)[0] for word in caption.split())
+        yield image, caption
+
+
+def _comma_captions(lines: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Image and caption of each line.  Kaggle's files quote captions with commas, CLIP_benchmark's do not."""
+    if not _COMMA.fullmatch(lines[0][1]):
+        lines = lines[1:]  # without the header
+    rows = [(where, *_parts(_COMMA, line, where)) for where, line in lines]
+    is_quoted = not any(',' in caption and caption[0] != '"' for _, _, caption in rows)
+    for where, image, caption in rows:
+        if is_quoted:
+            with reading(where, QUOTES):
+                values = next(csv.reader([caption], strict=True), [''])
+            if len(values) > 1:
+                raise FileError(f'has {len(values) + 1} values, expected an image and a caption', where)
+            caption = values[0]
+        yield image, caption
+
+
+def _parts(form: re.Pattern[str], line: str, where: str) -> tuple[str, str]:
+    """Image and caption of a line."""
+    match = form.fullmatch(line)
+    if match is None:
+        raise FileError('expected `<image>#<number><tab><caption>` or `<image>.jpg,<caption>`, found '
+                        f'{line[:60]!r}', where)
+    return match['image'], match['caption']

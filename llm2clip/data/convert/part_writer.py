@@ -1,0 +1,204 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Writer of one part of an MDS dataset: a folder of shards with a record of its samples."""
+
+import functools
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+from PIL import Image
+from streaming import MDSWriter
+from tqdm import tqdm
+
+from llm2clip.config import WriterConfig
+from llm2clip.data.caption_files import check_text
+from llm2clip.data.convert.samples import Dropped, Part, Sample
+from llm2clip.data.images import decode_image, decode_pixels, encode_image
+from llm2clip.data.schema import CAPTION, IMAGE, INDEX, SAMPLE_ID, check_shard
+from llm2clip.engine import Work
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.io.files import read_json
+from llm2clip.io.folders import atomic_folder, locked
+from llm2clip.io.remotes import OutputFolder
+from llm2clip.modeling.image_processing_llm2clip import FORMATS, MAX_PIXELS, TooManyPixels
+
+PART_FILE = 'part.json'
+"""Record of a part, written last: a folder with a record is complete."""
+EXCLUDED = 'named by exclude_ids'
+"""Reason for samples that `exclude_ids` leaves out."""
+_RECORD = {'options': dict, 'samples': int, 'dropped': dict, 'filtered': dict, 'words': dict, 'shards': list}
+
+
+class PartJob(NamedTuple):
+    """Part to write."""
+
+    out: OutputFolder
+    folder: str  # the part's folder, relative to `out`
+    part: Part
+    config: WriterConfig
+    options: dict[str, Any]  # options that determine the samples, with the identities of the input files
+
+
+@functools.cache
+def excluded_ids(path: str) -> frozenset[str]:
+    """Return the sample ids in an `exclude_ids` file; raise a ConfigError if an entry is not a text."""
+    ids = read_json(path, list)
+    if not all(isinstance(name, str) for name in ids):
+        raise ConfigError(f'{path} has entries that are no texts, expected ids of samples', 'exclude_ids')
+    return frozenset(ids)
+
+
+def check_options(
+    out: OutputFolder, path: Path, recorded: Mapping[str, Any], options: Mapping[str, Any]
+) -> None:
+    """Raise a ConfigError if the options differ from those `recorded` in the file `path`."""
+    for name, value in options.items():
+        if name != 'inputs' and recorded.get(name) != value:
+            raise ConfigError(f'{out} was written with another {name} ({path} has it); choose another out, '
+                              'or remove it to convert again', 'out')
+    inputs = recorded.get('inputs') or {}
+    for file, identity in options['inputs'].items():
+        if inputs.get(file, identity) != identity:
+            raise ConfigError(f'{file}: has changed since {out} was written from it; choose another out, or '
+                              f'remove {out} to convert again')
+
+
+def read_record(job: PartJob) -> Optional[dict[str, Any]]:
+    """Return the record of a written part; None if it is incomplete, or empty and written with other options.
+
+    Raises:
+        ConfigError: The options or an input file have changed.
+        FileError: The record is damaged.
+    """
+    path = job.out.local / job.folder / PART_FILE
+    if not job.out.fetch(f'{job.folder}/{PART_FILE}'):
+        return None
+    record = read_json(path, dict)
+    is_whole = {name: type(value) for name, value in record.items()} == _RECORD
+    if is_whole:
+        for i, shard in enumerate(record['shards']):
+            check_shard(shard, f'{path}: shard {i}')
+    if not is_whole or sum(shard['samples'] for shard in record['shards']) != record['samples']:
+        raise FileError(f'is damaged, expected {", ".join(_RECORD)} of a part; remove {path.parent} to '
+                        'convert it again', path)
+    try:
+        check_options(job.out, path, record['options'], job.options)
+    except ConfigError:
+        if record['samples']:
+            raise
+        return None
+    return record
+
+
+def writing_parts(show_progress: bool) -> Work[PartJob, None]:
+    """Return the function that writes parts, and may show the progress within a part."""
+    def work(jobs: Iterable[PartJob], done: Callable[[None], object]) -> None:
+        for job in jobs:
+            folder = job.out.local / job.folder
+            lock = folder.with_name(f'.{folder.name}.lock')
+            # A worker that the engine considers lost may still be writing.
+            with locked(lock, folder):
+                _write_part(job, show_progress)
+                lock.unlink()
+            done(None)
+
+    return work
+
+
+def _write_part(job: PartJob, show_progress: bool) -> None:
+    """Write one part into its folder and, last, its record."""
+    folder = job.out.local / job.folder
+    dropped = Dropped()
+    ids: set[str] = set()
+    words: dict[str, Counter[int]] = {}
+    shards: list[dict[str, Any]] = []
+    with atomic_folder(folder) as out:
+        usable = _usable(job.part.read(dropped), dropped, job.config)
+        first = next(usable, None)
+        if first is not None:
+            columns = {SAMPLE_ID: 'str'}
+            if first.image is not None:
+                columns[IMAGE] = 'bytes'
+            columns.update({CAPTION + key: 'str' for key in first.captions})
+            words = {key: Counter() for key in first.captions}
+            samples = tqdm(itertools.chain([first], usable), desc=job.part.name, unit=' samples',
+                           disable=not show_progress)
+            with MDSWriter(out=str(out), columns=columns, hashes=['xxh64'],
+                           size_limit=job.config.size_limit) as writer:
+                for sample in samples:
+                    if sample.sample_id in ids:
+                        raise ValueError(f'sample id {sample.sample_id!r} occurs twice in {folder}')
+                    if sample.captions.keys() != words.keys():
+                        raise ValueError(f'sample {sample.sample_id!r} has captions '
+                                         f'{sorted(sample.captions)}, expected {sorted(words)}')
+                    ids.add(sample.sample_id)
+                    row: dict[str, Any] = {SAMPLE_ID: sample.sample_id}
+                    if sample.image is not None:
+                        row[IMAGE] = sample.image
+                    for key, text in sample.captions.items():
+                        words[key][len(text.split())] += 1
+                        row[CAPTION + key] = text
+                    writer.write(row)
+            # A part is not a dataset: the index of the split lists its shards.
+            index = out / INDEX
+            shards = read_json(index, dict)['shards']
+            index.unlink()
+    files = [f'{job.folder}/{path.name}' for path in sorted(folder.glob('shard.*'))]
+    job.out.publish(*files, keep=job.config.keep_local)
+    record = {'options': job.options, 'samples': len(ids), 'dropped': dropped.reasons,
+              'filtered': dropped.filtered, 'words': words, 'shards': shards}
+    job.out.commit(f'{job.folder}/{PART_FILE}', json.dumps(record))
+
+
+def _usable(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) -> Iterator[Sample]:
+    """Yield the usable samples, without white space around captions, and record the others in `dropped`."""
+    needed = config.require_any_caption
+    excluded: frozenset[str] = frozenset()
+    if config.exclude_ids is not None:
+        excluded = excluded_ids(config.exclude_ids)
+    for sample in samples:
+        check_text(sample.sample_id, f'the id of sample {sample.sample_id!r}')
+        for key, text in sample.captions.items():
+            check_text(text, f'sample {sample.sample_id!r}: caption {key!r}')
+        for key in needed:
+            if key not in sample.captions:
+                raise ConfigError(f'there is no {key!r}; the samples have {", ".join(sample.captions)}',
+                                  'require_any_caption')
+        captions = sample.captions = {key: text.strip() for key, text in sample.captions.items()}
+        if sample.sample_id in excluded:
+            dropped.filtered[EXCLUDED] += 1
+        elif not any(captions.values()):
+            dropped.add('no caption', sample.sample_id)
+        elif needed and not any(captions[key] for key in needed):
+            dropped.filtered[f'no caption {" or ".join(needed)}'] += 1
+        else:
+            problem = _image_problem(sample, config)
+            if problem is None:
+                yield sample
+            else:
+                dropped.add(problem, sample.sample_id)
+
+
+def _image_problem(sample: Sample, config: WriterConfig) -> Optional[str]:
+    """Reason why a sample's image cannot be used, if any; shrink an image that exceeds `image_max_side`."""
+    if sample.image is None:
+        return None
+    max_side = config.image_max_side
+    try:
+        if max_side is None:
+            decode_pixels(sample.image, sample.sample_id)
+            return None
+        picture = decode_image(sample.image, sample.sample_id)
+        if max(picture.size) > max_side:
+            picture.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
+            sample.image = encode_image(picture, 'JPEG', quality=config.image_quality)
+    except ValueError as error:
+        if isinstance(error.__cause__, TooManyPixels):
+            return f'more than {MAX_PIXELS:,} pixels'
+        return f'undecodable image, expected {", ".join(FORMATS)}'
+    return None
