@@ -60,7 +60,8 @@ def run_command(schema: type[R], main: Callable[[R], None], args: Optional[Seque
         args: YAML files and overrides; unset, those of the command line.
     """
     sys.stdout.reconfigure(errors='replace')  # pyright: ignore  # file names may contain undecodable bytes
-    # Threads that spin while they wait make a CPU that others use too several times slower.  Set before torch.
+    # Threads that spin while they wait make a CPU that others use too several times slower.
+    # Set before torch.
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
     _quiet_libraries()
     with _errors_in_one_line(), ExitStack() as contexts:
@@ -129,9 +130,9 @@ def warn_of_slow_bfloat16(config: Any) -> None:
             if key.endswith(('dtype', 'precision')) and value in ('bfloat16', 'amp_bf16')]
     if slow and not computes_bfloat16():
         warnings.warn(
-            f'{", ".join(slow)}: this processor has no instructions for bfloat16, and is slower in it than in '
-            'float32, 50 times with AVX2 alone; write ${if_bf16:bfloat16,float32}, or ${if_bf16:amp_bf16,fp32} '
-            'for a precision, which takes what is fast', stacklevel=2)
+            f'{", ".join(slow)}: this processor has no instructions for bfloat16, and is slower in it than '
+            'in float32, 50 times with AVX2 alone; write ${if_bf16:bfloat16,float32}, or '
+            '${if_bf16:amp_bf16,fp32} for a precision, which takes what is fast', stacklevel=2)
 
 
 @contextmanager
@@ -219,7 +220,8 @@ def _is_expected(error: Exception) -> bool:
     if is_remote_error(error) or is_out_of_shared_memory(error):
         return True
     frames = list(traceback.walk_tb(error.__traceback__))
-    return isinstance(error, ValueError) and frames[-1][0].f_globals.get('__name__', '').startswith('llm2clip.')
+    return isinstance(error, ValueError) and frames[-1][0].f_globals.get('__name__',
+                                                                         '').startswith('llm2clip.')
 
 
 _signal = 0
@@ -247,7 +249,8 @@ def _stoppable(resume_hint: Callable[[], str]) -> Iterator[None]:
             raise SystemExit(128 + number)
         elif number == signal.SIGINT:  # second Ctrl-C: end at once
             os._exit(128 + number)
-        # Ignore a second SIGTERM: the launcher sends one after a Ctrl-C, which this process has received itself.
+        # Ignore a second SIGTERM: the launcher sends one after a Ctrl-C,
+        # which this process has received itself.
 
     def install(*_: Any) -> None:
         for number in _SIGNALS:

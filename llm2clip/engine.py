@@ -130,8 +130,8 @@ class RayEngine(Engine):
         if not self._room():
             largest = {kind: max(int(machine.get(kind, 0)) for machine in machines) for kind in self._share}
             available = ' and '.join(_number(n, kind) for kind, n in largest.items())
-            raise ConfigError(f'engine: no machine of the Ray cluster has room for a worker with {self._needs}; '
-                              f'the largest has {available}')
+            raise ConfigError('engine: no machine of the Ray cluster has room for a worker with '
+                              f'{self._needs}; the largest has {available}')
 
     def __str__(self) -> str:
         room = self._room()
@@ -153,7 +153,8 @@ class RayEngine(Engine):
         import ray
         from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
         remote: Any = ray.remote  # its type annotations lack some arguments
-        actor = remote(num_cpus=self._share['CPU'], num_gpus=self._share.get('GPU', 0), max_restarts=0)(_Worker)
+        actor = remote(num_cpus=self._share['CPU'], num_gpus=self._share.get('GPU', 0),
+                       max_restarts=0)(_Worker)
         waiting = deque(tasks)
         workers: list[Any] = []
         idle: list[Any] = []
@@ -185,7 +186,8 @@ class RayEngine(Engine):
                         ray.kill(worker)  # it may be alive but unreachable
                         workers.remove(worker)
                         num_lost[task] += 1
-                        reason = str(error).strip().splitlines()[-1].split('. ')[0].strip()  # without Ray's guesses
+                        # without Ray's guesses
+                        reason = str(error).strip().splitlines()[-1].split('. ')[0].strip()
                         if num_lost[task] > _MAX_LOST_WORKERS:
                             when = 'before their first task' if task is None else f'while they had {task} in hand'
                             raise LostWorkersError(f'{num_lost[task]} workers were lost {when}; of the last '

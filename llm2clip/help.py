@@ -20,9 +20,9 @@ from llm2clip.config.teacher import teacher_types
 from llm2clip.registry import PARTS, argument_types, check
 
 _WIDTH = 100
-_RULES = ('YAML files merge left to right, key=value comes last. A key without a default is required. Keys that belong '
-          'together are indented; written in one word they are joined by dots. <name> is a name that you '
-          'choose, [] one entry of a list.')
+_RULES = ('YAML files merge left to right, key=value comes last. A key without a default is required. Keys '
+          'that belong together are indented; written in one word they are joined by dots. <name> is a name '
+          'that you choose, [] one entry of a list.')
 
 
 def help_text(schema: type, doc: str, args: Collection[str] = ()) -> str:
@@ -159,7 +159,8 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _type_name(hint: Any) -> str:
-    """Return a type as text: ``dict[str, float]``, ``bool | int``, ``list[mapping]`` of entries that follow."""
+    """Return a type as text: ``dict[str, float]``, ``bool | int``, ``list[mapping]`` of entries that
+    follow."""
     origin = typing.get_origin(hint)
     args = typing.get_args(hint)
     if origin is typing.Annotated:

@@ -3,8 +3,9 @@
 
 """Names in YAML files -> parts, which are imported only when they are used.
 
-A part is a small module of its own and a line here.  Its arguments in a YAML file are those of its class or function.
-Instead of a name, ``module:class`` selects a part in a module on the Python path or in the current folder.
+A part is a small module of its own and a line here.  Its arguments in a YAML file are those of its class or
+function.  Instead of a name, ``module:class`` selects a part in a module on the Python path or in the current
+folder.
 """
 
 import difflib
@@ -118,7 +119,8 @@ _BASES: _Registry = {
 # Types of arguments that other libraries' parts need but do not declare in their signatures.
 _RANGES: Mapping[str, Mapping[str, Any]] = {
     'ema': {'half_life': typing.Optional[Time]},
-    'gradient_clipping': {'clipping_type': typing.Literal['adaptive', 'norm', 'value'], 'clipping_threshold': Positive},
+    'gradient_clipping': {'clipping_type': typing.Literal['adaptive', 'norm', 'value'],
+                          'clipping_threshold': Positive},
 }
 
 
@@ -227,7 +229,8 @@ def _check_kind(part: Any, kind: str, reference: str, key: str) -> None:
 
 @contextmanager
 def _errors_as_config_errors(name: str, key: str) -> Iterator[None]:
-    """Turn errors while a part is imported or constructed, and exits of ``module:class``, into ConfigErrors."""
+    """Turn errors while a part is imported or constructed, and exits of ``module:class``,
+    into ConfigErrors."""
     try:
         yield
     except (Exception, SystemExit) as error:

@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""YAML files and dotted overrides -> one typed configuration, or an error that names the key; and runs' own files.
+"""YAML files and dotted overrides -> one typed configuration, or an error that names the key;
+and runs' own files.
 
 Null removes an entry of a mapping, such as a dataset, a model or a logger, that an earlier file added.
 Numbers and booleans follow YAML 1.2.  Where a string is expected, the text of the file is kept unchanged.
@@ -103,14 +104,16 @@ OmegaConf.register_resolver('if_bf16', lambda fast, slow: fast if computes_bfloa
 
 
 def load_config(schema: type[T], args: Sequence[str]) -> T:
-    """Merge YAML files, left to right, and then ``key.sub=value`` into one of the dataclasses of `llm2clip.config`.
+    """Merge YAML files, left to right, and then ``key.sub=value`` into one of the dataclasses of
+    `llm2clip.config`.
 
     ``${package:NAME}`` becomes the folder of an installed Python package.  ``${if_bf16:A,B}`` becomes A where
     bfloat16 is fast, and B elsewhere.
 
     Raises:
-        ConfigError: A file is missing or not a mapping; a key is unknown (with the nearest valid name), required and
-            absent, or of the wrong type.  The message names the key and the file and line it comes from.
+        ConfigError: A file is missing or not a mapping; a key is unknown (with the nearest valid name),
+            required and absent, or of the wrong type.  The message names the key and the file and line it
+            comes from.
     """
     if not args:
         raise ConfigError('no configuration given: expected YAML files or key=value (--help lists the keys)')
@@ -195,8 +198,9 @@ def _check_texts(values: Any, where: Callable[[str], str]) -> None:
         if '\0' in str(value):
             raise ConfigError(f'{where(key)}: {value!r}, expected a text without NUL characters')
         if isinstance(value, str) and _SECRET.search(value):
-            raise ConfigError(f'{where(key)}: put no password or token into a URL; Streaming reads credentials '
-                              'from the environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names')
+            raise ConfigError(f'{where(key)}: put no password or token into a URL; Streaming reads '
+                              'credentials from the environment or, for SFTP, the key file that '
+                              'COMPOSER_SFTP_KEY_FILE names')
 
 
 def _key_and_fault(error: OmegaConfBaseException, keys: Sequence[str]) -> tuple[str, str]:
@@ -261,7 +265,9 @@ def check_values(
         raise ConfigError('; '.join(texts)) from None
 
 
-def _subject_and_expectation(fault: Mapping[str, Any], key: str, where: Callable[[str], str]) -> tuple[str, str]:
+def _subject_and_expectation(
+    fault: Mapping[str, Any], key: str, where: Callable[[str], str]
+) -> tuple[str, str]:
     """Return the key and value that an error of pydantic is about, and what was expected."""
     # If the key of a mapping is invalid itself, pydantic appends `[key]` to the location.
     location = [part for part in fault['loc'] if part != '[key]' and not str(part).startswith('type:')]
@@ -338,7 +344,8 @@ def _value(node: yaml.Node) -> Any:
 def _entries(kind: Any, tree: yaml.Node, path: tuple[str, ...] = ()) -> Iterator[_Entry]:
     """Yield every entry below a node, whose type is `kind`.
 
-    A null mapping of typed entries, or a null entry of one, is removed from the tree and yielded with node None.
+    A null mapping of typed entries, or a null entry of one, is removed from the tree and yielded with node
+    None.
     """
     entry_type = Any
     if typing.get_origin(kind) in (list, dict):
@@ -428,12 +435,12 @@ def _first_line(error: Exception) -> str:
 # Keys that may change on resume: duration, evaluation and logging, checkpoints, hardware and memory.
 _MAY_CHANGE = {
     'max_duration',
-    'eval_data', 'eval_zeroshot', 'global_eval_batch_size', 'eval_interval', 'eval_first', 'callbacks', 'loggers',
-    'progress_bar', 'log_to_console', 'console_log_interval', 'run_name',
-    'save_folder', 'save_interval', 'save_num_checkpoints_to_keep', 'checkpoint_folder', 'autoresume', 'teacher_folder',
-    'adapter_folder', 'lora_folder', 'cache_limit',
-    'device', 'device_train_microbatch_size', 'dist_timeout', 'compile', 'fsdp', 'gradient_checkpointing', 'block_size',
-    'grad_cache', 'num_workers', 'download_retry', 'download_timeout',
+    'eval_data', 'eval_zeroshot', 'global_eval_batch_size', 'eval_interval', 'eval_first', 'callbacks',
+    'loggers', 'progress_bar', 'log_to_console', 'console_log_interval', 'run_name',
+    'save_folder', 'save_interval', 'save_num_checkpoints_to_keep', 'checkpoint_folder', 'autoresume',
+    'teacher_folder', 'adapter_folder', 'lora_folder', 'cache_limit',
+    'device', 'device_train_microbatch_size', 'dist_timeout', 'compile', 'fsdp', 'gradient_checkpointing',
+    'block_size', 'grad_cache', 'num_workers', 'download_retry', 'download_timeout',
     *(field.name for field in fields(PlanConfig))}
 
 
@@ -460,8 +467,9 @@ def check_settings(found: Mapping[str, Any], config: TrainConfig, where: str) ->
     """
     differing = difference(found, learned_settings(config))
     if differing is not None:
-        raise ConfigError(f'save_folder: {where} was trained with other settings than these: {differing}; a run keeps '
-                          'the settings that decide what it learns, so choose another save_folder for new ones')
+        raise ConfigError(f'save_folder: {where} was trained with other settings than these: {differing}; a '
+                          'run keeps the settings that decide what it learns, so choose another save_folder '
+                          'for new ones')
 
 
 def settings_in_folder(config: C) -> Optional[C]:
@@ -474,7 +482,8 @@ def settings_in_folder(config: C) -> Optional[C]:
 
 
 def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Optional[str]:
-    """Return the first field in which two nested mappings differ, with both values; None if they are equal."""
+    """Return the first field in which two nested mappings differ, with both values;
+    None if they are equal."""
     for name in sorted({*found, *expected}):
         value = found.get(name)
         expected_value = expected.get(name)

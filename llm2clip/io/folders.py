@@ -92,7 +92,8 @@ def lock_output(
     with locked(lock, folder):
         owner = record.read_text().strip() if record.is_file() else ''
         if owner not in ('', recipe):
-            raise ConfigError(f'{folder}: was written by {owner}, expected an empty folder or one that {recipe} wrote')
+            raise ConfigError(f'{folder}: was written by {owner}, expected an empty folder or one that '
+                              f'{recipe} wrote')
         if not owner:
             record.write_text(f'{recipe}\n')  # in place, because the file may be the lock
         try:

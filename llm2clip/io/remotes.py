@@ -71,7 +71,8 @@ def _upload(folder: Path, remote: str, names: Sequence[str], keep: bool = True) 
     if urlparse(remote).scheme:
         from streaming.base.storage import CloudUploader
         with reaching(remote):
-            uploader = CloudUploader.get((str(folder), remote), keep_local=keep, retry=_ATTEMPTS, exist_ok=True)
+            uploader = CloudUploader.get((str(folder), remote), keep_local=keep, retry=_ATTEMPTS,
+                                         exist_ok=True)
             for name in names:
                 uploader.upload_file(name)
         return
@@ -91,7 +92,8 @@ def download(remote: str, path: Union[str, Path]) -> bool:
     work = path.with_name(f'.{path.name}.{os.getpid()}.part')
 
     @backoff.on_exception(backoff.expo, Exception, max_tries=_ATTEMPTS,
-                          giveup=lambda error: is_missing(error) or isinstance(error, (ValueError, ImportError)))
+                          giveup=lambda error: is_missing(error)
+                          or isinstance(error, (ValueError, ImportError)))
     def attempt() -> None:
         with reaching(remote), writing(path):
             CloudDownloader.direct_download(remote, str(work / path.name))

@@ -44,7 +44,8 @@ def watch(
         log: File for its output.
         done: Returns the number of finished training steps.
         memory: Measure the memory, which slows the command down a little.
-        limit: Seconds after which it is killed.  A ProcessFailedError reports this, or a non-zero exit status.
+        limit: Seconds after which it is killed.  A ProcessFailedError reports this,
+            or a non-zero exit status.
         cwd: Working directory.
         environment: Variables added to those of this process.
 
@@ -59,8 +60,8 @@ def watch(
     memory_at = 0.0
     start = time.monotonic()
     with log.open('w') as file:
-        process = psutil.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, cwd=cwd,
-                               env=dict(os.environ) | dict(environment))
+        process = psutil.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+                               cwd=cwd, env=dict(os.environ) | dict(environment))
     try:
         while process.poll() is None:
             seconds = time.monotonic() - start
@@ -80,8 +81,8 @@ def watch(
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     if process.returncode:
-        raise ProcessFailedError(f'{log.read_text(errors="replace")[-4000:]}\n{" ".join(command)} failed with the '
-                                 f'status {process.returncode}')
+        raise ProcessFailedError(f'{log.read_text(errors="replace")[-4000:]}\n{" ".join(command)} failed '
+                                 f'with the status {process.returncode}')
     measured: dict[str, Any] = {'seconds': time.monotonic() - start}
     if memory:
         measured['peak_gib'] = (peak_of_steps or peak) / 2**30
@@ -93,7 +94,8 @@ def watch(
 
 
 def _proportional_memory(process: psutil.Process) -> int:
-    """Memory of a process and its descendants in bytes, with their proportional part of shared pages (PSS)."""
+    """Memory of a process and its descendants in bytes, with their proportional part of shared pages
+    (PSS)."""
     total = 0
     with suppress(psutil.NoSuchProcess):
         for member in (process, *process.children(recursive=True)):
@@ -105,10 +107,12 @@ def _proportional_memory(process: psutil.Process) -> int:
 def run_alone(module: str, *arguments: object) -> Any:
     """Run a module in a separate process and return the JSON in its last line of output.
 
-    Its allocator returns freed tensors to the system at once, since fragmentation would raise its peak memory.
+    Its allocator returns freed tensors to the system at once, since fragmentation would raise its peak
+    memory.
     """
     done = subprocess.run([sys.executable, '-m', module, *map(str, arguments)], check=True,
-                          stdout=subprocess.PIPE, text=True, env=os.environ | {'MALLOC_MMAP_THRESHOLD_': '65536'})
+                          stdout=subprocess.PIPE, text=True,
+                          env=os.environ | {'MALLOC_MMAP_THRESHOLD_': '65536'})
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -172,8 +176,9 @@ def write_result(
     name: str, subject: str, against: str, ratio: float, numbers: Mapping[str, Any],
     at_most: Optional[float] = None, at_least: Optional[float] = None, correct: bool = True,
 ) -> None:
-    """Write `runs/bench/<name>.json`: the ratio of `subject` to `against`, its bound, and the raw numbers.  Give
-    one bound.  ``meets`` is true if the ratio keeps it and `correct` says that the results of both agree."""
+    """Write `runs/bench/<name>.json`: the ratio of `subject` to `against`, its bound, and the raw numbers.
+    Give one bound.  ``meets`` is true if the ratio keeps it and `correct` says that the results of both
+    agree."""
     BENCH_FOLDER.mkdir(parents=True, exist_ok=True)
     if at_most is not None:
         bound, meets = at_most, correct and ratio <= at_most

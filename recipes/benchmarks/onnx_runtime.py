@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Benchmark ONNX Runtime against PyTorch: milliseconds of one image or caption on one CPU core, and recall@10.
+"""Benchmark ONNX Runtime against PyTorch: milliseconds of one image or caption on one CPU core,
+and recall@10.
 
 ONNX Runtime's own tools write the models in float16 and int8.
 python -m recipes.benchmarks.onnx_runtime [RUN DATASET]"""
@@ -46,8 +47,10 @@ class Calibration(CalibrationDataReader):
 
 
 def smaller(model: Path, calibration: Optional[torch.Tensor] = None) -> dict[str, Path]:
-    """Write a model in float16, in int8 by dynamic quantisation and, with images, in int8 by static quantisation."""
-    paths = {kind: model.with_name(f'{model.stem}.{kind}.onnx') for kind in ('float16', 'int8', 'int8_static')}
+    """Write a model in float16, in int8 by dynamic quantisation and, with images,
+    in int8 by static quantisation."""
+    paths = {kind: model.with_name(f'{model.stem}.{kind}.onnx')
+             for kind in ('float16', 'int8', 'int8_static')}
     onnx.save(convert_float_to_float16(onnx.load(model), keep_io_types=True), paths['float16'])
     quantize_dynamic(model, paths['int8'], per_channel=True)
     if calibration is None:
@@ -78,7 +81,8 @@ def main(run: str, dataset: str) -> None:
 
     def pixels(local: str, first: Optional[int] = None) -> torch.Tensor:
         images = mds(local)
-        chosen = [resize_and_crop(decode_pixels(images.read_image(i), images.image_ids[i]), preprocessing.image_size)
+        chosen = [resize_and_crop(decode_pixels(images.read_image(i), images.image_ids[i]),
+                                  preprocessing.image_size)
                   for i in range(len(images.image_ids[:first]))]
         return normalize(torch.stack(chosen), preprocessing.mean, preprocessing.std)
 
@@ -108,7 +112,8 @@ def main(run: str, dataset: str) -> None:
                 programs[kind] = partial(run_session, session)
             middle = batches[modality][len(batches[modality]) // 2]
             single = {name: x[:1] for name, x in middle.items()}
-            seconds = seconds_in_turns({kind: partial(program, **single) for kind, program in programs.items()},
+            seconds = seconds_in_turns({kind: partial(program, **single)
+                                        for kind, program in programs.items()},
                                        LATENCY_ROUNDS)
             for kind, program in programs.items():
                 features = exact[modality] if kind == 'PyTorch' else embed(modality, program)
@@ -119,11 +124,11 @@ def main(run: str, dataset: str) -> None:
                 result = {'milliseconds': 1e3 * seconds[kind], 'cosine': cosine, 'MiB': mib} | recalls
                 results[f'{modality}_{kind}'] = result
                 print(f'{modality}, {kind}: {result}', flush=True)
-                rows.append([f'{modality}, {kind}', f'{1e3 * seconds[kind]:.1f}', f'{mib or 0:.0f}', f'{cosine:.4f}',
-                             f'{recalls["image_retrieval_recall@10"]:.1f}',
+                rows.append([f'{modality}, {kind}', f'{1e3 * seconds[kind]:.1f}', f'{mib or 0:.0f}',
+                             f'{cosine:.4f}', f'{recalls["image_retrieval_recall@10"]:.1f}',
                              f'{recalls["text_retrieval_recall@10"]:.1f}'])
-            write_result(f'onnx_{modality}', f'milliseconds of one {modality} in ONNX Runtime, float32', 'PyTorch',
-                         seconds['float32'] / seconds['PyTorch'], results, at_most=1.0)
+            write_result(f'onnx_{modality}', f'milliseconds of one {modality} in ONNX Runtime, float32',
+                         'PyTorch', seconds['float32'] / seconds['PyTorch'], results, at_most=1.0)
     text = markdown_table(['one core', 'ms', 'MiB', 'cosine', 'R@10 text → image', 'R@10 image → text'], rows)
     (BENCH_FOLDER / 'onnx.md').write_text(text)
     print(text)

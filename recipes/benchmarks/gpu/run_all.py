@@ -43,7 +43,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             f'{name:<26}{result["per_second"]:>10,.1f}{shown(rate and result["per_second"] / rate, ".2f"):>7}'
             f'{result["seconds_per_step"]:>10.3f}{shown(result["mfu"], ".1%"):>7}'
             f'{shown(result.get("peak_gib"), ".1f"):>8}{shown(result["plan_peak_gib"], ".1f"):>8}'
-            f'{shown(result["peak_over_plan"], ".2f"):>7}{shown(result["data_wait_share"], ".1%"):>7}  {against or ""}')
+            f'{shown(result["peak_over_plan"], ".2f"):>7}{shown(result["data_wait_share"], ".1%"):>7}  '
+            f'{against or ""}')
     return '\n'.join(lines)
 
 
@@ -52,8 +53,8 @@ def main(device: str, names: Sequence[str]) -> int:
     if unknown:
         raise SystemExit(f'there is no case {", ".join(unknown)}; there are {", ".join(CASES)}')
     if device == 'gpu' and not torch.cuda.is_available():
-        print(f'nothing was measured: torch {torch.__version__} finds no NVIDIA GPU here; DEVICE=cpu tries the '
-              'benchmark itself')
+        print(f'nothing was measured: torch {torch.__version__} finds no NVIDIA GPU here; DEVICE=cpu tries '
+              'the benchmark itself')
         return 1
     machine = torch.cuda.get_device_name() if device == 'gpu' else 'cpu'
     folder = OUT / re.sub(r'\W+', '_', machine)
