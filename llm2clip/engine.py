@@ -106,8 +106,8 @@ class RayEngine(Engine):
 
     def __init__(self, cpus: int = 1, gpu: Optional[bool] = False) -> None:
         if int(os.environ.get('WORLD_SIZE', 1)) > 1:
-            raise ConfigError('engine: ray has workers of its own, expected to be called without ranks, by '
-                              'python or composer -n 1')
+            raise ConfigError('ray has workers of its own, expected to be called without ranks, by python '
+                              'or composer -n 1', 'engine')
         try:
             import ray
         except ImportError as error:
@@ -130,8 +130,8 @@ class RayEngine(Engine):
         if not self._room():
             largest = {kind: max(int(machine.get(kind, 0)) for machine in machines) for kind in self._share}
             available = ' and '.join(_number(n, kind) for kind, n in largest.items())
-            raise ConfigError('engine: no machine of the Ray cluster has room for a worker with '
-                              f'{self._needs}; the largest has {available}')
+            raise ConfigError(f'no machine of the Ray cluster has room for a worker with {self._needs}; the '
+                              f'largest has {available}', 'engine')
 
     def __str__(self) -> str:
         room = self._room()

@@ -241,8 +241,8 @@ class PrepareConfig(WriterConfig, RecipeConfig):
     def check(self) -> None:
         """Raise a ConfigError if `shard_index` or `num_shards` conflicts with other keys."""
         if self.shard_index >= self.num_shards:
-            raise ConfigError(f'shard_index: {self.shard_index}, expected one of {self.num_shards} machines, '
-                              'counted from 0')
+            raise ConfigError(f'{self.shard_index}, expected one of {self.num_shards} machines, counted from '
+                              '0', 'shard_index')
         if self.engine == 'ray' and self.num_shards > 1:
-            raise ConfigError(f'num_shards: {self.num_shards}, expected 1 with engine=ray, which gives the '
-                              'parts to the machines of the cluster')
+            raise ConfigError(f'{self.num_shards}, expected 1 with engine=ray, which gives the parts to the '
+                              'machines of the cluster', 'num_shards')

@@ -178,20 +178,16 @@ class EvaluateConfig(RecipeConfig):
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
 
     def check(self) -> None:
-        """Raise a ConfigError if there is nothing to evaluate, or `baseline` or `averages` names nothing
-        there."""
+        """Raise a ConfigError if there is nothing to evaluate, or `baseline` or `averages` has unknown names."""
         benchmarks = self.retrieval or self.zeroshot or self.linear_probe
         if self.models and not benchmarks:
-            raise ConfigError('retrieval: expected a benchmark there, in zeroshot or in linear_probe for the '
-                              'models')
+            raise ConfigError('expected a benchmark there, in zeroshot or in linear_probe for the models',
+                              'retrieval')
         if not self.models and (benchmarks or self.cra is None):
-            raise ConfigError('models: {}, expected at least one')
-        if [*self.models] == [self.baseline]:
-            raise ConfigError(f'baseline: {self.baseline!r} is the only one of models, expected another one '
-                              'beside it')
+            raise ConfigError('{}, expected at least one', 'models')
         if self.baseline is not None and self.baseline not in self.models:
-            raise ConfigError(f'baseline: {self.baseline!r}, expected one of models: '
-                              f'{", ".join(self.models)}')
+            raise ConfigError(f'{self.baseline!r}, expected one of models: {", ".join(self.models)}',
+                              'baseline')
         self._check_averages()
 
     def _check_averages(self) -> None:
@@ -201,10 +197,12 @@ class EvaluateConfig(RecipeConfig):
         for name, benchmarks in self.averages.items():
             for benchmark in benchmarks:
                 if benchmark not in known:
-                    raise ConfigError(f'averages.{name}: {benchmark!r}, expected one of {", ".join(known)}')
+                    raise ConfigError(f'{benchmark!r}, expected one of {", ".join(known)}',
+                                      f'averages.{name}')
             kinds = sorted({benchmark.partition('.')[0] for benchmark in benchmarks})
             if len(kinds) > 1:
-                raise ConfigError(f'averages.{name}: benchmarks of {" and ".join(kinds)}, expected one kind')
+                raise ConfigError(f'benchmarks of {" and ".join(kinds)}, expected one kind',
+                                  f'averages.{name}')
 
 
 @dataclass

@@ -202,5 +202,5 @@ class ExtractImagesConfig(EmbedConfig):
     def check(self) -> None:
         """Raise a ConfigError if the tower has weights that are to be trained."""
         if self.vision.lora is not None:
-            raise ConfigError('vision.lora: expected none, since the tower is not trained; for the tower of '
-                              'a run, set vision.name to the folder of export_vision')
+            raise ConfigError('expected none, since the tower is not trained; for the tower of a run, set '
+                              'vision.name to the folder of export_vision', 'vision.lora')

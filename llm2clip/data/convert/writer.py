@@ -32,7 +32,7 @@ from llm2clip.data.convert.samples import MISSING_FILE, Dropped, Part, Sample
 from llm2clip.data.images import decode_image, decode_pixels, encode_image
 from llm2clip.data.schema import CAPTION, IMAGE, INDEX, SAMPLE_ID, check_shard, read_index
 from llm2clip.engine import Engine, LocalEngine, Work
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import ConfigError, FileError, under
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.folders import atomic_folder, locked
 from llm2clip.io.remotes import OutputFolder
@@ -98,14 +98,16 @@ def write_splits(
     jobs: list[_PartJob] = []
     inputs: dict[str, Any] = {}
     for split, parts in splits.items():
-        check_values(FolderName, split, 'source.split')
+        with under('source.split'):
+            check_values(FolderName, split)
         if out.fetch(f'{split}/{INDEX}'):
             name = read_index(out.local / split)['shards'][0]['raw_data']['basename']
             if not name.startswith('part-'):
                 raise ConfigError(f'out: {out.local / split} holds another dataset (with {name}), expected '
                                   'an empty folder or one that prepare_data wrote')
         for part in parts:
-            check_values(FolderName, f'part-{part.name}', 'the folder of a part')
+            with under('the folder of a part'):
+                check_values(FolderName, f'part-{part.name}')
             for path in part.files:
                 if path not in inputs:
                     inputs[path] = _input_identity(path)
