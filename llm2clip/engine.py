@@ -119,7 +119,7 @@ class RayEngine(Engine):
             largest = {kind: max(int(machine.get(kind, 0)) for machine in machines) for kind in self._share}
             available = ' and '.join(_number(n, kind) for kind, n in largest.items())
             raise ConfigError(f'no machine of the Ray cluster has room for a worker with {self._needs}; the '
-                              f'largest has {available}', 'engine')
+                              f'largest has {available}', key='engine')
 
     def __str__(self) -> str:
         room = self._room()
@@ -191,7 +191,7 @@ def _connect_to_ray() -> None:
     """Connect to the cluster of this machine, or start Ray on it; the signal handlers stay."""
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         raise ConfigError('ray has workers of its own, expected to be called without ranks, by python or '
-                          'composer -n 1', 'engine')
+                          'composer -n 1', key='engine')
     try:
         import ray
     except ImportError as error:

@@ -151,7 +151,7 @@ def _nearest(name: str, names: Collection[str]) -> str:
 def named(component: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:
     """Return the name and the arguments of the part at `key` that is written ``{name: …, argument: …}``."""
     if 'name' not in component:
-        raise ConfigError('required but not set', f'{key}.name')
+        raise ConfigError('required but not set', key=f'{key}.name')
     return component['name'], {key: value for key, value in component.items() if key != 'name'}
 
 
@@ -185,7 +185,8 @@ def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str,
     types = argument_types(part) | dict(_RANGES.get(name, {}))
     for argument, value in arguments.items():
         if not takes_any_name and argument not in parameters:
-            raise ConfigError(f'{name} takes no such argument; {_nearest(argument, parameters)}', argument)
+            raise ConfigError(f'{name} takes no such argument; {_nearest(argument, parameters)}',
+                              key=argument)
         if argument in types:
             with under(argument):
                 _check_argument(types[argument], value)
@@ -247,7 +248,7 @@ def _errors_as_config_errors(name: str, key: str = '') -> Iterator[None]:
         for frame, number in traceback.walk_tb(error.__traceback__):
             if frame.f_globals.get('__name__') == module:
                 line = f'{frame.f_code.co_filename}:{number}: {type(error).__name__}: '
-        raise ConfigError(line + ' '.join(str(error).split()), key) from error
+        raise ConfigError(line + ' '.join(str(error).split()), key=key) from error
 
 
 def build(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> Any:
@@ -273,10 +274,10 @@ def open_set(kind: str, source: Mapping[str, Any], key: str) -> Any:
     `source` has its ``name`` and arguments, and is at `key`.  Raise a ConfigError if there is no such set, or
     if its files are missing or damaged.
     """
-    name, arguments = named(source, key)
     try:
-        return build(kind, name, arguments, key)
+        return build(kind, *named(source, key), key)
     except (ValueError, OSError) as error:
-        if isinstance(error, ConfigError) and error.key.startswith(key):
-            raise
-        raise ConfigError(str(error), key) from None
+        message = str(error)
+        if not message.startswith(key):
+            message = f'{key}: {message}'
+        raise ConfigError(message) from None

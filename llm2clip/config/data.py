@@ -242,7 +242,7 @@ class PrepareConfig(WriterConfig, RecipeConfig):
         """Raise a ConfigError if `shard_index` or `num_shards` conflicts with other keys."""
         if self.shard_index >= self.num_shards:
             raise ConfigError(f'{self.shard_index}, expected one of {self.num_shards} machines, counted from '
-                              '0', 'shard_index')
+                              '0', key='shard_index')
         if self.engine == 'ray' and self.num_shards > 1:
             raise ConfigError(f'{self.num_shards}, expected 1 with engine=ray, which gives the parts to the '
-                              'machines of the cluster', 'num_shards')
+                              'machines of the cluster', key='num_shards')

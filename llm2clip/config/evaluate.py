@@ -183,12 +183,12 @@ class EvaluateConfig(RecipeConfig):
         benchmarks = self.retrieval or self.zeroshot or self.linear_probe
         if self.models and not benchmarks:
             raise ConfigError('expected a benchmark there, in zeroshot or in linear_probe for the models',
-                              'retrieval')
+                              key='retrieval')
         if not self.models and (benchmarks or self.cra is None):
-            raise ConfigError('{}, expected at least one', 'models')
+            raise ConfigError('{}, expected at least one', key='models')
         if self.baseline is not None and self.baseline not in self.models:
             raise ConfigError(f'{self.baseline!r}, expected one of models: {", ".join(self.models)}',
-                              'baseline')
+                              key='baseline')
         self._check_averages()
 
     def _check_averages(self) -> None:
@@ -199,11 +199,11 @@ class EvaluateConfig(RecipeConfig):
             for benchmark in benchmarks:
                 if benchmark not in known:
                     raise ConfigError(f'{benchmark!r}, expected one of {", ".join(known)}',
-                                      f'averages.{name}')
+                                      key=f'averages.{name}')
             kinds = sorted({benchmark.partition('.')[0] for benchmark in benchmarks})
             if len(kinds) > 1:
                 raise ConfigError(f'benchmarks of {" and ".join(kinds)}, expected one kind',
-                                  f'averages.{name}')
+                                  key=f'averages.{name}')
 
 
 @dataclass

@@ -66,7 +66,7 @@ class ExportVisionConfig(_RunWeightsConfig):
         """Raise a ConfigError if `teacher` is set without ``format=onnx``."""
         if self.teacher is not None and self.format != 'onnx':
             raise ConfigError('set, but format=native exports the vision tower alone; expected format=onnx',
-                              'teacher')
+                              key='teacher')
 
 
 @dataclass
@@ -107,6 +107,6 @@ class ImportConfig(RecipeConfig):
     def check(self) -> None:
         """Raise a ConfigError if `checkpoint` is set without `vision`, or the tower has LoRA."""
         if self.checkpoint is not None and self.vision is None:
-            raise ConfigError('required but not set, since checkpoint is', 'vision')
+            raise ConfigError('required but not set, since checkpoint is', key='vision')
         if self.vision is not None and self.vision.lora is not None:
-            raise ConfigError('the weights to import have none; expected it unset', 'vision.lora')
+            raise ConfigError('the weights to import have none; expected it unset', key='vision.lora')

@@ -164,7 +164,7 @@ def _merge_tree(merged: DictConfig, tree: yaml.Node, entries: Sequence[_Entry]) 
     except OmegaConfBaseException as error:
         raise _as_config_error(error, [entry.key for entry in entries]) from None
     except TypeError as error:  # a list instead of a mapping, or the reverse, in a part's arguments
-        raise ConfigError(str(error), entries[-1].key) from None
+        raise ConfigError(str(error), key=entries[-1].key) from None
 
 
 def _prepare_merge(merged: DictConfig, entry: _Entry) -> None:
@@ -178,7 +178,7 @@ def _prepare_merge(merged: DictConfig, entry: _Entry) -> None:
     else:
         expected = _expected_shape(entry.kind, node)
         if expected is not None:
-            raise ConfigError(f'{_value(node)!r}, expected {expected}', entry.key)
+            raise ConfigError(f'{_value(node)!r}, expected {expected}', key=entry.key)
         if isinstance(node, yaml.ScalarNode) and (is_teacher or entry.kind is str) and node.tag != _NULL:
             node.tag = _STR
 
@@ -224,17 +224,18 @@ def _resolve(merged: DictConfig, sources: Sequence[str]) -> Any:
             raise ConfigError(f'required but not set: {", ".join(missing)} (in {files})')
         return OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(_first_line(error), error.full_key or '') from None
+        raise ConfigError(_first_line(error), key=error.full_key or '') from None
 
 
 def _check_texts(values: Any) -> None:
     """Raise a ConfigError for NUL characters, and for a secret: runs write their configuration into files."""
     for key, value in leaves(values):
         if '\0' in str(value):
-            raise ConfigError(f'{value!r}, expected a text without NUL characters', key)
+            raise ConfigError(f'{value!r}, expected a text without NUL characters', key=key)
         if isinstance(value, str) and _SECRET.search(value):
             raise ConfigError('put no password or token into a URL; Streaming reads credentials from the '
-                              'environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names', key)
+                              'environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names',
+                              key=key)
 
 
 def _as_config_error(error: OmegaConfBaseException, keys: Sequence[str]) -> ConfigError:
@@ -243,12 +244,12 @@ def _as_config_error(error: OmegaConfBaseException, keys: Sequence[str]) -> Conf
     # For a key in a list of mappings, OmegaConf omits the path.
     key = next((path for path in keys if path == key or path.endswith(f'].{key}')), key)
     if not isinstance(error, ConfigKeyError) or not is_dataclass(error.object_type):
-        return ConfigError(_first_line(error), key)
+        return ConfigError(_first_line(error), key=key)
     names = [field.name for field in fields(error.object_type)]
     near = difflib.get_close_matches(str(error.key), names, n=1, cutoff=0.5)
     if near:
-        return ConfigError(f'unknown key; did you mean {key.removesuffix(str(error.key))}{near[0]}?', key)
-    return ConfigError(f'unknown key; valid keys: {", ".join(names)}', key)
+        return ConfigError(f'unknown key; did you mean {key.removesuffix(str(error.key))}{near[0]}?', key=key)
+    return ConfigError(f'unknown key; valid keys: {", ".join(names)}', key=key)
 
 
 def check_values(kind: Any, values: Any, strict: bool = False) -> Any:
@@ -273,7 +274,7 @@ def check_values(kind: Any, values: Any, strict: bool = False) -> Any:
         for (key, value), expected in expectations.items():
             text = f'{value}, expected {" or ".join(expected)}'
             texts.append(text if key == first_key else f'{key}: {text}')
-        raise ConfigError('; '.join(texts), first_key) from None
+        raise ConfigError('; '.join(texts), key=first_key) from None
 
 
 def _explain(fault: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -476,7 +477,7 @@ def check_settings(settings: Mapping[str, Any], config: TrainConfig, run: str) -
     if differing is not None:
         raise ConfigError(f'{run} was trained with other settings than these: {differing}; a run keeps the '
                           'settings that decide what it learns, so choose another save_folder for new ones',
-                          'save_folder', is_absolute=True)
+                          key='save_folder', is_absolute=True)
 
 
 def settings_in_folder(config: C) -> Optional[C]:

@@ -203,4 +203,4 @@ class ExtractImagesConfig(EmbedConfig):
         """Raise a ConfigError if the tower has weights that are to be trained."""
         if self.vision.lora is not None:
             raise ConfigError('expected none, since the tower is not trained; for the tower of a run, set '
-                              'vision.name to the folder of export_vision', 'vision.lora')
+                              'vision.name to the folder of export_vision', key='vision.lora')

@@ -279,23 +279,21 @@ class Stage2Config(TrainConfig):
         if self.eval_zeroshot:
             self._check_zeroshot()
         if self.text_encoder_in_loop.enabled and self.teacher is None:
-            raise ConfigError('required but not set, since text_encoder_in_loop.enabled is true', 'teacher')
+            raise ConfigError('teacher: required but not set, since text_encoder_in_loop.enabled is true')
         if self.text_encoder_in_loop.enabled and isinstance(self.teacher, list):
-            raise ConfigError(f'captions are embedded by one teacher, and teacher names {len(self.teacher)}',
-                              'text_encoder_in_loop.enabled')
+            raise ConfigError('text_encoder_in_loop.enabled: captions are embedded by one teacher, and '
+                              f'teacher names {len(self.teacher)}')
         if self.initial_adapter is not None and self.initial_weights is not None:
-            raise ConfigError('initial_weights has an adapter of its own, expected one of the two',
-                              'initial_adapter')
+            raise ConfigError('initial_adapter: initial_weights has an adapter of its own, expected one of the two')
         if self.initial_adapter is not None and self.model.visual_projection in ('linear', 'affine'):
-            raise ConfigError(f'{self.model.visual_projection} begins with random weights, expected '
-                              'pretrained, since initial_adapter leads into the space of the pretrained CLIP',
-                              'model.visual_projection')
+            raise ConfigError(f'model.visual_projection: {self.model.visual_projection} begins with random weights, '
+                              'expected pretrained, since initial_adapter leads into the space of the pretrained CLIP')
         self._check_image_embeddings('train_data', self.train_data)
         if self.eval_data is not None:
             self._check_image_embeddings('eval_data', self.eval_data)
         if self.loss.matryoshka_dims and self.loss.matryoshka_dims[-1] > self.model.embed_dim:
-            raise ConfigError(f'{self.loss.matryoshka_dims[-1]}, expected at most model.embed_dim, '
-                              f'{self.model.embed_dim}', 'loss.matryoshka_dims')
+            raise ConfigError(f'loss.matryoshka_dims: {self.loss.matryoshka_dims[-1]}, expected at most '
+                              f'model.embed_dim, {self.model.embed_dim}')
 
     @property
     def reads_captions(self) -> bool:
@@ -309,26 +307,28 @@ class Stage2Config(TrainConfig):
 
     def _check_trainable_text(self) -> None:
         texts = self.trainable_text
+        if texts.lora is not None and self.teacher is None:
+            raise ConfigError('teacher: required but not set, since trainable_text.lora trains its LLM')
         if texts.lora is not None and not isinstance(self.teacher, str):
-            raise ConfigError('expected the folder that stage 1 wrote, since trainable_text.lora trains its '
-                              'LLM', 'teacher')
+            raise ConfigError('teacher: expected the folder that stage 1 wrote, since trainable_text.lora '
+                              'trains its LLM')
         needs_llm = {'trainable_text.lora': texts.lora is not None,
                      'text_encoder_in_loop.enabled': self.text_encoder_in_loop.enabled,
                      'initial_adapter': self.initial_adapter is not None}
         for key, is_set in needs_llm.items():
             if is_set and texts.clip is not None:
-                raise ConfigError('there is no LLM, since trainable_text.clip takes its place; expected one '
-                                  'of the two', key)
+                raise ConfigError(f'{key}: there is no LLM, since trainable_text.clip takes its place; '
+                                  'expected one of the two')
         if texts.lora is not None and self.text_encoder_in_loop.enabled:
-            raise ConfigError('embeds captions by a frozen LLM, and trainable_text.lora trains it; expected '
-                              'one of the two', 'text_encoder_in_loop.enabled')
+            raise ConfigError('text_encoder_in_loop.enabled: embeds captions by a frozen LLM, and '
+                              'trainable_text.lora trains it; expected one of the two')
 
     def _check_image_embeddings(self, loader: str, data: ImageDataConfig) -> None:
         if not any(stream.image_embeddings for stream in data.streams.values()):
             return
         key = f'{loader}.streams.<name>.image_embeddings'
         if not self.model.vision.freeze:
-            raise ConfigError(f'expected true, since {key} has vectors of the tower', 'model.vision.freeze')
+            raise ConfigError(f'model.vision.freeze: expected true, since {key} has vectors of the tower')
         needs_images = {
             'self_distillation.enabled': self.self_distillation.enabled,
             'loss.mask_equal_texts': self.loss.mask_equal_texts,
@@ -342,18 +342,16 @@ class Stage2Config(TrainConfig):
         }
         for setting, is_set in needs_images.items():
             if is_set:
-                raise ConfigError(f'needs the images or captions, and {key} is read in place of them; for '
-                                  'augmentation, set `views` of extract_image_embeddings', setting)
+                raise ConfigError(f'{setting}: needs the images or captions, and {key} is read in place of '
+                                  'them; for augmentation, set `views` of extract_image_embeddings')
 
     def _check_zeroshot(self) -> None:
         if self.teacher is None and self.trainable_text.clip is None:
-            raise ConfigError('required but not set, since it embeds the prompts of eval_zeroshot', 'teacher')
-        for key, teachers in {'train_data.teachers': self.train_data.teachers,
-                              'teacher': self.teacher}.items():
+            raise ConfigError('teacher: required but not set, since it embeds the prompts of eval_zeroshot')
+        for key, teachers in {'train_data.teachers': self.train_data.teachers, 'teacher': self.teacher}.items():
             if isinstance(teachers, list) and len(teachers) > 1:
-                raise ConfigError(f'its prompts are embedded by one teacher, and {key} names {len(teachers)}',
-                                  'eval_zeroshot')
+                raise ConfigError(f'eval_zeroshot: its prompts are embedded by one teacher, and {key} names '
+                                  f'{len(teachers)}')
         for name in ('train', 'eval'):
             if name in self.eval_zeroshot:
-                raise ConfigError(f'metrics of {name}_data have this name, expected another',
-                                  f'eval_zeroshot.{name}')
+                raise ConfigError(f'eval_zeroshot.{name}: metrics of {name}_data have this name, expected another')
