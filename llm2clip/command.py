@@ -135,8 +135,8 @@ def warn_of_slow_bfloat16(config: RecipeConfig) -> None:
 
 @contextmanager
 def _timed(folder: Optional[str]) -> Iterator[None]:
-    """Add the duration of the block to `folder`/seconds.json, unless the configuration was refused or no file
-    is there."""
+    """Add the duration of the block to `folder`/seconds.json, if the block accepted the configuration and the
+    folder has files."""
     start = time.monotonic()
     try:
         yield

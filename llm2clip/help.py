@@ -165,8 +165,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _type_name(hint: Any) -> str:
-    """Return a type as text: ``dict[str, float]``, ``bool | int``, ``list[mapping]`` of entries that
-    follow."""
+    """Return a type as text: ``dict[str, float]``, ``bool | int``, or ``list[mapping]``."""
     origin = typing.get_origin(hint)
     args = typing.get_args(hint)
     if origin is typing.Annotated:

@@ -49,8 +49,8 @@ class StreamConfig(DatasetConfig):
     """Share of the epoch drawn from this dataset, relative to the others.
     Set it for all datasets or for none."""
     repeat: Optional[Annotated[float, Field(gt=0, le=10_000)]] = None
-    """Number of times that an epoch repeats this dataset, with the same caption and crop of a sample each
-    time."""
+    """Number of times that an epoch repeats this dataset,
+    with the same caption and crop of a sample each time."""
 
 
 @dataclass
@@ -130,8 +130,8 @@ class LoaderConfig:
 
 @dataclass
 class CaptionDataConfig(LoaderConfig):
-    """Captions for stage 1.  Each global batch comes from one dataset, because mixing would make negatives
-    trivial."""
+    """Captions for stage 1.  Each global batch comes from one dataset,
+    because mixing would make negatives trivial."""
 
     streams: Annotated[dict[Text, CaptionStreamConfig], Field(min_length=1)] = field(default_factory=dict)
     """Name -> dataset of captions, texts or images with captions."""
@@ -162,8 +162,8 @@ class ImageDataConfig(LoaderConfig):
     image.  An image with fewer captions repeats them."""
     image_size: Optional[SmallCount] = None
     """Side of the training images in pixels.  Unset: `model.vision.image_size`, which evaluation always uses.
-    A smaller size is faster, and often better for convolutional networks (Touvron et al. 2019, arXiv
-    1906.06423)."""
+    A smaller size is faster, and often better for convolutional networks
+    (Touvron et al. 2019, arXiv 1906.06423)."""
     crop_scale: CropScale = field(default_factory=lambda: [0.9, 1.0])
     """Minimum and maximum share of the image area in a random training crop."""
     color_jitter: Annotated[float, Field(ge=0, le=2.5)] = 0.0
@@ -176,8 +176,8 @@ class ImageDataConfig(LoaderConfig):
 
 @dataclass
 class InheritanceDataConfig(LoaderConfig):
-    """Captions, each with the vectors of the teacher and of CLIP's own text tower from two embeddings
-    datasets."""
+    """Captions, each with the vectors of the teacher and of CLIP's own text tower
+    from two embeddings datasets."""
 
     streams: Annotated[dict[Text, ImageStreamConfig], Field(min_length=1)] = field(default_factory=dict)
     """Name -> dataset as in stage 2, of which only `embeddings` is read."""
@@ -186,9 +186,9 @@ class InheritanceDataConfig(LoaderConfig):
     teachers: list[Text] = field(default_factory=list)
     """Names of the teachers to use, as in stage 2.  Unset: the only one besides `target`."""
     caption_weights: Mix = field(default_factory=dict)
-    """Caption key -> sampling weight.  Each time, one caption within CLIP's maximum length is drawn; samples
-    without one do not count.  Unset: all with equal weight, which requires embeddings datasets without
-    `remote`."""
+    """Caption key -> sampling weight.  Each time, one caption within CLIP's maximum length is drawn;
+    samples without one do not count.
+    Unset: all with equal weight, which requires embeddings datasets without `remote`."""
 
 
 @dataclass

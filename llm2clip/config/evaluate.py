@@ -178,8 +178,8 @@ class EvaluateConfig(RecipeConfig):
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
 
     def check(self) -> None:
-        """Raise a ConfigError if there is nothing to evaluate, or `baseline` or `averages` has unknown
-        names."""
+        """Raise a ConfigError if there is nothing to evaluate, or if `baseline` or `averages` names
+        nothing."""
         benchmarks = self.retrieval or self.zeroshot or self.linear_probe
         if self.models and not benchmarks:
             raise ConfigError('expected a benchmark there, in zeroshot or in linear_probe for the models',

@@ -43,8 +43,8 @@ class ExportConfig(_RunWeightsConfig):
 
 @dataclass
 class ExportVisionConfig(_RunWeightsConfig):
-    """Stage-2 run -> its vision tower alone, for transformers or timm, or with the text side for ONNX
-    Runtime."""
+    """Stage-2 run -> its vision tower alone, for transformers or timm,
+    or with the text side for ONNX Runtime."""
 
     records_duration = False
 
@@ -54,8 +54,8 @@ class ExportVisionConfig(_RunWeightsConfig):
     """`native`: the tower's class in its library.  `onnx`: `model.onnx` (images),
     `adapter.onnx` (text embeddings)."""
     projection: bool = True
-    """Include the projection to the joint space, if the class of the tower has one (CLIP, timm; in ONNX,
-    all)."""
+    """Include the projection to the joint space, if the class of the tower has one
+    (CLIP, timm; in ONNX, all)."""
     teacher: Teachers = None
     """Teacher of the run, an LLM, to export as `text_encoder.onnx` too.  Unset: none."""
 

@@ -38,13 +38,12 @@ def _is_time(value: str) -> bool:
 
 def _is_folder_name(value: str) -> bool:
     # File systems allow 255 bytes; 200 leave room for the suffixes of temporary names.
-    return value.isprintable() and value[:1] not in ('',
-                                                     '.') and '/' not in value and len(value.encode()) <= 200
+    return (value.isprintable() and value[:1] not in ('', '.') and '/' not in value
+            and len(value.encode()) <= 200)
 
 
 def _elsewhere(remote: str, info: ValidationInfo) -> str:
-    """Return a remote; a ValueError if it is the local folder, where shards may be deleted once it has
-    them."""
+    """Return a remote; raise a ValueError if it is the local folder, where uploaded shards may be deleted."""
     url = urlparse(remote)
     if url.scheme not in ('', 'file'):
         return remote
@@ -114,13 +113,13 @@ Time = Annotated[str, _must(_is_time, 'a time above 0, such as 1ep (epochs), 20b
 TimeOrZero = Annotated[str, _must(lambda value: _is_time(value) or re.fullmatch('0(ep|ba|sp|tok|dur)', value),
                                   'a time, such as 1ep, 20ba or 0.1dur (of max_duration)')]
 Duration = Annotated[str, _must(lambda value: _is_time(value) and not value.endswith('dur'),
-                                'a length above 0, such as 4ep (epochs), 1000ba (batches) or 3e6sp '
-                                '(samples)')]
+                                'a length above 0, such as 4ep (epochs), 1000ba (batches) or '
+                                '3e6sp (samples)')]
 Size = Annotated[str, _must(
     lambda value: re.fullmatch(r'(?i)\s*\d*\.?\d*[1-9]\d*\.?\d*([kmgtpezy]?b)?\s*', value),
     'a size above 0, such as 64mb or 200gb')]
-PromptName = Annotated[str, _must(lambda name: re.fullmatch(r'\w+', name), 'a name of letters, digits and '
-                                  'underscores')]
+PromptName = Annotated[str, _must(lambda name: re.fullmatch(r'\w+', name),
+                                  'a name of letters, digits and underscores')]
 Prompt = Annotated[str,
                    _must(lambda text: '{caption}' in text, 'a text with {caption} where the caption goes')]
 AccuracyMetric = Literal['top1', 'mean_per_class']

@@ -284,10 +284,12 @@ class Stage2Config(TrainConfig):
             raise ConfigError('text_encoder_in_loop.enabled: captions are embedded by one teacher, and '
                               f'teacher names {len(self.teacher)}')
         if self.initial_adapter is not None and self.initial_weights is not None:
-            raise ConfigError('initial_adapter: initial_weights has an adapter of its own, expected one of the two')
+            raise ConfigError('initial_adapter: initial_weights has an adapter of its own, expected one of '
+                              'the two')
         if self.initial_adapter is not None and self.model.visual_projection in ('linear', 'affine'):
-            raise ConfigError(f'model.visual_projection: {self.model.visual_projection} begins with random weights, '
-                              'expected pretrained, since initial_adapter leads into the space of the pretrained CLIP')
+            raise ConfigError(f'model.visual_projection: {self.model.visual_projection} begins with random '
+                              'weights, expected pretrained, since initial_adapter leads into the space of '
+                              'the pretrained CLIP')
         self._check_image_embeddings('train_data', self.train_data)
         if self.eval_data is not None:
             self._check_image_embeddings('eval_data', self.eval_data)
@@ -348,10 +350,12 @@ class Stage2Config(TrainConfig):
     def _check_zeroshot(self) -> None:
         if self.teacher is None and self.trainable_text.clip is None:
             raise ConfigError('teacher: required but not set, since it embeds the prompts of eval_zeroshot')
-        for key, teachers in {'train_data.teachers': self.train_data.teachers, 'teacher': self.teacher}.items():
+        for key, teachers in {'train_data.teachers': self.train_data.teachers,
+                              'teacher': self.teacher}.items():
             if isinstance(teachers, list) and len(teachers) > 1:
                 raise ConfigError(f'eval_zeroshot: its prompts are embedded by one teacher, and {key} names '
                                   f'{len(teachers)}')
         for name in ('train', 'eval'):
             if name in self.eval_zeroshot:
-                raise ConfigError(f'eval_zeroshot.{name}: metrics of {name}_data have this name, expected another')
+                raise ConfigError(f'eval_zeroshot.{name}: metrics of {name}_data have this name, expected '
+                                  'another')

@@ -28,8 +28,8 @@ def stays_inside(name: str) -> bool:
     return bool(name) and not name.startswith('/') and '..' not in name.split('/') and '\0' not in name
 
 
-def inside(folder: Union[str, Path], name: str, where: str, also: Iterable[str] = ()) -> Path:
-    """Return the path of a file that the data in `where` name, in a folder or in one of those in `also`.
+def inside(folder: Union[str, Path], name: str, source: str, also: Iterable[str] = ()) -> Path:
+    """Return the path of a file that the data in `source` name, in a folder or in one of those in `also`.
 
     Raises:
         FileError: It is outside: by ``..``, as an absolute path, or by a symbolic link.
@@ -38,7 +38,7 @@ def inside(folder: Union[str, Path], name: str, where: str, also: Iterable[str] 
     real = os.path.realpath(path)
     roots = [os.path.realpath(root) for root in (folder, *also)]
     if '\0' in name or not any(os.path.commonpath([root, real]) == root for root in roots):
-        raise FileError(f'{where}: the path {name!r} leads to {real}, expected one inside {folder}')
+        raise FileError(f'the path {name!r} leads to {real}, expected one inside {folder}', source)
     return Path(path)
 
 

@@ -22,7 +22,8 @@ from llm2clip.errors import ConfigError
 from llm2clip.io.files import atomic_write, writing
 
 _ATTEMPTS = 5
-_REFUSED = 'Credentials|Authentication|SignatureDoesNotMatch|InvalidAccessKeyId|ExpiredToken|AccessDenied|NoSuchBucket'
+_REFUSED = re.compile('Credentials|Authentication|SignatureDoesNotMatch|InvalidAccessKeyId|ExpiredToken|'
+                      'AccessDenied|NoSuchBucket')
 _LIBRARIES = ('botocore.', 'boto3.', 'google.', 'azure.', 'oci.', 'paramiko.', 'composer.utils.object_store.')
 # Scheme of a remote -> main places where its library looks for credentials.
 _CREDENTIALS = {
@@ -125,7 +126,7 @@ def reaching(remote: str) -> Iterator[None]:
             description = str(error)
         else:
             raise
-        if not re.search(_REFUSED, description):
+        if not _REFUSED.search(description):
             raise
         credentials = _CREDENTIALS.get(urlparse(remote).scheme, 'those of its library')
         expected = f'credentials: {credentials}'

@@ -22,7 +22,7 @@ class Variant(NamedTuple):
     train: tuple[str, ...] = ()
     """Overrides of the training."""
     encoder: tuple[str, ...] = ()
-    """Keys below `models.<name>` that give `evaluate` the teacher if the training's configuration names
+    """Keys below `models.<name>` with the teacher for `evaluate`, if the training's configuration has
     none."""
     needs: tuple[Step, ...] = ()
     warm_start: tuple[str, ...] = ()
@@ -59,8 +59,8 @@ class Suite(NamedTuple):
     evaluate: Optional[str] = None
     """YAML file with the evaluation sets of stage 2; without one, stage 1 is trained."""
     captions: dict[str, str] = {}
-    """Evaluation sets of stage 1: name -> dataset; the first two captions of an image should retrieve each
-    other."""
+    """Evaluation sets of stage 1: name -> dataset, in which the first two captions of an image
+    should retrieve each other."""
     seeds: tuple[int, ...] = (0, 1, 2)
 
     @property

@@ -94,8 +94,7 @@ def watch(
 
 
 def _proportional_memory(process: psutil.Process) -> int:
-    """Memory of a process and its descendants in bytes, with their proportional part of shared pages
-    (PSS)."""
+    """Return the memory of a process and its descendants in bytes, with their share of shared pages (PSS)."""
     total = 0
     with suppress(psutil.NoSuchProcess):
         for member in (process, *process.children(recursive=True)):
