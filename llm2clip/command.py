@@ -68,7 +68,9 @@ def run_command(schema: type[R], main: Callable[[R], None], args: Optional[Seque
             print(help_text(schema, main.__globals__['__doc__'], args), flush=True)
             return
         config = load_config(schema, args)
-        _check_ranks(config)
+        if not config.uses_ranks and 'RANK' in os.environ and _rank('WORLD_SIZE') > 1:
+            raise ConfigError(f'composer started {_rank("WORLD_SIZE")} ranks, expected one process: start '
+                              'this recipe with python')
         check_names(config)
         if config.is_plan and _rank() > 0:
             return  # the first rank plans for all
@@ -113,15 +115,8 @@ def _rank(variable: str = 'RANK') -> int:
     return int(os.environ.get(variable, 0))
 
 
-def _check_ranks(config: RecipeConfig) -> None:
-    """Raise a ConfigError if Composer's launcher started several processes of a recipe that has one."""
-    if not config.uses_ranks and 'RANK' in os.environ and _rank('WORLD_SIZE') > 1:
-        raise ConfigError(f'composer started {_rank("WORLD_SIZE")} ranks, expected one process: start '
-                          'this recipe with python')
-
-
-def warn_of_slow_bfloat16(config: RecipeConfig) -> None:
-    """Warn if a recipe, other than a plan, uses bfloat16 on a CPU that is slow in it."""
+def warn_of_slow_bfloat16(config: Any) -> None:
+    """Warn if a configuration uses bfloat16 on a CPU that is slow in it, unless the recipe prints a plan."""
     if config.is_plan:
         return
     slow = [f'{key}={value}' for key, value in leaves(dataclasses.asdict(config))

@@ -170,49 +170,42 @@ def _merge_tree(merged: DictConfig, tree: yaml.Node, entries: Sequence[_Entry]) 
 def _prepare_merge(merged: DictConfig, entry: _Entry) -> None:
     """Remove what an entry replaces, check its shape, and keep a text as it is written."""
     node = entry.node
+    is_scalar = isinstance(node, yaml.ScalarNode)
     is_teacher = bool(teacher_types(entry.kind))
-    if node is None:
-        _remove(merged, entry)
-    elif is_teacher and not isinstance(node, yaml.ScalarNode):
-        _forget_other_type(merged, entry.path, _value(node))
-    else:
-        expected = _expected_shape(entry.kind, node)
-        if expected is not None:
-            raise ConfigError(f'{_value(node)!r}, expected {expected}', key=entry.key)
-        if isinstance(node, yaml.ScalarNode) and (is_teacher or entry.kind is str) and node.tag != _NULL:
-            node.tag = _STR
-
-
-def _holder(merged: DictConfig, path: Sequence[str]) -> Optional[DictConfig]:
-    """Return the mapping that holds what earlier files have at `path`; None if they have no such mapping."""
-    holder: Any = merged
-    for part in path[:-1]:
-        holder = holder.get(part) if isinstance(holder, DictConfig) else None
-    return holder if isinstance(holder, DictConfig) else None
-
-
-def _remove(merged: DictConfig, entry: _Entry) -> None:
-    """Remove an entry of earlier files, or all entries of a mapping."""
-    holder = _holder(merged, entry.path)
-    if holder is not None and _has_entries(entry.kind):
-        holder[entry.path[-1]] = {}
-    elif holder is not None:
-        holder.pop(entry.path[-1], None)
-
-
-def _forget_other_type(merged: DictConfig, path: Sequence[str], teacher: Any) -> None:
-    """Remove a teacher of earlier files if the new `teacher` has another type, and is not merged into it."""
-    holder = _holder(merged, path)
-    if holder is None:
+    if node is None or is_teacher and not is_scalar:
+        _forget_earlier(merged, entry)
         return
-    container: Any = OmegaConf.to_container(holder)
-    earlier = container.get(path[-1])
-    has_same_type = False
-    if isinstance(earlier, dict) and isinstance(teacher, dict):
-        earlier_type = earlier.get('type')
-        has_same_type = earlier_type in (None, teacher.get('type', earlier_type))
-    if not has_same_type:
-        holder[path[-1]] = None
+    expected = _expected_shape(entry.kind, node)
+    if expected is not None:
+        raise ConfigError(f'{_value(node)!r}, expected {expected}', key=entry.key)
+    if is_scalar and (is_teacher or entry.kind is str) and node.tag != _NULL:
+        node.tag = _STR
+
+
+def _forget_earlier(merged: DictConfig, entry: _Entry) -> None:
+    """Remove an earlier value that a null entry or a teacher of another type replaces, instead of merging."""
+    *path, name = entry.path
+    holder: Any = merged
+    for part in path:
+        holder = holder.get(part) if isinstance(holder, DictConfig) else None
+    if not isinstance(holder, DictConfig):
+        return
+    if entry.node is None and _has_entries(entry.kind):
+        holder[name] = {}
+    elif entry.node is None:
+        holder.pop(name, None)
+    else:
+        container: Any = OmegaConf.to_container(holder)
+        if not _has_same_type(container.get(name), _value(entry.node)):
+            holder[name] = None
+
+
+def _has_same_type(earlier: Any, later: Any) -> bool:
+    """Whether a text encoder changes settings of an earlier one, since both are mappings of one `type`."""
+    if not isinstance(earlier, dict) or not isinstance(later, dict):
+        return False
+    earlier_type = earlier.get('type')
+    return earlier_type is None or later.get('type', earlier_type) == earlier_type
 
 
 def _resolve(merged: DictConfig, sources: Sequence[str]) -> Any:
