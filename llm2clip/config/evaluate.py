@@ -186,6 +186,9 @@ class EvaluateConfig(RecipeConfig):
                               key='retrieval')
         if not self.models and (benchmarks or self.cra is None):
             raise ConfigError('{}, expected at least one', key='models')
+        if [*self.models] == [self.baseline]:
+            raise ConfigError(f'{self.baseline!r} is the only one of models, expected another one beside it',
+                              key='baseline')
         if self.baseline is not None and self.baseline not in self.models:
             raise ConfigError(f'{self.baseline!r}, expected one of models: {", ".join(self.models)}',
                               key='baseline')
