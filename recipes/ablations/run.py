@@ -77,9 +77,9 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
         else:
             results = {}
             for test, local in suite.captions.items():
-                found = evaluate(test, f'cra.captions={local}', 'cra.caption_keys=["0", "1"]',
-                                 'cra.batch_tokens=1024', f'cra.teachers.cra={folder}/run/teacher')
-                results[test] = found['cra']['cra']
+                evaluation = evaluate(test, f'cra.captions={local}', 'cra.caption_keys=["0", "1"]',
+                                      'cra.batch_tokens=1024', f'cra.teachers.cra={folder}/run/teacher')
+                results[test] = evaluation['cra']['cra']
             for part in ('run', 'warm_start'):  # each has a teacher as large as its LLM
                 shutil.rmtree(folder / part, ignore_errors=True)
         for row, keys in variant.also.items():
@@ -123,7 +123,7 @@ def _test_table(suite: Suite, record: Record, ablation: Ablation, test: str) -> 
     rows = []
     first: list[float] = []
     for variant in ablation.variants:
-        seeds = [results for results in record.of(variant) if all(name in results for name in sets)]
+        seeds = [results for results in record.by_seed(variant) if all(name in results for name in sets)]
         if not seeds:
             continue
         scores = [score(results, sets) for results in seeds]

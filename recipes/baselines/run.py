@@ -73,10 +73,11 @@ def recalls(metrics: dict[str, float]) -> dict[str, float]:
             'image_to_text': metrics['text_retrieval_recall@10']}
 
 
-def ours(recipe: str, *settings: str) -> Callable[[Path, int], list[str]]:
-    return lambda folder, steps: [sys.executable, f'recipes/{recipe}.py', *settings, *OURS,
-                                  f'save_folder={folder}',
-                                  f'max_duration={steps}ba', f'save_interval={steps}ba']
+def run_recipe(recipe: str, *settings: str) -> Callable[[Path, int], list[str]]:
+    """Return the function of folder and steps that gives the command of a recipe."""
+    return lambda folder, steps: [
+        sys.executable, f'recipes/{recipe}.py', *settings, *OURS, f'save_folder={folder}',
+        f'max_duration={steps}ba', f'save_interval={steps}ba']
 
 
 def our_score(folder: Path, *keys: str) -> Any:
@@ -134,7 +135,7 @@ def open_clip(folder: Path, steps: int) -> list[str]:
             f'gray_scale_prob={data.grayscale}']
 
 
-def theirs(command: tuple[str, ...], file: str, folder: Path) -> Any:
+def score_by(command: tuple[str, ...], file: str, folder: Path) -> Any:
     """Let a module of this package write its numbers to a file."""
     watch([*command, str(TEST), f'{folder}/{file}'], folder / 'evaluate.log')
     return json.loads((folder / file).read_text())
@@ -142,12 +143,12 @@ def theirs(command: tuple[str, ...], file: str, folder: Path) -> Any:
 
 def open_clip_recalls(folder: Path) -> dict[str, float]:
     checkpoint = f'{folder}/checkpoints/epoch_1.pt'
-    return recalls(theirs((*OPEN_CLIP, 'recall', f'{OUT}/open_clip', checkpoint), 'recalls.json', folder))
+    return recalls(score_by((*OPEN_CLIP, 'recall', f'{OUT}/open_clip', checkpoint), 'recalls.json', folder))
 
 
 def st_program(task: str, *arguments: str) -> Program:
     def score(folder: Path) -> dict[str, float]:
-        metrics = theirs((*THEIRS, 'score', task, f'{folder}/final'), 'score.json', folder)
+        metrics = score_by((*THEIRS, 'score', task, f'{folder}/final'), 'score.json', folder)
         return recalls(metrics) if task == 'images' else metrics
 
     return Program(lambda folder, steps: [*THEIRS, 'train', task, str(OUT), str(folder), str(steps),
@@ -161,19 +162,21 @@ STAGE1 = ('yamls/flickr8k/stage1.yaml', f'text_encoder.pretrained={OUT}/llm', 't
 STEPS = ('metrics.jsonl', '"loss/train/total"')
 TABLES: dict[str, dict[str, Program]] = {
     'images and texts': {
-        'LLM2CLIP': Program(ours('train_stage2', 'yamls/flickr8k/stage2.yaml',
-                                 f'model.vision.image_size={SIZE}', 'train_data.image_size=null'), STEPS,
-                            our_recalls, before=('stage1', 'embeddings')),
+        'LLM2CLIP': Program(
+            run_recipe('train_stage2', 'yamls/flickr8k/stage2.yaml', f'model.vision.image_size={SIZE}',
+                       'train_data.image_size=null'),
+            STEPS, our_recalls, before=('stage1', 'embeddings')),
         'LLM2CLIP, frozen tower from vectors': Program(
-            ours('train_stage2', *ALIGN), STEPS, our_recalls, 110,
+            run_recipe('train_stage2', *ALIGN), STEPS, our_recalls, 110,
             ('stage1', 'embeddings', 'image_embeddings')),
         'open_clip': Program(open_clip, ('out.log', 'Train Epoch'), open_clip_recalls),
         'sentence-transformers, Router': st_program('images', 'MultipleNegativesRankingLoss'),
     },
     'text encoder': {
-        'LLM2CLIP': Program(ours('train_stage1', *STAGE1), STEPS, our_accuracy),
+        'LLM2CLIP': Program(run_recipe('train_stage1', *STAGE1), STEPS, our_accuracy),
         'LLM2CLIP, GradCache': Program(
-            ours('train_stage1', *STAGE1, 'algorithms.grad_cache={}', 'device_train_microbatch_size=16'),
+            run_recipe('train_stage1', *STAGE1, 'algorithms.grad_cache={}',
+                       'device_train_microbatch_size=16'),
             STEPS, our_accuracy),
         'sentence-transformers': st_program('captions', 'MultipleNegativesRankingLoss'),
         'sentence-transformers, cached loss': st_program('captions', 'CachedMultipleNegativesRankingLoss'),
@@ -232,8 +235,8 @@ def main(minutes: float = 25.0, minutes_of_texts: float = 5.0) -> None:
          lambda: watch([*OPEN_CLIP, 'make', f'{OUT}/open_clip'], OUT / 'open_clip.log'))
     kept(OUT / 'base.json', lambda: watch([*THEIRS, 'base', str(OUT)], OUT / 'base.log'))
     lengths = {'images and texts': minutes, 'text encoder': minutes_of_texts}
-    about = {'minutes': lengths, 'cpu': platform.processor() or platform.machine(), 'threads': os.cpu_count(),
-             'versions': {name: version(name) for name in PACKAGES}}
+    about = {'minutes': lengths, 'cpu': platform.processor() or platform.machine(),
+                'threads': os.cpu_count(), 'versions': {name: version(name) for name in PACKAGES}}
     tables: dict[str, Any] = {title: {} for title in TABLES}
     for title, programs in TABLES.items():
         for name, program in programs.items():

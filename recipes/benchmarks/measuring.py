@@ -145,19 +145,19 @@ class Record:
 
     def __init__(self, file: Path) -> None:
         self.file, self._lock = file, Lock()
-        self.found: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
+        self.results: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
 
     def has(self, name: str, seed: int) -> bool:
-        return str(seed) in self.found.get(name, {})
+        return str(seed) in self.results.get(name, {})
 
-    def add(self, name: str, seed: int, found: Any) -> None:
+    def add(self, name: str, seed: int, result: Any) -> None:
         with self._lock:
-            self.found.setdefault(name, {})[str(seed)] = found
-            write_json(self.file, self.found)
+            self.results.setdefault(name, {})[str(seed)] = result
+            write_json(self.file, self.results)
 
-    def of(self, name: str) -> list[Any]:
-        """Results of a variant, ordered by seed."""
-        return [found for _, found in sorted(self.found.get(name, {}).items())]
+    def by_seed(self, name: str) -> list[Any]:
+        """Return the results of a variant, ordered by seed."""
+        return [result for _, result in sorted(self.results.get(name, {}).items())]
 
 
 def kept(path: Path, measure: Callable[[], Any]) -> Any:
