@@ -236,7 +236,7 @@ def main(minutes: float = 25.0, minutes_of_texts: float = 5.0) -> None:
     kept(OUT / 'base.json', lambda: watch([*THEIRS, 'base', str(OUT)], OUT / 'base.log'))
     lengths = {'images and texts': minutes, 'text encoder': minutes_of_texts}
     about = {'minutes': lengths, 'cpu': platform.processor() or platform.machine(),
-                'threads': os.cpu_count(), 'versions': {name: version(name) for name in PACKAGES}}
+             'threads': os.cpu_count(), 'versions': {name: version(name) for name in PACKAGES}}
     tables: dict[str, Any] = {title: {} for title in TABLES}
     for title, programs in TABLES.items():
         for name, program in programs.items():
