@@ -59,53 +59,40 @@ def run_command(schema: type[R], main: Callable[[R], None], args: Optional[Seque
         main: The recipe; the docstring of its module describes it and, after a colon, shows the command.
         args: YAML files and overrides; unset, those of the command line.
     """
-    sys.stdout.reconfigure(errors='replace')  # pyright: ignore  # file names may contain undecodable bytes
-    # Threads that spin while they wait make a CPU that others use too several times slower.  Set before torch.
-    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
-    _quiet_libraries()
-    with _errors_in_one_line(), ExitStack() as contexts:
-        if args is None:
-            args = sys.argv[1:]
+    if args is None:
+        args = sys.argv[1:]
+    with _errors_in_one_line():
+        _set_up_process()
         if '-h' in args or '--help' in args:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader of a pipe may close it early
             print(help_text(schema, main.__globals__['__doc__'], args), flush=True)
             return
-        _raise_limit_of_open_files()
-        for arg in args:
-            if '=' in arg and arg != arg.encode(errors='replace').decode():
-                raise ConfigError(f'{arg!r}: expected text in UTF-8')
         config = load_config(schema, args)
         if not config.uses_ranks and 'RANK' in os.environ and _rank('WORLD_SIZE') > 1:
             raise ConfigError(f'composer started {_rank("WORLD_SIZE")} ranks, expected one process: start '
                               'this recipe with python')
         check_names(config)
-        is_first_rank = _rank() == 0
-        if config.is_plan and not is_first_rank:
+        if config.is_plan and _rank() > 0:
             return  # the first rank plans for all
         recipe = Path(main.__code__.co_filename).stem
-        if is_first_rank:
+        if _rank() == 0:
             print(f'{recipe}: {shlex.join(args)} -> {config.destination}', file=sys.stderr, flush=True)
-        config.check_resumed_run()  # before the checkpoint is read
-        if is_first_rank and not config.is_plan:
             warn_of_slow_bfloat16(config)
-            contexts.enter_context(lock_outputs(config, recipe))
-        contexts.enter_context(_stoppable(config.resume_hint))
-        contexts.enter_context(_timed(config.step_folder()))
-        main(config)
+        config.check_resumed_run()  # before the checkpoint is read
+        with lock_outputs(config, recipe), _stoppable(config.resume_hint), _timed(config.step_folder()):
+            main(config)
 
 
-def _raise_limit_of_open_files() -> None:
-    """Allow as many open files as the system does: Streaming keeps two open per epoch and checkpoint of a
-    resumed run."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    if limit != resource.RLIM_INFINITY and limit < _OPEN_FILES:
-        raise ConfigError(f'a process may open {limit} files here, expected {_OPEN_FILES}: raise ulimit -n, '
-                          'or in Docker --ulimit nofile')
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+def _set_up_process() -> None:
+    """Hide warnings that no configuration avoids and that ask the user for nothing, and allow as many open
+    files as the system does.
 
-
-def _quiet_libraries() -> None:
-    """Hide warnings of libraries that no configuration avoids, and that ask the user for nothing."""
+    Raises:
+        ConfigError: These are too few: Streaming keeps two open per epoch and checkpoint of a resumed run.
+    """
+    sys.stdout.reconfigure(errors='replace')  # pyright: ignore  # file names may contain undecodable bytes
+    # Threads that spin while they wait make a CPU that others use too several times slower.  Read by torch.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
     for message in (
         '.*is_gradient_checkpointing', 'Cannot split .* of length', 'FSDP2 Config/APIs are experimental',
         'FSDP2-wrapped module', 'Specifying the ProgressBarLogger via', 'The warmup duration is 0',
@@ -116,6 +103,11 @@ def _quiet_libraries() -> None:
     for name in ('streaming.base.batching.per_stream', 'streaming.base.storage.upload',
                  'transformers.models.auto.image_processing_auto'):
         logging.getLogger(name).setLevel(logging.ERROR)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if limit != resource.RLIM_INFINITY and limit < _OPEN_FILES:
+        raise ConfigError(f'a process may open {limit} files here, expected {_OPEN_FILES}: raise ulimit -n, '
+                          'or in Docker --ulimit nofile')
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
 
 def _rank(variable: str = 'RANK') -> int:
@@ -124,20 +116,22 @@ def _rank(variable: str = 'RANK') -> int:
 
 
 def warn_of_slow_bfloat16(config: Any) -> None:
-    """Warn if a configuration uses bfloat16 on a CPU that is slow in it."""
+    """Warn if a configuration uses bfloat16 on a CPU that is slow in it, unless the recipe prints a plan."""
+    if config.is_plan:
+        return
     slow = [f'{key}={value}' for key, value in leaves(dataclasses.asdict(config))
             if key.endswith(('dtype', 'precision')) and value in ('bfloat16', 'amp_bf16')]
     if slow and not computes_bfloat16():
         warnings.warn(
-            f'{", ".join(slow)}: this processor has no instructions for bfloat16, and is slower in it than in '
-            'float32, 50 times with AVX2 alone; write ${if_bf16:bfloat16,float32}, or ${if_bf16:amp_bf16,fp32} '
-            'for a precision, which takes what is fast', stacklevel=2)
+            f'{", ".join(slow)}: this processor has no instructions for bfloat16, and is slower in it than '
+            'in float32, 50 times with AVX2 alone; write ${if_bf16:bfloat16,float32}, or '
+            '${if_bf16:amp_bf16,fp32} for a precision, which takes what is fast', stacklevel=2)
 
 
 @contextmanager
 def _timed(folder: Optional[str]) -> Iterator[None]:
-    """Add the duration of the block to `folder`/seconds.json, unless the configuration was refused or no file
-    is there."""
+    """Add the duration of the block to `folder`/seconds.json, if the block accepted the configuration and the
+    folder has files."""
     start = time.monotonic()
     try:
         yield
@@ -163,12 +157,14 @@ def recorded_seconds(path: Path) -> float:
 
 
 def lock_outputs(config: RecipeConfig, recipe: str) -> ExitStack:
-    """Lock the folders that a recipe writes until the stack is closed.
+    """Lock the folders that a recipe writes until the stack is closed; the first rank does it for all.
 
     Raises:
         ConfigError: Another process writes there, or a folder has files of another recipe or of the user.
     """
     held = ExitStack()
+    if _rank() > 0:
+        return held
     for output in config.outputs():
         if output.is_replaced:  # so the lock file is beside it
             folder = Path(os.path.abspath(output.folder))
@@ -194,21 +190,8 @@ def _errors_in_one_line() -> Iterator[None]:
             # Rank 0 of this node most likely reports the same error, and the launcher then ends this process.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(_OTHER_RANKS_WAIT)
-        message = str(error)
-        if is_out_of_shared_memory(error):
-            message = ('/dev/shm: full, expected room for the batches of the loader workers; in Docker, '
-                       'raise --shm-size, or lower num_workers')
-        elif isinstance(error, OSError) and error.filename and error.strerror:
-            message = f'{error.filename}: {error.strerror}'
-        elif 'Original Traceback' in message:  # from a worker of a data loader
-            message = message.rstrip().splitlines()[-1].split(': ', 1)[-1]
-        if type(error).__module__.startswith('wandb.'):
-            message += '; W&B reads its key from WANDB_API_KEY, and WANDB_MODE=offline needs none'
-        message = printable('; '.join([message, *getattr(error, '__notes__', [])]))
-        if not isinstance(error, ConfigError):
-            message += f' ({_TRACEBACK}=1 shows where)'
         sys.stdout.flush()
-        raise SystemExit(f'error: {message}') from None
+        raise SystemExit(f'error: {_message(error)}') from None
 
 
 def _is_expected(error: Exception) -> bool:
@@ -218,8 +201,29 @@ def _is_expected(error: Exception) -> bool:
         return True
     if is_remote_error(error) or is_out_of_shared_memory(error):
         return True
-    frames = list(traceback.walk_tb(error.__traceback__))
-    return isinstance(error, ValueError) and frames[-1][0].f_globals.get('__name__', '').startswith('llm2clip.')
+    if not isinstance(error, ValueError):
+        return False
+    # `modeling` raises plain ValueErrors, because exports carry its modules along.
+    frame, _ = list(traceback.walk_tb(error.__traceback__))[-1]
+    return frame.f_globals.get('__name__', '').startswith('llm2clip.')
+
+
+def _message(error: Exception) -> str:
+    """Return an error and its notes as one line for the user."""
+    message = str(error)
+    if is_out_of_shared_memory(error):
+        message = ('/dev/shm: full, expected room for the batches of the loader workers; in Docker, '
+                   'raise --shm-size, or lower num_workers')
+    elif isinstance(error, OSError) and error.filename and error.strerror:
+        message = f'{error.filename}: {error.strerror}'
+    elif 'Original Traceback' in message:  # from a worker of a data loader
+        message = message.rstrip().splitlines()[-1].split(': ', 1)[-1]
+    if type(error).__module__.startswith('wandb.'):
+        message += '; W&B reads its key from WANDB_API_KEY, and WANDB_MODE=offline needs none'
+    message = printable('; '.join([message, *getattr(error, '__notes__', [])]))
+    if isinstance(error, (ConfigError, FileError)):
+        return message
+    return f'{message} ({_TRACEBACK}=1 shows where)'
 
 
 _signal = 0
@@ -247,7 +251,8 @@ def _stoppable(resume_hint: Callable[[], str]) -> Iterator[None]:
             raise SystemExit(128 + number)
         elif number == signal.SIGINT:  # second Ctrl-C: end at once
             os._exit(128 + number)
-        # Ignore a second SIGTERM: the launcher sends one after a Ctrl-C, which this process has received itself.
+        # Ignore a second SIGTERM: the launcher sends one after a Ctrl-C,
+        # which this process has received itself.
 
     def install(*_: Any) -> None:
         for number in _SIGNALS:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
+from llm2clip.errors import ConfigError
+
 if TYPE_CHECKING:
     from composer.devices import Device
 
@@ -29,7 +31,7 @@ def open_device(name: Optional[str], precision: Optional[str] = 'fp32') -> 'Devi
     malloc keeps freed memory, because zero-filled new pages would take a quarter of a stage-2 step.
 
     Args:
-        name: ``gpu``, a ValueError if there is none, or ``cpu``.  None: a GPU if there is one.
+        name: ``gpu``, a ConfigError if there is none, or ``cpu``.  None: a GPU if there is one.
         precision: In Composer's notation.  None: Composer's default, 16 bits on a GPU.
     """
     import torch
@@ -38,7 +40,7 @@ def open_device(name: Optional[str], precision: Optional[str] = 'fp32') -> 'Devi
     try:
         device = get_device(name)
     except ValueError as error:
-        raise ValueError(f'device: {name}, expected cpu: {error}') from None
+        raise ConfigError(f'{name}, expected cpu: {error}', key='device') from None
     if device.name == 'gpu':
         # Not `matmul.allow_tf32`: if the two disagree, torch 2.15 refuses to report it to `exact_float32`.
         torch.set_float32_matmul_precision('highest' if precision == 'fp32' else 'high')

@@ -105,20 +105,8 @@ class RayEngine(Engine):
     """
 
     def __init__(self, cpus: int = 1, gpu: Optional[bool] = False) -> None:
-        if int(os.environ.get('WORLD_SIZE', 1)) > 1:
-            raise ConfigError('engine: ray has workers of its own, expected to be called without ranks, by '
-                              'python or composer -n 1')
-        try:
-            import ray
-        except ImportError as error:
-            raise missing_extra('engine: ray', 'ray', error) from None
-        if not ray.is_initialized():
-            os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
-            handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-            ray.init(log_to_driver=False)
-            if threading.current_thread() is threading.main_thread():
-                for number, handler in handlers.items():  # Ray has replaced them
-                    signal.signal(number, handler)
+        _connect_to_ray()
+        import ray
         machines = [node['Resources'] for node in ray.nodes() if node['Alive']]
         if gpu is None:
             gpu = any(machine.get('GPU', 0) for machine in machines)
@@ -130,8 +118,8 @@ class RayEngine(Engine):
         if not self._room():
             largest = {kind: max(int(machine.get(kind, 0)) for machine in machines) for kind in self._share}
             available = ' and '.join(_number(n, kind) for kind, n in largest.items())
-            raise ConfigError(f'engine: no machine of the Ray cluster has room for a worker with {self._needs}; '
-                              f'the largest has {available}')
+            raise ConfigError(f'no machine of the Ray cluster has room for a worker with {self._needs}; the '
+                              f'largest has {available}', key='engine')
 
     def __str__(self) -> str:
         room = self._room()
@@ -153,7 +141,8 @@ class RayEngine(Engine):
         import ray
         from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
         remote: Any = ray.remote  # its type annotations lack some arguments
-        actor = remote(num_cpus=self._share['CPU'], num_gpus=self._share.get('GPU', 0), max_restarts=0)(_Worker)
+        actor = remote(num_cpus=self._share['CPU'], num_gpus=self._share.get('GPU', 0),
+                       max_restarts=0)(_Worker)
         waiting = deque(tasks)
         workers: list[Any] = []
         idle: list[Any] = []
@@ -185,16 +174,9 @@ class RayEngine(Engine):
                         ray.kill(worker)  # it may be alive but unreachable
                         workers.remove(worker)
                         num_lost[task] += 1
-                        reason = str(error).strip().splitlines()[-1].split('. ')[0].strip()  # without Ray's guesses
-                        if num_lost[task] > _MAX_LOST_WORKERS:
-                            when = 'before their first task' if task is None else f'while they had {task} in hand'
-                            raise LostWorkersError(f'{num_lost[task]} workers were lost {when}; of the last '
-                                                   f'one Ray says: {reason}') from error
-                        message = f'a worker was lost ({reason})'
+                        _report_loss(task, num_lost[task], error)
                         if task is not None:
                             waiting.appendleft(task)
-                            message += f'; {task} will be done again'
-                        tqdm.write(message, file=sys.stderr)
                         continue
                     num_lost[None] = 0
                     idle.append(worker)
@@ -203,6 +185,42 @@ class RayEngine(Engine):
         finally:
             for worker in workers:
                 ray.kill(worker)
+
+
+def _connect_to_ray() -> None:
+    """Connect to the cluster of this machine, or start Ray on it; the signal handlers stay."""
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        raise ConfigError('ray has workers of its own, expected to be called without ranks, by python or '
+                          'composer -n 1', key='engine')
+    try:
+        import ray
+    except ImportError as error:
+        raise missing_extra('engine: ray', 'ray', error) from None
+    if ray.is_initialized():
+        return
+    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ray.init(log_to_driver=False)
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():  # Ray has replaced them
+            signal.signal(number, handler)
+
+
+def _report_loss(task: Optional[str], num_lost: int, error: Exception) -> None:
+    """Print that a worker was lost over a task (None: before its first one).
+
+    Raises:
+        LostWorkersError: So many were lost over it that another one would be, too.
+    """
+    reason = str(error).strip().splitlines()[-1].split('. ')[0].strip()  # without Ray's guesses
+    if num_lost > _MAX_LOST_WORKERS:
+        when = 'before their first task' if task is None else f'while they had {task} in hand'
+        raise LostWorkersError(f'{num_lost} workers were lost {when}; of the last one Ray says: '
+                               f'{reason}') from error
+    message = f'a worker was lost ({reason})'
+    if task is not None:
+        message += f'; {task} will be done again'
+    tqdm.write(message, file=sys.stderr)
 
 
 def _number(n: int, noun: str) -> str:

@@ -10,21 +10,26 @@ from typing import Union
 
 
 class ConfigError(ValueError):
-    """Configuration that cannot be used.  As a text, ``<key>: <message>``.
+    """Configuration that cannot be used.  As a text, ``<key> (<place>): <message>``.
 
     Args:
         message: What is wrong, and what was expected.
         key: Dotted key, relative to the blocks of `under` that raise the error.
         is_absolute: Whether `key` is complete, so that `under` adds nothing to it.
+
+    Attributes:
+        place: File and line of the key, or the command line; empty if unknown.
     """
 
     def __init__(self, message: str, key: str = '', is_absolute: bool = False) -> None:
         super().__init__(message)
         self.key = key
         self.is_absolute = is_absolute
+        self.place = ''
 
     def __str__(self) -> str:
-        return f'{self.key}: {self.args[0]}' if self.key else self.args[0]
+        key = f'{self.key} ({self.place})' if self.place else self.key
+        return f'{key}: {self.args[0]}' if key else self.args[0]
 
 
 class FileError(ValueError):

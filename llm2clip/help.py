@@ -9,7 +9,7 @@ import functools
 import inspect
 import textwrap
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, Optional
 
 import yaml
@@ -20,9 +20,9 @@ from llm2clip.config.teacher import teacher_types
 from llm2clip.registry import PARTS, argument_types, check
 
 _WIDTH = 100
-_RULES = ('YAML files merge left to right, key=value comes last. A key without a default is required. Keys that belong '
-          'together are indented; written in one word they are joined by dots. <name> is a name that you '
-          'choose, [] one entry of a list.')
+_RULES = ('YAML files merge left to right, key=value comes last. A key without a default is required. Keys '
+          'that belong together are indented; written in one word they are joined by dots. <name> is a name '
+          'that you choose, [] one entry of a list.')
 
 
 def help_text(schema: type, doc: str, args: Collection[str] = ()) -> str:
@@ -125,22 +125,28 @@ def entries(
         if teachers:
             type_name = type_name.replace('any', 'str | mapping')
         doc = docs.get(field.name, '')
-        if is_nested and not doc:
-            doc = _one_line((inspect.getdoc(entry_type) or '').split('\n\n')[0])
-        if entry_type in shown:
-            doc += f' Its keys are those of {shown[entry_type]}.'
+        if is_nested:
+            doc = (doc or _class_doc(entry_type)) + _reference(entry_type, shown)
         yield Entry(depth, key, type_name, _default(field), doc)
         if is_nested and entry_type not in shown:
             shown[entry_type] = path
             yield from entries(entry_type, f'{path}.', shown, depth + 1)
         for teacher in teachers.values():
-            doc = _one_line(inspect.getdoc(teacher) or '')
-            if teacher in shown:
-                doc += f' Its keys are those of {shown[teacher]}.'
+            doc = _class_doc(teacher) + _reference(teacher, shown)
             yield Entry(depth + 1, f'{path}.type', str(teacher.type), '', doc)
             if teacher not in shown:
                 shown[teacher] = f'{path}, type {teacher.type}'
                 yield from entries(teacher, f'{path}.', shown, depth + 2)
+
+
+def _class_doc(schema: Any) -> str:
+    """Return the first paragraph of a class's docstring in one line."""
+    return _one_line((inspect.getdoc(schema) or '').split('\n\n')[0])
+
+
+def _reference(schema: type, shown: Mapping[type, str]) -> str:
+    """Return where the keys of a dataclass stand, if they were yielded before."""
+    return f' Its keys are those of {shown[schema]}.' if schema in shown else ''
 
 
 def _one_line(text: str) -> str:
@@ -159,7 +165,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _type_name(hint: Any) -> str:
-    """Return a type as text: ``dict[str, float]``, ``bool | int``, ``list[mapping]`` of entries that follow."""
+    """Return a type as text: ``dict[str, float]``, ``bool | int``, or ``list[mapping]``."""
     origin = typing.get_origin(hint)
     args = typing.get_args(hint)
     if origin is typing.Annotated:

@@ -67,11 +67,11 @@ def broadcast_from_rank0(compute: Callable[[], T]) -> T:
     return result[0]  # pyright: ignore[reportReturnType]
 
 
-def once_per_node(compute: Callable[[], T], what: str) -> T:
+def once_per_node(compute: Callable[[], T], result_name: str) -> T:
     """Return the result of `compute`, which the first rank of each node calls; every rank calls this.
 
     Raises:
-        ValueError: The nodes have different results; the message contains `what`.
+        ValueError: The nodes have different results; the message contains `result_name`.
         Exception: An error of `compute` on one node, on all ranks.
     """
     if not torch.distributed.is_initialized() or dist.get_world_size() == 1:
@@ -92,8 +92,8 @@ def once_per_node(compute: Callable[[], T], what: str) -> T:
         raise error
     for node, value in enumerate(values):
         if value != values[0]:
-            raise ValueError(f'the nodes do not have the same {what}: node {node} has {value}, node 0 has '
-                             f'{values[0]}')
+            raise ValueError(f'the nodes do not have the same {result_name}: node {node} has {value}, node 0 '
+                             f'has {values[0]}')
     return values[0]
 
 

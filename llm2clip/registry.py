@@ -3,7 +3,7 @@
 
 """Names in YAML files -> parts, which are imported only when they are used.
 
-A part is a small module of its own and a line here.  Its arguments in a YAML file are those of its class or function.
+A part is a small module and a line here.  Its arguments in a YAML file are those of its class or function.
 Instead of a name, ``module:class`` selects a part in a module on the Python path or in the current folder.
 """
 
@@ -110,7 +110,8 @@ _BASES: _Registry = {
 # Types of arguments that other libraries' parts need but do not declare in their signatures.
 _RANGES: Mapping[str, Mapping[str, Any]] = {
     'ema': {'half_life': typing.Optional[Time]},
-    'gradient_clipping': {'clipping_type': typing.Literal['adaptive', 'norm', 'value'], 'clipping_threshold': Positive},
+    'gradient_clipping': {'clipping_type': typing.Literal['adaptive', 'norm', 'value'],
+                          'clipping_threshold': Positive},
 }
 
 
@@ -120,12 +121,12 @@ def find(reference: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)
 
 
-def _reference(kind: str, name: Any, key: str) -> str:
+def _reference(kind: str, name: Any) -> str:
     """Return the ``module:class`` of a name, or the name itself if it has that form."""
     if str(name) in PARTS[kind]:
         return PARTS[kind][name]
     if re.fullmatch(r'\w[\w.]*:\w+', str(name)) is None:
-        raise ConfigError(f'{key}: there is no {name!r}; {_nearest(str(name), PARTS[kind])}')
+        raise ConfigError(f'there is no {name!r}; {_nearest(str(name), PARTS[kind])}')
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for a launched script, Python adds only the folder of the script
     return name
@@ -140,9 +141,9 @@ def _nearest(name: str, names: Collection[str]) -> str:
 
 
 def named(component: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:
-    """Return the name and the arguments of a part that is written ``{name: …, argument: …}``."""
+    """Return the name and the arguments of the part at `key` that is written ``{name: …, argument: …}``."""
     if 'name' not in component:
-        raise ConfigError(f'{key}.name: required but not set')
+        raise ConfigError('required but not set', key=f'{key}.name')
     return component['name'], {key: value for key, value in component.items() if key != 'name'}
 
 
@@ -151,10 +152,12 @@ def check_names(config: Any) -> None:
     for key in ('source', 'optimizer', 'scheduler'):
         if hasattr(config, key):
             name, _ = named(getattr(config, key), key)
-            _reference(key, name, key)
+            with under(key):
+                _reference(key, name)
     for key in ('algorithms', 'callbacks', 'loggers'):
         for name in getattr(config, key, {}):
-            _reference(key, name, f'{key}.{name}')
+            with under(f'{key}.{name}'):
+                _reference(key, name)
 
 
 def argument_types(part: Callable[..., Any]) -> dict[str, Any]:
@@ -166,7 +169,7 @@ def argument_types(part: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
-def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str, Any], key: str) -> None:
+def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> None:
     """Raise a ConfigError for an argument that `part`, called `name` in the configuration, does not take, or
     a value of the wrong type or out of range."""
     parameters = inspect.signature(part).parameters
@@ -174,16 +177,21 @@ def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str,
     types = argument_types(part) | dict(_RANGES.get(name, {}))
     for argument, value in arguments.items():
         if not takes_any_name and argument not in parameters:
-            near = _nearest(argument, parameters)
-            raise ConfigError(f'{key}.{argument}: {name} takes no such argument; {near}')
-        if argument not in types:
-            continue
-        if isinstance(value, list) and 'tuple' in str(types[argument]):
-            value = tuple(value)  # YAML has no tuples
-        check_values(types[argument], value, f'{key}.{argument}', strict=True)
-        for kind in typing.get_args(types[argument]):
-            if isinstance(value, str) and hasattr(kind, 'from_timestring'):  # Composer's Time
-                check_values(TimeOrZero, value, f'{key}.{argument}')
+            raise ConfigError(f'{name} takes no such argument; {_nearest(argument, parameters)}',
+                              key=argument)
+        if argument in types:
+            with under(argument):
+                _check_argument(types[argument], value)
+
+
+def _check_argument(hint: Any, value: Any) -> None:
+    options = [hint, *typing.get_args(hint)]
+    if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options):
+        value = tuple(value)  # YAML has no tuples
+    check_values(hint, value, strict=True)
+    takes_time = any(hasattr(option, 'from_timestring') for option in options)  # Composer's Time
+    if takes_time and isinstance(value, str):
+        check_values(TimeOrZero, value)
 
 
 def check(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> Callable[..., Any]:
@@ -192,16 +200,16 @@ def check(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> 
 
     `kind` is a key of `PARTS`; `key` is the place of the name in the configuration, by default `kind`.
     """
-    key = key or kind
-    reference = _reference(kind, name, key)
-    with _errors_as_config_errors(name, key):
-        part = find(reference)
-    _check_kind(part, kind, reference, key)
-    check_arguments(part, name, arguments, key)
+    with under(key or kind):
+        reference = _reference(kind, name)
+        with _errors_as_config_errors(name):
+            part = find(reference)
+        _check_kind(part, kind, reference)
+        check_arguments(part, name, arguments)
     return part
 
 
-def _check_kind(part: Any, kind: str, reference: str, key: str) -> None:
+def _check_kind(part: Any, kind: str, reference: str) -> None:
     """Raise a ConfigError unless a part is a subclass of the base class of its kind or, for a source or a
     classification set, a function that its module defines.  The standard library has no such functions."""
     module = reference.partition(':')[0]
@@ -214,12 +222,13 @@ def _check_kind(part: Any, kind: str, reference: str, key: str) -> None:
         is_defined_there = inspect.isfunction(part) and part.__module__ == module
         is_valid = is_defined_there and module.partition('.')[0] not in sys.stdlib_module_names
     if not is_valid:
-        raise ConfigError(f'{key}: {reference}, expected {expected}')
+        raise ConfigError(f'{reference}, expected {expected}')
 
 
 @contextmanager
-def _errors_as_config_errors(name: str, key: str) -> Iterator[None]:
-    """Turn errors while a part is imported or constructed, and exits of ``module:class``, into ConfigErrors."""
+def _errors_as_config_errors(name: str, key: str = '') -> Iterator[None]:
+    """Turn errors while a part is imported or constructed, and exits of ``module:class``,
+    into ConfigErrors with `key`."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -231,14 +240,13 @@ def _errors_as_config_errors(name: str, key: str) -> Iterator[None]:
         for frame, number in traceback.walk_tb(error.__traceback__):
             if frame.f_globals.get('__name__') == module:
                 line = f'{frame.f_code.co_filename}:{number}: {type(error).__name__}: '
-        raise ConfigError(f'{key}: {line}{" ".join(str(error).split())}') from error
+        raise ConfigError(line + ' '.join(str(error).split()), key=key) from error
 
 
 def build(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> Any:
     """Check and construct a part; arguments and errors as for `check`."""
-    key = key or kind
     part = check(kind, name, arguments, key)
-    with _errors_as_config_errors(name, key):
+    with _errors_as_config_errors(name, key or kind):
         return part(**arguments)
 
 

@@ -29,7 +29,7 @@ from llm2clip.config.ranges import (
     Time,
     Weight,
 )
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, FileError
 from llm2clip.training.trainer import check_train_config
 
 PARTS = ('optimizer.', 'scheduler.', 'algorithms.', 'callbacks.', 'loggers.')
@@ -111,8 +111,8 @@ def test_a_bad_value_is_refused_by_its_key(recipe: str) -> None:
     (FolderName, ['', '..', '.a', 'a/b', 'a\n', '\ud800', 'a' * 201, 5])])
 def test_a_type_has_its_range(kind: Any, bad: list[object]) -> None:
     for value in bad:
-        with pytest.raises(ConfigError, match='^key: .*, expected'):
-            check_values(kind, value, 'key')
+        with pytest.raises(ConfigError, match=', expected'):
+            check_values(kind, value)
 
 
 YAMLS = {
@@ -137,6 +137,6 @@ YAMLS = {
 def test_a_bad_file_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
     content, message = YAMLS[name]
     (tmp_path / 'bad.yaml').write_bytes(content)
-    with pytest.raises(ConfigError, match=message) as error:
+    with pytest.raises((ConfigError, FileError), match=message) as error:
         load_config(SCHEMAS['report'], [str(tmp_path / 'bad.yaml'), 'out=o', 'steps.a=b', 'results=r'])
     assert 'bad.yaml' in str(error.value) and '\n' not in str(error.value)

@@ -69,8 +69,9 @@ def test_a_text_encoder_of_another_type_replaces_the_one_of_earlier_files(tmp_pa
 
 def test_what_is_wrong_with_a_text_encoder_names_its_field(tmp_path: Path) -> None:
     path = _write(tmp_path / 'a.yaml', 'teacher:\n- x\n- type: llm\n  pretrained: x\n  poolin: last\n')
-    with pytest.raises(ConfigError, match=r'^teacher\[1\]\.poolin \(.*a\.yaml:5\): unknown key, expected one of pretr'):
+    with pytest.raises(ConfigError, match='unknown key, expected one of pretr') as error:
         load_config(Stage2Config, [path, *REQUIRED])
+    assert (error.value.key, error.value.place) == ('teacher[1].poolin', f'{path}:5')
     for value, message in (
         ('{type: x}', r"teacher\.type \(.*\): 'x', expected 'llm' or 'sentence_transformers'$"),
         ('{type: llm}', r'teacher\.pretrained: required but not set'),

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # From what uses everything to what uses nothing; packages of one line may use one another in the order given.
 LAYERS = [['planning', 'search'], ['evaluation'], ['training', 'conversion', 'export'], ['models'], ['teacher'],
           ['data'], ['losses', 'metrics'], ['command'], ['help'], ['engine', 'registry'], ['config'], ['io'],
-          ['modeling'], ['errors', 'ranks', 'device']]
+          ['modeling'], ['ranks', 'device', 'errors']]
 ORDER = [package for layer in LAYERS for package in layer]
 
 

@@ -4,8 +4,9 @@
 """Dataclasses that define the keys of the YAML files, one per recipe.
 
 Parts that are chosen by name (optimizers, schedulers, callbacks, loggers, algorithms, data sources) are
-free-form mappings here; `llm2clip.registry` checks their names and arguments.  `llm2clip.config.loading` reads
-the files and checks every value against the range in its type; `llm2clip.help` prints the keys of a recipe.
+free-form mappings here; `llm2clip.registry` checks their names and arguments.  `llm2clip.config.loading`
+reads the files and checks every value against the range in its type;
+`llm2clip.help` prints the keys of a recipe.
 """
 
 from llm2clip.config.data import (

@@ -46,9 +46,11 @@ class StreamConfig(DatasetConfig):
     """One of the datasets that a training mixes."""
 
     proportion: Optional[Positive] = None
-    """Share of the epoch drawn from this dataset, relative to the others.  Set it for all datasets or for none."""
+    """Share of the epoch drawn from this dataset, relative to the others.
+    Set it for all datasets or for none."""
     repeat: Optional[Annotated[float, Field(gt=0, le=10_000)]] = None
-    """Number of times that an epoch repeats this dataset, with the same caption and crop of a sample each time."""
+    """Number of times that an epoch repeats this dataset,
+    with the same caption and crop of a sample each time."""
 
 
 @dataclass
@@ -113,7 +115,8 @@ class LoaderConfig:
     shuffle_seed: Seed = 9176
     """Seed of the shuffle."""
     epoch_size: Optional[SampleCount] = None
-    """Samples per epoch.  Their order takes 48 bytes per sample on each node.  Unset: the samples of all datasets."""
+    """Samples per epoch.  Their order takes 48 bytes per sample on each node.
+    Unset: the samples of all datasets."""
     num_canonical_nodes: SmallCount = 64
     """Keeps the sample order the same for any number of nodes that divides it or is a multiple of it."""
     download_retry: SmallCount = 5
@@ -127,7 +130,8 @@ class LoaderConfig:
 
 @dataclass
 class CaptionDataConfig(LoaderConfig):
-    """Captions for stage 1.  Each global batch comes from one dataset, because mixing would make negatives trivial."""
+    """Captions for stage 1.  Each global batch comes from one dataset,
+    because mixing would make negatives trivial."""
 
     streams: Annotated[dict[Text, CaptionStreamConfig], Field(min_length=1)] = field(default_factory=dict)
     """Name -> dataset of captions, texts or images with captions."""
@@ -137,7 +141,8 @@ class CaptionDataConfig(LoaderConfig):
     the dataset; this requires datasets without `remote`.  `eval_data` takes a single pair with one key per
     side; unset, the first two captions of the dataset."""
     texts: Mix = field(default_factory=dict)
-    """For `objective: mntp`: caption key -> sampling weight.  One text is drawn each time a sample is seen."""
+    """For `objective: mntp`: caption key -> sampling weight.
+    One text is drawn each time a sample is seen."""
 
 
 @dataclass
@@ -147,7 +152,8 @@ class ImageDataConfig(LoaderConfig):
     streams: Annotated[dict[Text, ImageStreamConfig], Field(min_length=1)] = field(default_factory=dict)
     """Name -> dataset of images, with the embeddings datasets of its captions."""
     teachers: list[Text] = field(default_factory=list)
-    """Names in `embeddings`.  The vectors of several are scaled to length 1 and concatenated.  Unset: the only one."""
+    """Names in `embeddings`.  The vectors of several are scaled to length 1 and concatenated.
+    Unset: the only one."""
     caption_weights: Mix = field(default_factory=dict)
     """Caption key -> sampling weight.  One caption is drawn each time a sample is seen (paper, section 4.2).
     Unset: all captions with equal weight, which requires datasets without `remote`."""
@@ -155,8 +161,9 @@ class ImageDataConfig(LoaderConfig):
     """Captions per image in a training batch.  The image has to match each of them, and each of them the
     image.  An image with fewer captions repeats them."""
     image_size: Optional[SmallCount] = None
-    """Side of the training images in pixels.  Unset: `model.vision.image_size`, which evaluation always uses.  A
-    smaller size is faster, and often better for convolutional networks (Touvron et al. 2019, arXiv 1906.06423)."""
+    """Side of the training images in pixels.  Unset: `model.vision.image_size`, which evaluation always uses.
+    A smaller size is faster, and often better for convolutional networks
+    (Touvron et al. 2019, arXiv 1906.06423)."""
     crop_scale: CropScale = field(default_factory=lambda: [0.9, 1.0])
     """Minimum and maximum share of the image area in a random training crop."""
     color_jitter: Annotated[float, Field(ge=0, le=2.5)] = 0.0
@@ -169,7 +176,8 @@ class ImageDataConfig(LoaderConfig):
 
 @dataclass
 class InheritanceDataConfig(LoaderConfig):
-    """Captions, each with the vectors of the teacher and of CLIP's own text tower from two embeddings datasets."""
+    """Captions, each with the vectors of the teacher and of CLIP's own text tower
+    from two embeddings datasets."""
 
     streams: Annotated[dict[Text, ImageStreamConfig], Field(min_length=1)] = field(default_factory=dict)
     """Name -> dataset as in stage 2, of which only `embeddings` is read."""
@@ -178,8 +186,9 @@ class InheritanceDataConfig(LoaderConfig):
     teachers: list[Text] = field(default_factory=list)
     """Names of the teachers to use, as in stage 2.  Unset: the only one besides `target`."""
     caption_weights: Mix = field(default_factory=dict)
-    """Caption key -> sampling weight.  Each time, one caption within CLIP's maximum length is drawn; samples without
-    one do not count.  Unset: all with equal weight, which requires embeddings datasets without `remote`."""
+    """Caption key -> sampling weight.  Each time, one caption within CLIP's maximum length is drawn;
+    samples without one do not count.
+    Unset: all with equal weight, which requires embeddings datasets without `remote`."""
 
 
 @dataclass
@@ -196,7 +205,8 @@ class WriterConfig:
     exclude_ids: Optional[Text] = None
     """JSON file with a list of sample ids to leave out, such as near-duplicates that another tool found."""
     image_max_side: Optional[SmallCount] = None
-    """Maximum image side in pixels; larger images are downscaled and saved as JPEG.  Unset: files stay unchanged."""
+    """Maximum image side in pixels; larger images are downscaled and saved as JPEG.
+    Unset: files stay unchanged."""
     image_quality: Annotated[int, Field(ge=1, le=100)] = 95
     """JPEG quality of downscaled images, from 1 to 100."""
     num_workers: SmallCount = 1
@@ -222,7 +232,8 @@ class PrepareConfig(WriterConfig, RecipeConfig):
     source: Component = MISSING
     """`name` of the source and its arguments."""
     engine: EngineName = 'local'
-    """`local`: processes of this machine write the parts.  `ray`: a Ray cluster writes them, one part per CPU."""
+    """`local`: processes of this machine write the parts.  `ray`: a Ray cluster writes them,
+    one part per CPU."""
 
     def outputs(self) -> list[Output]:
         return [Output(self.out, part=self.shard_index)]
@@ -230,8 +241,8 @@ class PrepareConfig(WriterConfig, RecipeConfig):
     def check(self) -> None:
         """Raise a ConfigError if `shard_index` or `num_shards` conflicts with other keys."""
         if self.shard_index >= self.num_shards:
-            raise ConfigError(f'shard_index: {self.shard_index}, expected one of {self.num_shards} machines, '
-                              'counted from 0')
+            raise ConfigError(f'{self.shard_index}, expected one of {self.num_shards} machines, counted from '
+                              '0', key='shard_index')
         if self.engine == 'ray' and self.num_shards > 1:
-            raise ConfigError(f'num_shards: {self.num_shards}, expected 1 with engine=ray, which gives the '
-                              'parts to the machines of the cluster')
+            raise ConfigError(f'{self.num_shards}, expected 1 with engine=ray, which gives the parts to the '
+                              'machines of the cluster', key='num_shards')

@@ -38,14 +38,16 @@ class EvaluatedModelConfig:
     weights: RunWeights = 'latest'
     """Weights of the run: those of its `latest` checkpoint, or the `best` ones, which `save_best` kept."""
     wise_ft_alpha: Share = 1.0
-    """Factor a in (1 - a) · initial + a · trained weights (WiSE-FT).  Modules that started from random weights
-    (projection, adapter) keep their trained weights.  A run with `initial_weights` is interpolated as a whole."""
+    """Factor a in (1 - a) · initial + a · trained weights (WiSE-FT).  Modules that started from random
+    weights (projection, adapter) keep their trained weights.
+    A run with `initial_weights` is interpolated as a whole."""
     truncate_dim: Optional[Count] = None
     """Number of feature dimensions to use, from the first on (see `loss.matryoshka_dims`).  Unset: all."""
     export: Optional[Text] = None
     """Folder written by `export_hf` or `import_official`."""
     pretrained: Optional[Text] = None
-    """Hub name or folder of a CLIP or SigLIP model of transformers, with its own text tower, as a baseline."""
+    """Hub name or folder of a CLIP or SigLIP model of transformers, with its own text tower,
+    as a baseline."""
     precision: TeacherPrecision = 'fp32'
     """`fp32`, or `amp_bf16` to compute image and text features in bfloat16."""
     teacher: Teachers = None
@@ -54,7 +56,8 @@ class EvaluatedModelConfig:
     batch_tokens: Count = 4096
     """Tokens per forward pass of the teacher."""
     trust_remote_code: bool = False
-    """Run code that comes with the teacher of a run or an export. Leave off unless you have read that code."""
+    """Run code that comes with the teacher of a run or an export.
+    Leave off unless you have read that code."""
 
 
 @dataclass
@@ -126,7 +129,8 @@ class CRAConfig:
         default_factory=lambda: ['short', 'long'])
     """Keys of two captions per sample, each of which has to find the other."""
     teachers: dict[str, OneTeacher] = field(default_factory=dict)
-    """Name in the results -> text encoder: a folder written by stage 1, or a mapping with the `type` of another one."""
+    """Name in the results -> text encoder: a folder written by stage 1,
+    or a mapping with the `type` of another one."""
     limit: Optional[Count] = None
     """Number of samples, from the first on.  Unset: all."""
     name: Optional[Text] = None
@@ -178,16 +182,20 @@ class EvaluateConfig(RecipeConfig):
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
 
     def check(self) -> None:
-        """Raise a ConfigError if there is nothing to evaluate, or `baseline` or `averages` names nothing there."""
+        """Raise a ConfigError if there is nothing to evaluate, or if `baseline` or `averages` names
+        nothing."""
         benchmarks = self.retrieval or self.zeroshot or self.linear_probe
         if self.models and not benchmarks:
-            raise ConfigError('retrieval: expected a benchmark there, in zeroshot or in linear_probe for the models')
+            raise ConfigError('expected a benchmark there, in zeroshot or in linear_probe for the models',
+                              key='retrieval')
         if not self.models and (benchmarks or self.cra is None):
-            raise ConfigError('models: {}, expected at least one')
+            raise ConfigError('{}, expected at least one', key='models')
         if [*self.models] == [self.baseline]:
-            raise ConfigError(f'baseline: {self.baseline!r} is the only one of models, expected another one beside it')
+            raise ConfigError(f'{self.baseline!r} is the only one of models, expected another one beside it',
+                              key='baseline')
         if self.baseline is not None and self.baseline not in self.models:
-            raise ConfigError(f'baseline: {self.baseline!r}, expected one of models: {", ".join(self.models)}')
+            raise ConfigError(f'{self.baseline!r}, expected one of models: {", ".join(self.models)}',
+                              key='baseline')
         self._check_averages()
 
     def _check_averages(self) -> None:
@@ -197,10 +205,12 @@ class EvaluateConfig(RecipeConfig):
         for name, benchmarks in self.averages.items():
             for benchmark in benchmarks:
                 if benchmark not in known:
-                    raise ConfigError(f'averages.{name}: {benchmark!r}, expected one of {", ".join(known)}')
+                    raise ConfigError(f'{benchmark!r}, expected one of {", ".join(known)}',
+                                      key=f'averages.{name}')
             kinds = sorted({benchmark.partition('.')[0] for benchmark in benchmarks})
             if len(kinds) > 1:
-                raise ConfigError(f'averages.{name}: benchmarks of {" and ".join(kinds)}, expected one kind')
+                raise ConfigError(f'benchmarks of {" and ".join(kinds)}, expected one kind',
+                                  key=f'averages.{name}')
 
 
 @dataclass
@@ -273,6 +283,7 @@ class DemoConfig(ImageFolderConfig):
     """Page that searches a folder of images and classifies images."""
 
     host: Text = '127.0.0.1'
-    """Address to serve the page on.  `0.0.0.0` lets everybody search who reaches this machine: there is no login."""
+    """Address to serve the page on.  `0.0.0.0` lets everybody search who reaches this machine: there is no
+    login."""
     port: Port = 7860
     """Port to serve the page on."""

@@ -43,16 +43,19 @@ class ExportConfig(_RunWeightsConfig):
 
 @dataclass
 class ExportVisionConfig(_RunWeightsConfig):
-    """Stage-2 run -> its vision tower alone, for transformers or timm, or with the text side for ONNX Runtime."""
+    """Stage-2 run -> its vision tower alone, for transformers or timm,
+    or with the text side for ONNX Runtime."""
 
     records_duration = False
 
     out: Text = MISSING
     """Folder that receives the tower."""
     format: Literal['native', 'onnx'] = 'native'
-    """`native`: the tower's class in its library.  `onnx`: `model.onnx` (images), `adapter.onnx` (text embeddings)."""
+    """`native`: the tower's class in its library.  `onnx`: `model.onnx` (images),
+    `adapter.onnx` (text embeddings)."""
     projection: bool = True
-    """Include the projection to the joint space, if the class of the tower has one (CLIP, timm; in ONNX, all)."""
+    """Include the projection to the joint space, if the class of the tower has one
+    (CLIP, timm; in ONNX, all)."""
     teacher: Teachers = None
     """Teacher of the run, an LLM, to export as `text_encoder.onnx` too.  Unset: none."""
 
@@ -62,7 +65,8 @@ class ExportVisionConfig(_RunWeightsConfig):
     def check(self) -> None:
         """Raise a ConfigError if `teacher` is set without ``format=onnx``."""
         if self.teacher is not None and self.format != 'onnx':
-            raise ConfigError('teacher: set, but format=native exports the vision tower alone; expected format=onnx')
+            raise ConfigError('set, but format=native exports the vision tower alone; expected format=onnx',
+                              key='teacher')
 
 
 @dataclass
@@ -87,20 +91,22 @@ class ImportConfig(RecipeConfig):
     """Official LLM2CLIP weights -> a model in `out`/llm2clip and a teacher in `out`/teacher."""
 
     checkpoint: Optional[Text] = None
-    """Weights of the model: a file (`.pt`, `.safetensors`) or a Hugging Face folder.  Unset: only the teacher."""
+    """Weights of the model: a file (`.pt`, `.safetensors`) or a Hugging Face folder.
+    Unset: only the teacher."""
     vision: Optional[VisionConfig] = None
     """Vision tower of `checkpoint`.  A Hugging Face folder defines the `architecture` itself."""
     teacher: ImportedTeacher = MISSING
     """Teacher that the model was trained with: the folder of an earlier import, or the published LLM, with
     LLM2Vec's `adapters` if they are not merged."""
     template: Optional[Literal['llama3', 'chatml', 'none']] = None
-    """Template of LLM2Vec around a caption: `llama3`, `chatml` or `none`.  Unset: by the LLM's name, as in LLM2Vec."""
+    """Template of LLM2Vec around a caption: `llama3`, `chatml` or `none`.
+    Unset: by the LLM's name, as in LLM2Vec."""
     out: Text = MISSING
     """Folder that receives `llm2clip` (the model) and `teacher`."""
 
     def check(self) -> None:
         """Raise a ConfigError if `checkpoint` is set without `vision`, or the tower has LoRA."""
         if self.checkpoint is not None and self.vision is None:
-            raise ConfigError('vision: required but not set, since checkpoint is')
+            raise ConfigError('required but not set, since checkpoint is', key='vision')
         if self.vision is not None and self.vision.lora is not None:
-            raise ConfigError('vision.lora: the weights to import have none; expected it unset')
+            raise ConfigError('the weights to import have none; expected it unset', key='vision.lora')

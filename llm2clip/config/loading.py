@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""YAML files and dotted overrides -> one typed configuration, or an error that names the key; and runs' own files.
+"""YAML files and overrides -> one typed configuration, or an error with the key; and the files of runs.
 
 Null removes an entry of a mapping, such as a dataset, a model or a logger, that an earlier file added.
 Numbers and booleans follow YAML 1.2.  Where a string is expected, the text of the file is kept unchanged.
@@ -13,7 +13,7 @@ import importlib.util
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Optional, TypeVar, Union
@@ -26,13 +26,14 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from llm2clip.config.models import PlanConfig
 from llm2clip.config.ranges import Component
+from llm2clip.config.recipe import RecipeConfig
 from llm2clip.config.teacher import OneTeacher, teacher_types
 from llm2clip.config.training import TrainConfig
 from llm2clip.device import computes_bfloat16
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.io.files import read_text, reading, write_text
 
-T = TypeVar('T')
+R = TypeVar('R', bound=RecipeConfig)
 C = TypeVar('C', bound=TrainConfig)
 _ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
 _COMMAND_LINE = 'command line'
@@ -102,23 +103,21 @@ OmegaConf.register_resolver('package', package_folder, replace=True)
 OmegaConf.register_resolver('if_bf16', lambda fast, slow: fast if computes_bfloat16() else slow, replace=True)
 
 
-def load_config(schema: type[T], args: Sequence[str]) -> T:
-    """Merge YAML files, left to right, and then ``key.sub=value`` into one of the dataclasses of `llm2clip.config`.
+def load_config(schema: type[R], args: Sequence[str]) -> R:
+    """Return a configuration: YAML files, merged from left to right, and then overrides ``key.sub=value``.
 
     ``${package:NAME}`` becomes the folder of an installed Python package.  ``${if_bf16:A,B}`` becomes A where
     bfloat16 is fast, and B elsewhere.
 
     Raises:
-        ConfigError: A file is missing or not a mapping; a key is unknown (with the nearest valid name), required and
-            absent, or of the wrong type.  The message names the key and the file and line it comes from.
+        ConfigError: A key is unknown (the message has the nearest valid name), missing, or of the wrong type,
+            or the settings conflict.  The error has the key, and the file and line that it comes from.
+        FileError: A file is missing or not YAML.
     """
     if not args:
         raise ConfigError('no configuration given: expected YAML files or key=value (--help lists the keys)')
-    try:
-        sources = [_read_file(arg) for arg in args if '=' not in arg]
-        sources += [(_COMMAND_LINE, _parse_override(arg)) for arg in args if '=' in arg]
-    except FileError as error:
-        raise ConfigError(str(error)) from None
+    sources = [_read_file(arg) for arg in args if '=' not in arg]
+    sources += [(_COMMAND_LINE, _parse_override(arg)) for arg in args if '=' in arg]
     return _merge(schema, sources)
 
 
@@ -133,47 +132,42 @@ def _parse_override(text: str) -> yaml.Node:
     return tree
 
 
-def _merge(schema: type[T], sources: Sequence[tuple[str, yaml.Node]]) -> T:
+def _merge(schema: type[R], sources: Sequence[tuple[str, yaml.Node]]) -> R:
     """Return the checked configuration that named YAML trees give, of which a later one has precedence."""
     merged: Any = OmegaConf.structured(schema)
-    origins: dict[str, str] = {}
-
-    def where(key: str) -> str:
-        return f'{key} ({origins[key]})' if key in origins else key
-
-    for source, tree in sources:
-        keys: list[str] = []
-        for entry in _entries(schema, tree):
-            keys.append(entry.key)
-            origins[entry.key] = source
-            if source != _COMMAND_LINE:
-                origins[entry.key] += f':{entry.place.start_mark.line + 1}'
-            _prepare_merge(merged, entry, where)
-        try:
-            # It works in place, which is safe because neither argument is used again.
-            merged = OmegaConf.unsafe_merge(merged, OmegaConf.create(_value(tree)))
-        except OmegaConfBaseException as error:
-            key, fault = _key_and_fault(error, keys)
-            raise ConfigError(f'{where(key)}: {fault}') from None
-        except TypeError as error:  # a list instead of a mapping, or the reverse, in a part's arguments
-            raise ConfigError(f'{where(keys[-1])}: {error}') from None
-
+    places: dict[str, str] = {}  # key -> its source and line
     try:
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            files = ', '.join(dict.fromkeys(source for source, _ in sources))
-            raise ConfigError(f'required but not set: {", ".join(missing)} (in {files})')
-        values = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f'{where(error.full_key or "")}: {_first_line(error)}') from None
-    _check_texts(values, where)
-    config = check_values(schema, values, where=where)
-    if hasattr(config, 'check'):
+        for source, tree in sources:
+            entries = list(_entries(schema, tree))
+            for entry in entries:
+                places[entry.key] = source
+                if source != _COMMAND_LINE:
+                    places[entry.key] += f':{entry.place.start_mark.line + 1}'
+            merged = _merge_tree(merged, tree, entries)
+        values = _resolve(merged, [source for source, _ in sources])
+        _check_texts(values)
+        config = check_values(schema, values)
         config.check()
-    return config
+        return config
+    except ConfigError as error:
+        error.place = places.get(error.key, '')
+        raise
 
 
-def _prepare_merge(merged: DictConfig, entry: _Entry, where: Callable[[str], str]) -> None:
+def _merge_tree(merged: DictConfig, tree: yaml.Node, entries: Sequence[_Entry]) -> Any:
+    """Return the configuration with the values of a tree, whose entries are given too."""
+    for entry in entries:
+        _prepare_merge(merged, entry)
+    try:
+        # It works in place, which is safe because neither argument is used again.
+        return OmegaConf.unsafe_merge(merged, OmegaConf.create(_value(tree)))
+    except OmegaConfBaseException as error:
+        raise _as_config_error(error, [entry.key for entry in entries]) from None
+    except TypeError as error:  # a list instead of a mapping, or the reverse, in a part's arguments
+        raise ConfigError(str(error), key=entries[-1].key) from None
+
+
+def _prepare_merge(merged: DictConfig, entry: _Entry) -> None:
     """Remove what an entry replaces, check its shape, and keep a text as it is written."""
     node = entry.node
     is_scalar = isinstance(node, yaml.ScalarNode)
@@ -183,34 +177,9 @@ def _prepare_merge(merged: DictConfig, entry: _Entry, where: Callable[[str], str
         return
     expected = _expected_shape(entry.kind, node)
     if expected is not None:
-        raise ConfigError(f'{where(entry.key)}: {_value(node)!r}, expected {expected}')
+        raise ConfigError(f'{_value(node)!r}, expected {expected}', key=entry.key)
     if is_scalar and (is_teacher or entry.kind is str) and node.tag != _NULL:
         node.tag = _STR
-
-
-def _check_texts(values: Any, where: Callable[[str], str]) -> None:
-    """Raise a ConfigError for a secret, since every run writes its configuration into config.yaml, and values
-    into messages; and for NUL characters."""
-    for key, value in leaves(values):
-        if '\0' in str(value):
-            raise ConfigError(f'{where(key)}: {value!r}, expected a text without NUL characters')
-        if isinstance(value, str) and _SECRET.search(value):
-            raise ConfigError(f'{where(key)}: put no password or token into a URL; Streaming reads credentials '
-                              'from the environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names')
-
-
-def _key_and_fault(error: OmegaConfBaseException, keys: Sequence[str]) -> tuple[str, str]:
-    """Return which of the merged keys an error of OmegaConf is about, and what is wrong with it."""
-    key = error.full_key or ''
-    # For a key in a list of mappings, OmegaConf omits the path.
-    key = next((path for path in keys if path == key or path.endswith(f'].{key}')), key)
-    if not isinstance(error, ConfigKeyError) or not is_dataclass(error.object_type):
-        return key, _first_line(error)
-    names = [field.name for field in fields(error.object_type)]
-    near = difflib.get_close_matches(str(error.key), names, n=1, cutoff=0.5)
-    if near:
-        return key, f'unknown key; did you mean {key.removesuffix(str(error.key))}{near[0]}?'
-    return key, f'unknown key; valid keys: {", ".join(names)}'
 
 
 def _forget_earlier(merged: DictConfig, entry: _Entry) -> None:
@@ -221,65 +190,104 @@ def _forget_earlier(merged: DictConfig, entry: _Entry) -> None:
         holder = holder.get(part) if isinstance(holder, DictConfig) else None
     if not isinstance(holder, DictConfig):
         return
-    if entry.node is not None:
-        container: Any = OmegaConf.to_container(holder)
-        earlier = container.get(name)
-        later = _value(entry.node)
-        has_same_type = False
-        if isinstance(earlier, dict) and isinstance(later, dict):
-            earlier_type = earlier.get('type')
-            has_same_type = earlier_type in (None, later.get('type', earlier_type))
-        if not has_same_type:
-            holder[name] = None
-    elif _has_entries(entry.kind):
+    if entry.node is None and _has_entries(entry.kind):
         holder[name] = {}
-    else:
+    elif entry.node is None:
         holder.pop(name, None)
+    else:
+        container: Any = OmegaConf.to_container(holder)
+        if not _has_same_type(container.get(name), _value(entry.node)):
+            holder[name] = None
 
 
-def check_values(
-    kind: Any, values: Any, key: str = '', where: Callable[[str], str] = str, strict: bool = False
-) -> Any:
+def _has_same_type(earlier: Any, later: Any) -> bool:
+    """Whether a text encoder changes settings of an earlier one, since both are mappings of one `type`."""
+    if not isinstance(earlier, dict) or not isinstance(later, dict):
+        return False
+    earlier_type = earlier.get('type')
+    return earlier_type is None or later.get('type', earlier_type) == earlier_type
+
+
+def _resolve(merged: DictConfig, sources: Sequence[str]) -> Any:
+    """Return the values of a configuration without interpolations (``${…}``)."""
+    try:
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            files = ', '.join(dict.fromkeys(sources))
+            raise ConfigError(f'required but not set: {", ".join(missing)} (in {files})')
+        return OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_first_line(error), key=error.full_key or '') from None
+
+
+def _check_texts(values: Any) -> None:
+    """Raise a ConfigError for NUL characters, and for a secret: runs write their configuration into files."""
+    for key, value in leaves(values):
+        if '\0' in str(value):
+            raise ConfigError(f'{value!r}, expected a text without NUL characters', key=key)
+        if isinstance(value, str) and _SECRET.search(value):
+            raise ConfigError('put no password or token into a URL; Streaming reads credentials from the '
+                              'environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names',
+                              key=key)
+
+
+def _as_config_error(error: OmegaConfBaseException, keys: Sequence[str]) -> ConfigError:
+    """Return an error of OmegaConf as a ConfigError with one of the merged keys."""
+    key = error.full_key or ''
+    # For a key in a list of mappings, OmegaConf omits the path.
+    key = next((path for path in keys if path == key or path.endswith(f'].{key}')), key)
+    if not isinstance(error, ConfigKeyError) or not is_dataclass(error.object_type):
+        return ConfigError(_first_line(error), key=key)
+    names = [field.name for field in fields(error.object_type)]
+    near = difflib.get_close_matches(str(error.key), names, n=1, cutoff=0.5)
+    if near:
+        return ConfigError(f'unknown key; did you mean {key.removesuffix(str(error.key))}{near[0]}?', key=key)
+    return ConfigError(f'unknown key; valid keys: {", ".join(names)}', key=key)
+
+
+def check_values(kind: Any, values: Any, strict: bool = False) -> Any:
     """Return values as a type reads them; raise a ConfigError for another type, or if they are out of range.
 
     Args:
         kind: A type, or one of the dataclasses of `llm2clip.config`.
         values: For a dataclass, nested mappings and lists.
-        key: Their key in the configuration; empty for the whole configuration.
-        where: Dotted key -> its name in messages.
         strict: Do not convert types, such as a string of digits to a number.
     """
     try:
         adapter = _adapter(kind) if is_dataclass(kind) else TypeAdapter(kind, config=_ANY_TYPE)
         return adapter.validate_python(values, strict=strict)
     except ValidationError as error:
-        expectations: dict[str, list[str]] = {}
+        expectations: dict[tuple[str, str], list[str]] = {}
         for fault in error.errors(include_url=False):
-            subject, expected = _subject_and_expectation(fault, key, where)
+            key, value, expected = _explain(fault)
+            subject = (key if is_dataclass(kind) else '', value)
             expectations.setdefault(subject, []).append(expected)
-        texts = [f'{subject}, expected {" or ".join(expected)}' for subject, expected in expectations.items()]
-        raise ConfigError('; '.join(texts)) from None
+        (first_key, _), *_ = expectations
+        texts = []
+        for (key, value), expected in expectations.items():
+            text = f'{value}, expected {" or ".join(expected)}'
+            texts.append(text if key == first_key else f'{key}: {text}')
+        raise ConfigError('; '.join(texts), key=first_key) from None
 
 
-def _subject_and_expectation(fault: Mapping[str, Any], key: str, where: Callable[[str], str]) -> tuple[str, str]:
-    """Return the key and value that an error of pydantic is about, and what was expected."""
+def _explain(fault: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return the key and the value that an error of pydantic is about, and what was expected."""
     # If the key of a mapping is invalid itself, pydantic appends `[key]` to the location.
     location = [part for part in fault['loc'] if part != '[key]' and not str(part).startswith('type:')]
-    if not key:
-        parts = [f'[{part}]' if isinstance(part, int) else f'.{part}' for part in location]
-        key = ''.join(parts).removeprefix('.')
+    parts = [f'[{part}]' if isinstance(part, int) else f'.{part}' for part in location]
+    key = ''.join(parts).removeprefix('.')
     if fault['type'] == 'missing' and isinstance(location[-1], str):
-        return f'{where(key)}: required but not set', 'a value'
+        return key, 'required but not set', 'a value'
     if fault['type'] == 'unexpected_keyword_argument':  # for other dataclasses, OmegaConf refuses it
         teacher = teacher_types(OneTeacher)[str(fault['loc'][-2])]
-        return f'{where(key)}: unknown key', f'one of {", ".join(field.name for field in fields(teacher))}'
+        return key, 'unknown key', f'one of {", ".join(field.name for field in fields(teacher))}'
     value = location[-1] if '[key]' in fault['loc'] else fault['input']
     expected = fault['msg']
     if fault['type'] == 'value_error':
         expected = str(fault['ctx']['error'])
     for pattern, replacement in _PYDANTIC_WORDS.items():
         expected = re.sub(pattern, replacement, expected)
-    return f'{where(key)}: {value!r}', expected
+    return key, repr(value), expected
 
 
 @functools.cache
@@ -287,7 +295,7 @@ def _adapter(schema: Any) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
 
 
-def read_config(schema: type[T], folder: Union[str, Path]) -> T:
+def read_config(schema: type[R], folder: Union[str, Path]) -> R:
     """Return the `config.yaml` that a run of `schema` wrote into its folder.
 
     Raises:
@@ -321,12 +329,12 @@ def save_config(config: Any, folder: Union[str, Path]) -> None:
 def _read_file(path: str) -> tuple[str, yaml.Node]:
     tree = _parse(read_text(path, 'a YAML file or key=value'), path)
     if tree is not None and not isinstance(tree, yaml.MappingNode):
-        raise ConfigError(f'{path}: expected a mapping of keys to values at the top')
+        raise FileError('expected a mapping of keys to values at the top', path)
     return path, tree or yaml.MappingNode(_MAP, [])
 
 
-def _parse(text: str, where: str) -> Optional[yaml.Node]:
-    with reading(where, 'YAML'):
+def _parse(text: str, source: str) -> Optional[yaml.Node]:
+    with reading(source, 'YAML'):
         yaml.load(text, _Loader)  # to check keys and aliases; it flattens its nodes, so they are not used
         return yaml.compose(text, _Loader)
 
@@ -338,7 +346,7 @@ def _value(node: yaml.Node) -> Any:
 def _entries(kind: Any, tree: yaml.Node, path: tuple[str, ...] = ()) -> Iterator[_Entry]:
     """Yield every entry below a node, whose type is `kind`.
 
-    A null mapping of typed entries, or a null entry of one, is removed from the tree and yielded with node None.
+    A null mapping of typed entries, or a null entry of one, is removed from the tree and has no node.
     """
     entry_type = Any
     if typing.get_origin(kind) in (list, dict):
@@ -428,12 +436,12 @@ def _first_line(error: Exception) -> str:
 # Keys that may change on resume: duration, evaluation and logging, checkpoints, hardware and memory.
 _MAY_CHANGE = {
     'max_duration',
-    'eval_data', 'eval_zeroshot', 'global_eval_batch_size', 'eval_interval', 'eval_first', 'callbacks', 'loggers',
-    'progress_bar', 'log_to_console', 'console_log_interval', 'run_name',
-    'save_folder', 'save_interval', 'save_num_checkpoints_to_keep', 'checkpoint_folder', 'autoresume', 'teacher_folder',
-    'adapter_folder', 'lora_folder', 'cache_limit',
-    'device', 'device_train_microbatch_size', 'dist_timeout', 'compile', 'fsdp', 'gradient_checkpointing', 'block_size',
-    'grad_cache', 'num_workers', 'download_retry', 'download_timeout',
+    'eval_data', 'eval_zeroshot', 'global_eval_batch_size', 'eval_interval', 'eval_first', 'callbacks',
+    'loggers', 'progress_bar', 'log_to_console', 'console_log_interval', 'run_name',
+    'save_folder', 'save_interval', 'save_num_checkpoints_to_keep', 'checkpoint_folder', 'autoresume',
+    'teacher_folder', 'adapter_folder', 'lora_folder', 'cache_limit',
+    'device', 'device_train_microbatch_size', 'dist_timeout', 'compile', 'fsdp', 'gradient_checkpointing',
+    'block_size', 'grad_cache', 'num_workers', 'download_retry', 'download_timeout',
     *(field.name for field in fields(PlanConfig))}
 
 
@@ -453,15 +461,16 @@ def learned_settings(config: TrainConfig) -> dict[str, Any]:
     return learned(OmegaConf.to_container(OmegaConf.structured(config)))
 
 
-def check_settings(found: Mapping[str, Any], config: TrainConfig, where: str) -> None:
+def check_settings(settings: Mapping[str, Any], config: TrainConfig, run: str) -> None:
     """Raise a ConfigError that names the first changed setting of a run, with both values.
 
-    `found` are the `learned_settings` that the run began with, and `where` says where they were found.
+    `settings` are the `learned_settings` that the run began with, and `run` names it.
     """
-    differing = difference(found, learned_settings(config))
+    differing = difference(settings, learned_settings(config))
     if differing is not None:
-        raise ConfigError(f'save_folder: {where} was trained with other settings than these: {differing}; a run keeps '
-                          'the settings that decide what it learns, so choose another save_folder for new ones')
+        raise ConfigError(f'{run} was trained with other settings than these: {differing}; a run keeps the '
+                          'settings that decide what it learns, so choose another save_folder for new ones',
+                          key='save_folder', is_absolute=True)
 
 
 def settings_in_folder(config: C) -> Optional[C]:
@@ -473,10 +482,10 @@ def settings_in_folder(config: C) -> Optional[C]:
     return run_config
 
 
-def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Optional[str]:
-    """Return the first field in which two nested mappings differ, with both values; None if they are equal."""
-    for name in sorted({*found, *expected}):
-        value = found.get(name)
+def difference(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> Optional[str]:
+    """Return the first field in which two nested mappings differ, with both values; None if there is none."""
+    for name in sorted({*actual, *expected}):
+        value = actual.get(name)
         expected_value = expected.get(name)
         if isinstance(value, Mapping) and isinstance(expected_value, Mapping):
             inner = difference(value, expected_value)

@@ -49,11 +49,14 @@ class TextEncoderConfig:
     instruction: str = ''
     """Text before a query caption, separated by one space; not pooled."""
     max_length: Count = 512
-    """Maximum input length in tokens, template and instruction included.  Longer captions are cut and counted."""
+    """Maximum input length in tokens, template and instruction included.
+    Longer captions are cut and counted."""
     dtype: WeightType = 'float32'
-    """Data type of the LLM's own weights; LoRA weights stay float32.  FSDP requires one data type, so `float32`."""
+    """Data type of the LLM's own weights; LoRA weights stay float32.
+    FSDP requires one data type, so `float32`."""
     attn_implementation: Optional[Literal['sdpa', 'eager']] = None
-    """`sdpa` or `eager`.  Unset: `sdpa`, or `eager` for Gemma 2, because only that soft-caps attention scores."""
+    """`sdpa` or `eager`.  Unset: `sdpa`, or `eager` for Gemma 2, because only that soft-caps attention
+    scores."""
     trust_remote_code: bool = False
     """Run code that comes with the tokenizer. Leave off unless you have read that code."""
 
@@ -78,7 +81,8 @@ class ClipTextConfig:
     """CLIP's own text tower, with its projection and its tokenizer."""
 
     name: Text = MISSING
-    """Hub name or local folder of a CLIP or SigLIP of transformers.  Texts beyond its maximum length are cut."""
+    """Hub name or local folder of a CLIP or SigLIP of transformers.
+    Texts beyond its maximum length are cut."""
     pretrained: bool = True
     """Start from the weights of `name`; `false`: from random weights."""
     architecture: Component = field(default_factory=dict)
@@ -90,14 +94,16 @@ class TrainableTextConfig:
     """Text encoder that stage 2 trains beside the vision tower: the LLM by LoRA, or CLIP's own text tower."""
 
     lora: Optional[LoraConfig] = None
-    """Train new LoRA weights of the LLM in the folder `teacher` (paper, table A4).  Unset: it stays frozen."""
+    """Train new LoRA weights of the LLM in the folder `teacher` (paper, table A4).
+    Unset: it stays frozen."""
     clip: Optional[ClipTextConfig] = None
     """CLIP's text tower, trained on the captions in place of the LLM."""
 
 
 @dataclass
 class MNTPConfig:
-    """Masked next-token prediction (LLM2Vec, section 2.2), which teaches an LLM to use the context on the right."""
+    """Masked next-token prediction (LLM2Vec, section 2.2), which teaches an LLM to use the context on the
+    right."""
 
     mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of tokens to mask.  Each is predicted from the position before it."""
@@ -110,7 +116,8 @@ class VisionConfig:
     """A vision tower from timm or transformers."""
 
     name: Text = MISSING
-    """timm model (also `hf-hub:…`, `local-dir:…`), or hub name or local folder of a Hugging Face image model."""
+    """timm model (also `hf-hub:…`, `local-dir:…`), or hub name or local folder of a Hugging Face image
+    model."""
     pretrained: bool = True
     """Start from the weights of `name`; `false`: from random weights."""
     checkpoint: Optional[Text] = None
@@ -118,11 +125,13 @@ class VisionConfig:
     remap: bool = False
     """The checkpoint has the same parameters in the same order under other names."""
     architecture: Component = field(default_factory=dict)
-    """Content of a `config.json`, with `model_type` (`clip_vision_model`, …), instead of the one in `name`."""
+    """Content of a `config.json`, with `model_type` (`clip_vision_model`, …),
+    instead of the one in `name`."""
     image_size: SmallCount = 224
     """Side of the square input image in pixels; position embeddings are interpolated to it."""
     mean: Optional[Annotated[list[Share], Field(min_length=3, max_length=3)]] = None
-    """Mean of red, green and blue (0 to 1) for normalisation, instead of the tower's own.  Set `std` as well."""
+    """Mean of red, green and blue (0 to 1) for normalisation, instead of the tower's own.
+    Set `std` as well."""
     std: Optional[Annotated[list[Positive], Field(min_length=3, max_length=3)]] = None
     """Standard deviation of red, green and blue.  Set `mean` as well."""
     freeze: bool = False
@@ -136,7 +145,8 @@ class VisionConfig:
     """Recompute activations in the backward pass: a fifth of the step's FLOPs, for much less memory.  With
     FSDP, `fsdp.activation_checkpointing` does the same."""
     freeze_batch_norm: bool = True
-    """Use the pretrained statistics of BatchNorm, so that the features of an image do not depend on its batch."""
+    """Use the pretrained statistics of BatchNorm, so that the features of an image do not depend on its
+    batch."""
 
 
 @dataclass
@@ -169,12 +179,14 @@ class ModelConfig:
     visual_projection_expansion: SmallCount = 8
     """Hidden width of `mlp` or `glu` relative to the tower's width; SAIL has 8 for `glu`."""
     visual_projection_init: Literal['orthogonal', 'clip', 'eva'] = 'orthogonal'
-    """Initialisation of `linear` or `affine`.  `orthogonal` keeps the angles between the tower's features.  As in the
-    official code, `clip` and `eva` are random with standard deviation 1 / sqrt(tower's width) and 0.00002."""
+    """Initialisation of `linear` or `affine`.  `orthogonal` keeps the angles between the tower's features.
+    As in the official code, `clip` and `eva` are random with standard deviation 1 / sqrt(tower's width)
+    and 0.00002."""
     logit_scale: Positive = 1 / 0.07
     """Initial factor on the cosine similarities."""
     logit_bias: Optional[Finite] = None
-    """Initial bias of the logits, for `loss.name: siglip` only.  SigLIP starts at -10, with `logit_scale` 10."""
+    """Initial bias of the logits, for `loss.name: siglip` only.
+    SigLIP starts at -10, with `logit_scale` 10."""
 
     @property
     def merged(self) -> 'ModelConfig':
@@ -193,8 +205,9 @@ class LossConfig:
     block_size: Optional[Count] = None
     """Rows of the logit matrix that a rank computes at once, to save memory.  Unset: all."""
     matryoshka_dims: Dims = field(default_factory=list)
-    """Average the losses of the first N feature dimensions, scaled to length 1, for each N in the list (Matryoshka).
-    Example: `[64, 128, 256, 512, 1280]`, the last being `model.embed_dim`.  Empty: one loss over all dimensions."""
+    """Average the losses of the first N feature dimensions, scaled to length 1, for each N in the list
+    (Matryoshka).  Example: `[64, 128, 256, 512, 1280]`, the last being `model.embed_dim`.
+    Empty: one loss over all dimensions."""
 
 
 @dataclass
@@ -206,7 +219,8 @@ class PlanConfig(RecipeConfig):
     plan_ranks: Optional[SmallCount] = None
     """Number of GPUs to plan for.  Unset: the number that the launcher starts."""
     plan_samples: Optional[SampleCount] = None
-    """Samples per epoch, or captions to embed, for data that is not available yet.  Datasets are then not read."""
+    """Samples per epoch, or captions to embed, for data that is not available yet.
+    Datasets are then not read."""
     plan_tokens: Optional[Count] = None
     """Mean tokens per text, template included, for time and price.  Unset: estimated from the first shard
     (four characters per token), or the encoder's maximum length."""

@@ -38,11 +38,12 @@ def _is_time(value: str) -> bool:
 
 def _is_folder_name(value: str) -> bool:
     # File systems allow 255 bytes; 200 leave room for the suffixes of temporary names.
-    return value.isprintable() and value[:1] not in ('', '.') and '/' not in value and len(value.encode()) <= 200
+    return (value.isprintable() and value[:1] not in ('', '.') and '/' not in value
+            and len(value.encode()) <= 200)
 
 
 def _elsewhere(remote: str, info: ValidationInfo) -> str:
-    """Return a remote; a ValueError if it is the local folder, where shards may be deleted once it has them."""
+    """Return a remote; raise a ValueError if it is the local folder, where uploaded shards may be deleted."""
     url = urlparse(remote)
     if url.scheme not in ('', 'file'):
         return remote
@@ -64,25 +65,30 @@ _CHECKPOINT_SCHEMES = ('s3', 'gs', 'oci', 'azure', 'dbfs')
 
 
 def _path_or(schemes: Sequence[str]) -> AfterValidator:
-    return _must(lambda place: urlparse(place).scheme in ('', *schemes), f'a path, or a URL of {", ".join(schemes)}')
+    return _must(lambda place: urlparse(place).scheme in ('', *schemes),
+                 f'a path, or a URL of {", ".join(schemes)}')
 
 
 # A part that is chosen by name: usually `name` and its arguments.
 Component = dict[str, Any]
 # A non-empty string, such as a name or a path.
 Text = Annotated[str, Field(min_length=1)]
-Texts = Annotated[list[Text], Field(min_length=1), _must(lambda texts: len({*texts}) == len(texts), 'different values')]
+Texts = Annotated[list[Text], Field(min_length=1),
+                  _must(lambda texts: len({*texts}) == len(texts), 'different values')]
 FolderName = Annotated[str, _must(_is_folder_name, 'the name of a folder, which neither begins with a dot '
                                   'nor holds a slash, of at most 200 bytes')]
 # pydantic checks fields in order, so a dataclass has to declare `local` or `out` before its remote.
 Remote = Annotated[Text, AfterValidator(_elsewhere), _path_or(_READABLE_SCHEMES)]
 OutRemote = Annotated[Text, AfterValidator(_elsewhere), _path_or(_WRITABLE_SCHEMES)]
 CheckpointFolder = Annotated[Text, _path_or(_CHECKPOINT_SCHEMES)]
-RunFolder = Annotated[Text, _must(lambda path: '://' not in path, 'a folder on a disk; checkpoint_folder may be s3://…')]
-# Upper ends are far above any use.  Machines, processes, captions of an image, features, or pixels along a side.
+RunFolder = Annotated[Text, _must(lambda path: '://' not in path, 'a folder on a disk; checkpoint_folder may '
+                                  'be s3://…')]
+# Upper ends are far above any use.  Machines, processes, captions of an image, features,
+# or pixels along a side.
 SmallCount = Annotated[int, Field(ge=1, le=2**16)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
-Dims = Annotated[list[Count], _must(lambda dims: dims == sorted({*dims}), 'each value larger than the one before')]
+Dims = Annotated[list[Count],
+                 _must(lambda dims: dims == sorted({*dims}), 'each value larger than the one before')]
 Natural = Annotated[int, Field(ge=0, le=10**6)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -110,12 +116,15 @@ Time = Annotated[str, _must(_is_time, 'a time above 0, such as 1ep (epochs), 20b
 TimeOrZero = Annotated[str, _must(lambda value: _is_time(value) or re.fullmatch('0(ep|ba|sp|tok|dur)', value),
                                   'a time, such as 1ep, 20ba or 0.1dur (of max_duration)')]
 Duration = Annotated[str, _must(lambda value: _is_time(value) and not value.endswith('dur'),
-                                'a length above 0, such as 4ep (epochs), 1000ba (batches) or 3e6sp (samples)')]
+                                'a length above 0, such as 4ep (epochs), 1000ba (batches) or '
+                                '3e6sp (samples)')]
 Size = Annotated[str, _must(
     lambda value: re.fullmatch(r'(?i)\s*\d*\.?\d*[1-9]\d*\.?\d*([kmgtpezy]?b)?\s*', value),
     'a size above 0, such as 64mb or 200gb')]
-PromptName = Annotated[str, _must(lambda name: re.fullmatch(r'\w+', name), 'a name of letters, digits and underscores')]
-Prompt = Annotated[str, _must(lambda text: '{caption}' in text, 'a text with {caption} where the caption goes')]
+PromptName = Annotated[str, _must(lambda name: re.fullmatch(r'\w+', name),
+                                  'a name of letters, digits and underscores')]
+Prompt = Annotated[str,
+                   _must(lambda text: '{caption}' in text, 'a text with {caption} where the caption goes')]
 AccuracyMetric = Literal['top1', 'mean_per_class']
 DeviceName = Literal['gpu', 'cpu']
 EngineName = Literal['local', 'ray']

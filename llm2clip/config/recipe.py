@@ -61,5 +61,8 @@ class RecipeConfig:
             return ''
         return 'the same command resumes with what is missing'
 
+    def check(self) -> None:
+        """Raise a ConfigError if settings conflict."""
+
     def check_resumed_run(self) -> None:
         """Raise a ConfigError if the recipe would resume a run that was begun with other settings."""

@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Configuration of `extract_embeddings`, and of frozen text encoders (the key `teacher` of several recipes)."""
+"""Configuration of `extract_embeddings`, and of frozen text encoders (the key `teacher` of several
+recipes)."""
 
 from dataclasses import dataclass, field, make_dataclass
 from typing import Annotated, Any, ClassVar, Literal, Optional, Union, get_args
@@ -56,7 +57,8 @@ class SentenceTransformersTeacherConfig:
     name: Text
     """Folder or hub name of the model."""
     prompt_name: Optional[Text] = None
-    """Name of one of the model's prompts, to put before every caption.  Unset: the model's default prompt, if any."""
+    """Name of one of the model's prompts, to put before every caption.
+    Unset: the model's default prompt, if any."""
     prompt: Annotated[Optional[str], AfterValidator(_instead_of_prompt_name)] = None
     """Text before every caption, instead of `prompt_name`, such as `'query: '`; `''` for none."""
     trust_remote_code: bool = False
@@ -110,10 +112,12 @@ class _OneOf:
         return handler(self._union)
 
 
-OneTeacher = Annotated[Any, _OneOf(LLMTeacherConfig, SentenceTransformersTeacherConfig, ClipTextTeacherConfig)]
+OneTeacher = Annotated[Any,
+                       _OneOf(LLMTeacherConfig, SentenceTransformersTeacherConfig, ClipTextTeacherConfig)]
 """A folder, or a mapping of one of the types."""
 Teachers = Annotated[Any, _OneOf(LLMTeacherConfig, SentenceTransformersTeacherConfig, several=True)]
-"""Teachers of a model: None, a folder, a mapping of a type that models can be trained on, or a list of these."""
+"""Teachers of a model: None, a folder, a mapping of a type that models can be trained on,
+or a list of these."""
 ImportedTeacher = Annotated[Any, _OneOf(LLMTeacherConfig)]
 """A folder, or a mapping of type `llm`."""
 
@@ -159,7 +163,8 @@ class ExtractConfig(PlanConfig, EmbedConfig):
     """Captions of a dataset -> their embeddings by a frozen text encoder."""
 
     teacher: OneTeacher = MISSING
-    """Folder written by stage 1 or `import_official`, or a mapping with the `type` of another text encoder."""
+    """Folder written by stage 1 or `import_official`, or a mapping with the `type` of another text
+    encoder."""
     batch_tokens: Count = 4096
     """Tokens per forward pass.  Padding counts, except for LLMs, which read packed texts."""
     normalize: bool = False
@@ -177,7 +182,8 @@ class ExtractImagesConfig(EmbedConfig):
     """The tower, with the same settings as `model.vision` of stage 2.  For the tower of a run, `name` is a
     folder that `export_vision` wrote."""
     views: Natural = 0
-    """Number of augmented views of each image to embed besides the image itself.  Training draws one of all."""
+    """Number of augmented views of each image to embed besides the image itself.
+    Training draws one of all."""
     crop_scale: CropScale = field(default_factory=lambda: [0.6, 1.0])
     """Minimum and maximum share of the image area in a view."""
     color_jitter: Annotated[float, Field(ge=0, le=2.5)] = 0.0
@@ -196,5 +202,5 @@ class ExtractImagesConfig(EmbedConfig):
     def check(self) -> None:
         """Raise a ConfigError if the tower has weights that are to be trained."""
         if self.vision.lora is not None:
-            raise ConfigError('vision.lora: expected none, since the tower is not trained; for the tower of '
-                              'a run, set vision.name to the folder of export_vision')
+            raise ConfigError('expected none, since the tower is not trained; for the tower of a run, set '
+                              'vision.name to the folder of export_vision', key='vision.lora')

@@ -46,14 +46,16 @@ from llm2clip.errors import ConfigError
 
 @dataclass
 class FsdpConfig:
-    """FSDP2: shard weights, gradients and optimizer state over the ranks, one block of the model at a time."""
+    """FSDP2: shard weights, gradients and optimizer state over the ranks,
+    one block of the model at a time."""
 
     activation_checkpointing: bool = False
     """Recompute the activations of every block in the backward pass."""
     activation_cpu_offload: bool = False
     """Keep activations for the backward pass in host memory; GPUs only."""
     state_dict_type: Literal['full', 'sharded'] = 'sharded'
-    """`full`: rank 0 gathers a checkpoint into one file.  `sharded`: every rank writes its part into a folder."""
+    """`full`: rank 0 gathers a checkpoint into one file.  `sharded`: every rank writes its part into a
+    folder."""
     mixed_precision: Literal['DEFAULT', 'PURE', 'FULL'] = 'DEFAULT'
     """For a 16-bit `precision`.  `DEFAULT`: gather weights in 16 bits, reduce gradients in float32.  `PURE`:
     both in 16 bits.  `FULL`: both in float32."""
@@ -61,7 +63,8 @@ class FsdpConfig:
     """Free the gathered weights of a block after its forward pass, and gather them again in the backward
     pass.  `false` keeps them.  A number keeps them sharded over groups of that many neighbouring ranks."""
     replicate: Count = 1
-    """Number of copies of the model (HSDP), usually one per node.  Each is sharded over neighbouring ranks."""
+    """Number of copies of the model (HSDP), usually one per node.
+    Each is sharded over neighbouring ranks."""
 
 
 @dataclass
@@ -79,15 +82,17 @@ class TrainerConfig:
     global_eval_batch_size: Count = 64
     """Samples per evaluation batch over all ranks."""
     device_train_microbatch_size: Optional[Count] = None
-    """Samples per forward pass.  Unset: the device batch size.  A smaller value needs `algorithms.grad_cache`, which
-    keeps the loss of the global batch, or `objective: mntp`, which has no negatives."""
+    """Samples per forward pass.  Unset: the device batch size.  A smaller value needs
+    `algorithms.grad_cache`, which keeps the loss of the global batch, or `objective: mntp`,
+    which has no negatives."""
     seed: Seed = 17
     """Seed of initial weights, dropout, caption sampling and augmentation."""
     device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
     precision: Optional[Literal['fp32', 'amp_bf16', 'amp_fp16']] = None
-    """`fp32`, `amp_bf16` or `amp_fp16`.  Unset: Composer's default, `amp_fp16` on a GPU and `fp32` on a CPU, the
-    only one there.  Losses, temperature and evaluation metrics are float32 in any case.  `fp32` also turns TF32 off."""
+    """`fp32`, `amp_bf16` or `amp_fp16`.  Unset: Composer's default, `amp_fp16` on a GPU and `fp32` on a CPU,
+    the only one there.  Losses, temperature and evaluation metrics are float32 in any case.
+    `fp32` also turns TF32 off."""
     eval_interval: Time = '1ep'
     """Time between evaluations on `eval_data` and, in stage 2, `eval_zeroshot`."""
     eval_first: bool = False
@@ -119,7 +124,8 @@ class TrainerConfig:
     loggers: dict[str, Component] = field(default_factory=dict)
     """Name of a logger in `llm2clip/registry.py` -> arguments.  `metrics.jsonl` is always written."""
     compile: Optional[Component] = None
-    """Arguments of `torch.compile` for the repeated blocks of the model, `{}` for defaults.  Unset: no compilation."""
+    """Arguments of `torch.compile` for the repeated blocks of the model, `{}` for defaults.
+    Unset: no compilation."""
     fsdp: Optional[FsdpConfig] = None
     """Shard the model over the ranks with FSDP2.  Unset: DDP, where every rank holds the whole model."""
 
@@ -202,7 +208,8 @@ class InheritanceConfig(TrainConfig):
     """Rows of the distance matrix that a rank computes at once, to save memory.  Unset: all."""
     train_data: InheritanceDataConfig = field(default_factory=InheritanceDataConfig)
     eval_data: Optional[InheritanceDataConfig] = None
-    """Captions for retrieval recall during training: a feature has to find CLIP's feature of the same caption."""
+    """Captions for retrieval recall during training: a feature has to find CLIP's feature of the same
+    caption."""
     teacher: Teachers = None
     """Teacher that the embeddings datasets have to come from, as for stage 2."""
     adapter_folder: Text = '${save_folder}/adapter'
@@ -225,7 +232,8 @@ class TextEncoderInLoopConfig:
 
 @dataclass
 class SelfDistillationConfig:
-    """Keep image features close to those of a frozen copy of the initial weights (ProCLIP, arXiv 2510.18795)."""
+    """Keep image features close to those of a frozen copy of the initial weights (ProCLIP, arXiv
+    2510.18795)."""
 
     enabled: bool = False
     """Add the two terms below to the loss."""
@@ -251,14 +259,16 @@ class Stage2Config(TrainConfig):
     """Name -> set for zero-shot classification during training, as in `evaluate`.  Its images are read by
     `train_data.num_workers` processes per rank."""
     teacher: Teachers = None
-    """Teacher of the embeddings datasets: the folder that stage 1 wrote, or a mapping with the `type` of another.  A
-    list names several, in the order of `train_data.teachers`.  Unset: any, if all datasets have the same."""
+    """Teacher of the embeddings datasets: the folder that stage 1 wrote, or a mapping with the `type` of
+    another.  A list names several, in the order of `train_data.teachers`.
+    Unset: any, if all datasets have the same."""
     text_encoder_in_loop: TextEncoderInLoopConfig = field(default_factory=TextEncoderInLoopConfig)
     trainable_text: TrainableTextConfig = field(default_factory=TrainableTextConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     self_distillation: SelfDistillationConfig = field(default_factory=SelfDistillationConfig)
     lr_scale: dict[str, Weight] = field(default_factory=dict)
-    """Module name (`vision_encoder`, `adapter`, `text_encoder`, `logit_scale`, …) -> factor on its learning rate."""
+    """Module name (`vision_encoder`, `adapter`, `text_encoder`, `logit_scale`, …)
+    -> factor on its learning rate."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor on the learning rate from each layer of the vision tower to the layer below it."""
     algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
@@ -274,10 +284,12 @@ class Stage2Config(TrainConfig):
             raise ConfigError('text_encoder_in_loop.enabled: captions are embedded by one teacher, and '
                               f'teacher names {len(self.teacher)}')
         if self.initial_adapter is not None and self.initial_weights is not None:
-            raise ConfigError('initial_adapter: initial_weights has an adapter of its own, expected one of the two')
+            raise ConfigError('initial_adapter: initial_weights has an adapter of its own, expected one of '
+                              'the two')
         if self.initial_adapter is not None and self.model.visual_projection in ('linear', 'affine'):
-            raise ConfigError(f'model.visual_projection: {self.model.visual_projection} begins with random weights, '
-                              'expected pretrained, since initial_adapter leads into the space of the pretrained CLIP')
+            raise ConfigError(f'model.visual_projection: {self.model.visual_projection} begins with random '
+                              'weights, expected pretrained, since initial_adapter leads into the space of '
+                              'the pretrained CLIP')
         self._check_image_embeddings('train_data', self.train_data)
         if self.eval_data is not None:
             self._check_image_embeddings('eval_data', self.eval_data)
@@ -338,10 +350,12 @@ class Stage2Config(TrainConfig):
     def _check_zeroshot(self) -> None:
         if self.teacher is None and self.trainable_text.clip is None:
             raise ConfigError('teacher: required but not set, since it embeds the prompts of eval_zeroshot')
-        for key, teachers in {'train_data.teachers': self.train_data.teachers, 'teacher': self.teacher}.items():
+        for key, teachers in {'train_data.teachers': self.train_data.teachers,
+                              'teacher': self.teacher}.items():
             if isinstance(teachers, list) and len(teachers) > 1:
                 raise ConfigError(f'eval_zeroshot: its prompts are embedded by one teacher, and {key} names '
                                   f'{len(teachers)}')
         for name in ('train', 'eval'):
             if name in self.eval_zeroshot:
-                raise ConfigError(f'eval_zeroshot.{name}: metrics of {name}_data have this name, expected another')
+                raise ConfigError(f'eval_zeroshot.{name}: metrics of {name}_data have this name, expected '
+                                  'another')

@@ -24,7 +24,7 @@ from transformers import (
 
 from llm2clip.config import ExportConfig, ModelConfig, Stage2Config
 from llm2clip.config.loading import check_values
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, under
 from llm2clip.export.check import check_pictures, check_same, noise
 from llm2clip.export.model_card import model_card, public_name
 from llm2clip.io.files import read_json, reading, write_json
@@ -71,7 +71,8 @@ class LLM2CLIPConfig(modeling_llm2clip.LLM2CLIPConfig):
         path = self.name_or_path or 'config.json'
         with reading(path, 'a config.json that export_hf wrote'):
             merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), self.model)
-            check_values(ModelConfig, OmegaConf.to_container(merged), where=lambda key: f'{path}: model.{key}')
+            with under(f'{path}: model'):
+                check_values(ModelConfig, OmegaConf.to_container(merged))
             return OmegaConf.to_object(merged)  # type: ignore[return-value]
 
     def teachers(self) -> Fingerprint:

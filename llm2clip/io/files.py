@@ -39,13 +39,14 @@ def read_text(path: Union[str, Path], expected: str = 'a text in UTF-8') -> str:
         return Path(path).read_text(encoding='utf-8-sig')
 
 
-def parse_json(text: Union[str, bytes], where: Union[str, Path], kind: Optional[type] = None) -> Any:
-    """Return the value of a JSON text; FileError with `where` if it is not of `kind` (dict or list)."""
+def parse_json(text: Union[str, bytes], source: Union[str, Path], kind: Optional[type] = None) -> Any:
+    """Return the value of a JSON text; raise a FileError with `source` if it is not of `kind` (dict or
+    list)."""
     expected = {None: 'JSON', dict: 'JSON, an object', list: 'JSON, a list'}[kind]
-    with reading(where, expected):
+    with reading(source, expected):
         value = json.loads(text)
     if kind is not None and not isinstance(value, kind):
-        raise FileError(f'holds {str(value)[:60]!r}, expected {expected}', where)
+        raise FileError(f'holds {str(value)[:60]!r}, expected {expected}', source)
     return value
 
 

@@ -28,8 +28,8 @@ def stays_inside(name: str) -> bool:
     return bool(name) and not name.startswith('/') and '..' not in name.split('/') and '\0' not in name
 
 
-def inside(folder: Union[str, Path], name: str, where: str, also: Iterable[str] = ()) -> Path:
-    """Return the path of a file that the data in `where` name, in a folder or in one of those in `also`.
+def inside(folder: Union[str, Path], name: str, source: str, also: Iterable[str] = ()) -> Path:
+    """Return the path of a file that the data in `source` name, in a folder or in one of those in `also`.
 
     Raises:
         FileError: It is outside: by ``..``, as an absolute path, or by a symbolic link.
@@ -38,7 +38,7 @@ def inside(folder: Union[str, Path], name: str, where: str, also: Iterable[str] 
     real = os.path.realpath(path)
     roots = [os.path.realpath(root) for root in (folder, *also)]
     if '\0' in name or not any(os.path.commonpath([root, real]) == root for root in roots):
-        raise FileError(f'{where}: the path {name!r} leads to {real}, expected one inside {folder}')
+        raise FileError(f'the path {name!r} leads to {real}, expected one inside {folder}', source)
     return Path(path)
 
 
@@ -78,21 +78,14 @@ def lock_output(
     folder = Path(os.path.abspath(folder))
     record = folder / _RECORD
     is_new = not folder.exists()
-    if not is_new and not folder.is_dir():
-        raise ConfigError(f'{folder}: a file, expected a folder to write into')
-    present: list[str] = []
-    if not is_new:
-        present = [name for name in sorted(os.listdir(folder)) if name[0] != '.']
-    if names is not None:
-        present = [name for name in present if name in names]
-    if present and not record.is_file():
-        raise ConfigError(f'{folder}: holds {", ".join(present[:5])}, which {recipe} did not write (there is '
-                          f'no {_RECORD} that says so), expected an empty folder or one that it wrote')
+    if not is_new and not record.is_file():
+        _check_no_files(folder, recipe, names)
     lock = folder / f'{_RECORD}.{part}' if part else record
     with locked(lock, folder):
         owner = record.read_text().strip() if record.is_file() else ''
         if owner not in ('', recipe):
-            raise ConfigError(f'{folder}: was written by {owner}, expected an empty folder or one that {recipe} wrote')
+            raise ConfigError(f'{folder}: was written by {owner}, expected an empty folder or one that '
+                              f'{recipe} wrote')
         if not owner:
             record.write_text(f'{recipe}\n')  # in place, because the file may be the lock
         try:
@@ -100,10 +93,27 @@ def lock_output(
         finally:
             if part:
                 lock.unlink(missing_ok=True)
-            elif is_new and all(path == record or path.is_dir() for path in folder.rglob('*')):
-                shutil.rmtree(folder, ignore_errors=True)
-            elif folder.is_dir() and {*os.listdir(folder)} <= {_RECORD}:
-                record.unlink()
+            else:
+                _remove_empty(folder, is_new)
+
+
+def _check_no_files(folder: Path, recipe: str, names: Optional[Sequence[str]]) -> None:
+    """Raise a ConfigError if a folder without a record has visible files, of these `names` if given."""
+    present = [name for name in sorted(os.listdir(folder)) if not name.startswith('.')]
+    if names is not None:
+        present = [name for name in present if name in names]
+    if present:
+        raise ConfigError(f'{folder}: holds {", ".join(present[:5])}, which {recipe} did not write (there is '
+                          f'no {_RECORD} that says so), expected an empty folder or one that it wrote')
+
+
+def _remove_empty(folder: Path, is_new: bool) -> None:
+    """Remove the record if it is the only file: with the folder if that is new, else alone."""
+    record = folder / _RECORD
+    if is_new and all(path == record or path.is_dir() for path in folder.rglob('*')):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.is_dir() and {*os.listdir(folder)} <= {_RECORD}:
+        record.unlink()
 
 
 def _files(folder: Path) -> dict[str, str]:

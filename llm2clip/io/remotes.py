@@ -22,7 +22,8 @@ from llm2clip.errors import ConfigError
 from llm2clip.io.files import atomic_write, writing
 
 _ATTEMPTS = 5
-_REFUSED = 'Credentials|Authentication|SignatureDoesNotMatch|InvalidAccessKeyId|ExpiredToken|AccessDenied|NoSuchBucket'
+_REFUSED = re.compile('Credentials|Authentication|SignatureDoesNotMatch|InvalidAccessKeyId|ExpiredToken|'
+                      'AccessDenied|NoSuchBucket')
 _LIBRARIES = ('botocore.', 'boto3.', 'google.', 'azure.', 'oci.', 'paramiko.', 'composer.utils.object_store.')
 # Scheme of a remote -> main places where its library looks for credentials.
 _CREDENTIALS = {
@@ -71,7 +72,8 @@ def _upload(folder: Path, remote: str, names: Sequence[str], keep: bool = True) 
     if urlparse(remote).scheme:
         from streaming.base.storage import CloudUploader
         with reaching(remote):
-            uploader = CloudUploader.get((str(folder), remote), keep_local=keep, retry=_ATTEMPTS, exist_ok=True)
+            uploader = CloudUploader.get((str(folder), remote), keep_local=keep, retry=_ATTEMPTS,
+                                         exist_ok=True)
             for name in names:
                 uploader.upload_file(name)
         return
@@ -91,7 +93,8 @@ def download(remote: str, path: Union[str, Path]) -> bool:
     work = path.with_name(f'.{path.name}.{os.getpid()}.part')
 
     @backoff.on_exception(backoff.expo, Exception, max_tries=_ATTEMPTS,
-                          giveup=lambda error: is_missing(error) or isinstance(error, (ValueError, ImportError)))
+                          giveup=lambda error: is_missing(error)
+                          or isinstance(error, (ValueError, ImportError)))
     def attempt() -> None:
         with reaching(remote), writing(path):
             CloudDownloader.direct_download(remote, str(work / path.name))
@@ -123,7 +126,7 @@ def reaching(remote: str) -> Iterator[None]:
             description = str(error)
         else:
             raise
-        if not re.search(_REFUSED, description):
+        if not _REFUSED.search(description):
             raise
         credentials = _CREDENTIALS.get(urlparse(remote).scheme, 'those of its library')
         expected = f'credentials: {credentials}'

@@ -314,14 +314,18 @@ def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:
     """Read how the teacher in `folder` encodes captions.
 
     Raises:
-        ConfigError: `save_teacher` did not write the folder, or a value is out of range.
+        ConfigError: `save_teacher` did not write the folder.
+        FileError: A value is out of range.
         LoadError: ``text_encoder.json`` is damaged, or its keys are not the expected ones.
     """
     path = Path(folder) / ENCODER_FILE
     if not path.is_file():
         raise ConfigError(f'{folder} is not a teacher: it has no {ENCODER_FILE} (stage 1 writes it when it ends)')
     config = TextEncoderConfig(pretrained=str(folder), **read_encoding(path))
-    check_values(TextEncoderConfig, dataclasses.asdict(config), where=lambda key: f'{path}: {key}')
+    try:
+        check_values(TextEncoderConfig, dataclasses.asdict(config))
+    except ConfigError as error:
+        raise FileError(str(error), path) from None
     return config
 
 

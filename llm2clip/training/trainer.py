@@ -25,7 +25,7 @@ from llm2clip.config import FsdpConfig, InheritanceConfig, Stage1Config, Stage2C
 from llm2clip.config.loading import check_settings, learned_settings
 from llm2clip.data.streams.safe_dataset import device_batch_size
 from llm2clip.device import open_device
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import ConfigError, FileError, under
 from llm2clip.io.files import is_out_of_shared_memory
 from llm2clip.io.remotes import reaching
 from llm2clip.models.caption_contrastive import CaptionContrastive
@@ -93,7 +93,8 @@ def check_train_config(config: TrainConfig) -> None:
 
 def _check_compile(arguments: dict[str, Any]) -> None:
     """Raise a ConfigError if `torch.compile` does not know an argument, backend, mode or option."""
-    check_arguments(torch.compile, 'torch.compile', arguments, 'compile')
+    with under('compile'):
+        check_arguments(torch.compile, 'torch.compile', arguments)
     try:
         torch.compile(torch.nn.Identity(), **arguments)
     except (RuntimeError, TypeError) as error:

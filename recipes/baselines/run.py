@@ -15,7 +15,8 @@ gradient clipping of `yamls/flickr8k/`.  They differ in what each of them offers
 - open_clip trains a text tower from scratch.  Its crops and colours are those of LLM2CLIP, without flips.
   Its learning rate is that of LLM2CLIP.
 - sentence-transformers trains LoRA on the LLM beside the tower, which its Router joins, without augmentation.
-- As a text encoder, LLM2CLIP drops the causal mask and trains both directions; sentence-transformers keeps the mask.
+- As a text encoder, LLM2CLIP drops the causal mask and trains both directions;
+  sentence-transformers keeps the mask.
 
 `runs/flickr8k/baselines/baselines.json` gets the numbers and `baselines.md` the tables.  Finished
 measurements are skipped; an interrupted one starts again.
@@ -72,9 +73,11 @@ def recalls(metrics: dict[str, float]) -> dict[str, float]:
             'image_to_text': metrics['text_retrieval_recall@10']}
 
 
-def ours(recipe: str, *settings: str) -> Callable[[Path, int], list[str]]:
-    return lambda folder, steps: [sys.executable, f'recipes/{recipe}.py', *settings, *OURS, f'save_folder={folder}',
-                                  f'max_duration={steps}ba', f'save_interval={steps}ba']
+def run_recipe(recipe: str, *settings: str) -> Callable[[Path, int], list[str]]:
+    """Return the function of folder and steps that gives the command of a recipe."""
+    return lambda folder, steps: [
+        sys.executable, f'recipes/{recipe}.py', *settings, *OURS, f'save_folder={folder}',
+        f'max_duration={steps}ba', f'save_interval={steps}ba']
 
 
 def our_score(folder: Path, *keys: str) -> Any:
@@ -117,20 +120,22 @@ def open_clip(folder: Path, steps: int) -> list[str]:
     with table.open('w', newline='') as file:
         csv.writer(file).writerows([('image', 'caption'), *islice(cycle(pairs(OUT)), steps * batch)])
     options = {
-        'model': f'local-dir:{OUT}/open_clip', 'dataset-type': 'csv', 'train-data': table, 'csv-separator': ',',
-        'csv-img-key': 'image', 'csv-caption-key': 'caption', 'logs': folder.parent, 'name': folder.name,
-        'batch-size': batch, 'epochs': 1, 'lr': config.optimizer['lr'], 'warmup': min(20, steps // 2),
-        'beta1': 0.9, 'beta2': 0.999, 'eps': 1e-8, 'wd': config.optimizer['weight_decay'],
+        'model': f'local-dir:{OUT}/open_clip', 'dataset-type': 'csv', 'train-data': table,
+        'csv-separator': ',', 'csv-img-key': 'image', 'csv-caption-key': 'caption', 'logs': folder.parent,
+        'name': folder.name, 'batch-size': batch, 'epochs': 1, 'lr': config.optimizer['lr'],
+        'warmup': min(20, steps // 2), 'beta1': 0.9, 'beta2': 0.999, 'eps': 1e-8,
+        'wd': config.optimizer['weight_decay'],
         'grad-clip-norm': config.algorithms['gradient_clipping']['clipping_threshold'], 'precision': 'fp32',
         'device': 'cpu', 'seed': SEED, 'workers': data.num_workers, 'log-every-n-steps': 1}
     command = [sys.executable, '-m', 'open_clip_train.main']
     for name, value in options.items():
         command += [f'--{name}', str(value)]
-    return [*command, '--aug-cfg', f'scale=({data.crop_scale[0]},{data.crop_scale[1]})', 'color_jitter_prob=1.0',
-            f'color_jitter=({jitter},{jitter},{jitter},{jitter / 5})', f'gray_scale_prob={data.grayscale}']
+    return [*command, '--aug-cfg', f'scale=({data.crop_scale[0]},{data.crop_scale[1]})',
+            'color_jitter_prob=1.0', f'color_jitter=({jitter},{jitter},{jitter},{jitter / 5})',
+            f'gray_scale_prob={data.grayscale}']
 
 
-def theirs(command: tuple[str, ...], file: str, folder: Path) -> Any:
+def score_by(command: tuple[str, ...], file: str, folder: Path) -> Any:
     """Let a module of this package write its numbers to a file."""
     watch([*command, str(TEST), f'{folder}/{file}'], folder / 'evaluate.log')
     return json.loads((folder / file).read_text())
@@ -138,15 +143,16 @@ def theirs(command: tuple[str, ...], file: str, folder: Path) -> Any:
 
 def open_clip_recalls(folder: Path) -> dict[str, float]:
     checkpoint = f'{folder}/checkpoints/epoch_1.pt'
-    return recalls(theirs((*OPEN_CLIP, 'recall', f'{OUT}/open_clip', checkpoint), 'recalls.json', folder))
+    return recalls(score_by((*OPEN_CLIP, 'recall', f'{OUT}/open_clip', checkpoint), 'recalls.json', folder))
 
 
 def st_program(task: str, *arguments: str) -> Program:
     def score(folder: Path) -> dict[str, float]:
-        metrics = theirs((*THEIRS, 'score', task, f'{folder}/final'), 'score.json', folder)
+        metrics = score_by((*THEIRS, 'score', task, f'{folder}/final'), 'score.json', folder)
         return recalls(metrics) if task == 'images' else metrics
 
-    return Program(lambda folder, steps: [*THEIRS, 'train', task, str(OUT), str(folder), str(steps), *arguments],
+    return Program(lambda folder, steps: [*THEIRS, 'train', task, str(OUT), str(folder), str(steps),
+                                          *arguments],
                    ('steps.txt', 'step'), score)
 
 
@@ -156,18 +162,22 @@ STAGE1 = ('yamls/flickr8k/stage1.yaml', f'text_encoder.pretrained={OUT}/llm', 't
 STEPS = ('metrics.jsonl', '"loss/train/total"')
 TABLES: dict[str, dict[str, Program]] = {
     'images and texts': {
-        'LLM2CLIP': Program(ours('train_stage2', 'yamls/flickr8k/stage2.yaml', f'model.vision.image_size={SIZE}',
-                                 'train_data.image_size=null'), STEPS, our_recalls, before=('stage1', 'embeddings')),
+        'LLM2CLIP': Program(
+            run_recipe('train_stage2', 'yamls/flickr8k/stage2.yaml', f'model.vision.image_size={SIZE}',
+                       'train_data.image_size=null'),
+            STEPS, our_recalls, before=('stage1', 'embeddings')),
         'LLM2CLIP, frozen tower from vectors': Program(
-            ours('train_stage2', *ALIGN), STEPS, our_recalls, 110, ('stage1', 'embeddings', 'image_embeddings')),
+            run_recipe('train_stage2', *ALIGN), STEPS, our_recalls, 110,
+            ('stage1', 'embeddings', 'image_embeddings')),
         'open_clip': Program(open_clip, ('out.log', 'Train Epoch'), open_clip_recalls),
         'sentence-transformers, Router': st_program('images', 'MultipleNegativesRankingLoss'),
     },
     'text encoder': {
-        'LLM2CLIP': Program(ours('train_stage1', *STAGE1), STEPS, our_accuracy),
+        'LLM2CLIP': Program(run_recipe('train_stage1', *STAGE1), STEPS, our_accuracy),
         'LLM2CLIP, GradCache': Program(
-            ours('train_stage1', *STAGE1, 'algorithms.grad_cache={}', 'device_train_microbatch_size=16'), STEPS,
-            our_accuracy),
+            run_recipe('train_stage1', *STAGE1, 'algorithms.grad_cache={}',
+                       'device_train_microbatch_size=16'),
+            STEPS, our_accuracy),
         'sentence-transformers': st_program('captions', 'MultipleNegativesRankingLoss'),
         'sentence-transformers, cached loss': st_program('captions', 'CachedMultipleNegativesRankingLoss'),
         'sentence-transformers, SimCSE as in LLM2Vec': st_program('simcse', 'MultipleNegativesRankingLoss'),
@@ -189,15 +199,18 @@ def measure(name: str, program: Program, out: Path, minutes: float) -> dict[str,
             return log.read_text(errors='replace').count(text) if log.is_file() else 0
 
         measured: dict[str, float] = {'steps': steps}
-        measured.update(watch(program.command(folder, steps), folder.with_suffix('.log'), finished, memory=True))
+        measured.update(watch(program.command(folder, steps), folder.with_suffix('.log'), finished,
+                              memory=True))
         return measured
 
     out.mkdir(parents=True, exist_ok=True)
     before = sum(recorded_seconds(RUN / step / SECONDS_FILE) for step in program.before)
     pace = kept(out / 'pace.json', partial(train, out / 'pace', PACED_STEPS))
-    steps = int(min((60 * minutes - before - pace['first_step']) / pace['seconds_per_step'], program.most_steps))
+    steps = int(min((60 * minutes - before - pace['first_step']) / pace['seconds_per_step'],
+                    program.most_steps))
     if steps < PACED_STEPS:
-        raise SystemExit(f'{name}: {minutes:g} minutes are too few; {before / 60:.0f} are spent before the training')
+        raise SystemExit(f'{name}: {minutes:g} minutes are too few; {before / 60:.0f} are spent before the '
+                         'training')
     trained = kept(out / 'trained.json', partial(train, out / 'run', steps))
     scores = kept(out / 'score.json', partial(program.score, out / 'run'))
     return {'before': before} | trained | scores
@@ -213,15 +226,17 @@ def to_markdown(results: dict[str, Any]) -> str:
 
 
 def main(minutes: float = 25.0, minutes_of_texts: float = 5.0) -> None:
-    missing = [name for name in ('open_clip', 'sentence_transformers') if importlib.util.find_spec(name) is None]
+    missing = [name for name in ('open_clip', 'sentence_transformers')
+               if importlib.util.find_spec(name) is None]
     if missing:
         raise SystemExit(f'{" and ".join(missing)} must be installed: uv sync --inexact --group baselines')
     os.environ['HF_HUB_OFFLINE'] = '1'
-    kept(OUT / 'open_clip.json', lambda: watch([*OPEN_CLIP, 'make', f'{OUT}/open_clip'], OUT / 'open_clip.log'))
+    kept(OUT / 'open_clip.json',
+         lambda: watch([*OPEN_CLIP, 'make', f'{OUT}/open_clip'], OUT / 'open_clip.log'))
     kept(OUT / 'base.json', lambda: watch([*THEIRS, 'base', str(OUT)], OUT / 'base.log'))
     lengths = {'images and texts': minutes, 'text encoder': minutes_of_texts}
-    about = {'minutes': lengths, 'cpu': platform.processor() or platform.machine(), 'threads': os.cpu_count(),
-             'versions': {name: version(name) for name in PACKAGES}}
+    about = {'minutes': lengths, 'cpu': platform.processor() or platform.machine(),
+             'threads': os.cpu_count(), 'versions': {name: version(name) for name in PACKAGES}}
     tables: dict[str, Any] = {title: {} for title in TABLES}
     for title, programs in TABLES.items():
         for name, program in programs.items():

@@ -3,8 +3,8 @@
 
 """Models of sentence-transformers on Flickr8k, as commands of this module.
 
-    base OUT                          write SmolLM2-135M to OUT/llm and the image tower to OUT/tower, as folders
-    train TASK OUT FOLDER STEPS LOSS  train from them, and save the model in FOLDER/final
+    base OUT                          write SmolLM2-135M to OUT/llm and the image tower to OUT/tower, as
+    folders train TASK OUT FOLDER STEPS LOSS  train from them, and save the model in FOLDER/final
     score TASK FOLDER DATASET FILE    write a model's accuracies in % to FILE
 
 TASK is `captions` (two captions of an image are a pair), `simcse` (a caption and itself, told apart by
@@ -80,7 +80,8 @@ def base(out: str) -> None:
     preprocessing = {'architecture': vision.name, 'input_size': [3, SIZE, SIZE], 'crop_pct': 1.0,
                      'interpolation': 'bicubic', 'mean': pixels['mean'], 'std': pixels['std']}
     tower = TimmWrapperModel(TimmWrapperConfig.from_dict({
-        'architecture': vision.name, 'num_classes': 0, 'num_features': 1280, 'pretrained_cfg': preprocessing}))
+        'architecture': vision.name, 'num_classes': 0, 'num_features': 1280,
+        'pretrained_cfg': preprocessing}))
     tower.timm_model.load_state_dict(load_tower(vision).trunk.state_dict())
     tower.save_pretrained(f'{out}/tower')
 
@@ -117,7 +118,8 @@ def train(task: str, out: str, folder: str, steps: str, loss: str) -> None:
         image = [tower, Dense(tower.get_embedding_dimension(), width, activation_function=linear)]
         model = SentenceTransformer(modules=[Router({'text': text, 'image': image})], device='cpu')
         options = {'lr_scheduler_type': 'cosine', 'batch_sampler': BatchSamplers.BATCH_SAMPLER,
-                   'bf16': STAGE1.text_encoder.dtype == 'bfloat16',  # autocast joins the LLM and its projection
+                   # autocast joins the LLM and its projection
+                   'bf16': STAGE1.text_encoder.dtype == 'bfloat16',
                    'router_mapping': {'anchor': 'text', 'positive': 'image'}}
         # The library's default scale.  Images are trained in both directions, as by the other programs.
         loss_options = {'scale': 20.0, 'directions': ('query_to_doc', 'doc_to_query'),
@@ -128,9 +130,10 @@ def train(task: str, out: str, folder: str, steps: str, loss: str) -> None:
     optimizer = config.optimizer
     beta1, beta2 = optimizer.get('betas', (0.9, 0.999))
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=folder, max_steps=int(steps), per_device_train_batch_size=config.global_train_batch_size, seed=SEED,
-        learning_rate=optimizer['lr'], weight_decay=optimizer['weight_decay'], adam_beta1=beta1, adam_beta2=beta2,
-        warmup_steps=min(int(config.scheduler['t_warmup'].removesuffix('ba')), int(steps) // 2),
+        output_dir=folder, max_steps=int(steps), per_device_train_batch_size=config.global_train_batch_size,
+        seed=SEED, learning_rate=optimizer['lr'], weight_decay=optimizer['weight_decay'], adam_beta1=beta1,
+        adam_beta2=beta2, warmup_steps=min(int(config.scheduler['t_warmup'].removesuffix('ba')),
+                                           int(steps) // 2),
         max_grad_norm=config.algorithms['gradient_clipping']['clipping_threshold'], use_cpu=True,
         save_strategy='no', dataloader_num_workers=config.train_data.num_workers, report_to='none', **options)
     trainer = SentenceTransformerTrainer(

@@ -3,8 +3,9 @@
 
 """Measure what precomputing saves in stage 2: python -m recipes.benchmarks.cost [quickstart|photographs]
 
-Short trainings have the LLM in the loop (with LoRA, or frozen), or precomputed texts, or both sides precomputed.
-They read one caption of an image at a time.  Draws the time of whole trainings against their epochs."""
+Short trainings have the LLM in the loop (with LoRA, or frozen), or precomputed texts, or both sides
+precomputed.  They read one caption of an image at a time.  Draws the time of whole trainings against their
+epochs."""
 
 import json
 import shutil
@@ -40,8 +41,10 @@ class Data(NamedTuple):
 
 DATA = {
     # The whole tower is trained, as in the paper.
-    'quickstart': Data('runs/quickstart', ('yamls/stage2/quickstart.yaml', 'model.vision.freeze_blocks=0'), 0.5, 16),
-    'photographs': Data('runs/flickr8k', ('yamls/flickr8k/stage2.yaml', 'train_data.captions_per_image=1'), 0.7, 12),
+    'quickstart': Data('runs/quickstart', ('yamls/stage2/quickstart.yaml', 'model.vision.freeze_blocks=0'),
+                       0.5, 16),
+    'photographs': Data('runs/flickr8k', ('yamls/flickr8k/stage2.yaml', 'train_data.captions_per_image=1'),
+                        0.7, 12),
 }
 LOOP = ('text_encoder_in_loop.batch_tokens=2048',
         f'text_encoder_in_loop.precision={"amp_bf16" if computes_bfloat16() else "fp32"}')
@@ -68,7 +71,8 @@ def measure(name: str) -> dict[str, dict[str, float]]:
     num_samples = sum(shard['samples'] for shard in read_index(Path(str(stream.local)))['shards'])
     per_epoch = num_samples / config.global_train_batch_size
     images = watch([sys.executable, 'recipes/extract_image_embeddings.py', f'out={folder}/images',
-                    f'vision={json.dumps(asdict(config.model.vision))}', f'datasets.train.local={stream.local}'],
+                    f'vision={json.dumps(asdict(config.model.vision))}',
+                    f'datasets.train.local={stream.local}'],
                    folder / 'images.log')['seconds']
     texts = recorded_seconds(Path(data.run, 'embeddings', SECONDS_FILE))
     for mode, overrides in MODES.items():
@@ -77,8 +81,9 @@ def measure(name: str) -> dict[str, dict[str, float]]:
         if mode == 'both sides precomputed':
             once += images
             overrides += (f'train_data.streams.{stream_name}.image_embeddings.local={folder}/images/train',)
-        measured = watch([sys.executable, 'recipes/train_stage2.py', *data.settings, *overrides, 'eval_data=null',
-                          f'max_duration={STEPS}ba', f'save_interval={STEPS}ba', f'save_folder={run}'],
+        measured = watch([sys.executable, 'recipes/train_stage2.py', *data.settings, *overrides,
+                          'eval_data=null', f'max_duration={STEPS}ba', f'save_interval={STEPS}ba',
+                          f'save_folder={run}'],
                          run.with_suffix('.log'), partial(_steps, run / 'metrics.jsonl'), memory=True)
         results[mode] = {'once_seconds': once, 'epoch_seconds': measured['seconds_per_step'] * per_epoch,
                          'peak_gib': measured['peak_gib']}
@@ -91,7 +96,8 @@ def _steps(metrics: Path) -> int:
 
 
 def draw(results: dict[str, dict[str, float]], epochs: int, file: Path) -> None:
-    """Draw the minutes of a training against its epochs, with a line per mode; the slowest may leave the frame."""
+    """Draw the minutes of a training against its epochs, with a line per mode;
+    the slowest may leave the frame."""
     figure, axes = plt.subplots(figsize=(6.4, 4))
     last = {}
     for mode, row in results.items():

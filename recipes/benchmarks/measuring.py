@@ -44,7 +44,8 @@ def watch(
         log: File for its output.
         done: Returns the number of finished training steps.
         memory: Measure the memory, which slows the command down a little.
-        limit: Seconds after which it is killed.  A ProcessFailedError reports this, or a non-zero exit status.
+        limit: Seconds after which it is killed.  A ProcessFailedError reports this,
+            or a non-zero exit status.
         cwd: Working directory.
         environment: Variables added to those of this process.
 
@@ -59,8 +60,8 @@ def watch(
     memory_at = 0.0
     start = time.monotonic()
     with log.open('w') as file:
-        process = psutil.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, cwd=cwd,
-                               env=dict(os.environ) | dict(environment))
+        process = psutil.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+                               cwd=cwd, env=dict(os.environ) | dict(environment))
     try:
         while process.poll() is None:
             seconds = time.monotonic() - start
@@ -80,8 +81,8 @@ def watch(
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     if process.returncode:
-        raise ProcessFailedError(f'{log.read_text(errors="replace")[-4000:]}\n{" ".join(command)} failed with the '
-                                 f'status {process.returncode}')
+        raise ProcessFailedError(f'{log.read_text(errors="replace")[-4000:]}\n{" ".join(command)} failed '
+                                 f'with the status {process.returncode}')
     measured: dict[str, Any] = {'seconds': time.monotonic() - start}
     if memory:
         measured['peak_gib'] = (peak_of_steps or peak) / 2**30
@@ -93,7 +94,7 @@ def watch(
 
 
 def _proportional_memory(process: psutil.Process) -> int:
-    """Memory of a process and its descendants in bytes, with their proportional part of shared pages (PSS)."""
+    """Return the memory of a process and its descendants in bytes, with their share of shared pages (PSS)."""
     total = 0
     with suppress(psutil.NoSuchProcess):
         for member in (process, *process.children(recursive=True)):
@@ -105,10 +106,12 @@ def _proportional_memory(process: psutil.Process) -> int:
 def run_alone(module: str, *arguments: object) -> Any:
     """Run a module in a separate process and return the JSON in its last line of output.
 
-    Its allocator returns freed tensors to the system at once, since fragmentation would raise its peak memory.
+    Its allocator returns freed tensors to the system at once, since fragmentation would raise its peak
+    memory.
     """
     done = subprocess.run([sys.executable, '-m', module, *map(str, arguments)], check=True,
-                          stdout=subprocess.PIPE, text=True, env=os.environ | {'MALLOC_MMAP_THRESHOLD_': '65536'})
+                          stdout=subprocess.PIPE, text=True,
+                          env=os.environ | {'MALLOC_MMAP_THRESHOLD_': '65536'})
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -142,19 +145,19 @@ class Record:
 
     def __init__(self, file: Path) -> None:
         self.file, self._lock = file, Lock()
-        self.found: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
+        self.results: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
 
     def has(self, name: str, seed: int) -> bool:
-        return str(seed) in self.found.get(name, {})
+        return str(seed) in self.results.get(name, {})
 
-    def add(self, name: str, seed: int, found: Any) -> None:
+    def add(self, name: str, seed: int, result: Any) -> None:
         with self._lock:
-            self.found.setdefault(name, {})[str(seed)] = found
-            write_json(self.file, self.found)
+            self.results.setdefault(name, {})[str(seed)] = result
+            write_json(self.file, self.results)
 
-    def of(self, name: str) -> list[Any]:
-        """Results of a variant, ordered by seed."""
-        return [found for _, found in sorted(self.found.get(name, {}).items())]
+    def by_seed(self, name: str) -> list[Any]:
+        """Return the results of a variant, ordered by seed."""
+        return [result for _, result in sorted(self.results.get(name, {}).items())]
 
 
 def kept(path: Path, measure: Callable[[], Any]) -> Any:
@@ -172,8 +175,9 @@ def write_result(
     name: str, subject: str, against: str, ratio: float, numbers: Mapping[str, Any],
     at_most: Optional[float] = None, at_least: Optional[float] = None, correct: bool = True,
 ) -> None:
-    """Write `runs/bench/<name>.json`: the ratio of `subject` to `against`, its bound, and the raw numbers.  Give
-    one bound.  ``meets`` is true if the ratio keeps it and `correct` says that the results of both agree."""
+    """Write `runs/bench/<name>.json`: the ratio of `subject` to `against`, its bound, and the raw numbers.
+    Give one bound.  ``meets`` is true if the ratio keeps it and `correct` says that the results of both
+    agree."""
     BENCH_FOLDER.mkdir(parents=True, exist_ok=True)
     if at_most is not None:
         bound, meets = at_most, correct and ratio <= at_most

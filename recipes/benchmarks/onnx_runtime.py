@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Benchmark ONNX Runtime against PyTorch: milliseconds of one image or caption on one CPU core, and recall@10.
+"""Benchmark ONNX Runtime against PyTorch: milliseconds of one image or caption on one CPU core,
+and recall@10.
 
 ONNX Runtime's own tools write the models in float16 and int8.
 python -m recipes.benchmarks.onnx_runtime [RUN DATASET]"""
@@ -20,7 +21,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from llm2clip.config import ExportConfig
-from llm2clip.data.images import decode_pixels
+from llm2clip.data.images import Preprocessing, decode_pixels
 from llm2clip.device import open_device
 from llm2clip.evaluation.retrieval_results import evaluate_retrieval
 from llm2clip.evaluation.retrieval_sets import open_retrieval_set
@@ -46,8 +47,10 @@ class Calibration(CalibrationDataReader):
 
 
 def smaller(model: Path, calibration: Optional[torch.Tensor] = None) -> dict[str, Path]:
-    """Write a model in float16, in int8 by dynamic quantisation and, with images, in int8 by static quantisation."""
-    paths = {kind: model.with_name(f'{model.stem}.{kind}.onnx') for kind in ('float16', 'int8', 'int8_static')}
+    """Write a model in float16, in int8 by dynamic quantisation and, with images,
+    in int8 by static quantisation."""
+    paths = {kind: model.with_name(f'{model.stem}.{kind}.onnx')
+             for kind in ('float16', 'int8', 'int8_static')}
     onnx.save(convert_float_to_float16(onnx.load(model), keep_io_types=True), paths['float16'])
     quantize_dynamic(model, paths['int8'], per_channel=True)
     if calibration is None:
@@ -62,6 +65,26 @@ def run_session(session: InferenceSession, **inputs: torch.Tensor) -> torch.Tens
     return torch.from_numpy(session.run(None, {name: x.numpy() for name, x in inputs.items()})[0])
 
 
+def read_pixels(dataset: str, preprocessing: Preprocessing, first: Optional[int] = None) -> torch.Tensor:
+    """Return the normalized pixels of the `first` images of a dataset; unset, of all."""
+    images = open_retrieval_set(dataset)
+    pixels = []
+    for i, image_id in enumerate(images.image_ids[:first]):
+        image = decode_pixels(images.read_image(i), image_id)
+        pixels.append(resize_and_crop(image, preprocessing.image_size))
+    return normalize(torch.stack(pixels), preprocessing.mean, preprocessing.std)
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Format one line per program."""
+    rows = []
+    for name, result in results.items():
+        recalls = [f'{result[f"{direction}_retrieval_recall@10"]:.1f}' for direction in ('image', 'text')]
+        rows.append([name.replace('_', ', ', 1), f'{result["milliseconds"]:.1f}', f'{result["MiB"] or 0:.0f}',
+                     f'{result["cosine"]:.4f}', *recalls])
+    return markdown_table(['one core', 'ms', 'MiB', 'cosine', 'R@10 text → image', 'R@10 image → text'], rows)
+
+
 @torch.no_grad()
 def main(run: str, dataset: str) -> None:
     if (run, dataset) == QUICKSTART:
@@ -74,21 +97,18 @@ def main(run: str, dataset: str) -> None:
     teacher: Any = source.load(open_device('cpu'))
     cast_weights(teacher.module.llm, torch.float32)
     preprocessing = model.vision_encoder.preprocessing
+    calibration = {
+        'image': read_pixels(next(iter(config.train_data.streams.values())).local, preprocessing,
+                             CALIBRATION),
+        'caption': None}
     test = open_retrieval_set(dataset)
-
-    def pixels(local: str, first: Optional[int] = None) -> torch.Tensor:
-        images = open_retrieval_set(local)
-        chosen = [resize_and_crop(decode_pixels(images.read_image(i), images.image_ids[i]), preprocessing.image_size)
-                  for i in range(len(images.image_ids[:first]))]
-        return normalize(torch.stack(chosen), preprocessing.mean, preprocessing.std)
-
-    calibration = pixels(next(iter(config.train_data.streams.values())).local, CALIBRATION)
     order = sorted(range(len(test.texts)), key=lambda i: len(test.texts[i]))
     sorted_texts = [test.texts[i] for i in order]
-    batches = {'image': [{'pixel_values': batch} for batch in pixels(dataset).split(BATCH)],
-               'caption': [teacher.tokenizer(sorted_texts[start:start + BATCH])
-                           for start in range(0, len(order), BATCH)]}
     positions = torch.tensor(order).argsort()
+    batches = {
+        'image': [{'pixel_values': batch} for batch in read_pixels(dataset, preprocessing).split(BATCH)],
+        'caption': [teacher.tokenizer(sorted_texts[start:start + BATCH])
+                    for start in range(0, len(order), BATCH)]}
 
     def embed(modality: str, tower: Any) -> torch.Tensor:
         features = torch.cat([tower(**batch) for batch in batches[modality]])
@@ -96,20 +116,19 @@ def main(run: str, dataset: str) -> None:
 
     towers: dict[str, Any] = {'image': model.get_image_features, 'caption': teacher.module}
     exact = {modality: embed(modality, tower) for modality, tower in towers.items()}
-    rows = []
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         export_onnx(model, config.model, record, f'{folder}/onnx', run=config, teachers=[source])
         for modality, file in (('image', 'model.onnx'), ('caption', 'text_encoder.onnx')):
-            files = smaller(Path(folder, 'onnx', file), calibration if modality == 'image' else None)
+            files = smaller(Path(folder, 'onnx', file), calibration[modality])
             programs = {'PyTorch': towers[modality]}
             for kind, path in files.items():
                 session = InferenceSession(path, one_thread, providers=['CPUExecutionProvider'])
                 programs[kind] = partial(run_session, session)
             middle = batches[modality][len(batches[modality]) // 2]
             single = {name: x[:1] for name, x in middle.items()}
-            seconds = seconds_in_turns({kind: partial(program, **single) for kind, program in programs.items()},
-                                       LATENCY_ROUNDS)
+            seconds = seconds_in_turns(
+                {kind: partial(program, **single) for kind, program in programs.items()}, LATENCY_ROUNDS)
             for kind, program in programs.items():
                 features = exact[modality] if kind == 'PyTorch' else embed(modality, program)
                 both = exact | {modality: features}
@@ -119,12 +138,9 @@ def main(run: str, dataset: str) -> None:
                 result = {'milliseconds': 1e3 * seconds[kind], 'cosine': cosine, 'MiB': mib} | recalls
                 results[f'{modality}_{kind}'] = result
                 print(f'{modality}, {kind}: {result}', flush=True)
-                rows.append([f'{modality}, {kind}', f'{1e3 * seconds[kind]:.1f}', f'{mib or 0:.0f}', f'{cosine:.4f}',
-                             f'{recalls["image_retrieval_recall@10"]:.1f}',
-                             f'{recalls["text_retrieval_recall@10"]:.1f}'])
-            write_result(f'onnx_{modality}', f'milliseconds of one {modality} in ONNX Runtime, float32', 'PyTorch',
-                         seconds['float32'] / seconds['PyTorch'], results, at_most=1.0)
-    text = markdown_table(['one core', 'ms', 'MiB', 'cosine', 'R@10 text → image', 'R@10 image → text'], rows)
+            write_result(f'onnx_{modality}', f'milliseconds of one {modality} in ONNX Runtime, float32',
+                         'PyTorch', seconds['float32'] / seconds['PyTorch'], results, at_most=1.0)
+    text = table(results)
     (BENCH_FOLDER / 'onnx.md').write_text(text)
     print(text)
 

@@ -33,7 +33,8 @@ def _write_samples(samples: Sequence[Sample], out: Path) -> None:
 
 def _captions(rng: random.Random) -> dict[str, str]:
     lengths = {'short': (8, 24), 'long': (64, 192), 'other': (64, 192)}
-    return {key: ' '.join(rng.choices(WORDS, k=rng.randint(low, high))) for key, (low, high) in lengths.items()}
+    return {key: ' '.join(rng.choices(WORDS, k=rng.randint(low, high)))
+            for key, (low, high) in lengths.items()}
 
 
 def write_captions(n: int, out: Path) -> None:
@@ -43,7 +44,8 @@ def write_captions(n: int, out: Path) -> None:
 
 
 def write_images(n: int, out: Path, different: int) -> None:
-    """Write the dataset `out/train` of `n` images, `different` of them distinct, with a short and a long caption."""
+    """Write the dataset `out/train` of `n` images, `different` of them distinct,
+    with a short and a long caption."""
     rng = np.random.default_rng(0)
     pictures = []
     for _ in range(different):
@@ -55,7 +57,8 @@ def write_images(n: int, out: Path, different: int) -> None:
     samples = []
     for i in range(n):
         texts = _captions(words)
-        samples.append(Sample(f'{i}', {key: texts[key] for key in ('short', 'long')}, pictures[i % different]))
+        samples.append(Sample(f'{i}', {key: texts[key] for key in ('short', 'long')},
+                              pictures[i % different]))
     _write_samples(samples, out)
 
 
@@ -70,18 +73,22 @@ class _RandomTeacher:
     def tokenize(self, texts: Sequence[str]) -> Sequence[str]:
         return texts
 
-    def embed_tokens(self, tokens: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
+    def embed_tokens(
+        self, tokens: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None
+    ) -> Embedded:
         return Embedded(torch.randn(len(tokens), self.llm_embed_dim), 0, 0)
 
 
 def write_vectors(images: Path, out: Path, dim: int) -> None:
     """Write random int8 text embeddings of a dataset's captions."""
     teacher: Any = _RandomTeacher(dim)
-    extract_text_embeddings(EmbeddingsDataset(DatasetConfig(local=str(images)), OutputFolder(out), 'int8'), teacher)
+    extract_text_embeddings(EmbeddingsDataset(DatasetConfig(local=str(images)), OutputFolder(out), 'int8'),
+                            teacher)
 
 
 def write_llm(config_file: str, changes: Mapping[str, Any], device: str, out: Path) -> None:
-    """Write an LLM with random bfloat16 weights, from its `config.json` with changes, and a tokenizer of `WORDS`."""
+    """Write an LLM with random bfloat16 weights, from its `config.json` with changes,
+    and a tokenizer of `WORDS`."""
     config = LlamaConfig(**json.loads(Path(config_file).read_text()) | changes)
     with torch.device('meta'):
         llm = AutoModel.from_config(config, dtype=torch.bfloat16)

@@ -26,8 +26,8 @@ def main(names: list[str]) -> int:
         results += [json.loads(path.read_text()) for path in written]
     print(f'{"name":<24}{"ratio":>8}{"bound":>8}  {"meets":<6} what / against')
     for result in results:
-        print(f'{result["name"]:<24}{result["ratio"]:>8.3f}{result["bound"]:>8.2f}  {str(result["meets"]):<6} '
-              f'{result["what"]} / {result["against"]}')
+        print(f'{result["name"]:<24}{result["ratio"]:>8.3f}{result["bound"]:>8.2f}  '
+              f'{str(result["meets"]):<6} {result["what"]} / {result["against"]}')
     return 0 if all(result['meets'] for result in results) else 1
 
 

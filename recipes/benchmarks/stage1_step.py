@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Benchmark a step of stage 1 with SmolLM2-135M: GradCache against the plain step, and packed against padded texts."""
+"""Benchmark a step of stage 1 with SmolLM2-135M: GradCache against the plain step,
+and packed against padded texts."""
 
 import json
 import sys
@@ -45,7 +46,8 @@ def make(batch_size: int, max_length: int = 64) -> tuple[CaptionContrastive, Bat
 
 
 def to_device(batch: Batch) -> Batch:
-    return {key: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    return {key: value.to(DEVICE) if isinstance(value, torch.Tensor) else value
+            for key, value in batch.items()}
 
 
 def plain_step(model: Any, batch: Batch) -> None:
@@ -79,8 +81,8 @@ def main() -> None:
     seconds = seconds_in_turns({name: partial(step, model, batch) for name, step in STEPS.items()}, ROUNDS)
     first, *_, last = peaks['cached'].values()
     write_result('grad_cache', f'step with GradCache, batch {BATCH} in microbatches of {MICROBATCH}',
-                 'the plain step', seconds['cached'] / seconds['plain'], {'seconds': seconds, 'peak_mb': peaks},
-                 at_most=1.45, correct=last <= 1.1 * first)
+                 'the plain step', seconds['cached'] / seconds['plain'],
+                 {'seconds': seconds, 'peak_mb': peaks}, at_most=1.45, correct=last <= 1.1 * first)
     masks = [batch[f'{side}_attention_mask'] for side in ('query', 'positive')]
     padding = 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
     write_result('packing', f'seconds of a step, {BATCH} pairs of texts packed', 'the same texts padded',

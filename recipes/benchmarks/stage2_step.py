@@ -35,14 +35,17 @@ def make(batch_size: int) -> tuple[ComposerLLM2CLIP, Batch]:
 
 
 def measure_cache() -> None:
-    peaks = {'cached': {size: run_alone('recipes.benchmarks.stage2_step', 'cached', size) for size in BATCHES},
-             'plain': {size: run_alone('recipes.benchmarks.stage2_step', 'plain', size) for size in BATCHES[:2]}}
+    peaks = {'cached': {size: run_alone('recipes.benchmarks.stage2_step', 'cached', size)
+                        for size in BATCHES},
+             'plain': {size: run_alone('recipes.benchmarks.stage2_step', 'plain', size)
+                       for size in BATCHES[:2]}}
     model, batch = make(BATCHES[0])
     seconds = seconds_in_turns({name: partial(step, model, batch) for name, step in CACHE.items()}, 3)
-    write_result('image_grad_cache', f'seconds per step with GradCache, {BATCHES[0]} images in chunks of {CHUNK}',
-                 'the plain step', seconds['cached'] / seconds['plain'], seconds, at_most=1.45)
+    write_result('image_grad_cache', f'seconds per step with GradCache, {BATCHES[0]} images in chunks of '
+                 f'{CHUNK}', 'the plain step', seconds['cached'] / seconds['plain'], seconds, at_most=1.45)
     write_result('image_grad_cache_memory', f'peak memory at {BATCHES[-1]} images, chunks of {CHUNK}',
-                 f'at {BATCHES[0]}', max(peaks['cached'].values()) / peaks['cached'][BATCHES[0]], peaks, at_most=1.15)
+                 f'at {BATCHES[0]}', max(peaks['cached'].values()) / peaks['cached'][BATCHES[0]], peaks,
+                 at_most=1.15)
 
 
 def plain_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -57,7 +60,8 @@ LOSSES = {'whole': plain_loss, 'blocks': partial(clip_loss, block_size=1024)}
 def measure_loss(name: str) -> dict[str, float]:
     """Return the seconds of a loss and its gradients, and their peak memory in MiB beyond the features."""
     torch.manual_seed(0)
-    features = [F.normalize(torch.randn(LOSS_BATCH, LOSS_DIM, device=DEVICE), dim=-1).requires_grad_() for _ in '12']
+    features = [F.normalize(torch.randn(LOSS_BATCH, LOSS_DIM, device=DEVICE), dim=-1).requires_grad_()
+                for _ in '12']
     features.append(torch.full((1,), 3.0, device=DEVICE, requires_grad=True))
 
     def step() -> None:

@@ -143,7 +143,7 @@ REQUIRED = ['run_name=r', 'save_folder=f', 'max_duration=1ep', 'global_train_bat
 
 @pytest.mark.parametrize('extra', ['initial_adapter=a', 'trainable_text.lora={}'])
 def test_what_does_not_go_with_clip_s_text_tower_is_refused(extra: str) -> None:
-    with pytest.raises(ConfigError, match=f'^{extra.partition("=")[0]}: there is no LLM, since'):
+    with pytest.raises(ConfigError, match=rf'^{extra.partition("=")[0]}\b.*: there is no LLM'):
         load_config(Stage2Config, [*REQUIRED, 'trainable_text.clip.name=c', extra])
 
 

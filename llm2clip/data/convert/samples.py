@@ -19,7 +19,7 @@ from pydantic import Field
 
 from llm2clip.config.ranges import Finite, Holdout, Text
 from llm2clip.data.caption_files import check_text, field, normal_path
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import ConfigError, FileError, under
 from llm2clip.io.files import reading
 from llm2clip.io.folders import inside
 from llm2clip.registry import check_arguments
@@ -229,7 +229,8 @@ class Selection:
         self._filters: dict[str, Filter] = {}
         for name, arguments in (filters or {}).items():
             key = f'source.filters.{name}'
-            check_arguments(Filter, 'a filter', arguments, key)
+            with under(key):
+                check_arguments(Filter, 'a filter', arguments)
             condition = self._filters[name] = Filter(**arguments)
             low, high = condition.min, condition.max
             is_range = low is not None or high is not None

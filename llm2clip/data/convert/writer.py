@@ -35,7 +35,7 @@ from llm2clip.data.convert.part_writer import (
 from llm2clip.data.convert.samples import MISSING_FILE, Dropped, Part
 from llm2clip.data.schema import INDEX, read_index
 from llm2clip.engine import Engine, LocalEngine
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import ConfigError, FileError, under
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.remotes import OutputFolder
 
@@ -95,7 +95,8 @@ def write_splits(
     config = config or WriterConfig()
     options = _deciding_options(description or {}, config, out)
     for split in splits:
-        check_values(FolderName, split, 'source.split')
+        with under('source.split'):
+            check_values(FolderName, split)
         if out.fetch(f'{split}/{INDEX}'):
             name = read_index(out.local / split)['shards'][0]['raw_data']['basename']
             if not name.startswith('part-'):
@@ -134,7 +135,8 @@ def _part_jobs(
     jobs: dict[str, PartJob] = {}
     for split, parts in splits.items():
         for part in parts:
-            check_values(FolderName, f'part-{part.name}', 'the folder of a part')
+            with under('the folder of a part'):
+                check_values(FolderName, f'part-{part.name}')
             folder = f'{split}/part-{part.name}'
             if folder in jobs:
                 raise ValueError(f'two input files would be written to {folder}; give them different names')

@@ -3,7 +3,8 @@
 
 """Cases of `make bench-gpu`: YAML files of the paper with overrides.
 
-All cases fit 80 GiB according to their plans.  A case that changes one setting of another is compared with it.
+All cases fit 80 GiB according to their plans.  A case that changes one setting of another is compared with
+it.
 """
 
 from dataclasses import dataclass, field
@@ -67,8 +68,8 @@ _L14 = (*_STAGE2, 'yamls/stage2/vision/clip_l14_336.yaml', 'model.vision.gradien
 _L14_WHOLE = (*_L14, 'model.vision.gradient_checkpointing=false')
 _FSDP = ('yamls/stage2/fsdp.yaml', 'fsdp.activation_checkpointing=false')
 
-# Pairs of two long captions of an image.  About half of the captions exceed max_length, the length that the plan
-# assumes for all texts.
+# Pairs of two long captions of an image.  About half of the captions exceed max_length, the length that the
+# plan assumes for all texts.
 _LLM = (
     'yamls/stage1/paper.yaml', 'yamls/stage1/captions_only.yaml', 'yamls/stage1/llama3.1_8b.yaml',
     'global_train_batch_size=64', 'scheduler.t_warmup=0ba', 'text_encoder.max_length=128',
@@ -81,26 +82,32 @@ CASES = {
     'b16': Case('stage2', _B16, small=_SMALL_TOWER),
     'b16_compile': Case('stage2', (*_B16, 'compile={}'), 'b16', _SMALL_TOWER, warm_up=10),
     'b16_not_fused': Case('stage2', (*_B16, 'optimizer.fused=false'), 'b16', _SMALL_TOWER),
-    'b16_checkpointing': Case('stage2', (*_B16, 'model.vision.gradient_checkpointing=true'), 'b16', _SMALL_TOWER),
-    'b16_grad_cache': Case('stage2', (*_B16, _CACHE, 'device_train_microbatch_size=128'), 'b16', _SMALL_MICROBATCH),
-    'b16_blockwise': Case('stage2', (*_B16, 'loss.block_size=128'), 'b16', (*_SMALL_TOWER, 'loss.block_size=4')),
-    'b16_large_batch': Case('stage2', (*_B16, 'yamls/stage2/large_batch.yaml', 'global_train_batch_size=4096'), 'b16',
+    'b16_checkpointing': Case('stage2', (*_B16, 'model.vision.gradient_checkpointing=true'), 'b16',
+                              _SMALL_TOWER),
+    'b16_grad_cache': Case('stage2', (*_B16, _CACHE, 'device_train_microbatch_size=128'), 'b16',
+                           _SMALL_MICROBATCH),
+    'b16_blockwise': Case('stage2', (*_B16, 'loss.block_size=128'), 'b16',
+                          (*_SMALL_TOWER, 'loss.block_size=4')),
+    'b16_large_batch': Case('stage2',
+                            (*_B16, 'yamls/stage2/large_batch.yaml', 'global_train_batch_size=4096'), 'b16',
                             (*_SMALL_MICROBATCH, 'loss.block_size=4'), steps=10),
     'b16_fsdp': Case('stage2', (*_B16, *_FSDP), 'b16', _SMALL_TOWER),
     'l14_336': Case('stage2', _L14, small=_SMALL_TOWER),
     'l14_336_compile': Case('stage2', (*_L14, 'compile={}'), 'l14_336', _SMALL_TOWER, warm_up=10),
     'l14_336_not_fused': Case('stage2', (*_L14, 'optimizer.fused=false'), 'l14_336', _SMALL_TOWER),
-    'l14_336_no_checkpointing': Case('stage2', (*_L14_WHOLE, 'global_train_batch_size=80'), 'l14_336', _SMALL_TOWER),
+    'l14_336_no_checkpointing': Case('stage2', (*_L14_WHOLE, 'global_train_batch_size=80'), 'l14_336',
+                                     _SMALL_TOWER),
     'l14_336_grad_cache': Case('stage2', (*_L14_WHOLE, _CACHE, 'device_train_microbatch_size=64'), 'l14_336',
                                _SMALL_MICROBATCH),
     '8b_extraction': Case('extraction', (
-        'yamls/extract/paper.yaml', 'teacher.type=llm', 'teacher.dtype=bfloat16', 'teacher.chat_template=false'),
+        'yamls/extract/paper.yaml', 'teacher.type=llm', 'teacher.dtype=bfloat16',
+        'teacher.chat_template=false'),
         small=('batch_tokens=512', 'teacher.dtype=float32')),
     '8b_lora': Case('stage1', _LORA, small=_SMALL_TEXTS, steps=15),
     '8b_lora_compile': Case('stage1', (*_LORA, 'compile={}'), '8b_lora', _SMALL_TEXTS, warm_up=10, steps=15),
     '8b_lora_fsdp': Case('stage1', _LORA_FSDP, '8b_lora', _SMALL_TEXTS, steps=15),
-    '8b_lora_fsdp_compile': Case('stage1', (*_LORA_FSDP, 'compile={}'), '8b_lora_fsdp', _SMALL_TEXTS, warm_up=10,
-                                 steps=15),
+    '8b_lora_fsdp_compile': Case('stage1', (*_LORA_FSDP, 'compile={}'), '8b_lora_fsdp', _SMALL_TEXTS,
+                                 warm_up=10, steps=15),
 }
 """Name -> case."""
 
@@ -113,18 +120,21 @@ def window(name: str, device: str) -> tuple[int, int]:
 
 
 def arguments(name: str, device: str, run: Path) -> list[str]:
-    """Return YAML files and overrides of a case that may write the folder `run`, on ``gpu``, or ``cpu`` (dry run)."""
+    """Return YAML files and overrides of a case that may write the folder `run`, on ``gpu``,
+    or ``cpu`` (dry run)."""
     case = CASES[name]
     data = OUT / 'data' / device
     common = [f'device={device}']
     if case.kind == 'extraction':
-        common += [f'teacher.pretrained={data}/llm', f'out={run}', f'datasets.warm_up.local={data}/warm_up/train',
+        common += [f'teacher.pretrained={data}/llm', f'out={run}',
+                   f'datasets.warm_up.local={data}/warm_up/train',
                    f'datasets.captions.local={data}/captions/train']
     else:
         common += [f'save_folder={run}', 'run_name=bench', 'autoresume=false', 'progress_bar=false',
                    f'max_duration={sum(window(name, device))}ba']
     if case.kind == 'stage1':
-        common += [f'text_encoder.pretrained={data}/llm', f'plan_llm={data}/llm', 'text_encoder.chat_template=false',
+        common += [f'text_encoder.pretrained={data}/llm', f'plan_llm={data}/llm',
+                   'text_encoder.chat_template=false',
                    f'train_data.streams.captions.local={data}/captions/train']
     elif case.kind == 'stage2':
         common += ['train_data.caption_weights={short: 0.5, long: 0.5}', f'train_data.streams.images={{'

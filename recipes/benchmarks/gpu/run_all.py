@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,8 +32,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     def shown(value: Any, form: str) -> str:
         return '-' if value is None else format(value, form)
 
-    lines = [f'{"case":<26}{"per s":>10}{"x":>7}{"s/step":>10}{"MFU":>7}{"GiB":>8}{"plan":>8}{"ratio":>7}{"waits":>7}'
-             '  against']
+    lines = [f'{"case":<26}{"per s":>10}{"x":>7}{"s/step":>10}{"MFU":>7}{"GiB":>8}{"plan":>8}{"ratio":>7}'
+             f'{"waits":>7}  against']
     for name, result in results.items():
         if 'error' in result:
             lines.append(f'{name:<26}{"failed":>10}  {result["error"]}')
@@ -43,8 +44,22 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             f'{name:<26}{result["per_second"]:>10,.1f}{shown(rate and result["per_second"] / rate, ".2f"):>7}'
             f'{result["seconds_per_step"]:>10.3f}{shown(result["mfu"], ".1%"):>7}'
             f'{shown(result.get("peak_gib"), ".1f"):>8}{shown(result["plan_peak_gib"], ".1f"):>8}'
-            f'{shown(result["peak_over_plan"], ".2f"):>7}{shown(result["data_wait_share"], ".1%"):>7}  {against or ""}')
+            f'{shown(result["peak_over_plan"], ".2f"):>7}{shown(result["data_wait_share"], ".1%"):>7}  '
+            f'{against or ""}')
     return '\n'.join(lines)
+
+
+def measure(name: str, device: str, path: Path) -> dict[str, Any]:
+    """Return the result of a case from its file `path`, after running it if there is none; or its error."""
+    log = path.with_suffix('.log')
+    if not path.is_file():
+        try:
+            watch([sys.executable, '-m', 'recipes.benchmarks.gpu.one_case', name, device, str(path)], log,
+                  limit=MOST_SECONDS, environment=ENVIRONMENT)
+        except ProcessFailedError as error:
+            causes = [*_CAUSE.findall(log.read_text(errors='replace')), str(error).splitlines()[-1]]
+            return {'error': causes[0][:300], 'log': str(log)}
+    return json.loads(path.read_text())
 
 
 def main(device: str, names: Sequence[str]) -> int:
@@ -52,35 +67,28 @@ def main(device: str, names: Sequence[str]) -> int:
     if unknown:
         raise SystemExit(f'there is no case {", ".join(unknown)}; there are {", ".join(CASES)}')
     if device == 'gpu' and not torch.cuda.is_available():
-        print(f'nothing was measured: torch {torch.__version__} finds no NVIDIA GPU here; DEVICE=cpu tries the '
-              'benchmark itself')
+        print(f'nothing was measured: torch {torch.__version__} finds no NVIDIA GPU here; DEVICE=cpu tries '
+              'the benchmark itself')
         return 1
     machine = torch.cuda.get_device_name() if device == 'gpu' else 'cpu'
     folder = OUT / re.sub(r'\W+', '_', machine)
-    failed: dict[str, Any] = {}
-    chosen = [name for name in CASES if name in (names or CASES)]
+    chosen = names or list(CASES)
+    results = {path.stem: json.loads(path.read_text()) for path in folder.glob('*.json')}
     for i, name in enumerate(chosen, 1):
-        path = folder / f'{name}.json'
-        log = path.with_suffix('.log')
-        message = 'was there'
-        if not path.is_file():
-            start = time.monotonic()
-            try:
-                watch([sys.executable, '-m', 'recipes.benchmarks.gpu.one_case', name, device, str(path)], log,
-                      limit=MOST_SECONDS, environment=ENVIRONMENT)
-                message = f'{time.monotonic() - start:.0f} s'
-            except ProcessFailedError as error:
-                causes = [*_CAUSE.findall(log.read_text(errors='replace')), str(error).splitlines()[-1]]
-                failed[name] = {'error': causes[0][:300], 'log': str(log)}
-                message = f'failed ({log}): {causes[0][:300]}'
+        start = time.monotonic()
+        result = measure(name, device, folder / f'{name}.json')
+        results[name] = result
+        message = f'{time.monotonic() - start:.0f} s'
+        if 'error' in result:
+            message = f'failed ({result["log"]}): {result["error"]}'
         print(f'{i} of {len(chosen)}: {name}, {message}', flush=True)
-    results = failed | {path.stem: json.loads(path.read_text()) for path in folder.glob('*.json')}
     results = {name: results[name] for name in CASES if name in results}
     whole = folder.with_suffix('.json')
     whole.write_text(json.dumps({'cases': results}, indent=2) + '\n')
-    ran = len(chosen) - len(failed)
-    print(f'\n{table(results)}\n\nwrote {whole}\n{ran} of {len(chosen)} cases ran on {machine}')
-    return 1 if failed or not chosen else 0
+    num_failed = sum('error' in results[name] for name in chosen)
+    print(f'\n{table(results)}\n\nwrote {whole}\n{len(chosen) - num_failed} of {len(chosen)} cases ran on '
+          f'{machine}')
+    return 1 if num_failed else 0
 
 
 if __name__ == '__main__':
