@@ -28,8 +28,9 @@ from llm2clip.teacher.llm import (
     set_attention_dropout,
 )
 from llm2clip.training.algorithms.weights import averaged_weights
+from llm2clip.training.callbacks.monitors import TextMonitor
 from llm2clip.training.runs import is_complete, write_settings
-from llm2clip.training.trainer import build_trainer, check_metrics, fit, initialize
+from llm2clip.training.trainer import build_trainer, check_metrics, evaluated_metrics, fit, initialize
 
 Model = Union[CaptionContrastive, MaskedNextTokenPrediction]
 
@@ -63,9 +64,10 @@ def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Tra
             loader = build_caption_pair_loader(eval_data, tokenizer, config.global_eval_batch_size, config.seed, False,
                                                'eval_data')
             evaluators.append(Evaluator(label='eval', metric_names=[*CaptionContrastive.metrics], dataloader=loader))
-    check_metrics(config, {evaluator.label: evaluator.metric_names for evaluator in evaluators})
+    check_metrics(config, evaluated_metrics(evaluators))
     model = make_model(config, on_meta=config.fsdp is not None and dist.get_global_rank() > 0)
-    return build_trainer(config, model, data, evaluators), model
+    monitor = TextMonitor(config.text_encoder.max_length)
+    return build_trainer(config, model, data, evaluators, more_callbacks=[monitor]), model
 
 
 def _check_dropout(data: CaptionDataConfig, attention_dropout: float, lora_dropout: float) -> None:
