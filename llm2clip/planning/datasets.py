@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import numpy as np
-from composer.utils import dist
 from streaming import Stream
 from streaming.base.format.base.reader import Reader
 
 from llm2clip.config import (
     CaptionDataConfig,
     CaptionStreamConfig,
-    ExtractConfig,
+    DatasetConfig,
     ImageDataConfig,
+    InheritanceConfig,
     InheritanceDataConfig,
     Stage1Config,
+    Stage2Config,
 )
 from llm2clip.data.caption_pair_dataset import pairs_of_streams, with_two_captions
 from llm2clip.data.image_text_dataset import paired_stream
@@ -39,91 +40,108 @@ from llm2clip.planning.plan import DatasetPlan, Plan
 from llm2clip.teacher.fingerprint import common_teacher
 
 Loader = Union[ImageDataConfig, CaptionDataConfig, InheritanceDataConfig]
+# Streams that could be opened, each with the first of its shards.
+Opened = list[tuple[VerifiedStream, Reader]]
 
 
 @contextmanager
-def collected(errors: list[str], where: str = '') -> Iterator[None]:
-    """Append an error of the block to `errors`, with the key `where` in front."""
+def collect_errors(errors: list[str], key: str = '') -> Iterator[None]:
+    """Append an error of the block to `errors`, with `key` in front."""
     try:
         yield
     except (OSError, ShardError, ValueError) as error:
         text = str(error)
-        if not text.startswith(where):
-            text = f'{where}: {text}'
+        if not text.startswith(key):
+            text = f'{key}: {text}'
         errors.append(text)
 
 
-def plan_data(config: Any, key: str) -> Plan:
-    """Return a plan of the data that a recipe reads by `train_data`, `eval_data` or, for an extraction, `datasets`.
-
-    The plan has no data if `plan_samples` is set.  The dataset of inheritance is that of the targets, and an
-    extraction reads all captions.
-    """
+def add_images(plan: Plan, config: Stage2Config, key: str) -> None:
+    """Add the images and text embeddings that stage 2 reads by `key`, ``train_data`` or ``eval_data``."""
     loader: Any = getattr(config, key)
-    plan = Plan(config, dist.get_world_size())
-    if config.plan_samples is not None:
-        return plan
-    if isinstance(loader, ImageDataConfig):
-        in_loop = not config.reads_vectors
-        _read(plan, loader.streams, loader, key,
-              lambda name, stream: paired_stream(name, stream, loader, key, in_loop))
-        return plan
-    if isinstance(loader, InheritanceDataConfig):
-        with collected(plan.errors, key):
-            _read(plan, target_streams(loader, key), loader, key,
-                  lambda name, stream: target_stream(name, stream, loader, key)[0])
-        return plan
+    captions = not config.reads_vectors
+    opened = _add_datasets(plan, loader.streams, loader, key,
+                           lambda name, stream: paired_stream(name, stream, loader, key, captions))
+    _count_epoch(plan, opened, loader)
+
+
+def add_targets(plan: Plan, config: InheritanceConfig, key: str) -> None:
+    """Add the vectors of teacher and CLIP that inheritance reads by `key`, ``train_data`` or ``eval_data``."""
+    loader: Any = getattr(config, key)
+    with collect_errors(plan.errors, key):
+        streams = target_streams(loader, key)
+        opened = _add_datasets(plan, streams, loader, key,
+                               lambda name, stream: target_stream(name, stream, loader, key)[0])
+        if opened and isinstance(opened[0][1], PairedReader):
+            plan.embed_dim = embedding_dim(opened[0][1].images)
+        _count_epoch(plan, opened, loader)
+
+
+def add_captions(plan: Plan, config: Stage1Config, key: str) -> None:
+    """Add the captions that stage 1 reads by `key`, ``train_data`` or ``eval_data``."""
+    loader: Any = getattr(config, key)
     is_train = key == 'train_data'
-    is_mntp = isinstance(config, Stage1Config) and config.objective == 'mntp'
-    if isinstance(config, ExtractConfig):
-        loader = CaptionDataConfig(streams={
-            name: CaptionStreamConfig(dataset.local, dataset.remote) for name, dataset in loader.items()})
-        columns = [None] * len(loader.streams)
-    elif is_mntp and is_train:
+    if config.objective == 'mntp':
         columns = [[CAPTION + caption for caption in mix] for mix in texts_of_streams(loader, key)]
-    elif is_mntp:
-        return plan
     else:
         if not is_train:
             loader = with_two_captions(loader, key)
             if loader is None:
-                return plan
+                return
         pairs, columns = pairs_of_streams(loader, is_train, key)
         plan.negative = any(pair.has_negative for pair in chain.from_iterable(pairs))
-    _read(plan, loader.streams, loader, key,
-          lambda name, stream: VerifiedStream(**stream_arguments(name, stream, key)),
-          dict(zip(loader.streams, columns)))
-    return plan
+    _add_texts(plan, loader, key, columns)
 
 
-def _read(
-    plan: Plan, streams: Mapping[str, Any], config: Loader, key: str,
-    open_stream: Callable[[str, Any], VerifiedStream],
-    columns: Optional[Mapping[str, Optional[Sequence[str]]]] = None,
+def add_all_captions(plan: Plan, datasets: Mapping[str, DatasetConfig]) -> None:
+    """Add all captions of the datasets of an extraction."""
+    streams = {name: CaptionStreamConfig(dataset.local, dataset.remote) for name, dataset in datasets.items()}
+    _add_texts(plan, CaptionDataConfig(streams=streams), 'datasets', [None] * len(streams))
+
+
+def _add_texts(
+    plan: Plan, loader: CaptionDataConfig, key: str, columns: Sequence[Optional[Sequence[str]]]
 ) -> None:
-    """Add the datasets that can be opened, and errors; `columns` are the text columns of each (None: all captions)."""
-    opened: list[tuple[VerifiedStream, Reader]] = []
+    """Add datasets of texts; `columns` are the text columns of each, None for all captions."""
+    columns_of_stream = dict(zip(loader.streams, columns))
+    opened = _add_datasets(plan, loader.streams, loader, key,
+                           lambda name, stream: VerifiedStream(**stream_arguments(name, stream, key)),
+                           lambda dataset, shard: _count_texts(dataset, shard, columns_of_stream[dataset.name]))
+    _count_epoch(plan, opened, loader)
+
+
+def _add_datasets(
+    plan: Plan, streams: Mapping[str, Any], loader: Loader, key: str,
+    open_stream: Callable[[str, Any], VerifiedStream],
+    count_texts: Callable[[DatasetPlan, Reader], None] = lambda dataset, shard: None,
+) -> Opened:
+    """Add the datasets that can be opened, and the errors of the others, to the plan; return the opened streams.
+
+    `count_texts` adds the texts to a dataset with this first shard.
+    """
+    opened: Opened = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, configured in streams.items():
-            with collected(plan.errors, f'{key}.streams.{name}'):
+            with collect_errors(plan.errors, f'{key}.streams.{name}'):
                 stream = open_stream(name, _with_caches_in(scratch, configured))
-                shards = stream.open(config.download_retry, config.download_timeout)
+                shards = stream.open(loader.download_retry, loader.download_timeout)
                 dataset = _sizes(name, shards)
                 plan.datasets.append(dataset)
                 opened.append((stream, shards[0]))
-                if columns is not None:
-                    _add_texts(dataset, shards[0], columns[name])
-        if not opened:
-            return
+                count_texts(dataset, shards[0])
         if any(dataset.embeddings for dataset in plan.datasets):
-            with collected(plan.errors, key):
+            with collect_errors(plan.errors, key):
                 plan.llm_embed_dim = common_teacher(opened).llm_embed_dim
-        first_shard = opened[0][1]
-        if isinstance(config, InheritanceDataConfig) and isinstance(first_shard, PairedReader):
-            plan.embed_dim = embedding_dim(first_shard.images)
+    return opened
+
+
+def _count_epoch(plan: Plan, opened: Opened, loader: Loader) -> None:
+    """Count the samples that an epoch draws from each dataset, and the mean length of their texts."""
+    if not opened:
+        return
     samples = np.array([dataset.samples for dataset in plan.datasets])
-    epoch_size = int(config.epoch_size) if config.epoch_size else None
-    Stream.apply_weights([stream for stream, _ in opened], samples, epoch_size, config.shuffle_seed)
+    epoch_size = int(loader.epoch_size) if loader.epoch_size else None
+    Stream.apply_weights([stream for stream, _ in opened], samples, epoch_size, loader.shuffle_seed)
     for dataset, (stream, _) in zip(plan.datasets, opened):
         dataset.epoch_samples = int(stream.choose)
     with_texts = [dataset for dataset in plan.datasets if dataset.characters]
@@ -145,7 +163,7 @@ def _sizes(name: str, shards: Sequence[Reader]) -> DatasetPlan:
     return dataset
 
 
-def _add_texts(dataset: DatasetPlan, shard: Reader, columns: Optional[Sequence[str]]) -> None:
+def _count_texts(dataset: DatasetPlan, shard: Reader, columns: Optional[Sequence[str]]) -> None:
     """Count the texts of a dataset, and the mean number of characters in its first shard."""
     columns = columns or [CAPTION + caption for caption in caption_keys(columns_of(shard))]
     columns_of(shard, [SAMPLE_ID, *columns], dataset.name)

@@ -100,7 +100,6 @@ def test_what_will_stop_the_run_is_said(args: list[str], tmp_path: Path, monkeyp
         (['train_data.cache_limit=10kb'], r'cache_limit: 10kb is less than four shards'),
         (['callbacks.save_best={}'], r'callbacks.save_best: there is no eval_data'),
         (['max_duration=80sp', 'scheduler={name: cosine_with_warmup, t_warmup: 2ba}'], r'scheduler.t_warmup: 2ba'),
-        (['fsdp={}', 'algorithms.channels_last={}'], r'algorithms.channels_last: '),
         (['precision=amp_bf16'], r'precision: amp_bf16'),
     ]
     for extra, message in cases:
