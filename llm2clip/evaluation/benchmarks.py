@@ -19,7 +19,7 @@ from llm2clip.config import CRAConfig, EvaluateConfig, RetrievalConfig
 from llm2clip.config.loading import read_config, save_config
 from llm2clip.data.schema import CAPTION, SAMPLE_ID, read_columns, read_index, whole_shard
 from llm2clip.data.zeroshot_sets import ZeroshotSet, zeroshot_set
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, under
 from llm2clip.evaluation.classifiers import class_features, linear_probe, zeroshot_metrics
 from llm2clip.evaluation.comparison import BenchmarkResult, comparisons
 from llm2clip.evaluation.evaluated_models import EvaluatedModel, check_evaluated_model
@@ -78,7 +78,8 @@ class Evaluation:
         # Unrounded metrics and outcomes per query, for comparisons and averages.
         self._unrounded: dict[str, dict[str, BenchmarkResult]] = {}
         for name, model in config.models.items():
-            check_evaluated_model(model, f'models.{name}')
+            with under(f'models.{name}'):
+                check_evaluated_model(model)
         if config.cra is not None:
             _check_cra(config.cra)
         self.retrieval: dict[str, RetrievalSet] = {}

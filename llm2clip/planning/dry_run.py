@@ -138,7 +138,9 @@ def dry_run_step(
     device_batch = config.global_train_batch_size // ranks
     microbatch = config.device_train_microbatch_size or device_batch
     uses_grad_cache = 'grad_cache' in config.algorithms
-    initial: Any = InitialImages(model.model) if config.keeps_initial_model else None
+    initial: Optional[InitialImages] = None
+    if config.keeps_initial_model:
+        initial = InitialImages(model.model)  # pyright: ignore[reportArgumentType]
     # Outside FakeTensorMode, because a device mesh needs real tensors.
     mesh = init_device_mesh('cpu', (ranks,)) if ranks > 1 else None
     sharding = None if mesh is None or config.fsdp is None else _sharding(config.fsdp, mesh)
@@ -153,7 +155,7 @@ def dry_run_step(
             cost.teacher = teacher.load(meter, mesh)
         if initial is not None:
             fill_with_fakes(initial)
-            if sharding is not None:
+            if sharding is not None and mesh is not None:
                 initial.shard(mesh)
             cost.copy = meter.add_module(initial)
         with meter, as_on_cuda():

@@ -125,7 +125,7 @@ def _check_fsdp(config: FsdpConfig, device: Optional[str]) -> None:
 
 def evaluated_metrics(evaluators: Sequence[Evaluator]) -> dict[str, list[str]]:
     """Map the label of each evaluator to the names of its metrics."""
-    return {evaluator.label: evaluator.metric_names for evaluator in evaluators}
+    return {evaluator.label: evaluator.metric_names or [] for evaluator in evaluators}
 
 
 def check_metrics(config: TrainConfig, metrics: Mapping[str, Sequence[str]]) -> None:
