@@ -349,7 +349,9 @@ class Stage2Config(TrainConfig):
         if self.eval_zeroshot:
             self._check_zeroshot()
         self._check_initial_weights()
-        self._check_vision()
+        if self.model.vision.freeze and self.model.vision.lora is not None:
+            raise ConfigError('model.vision.freeze freezes these weights, too; set one of the two',
+                              key='model.vision.lora')
         for key, data in {'train_data': self.train_data, 'eval_data': self.eval_data}.items():
             if data is not None and any(stream.image_embeddings for stream in data.streams.values()):
                 self._check_image_embeddings(key, data)
@@ -362,8 +364,6 @@ class Stage2Config(TrainConfig):
     def _check_text_encoder(self) -> None:
         texts = self.trainable_text
         in_loop = self.text_encoder_in_loop.enabled
-        if texts.lora is not None and self.teacher is None:
-            raise ConfigError('required but not set, since trainable_text.lora trains its LLM', key='teacher')
         if texts.lora is not None and not isinstance(self.teacher, str):
             raise ConfigError('expected the folder that stage 1 wrote, since trainable_text.lora trains its LLM',
                               key='teacher')
@@ -376,11 +376,9 @@ class Stage2Config(TrainConfig):
         if in_loop and texts.lora is not None:
             raise ConfigError('embeds captions by a frozen LLM, and trainable_text.lora trains it; '
                               'expected one of the two', key='text_encoder_in_loop.enabled')
-        if in_loop and self.teacher is None:
-            raise ConfigError('required but not set, since text_encoder_in_loop.enabled is true', key='teacher')
-        if in_loop and isinstance(self.teacher, list):
-            raise ConfigError(f'captions are embedded by one teacher, and teacher names {len(self.teacher)}',
-                              key='text_encoder_in_loop.enabled')
+        if in_loop and (self.teacher is None or isinstance(self.teacher, list)):
+            raise ConfigError('expected one, which embeds the captions, since text_encoder_in_loop.enabled is true',
+                              key='teacher')
 
     def _check_zeroshot(self) -> None:
         if self.teacher is None and self.trainable_text.clip is None:
@@ -406,15 +404,6 @@ class Stage2Config(TrainConfig):
             raise ConfigError('the tower begins with random weights, which are nothing to keep; expected '
                               'initial_weights, or model.vision.pretrained not to be false',
                               key='self_distillation.enabled')
-
-    def _check_vision(self) -> None:
-        vision = self.model.vision
-        if vision.freeze and vision.lora is not None:
-            raise ConfigError('model.vision.freeze freezes these weights, too; set one of the two',
-                              key='model.vision.lora')
-        if vision.gradient_checkpointing and self.fsdp is not None and self.fsdp.activation_checkpointing:
-            raise ConfigError('model.vision.gradient_checkpointing recomputes the same blocks already; '
-                              'set one of the two to false', key='fsdp.activation_checkpointing')
 
     def _check_image_embeddings(self, loader: str, data: ImageDataConfig) -> None:
         embeddings = f'{loader}.streams.<name>.image_embeddings'

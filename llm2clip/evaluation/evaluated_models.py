@@ -86,7 +86,6 @@ class HuggingFaceCLIP:
     """CLIP, SigLIP or another model of transformers, with the interface of `TrainedLLM2CLIP`.
 
     Raises:
-        ConfigError: The model lacks `get_image_features` or `get_text_features`.
         FileError, LoadError: The model is missing or damaged.
     """
 
@@ -95,9 +94,6 @@ class HuggingFaceCLIP:
         where = f'pretrained: {name}'
         model, _ = load_checked(AutoModel.from_pretrained, name, where=where, more=True, trust_remote_code=False,
                                 config=load_config(name, where), dtype=torch.float32)
-        for method in ('get_text_features', 'get_image_features'):
-            if not hasattr(model, method):
-                raise ConfigError(f'{name}, a {type(model).__name__}, has no {method}', key='pretrained')
         self.tokenizer = load_clip_tokenizer(ClipTextConfig(name), 'pretrained')
         with reading(where, 'an image processor of transformers'):
             self.preprocess = partial(_preprocess_theirs,
@@ -166,7 +162,7 @@ def check_evaluated_model(config: EvaluatedModelConfig) -> list[tuple[TeacherSou
         raise ConfigError(f'{config.truncate_dim}, expected none for a model of transformers', key='truncate_dim')
     if config.pretrained is not None:
         return []
-    teachers = _teachers_of_run(config) if config.export is None else _teachers_of_export(config, config.export)
+    teachers = _teachers(config)
     for teacher, fingerprint in teachers:
         with under('teacher'):
             teacher.check_encoding(fingerprint, _folder(config))
@@ -182,41 +178,32 @@ def _load_run(config: EvaluatedModelConfig) -> Stage2Run:
     return Stage2Run(config.run, config.weights, config.wise_ft_alpha)
 
 
-def _teachers_of_export(
-    config: EvaluatedModelConfig, export: str
-) -> list[tuple[TeacherSource, Optional[Fingerprint]]]:
-    if not is_exported(export):
-        raise ConfigError(f'{export} is no folder that export_hf wrote (it has no config.json of model_type '
-                          f'{LLM2CLIPConfig.model_type})', key='export')
-    exported = LLM2CLIPConfig.from_pretrained(export)
-    check_truncate_dim(config.truncate_dim, exported.model_config())
-    expected = exported.teachers()
+def _teachers(config: EvaluatedModelConfig) -> list[tuple[TeacherSource, Optional[Fingerprint]]]:
+    """Return the teachers of a run or an export, as `check_evaluated_model` does, without checking them."""
     teachers = teacher_sources(config.teacher)
+    if config.export is not None:
+        if not is_exported(config.export):
+            raise ConfigError(f'{config.export} is no folder that export_hf wrote (it has no config.json of '
+                              f'model_type {LLM2CLIPConfig.model_type})', key='export')
+        exported = LLM2CLIPConfig.from_pretrained(config.export)
+        check_truncate_dim(config.truncate_dim, exported.model_config())
+        expected = exported.teachers()
+        if not teachers:
+            folders = filter(Path.is_dir, LLM2CLIPModel.teacher_folders(Path(config.export)))
+            teachers = [teacher_in(folder, fingerprint, config.trust_remote_code)
+                        for folder, fingerprint in zip(folders, expected)]
+    else:
+        run = _load_run(config)
+        check_truncate_dim(config.truncate_dim, run.config.model)
+        if run.clip_text is not None:
+            return [(ClipText(run.clip_text, cut=True), None)]
+        expected = run.final_record.teacher
+        teachers = teachers or teacher_sources(run.teacher, config.trust_remote_code)
     if not teachers:
-        folders = filter(Path.is_dir, LLM2CLIPModel.teacher_folders(Path(export)))
-        teachers = [teacher_in(folder, fingerprint, config.trust_remote_code)
-                    for folder, fingerprint in zip(folders, expected)]
-    return _paired(teachers, expected, export)
-
-
-def _teachers_of_run(config: EvaluatedModelConfig) -> list[tuple[TeacherSource, Optional[Fingerprint]]]:
-    run = _load_run(config)
-    check_truncate_dim(config.truncate_dim, run.config.model)
-    if run.clip_text is not None:
-        return [(ClipText(run.clip_text, cut=True), None)]
-    expected = run.final_record.teacher
-    teachers = teacher_sources(config.teacher) or teacher_sources(run.teacher, config.trust_remote_code)
-    return _paired(teachers, expected, str(run.folder))
-
-
-def _paired(
-    teachers: Sequence[TeacherSource], expected: Fingerprint, folder: str
-) -> list[tuple[TeacherSource, Optional[Fingerprint]]]:
-    """Pair teachers with the fingerprints of those in the training of the model in `folder`."""
-    if not teachers:
-        raise ConfigError(f'required but not set, since {folder} names none that is there', key='teacher')
+        raise ConfigError(f'required but not set, since {_folder(config)} names none that is there', key='teacher')
     if len(teachers) != len(expected):
-        raise ConfigError(f'{folder} learned from {len(expected)} teachers, not from {len(teachers)}')
+        raise ConfigError(f'{_folder(config)} learned from {len(expected)} teachers, not from {len(teachers)}',
+                          key='teacher')
     return list(zip(teachers, expected))
 
 

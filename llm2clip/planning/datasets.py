@@ -40,8 +40,6 @@ from llm2clip.planning.plan import DatasetPlan, Plan
 from llm2clip.teacher.fingerprint import common_teacher
 
 Loader = Union[ImageDataConfig, CaptionDataConfig, InheritanceDataConfig]
-# Streams that could be opened, each with the first of its shards.
-Opened = list[tuple[VerifiedStream, Reader]]
 
 
 @contextmanager
@@ -60,21 +58,18 @@ def add_images(plan: Plan, config: Stage2Config, key: str) -> None:
     """Add the images and text embeddings that stage 2 reads by `key`, ``train_data`` or ``eval_data``."""
     loader: Any = getattr(config, key)
     captions = not config.reads_vectors
-    opened = _add_datasets(plan, loader.streams, loader, key,
-                           lambda name, stream: paired_stream(name, stream, loader, key, captions))
-    _count_epoch(plan, opened, loader)
+    _add_datasets(plan, loader.streams, loader, key,
+                  lambda name, stream: paired_stream(name, stream, loader, key, captions))
 
 
 def add_targets(plan: Plan, config: InheritanceConfig, key: str) -> None:
     """Add the vectors of teacher and CLIP that inheritance reads by `key`, ``train_data`` or ``eval_data``."""
     loader: Any = getattr(config, key)
     with collect_errors(plan.errors, key):
-        streams = target_streams(loader, key)
-        opened = _add_datasets(plan, streams, loader, key,
+        shards = _add_datasets(plan, target_streams(loader, key), loader, key,
                                lambda name, stream: target_stream(name, stream, loader, key)[0])
-        if opened and isinstance(opened[0][1], PairedReader):
-            plan.embed_dim = embedding_dim(opened[0][1].images)
-        _count_epoch(plan, opened, loader)
+        if shards and isinstance(shards[0], PairedReader):
+            plan.embed_dim = embedding_dim(shards[0].images)
 
 
 def add_captions(plan: Plan, config: Stage1Config, key: str) -> None:
@@ -99,27 +94,22 @@ def add_all_captions(plan: Plan, datasets: Mapping[str, DatasetConfig]) -> None:
     _add_texts(plan, CaptionDataConfig(streams=streams), 'datasets', [None] * len(streams))
 
 
-def _add_texts(
-    plan: Plan, loader: CaptionDataConfig, key: str, columns: Sequence[Optional[Sequence[str]]]
-) -> None:
-    """Add datasets of texts; `columns` are the text columns of each, None for all captions."""
-    columns_of_stream = dict(zip(loader.streams, columns))
-    opened = _add_datasets(plan, loader.streams, loader, key,
-                           lambda name, stream: VerifiedStream(**stream_arguments(name, stream, key)),
-                           lambda dataset, shard: _count_texts(dataset, shard, columns_of_stream[dataset.name]))
-    _count_epoch(plan, opened, loader)
+def _add_texts(plan: Plan, loader: CaptionDataConfig, key: str, columns: Sequence[Optional[Sequence[str]]]) -> None:
+    _add_datasets(plan, loader.streams, loader, key,
+                  lambda name, stream: VerifiedStream(**stream_arguments(name, stream, key)),
+                  dict(zip(loader.streams, columns)))
 
 
 def _add_datasets(
     plan: Plan, streams: Mapping[str, Any], loader: Loader, key: str,
     open_stream: Callable[[str, Any], VerifiedStream],
-    count_texts: Callable[[DatasetPlan, Reader], None] = lambda dataset, shard: None,
-) -> Opened:
-    """Add the datasets that can be opened, and the errors of the others, to the plan; return the opened streams.
+    columns: Optional[Mapping[str, Optional[Sequence[str]]]] = None,
+) -> list[Reader]:
+    """Add the datasets that can be opened, and the errors of the others; return the first shard of each.
 
-    `count_texts` adds the texts to a dataset with this first shard.
+    `columns` are the text columns of each dataset, None for all captions.
     """
-    opened: Opened = []
+    opened: list[tuple[VerifiedStream, Reader]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, configured in streams.items():
             with collect_errors(plan.errors, f'{key}.streams.{name}'):
@@ -128,21 +118,22 @@ def _add_datasets(
                 dataset = _sizes(name, shards)
                 plan.datasets.append(dataset)
                 opened.append((stream, shards[0]))
-                count_texts(dataset, shards[0])
+                if columns is not None:
+                    _count_texts(dataset, shards[0], columns[name])
         if any(dataset.embeddings for dataset in plan.datasets):
             with collect_errors(plan.errors, key):
                 plan.llm_embed_dim = common_teacher(opened).llm_embed_dim
-    return opened
+    if opened:
+        _count_epoch(plan, [stream for stream, _ in opened], loader)
+    return [shard for _, shard in opened]
 
 
-def _count_epoch(plan: Plan, opened: Opened, loader: Loader) -> None:
+def _count_epoch(plan: Plan, streams: Sequence[VerifiedStream], loader: Loader) -> None:
     """Count the samples that an epoch draws from each dataset, and the mean length of their texts."""
-    if not opened:
-        return
     samples = np.array([dataset.samples for dataset in plan.datasets])
     epoch_size = int(loader.epoch_size) if loader.epoch_size else None
-    Stream.apply_weights([stream for stream, _ in opened], samples, epoch_size, loader.shuffle_seed)
-    for dataset, (stream, _) in zip(plan.datasets, opened):
+    Stream.apply_weights(streams, samples, epoch_size, loader.shuffle_seed)
+    for dataset, stream in zip(plan.datasets, streams):
         dataset.epoch_samples = int(stream.choose)
     with_texts = [dataset for dataset in plan.datasets if dataset.characters]
     if with_texts:

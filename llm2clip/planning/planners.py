@@ -83,39 +83,27 @@ def _plan_stage2(config: Stage2Config) -> Plan:
     """Plan images, towers, adapter, and the LLM if it is in the loop or trained."""
     plan = _plan_training(config, add_images)
     teacher, llm, lengths = _text_encoders(config, plan)
-
-    def make_text(length: int) -> TrainedText:
-        """Return the text encoder to train, with a fake tokenizer."""
-        with torch.device('meta'):
-            encoder = load_trained_encoder(config.trainable_text, llm, on_meta=True, load_weights=False)
-        names = ['input_ids', 'attention_mask', 'embed_mask']
-        if isinstance(encoder, ClipTextTower):
-            length = encoder.config.max_position_embeddings
-            names.remove('embed_mask')
-            if 'siglip' in encoder.config.model_type:
-                names.remove('attention_mask')
-        return TrainedText(encoder, partial(_fake_tokens, length, names))
-
     if config.trainable_text.clip is None:
         dim = _teacher_width(config, plan)
     else:
-        clip_text = make_text(1).encoder
+        clip_text = _trainable_text(config, llm, 1).encoder
         dim = clip_text.llm_embed_dim
-    image_size = train_image_size(config.train_data, config.model.vision)
-    captions = config.train_data.captions_per_image
-    reads_embeddings = reads_image_embeddings(config.train_data, 'train_data')
 
     def make_model(length: int) -> ComposerLLM2CLIP:
-        text = make_text(length) if config.reads_captions else None
+        text = _trainable_text(config, llm, length) if config.reads_captions else None
         with torch.device('meta'):
             return stage2.make_model(config, dim, load_weights=False, text=text)
 
+    image_width = 0  # of image embeddings
+    if reads_image_embeddings(config.train_data, 'train_data'):
+        image_width = make_model(1).model.vision_encoder.width
+    image_size = train_image_size(config.train_data, config.model.vision)
+    captions = config.train_data.captions_per_image
+
     def make_step(length: int) -> Any:
-        model = make_model(length)
         # A frozen LLM in the loop puts vectors into the batch as well.
         text_width = 0 if config.reads_captions else dim
-        image_width = model.model.vision_encoder.width if reads_embeddings else 0
-        return model, lambda n: image_batch(n, image_size, text_width, captions, image_width)
+        return make_model(length), lambda n: image_batch(n, image_size, text_width, captions, image_width)
 
     if config.initial_weights is not None:
         with collect_errors(plan.errors):
@@ -123,11 +111,23 @@ def _plan_stage2(config: Stage2Config) -> Plan:
     _measure(plan, config, make_step, stage2.possible_metrics(config), lengths, teacher)
     if plan.cost is not None:
         text_width = dim if config.reads_vectors else 0
-        image_width = make_model(1).model.vision_encoder.width if reads_embeddings else 0
         batch = image_batch(plan.device_batch, image_size, text_width, captions, image_width)
         plan.shared_memory = shared_memory(batch, config.train_data.num_workers, epoch_samples=plan.epoch_samples,
                                            ranks=min(_GPUS_PER_NODE, plan.ranks))
     return plan
+
+
+def _trainable_text(config: Stage2Config, llm: Optional[TextEncoderConfig], length: int) -> TrainedText:
+    """Return the text encoder to train, with a fake tokenizer of `length` tokens per text, or CLIP's maximum."""
+    with torch.device('meta'):
+        encoder = load_trained_encoder(config.trainable_text, llm, on_meta=True, load_weights=False)
+    names = ['input_ids', 'attention_mask', 'embed_mask']
+    if isinstance(encoder, ClipTextTower):
+        length = encoder.config.max_position_embeddings
+        names.remove('embed_mask')
+        if 'siglip' in encoder.config.model_type:
+            names.remove('attention_mask')
+    return TrainedText(encoder, partial(_fake_tokens, length, names))
 
 
 def image_batch(
@@ -200,9 +200,7 @@ def _plan_inheritance(config: InheritanceConfig) -> Plan:
         with torch.device('meta'):
             return inheritance.make_model(config, dim, embed_dim), make_batch
 
-    metrics: dict[str, list[str]] = {}
-    if config.eval_data is not None:
-        metrics['eval'] = [*ComposerInheritance.metrics]
+    metrics = {} if config.eval_data is None else {'eval': [*ComposerInheritance.metrics]}
     _measure(plan, config, make_step, metrics)
     return plan
 
@@ -242,13 +240,10 @@ def _plan_stage1(config: Stage1Config) -> Plan:
         with torch.device('meta'):
             model = stage1.make_model(config, on_meta=True)
             if isinstance(model, MaskedNextTokenPrediction):
-                model = _MeanMask(model.text_encoder, model.head)
-                model.probability = config.mntp.mask_probability
+                model = _MeanMask(model, config.mntp.mask_probability)
         return model, partial(make_batch, tokens)
 
-    metrics: dict[str, list[str]] = {}
-    if config.eval_data is not None:
-        metrics['eval'] = [*CaptionContrastive.metrics]
+    metrics = {} if config.eval_data is None else {'eval': [*CaptionContrastive.metrics]}
     _measure(plan, config, make_step, metrics, (longest, mean))
     return plan
 
@@ -256,7 +251,9 @@ def _plan_stage1(config: Stage1Config) -> Plan:
 class _MeanMask(MaskedNextTokenPrediction):
     """Mask the mean number of tokens, at any positions, because fake tensors have no values."""
 
-    probability = 0.0
+    def __init__(self, model: MaskedNextTokenPrediction, probability: float) -> None:
+        super().__init__(model.text_encoder, model.head)
+        self.probability = probability
 
     def loss(self, outputs: torch.Tensor, batch: dict[str, Any], *args: Any) -> torch.Tensor:
         states = outputs.flatten(0, 1)[:int(outputs.shape[0] * outputs.shape[1] * self.probability)]
@@ -314,7 +311,13 @@ def _plan_training(
     plan.device_batch = plan.global_batch // plan.ranks
     plan.microbatch = config.device_train_microbatch_size or plan.device_batch
     plan.epoch_samples = int(config.plan_samples or sum(dataset.epoch_samples for dataset in plan.datasets))
-    plan.epoch_steps = _steps_per_epoch(plan, config.train_data.num_canonical_nodes, mixes_datasets)
+    nodes = config.train_data.num_canonical_nodes
+    if plan.datasets and not mixes_datasets:
+        for dataset in plan.datasets:
+            plan.epoch_steps += with_repeats(dataset.epoch_samples, nodes) // plan.global_batch
+    else:
+        rank_samples = -(-with_repeats(plan.epoch_samples, nodes) // plan.ranks)
+        plan.epoch_steps = rank_samples // max(1, plan.device_batch)
     plan.steps = _steps(config.max_duration, plan)
     plan.kept = config.save_num_checkpoints_to_keep
     interval = _steps(config.save_interval, plan)
@@ -322,14 +325,6 @@ def _plan_training(
         plan.checkpoints = -(-plan.steps // interval)
     _check_sizes(plan, config.train_data.cache_limit)
     return plan
-
-
-def _steps_per_epoch(plan: Plan, num_canonical_nodes: int, mixes_datasets: bool) -> int:
-    if plan.datasets and not mixes_datasets:
-        samples = [with_repeats(dataset.epoch_samples, num_canonical_nodes) for dataset in plan.datasets]
-        return sum(count // plan.global_batch for count in samples)
-    rank_samples = -(-with_repeats(plan.epoch_samples, num_canonical_nodes) // plan.ranks)
-    return rank_samples // max(1, plan.device_batch)
 
 
 def _check_sizes(plan: Plan, cache_limit: Optional[Union[int, str]]) -> None:

@@ -270,8 +270,6 @@ def read_model(path: Path) -> dict[str, torch.Tensor]:
                     state[name] = torch.empty(metadata.size, dtype=metadata.properties.dtype)
             load(state, storage_reader=FileSystemReader(path), no_dist=True)
             model = {name.removeprefix(prefix): value for name, value in state.items()}
-        if not model:
-            raise FileError(f'{path}: holds no model, expected {_EXPECTED}')
     check_finite(model, path)
     return model
 
@@ -281,7 +279,7 @@ def read_latest(folder: str) -> dict[str, torch.Tensor]:
 
     Raises:
         ConfigError: There is no complete checkpoint, or credentials are missing.
-        FileError: The checkpoint is damaged, would run code, or holds no model.
+        FileError: The checkpoint is damaged, or would run code.
         LoadError: A weight is not finite.
     """
     store = maybe_create_object_store_from_uri(folder)

@@ -132,7 +132,6 @@ class Stage2Run:
         """
         config = self.config
         teacher = self.record.teacher
-        _check_initial(config.model.vision, config.initial_weights)
         model = LLM2CLIP(config.model.merged, self.record.llm_embed_dim, load_weights=config.initial_weights is None)
         if config.initial_weights is not None:
             same_teacher = load_initial_weights(model, config.model.merged, teacher, config.initial_weights)

@@ -35,7 +35,7 @@ from llm2clip.training.algorithms.weights import AverageGlooGradients
 from llm2clip.training.callbacks.jsonl_logger import JSONLLogger
 from llm2clip.training.callbacks.monitors import ProgressBar, SaveBest, StepMonitor, StopAtNonfinite
 from llm2clip.training.checkpoints import check_shared, find_checkpoint, written_checkpoints
-from llm2clip.training.optim import FUSED_SHARDS, build_optimizer
+from llm2clip.training.optim import build_optimizer
 
 
 def initialize(config: TrainConfig) -> None:
@@ -54,8 +54,6 @@ def check_train_config(config: TrainConfig) -> None:
         raise ConfigError(f'{config.precision}, expected fp32, the only one on a CPU', key='precision')
     name, arguments = named(config.optimizer, 'optimizer')
     build('optimizer', name, {'params': [torch.nn.Parameter(torch.zeros(1))]} | arguments)
-    if config.fsdp is not None and arguments.get('fused') and name not in FUSED_SHARDS:
-        raise ConfigError(f'{name} has no kernel for weights that fsdp shards; leave it out', key='optimizer.fused')
     name, arguments = named(config.scheduler, 'scheduler')
     build('scheduler', name, arguments)
     if name.endswith('_with_warmup'):
@@ -68,7 +66,7 @@ def check_train_config(config: TrainConfig) -> None:
         _check_compile(config.compile)
     if config.fsdp is not None:
         with under('fsdp'):
-            _check_fsdp(config.fsdp, config.device)
+            _check_fsdp(config.fsdp)
     _check_microbatch(config)
 
 
@@ -108,8 +106,8 @@ def _check_warmup(t_warmup: str, t_max: str, max_duration: str) -> None:
                           f'and of t_max, {t_max}', key='scheduler.t_warmup')
 
 
-def _check_fsdp(config: FsdpConfig, device: Optional[str]) -> None:
-    """Raise a ConfigError if the FSDP options do not fit the ranks or the `device`, ``gpu`` or ``cpu``."""
+def _check_fsdp(config: FsdpConfig) -> None:
+    """Raise a ConfigError if the FSDP options do not fit the number of ranks."""
     ranks = dist.get_world_size()
     groups = config.reshard_after_forward
     if ranks % config.replicate:
@@ -119,8 +117,6 @@ def _check_fsdp(config: FsdpConfig, device: Optional[str]) -> None:
     if not isinstance(groups, bool) and (groups < 1 or shards % groups):
         raise ConfigError(f'{groups} ranks, expected true, false or a number that divides that of the ranks of a copy '
                           f'of the model, {shards}', key='reshard_after_forward')
-    if config.activation_cpu_offload and device == 'cpu':
-        raise ConfigError("activations on a CPU are in the host's memory already", key='activation_cpu_offload')
 
 
 def evaluated_metrics(evaluators: Sequence[Evaluator]) -> dict[str, list[str]]:
@@ -138,12 +134,9 @@ def check_metrics(config: TrainConfig, metrics: Mapping[str, Sequence[str]]) -> 
     if 'save_best' not in config.callbacks:
         return
     best = SaveBest(**(config.callbacks['save_best'] or {}))
-    if not metrics:
-        raise ConfigError(f'there is no eval_data, expected some on which {best.metric} is computed',
-                          key='callbacks.save_best')
     if best.dataloader_label not in metrics:
-        raise ConfigError(f'nothing called {best.dataloader_label!r} is evaluated, expected {" or ".join(metrics)}',
-                          key='callbacks.save_best.dataloader_label')
+        raise ConfigError(f'there is no evaluation called {best.dataloader_label!r}, expected some on which '
+                          f'{best.metric} is computed', key='callbacks.save_best.dataloader_label')
     computed = metrics[best.dataloader_label]
     if best.metric not in computed:
         raise ConfigError(f'{best.metric!r} is never computed on {best.dataloader_label}, '

@@ -127,7 +127,7 @@ class Window(Callback):
     """Callback that measures seconds, tokens and peak memory of the steps after the warm-up."""
 
     def __init__(self, warm_up: int, steps: int) -> None:
-        self.first, self.last = warm_up, warm_up + steps
+        self.first, self.last, self.steps = warm_up, warm_up + steps, steps
         self.before: dict[str, float] = {}
         self.peak: dict[str, float] = {}
         self.seconds = 0.0
@@ -161,11 +161,11 @@ def train_stage1(name: str, config: Stage1Config) -> Result:
     make_checked_plan(config)
     initialize(config)
     trainer, _ = stage1.make_trainer(config, load_caption_tokenizer(config.text_encoder))
-    measured, steps = run_window(name, config, trainer)
-    config.plan_tokens = round(measured.tokens / (2 * steps * config.global_train_batch_size))
+    measured = run_window(name, config, trainer)
+    config.plan_tokens = round(measured.tokens / (2 * measured.steps * config.global_train_batch_size))
     with fake_ranks(1):
         plan = make_plan(config)
-    return training_summary(config, plan, measured, steps)
+    return training_summary(config, plan, measured)
 
 
 def train_stage2(name: str, config: Stage2Config) -> Result:
@@ -173,22 +173,21 @@ def train_stage2(name: str, config: Stage2Config) -> Result:
     plan = make_checked_plan(config)
     config.train_data.num_workers = workers(plan.shared_memory)
     initialize(config)
-    measured, steps = run_window(name, config, stage2.make_trainer(config))
-    return training_summary(config, plan, measured, steps)
+    return training_summary(config, plan, run_window(name, config, stage2.make_trainer(config)))
 
 
-def run_window(name: str, config: TrainConfig, trainer: Trainer) -> tuple[Window, int]:
-    """Train without checkpoints; return what was measured after the warm-up, and the number of these steps."""
-    warm_up, steps = window(name, config.device or 'gpu')
-    measured = Window(warm_up, steps)
+def run_window(name: str, config: TrainConfig, trainer: Trainer) -> Window:
+    """Train without checkpoints, and return what was measured after the warm-up."""
+    measured = Window(*window(name, config.device or 'gpu'))
     others = [callback for callback in trainer.state.callbacks if not isinstance(callback, CheckpointSaver)]
     trainer.state.callbacks = [*others, measured]
     fit(trainer, config)
     trainer.close()
-    return measured, steps
+    return measured
 
 
-def training_summary(config: Any, plan: Any, measured: Window, steps: int) -> Result:
+def training_summary(config: Any, plan: Any, measured: Window) -> Result:
+    steps = measured.steps
     waits = read_metrics(Path(config.save_folder, 'metrics.jsonl'))['time/data_wait']
     waited = steps * statistics.mean(wait for step, wait in waits.items() if step >= measured.first)
     return summary(
