@@ -31,8 +31,8 @@ def main(config: ImportConfig) -> None:
     if imported is not None:
         width = load_config(teacher_config(teacher).pretrained).hidden_size
         if width != imported.llm_embed_dim:
-            raise ConfigError(f'the vectors of {teacher} have {width} dimensions, the adapter of the official '
-                              f'weights takes {imported.llm_embed_dim}', key='teacher')
+            raise ConfigError(f'the vectors of {teacher} have {width} dimensions, the adapter of the '
+                              f'official weights takes {imported.llm_embed_dim}', key='teacher')
         record = TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': imported.llm_embed_dim})
         export_folder(imported.model, imported.config, record, teacher, f'{config.out}/llm2clip')
         print(f'wrote {config.out}/llm2clip')

@@ -150,7 +150,7 @@ class TrainConfig(PlanConfig, TrainerConfig):
 
     @property
     def has_negatives(self) -> bool:
-        """Whether the samples of a batch are negatives of each other, so that the loss is that of the whole batch."""
+        """Whether the samples of a batch are negatives of each other, which the loss needs all at once."""
         return True
 
     @property
@@ -195,7 +195,7 @@ def _check_proportions(streams: Mapping[str, StreamConfig]) -> None:
             raise ConfigError('proportion is set, too, expected one of the two', key=f'{name}.repeat')
     without = [name for name, stream in streams.items() if stream.proportion is None]
     if 0 < len(without) < len(streams):
-        raise ConfigError('required but not set, since other datasets have one', key=f'{without[0]}.proportion')
+        raise ConfigError('required, since other datasets have one', key=f'{without[0]}.proportion')
 
 
 @dataclass
@@ -237,8 +237,9 @@ class Stage1Config(TrainConfig):
             raise ConfigError('objective mntp has no negatives; its microbatches need no cache',
                               key='algorithms.grad_cache')
         if self.fsdp is not None and self.text_encoder.dtype != 'float32':
-            raise ConfigError(f'{self.text_encoder.dtype} does not go with fsdp, which needs the float32 of the LoRA '
-                              'weights everywhere; precision: amp_bf16 computes in bfloat16', key='text_encoder.dtype')
+            raise ConfigError(f'{self.text_encoder.dtype} does not go with fsdp, which needs the float32 of '
+                              'the LoRA weights everywhere; precision: amp_bf16 computes in bfloat16',
+                              key='text_encoder.dtype')
         if self.objective == 'mntp' and self.eval_data is not None:
             raise ConfigError('objective mntp has no evaluation', key='eval_data')
 
@@ -365,7 +366,7 @@ class Stage2Config(TrainConfig):
         texts = self.trainable_text
         in_loop = self.text_encoder_in_loop.enabled
         if texts.lora is not None and not isinstance(self.teacher, str):
-            raise ConfigError('expected the folder that stage 1 wrote, since trainable_text.lora trains its LLM',
+            raise ConfigError('expected a folder of stage 1, since trainable_text.lora trains its LLM',
                               key='teacher')
         needs_llm = {'trainable_text.lora': texts.lora is not None, 'text_encoder_in_loop.enabled': in_loop,
                      'initial_adapter': self.initial_adapter is not None}
@@ -377,13 +378,14 @@ class Stage2Config(TrainConfig):
             raise ConfigError('embeds captions by a frozen LLM, and trainable_text.lora trains it; '
                               'expected one of the two', key='text_encoder_in_loop.enabled')
         if in_loop and (self.teacher is None or isinstance(self.teacher, list)):
-            raise ConfigError('expected one, which embeds the captions, since text_encoder_in_loop.enabled is true',
+            raise ConfigError('expected one that embeds captions, since text_encoder_in_loop.enabled is true',
                               key='teacher')
 
     def _check_zeroshot(self) -> None:
         if self.teacher is None and self.trainable_text.clip is None:
-            raise ConfigError('required but not set, since it embeds the prompts of eval_zeroshot', key='teacher')
-        for key, teachers in {'train_data.teachers': self.train_data.teachers, 'teacher': self.teacher}.items():
+            raise ConfigError('required but not set, since it embeds the prompts of eval_zeroshot',
+                              key='teacher')
+        for key, teachers in (('train_data.teachers', self.train_data.teachers), ('teacher', self.teacher)):
             if isinstance(teachers, list) and len(teachers) > 1:
                 raise ConfigError(f'its prompts are embedded by one teacher, and {key} names {len(teachers)}',
                                   key='eval_zeroshot')
@@ -397,8 +399,8 @@ class Stage2Config(TrainConfig):
             raise ConfigError('initial_weights has an adapter of its own, expected one of the two',
                               key='initial_adapter')
         if self.initial_adapter is not None and self.model.visual_projection in ('linear', 'affine'):
-            raise ConfigError(f'{self.model.visual_projection} begins with random weights, expected pretrained, since '
-                              'initial_adapter leads into the space of the pretrained CLIP',
+            raise ConfigError(f'{self.model.visual_projection} begins with random weights, expected '
+                              'pretrained, since initial_adapter leads into the space of the pretrained CLIP',
                               key='model.visual_projection')
         if self.self_distillation.enabled and self.begins_at_random:
             raise ConfigError('the tower begins with random weights, which are nothing to keep; expected '
@@ -408,7 +410,8 @@ class Stage2Config(TrainConfig):
     def _check_image_embeddings(self, loader: str, data: ImageDataConfig) -> None:
         embeddings = f'{loader}.streams.<name>.image_embeddings'
         if not self.model.vision.freeze:
-            raise ConfigError(f'expected true, since {embeddings} has vectors of the tower', key='model.vision.freeze')
+            raise ConfigError(f'expected true, since {embeddings} has vectors of the tower',
+                              key='model.vision.freeze')
         needs_images = {
             'self_distillation.enabled': self.self_distillation.enabled,
             'loss.mask_equal_texts': self.loss.mask_equal_texts,

@@ -159,7 +159,8 @@ def check_evaluated_model(config: EvaluatedModelConfig) -> list[tuple[TeacherSou
         raise ConfigError(f'{config.wise_ft_alpha:g}, expected 1 or a run, which knows what it began with',
                           key='wise_ft_alpha')
     if config.truncate_dim is not None and config.pretrained is not None:
-        raise ConfigError(f'{config.truncate_dim}, expected none for a model of transformers', key='truncate_dim')
+        raise ConfigError(f'{config.truncate_dim}, expected none for a model of transformers',
+                          key='truncate_dim')
     if config.pretrained is not None:
         return []
     teachers = _teachers(config)
@@ -200,14 +201,17 @@ def _teachers(config: EvaluatedModelConfig) -> list[tuple[TeacherSource, Optiona
         expected = run.final_record.teacher
         teachers = teachers or teacher_sources(run.teacher, config.trust_remote_code)
     if not teachers:
-        raise ConfigError(f'required but not set, since {_folder(config)} names none that is there', key='teacher')
-    if len(teachers) != len(expected):
-        raise ConfigError(f'{_folder(config)} learned from {len(expected)} teachers, not from {len(teachers)}',
+        raise ConfigError(f'required but not set, since {_folder(config)} names none that is there',
                           key='teacher')
+    if len(teachers) != len(expected):
+        raise ConfigError(f'{_folder(config)} learned from {len(expected)} teachers, not from '
+                          f'{len(teachers)}', key='teacher')
     return list(zip(teachers, expected))
 
 
-def load_evaluated_model(config: EvaluatedModelConfig, cache: Union[str, Path], device: Device) -> EvaluatedModel:
+def load_evaluated_model(
+    config: EvaluatedModelConfig, cache: Union[str, Path], device: Device
+) -> EvaluatedModel:
     """Load a configured model and its teachers on a device; `cache` is a folder of text embeddings.
 
     Raises the errors of `check_evaluated_model` and of damaged files.

@@ -63,7 +63,7 @@ def add_images(plan: Plan, config: Stage2Config, key: str) -> None:
 
 
 def add_targets(plan: Plan, config: InheritanceConfig, key: str) -> None:
-    """Add the vectors of teacher and CLIP that inheritance reads by `key`, ``train_data`` or ``eval_data``."""
+    """Add the embeddings that inheritance reads by `key`, ``train_data`` or ``eval_data``."""
     loader: Any = getattr(config, key)
     with collect_errors(plan.errors, key):
         shards = _add_datasets(plan, target_streams(loader, key), loader, key,
@@ -94,7 +94,9 @@ def add_all_captions(plan: Plan, datasets: Mapping[str, DatasetConfig]) -> None:
     _add_texts(plan, CaptionDataConfig(streams=streams), 'datasets', [None] * len(streams))
 
 
-def _add_texts(plan: Plan, loader: CaptionDataConfig, key: str, columns: Sequence[Optional[Sequence[str]]]) -> None:
+def _add_texts(
+    plan: Plan, loader: CaptionDataConfig, key: str, columns: Sequence[Optional[Sequence[str]]]
+) -> None:
     _add_datasets(plan, loader.streams, loader, key,
                   lambda name, stream: VerifiedStream(**stream_arguments(name, stream, key)),
                   dict(zip(loader.streams, columns)))

@@ -60,7 +60,7 @@ _FLOAT32_ON_CUDA = (
 
 @dataclass
 class EncoderPass:
-    """Forward pass of a frozen text encoder, which is on the meta device in the data type of its computation."""
+    """Forward pass of a frozen text encoder on the meta device, in the data type of its computation."""
 
     encoder: TextEncoder
     tokens: int  # per caption
@@ -123,7 +123,8 @@ def precision_of(config: TrainConfig) -> str:
 
 
 def dry_run_step(
-    model: ComposerModel, config: TrainConfig, make_batch: Callable[[int], Batch], teacher: Optional[EncoderPass] = None
+    model: ComposerModel, config: TrainConfig, make_batch: Callable[[int], Batch],
+    teacher: Optional[EncoderPass] = None,
 ) -> StepCost:
     """Run a step of a model on the meta device, as rank 0 of `fake_ranks`; the model cannot be used again.
 
@@ -180,9 +181,10 @@ def dry_run_step(
 
 
 def _prepare_model(
-    model: ComposerModel, config: TrainConfig, sharding: Optional[FSDP2Config], precision: Precision, cost: StepCost
+    model: ComposerModel, config: TrainConfig, sharding: Optional[FSDP2Config], precision: Precision,
+    cost: StepCost,
 ) -> torch.optim.Optimizer:
-    """Give the model fake weights, build its optimizer and shard both; record the checkpoint and DDP's buckets."""
+    """Fill the model with fakes, shard it and return its optimizer; record the sizes in `cost`."""
     fill_with_fakes(model)
     model.train()
     optimizer = build_optimizer(config, model)

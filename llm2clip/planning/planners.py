@@ -118,7 +118,7 @@ def _plan_stage2(config: Stage2Config) -> Plan:
 
 
 def _trainable_text(config: Stage2Config, llm: Optional[TextEncoderConfig], length: int) -> TrainedText:
-    """Return the text encoder to train, with a fake tokenizer of `length` tokens per text, or CLIP's maximum."""
+    """Return the text encoder to train, with a fake tokenizer of `length` tokens; CLIP has its own length."""
     with torch.device('meta'):
         encoder = load_trained_encoder(config.trainable_text, llm, on_meta=True, load_weights=False)
     names = ['input_ids', 'attention_mask', 'embed_mask']
@@ -168,8 +168,8 @@ def _text_encoders(
     key = 'text_encoder_in_loop.enabled' if in_loop.enabled else 'trainable_text.lora'
     llm = _teacher_config(config)
     if llm is None:
-        raise ConfigError(f'there is none in {config.teacher}, which {key} needs; plan_llm lets it be planned '
-                          'before it is there', key='teacher')
+        raise ConfigError(f'there is none in {config.teacher}, which {key} needs; plan_llm lets it be '
+                          'planned before it is there', key='teacher')
     if isinstance(config.teacher, str) and not Path(config.teacher).is_dir():
         plan.errors.append(f'teacher: {key} needs one, and there is none in {config.teacher}')
     texts = int(plan.steps or 0) * config.global_train_batch_size * captions
@@ -177,7 +177,8 @@ def _text_encoders(
     in_float32 = dataclasses.replace(llm, dtype='float32')
     if in_loop.enabled:
         encoder = on_meta(in_float32 if in_loop.sharded else llm)
-        teacher = EncoderPass(encoder, tokens, in_loop.batch_tokens, in_loop.precision, in_loop.sharded, captions)
+        teacher = EncoderPass(encoder, tokens, in_loop.batch_tokens, in_loop.precision, in_loop.sharded,
+                              captions)
         return teacher, None, (0, 0)
     plan.warnings.append(f'memory is that of captions as long as the LLM reads, {llm.max_length:,} tokens; the time '
                          f'is that of {tokens:,}, without the padding to the longest of a microbatch')
@@ -296,8 +297,8 @@ def _plan_training(
 ) -> Plan:
     """Plan the data, steps and checkpoints of a training.
 
-    `add_datasets` adds the datasets that it reads by ``train_data`` or ``eval_data``.  Unless `mixes_datasets`,
-    each global batch comes from one of them.
+    `add_datasets` adds the datasets that it reads by ``train_data`` or ``eval_data``.  Without
+    `mixes_datasets`, each global batch comes from one of them.
     """
     plan = Plan(config, dist.get_world_size())
     if config.plan_samples is None:

@@ -203,8 +203,8 @@ def check_shared(folder: str) -> None:
     if is_first():
         path.unlink()
     if not all(seen):
-        raise ConfigError(f'checkpoint_folder: the nodes do not share {folder}, so some could not resume '
-                          'from it; expected a folder on a shared disk, or s3://…')
+        raise ConfigError(f'the nodes do not share {folder}, so some could not resume from it; expected a '
+                          'folder on a shared disk, or s3://…', key='checkpoint_folder')
 
 
 def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
@@ -229,8 +229,8 @@ def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
     checkpoint = broadcast_from_rank0(find)
     if checkpoint is not None and sharded == checkpoint.endswith('.pt'):
         kind, expected = ('full', 'sharded') if sharded else ('sharded', 'full')
-        raise ConfigError(f'fsdp.state_dict_type: {checkpoint} is a {kind} checkpoint, but this run writes '
-                          f'and reads {expected} ones')
+        raise ConfigError(f'{checkpoint} is a {kind} checkpoint, but this run writes and reads {expected} '
+                          'ones', key='fsdp.state_dict_type')
     return checkpoint
 
 
@@ -252,7 +252,7 @@ def _named(path: Union[str, Path]) -> Iterator[None]:
     try:
         yield
     except (_Damaged, ConfigError) as error:
-        raise FileError(f'{path}: {error}, expected {_EXPECTED}') from None
+        raise FileError(f'{error}, expected {_EXPECTED}', path) from None
 
 
 def read_model(path: Path) -> dict[str, torch.Tensor]:

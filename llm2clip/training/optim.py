@@ -71,7 +71,8 @@ def parameter_groups(
         decay = weight_decay if parameter.ndim > 1 and parameter not in no_decay else 0.0
         groups.setdefault((lr * scale, decay), []).append(parameter)
     if unused:
-        raise ConfigError(f'no trainable part of the model is called {", ".join(sorted(unused))}', key='lr_scale')
+        names = ', '.join(sorted(unused))
+        raise ConfigError(f'no trainable part of the model is called {names}', key='lr_scale')
     return [{'params': group, 'lr': rate, 'weight_decay': decay}
             for (rate, decay), group in sorted(groups.items(), key=lambda item: item[0])]
 
@@ -79,7 +80,7 @@ def parameter_groups(
 def _vision_layers(
     model: torch.nn.Module, layer_decay: float
 ) -> tuple[dict[torch.nn.Parameter, float], set[torch.nn.Parameter]]:
-    """Return the factors on the learning rates of the vision tower's parameters, and those without weight decay."""
+    """Return the factor on the learning rate of each weight of the vision tower, and those without decay."""
     layer_scale: dict[torch.nn.Parameter, float] = {}
     no_decay: set[torch.nn.Parameter] = set()
     for module in model.modules():

@@ -80,8 +80,12 @@ class Stage2Run:
         FileError: The file of the teacher is damaged.
     """
 
-    def __init__(self, folder: Union[str, Path], weights: RunWeights = 'latest', wise_ft_alpha: float = 1.0) -> None:
-        self.folder, self.weights, self.wise_ft_alpha = Path(folder), weights, wise_ft_alpha
+    def __init__(
+        self, folder: Union[str, Path], weights: RunWeights = 'latest', wise_ft_alpha: float = 1.0
+    ) -> None:
+        self.folder = Path(folder)
+        self.weights = weights
+        self.wise_ft_alpha = wise_ft_alpha
         with under('run'):
             self.config = read_config(Stage2Config, folder)
             self.record = TeacherRecord.read(folder)
@@ -90,8 +94,8 @@ class Stage2Run:
             raise FileError(f'llm_embed_dim is {width!r}, expected the width of the vectors',
                             Path(folder, TEACHER_FILE))
         if weights == 'best' and not Path(folder, BEST_FILE).is_file():
-            raise ConfigError(f'the run in {folder} kept no best ones; add `callbacks: {{save_best: {{}}}}` to a run',
-                              key='weights')
+            raise ConfigError(f'the run in {folder} kept no best ones; add `callbacks: {{save_best: {{}}}}` '
+                              'to a run', key='weights')
         if wise_ft_alpha != 1:
             with self._explain_initial_weights():
                 _check_initial(self.config.model.vision, self.config.initial_weights)
@@ -104,10 +108,11 @@ class Stage2Run:
             FileError, LoadError: The weights are damaged, not finite, or of another model.
         """
         if self.weights == 'latest':
-            weights = load_checkpoint_model(self.folder)
+            state = load_checkpoint_model(self.folder)
         else:
-            weights = read_safetensors(self.folder / BEST_FILE).tensors
-        state = {name.removeprefix('model.'): value for name, value in weights.items() if name.startswith('model.')}
+            state = read_safetensors(self.folder / BEST_FILE).tensors
+        state = {name.removeprefix('model.'): value
+                 for name, value in state.items() if name.startswith('model.')}
         config = self.config.model
         model = LLM2CLIP(config, self.record.llm_embed_dim, load_weights=False)
         check_tower_names(model.vision_encoder, state, 'vision_encoder.')
@@ -132,7 +137,8 @@ class Stage2Run:
         """
         config = self.config
         teacher = self.record.teacher
-        model = LLM2CLIP(config.model.merged, self.record.llm_embed_dim, load_weights=config.initial_weights is None)
+        model = LLM2CLIP(config.model.merged, self.record.llm_embed_dim,
+                         load_weights=config.initial_weights is None)
         if config.initial_weights is not None:
             same_teacher = load_initial_weights(model, config.model.merged, teacher, config.initial_weights)
             parts = {name.split('.')[0] for name in model.state_dict()}
@@ -154,12 +160,12 @@ class Stage2Run:
         try:
             yield
         except ValueError as error:
-            raise ConfigError(f'needs the weights that the run in {self.folder} began with, as its config.yaml names '
-                              f'them; {error}', key='wise_ft_alpha') from error
+            raise ConfigError(f'needs the weights that the run in {self.folder} began with, as its '
+                              f'config.yaml names them; {error}', key='wise_ft_alpha') from error
 
     @property
     def teacher(self) -> Any:
-        """Teacher, as in a configuration: the folder of the one that the run has trained, or those that it names."""
+        """Configuration of the teacher: the folder of the one that the run has trained, or what it names."""
         if self.config.trainable_text.lora is None:
             return self.config.teacher
         return str(self._trained_encoder(TEACHER_FOLDER))
@@ -192,8 +198,8 @@ class Stage2Run:
             raise ConfigError(f'{self.wise_ft_alpha:g}, {reason}; expected 1', key='wise_ft_alpha')
         folder = self.folder / name
         if not folder.is_dir():
-            raise ConfigError(f'{folder}: there is none yet; the run trains its text encoder, and writes it when it '
-                              'ends')
+            raise ConfigError(f'{folder}: there is none yet; the run trains its text encoder, and writes it '
+                              'when it ends')
         return folder
 
     def teachers(self, teacher: Any = None, trust_remote_code: bool = False) -> list[TeacherSource]:
@@ -208,7 +214,7 @@ class Stage2Run:
         """
         if self.config.trainable_text.clip is not None:
             if teacher is not None:
-                raise ConfigError(f"the run in {self.folder} has trained CLIP's own text tower, expected none",
+                raise ConfigError(f"expected none, the run in {self.folder} trained CLIP's text tower",
                                   key='teacher')
             return []
         expected = self.final_record.teacher
@@ -220,8 +226,8 @@ class Stage2Run:
             trained = 'one teacher' if len(expected) == 1 else f'{len(expected)} teachers'
             if self.config.train_data.teachers:
                 trained += f' ({", ".join(self.config.train_data.teachers)})'
-            raise ConfigError(f'the run in {self.folder} was trained under {trained}; got {len(sources)} of them',
-                              key='teacher')
+            raise ConfigError(f'the run in {self.folder} was trained under {trained}; got {len(sources)} of '
+                              'them', key='teacher')
         for source, fingerprint in zip(sources, expected):
             source.check_encoding(fingerprint, 'the run')
         for source, fingerprint in zip(sources, expected):
@@ -295,8 +301,8 @@ def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Pat
                 return
         else:
             if reached.batch == 0 and any(folder.is_dir() and any(folder.iterdir()) for folder in results):
-                raise ConfigError(f'save_folder: the run in {config.save_folder} has ended, and there is no '
-                                  'checkpoint to resume from; choose another save_folder')
+                raise ConfigError(f'the run in {config.save_folder} has ended, and there is no checkpoint to '
+                                  'resume from; choose another save_folder', key='save_folder')
             for folder, kind in results.items():
                 check_replaceable(folder, kind)
                 shutil.rmtree(folder, ignore_errors=True)

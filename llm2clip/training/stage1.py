@@ -77,7 +77,7 @@ def _check_dropout(data: CaptionDataConfig, attention_dropout: float, lora_dropo
             reason = (f'a caption of train_data.streams.{name} is paired with itself, and dropout makes two '
                       'vectors of it')
             if not attention_dropout and not lora_dropout:
-                raise ConfigError(f'attention_dropout: 0, expected a value above 0, such as 0.1: {reason}')
+                raise ConfigError(f'0, expected more, such as 0.1: {reason}', key='attention_dropout')
             if dist.get_global_rank() == 0:
                 print(f'{reason} (unsupervised SimCSE)', flush=True)
 

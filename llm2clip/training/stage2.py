@@ -44,11 +44,12 @@ def make_loaders(config: Stage2Config) -> tuple[DataSpec, Optional[Evaluator]]:
     image_size = tower_preprocessing(config.model.vision).image_size
     eval_data = build_image_loader(config.eval_data, image_size, config.global_eval_batch_size, config.seed, False,
                                    'eval_data', captions)
-    return data, Evaluator(label='eval', dataloader=eval_data, metric_names=[*ComposerLLM2CLIP.retrieval_metrics])
+    metrics = [*ComposerLLM2CLIP.retrieval_metrics]
+    return data, Evaluator(label='eval', dataloader=eval_data, metric_names=metrics)
 
 
 def possible_metrics(config: Stage2Config) -> dict[str, list[str]]:
-    """Map the label of each evaluation to all its metrics; the files of a zero-shot set decide which it has."""
+    """Map the label of each evaluation to all metrics that it may have, as the files of a set decide."""
     metrics: dict[str, list[str]] = {}
     if config.eval_data is not None:
         metrics['eval'] = [*ComposerLLM2CLIP.retrieval_metrics]
@@ -93,7 +94,8 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
     batch_size = device_batch_size(config.global_eval_batch_size, 'global_eval_batch_size')
     evaluators = [] if retrieval is None else [retrieval]
     for name, zeroshot in sets.items():
-        evaluators.append(zeroshot_evaluator(zeroshot, name, image_size, batch_size, config.train_data.num_workers))
+        evaluators.append(
+            zeroshot_evaluator(zeroshot, name, image_size, batch_size, config.train_data.num_workers))
     check_metrics(config, evaluated_metrics(evaluators))
 
     record, in_loop = _find_teacher(config, data, retrieval, text)

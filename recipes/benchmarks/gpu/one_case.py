@@ -192,8 +192,8 @@ def training_summary(config: Any, plan: Any, measured: Window) -> Result:
     waited = steps * statistics.mean(wait for step, wait in waits.items() if step >= measured.first)
     return summary(
         measured.seconds, steps, steps * config.global_train_batch_size,
-        steps * (plan.cost.flops - plan.cost.recomputed), steps * plan.cost.recomputed, measured.tokens, waited,
-        plan.cost.peak, measured.peak, before=measured.before, device_batch=plan.device_batch,
+        steps * (plan.cost.flops - plan.cost.recomputed), steps * plan.cost.recomputed, measured.tokens,
+        waited, plan.cost.peak, measured.peak, before=measured.before, device_batch=plan.device_batch,
         microbatch=plan.microbatch, num_workers=config.train_data.num_workers)
 
 
