@@ -52,7 +52,7 @@ def load_model(
                           key='model')
     exported = LLM2CLIPModel.from_pretrained(config.model, trust_remote_code=config.trust_remote_code).eval()
     exported.teacher_precision = config.precision
-    check_truncate_dim(config.truncate_dim, exported.config.model_config(), 'truncate_dim')
+    check_truncate_dim(config.truncate_dim, exported.config.model_config())
     truncate_dims(exported.model, exported.config.model_config(), config.truncate_dim)
     settings = [exported.config.model, exported.config.teacher, config.precision]
     digest = xxhash.xxh64(json.dumps(settings, sort_keys=True))

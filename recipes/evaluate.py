@@ -6,6 +6,7 @@ composer [-n N] recipes/evaluate.py yamls/eval/….yaml [key=value …]"""
 
 from llm2clip.command import run_command
 from llm2clip.config import EvaluateConfig
+from llm2clip.errors import under
 
 
 def main(config: EvaluateConfig) -> None:
@@ -19,7 +20,9 @@ def main(config: EvaluateConfig) -> None:
     evaluation = Evaluation(config)
     device = open_device(config.device)
     for name, model in config.models.items():
-        evaluation.run(name, load_evaluated_model(model, config.cache, device, f'models.{name}'))
+        with under(f'models.{name}'):
+            evaluated = load_evaluated_model(model, config.cache, device)
+        evaluation.run(name, evaluated)
     evaluation.finish(device)
     if is_first():
         print(f'wrote results.json, results.md and report.html to {config.out}')

@@ -9,25 +9,25 @@ from llm2clip.config.loading import save_config
 
 
 def main(config: ExportConfig) -> None:
-    from llm2clip.export.hf import KIND, export_folder, run_teachers
+    from llm2clip.export.hf import KIND, export_folder
     from llm2clip.export.vision import export_clip
     from llm2clip.io.folders import check_replaceable
     from llm2clip.models.llm2clip import check_truncate_dim, truncate_dims
-    from llm2clip.training.runs import load_stage2, read_stage2, trained_clip_text, with_trained_teacher
+    from llm2clip.training.runs import Stage2Run
 
     out = f'{config.out}/llm2clip'
     check_replaceable(out, KIND)
-    run_config, record = read_stage2(config.run, config.weights, config.wise_ft_alpha)
-    check_truncate_dim(config.truncate_dim, run_config.model, 'truncate_dim')
-    run_config, record = with_trained_teacher(config.run, run_config, record, config.weights, config.wise_ft_alpha)
-    teachers = run_teachers(config, run_config, record.teacher)
-    clip_text = None if teachers else trained_clip_text(config.run, config.weights, config.wise_ft_alpha)
-    model, _, _ = load_stage2(config.run, config.weights, config.wise_ft_alpha)
-    model_config = truncate_dims(model, run_config.model, config.truncate_dim)
+    run = Stage2Run(config.run, config.weights, config.wise_ft_alpha)
+    check_truncate_dim(config.truncate_dim, run.config.model)
+    teachers = run.teachers(config.teacher, config.trust_remote_code)
+    clip_text = run.clip_text
+    model = run.load_model()
+    model_config = truncate_dims(model, run.config.model, config.truncate_dim)
     if clip_text is not None:
-        export_clip(model, model_config, run_config, clip_text, out)
+        export_clip(model, model_config, run.config, clip_text, out)
     else:
-        export_folder(model, model_config, record, teachers, out, run=run_config, wise_ft_alpha=config.wise_ft_alpha)
+        export_folder(model, model_config, run.final_record, teachers, out, run=run.config,
+                      wise_ft_alpha=run.wise_ft_alpha)
     save_config(config, config.out)
     print(f'wrote {out}')
 

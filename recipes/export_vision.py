@@ -6,7 +6,7 @@
 from typing import Any
 
 from llm2clip.command import run_command
-from llm2clip.config import ExportConfig, ExportVisionConfig
+from llm2clip.config import ExportVisionConfig
 
 
 def main(config: ExportVisionConfig) -> None:
@@ -16,19 +16,18 @@ def main(config: ExportVisionConfig) -> None:
     else:
         from llm2clip.export.vision import KIND
         from llm2clip.export.vision import export_vision as export
-    from llm2clip.export.hf import run_teachers
     from llm2clip.io.folders import check_replaceable
-    from llm2clip.training.runs import load_stage2, read_stage2, with_trained_teacher
+    from llm2clip.training.runs import Stage2Run
 
     check_replaceable(config.out, KIND)
-    run_config, record = read_stage2(config.run, config.weights, config.wise_ft_alpha)
+    run = Stage2Run(config.run, config.weights, config.wise_ft_alpha)
+    record = run.record
     more: dict[str, Any] = {}
     if config.teacher is not None:
-        _, record = with_trained_teacher(config.run, run_config, record, config.weights, config.wise_ft_alpha)
-        more['teachers'] = run_teachers(ExportConfig(config.run, teacher=config.teacher), run_config, record.teacher)
-    model, _, _ = load_stage2(config.run, config.weights, config.wise_ft_alpha)
-    name = export(model, run_config.model, record, config.out, config.projection, run_config, config.wise_ft_alpha,
-                  **more)
+        record = run.final_record
+        more['teachers'] = run.teachers(config.teacher)
+    name = export(run.load_model(), run.config.model, record, config.out, config.projection, run.config,
+                  run.wise_ft_alpha, **more)
     print(f'wrote {name}: {config.out}')
 
 

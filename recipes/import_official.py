@@ -4,8 +4,9 @@
 """Convert official weights and teachers: python recipes/import_official.py yamls/import/….yaml [key=value …]"""
 
 from llm2clip.command import run_command
-from llm2clip.config import ImportConfig, LLMTeacherConfig
+from llm2clip.config import ImportConfig
 from llm2clip.config.loading import save_config
+from llm2clip.config.teacher import teacher_type
 from llm2clip.errors import ConfigError
 
 
@@ -23,15 +24,15 @@ def main(config: ImportConfig) -> None:
     if config.checkpoint is not None and config.vision is not None:
         imported = import_checkpoint(config.checkpoint, config.vision)
     teacher = config.teacher
-    if isinstance(teacher, LLMTeacherConfig):
+    if teacher_type(teacher) == 'llm':
         import_teacher(teacher, config.template, f'{config.out}/teacher')
         teacher = f'{config.out}/teacher'
         print(f'wrote {teacher}')
     if imported is not None:
         width = load_config(teacher_config(teacher).pretrained).hidden_size
         if width != imported.llm_embed_dim:
-            raise ConfigError(f'teacher: the vectors of {teacher} have {width} dimensions, the adapter of the official '
-                              f'weights takes {imported.llm_embed_dim}')
+            raise ConfigError(f'the vectors of {teacher} have {width} dimensions, the adapter of the '
+                              f'official weights takes {imported.llm_embed_dim}', key='teacher')
         record = TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': imported.llm_embed_dim})
         export_folder(imported.model, imported.config, record, teacher, f'{config.out}/llm2clip')
         print(f'wrote {config.out}/llm2clip')

@@ -18,7 +18,7 @@ from llm2clip.evaluation.image_features import encode_batches
 
 def evaluated(run: Path, source: dict[str, Any], templates: Any = None) -> dict[str, float]:
     """The metrics of a zero-shot set that a training has, too, without rounding."""
-    model = load_evaluated_model(EvaluatedModelConfig(run=str(run)), run / 'cache', DeviceCPU(), 'm')
+    model = load_evaluated_model(EvaluatedModelConfig(run=str(run)), run / 'cache', DeviceCPU())
     one = zeroshot_set(ZeroshotConfig(source, templates), 'z')
     prompts, _ = model.text_features(one.prompts)
     images = torch.cat([batch.features for batch in encode_batches(

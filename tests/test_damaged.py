@@ -41,7 +41,7 @@ from llm2clip.teacher.caption_teacher import CachedTeacher, Embedded
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import load_llm, save_teacher, teacher_config
 from llm2clip.teacher.sources import SentenceTransformerModel, TeacherFolder
-from llm2clip.training.runs import load_stage2
+from llm2clip.training.runs import Stage2Run
 
 # Enough to know that a way leads to the checks, all of which are tried with the best weights of a run.
 SOME = ('cut', 'nan', 'missing')
@@ -69,7 +69,7 @@ def export(whole: Path, tmp_path: Path) -> Path:
 
 
 def _evaluate(folder: Path) -> Any:
-    model = load_evaluated_model(EvaluatedModelConfig(export=str(folder)), folder.parent / 'cache', CPU, 'models.m')
+    model = load_evaluated_model(EvaluatedModelConfig(export=str(folder)), folder.parent / 'cache', CPU)
     return model.text_features(TEXTS)[0]
 
 
@@ -230,9 +230,9 @@ def test_files_of_a_run(way: str, damage: str, teacher_folder: Path, tmp_path: P
 
     def load() -> object:
         if way == 'export':
-            return load_stage2(run, kept)
+            return Stage2Run(run, kept).load_model()
         config = EvaluatedModelConfig(run=str(run), weights=kept)
-        return load_evaluated_model(config, tmp_path / 'cache', CPU, 'models.m')
+        return load_evaluated_model(config, tmp_path / 'cache', CPU)
 
     load()
     change(run / file)

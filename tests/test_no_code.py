@@ -24,11 +24,9 @@ from sentence_transformers import SentenceTransformer
 from trained import Trained, save_run_config, trained
 from transformers import AutoModel, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, LlamaModel
 
-import llm2clip.evaluation.evaluated_models
 from llm2clip.command import _is_expected
 from llm2clip.config import (
     EvaluatedModelConfig,
-    ExportConfig,
     LLMTeacherConfig,
     LoraConfig,
     SearchConfig,
@@ -38,15 +36,15 @@ from llm2clip.config import (
 )
 from llm2clip.conversion.llm2vec import import_teacher
 from llm2clip.conversion.official_weights import import_checkpoint, load_initial_weights
-from llm2clip.evaluation.evaluated_models import load_evaluated_model
-from llm2clip.export.hf import export_folder, run_teachers
+from llm2clip.evaluation.evaluated_models import check_evaluated_model, load_evaluated_model
+from llm2clip.export.hf import export_folder
 from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.modeling import modeling_llm2clip
 from llm2clip.models.towers import load_tower, tower_preprocessing
 from llm2clip.search import load_model
 from llm2clip.teacher.llm import load_llm, load_teacher, save_teacher, teacher_fingerprint
 from llm2clip.teacher.sources import FrozenLLM, SentenceTransformerModel, TeacherFolder
-from llm2clip.training.runs import load_checkpoint_model, read_stage2
+from llm2clip.training.runs import Stage2Run, load_checkpoint_model
 
 TEXTS = ['a red square']
 CPU = DeviceCPU()
@@ -155,7 +153,7 @@ def whole(model: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _evaluate(folder: Path) -> Any:
     config = EvaluatedModelConfig(export=str(folder))
-    return load_evaluated_model(config, folder.parent / 'cache', CPU, 'models.m').text_features(TEXTS)
+    return load_evaluated_model(config, folder.parent / 'cache', CPU).text_features(TEXTS)
 
 
 OF_TEACHERS: dict[str, Callable[[Path, Trained], object]] = {
@@ -171,7 +169,7 @@ OF_TEACHERS: dict[str, Callable[[Path, Trained], object]] = {
     'stage 1': lambda folder, _: text_encoder_from_config(TextEncoderConfig(str(folder)), LoraConfig()),
     'import': lambda folder, _: import_teacher(LLMTeacherConfig(str(folder)), 'none', folder.parent / 'out'),
     'baseline': lambda folder, _: load_evaluated_model(
-        EvaluatedModelConfig(pretrained=str(folder)), folder.parent / 'cache', CPU, 'models.m'),
+        EvaluatedModelConfig(pretrained=str(folder)), folder.parent / 'cache', CPU),
     'tower': lambda folder, _: load_tower(VisionConfig(str(folder), pretrained=True, **HALF)),
     'pixels': lambda folder, _: tower_preprocessing(VisionConfig(str(folder))),
 }
@@ -344,7 +342,7 @@ def test_of_an_exported_sentence_transformer(
     ways: list[Callable[[bool], Any]] = [
         lambda trusted: load_model(SearchConfig(str(export), trusted), CPU)[0].text_features(TEXTS),
         lambda trusted: load_evaluated_model(EvaluatedModelConfig(export=str(export), trust_remote_code=trusted),
-                                             tmp_path / 'cache', CPU, 'models.m').text_features(TEXTS),
+                                             tmp_path / 'cache', CPU).text_features(TEXTS),
         lambda trusted: remote(export, trust_remote_code=trusted).get_text_features(TEXTS)]
     for embed in ways:
         with pytest.raises(ValueError, match=r'names the class evil\.Evil, expected one of sentence-transformers'):
@@ -367,8 +365,8 @@ def test_what_a_run_says_of_its_teachers_code_is_not_the_users_word(llm_folder: 
     save_run_config(run, of_run.config, optimizer={'name': 'evil:Evil', 'lr': 1e-5}, callbacks={'evil:Evil': {}},
                     teacher=SentenceTransformersTeacherConfig(str(folder), trust_remote_code=True))
     of_run.record.write(run)
-    (evaluated, _), = llm2clip.evaluation.evaluated_models._teachers(EvaluatedModelConfig(run=str(run)), 'models.m')
-    exported, = run_teachers(ExportConfig(run=str(run), out='o'), *read_stage2(run)[:1], of_run.record.teacher)
+    (evaluated, _), = check_evaluated_model(EvaluatedModelConfig(run=str(run)))
+    exported, = Stage2Run(run).teachers()
     for source in (evaluated, exported):
         with pytest.raises(ValueError, match=r'names the class evil\.Evil'):
             source.load(CPU)

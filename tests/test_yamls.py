@@ -38,6 +38,7 @@ from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.models.towers import tower_preprocessing
 from llm2clip.registry import CLASSIFICATION_SETS, check, named
 from llm2clip.training.optim import parameter_groups
+from llm2clip.training.stage2 import possible_metrics
 from llm2clip.training.trainer import check_metrics, check_train_config
 
 LAUNCHERS = ['yamls/cluster/skypilot.yaml', 'yamls/cluster/slurm.sbatch']
@@ -81,7 +82,7 @@ def _check(config: Any) -> None:
     if isinstance(config, TrainConfig):
         check_train_config(config)
     if isinstance(config, Stage2Config):
-        check_metrics(config)
+        check_metrics(config, possible_metrics(config))
         _check_zeroshot(config.eval_zeroshot)
     if isinstance(config, PrepareConfig):
         check('source', *named(config.source, 'source'))

@@ -122,6 +122,11 @@ ImportedTeacher = Annotated[Any, _OneOf(LLMTeacherConfig)]
 """A folder, or a mapping of type `llm`."""
 
 
+def teacher_type(teacher: Any) -> str:
+    """Return the `type` of a text encoder, or ``folder`` if it is a path; empty for none and for several."""
+    return 'folder' if isinstance(teacher, str) else getattr(teacher, 'type', '')
+
+
 def teacher_types(hint: Any) -> dict[str, Any]:
     """Tag -> dataclass of each type that a field of text encoders takes; empty for other fields."""
     for annotation in get_args(hint)[1:]:

@@ -5,14 +5,15 @@
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, Optional, Union
+from typing import Annotated, Any, ClassVar, Literal, Optional, Union
 
 from omegaconf import MISSING
 from pydantic import Field
 
-from llm2clip.config.data import CaptionDataConfig, ImageDataConfig, InheritanceDataConfig
+from llm2clip.config.data import CaptionDataConfig, ImageDataConfig, InheritanceDataConfig, StreamConfig
 from llm2clip.config.evaluate import ZeroshotConfig
 from llm2clip.config.models import (
     AdapterConfig,
@@ -41,7 +42,7 @@ from llm2clip.config.ranges import (
 )
 from llm2clip.config.recipe import Output
 from llm2clip.config.teacher import Teachers
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, under
 
 
 @dataclass
@@ -136,6 +137,36 @@ class TrainConfig(PlanConfig, TrainerConfig):
 
     output_key = 'save_folder'
     uses_ranks = True
+    has_best_weights: ClassVar[bool] = False
+    """Whether other recipes read the weights that the callback `save_best` writes."""
+
+    def check(self) -> None:
+        """Raise a ConfigError if keys conflict, whatever the device and the number of ranks."""
+        if self.fsdp is not None and 'channels_last' in self.algorithms:
+            raise ConfigError('fsdp cannot shard such weights; leave out one of the two',
+                              key='algorithms.channels_last')
+        if 'save_best' in self.callbacks and not self.has_best_weights:
+            raise ConfigError('only the weights of stage 2 can be read from it, expected none here',
+                              key='callbacks.save_best')
+        for key in ('train_data', 'eval_data'):
+            data = getattr(self, key)
+            if data is not None:
+                with under(f'{key}.streams'):
+                    _check_proportions(data.streams)
+
+    @property
+    def has_negatives(self) -> bool:
+        """Whether the samples of a batch are negatives of each other, which the loss needs all at once."""
+        return True
+
+    @property
+    def keeps_initial_model(self) -> bool:
+        """Whether a frozen copy of the initial model gives targets."""
+        return False
+
+    def learning_rate_factors(self) -> dict[str, Any]:
+        """Return the keywords of `parameter_groups` that scale the learning rate of parts of the model."""
+        return {}
 
     def outputs(self) -> list[Output]:
         outputs = super().outputs()
@@ -161,6 +192,16 @@ class TrainConfig(PlanConfig, TrainerConfig):
         from llm2clip.config.loading import settings_in_folder  # it imports this module
         if not self.is_plan and self.autoresume and any(Path(self.checkpoint_folder).glob('ep*-ba*')):
             settings_in_folder(self)
+
+
+def _check_proportions(streams: Mapping[str, StreamConfig]) -> None:
+    """Raise a ConfigError if only some datasets have a proportion, or one has a repeat, too."""
+    for name, stream in streams.items():
+        if stream.proportion is not None and stream.repeat is not None:
+            raise ConfigError('proportion is set, too, expected one of the two', key=f'{name}.repeat')
+    without = [name for name, stream in streams.items() if stream.proportion is None]
+    if 0 < len(without) < len(streams):
+        raise ConfigError('required, since other datasets have one', key=f'{without[0]}.proportion')
 
 
 @dataclass
@@ -191,6 +232,22 @@ class Stage1Config(TrainConfig):
     """Folder for the merged teacher, written when training ends."""
     lora_folder: Text = '${save_folder}/lora'
     """Folder for the LoRA adapter alone, written when training ends."""
+
+    @property
+    def has_negatives(self) -> bool:
+        return self.objective == 'contrastive'
+
+    def check(self) -> None:
+        super().check()
+        if not self.has_negatives and 'grad_cache' in self.algorithms:
+            raise ConfigError('objective mntp has no negatives; its microbatches need no cache',
+                              key='algorithms.grad_cache')
+        if self.fsdp is not None and self.text_encoder.dtype != 'float32':
+            raise ConfigError(f'{self.text_encoder.dtype} does not go with fsdp, which needs the float32 of '
+                              'the LoRA weights everywhere; precision: amp_bf16 computes in bfloat16',
+                              key='text_encoder.dtype')
+        if self.objective == 'mntp' and self.eval_data is not None:
+            raise ConfigError('objective mntp has no evaluation', key='eval_data')
 
 
 @dataclass
@@ -247,6 +304,8 @@ class SelfDistillationConfig:
 class Stage2Config(TrainConfig):
     """Training of the vision tower and the adapter against the frozen teacher's embeddings."""
 
+    has_best_weights = True
+
     model: ModelConfig = field(default_factory=ModelConfig)
     initial_weights: Optional[Text] = None
     """Exported folder with weights to start from, instead of the tower's pretrained ones."""
@@ -273,29 +332,15 @@ class Stage2Config(TrainConfig):
     """Factor on the learning rate from each layer of the vision tower to the layer below it."""
     algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
 
-    def check(self) -> None:
-        """Raise a ConfigError if text encoders, initial weights or dimensions conflict."""
-        self._check_trainable_text()
-        if self.eval_zeroshot:
-            self._check_zeroshot()
-        if self.text_encoder_in_loop.enabled and self.teacher is None:
-            raise ConfigError('teacher: required but not set, since text_encoder_in_loop.enabled is true')
-        if self.text_encoder_in_loop.enabled and isinstance(self.teacher, list):
-            raise ConfigError('text_encoder_in_loop.enabled: captions are embedded by one teacher, and '
-                              f'teacher names {len(self.teacher)}')
-        if self.initial_adapter is not None and self.initial_weights is not None:
-            raise ConfigError('initial_adapter: initial_weights has an adapter of its own, expected one of '
-                              'the two')
-        if self.initial_adapter is not None and self.model.visual_projection in ('linear', 'affine'):
-            raise ConfigError(f'model.visual_projection: {self.model.visual_projection} begins with random '
-                              'weights, expected pretrained, since initial_adapter leads into the space of '
-                              'the pretrained CLIP')
-        self._check_image_embeddings('train_data', self.train_data)
-        if self.eval_data is not None:
-            self._check_image_embeddings('eval_data', self.eval_data)
-        if self.loss.matryoshka_dims and self.loss.matryoshka_dims[-1] > self.model.embed_dim:
-            raise ConfigError(f'loss.matryoshka_dims: {self.loss.matryoshka_dims[-1]}, expected at most '
-                              f'model.embed_dim, {self.model.embed_dim}')
+    @property
+    def keeps_initial_model(self) -> bool:
+        return self.self_distillation.enabled
+
+    @property
+    def begins_at_random(self) -> bool:
+        """Whether the vision tower begins with random weights."""
+        vision = self.model.vision
+        return vision.checkpoint is None and not vision.pretrained and self.initial_weights is None
 
     @property
     def reads_captions(self) -> bool:
@@ -307,30 +352,76 @@ class Stage2Config(TrainConfig):
         """Whether vectors of a frozen LLM are read from embeddings datasets."""
         return not self.text_encoder_in_loop.enabled and not self.reads_captions
 
-    def _check_trainable_text(self) -> None:
+    def learning_rate_factors(self) -> dict[str, Any]:
+        return {'lr_scale': self.lr_scale, 'layer_decay': self.layer_decay}
+
+    def check(self) -> None:
+        self._check_text_encoder()
+        if self.eval_zeroshot:
+            self._check_zeroshot()
+        self._check_initial_weights()
+        if self.model.vision.freeze and self.model.vision.lora is not None:
+            raise ConfigError('model.vision.freeze freezes these weights, too; set one of the two',
+                              key='model.vision.lora')
+        for key, data in {'train_data': self.train_data, 'eval_data': self.eval_data}.items():
+            if data is not None and any(stream.image_embeddings for stream in data.streams.values()):
+                self._check_image_embeddings(key, data)
+        dims = self.loss.matryoshka_dims
+        if dims and dims[-1] > self.model.embed_dim:
+            raise ConfigError(f'{dims[-1]}, expected at most model.embed_dim, {self.model.embed_dim}',
+                              key='loss.matryoshka_dims')
+        super().check()
+
+    def _check_text_encoder(self) -> None:
         texts = self.trainable_text
-        if texts.lora is not None and self.teacher is None:
-            raise ConfigError('teacher: required but not set, since trainable_text.lora trains its LLM')
+        in_loop = self.text_encoder_in_loop.enabled
         if texts.lora is not None and not isinstance(self.teacher, str):
-            raise ConfigError('teacher: expected the folder that stage 1 wrote, since trainable_text.lora '
-                              'trains its LLM')
-        needs_llm = {'trainable_text.lora': texts.lora is not None,
-                     'text_encoder_in_loop.enabled': self.text_encoder_in_loop.enabled,
+            raise ConfigError('expected a folder of stage 1, since trainable_text.lora trains its LLM',
+                              key='teacher')
+        needs_llm = {'trainable_text.lora': texts.lora is not None, 'text_encoder_in_loop.enabled': in_loop,
                      'initial_adapter': self.initial_adapter is not None}
         for key, is_set in needs_llm.items():
             if is_set and texts.clip is not None:
-                raise ConfigError(f'{key}: there is no LLM, since trainable_text.clip takes its place; '
-                                  'expected one of the two')
-        if texts.lora is not None and self.text_encoder_in_loop.enabled:
-            raise ConfigError('text_encoder_in_loop.enabled: embeds captions by a frozen LLM, and '
-                              'trainable_text.lora trains it; expected one of the two')
+                raise ConfigError('there is no LLM, since trainable_text.clip takes its place; '
+                                  'expected one of the two', key=key)
+        if in_loop and texts.lora is not None:
+            raise ConfigError('embeds captions by a frozen LLM, and trainable_text.lora trains it; '
+                              'expected one of the two', key='text_encoder_in_loop.enabled')
+        if in_loop and (self.teacher is None or isinstance(self.teacher, list)):
+            raise ConfigError('expected one that embeds captions, since text_encoder_in_loop.enabled is true',
+                              key='teacher')
+
+    def _check_zeroshot(self) -> None:
+        if self.teacher is None and self.trainable_text.clip is None:
+            raise ConfigError('required but not set, since it embeds the prompts of eval_zeroshot',
+                              key='teacher')
+        for key, teachers in (('train_data.teachers', self.train_data.teachers), ('teacher', self.teacher)):
+            if isinstance(teachers, list) and len(teachers) > 1:
+                raise ConfigError(f'its prompts are embedded by one teacher, and {key} names {len(teachers)}',
+                                  key='eval_zeroshot')
+        for name in ('train', 'eval'):
+            if name in self.eval_zeroshot:
+                raise ConfigError(f'metrics of {name}_data have this name, expected another',
+                                  key=f'eval_zeroshot.{name}')
+
+    def _check_initial_weights(self) -> None:
+        if self.initial_adapter is not None and self.initial_weights is not None:
+            raise ConfigError('initial_weights has an adapter of its own, expected one of the two',
+                              key='initial_adapter')
+        if self.initial_adapter is not None and self.model.visual_projection in ('linear', 'affine'):
+            raise ConfigError(f'{self.model.visual_projection} begins with random weights, expected '
+                              'pretrained, since initial_adapter leads into the space of the pretrained CLIP',
+                              key='model.visual_projection')
+        if self.self_distillation.enabled and self.begins_at_random:
+            raise ConfigError('the tower begins with random weights, which are nothing to keep; expected '
+                              'initial_weights, or model.vision.pretrained not to be false',
+                              key='self_distillation.enabled')
 
     def _check_image_embeddings(self, loader: str, data: ImageDataConfig) -> None:
-        if not any(stream.image_embeddings for stream in data.streams.values()):
-            return
-        key = f'{loader}.streams.<name>.image_embeddings'
+        embeddings = f'{loader}.streams.<name>.image_embeddings'
         if not self.model.vision.freeze:
-            raise ConfigError(f'model.vision.freeze: expected true, since {key} has vectors of the tower')
+            raise ConfigError(f'expected true, since {embeddings} has vectors of the tower',
+                              key='model.vision.freeze')
         needs_images = {
             'self_distillation.enabled': self.self_distillation.enabled,
             'loss.mask_equal_texts': self.loss.mask_equal_texts,
@@ -342,20 +433,7 @@ class Stage2Config(TrainConfig):
             f'{loader}.grayscale': data.grayscale,
             f'{loader}.horizontal_flip': data.horizontal_flip,
         }
-        for setting, is_set in needs_images.items():
+        for key, is_set in needs_images.items():
             if is_set:
-                raise ConfigError(f'{setting}: needs the images or captions, and {key} is read in place of '
-                                  'them; for augmentation, set `views` of extract_image_embeddings')
-
-    def _check_zeroshot(self) -> None:
-        if self.teacher is None and self.trainable_text.clip is None:
-            raise ConfigError('teacher: required but not set, since it embeds the prompts of eval_zeroshot')
-        for key, teachers in {'train_data.teachers': self.train_data.teachers,
-                              'teacher': self.teacher}.items():
-            if isinstance(teachers, list) and len(teachers) > 1:
-                raise ConfigError(f'eval_zeroshot: its prompts are embedded by one teacher, and {key} names '
-                                  f'{len(teachers)}')
-        for name in ('train', 'eval'):
-            if name in self.eval_zeroshot:
-                raise ConfigError(f'eval_zeroshot.{name}: metrics of {name}_data have this name, expected '
-                                  'another')
+                raise ConfigError(f'needs the images or captions, and {embeddings} is read in place of them; '
+                                  'for augmentation, set `views` of extract_image_embeddings', key=key)

@@ -82,7 +82,8 @@ class Evaluation:
         # Benchmark, such as `zeroshot.imagenet` -> model -> scores and outcomes per query.
         self._benchmark_results: dict[str, dict[str, BenchmarkResult]] = {}
         for name, model in config.models.items():
-            check_evaluated_model(model, f'models.{name}')
+            with under(f'models.{name}'):
+                check_evaluated_model(model)
         if config.cra is not None:
             _check_cra(config.cra)
         self.retrieval: dict[str, RetrievalSet] = {}

@@ -17,7 +17,7 @@ from llm2clip.config import ClipTextConfig, EvaluatedModelConfig
 from llm2clip.config.ranges import TeacherPrecision
 from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.data.vectors import concatenate
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, under
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported
 from llm2clip.io.files import reading
 from llm2clip.modeling.checks import load_checked, load_config
@@ -28,7 +28,7 @@ from llm2clip.teacher.caption_teacher import CachedTeacher, TeacherSource
 from llm2clip.teacher.clip_text import ClipText, load_clip_tokenizer
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.sources import teacher_in, teacher_sources
-from llm2clip.training.runs import load_stage2, read_stage2, trained_clip_text, with_trained_teacher
+from llm2clip.training.runs import Stage2Run
 
 _TEXTS = 256
 Teacher = Callable[[Sequence[str]], tuple[torch.Tensor, int]]
@@ -86,7 +86,6 @@ class HuggingFaceCLIP:
     """CLIP, SigLIP or another model of transformers, with the interface of `TrainedLLM2CLIP`.
 
     Raises:
-        ConfigError: The model lacks `get_image_features` or `get_text_features`.
         FileError, LoadError: The model is missing or damaged.
     """
 
@@ -95,9 +94,6 @@ class HuggingFaceCLIP:
         where = f'pretrained: {name}'
         model, _ = load_checked(AutoModel.from_pretrained, name, where=where, more=True, trust_remote_code=False,
                                 config=load_config(name, where), dtype=torch.float32)
-        for method in ('get_text_features', 'get_image_features'):
-            if not hasattr(model, method):
-                raise ConfigError(f'{where}, a {type(model).__name__}, has no {method}')
         self.tokenizer = load_clip_tokenizer(ClipTextConfig(name), 'pretrained')
         with reading(where, 'an image processor of transformers'):
             self.preprocess = partial(_preprocess_theirs,
@@ -145,8 +141,12 @@ def _concatenated(teachers: Sequence[Teacher]) -> Teacher:
     return embed
 
 
-def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
-    """Check the configuration of a model, at `key`, and its folders, without reading weights.
+def check_evaluated_model(config: EvaluatedModelConfig) -> list[tuple[TeacherSource, Optional[Fingerprint]]]:
+    """Check the configuration of a model and its folders, without reading weights.
+
+    Returns:
+        Teachers of the model, each with the fingerprint of the teacher of its training, if known; none for
+        `pretrained`.
 
     Raises:
         ConfigError: It names no model or several, a folder is of the wrong kind, or the teacher is missing.
@@ -154,84 +154,85 @@ def check_evaluated_model(config: EvaluatedModelConfig, key: str) -> None:
     """
     given = [name for name in ('run', 'export', 'pretrained') if getattr(config, name) is not None]
     if len(given) != 1:
-        raise ConfigError(f'{key}: expected one of run, export and pretrained; got {" and ".join(given) or "none"}')
+        raise ConfigError(f'expected one of run, export and pretrained; got {" and ".join(given) or "none"}')
     if config.wise_ft_alpha != 1 and config.run is None:
-        raise ConfigError(f'{key}.wise_ft_alpha: {config.wise_ft_alpha:g}, expected 1 or a run, which knows '
-                          'what it began with')
+        raise ConfigError(f'{config.wise_ft_alpha:g}, expected 1 or a run, which knows what it began with',
+                          key='wise_ft_alpha')
     if config.truncate_dim is not None and config.pretrained is not None:
-        raise ConfigError(f'{key}.truncate_dim: {config.truncate_dim}, expected none for a model of transformers')
+        raise ConfigError(f'{config.truncate_dim}, expected none for a model of transformers',
+                          key='truncate_dim')
     if config.pretrained is not None:
-        return
-    for teacher, fingerprint in _teachers(config, key):
-        try:
+        return []
+    teachers = _teachers(config)
+    for teacher, fingerprint in teachers:
+        with under('teacher'):
             teacher.check_encoding(fingerprint, _folder(config))
-        except ConfigError as error:
-            raise ConfigError(f'{key}.teacher: {error}') from None
+    return teachers
 
 
 def _folder(config: EvaluatedModelConfig) -> str:
     return str(config.run or config.export)
 
 
-def _teachers(config: EvaluatedModelConfig, key: str) -> list[tuple[TeacherSource, Optional[Fingerprint]]]:
-    """Teachers of a model, each with the fingerprint of the teacher of its training, if known."""
+def _load_run(config: EvaluatedModelConfig) -> Stage2Run:
+    assert config.run is not None
+    return Stage2Run(config.run, config.weights, config.wise_ft_alpha)
+
+
+def _teachers(config: EvaluatedModelConfig) -> list[tuple[TeacherSource, Optional[Fingerprint]]]:
+    """Return the teachers of a run or an export, as `check_evaluated_model` does, without checking them."""
     teachers = teacher_sources(config.teacher)
-    expected = [None]
     if config.export is not None:
         if not is_exported(config.export):
-            raise ConfigError(f'{key}.export: {config.export} is no folder that export_hf wrote (it has no '
-                              f'config.json of model_type {LLM2CLIPConfig.model_type})')
+            raise ConfigError(f'{config.export} is no folder that export_hf wrote (it has no config.json of '
+                              f'model_type {LLM2CLIPConfig.model_type})', key='export')
         exported = LLM2CLIPConfig.from_pretrained(config.export)
-        expected = list(exported.teachers())
-        check_truncate_dim(config.truncate_dim, exported.model_config(), f'{key}.truncate_dim')
-        folders = filter(Path.is_dir, LLM2CLIPModel.teacher_folders(Path(config.export)))
+        check_truncate_dim(config.truncate_dim, exported.model_config())
+        expected = exported.teachers()
         if not teachers:
+            folders = filter(Path.is_dir, LLM2CLIPModel.teacher_folders(Path(config.export)))
             teachers = [teacher_in(folder, fingerprint, config.trust_remote_code)
                         for folder, fingerprint in zip(folders, expected)]
-    elif config.run is not None:
-        try:
-            run_config, record = read_stage2(config.run, config.weights, config.wise_ft_alpha)
-        except ConfigError as error:
-            raise ConfigError(f'{key}.run: {error}') from None
-        check_truncate_dim(config.truncate_dim, run_config.model, f'{key}.truncate_dim')
-        if run_config.trainable_text.clip is not None:
-            clip_text = trained_clip_text(config.run, config.weights, config.wise_ft_alpha)
-            return [(ClipText(clip_text, cut=True), None)]
-        run_config, record = with_trained_teacher(config.run, run_config, record, config.weights, config.wise_ft_alpha)
-        expected = list(record.teacher)
-        teachers = teachers or teacher_sources(run_config.teacher, config.trust_remote_code)
+    else:
+        run = _load_run(config)
+        check_truncate_dim(config.truncate_dim, run.config.model)
+        if run.clip_text is not None:
+            return [(ClipText(run.clip_text, cut=True), None)]
+        expected = run.final_record.teacher
+        teachers = teachers or teacher_sources(run.teacher, config.trust_remote_code)
     if not teachers:
-        raise ConfigError(f'{key}.teacher: required but not set, since {_folder(config)} names none that is there')
+        raise ConfigError(f'required but not set, since {_folder(config)} names none that is there',
+                          key='teacher')
     if len(teachers) != len(expected):
-        raise ConfigError(f'{_folder(config)} learned from {len(expected)} teachers, not from {len(teachers)}')
+        raise ConfigError(f'{_folder(config)} learned from {len(expected)} teachers, not from '
+                          f'{len(teachers)}', key='teacher')
     return list(zip(teachers, expected))
 
 
 def load_evaluated_model(
-    config: EvaluatedModelConfig, cache: Union[str, Path], device: Device, key: str
+    config: EvaluatedModelConfig, cache: Union[str, Path], device: Device
 ) -> EvaluatedModel:
-    """Load a configured model, at `key`, and its teachers on a device; `cache` is a folder of text embeddings.
+    """Load a configured model and its teachers on a device; `cache` is a folder of text embeddings.
 
     Raises the errors of `check_evaluated_model` and of damaged files.
     """
-    check_evaluated_model(config, key)
+    sources = check_evaluated_model(config)
     if config.pretrained is not None:
         return HuggingFaceCLIP(config.pretrained, device, config.precision)
     if config.export is not None:
         exported = LLM2CLIPModel.from_pretrained(config.export).eval()
         model, model_config = exported.model, exported.config.model_config()
     else:
-        assert config.run is not None
-        model, run_config, _ = load_stage2(config.run, config.weights, config.wise_ft_alpha)
-        model_config = run_config.model
+        run = _load_run(config)
+        model, model_config = run.load_model(), run.config.model
     truncate_dims(model, model_config, config.truncate_dim)
 
-    def cached(source: TeacherSource, expected: Optional[Fingerprint] = None) -> Teacher:
+    def cached(source: TeacherSource, expected: Optional[Fingerprint]) -> Teacher:
         fingerprint = once_per_node(source.fingerprint, f'teacher {source.name}')
         if expected is not None:
             fingerprint.check(expected, source.name, _folder(config))
         load = partial(source.load, device, config.batch_tokens, config.precision, fingerprint)
         return CachedTeacher(cache, fingerprint, config.precision, load)
 
-    teachers = [cached(source, expected) for source, expected in _teachers(config, key)]
+    teachers = [cached(source, expected) for source, expected in sources]
     return TrainedLLM2CLIP(device.module_to_device(model), _concatenated(teachers), config.precision)

@@ -22,7 +22,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from llm2clip.config import ExportConfig, ModelConfig, Stage2Config
+from llm2clip.config import ModelConfig, Stage2Config
 from llm2clip.config.loading import check_values
 from llm2clip.errors import ConfigError, under
 from llm2clip.export.check import check_pictures, check_same, noise
@@ -35,7 +35,7 @@ from llm2clip.modeling.image_processing_llm2clip import LLM2CLIPImageProcessor
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.sources import TeacherFolder, teacher_sources
+from llm2clip.teacher.sources import TeacherFolder
 
 KIND = 'LLM2CLIP model'
 _REMOTE_CODE = {'AutoConfig': 'modeling_llm2clip.LLM2CLIPConfig', 'AutoModel': 'modeling_llm2clip.LLM2CLIPModel',
@@ -121,35 +121,6 @@ def is_exported(folder: Union[str, Path]) -> bool:
     """Whether `export_folder` wrote a folder, according to its config.json."""
     path = Path(folder, 'config.json')
     return path.is_file() and read_json(path, dict).get('model_type') == LLM2CLIPConfig.model_type
-
-
-def run_teachers(config: ExportConfig, run: Stage2Config, learned_from: Fingerprint) -> list[TeacherSource]:
-    """Return the checked teachers of a run; none if it has trained CLIP's own text tower instead of using an LLM.
-
-    The teachers of `config`, if set, take precedence over those of the run.  `learned_from` is the
-    fingerprint of those in training.  Weights are hashed only if all other checks pass.
-
-    Raises:
-        ConfigError: Too few or too many teachers are named, or one does not exist.
-        ValueError: A teacher is not the one of training.
-    """
-    if run.trainable_text.clip is not None:
-        if config.teacher is not None:
-            raise ConfigError(f"teacher: the run in {config.run} has trained CLIP's own text tower, expected none")
-        return []
-    teachers = teacher_sources(config.teacher) or teacher_sources(run.teacher, config.trust_remote_code)
-    if not teachers and len(learned_from) == 1:
-        raise ConfigError(f'teacher: required but not set, since the config.yaml of {config.run} names none')
-    if len(teachers) != len(learned_from):
-        trained = 'one teacher' if len(learned_from) == 1 else f'{len(learned_from)} teachers'
-        if run.train_data.teachers:
-            trained += f' ({", ".join(run.train_data.teachers)})'
-        raise ConfigError(f'teacher: the run in {config.run} was trained under {trained}; got {len(teachers)} of them')
-    for teacher, fingerprint in zip(teachers, learned_from):
-        teacher.check_encoding(fingerprint, 'the run')
-    for teacher, fingerprint in zip(teachers, learned_from):
-        teacher.check(fingerprint, 'the run')
-    return teachers
 
 
 def export_folder(

@@ -74,7 +74,8 @@ def _write(
         session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     except Exception as error:
         reason = str(error.__cause__ or error).strip().split('\n')[0]
-        raise ConfigError(f'format: onnx, opset {_OPSET}, cannot express {subject} ({reason})') from error
+        message = f'onnx, opset {_OPSET}, cannot express {subject} ({reason})'
+        raise ConfigError(message, key='format') from error
     finally:
         logging.disable(level)
 
@@ -104,8 +105,8 @@ def export_onnx(
     """
     teacher: Any = teachers[0].load(DeviceCPU()) if len(teachers) == 1 else None
     if teachers and not isinstance(teacher, LLMTeacher):
-        raise ConfigError(f'teacher: {", ".join(source.name for source in teachers)}, expected one LLM; leave it out, '
-                          'and embed texts by the library of the teacher')
+        raise ConfigError(f'{", ".join(source.name for source in teachers)}, expected one LLM; leave it out, '
+                          'and embed texts by the library of the teacher', key='teacher')
     model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
     split_frozen_batch_norms(model.vision_encoder.trunk)  # torch.onnx folds them into constants
     preprocessing = model.vision_encoder.preprocessing

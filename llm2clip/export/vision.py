@@ -124,8 +124,8 @@ def _save_timm(model: LLM2CLIP, folder: Path, projection: bool, expected: _Featu
         trunk.reset_classifier(model.visual_projection.out_features)
         head = trunk.get_classifier()
         if not isinstance(head, nn.Linear):
-            raise ConfigError(f'projection: {name} has no linear classifier in whose place it could be; leave it out '
-                              'by projection=false')
+            raise ConfigError(f'{name} has no linear classifier in whose place it could be; leave it out by '
+                              'projection=false', key='projection')
         # The classifier has a bias, the projection may have none.
         state = model.visual_projection.state_dict()
         state.setdefault('bias', torch.zeros(head.out_features))
@@ -152,8 +152,8 @@ def _save_transformers(
     if projection:
         assert isinstance(model.visual_projection, nn.Linear)
         if model.visual_projection.bias is not None:
-            raise ConfigError('projection: the projection of CLIPVisionModelWithProjection has no bias, that of this '
-                              'model has one; leave it out by projection=false')
+            raise ConfigError('the projection of CLIPVisionModelWithProjection has no bias, that of this '
+                              'model has one; leave it out by projection=false', key='projection')
         config = copy.deepcopy(trunk.config)
         config.projection_dim = model.visual_projection.out_features
         native = CLIPVisionModelWithProjection(config)
@@ -211,9 +211,10 @@ def export_clip(
     }
     unfitting = [name for name, fits in fitting.items() if not fits]
     if unfitting:
-        raise ConfigError(f'run: has {", ".join(unfitting)}, which a CLIPModel of transformers has no place for; '
-                          'expected the towers of a CLIP, projections without bias and no logit_bias. export_vision '
-                          f'exports the vision tower alone, and {clip_text} is the text tower')
+        raise ConfigError(f'has {", ".join(unfitting)}, which a CLIPModel of transformers has no place for; '
+                          'expected the towers of a CLIP, projections without bias and no logit_bias. '
+                          f'export_vision exports the vision tower alone, and {clip_text} is the text tower',
+                          key='run')
     clip = CLIPModel(CLIPConfig(text_config=text_tower.config.to_dict(), vision_config=vision_tower.config.to_dict(),
                                 projection_dim=config.embed_dim))
     state = published_state(vision_tower) | published_state(text_tower)

@@ -130,10 +130,11 @@ def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> n
     return projection
 
 
-def check_truncate_dim(dim: Optional[int], config: ModelConfig, key: str) -> None:
-    """Raise a ConfigError that names `key` if a model's features have fewer than `dim` dimensions."""
+def check_truncate_dim(dim: Optional[int], config: ModelConfig) -> None:
+    """Raise a ConfigError for `truncate_dim` if a model's features have fewer than `dim` dimensions."""
     if dim is not None and dim > config.embed_dim:
-        raise ConfigError(f'{key}: {dim}, expected at most the {config.embed_dim} dimensions of the model')
+        raise ConfigError(f'{dim}, expected at most the {config.embed_dim} dimensions of the model',
+                          key='truncate_dim')
 
 
 def truncate_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) -> ModelConfig:

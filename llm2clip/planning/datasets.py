@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import numpy as np
-from composer.utils import dist
 from streaming import Stream
 from streaming.base.format.base.reader import Reader
 
 from llm2clip.config import (
     CaptionDataConfig,
     CaptionStreamConfig,
-    ExtractConfig,
+    DatasetConfig,
     ImageDataConfig,
+    InheritanceConfig,
     InheritanceDataConfig,
     Stage1Config,
+    Stage2Config,
 )
 from llm2clip.data.caption_pair_dataset import drop_single_captions, pair_columns, stream_pairs
 from llm2clip.data.image_text_dataset import caption_mix, paired_stream
@@ -43,94 +44,104 @@ Loader = Union[ImageDataConfig, CaptionDataConfig, InheritanceDataConfig]
 
 
 @contextmanager
-def collected(errors: list[str], where: str = '') -> Iterator[None]:
-    """Append an error of the block to `errors`, with the key `where` in front."""
+def collect_errors(errors: list[str], key: str = '') -> Iterator[None]:
+    """Append an error of the block to `errors`, with `key` in front."""
     try:
         yield
     except (OSError, ShardError, ValueError) as error:
         text = str(error)
-        if not text.startswith(where):
-            text = f'{where}: {text}'
+        if not text.startswith(key):
+            text = f'{key}: {text}'
         errors.append(text)
 
 
-def plan_data(config: Any, key: str) -> Plan:
-    """Return a plan of the data that a recipe reads by `train_data`, `eval_data` or, for an extraction, `datasets`.
-
-    The plan has no data if `plan_samples` is set.  The dataset of inheritance is that of the targets, and an
-    extraction reads all captions.
-    """
+def add_images(plan: Plan, config: Stage2Config, key: str) -> None:
+    """Add the images and text embeddings that stage 2 reads by `key`, ``train_data`` or ``eval_data``."""
     loader: Any = getattr(config, key)
-    plan = Plan(config, dist.get_world_size())
-    if config.plan_samples is not None:
-        return plan
-    if isinstance(loader, ImageDataConfig):
-        in_loop = not config.reads_vectors
-        _read(plan, loader.streams, loader, key,
-              lambda stream: paired_stream(stream, loader, caption_mix(stream, loader), in_loop=in_loop))
-        return plan
-    if isinstance(loader, InheritanceDataConfig):
-        with collected(plan.errors, key):
-            with under(key):
-                streams = target_streams(loader)
-            _read(plan, streams, loader, key,
-                  lambda stream: target_stream(stream, loader, target_mix(stream, loader)))
-        return plan
+    captions = not config.reads_vectors
+    _add_datasets(plan, loader.streams, loader, key,
+                  lambda stream: paired_stream(stream, loader, caption_mix(stream, loader), in_loop=captions))
+
+
+def add_targets(plan: Plan, config: InheritanceConfig, key: str) -> None:
+    """Add the embeddings that inheritance reads by `key`, ``train_data`` or ``eval_data``."""
+    loader: Any = getattr(config, key)
+    with collect_errors(plan.errors, key):
+        with under(key):
+            streams = target_streams(loader)
+        shards = _add_datasets(plan, streams, loader, key,
+                               lambda stream: target_stream(stream, loader, target_mix(stream, loader)))
+        if shards and isinstance(shards[0], PairedReader):
+            plan.embed_dim = embedding_dim(shards[0].images)
+
+
+def add_captions(plan: Plan, config: Stage1Config, key: str) -> None:
+    """Add the captions that stage 1 reads by `key`, ``train_data`` or ``eval_data``."""
+    loader: Any = getattr(config, key)
     is_train = key == 'train_data'
-    is_mntp = isinstance(config, Stage1Config) and config.objective == 'mntp'
-    if isinstance(config, ExtractConfig):
-        loader = CaptionDataConfig(streams={
-            name: CaptionStreamConfig(dataset.local, dataset.remote) for name, dataset in loader.items()})
-        columns = dict.fromkeys(loader.streams)
-    elif is_mntp and is_train:
-        with under(key):
+    with under(key):
+        if config.objective == 'mntp':
             mixes = text_mixes(loader)
-        columns = {name: [CAPTION + caption for caption in mix] for name, mix in mixes.items()}
-    elif is_mntp:
-        return plan
-    else:
-        with under(key):
+            columns = {name: [CAPTION + caption for caption in mix] for name, mix in mixes.items()}
+        else:
             if not is_train:
                 loader = drop_single_captions(loader)
                 if loader is None:
-                    return plan
+                    return
             pairs = stream_pairs(loader, train=is_train)
-        columns = {name: pair_columns(pairs[name]) for name in pairs}
-        plan.negative = any(pair.has_negative for pair in chain.from_iterable(pairs.values()))
-    _read(plan, loader.streams, loader, key,
-          lambda stream: VerifiedStream(**stream_arguments(stream)), columns)
-    return plan
+            columns = {name: pair_columns(pairs[name]) for name in pairs}
+            plan.negative = any(pair.has_negative for pair in chain.from_iterable(pairs.values()))
+    _add_texts(plan, loader, key, columns)
 
 
-def _read(
-    plan: Plan, streams: Mapping[str, Any], config: Loader, key: str,
+def add_all_captions(plan: Plan, datasets: Mapping[str, DatasetConfig]) -> None:
+    """Add all captions of the datasets of an extraction."""
+    streams = {name: CaptionStreamConfig(dataset.local, dataset.remote) for name, dataset in datasets.items()}
+    _add_texts(plan, CaptionDataConfig(streams=streams), 'datasets', dict.fromkeys(streams))
+
+
+def _add_texts(
+    plan: Plan, loader: CaptionDataConfig, key: str, columns: Mapping[str, Optional[Sequence[str]]]
+) -> None:
+    _add_datasets(plan, loader.streams, loader, key,
+                  lambda stream: VerifiedStream(**stream_arguments(stream)), columns)
+
+
+def _add_datasets(
+    plan: Plan, streams: Mapping[str, Any], loader: Loader, key: str,
     open_stream: Callable[[Any], VerifiedStream],
     columns: Optional[Mapping[str, Optional[Sequence[str]]]] = None,
-) -> None:
-    """Add the datasets that can be opened, and errors; `columns` are the text columns of each (None: all captions)."""
+) -> list[Reader]:
+    """Add the datasets that can be opened, and the errors of the others; return the first shard of each.
+
+    `columns` are the text columns of each dataset, None for all captions.
+    """
     opened: list[tuple[VerifiedStream, Reader]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, configured in streams.items():
-            with collected(plan.errors, f'{key}.streams.{name}'), under(f'{key}.streams.{name}'):
+            stream_key = f'{key}.streams.{name}'
+            with collect_errors(plan.errors, stream_key), under(stream_key):
                 stream = open_stream(_with_caches_in(scratch, configured))
-                shards = stream.open(config.download_retry, config.download_timeout)
+                shards = stream.open(loader.download_retry, loader.download_timeout)
                 dataset = _sizes(name, shards)
                 plan.datasets.append(dataset)
                 opened.append((stream, shards[0]))
                 if columns is not None:
-                    _add_texts(dataset, shards[0], columns[name])
-        if not opened:
-            return
+                    _count_texts(dataset, shards[0], columns[name])
         if any(dataset.embeddings for dataset in plan.datasets):
-            with collected(plan.errors, key):
+            with collect_errors(plan.errors, key):
                 plan.llm_embed_dim = common_teacher(opened).llm_embed_dim
-        first_shard = opened[0][1]
-        if isinstance(config, InheritanceDataConfig) and isinstance(first_shard, PairedReader):
-            plan.embed_dim = embedding_dim(first_shard.images)
+    if opened:
+        _count_epoch(plan, [stream for stream, _ in opened], loader)
+    return [shard for _, shard in opened]
+
+
+def _count_epoch(plan: Plan, streams: Sequence[VerifiedStream], loader: Loader) -> None:
+    """Count the samples that an epoch draws from each dataset, and the mean length of their texts."""
     samples = np.array([dataset.samples for dataset in plan.datasets])
-    epoch_size = int(config.epoch_size) if config.epoch_size else None
-    Stream.apply_weights([stream for stream, _ in opened], samples, epoch_size, config.shuffle_seed)
-    for dataset, (stream, _) in zip(plan.datasets, opened):
+    epoch_size = int(loader.epoch_size) if loader.epoch_size else None
+    Stream.apply_weights(streams, samples, epoch_size, loader.shuffle_seed)
+    for dataset, stream in zip(plan.datasets, streams):
         dataset.epoch_samples = int(stream.choose)
     with_texts = [dataset for dataset in plan.datasets if dataset.characters]
     if with_texts:
@@ -151,7 +162,7 @@ def _sizes(name: str, shards: Sequence[Reader]) -> DatasetPlan:
     return dataset
 
 
-def _add_texts(dataset: DatasetPlan, shard: Reader, columns: Optional[Sequence[str]]) -> None:
+def _count_texts(dataset: DatasetPlan, shard: Reader, columns: Optional[Sequence[str]]) -> None:
     """Count the texts of a dataset, and the mean number of characters in its first shard."""
     columns = columns or [CAPTION + caption for caption in caption_keys(columns_of(shard))]
     columns_of(shard, [SAMPLE_ID, *columns], dataset.name)

@@ -36,7 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from llm2clip.config import FsdpConfig, Stage2Config, TrainConfig
+from llm2clip.config import FsdpConfig, TrainConfig
 from llm2clip.data.image_text_dataset import split_columns
 from llm2clip.data.text_batches import pack_sides, text_sides
 from llm2clip.data.vectors import float_vectors
@@ -59,8 +59,8 @@ _FLOAT32_ON_CUDA = (
 
 
 @dataclass
-class EncoderPlan:
-    """Dry run of a frozen text encoder, which is on the meta device in the data type of its computation."""
+class EncoderPass:
+    """Forward pass of a frozen text encoder on the meta device, in the data type of its computation."""
 
     encoder: TextEncoder
     tokens: int  # per caption
@@ -74,6 +74,13 @@ class EncoderPlan:
         """Captions per forward pass."""
         return max(1, self.batch_tokens // self.tokens)
 
+    def load(self, meter: 'Meter', mesh: Optional[DeviceMesh] = None) -> int:
+        """Replace the weights by fake ones, sharded over `mesh` if `sharded`; return their bytes."""
+        fill_with_fakes(self.encoder.eval().requires_grad_(False))
+        if self.sharded and mesh is not None:
+            shard_encoder(self.encoder, mesh)
+        return meter.add_module(self.encoder)
+
     def run(self) -> None:
         """Run one forward pass."""
         tokens = [Tokenized([1] * self.tokens, 0, 0)] * self.captions
@@ -82,9 +89,8 @@ class EncoderPlan:
     def dry_run(self) -> 'StepCost':
         """Measure memory and FLOPs of one forward pass."""
         with FakeTensorMode(allow_non_fake_inputs=True):
-            fill_with_fakes(self.encoder.eval().requires_grad_(False))
             meter = Meter()
-            weights = meter.add_module(self.encoder)
+            weights = self.load(meter)
             with meter, as_on_cuda():
                 self.run()
         activations = meter.peak - weights
@@ -117,7 +123,8 @@ def precision_of(config: TrainConfig) -> str:
 
 
 def dry_run_step(
-    model: ComposerModel, config: TrainConfig, make_batch: Callable[[int], Batch], teacher: Optional[EncoderPlan] = None
+    model: ComposerModel, config: TrainConfig, make_batch: Callable[[int], Batch],
+    teacher: Optional[EncoderPass] = None,
 ) -> StepCost:
     """Run a step of a model on the meta device, as rank 0 of `fake_ranks`; the model cannot be used again.
 
@@ -132,32 +139,21 @@ def dry_run_step(
     device_batch = config.global_train_batch_size // ranks
     microbatch = config.device_train_microbatch_size or device_batch
     uses_grad_cache = 'grad_cache' in config.algorithms
-    initial = None
-    if isinstance(config, Stage2Config) and config.self_distillation.enabled:
+    initial: Optional[InitialImages] = None
+    if config.keeps_initial_model:
         initial = InitialImages(model.model)  # pyright: ignore[reportArgumentType]
     # Outside FakeTensorMode, because a device mesh needs real tensors.
     mesh = init_device_mesh('cpu', (ranks,)) if ranks > 1 else None
     sharding = None if mesh is None or config.fsdp is None else _sharding(config.fsdp, mesh)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        fill_with_fakes(model)
-        model.train()
-        optimizer = build_optimizer(config, model)
-        # In stage 1, the state dict has only the trainable weights.
-        cost.checkpoint = sum(value.nbytes for value in model.state_dict().values())
-        if ranks > 1 and sharding is None:
-            cost.buckets = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-        if config.fsdp is not None:
-            _apply_fsdp(model, optimizer, config.fsdp, sharding, precision)
+        optimizer = _prepare_model(model, config, sharding, precision, cost)
         batch = make_batch(device_batch)
         if uses_grad_cache:
             batch = with_rows(batch, model.feature_names)  # pyright: ignore[reportArgumentType]
         batches = [batch, *split_columns(batch, microbatch)]
         cost.parameters = meter.add_module(model)
         if teacher is not None:
-            fill_with_fakes(teacher.encoder.eval().requires_grad_(False))
-            if teacher.sharded and mesh is not None:
-                shard_encoder(teacher.encoder, mesh)
-            cost.teacher = meter.add_module(teacher.encoder)
+            cost.teacher = teacher.load(meter, mesh)
         if initial is not None:
             fill_with_fakes(initial)
             if sharding is not None and mesh is not None:
@@ -182,6 +178,23 @@ def dry_run_step(
     cost.flops = int(meter.flops)
     cost.recomputed = int(meter.recomputed)
     return cost
+
+
+def _prepare_model(
+    model: ComposerModel, config: TrainConfig, sharding: Optional[FSDP2Config], precision: Precision,
+    cost: StepCost,
+) -> torch.optim.Optimizer:
+    """Fill the model with fakes, shard it and return its optimizer; record the sizes in `cost`."""
+    fill_with_fakes(model)
+    model.train()
+    optimizer = build_optimizer(config, model)
+    # In stage 1, the state dict has only the trainable weights.
+    cost.checkpoint = sum(value.nbytes for value in model.state_dict().values())
+    if dist.get_world_size() > 1 and sharding is None:
+        cost.buckets = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    if config.fsdp is not None:
+        _apply_fsdp(model, optimizer, config.fsdp, sharding, precision)
+    return optimizer
 
 
 def _sharding(config: FsdpConfig, mesh: DeviceMesh) -> FSDP2Config:

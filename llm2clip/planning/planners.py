@@ -4,7 +4,7 @@
 """Requirements and detectable errors of a run, from its configuration and the datasets' indexes alone."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -21,12 +21,12 @@ from llm2clip.config import (
     ExtractConfig,
     InheritanceConfig,
     PlanConfig,
-    SentenceTransformersTeacherConfig,
     Stage1Config,
     Stage2Config,
     TextEncoderConfig,
     TrainConfig,
 )
+from llm2clip.config.teacher import teacher_type
 from llm2clip.conversion.official_weights import check_initial_weights
 from llm2clip.data.image_text_dataset import reads_image_embeddings
 from llm2clip.data.loader import shared_memory
@@ -34,10 +34,12 @@ from llm2clip.data.streams.safe_dataset import padded_epoch_size
 from llm2clip.errors import ConfigError
 from llm2clip.modeling.checks import load_config
 from llm2clip.modeling.text_encoder import TextEncoder
-from llm2clip.models.caption_contrastive import MaskedNextTokenPrediction
+from llm2clip.models.caption_contrastive import CaptionContrastive, MaskedNextTokenPrediction
+from llm2clip.models.inherited_adapter import ComposerInheritance
+from llm2clip.models.llm2clip import ComposerLLM2CLIP
 from llm2clip.models.towers import train_image_size
-from llm2clip.planning.datasets import collected, plan_data
-from llm2clip.planning.dry_run import EncoderPlan, dry_run_step, fake_ranks, precision_of
+from llm2clip.planning.datasets import add_all_captions, add_captions, add_images, add_targets, collect_errors
+from llm2clip.planning.dry_run import EncoderPass, dry_run_step, fake_ranks, precision_of
 from llm2clip.planning.plan import DatasetPlan, Plan
 from llm2clip.teacher.clip_text import ClipTextTower
 from llm2clip.teacher.llm import load_llm, teacher_config
@@ -48,7 +50,7 @@ from llm2clip.training.trainer import check_metrics, check_train_config
 _UNKNOWN_DIM, _UNKNOWN_EMBED_DIM = 4096, 768
 _GPUS_PER_NODE, _CHARACTERS_PER_TOKEN = 8, 4
 # Tokens per text -> new model on the meta device, and a function from a number of samples to a batch.
-_Make = Callable[[int], tuple[ComposerModel, Callable[[int], dict[str, Any]]]]
+_MakeStep = Callable[[int], tuple[ComposerModel, Callable[[int], dict[str, Any]]]]
 
 
 def plan_run(config: PlanConfig) -> None:
@@ -78,52 +80,54 @@ def make_plan(config: PlanConfig) -> Plan:
 
 
 def _plan_stage2(config: Stage2Config) -> Plan:
-    plan = _begin(config)
+    """Plan images, towers, adapter, and the LLM if it is in the loop or trained."""
+    plan = _plan_training(config, add_images)
     teacher, llm, lengths = _text_encoders(config, plan)
-
-    def make_text(length: int) -> TrainedText:
-        """Return the text encoder to train, with a fake tokenizer."""
-        with torch.device('meta'):
-            encoder = load_trained_encoder(config.trainable_text, llm, on_meta=True, load_weights=False)
-        names = ['input_ids', 'attention_mask', 'embed_mask']
-        if isinstance(encoder, ClipTextTower):
-            length = encoder.config.max_position_embeddings
-            names.remove('embed_mask')
-            if 'siglip' in encoder.config.model_type:
-                names.remove('attention_mask')
-        return TrainedText(encoder, partial(_fake_tokens, length, names))
-
     if config.trainable_text.clip is None:
         dim = _teacher_width(config, plan)
     else:
-        clip_text = make_text(1).encoder
+        clip_text = _trainable_text(config, llm, 1).encoder
         dim = clip_text.llm_embed_dim
+
+    def make_model(length: int) -> ComposerLLM2CLIP:
+        text = _trainable_text(config, llm, length) if config.reads_captions else None
+        with torch.device('meta'):
+            return stage2.make_model(config, dim, load_weights=False, text=text)
+
+    image_width = 0  # of image embeddings
+    if reads_image_embeddings(config.train_data):
+        image_width = make_model(1).model.vision_encoder.width
     image_size = train_image_size(config.train_data, config.model.vision)
     captions = config.train_data.captions_per_image
-    reads_embeddings = reads_image_embeddings(config.train_data)
-    image_width = 0  # of the image embeddings
-    # A frozen LLM in the loop puts vectors into the batch as well.
-    text_width = 0 if config.reads_captions else dim
 
-    def make(length: int) -> Any:
-        nonlocal image_width
-        text = make_text(length) if config.reads_captions else None
-        with torch.device('meta'):
-            model = stage2.make_model(config, dim, load_weights=False, text=text)
-        if reads_embeddings:
-            image_width = model.model.vision_encoder.width
-        return model, lambda n: image_batch(n, image_size, text_width, captions, image_width)
+    def make_step(length: int) -> Any:
+        # A frozen LLM in the loop puts vectors into the batch as well.
+        text_width = 0 if config.reads_captions else dim
+        return make_model(length), lambda n: image_batch(n, image_size, text_width, captions, image_width)
 
     if config.initial_weights is not None:
-        with collected(plan.errors):
-            check_initial_weights(make(1)[0].model, config.model, config.initial_weights)
-    _measure(plan, config, make, lengths, teacher)
+        with collect_errors(plan.errors):
+            check_initial_weights(make_model(1).model, config.model, config.initial_weights)
+    _measure(plan, config, make_step, stage2.possible_metrics(config), lengths, teacher)
     if plan.cost is not None:
-        read_width = dim if config.reads_vectors else 0
-        batch = image_batch(plan.device_batch, image_size, read_width, captions, image_width)
+        text_width = dim if config.reads_vectors else 0
+        batch = image_batch(plan.device_batch, image_size, text_width, captions, image_width)
         plan.shared_memory = shared_memory(batch, config.train_data.num_workers, epoch_samples=plan.epoch_samples,
                                            ranks=min(_GPUS_PER_NODE, plan.ranks))
     return plan
+
+
+def _trainable_text(config: Stage2Config, llm: Optional[TextEncoderConfig], length: int) -> TrainedText:
+    """Return the text encoder to train, with a fake tokenizer of `length` tokens; CLIP has its own length."""
+    with torch.device('meta'):
+        encoder = load_trained_encoder(config.trainable_text, llm, on_meta=True, load_weights=False)
+    names = ['input_ids', 'attention_mask', 'embed_mask']
+    if isinstance(encoder, ClipTextTower):
+        length = encoder.config.max_position_embeddings
+        names.remove('embed_mask')
+        if 'siglip' in encoder.config.model_type:
+            names.remove('attention_mask')
+    return TrainedText(encoder, partial(_fake_tokens, length, names))
 
 
 def image_batch(
@@ -152,20 +156,20 @@ def image_batch(
 
 def _text_encoders(
     config: Stage2Config, plan: Plan
-) -> tuple[Optional[EncoderPlan], Optional[TextEncoderConfig], tuple[int, int]]:
+) -> tuple[Optional[EncoderPass], Optional[TextEncoderConfig], tuple[int, int]]:
     """Return the frozen teacher in the loop, the LLM to train, and the lengths of its captions for `_measure`."""
     in_loop = config.text_encoder_in_loop
     captions = config.train_data.captions_per_image
     if config.trainable_text.lora is None and not in_loop.enabled:
         return None, None, (0, 0)
-    if isinstance(config.teacher, SentenceTransformersTeacherConfig):
+    if teacher_type(config.teacher) == 'sentence_transformers':
         plan.warnings.append('teacher: of those in the loop only LLMs are planned; what this one takes comes on top')
         return None, None, (0, 0)
     key = 'text_encoder_in_loop.enabled' if in_loop.enabled else 'trainable_text.lora'
     llm = _teacher_config(config)
     if llm is None:
-        raise ConfigError(f'teacher: there is none in {config.teacher}, which {key} needs; plan_llm lets it be planned '
-                          'before it is there')
+        raise ConfigError(f'there is none in {config.teacher}, which {key} needs; plan_llm lets it be '
+                          'planned before it is there', key='teacher')
     if isinstance(config.teacher, str) and not Path(config.teacher).is_dir():
         plan.errors.append(f'teacher: {key} needs one, and there is none in {config.teacher}')
     texts = int(plan.steps or 0) * config.global_train_batch_size * captions
@@ -173,7 +177,8 @@ def _text_encoders(
     in_float32 = dataclasses.replace(llm, dtype='float32')
     if in_loop.enabled:
         encoder = on_meta(in_float32 if in_loop.sharded else llm)
-        teacher = EncoderPlan(encoder, tokens, in_loop.batch_tokens, in_loop.precision, in_loop.sharded, captions)
+        teacher = EncoderPass(encoder, tokens, in_loop.batch_tokens, in_loop.precision, in_loop.sharded,
+                              captions)
         return teacher, None, (0, 0)
     plan.warnings.append(f'memory is that of captions as long as the LLM reads, {llm.max_length:,} tokens; the time '
                          f'is that of {tokens:,}, without the padding to the longest of a microbatch')
@@ -181,28 +186,31 @@ def _text_encoders(
 
 
 def _plan_inheritance(config: InheritanceConfig) -> Plan:
-    plan = _begin(config)
+    """Plan the adapter alone, on vectors of the teacher and of CLIP."""
+    plan = _plan_training(config, add_targets)
     dim = _teacher_width(config, plan)
     embed_dim = plan.embed_dim or _UNKNOWN_EMBED_DIM
     if not plan.embed_dim:
         plan.warnings.append(f'the width of the targets is not known, {embed_dim} is assumed')
 
-    def batch(n: int) -> dict[str, Any]:
+    def make_batch(n: int) -> dict[str, Any]:
         return {'index': torch.zeros(n, dtype=torch.long), 'counted': torch.ones(n, dtype=torch.bool),
                 'text_embedding': torch.empty(n, dim, dtype=torch.float16), 'target': torch.empty(n, embed_dim)}
 
-    def make(tokens: int) -> Any:
+    def make_step(tokens: int) -> Any:
         with torch.device('meta'):
-            return inheritance.make_model(config, dim, embed_dim), batch
+            return inheritance.make_model(config, dim, embed_dim), make_batch
 
-    _measure(plan, config, make)
+    metrics = {} if config.eval_data is None else {'eval': [*ComposerInheritance.metrics]}
+    _measure(plan, config, make_step, metrics)
     return plan
 
 
 def _plan_stage1(config: Stage1Config) -> Plan:
+    """Plan the LLM with its LoRA weights, on texts of the maximum length."""
     config = dataclasses.replace(config, text_encoder=_described(config.text_encoder, config.plan_llm))
     longest = config.text_encoder.max_length
-    plan = _begin(config)
+    plan = _plan_training(config, add_captions, mixes_datasets=config.objective == 'mntp')
     plan.in_16_bits |= config.text_encoder.dtype != 'float32'
     if config.plan_samples is not None:
         pairs = list(config.train_data.pairs)
@@ -221,31 +229,32 @@ def _plan_stage1(config: Stage1Config) -> Plan:
     mean = _count_tokens(plan, texts, longest)
     plan.warnings.append(f'memory is that of texts as long as text_encoder.max_length, {longest} tokens')
 
-    def make(tokens: int) -> Any:
+    def make_batch(tokens: int, n: int) -> dict[str, Any]:
+        batch = {'index': torch.zeros(n, dtype=torch.long)}
+        for side in sides:
+            batch[f'{side}text_id'] = torch.zeros(n, dtype=torch.long)
+            for name in names:
+                batch[side + name] = torch.ones(n, tokens, dtype=torch.long)
+        return batch
+
+    def make_step(tokens: int) -> Any:
         with torch.device('meta'):
             model = stage1.make_model(config, on_meta=True)
             if isinstance(model, MaskedNextTokenPrediction):
-                model = _MeanMask(model.text_encoder, model.head)
-                model.probability = config.mntp.mask_probability
+                model = _MeanMask(model, config.mntp.mask_probability)
+        return model, partial(make_batch, tokens)
 
-        def batch(n: int) -> dict[str, Any]:
-            columns = {'index': torch.zeros(n, dtype=torch.long)}
-            for side in sides:
-                columns[f'{side}text_id'] = torch.zeros(n, dtype=torch.long)
-                for name in names:
-                    columns[side + name] = torch.ones(n, tokens, dtype=torch.long)
-            return columns
-
-        return model, batch
-
-    _measure(plan, config, make, (longest, mean))
+    metrics = {} if config.eval_data is None else {'eval': [*CaptionContrastive.metrics]}
+    _measure(plan, config, make_step, metrics, (longest, mean))
     return plan
 
 
 class _MeanMask(MaskedNextTokenPrediction):
     """Mask the mean number of tokens, at any positions, because fake tensors have no values."""
 
-    probability = 0.0
+    def __init__(self, model: MaskedNextTokenPrediction, probability: float) -> None:
+        super().__init__(model.text_encoder, model.head)
+        self.probability = probability
 
     def loss(self, outputs: torch.Tensor, batch: dict[str, Any], *args: Any) -> torch.Tensor:
         states = outputs.flatten(0, 1)[:int(outputs.shape[0] * outputs.shape[1] * self.probability)]
@@ -253,7 +262,10 @@ class _MeanMask(MaskedNextTokenPrediction):
 
 
 def _plan_extraction(config: ExtractConfig) -> Plan:
-    plan = plan_data(config, 'datasets')
+    """Plan the passes of the teacher over all captions, and the size of their vectors."""
+    plan = Plan(config, dist.get_world_size())
+    if config.plan_samples is None:
+        add_all_captions(plan, config.datasets)
     plan.in_16_bits = config.precision != 'fp32'
     plan.unit = 'pass'
     texts_per_caption = 1 + len(config.prompts)
@@ -262,7 +274,7 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
     texts = sum(dataset.texts for dataset in plan.datasets) or int(config.plan_samples or 0) * texts_per_caption
     plan.epoch_samples = texts
     encoder = _teacher_config(config)
-    if not isinstance(config.teacher, (str, TextEncoderConfig)):
+    if teacher_type(config.teacher) not in ('folder', 'llm'):
         plan.errors.append(f'teacher.type: {config.teacher.type!r}, but only the extraction of an LLM is planned')
     elif encoder is None:
         plan.errors.append(f'teacher: there is none in {config.teacher}; plan_llm lets it be planned before it is '
@@ -270,7 +282,7 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
     else:
         tokens = _count_tokens(plan, texts, encoder.max_length)
         plan.in_16_bits |= encoder.dtype != 'float32'
-        forward = EncoderPlan(on_meta(encoder), tokens, config.batch_tokens, config.precision)
+        forward = EncoderPass(on_meta(encoder), tokens, config.batch_tokens, config.precision)
         plan.cost = forward.dry_run()
         plan.steps = texts / forward.captions / plan.ranks
         dim = forward.encoder.llm_embed_dim
@@ -280,38 +292,51 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
     return plan
 
 
-def _begin(config: Any) -> Plan:
-    """Plan the data and the steps of a training."""
-    plan = plan_data(config, 'train_data')
-    if config.eval_data is not None:
-        plan.errors += plan_data(config, 'eval_data').errors
+def _plan_training(
+    config: Any, add_datasets: Callable[[Plan, Any, str], None], mixes_datasets: bool = True
+) -> Plan:
+    """Plan the data, steps and checkpoints of a training.
+
+    `add_datasets` adds the datasets that it reads by ``train_data`` or ``eval_data``.  Without
+    `mixes_datasets`, each global batch comes from one of them.
+    """
+    plan = Plan(config, dist.get_world_size())
+    if config.plan_samples is None:
+        add_datasets(plan, config, 'train_data')
+        if config.eval_data is not None:
+            evaluation = Plan(config, plan.ranks)
+            add_datasets(evaluation, config, 'eval_data')
+            plan.errors += evaluation.errors
     plan.in_16_bits = precision_of(config) != 'fp32'
     plan.global_batch = config.global_train_batch_size
     plan.device_batch = plan.global_batch // plan.ranks
     plan.microbatch = config.device_train_microbatch_size or plan.device_batch
     plan.epoch_samples = int(config.plan_samples or sum(dataset.epoch_samples for dataset in plan.datasets))
-    plan.kept = config.save_num_checkpoints_to_keep
     nodes = config.train_data.num_canonical_nodes
-    if plan.datasets and isinstance(config, Stage1Config) and config.objective == 'contrastive':
-        # Each global batch comes from one dataset.
+    if plan.datasets and not mixes_datasets:
         for dataset in plan.datasets:
             plan.epoch_steps += padded_epoch_size(dataset.epoch_samples, nodes) // plan.global_batch
     else:
         rank_samples = -(-padded_epoch_size(plan.epoch_samples, nodes) // plan.ranks)
         plan.epoch_steps = rank_samples // max(1, plan.device_batch)
     plan.steps = _steps(config.max_duration, plan)
+    plan.kept = config.save_num_checkpoints_to_keep
     interval = _steps(config.save_interval, plan)
     if interval and plan.steps is not None:
         plan.checkpoints = -(-plan.steps // interval)
+    _check_sizes(plan, config.train_data.cache_limit)
+    return plan
+
+
+def _check_sizes(plan: Plan, cache_limit: Optional[Union[int, str]]) -> None:
+    """Add an error if an epoch is shorter than a global batch, or the cache too small for the shards."""
     if plan.epoch_samples and (plan.epoch_samples < plan.global_batch or not plan.epoch_steps):
         plan.errors.append(f'global_train_batch_size: {plan.global_batch:,}, but an epoch of train_data has '
                            f'{plan.epoch_samples:,} samples, expected at least one global batch')
-    cache_limit = config.train_data.cache_limit
     needed = 4 * max((dataset.largest_shard for dataset in plan.datasets), default=0)
     if cache_limit is not None and bytes_to_int(cache_limit) < needed:
         plan.errors.append(f'train_data.cache_limit: {cache_limit} is less than four shards, '
                            f'{tqdm.format_sizeof(needed, "B")}')
-    return plan
 
 
 def _steps(duration: str, plan: Plan) -> Optional[int]:
@@ -338,7 +363,7 @@ def _teacher_width(config: Any, plan: Plan) -> int:
 
 def _teacher_config(config: Union[ExtractConfig, InheritanceConfig, Stage2Config]) -> Optional[TextEncoderConfig]:
     """Return the text encoder that a configuration names, or else the LLM in `plan_llm`; None if neither is known."""
-    if isinstance(config.teacher, TextEncoderConfig):
+    if teacher_type(config.teacher) == 'llm':
         return _described(config.teacher, config.plan_llm)
     if isinstance(config.teacher, str) and Path(config.teacher).is_dir():
         return teacher_config(config.teacher)
@@ -378,25 +403,19 @@ def _count_tokens(plan: Plan, texts: int, longest: int) -> int:
 
 
 def _measure(
-    plan: Plan, config: TrainConfig, make: _Make, lengths: tuple[int, int] = (0, 0),
-    teacher: Optional[EncoderPlan] = None,
+    plan: Plan, config: TrainConfig, make_step: _MakeStep, metrics: Mapping[str, Sequence[str]],
+    lengths: tuple[int, int] = (0, 0), teacher: Optional[EncoderPass] = None,
 ) -> None:
     """Check parts of the configuration, and measure the cost of a step.
 
-    `lengths` are tokens per text: that of the longest text, which decides memory, and the mean, which decides FLOPs.
+    `metrics` are those that each evaluation may compute.  `lengths` are tokens per text: that of the longest
+    text, which decides memory, and the mean, which decides FLOPs.
     """
     longest, mean = lengths
-    model, make_batch = make(longest)
-    for name, parameter in model.named_parameters():
-        part = 'lora' if 'lora_' in name else name.removeprefix('model.').split('.')[0]
-        trainable, frozen = plan.modules.get(part, (0, 0))
-        if parameter.requires_grad:
-            trainable += parameter.numel()
-        else:
-            frozen += parameter.numel()
-        plan.modules[part] = (trainable, frozen)
-    with collected(plan.errors):
-        check_metrics(config)
+    model, make_batch = make_step(longest)
+    plan.modules = _count_parameters(model)
+    with collect_errors(plan.errors):
+        check_metrics(config, metrics)
     try:
         check_train_config(config)
         plan.cost = dry_run_step(model, config, make_batch, teacher)
@@ -404,9 +423,23 @@ def _measure(
         plan.errors.append(str(error))
         return
     if mean < longest:
-        model, make_batch = make(mean)
+        model, make_batch = make_step(mean)
         shorter = dry_run_step(model, config, make_batch, teacher)
         plan.cost.flops = shorter.flops
         plan.cost.recomputed = shorter.recomputed
     if config.fsdp is not None and config.fsdp.activation_cpu_offload:
         plan.warnings.append('fsdp.activation_cpu_offload: the peak is that without it')
+
+
+def _count_parameters(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
+    """Map each part of a model to the numbers of its trainable and frozen parameters."""
+    counts: dict[str, tuple[int, int]] = {}
+    for name, parameter in model.named_parameters():
+        part = 'lora' if 'lora_' in name else name.removeprefix('model.').split('.')[0]
+        trainable, frozen = counts.get(part, (0, 0))
+        if parameter.requires_grad:
+            trainable += parameter.numel()
+        else:
+            frozen += parameter.numel()
+        counts[part] = (trainable, frozen)
+    return counts

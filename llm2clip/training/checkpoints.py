@@ -203,8 +203,8 @@ def check_shared(folder: str) -> None:
     if is_first():
         path.unlink()
     if not all(seen):
-        raise ConfigError(f'checkpoint_folder: the nodes do not share {folder}, so some could not resume '
-                          'from it; expected a folder on a shared disk, or s3://…')
+        raise ConfigError(f'the nodes do not share {folder}, so some could not resume from it; expected a '
+                          'folder on a shared disk, or s3://…', key='checkpoint_folder')
 
 
 def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
@@ -229,8 +229,8 @@ def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
     checkpoint = broadcast_from_rank0(find)
     if checkpoint is not None and sharded == checkpoint.endswith('.pt'):
         kind, expected = ('full', 'sharded') if sharded else ('sharded', 'full')
-        raise ConfigError(f'fsdp.state_dict_type: {checkpoint} is a {kind} checkpoint, but this run writes '
-                          f'and reads {expected} ones')
+        raise ConfigError(f'{checkpoint} is a {kind} checkpoint, but this run writes and reads {expected} '
+                          'ones', key='fsdp.state_dict_type')
     return checkpoint
 
 
@@ -252,7 +252,7 @@ def _named(path: Union[str, Path]) -> Iterator[None]:
     try:
         yield
     except (_Damaged, ConfigError) as error:
-        raise FileError(f'{path}: {error}, expected {_EXPECTED}') from None
+        raise FileError(f'{error}, expected {_EXPECTED}', path) from None
 
 
 def read_model(path: Path) -> dict[str, torch.Tensor]:
@@ -270,8 +270,6 @@ def read_model(path: Path) -> dict[str, torch.Tensor]:
                     state[name] = torch.empty(metadata.size, dtype=metadata.properties.dtype)
             load(state, storage_reader=FileSystemReader(path), no_dist=True)
             model = {name.removeprefix(prefix): value for name, value in state.items()}
-        if not model:
-            raise FileError(f'{path}: holds no model, expected {_EXPECTED}')
     check_finite(model, path)
     return model
 
@@ -281,7 +279,7 @@ def read_latest(folder: str) -> dict[str, torch.Tensor]:
 
     Raises:
         ConfigError: There is no complete checkpoint, or credentials are missing.
-        FileError: The checkpoint is damaged, would run code, or holds no model.
+        FileError: The checkpoint is damaged, or would run code.
         LoadError: A weight is not finite.
     """
     store = maybe_create_object_store_from_uri(folder)

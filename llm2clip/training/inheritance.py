@@ -22,7 +22,7 @@ from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_
 from llm2clip.teacher.sources import check_teachers
 from llm2clip.training.algorithms.weights import averaged_weights
 from llm2clip.training.runs import check_teacher, is_complete, write_settings
-from llm2clip.training.trainer import build_trainer, check_metrics, fit, initialize
+from llm2clip.training.trainer import build_trainer, check_metrics, evaluated_metrics, fit, initialize
 
 
 def make_model(config: InheritanceConfig, llm_embed_dim: int, embed_dim: int) -> ComposerInheritance:
@@ -44,7 +44,7 @@ def train(config: InheritanceConfig) -> None:
         with under('eval_data'):
             loader = build_target_loader(config.eval_data, config.global_eval_batch_size, config.seed, train=False)
         evaluators.append(Evaluator(label='eval', metric_names=[*ComposerInheritance.metrics], dataloader=loader))
-    check_metrics(config, {evaluator.label: evaluator.metric_names for evaluator in evaluators})
+    check_metrics(config, evaluated_metrics(evaluators))
     record = teacher_of_embeddings(data)
     target, embed_dim = _find_target(data)
     check_teachers(config.teacher, record.teacher, 'the embeddings dataset of train_data')

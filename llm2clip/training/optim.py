@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 import torch
 
-from llm2clip.config import Stage2Config, TrainConfig
+from llm2clip.config import TrainConfig
 from llm2clip.errors import ConfigError
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.registry import build, check, named
@@ -27,10 +27,7 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
     name, arguments = named(config.optimizer, 'optimizer')
     lr = arguments.pop('lr')
     weight_decay = arguments.pop('weight_decay', 0.0)
-    scales: dict[str, Any] = {}
-    if isinstance(config, Stage2Config):
-        scales = {'lr_scale': config.lr_scale, 'layer_decay': config.layer_decay}
-    groups = parameter_groups(model, lr, weight_decay, **scales)
+    groups = parameter_groups(model, lr, weight_decay, **config.learning_rate_factors())
     if 'betas' in arguments:
         arguments['betas'] = tuple(arguments['betas'])
     can_fuse = 'fused' in inspect.signature(check('optimizer', name, arguments)).parameters
@@ -60,25 +57,36 @@ def parameter_groups(
     by `lr_scale` of a submodule or parameter.  A name in `lr_scale` without trainable parameters is a ConfigError.
     """
     lr_scale = lr_scale or {}
-    layer_scale: dict[int, float] = {}
-    no_decay: set[int] = set()
-    for module in model.modules():
-        if isinstance(module, VisionEncoder):
-            for name, parameter in module.trunk.named_parameters():
-                layer_scale[id(parameter)] = layer_decay ** (module.num_layers - 1 - module.layer_ids[name])
-                if name in module.no_weight_decay:
-                    no_decay.add(id(parameter))
+    layer_scale, no_decay = _vision_layers(model, layer_decay)
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     unused = set(lr_scale)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        scale = layer_scale.get(parameter, 1.0)
         part = next((part for part in lr_scale if part in name.split('.')), None)
-        unused.discard(part or '')
-        scale = lr_scale.get(part or '', 1.0) * layer_scale.get(id(parameter), 1.0)
-        decay = weight_decay if parameter.ndim > 1 and id(parameter) not in no_decay else 0.0
+        if part is not None:
+            unused.discard(part)
+            scale = lr_scale[part] * scale
+        decay = weight_decay if parameter.ndim > 1 and parameter not in no_decay else 0.0
         groups.setdefault((lr * scale, decay), []).append(parameter)
     if unused:
-        raise ConfigError(f'lr_scale: no trainable part of the model is called {", ".join(sorted(unused))}')
+        names = ', '.join(sorted(unused))
+        raise ConfigError(f'no trainable part of the model is called {names}', key='lr_scale')
     return [{'params': group, 'lr': rate, 'weight_decay': decay}
             for (rate, decay), group in sorted(groups.items(), key=lambda item: item[0])]
+
+
+def _vision_layers(
+    model: torch.nn.Module, layer_decay: float
+) -> tuple[dict[torch.nn.Parameter, float], set[torch.nn.Parameter]]:
+    """Return the factor on the learning rate of each weight of the vision tower, and those without decay."""
+    layer_scale: dict[torch.nn.Parameter, float] = {}
+    no_decay: set[torch.nn.Parameter] = set()
+    for module in model.modules():
+        if isinstance(module, VisionEncoder):
+            for name, parameter in module.trunk.named_parameters():
+                layer_scale[parameter] = layer_decay ** (module.num_layers - 1 - module.layer_ids[name])
+                if name in module.no_weight_decay:
+                    no_decay.add(parameter)
+    return layer_scale, no_decay

@@ -7,8 +7,9 @@ import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from composer import Timestamp
@@ -16,9 +17,10 @@ from composer.utils import dist
 
 from llm2clip.config import Stage2Config, TrainConfig, VisionConfig
 from llm2clip.config.loading import read_config, read_resolved, save_config, settings_in_folder
+from llm2clip.config.ranges import RunWeights
 from llm2clip.conversion.official_weights import load_initial_weights
 from llm2clip.data.schema import TEACHER_FILE
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import ConfigError, FileError, under
 from llm2clip.export.hf import is_exported
 from llm2clip.io.files import reading
 from llm2clip.io.folders import check_replaceable
@@ -29,8 +31,10 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.vision_encoder import check_tower_names
 from llm2clip.models.vision_lora import merge_lora
 from llm2clip.ranks import broadcast_from_rank0, once_per_node
+from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.llm import teacher_fingerprint
+from llm2clip.teacher.sources import teacher_sources
 from llm2clip.training.checkpoints import read_latest
 
 BEST_FILE = 'best.safetensors'
@@ -59,102 +63,176 @@ def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
     return read_latest(folder)
 
 
-def read_stage2(
-    run: Union[str, Path], weights: str = 'latest', wise_ft_alpha: float = 1.0
-) -> tuple[Stage2Config, TeacherRecord]:
-    """Read configuration and teacher of a stage-2 run, not its weights; arguments as for `load_stage2`.
+class Stage2Run:
+    """Stage-2 run and the choice of its weights.
 
-    Raises:
-        ConfigError: The folder holds no stage-2 run, or it lacks the requested weights.
-        FileError: The file of the teacher is damaged.
-    """
-    if weights not in ('latest', 'best'):
-        raise ConfigError(f'weights: {weights!r} is neither latest nor best')
-    config = read_config(Stage2Config, run)
-    record = TeacherRecord.read(run)
-    width = record.about.get('llm_embed_dim')
-    if not isinstance(width, int):
-        raise FileError(f'{run}/{TEACHER_FILE}: llm_embed_dim is {width!r}, expected the width of the vectors')
-    if weights == 'best' and not Path(run, BEST_FILE).is_file():
-        raise ConfigError(f'weights: the run in {run} kept no best ones; add `callbacks: {{save_best: {{}}}}` to a run')
-    if wise_ft_alpha != 1:
-        with _beginning_of(run):
-            _check_initial(config.model.vision, config.initial_weights)
-    return config, record
-
-
-@contextmanager
-def _beginning_of(run: Union[str, Path]) -> Iterator[None]:
-    """Explain in an error why the initial weights of a run are read."""
-    try:
-        yield
-    except ValueError as error:
-        raise ConfigError(f'wise_ft_alpha: needs the weights that the run in {run} began with, as its '
-                          f'config.yaml names them; {error}') from error
-
-
-def load_stage2(
-    run: Union[str, Path], weights: str = 'latest', wise_ft_alpha: float = 1.0
-) -> tuple[LLM2CLIP, Stage2Config, TeacherRecord]:
-    """Load the model, in evaluation mode, with the configuration and teacher of a stage-2 run; LoRA is merged.
+    `config` is its configuration, and `record` that of the teacher that it began with.  Weights are read by
+    `load_model` only.
 
     Args:
-        run: Folder of the run.
+        folder: Folder of the run.
         weights: ``latest`` for the latest checkpoint, or ``best`` for the weights that `SaveBest` wrote.
         wise_ft_alpha: Share of these weights, from 0 to 1, in the interpolation with the run's initial
             weights (`initial_state`).  1: no interpolation.
 
     Raises:
         ConfigError: The folder holds no stage-2 run, or it lacks the requested weights.
-        FileError, LoadError: The weights are damaged, not finite, or of another model.
+        FileError: The file of the teacher is damaged.
     """
-    config, record = read_stage2(run, weights, wise_ft_alpha)
-    state = load_checkpoint_model(run) if weights == 'latest' else read_safetensors(Path(run, BEST_FILE)).tensors
-    state = {name.removeprefix('model.'): value for name, value in state.items() if name.startswith('model.')}
-    model = LLM2CLIP(config.model, record.llm_embed_dim, load_weights=False)
-    check_tower_names(model.vision_encoder, state, 'vision_encoder.')
-    check_keys(state, model.state_dict(), f'the {weights} weights of {run}')
-    if config.model.vision.lora is not None:
+
+    def __init__(
+        self, folder: Union[str, Path], weights: RunWeights = 'latest', wise_ft_alpha: float = 1.0
+    ) -> None:
+        self.folder = Path(folder)
+        self.weights = weights
+        self.wise_ft_alpha = wise_ft_alpha
+        with under('run'):
+            self.config = read_config(Stage2Config, folder)
+            self.record = TeacherRecord.read(folder)
+        width = self.record.about.get('llm_embed_dim')
+        if not isinstance(width, int):
+            raise FileError(f'llm_embed_dim is {width!r}, expected the width of the vectors',
+                            Path(folder, TEACHER_FILE))
+        if weights == 'best' and not Path(folder, BEST_FILE).is_file():
+            raise ConfigError(f'the run in {folder} kept no best ones; add `callbacks: {{save_best: {{}}}}` '
+                              'to a run', key='weights')
+        if wise_ft_alpha != 1:
+            with self._explain_initial_weights():
+                _check_initial(self.config.model.vision, self.config.initial_weights)
+
+    def load_model(self) -> LLM2CLIP:
+        """Load the model in evaluation mode; LoRA is merged.
+
+        Raises:
+            ConfigError: The initial weights cannot be read.
+            FileError, LoadError: The weights are damaged, not finite, or of another model.
+        """
+        if self.weights == 'latest':
+            state = load_checkpoint_model(self.folder)
+        else:
+            state = read_safetensors(self.folder / BEST_FILE).tensors
+        state = {name.removeprefix('model.'): value
+                 for name, value in state.items() if name.startswith('model.')}
+        config = self.config.model
+        model = LLM2CLIP(config, self.record.llm_embed_dim, load_weights=False)
+        check_tower_names(model.vision_encoder, state, 'vision_encoder.')
+        check_keys(state, model.state_dict(), f'the {self.weights} weights of {self.folder}')
+        if config.vision.lora is not None:
+            model.load_state_dict(state)
+            merge_lora(model.vision_encoder.trunk)
+            state = model.state_dict()
+            model = LLM2CLIP(config.merged, self.record.llm_embed_dim, load_weights=False)
+        if self.wise_ft_alpha != 1:
+            with self._explain_initial_weights():
+                state = interpolated(self.initial_state(), state, self.wise_ft_alpha)
         model.load_state_dict(state)
-        merge_lora(model.vision_encoder.trunk)
-        state = model.state_dict()
-        config = dataclasses.replace(config, model=config.model.merged)
-        model = LLM2CLIP(config.model, record.llm_embed_dim, load_weights=False)
-    if wise_ft_alpha != 1:
-        with _beginning_of(run):
-            state = interpolated(initial_state(config, record), state, wise_ft_alpha)
-    model.load_state_dict(state)
-    return model.eval(), config, record
+        return model.eval()
 
+    def initial_state(self) -> dict[str, torch.Tensor]:
+        """Return the initial weights of the run, by name, without weights that were initialised at random.
 
-def with_trained_teacher(
-    run: Union[str, Path], config: Stage2Config, record: TeacherRecord, weights: str = 'latest',
-    wise_ft_alpha: float = 1.0,
-) -> tuple[Stage2Config, TeacherRecord]:
-    """Replace the teacher in the results of `read_stage2` by the teacher that the run has trained, if any; a
-    ConfigError if the run has not ended, or other weights than its final ones are requested."""
-    if config.trainable_text.lora is None:
-        return config, record
-    folder = _trained(run, TEACHER_FOLDER, weights, wise_ft_alpha)
-    trained = once_per_node(lambda: teacher_fingerprint(folder), f'teacher {folder}')
-    return dataclasses.replace(config, teacher=str(folder)), dataclasses.replace(record, teacher=trained)
+        The vision tower's pretrained weights are always included.  The projection is included if it is the
+        tower's own, and the adapter if it is the `initial_adapter`.  With `initial_weights`, all weights are
+        included, the temperature too, except an adapter of another teacher.  Errors are those of a new run.
+        """
+        config = self.config
+        teacher = self.record.teacher
+        model = LLM2CLIP(config.model.merged, self.record.llm_embed_dim,
+                         load_weights=config.initial_weights is None)
+        if config.initial_weights is not None:
+            same_teacher = load_initial_weights(model, config.model.merged, teacher, config.initial_weights)
+            parts = {name.split('.')[0] for name in model.state_dict()}
+            if not same_teacher:
+                parts.discard('adapter')
+        else:
+            parts = {'vision_encoder'}
+            if config.model.visual_projection == 'pretrained':
+                parts.add('visual_projection')
+            if config.initial_adapter is not None:
+                load_adapter(model.adapter, config.model.adapter, config.model.embed_dim, teacher,
+                             config.initial_adapter, 'initial_adapter')
+                parts.add('adapter')
+        return {name: value for name, value in model.state_dict().items() if name.split('.')[0] in parts}
 
+    @contextmanager
+    def _explain_initial_weights(self) -> Iterator[None]:
+        """Explain in an error why the initial weights of the run are read."""
+        try:
+            yield
+        except ValueError as error:
+            raise ConfigError(f'needs the weights that the run in {self.folder} began with, as its '
+                              f'config.yaml names them; {error}', key='wise_ft_alpha') from error
 
-def trained_clip_text(run: Union[str, Path], weights: str = 'latest', wise_ft_alpha: float = 1.0) -> Path:
-    """Return the folder of a run's trained CLIP text tower; arguments as for `with_trained_teacher`."""
-    return _trained(run, CLIP_TEXT_FOLDER, weights, wise_ft_alpha)
+    @property
+    def teacher(self) -> Any:
+        """Configuration of the teacher: the folder of the one that the run has trained, or what it names."""
+        if self.config.trainable_text.lora is None:
+            return self.config.teacher
+        return str(self._trained_encoder(TEACHER_FOLDER))
 
+    @cached_property
+    def final_record(self) -> TeacherRecord:
+        """Record of the teacher at the end of the run, which may have trained it; every rank calls this."""
+        if self.config.trainable_text.lora is None:
+            return self.record
+        folder = self._trained_encoder(TEACHER_FOLDER)
+        trained = once_per_node(lambda: teacher_fingerprint(folder), f'teacher {folder}')
+        return dataclasses.replace(self.record, teacher=trained)
 
-def _trained(run: Union[str, Path], name: str, weights: str, wise_ft_alpha: float) -> Path:
-    reason = f'but the run in {run} has trained its text encoder, too, and keeps it as it ended'
-    if weights != 'latest':
-        raise ConfigError(f'weights: {weights}, {reason}; expected latest')
-    if wise_ft_alpha != 1:
-        raise ConfigError(f'wise_ft_alpha: {wise_ft_alpha:g}, {reason}; expected 1')
-    folder = Path(run, name)
-    if not folder.is_dir():
-        raise ConfigError(f'{folder}: there is none yet; the run trains its text encoder, and writes it when it ends')
-    return folder
+    @property
+    def clip_text(self) -> Optional[Path]:
+        """Folder of CLIP's text tower that the run has trained; None if it has a teacher instead."""
+        if self.config.trainable_text.clip is None:
+            return None
+        return self._trained_encoder(CLIP_TEXT_FOLDER)
+
+    def _trained_encoder(self, name: str) -> Path:
+        """Return the folder of the text encoder that the run has trained.
+
+        A ConfigError if the run has not ended, or other weights than its final ones are requested.
+        """
+        reason = f'but the run in {self.folder} has trained its text encoder, too, and keeps it as it ended'
+        if self.weights != 'latest':
+            raise ConfigError(f'{self.weights}, {reason}; expected latest', key='weights')
+        if self.wise_ft_alpha != 1:
+            raise ConfigError(f'{self.wise_ft_alpha:g}, {reason}; expected 1', key='wise_ft_alpha')
+        folder = self.folder / name
+        if not folder.is_dir():
+            raise ConfigError(f'{folder}: there is none yet; the run trains its text encoder, and writes it '
+                              'when it ends')
+        return folder
+
+    def teachers(self, teacher: Any = None, trust_remote_code: bool = False) -> list[TeacherSource]:
+        """Return the checked teachers of the run; none if it has trained CLIP's own text tower.
+
+        `teacher`, a configuration, takes precedence over what the run names.  Weights are hashed only if all
+        other checks pass.
+
+        Raises:
+            ConfigError: Too few or too many teachers are named, or one does not exist.
+            ValueError: A teacher is not the one of training.
+        """
+        if self.config.trainable_text.clip is not None:
+            if teacher is not None:
+                raise ConfigError(f"expected none, the run in {self.folder} trained CLIP's text tower",
+                                  key='teacher')
+            return []
+        expected = self.final_record.teacher
+        sources = teacher_sources(teacher) or teacher_sources(self.teacher, trust_remote_code)
+        if not sources and len(expected) == 1:
+            raise ConfigError(f'required but not set, since the config.yaml of {self.folder} names none',
+                              key='teacher')
+        if len(sources) != len(expected):
+            trained = 'one teacher' if len(expected) == 1 else f'{len(expected)} teachers'
+            if self.config.train_data.teachers:
+                trained += f' ({", ".join(self.config.train_data.teachers)})'
+            raise ConfigError(f'the run in {self.folder} was trained under {trained}; got {len(sources)} of '
+                              'them', key='teacher')
+        for source, fingerprint in zip(sources, expected):
+            source.check_encoding(fingerprint, 'the run')
+        for source, fingerprint in zip(sources, expected):
+            source.check(fingerprint, 'the run')
+        return sources
 
 
 def interpolated(
@@ -176,35 +254,13 @@ def _check_initial(vision: VisionConfig, initial_weights: Optional[str]) -> None
     """Raise a ConfigError if the tower's initial weights were random or are missing; reads no weights."""
     if initial_weights is not None:
         if not is_exported(initial_weights):
-            raise ConfigError(f'initial_weights: {initial_weights} is no exported folder: it has no config.json of one')
+            raise ConfigError(f'{initial_weights} is no exported folder: it has no config.json of one',
+                              key='initial_weights')
     elif vision.checkpoint is not None:
         if not Path(vision.checkpoint).is_file():
-            raise ConfigError(f'model.vision.checkpoint: there is no file {vision.checkpoint}')
+            raise ConfigError(f'there is no file {vision.checkpoint}', key='model.vision.checkpoint')
     elif not vision.pretrained:
         raise ConfigError('the tower began with random weights, since model.vision.pretrained is false')
-
-
-def initial_state(config: Stage2Config, record: TeacherRecord) -> dict[str, torch.Tensor]:
-    """Return the initial weights of a run, by name, without weights that were initialised at random.
-
-    The vision tower's pretrained weights are always included.  The projection is included if it is the
-    tower's own, and the adapter if it is the `initial_adapter`.  With `initial_weights`, all weights are
-    included, the temperature too, except an adapter of another teacher.  Errors are those of a new run.
-    """
-    _check_initial(config.model.vision, config.initial_weights)
-    model = LLM2CLIP(config.model.merged, record.llm_embed_dim, load_weights=config.initial_weights is None)
-    if config.initial_weights is None:
-        parts = ['vision_encoder']
-        if config.model.visual_projection == 'pretrained':
-            parts.append('visual_projection')
-        if config.initial_adapter is not None:
-            load_adapter(model.adapter, config.model.adapter, config.model.embed_dim, record.teacher,
-                         config.initial_adapter, 'initial_adapter')
-            parts.append('adapter')
-        return {name: value for name, value in model.state_dict().items() if name.split('.')[0] in parts}
-    same_teacher = load_initial_weights(model, config.model, record.teacher, config.initial_weights)
-    return {name: value for name, value in model.state_dict().items()
-            if same_teacher or not name.startswith('adapter.')}
 
 
 def is_complete(config: TrainConfig, result: Path) -> bool:
@@ -245,8 +301,8 @@ def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Pat
                 return
         else:
             if reached.batch == 0 and any(folder.is_dir() and any(folder.iterdir()) for folder in results):
-                raise ConfigError(f'save_folder: the run in {config.save_folder} has ended, and there is no '
-                                  'checkpoint to resume from; choose another save_folder')
+                raise ConfigError(f'the run in {config.save_folder} has ended, and there is no checkpoint to '
+                                  'resume from; choose another save_folder', key='save_folder')
             for folder, kind in results.items():
                 check_replaceable(folder, kind)
                 shutil.rmtree(folder, ignore_errors=True)

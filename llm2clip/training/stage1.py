@@ -28,8 +28,9 @@ from llm2clip.teacher.llm import (
     set_attention_dropout,
 )
 from llm2clip.training.algorithms.weights import averaged_weights
+from llm2clip.training.callbacks.monitors import TextMonitor
 from llm2clip.training.runs import is_complete, write_settings
-from llm2clip.training.trainer import build_trainer, check_metrics, fit, initialize
+from llm2clip.training.trainer import build_trainer, check_metrics, evaluated_metrics, fit, initialize
 
 Model = Union[CaptionContrastive, MaskedNextTokenPrediction]
 
@@ -66,9 +67,10 @@ def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Tra
                 eval_data, tokenizer, config.global_eval_batch_size, config.seed, train=False)
         if loader is not None:
             evaluators.append(Evaluator(label='eval', metric_names=[*CaptionContrastive.metrics], dataloader=loader))
-    check_metrics(config, {evaluator.label: evaluator.metric_names for evaluator in evaluators})
+    check_metrics(config, evaluated_metrics(evaluators))
     model = make_model(config, on_meta=config.fsdp is not None and dist.get_global_rank() > 0)
-    return build_trainer(config, model, data, evaluators), model
+    monitor = TextMonitor(config.text_encoder.max_length)
+    return build_trainer(config, model, data, evaluators, more_callbacks=[monitor]), model
 
 
 def _check_dropout(data: CaptionDataConfig, attention_dropout: float, lora_dropout: float) -> None:
@@ -80,7 +82,7 @@ def _check_dropout(data: CaptionDataConfig, attention_dropout: float, lora_dropo
             reason = (f'a caption of train_data.streams.{name} is paired with itself, and dropout makes two '
                       'vectors of it')
             if not attention_dropout and not lora_dropout:
-                raise ConfigError(f'attention_dropout: 0, expected a value above 0, such as 0.1: {reason}')
+                raise ConfigError(f'0, expected more, such as 0.1: {reason}', key='attention_dropout')
             if dist.get_global_rank() == 0:
                 print(f'{reason} (unsupervised SimCSE)', flush=True)
 

@@ -4,7 +4,6 @@
 """Stage 2: train the vision tower against a teacher, usually a frozen one (LLM2CLIP section 3.2)."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Optional
 
 from composer import Algorithm, DataSpec, Evaluator, Trainer
@@ -16,7 +15,7 @@ from llm2clip.data.image_text_dataset import build_image_loader, reads_image_emb
 from llm2clip.data.streams.safe_dataset import device_batch_size
 from llm2clip.data.zeroshot_sets import zeroshot_set
 from llm2clip.device import open_device
-from llm2clip.errors import ConfigError, under
+from llm2clip.errors import under
 from llm2clip.io.folders import check_replaceable
 from llm2clip.models.adapter_folder import load_adapter
 from llm2clip.models.frozen_tower import check_tower
@@ -31,24 +30,35 @@ from llm2clip.teacher.sources import check_teachers, teacher_source
 from llm2clip.training.algorithms.batches import InitialImages, SelfDistillation, TextEncoderInLoop
 from llm2clip.training.runs import check_teacher, write_settings
 from llm2clip.training.text_encoders import TrainedText, text_folders
-from llm2clip.training.trainer import build_trainer, check_metrics, fit, initialize
+from llm2clip.training.trainer import build_trainer, check_metrics, evaluated_metrics, fit, initialize
 from llm2clip.training.zeroshot import zeroshot_classes, zeroshot_evaluator
 
 
-def make_loaders(config: Stage2Config) -> tuple[DataSpec, list[Evaluator]]:
-    """Build the training data and the retrieval evaluator, if any."""
+def make_loaders(config: Stage2Config) -> tuple[DataSpec, Optional[Evaluator]]:
+    """Build the training data, and the retrieval evaluator if there is `eval_data`."""
     captions = not config.reads_vectors
     image_size = train_image_size(config.train_data, config.model.vision)
     with under('train_data'):
         data = build_image_loader(config.train_data, image_size, config.global_train_batch_size, config.seed,
                                   train=True, captions=captions)
     if config.eval_data is None:
-        return data, []
+        return data, None
     image_size = tower_preprocessing(config.model.vision).image_size
     with under('eval_data'):
         eval_data = build_image_loader(config.eval_data, image_size, config.global_eval_batch_size, config.seed,
                                        train=False, captions=captions)
-    return data, [Evaluator(label='eval', dataloader=eval_data, metric_names=[*ComposerLLM2CLIP.retrieval_metrics])]
+    metrics = [*ComposerLLM2CLIP.retrieval_metrics]
+    return data, Evaluator(label='eval', dataloader=eval_data, metric_names=metrics)
+
+
+def possible_metrics(config: Stage2Config) -> dict[str, list[str]]:
+    """Map the label of each evaluation to all metrics that it may have, as the files of a set decide."""
+    metrics: dict[str, list[str]] = {}
+    if config.eval_data is not None:
+        metrics['eval'] = [*ComposerLLM2CLIP.retrieval_metrics]
+    for label in config.eval_zeroshot:
+        metrics[label] = [*ComposerLLM2CLIP.zeroshot_metrics, *ComposerLLM2CLIP.multilabel_metrics]
+    return metrics
 
 
 def make_model(
@@ -61,20 +71,35 @@ def make_model(
     return JointLLM2CLIP(model, text.encoder, text.tokenize, config.loss, config.self_distillation)
 
 
+def make_initial_model(
+    config: Stage2Config, record: TeacherRecord, text: Optional[TrainedText] = None
+) -> ComposerLLM2CLIP:
+    """Build the model with the initial weights that the configuration names."""
+    if config.begins_at_random and dist.get_global_rank() == 0:
+        print('model.vision.pretrained is false: the vision tower begins with random weights', flush=True)
+    model = make_model(config, record.llm_embed_dim, load_weights=config.initial_weights is None, text=text)
+    if config.initial_weights is not None:
+        load_initial_weights(model.model, config.model, record.teacher, config.initial_weights)
+    if config.initial_adapter is not None:
+        load_adapter(model.model.adapter, config.model.adapter, config.model.embed_dim, record.teacher,
+                     config.initial_adapter, 'initial_adapter')
+    return model
+
+
 def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Trainer:
-    """Check everything, build the trainer and record the teacher; `text` is loaded unless given."""
-    initialize(config)
-    if text is None and config.reads_captions:
-        text = TrainedText.load(config)
+    """Build the trainer and record the teacher; call `initialize` before.
+
+    `text` is the text encoder to train, if the configuration has one.
+    """
     sets = {name: zeroshot_set(source, f'eval_zeroshot.{name}') for name, source in config.eval_zeroshot.items()}
     data, retrieval = make_loaders(config)
     image_size = tower_preprocessing(config.model.vision).image_size
     batch_size = device_batch_size(config.global_eval_batch_size, 'global_eval_batch_size')
-    evaluators = list(retrieval)
+    evaluators = [] if retrieval is None else [retrieval]
     for name, zeroshot in sets.items():
-        evaluators.append(zeroshot_evaluator(zeroshot, name, f'eval_zeroshot.{name}', image_size, batch_size,
-                                             config.train_data.num_workers))
-    check_metrics(config, {evaluator.label: evaluator.metric_names or [] for evaluator in evaluators})
+        evaluators.append(
+            zeroshot_evaluator(zeroshot, name, image_size, batch_size, config.train_data.num_workers))
+    check_metrics(config, evaluated_metrics(evaluators))
 
     record, in_loop = _find_teacher(config, data, retrieval, text)
     algorithms: list[Algorithm] = []
@@ -86,24 +111,13 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
         algorithms.append(zeroshot_classes(config, sets, record, in_loop))
 
     reproducibility.seed_all(config.seed)
-    vision = config.model.vision
-    at_random = vision.checkpoint is None and not vision.pretrained and config.initial_weights is None
-    if at_random and dist.get_global_rank() == 0:
-        print('model.vision.pretrained is false: the vision tower begins with random weights', flush=True)
-    model = make_model(config, record.llm_embed_dim, config.initial_weights is None, text)
-    if config.initial_weights is not None:
-        load_initial_weights(model.model, config.model, record.teacher, config.initial_weights)
-    if config.initial_adapter is not None:
-        load_adapter(model.model.adapter, config.model.adapter, config.model.embed_dim, record.teacher,
-                     config.initial_adapter, 'initial_adapter')
+    model = make_initial_model(config, record, text)
     if reads_image_embeddings(config.train_data):
         check_tower(model.model.vision_encoder, data, 'train_data')
     if config.eval_data is not None and reads_image_embeddings(config.eval_data):
-        check_tower(model.model.vision_encoder, retrieval[0].dataloader, 'eval_data')
+        assert retrieval is not None
+        check_tower(model.model.vision_encoder, retrieval.dataloader, 'eval_data')
     if config.self_distillation.enabled:
-        if at_random:
-            raise ConfigError('self_distillation.enabled: the tower begins with random weights, which are '
-                              'nothing to keep; expected initial_weights, or model.vision.pretrained not to be false')
         # Copied before a checkpoint is loaded, since the initial model is the target.
         device = open_device(config.device, config.precision)
         initial = InitialImages(model.model).on(device, sharded=config.fsdp is not None)
@@ -115,7 +129,7 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
 
 
 def _find_teacher(
-    config: Stage2Config, data: DataSpec, evaluators: Sequence[Evaluator], text: Optional[TrainedText]
+    config: Stage2Config, data: DataSpec, retrieval: Optional[Evaluator], text: Optional[TrainedText]
 ) -> tuple[TeacherRecord, Optional[CaptionTeacher]]:
     """Find the teacher: that of the embeddings datasets, the untrained one, or the one in the loop."""
     if text is not None:
@@ -136,8 +150,8 @@ def _find_teacher(
         return TeacherRecord(teacher.fingerprint, {'llm_embed_dim': teacher.llm_embed_dim}), teacher
     record = teacher_of_embeddings(data)
     check_teachers(config.teacher, record.teacher, 'the embeddings dataset of train_data')
-    for evaluator in evaluators:
-        teacher_of_embeddings(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
+    if retrieval is not None:
+        teacher_of_embeddings(retrieval.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
     return record, None
 
 

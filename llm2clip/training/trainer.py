@@ -16,30 +16,26 @@ from typing import Any, Optional
 
 import torch
 from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
-from composer.core import State, Time, TimeUnit
+from composer.core import State, TimeUnit
 from composer.loggers import Logger, LoggerDestination
 from composer.models import ComposerModel
 from composer.utils import dist, reproducibility
 
-from llm2clip.config import FsdpConfig, InheritanceConfig, Stage1Config, Stage2Config, TrainConfig
+from llm2clip.config import FsdpConfig, TrainConfig
 from llm2clip.config.loading import check_settings, learned_settings
 from llm2clip.data.streams.safe_dataset import device_batch_size
 from llm2clip.device import open_device
 from llm2clip.errors import ConfigError, FileError, under
 from llm2clip.io.files import is_out_of_shared_memory
 from llm2clip.io.remotes import reaching
-from llm2clip.models.caption_contrastive import CaptionContrastive
-from llm2clip.models.inherited_adapter import ComposerInheritance
-from llm2clip.models.llm2clip import ComposerLLM2CLIP
 from llm2clip.models.sharding import compile_blocks, fsdp2_config, set_up_units
 from llm2clip.ranks import broadcast_from_rank0
 from llm2clip.registry import build, build_all, check, check_arguments, named
-from llm2clip.training.algorithms.grad_cache import GradCache
 from llm2clip.training.algorithms.weights import AverageGlooGradients
 from llm2clip.training.callbacks.jsonl_logger import JSONLLogger
-from llm2clip.training.callbacks.monitors import ProgressBar, SaveBest, StepMonitor, StopAtNonfinite, TextMonitor
+from llm2clip.training.callbacks.monitors import ProgressBar, SaveBest, StepMonitor, StopAtNonfinite
 from llm2clip.training.checkpoints import check_shared, find_checkpoint, written_checkpoints
-from llm2clip.training.optim import FUSED_SHARDS, build_optimizer
+from llm2clip.training.optim import build_optimizer
 
 
 def initialize(config: TrainConfig) -> None:
@@ -50,177 +46,95 @@ def initialize(config: TrainConfig) -> None:
 
 
 def check_train_config(config: TrainConfig) -> None:
-    """Check names, arguments and batch sizes before anything is loaded; errors are ConfigErrors."""
+    """Check parts, device and ranks before anything is loaded; errors are ConfigErrors.
+
+    `config.check` has checked what depends on the configuration alone.
+    """
     if config.device == 'cpu' and config.precision not in (None, 'fp32'):
-        raise ConfigError(f'precision: {config.precision}, expected fp32, the only one on a CPU')
+        raise ConfigError(f'{config.precision}, expected fp32, the only one on a CPU', key='precision')
     name, arguments = named(config.optimizer, 'optimizer')
     build('optimizer', name, {'params': [torch.nn.Parameter(torch.zeros(1))]} | arguments)
-    if config.fsdp is not None and arguments.get('fused') and name not in FUSED_SHARDS:
-        raise ConfigError(f'optimizer.fused: {name} has no kernel for weights that fsdp shards; leave it out')
     name, arguments = named(config.scheduler, 'scheduler')
     build('scheduler', name, arguments)
-    if name.endswith('_with_warmup'):
-        _check_warmup(arguments['t_warmup'], arguments.get('t_max', '1dur'), config.max_duration)
     build_all('algorithms', config.algorithms)
-    if config.fsdp is not None and 'channels_last' in config.algorithms:
-        raise ConfigError('algorithms.channels_last: fsdp cannot shard such weights; leave out one of the two')
     build_all('callbacks', config.callbacks)
-    if 'save_best' in config.callbacks and not isinstance(config, Stage2Config):
-        raise ConfigError('callbacks.save_best: only the weights of stage 2 can be read from it, expected none here')
     for name, arguments in config.loggers.items():
         check('loggers', name, arguments or {}, f'loggers.{name}')
     if config.compile is not None:
-        _check_compile(config.compile)
+        with under('compile'):
+            check_arguments(torch.compile, 'torch.compile', config.compile)
     if config.fsdp is not None:
-        _check_fsdp(config.fsdp, config.device)
+        with under('fsdp'):
+            _check_fsdp(config.fsdp)
     _check_microbatch(config)
-    if isinstance(config, Stage1Config):
-        if config.fsdp is not None and config.text_encoder.dtype != 'float32':
-            raise ConfigError(f'text_encoder.dtype: {config.text_encoder.dtype} does not go with fsdp, which needs '
-                              'the float32 of the LoRA weights everywhere; precision: amp_bf16 computes in bfloat16')
-        if config.objective == 'mntp' and config.eval_data is not None:
-            raise ConfigError('eval_data: objective mntp has no evaluation')
-    if isinstance(config, Stage2Config):
-        vision = config.model.vision
-        if vision.freeze and vision.lora is not None:
-            raise ConfigError('model.vision.lora: model.vision.freeze freezes these weights, too; set one of the two')
-        if vision.gradient_checkpointing and config.fsdp is not None and config.fsdp.activation_checkpointing:
-            raise ConfigError('fsdp.activation_checkpointing: model.vision.gradient_checkpointing recomputes '
-                              'the same blocks already; set one of the two to false')
-    for key in ('train_data', 'eval_data'):
-        _check_proportions(getattr(getattr(config, key, None), 'streams', {}), key)
-
-
-def _check_compile(arguments: dict[str, Any]) -> None:
-    """Raise a ConfigError if `torch.compile` does not know an argument, backend, mode or option."""
-    with under('compile'):
-        check_arguments(torch.compile, 'torch.compile', arguments)
-    try:
-        torch.compile(torch.nn.Identity(), **arguments)
-    except (RuntimeError, TypeError) as error:
-        # Keep the start of a message that lists hundreds of options.
-        reason = str(error).splitlines()[0].partition(', known options are')[0]
-        raise ConfigError(f'compile: {reason}') from None
 
 
 def _check_microbatch(config: TrainConfig) -> None:
     """Raise a ConfigError if the microbatch does not fit the batch, or would hide negatives from the loss."""
     device_batch = device_batch_size(config.global_train_batch_size, 'global_train_batch_size')
     microbatch = config.device_train_microbatch_size or device_batch
-    if not 0 < microbatch <= device_batch:
-        raise ConfigError(f'device_train_microbatch_size: {microbatch} is not between 1 and the device batch '
-                          f'size, {device_batch}')
-    has_negatives = not isinstance(config, Stage1Config) or config.objective == 'contrastive'
-    if has_negatives and microbatch < device_batch and 'grad_cache' not in config.algorithms:
+    if microbatch > device_batch:
+        raise ConfigError(f'{microbatch}, expected at most the device batch size, {device_batch}',
+                          key='device_train_microbatch_size')
+    if config.has_negatives and microbatch < device_batch and 'grad_cache' not in config.algorithms:
         raise ConfigError(
-            f'device_train_microbatch_size: {microbatch} is not the device batch size, {device_batch}. A contrastive '
-            'loss on a microbatch would only see the negatives inside it. Add `algorithms: {grad_cache: {}}`, '
-            'which keeps the loss that of the global batch, or leave the key out, or lower global_train_batch_size.')
-    if not has_negatives and 'grad_cache' in config.algorithms:
-        raise ConfigError('algorithms.grad_cache: objective mntp has no negatives; its microbatches need no cache')
+            f'{microbatch} is not the device batch size, {device_batch}. A contrastive loss on a microbatch '
+            'would only see the negatives inside it. Add `algorithms: {grad_cache: {}}`, which keeps the loss '
+            'that of the global batch, or leave the key out, or lower global_train_batch_size.',
+            key='device_train_microbatch_size')
 
 
-def _check_proportions(streams: Mapping[str, Any], key: str) -> None:
-    """Raise a ConfigError if only some datasets under `key` have a proportion, or one has a repeat, too."""
-    for name, stream in streams.items():
-        if stream.proportion is not None and stream.repeat is not None:
-            raise ConfigError(f'{key}.streams.{name}.repeat: proportion is set, too, expected one of the two')
-    without = [name for name, stream in streams.items() if stream.proportion is None]
-    if 0 < len(without) < len(streams):
-        raise ConfigError(f'{key}.streams.{without[0]}.proportion: required but not set, since other '
-                          f'datasets of {key} have one')
-
-
-def _check_warmup(t_warmup: str, t_max: str, max_duration: str) -> None:
-    """Raise a ConfigError if Composer cannot compare the units of a schedule's warm-up and of its end."""
-    units = set()
-    for time in (t_warmup, t_max):
-        unit = Time.from_timestring(max_duration if time.endswith('dur') else time).unit
-        units.add(TimeUnit.BATCH if unit == TimeUnit.EPOCH else unit)  # an epoch is a number of batches
-    if len(units) > 1:
-        raise ConfigError(f'scheduler.t_warmup: {t_warmup}, expected a share such as 0.1dur, or the unit of '
-                          f'max_duration, {max_duration}, and of t_max, {t_max}')
-
-
-def _check_fsdp(config: FsdpConfig, device: Optional[str]) -> None:
-    """Raise a ConfigError if the FSDP options do not fit the ranks or the `device`, ``gpu`` or ``cpu``."""
+def _check_fsdp(config: FsdpConfig) -> None:
+    """Raise a ConfigError if the FSDP options do not fit the number of ranks."""
     ranks = dist.get_world_size()
     groups = config.reshard_after_forward
     if ranks % config.replicate:
-        raise ConfigError(f'fsdp.replicate: {config.replicate} copies of the model, expected a number that '
-                          f'divides that of the ranks, {ranks}')
+        raise ConfigError(f'{config.replicate} copies of the model, expected a number that divides that of '
+                          f'the ranks, {ranks}', key='replicate')
     shards = ranks // config.replicate
     if not isinstance(groups, bool) and (groups < 1 or shards % groups):
-        raise ConfigError(f'fsdp.reshard_after_forward: {groups} ranks, expected true, false or a number '
-                          f'that divides that of the ranks of a copy of the model, {shards}')
-    if config.activation_cpu_offload and device == 'cpu':
-        raise ConfigError("fsdp.activation_cpu_offload: activations on a CPU are in the host's memory already")
+        raise ConfigError(f'{groups} ranks, expected true, false or a number that divides that of the ranks '
+                          f'of a copy of the model, {shards}', key='reshard_after_forward')
 
 
-def check_metrics(config: TrainConfig, evaluated: Optional[Mapping[str, Sequence[str]]] = None) -> None:
+def evaluated_metrics(evaluators: Sequence[Evaluator]) -> dict[str, list[str]]:
+    """Map the label of each evaluator to the names of its metrics."""
+    return {evaluator.label: evaluator.metric_names or [] for evaluator in evaluators}
+
+
+def check_metrics(config: TrainConfig, metrics: Mapping[str, Sequence[str]]) -> None:
     """Raise a ConfigError if `eval_first` or a callback needs an evaluation or a metric that is not computed.
 
-    `evaluated` maps the label of each evaluation to its metrics.  None: all metrics that the configuration
-    allows, since the metrics of a zero-shot set depend on its files.
+    `metrics` maps the label of each evaluation to the names of its metrics.
     """
-    if evaluated is None:
-        evaluated = {}
-        if getattr(config, 'eval_data', None) is not None:
-            metrics = {Stage1Config: CaptionContrastive.metrics, Stage2Config: ComposerLLM2CLIP.retrieval_metrics,
-                       InheritanceConfig: ComposerInheritance.metrics}
-            evaluated['eval'] = list(metrics[type(config)])
-        if isinstance(config, Stage2Config):
-            zeroshot = ComposerLLM2CLIP.zeroshot_metrics | ComposerLLM2CLIP.multilabel_metrics
-            evaluated.update(dict.fromkeys(config.eval_zeroshot, list(zeroshot)))
-    if config.eval_first and not evaluated:
-        raise ConfigError('eval_first: there is no eval_data, expected something to evaluate')
+    if config.eval_first and not metrics:
+        raise ConfigError('there is no eval_data, expected something to evaluate', key='eval_first')
     if 'save_best' not in config.callbacks:
         return
     best = SaveBest(**(config.callbacks['save_best'] or {}))
-    if not evaluated:
-        raise ConfigError('callbacks.save_best: there is no eval_data, expected some on which '
-                          f'{best.metric} is computed')
-    if best.dataloader_label not in evaluated:
-        raise ConfigError(f'callbacks.save_best.dataloader_label: nothing called {best.dataloader_label!r} '
-                          f'is evaluated, expected {" or ".join(evaluated)}')
-    computed = evaluated[best.dataloader_label]
+    if best.dataloader_label not in metrics:
+        raise ConfigError(f'there is no evaluation called {best.dataloader_label!r}, expected some on which '
+                          f'{best.metric} is computed', key='callbacks.save_best.dataloader_label')
+    computed = metrics[best.dataloader_label]
     if best.metric not in computed:
-        raise ConfigError(f'callbacks.save_best.metric: {best.metric!r} is never computed on {best.dataloader_label}, '
-                          f'expected {" or ".join(computed)}')
+        raise ConfigError(f'{best.metric!r} is never computed on {best.dataloader_label}, '
+                          f'expected {" or ".join(computed)}', key='callbacks.save_best.metric')
 
 
 def build_trainer(
     config: TrainConfig, model: ComposerModel, train_data: DataSpec, evaluators: Sequence[Evaluator] = (),
-    more_algorithms: Sequence[Algorithm] = (),
+    more_algorithms: Sequence[Algorithm] = (), more_callbacks: Sequence[Callback] = (),
 ) -> Trainer:
-    """Build Composer's Trainer; `more_algorithms` follow the configured algorithms."""
+    """Build Composer's Trainer; `more_algorithms` and `more_callbacks` follow the configured ones."""
     optimizer = build_optimizer(config, model)
-    algorithms: list[Algorithm] = build_all('algorithms', config.algorithms)
-    for algorithm in algorithms:
-        if isinstance(algorithm, GradCache):
-            algorithm.split_batch = train_data.split_batch
-            algorithm.microbatch_transforms = train_data.microbatch_transforms
     # Composer runs the algorithms of an `after_…` event in reverse order: gradients are averaged, then
     # measured, then clipped.
+    algorithms = _build_algorithms(config, train_data)
     algorithms += [*more_algorithms, StepMonitor(), AverageGlooGradients()]
     settings = KeepSettings(config)
-    callbacks: list[Callback] = [
-        settings, StopAtNonfinite(config.checkpoint_folder), *build_all('callbacks', config.callbacks)]
-    for callback in callbacks:
-        if isinstance(callback, SaveBest):
-            callback.folder = callback.folder or config.save_folder
-    if isinstance(config, Stage1Config):
-        callbacks.append(TextMonitor(config.text_encoder.max_length))
-
-    logger_arguments = {name: dict(arguments or {}) for name, arguments in config.loggers.items()}
-    if 'tensorboard' in logger_arguments:
-        logger_arguments['tensorboard'].setdefault('log_dir', f'{config.save_folder}/tensorboard')
-    wandb = logger_arguments.pop('wandb', None)
-    loggers: list[LoggerDestination] = build_all('loggers', logger_arguments)
-    if config.progress_bar:
-        loggers.append(ProgressBar())
-    loggers.append(JSONLLogger(Path(config.save_folder, 'metrics.jsonl')))
-
+    callbacks: list[Callback] = [settings, StopAtNonfinite(config.checkpoint_folder)]
+    callbacks += [*_build_callbacks(config), *more_callbacks]
+    loggers = _build_loggers(config)
     check_shared(config.checkpoint_folder)
     checkpoint = None
     if config.autoresume:
@@ -241,7 +155,7 @@ def build_trainer(
         max_duration=config.max_duration,
         device_train_microbatch_size=config.device_train_microbatch_size,
         # MNTP's loss is a mean over masked tokens, and their number differs between microbatches and ranks.
-        accumulate_train_batch_on_tokens=isinstance(config, Stage1Config) and config.objective == 'mntp',
+        accumulate_train_batch_on_tokens=not config.has_negatives,
         # A model with `save_trainable_only` checks its weights itself.
         load_strict_model_weights='should_save_peft_only' not in vars(model),
         eval_interval=config.eval_interval if evaluators else 1,  # Composer warns of others
@@ -260,8 +174,8 @@ def build_trainer(
         dist_timeout=config.dist_timeout,
         parallelism_config=None if config.fsdp is None else {'fsdp': fsdp2_config(config.fsdp)},
     )
-    if wandb is not None:
-        log_to_wandb(trainer, config, wandb, settings.run_id)
+    if 'wandb' in config.loggers:
+        log_to_wandb(trainer, config, config.loggers['wandb'] or {}, settings.run_id)
     if config.fsdp is not None:
         # Reference cycles keep the unsharded weights alive, which are as large as the model.
         gc.collect()
@@ -273,6 +187,36 @@ def build_trainer(
         trainer.saved_checkpoints.extend(written_checkpoints(config.checkpoint_folder, batch))
         print(f'{_progress(trainer.state)}, {checkpoint}', flush=True)
     return trainer
+
+
+def _build_algorithms(config: TrainConfig, train_data: DataSpec) -> list[Algorithm]:
+    """Build the configured algorithms; `GradCache` splits batches as the loader does."""
+    arguments = dict(config.algorithms)
+    if 'grad_cache' in arguments:
+        arguments['grad_cache'] = {'split_batch': train_data.split_batch,
+                                   'microbatch_transforms': train_data.microbatch_transforms}
+    return build_all('algorithms', arguments)
+
+
+def _build_callbacks(config: TrainConfig) -> list[Callback]:
+    """Build the configured callbacks; by default, `SaveBest` writes into the folder of the run."""
+    arguments = dict(config.callbacks)
+    if 'save_best' in arguments:
+        save_best = dict(arguments['save_best'] or {})
+        save_best['folder'] = save_best.get('folder') or config.save_folder
+        arguments['save_best'] = save_best
+    return build_all('callbacks', arguments)
+
+
+def _build_loggers(config: TrainConfig) -> list[LoggerDestination]:
+    """Build all loggers except `wandb`, which `log_to_wandb` adds."""
+    arguments = {name: dict(values or {}) for name, values in config.loggers.items() if name != 'wandb'}
+    if 'tensorboard' in arguments:
+        arguments['tensorboard'].setdefault('log_dir', f'{config.save_folder}/tensorboard')
+    loggers: list[LoggerDestination] = build_all('loggers', arguments)
+    if config.progress_bar:
+        loggers.append(ProgressBar())
+    return [*loggers, JSONLLogger(Path(config.save_folder, 'metrics.jsonl'))]
 
 
 def _progress(state: State) -> str:
@@ -323,7 +267,7 @@ def fit(trainer: Trainer, config: TrainConfig) -> None:
         causes = [error, *(failure[0] for failure in getattr(error, 'failures', {}).values())]
         is_full = shutil.disk_usage(folder).free < 2**20
         if is_full or errno.ENOSPC in [getattr(cause, 'errno', None) for cause in causes]:
-            raise FileError(f'{folder}: no checkpoint can be written, since the disk is full') from error
+            raise FileError('no checkpoint can be written, since the disk is full', folder) from error
         raise
 
 

@@ -41,10 +41,11 @@ class _Images(Dataset):
     Composer drops the samples that its own sampler adds, which could leave a rank without images.
     """
 
-    def __init__(self, zeroshot: ZeroshotSet, image_size: int, key: str) -> None:
+    def __init__(self, zeroshot: ZeroshotSet, label: str, image_size: int) -> None:
         dataset = zeroshot.dataset
         self.ids, self.read_image, self.labels = dataset.image_ids, dataset.read_image, dataset.labels
-        self.name, self.key, self.image_size = dataset.name, key, image_size
+        self.subject = f'eval_zeroshot.{label}: {dataset.name}'
+        self.image_size = image_size
         self.length = -(-len(self.ids) // dist.get_world_size()) * dist.get_world_size()
 
     def __len__(self) -> int:
@@ -55,20 +56,20 @@ class _Images(Dataset):
         try:
             pixels = decode_pixels(self.read_image(i), self.ids[i])
         except (OSError, ValueError) as error:
-            raise FileError(f'{self.key}: {self.name}: {error}') from None
+            raise FileError(f'{self.subject}: {error}') from None
         return {'index': i, 'pixel_values': resize_and_crop(pixels, self.image_size),
                 'label': torch.tensor(self.labels[i])}
 
 
 def zeroshot_evaluator(
-    zeroshot: ZeroshotSet, name: str, key: str, image_size: int, batch_size: int, num_workers: int
+    zeroshot: ZeroshotSet, label: str, image_size: int, batch_size: int, num_workers: int
 ) -> Evaluator:
     """Build the evaluator of a zero-shot set, with the matching metrics of `ComposerLLM2CLIP`.
 
-    `name` is the evaluator's label, `key` the set's configuration key, and `image_size` the side of the
-    images in pixels.  `batch_size` and `num_workers` (processes that read images) are per rank.
+    `label` is the set's name in `eval_zeroshot`, and `image_size` the side of the images in pixels.
+    `batch_size` and `num_workers` (processes that read images) are per rank.
     """
-    images = _Images(zeroshot, image_size, key)
+    images = _Images(zeroshot, label, image_size)
     loader = DataLoader(
         images, batch_size, sampler=dist.get_sampler(images), num_workers=num_workers,
         pin_memory=torch.cuda.is_initialized(),
@@ -77,7 +78,7 @@ def zeroshot_evaluator(
     data = DataSpec(loader, get_num_samples_in_batch=lambda batch: len(batch['index']))
     model = ComposerLLM2CLIP
     metrics = model.multilabel_metrics if zeroshot.multilabel else model.zeroshot_metrics
-    return Evaluator(label=name, dataloader=data, metric_names=[*metrics])
+    return Evaluator(label=label, dataloader=data, metric_names=[*metrics])
 
 
 class Prompts(NamedTuple):

@@ -20,16 +20,14 @@ from onnxruntime import InferenceSession, SessionOptions  # pyright: ignore[repo
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from llm2clip.config import ExportConfig
 from llm2clip.data.images import Preprocessing, decode_pixels
 from llm2clip.device import open_device
 from llm2clip.evaluation.retrieval_results import evaluate_retrieval
 from llm2clip.evaluation.retrieval_sets import open_retrieval_set
-from llm2clip.export.hf import run_teachers
 from llm2clip.export.onnx_models import export_onnx
 from llm2clip.modeling.image_processing_llm2clip import normalize, resize_and_crop
 from llm2clip.teacher.llm import cast_weights
-from llm2clip.training.runs import load_stage2
+from llm2clip.training.runs import Stage2Run
 from recipes.benchmarks.measuring import BENCH_FOLDER, markdown_table, seconds_in_turns, write_result
 
 QUICKSTART = 'runs/quickstart/stage2', 'runs/quickstart/data/emoji/unseen_style'
@@ -92,8 +90,9 @@ def main(run: str, dataset: str) -> None:
     torch.set_num_threads(1)
     one_thread = SessionOptions()
     one_thread.intra_op_num_threads = 1
-    model, config, record = load_stage2(run)
-    source, = run_teachers(ExportConfig(run), config, record.teacher)
+    trained = Stage2Run(run)
+    model, config = trained.load_model(), trained.config
+    source, = trained.teachers()
     teacher: Any = source.load(open_device('cpu'))
     cast_weights(teacher.module.llm, torch.float32)
     preprocessing = model.vision_encoder.preprocessing
@@ -118,7 +117,7 @@ def main(run: str, dataset: str) -> None:
     exact = {modality: embed(modality, tower) for modality, tower in towers.items()}
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        export_onnx(model, config.model, record, f'{folder}/onnx', run=config, teachers=[source])
+        export_onnx(model, config.model, trained.record, f'{folder}/onnx', run=config, teachers=[source])
         for modality, file in (('image', 'model.onnx'), ('caption', 'text_encoder.onnx')):
             files = smaller(Path(folder, 'onnx', file), calibration[modality])
             programs = {'PyTorch': towers[modality]}

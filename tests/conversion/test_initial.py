@@ -25,7 +25,7 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import teacher_fingerprint
 from llm2clip.teacher.sources import FrozenLLM
-from llm2clip.training.runs import load_stage2
+from llm2clip.training.runs import Stage2Run
 
 CONFIG = ModelConfig(VisionConfig('test_efficientnet.r160_in1k', False, image_size=32),
                      AdapterConfig(depth=1), embed_dim=16)
@@ -70,7 +70,7 @@ def test_training_begins_with_them(
     run_recipe(monkeypatch, 'train_stage2', *stage2_arguments(image_dataset, embeddings), 'max_duration=1ba',
                'optimizer={name: sgd, lr: 0.0}', 'model.vision.pretrained=true', f'save_folder={tmp_path}/run',
                f'initial_weights={exported}', 'train_data.num_workers=0')
-    trained = load_stage2(tmp_path / 'run')[0].state_dict()
+    trained = Stage2Run(tmp_path / 'run').load_model().state_dict()
     expected = load_file(exported / 'model.safetensors')
     assert trained['logit_scale'].item() == 3.0 and len(trained) == len(expected)
     assert all(torch.equal(value, expected[f'model.{name}']) for name, value in trained.items())

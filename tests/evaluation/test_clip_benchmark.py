@@ -47,7 +47,7 @@ class _Texts(list):
 
 def _theirs(export: Path, data: Path, cache: Path) -> dict[str, float]:
     """What CLIP_benchmark finds, with our model, in percent."""
-    model = load_evaluated_model(EvaluatedModelConfig(export=str(export)), cache, DeviceCPU(), 'm')
+    model = load_evaluated_model(EvaluatedModelConfig(export=str(export)), cache, DeviceCPU())
 
     def transform(image: Image.Image) -> torch.Tensor:
         buffer = io.BytesIO()

@@ -19,7 +19,7 @@ from trained import trained
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from llm2clip.config import EvaluatedModelConfig
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, under
 from llm2clip.evaluation.evaluated_models import load_evaluated_model
 from llm2clip.export.check import training_pixels
 from llm2clip.export.hf import export_folder
@@ -33,7 +33,8 @@ TEXTS = [s.captions['long'] for s in make_samples(5)]
 
 
 def load(cache: Path, **options: Any) -> Any:
-    return load_evaluated_model(EvaluatedModelConfig(**options), cache, DeviceCPU(), 'models.m')
+    with under('models.m'):
+        return load_evaluated_model(EvaluatedModelConfig(**options), cache, DeviceCPU())
 
 
 def test_exported_model(exported: tuple[LLM2CLIP, Path], teacher_folder: Path, tmp_path: Path) -> None:

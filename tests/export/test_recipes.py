@@ -13,11 +13,11 @@ from trained import Trained, save_run_config, trained
 
 import llm2clip.export.hf
 import llm2clip.teacher.sources
-import llm2clip.training.runs
 from llm2clip.errors import ConfigError
 from llm2clip.io.folders import MANIFEST
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import teacher_fingerprint
+from llm2clip.training.runs import Stage2Run
 
 
 def save_run(folder: Path, of_run: Trained, teacher: Optional[Path] = None) -> Path:
@@ -33,13 +33,12 @@ def loaded(teacher_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by each run whose weights are loaded."""
     runs: list[str] = []
 
-    def load_stage2(run: str, weights: str, wise_ft_alpha: float) -> Any:
-        runs.append(run)
-        config, record = llm2clip.training.runs.read_stage2(run, weights, wise_ft_alpha)
-        teachers = [teacher_folder] * (record.llm_embed_dim // 32)
-        return trained('timm:test_efficientnet', teachers).model, config, record
+    def load_model(run: Stage2Run) -> Any:
+        runs.append(str(run.folder))
+        teachers = [teacher_folder] * (run.record.llm_embed_dim // 32)
+        return trained('timm:test_efficientnet', teachers).model
 
-    monkeypatch.setattr(llm2clip.training.runs, 'load_stage2', load_stage2)
+    monkeypatch.setattr(Stage2Run, 'load_model', load_model)
     return runs
 
 

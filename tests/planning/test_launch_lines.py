@@ -82,7 +82,7 @@ def test_model_optimizer_and_sharding_go_together(
     line: tuple[str, ...], shallow_llm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dry_run, '_run_step', lambda *args: None)
-    monkeypatch.setattr(dry_run.EncoderPlan, 'run', lambda self: None)
+    monkeypatch.setattr(dry_run.EncoderPass, 'run', lambda self: None)
     plan = _plan(line[0], [*line[1:], f'plan_llm={shallow_llm}'], monkeypatch)
     # Of another run, which comes before.
     problems = [problem for problem in plan.errors

@@ -21,7 +21,7 @@ from llm2clip.config import (
     VisionConfig,
 )
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.planning.dry_run import EncoderPlan, Meter, StepCost, as_on_cuda, dry_run_step, fake_ranks
+from llm2clip.planning.dry_run import EncoderPass, Meter, StepCost, as_on_cuda, dry_run_step, fake_ranks
 from llm2clip.planning.planners import image_batch, on_meta
 from llm2clip.training.optim import build_optimizer
 
@@ -34,7 +34,7 @@ def make(recompute: bool = False, device: str = 'meta') -> ComposerLLM2CLIP:
 
 def measure(
     device_batch: int, microbatch: Optional[int] = None, ranks: int = 1, recompute: bool = False,
-    teacher: Optional[EncoderPlan] = None, **keys: Any
+    teacher: Optional[EncoderPass] = None, **keys: Any
 ) -> StepCost:
     algorithms = {'grad_cache': {}} if microbatch and microbatch < device_batch else {}
     config = Stage2Config(**{
@@ -131,8 +131,8 @@ def test_autocast_and_dropout_as_on_cuda() -> None:
 
 
 def test_a_teacher_in_the_loop(llm_folder: Path) -> None:
-    def teacher(sharded: bool = False) -> EncoderPlan:
-        return EncoderPlan(on_meta(TextEncoderConfig(str(llm_folder), dtype='float32')), 8, 64, 'fp32', sharded)
+    def teacher(sharded: bool = False) -> EncoderPass:
+        return EncoderPass(on_meta(TextEncoderConfig(str(llm_folder), dtype='float32')), 8, 64, 'fp32', sharded)
 
     plain, taught, alone = measure(16, ranks=2), measure(16, ranks=2, teacher=teacher()), teacher().dry_run()
     # 16 captions are two forward passes.

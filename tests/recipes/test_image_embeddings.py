@@ -21,7 +21,7 @@ from llm2clip.data.schema import EMBEDDING, read_samples
 from llm2clip.models.frozen_tower import FrozenTower
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
-from llm2clip.training.runs import load_stage2
+from llm2clip.training.runs import Stage2Run
 
 
 @pytest.fixture(scope='module')
@@ -99,7 +99,7 @@ def test_training_on_vectors_is_training_with_the_frozen_tower(
         found, expected = (read_metrics(tmp_path / run / 'metrics.jsonl')['metrics/eval/retrieval_recall@10']
                            for run in (name, 'in_loop'))
         assert found == pytest.approx(expected)
-    models = [load_stage2(tmp_path / name)[0] for name in ('one', 'in_loop')]
+    models = [Stage2Run(tmp_path / name).load_model() for name in ('one', 'in_loop')]
     noise = torch.rand(4, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(*(model.get_image_features(noise) for model in models), rtol=1e-4, atol=1e-4)

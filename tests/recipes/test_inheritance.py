@@ -19,7 +19,7 @@ from llm2clip.errors import ConfigError
 from llm2clip.models.adapter_folder import load_adapter
 from llm2clip.planning.planners import make_plan
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
-from llm2clip.training.runs import initial_state, load_stage2
+from llm2clip.training.runs import Stage2Run
 
 
 @pytest.fixture(scope='module')
@@ -83,14 +83,15 @@ def test_stage2_begins_in_the_space_of_clip(
               'self_distillation.enabled=true', 'max_duration=2ba', 'optimizer.lr=0.0', 'save_interval=2ba']
     run_recipe(monkeypatch, 'train_stage2', *stage2, 'model.visual_projection=pretrained',
                f'save_folder={tmp_path}/stage2')
-    model, config, record = load_stage2(tmp_path / 'stage2')
+    run = Stage2Run(tmp_path / 'stage2')
+    model = run.load_model()
     pixels = torch.randn(2, 3, 32, 32)
     theirs = torch.nn.functional.normalize(projected(CLIPModel.from_pretrained(clip).get_image_features(pixels)))
     torch.testing.assert_close(model.get_image_features(pixels), theirs, rtol=1e-4, atol=1e-5)
     inherited = load_file(tmp_path / 'inheritance/adapter/adapter.safetensors')
     assert all(torch.equal(value, inherited[name]) for name, value in model.adapter.state_dict().items())
     # What interpolation counts as known before.
-    initial = initial_state(config, record)
+    initial = run.initial_state()
     assert {name.split('.')[0] for name in initial} == {'vision_encoder', 'visual_projection', 'adapter'}
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in initial.items())
 
@@ -108,7 +109,7 @@ def test_stage2_begins_in_the_space_of_clip(
     with pytest.raises(ConfigError, match='initial_adapter: the adapter in .* comes from another teacher than train'):
         about = tmp_path / 'inheritance/adapter/adapter.json'
         about.write_text(about.read_text().replace('"weights": "', '"weights": "0'))
-        load_adapter(model.adapter, config.model.adapter, 32, record.teacher, about.parent, 'initial_adapter')
+        load_adapter(model.adapter, run.config.model.adapter, 32, run.record.teacher, about.parent, 'initial_adapter')
 
 
 def test_a_plan_says_what_it_will_take(args: list[str], tmp_path: Path) -> None:

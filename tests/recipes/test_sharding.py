@@ -14,6 +14,7 @@ import torch
 from llm2clip.config import Stage2Config
 from llm2clip.config.loading import load_config
 from llm2clip.training import stage2
+from llm2clip.training.trainer import initialize
 
 
 @pytest.mark.usefixtures('no_leftovers')
@@ -28,10 +29,12 @@ def test_the_whole_weights_are_let_go_when_they_are_sharded(
         return model
 
     monkeypatch.setattr(stage2, 'make_model', remember)
-    args = [*stage2_args, 'train_data.num_workers=0', f'save_folder={tmp_path}/run', 'fsdp.state_dict_type=sharded']
+    config = load_config(Stage2Config, [
+        *stage2_args, 'train_data.num_workers=0', f'save_folder={tmp_path}/run', 'fsdp.state_dict_type=sharded'])
+    initialize(config)
     gc.disable()
     try:
-        trainer = stage2.make_trainer(load_config(Stage2Config, args))
+        trainer = stage2.make_trainer(config)
         kept = [ref for ref in whole if ref() is not None]
     finally:
         gc.enable()

@@ -23,7 +23,7 @@ from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.sources import teacher_source
 from llm2clip.training.algorithms.batches import TextEncoderInLoop
-from llm2clip.training.runs import load_stage2
+from llm2clip.training.runs import Stage2Run
 
 TEXTS = [sample.captions['short'] for sample in make_samples(8)]
 
@@ -71,7 +71,7 @@ def test_from_captions_to_an_export(
                'bootstrap=0')
     assert json.loads((tmp_path / 'evaluate/results.json').read_text())['retrieval']['r']['models']['m']['n_texts'] > 0
     run_recipe(monkeypatch, 'export_hf', f'run={run}', f'out={tmp_path}/export')
-    model, _, _ = load_stage2(run)
+    model = Stage2Run(run).load_model()
     with torch.no_grad():
         expected = model.get_text_features(loaded.embed(TEXTS).vectors)
         for kind in (AutoModel, modeling_llm2clip.LLM2CLIPModel):

@@ -25,13 +25,13 @@ from llm2clip.config import (
     TextEncoderConfig,
     TrainableTextConfig,
 )
-from llm2clip.config.loading import load_config
+from llm2clip.config.loading import load_config, save_config
 from llm2clip.errors import ConfigError
 from llm2clip.evaluation.evaluated_models import EvaluatedModel, load_evaluated_model
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import load_teacher
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
-from llm2clip.training.runs import load_stage2, with_trained_teacher
+from llm2clip.training.runs import Stage2Run
 from llm2clip.training.text_encoders import load_trained_encoder
 
 TEXTS = ['a red square', 'a blue circle number 7, painted on a plain wall by somebody']
@@ -51,7 +51,7 @@ def args(stage2_args: list[str], tmp_path: Path) -> list[str]:
 
 
 def _load(run: Path, **options: Any) -> EvaluatedModel:
-    return load_evaluated_model(EvaluatedModelConfig(run=str(run), **options), run / 'cache', DeviceCPU(), 'm')
+    return load_evaluated_model(EvaluatedModelConfig(run=str(run), **options), run / 'cache', DeviceCPU())
 
 
 def _accuracy(run: Path) -> float:
@@ -91,7 +91,7 @@ def test_lora_on_the_llm(
     assert metrics['metrics/z/mean_per_class'][6] == pytest.approx(_accuracy(one), rel=1e-6)
     assert metrics['metrics/z/mean_per_class'] == pytest.approx(
         read_metrics(two / 'metrics.jsonl')['metrics/z/mean_per_class'], rel=1e-6)
-    model, (encoder, tokenizer) = load_stage2(one)[0], load_teacher(one / 'teacher')
+    model, (encoder, tokenizer) = Stage2Run(one).load_model(), load_teacher(one / 'teacher')
     with torch.no_grad():
         expected = model.get_text_features(encoder(**tokenizer(TEXTS)))
     torch.testing.assert_close(_load(one).text_features(TEXTS)[0], expected, rtol=1e-4, atol=1e-5)
@@ -100,7 +100,7 @@ def test_lora_on_the_llm(
         ({'teacher': str(teacher_folder)}, 'another teacher'),
     ):
         with pytest.raises(ValueError, match=message):
-            load_evaluated_model(EvaluatedModelConfig(run=str(one), **options), tmp_path, DeviceCPU(), 'm')
+            load_evaluated_model(EvaluatedModelConfig(run=str(one), **options), tmp_path, DeviceCPU())
 
     run_recipe(monkeypatch, 'export_hf', f'run={one}', f'out={tmp_path}/export')
     exported = AutoModel.from_pretrained(tmp_path / 'export/llm2clip').eval()
@@ -122,7 +122,7 @@ def test_clip_is_fine_tuned_directly(
     whole = AutoModel.from_pretrained(siglip)
     run_recipe(monkeypatch, 'train_stage2', *args, 'optimizer.lr=0.0', f'save_folder={tmp_path}/begun')
     begun = _load(tmp_path / 'begun')
-    theirs = load_evaluated_model(EvaluatedModelConfig(pretrained=str(siglip)), tmp_path, DeviceCPU(), 'm')
+    theirs = load_evaluated_model(EvaluatedModelConfig(pretrained=str(siglip)), tmp_path, DeviceCPU())
     for found, expected in zip(begun.text_features(TEXTS), theirs.text_features(TEXTS)):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # and as many that lost their end
     pixels = torch.randn(2, 3, 32, 32)
@@ -157,5 +157,6 @@ def test_what_cannot_be_trained_is_named(llm_folder: Path, tmp_path: Path) -> No
         with pytest.raises(ValueError, match=message):
             load_trained_encoder(texts, TextEncoderConfig(str(llm_folder)))
     with pytest.raises(ConfigError, match='^.*/teacher: there is none yet; the run trains its text encoder'):
-        with_trained_teacher(tmp_path, Stage2Config(trainable_text=TrainableTextConfig(lora=LoraConfig())),
-                             TeacherRecord(Fingerprint.of('x', {}), {}))
+        save_config(load_config(Stage2Config, [*REQUIRED, 'trainable_text.lora={}']), tmp_path)
+        TeacherRecord(Fingerprint.of('x', {}), {'llm_embed_dim': 32}).write(tmp_path)
+        Stage2Run(tmp_path).teachers()

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from llm2clip.data.schema import read_index, read_samples
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.checkpoints import read_model
-from llm2clip.training.runs import load_stage2
+from llm2clip.training.runs import Stage2Run
 
 TWENTY = ['max_duration=20ba', 'eval_interval=10ba', 'save_interval=20ba']
 
@@ -100,14 +100,14 @@ def test_averaged_and_best_weights_of_a_sharded_run(stage2_args: list[str], tmp_
     for name in ('one', 'two'):
         metrics = read_metrics(tmp_path / name / 'metrics.jsonl')
         best.append(max(metrics['best/retrieval_recall@10']))
-        found = load_stage2(tmp_path / name, 'best')[0].state_dict()
+        found = Stage2Run(tmp_path / name, 'best').load_model().state_dict()
         # Checkpoints hold the averaged weights too.
         expected = read_model(next((tmp_path / name / 'checkpoints').glob(f'ep*-ba{best[-1]}*')))
         assert all(torch.equal(found[key], expected[f'model.{key}']) for key in found)
     assert best[0] == best[1]
     assert_same_losses(tmp_path / 'two', tmp_path / 'one')
     # As `evaluate` and `export_hf` load it, shards joined.
-    assert_same_weights(*(load_stage2(tmp_path / name)[0].state_dict() for name in ('two', 'one')))
+    assert_same_weights(*(Stage2Run(tmp_path / name).load_model().state_dict() for name in ('two', 'one')))
 
 
 @pytest.mark.dist

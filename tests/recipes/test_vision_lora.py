@@ -17,7 +17,7 @@ from llm2clip.errors import ConfigError
 from llm2clip.evaluation.evaluated_models import load_evaluated_model
 from llm2clip.export.hf import LLM2CLIPModel
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.training.runs import load_stage2, read_stage2
+from llm2clip.training.runs import Stage2Run
 
 
 @pytest.mark.dist
@@ -44,13 +44,14 @@ def test_lora_trains_sharded_resumes_and_is_merged_in_what_is_read_from_the_run(
         if name.startswith('vision_encoder.trunk.') and 'lora_' not in name:
             assert value.equal(own[name.removeprefix('vision_encoder.trunk.').replace('.base_layer', '')])
 
-    unmerged = LLM2CLIP(read_stage2(one)[0].model, 32, False).eval()
+    trained = Stage2Run(one)
+    unmerged = LLM2CLIP(trained.config.model, 32, False).eval()
     unmerged.load_state_dict(state)
-    model, config, _ = load_stage2(one)
-    assert config.model.vision.lora is None and not any('lora' in name for name in model.state_dict())
+    model = trained.load_model()
+    assert not any('lora' in name for name in model.state_dict())
     run_recipe(monkeypatch, 'export_hf', f'run={one}', f'out={tmp_path}/export')
     run_recipe(monkeypatch, 'export_vision', f'run={one}', f'out={tmp_path}/vision', 'projection=false')
-    evaluated = load_evaluated_model(EvaluatedModelConfig(run=str(one)), tmp_path / 'cache', DeviceCPU(), 'm')
+    evaluated = load_evaluated_model(EvaluatedModelConfig(run=str(one)), tmp_path / 'cache', DeviceCPU())
     pixels = torch.randn(5, 3, 32, 32)
     with torch.no_grad():
         expected, tower = unmerged.get_image_features(pixels), unmerged.vision_encoder(pixels)
@@ -61,10 +62,10 @@ def test_lora_trains_sharded_resumes_and_is_merged_in_what_is_read_from_the_run(
         torch.testing.assert_close(of_timm(pixels), tower, rtol=1e-5, atol=1e-5)
 
     # WiSE-FT goes back to the weights of the file, and another run with LoRA begins with the merged ones.
-    back = load_stage2(one, wise_ft_alpha=0.0)[0].vision_encoder.trunk.state_dict()
+    back = Stage2Run(one, wise_ft_alpha=0.0).load_model().vision_encoder.trunk.state_dict()
     assert all(value.equal(own[name]) for name, value in back.items()) and back.keys() == own.keys()
     run_recipe(monkeypatch, 'train_stage2', *args, f'initial_weights={export}', f'save_folder={tmp_path}/again',
                'max_duration=1ba', 'optimizer.lr=0.0', 'train_data.num_workers=0')
-    assert_same_weights(load_stage2(tmp_path / 'again')[0].state_dict(), model.state_dict())
+    assert_same_weights(Stage2Run(tmp_path / 'again').load_model().state_dict(), model.state_dict())
     with pytest.raises(ConfigError, match=r'model\.vision\.lora: model\.vision\.freeze freezes these weights'):
         run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={tmp_path}/frozen', 'model.vision.freeze=true')

@@ -22,6 +22,7 @@ from llm2clip.config import (
 from llm2clip.errors import ConfigError
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.training.stage2 import make_loaders, make_trainer
+from llm2clip.training.trainer import initialize
 
 
 def _data(dataset: Path, embeddings: Path) -> ImageDataConfig:
@@ -35,12 +36,14 @@ def test_a_run_has_one_teacher(
     write_text_embeddings(image_dataset, tmp_path / 'other', causal_teacher)
 
     def make(train: Path, evaluation: Path, teacher: Path) -> None:
-        make_trainer(Stage2Config(
+        config = Stage2Config(
             run_name='r', save_folder=str(tmp_path / 'run'), checkpoint_folder=str(tmp_path / 'run'), device='cpu',
             max_duration='1ba', global_train_batch_size=8, global_eval_batch_size=8,
             optimizer={'name': 'adamw', 'lr': 1}, scheduler={'name': 'constant'}, teacher=str(teacher),
             model=ModelConfig(VisionConfig('test_efficientnet', False, image_size=32)),
-            train_data=_data(image_dataset, train), eval_data=_data(image_dataset, evaluation)))
+            train_data=_data(image_dataset, train), eval_data=_data(image_dataset, evaluation))
+        initialize(config)
+        make_trainer(config)
 
     with pytest.raises(ValueError, match=f'the embeddings dataset of train_data comes from another teacher than '
                                          f'{causal_teacher}'):
@@ -58,7 +61,8 @@ def test_training_images_may_have_another_size_than_the_towers(image_dataset: Pa
     config = Stage2Config(global_train_batch_size=8, global_eval_batch_size=8, train_data=data, eval_data=data,
                           model=ModelConfig(VisionConfig('test_efficientnet', False, image_size=64)))
     data.image_size = 32
-    train, (evaluator,) = make_loaders(config)
+    train, evaluator = make_loaders(config)
+    assert evaluator is not None
     loaders = train.dataloader, evaluator.dataloader.dataloader
     assert [next(iter(loader))['pixel_values'].shape[-1] for loader in loaders] == [32, 64]
     config.model.vision = VisionConfig('test_vit', False, image_size=64)

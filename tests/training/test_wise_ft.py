@@ -24,7 +24,7 @@ from llm2clip.io.tensors import write_safetensors
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.llm import teacher_fingerprint
-from llm2clip.training.runs import BEST_FILE, load_stage2
+from llm2clip.training.runs import BEST_FILE, Stage2Run
 
 TOWER = 'test_efficientnet'
 CONFIG = ModelConfig(VisionConfig(TOWER, False, image_size=32), AdapterConfig(depth=1), embed_dim=16)
@@ -76,13 +76,13 @@ def test_the_tower_goes_back_and_the_rest_stays_as_trained(tower: Path, teacher_
     initial = {f'vision_encoder.trunk.{name}': value for name, value in torch.load(tower).items()
                if not name.startswith('classifier.')}
     for share in (0.0, 0.3, 1.0):
-        _assert_mean(load_stage2(run, 'best', share)[0].state_dict(), initial, trained, share)
+        _assert_mean(Stage2Run(run, 'best', share).load_model().state_dict(), initial, trained, share)
     # At 0, the features of the tower are those of the file.
     pixels = torch.randn(2, 3, 32, 32)
     expected = timm.create_model(TOWER, num_classes=0)
     expected.load_state_dict({name: value for name, value in torch.load(tower).items() if 'classifier' not in name})
     with torch.no_grad():
-        found = load_stage2(run, 'best', 0.0)[0].vision_encoder(pixels)
+        found = Stage2Run(run, 'best', 0.0).load_model().vision_encoder(pixels)
         torch.testing.assert_close(found, expected.eval()(pixels), rtol=1e-4, atol=1e-5)
 
 
@@ -99,7 +99,7 @@ def test_with_initial_weights_all_of_the_model_goes_back_but_what_has_another_te
                if same_teacher or not name.startswith('adapter.')}
     with warnings.catch_warnings(record=True):
         for share in (0.0, 0.75):
-            _assert_mean(load_stage2(run, 'best', share)[0].state_dict(), initial, trained, share)
+            _assert_mean(Stage2Run(run, 'best', share).load_model().state_dict(), initial, trained, share)
 
 
 def test_a_beginning_that_is_not_there_is_named_by_its_key(tower: Path, teacher_folder: Path, tmp_path: Path) -> None:
@@ -107,8 +107,8 @@ def test_a_beginning_that_is_not_there_is_named_by_its_key(tower: Path, teacher_
         run = _save_run(tmp_path / message[:9], _model(2).state_dict(), teacher_folder, vision, **options)
         expected = f'wise_ft_alpha: needs the weights that the run in .* began with, .*names them; {message}'
         with pytest.raises(ConfigError, match=expected):
-            load_stage2(run, 'best', 0.5)
-        assert load_stage2(run, 'best', 1.0)
+            Stage2Run(run, 'best', 0.5).load_model()
+        assert Stage2Run(run, 'best', 1.0).load_model()
 
     refused('the tower began with random weights', {})
     refused('model.vision.checkpoint: there is no file /gone.pth', {'checkpoint': '/gone.pth'})
@@ -128,17 +128,17 @@ def test_a_run_as_it_is_evaluated_and_exported(
     run_recipe(monkeypatch, 'train_stage2', *stage2_arguments(image_dataset, embeddings), f'save_folder={run}',
                'max_duration=3ba', 'optimizer={name: sgd, lr: 0.5}', 'algorithms.ema={half_life: 2ba}',
                f'teacher={teacher_folder}', f'model.vision={{name: {TOWER}, checkpoint: {tower}, remap: true}}')
-    ends = [load_stage2(run, 'latest', share)[0].state_dict() for share in (0.0, 1.0)]
+    ends = [Stage2Run(run, 'latest', share).load_model().state_dict() for share in (0.0, 1.0)]
     running = 'vision_encoder.trunk.bn1.running_mean'
     torch.testing.assert_close(ends[0][running], ends[1][running], rtol=1e-6, atol=0)
     assert ends[0][running].abs().max() > 0
     assert not torch.equal(*(end['vision_encoder.trunk.conv_stem.weight'] for end in ends))
-    middle = load_stage2(run, 'latest', 0.5)[0]
+    middle = Stage2Run(run, 'latest', 0.5).load_model()
     _assert_mean(middle.state_dict(), *ends, 0.5)
     run_recipe(monkeypatch, 'export_hf', f'run={run}', f'out={tmp_path}/export', 'wise_ft_alpha=0.5')
     exported = LLM2CLIPModel.from_pretrained(tmp_path / 'export/llm2clip')
     evaluated = load_evaluated_model(EvaluatedModelConfig(run=str(run), wise_ft_alpha=0.5), tmp_path / 'cache',
-                                     DeviceCPU(), 'models.m')
+                                     DeviceCPU())
     for found in (exported.model, evaluated.model):
         assert all(torch.equal(value, found.state_dict()[name]) for name, value in middle.state_dict().items())
     card = (tmp_path / 'export/llm2clip/README.md').read_text()

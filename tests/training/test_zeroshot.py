@@ -133,7 +133,7 @@ def test_each_rank_has_its_share_of_images_and_names(sets: Path, ranks: int, mon
     images, names = [], []
     for rank in range(ranks):
         monkeypatch.setattr(dist, 'get_global_rank', lambda: rank)  # noqa: B023
-        loader: Any = zeroshot_evaluator(one, 'z', 'k', 32, 2, 0).dataloader.dataloader
+        loader: Any = zeroshot_evaluator(one, 'z', 32, 2, 0).dataloader.dataloader
         images.append([batch['index'].tolist() for batch in loader])
         names.append(names_of_rank(5))
     assert len({tuple(map(len, batches)) for batches in images}) == len({*map(len, names)}) == 1  # as many steps

@@ -163,7 +163,8 @@ class SaveBest(Callback):
     def __init__(
         self, metric: str = 'retrieval_recall@10', dataloader_label: str = 'eval', folder: Optional[str] = None
     ) -> None:
-        self.metric, self.dataloader_label, self.folder = metric, dataloader_label, folder
+        self.metric, self.dataloader_label = metric, dataloader_label
+        self.path = Path(folder or '.', BEST_FILE)
         self.best: Optional[float] = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -171,8 +172,7 @@ class SaveBest(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the best value so far, unless its file has stayed on another machine."""
-        assert self.folder is not None
-        self.best = state['best'] if broadcast_from_rank0(Path(self.folder, BEST_FILE).is_file) else None
+        self.best = state['best'] if broadcast_from_rank0(self.path.is_file) else None
 
     def eval_end(self, state: State, logger: Logger) -> None:
         if state.dataloader_label != self.dataloader_label:
@@ -182,12 +182,11 @@ class SaveBest(Callback):
             return
         self.best = value
         logger.log_metrics({f'best/{self.metric}': value})
-        assert self.folder is not None
         with averaged_weights(state):
             weights: dict[str, Any] = get_model_state_dict(
                 state.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
             if dist.get_global_rank() == 0:
-                write_safetensors(Path(self.folder, BEST_FILE), weights)
+                write_safetensors(self.path, weights)
         dist.barrier()
 
 

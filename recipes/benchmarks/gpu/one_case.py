@@ -19,15 +19,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import torch
-from composer import Callback, State
+from composer import Callback, State, Trainer
 from composer.callbacks import CheckpointSaver
 from composer.loggers import Logger
 from composer.utils import dist
 
-from llm2clip.config import ExtractConfig, Stage1Config, Stage2Config
+from llm2clip.config import ExtractConfig, Stage1Config, Stage2Config, TrainConfig
 from llm2clip.config.loading import load_config
 from llm2clip.device import open_device
 from llm2clip.errors import ConfigError
@@ -127,7 +127,7 @@ class Window(Callback):
     """Callback that measures seconds, tokens and peak memory of the steps after the warm-up."""
 
     def __init__(self, warm_up: int, steps: int) -> None:
-        self.first, self.last = warm_up, warm_up + steps
+        self.first, self.last, self.steps = warm_up, warm_up + steps, steps
         self.before: dict[str, float] = {}
         self.peak: dict[str, float] = {}
         self.seconds = 0.0
@@ -146,41 +146,55 @@ class Window(Callback):
             self.peak = memory()
 
 
-def train(name: str, config: Union[Stage1Config, Stage2Config]) -> Result:
-    warm_up, steps = window(name, config.device or 'gpu')
-    data = config.train_data
+def make_checked_plan(config: Any) -> Any:
+    """Plan a run on one GPU; a ConfigError if something will stop it."""
     with fake_ranks(1):
-        if isinstance(config, Stage1Config):
-            config.plan_tokens = config.text_encoder.max_length  # the actual mean is known only afterwards
-            plan: Any = make_plan(config)
-        else:
-            data.num_workers = 1
-            plan: Any = make_plan(config)
+        plan = make_plan(config)
     print(plan, flush=True)
     if plan.errors:
         raise ConfigError('; '.join(plan.errors))
-    if isinstance(config, Stage1Config):
-        initialize(config)
-        trainer, _ = stage1.make_trainer(config, load_caption_tokenizer(config.text_encoder))
-    else:
-        data.num_workers = workers(plan.shared_memory)
-        trainer = stage2.make_trainer(config)
-    measured = Window(warm_up, steps)
+    return plan
+
+
+def train_stage1(name: str, config: Stage1Config) -> Result:
+    config.plan_tokens = config.text_encoder.max_length  # the actual mean is known only afterwards
+    make_checked_plan(config)
+    initialize(config)
+    trainer, _ = stage1.make_trainer(config, load_caption_tokenizer(config.text_encoder))
+    measured = run_window(name, config, trainer)
+    config.plan_tokens = round(measured.tokens / (2 * measured.steps * config.global_train_batch_size))
+    with fake_ranks(1):
+        plan = make_plan(config)
+    return training_summary(config, plan, measured)
+
+
+def train_stage2(name: str, config: Stage2Config) -> Result:
+    config.train_data.num_workers = 1
+    plan = make_checked_plan(config)
+    config.train_data.num_workers = workers(plan.shared_memory)
+    initialize(config)
+    return training_summary(config, plan, run_window(name, config, stage2.make_trainer(config)))
+
+
+def run_window(name: str, config: TrainConfig, trainer: Trainer) -> Window:
+    """Train without checkpoints, and return what was measured after the warm-up."""
+    measured = Window(*window(name, config.device or 'gpu'))
     others = [callback for callback in trainer.state.callbacks if not isinstance(callback, CheckpointSaver)]
     trainer.state.callbacks = [*others, measured]
     fit(trainer, config)
     trainer.close()
-    items = steps * config.global_train_batch_size
-    if isinstance(config, Stage1Config):
-        config.plan_tokens = round(measured.tokens / (2 * items))
-        with fake_ranks(1):
-            plan = make_plan(config)
+    return measured
+
+
+def training_summary(config: Any, plan: Any, measured: Window) -> Result:
+    steps = measured.steps
     waits = read_metrics(Path(config.save_folder, 'metrics.jsonl'))['time/data_wait']
-    waited = steps * statistics.mean(wait for step, wait in waits.items() if step >= warm_up)
+    waited = steps * statistics.mean(wait for step, wait in waits.items() if step >= measured.first)
     return summary(
-        measured.seconds, steps, items, steps * (plan.cost.flops - plan.cost.recomputed),
-        steps * plan.cost.recomputed, measured.tokens, waited, plan.cost.peak, measured.peak, before=measured.before,
-        device_batch=plan.device_batch, microbatch=plan.microbatch, num_workers=data.num_workers)
+        measured.seconds, steps, steps * config.global_train_batch_size,
+        steps * (plan.cost.flops - plan.cost.recomputed), steps * plan.cost.recomputed, measured.tokens,
+        waited, plan.cost.peak, measured.peak, before=measured.before, device_batch=plan.device_batch,
+        microbatch=plan.microbatch, num_workers=config.train_data.num_workers)
 
 
 def extract(config: ExtractConfig) -> Result:
@@ -242,7 +256,12 @@ def main(name: str, device: str, path: str) -> None:
     make_data(case.kind, device)
     args = arguments(name, device, run)
     config: Any = load_config(SCHEMAS[case.kind], args)
-    result = extract(config) if case.kind == 'extraction' else train(name, config)
+    if case.kind == 'extraction':
+        result = extract(config)
+    elif case.kind == 'stage2':
+        result = train_stage2(name, config)
+    else:
+        result = train_stage1(name, config)
     result = {'case': name, 'args': args} | result
     write_json(path, result | {'seconds_of_case': time.perf_counter() - start, 'machine': machine})
     shutil.rmtree(run, ignore_errors=True)  # missing if the case wrote nothing
