@@ -149,7 +149,7 @@ def test_what_a_run_wrote_asks_for_nothing_from_outside(value: str, tmp_path: Pa
 @pytest.mark.parametrize(('override', 'message'), [
     ('compile.bakend=inductor', r'compile.bakend: torch.compile takes no such argument.*backend'),
     ('device_train_microbatch_size=4', r'device_train_microbatch_size.*negatives'),
-    ('algorithms.channels_last={}', r'algorithms.channels_last: '), ('precision=amp_bf16', r'precision: amp_bf16'),
+    ('algorithms.channels_last={}', r'algorithms.channels_last .*: '), ('precision=amp_bf16', r'precision: amp_bf16'),
 ])
 def test_parts_are_checked_before_anything_is_loaded(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -223,9 +223,9 @@ def test_a_part_of_another_kind_is_never_called(
 
 @pytest.mark.parametrize(('overrides', 'message'), [
     (['device_train_microbatch_size=4'], 'device_train_microbatch_size.*grad_cache'),
-    (['objective=mntp', 'algorithms.grad_cache={}'], 'algorithms.grad_cache: objective mntp'),
-    (['fsdp={}', 'text_encoder.dtype=bfloat16'], 'text_encoder.dtype: bfloat16 does not go with fsdp'),
-    (['objective=mntp', 'eval_data.streams.s.local=d'], 'eval_data: objective mntp'),
+    (['objective=mntp', 'algorithms.grad_cache={}'], 'algorithms.grad_cache .*: objective mntp'),
+    (['fsdp={}', 'text_encoder.dtype=bfloat16'], 'text_encoder.dtype .*: bfloat16 does not go with fsdp'),
+    (['objective=mntp', 'eval_data.streams.s.local=d'], 'eval_data .*: objective mntp'),
 ])
 def test_stage1_is_checked_before_anything_is_loaded(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
