@@ -37,7 +37,8 @@ from llm2clip.io.tensors import read_safetensors, write_safetensors
 from llm2clip.modeling import modeling_llm2clip
 from llm2clip.models.towers import load_tower
 from llm2clip.search import load_model
-from llm2clip.teacher.caption_teacher import CachedTeacher, Embedded
+from llm2clip.teacher.caption_teacher import CachedTeacher
+from llm2clip.teacher.embedder import Embedded
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import load_llm, save_teacher, teacher_config
 from llm2clip.teacher.sources import SentenceTransformerModel, TeacherFolder

@@ -3,7 +3,7 @@
 
 """Text towers of CLIP and SigLIP, frozen or trained: from texts to text features."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
@@ -36,7 +36,8 @@ from llm2clip.modeling.checks import (
     load_config,
     load_tokenizer,
 )
-from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded, TeacherSource
+from llm2clip.teacher.caption_teacher import CaptionTeacher, TeacherSource
+from llm2clip.teacher.embedder import Embedded, OnBatch, no_progress
 from llm2clip.teacher.fingerprint import Fingerprint, hash_settings
 
 KIND = 'text tower of a CLIP'
@@ -202,25 +203,24 @@ class _ClipTextTeacher(CaptionTeacher):
         super().__init__(tower, fingerprint, batch_tokens, precision)
         self.tokenizer, self.cut = tokenizer, cut
 
-    def tokenize(self, texts: Sequence[str]) -> list[ClipTokens]:
-        return self.tokenizer.tokenize(texts)
+    def prepare(self, items: Sequence[str]) -> list[ClipTokens]:
+        return self.tokenizer.tokenize(items)
 
-    def embed_tokens(
-        self, tokens: Sequence[ClipTokens], on_batch: Callable[[int], object] = lambda texts: None
-    ) -> Embedded:
-        vectors = torch.zeros(len(tokens), self.llm_embed_dim, device=self.device)
+    def embed_prepared(self, inputs: Sequence[ClipTokens], on_batch: OnBatch = no_progress) -> Embedded:
+        vectors = torch.zeros(len(inputs), self.width, device=self.device)
+        embedded = [i for i, text in enumerate(inputs) if self.cut or not text.cut]
         # Batches of similar lengths need little padding.
-        order = sorted((i for i, text in enumerate(tokens) if self.cut or not text.cut),
-                       key=lambda i: len(tokens[i].ids))
+        embedded.sort(key=lambda i: len(inputs[i].ids))
         batch_size = max(1, self.batch_tokens // self.tokenizer.max_length)
-        for start in range(0, len(order), batch_size):
-            rows = order[start:start + batch_size]
-            vectors[rows] = self._features([tokens[i] for i in rows])
+        for start in range(0, len(embedded), batch_size):
+            rows = embedded[start:start + batch_size]
+            vectors[rows] = self._features([inputs[i] for i in rows])
             on_batch(len(rows))
-        left_out = len(tokens) - len(order)
+        left_out = len(inputs) - len(embedded)
         on_batch(left_out)
-        truncated = sum(tokens[i].cut for i in order)
-        return Embedded(vectors, sum(len(tokens[i].ids) for i in order), truncated, left_out)
+        tokens = sum(len(inputs[i].ids) for i in embedded)
+        truncated = sum(inputs[i].cut for i in embedded)
+        return Embedded(vectors, tokens, truncated, left_out)
 
     @torch.no_grad()
     def _features(self, texts: Sequence[ClipTokens]) -> torch.Tensor:

@@ -84,7 +84,7 @@ def _embed(teacher: LLMTeacher, texts: Sequence[str], instruction: str) -> torch
     with tqdm(total=len(texts), desc='embed', unit=' captions') as bar:
         for start in range(0, len(texts), _TEXTS):
             tokens = teacher.tokenizer.tokenize(texts[start:start + _TEXTS], instruction)
-            parts.append(F.normalize(teacher.embed_tokens(tokens, bar.update).vectors, dim=-1))
+            parts.append(F.normalize(teacher.embed_prepared(tokens, bar.update).vectors, dim=-1))
     return torch.cat(parts)
 
 

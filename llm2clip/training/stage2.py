@@ -16,7 +16,7 @@ from llm2clip.data.image_text_dataset import build_image_loader, reads_image_emb
 from llm2clip.data.loader import device_batch_size
 from llm2clip.data.zeroshot_sets import zeroshot_set
 from llm2clip.device import open_device
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, under
 from llm2clip.io.folders import check_replaceable
 from llm2clip.models.adapter_folder import load_adapter
 from llm2clip.models.frozen_tower import check_tower
@@ -95,9 +95,11 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
         load_adapter(model.model.adapter, config.model.adapter, config.model.embed_dim, record.teacher,
                      config.initial_adapter, 'initial_adapter')
     if reads_image_embeddings(config.train_data, 'train_data'):
-        check_tower(model.model.vision_encoder, data, 'train_data')
+        with under('train_data'):
+            check_tower(model.model.vision_encoder, data)
     if config.eval_data is not None and reads_image_embeddings(config.eval_data, 'eval_data'):
-        check_tower(model.model.vision_encoder, retrieval[0].dataloader, 'eval_data')
+        with under('eval_data'):
+            check_tower(model.model.vision_encoder, retrieval[0].dataloader)
     if config.self_distillation.enabled:
         if at_random:
             raise ConfigError('self_distillation.enabled: the tower begins with random weights, which are '
@@ -131,7 +133,7 @@ def _find_teacher(
         teacher = teacher_source(config.teacher).load(
             open_device(config.device, config.precision), in_loop.batch_tokens, in_loop.precision,
             sharded=in_loop.sharded)
-        return TeacherRecord(teacher.fingerprint, {'llm_embed_dim': teacher.llm_embed_dim}), teacher
+        return TeacherRecord(teacher.fingerprint, {'llm_embed_dim': teacher.width}), teacher
     record = teacher_of_embeddings(data)
     check_teachers(config.teacher, record.teacher, 'the embeddings dataset of train_data')
     for evaluator in evaluators:
