@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.retrieval import RetrievalRecall
-from llm2clip.modeling.modeling_llm2clip import Adapter
+from llm2clip.modeling.adapter import Adapter
 
 Batch = dict[str, torch.Tensor]
 

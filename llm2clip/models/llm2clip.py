@@ -21,7 +21,7 @@ from llm2clip.losses.contrastive import clip_loss, siglip_loss
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.classification import MeanAveragePrecision, MeanPerClass, ZeroshotTop1
 from llm2clip.metrics.retrieval import RetrievalRecall
-from llm2clip.modeling.modeling_llm2clip import Adapter, AlignmentHead
+from llm2clip.modeling.adapter import Adapter, AlignmentHead
 from llm2clip.models.adapter_folder import build_adapter
 from llm2clip.models.towers import load_projection
 from llm2clip.models.vision_encoder import VisionEncoder

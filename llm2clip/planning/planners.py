@@ -34,7 +34,7 @@ from llm2clip.data.streams.safe_dataset import with_repeats
 from llm2clip.errors import ConfigError
 from llm2clip.modeling.checks import load_config
 from llm2clip.modeling.text_encoder import TextEncoder
-from llm2clip.models.caption_contrastive import MaskedNextTokenPrediction
+from llm2clip.models.masked_next_token import MaskedNextTokenPrediction
 from llm2clip.models.towers import train_image_size
 from llm2clip.planning.datasets import collected, plan_data
 from llm2clip.planning.dry_run import EncoderPlan, dry_run_step, fake_ranks, precision_of

@@ -18,7 +18,7 @@ from llm2clip.config import Stage2Config, TrainConfig, VisionConfig
 from llm2clip.config.loading import read_config, read_resolved, save_config, settings_in_folder
 from llm2clip.conversion.official_weights import load_initial_weights
 from llm2clip.data.schema import TEACHER_FILE
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import ConfigError, FileError, under
 from llm2clip.export.hf import is_exported
 from llm2clip.io.files import reading
 from llm2clip.io.folders import check_replaceable
@@ -198,8 +198,9 @@ def initial_state(config: Stage2Config, record: TeacherRecord) -> dict[str, torc
         if config.model.visual_projection == 'pretrained':
             parts.append('visual_projection')
         if config.initial_adapter is not None:
-            load_adapter(model.adapter, config.model.adapter, config.model.embed_dim, record.teacher,
-                         config.initial_adapter, 'initial_adapter')
+            with under('initial_adapter'):
+                load_adapter(model.adapter, config.model.adapter, config.model.embed_dim, record.teacher,
+                             config.initial_adapter)
             parts.append('adapter')
         return {name: value for name, value in model.state_dict().items() if name.split('.')[0] in parts}
     same_teacher = load_initial_weights(model, config.model, record.teacher, config.initial_weights)

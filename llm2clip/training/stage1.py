@@ -15,7 +15,8 @@ from llm2clip.data.masked_text_dataset import build_masked_text_loader
 from llm2clip.errors import ConfigError
 from llm2clip.io.folders import check_replaceable
 from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder
-from llm2clip.models.caption_contrastive import CaptionContrastive, MaskedNextTokenPrediction
+from llm2clip.models.caption_contrastive import CaptionContrastive
+from llm2clip.models.masked_next_token import MaskedNextTokenPrediction
 from llm2clip.teacher.llm import (
     ENCODER_FILE,
     KIND,

@@ -92,8 +92,9 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
     if config.initial_weights is not None:
         load_initial_weights(model.model, config.model, record.teacher, config.initial_weights)
     if config.initial_adapter is not None:
-        load_adapter(model.model.adapter, config.model.adapter, config.model.embed_dim, record.teacher,
-                     config.initial_adapter, 'initial_adapter')
+        with under('initial_adapter'):
+            load_adapter(model.model.adapter, config.model.adapter, config.model.embed_dim, record.teacher,
+                         config.initial_adapter)
     if reads_image_embeddings(config.train_data, 'train_data'):
         with under('train_data'):
             check_tower(model.model.vision_encoder, data)
