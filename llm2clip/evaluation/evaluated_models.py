@@ -98,7 +98,7 @@ class HuggingFaceCLIP:
         for method in ('get_text_features', 'get_image_features'):
             if not hasattr(model, method):
                 raise ConfigError(f'{where}, a {type(model).__name__}, has no {method}')
-        self.tokenizer = load_clip_tokenizer(ClipTextConfig(name), 'pretrained')
+        self.tokenizer = load_clip_tokenizer(ClipTextConfig(name))
         with reading(where, 'an image processor of transformers'):
             self.preprocess = partial(_preprocess_theirs,
                                       AutoImageProcessor.from_pretrained(name, trust_remote_code=False))

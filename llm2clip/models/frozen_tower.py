@@ -71,7 +71,7 @@ def load_frozen_tower(config: ExtractImagesConfig, device: str) -> FrozenTower:
     """Load the tower of an extraction on ``gpu`` or ``cpu``."""
     opened = open_device(device, config.precision)
     tower = FrozenTower(VisionEncoder(config.vision), config)
-    opened.module_to_device(tower.module)
+    opened.module_to_device(tower.module).fuse_frozen_batch_norms()
     return tower
 
 

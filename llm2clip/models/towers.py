@@ -25,7 +25,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from llm2clip.config import ImageDataConfig, VisionConfig
 from llm2clip.data.images import Preprocessing
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, under
 from llm2clip.io.files import reading
 from llm2clip.modeling.checks import check_finite, load_checked, load_config
 from llm2clip.teacher.clip_text import build_architecture
@@ -248,7 +248,8 @@ class TransformersTower(Tower):
 
 def _architecture(config: VisionConfig) -> PretrainedConfig:
     if config.architecture:
-        return build_architecture(config.architecture, 'model.vision.architecture')
+        with under('model.vision.architecture'):
+            return build_architecture(config.architecture)
     whole = load_config(config.name, f'model.vision.name: {config.name}')
     return getattr(whole, 'vision_config', whole)
 

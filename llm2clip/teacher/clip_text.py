@@ -24,8 +24,7 @@ from transformers import (
 )
 
 from llm2clip.config import ClipTextConfig
-from llm2clip.errors import ConfigError
-from llm2clip.io.files import reading
+from llm2clip.errors import ConfigError, under
 from llm2clip.io.folders import atomic_folder
 from llm2clip.io.tensors import hash_tensors, published_state
 from llm2clip.modeling.checks import (
@@ -136,46 +135,46 @@ class ClipTextTower(nn.Module):
     activation_checkpointing_fn = fsdp_wrap_fn
 
 
-def load_clip_text(config: ClipTextConfig, key: str, load_weights: bool = True) -> ClipTextTower:
-    """Load the text tower that the configuration key `key` names, in training mode; a ConfigError if it is none of
-    a CLIP or SigLIP."""
-    where = f'{key}: {config.name}'
-    architecture = _architecture(config, key)
+def load_clip_text(config: ClipTextConfig, load_weights: bool = True) -> ClipTextTower:
+    """Load a text tower in training mode; a ConfigError if it is none of a CLIP or SigLIP."""
+    architecture = _architecture(config)
     kind = _TOWERS.get(architecture.model_type)
     if kind is None:
-        raise ConfigError(f'{where}, a {architecture.model_type!r} model, expected one with the text tower '
+        raise ConfigError(f'{config.name}, a {architecture.model_type!r} model, expected one with the text tower '
                           f'of a CLIP or SigLIP: {", ".join(_TOWERS)}')
     text = getattr(architecture, 'text_config', architecture)
     # The full model's projection_dim counts; that of its text config may differ.
     text.projection_dim = getattr(architecture, 'projection_dim', getattr(text, 'projection_dim', None))
     if config.pretrained and load_weights:
-        trunk, _ = load_checked(kind.from_pretrained, config.name, where=where, more=True, config=text,
-                                dtype=torch.float32)
+        trunk, _ = load_checked(kind.from_pretrained, config.name, more=True, config=text, dtype=torch.float32)
     else:
         trunk = kind(text)
     return ClipTextTower(trunk.train())
 
 
-def load_clip_tokenizer(config: ClipTextConfig, key: str) -> ClipTokenizer:
+def load_clip_tokenizer(config: ClipTextConfig) -> ClipTokenizer:
     """Load the tokenizer of a text tower."""
-    return ClipTokenizer(config.name, _architecture(config, key))
+    return ClipTokenizer(config.name, _architecture(config))
 
 
-def _architecture(config: ClipTextConfig, key: str) -> PretrainedConfig:
-    if config.architecture:
-        return build_architecture(config.architecture, f'{key}.architecture')
-    return load_config(config.name, f'{key}: {config.name}')
+def _architecture(config: ClipTextConfig) -> PretrainedConfig:
+    if not config.architecture:
+        return load_config(config.name)
+    with under('architecture'):
+        return build_architecture(config.architecture)
 
 
-def build_architecture(architecture: Mapping[str, Any], key: str) -> PretrainedConfig:
-    """Build the transformers configuration from `model_type` and fields; a ConfigError names `key`."""
+def build_architecture(architecture: Mapping[str, Any]) -> PretrainedConfig:
+    """Build the transformers configuration from `model_type` and fields; a ConfigError if that is not possible."""
     fields = dict(architecture)
-    check_no_code(fields, key)
+    check_no_code(fields, 'architecture')
     model_type = fields.pop('model_type', None)
     if model_type not in CONFIG_MAPPING:
-        raise ConfigError(f'{key}: transformers has no model_type {model_type!r}')
-    with reading(key, f'the fields of a {model_type!r} model'):
+        raise ConfigError(f'transformers has no model_type {model_type!r}')
+    try:
         return AutoConfig.for_model(model_type, **fields)
+    except Exception as error:  # each model type raises errors of its own
+        raise ConfigError(f'expected the fields of a {model_type!r} model ({error})') from error
 
 
 def save_clip_text(
@@ -242,12 +241,12 @@ class ClipText(TeacherSource):
         self.name, self._cut = str(name), cut
 
     def _encoding(self) -> dict[str, Any]:
-        config = load_config(self.name, f'teacher: {self.name}')
+        config = load_config(self.name)
         return {'clip_text': config.model_type, 'too_long': 'cut' if self._cut else 'left out'}
 
     def fingerprint(self) -> Fingerprint:
         tower = self._read()
-        tokenizer = load_clip_tokenizer(ClipTextConfig(self.name), 'teacher')
+        tokenizer = load_clip_tokenizer(ClipTextConfig(self.name))
         settings = hash_settings(tower.config.to_diff_dict(), tokenizer.tokenizer)
         return Fingerprint.of(hash_tensors(published_state(tower.trunk)),
                               {'config_and_tokenizer': settings} | self._encoding())
@@ -255,8 +254,9 @@ class ClipText(TeacherSource):
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> CaptionTeacher:
         tower = device.module_to_device(self._read())
-        tokenizer = load_clip_tokenizer(ClipTextConfig(self.name), 'teacher')
+        tokenizer = load_clip_tokenizer(ClipTextConfig(self.name))
         return _ClipTextTeacher(tower, tokenizer, fingerprint, batch_tokens, precision, self._cut)
 
     def _read(self) -> ClipTextTower:
-        return load_clip_text(ClipTextConfig(self.name), 'teacher').eval().requires_grad_(False)
+        with under('teacher'):
+            return load_clip_text(ClipTextConfig(self.name)).eval().requires_grad_(False)

@@ -110,6 +110,9 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
         initial = InitialImages(model.model).on(device, sharded=config.fsdp is not None)
         algorithms.append(SelfDistillation(initial, data.split_batch))
     trainer = build_trainer(config, model, data, evaluators, algorithms)
+    if config.fsdp is None and config.compile is None:
+        # All weights are loaded by now, those of a checkpoint too.
+        model.model.vision_encoder.fuse_frozen_batch_norms()
     if dist.get_global_rank() == 0:
         record.write(config.save_folder)
     return trainer

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from llm2clip.config import LoraConfig, TextEncoderConfig
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, FileError
 from llm2clip.modeling.text_encoder import (
     CaptionTokenizer,
     TextEncoder,
@@ -188,8 +188,9 @@ def test_what_is_no_llm_teacher_or_adapter_is_named(llm_folder: Path, tmp_path: 
     (tmp_path / 'adapter' / 'base_model.json').unlink()
     with pytest.raises(ConfigError, match='does not fit .* of width 16'):
         load_llm(TextEncoderConfig(pretrained=str(tmp_path / 'narrow'), adapters=adapters))
-    with pytest.raises(ValueError, match=f'text_encoder.adapters: {tmp_path}: .*expected a LoRA adapter'):
+    with pytest.raises(FileError, match='expected a LoRA adapter') as refused:
         load_llm(TextEncoderConfig(pretrained=str(llm_folder), adapters=[str(tmp_path)]))
+    assert refused.value.path == str(tmp_path)
     with pytest.raises(ConfigError, match='no folder /nowhere'):
         _encoder(Path('/nowhere'))
     with pytest.raises(ConfigError, match='no projection called qkv_proj; it has down_proj'):
