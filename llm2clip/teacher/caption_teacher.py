@@ -87,11 +87,11 @@ class TeacherSource(ABC):
         A ValueError if the fingerprint of this text encoder is not `expected`."""
         raise ConfigError(f'teacher: {self.name} cannot be part of an exported model')
 
-    def check_encoding(self, expected: Optional[Fingerprint], reference: str) -> None:
+    def check_encoding(self, expected: Optional[Fingerprint] = None, reference: str = '') -> None:
         """Check the text encoder without reading weights.
 
-        A ConfigError if there is none, and a ValueError if it encodes captions differently than the text encoder
-        with the fingerprint `expected`, which messages call `reference`.
+        A ConfigError if there is none, or if it encodes captions differently than the text encoder with the
+        fingerprint `expected`, which messages call `reference`.
         """
         encoding = Fingerprint.of('', self._encoding())
         if expected is not None:
@@ -166,5 +166,5 @@ class CachedTeacher:
             vectors = tensors['text_embedding']
             truncated = int(metadata['truncated'])
         if vectors.ndim != 2 or len(vectors) != len(texts):
-            raise FileError(f'{path}: holds vectors of the shape {tuple(vectors.shape)}, expected {expected}')
+            raise FileError(f'holds vectors of the shape {tuple(vectors.shape)}, expected {expected}', path)
         return vectors, truncated
