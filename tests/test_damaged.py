@@ -342,7 +342,7 @@ def test_an_index_of_shards(index: bytes, tmp_path: Path) -> None:
     folder.mkdir()
     save_file({'b': torch.ones(2)}, folder / 'w.safetensors')
     (folder / 'model.safetensors.index.json').write_bytes(index)
-    refused(lambda: read_weights(folder, 'checkpoint'), str(folder))
+    refused(lambda: read_weights(folder), str(folder))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

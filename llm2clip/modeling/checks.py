@@ -225,12 +225,8 @@ def load_tokenizer(name: Union[str, Path], trust_remote_code: bool = False, **op
 
     Raise a LoadError if there is none.
     """
-    try:
+    with loading(name, 'tokenizer.json or other files of a tokenizer that transformers knows'):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
-    except Exception as error:
-        reason = ' '.join(str(error).split())[:_REASON] or type(error).__name__
-        raise LoadError(f'{name}: has no tokenizer, expected tokenizer.json or other files of one that transformers '
-                        f'knows ({reason})') from error
 
 
 def read_encoding(path: Path, recorded: Optional[Mapping[str, Any]] = None) -> dict[str, Any]:

@@ -62,17 +62,14 @@ class VisionEncoder(nn.Module):
         return max(self.layer_ids.values()) + 1
 
     def drop_patches(self, rate: float) -> None:
-        """Leave out this share of an image's patches in training (FLIP, arXiv 2212.00794)."""
-        if not 0 <= rate < 1:
-            raise ConfigError(f'algorithms.patch_dropout.rate: {rate} is not in [0, 1)')
+        """Leave out the share `rate`, below 1, of an image's patches in training (FLIP, arXiv 2212.00794)."""
         self._patch_dropout = rate
         self.tower.on_tokens(self._keep)
 
     def _keep(self, tokens: torch.Tensor, prefix: int) -> Optional[torch.Tensor]:
         if not self.training or not self._patch_dropout:
             return None
-        if self._sample_seed is None:
-            raise ValueError('patch_dropout needs the sample_seed of the batch')
+        assert self._sample_seed is not None, 'patch dropout needs the sample_seed of the batch'
         return kept_patches(self._sample_seed.to(tokens.device), tokens.shape[1] - prefix, self._patch_dropout)
 
     def is_block(self, module: nn.Module) -> bool:

@@ -15,7 +15,7 @@ import xxhash
 from composer.devices import Device
 from tqdm import tqdm
 
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import ConfigError
 from llm2clip.io.files import reading, write_text
 from llm2clip.io.tensors import read_safetensors, write_safetensors
 from llm2clip.modeling.checks import check_finite
@@ -163,8 +163,4 @@ class CachedTeacher:
         expected = f'{len(texts)} vectors of captions; remove it, and they are embedded again'
         tensors, metadata = read_safetensors(path, expected)
         with reading(path, expected):
-            vectors = tensors['text_embedding']
-            truncated = int(metadata['truncated'])
-        if vectors.ndim != 2 or len(vectors) != len(texts):
-            raise FileError(f'holds vectors of the shape {tuple(vectors.shape)}, expected {expected}', path)
-        return vectors, truncated
+            return tensors['text_embedding'], int(metadata['truncated'])

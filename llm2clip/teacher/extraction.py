@@ -44,7 +44,7 @@ from llm2clip.engine import Engine, RayEngine, Work
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, writing
 from llm2clip.io.remotes import OutputFolder
-from llm2clip.ranks import is_first
+from llm2clip.ranks import broadcast_from_rank0, is_first
 from llm2clip.teacher.embedder import Embedder
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 
@@ -110,36 +110,35 @@ class _Extraction:
             self.keys += [f'{key}@{name}' for name in embeddings.prompts]
 
     def initialize(self, fingerprint: Fingerprint) -> list[int]:
-        """Write or check the record of dataset and teacher; return the missing shards."""
-        out = self.out
+        """Write or check the record of dataset and teacher; return the missing shards.  Every rank calls this."""
         embeddings = self.embeddings
-        index = read_index(embeddings.dataset.local)
         vectors: dict[str, Any] = {'storage': embeddings.storage, 'normalized': embeddings.normalize}
         vectors.update(embeddings.about)
         if embeddings.prompts:
             vectors['prompts'] = dict(embeddings.prompts)
-        facts = {'dataset': dataset_fingerprint(index), 'caption_keys': self.keys, 'vectors': vectors}
-        if out.remote:
-            facts['out_remote'] = out.remote
-        record = TeacherRecord(fingerprint, facts)
-        todo: list[list[int]] = [[]]
-        if dist.get_global_rank() == 0:
-            if out.fetch(TEACHER_FILE):
-                differing = TeacherRecord.read(out.local).difference(record)
-                if differing is not None:
-                    raise ValueError(f'{out.local} was begun for another dataset or teacher: {differing}; '
-                                     'remove it to extract again')
-            elif out.fetch(INDEX):
-                raise ConfigError(f'out: {out.local} holds a dataset that is no embeddings dataset, expected '
-                                  'an empty folder or an embeddings dataset')
-            else:
-                out.commit(TEACHER_FILE, record.to_text())
-            for unfinished in out.local.glob('shard.*.tmp.*'):  # of a killed process: no rank has begun
-                shutil.rmtree(unfinished, ignore_errors=True)
-            todo = [[k for k in range(len(index['shards'])) if not out.fetch(_piece(k))]]
-        dist.broadcast_object_list(todo)
-        out.local.mkdir(parents=True, exist_ok=True)
-        return todo[0]
+        dataset = dataset_fingerprint(read_index(embeddings.dataset.local))
+        facts = {'dataset': dataset, 'caption_keys': self.keys, 'vectors': vectors}
+        if self.out.remote:
+            facts['out_remote'] = self.out.remote
+        missing_shards = broadcast_from_rank0(partial(self._begin, TeacherRecord(fingerprint, facts)))
+        self.out.local.mkdir(parents=True, exist_ok=True)
+        return missing_shards
+
+    def _begin(self, record: TeacherRecord) -> list[int]:
+        out = self.out
+        if out.fetch(TEACHER_FILE):
+            differing = TeacherRecord.read(out.local).difference(record)
+            if differing is not None:
+                raise ValueError(f'{out.local} was begun for another dataset or teacher: {differing}; '
+                                 'remove it to extract again')
+        elif out.fetch(INDEX):
+            raise ConfigError(f'out: {out.local} holds a dataset that is no embeddings dataset, expected '
+                              'an empty folder or an embeddings dataset')
+        else:
+            out.commit(TEACHER_FILE, record.to_text())
+        for unfinished in out.local.glob('shard.*.tmp.*'):  # of a killed process: no rank has begun
+            shutil.rmtree(unfinished, ignore_errors=True)
+        return [k for k in range(len(self.shards)) if not out.fetch(_piece(k))]
 
     def items(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """Map the keys of a sample's vectors to the items to embed: texts, or (image, sample id, view)."""

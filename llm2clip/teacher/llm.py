@@ -5,7 +5,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -58,8 +57,6 @@ ARCHITECTURES = ('gemma2', 'gemma3', 'gemma3_text', 'llama', 'mistral', 'phi3', 
 def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedModel:
     folder = config.pretrained
     key = f'{config.key}.pretrained'
-    if os.path.isabs(folder) and not os.path.isdir(folder):
-        raise ConfigError(f'there is no folder {folder}', key, is_absolute=True)
     hf_config = load_config(folder, f'{key}: {folder}', gguf_file=config.gguf_file)
     if hf_config.model_type not in ARCHITECTURES:
         raise ConfigError(f'{folder} is a {hf_config.model_type!r} model; the architectures that work as text '
