@@ -122,7 +122,7 @@ def test_a_bit_of_a_file_with_a_hash(tmp_path: Path) -> None:
     tensors = {'b': torch.ones(3, 2, dtype=torch.bfloat16).T, 'a': torch.zeros(0), 'c': torch.tensor(1)}
     write_safetensors(tmp_path / 'x', tensors, {'about': 'it'})
     found = read_safetensors(tmp_path / 'x')
-    assert found.about['about'] == 'it' and all(torch.equal(found.tensors[name], tensors[name]) for name in tensors)
+    assert found.metadata['about'] == 'it' and all(torch.equal(found.tensors[name], tensors[name]) for name in tensors)
     _flip_last_bit(tmp_path / 'x')
     refused(lambda: read_safetensors(tmp_path / 'x'), f'{tmp_path}/x: is damaged')
 
