@@ -26,7 +26,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from llm2clip.config.models import PlanConfig
 from llm2clip.config.ranges import Component
-from llm2clip.config.teacher import OneTeacher, teacher_types
+from llm2clip.config.teacher import Teacher, teacher_types
 from llm2clip.config.training import TrainConfig
 from llm2clip.device import computes_bfloat16
 from llm2clip.errors import ConfigError, FileError
@@ -271,7 +271,7 @@ def _subject_and_expectation(fault: Mapping[str, Any], key: str, where: Callable
     if fault['type'] == 'missing' and isinstance(location[-1], str):
         return f'{where(key)}: required but not set', 'a value'
     if fault['type'] == 'unexpected_keyword_argument':  # for other dataclasses, OmegaConf refuses it
-        teacher = teacher_types(OneTeacher)[str(fault['loc'][-2])]
+        teacher = teacher_types(Teacher)[str(fault['loc'][-2])]
         return f'{where(key)}: unknown key', f'one of {", ".join(field.name for field in fields(teacher))}'
     value = location[-1] if '[key]' in fault['loc'] else fault['input']
     expected = fault['msg']

@@ -175,8 +175,8 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    is_state = isinstance(content, Mapping) and all(isinstance(value, torch.Tensor) for value in content.values())
-    if not is_state or not content:
+    values = content.values() if isinstance(content, Mapping) else []
+    if not values or not all(isinstance(value, torch.Tensor) for value in values):
         raise FileError('is no mapping of parameter names to tensors, expected weights', path)
     # DistributedDataParallel adds this prefix.
     if all(name.startswith('module.') for name in content):
@@ -206,7 +206,8 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
     """
     state = read_weights(checkpoint)
     layout = _layout(state)
-    depth = len([name for name in state if re.fullmatch(re.escape(layout.adapter) + r'\d+\.ln\.weight', name)])
+    norm = re.escape(layout.adapter) + r'\d+\.ln\.weight'  # one per block
+    depth = len([name for name in state if re.fullmatch(norm, name)])
     projection = f'{layout.adapter}{depth + 1}.weight'
     if projection not in state:
         raise ConfigError(f'it lacks {projection}, the projection of an adapter of {depth} blocks (early '

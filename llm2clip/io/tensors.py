@@ -68,14 +68,12 @@ def open_weights(folder: Union[str, Path]) -> Iterator[Callable[[str], torch.Ten
 
 
 def write_safetensors(
-    path: Union[str, Path], tensors: Mapping[str, torch.Tensor], about: Optional[Mapping[str, str]] = None
+    path: Union[str, Path], tensors: Mapping[str, torch.Tensor], metadata: Optional[Mapping[str, str]] = None
 ) -> None:
-    """Write a safetensors file atomically, with a hash of its values and `about` as further metadata."""
+    """Write a safetensors file atomically, with a hash of its values in its metadata."""
     tensors = {name: value.contiguous() for name, value in tensors.items()}
-    metadata = dict(about or {})
-    metadata[_HASH] = hash_tensors(tensors)
     with atomic_write(path) as partial:
-        save_file(tensors, partial, metadata)
+        save_file(tensors, partial, dict(metadata or {}) | {_HASH: hash_tensors(tensors)})
 
 
 def published_state(model: Any) -> dict[str, torch.Tensor]:

@@ -8,9 +8,9 @@ of rows.  A loss function returns this rank's part: the mean over ranks is the l
 mean over ranks of the parameters' gradients, as DDP and FSDP compute it, is the gradient of that loss.
 
 Logits are the products of rows and columns times a scale.  Each row has K positives among the columns; the
-positives of row i begin at column ``(first + i) * K``.  The negatives of a row are the columns of other rows; its other
-positives are excluded.  Gradients are computed together with the value, and the backward pass only scales them.  So
-memory holds one block of logits at a time, and every matrix product is in float32 without TF32.
+positives of row i begin at column ``(first + i) * K``.  The negatives of a row are the columns of other rows;
+its other positives are excluded.  Gradients are computed together with the value, and the backward pass only
+scales them.  So memory holds one block of logits at a time, in float32 without TF32.
 """
 
 import math
@@ -85,7 +85,7 @@ def siglip_loss(
 def _prefixes(
     rows: torch.Tensor, columns: torch.Tensor, matryoshka_dims: Sequence[int]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield both sides truncated to each of `matryoshka_dims`, L2-normalised; both unchanged if there are none."""
+    """Yield both sides truncated to each of `matryoshka_dims`, L2-normalised; unchanged if there are none."""
     assert max(matryoshka_dims, default=0) <= rows.shape[1], f'{matryoshka_dims[-1]} dimensions of {rows.shape[1]}'
     if not matryoshka_dims:
         yield rows, columns
@@ -253,13 +253,14 @@ def _softmax_loss(
         positive_logits, row_sum, column_sum = _sums(logits, first, num_symmetric or 0, positives)
         total = (row_sum - positive_logits).sum() / positives
         directions = 1
-        # A negative occurs in the softmax of each positive; exp(logit - mean_sum) is the mean of these K probabilities.
+        # A negative is in the softmax of each positive; exp(logit - mean_sum) is the mean of these K probabilities.
         mean_sum = math.log(positives) - (-row_sum).logsumexp(0)
         if num_symmetric is not None:
             # A column's sum runs over the rows of all ranks.
             column_sum = all_gather(column_sum).view(-1, num_symmetric).logsumexp(0)
-            sums = column_sum[first * positives:first * positives + positive_logits.numel()].view(-1, positives).T
-            total = total + (sums - positive_logits).sum() / positives
+            own_columns = slice(first * positives, first * positives + positive_logits.numel())
+            own_sums = column_sum[own_columns].view(-1, positives).T
+            total = total + (own_sums - positive_logits).sum() / positives
             directions = 2
         accumulator = _GradientAccumulator(logits)
         for block, values in logits:
@@ -375,7 +376,7 @@ class _GradientAccumulator:
 
     def gradients(self, mean: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the gradients with respect to rows, columns and scale, times `mean`."""
-        # d logit / d scale = row · column, so the gradient of `scale` sums the rows times their unscaled gradients.
+        # d logit / d scale = row · column: the gradient of `scale` sums rows times their unscaled gradients.
         scale_gradient = (self.logits.rows * self.row_gradient).sum() * mean
         factor = self.logits.scale * mean
         return self.row_gradient.mul_(factor), self.column_gradient.mul_(factor), scale_gradient

@@ -17,7 +17,7 @@ from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, reading, write_json
 from llm2clip.io.folders import atomic_folder
 from llm2clip.io.tensors import read_safetensors, write_safetensors
-from llm2clip.modeling.adapter import Adapter, AlignmentHead
+from llm2clip.modeling.adapter import make_adapter
 from llm2clip.modeling.checks import check_keys
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 
@@ -32,16 +32,10 @@ def build_adapter(config: AdapterConfig, llm_embed_dim: int, embed_dim: int) -> 
     Raises:
         ConfigError: The adapter is an identity, and the widths differ.
     """
-    if config.name == 'residual':
-        return Adapter(llm_embed_dim, embed_dim, config.depth, config.expansion, config.normalize)
-    if config.name in ('mlp', 'glu'):
-        return AlignmentHead(llm_embed_dim, embed_dim, config.expansion, gated=config.name == 'glu')
-    if config.name == 'linear':
-        return nn.Linear(llm_embed_dim, embed_dim)
-    if llm_embed_dim != embed_dim:
+    if config.name == 'identity' and llm_embed_dim != embed_dim:
         raise ConfigError(f"{embed_dim} is not the width of the teacher's vectors, {llm_embed_dim}, "
                           'as the identity adapter needs', key='model.embed_dim', is_absolute=True)
-    return nn.Identity()
+    return make_adapter(llm_embed_dim, embed_dim, **dataclasses.asdict(config))
 
 
 def save_adapter(

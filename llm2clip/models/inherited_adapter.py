@@ -99,6 +99,6 @@ class ComposerInheritance(ComposerModel):
 
 
 def _targets(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the targets ``(B, embed_dim)``, L2-normalised, and the mask ``(B,)`` of samples that have one."""
+    """Return targets ``(B, embed_dim)``, L2-normalised, and the mask ``(B,)`` of samples that have one."""
     targets = batch['target'].to(device).float()
     return F.normalize(targets, dim=-1), batch['counted'].to(device)

@@ -158,7 +158,7 @@ def truncate_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) -> M
 
 
 def _first_outputs(layer: nn.Module, width: int, dim: int, bias: bool = False) -> nn.Linear:
-    """Return a linear layer with the first `dim` of `width` outputs; `bias` adds a zero bias to a former identity."""
+    """Return a linear layer with the first `dim` of `width` outputs; `bias` adds zeros to a former identity."""
     if isinstance(layer, nn.Linear):
         state = layer.state_dict()
     else:

@@ -50,6 +50,7 @@ class VisionEncoder(nn.Module):
         self.register_load_state_dict_pre_hook(check_tower_names)
         self._patch_dropout = 0.0
         self._sample_seed: Optional[torch.Tensor] = None
+        self.train()  # frozen parts are in evaluation mode from the beginning
 
     @property
     def width(self) -> int:
@@ -87,7 +88,7 @@ class VisionEncoder(nn.Module):
         return self
 
     def fuse_frozen_batch_norms(self) -> None:
-        """Fuse BatchNorms of frozen layers into their convolutions; weights that are loaded later have no effect."""
+        """Fuse BatchNorms of frozen layers into their convolutions; no weights may be loaded later."""
         if self.config.freeze or self.config.freeze_batch_norm:
             training = self.training
             fuse_frozen_batch_norms(self.trunk.eval(), self.preprocessing.image_size)
@@ -131,10 +132,10 @@ def kept_patches(sample_seed: torch.Tensor, patches: int, rate: float) -> torch.
 
 
 def fuse_frozen_batch_norms(trunk: nn.Module, image_size: int) -> int:
-    """Let frozen convolutions compute the frozen BatchNorms behind them, too; return the number of these pairs.
+    """Let frozen convolutions compute the frozen BatchNorms behind them, too; return the number of pairs.
 
     The network is in evaluation mode, and its final weights are on their device: a fused convolution computes
-    with copies of them.  Its parameters and their names, which checkpoints and exports contain, do not change.
+    with copies of them.  Parameters and their names, which checkpoints and exports contain, do not change.
     This saves BatchNorm's passes over the activations.
     """
     num_fused = 0
@@ -150,7 +151,7 @@ def fuse_frozen_batch_norms(trunk: nn.Module, image_size: int) -> int:
 
 
 def _pairs(trunk: nn.Module, image_size: int) -> list[tuple[Any, Any]]:
-    """Return the convolutions and BatchNorms that run once, where the output of the one is the input of the other."""
+    """Return pairs of a convolution and a BatchNorm that run once, the latter on the output of the former."""
     neighbours: list[tuple[Any, Any]] = []
     for module in trunk.modules():
         for conv, norm in pairwise(module.children()):
@@ -162,8 +163,10 @@ def _pairs(trunk: nn.Module, image_size: int) -> list[tuple[Any, Any]]:
     tensors: dict[nn.Module, list[torch.Tensor]] = defaultdict(list)
     hooks = []
     for conv, norm in neighbours:
-        hooks.append(conv.register_forward_hook(lambda module, inputs, output: tensors[module].append(output)))
-        hooks.append(norm.register_forward_pre_hook(lambda module, inputs: tensors[module].append(inputs[0])))
+        hooks += [
+            conv.register_forward_hook(lambda module, inputs, output: tensors[module].append(output)),
+            norm.register_forward_pre_hook(lambda module, inputs: tensors[module].append(inputs[0])),
+        ]
     dry_forward(trunk, image_size)
     for hook in hooks:
         hook.remove()

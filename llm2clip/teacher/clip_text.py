@@ -161,7 +161,7 @@ def _architecture(config: ClipTextConfig) -> PretrainedConfig:
 
 
 def build_architecture(architecture: Mapping[str, Any]) -> PretrainedConfig:
-    """Build the transformers configuration from `model_type` and fields; a ConfigError if that is not possible."""
+    """Build the transformers configuration of a `model_type` and its fields; a ConfigError if there is none."""
     fields = dict(architecture)
     check_no_code(fields, 'architecture')
     model_type: Any = fields.pop('model_type', None)

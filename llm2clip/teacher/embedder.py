@@ -57,7 +57,7 @@ class Embedder(ABC):
 
     @abstractmethod
     def prepare(self, items: Sequence[Any]) -> Any:
-        """Tokenise non-empty captions, or decode images; a thread may call this while `embed_prepared` runs."""
+        """Tokenise non-empty captions, or decode images; a thread may call this during `embed_prepared`."""
 
     @abstractmethod
     def embed_prepared(self, inputs: Any, on_batch: OnBatch = no_progress) -> Embedded:

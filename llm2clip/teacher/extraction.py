@@ -65,8 +65,8 @@ class EmbeddingsDataset:
     """``float16``, ``float32`` or ``int8``."""
     normalize: bool = False
     """Store L2-normalised vectors."""
-    about: Mapping[str, Any] = field(default_factory=dict)
-    """Extra facts about the vectors for ``teacher.json``, such as the precision."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Further settings of the vectors to record in ``teacher.json``, such as the precision."""
     views: Optional[int] = None
     """Embed images, and this number of augmented views of each, instead of captions."""
     prompts: Mapping[str, str] = field(default_factory=dict)
@@ -113,7 +113,7 @@ class _Extraction:
         """Write or check the record of dataset and teacher; return the missing shards.  Every rank calls this."""
         embeddings = self.embeddings
         vectors: dict[str, Any] = {'storage': embeddings.storage, 'normalized': embeddings.normalize}
-        vectors.update(embeddings.about)
+        vectors.update(embeddings.settings)
         if embeddings.prompts:
             vectors['prompts'] = dict(embeddings.prompts)
         dataset = dataset_fingerprint(read_index(embeddings.dataset.local))
@@ -295,8 +295,8 @@ def _naming(k: int) -> Iterator[None]:
 
 
 def _describe(progress: tqdm, total: Mapping[str, int]) -> None:
-    elapsed = max(progress.format_dict['elapsed'], 1e-9)
-    postfix: dict[str, Any] = {'tokens/s': f'{total["tokens"] / elapsed:,.0f}', 'truncated': total['truncated']}
+    tokens_per_second = total['tokens'] / max(progress.format_dict['elapsed'], 1e-9)
+    postfix: dict[str, Any] = {'tokens/s': f'{tokens_per_second:,.0f}', 'truncated': total['truncated']}
     if total['left_out']:
         postfix['left out'] = total['left_out']
     progress.set_postfix(postfix)

@@ -20,7 +20,7 @@ from llm2clip.data.schema import TEACHER_FILE, embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader, PairedStream
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, reading, write_text
-from llm2clip.modeling.checks import TEACHER_SUFFIXES, rope_of_4
+from llm2clip.modeling.checks import rope_of_4, teacher_files
 
 Kind = Literal['llm', 'sentence_transformers', 'clip_text', 'frozen_tower']
 _CONCATENATED = 'concatenated'
@@ -57,7 +57,8 @@ class Fingerprint:
     def from_json(cls, value: Mapping[str, Any]) -> 'Fingerprint':
         """Parse the output of `to_json`; a ValueError if the value is not a fingerprint."""
         teachers: Any = value.get(_CONCATENATED, [value]) if isinstance(value, Mapping) else None
-        if not isinstance(teachers, list) or not teachers or not all(isinstance(item, Mapping) for item in teachers):
+        is_list = isinstance(teachers, list) and len(teachers) > 0
+        if not is_list or not all(isinstance(teacher, Mapping) for teacher in teachers):
             raise ValueError(f'{str(value)[:60]!r} is no fingerprint of a teacher')
         return cls(tuple(map(dict, teachers)))
 
@@ -110,7 +111,7 @@ class TeacherRecord:
     """Content of ``teacher.json`` in an embeddings dataset or in a run of stage 2."""
 
     teacher: Fingerprint
-    about: dict[str, Any]
+    facts: dict[str, Any]
     """Other fields: ``llm_embed_dim``, the width of the vectors, in a run; ``dataset``, ``caption_keys`` and
     ``vectors`` in an embeddings dataset."""
 
@@ -120,13 +121,13 @@ class TeacherRecord:
         path = Path(folder, TEACHER_FILE)
         if not path.is_file():
             raise ConfigError(f'{folder} has no {TEACHER_FILE}, which says from which teacher it comes')
-        about = read_json(path, dict)
+        facts = read_json(path, dict)
         with reading(path, 'the fingerprint of a teacher under the key teacher'):
-            return cls(Fingerprint.from_json(about.pop('teacher')), about)
+            return cls(Fingerprint.from_json(facts.pop('teacher')), facts)
 
     @property
     def llm_embed_dim(self) -> int:
-        return self.about['llm_embed_dim']
+        return self.facts['llm_embed_dim']
 
     def write(self, folder: Union[str, Path]) -> None:
         """Write the record into a folder, which is created if necessary."""
@@ -137,7 +138,7 @@ class TeacherRecord:
         return json.dumps(self._to_json(), indent=2) + '\n'
 
     def _to_json(self) -> dict[str, Any]:
-        return {'teacher': self.teacher.to_json()} | self.about
+        return {'teacher': self.teacher.to_json()} | self.facts
 
     def difference(self, expected: 'TeacherRecord') -> Optional[str]:
         """Describe the first field in which two records differ; None if they are equal."""
@@ -179,13 +180,12 @@ def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
 def hash_files(folder: Union[str, Path], exclude: str = '') -> str:
     """Hash the weights, tokenizer, chat template and configurations in a folder, except the file `exclude`."""
     digest = xxhash.xxh64()
-    for path in sorted(path for path in Path(folder).rglob('*') if path.suffix in TEACHER_SUFFIXES):
-        if path.name == exclude:
-            continue
-        digest.update(path.relative_to(folder).as_posix())
-        with path.open('rb') as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
+    for path in teacher_files(Path(folder)):
+        if path.name != exclude:
+            digest.update(path.relative_to(folder).as_posix())
+            with path.open('rb') as file:
+                while block := file.read(1 << 24):
+                    digest.update(block)
     return digest.hexdigest()
 
 

@@ -45,7 +45,8 @@ def hard_negatives(
     source.check_encoding()
     files = sorted(path for path in Path(teacher).iterdir() if path.is_file())
     inputs = [str(path) for path in (Path(dataset, INDEX), *files)]
-    return {'train': [Part('all', partial(_samples, dataset, source, range_min, relative_margin), inputs)]}, Dropped()
+    part = Part('all', partial(_samples, dataset, source, range_min, relative_margin), inputs)
+    return {'train': [part]}, Dropped()
 
 
 def _samples(

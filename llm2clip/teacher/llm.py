@@ -134,8 +134,8 @@ def set_attention_dropout(llm: nn.Module, probability: float) -> None:
 
 
 def add_lora(llm: PreTrainedModel, config: LoraConfig) -> PeftModel:
-    """Freeze the LLM and add trainable LoRA weights, in float32, to its projections; a ConfigError if it has no
-    projection with a configured name."""
+    """Freeze the LLM and add trainable LoRA weights, in float32, to its projections; a ConfigError if it has
+    no projection with a configured name."""
     arguments = dataclasses.asdict(config)
     names = arguments.pop('target_modules')
     linear = {name.rsplit('.', 1)[-1] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}

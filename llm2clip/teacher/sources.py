@@ -60,10 +60,11 @@ class LLMTeacher(CaptionTeacher):
     def __init__(self, encoder: TextEncoder, tokenizer: CaptionTokenizer, fingerprint: Fingerprint,
                  batch_tokens: int = 4096, precision: str = 'fp32', sharded: bool = False) -> None:
         super().__init__(encoder, fingerprint, batch_tokens, precision)
-        self.tokenizer, self.sharded = tokenizer, sharded
+        self.tokenizer = tokenizer
+        self.sharded = sharded
         # The cast from bfloat16 to float32 is exact.
-        narrow = any(weight.dtype == torch.bfloat16 for weight in encoder.llm.parameters())
-        if not sharded and narrow and not computes_bfloat16():
+        has_bfloat16 = any(weight.dtype == torch.bfloat16 for weight in encoder.llm.parameters())
+        if not sharded and has_bfloat16 and not computes_bfloat16():
             encoder.llm.float()
 
     def prepare(self, items: Sequence[str]) -> list[Tokenized]:
@@ -85,21 +86,19 @@ class _LLM(TeacherSource):
 
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> LLMTeacher:
-        turn = turns = 0
-        if sharded:
-            turn, turns = dist.get_local_rank(), dist.get_local_world_size()
-        for _ in range(turn):  # wait for the lower ranks of this host
-            dist.barrier()
-        encoder, tokenizer = self._read(sharded)
-        if sharded:
-            mesh = init_device_mesh('cpu' if device.name == 'cpu' else 'cuda', (dist.get_world_size(),))
-            shard_encoder(encoder, mesh)
-        for _ in range(turns - turn):
-            dist.barrier()
-        teacher = LLMTeacher(encoder, tokenizer, fingerprint, batch_tokens, precision, sharded)
         if not sharded:
+            encoder, tokenizer = self._read()
+            teacher = LLMTeacher(encoder, tokenizer, fingerprint, batch_tokens, precision)
             device.module_to_device(encoder)
-        return teacher
+            return teacher
+        for _ in range(dist.get_local_rank()):  # wait for the lower ranks of this host
+            dist.barrier()
+        encoder, tokenizer = self._read(sharded=True)
+        mesh = init_device_mesh('cpu' if device.name == 'cpu' else 'cuda', (dist.get_world_size(),))
+        shard_encoder(encoder, mesh)
+        for _ in range(dist.get_local_world_size() - dist.get_local_rank()):
+            dist.barrier()
+        return LLMTeacher(encoder, tokenizer, fingerprint, batch_tokens, precision, sharded=True)
 
 
 class TeacherFolder(_LLM):
@@ -202,8 +201,8 @@ class SentenceTransformerModel(TeacherSource):
             raise ConfigError(f'text_encoder_in_loop.sharded: {self.name} is a sentence-transformers model, '
                               'and only an LLM can be spread over the ranks')
         model = load_sentence_transformer(self._folder, self._config.trust_remote_code)
-        return _SentenceTransformerTeacher(device.module_to_device(model), fingerprint, self._encoding()['prompt'],
-                                          batch_tokens, precision)
+        device.module_to_device(model)
+        return _SentenceTransformerTeacher(model, fingerprint, self._encoding()['prompt'], batch_tokens, precision)
 
     def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
         """Copy the files that decide the vectors, and the code that comes with the model."""
@@ -272,7 +271,7 @@ def teacher_sources(configs: Any, trust_remote_code: Optional[bool] = None) -> l
 def teacher_in(
     folder: Union[str, Path], learned_from: Fingerprint, trust_remote_code: bool = False
 ) -> TeacherSource:
-    """Return the source of the teacher in an exported model's folder, which has the fingerprint `learned_from`."""
+    """Return the source of the teacher in an exported model's folder, with the fingerprint `learned_from`."""
     if learned_from.kinds == ['llm']:
         return TeacherFolder(folder)
     prompt = str(learned_from.teachers[0]['prompt'])

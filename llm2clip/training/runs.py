@@ -72,7 +72,7 @@ def read_stage2(
         raise ConfigError(f'weights: {weights!r} is neither latest nor best')
     config = read_config(Stage2Config, run)
     record = TeacherRecord.read(run)
-    width = record.about.get('llm_embed_dim')
+    width = record.facts.get('llm_embed_dim')
     if not isinstance(width, int):
         raise FileError(f'{run}/{TEACHER_FILE}: llm_embed_dim is {width!r}, expected the width of the vectors')
     if weights == 'best' and not Path(run, BEST_FILE).is_file():
