@@ -142,10 +142,8 @@ def fuse_frozen_batch_norms(trunk: nn.Module, image_size: int) -> int:
     for conv, norm in _pairs(trunk, image_size):
         if not conv.weight.requires_grad and not norm.weight.requires_grad:
             conv.forward = fuse_conv_bn_eval(conv, norm).forward
-            activation = nn.Identity()
-            if isinstance(norm, BatchNormAct2d):
-                activation = nn.Sequential(norm.drop, norm.act)
-            norm.forward = activation.forward
+            # A BatchNormAct2d contains dropout and activation; a BatchNorm2d contains nothing.
+            norm.forward = nn.Sequential(*norm.children()).forward
             num_fused += 1
     return num_fused
 
