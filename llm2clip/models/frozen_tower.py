@@ -20,7 +20,7 @@ from llm2clip.device import exact_float32, open_device
 from llm2clip.io.tensors import hash_tensors
 from llm2clip.modeling.image_processing_llm2clip import resize_and_crop
 from llm2clip.models.vision_encoder import VisionEncoder
-from llm2clip.teacher.embedder import Embedded, Embedder, OnBatch, no_progress
+from llm2clip.teacher.embedder import Embedded, Embedder, OnBatch
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, hash_settings
 
 _Item = tuple[bytes, str, int]
@@ -57,7 +57,7 @@ class FrozenTower(Embedder):
             return seeded(self.transform, image, view_seed)
 
     @torch.inference_mode()
-    def embed_prepared(self, inputs: torch.Tensor, on_batch: OnBatch = no_progress) -> Embedded:
+    def embed_prepared(self, inputs: torch.Tensor, on_batch: OnBatch) -> Embedded:
         device = self.device
         vectors = []
         for pixels in inputs.split(self.config.batch_size):

@@ -34,7 +34,7 @@ from llm2clip.modeling.checks import (
     load_tokenizer,
 )
 from llm2clip.teacher.caption_teacher import CaptionTeacher, TeacherSource
-from llm2clip.teacher.embedder import Embedded, OnBatch, no_progress
+from llm2clip.teacher.embedder import Embedded, OnBatch
 from llm2clip.teacher.fingerprint import Fingerprint, hash_settings
 
 KIND = 'text tower of a CLIP'
@@ -199,7 +199,7 @@ class _ClipTextTeacher(CaptionTeacher):
     def prepare(self, items: Sequence[str]) -> list[ClipTokens]:
         return self.tokenizer.tokenize(items)
 
-    def embed_prepared(self, inputs: Sequence[ClipTokens], on_batch: OnBatch = no_progress) -> Embedded:
+    def embed_prepared(self, inputs: Sequence[ClipTokens], on_batch: OnBatch) -> Embedded:
         vectors = torch.zeros(len(inputs), self.width, device=self.device)
         embedded = [i for i, text in enumerate(inputs) if self.cut or not text.cut]
         # Batches of similar lengths need little padding.

@@ -15,10 +15,6 @@ OnBatch = Callable[[int], object]
 """Called after each forward pass with its number of items."""
 
 
-def no_progress(items: int) -> None:
-    """Ignore a number of embedded items."""
-
-
 class Embedded(NamedTuple):
     """Vectors and token counts of N items."""
 
@@ -60,9 +56,9 @@ class Embedder(ABC):
         """Tokenise non-empty captions, or decode images; a thread may call this during `embed_prepared`."""
 
     @abstractmethod
-    def embed_prepared(self, inputs: Any, on_batch: OnBatch = no_progress) -> Embedded:
+    def embed_prepared(self, inputs: Any, on_batch: OnBatch) -> Embedded:
         """Embed what `prepare` returned."""
 
     def embed(self, items: Sequence[Any]) -> Embedded:
         """Prepare and embed items."""
-        return self.embed_prepared(self.prepare(items))
+        return self.embed_prepared(self.prepare(items), on_batch=lambda num_items: None)

@@ -34,7 +34,7 @@ from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder, Tokeni
 from llm2clip.ranks import once_per_node
 from llm2clip.teacher.caption_teacher import CaptionTeacher, TeacherSource
 from llm2clip.teacher.clip_text import ClipText
-from llm2clip.teacher.embedder import Embedded, OnBatch, no_progress
+from llm2clip.teacher.embedder import Embedded, OnBatch
 from llm2clip.teacher.fingerprint import Fingerprint, hash_files, hash_settings
 from llm2clip.teacher.llm import (
     encoding,
@@ -70,7 +70,7 @@ class LLMTeacher(CaptionTeacher):
     def prepare(self, items: Sequence[str]) -> list[Tokenized]:
         return self.tokenizer.tokenize(items)
 
-    def embed_prepared(self, inputs: Sequence[Tokenized], on_batch: OnBatch = no_progress) -> Embedded:
+    def embed_prepared(self, inputs: Sequence[Tokenized], on_batch: OnBatch) -> Embedded:
         vectors = encode_tokens(self.module, inputs, self.batch_tokens, self.precision, self.sharded, on_batch)
         tokens = sum(len(text.ids) for text in inputs)
         truncated = sum(text.cut > 0 for text in inputs)
@@ -177,7 +177,7 @@ class _SentenceTransformerTeacher(CaptionTeacher):
         """Return the captions unchanged: `encode` tokenises them, and tokenizers are not thread-safe."""
         return items
 
-    def embed_prepared(self, inputs: Sequence[str], on_batch: OnBatch = no_progress) -> Embedded:
+    def embed_prepared(self, inputs: Sequence[str], on_batch: OnBatch) -> Embedded:
         vectors, lengths = encode_sentences(
             self.module, inputs, self.prompt, self.batch_tokens, self.precision, on_batch)
         limit = self.module.max_seq_length or max(lengths, default=0)
