@@ -18,7 +18,7 @@ def main(config: ExtractConfig) -> None:
     from llm2clip.teacher.sources import load_caption_teacher, teacher_source
 
     run_extraction(config, partial(load_caption_teacher, config), teacher_source(config.teacher).fingerprint,
-                   8 * config.batch_tokens, normalize=config.normalize, about={'precision': config.precision},
+                   8 * config.batch_tokens, normalize=config.normalize, settings={'precision': config.precision},
                    prompts=config.prompts)
 
 

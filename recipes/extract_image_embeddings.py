@@ -15,12 +15,12 @@ def main(config: ExtractImagesConfig) -> None:
     from llm2clip.models.vision_encoder import VisionEncoder
     from llm2clip.teacher.extraction import run_extraction
 
-    settings = ['precision']
+    names = ['precision']
     if config.views:
-        settings += ['seed', 'crop_scale', 'color_jitter', 'grayscale', 'horizontal_flip']
+        names += ['seed', 'crop_scale', 'color_jitter', 'grayscale', 'horizontal_flip']
     run_extraction(config, partial(load_frozen_tower, config),
                    lambda: tower_fingerprint(VisionEncoder(config.vision)), 8 * config.batch_size,
-                   views=config.views, about={name: getattr(config, name) for name in settings})
+                   views=config.views, settings={name: getattr(config, name) for name in names})
 
 
 if __name__ == '__main__':

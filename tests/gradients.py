@@ -157,7 +157,7 @@ def joint_step(
         tokenize = tokenizer if microbatch_size == N else tokenizer.packed
     else:
         one = ClipTextConfig(clip)
-        encoder, tokenize = load_clip_text(one, 'clip'), load_clip_tokenizer(one, 'clip')
+        encoder, tokenize = load_clip_text(one), load_clip_tokenizer(one)
     kinds = InOnePass if kind == 'in_one_graph' else JointLLM2CLIP
     model = kinds(LLM2CLIP(config, 32), encoder, tokenize, LossConfig(mask_equal_texts=True))
     model.microbatch_size = microbatch_size

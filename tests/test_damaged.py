@@ -37,7 +37,8 @@ from llm2clip.io.tensors import read_safetensors, write_safetensors
 from llm2clip.modeling import modeling_llm2clip
 from llm2clip.models.towers import load_tower
 from llm2clip.search import load_model
-from llm2clip.teacher.caption_teacher import CachedTeacher, Embedded
+from llm2clip.teacher.caption_teacher import CachedTeacher
+from llm2clip.teacher.embedder import Embedded
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import load_llm, save_teacher, teacher_config
 from llm2clip.teacher.sources import SentenceTransformerModel, TeacherFolder
@@ -121,7 +122,7 @@ def test_a_bit_of_a_file_with_a_hash(tmp_path: Path) -> None:
     tensors = {'b': torch.ones(3, 2, dtype=torch.bfloat16).T, 'a': torch.zeros(0), 'c': torch.tensor(1)}
     write_safetensors(tmp_path / 'x', tensors, {'about': 'it'})
     found = read_safetensors(tmp_path / 'x')
-    assert found.about['about'] == 'it' and all(torch.equal(found.tensors[name], tensors[name]) for name in tensors)
+    assert found.metadata['about'] == 'it' and all(torch.equal(found.tensors[name], tensors[name]) for name in tensors)
     _flip_last_bit(tmp_path / 'x')
     refused(lambda: read_safetensors(tmp_path / 'x'), f'{tmp_path}/x: is damaged')
 
@@ -341,7 +342,7 @@ def test_an_index_of_shards(index: bytes, tmp_path: Path) -> None:
     folder.mkdir()
     save_file({'b': torch.ones(2)}, folder / 'w.safetensors')
     (folder / 'model.safetensors.index.json').write_bytes(index)
-    refused(lambda: read_weights(folder, 'checkpoint'), str(folder))
+    refused(lambda: read_weights(folder), str(folder))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

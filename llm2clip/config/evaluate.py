@@ -25,7 +25,7 @@ from llm2clip.config.ranges import (
     Texts,
 )
 from llm2clip.config.recipe import Output, RecipeConfig
-from llm2clip.config.teacher import OneTeacher, Teachers
+from llm2clip.config.teacher import Teacher, Teachers
 from llm2clip.errors import ConfigError
 
 
@@ -128,7 +128,7 @@ class CRAConfig:
     caption_keys: Annotated[Texts, Field(min_length=2, max_length=2)] = field(
         default_factory=lambda: ['short', 'long'])
     """Keys of two captions per sample, each of which has to find the other."""
-    teachers: dict[str, OneTeacher] = field(default_factory=dict)
+    teachers: dict[str, Teacher] = field(default_factory=dict)
     """Name in the results -> text encoder: a folder written by stage 1,
     or a mapping with the `type` of another one."""
     limit: Optional[Count] = None

@@ -27,7 +27,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from llm2clip.config.models import PlanConfig
 from llm2clip.config.ranges import Component
 from llm2clip.config.recipe import RecipeConfig
-from llm2clip.config.teacher import OneTeacher, teacher_types
+from llm2clip.config.teacher import Teacher, teacher_types
 from llm2clip.config.training import TrainConfig
 from llm2clip.device import computes_bfloat16
 from llm2clip.errors import ConfigError, FileError
@@ -279,7 +279,7 @@ def _explain(fault: Mapping[str, Any]) -> tuple[str, str, str]:
     if fault['type'] == 'missing' and isinstance(location[-1], str):
         return key, 'required but not set', 'a value'
     if fault['type'] == 'unexpected_keyword_argument':  # for other dataclasses, OmegaConf refuses it
-        teacher = teacher_types(OneTeacher)[str(fault['loc'][-2])]
+        teacher = teacher_types(Teacher)[str(fault['loc'][-2])]
         return key, 'unknown key', f'one of {", ".join(field.name for field in fields(teacher))}'
     value = location[-1] if '[key]' in fault['loc'] else fault['input']
     expected = fault['msg']

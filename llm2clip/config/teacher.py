@@ -83,7 +83,7 @@ def _folder(value: Any) -> str:
     return value
 
 
-class _OneOf:
+class _TeacherUnion:
     """Union of text encoders for pydantic: a folder, or a mapping by its `type`.  OmegaConf takes it for
     `Any`.  With `several`, None and lists of at least two are valid too."""
 
@@ -112,13 +112,13 @@ class _OneOf:
         return handler(self._union)
 
 
-OneTeacher = Annotated[Any,
-                       _OneOf(LLMTeacherConfig, SentenceTransformersTeacherConfig, ClipTextTeacherConfig)]
+Teacher = Annotated[
+    Any, _TeacherUnion(LLMTeacherConfig, SentenceTransformersTeacherConfig, ClipTextTeacherConfig)]
 """A folder, or a mapping of one of the types."""
-Teachers = Annotated[Any, _OneOf(LLMTeacherConfig, SentenceTransformersTeacherConfig, several=True)]
+Teachers = Annotated[Any, _TeacherUnion(LLMTeacherConfig, SentenceTransformersTeacherConfig, several=True)]
 """Teachers of a model: None, a folder, a mapping of a type that models can be trained on,
 or a list of these."""
-ImportedTeacher = Annotated[Any, _OneOf(LLMTeacherConfig)]
+ImportedTeacher = Annotated[Any, _TeacherUnion(LLMTeacherConfig)]
 """A folder, or a mapping of type `llm`."""
 
 
@@ -130,7 +130,7 @@ def teacher_type(teacher: Any) -> str:
 def teacher_types(hint: Any) -> dict[str, Any]:
     """Tag -> dataclass of each type that a field of text encoders takes; empty for other fields."""
     for annotation in get_args(hint)[1:]:
-        if isinstance(annotation, _OneOf):
+        if isinstance(annotation, _TeacherUnion):
             return annotation.types
     return {}
 
@@ -167,7 +167,7 @@ class EmbedConfig(RecipeConfig):
 class ExtractConfig(PlanConfig, EmbedConfig):
     """Captions of a dataset -> their embeddings by a frozen text encoder."""
 
-    teacher: OneTeacher = MISSING
+    teacher: Teacher = MISSING
     """Folder written by stage 1 or `import_official`, or a mapping with the `type` of another text
     encoder."""
     batch_tokens: Count = 4096

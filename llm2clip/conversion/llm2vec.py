@@ -49,11 +49,6 @@ def import_teacher(config: LLMTeacherConfig, template: Optional[str], folder: Un
     """
     if config.chat_template is not None:
         raise ConfigError('teacher.chat_template: LLM2Vec has templates of its own; say which by `template`')
-    names = [('pretrained', config.pretrained)]
-    names += [('adapters', adapter) for adapter in config.adapters]
-    for key, name in names:
-        if Path(name).is_absolute() and not Path(name).is_dir():
-            raise ConfigError(f'teacher.{key}: there is no folder {name}')
     path = Path(config.pretrained, 'adapter_config.json')
     if path.is_file():
         with reading(path, 'the LLM of an adapter under the key base_model_name_or_path'):
@@ -61,8 +56,6 @@ def import_teacher(config: LLMTeacherConfig, template: Optional[str], folder: Un
         config = dataclasses.replace(config, pretrained=base, adapters=[config.pretrained, *config.adapters])
     _check_llm2vec_config(config)
     template = template or _template_by_name(config)
-    if template not in TEMPLATES:
-        raise ConfigError(f'template: {template!r} is not one of {", ".join(TEMPLATES)}')
     tokenizer = load_tokenizer(config.pretrained, config.trust_remote_code)
     tokenizer.chat_template = _chat_template(tokenizer, *TEMPLATES[template])
     config = dataclasses.replace(config, chat_template=template != 'none')

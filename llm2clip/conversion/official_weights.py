@@ -122,38 +122,35 @@ def _from_official(layout: _Layout, state: Mapping[str, torch.Tensor], ours: Map
     missing = set(names.values()) - state.keys()
     unexpected = state.keys() - set(names.values()) - ignored
     if missing or unexpected:
-        raise ConfigError(f'checkpoint: not the weights of this tower and adapter: it lacks {some_names(missing)} and '
-                          f'has {some_names(unexpected)} besides')
+        raise ConfigError(f'not the weights of this tower and adapter: it lacks {some_names(missing)} and has '
+                          f'{some_names(unexpected)} besides', 'checkpoint')
     for name, official in names.items():
         shape = tuple(state[official].shape)
         expected = tuple(ours[name].shape)
         # Our logit_scale and logit_bias are not scalars, which FSDP2 cannot shard.
         is_scalar = name in _AS_THEY_ARE and shape == ()
         if shape != expected and not is_scalar:
-            raise ConfigError(f'checkpoint: {official} has the shape {shape}, expected {expected}; vision.name and '
-                              'vision.image_size must be those of the checkpoint')
+            raise ConfigError(f'{official} has the shape {shape}, expected {expected}; vision.name and '
+                              'vision.image_size must be those of the checkpoint', 'checkpoint')
     return {name: state[official].reshape(ours[name].shape) for name, official in names.items()}
 
 
-def read_weights(path: Union[str, Path], key: str) -> dict[str, torch.Tensor]:
+def read_weights(path: Union[str, Path]) -> dict[str, torch.Tensor]:
     """Read a dict of parameter name -> tensor without running code; floating-point tensors are cast to float32.
 
     Args:
         path: A `.safetensors` file, a file of `torch.save`, or a folder in transformers format.
-        key: Configuration key of the path, for messages.
 
     Raises:
-        ConfigError: There are no weights.
+        ConfigError: A folder has no weights.
         FileError, LoadError: A file is damaged, holds other objects than tensors, or has non-finite values.
     """
     path = Path(path)
     if path.is_dir():
         files = [path / name for name in _NAMES if (path / name).is_file()]
         if not files:
-            raise ConfigError(f'{key}: the folder {path} has no weights; expected one of {", ".join(_NAMES)}')
+            raise ConfigError(f'the folder {path} has no weights; expected one of {", ".join(_NAMES)}', 'checkpoint')
         path = files[0]
-    if not path.is_file():
-        raise ConfigError(f'{key}: there is no file or folder {path}')
     if path.name.endswith('.index.json'):
         with reading(path, 'weight_map, parameter name -> file'):
             weight_map = dict(read_json(path, dict)['weight_map'])
@@ -163,7 +160,7 @@ def read_weights(path: Union[str, Path], key: str) -> dict[str, torch.Tensor]:
             state.update(_read_file(path.parent / shard))
         absent = sorted(weight_map.keys() - state.keys())
         if absent:
-            raise FileError(f'{path}: names {absent[0]}, expected it in {weight_map[absent[0]]}')
+            raise FileError(f'names {absent[0]}, expected it in {weight_map[absent[0]]}', path)
     else:
         state = _read_file(path)
     check_finite(state, path)
@@ -178,9 +175,9 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    is_state = isinstance(content, Mapping) and all(isinstance(value, torch.Tensor) for value in content.values())
-    if not is_state or not content:
-        raise FileError(f'{path}: is no mapping of parameter names to tensors, expected weights')
+    values = content.values() if isinstance(content, Mapping) else []
+    if not values or not all(isinstance(value, torch.Tensor) for value in values):
+        raise FileError('is no mapping of parameter names to tensors, expected weights', path)
     # DistributedDataParallel adds this prefix.
     if all(name.startswith('module.') for name in content):
         return {name.removeprefix('module.'): value for name, value in content.items()}
@@ -207,20 +204,19 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
         ConfigError: There are no such weights, or a name, a shape or the folder's own configuration differs.
         FileError, LoadError: A file is damaged, holds other objects than tensors, or has non-finite values.
     """
-    state = read_weights(checkpoint, 'checkpoint')
-    layout = next((layout for layout in _LAYOUTS if any(name.startswith(layout.sign) for name in state)), None)
-    if layout is None:
-        raise ConfigError(f'checkpoint: no official layout: no name begins with '
-                          f'{" or ".join(layout.sign for layout in _LAYOUTS)}; the first are {sorted(state)[:3]}')
-    depth = len([name for name in state if re.fullmatch(re.escape(layout.adapter) + r'\d+\.ln\.weight', name)])
-    last = f'{layout.adapter}{depth + 1}.weight'
-    if last not in state:
-        raise ConfigError(f'checkpoint: it lacks {last}, the projection of an adapter of {depth} blocks (early '
-                          'revisions of the Hugging Face folders hold the vision tower alone)')
-    embed_dim, llm_embed_dim = state[last].shape
+    state = read_weights(checkpoint)
+    layout = _layout(state)
+    norm = re.escape(layout.adapter) + r'\d+\.ln\.weight'  # one per block
+    depth = len([name for name in state if re.fullmatch(norm, name)])
+    projection = f'{layout.adapter}{depth + 1}.weight'
+    if projection not in state:
+        raise ConfigError(f'it lacks {projection}, the projection of an adapter of {depth} blocks (early '
+                          'revisions of the Hugging Face folders hold the vision tower alone)', 'checkpoint')
+    embed_dim, llm_embed_dim = state[projection].shape
+    adapter = AdapterConfig('residual', depth, normalize=layout.normalize)
     up = state.get(f'{layout.adapter}0.fn.0.weight')
-    expansion = AdapterConfig.expansion if up is None else up.shape[0] // llm_embed_dim
-    adapter = AdapterConfig('residual', depth, expansion, layout.normalize)
+    if up is not None:
+        adapter.expansion = up.shape[0] // llm_embed_dim
     path = Path(checkpoint, 'config.json')
     if path.is_file():
         # Shapes do not determine heads, activation and epsilon; the folder's own configuration does.
@@ -229,13 +225,24 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
             fields.update(read_json(path, dict).get('vision_config', {}))
         for name, value in vision.architecture.items():
             if fields.setdefault(name, value) != value:
-                raise ConfigError(f'vision.architecture.{name}: {value!r}, but {path} says {fields[name]!r}')
+                raise ConfigError(f'{value!r}, but {path} says {fields[name]!r}', f'vision.architecture.{name}')
         vision = dataclasses.replace(vision, architecture=fields)
-    config = ModelConfig(vision, adapter, embed_dim, layout.visual_projection,
-                         logit_bias=0.0 if 'logit_bias' in state else None)
+    config = ModelConfig(vision, adapter, embed_dim, layout.visual_projection)
+    if 'logit_bias' in state:
+        config.logit_bias = 0.0
     model = LLM2CLIP(config, llm_embed_dim, load_weights=False)
     model.load_state_dict(_from_official(layout, state, model.state_dict()))
     return Imported(model.eval(), config, llm_embed_dim)
+
+
+def _layout(state: Iterable[str]) -> _Layout:
+    """Return the layout of a file with these parameter names."""
+    for layout in _LAYOUTS:
+        if any(name.startswith(layout.sign) for name in state):
+            return layout
+    signs = ' or '.join(layout.sign for layout in _LAYOUTS)
+    raise ConfigError(f'no official layout: no name begins with {signs}; the first are {sorted(state)[:3]}',
+                      'checkpoint')
 
 
 def load_initial_weights(
@@ -272,13 +279,13 @@ def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[st
         ConfigError: There is no exported model, or a key differs.
     """
     if not is_exported(folder):
-        raise ConfigError(f'initial_weights: {folder} is no exported folder: it has no config.json of one')
+        raise ConfigError(f'{folder} is no exported folder: it has no config.json of one', 'initial_weights')
     exported = LLM2CLIPConfig.from_pretrained(folder)
     exported.teachers()
     differences = [f'model.{key}: {value!r}, but {exported_value!r} there'
                    for key, value, exported_value in _differences(model, config, exported.model_config())]
     if differences:
-        raise ConfigError(f'initial_weights: the model in {folder} is another one: {"; ".join(differences)}')
+        raise ConfigError(f'the model in {folder} is another one: {"; ".join(differences)}', 'initial_weights')
     return exported
 
 

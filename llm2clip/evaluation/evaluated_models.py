@@ -94,7 +94,7 @@ class HuggingFaceCLIP:
         where = f'pretrained: {name}'
         model, _ = load_checked(AutoModel.from_pretrained, name, where=where, more=True, trust_remote_code=False,
                                 config=load_config(name, where), dtype=torch.float32)
-        self.tokenizer = load_clip_tokenizer(ClipTextConfig(name), 'pretrained')
+        self.tokenizer = load_clip_tokenizer(ClipTextConfig(name))
         with reading(where, 'an image processor of transformers'):
             self.preprocess = partial(_preprocess_theirs,
                                       AutoImageProcessor.from_pretrained(name, trust_remote_code=False))

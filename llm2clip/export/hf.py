@@ -108,7 +108,7 @@ def _caption_tokenizer(teachers: Fingerprint, folder: Path) -> Any:
 
     The model decodes `input_ids` to captions, which needs a lossless tokenizer.
     """
-    if len(teachers) == 1 and not teachers.of_sentence_transformers:
+    if teachers.kinds == ['llm']:
         tokenizer = load_tokenizer(
             folder, model_input_names=['input_ids', 'attention_mask'], split_special_tokens=True)
         if LLM2CLIPModel.read_tokens(tokenizer, tokenizer([_CAPTION]).input_ids) == [_CAPTION]:

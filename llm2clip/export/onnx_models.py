@@ -25,7 +25,6 @@ from llm2clip.io.folders import atomic_folder
 from llm2clip.modeling.checks import keep_readable
 from llm2clip.modeling.image_processing_llm2clip import upright_rgb
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.models.vision_encoder import split_frozen_batch_norms
 from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.llm import cast_weights
@@ -108,7 +107,6 @@ def export_onnx(
         raise ConfigError(f'{", ".join(source.name for source in teachers)}, expected one LLM; leave it out, '
                           'and embed texts by the library of the teacher', key='teacher')
     model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
-    split_frozen_batch_norms(model.vision_encoder.trunk)  # torch.onnx folds them into constants
     preprocessing = model.vision_encoder.preprocessing
     size = preprocessing.image_size
     if projection:

@@ -26,8 +26,7 @@ class Tensors(NamedTuple):
     """Content of a safetensors file."""
 
     tensors: dict[str, torch.Tensor]
-    about: dict[str, str]
-    """Metadata of the file."""
+    metadata: dict[str, str]
 
 
 def read_safetensors(path: Union[str, Path], expected: str = 'weights in safetensors') -> Tensors:
@@ -40,9 +39,9 @@ def read_safetensors(path: Union[str, Path], expected: str = 'weights in safeten
     with reading(path, expected), safe_open(path, framework='pt') as file:
         values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         content = Tensors(values, file.metadata() or {})
-    recorded_hash = content.about.get(_HASH)
+    recorded_hash = content.metadata.get(_HASH)
     if recorded_hash is not None and recorded_hash != hash_tensors(values):
-        raise FileError(f'{path}: is damaged (its values have another hash), expected {expected}')
+        raise FileError(f'is damaged (its values have another hash), expected {expected}', path)
     check_finite(values, path)
     return content
 
@@ -55,28 +54,26 @@ def open_weights(folder: Union[str, Path]) -> Iterator[Callable[[str], torch.Ten
     """
     expected = 'weights in safetensors'
     with ExitStack() as files:
-        places: dict[str, Any] = {}
+        file_of: dict[str, Any] = {}
         for path in sorted(Path(folder).glob('model*.safetensors')):
             with reading(path, expected):
                 file: Any = files.enter_context(safe_open(path, framework='pt'))
-                places.update(dict.fromkeys(file.keys(), file))
+                file_of.update(dict.fromkeys(file.keys(), file))
 
         def read(name: str) -> torch.Tensor:
             with reading(f'{folder}: {name}', expected):
-                return places[name].get_tensor(name)
+                return file_of[name].get_tensor(name)
 
         yield read
 
 
 def write_safetensors(
-    path: Union[str, Path], tensors: Mapping[str, torch.Tensor], about: Optional[Mapping[str, str]] = None
+    path: Union[str, Path], tensors: Mapping[str, torch.Tensor], metadata: Optional[Mapping[str, str]] = None
 ) -> None:
-    """Write a safetensors file atomically, with a hash of its values and `about` as further metadata."""
+    """Write a safetensors file atomically, with a hash of its values in its metadata."""
     tensors = {name: value.contiguous() for name, value in tensors.items()}
-    metadata = dict(about or {})
-    metadata[_HASH] = hash_tensors(tensors)
     with atomic_write(path) as partial:
-        save_file(tensors, partial, metadata)
+        save_file(tensors, partial, dict(metadata or {}) | {_HASH: hash_tensors(tensors)})
 
 
 def published_state(model: Any) -> dict[str, torch.Tensor]:
@@ -85,8 +82,10 @@ def published_state(model: Any) -> dict[str, torch.Tensor]:
     In 4 and in published weights, CLIP's and SigLIP's towers are a submodule of their class; in 5, the class.
     """
     state = model.state_dict()
-    side = re.fullmatch('(?:clip|siglip2?|chinese_clip|mlcd)_(vision|text)_model', model.config.model_type)
-    prefix = f'{side[1]}_model.' if side else ''
+    tower = re.fullmatch('(?:clip|siglip2?|chinese_clip|mlcd)_(vision|text)_model', model.config.model_type)
+    if tower is None:
+        return state
+    prefix = f'{tower[1]}_model.'
     if any(name.startswith(prefix) for name in state):
         return state
     return {prefix + name: value for name, value in state.items()}
@@ -117,6 +116,8 @@ def read_pickle(path: Union[str, Path], expected: str = 'weights of torch.save')
             # The refused object, from torch's long message.
             message = str(error)
             refused = re.search(r'GLOBAL (\S+)', message) or re.search(r'WeightsUnpickler error: (.+)', message)
-            reason = refused[1] if refused else 'no pickle of tensors'
-            raise FileError(f'{path}: holds more than weights, which could run code: {reason}, expected '
-                            f'{expected}') from None
+            reason = 'no pickle of tensors'
+            if refused is not None:
+                reason = refused[1]
+            raise FileError(f'holds more than weights, which could run code: {reason}, expected {expected}',
+                            path) from None

@@ -8,9 +8,9 @@ of rows.  A loss function returns this rank's part: the mean over ranks is the l
 mean over ranks of the parameters' gradients, as DDP and FSDP compute it, is the gradient of that loss.
 
 Logits are the products of rows and columns times a scale.  Each row has K positives among the columns; the
-positives of row i begin at column ``(first + i) * K``.  The negatives of a row are the columns of other rows; its other
-positives are excluded.  Gradients are computed together with the value, and the backward pass only scales them.  So
-memory holds one block of logits at a time, and every matrix product is in float32 without TF32.
+positives of row i begin at column ``(first + i) * K``.  The negatives of a row are the columns of other rows;
+its other positives are excluded.  Gradients are computed together with the value, and the backward pass only
+scales them.  So memory holds one block of logits at a time, in float32 without TF32.
 """
 
 import math
@@ -23,8 +23,8 @@ import torch.nn.functional as F
 
 from llm2clip.device import in_float32
 
-_Ignored = Callable[[int, int], torch.Tensor]
-"""(start, stop) -> mask ``(stop - start, C)`` of columns excluded from rows start to stop; never a positive."""
+_Ignored = Callable[[slice], torch.Tensor]
+"""R of this rank's rows -> mask ``(R, C)`` of columns that these rows exclude, which are never positives."""
 
 
 def clip_loss(
@@ -51,10 +51,12 @@ def clip_loss(
         The mean over images, their texts and both directions, a scalar in float32.
     """
     texts, per_image = _columns(text_features)
-    scale, same_texts = logit_scale.float().exp(), _same_texts(text_id)
-    return torch.stack([_softmax_loss(
-        rows, columns, scale, _first_row(image_features), len(texts), same_texts, block_size, per_image)
-        for rows, columns in _prefixes(image_features, texts, matryoshka_dims)]).mean()
+    scale = logit_scale.float().exp()
+    same_texts = _same_texts(text_id)
+    first = _first_row(image_features)
+    losses = [_softmax_loss(rows, columns, scale, first, len(texts), same_texts, block_size, per_image)
+              for rows, columns in _prefixes(image_features, texts, matryoshka_dims)]
+    return torch.stack(losses).mean()
 
 
 def siglip_loss(
@@ -72,16 +74,18 @@ def siglip_loss(
         The sum over all pairs of this rank's images divided by B · K, a scalar in float32.
     """
     texts, per_image = _columns(text_features)
-    scale, same_texts = logit_scale.float().exp(), _same_texts(text_id)
-    return torch.stack([_sigmoid_loss(
-        rows, columns, scale, logit_bias, _first_row(image_features), same_texts, block_size, per_image)
-        for rows, columns in _prefixes(image_features, texts, matryoshka_dims)]).mean()
+    scale = logit_scale.float().exp()
+    same_texts = _same_texts(text_id)
+    first = _first_row(image_features)
+    losses = [_sigmoid_loss(rows, columns, scale, logit_bias, first, same_texts, block_size, per_image)
+              for rows, columns in _prefixes(image_features, texts, matryoshka_dims)]
+    return torch.stack(losses).mean()
 
 
 def _prefixes(
     rows: torch.Tensor, columns: torch.Tensor, matryoshka_dims: Sequence[int]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield both sides truncated to each of `matryoshka_dims`, L2-normalised; both unchanged if there are none."""
+    """Yield both sides truncated to each of `matryoshka_dims`, L2-normalised; unchanged if there are none."""
     assert max(matryoshka_dims, default=0) <= rows.shape[1], f'{matryoshka_dims[-1]} dimensions of {rows.shape[1]}'
     if not matryoshka_dims:
         yield rows, columns
@@ -118,9 +122,10 @@ def info_nce(
         candidates = torch.cat([positives, all_gather(F.normalize(negative.float(), dim=-1))])
     if not isinstance(scale, torch.Tensor):
         scale = candidates.new_full((1,), scale)
-    return _softmax_loss(F.normalize(query.float(), dim=-1), candidates, scale, _first_row(query),
-                        len(positives) if symmetric else None,
-                        ignored=None if ignored is None else lambda start, stop: ignored[start:stop])
+    num_symmetric = len(positives) if symmetric else None
+    rows_ignored = None if ignored is None else ignored.__getitem__
+    queries = F.normalize(query.float(), dim=-1)
+    return _softmax_loss(queries, candidates, scale, _first_row(query), num_symmetric, rows_ignored)
 
 
 def _same_texts(text_id: Optional[torch.Tensor]) -> Optional[_Ignored]:
@@ -131,11 +136,11 @@ def _same_texts(text_id: Optional[torch.Tensor]) -> Optional[_Ignored]:
     first = _first_row(text_id)
     row_ids = text_id.reshape(len(text_id), -1)
 
-    def same_text(start: int, stop: int) -> torch.Tensor:
-        same = torch.zeros(stop - start, len(columns), dtype=torch.bool, device=columns.device)
-        for ids in row_ids[start:stop].unbind(1):
+    def same_text(block: slice) -> torch.Tensor:
+        same = torch.zeros(block.stop - block.start, len(columns), dtype=torch.bool, device=columns.device)
+        for ids in row_ids[block].unbind(1):
             same |= ids[:, None] == columns
-        _positive_entries(same, first + start, row_ids.shape[1]).fill_(False)
+        _positive_entries(same, first + block.start, row_ids.shape[1]).fill_(False)
         return same
 
     return same_text
@@ -158,16 +163,20 @@ def ignored_candidates(
     Returns:
         ``(B, N + M)`` for the N positives and M hard negatives of all ranks, False at a query's own positive.
     """
-    q, p = query_id[:, None], positive_id[:, None]
-    queries, positives = all_gather(query_id), all_gather(positive_id)
-    shared = (q == queries) | (q == positives) | (p == queries) | (p == positives)
+    own_query = query_id[:, None]
+    own_positive = positive_id[:, None]
+    queries = all_gather(query_id)
+    positives = all_gather(positive_id)
+    shared = ((own_query == queries) | (own_query == positives)
+              | (own_positive == queries) | (own_positive == positives))
     shared.diagonal(_first_row(query_id)).fill_(False)
     shared &= equal_texts
     if negative_id is None:
         return shared
     negatives = all_gather(negative_id)
-    equal = ((q == negatives) | (p == negatives)) & equal_texts
-    return torch.cat([shared, equal | (negatives == 0)], dim=1)
+    equal = ((own_query == negatives) | (own_positive == negatives)) & equal_texts
+    absent = negatives == 0
+    return torch.cat([shared, equal | absent], dim=1)
 
 
 def _single_process() -> bool:
@@ -180,12 +189,16 @@ def all_gather(rows: torch.Tensor) -> torch.Tensor:
     The gradient of a rank's own rows is the sum over all ranks' losses.  DDP and FSDP average the parameters'
     gradients over ranks, which yields the gradient of the mean loss.
     """
-    return rows if _single_process() else _AllGather.apply(rows)  # pyright: ignore[reportReturnType]
+    if _single_process():
+        return rows
+    return _AllGather.apply(rows)  # pyright: ignore[reportReturnType]
 
 
 def _first_row(rows: torch.Tensor) -> int:
     """Index of this rank's first row in the result of `all_gather`."""
-    return 0 if _single_process() else torch.distributed.get_rank() * len(rows)
+    if _single_process():
+        return 0
+    return torch.distributed.get_rank() * len(rows)
 
 
 def _positive_entries(matrix: torch.Tensor, first: int, positives: int = 1) -> torch.Tensor:
@@ -201,9 +214,25 @@ def _softmax_loss(
     num_symmetric: Optional[int] = None, ignored: Optional[_Ignored] = None, block_size: Optional[int] = None,
     positives: int = 1,
 ) -> torch.Tensor:
-    """Cross-entropy from each row to each of its positives among the columns, and back.
+    """Cross-entropy from each row to each of its positives among the columns and, if `num_symmetric` is set,
+    from each of these columns to its row.
 
-    The first pass over the blocks computes the sums of rows and columns, the second the gradients.
+    Rank 1 of two computes the lower half of this matrix of logits, with B = 2 rows per rank and K = 2 positives
+    per row, in blocks of one row.  ``+`` marks the positives of a row.
+
+    .. code-block:: text
+
+                              columns of rank 0        columns of rank 1
+        rank 0    row 0       +  +     .  .            .  .     .  .
+                  row 1       .  .     +  +            .  .     .  .
+                           ┌──────────────────────────────────────────┐
+        rank 1    row 2    │  .  .     .  .            +  +     .  .  │  first block, begins at row `first` = 2
+                           ├──────────────────────────────────────────┤
+                  row 3    │  .  .     .  .            .  .     +  +  │  second block
+                           └──────────────────────────────────────────┘
+
+    The first pass over the blocks computes the sums of rows and columns, the second the gradients.  The sum of
+    a column needs the rows of all ranks: each rank sums its own rows, and the sums are gathered.
 
     Args:
         rows, columns: ``(B, D)`` and ``(C, D)``.
@@ -224,13 +253,14 @@ def _softmax_loss(
         positive_logits, row_sum, column_sum = _sums(logits, first, num_symmetric or 0, positives)
         total = (row_sum - positive_logits).sum() / positives
         directions = 1
-        # A negative occurs in the softmax of each positive; exp(logit - mean_sum) is the mean of these K probabilities.
+        # A negative is in the softmax of each positive; exp(logit - mean_sum) is the mean of these K probabilities.
         mean_sum = math.log(positives) - (-row_sum).logsumexp(0)
         if num_symmetric is not None:
             # A column's sum runs over the rows of all ranks.
             column_sum = all_gather(column_sum).view(-1, num_symmetric).logsumexp(0)
-            sums = column_sum[first * positives:first * positives + positive_logits.numel()].view(-1, positives).T
-            total = total + (sums - positive_logits).sum() / positives
+            own_columns = slice(first * positives, first * positives + positive_logits.numel())
+            own_sums = column_sum[own_columns].view(-1, positives).T
+            total = total + (own_sums - positive_logits).sum() / positives
             directions = 2
         accumulator = _GradientAccumulator(logits)
         for block, values in logits:
@@ -283,11 +313,12 @@ def _sigmoid_loss(
     with torch.no_grad():
         logits = _Logits(*inputs[:3], ignored, block_size)
         accumulator = _GradientAccumulator(logits)
-        total, bias_gradient = rows.new_zeros(()), rows.new_zeros(())
+        total = rows.new_zeros(())
+        bias_gradient = rows.new_zeros(())
         for block, values in logits:
             values.add_(inputs[3])
             _positive_entries(values, first + block.start, positives).neg_()
-            total += torch.nn.functional.softplus(values).sum()
+            total += F.softplus(values).sum()
             gradient = values.sigmoid_()
             _positive_entries(gradient, first + block.start, positives).neg_()
             accumulator.add(block, gradient)
@@ -307,23 +338,27 @@ class _Logits:
         self, rows: torch.Tensor, columns: torch.Tensor, scale: torch.Tensor, ignored: Optional[_Ignored],
         block_size: Optional[int],
     ) -> None:
-        self.rows, self.columns, self.scale = rows.detach(), columns.detach(), scale.detach()
+        self.rows = rows.detach()
+        self.columns = columns.detach()
+        self.scale = scale.detach()
         self.ignored = ignored
         self.block_size = block_size or len(rows)
-        self._kept: Optional[torch.Tensor] = None
+        self._single_block: Optional[torch.Tensor] = None
 
     def __iter__(self) -> Iterator[tuple[slice, torch.Tensor]]:
         for start in range(0, len(self.rows), self.block_size):
             block = slice(start, min(start + self.block_size, len(self.rows)))
-            values = self._compute(block) if self._kept is None else self._kept
+            values = self._single_block
+            if values is None:
+                values = self._compute(block)
             if self.block_size >= len(self.rows):
-                self._kept = values
+                self._single_block = values
             yield block, values
 
     def _compute(self, block: slice) -> torch.Tensor:
         values = (self.rows[block] @ self.columns.T).mul_(self.scale)
         if self.ignored is not None:
-            values.masked_fill_(self.ignored(block.start, block.stop), -torch.inf)
+            values.masked_fill_(self.ignored(block), -torch.inf)
         return values
 
 
@@ -332,7 +367,8 @@ class _GradientAccumulator:
 
     def __init__(self, logits: _Logits) -> None:
         self.logits = logits
-        self.row_gradient, self.column_gradient = torch.empty_like(logits.rows), torch.zeros_like(logits.columns)
+        self.row_gradient = torch.empty_like(logits.rows)
+        self.column_gradient = torch.zeros_like(logits.columns)
 
     def add(self, block: slice, gradient: torch.Tensor) -> None:
         self.row_gradient[block] = gradient @ self.logits.columns
@@ -340,7 +376,7 @@ class _GradientAccumulator:
 
     def gradients(self, mean: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the gradients with respect to rows, columns and scale, times `mean`."""
-        # d logit / d scale = row · column, so the gradient of `scale` sums the rows times their unscaled gradients.
+        # d logit / d scale = row · column: the gradient of `scale` sums rows times their unscaled gradients.
         scale_gradient = (self.logits.rows * self.row_gradient).sum() * mean
         factor = self.logits.scale * mean
         return self.row_gradient.mul_(factor), self.column_gradient.mul_(factor), scale_gradient

@@ -34,9 +34,9 @@ def instance_loss(
     distances = (features.float() - targets.float()).square().sum(1)
     if counted is None:
         return distances.mean()
-    everywhere = all_gather(counted.float())
-    ranks = len(everywhere) / len(counted)
-    return (distances * counted).sum() * ranks / everywhere.sum().clamp(min=1)
+    counted_everywhere = all_gather(counted.float())
+    num_ranks = len(counted_everywhere) / len(counted)
+    return (distances * counted).sum() * num_ranks / counted_everywhere.sum().clamp(min=1)
 
 
 def structure_loss(
@@ -57,7 +57,9 @@ def structure_loss(
     """
     if counted is None:
         counted = torch.ones_like(features[:, 0])
-    features, targets, counted = features.float(), targets.float(), counted.float()
+    features = features.float()
+    targets = targets.float()
+    counted = counted.float()
     return _structure(features, all_gather(features), targets, all_gather(targets), counted, all_gather(counted),
                       block_size or len(features))
 
@@ -81,10 +83,11 @@ def _structure(
             gradient = difference.clamp_(-1, 1).div_(distance).neg_().masked_fill_(distance <= _SMALLEST, 0)
             row_gradient[block] = gradient @ columns
             column_gradient.addmm_(gradient.T, rows[block])
-        ranks = len(columns) / len(rows)
-        n = counted_columns.sum()
-        mean = ranks / (n * (n - 1)).clamp(min=1)  # a sample with itself is not a pair
-        gradients = row_gradient.mul_(mean), column_gradient.mul_(mean)
+        num_ranks = len(columns) / len(rows)
+        num_counted = counted_columns.sum()
+        num_pairs = num_counted * (num_counted - 1)  # a sample with itself is not a pair
+        mean = num_ranks / num_pairs.clamp(min=1)
+        gradients = (row_gradient.mul_(mean), column_gradient.mul_(mean))
     return with_gradients(total * mean, (rows, columns), gradients)
 
 

@@ -75,3 +75,14 @@ class AlignmentHead(nn.Module):
         if self.gate is None:
             return self.projection(F.gelu(self.up(x)))
         return self.projection(F.relu6(self.gate(x)) * self.up(x))
+
+
+def make_adapter(
+    llm_embed_dim: int, embed_dim: int, name: str, depth: int, expansion: int, normalize: bool
+) -> nn.Module:
+    """Build the adapter ``residual``, ``mlp``, ``glu``, ``linear`` or ``identity`` with new weights."""
+    if name == 'residual':
+        return Adapter(llm_embed_dim, embed_dim, depth, expansion, normalize)
+    if name in ('mlp', 'glu'):
+        return AlignmentHead(llm_embed_dim, embed_dim, expansion, gated=name == 'glu')
+    return {'linear': nn.Linear, 'identity': nn.Identity}[name](llm_embed_dim, embed_dim)

@@ -63,12 +63,12 @@ def check_finite(state: Mapping[str, torch.Tensor], where: Union[str, Path]) -> 
 
 
 def check_keys(
-    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: Union[str, Path]
+    state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: Union[str, Path]
 ) -> None:
     """Raise a LoadError that names the first weights that are missing, unexpected or of another shape."""
-    _check_names(expected.keys() - found.keys(), found.keys() - expected.keys(), where)
+    _check_names(expected.keys() - state.keys(), state.keys() - expected.keys(), where)
     for name, value in expected.items():
-        shape = found[name].shape
+        shape = state[name].shape
         if shape != value.shape:
             raise LoadError(f'{where}: {name} has the shape {tuple(shape)}, expected {tuple(value.shape)}')
 
@@ -225,12 +225,8 @@ def load_tokenizer(name: Union[str, Path], trust_remote_code: bool = False, **op
 
     Raise a LoadError if there is none.
     """
-    try:
+    with loading(name, 'tokenizer.json or other files of a tokenizer that transformers knows'):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
-    except Exception as error:
-        reason = ' '.join(str(error).split())[:_REASON] or type(error).__name__
-        raise LoadError(f'{name}: has no tokenizer, expected tokenizer.json or other files of one that transformers '
-                        f'knows ({reason})') from error
 
 
 def read_encoding(path: Path, recorded: Optional[Mapping[str, Any]] = None) -> dict[str, Any]:
@@ -290,14 +286,18 @@ def load_encoder(folder: Path, encoding: Any) -> TextEncoder:
     return TextEncoder(getattr(llm, 'language_model', llm), encoding).eval().requires_grad_(False)
 
 
+def teacher_files(folder: Path) -> list[Path]:
+    """Return the files in a teacher's folder that decide its vectors, sorted by path."""
+    return sorted(path for path in folder.rglob('*') if path.suffix in TEACHER_SUFFIXES)
+
+
 def checksums(folder: Path) -> dict[str, int]:
-    """CRC-32 of each file in a teacher's folder that decides its vectors, by relative path."""
-    paths = sorted(path for path in folder.rglob('*') if path.suffix in TEACHER_SUFFIXES)
-    return {path.relative_to(folder).as_posix(): checksum(path) for path in paths}
+    """Return the CRC-32 of each file in a teacher's folder that decides its vectors, by relative path."""
+    return {path.relative_to(folder).as_posix(): checksum(path) for path in teacher_files(folder)}
 
 
 def checksum(path: Path) -> int:
-    """CRC-32 of a file."""
+    """Return the CRC-32 of a file."""
     crc = 0
     with path.open('rb') as file:
         while block := file.read(1 << 24):

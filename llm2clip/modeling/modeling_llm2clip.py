@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.utils.generic import ModelOutput
 
 # Relative, since the copies in an exported model are not part of a package `llm2clip`.
-from .adapter import Adapter, AlignmentHead
+from .adapter import AlignmentHead, make_adapter
 from .checks import (
     LoadError,
     check_no_code,
@@ -100,9 +100,9 @@ class _VisionEncoder(nn.Module):
 
     def __init__(self, vision: dict[str, Any]) -> None:
         super().__init__()
-        self.of_transformers = bool(vision['architecture'])
+        self.is_transformers = bool(vision['architecture'])
         options: dict[str, Any] = {}
-        if self.of_transformers:
+        if self.is_transformers:
             fields = dict(vision['architecture'])
             architecture = AutoConfig.for_model(fields.pop('model_type'), **fields)
             if architecture.model_type in ('vit', 'deit', 'beit'):
@@ -122,7 +122,7 @@ class _VisionEncoder(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         outputs = self.trunk(pixel_values)
-        if not self.of_transformers:
+        if not self.is_transformers:
             return outputs
         pooled = getattr(outputs, 'pooler_output', None)
         if pooled is None:
@@ -159,14 +159,7 @@ class _Towers(nn.Module):
             self.visual_projection = nn.Identity()
         else:
             self.visual_projection = nn.Linear(width, embed_dim, bias=projection == 'affine')
-        adapter = dict(model['adapter'])
-        name = adapter.pop('name')
-        if name in ('mlp', 'glu'):
-            self.adapter = AlignmentHead(llm_embed_dim, embed_dim, adapter['expansion'], gated=name == 'glu')
-        elif name == 'residual':
-            self.adapter = Adapter(llm_embed_dim, embed_dim, **adapter)
-        else:
-            self.adapter = {'linear': nn.Linear, 'identity': nn.Identity}[name](llm_embed_dim, embed_dim)
+        self.adapter = make_adapter(llm_embed_dim, embed_dim, **model['adapter'])
         self.logit_scale = nn.Parameter(torch.zeros(1))
         self.logit_bias = None if model['logit_bias'] is None else nn.Parameter(torch.zeros(1))
 
@@ -201,7 +194,12 @@ def load_teacher(
     if encoding is None:
         model = load_sentence_transformer(folder, trust_remote_code)
         prompt = str(recorded['prompt'])
-        return lambda texts, device: encode_sentences(model.to(device), texts, prompt, precision=precision)[0].cpu()
+
+        def embed_sentences(texts: Sequence[str], device: torch.device) -> torch.Tensor:
+            vectors, _ = encode_sentences(model.to(device), texts, prompt, precision=precision)
+            return vectors.cpu()
+
+        return embed_sentences
     tokenizer = CaptionTokenizer(load_tokenizer(folder), encoding)
     encoder = load_encoder(folder, encoding)
 
@@ -336,7 +334,9 @@ class LLM2CLIPModel(PreTrainedModel):
 
     def get_multimodal_features(self, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """Return the sum of each image's and its text's features, L2-normalised: ``(B, embed_dim)``."""
-        return F.normalize(self.get_image_features(pixel_values) + self.get_text_features(input_ids=input_ids), dim=-1)
+        image_features = self.get_image_features(pixel_values)
+        text_features = self.get_text_features(input_ids=input_ids)
+        return F.normalize(image_features + text_features, dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Return vectors ``(B, llm_embed_dim)`` of B captions, or of one string, in float32 on the CPU.

@@ -90,14 +90,16 @@ class CaptionTokenizer:
         self.trims = (not before.endswith(_SPACE), not after.startswith(_SPACE))
         before = before.removesuffix(_SPACE)
         footer = self.plain(after.removeprefix(_SPACE).rstrip())
-        special = next((i for i, token in enumerate(footer) if token in self.tokenizer.all_special_ids), len(footer))
+        # The footer ends with its first special token.
+        special_ids = self.tokenizer.all_special_ids
+        end = next((i + 1 for i, token in enumerate(footer) if token in special_ids), len(footer))
         # Start of a user turn, without the end of the answer before it; empty if the template shows no second turn.
         header = self.plain(continued.partition(_SENTINEL)[0].removesuffix(_SPACE))
         closing = takewhile(lambda pair: pair[0] == pair[1], zip(header, self.plain(ended)))
         header = header[sum(1 for _ in closing):]
         if header and header[:1] != self._bos():
             header = self._bos() + header
-        return header or self.plain(before), footer[:special + 1]
+        return header or self.plain(before), footer[:end]
 
     def _frame_without_template(self, pooling: str) -> tuple[list[int], list[int]]:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
@@ -216,8 +218,9 @@ def pack(texts: Mapping[str, torch.Tensor], lengths: Sequence[int]) -> dict[str,
 
 def pack_tokens(tokens: Sequence[Tokenized]) -> dict[str, Any]:
     """Pack B tokenised texts for `TextEncoder`."""
-    texts = pad(tokens)
-    return pack({name: texts[name] for name in ('input_ids', 'embed_mask')}, [len(text.ids) for text in tokens])
+    padded = pad(tokens)
+    lengths = [len(text.ids) for text in tokens]
+    return pack({'input_ids': padded['input_ids'], 'embed_mask': padded['embed_mask']}, lengths)
 
 
 def mean_pool(hidden: torch.Tensor, embed_mask: torch.Tensor) -> torch.Tensor:
@@ -254,12 +257,11 @@ class TextEncoder(nn.Module):
 
     def __init__(self, llm: Any, config: Any) -> None:
         super().__init__()
-        if config.pooling not in POOLINGS:
-            raise ValueError(f'text_encoder.pooling: {config.pooling!r} is not one of {", ".join(POOLINGS)}')
         self.llm = llm
         self.config = config
         self.pool = POOLINGS[config.pooling]
-        llm.config._attn_implementation = _PACKED.get(llm.config._attn_implementation, llm.config._attn_implementation)
+        attention = llm.config._attn_implementation
+        llm.config._attn_implementation = _PACKED.get(attention, attention)
         self._layer_names = set(getattr(llm, '_no_split_modules', None) or ())
 
     @property
@@ -306,7 +308,9 @@ class TextEncoder(nn.Module):
             # layers, including those with a sliding window.
             assert attention_mask is not None
             device = attention_mask.device
-            dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.llm.dtype
+            dtype = self.llm.dtype
+            if torch.is_autocast_enabled(device.type):
+                dtype = torch.get_autocast_dtype(device.type)
             hidden = torch.zeros(attention_mask.shape, dtype=dtype, device=device)
             hidden.masked_fill_(attention_mask == 0, torch.finfo(dtype).min)
             mask = hidden[:, None, None, :].expand(-1, 1, attention_mask.shape[1], -1)
@@ -321,8 +325,9 @@ def _attend(implementation: str, module: nn.Module, *args: Any, runs: Optional[R
     if runs is not None:
         return _attend_by_runs(
             module, *args, runs=runs, implementation=implementation, **kwargs)  # pyright: ignore[reportCallIssue]
-    attend = _eager(module) if implementation == 'eager' else AttentionInterface()[implementation]
-    return attend(module, *args, **kwargs)
+    if implementation == 'eager':
+        return _eager(module)(module, *args, **kwargs)
+    return AttentionInterface()[implementation](module, *args, **kwargs)
 
 
 def _eager(module: nn.Module) -> Callable[..., Any]:

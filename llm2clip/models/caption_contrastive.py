@@ -1,8 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 1 as Composer models: contrastive fine-tuning on pairs of captions, and masked next-token prediction,
-the optional warm start (LLM2Vec, BehnamGhader et al. 2024, section 2.2)."""
+"""Stage 1 as a Composer model: contrastive fine-tuning of a text encoder on pairs of captions."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +9,6 @@ from typing import Any, Optional
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from composer.models import ComposerModel
 from torchmetrics import Metric
 
@@ -21,8 +19,6 @@ from llm2clip.models.sharding import save_trainable_only
 
 Batch = dict[str, Any]
 Outputs = dict[str, torch.Tensor]
-
-IGNORED = -100
 
 
 class _LogitScale(nn.Module):
@@ -71,8 +67,7 @@ class CaptionContrastive(ComposerModel):
     def forward(self, batch: Batch) -> Outputs:
         """Return the embeddings of each side, ``(B, llm_embed_dim)``, and ``logit_scale`` if it is trained."""
         if 'runs' in batch:
-            arguments = {name: batch[name] for name in TextEncoder.arguments if name in batch}
-            vectors = self.text_encoder(**arguments)
+            vectors = self.text_encoder(**_arguments(batch))
             sides = [name.removesuffix('_text_id') for name in batch if name.endswith('_text_id')]
             outputs = dict(zip(sides, vectors.chunk(len(sides))))
         else:
@@ -81,9 +76,7 @@ class CaptionContrastive(ComposerModel):
             with torch.compiler.set_stance('force_eager'):
                 for side in self.feature_names:
                     if f'{side}_input_ids' in batch:
-                        outputs[side] = self.text_encoder(**{
-                            name: batch[f'{side}_{name}'] for name in TextEncoder.arguments
-                            if f'{side}_{name}' in batch})
+                        outputs[side] = self.text_encoder(**_arguments(batch, f'{side}_'))
         if self.scale is not None:
             outputs['logit_scale'] = self.scale(batch['index'])
         return outputs
@@ -94,7 +87,9 @@ class CaptionContrastive(ComposerModel):
         ids = {side: batch[f'{side}_text_id'].to(outputs[side].device)
                for side in self.feature_names if side in outputs}
         ignored = ignored_candidates(ids['query'], ids['positive'], ids.get('negative'), self.mask_equal_texts)
-        scale = outputs['logit_scale'].exp() if 'logit_scale' in outputs else self.logit_scale
+        scale = self.logit_scale
+        if 'logit_scale' in outputs:
+            scale = outputs['logit_scale'].exp()
         return info_nce(outputs['query'], outputs['positive'], outputs.get('negative'), scale=scale,
                         symmetric=self.symmetric, ignored=ignored)
 
@@ -105,51 +100,10 @@ class CaptionContrastive(ComposerModel):
         return {} if is_train else dict(self.val_metrics)
 
     def update_metric(self, batch: Batch, outputs: Outputs, metric: Metric) -> None:
-        both = (batch['query_text_id'] != 0) & (batch['positive_text_id'] != 0)
-        metric.update(outputs['query'], outputs['positive'], batch['index'], both)
+        has_both = (batch['query_text_id'] != 0) & (batch['positive_text_id'] != 0)
+        metric.update(outputs['query'], outputs['positive'], batch['index'], has_both)
 
 
-def mntp_loss(
-    states: torch.Tensor, labels: torch.Tensor, head: nn.Module, softcap: Optional[float] = None
-) -> torch.Tensor:
-    """Cross-entropy of the masked tokens, each predicted from the hidden state at the preceding position.
-
-    Args:
-        states: ``(B, T, D)``, hidden states of the last layer.
-        labels: ``(B, T)``, the original token at masked positions and -100 elsewhere; position 0 is never masked.
-        head: ``(…, D)`` -> ``(…, vocabulary)``.
-        softcap: Gemma 2's bound on logits.  None: no bound.
-
-    Returns:
-        The mean over the masked tokens, a scalar in float32.
-    """
-    masked = labels[:, 1:] != IGNORED
-    logits = head(states[:, :-1][masked]).float()
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    return F.cross_entropy(logits, labels[:, 1:][masked])
-
-
-class MaskedNextTokenPrediction(ComposerModel):
-    """Masked next-token prediction, which teaches an LLM without a causal mask to use context to the right.
-
-    A batch holds ``input_ids``, ``attention_mask`` and ``labels`` ``(B, T)``, or the same packed into one
-    row.  Composer weights microbatches and ranks by their masked tokens, so the loss is the mean over the
-    global batch.  The `head` is the LLM's own language-model head, frozen.
-    """
-
-    def __init__(self, text_encoder: TextEncoder, head: nn.Linear) -> None:
-        super().__init__()
-        save_trainable_only(self)
-        self.text_encoder = text_encoder
-        self.head = head
-        self.softcap = getattr(text_encoder.llm.config, 'final_logit_softcapping', None)
-
-    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return hidden states ``(B, T, llm_embed_dim)``."""
-        return self.text_encoder(**{key: batch[key] for key in TextEncoder.arguments if key in batch})
-
-    def loss(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
-        """Return the mean over this microbatch's masked tokens."""
-        del args
-        return mntp_loss(outputs, batch['labels'], self.head, self.softcap)
+def _arguments(batch: Batch, prefix: str = '') -> Batch:
+    """Return the arguments of the text encoder in a batch, whose names there begin with `prefix`."""
+    return {name: batch[prefix + name] for name in TextEncoder.arguments if prefix + name in batch}

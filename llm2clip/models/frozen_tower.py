@@ -1,10 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Frozen vision tower that embeds images, as a teacher embeds captions (SAIL, arXiv 2412.04616)."""
+"""Frozen vision tower that embeds images once, before a training (SAIL, arXiv 2412.04616)."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,61 +17,61 @@ from llm2clip.data.augmentations import pixels_needed, seeded, train_transform
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.device import exact_float32, open_device
-from llm2clip.errors import ConfigError
 from llm2clip.io.tensors import hash_tensors
 from llm2clip.modeling.image_processing_llm2clip import resize_and_crop
 from llm2clip.models.vision_encoder import VisionEncoder
-from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded
+from llm2clip.teacher.embedder import Embedded, Embedder, OnBatch
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, hash_settings
 
 _Item = tuple[bytes, str, int]
 """File of an image, its sample id, and the number of the view; 0 is the image, cropped as in evaluation."""
 
 
-class FrozenTower(CaptionTeacher):
-    """Deterministic map from images to the tower's pooled features ``(N, width)``, in float32."""
+class FrozenTower(Embedder):
+    """Vision tower that embeds images as its pooled features ``(N, width)``, in float32."""
 
     def __init__(self, encoder: VisionEncoder, config: ExtractImagesConfig) -> None:
-        super().__init__(encoder.eval().requires_grad_(False), tower_fingerprint(encoder), config.batch_size,
-                         config.precision)
-        self.config, self.image_size = config, encoder.preprocessing.image_size
+        super().__init__(encoder.eval().requires_grad_(False), tower_fingerprint(encoder), config.precision)
+        self.config = config
+        self.image_size = encoder.preprocessing.image_size
         self.transform = train_transform(self.image_size, config.crop_scale, config.color_jitter, config.grayscale,
                                          config.horizontal_flip)
         self._threads = ThreadPoolExecutor(config.num_workers)
         self._generator = threading.Lock()
 
     @property
-    def llm_embed_dim(self) -> int:
+    def width(self) -> int:
         return self.module.width
 
-    def tokenize(self, texts: Sequence[Any]) -> torch.Tensor:
+    def prepare(self, items: Sequence[_Item]) -> torch.Tensor:
         """Decode and crop images to ``(N, 3, image_size, image_size)`` in uint8."""
-        return torch.stack([*self._threads.map(self._pixels, texts)])
+        return torch.stack([*self._threads.map(self._pixels, items)])
 
     def _pixels(self, item: _Item) -> torch.Tensor:
         data, sample_id, view = item
         if not view:
             return resize_and_crop(decode_pixels(data, sample_id), self.image_size)
         image = decode_pixels(data, sample_id, pixels_needed(self.image_size, self.config.crop_scale[0]))
+        view_seed = xxhash.xxh64_intdigest(f'{sample_id}/view{view}', seed=self.config.seed)
         with self._generator:  # the random generator belongs to all threads
-            return seeded(self.transform, image,
-                          xxhash.xxh64_intdigest(f'{sample_id}/view{view}', seed=self.config.seed))
+            return seeded(self.transform, image, view_seed)
 
     @torch.inference_mode()
-    def embed_tokens(self, tokens: Any, on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
-        vectors, device = [], self.device
-        for pixels in tokens.split(self.batch_tokens):
+    def embed_prepared(self, inputs: torch.Tensor, on_batch: OnBatch) -> Embedded:
+        device = self.device
+        vectors = []
+        for pixels in inputs.split(self.config.batch_size):
             with exact_float32(device.type), torch.autocast(device.type, torch.bfloat16, self.precision == 'amp_bf16'):
                 vectors.append(self.module(pixels.to(device)).float())
             on_batch(len(pixels))
-        return Embedded(torch.cat(vectors), len(tokens), 0)
+        return Embedded(torch.cat(vectors), len(inputs), 0)
 
 
 def load_frozen_tower(config: ExtractImagesConfig, device: str) -> FrozenTower:
     """Load the tower of an extraction on ``gpu`` or ``cpu``."""
     opened = open_device(device, config.precision)
     tower = FrozenTower(VisionEncoder(config.vision), config)
-    opened.module_to_device(tower.module)
+    opened.module_to_device(tower.module).fuse_frozen_batch_norms()
     return tower
 
 
@@ -86,18 +86,13 @@ def tower_fingerprint(encoder: VisionEncoder) -> Fingerprint:
         'mean': list(preprocessing.mean), 'std': list(preprocessing.std)})
 
 
-def check_tower(encoder: VisionEncoder, data: DataSpec, key: str) -> None:
+def check_tower(encoder: VisionEncoder, data: DataSpec) -> None:
     """Raise a ConfigError if image embeddings of a loader come from another tower than `encoder`.
 
     Args:
         encoder: Tower of the model to train, before it is sharded.
         data: Loader of stage 2.
-        key: Configuration key of the loader.
     """
     expected = tower_fingerprint(encoder)
     for stream in streaming_dataset(data).streams:
-        tower = TeacherRecord.read(stream.local).teacher
-        try:
-            tower.check(expected, f'{key}: {stream.local}', 'model.vision')
-        except ValueError as error:
-            raise ConfigError(str(error).replace('another teacher', 'another tower')) from None
+        TeacherRecord.read(stream.local).teacher.check(expected, stream.local, 'model.vision')

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.retrieval import RetrievalRecall
-from llm2clip.modeling.modeling_llm2clip import Adapter
+from llm2clip.modeling.adapter import Adapter
 
 Batch = dict[str, torch.Tensor]
 
@@ -66,8 +66,10 @@ class ComposerInheritance(ComposerModel):
     ) -> None:
         super().__init__()
         self.model = _TextSide(adapter)
-        self.instance, self.structure, self.block_size = instance, structure, block_size
-        self.val_metrics = {name: make() for name, make in self.metrics.items()}
+        self.instance = instance
+        self.structure = structure
+        self.block_size = block_size
+        self.val_metrics = {name: metric() for name, metric in self.metrics.items()}
 
     def forward(self, batch: Batch) -> Batch:
         """Return the ``text_features`` of this rank's samples."""
@@ -92,8 +94,11 @@ class ComposerInheritance(ComposerModel):
         features = outputs['text_features']
         targets, counted = _targets(batch, features.device)
         index = batch['index'].to(features.device)
-        metric.update(targets, features[:, None], index, torch.where(counted, index + 1, 0)[:, None])
+        text_id = torch.where(counted, index + 1, 0)
+        metric.update(targets, features[:, None], index, text_id[:, None])
 
 
 def _targets(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    return F.normalize(batch['target'].to(device).float(), dim=-1), batch['counted'].to(device)
+    """Return targets ``(B, embed_dim)``, L2-normalised, and the mask ``(B,)`` of samples that have one."""
+    targets = batch['target'].to(device).float()
+    return F.normalize(targets, dim=-1), batch['counted'].to(device)

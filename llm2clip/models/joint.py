@@ -14,8 +14,8 @@ from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.sharding import save_trainable_only
 
 Batch = dict[str, Any]
-# Texts -> keyword arguments of their encoder.
 Tokenize = Callable[[Sequence[str]], dict[str, Any]]
+"""Texts -> keyword arguments of their encoder."""
 
 
 class JointLLM2CLIP(ComposerLLM2CLIP):
@@ -46,11 +46,12 @@ class JointLLM2CLIP(ComposerLLM2CLIP):
     def embed(self, texts: Sequence[Union[str, Sequence[str]]]) -> torch.Tensor:
         """Embed texts as ``(B, llm_embed_dim)`` or ``(B, K, llm_embed_dim)``; an empty text becomes zero."""
         if not isinstance(texts[0], str):
-            return torch.stack([self.embed(column) for column in texts], 1)
+            return torch.stack([self.embed(column) for column in texts], dim=1)
         device = self.model.logit_scale.device
         absent = [not str(text).strip() for text in texts]
         # A dash replaces an absent caption, so that every rank of a sharded encoder has a text to encode.
-        arguments = self.tokenize(['-' if missing else str(text) for text, missing in zip(texts, absent)])
+        present_texts = ['-' if missing else str(text) for text, missing in zip(texts, absent)]
+        arguments = self.tokenize(present_texts)
         for name, value in arguments.items():
             if isinstance(value, torch.Tensor):
                 arguments[name] = value.to(device, non_blocking=True)

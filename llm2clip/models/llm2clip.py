@@ -21,7 +21,7 @@ from llm2clip.losses.contrastive import clip_loss, siglip_loss
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.classification import MeanAveragePrecision, MeanPerClass, ZeroshotTop1
 from llm2clip.metrics.retrieval import RetrievalRecall
-from llm2clip.modeling.modeling_llm2clip import Adapter, AlignmentHead
+from llm2clip.modeling.adapter import Adapter, AlignmentHead
 from llm2clip.models.adapter_folder import build_adapter
 from llm2clip.models.towers import load_projection
 from llm2clip.models.vision_encoder import VisionEncoder
@@ -51,9 +51,9 @@ class LLM2CLIP(nn.Module):
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
         """Shard every block of the vision tower and the adapter, and each part around its blocks, as an FSDP
         unit.  The outermost unit keeps the temperature and the bias, which stay float32."""
-        is_part = module in (self.vision_encoder, self.visual_projection, self.adapter)
-        has_parameters = next(module.parameters(), None) is not None
-        return is_part and has_parameters or self.is_block(module)
+        if module in (self.vision_encoder, self.visual_projection, self.adapter):
+            return next(module.parameters(), None) is not None
+        return self.is_block(module)
 
     def is_block(self, module: nn.Module) -> bool:
         """Return whether a module is a repeated layer of the vision tower or of the adapter."""
@@ -100,9 +100,9 @@ def projection_kind(projection: nn.Module) -> VisualProjection:
     """Return the kind of a projection layer, pretrained or not."""
     if isinstance(projection, AlignmentHead):
         return 'mlp' if projection.gate is None else 'glu'
-    if not isinstance(projection, nn.Linear):
-        return 'identity'
-    return 'linear' if projection.bias is None else 'affine'
+    if isinstance(projection, nn.Linear):
+        return 'linear' if projection.bias is None else 'affine'
+    return 'identity'
 
 
 def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> nn.Module:
@@ -115,7 +115,7 @@ def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> n
         return nn.Identity()
     if config.visual_projection in ('mlp', 'glu'):
         return AlignmentHead(width, config.embed_dim, config.visual_projection_expansion,
-                             config.visual_projection == 'glu')
+                             gated=config.visual_projection == 'glu')
     projection = nn.Linear(width, config.embed_dim, bias=config.visual_projection == 'affine')
     if config.visual_projection_init == 'orthogonal':
         # Orthogonal rows distort the angles between the pretrained tower's features least.
@@ -159,17 +159,16 @@ def truncate_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) -> M
 
 
 def _first_outputs(layer: nn.Module, width: int, dim: int, bias: bool = False) -> nn.Linear:
-    """Linear layer with the first `dim` of `width` outputs; `bias` adds a zero bias to a former identity."""
+    """Return a linear layer with the first `dim` of `width` outputs; `bias` adds zeros to a former identity."""
     if isinstance(layer, nn.Linear):
-        weight, offset = layer.weight, layer.bias
+        state = layer.state_dict()
     else:
-        weight = torch.eye(width)
-        offset = torch.zeros(width) if bias else None
-    shorter = nn.Linear(weight.shape[1], dim, bias=offset is not None, device=weight.device, dtype=weight.dtype)
-    state = {'weight': weight[:dim]}
-    if offset is not None:
-        state['bias'] = offset[:dim]
-    shorter.load_state_dict(state)
+        state = {'weight': torch.eye(width)}
+        if bias:
+            state['bias'] = torch.zeros(width)
+    weight = state['weight']
+    shorter = nn.Linear(weight.shape[1], dim, bias='bias' in state, device=weight.device, dtype=weight.dtype)
+    shorter.load_state_dict({name: value[:dim] for name, value in state.items()})
     return shorter.train(layer.training)
 
 

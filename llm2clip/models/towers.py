@@ -9,7 +9,6 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Optional, Protocol
 
 import timm
@@ -25,7 +24,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from llm2clip.config import ImageDataConfig, VisionConfig
 from llm2clip.data.images import Preprocessing
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, under
 from llm2clip.io.files import reading
 from llm2clip.modeling.checks import check_finite, load_checked, load_config
 from llm2clip.teacher.clip_text import build_architecture
@@ -122,7 +121,6 @@ class TimmTower(Tower):
     def layer_ids(self) -> dict[str, int]:
         matcher = self.trunk.group_matcher(coarse=False)
         if isinstance(matcher, dict):  # it is a function for some convolutional networks
-            matcher = dict(matcher)
             for part, patterns in matcher.items():
                 if isinstance(patterns, (list, tuple)):
                     # Drop the patterns that assign everything after the last block to that block (timm's
@@ -135,7 +133,9 @@ class TimmTower(Tower):
         return {name: rank[layer] for name, layer in ids.items()}
 
     def no_weight_decay(self) -> set[str]:
-        return set(self.trunk.no_weight_decay()) if hasattr(self.trunk, 'no_weight_decay') else set()
+        if not hasattr(self.trunk, 'no_weight_decay'):
+            return set()
+        return set(self.trunk.no_weight_decay())
 
     def on_tokens(self, keep: Keep) -> None:
         if not hasattr(self.trunk, 'patch_drop'):
@@ -152,8 +152,6 @@ def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool =
     if _timm_config(config.name).fixed_input_size:
         size['img_size'] = config.image_size
     checkpoint = config.checkpoint if load_weights else None
-    if checkpoint is not None and not Path(checkpoint).is_file():
-        raise ConfigError(f'model.vision.checkpoint: there is no file {checkpoint}')
     pretrained = config.pretrained and load_weights and checkpoint is None
     with reading(f'model.vision.name: {config.name}', 'a model of timm'):
         trunk: Any = timm.create_model(config.name, pretrained=pretrained, **size)
@@ -179,7 +177,7 @@ def _load_timm_checkpoint(trunk: Any, path: str, remap: bool, with_classifier: b
 
 
 def _timm_config(name: str) -> timm.models.PretrainedCfg:
-    """timm's configuration of a pretrained model, which it reads from the files of one on the Hub."""
+    """Return timm's configuration of a pretrained model, which it reads from the files of one on the Hub."""
     return timm.models.PretrainedCfg(**timm.models.resolve_model_input_args(name)['pretrained_cfg'])
 
 
@@ -202,8 +200,8 @@ class TransformersTower(Tower):
         else:
             trunk = AutoModel.from_config(architecture, dtype=torch.float32, trust_remote_code=False, **extra)
         self.trunk: Any = _at_image_size(trunk, config.image_size, extra)
-        is_staged = not hasattr(architecture, 'hidden_size')
-        self.width = architecture.hidden_sizes[-1] if is_staged else architecture.hidden_size
+        # Towers of several stages have a width per stage.
+        self.width = getattr(architecture, 'hidden_size', None) or architecture.hidden_sizes[-1]
         self.name = config.name
 
     def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -218,16 +216,15 @@ class TransformersTower(Tower):
 
     def layer_ids(self) -> dict[str, int]:
         blocks = self.blocks()
-        block_layers: dict[int, int] = {}
+        block_layers: dict[nn.Parameter, int] = {}
         for layer, block in enumerate(blocks, 1):
-            for parameter in block.parameters():
-                block_layers[id(parameter)] = layer
+            block_layers.update(dict.fromkeys(block.parameters(), layer))
         layers: dict[str, int] = {}
         outside = 0  # layer of a parameter outside the blocks: before the first one, and after it
         for name, parameter in self.trunk.named_parameters():
-            if id(parameter) in block_layers:
+            if parameter in block_layers:
                 outside = len(blocks) + 1
-            layers[name] = block_layers.get(id(parameter), outside)
+            layers[name] = block_layers.get(parameter, outside)
         return layers
 
     def no_weight_decay(self) -> set[str]:
@@ -248,7 +245,8 @@ class TransformersTower(Tower):
 
 def _architecture(config: VisionConfig) -> PretrainedConfig:
     if config.architecture:
-        return build_architecture(config.architecture, 'model.vision.architecture')
+        with under('model.vision.architecture'):
+            return build_architecture(config.architecture)
     whole = load_config(config.name, f'model.vision.name: {config.name}')
     return getattr(whole, 'vision_config', whole)
 
@@ -314,13 +312,9 @@ def tower_preprocessing(config: VisionConfig) -> Preprocessing:
         hint = ''.join(f'; did you mean {name!r}?' for name in near)
         raise ConfigError(f'model.vision.name: {config.name!r} is not a model of timm, a folder, or '
                           f'OWNER/NAME on the Hugging Face hub{hint}')
-    try:
+    with reading(f'model.vision.name: {config.name}', 'an image processor with image_mean and image_std, or '
+                 'model.vision.mean and .std'):
         data, _ = ImageProcessingMixin.get_image_processor_dict(config.name)
-    except OSError as error:
-        raise ConfigError(f'model.vision.name: no image processor of {config.name!r} can be loaded '
-                          f'({str(error).splitlines()[0]}). If the hub cannot be reached, download the model '
-                          'first; if it has no image processor, set model.vision.mean and .std') from None
-    with reading(f'model.vision.name: {config.name}', 'an image processor with image_mean and image_std'):
         return Preprocessing(config.image_size, tuple(data['image_mean']), tuple(data['image_std']))
 
 
@@ -342,29 +336,34 @@ def load_projection(config: VisionConfig, embed_dim: int, load_weights: bool = T
     """
     if load_weights and not config.pretrained and config.checkpoint is None:
         raise ConfigError('model.visual_projection: there is no pretrained one, since model.vision.pretrained is false')
-    projection: nn.Module = nn.Identity()
     if _is_timm(config):
-        classifier = _load_timm(config, load_weights, with_classifier=True).get_classifier()
-        if isinstance(classifier, nn.Linear):
-            projection = classifier
+        projection = _load_timm(config, load_weights, with_classifier=True).get_classifier()
     else:
-        architecture = _architecture(config)
-        tower: Any = MODEL_MAPPING[type(architecture)]
-        kind = getattr(transformers, f'{tower.__name__}WithProjection', None)
-        if kind is not None and not load_weights:
-            projection = nn.Linear(architecture.hidden_size, embed_dim, bias=False)
-        elif kind is not None:
-            # `projection_dim` may differ between the configurations of the whole model and its vision part.
-            whole = load_config(config.name, f'model.vision.name: {config.name}')
-            architecture.projection_dim = getattr(whole, 'projection_dim', architecture.projection_dim)
-            model, _ = load_checked(kind.from_pretrained, config.name, where=f'model.vision.name: {config.name}',
-                                    more=True, config=architecture, dtype=torch.float32)
-            projection = model.visual_projection
+        projection = _transformers_projection(config, embed_dim, load_weights)
     if isinstance(projection, nn.Linear):
         width = projection.out_features
     else:
+        projection = nn.Identity()
         width = load_tower(config, load_weights=False).width
     if width != embed_dim:
         raise ConfigError(f'model.embed_dim: {embed_dim} is not the width of the space that {config.name} '
                           f'was trained in, {width}, as model.visual_projection: pretrained needs')
     return projection
+
+
+def _transformers_projection(config: VisionConfig, embed_dim: int, load_weights: bool) -> Optional[nn.Module]:
+    """Return the projection of a transformers tower; None if its class has none."""
+    architecture = _architecture(config)
+    tower: Any = MODEL_MAPPING[type(architecture)]
+    with_projection = getattr(transformers, f'{tower.__name__}WithProjection', None)
+    if with_projection is None:
+        return None
+    if not load_weights:
+        return nn.Linear(architecture.hidden_size, embed_dim, bias=False)
+    # `projection_dim` may differ between the configurations of the whole model and its vision part.
+    where = f'model.vision.name: {config.name}'
+    whole = load_config(config.name, where)
+    architecture.projection_dim = getattr(whole, 'projection_dim', architecture.projection_dim)
+    model, _ = load_checked(with_projection.from_pretrained, config.name, where=where, more=True,
+                            config=architecture, dtype=torch.float32)
+    return model.visual_projection

@@ -10,8 +10,9 @@ from typing import Any, Optional
 
 import torch
 import torch.nn as nn
-from timm.layers.conv2d_same import Conv2dSame, conv2d_same  # pyright: ignore[reportPrivateImportUsage]
+from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
+from torch.nn.utils import fuse_conv_bn_eval
 
 from llm2clip.config import VisionConfig
 from llm2clip.errors import ConfigError
@@ -31,10 +32,8 @@ class VisionEncoder(nn.Module):
         self.config = config
         self.tower = load_tower(config, load_weights)
         self.trunk = self.tower.trunk
-        if config.lora is not None:  # first, since a BatchNorm follows the sum of a convolution and its LoRA
+        if config.lora is not None:
             add_lora(self.trunk.eval(), config.lora, self.preprocessing.image_size)
-        if config.freeze_batch_norm:
-            merge_frozen_batch_norms(self.trunk.eval(), self.preprocessing.image_size)
         self.layer_ids = self.tower.layer_ids()
         self.no_weight_decay = self.tower.no_weight_decay()
         self._blocks = set(self.tower.blocks())
@@ -44,13 +43,14 @@ class VisionEncoder(nn.Module):
         if not 0 <= config.freeze_blocks < last:
             raise ConfigError(f'model.vision.freeze_blocks: {config.freeze_blocks} is not between 0 and {last - 1}, '
                               f'the blocks of {config.name}')
-        locked = last if config.freeze else (config.freeze_blocks or -1)
         for name, parameter in self.trunk.named_parameters():
-            if self.layer_ids[name] <= locked:
+            in_frozen_block = config.freeze_blocks > 0 and self.layer_ids[name] <= config.freeze_blocks
+            if config.freeze or in_frozen_block:
                 parameter.requires_grad_(False)
         self.register_load_state_dict_pre_hook(check_tower_names)
         self._patch_dropout = 0.0
         self._sample_seed: Optional[torch.Tensor] = None
+        self.train()  # frozen parts are in evaluation mode from the beginning
 
     @property
     def width(self) -> int:
@@ -63,17 +63,14 @@ class VisionEncoder(nn.Module):
         return max(self.layer_ids.values()) + 1
 
     def drop_patches(self, rate: float) -> None:
-        """Leave out this share of an image's patches in training (FLIP, arXiv 2212.00794)."""
-        if not 0 <= rate < 1:
-            raise ConfigError(f'algorithms.patch_dropout.rate: {rate} is not in [0, 1)')
+        """Leave out the share `rate`, below 1, of an image's patches in training (FLIP, arXiv 2212.00794)."""
         self._patch_dropout = rate
         self.tower.on_tokens(self._keep)
 
     def _keep(self, tokens: torch.Tensor, prefix: int) -> Optional[torch.Tensor]:
         if not self.training or not self._patch_dropout:
             return None
-        if self._sample_seed is None:
-            raise ValueError('patch_dropout needs the sample_seed of the batch')
+        assert self._sample_seed is not None, 'patch dropout needs the sample_seed of the batch'
         return kept_patches(self._sample_seed.to(tokens.device), tokens.shape[1] - prefix, self._patch_dropout)
 
     def is_block(self, module: nn.Module) -> bool:
@@ -89,6 +86,13 @@ class VisionEncoder(nn.Module):
                 if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)):
                     module.eval()
         return self
+
+    def fuse_frozen_batch_norms(self) -> None:
+        """Fuse BatchNorms of frozen layers into their convolutions; no weights may be loaded later."""
+        if self.config.freeze or self.config.freeze_batch_norm:
+            training = self.training
+            fuse_frozen_batch_norms(self.trunk.eval(), self.preprocessing.image_size)
+            self.train(training)
 
     def forward(self, pixel_values: torch.Tensor, sample_seed: Optional[torch.Tensor] = None) -> torch.Tensor:
         """Encode images ``(B, 3, H, W)``, in uint8 as loaders return them or normalised, as ``(B, width)``;
@@ -127,78 +131,29 @@ def kept_patches(sample_seed: torch.Tensor, patches: int, rate: float) -> torch.
     return x.argsort(dim=1, stable=True)[:, :kept].sort(dim=1).values
 
 
-def merge_frozen_batch_norms(trunk: nn.Module, image_size: int) -> int:
-    """Fold each BatchNorm of a network in evaluation mode into the convolution before it; return their number.
+def fuse_frozen_batch_norms(trunk: nn.Module, image_size: int) -> int:
+    """Let frozen convolutions compute the frozen BatchNorms behind them, too; return the number of pairs.
 
-    The convolution uses the weight w·γ/√(σ² + ε) and the bias β + (b − μ)·γ/√(σ² + ε).  Parameters, their
-    names and gradients are unchanged.  This saves BatchNorm's passes over the activations, and their memory.
+    The network is in evaluation mode, and its final weights are on their device: a fused convolution computes
+    with copies of them.  Parameters and their names, which checkpoints and exports contain, do not change.
+    This saves BatchNorm's passes over the activations.
     """
-    pairs = _pairs(trunk, image_size)
-    for conv, norm in pairs:
-        conv.__class__ = _CONVOLUTIONS[type(conv)]
-        conv.batch_norm = [norm]  # in a list, so that it is not registered as a submodule
-        norm.__class__ = _NORMS[type(norm)]
-    return len(pairs)
-
-
-class _Merged:
-    """Mixin that folds a BatchNorm into a convolution's weight and bias."""
-
-    weight: torch.Tensor
-    bias: Any
-    batch_norm: list[Any]
-
-    def merged(self) -> tuple[torch.Tensor, torch.Tensor]:
-        norm, = self.batch_norm
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        center = norm.running_mean if self.bias is None else norm.running_mean - self.bias
-        return self.weight * scale[:, None, None, None], norm.bias - center * scale
-
-
-class _MergedConv2d(_Merged, nn.Conv2d):
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return self._conv_forward(input, *self.merged())
-
-
-class _MergedConv2dSame(_Merged, Conv2dSame):
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        settings: list[Any] = [self.stride, self.padding, self.dilation, self.groups]
-        return conv2d_same(x, *self.merged(), *settings)
-
-
-class _NoBatchNorm2d(nn.BatchNorm2d):
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return input
-
-
-class _NoBatchNormAct2d(BatchNormAct2d):
-    drop: Any
-    act: Any
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.act(self.drop(x))
-
-
-_CONVOLUTIONS: dict[Any, Any] = {nn.Conv2d: _MergedConv2d, Conv2dSame: _MergedConv2dSame}
-_NORMS: dict[Any, Any] = {nn.BatchNorm2d: _NoBatchNorm2d, BatchNormAct2d: _NoBatchNormAct2d}
-
-
-def split_frozen_batch_norms(trunk: nn.Module) -> None:
-    """Undo `merge_frozen_batch_norms`: convolutions and BatchNorms become those of torch and timm again."""
-    plain = {merged: kind for kind, merged in (*_CONVOLUTIONS.items(), *_NORMS.items())}
-    for module in trunk.modules():
-        module.__class__ = plain.get(type(module), type(module))
+    num_fused = 0
+    for conv, norm in _pairs(trunk, image_size):
+        if not conv.weight.requires_grad and not norm.weight.requires_grad:
+            conv.forward = fuse_conv_bn_eval(conv, norm).forward
+            # A BatchNormAct2d contains dropout and activation; a BatchNorm2d contains nothing.
+            norm.forward = nn.Sequential(*norm.children()).forward
+            num_fused += 1
+    return num_fused
 
 
 def _pairs(trunk: nn.Module, image_size: int) -> list[tuple[Any, Any]]:
-    """Convolutions and BatchNorms that run once, where the BatchNorm's input is the convolution's output."""
+    """Return pairs of a convolution and a BatchNorm that run once, the latter on the output of the former."""
     neighbours: list[tuple[Any, Any]] = []
     for module in trunk.modules():
         for conv, norm in pairwise(module.children()):
-            if type(conv) in _CONVOLUTIONS and type(norm) in _NORMS and norm.affine and norm.track_running_stats:
+            if type(conv) in (nn.Conv2d, Conv2dSame) and type(norm) in (nn.BatchNorm2d, BatchNormAct2d):
                 neighbours.append((conv, norm))
     if not neighbours:
         return []
@@ -206,10 +161,17 @@ def _pairs(trunk: nn.Module, image_size: int) -> list[tuple[Any, Any]]:
     tensors: dict[nn.Module, list[torch.Tensor]] = defaultdict(list)
     hooks = []
     for conv, norm in neighbours:
-        hooks.append(conv.register_forward_hook(lambda module, inputs, output: tensors[module].append(output)))
-        hooks.append(norm.register_forward_pre_hook(lambda module, inputs: tensors[module].append(inputs[0])))
+        hooks += [
+            conv.register_forward_hook(lambda module, inputs, output: tensors[module].append(output)),
+            norm.register_forward_pre_hook(lambda module, inputs: tensors[module].append(inputs[0])),
+        ]
     dry_forward(trunk, image_size)
     for hook in hooks:
         hook.remove()
-    return [(conv, norm) for conv, norm in neighbours
-            if len(tensors[conv]) == len(tensors[norm]) == 1 and tensors[conv][0] is tensors[norm][0]]
+    pairs = []
+    for conv, norm in neighbours:
+        outputs = tensors[conv]
+        inputs = tensors[norm]
+        if len(outputs) == len(inputs) == 1 and outputs[0] is inputs[0]:
+            pairs.append((conv, norm))
+    return pairs

@@ -34,9 +34,10 @@ from llm2clip.data.streams.safe_dataset import padded_epoch_size
 from llm2clip.errors import ConfigError
 from llm2clip.modeling.checks import load_config
 from llm2clip.modeling.text_encoder import TextEncoder
-from llm2clip.models.caption_contrastive import CaptionContrastive, MaskedNextTokenPrediction
+from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.inherited_adapter import ComposerInheritance
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
+from llm2clip.models.masked_next_token import MaskedNextTokenPrediction
 from llm2clip.models.towers import train_image_size
 from llm2clip.planning.datasets import add_all_captions, add_captions, add_images, add_targets, collect_errors
 from llm2clip.planning.dry_run import EncoderPass, dry_run_step, fake_ranks, precision_of

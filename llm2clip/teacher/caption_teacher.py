@@ -8,73 +8,37 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 import xxhash
 from composer.devices import Device
 from tqdm import tqdm
 
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import ConfigError
 from llm2clip.io.files import reading, write_text
 from llm2clip.io.tensors import read_safetensors, write_safetensors
 from llm2clip.modeling.checks import check_finite
 from llm2clip.ranks import broadcast_from_rank0, is_first, once_per_node, round_robin, rows
+from llm2clip.teacher.embedder import Embedder
 from llm2clip.teacher.fingerprint import Fingerprint
 
 # Texts per cache file: enough to sort by length, few enough to repeat after a kill.
 _BLOCK = 1024
 
 
-class Embedded(NamedTuple):
-    """Vectors and token counts of N captions."""
-
-    vectors: torch.Tensor
-    """``(N, D)`` in float32 on the teacher's device."""
-    tokens: int
-    """Number of tokens that the teacher processed, without padding."""
-    truncated: int
-    """Number of captions that were truncated to the teacher's maximum length."""
-    left_out: int = 0
-    """Number of captions that were too long and not embedded; their vectors are zero."""
-
-
-class CaptionTeacher(ABC):
-    """Loaded text encoder, a deterministic map from captions to vectors.
-
-    Args:
-        module: Frozen module that computes the vectors, in evaluation mode, on its device; callers may move it.
-        fingerprint: Fingerprint of the weights and of the encoding.
-        batch_tokens: Tokens per forward pass.
-        precision: ``fp32``, or ``amp_bf16`` for autocast.
-    """
+class CaptionTeacher(Embedder):
+    """Text encoder that embeds captions, `batch_tokens` of their tokens per forward pass."""
 
     def __init__(
         self, module: Any, fingerprint: Fingerprint, batch_tokens: int = 4096, precision: str = 'fp32'
     ) -> None:
-        self.module, self.fingerprint = module, fingerprint
-        self.batch_tokens, self.precision = batch_tokens, precision
+        super().__init__(module, fingerprint, precision)
+        self.batch_tokens = batch_tokens
 
     @property
-    def llm_embed_dim(self) -> int:
-        """Width of the vectors."""
+    def width(self) -> int:
         return self.module.llm_embed_dim
-
-    @abstractmethod
-    def tokenize(self, texts: Sequence[str]) -> Any:
-        """Tokenise non-empty captions; another thread may call this while `embed_tokens` runs."""
-
-    @abstractmethod
-    def embed_tokens(self, tokens: Any, on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
-        """Embed tokenised captions; `on_batch` is called after each batch with its number of captions."""
-
-    def embed(self, texts: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
-        """Tokenise and embed captions."""
-        return self.embed_tokens(self.tokenize(texts), on_batch)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.module.parameters()).device
 
 
 class TeacherSource(ABC):
@@ -103,7 +67,8 @@ class TeacherSource(ABC):
 
         Args:
             device: Device to run on.
-            batch_tokens, precision: As for `CaptionTeacher`.
+            batch_tokens: Tokens per forward pass.
+            precision: ``fp32``, or ``amp_bf16`` for autocast.
             fingerprint: Fingerprint of this text encoder, if known.  Otherwise one rank per node computes it
                 from the weights, and every rank must call this method.
             sharded: Shard an LLM over the ranks, which load it in turn: a host holds one full copy at a time.
@@ -122,11 +87,11 @@ class TeacherSource(ABC):
         A ValueError if the fingerprint of this text encoder is not `expected`."""
         raise ConfigError(f'teacher: {self.name} cannot be part of an exported model')
 
-    def check_encoding(self, expected: Optional[Fingerprint], reference: str) -> None:
+    def check_encoding(self, expected: Optional[Fingerprint] = None, reference: str = '') -> None:
         """Check the text encoder without reading weights.
 
-        A ConfigError if there is none, and a ValueError if it encodes captions differently than the text encoder
-        with the fingerprint `expected`, which messages call `reference`.
+        A ConfigError if there is none, or if it encodes captions differently than the text encoder with the
+        fingerprint `expected`, which messages call `reference`.
         """
         encoding = Fingerprint.of('', self._encoding())
         if expected is not None:
@@ -198,8 +163,4 @@ class CachedTeacher:
         expected = f'{len(texts)} vectors of captions; remove it, and they are embedded again'
         tensors, metadata = read_safetensors(path, expected)
         with reading(path, expected):
-            vectors = tensors['text_embedding']
-            truncated = int(metadata['truncated'])
-        if vectors.ndim != 2 or len(vectors) != len(texts):
-            raise FileError(f'{path}: holds vectors of the shape {tuple(vectors.shape)}, expected {expected}')
-        return vectors, truncated
+            return tensors['text_embedding'], int(metadata['truncated'])

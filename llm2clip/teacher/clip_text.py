@@ -3,7 +3,7 @@
 
 """Text towers of CLIP and SigLIP, frozen or trained: from texts to text features."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
@@ -12,7 +12,6 @@ import torch.nn as nn
 from composer.devices import Device
 from tokenizers import normalizers
 from transformers import (
-    CONFIG_MAPPING,
     AutoConfig,
     AutoModel,
     CLIPTextModelWithProjection,
@@ -24,19 +23,18 @@ from transformers import (
 )
 
 from llm2clip.config import ClipTextConfig
-from llm2clip.errors import ConfigError
-from llm2clip.io.files import reading
+from llm2clip.errors import ConfigError, under
 from llm2clip.io.folders import atomic_folder
 from llm2clip.io.tensors import hash_tensors, published_state
 from llm2clip.modeling.checks import (
-    LoadError,
     check_no_code,
     keep_readable,
     load_checked,
     load_config,
     load_tokenizer,
 )
-from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded, TeacherSource
+from llm2clip.teacher.caption_teacher import CaptionTeacher, TeacherSource
+from llm2clip.teacher.embedder import Embedded, OnBatch
 from llm2clip.teacher.fingerprint import Fingerprint, hash_settings
 
 KIND = 'text tower of a CLIP'
@@ -64,8 +62,6 @@ class ClipTokenizer:
 
     def __init__(self, name: str, config: Any) -> None:
         self.tokenizer = load_tokenizer(name)
-        if self.tokenizer.pad_token_id is None:
-            raise LoadError(f'{name}: its tokenizer has no pad_token, expected one')
         self.max_length: int = getattr(config, 'text_config', config).max_position_embeddings
         # SigLIP was trained on texts that are padded to its full length, without a mask.
         self._siglip = 'siglip' in config.model_type
@@ -135,46 +131,44 @@ class ClipTextTower(nn.Module):
     activation_checkpointing_fn = fsdp_wrap_fn
 
 
-def load_clip_text(config: ClipTextConfig, key: str, load_weights: bool = True) -> ClipTextTower:
-    """Load the text tower that the configuration key `key` names, in training mode; a ConfigError if it is none of
-    a CLIP or SigLIP."""
-    where = f'{key}: {config.name}'
-    architecture = _architecture(config, key)
+def load_clip_text(config: ClipTextConfig, load_weights: bool = True) -> ClipTextTower:
+    """Load a text tower in training mode; a ConfigError if it is none of a CLIP or SigLIP."""
+    architecture = _architecture(config)
     kind = _TOWERS.get(architecture.model_type)
     if kind is None:
-        raise ConfigError(f'{where}, a {architecture.model_type!r} model, expected one with the text tower '
+        raise ConfigError(f'{config.name}, a {architecture.model_type!r} model, expected one with the text tower '
                           f'of a CLIP or SigLIP: {", ".join(_TOWERS)}')
     text = getattr(architecture, 'text_config', architecture)
     # The full model's projection_dim counts; that of its text config may differ.
     text.projection_dim = getattr(architecture, 'projection_dim', getattr(text, 'projection_dim', None))
     if config.pretrained and load_weights:
-        trunk, _ = load_checked(kind.from_pretrained, config.name, where=where, more=True, config=text,
-                                dtype=torch.float32)
+        trunk, _ = load_checked(kind.from_pretrained, config.name, more=True, config=text, dtype=torch.float32)
     else:
         trunk = kind(text)
     return ClipTextTower(trunk.train())
 
 
-def load_clip_tokenizer(config: ClipTextConfig, key: str) -> ClipTokenizer:
+def load_clip_tokenizer(config: ClipTextConfig) -> ClipTokenizer:
     """Load the tokenizer of a text tower."""
-    return ClipTokenizer(config.name, _architecture(config, key))
+    return ClipTokenizer(config.name, _architecture(config))
 
 
-def _architecture(config: ClipTextConfig, key: str) -> PretrainedConfig:
-    if config.architecture:
-        return build_architecture(config.architecture, f'{key}.architecture')
-    return load_config(config.name, f'{key}: {config.name}')
+def _architecture(config: ClipTextConfig) -> PretrainedConfig:
+    if not config.architecture:
+        return load_config(config.name)
+    with under('architecture'):
+        return build_architecture(config.architecture)
 
 
-def build_architecture(architecture: Mapping[str, Any], key: str) -> PretrainedConfig:
-    """Build the transformers configuration from `model_type` and fields; a ConfigError names `key`."""
+def build_architecture(architecture: Mapping[str, Any]) -> PretrainedConfig:
+    """Build the transformers configuration of a `model_type` and its fields; a ConfigError if there is none."""
     fields = dict(architecture)
-    check_no_code(fields, key)
-    model_type = fields.pop('model_type', None)
-    if model_type not in CONFIG_MAPPING:
-        raise ConfigError(f'{key}: transformers has no model_type {model_type!r}')
-    with reading(key, f'the fields of a {model_type!r} model'):
+    check_no_code(fields, 'architecture')
+    model_type: Any = fields.pop('model_type', None)
+    try:
         return AutoConfig.for_model(model_type, **fields)
+    except Exception as error:  # each model type raises errors of its own
+        raise ConfigError(f'expected the fields of a {model_type!r} model ({error})') from error
 
 
 def save_clip_text(
@@ -202,25 +196,24 @@ class _ClipTextTeacher(CaptionTeacher):
         super().__init__(tower, fingerprint, batch_tokens, precision)
         self.tokenizer, self.cut = tokenizer, cut
 
-    def tokenize(self, texts: Sequence[str]) -> list[ClipTokens]:
-        return self.tokenizer.tokenize(texts)
+    def prepare(self, items: Sequence[str]) -> list[ClipTokens]:
+        return self.tokenizer.tokenize(items)
 
-    def embed_tokens(
-        self, tokens: Sequence[ClipTokens], on_batch: Callable[[int], object] = lambda texts: None
-    ) -> Embedded:
-        vectors = torch.zeros(len(tokens), self.llm_embed_dim, device=self.device)
+    def embed_prepared(self, inputs: Sequence[ClipTokens], on_batch: OnBatch) -> Embedded:
+        vectors = torch.zeros(len(inputs), self.width, device=self.device)
+        embedded = [i for i, text in enumerate(inputs) if self.cut or not text.cut]
         # Batches of similar lengths need little padding.
-        order = sorted((i for i, text in enumerate(tokens) if self.cut or not text.cut),
-                       key=lambda i: len(tokens[i].ids))
+        embedded.sort(key=lambda i: len(inputs[i].ids))
         batch_size = max(1, self.batch_tokens // self.tokenizer.max_length)
-        for start in range(0, len(order), batch_size):
-            rows = order[start:start + batch_size]
-            vectors[rows] = self._features([tokens[i] for i in rows])
+        for start in range(0, len(embedded), batch_size):
+            rows = embedded[start:start + batch_size]
+            vectors[rows] = self._features([inputs[i] for i in rows])
             on_batch(len(rows))
-        left_out = len(tokens) - len(order)
+        left_out = len(inputs) - len(embedded)
         on_batch(left_out)
-        truncated = sum(tokens[i].cut for i in order)
-        return Embedded(vectors, sum(len(tokens[i].ids) for i in order), truncated, left_out)
+        tokens = sum(len(inputs[i].ids) for i in embedded)
+        truncated = sum(inputs[i].cut for i in embedded)
+        return Embedded(vectors, tokens, truncated, left_out)
 
     @torch.no_grad()
     def _features(self, texts: Sequence[ClipTokens]) -> torch.Tensor:
@@ -242,12 +235,12 @@ class ClipText(TeacherSource):
         self.name, self._cut = str(name), cut
 
     def _encoding(self) -> dict[str, Any]:
-        config = load_config(self.name, f'teacher: {self.name}')
+        config = load_config(self.name)
         return {'clip_text': config.model_type, 'too_long': 'cut' if self._cut else 'left out'}
 
     def fingerprint(self) -> Fingerprint:
         tower = self._read()
-        tokenizer = load_clip_tokenizer(ClipTextConfig(self.name), 'teacher')
+        tokenizer = load_clip_tokenizer(ClipTextConfig(self.name))
         settings = hash_settings(tower.config.to_diff_dict(), tokenizer.tokenizer)
         return Fingerprint.of(hash_tensors(published_state(tower.trunk)),
                               {'config_and_tokenizer': settings} | self._encoding())
@@ -255,8 +248,9 @@ class ClipText(TeacherSource):
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> CaptionTeacher:
         tower = device.module_to_device(self._read())
-        tokenizer = load_clip_tokenizer(ClipTextConfig(self.name), 'teacher')
+        tokenizer = load_clip_tokenizer(ClipTextConfig(self.name))
         return _ClipTextTeacher(tower, tokenizer, fingerprint, batch_tokens, precision, self._cut)
 
     def _read(self) -> ClipTextTower:
-        return load_clip_text(ClipTextConfig(self.name), 'teacher').eval().requires_grad_(False)
+        with under('teacher'):
+            return load_clip_text(ClipTextConfig(self.name)).eval().requires_grad_(False)

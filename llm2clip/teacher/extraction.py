@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Extraction of text embeddings: one shard of embeddings for each shard of a dataset."""
+"""Extraction of embeddings of captions or images: one shard of embeddings for each shard of a dataset."""
 
 import json
 import os
@@ -44,8 +44,8 @@ from llm2clip.engine import Engine, RayEngine, Work
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, writing
 from llm2clip.io.remotes import OutputFolder
-from llm2clip.ranks import is_first
-from llm2clip.teacher.caption_teacher import CaptionTeacher
+from llm2clip.ranks import broadcast_from_rank0, is_first
+from llm2clip.teacher.embedder import Embedder
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 
 T = TypeVar('T')
@@ -65,8 +65,8 @@ class EmbeddingsDataset:
     """``float16``, ``float32`` or ``int8``."""
     normalize: bool = False
     """Store L2-normalised vectors."""
-    about: Mapping[str, Any] = field(default_factory=dict)
-    """Extra facts about the vectors for ``teacher.json``, such as the precision."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Further settings of the vectors to record in ``teacher.json``, such as the precision."""
     views: Optional[int] = None
     """Embed images, and this number of augmented views of each, instead of captions."""
     prompts: Mapping[str, str] = field(default_factory=dict)
@@ -110,39 +110,38 @@ class _Extraction:
             self.keys += [f'{key}@{name}' for name in embeddings.prompts]
 
     def initialize(self, fingerprint: Fingerprint) -> list[int]:
-        """Write or check the record of dataset and teacher; return the missing shards."""
-        out = self.out
+        """Write or check the record of dataset and teacher; return the missing shards.  Every rank calls this."""
         embeddings = self.embeddings
-        index = read_index(embeddings.dataset.local)
         vectors: dict[str, Any] = {'storage': embeddings.storage, 'normalized': embeddings.normalize}
-        vectors.update(embeddings.about)
+        vectors.update(embeddings.settings)
         if embeddings.prompts:
             vectors['prompts'] = dict(embeddings.prompts)
-        facts = {'dataset': dataset_fingerprint(index), 'caption_keys': self.keys, 'vectors': vectors}
-        if out.remote:
-            facts['out_remote'] = out.remote
-        record = TeacherRecord(fingerprint, facts)
-        todo: list[list[int]] = [[]]
-        if dist.get_global_rank() == 0:
-            if out.fetch(TEACHER_FILE):
-                differing = TeacherRecord.read(out.local).difference(record)
-                if differing is not None:
-                    raise ValueError(f'{out.local} was begun for another dataset or teacher: {differing}; '
-                                     'remove it to extract again')
-            elif out.fetch(INDEX):
-                raise ConfigError(f'out: {out.local} holds a dataset that is no embeddings dataset, expected '
-                                  'an empty folder or an embeddings dataset')
-            else:
-                out.commit(TEACHER_FILE, record.to_text())
-            for unfinished in out.local.glob('shard.*.tmp.*'):  # of a killed process: no rank has begun
-                shutil.rmtree(unfinished, ignore_errors=True)
-            todo = [[k for k in range(len(index['shards'])) if not out.fetch(_piece(k))]]
-        dist.broadcast_object_list(todo)
-        out.local.mkdir(parents=True, exist_ok=True)
-        return todo[0]
+        dataset = dataset_fingerprint(read_index(embeddings.dataset.local))
+        facts = {'dataset': dataset, 'caption_keys': self.keys, 'vectors': vectors}
+        if self.out.remote:
+            facts['out_remote'] = self.out.remote
+        missing_shards = broadcast_from_rank0(partial(self._begin, TeacherRecord(fingerprint, facts)))
+        self.out.local.mkdir(parents=True, exist_ok=True)
+        return missing_shards
+
+    def _begin(self, record: TeacherRecord) -> list[int]:
+        out = self.out
+        if out.fetch(TEACHER_FILE):
+            differing = TeacherRecord.read(out.local).difference(record)
+            if differing is not None:
+                raise ValueError(f'{out.local} was begun for another dataset or teacher: {differing}; '
+                                 'remove it to extract again')
+        elif out.fetch(INDEX):
+            raise ConfigError(f'out: {out.local} holds a dataset that is no embeddings dataset, expected '
+                              'an empty folder or an embeddings dataset')
+        else:
+            out.commit(TEACHER_FILE, record.to_text())
+        for unfinished in out.local.glob('shard.*.tmp.*'):  # of a killed process: no rank has begun
+            shutil.rmtree(unfinished, ignore_errors=True)
+        return [k for k in range(len(self.shards)) if not out.fetch(_piece(k))]
 
     def items(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """Map the keys of a sample's vectors to texts to embed, or to (image, sample id, view)."""
+        """Map the keys of a sample's vectors to the items to embed: texts, or (image, sample id, view)."""
         if self.embeddings.views is not None:
             return {key: (sample[IMAGE], sample[SAMPLE_ID], view) for view, key in enumerate(self.keys)}
         texts: dict[str, str] = {}
@@ -155,7 +154,7 @@ class _Extraction:
         return texts
 
     def count(self, numbers: Iterable[int]) -> int:
-        """Number of texts to embed in some shards, including those of captions that samples lack."""
+        """Return the number of items of some shards, including captions that samples lack."""
         return sum(len(self.shards[k]) for k in numbers) * len(self.keys)
 
     def write(self, k: int, ids: Sequence[str], vectors: torch.Tensor) -> None:
@@ -202,36 +201,34 @@ def _piece(k: int) -> str:
 
 
 class _Part(NamedTuple):
-    """Part of a shard's captions: `rows` are indices into the shard's `texts`, with these `tokens`."""
+    """Part of a shard: `rows` are indices into the shard's `items`, and `inputs` are these items, prepared."""
 
     extraction: _Extraction
     k: int
     ids: list[str]
-    texts: list[Any]
+    items: list[Any]
     rows: list[int]
-    tokens: Any
+    inputs: Any
     last: bool
 
 
-def _parts(
-    shards: Iterable[tuple[_Extraction, int]], teacher: CaptionTeacher, part_tokens: int
-) -> Iterator[_Part]:
-    """Yield the non-empty captions of shards, tokenised, in parts of about `part_tokens` tokens at four
-    characters per token; at least one part per shard.  An image counts as one token."""
+def _parts(shards: Iterable[tuple[_Extraction, int]], embedder: Embedder, part_tokens: int) -> Iterator[_Part]:
+    """Yield the images or non-empty captions of shards, prepared, in parts of about `part_tokens` tokens at
+    four characters per token; at least one part per shard.  An image counts as one token."""
     for extraction, k in shards:
         with _naming(k), extraction.stream.whole(extraction.shards[k]) as shard:
             samples = [shard[i] for i in range(len(shard))]
             ids = [sample[SAMPLE_ID] for sample in samples]
-            texts: list[Any] = []
+            items: list[Any] = []
             for sample in samples:
-                texts += extraction.items(sample).values()
+                items += extraction.items(sample).values()
         parts: list[list[int]] = [[]]
         size = 0
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
+        for i, item in enumerate(items):
+            if not isinstance(item, str):
                 length = 4
-            elif text.strip():
-                length = len(text)
+            elif item.strip():
+                length = len(item)
             else:
                 continue
             if size >= 4 * part_tokens:
@@ -240,28 +237,28 @@ def _parts(
             parts[-1].append(i)
             size += length
         for rows in parts:
-            tokens = None
+            inputs = None
             if rows:
                 with _naming(k):
-                    tokens = teacher.tokenize([texts[i] for i in rows])
-            yield _Part(extraction, k, ids, texts, rows, tokens, last=rows is parts[-1])
+                    inputs = embedder.prepare([items[i] for i in rows])
+            yield _Part(extraction, k, ids, items, rows, inputs, last=rows is parts[-1])
 
 
 def _embed(
-    shards: Iterable[tuple[_Extraction, int]], teacher: CaptionTeacher, part_tokens: int, progress: tqdm,
+    shards: Iterable[tuple[_Extraction, int]], embedder: Embedder, part_tokens: int, progress: tqdm,
     done: Callable[[_Extraction, Counter[str]], object],
 ) -> None:
     """Embed and write shards, given by number; `done` receives the counts of each.  A thread reads ahead."""
     vectors = torch.empty(0)
     counts: Counter[str] = Counter()
     total: Counter[str] = Counter()
-    for part in _ahead(_parts(shards, teacher, part_tokens)):
+    for part in _ahead(_parts(shards, embedder, part_tokens)):
         if not len(vectors):
-            vectors = torch.zeros(len(part.texts), teacher.llm_embed_dim)
+            vectors = torch.zeros(len(part.items), embedder.width)
             counts = Counter()
         with _naming(part.k):
             if part.rows:
-                embedded = teacher.embed_tokens(part.tokens, on_batch=progress.update)
+                embedded = embedder.embed_prepared(part.inputs, on_batch=progress.update)
                 vectors[part.rows] = embedded.vectors.cpu()
                 part_counts = {'captions': len(part.rows), 'tokens': embedded.tokens,
                                'truncated': embedded.truncated, 'left_out': embedded.left_out}
@@ -271,7 +268,7 @@ def _embed(
                     _describe(progress, total)
             if part.last:
                 part.extraction.write(part.k, part.ids, vectors)
-                counts.update(shards=1, absent=len(part.texts) - counts['captions'])
+                counts.update(shards=1, absent=len(part.items) - counts['captions'])
                 progress.update(counts['absent'])
                 done(part.extraction, counts)
                 vectors = torch.empty(0)
@@ -298,21 +295,21 @@ def _naming(k: int) -> Iterator[None]:
 
 
 def _describe(progress: tqdm, total: Mapping[str, int]) -> None:
-    elapsed = max(progress.format_dict['elapsed'], 1e-9)
-    postfix: dict[str, Any] = {'tokens/s': f'{total["tokens"] / elapsed:,.0f}', 'truncated': total['truncated']}
+    tokens_per_second = total['tokens'] / max(progress.format_dict['elapsed'], 1e-9)
+    postfix: dict[str, Any] = {'tokens/s': f'{tokens_per_second:,.0f}', 'truncated': total['truncated']}
     if total['left_out']:
         postfix['left out'] = total['left_out']
     progress.set_postfix(postfix)
 
 
 def run_extraction(
-    config: EmbedConfig, load: Callable[[str], CaptionTeacher], fingerprint: Callable[[], Fingerprint],
+    config: EmbedConfig, load: Callable[[str], Embedder], fingerprint: Callable[[], Fingerprint],
     part_tokens: int, **options: Any,
 ) -> None:
     """Write the embeddings datasets of a recipe, by the ranks of Composer's launcher or by a Ray cluster.
 
-    `load` loads the teacher of the captions, or the tower of the images, on ``gpu`` or ``cpu``, and `fingerprint`
-    computes its fingerprint, for a cluster.  `options` are further fields of `EmbeddingsDataset`.
+    `load` loads the embedder on ``gpu`` or ``cpu``, and `fingerprint` computes its fingerprint, for a cluster.
+    `options` are further fields of `EmbeddingsDataset`.
     """
     text_embeddings: list[EmbeddingsDataset] = []
     for name, dataset in config.datasets.items():
@@ -327,8 +324,8 @@ def run_extraction(
     else:
         device = open_device(config.device, config.precision)
         dist.initialize_dist(device, config.dist_timeout)
-        teacher = load(device.name)
-        done = {embeddings.name: extract_text_embeddings(embeddings, teacher, part_tokens)
+        embedder = load(device.name)
+        done = {embeddings.name: extract_text_embeddings(embeddings, embedder, part_tokens)
                 for embeddings in text_embeddings}
     if is_first():
         for embeddings in text_embeddings:
@@ -342,13 +339,13 @@ def run_extraction(
 
 
 def extract_text_embeddings(
-    embeddings: EmbeddingsDataset, teacher: CaptionTeacher, part_tokens: int = 32768
+    embeddings: EmbeddingsDataset, embedder: Embedder, part_tokens: int = 32768
 ) -> dict[str, int]:
     """Write an embeddings dataset; the ranks of all nodes share the missing shards.
 
     Each shard is written atomically.  The index, which makes the dataset readable, follows when all shards
-    are complete. Nodes that do not share `out` need a remote.  Captions that a sample lacks or the teacher
-    leaves out get zero vectors.  `part_tokens` is the approximate number of tokens per call of the teacher.
+    are complete. Nodes that do not share `out` need a remote.  Captions that a sample lacks or the embedder
+    leaves out get zero vectors.  `part_tokens` is the approximate number of tokens per call of the embedder.
 
     Returns:
         Counts of this call over all ranks: shards, captions, tokens, and captions that were truncated, left
@@ -361,12 +358,12 @@ def extract_text_embeddings(
         FileNotFoundError: A shard was written on a machine that does not share `out`, and `out` has no remote.
     """
     extraction = _Extraction(embeddings)
-    mine = extraction.initialize(teacher.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
+    mine = extraction.initialize(embedder.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
     done: Counter[str] = Counter()
     with tqdm(total=extraction.count(mine), unit=f' {embeddings.unit}', desc=f'embed {embeddings.name}',
               disable=dist.get_local_rank() != 0) as progress:
         shards = ((extraction, k) for k in mine)
-        _embed(shards, teacher, part_tokens, progress, lambda _, counts: done.update(counts))
+        _embed(shards, embedder, part_tokens, progress, lambda _, counts: done.update(counts))
     total = sum(dist.all_gather_object(done), Counter())
     if dist.get_global_rank() == 0:
         extraction.finish()
@@ -375,16 +372,16 @@ def extract_text_embeddings(
 
 
 def extract_by(
-    engine: Engine, text_embeddings: Sequence[EmbeddingsDataset], load: Callable[[], CaptionTeacher],
+    engine: Engine, text_embeddings: Sequence[EmbeddingsDataset], load: Callable[[], Embedder],
     fingerprint: Fingerprint, part_tokens: int = 32768,
 ) -> dict[str, dict[str, int]]:
-    """Run `extract_text_embeddings` on an engine; a worker loads the teacher once, then takes shard after shard.
+    """Run `extract_text_embeddings` on an engine; a worker loads the embedder once, then takes shard after shard.
 
     Args:
         engine: Engine that provides the workers.
         text_embeddings: Inputs and outputs, in folders with different names.
-        load: Loads the teacher in a worker.
-        fingerprint: Fingerprint of the teacher; a ValueError is raised if a machine has another one.
+        load: Loads the embedder in a worker.
+        fingerprint: Fingerprint of the embedder; a ConfigError is raised if a machine has another one.
         part_tokens: See `extract_text_embeddings`.
 
     Returns:
@@ -418,18 +415,18 @@ def extract_by(
 
 
 def _embedding(
-    text_embeddings: Sequence[EmbeddingsDataset], load: Callable[[], CaptionTeacher], fingerprint: Fingerprint,
+    text_embeddings: Sequence[EmbeddingsDataset], load: Callable[[], Embedder], fingerprint: Fingerprint,
     part_tokens: int
 ) -> Work[tuple[str, int], tuple[str, Counter[str]]]:
-    """Return a worker with the teacher that embeds shards (dataset name, shard number) and reports counts."""
-    teacher = load()
-    teacher.fingerprint.check(fingerprint, 'what this machine has', 'the one of the machine that began')
+    """Return a worker with the embedder that embeds shards (dataset name, shard number) and reports counts."""
+    embedder = load()
+    embedder.fingerprint.check(fingerprint, 'what this machine has', 'the one of the machine that began')
     by_name = {embeddings.name: embeddings for embeddings in text_embeddings}
     extraction_of = cache(lambda name: _Extraction(by_name[name]))
 
     def work(tasks: Iterable[tuple[str, int]], done: Callable[[tuple[str, Counter[str]]], object]) -> None:
         shards = ((extraction_of(name), k) for name, k in tasks)
-        _embed(shards, teacher, part_tokens, tqdm(disable=True),
+        _embed(shards, embedder, part_tokens, tqdm(disable=True),
                lambda extraction, counts: done((extraction.embeddings.name, counts)))
 
     return work

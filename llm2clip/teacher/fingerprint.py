@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Literal, Optional, Union
 
 import xxhash
 from composer.core import DataSpec
@@ -20,9 +20,13 @@ from llm2clip.data.schema import TEACHER_FILE, embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader, PairedStream
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, reading, write_text
-from llm2clip.modeling.checks import TEACHER_SUFFIXES, rope_of_4
+from llm2clip.modeling.checks import rope_of_4, teacher_files
 
-_SEVERAL = 'concatenated'
+Kind = Literal['llm', 'sentence_transformers', 'clip_text', 'frozen_tower']
+_CONCATENATED = 'concatenated'
+# Kind -> field that only fingerprints of this kind have.  Those of an LLM have none of these fields.
+_DISTINCTIVE_FIELDS: dict[Kind, str] = {
+    'sentence_transformers': 'prompt', 'clip_text': 'clip_text', 'frozen_tower': 'image_size'}
 # Fields of a configuration that saving and loading change, and that do not decide vectors.
 _VOLATILE = {'_name_or_path', 'architectures', 'dtype', 'quantization_config', 'tie_word_embeddings', 'torch_dtype',
              'transformers_version', 'use_cache'}
@@ -52,19 +56,22 @@ class Fingerprint:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> 'Fingerprint':
         """Parse the output of `to_json`; a ValueError if the value is not a fingerprint."""
-        teachers: Any = value.get(_SEVERAL, [value]) if isinstance(value, Mapping) else None
-        if not isinstance(teachers, list) or not teachers or not all(isinstance(item, Mapping) for item in teachers):
+        teachers: Any = value.get(_CONCATENATED, [value]) if isinstance(value, Mapping) else None
+        is_list = isinstance(teachers, list) and len(teachers) > 0
+        if not is_list or not all(isinstance(teacher, Mapping) for teacher in teachers):
             raise ValueError(f'{str(value)[:60]!r} is no fingerprint of a teacher')
         return cls(tuple(map(dict, teachers)))
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object with the fields of one teacher, or with a list of several teachers."""
-        return self.teachers[0] if len(self.teachers) == 1 else {_SEVERAL: list(self.teachers)}
+        if len(self.teachers) == 1:
+            return self.teachers[0]
+        return {_CONCATENATED: list(self.teachers)}
 
     @property
-    def of_sentence_transformers(self) -> bool:
-        """Whether a teacher is a sentence-transformers model, recognised by its ``prompt``."""
-        return any('prompt' in teacher for teacher in self.teachers)
+    def kinds(self) -> list[Kind]:
+        """Kind of each teacher, or of the frozen tower that embeds images."""
+        return [_kind(teacher) for teacher in self.teachers]
 
     def __len__(self) -> int:
         return len(self.teachers)
@@ -74,7 +81,7 @@ class Fingerprint:
         return (Fingerprint((teacher,)) for teacher in self.teachers)
 
     def check(self, expected: 'Fingerprint', name: str, reference: str, ignored: Sequence[str] = ()) -> None:
-        """Raise a ValueError that names the first field in which this fingerprint differs from `expected`.
+        """Raise a ConfigError that names the first field in which this fingerprint differs from `expected`.
 
         The message calls the object with this fingerprint `name`, the other one `reference`.  Fields in `ignored`
         may differ.
@@ -88,7 +95,15 @@ class Fingerprint:
 
         differing = difference(fields(self), fields(expected))
         if differing is not None:
-            raise ValueError(f'{name} comes from another teacher than {reference}: {differing}')
+            embedder = 'tower' if expected.kinds == ['frozen_tower'] else 'teacher'
+            raise ConfigError(f'{name} comes from another {embedder} than {reference}: {differing}')
+
+
+def _kind(teacher: Mapping[str, Any]) -> Kind:
+    for kind, field in _DISTINCTIVE_FIELDS.items():
+        if field in teacher:
+            return kind
+    return 'llm'
 
 
 @dataclass(frozen=True)
@@ -96,7 +111,7 @@ class TeacherRecord:
     """Content of ``teacher.json`` in an embeddings dataset or in a run of stage 2."""
 
     teacher: Fingerprint
-    about: dict[str, Any]
+    facts: dict[str, Any]
     """Other fields: ``llm_embed_dim``, the width of the vectors, in a run; ``dataset``, ``caption_keys`` and
     ``vectors`` in an embeddings dataset."""
 
@@ -106,13 +121,13 @@ class TeacherRecord:
         path = Path(folder, TEACHER_FILE)
         if not path.is_file():
             raise ConfigError(f'{folder} has no {TEACHER_FILE}, which says from which teacher it comes')
-        about = read_json(path, dict)
+        facts = read_json(path, dict)
         with reading(path, 'the fingerprint of a teacher under the key teacher'):
-            return cls(Fingerprint.from_json(about.pop('teacher')), about)
+            return cls(Fingerprint.from_json(facts.pop('teacher')), facts)
 
     @property
     def llm_embed_dim(self) -> int:
-        return self.about['llm_embed_dim']
+        return self.facts['llm_embed_dim']
 
     def write(self, folder: Union[str, Path]) -> None:
         """Write the record into a folder, which is created if necessary."""
@@ -123,7 +138,7 @@ class TeacherRecord:
         return json.dumps(self._to_json(), indent=2) + '\n'
 
     def _to_json(self) -> dict[str, Any]:
-        return {'teacher': self.teacher.to_json()} | self.about
+        return {'teacher': self.teacher.to_json()} | self.facts
 
     def difference(self, expected: 'TeacherRecord') -> Optional[str]:
         """Describe the first field in which two records differ; None if they are equal."""
@@ -153,7 +168,7 @@ def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
         fingerprints.append(Fingerprint.concatenate(TeacherRecord.read(folder).teacher for folder in folders))
         dim = sum(map(embedding_dim, shard.text_embeddings))
     for name, fingerprint in zip(names, fingerprints):
-        if any('clip_text' in teacher for teacher in fingerprint.teachers):
+        if 'clip_text' in fingerprint.kinds:
             raise ValueError(f"embeddings dataset {name} holds the features of CLIP's own text tower, the targets of "
                              'train_inheritance, and none of captions that it cannot read to their end; '
                              'expected the vectors of a teacher')
@@ -165,13 +180,12 @@ def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
 def hash_files(folder: Union[str, Path], exclude: str = '') -> str:
     """Hash the weights, tokenizer, chat template and configurations in a folder, except the file `exclude`."""
     digest = xxhash.xxh64()
-    for path in sorted(path for path in Path(folder).rglob('*') if path.suffix in TEACHER_SUFFIXES):
-        if path.name == exclude:
-            continue
-        digest.update(path.relative_to(folder).as_posix())
-        with path.open('rb') as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
+    for path in teacher_files(Path(folder)):
+        if path.name != exclude:
+            digest.update(path.relative_to(folder).as_posix())
+            with path.open('rb') as file:
+                while block := file.read(1 << 24):
+                    digest.update(block)
     return digest.hexdigest()
 
 

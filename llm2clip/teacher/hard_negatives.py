@@ -3,7 +3,6 @@
 
 """Source of captions with hard negatives, which a text encoder finds among the captions of other images."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,8 +19,8 @@ from llm2clip.device import open_device
 from llm2clip.errors import ConfigError
 from llm2clip.teacher.sources import LLMTeacher, TeacherFolder
 
-# Texts that are tokenised at once, and similarities that are computed at once.
-_TEXTS, _SCORES = 1 << 16, 1 << 26
+_TEXTS = 1 << 16  # that are tokenised at once
+_SCORES = 1 << 26  # similarities that are computed at once
 
 
 def hard_negatives(
@@ -43,39 +42,52 @@ def hard_negatives(
     if not Path(dataset, INDEX).is_file():
         raise ConfigError(f'source.dataset: there is no MDS dataset in {Path(dataset).absolute()}')
     source = TeacherFolder(teacher)
-    source.check_encoding(None, '')
+    source.check_encoding()
     files = sorted(path for path in Path(teacher).iterdir() if path.is_file())
     inputs = [str(path) for path in (Path(dataset, INDEX), *files)]
-    return {'train': [Part('all', partial(_samples, dataset, source, range_min, relative_margin), inputs)]}, Dropped()
+    part = Part('all', partial(_samples, dataset, source, range_min, relative_margin), inputs)
+    return {'train': [part]}, Dropped()
 
 
 def _samples(
     dataset: str, source: TeacherFolder, range_min: int, relative_margin: Optional[float], dropped: Dropped
 ) -> Iterator[Sample]:
     samples: list[Sample] = []
-    num_images: Counter[str] = Counter()
     for shard in read_index(dataset)['shards']:
         for row in whole_shard(dataset, shard):
             captions = {key: row[CAPTION + key] for key in caption_keys(row) if not key.startswith(NEGATIVE)}
             samples.append(Sample(row[SAMPLE_ID], captions))
-            num_images.update(set(captions.values()))
-    image_of: dict[str, int] = {}  # of each caption that only one image has
-    for i, sample in enumerate(samples):
-        image_of |= {text: i for text in sample.captions.values() if text.strip() and num_images[text] == 1}
-    if not image_of:
+    image_of_text = _captions_of_one_image(samples)
+    if not image_of_text:
         raise ConfigError(f'source.dataset: {dataset} has no caption that only one image has, so no negatives')
+
     teacher = source.load(open_device(None))
     assert isinstance(teacher, LLMTeacher)
-    texts = list(image_of)
+    texts = list(image_of_text)
     vectors = _embed(teacher, texts, '')
-    instruction = teacher.tokenizer.instruction
-    queries = _embed(teacher, texts, instruction) if instruction else vectors
-    images = torch.tensor(list(image_of.values())).to(vectors.device)
+    queries = vectors
+    if teacher.tokenizer.instruction:
+        queries = _embed(teacher, texts, teacher.tokenizer.instruction)
+    images = torch.tensor(list(image_of_text.values())).to(vectors.device)
     nearest = _search(queries, vectors, images, range_min, relative_margin)
     negatives = {text: texts[i] for text, i in zip(texts, nearest) if i is not None}
+
     for sample in samples:
-        added = {NEGATIVE + key: negatives.get(text, '') for key, text in sample.captions.items()}
-        yield Sample(sample.sample_id, sample.captions | added)
+        captions = dict(sample.captions)
+        for key, text in sample.captions.items():
+            captions[NEGATIVE + key] = negatives.get(text, '')
+        yield Sample(sample.sample_id, captions)
+
+
+def _captions_of_one_image(samples: Sequence[Sample]) -> dict[str, int]:
+    """Map each caption that a single image has to the index of this image."""
+    first_image: dict[str, int] = {}
+    shared: set[str] = set()
+    for i, sample in enumerate(samples):
+        for text in sample.captions.values():
+            if first_image.setdefault(text, i) != i:
+                shared.add(text)
+    return {text: i for text, i in first_image.items() if text.strip() and text not in shared}
 
 
 def _embed(teacher: LLMTeacher, texts: Sequence[str], instruction: str) -> torch.Tensor:
@@ -84,7 +96,7 @@ def _embed(teacher: LLMTeacher, texts: Sequence[str], instruction: str) -> torch
     with tqdm(total=len(texts), desc='embed', unit=' captions') as bar:
         for start in range(0, len(texts), _TEXTS):
             tokens = teacher.tokenizer.tokenize(texts[start:start + _TEXTS], instruction)
-            parts.append(F.normalize(teacher.embed_tokens(tokens, bar.update).vectors, dim=-1))
+            parts.append(F.normalize(teacher.embed_prepared(tokens, bar.update).vectors, dim=-1))
     return torch.cat(parts)
 
 
@@ -104,4 +116,7 @@ def _search(
             excluded |= scores > lowest - relative_margin * lowest.abs()
         best = scores.masked_fill_(excluded, -torch.inf).topk(min(range_min + 1, len(vectors)))
         for i, score in zip(best.indices[:, -1].tolist(), best.values[:, -1].tolist()):
-            yield i if score > -torch.inf else None
+            if score > -torch.inf:
+                yield i
+            else:
+                yield None

@@ -5,7 +5,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -32,7 +31,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.config.loading import check_values
 from llm2clip.config.ranges import WeightType
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import ConfigError, FileError, under
 from llm2clip.io.files import read_json, reading, write_json
 from llm2clip.io.folders import atomic_folder
 from llm2clip.io.tensors import open_weights, read_safetensors, write_safetensors
@@ -57,18 +56,17 @@ ARCHITECTURES = ('gemma2', 'gemma3', 'gemma3_text', 'llama', 'mistral', 'phi3', 
 
 def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedModel:
     folder = config.pretrained
-    if os.path.isabs(folder) and not os.path.isdir(folder):
-        raise ConfigError(f'{config.key}.pretrained: there is no folder {folder}')
-    hf_config = load_config(folder, f'{config.key}.pretrained: {folder}', gguf_file=config.gguf_file)
+    key = f'{config.key}.pretrained'
+    hf_config = load_config(folder, f'{key}: {folder}', gguf_file=config.gguf_file)
     if hf_config.model_type not in ARCHITECTURES:
-        raise ConfigError(f'{config.key}.pretrained: {folder} is a {hf_config.model_type!r} model; the '
-                          f'architectures that work as text encoders are {", ".join(ARCHITECTURES)}')
+        raise ConfigError(f'{folder} is a {hf_config.model_type!r} model; the architectures that work as text '
+                          f'encoders are {", ".join(ARCHITECTURES)}', key, is_absolute=True)
     has_softcap = getattr(hf_config, 'attn_logit_softcapping', None) is not None
     supported = ['eager'] if has_softcap else ['sdpa', 'eager']
     attention = config.attn_implementation or supported[0]
     if attention not in supported:
-        raise ConfigError(f'{config.key}.attn_implementation: {attention!r} does not compute the attention '
-                          f'of a {hf_config.model_type!r} model; expected {" or ".join(supported)}')
+        raise ConfigError(f'{attention!r} does not compute the attention of a {hf_config.model_type!r} model; expected '
+                          f'{" or ".join(supported)}', f'{config.key}.attn_implementation', is_absolute=True)
     # Adapters are merged in float32: in bfloat16, rounding would lose part of them.
     dtype = 'float32' if config.adapters else config.dtype
     options: dict[str, Any] = {'dtype': getattr(torch, dtype), 'attn_implementation': attention}
@@ -77,8 +75,8 @@ def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedMode
             return auto.from_config(hf_config, **options)
     # Only the language-model head may be missing or unexpected.
     llm, _ = load_checked(
-        auto.from_pretrained, config.pretrained, where=f'{config.key}.pretrained: {config.pretrained}',
-        optional='lm_head.', config=hf_config, gguf_file=config.gguf_file, trust_remote_code=False, **options)
+        auto.from_pretrained, folder, where=f'{key}: {folder}', optional='lm_head.', config=hf_config,
+        gguf_file=config.gguf_file, trust_remote_code=False, **options)
     return llm
 
 
@@ -112,8 +110,9 @@ def load_llm_and_head(config: TextEncoderConfig, on_meta: bool = False) -> tuple
 def _merge_adapters(llm: PreTrainedModel, config: TextEncoderConfig, on_meta: bool) -> PreTrainedModel:
     llm.config.use_cache = False
     if not on_meta:
-        for folder in config.adapters:
-            llm = _merge_adapter(llm, folder, config.key)
+        with under(f'{config.key}.adapters'):
+            for folder in config.adapters:
+                llm = _merge_adapter(llm, folder)
     if config.adapters:
         cast_weights(llm, getattr(torch, config.dtype))
     return llm
@@ -134,60 +133,60 @@ def set_attention_dropout(llm: nn.Module, probability: float) -> None:
         layer.attention_dropout = probability
 
 
-def add_lora(llm: PreTrainedModel, config: LoraConfig, key: str = 'lora') -> PeftModel:
-    """Freeze the LLM and add trainable LoRA weights, in float32, to its projections; a ConfigError that names
-    `key` if it has no projection with a configured name."""
+def add_lora(llm: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    """Freeze the LLM and add trainable LoRA weights, in float32, to its projections; a ConfigError if it has
+    no projection with a configured name."""
     arguments = dataclasses.asdict(config)
     names = arguments.pop('target_modules')
     linear = {name.rsplit('.', 1)[-1] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
     unknown = sorted(set(names or ()) - linear)
     if unknown:
-        raise ConfigError(f'{key}.target_modules: a {llm.config.model_type!r} model has no projection called '
-                          f'{", ".join(unknown)}; it has {", ".join(sorted(linear))}')
+        raise ConfigError(f'a {llm.config.model_type!r} model has no projection called {", ".join(unknown)}; it '
+                          f'has {", ".join(sorted(linear))}', key='target_modules')
     with next(llm.parameters()).device:
         peft_config = PeftLoraConfig(bias='none', target_modules=sorted(names or linear), **arguments)
         return get_peft_model(llm, peft_config)
 
 
-def _merge_adapter(llm: PreTrainedModel, folder: str, key: str) -> PreTrainedModel:
+def _merge_adapter(llm: PreTrainedModel, folder: str) -> PreTrainedModel:
     """Merge a LoRA adapter, from this project or another one, into the weights that it was trained on."""
-    key = f'{key}.adapters: {folder}'
-    with reading(key, 'a LoRA adapter'):
+    with reading(folder, 'a LoRA adapter'):
         path = Path(folder, 'adapter_config.json')
         if path.is_file():
             read_json(path, dict)
-        peft_config = PeftConfig.from_pretrained(str(folder))
-        if peft_config.peft_type != PeftType.LORA or getattr(peft_config, 'megatron_config', None):
+        peft_config = PeftConfig.from_pretrained(folder)
+        megatron_config = getattr(peft_config, 'megatron_config', None)
+        if peft_config.peft_type != PeftType.LORA or megatron_config:
             # peft would import the module that `megatron_core` names.
-            raise FileError(f'{key}: its adapter_config.json is of the type {peft_config.peft_type} and has the '
-                            f'megatron_config {getattr(peft_config, "megatron_config", None)}, expected LORA and none')
+            raise FileError(f'its adapter_config.json is of the type {peft_config.peft_type} and has the '
+                            f'megatron_config {megatron_config}, expected LORA and none', folder)
         # Adapters that were trained with a language-model head name the layers one level deeper.
-        weights = load_peft_weights(str(folder), device='cpu')
+        weights = load_peft_weights(folder, device='cpu')
         state = {name.replace('base_model.model.model.', 'base_model.model.'): weight
                  for name, weight in weights.items()}
-    check_finite(state, key)
+    check_finite(state, folder)
     peft_config.task_type = None
     base = Path(folder, BASE_FILE)
     if base.is_file():
         record = read_json(base, dict)
         if record.get('fingerprint') != _weights_fingerprint(llm):
-            raise ConfigError(f'{key} was trained on another LLM, {record.get("pretrained")}')
+            raise ConfigError(f'{folder} was trained on another LLM, {record.get("pretrained")}')
     try:
         model = get_peft_model(llm, peft_config)
-        _set_lora(model, state, key)
+        _set_lora(model, state, folder)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise ConfigError(f'{key} does not fit a {llm.config.model_type!r} model of width {llm.config.hidden_size}: '
-                          f'{str(error).splitlines()[0]}') from None
+        raise ConfigError(f'{folder} does not fit a {llm.config.model_type!r} model of width '
+                          f'{llm.config.hidden_size}: {str(error).splitlines()[0]}') from None
     merged: Any = model.merge_and_unload(safe_merge=True)
     return merged
 
 
-def _set_lora(model: PeftModel, state: dict[str, torch.Tensor], where: str) -> None:
+def _set_lora(model: PeftModel, state: dict[str, torch.Tensor], path: Union[str, Path]) -> None:
     result: Any = set_peft_model_state_dict(model, state)
     missing = [name for name in result.missing_keys if 'lora_' in name]
     if missing or result.unexpected_keys:
-        raise ConfigError(f'{where}: not the LoRA weights of this LLM, they lack {missing[:3]} and have '
-                          f'{result.unexpected_keys[:3]} besides')
+        raise FileError(f'not the LoRA weights of this LLM, they lack {missing[:3]} and have '
+                        f'{result.unexpected_keys[:3]} besides', path)
 
 
 def save_adapter(model: PeftModel, pretrained: str, folder: Path) -> None:
@@ -219,7 +218,7 @@ def apply_lora_apart(llm: PreTrainedModel, folder: Union[str, Path], path: Path)
         config = LoraConfig(**json.loads(metadata['lora']))
         config.lora_dropout = 0.0
         model = add_lora(llm, config)
-        _set_lora(model, state, str(path))
+        _set_lora(model, state, path)
     with torch.no_grad(), open_weights(folder) as merged:
         for name, module in model.get_base_model().named_modules():
             if isinstance(module, LoraLayer):
@@ -245,11 +244,14 @@ def load_caption_tokenizer(config: TextEncoderConfig) -> CaptionTokenizer:
 
 
 def build_text_encoder(
-    config: TextEncoderConfig, lora: Optional[LoraConfig] = None, on_meta: bool = False, key: str = 'lora'
+    config: TextEncoderConfig, lora: Optional[LoraConfig] = None, on_meta: bool = False
 ) -> TextEncoder:
     """Build a text encoder from an LLM; with `lora`, freeze it and add trainable LoRA weights."""
     llm = load_llm(config, on_meta)
-    return TextEncoder(llm if lora is None else add_lora(llm, lora, key), config)
+    if lora is None:
+        return TextEncoder(llm, config)
+    with under('lora'):
+        return TextEncoder(add_lora(llm, lora), config)
 
 
 def load_text_encoder(config: TextEncoderConfig) -> tuple[TextEncoder, CaptionTokenizer]:

@@ -6,7 +6,7 @@
 import dataclasses
 import shutil
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -32,8 +32,9 @@ from llm2clip.modeling.checks import TEACHER_SUFFIXES
 from llm2clip.modeling.sentence_transformer import encode_sentences, load_sentence_transformer
 from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
 from llm2clip.ranks import once_per_node
-from llm2clip.teacher.caption_teacher import CaptionTeacher, Embedded, TeacherSource
+from llm2clip.teacher.caption_teacher import CaptionTeacher, TeacherSource
 from llm2clip.teacher.clip_text import ClipText
+from llm2clip.teacher.embedder import Embedded, OnBatch
 from llm2clip.teacher.fingerprint import Fingerprint, hash_files, hash_settings
 from llm2clip.teacher.llm import (
     encoding,
@@ -53,26 +54,27 @@ _FOREIGN_WEIGHTS = ['onnx/*', 'openvino/*', '*.onnx', '*.onnx_data', '*.h5', '*.
 class LLMTeacher(CaptionTeacher):
     """LLM as a text encoder; weights are cast to float32 on machines where bfloat16 is slow.
 
-    If `sharded`, all ranks must call `embed_tokens` together, each with at least one caption.
+    If `sharded`, all ranks must call `embed_prepared` together, each with at least one caption.
     """
 
     def __init__(self, encoder: TextEncoder, tokenizer: CaptionTokenizer, fingerprint: Fingerprint,
                  batch_tokens: int = 4096, precision: str = 'fp32', sharded: bool = False) -> None:
         super().__init__(encoder, fingerprint, batch_tokens, precision)
-        self.tokenizer, self.sharded = tokenizer, sharded
+        self.tokenizer = tokenizer
+        self.sharded = sharded
         # The cast from bfloat16 to float32 is exact.
-        narrow = any(weight.dtype == torch.bfloat16 for weight in encoder.llm.parameters())
-        if not sharded and narrow and not computes_bfloat16():
+        has_bfloat16 = any(weight.dtype == torch.bfloat16 for weight in encoder.llm.parameters())
+        if not sharded and has_bfloat16 and not computes_bfloat16():
             encoder.llm.float()
 
-    def tokenize(self, texts: Sequence[str]) -> list[Tokenized]:
-        return self.tokenizer.tokenize(texts)
+    def prepare(self, items: Sequence[str]) -> list[Tokenized]:
+        return self.tokenizer.tokenize(items)
 
-    def embed_tokens(
-        self, tokens: Sequence[Tokenized], on_batch: Callable[[int], object] = lambda texts: None
-    ) -> Embedded:
-        vectors = encode_tokens(self.module, tokens, self.batch_tokens, self.precision, self.sharded, on_batch)
-        return Embedded(vectors, sum(len(text.ids) for text in tokens), sum(text.cut > 0 for text in tokens))
+    def embed_prepared(self, inputs: Sequence[Tokenized], on_batch: OnBatch) -> Embedded:
+        vectors = encode_tokens(self.module, inputs, self.batch_tokens, self.precision, self.sharded, on_batch)
+        tokens = sum(len(text.ids) for text in inputs)
+        truncated = sum(text.cut > 0 for text in inputs)
+        return Embedded(vectors, tokens, truncated)
 
 
 class _LLM(TeacherSource):
@@ -84,21 +86,19 @@ class _LLM(TeacherSource):
 
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> LLMTeacher:
-        turn = turns = 0
-        if sharded:
-            turn, turns = dist.get_local_rank(), dist.get_local_world_size()
-        for _ in range(turn):  # wait for the lower ranks of this host
-            dist.barrier()
-        encoder, tokenizer = self._read(sharded)
-        if sharded:
-            mesh = init_device_mesh('cpu' if device.name == 'cpu' else 'cuda', (dist.get_world_size(),))
-            shard_encoder(encoder, mesh)
-        for _ in range(turns - turn):
-            dist.barrier()
-        teacher = LLMTeacher(encoder, tokenizer, fingerprint, batch_tokens, precision, sharded)
         if not sharded:
+            encoder, tokenizer = self._read()
+            teacher = LLMTeacher(encoder, tokenizer, fingerprint, batch_tokens, precision)
             device.module_to_device(encoder)
-        return teacher
+            return teacher
+        for _ in range(dist.get_local_rank()):  # wait for the lower ranks of this host
+            dist.barrier()
+        encoder, tokenizer = self._read(sharded=True)
+        mesh = init_device_mesh('cpu' if device.name == 'cpu' else 'cuda', (dist.get_world_size(),))
+        shard_encoder(encoder, mesh)
+        for _ in range(dist.get_local_world_size() - dist.get_local_rank()):
+            dist.barrier()
+        return LLMTeacher(encoder, tokenizer, fingerprint, batch_tokens, precision, sharded=True)
 
 
 class TeacherFolder(_LLM):
@@ -169,20 +169,21 @@ class _SentenceTransformerTeacher(CaptionTeacher):
         self.prompt = prompt
 
     @property
-    def llm_embed_dim(self) -> int:
+    def width(self) -> int:
         # Custom modules of a model need not report it.
         return self.module.get_sentence_embedding_dimension() or self.embed(['a']).vectors.shape[1]
 
-    def tokenize(self, texts: Sequence[str]) -> Sequence[str]:
+    def prepare(self, items: Sequence[str]) -> Sequence[str]:
         """Return the captions unchanged: `encode` tokenises them, and tokenizers are not thread-safe."""
-        return texts
+        return items
 
-    def embed_tokens(self, tokens: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None) -> Embedded:
-        vectors, lengths = encode_sentences(self.module, tokens, self.prompt, self.batch_tokens, self.precision,
-                                            on_batch)
+    def embed_prepared(self, inputs: Sequence[str], on_batch: OnBatch) -> Embedded:
+        vectors, lengths = encode_sentences(
+            self.module, inputs, self.prompt, self.batch_tokens, self.precision, on_batch)
         limit = self.module.max_seq_length or max(lengths, default=0)
-        return Embedded(vectors, sum(min(length, limit) for length in lengths),
-                        sum(length > limit for length in lengths))
+        tokens = sum(min(length, limit) for length in lengths)
+        truncated = sum(length > limit for length in lengths)
+        return Embedded(vectors, tokens, truncated)
 
 
 class SentenceTransformerModel(TeacherSource):
@@ -200,8 +201,8 @@ class SentenceTransformerModel(TeacherSource):
             raise ConfigError(f'text_encoder_in_loop.sharded: {self.name} is a sentence-transformers model, '
                               'and only an LLM can be spread over the ranks')
         model = load_sentence_transformer(self._folder, self._config.trust_remote_code)
-        return _SentenceTransformerTeacher(device.module_to_device(model), fingerprint, self._encoding()['prompt'],
-                                          batch_tokens, precision)
+        device.module_to_device(model)
+        return _SentenceTransformerTeacher(model, fingerprint, self._encoding()['prompt'], batch_tokens, precision)
 
     def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
         """Copy the files that decide the vectors, and the code that comes with the model."""
@@ -270,11 +271,12 @@ def teacher_sources(configs: Any, trust_remote_code: Optional[bool] = None) -> l
 def teacher_in(
     folder: Union[str, Path], learned_from: Fingerprint, trust_remote_code: bool = False
 ) -> TeacherSource:
-    """Return the source of the teacher in an exported model's folder; its fingerprint tells the type."""
-    if not learned_from.of_sentence_transformers:
+    """Return the source of the teacher in an exported model's folder, with the fingerprint `learned_from`."""
+    if learned_from.kinds == ['llm']:
         return TeacherFolder(folder)
-    return SentenceTransformerModel(SentenceTransformersTeacherConfig(
-        str(folder), prompt=str(learned_from.teachers[0]['prompt']), trust_remote_code=trust_remote_code))
+    prompt = str(learned_from.teachers[0]['prompt'])
+    return SentenceTransformerModel(
+        SentenceTransformersTeacherConfig(str(folder), prompt=prompt, trust_remote_code=trust_remote_code))
 
 
 def check_teachers(configs: Any, fingerprint: Fingerprint, name: str) -> None:

@@ -89,7 +89,7 @@ class Stage2Run:
         with under('run'):
             self.config = read_config(Stage2Config, folder)
             self.record = TeacherRecord.read(folder)
-        width = self.record.about.get('llm_embed_dim')
+        width = self.record.facts.get('llm_embed_dim')
         if not isinstance(width, int):
             raise FileError(f'llm_embed_dim is {width!r}, expected the width of the vectors',
                             Path(folder, TEACHER_FILE))
@@ -149,8 +149,9 @@ class Stage2Run:
             if config.model.visual_projection == 'pretrained':
                 parts.add('visual_projection')
             if config.initial_adapter is not None:
-                load_adapter(model.adapter, config.model.adapter, config.model.embed_dim, teacher,
-                             config.initial_adapter, 'initial_adapter')
+                with under('initial_adapter'):
+                    load_adapter(model.adapter, config.model.adapter, config.model.embed_dim, teacher,
+                                 config.initial_adapter)
                 parts.add('adapter')
         return {name: value for name, value in model.state_dict().items() if name.split('.')[0] in parts}
 

@@ -15,7 +15,8 @@ from llm2clip.data.masked_text_dataset import build_masked_text_loader
 from llm2clip.errors import ConfigError, under
 from llm2clip.io.folders import check_replaceable
 from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder
-from llm2clip.models.caption_contrastive import CaptionContrastive, MaskedNextTokenPrediction
+from llm2clip.models.caption_contrastive import CaptionContrastive
+from llm2clip.models.masked_next_token import MaskedNextTokenPrediction
 from llm2clip.teacher.llm import (
     ENCODER_FILE,
     KIND,
@@ -42,7 +43,9 @@ def make_model(config: Stage1Config, on_meta: bool = False) -> Model:
     """
     if config.objective == 'mntp':
         llm, head = load_llm_and_head(config.text_encoder, on_meta)
-        return MaskedNextTokenPrediction(TextEncoder(add_lora(llm, config.lora), config.text_encoder), head)
+        with under('lora'):
+            encoder = TextEncoder(add_lora(llm, config.lora), config.text_encoder)
+        return MaskedNextTokenPrediction(encoder, head)
     encoder = build_text_encoder(config.text_encoder, config.lora, on_meta)
     set_attention_dropout(encoder.llm, config.attention_dropout)
     return CaptionContrastive(encoder, config.logit_scale, config.learn_logit_scale, config.symmetric,

@@ -81,8 +81,9 @@ def make_initial_model(
     if config.initial_weights is not None:
         load_initial_weights(model.model, config.model, record.teacher, config.initial_weights)
     if config.initial_adapter is not None:
-        load_adapter(model.model.adapter, config.model.adapter, config.model.embed_dim, record.teacher,
-                     config.initial_adapter, 'initial_adapter')
+        with under('initial_adapter'):
+            load_adapter(model.model.adapter, config.model.adapter, config.model.embed_dim, record.teacher,
+                         config.initial_adapter)
     return model
 
 
@@ -113,16 +114,21 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
     reproducibility.seed_all(config.seed)
     model = make_initial_model(config, record, text)
     if reads_image_embeddings(config.train_data):
-        check_tower(model.model.vision_encoder, data, 'train_data')
+        with under('train_data'):
+            check_tower(model.model.vision_encoder, data)
     if config.eval_data is not None and reads_image_embeddings(config.eval_data):
         assert retrieval is not None
-        check_tower(model.model.vision_encoder, retrieval.dataloader, 'eval_data')
+        with under('eval_data'):
+            check_tower(model.model.vision_encoder, retrieval.dataloader)
     if config.self_distillation.enabled:
         # Copied before a checkpoint is loaded, since the initial model is the target.
         device = open_device(config.device, config.precision)
         initial = InitialImages(model.model).on(device, sharded=config.fsdp is not None)
         algorithms.append(SelfDistillation(initial, data.split_batch))
     trainer = build_trainer(config, model, data, evaluators, algorithms)
+    if config.fsdp is None and config.compile is None:
+        # All weights are loaded by now, those of a checkpoint too.
+        model.model.vision_encoder.fuse_frozen_batch_norms()
     if dist.get_global_rank() == 0:
         record.write(config.save_folder)
     return trainer
@@ -147,7 +153,7 @@ def _find_teacher(
         teacher = teacher_source(config.teacher).load(
             open_device(config.device, config.precision), in_loop.batch_tokens, in_loop.precision,
             sharded=in_loop.sharded)
-        return TeacherRecord(teacher.fingerprint, {'llm_embed_dim': teacher.llm_embed_dim}), teacher
+        return TeacherRecord(teacher.fingerprint, {'llm_embed_dim': teacher.width}), teacher
     record = teacher_of_embeddings(data)
     check_teachers(config.teacher, record.teacher, 'the embeddings dataset of train_data')
     if retrieval is not None:

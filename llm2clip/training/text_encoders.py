@@ -13,6 +13,7 @@ from composer.utils import dist, reproducibility
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from llm2clip.config import LoraConfig, Stage2Config, TextEncoderConfig, TrainableTextConfig
+from llm2clip.errors import under
 from llm2clip.modeling.text_encoder import TextEncoder
 from llm2clip.models.sharding import without_ddp
 from llm2clip.teacher.clip_text import KIND as CLIP_TEXT_KIND
@@ -38,7 +39,8 @@ class TrainedText(NamedTuple):
         reproducibility.seed_all(config.seed)
         clip = config.trainable_text.clip
         if clip is not None:
-            tokenizer = load_clip_tokenizer(clip, KEY)
+            with under(KEY):
+                tokenizer = load_clip_tokenizer(clip)
             return cls(load_trained_encoder(config.trainable_text), tokenizer, tokenizer)
         # LoRA is merged in float32, and FSDP needs one dtype for all weights.
         llm = dataclasses.replace(teacher_config(config.teacher), dtype='float32')
@@ -71,9 +73,11 @@ def load_trained_encoder(
     `load_weights` loads the tower's weights.
     """
     if texts.clip is not None:
-        return load_clip_text(texts.clip, KEY, load_weights)
+        with under(KEY):
+            return load_clip_text(texts.clip, load_weights)
     assert llm is not None
-    return build_text_encoder(llm, texts.lora, on_meta, 'trainable_text.lora')
+    with under('trainable_text'):
+        return build_text_encoder(llm, texts.lora, on_meta)
 
 
 def text_folders(texts: TrainableTextConfig, run: str) -> dict[Path, str]:

@@ -20,7 +20,7 @@ from llm2clip.config import DatasetConfig, WriterConfig
 from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.io.remotes import OutputFolder
-from llm2clip.teacher.caption_teacher import Embedded
+from llm2clip.teacher.embedder import Embedded
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.fingerprint import Fingerprint
 
@@ -67,16 +67,14 @@ class _RandomTeacher:
 
     fingerprint = Fingerprint.of('random', {})
 
-    def __init__(self, llm_embed_dim: int) -> None:
-        self.llm_embed_dim = llm_embed_dim
+    def __init__(self, width: int) -> None:
+        self.width = width
 
-    def tokenize(self, texts: Sequence[str]) -> Sequence[str]:
-        return texts
+    def prepare(self, items: Sequence[str]) -> Sequence[str]:
+        return items
 
-    def embed_tokens(
-        self, tokens: Sequence[str], on_batch: Callable[[int], object] = lambda texts: None
-    ) -> Embedded:
-        return Embedded(torch.randn(len(tokens), self.llm_embed_dim), 0, 0)
+    def embed_prepared(self, inputs: Sequence[str], on_batch: Callable[[int], object]) -> Embedded:
+        return Embedded(torch.randn(len(inputs), self.width), 0, 0)
 
 
 def write_vectors(images: Path, out: Path, dim: int) -> None:

@@ -159,7 +159,7 @@ def test_files_that_would_run_code_or_hold_no_weights(tmp_path: Path, monkeypatc
     Path('empty').mkdir()
     code = 'holds more than weights, which could run code: .*mkdir'
     messages = {'code.pt': code, 'plain.pt': code, 'cut.pt': 'cannot be read', 'cut.safetensors': 'cannot be read',
-                'gone.pt': 'no file or folder', 'list.pt': 'list.pt: is no mapping of parameter names',
+                'gone.pt': 'cannot be read', 'list.pt': 'list.pt: is no mapping of parameter names',
                 'empty': 'has no weights; expected one of'}
     for file, message in messages.items():
         with pytest.raises(ValueError, match=message):

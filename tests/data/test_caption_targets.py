@@ -18,7 +18,7 @@ from llm2clip.data.schema import read_samples
 from llm2clip.data.vectors import dequantize, stored_vector
 from llm2clip.errors import ConfigError
 from llm2clip.io.remotes import OutputFolder
-from llm2clip.teacher.caption_teacher import Embedded
+from llm2clip.teacher.embedder import Embedded
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.fingerprint import Fingerprint, teacher_of_embeddings
 
@@ -29,19 +29,19 @@ class Targets:
     """Stands for CLIP: vectors of texts, which cannot be longer than it reads."""
 
     fingerprint = Fingerprint.of('of a clip', {'clip_text': 'clip'})
-    llm_embed_dim = DIM
+    width = DIM
 
     def __init__(self, longest: int) -> None:
         self.longest = longest
 
-    def tokenize(self, texts: Any) -> Any:
-        return list(texts)
+    def prepare(self, items: Any) -> Any:
+        return list(items)
 
-    def embed_tokens(self, tokens: Any, on_batch: Any = lambda n: None) -> Embedded:
-        vectors = torch.stack([target(text) * (len(text) <= self.longest) for text in tokens])
-        return Embedded(vectors, 0, 0, sum(len(text) > self.longest for text in tokens))
+    def embed_prepared(self, inputs: Any, on_batch: Any = lambda n: None) -> Embedded:
+        vectors = torch.stack([target(text) * (len(text) <= self.longest) for text in inputs])
+        return Embedded(vectors, 0, 0, sum(len(text) > self.longest for text in inputs))
 
-    embed = embed_tokens
+    embed = embed_prepared
 
 
 def target(text: str) -> torch.Tensor:

@@ -160,7 +160,7 @@ def test_export_without_its_teacher(exported: tuple[LLM2CLIP, Path], tmp_path: P
 def test_several_teachers(teacher_folder: Path, causal_teacher: Path, tmp_path: Path) -> None:
     teachers = [teacher_folder, causal_teacher]
     model, config, record, _ = given = trained('timm:test_vit', teachers)
-    record = TeacherRecord(Fingerprint.concatenate(map(teacher_fingerprint, teachers)), record.about)
+    record = TeacherRecord(Fingerprint.concatenate(map(teacher_fingerprint, teachers)), record.facts)
     export_folder(model, config, record, teachers, tmp_path / 'export')
     found = load(tmp_path, export=str(tmp_path / 'export'))
     with torch.no_grad():

@@ -24,7 +24,7 @@ def save_run(folder: Path, of_run: Trained, teacher: Optional[Path] = None) -> P
     """A run without its checkpoint."""
     save_run_config(folder, of_run.config, teacher=None if teacher is None else str(teacher))
     teacher = Fingerprint.concatenate(teacher_fingerprint(path) for path in of_run.teachers)
-    TeacherRecord(teacher, of_run.record.about).write(folder)
+    TeacherRecord(teacher, of_run.record.facts).write(folder)
     return folder
 
 

@@ -95,9 +95,9 @@ def test_a_projection_that_does_not_fit_is_refused(teacher_folder: Path, tmp_pat
 def test_a_clip_that_was_fine_tuned_is_one_clip_model(llm_folder: Path, tmp_path: Path) -> None:
     """With a text tower, a projection and pixels of its own, and fewer dimensions."""
     clip = str(write_clip(tmp_path / 'clip', llm_folder))
-    tower = load_clip_text(ClipTextConfig(clip), 'clip').eval()
+    tower = load_clip_text(ClipTextConfig(clip)).eval()
     save_clip_text(tower, {name: value + 0.01 for name, value in tower.state_dict().items()},
-                   load_clip_tokenizer(ClipTextConfig(clip), 'clip'), tmp_path / 'text')
+                   load_clip_tokenizer(ClipTextConfig(clip)), tmp_path / 'text')
     config = ModelConfig(VisionConfig(clip, pretrained=True, image_size=32, **PIXELS), AdapterConfig('identity'),
                          embed_dim=32, visual_projection='pretrained', logit_scale=7.0)
     model = LLM2CLIP(config, 32).eval()

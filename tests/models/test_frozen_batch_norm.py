@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Convolutions that do what a frozen BatchNorm behind them does, against both one after the other."""
+"""Frozen convolutions that compute the BatchNorm behind them, too, against both one after the other."""
 
 import copy
 from typing import Any
@@ -11,7 +11,8 @@ import timm
 import torch
 import torch.nn as nn
 
-from llm2clip.models.vision_encoder import merge_frozen_batch_norms
+from llm2clip.config import VisionConfig
+from llm2clip.models.vision_encoder import VisionEncoder, fuse_frozen_batch_norms
 
 IMAGES = torch.randn(3, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -42,25 +43,37 @@ class _ReadTwice(nn.Module):
         return (self.norms[1](self.second(x)) + self.norms[1](x)).mean((2, 3))
 
 
-@pytest.mark.parametrize(('make', 'merged'), [
-    (lambda: timm.create_model('tf_efficientnet_lite0'), 49),
-    (lambda: timm.create_model('resnet18'), 20),
-    (lambda: timm.create_model('resnetv2_50'), 32),
-    (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1)), 1),
-    (_ReadTwice, 0),
+@pytest.mark.parametrize(('make', 'trained', 'num_fused'), [
+    (lambda: timm.create_model('tf_efficientnet_lite0'), 'blocks.3', 40),
+    (lambda: timm.create_model('resnet18'), 'layer3', 15),
+    (lambda: timm.create_model('resnetv2_50'), 'stages.1.blocks.0', 30),
+    (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 4, 1)), '3', 1),
+    (_ReadTwice, 'norms.0', 0),
 ])
-def test_features_and_gradients_are_those_of_both(make: Any, merged: int) -> None:
+def test_features_and_gradients_are_those_of_both(make: Any, trained: str, num_fused: int) -> None:
     torch.manual_seed(0)
     plain = _with_statistics(make())
+    for name, parameter in plain.named_parameters():
+        parameter.requires_grad_(name.startswith(trained))
     model = copy.deepcopy(plain)
-    assert merge_frozen_batch_norms(model, 64) == merged
+    assert fuse_frozen_batch_norms(model, 64) == num_fused
     model = copy.deepcopy(model)  # as EMA does it
-    assert list(model.state_dict()) == list(plain.state_dict())
     features, expected = model(IMAGES), plain(IMAGES)
     torch.testing.assert_close(features, expected, rtol=1e-10, atol=1e-10)
     for output in (features, expected):
         (output.square().sum() + output.sum()).backward()
-    for (name, parameter), (_, other) in zip(model.named_parameters(), plain.named_parameters()):
-        assert parameter.grad is not None and other.grad is not None, name
-        scale = other.grad.abs().max().clamp_min(1e-6)
-        torch.testing.assert_close(parameter.grad / scale, other.grad / scale, rtol=0, atol=1e-9, msg=name)
+    for (name, parameter), (other_name, other) in zip(model.named_parameters(), plain.named_parameters()):
+        assert name == other_name and torch.equal(parameter, other)
+        if name.startswith(trained):
+            assert parameter.grad is not None and other.grad is not None, name
+            scale = other.grad.abs().max().clamp_min(1e-6)
+            torch.testing.assert_close(parameter.grad / scale, other.grad / scale, rtol=0, atol=1e-9, msg=name)
+
+
+def test_only_frozen_layers_are_fused() -> None:
+    vision = VisionConfig('tf_efficientnet_lite0', False, image_size=64, freeze_blocks=2)
+    encoder = VisionEncoder(vision).train()
+    encoder.fuse_frozen_batch_norms()
+    fused = [name for name, module in encoder.named_modules() if 'forward' in vars(module)]
+    assert {name.rpartition('.')[0] for name in fused} == {'trunk', 'trunk.blocks.0.0', 'trunk.blocks.1.0'}
+    assert encoder.training

@@ -18,7 +18,7 @@ from composer.core import Event
 
 from llm2clip.config import AdapterConfig, ModelConfig, SelfDistillationConfig, VisionConfig
 from llm2clip.losses.distillation import instance_loss, structure_loss
-from llm2clip.modeling.modeling_llm2clip import Adapter
+from llm2clip.modeling.adapter import Adapter
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP, truncate_dims
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.training.algorithms.batches import InitialImages

@@ -17,7 +17,8 @@ from llm2clip.config import Stage1Config, TextEncoderConfig
 from llm2clip.config.loading import load_config
 from llm2clip.data.text_batches import split_packed
 from llm2clip.modeling.text_encoder import TextEncoder
-from llm2clip.models.caption_contrastive import CaptionContrastive, MaskedNextTokenPrediction, mntp_loss
+from llm2clip.models.caption_contrastive import CaptionContrastive
+from llm2clip.models.masked_next_token import MaskedNextTokenPrediction, mntp_loss
 from llm2clip.teacher.llm import load_caption_tokenizer, load_llm_and_head
 from llm2clip.training.stage1 import make_model
 

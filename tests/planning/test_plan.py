@@ -204,7 +204,7 @@ def test_trainable_text_encoders(
     with pytest.raises(ConfigError, match='^teacher: there is none in /nowhere, which trainable_text.lora needs'):
         stage2(*args, 'trainable_text.lora={r: 4}', 'teacher=/nowhere')
     # CLIP's text tower in place of the LLM.
-    clip_text = load_clip_text(ClipTextConfig(str(clip)), 'clip')
+    clip_text = load_clip_text(ClipTextConfig(str(clip)))
     tower = sum(p.numel() for p in clip_text.parameters())
     direct = stage2(*args, f'trainable_text.clip.name={clip}', 'model.adapter.name=identity')
     assert direct.modules['text_encoder'] == (tower, 0) and not direct.errors

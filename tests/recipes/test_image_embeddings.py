@@ -80,7 +80,7 @@ def test_vectors_are_those_of_the_tower_and_views_are_deterministic(
     image = read_samples(folder / 'data/train')[0]['image']
     items = [(image, 'a', 1), (image, 'a', 2), (image, 'b', 1)]
     pixels, same, others = (
-        FrozenTower(encoder.train(), ExtractImagesConfig(crop_scale=[0.3, 0.6], seed=seed)).tokenize(items)
+        FrozenTower(encoder.train(), ExtractImagesConfig(crop_scale=[0.3, 0.6], seed=seed)).prepare(items)
         for seed in (0, 0, 1))
     assert torch.equal(pixels, same) and len(torch.cat([pixels, others]).unique(dim=0)) == 6
     assert not encoder.training

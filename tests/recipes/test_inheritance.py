@@ -98,7 +98,7 @@ def test_stage2_begins_in_the_space_of_clip(
     run_recipe(monkeypatch, 'export_hf', f'run={tmp_path}/stage2', f'teacher={teacher_folder}',
                f'out={tmp_path}/export')
     for changed, message in (
-        ('model.adapter.depth=1', 'model.adapter.depth: 1, but 2 in initial_adapter'),
+        ('model.adapter.depth=1', 'model.adapter.depth: 1, but 2 in the adapter '),
         ('model.visual_projection=linear', r'model.visual_projection\b.*: linear begins with random'),
         (f'initial_weights={tmp_path}/export/llm2clip', r'initial_adapter\b.*: initial_weights has an adapter'),
         ('initial_adapter=/nowhere', 'initial_adapter: /nowhere holds no adapter'),
@@ -106,10 +106,10 @@ def test_stage2_begins_in_the_space_of_clip(
         with pytest.raises(ConfigError, match=message):
             run_recipe(monkeypatch, 'train_stage2', *stage2, 'model.visual_projection=pretrained', changed,
                        f'save_folder={tmp_path}/other')
-    with pytest.raises(ConfigError, match='initial_adapter: the adapter in .* comes from another teacher than train'):
+    with pytest.raises(ConfigError, match='the adapter in .* comes from another teacher than train'):
         about = tmp_path / 'inheritance/adapter/adapter.json'
         about.write_text(about.read_text().replace('"weights": "', '"weights": "0'))
-        load_adapter(model.adapter, run.config.model.adapter, 32, run.record.teacher, about.parent, 'initial_adapter')
+        load_adapter(model.adapter, run.config.model.adapter, 32, run.record.teacher, about.parent)
 
 
 def test_a_plan_says_what_it_will_take(args: list[str], tmp_path: Path) -> None:

@@ -224,12 +224,12 @@ def test_embeddings_are_the_same_although_a_node_is_killed_and_one_joins_late(
 
     def load() -> CaptionTeacher:
         teacher = TeacherFolder(teacher_folder).load(DeviceCPU(), batch_tokens=64)
-        embed = teacher.embed_tokens
-        teacher.embed_tokens = lambda *args, **options: (wait_for_three(met), embed(*args, **options))[1]
+        embed = teacher.embed_prepared
+        teacher.embed_prepared = lambda *args, **options: (wait_for_three(met), embed(*args, **options))[1]
         return teacher
 
     embeddings = EmbeddingsDataset(DatasetConfig(str(tmp_path / 'cache'), 's3://bucket/images/train'),
-                      Elsewhere(tmp_path / 'ray', 's3://bucket/embeddings'), about={'precision': 'fp32'})
+                      Elsewhere(tmp_path / 'ray', 's3://bucket/embeddings'), settings={'precision': 'fp32'})
     engine, fingerprint = RayEngine(), teacher_fingerprint(teacher_folder)
     done = disturbed(nodes, met, lambda: extract_by(engine, [embeddings], load, fingerprint, 8 * 64))['ray']
     assert (done['captions'], done['absent']) == (80, 0) and done['shards'] > 5

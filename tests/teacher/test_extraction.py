@@ -24,7 +24,7 @@ from llm2clip.data.schema import read_columns, read_index, read_samples, vector_
 from llm2clip.data.vectors import dequantize, stored_vector
 from llm2clip.io.remotes import OutputFolder
 from llm2clip.modeling.text_encoder import Tokenized, encode_texts, token_batches
-from llm2clip.teacher.caption_teacher import Embedded
+from llm2clip.teacher.embedder import Embedded
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings, write_shard
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.llm import load_teacher, save_teacher, teacher_fingerprint
@@ -100,7 +100,7 @@ def test_only_what_was_downloaded_is_removed(teacher_folder: Path, tmp_path: Pat
 def test_finished_shards_are_kept_and_the_rest_is_done(
     image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embedded, embed = [], LLMTeacher.embed_tokens
+    embedded, embed = [], LLMTeacher.embed_prepared
 
     def stop_in_the_third_shard(self: LLMTeacher, tokens: list[Tokenized], **options: Any) -> Embedded:
         if len(embedded) == 2 * of_a_shard + 1:
@@ -111,7 +111,7 @@ def test_finished_shards_are_kept_and_the_rest_is_done(
     n = len(read_index(image_dataset)['shards'])
     of_a_shard = 2 * read_index(image_dataset)['shards'][0]['samples']
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(LLMTeacher, 'embed_tokens', stop_in_the_third_shard)
+        patch.setattr(LLMTeacher, 'embed_prepared', stop_in_the_third_shard)
         write_text_embeddings(image_dataset, tmp_path / 'out', teacher_folder, part_tokens=1)
     assert not (tmp_path / 'out' / 'index.json').exists()
     done = write_text_embeddings(image_dataset, tmp_path / 'out', teacher_folder, part_tokens=100)

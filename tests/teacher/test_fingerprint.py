@@ -55,7 +55,7 @@ def test_a_record_comes_back_and_tells_others_apart(tmp_path: Path) -> None:
     ('llm', 'tokenizer.json', ['model', 'merges'], []),
     ('clip_text', 'config.json', ['text_config', 'hidden_act'], 'relu'),
     ('clip_text', 'tokenizer.json', ['model', 'merges'], []),
-    ('tower', 'config.json', ['vision_config', 'hidden_act'], 'relu'),
+    ('frozen_tower', 'config.json', ['vision_config', 'hidden_act'], 'relu'),
 ])
 def test_configuration_and_tokenizer_are_part_of_it(
     kind: str, file: str, keys: list[str], value: object, llm_folder: Path, clip: Path, tmp_path: Path
@@ -63,17 +63,18 @@ def test_configuration_and_tokenizer_are_part_of_it(
     fingerprint: Callable[[Path], Fingerprint] = {
         'llm': lambda folder: FrozenLLM(LLMTeacherConfig(str(folder))).fingerprint(),
         'clip_text': lambda folder: ClipText(folder).fingerprint(),
-        'tower': lambda folder: tower_fingerprint(VisionEncoder(VisionConfig(str(folder), image_size=32))),
+        'frozen_tower': lambda folder: tower_fingerprint(VisionEncoder(VisionConfig(str(folder), image_size=32))),
     }[kind]
     expected = fingerprint(shutil.copytree(llm_folder if kind == 'llm' else clip, tmp_path / 'copy'))
     assert fingerprint(llm_folder if kind == 'llm' else clip) == expected
+    assert Fingerprint.from_json(expected.to_json()).kinds == [kind]
     about = json.loads((tmp_path / 'copy' / file).read_text())
     inner = about
     for key in keys[:-1]:
         inner = inner[key]
     inner[keys[-1]] = value
     (tmp_path / 'copy' / file).write_text(json.dumps(about))
-    with pytest.raises(ValueError, match='a comes from another teacher than b: config'):
+    with pytest.raises(ValueError, match='a comes from another t[a-z]+ than b: config'):
         fingerprint(tmp_path / 'copy').check(expected, 'a', 'b')
 
 

@@ -55,8 +55,9 @@ def test_its_vectors_are_those_of_the_model_with_the_prompt(
     lengths = [len(tokenizer(prompt + text).input_ids) for text in TEXTS]
     assert embedded.truncated == sum(length > 12 for length in lengths) > 0
     assert embedded.tokens == sum(min(length, 12) for length in lengths)
-    assert teacher.llm_embed_dim == 32 and teacher.embed([]).vectors.shape[0] == 0
+    assert teacher.width == 32 and teacher.embed([]).vectors.shape[0] == 0
     assert teacher.fingerprint.to_json()['prompt'] == prompt
+    assert teacher.fingerprint.kinds == ['sentence_transformers']
     # They take part in a graph, and bfloat16 comes close.
     weight = torch.ones(32, requires_grad=True)
     (embedded.vectors * weight).sum().backward()
