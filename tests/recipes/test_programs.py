@@ -60,7 +60,7 @@ def test_every_variant_is_a_configuration(name: str, tmp_path: Path, monkeypatch
     record = Record(tmp_path / 'measured.json')
     for variant in suite.variants:
         run.train_and_measure(suite, record, lanes, (1, variant))
-    assert record.found.keys() == set(suite.measured) and all(record.has(row, 1) for row in suite.measured)
+    assert record.results.keys() == set(suite.measured) and all(record.has(row, 1) for row in suite.measured)
     assert {row for ablation in suite.ablations for row in ablation.variants} == set(suite.measured)
     for config in trained:
         config.save_folder = ''
