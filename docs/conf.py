@@ -54,8 +54,8 @@ def recipe_page(recipe: Path) -> str:
     doc = ast.get_docstring(ast.parse(code)) or ''
     description, _, command = ' '.join(doc.split()).partition(': ')
     lines = [f'# {recipe.stem}', '', f'{description}.', '', '```bash', command, '```', '', '## Keys', '',
-             'A key without a default is required. `<name>` is a name that you choose; `[]` is one entry of a list.',
-             '']
+             'A key without a default is required. `<name>` is a name that you choose; `[]` is one entry of '
+             'a list.', '']
     for entry in entries(schema):
         indent = '  ' * entry.depth
         line = f'{indent}- **`{entry.key}`** `{entry.kind}`'
@@ -73,7 +73,8 @@ def recipe_page(recipe: Path) -> str:
 
 
 def yaml_page() -> str:
-    """Return the page of YAML files: one table per folder, with the first sentence of each file's opening comment."""
+    """Return the page of YAML files: one table per folder, with the first sentence of each file's opening
+    comment."""
     lines = ['# YAML files', '', 'Each file opens with the command that launches it. '
              '[Settings](../../guides/settings.md) explains how files merge.', '']
     for folder in sorted({path.parent for path in (ROOT / 'yamls').rglob('*.yaml')}):
@@ -91,7 +92,8 @@ def yaml_page() -> str:
 
 
 def escaped(text: str) -> str:
-    """Convert docstring text to Markdown: ``code`` becomes `code`, and other markup characters are escaped."""
+    """Convert docstring text to Markdown: ``code`` becomes `code`, and other markup characters are
+    escaped."""
     parts: list[str] = []
     for part in re.split(r'(``.+?``|`.+?`)', text):
         if part.startswith('`'):

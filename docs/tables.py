@@ -3,10 +3,11 @@
 
 """Rewrite the tables of README.md and docs/ from the records in results/: python docs/tables.py [--check]
 
-A table stands between ``<!-- results/NAME.json -->``, or ``<!-- results/NAME.json#TABLE -->``, and ``<!-- end -->``.
-A record is ``{"about": …, "tables": {name: table}, "runs": {run: {seed: numbers}}}``.  In a table, `of` is the first
-column's title, `columns` maps titles to paths of numbers, and `rows` maps labels to runs.  A cell averages its paths.
-It shows the mean ± standard deviation of three or more seeds, or else each seed's number.  `digits` is optional (1).
+A table stands between ``<!-- results/NAME.json -->``, or ``<!-- results/NAME.json#TABLE -->``, and ``<!-- end
+-->``.  A record is ``{"about": …, "tables": {name: table}, "runs": {run: {seed: numbers}}}``.  In a table,
+`of` is the first column's title, `columns` maps titles to paths of numbers, and `rows` maps labels to runs.
+A cell averages its paths.  It shows the mean ± standard deviation of three or more seeds,
+or else each seed's number.  `digits` is optional (1).
 """
 
 import json
@@ -28,7 +29,8 @@ def pages() -> list[Path]:
 
 
 def number(numbers: Any, path: str) -> Optional[float]:
-    """Return one seed's number at ``set/metric``, or None; `models` levels must hold one model and are skipped."""
+    """Return one seed's number at ``set/metric``, or None; `models` levels must hold one model and are
+    skipped."""
     for key in path.split('/'):
         if 'models' in numbers:
             numbers, = numbers['models'].values()

@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Export the vision tower for transformers, timm or ONNX Runtime: python recipes/export_vision.py run=… out=…"""
+"""Export the vision tower for transformers, timm or ONNX Runtime: python recipes/export_vision.py run=…
+out=…"""
 
 from typing import Any
 

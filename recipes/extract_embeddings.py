@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Embed captions with a teacher: composer [-n N] recipes/extract_embeddings.py yamls/extract/….yaml [key=value …]"""
+"""Embed captions with a teacher: composer [-n N] recipes/extract_embeddings.py yamls/extract/….yaml
+[key=value …]"""
 
 from llm2clip.command import run_command
 from llm2clip.config import ExtractConfig
@@ -18,8 +19,8 @@ def main(config: ExtractConfig) -> None:
     from llm2clip.teacher.sources import load_caption_teacher, teacher_source
 
     run_extraction(config, partial(load_caption_teacher, config), teacher_source(config.teacher).fingerprint,
-                   8 * config.batch_tokens, normalize=config.normalize, settings={'precision': config.precision},
-                   prompts=config.prompts)
+                   8 * config.batch_tokens, normalize=config.normalize,
+                   settings={'precision': config.precision}, prompts=config.prompts)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Align the adapter with CLIP: composer [-n N] recipes/train_inheritance.py yamls/inheritance/….yaml [key=value …]"""
+"""Align the adapter with CLIP: composer [-n N] recipes/train_inheritance.py yamls/inheritance/….yaml
+[key=value …]"""
 
 from llm2clip.command import run_command
 from llm2clip.config import InheritanceConfig

@@ -45,7 +45,8 @@ def import_teacher(config: LLMTeacherConfig, template: Optional[str], folder: Un
         folder: Output folder.
 
     Raises:
-        ConfigError: The LLM or an adapter does not fit, the template is unknown, or the saved settings disagree.
+        ConfigError: The LLM or an adapter does not fit, the template is unknown,
+            or the saved settings disagree.
     """
     if config.chat_template is not None:
         raise ConfigError('teacher.chat_template: LLM2Vec has templates of its own; say which by `template`')
@@ -88,8 +89,8 @@ def _check_llm2vec_config(config: LLMTeacherConfig) -> None:
         if getattr(config, key) != value:
             raise ConfigError(f'teacher.{key}: {getattr(config, key)!r}, but {path} says {value!r}')
     if not saved.get('skip_instruction', True):
-        raise ConfigError(f'{path}: skip_instruction is false: it would pool the header of the template, which no '
-                          'setting here does')
+        raise ConfigError(f'{path}: skip_instruction is false: it would pool the header of the template, '
+                          'which no setting here does')
 
 
 def _template_by_name(config: LLMTeacherConfig) -> str:
@@ -102,5 +103,5 @@ def _template_by_name(config: LLMTeacherConfig) -> str:
             return 'llama3'
         if 'Qwen2-' in name and 'Instruct' in name:
             return 'chatml'
-    raise ConfigError(f'template: which one LLM2Vec used cannot be told from the name {config.pretrained}; say one of '
-                      f'{", ".join(TEMPLATES)}')
+    raise ConfigError(f'template: which one LLM2Vec used cannot be told from the name {config.pretrained}; '
+                      f'say one of {", ".join(TEMPLATES)}')

@@ -68,8 +68,8 @@ _LAYOUTS = (
             left_out=(r'text\.text\..*',), visual_projection='identity', normalize=False),
     _Layout('eva', 'visual.cls_token', 'text.text_adaptor.',
             (('vision_encoder.trunk.', 'visual.'), ('visual_projection.', 'visual.head.')),
-            (('.attn.norm.', '.attn.inner_attn_ln.'), ('.mlp.norm.', '.mlp.ffn_ln.'), ('.mlp.fc1_g.', '.mlp.w1.'),
-             ('.mlp.fc1_x.', '.mlp.w2.'), ('.mlp.fc2.', '.mlp.w3.')),
+            (('.attn.norm.', '.attn.inner_attn_ln.'), ('.mlp.norm.', '.mlp.ffn_ln.'),
+             ('.mlp.fc1_g.', '.mlp.w1.'), ('.mlp.fc1_x.', '.mlp.w2.'), ('.mlp.fc2.', '.mlp.w3.')),
             (r'visual\.(blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)',), visual_projection='affine'),
     _Layout('hf', 'vision_model.', 'text_adapter.adaptor.',
             (('vision_encoder.trunk.vision_model.', 'vision_model.'),  # its name in transformers 4
@@ -77,7 +77,8 @@ _LAYOUTS = (
             left_out=(r'vision_model\.embeddings\.position_ids',)),
 )
 # Files of a folder; the first that exists is read.
-_NAMES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json')
+_NAMES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin',
+          'pytorch_model.bin.index.json')
 # Keys under which trainers save the weights beside their own state.
 _WRAPPERS = ('model', 'module', 'state_dict')
 _BLOCK_PARTS = {'norm': 'ln', 'up': 'fn.0', 'down': 'fn.3'}
@@ -112,7 +113,9 @@ def _official_names(layout: _Layout, ours: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _from_official(layout: _Layout, state: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]) -> _State:
+def _from_official(
+    layout: _Layout, state: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]
+) -> _State:
     """Convert an official state dict to one of our model, whose state dict is `ours`.
 
     Raise a ConfigError if a weight is missing, unexpected or of another shape.
@@ -122,8 +125,8 @@ def _from_official(layout: _Layout, state: Mapping[str, torch.Tensor], ours: Map
     missing = set(names.values()) - state.keys()
     unexpected = state.keys() - set(names.values()) - ignored
     if missing or unexpected:
-        raise ConfigError(f'not the weights of this tower and adapter: it lacks {some_names(missing)} and has '
-                          f'{some_names(unexpected)} besides', 'checkpoint')
+        raise ConfigError(f'not the weights of this tower and adapter: it lacks {some_names(missing)} and '
+                          f'has {some_names(unexpected)} besides', 'checkpoint')
     for name, official in names.items():
         shape = tuple(state[official].shape)
         expected = tuple(ours[name].shape)
@@ -136,7 +139,8 @@ def _from_official(layout: _Layout, state: Mapping[str, torch.Tensor], ours: Map
 
 
 def read_weights(path: Union[str, Path]) -> dict[str, torch.Tensor]:
-    """Read a dict of parameter name -> tensor without running code; floating-point tensors are cast to float32.
+    """Read a dict of parameter name -> tensor without running code;
+    floating-point tensors are cast to float32.
 
     Args:
         path: A `.safetensors` file, a file of `torch.save`, or a folder in transformers format.
@@ -149,7 +153,8 @@ def read_weights(path: Union[str, Path]) -> dict[str, torch.Tensor]:
     if path.is_dir():
         files = [path / name for name in _NAMES if (path / name).is_file()]
         if not files:
-            raise ConfigError(f'the folder {path} has no weights; expected one of {", ".join(_NAMES)}', 'checkpoint')
+            raise ConfigError(f'the folder {path} has no weights; expected one of {", ".join(_NAMES)}',
+                              'checkpoint')
         path = files[0]
     if path.name.endswith('.index.json'):
         with reading(path, 'weight_map, parameter name -> file'):
@@ -225,7 +230,8 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
             fields.update(read_json(path, dict).get('vision_config', {}))
         for name, value in vision.architecture.items():
             if fields.setdefault(name, value) != value:
-                raise ConfigError(f'{value!r}, but {path} says {fields[name]!r}', f'vision.architecture.{name}')
+                raise ConfigError(f'{value!r}, but {path} says {fields[name]!r}',
+                                  f'vision.architecture.{name}')
         vision = dataclasses.replace(vision, architecture=fields)
     config = ModelConfig(vision, adapter, embed_dim, layout.visual_projection)
     if 'logit_bias' in state:
@@ -285,12 +291,16 @@ def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[st
     differences = [f'model.{key}: {value!r}, but {exported_value!r} there'
                    for key, value, exported_value in _differences(model, config, exported.model_config())]
     if differences:
-        raise ConfigError(f'the model in {folder} is another one: {"; ".join(differences)}', 'initial_weights')
+        raise ConfigError(f'the model in {folder} is another one: {"; ".join(differences)}',
+                          'initial_weights')
     return exported
 
 
-def _differences(model: LLM2CLIP, config: ModelConfig, exported: ModelConfig) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (key, our value, exported value) of each setting that changes the meaning of the weights and differs."""
+def _differences(
+    model: LLM2CLIP, config: ModelConfig, exported: ModelConfig
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (key, our value, exported value) of each setting that changes the meaning of the weights and
+    differs."""
     ours, theirs = config.vision, exported.vision
     preprocessing = model.vision_encoder.preprocessing
     architecture = model.vision_encoder.tower.architecture()

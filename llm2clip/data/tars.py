@@ -64,7 +64,8 @@ def _files(path: str, wanted: Optional[Container[str]], image_places: bool) -> I
 
 
 def _check_end(tar: tarfile.TarFile, path: str) -> None:
-    """Raise a FileError unless zeros follow the last member: `tarfile` ends at a damaged or missing header."""
+    """Raise a FileError unless zeros follow the last member: `tarfile` ends at a damaged or missing
+    header."""
     file = tar.fileobj
     assert file is not None
     file.seek(tar.offset)

@@ -69,7 +69,8 @@ def read_templates(path: Union[str, Path]) -> list[str]:
     templates = [line.replace('{c}', '{}') for line in lines]
     for line in templates:
         if '{}' not in line:
-            raise ConfigError(f'{path}: {line!r}, expected a prompt with {{}} for the class name on each line')
+            raise ConfigError(f'{path}: {line!r}, expected a prompt with {{}} for the class name on each '
+                              'line')
     if not templates:
         raise ConfigError(f'{path} has no prompt')
     return templates

@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Models that can be evaluated: a stage-2 run, an exported folder, or a Hugging Face CLIP with its text tower."""
+"""Models that can be evaluated: a stage-2 run, an exported folder, or a Hugging Face CLIP with its text
+tower."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -92,8 +93,8 @@ class HuggingFaceCLIP:
     def __init__(self, name: str, device: Device, precision: TeacherPrecision = 'fp32') -> None:
         self.precision = precision
         where = f'pretrained: {name}'
-        model, _ = load_checked(AutoModel.from_pretrained, name, where=where, more=True, trust_remote_code=False,
-                                config=load_config(name, where), dtype=torch.float32)
+        model, _ = load_checked(AutoModel.from_pretrained, name, where=where, more=True,
+                                trust_remote_code=False, config=load_config(name, where), dtype=torch.float32)
         self.tokenizer = load_clip_tokenizer(ClipTextConfig(name))
         with reading(where, 'an image processor of transformers'):
             self.preprocess = partial(_preprocess_theirs,

@@ -25,7 +25,8 @@ def noise(*shape: int) -> torch.Tensor:
 
 
 def pictures(image_size: int, cropped: int = 7) -> dict[str, bytes]:
-    """Return encoded pictures that are easily decoded differently than in training, with names for messages as keys.
+    """Return encoded pictures that are easily decoded differently than in training,
+    with names for messages as keys.
 
     Their shortest side is twice `image_size`; the centre crop removes `cropped` rows or columns.  If that is
     3, 7, 11, …, transformers removes the odd one at the end, torchvision at the beginning.
@@ -55,17 +56,18 @@ def training_pixels(data: bytes, name: str = 'check', *, preprocessing: Preproce
 
 @torch.no_grad()
 def check_pictures(
-    exported: Callable[[Image.Image], torch.Tensor], expected: _Features, preprocessing: Preprocessing, subject: str,
-    tolerance: float = _TOLERANCE,
+    exported: Callable[[Image.Image], torch.Tensor], expected: _Features, preprocessing: Preprocessing,
+    subject: str, tolerance: float = _TOLERANCE,
 ) -> None:
     """Call `check_same` for each of the `pictures`, with `subject` as the name of the exported model.
 
-    `exported` maps a picture from `PIL.Image.open` to features ``(1, D)`` of the exported model, `expected` maps
-    pixels ``(1, 3, H, W)`` to those of the checkpoint.
+    `exported` maps a picture from `PIL.Image.open` to features ``(1, D)`` of the exported model, `expected`
+    maps pixels ``(1, 3, H, W)`` to those of the checkpoint.
     """
     for name, data in pictures(preprocessing.image_size).items():
         pixels = training_pixels(data, preprocessing=preprocessing)[None]
-        check_same(lambda _, data=data: exported(open_image(data)), expected, pixels, f'{subject}, {name}', tolerance)
+        check_same(lambda _, data=data: exported(open_image(data)), expected, pixels, f'{subject}, {name}',
+                   tolerance)
 
 
 def check_pixels(
@@ -73,26 +75,30 @@ def check_pixels(
 ) -> None:
     """Raise a ConfigError unless an image transform gives nearly the pixels ``(3, H, W)`` of training.
 
-    The centre crop removes an even number of rows or columns, which all libraries split equally between both ends.
+    The centre crop removes an even number of rows or columns, which all libraries split equally between both
+    ends.
     """
     std = torch.tensor(preprocessing.std)[:, None, None]
     for name, data in pictures(preprocessing.image_size, cropped=6).items():
         difference = (transform(open_image(data)) - training_pixels(data, preprocessing=preprocessing)) * std
         mean = 255 * difference.abs().mean().item()
         if not mean <= _PIXEL_TOLERANCE:
-            raise ConfigError(f'{subject} of {name} differs from that of training by {mean:.1f} of 255 in the mean')
+            raise ConfigError(f'{subject} of {name} differs from that of training by {mean:.1f} of 255 in '
+                              'the mean')
 
 
 @torch.no_grad()
 def check_same(
-    exported: _Features, expected: _Features, inputs: torch.Tensor, subject: str, tolerance: float = _TOLERANCE
+    exported: _Features, expected: _Features, inputs: torch.Tensor, subject: str,
+    tolerance: float = _TOLERANCE
 ) -> None:
-    """Raise a ConfigError unless both functions give the same features, within `tolerance` of the largest value."""
+    """Raise a ConfigError unless both functions give the same features,
+    within `tolerance` of the largest value."""
     want = expected(inputs)
     got = exported(inputs)
     difference = float('inf')
     if got.shape == want.shape:
         difference = ((got - want).abs().max() / want.abs().max()).item()
     if not difference <= tolerance:
-        raise ConfigError(f'{subject}: the features differ from those of the checkpoint, by {difference:.1e} of the '
-                          f'largest (shapes {tuple(got.shape)} and {tuple(want.shape)})')
+        raise ConfigError(f'{subject}: the features differ from those of the checkpoint, by {difference:.1e} '
+                          f'of the largest (shapes {tuple(got.shape)} and {tuple(want.shape)})')

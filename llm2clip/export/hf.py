@@ -38,17 +38,21 @@ from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.sources import TeacherFolder
 
 KIND = 'LLM2CLIP model'
-_REMOTE_CODE = {'AutoConfig': 'modeling_llm2clip.LLM2CLIPConfig', 'AutoModel': 'modeling_llm2clip.LLM2CLIPModel',
+_REMOTE_CODE = {'AutoConfig': 'modeling_llm2clip.LLM2CLIPConfig',
+                'AutoModel': 'modeling_llm2clip.LLM2CLIPModel',
                 'AutoModelForZeroShotImageClassification': 'modeling_llm2clip.LLM2CLIPModel',
                 'AutoImageProcessor': 'image_processing_llm2clip.LLM2CLIPImageProcessor'}
 # The processor of transformers for any image processor with any tokenizer.
 _PROCESSOR = 'VisionTextDualEncoderProcessor'
 # Settings by which sentence-transformers' own module calls the model; they name no code of the folder.
-_MODALITIES = {'text': 'get_text_features', 'image': 'get_image_features', 'image+text': 'get_multimodal_features'}
+_MODALITIES = {'text': 'get_text_features', 'image': 'get_image_features',
+               'image+text': 'get_multimodal_features'}
 _SENTENCE_TRANSFORMERS: dict[str, Any] = {
     'modules.json': [
-        {'idx': 0, 'name': '0', 'path': '', 'type': 'sentence_transformers.base.modules.transformer.Transformer'}],
-    'config_sentence_transformers.json': {'model_type': 'SentenceTransformer', 'similarity_fn_name': 'cosine'},
+        {'idx': 0, 'name': '0', 'path': '',
+         'type': 'sentence_transformers.base.modules.transformer.Transformer'}],
+    'config_sentence_transformers.json': {'model_type': 'SentenceTransformer',
+                                          'similarity_fn_name': 'cosine'},
     'sentence_bert_config.json': {
         'transformer_task': 'feature-extraction',
         'module_output_name': 'sentence_embedding',
@@ -77,7 +81,8 @@ class LLM2CLIPConfig(modeling_llm2clip.LLM2CLIPConfig):
 
     def teachers(self) -> Fingerprint:
         """Return the fingerprint of the teachers in this folder; raise a FileError if there is none."""
-        with reading(f'{self.name_or_path}/config.json', 'the fingerprint of a teacher under the key teacher'):
+        with reading(f'{self.name_or_path}/config.json',
+                     'the fingerprint of a teacher under the key teacher'):
             if not self.teacher:
                 raise ValueError('there is none')
             return Fingerprint.from_json(self.teacher)
@@ -127,7 +132,8 @@ def export_folder(
     model: LLM2CLIP, config: ModelConfig, record: TeacherRecord, teacher: Union[_Teacher, Sequence[_Teacher]],
     out: Union[str, Path], *, run: Optional[Stage2Config] = None, wise_ft_alpha: float = 1.0,
 ) -> None:
-    """Write a folder for `AutoModel.from_pretrained`; without this module, that needs ``trust_remote_code=True``.
+    """Write a folder for `AutoModel.from_pretrained`; without this module,
+    that needs ``trust_remote_code=True``.
 
     `AutoProcessor`, the pipeline ``zero-shot-image-classification`` and `SentenceTransformer` can load it
     too.  It is read back, and appears only if it gives the features of `model`, which is in evaluation mode.
@@ -141,7 +147,8 @@ def export_folder(
         run, wise_ft_alpha: Configuration of the run and weight in the WiSE-FT average, for the model card.
 
     Raises:
-        ConfigError: The number of teachers differs from training, or the export does not give the model's features.
+        ConfigError: The number of teachers differs from training, or the export does not give the model's
+            features.
         ValueError: A teacher is not the one of training.
     """
     is_sequence = isinstance(teacher, Sequence) and not isinstance(teacher, str)
@@ -174,7 +181,8 @@ def export_folder(
         write_json(partial / 'processor_config.json', {'processor_class': _PROCESSOR})
         for name, content in _SENTENCE_TRANSFORMERS.items():
             write_json(partial / name, content)
-        image_processor = LLM2CLIPImageProcessor(preprocessing.image_size, preprocessing.mean, preprocessing.std)
+        image_processor = LLM2CLIPImageProcessor(preprocessing.image_size, preprocessing.mean,
+                                                 preprocessing.std)
         image_processor.save_pretrained(partial)
         copy_code(modeling_llm2clip.CODE, partial)
         card = model_card(config, saved, run, wise_ft_alpha, pipeline_tag='zero-shot-image-classification',
@@ -212,7 +220,8 @@ def _check_export(kind: Any, folder: Path, model: LLM2CLIP, llm_embed_dim: int) 
 
 
 def _portable(model: LLM2CLIP, config: ModelConfig) -> dict[str, Any]:
-    """Configuration of the model without the source of its initial weights, but with all values read from there."""
+    """Configuration of the model without the source of its initial weights,
+    but with all values read from there."""
     fields = dataclasses.asdict(config.merged)
     fields['visual_projection'] = projection_kind(model.visual_projection)
     vision = model.vision_encoder

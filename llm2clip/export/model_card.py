@@ -100,15 +100,16 @@ def model_card(
         facts['weights'] = Markup(f'{averaged}{1 - wise_ft_alpha:g} · initial + {wise_ft_alpha:g} · trained '
                                   '([WiSE-FT](https://arxiv.org/abs/2109.01903))')
     return _card(
-        template, data, title=title, facts=facts, teacher=teacher, licensed=' and '.join([*language_models, tower]),
+        template, data, title=title, facts=facts, teacher=teacher,
+        licensed=' and '.join([*language_models, tower]),
         streams=streams, training=training, library_name=library_name, pipeline_tag=pipeline_tag, **parts)
 
 
 def teacher_card(teacher: Union[str, Path], fingerprint: Fingerprint) -> ModelCard:
     """Return the card of a teacher that is exported as a sentence-transformers model."""
     name = language_model(teacher)
-    data = ModelCardData(library_name='sentence-transformers', pipeline_tag='sentence-similarity', license='other',
-                         tags=['llm2clip', 'arxiv:2411.04997'])
+    data = ModelCardData(library_name='sentence-transformers', pipeline_tag='sentence-similarity',
+                         license='other', tags=['llm2clip', 'arxiv:2411.04997'])
     return _card('teacher.md.j2', data, title='Text encoder of LLM2CLIP', licensed=name,
                  facts={'language model': name}, teacher=fingerprint, streams=None)
 
@@ -153,7 +154,8 @@ def _training(run: Stage2Config) -> Markup:
             clip = texts['clip']
             texts['clip'] = {'name': public_name(clip['name']), 'pretrained': clip['pretrained']}
         chosen['trainable_text'] = texts
-    chosen['crops'] = {key: getattr(run.train_data, key) for key in ('crop_scale', 'color_jitter', 'grayscale')}
+    chosen['crops'] = {key: getattr(run.train_data, key)
+                       for key in ('crop_scale', 'color_jitter', 'grayscale')}
     text = OmegaConf.to_yaml(OmegaConf.create(chosen)).rstrip()
     longest = max(map(len, re.findall('`+', text)), default=0)
     fence = '`' * max(3, longest + 1)  # no value can close it

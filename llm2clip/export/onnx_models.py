@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Export for ONNX Runtime: the vision tower, the text adapter and, if wanted, the LLM that embeds captions."""
+"""Export for ONNX Runtime: the vision tower, the text adapter and, if wanted,
+the LLM that embeds captions."""
 
 import copy
 import logging
@@ -40,7 +41,8 @@ KIND = 'ONNX export'
 _OPSET = 18  # the one that torch.onnx writes without conversion
 # Relative to the largest value; up to 10,000 dimensions, the cosine is then above 0.9999.
 _TOLERANCE = 1e-4
-_TEXTS = ['a dog', 'two children in red coats on a beach', 'a sign in front of a shop that is closed all winter']
+_TEXTS = ['a dog', 'two children in red coats on a beach',
+          'a sign in front of a shop that is closed all winter']
 
 
 class _Method(nn.Module):
@@ -67,8 +69,8 @@ def _write(
     logging.disable(logging.ERROR)  # hundreds of lines about optimisations of the graph
     try:
         torch.onnx.export(
-            _Method(method).eval(), tuple(examples.values()), path, dynamo=True, verbose=False, external_data=False,
-            opset_version=_OPSET, input_names=list(examples), output_names=[output],
+            _Method(method).eval(), tuple(examples.values()), path, dynamo=True, verbose=False,
+            external_data=False, opset_version=_OPSET, input_names=list(examples), output_names=[output],
             dynamic_shapes=(tuple(dict(enumerate(dims)) for _ in examples),))
         session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     except Exception as error:
@@ -88,13 +90,16 @@ def _write(
 
 
 def export_onnx(
-    model: LLM2CLIP, config: ModelConfig, record: TeacherRecord, out: Union[str, Path], projection: bool = True,
-    run: Optional[Stage2Config] = None, wise_ft_alpha: float = 1.0, teachers: Sequence[TeacherSource] = (),
+    model: LLM2CLIP, config: ModelConfig, record: TeacherRecord, out: Union[str, Path],
+    projection: bool = True, run: Optional[Stage2Config] = None, wise_ft_alpha: float = 1.0,
+    teachers: Sequence[TeacherSource] = (),
 ) -> str:
-    """Write ``model.onnx`` for images, ``adapter.onnx`` for text embeddings, and with a teacher ``text_encoder.onnx``.
+    """Write ``model.onnx`` for images, ``adapter.onnx`` for text embeddings,
+    and with a teacher ``text_encoder.onnx``.
 
     The folder appears only if ONNX Runtime computes the features of `model` from it.  Arguments are those of
-    `export_vision`.  Without `projection`, ``model.onnx`` gives the tower's pooled features, and there is no adapter.
+    `export_vision`.  Without `projection`, ``model.onnx`` gives the tower's pooled features,
+    and there is no adapter.
 
     Returns:
         Names of the files.
@@ -118,7 +123,8 @@ def export_onnx(
                           lambda n: {'pixel_values': noise(n, 3, size, size)}, 'batch')
         save_image_processor(preprocessing, partial)
         processor: Any = AutoImageProcessor.from_pretrained(partial, trust_remote_code=False)
-        check_pictures(lambda image: exported(processor(upright_rgb(image), return_tensors='pt')['pixel_values']),
+        check_pictures(lambda image: exported(processor(upright_rgb(image),
+                                                        return_tensors='pt')['pixel_values']),
                        features, preprocessing, 'model.onnx', _TOLERANCE)
         if projection:
             _write(partial / 'adapter.onnx', f'the adapter {config.adapter.name}', model.get_text_features,
@@ -135,8 +141,9 @@ def export_onnx(
             room = tokenizer.max_length - len(tokenizer.header) - len(tokenizer.footer)
             write_json(partial / 'tokens.json', {'header': tokenizer.header, 'footer': tokenizer.footer,
                                                  'pad': tokenizer.pad_id, 'max_caption_tokens': room})
-        card = model_card(config, record.teacher, run, wise_ft_alpha, template='onnx.md.j2', title='LLM2CLIP, ONNX',
-                          library_name='onnx', pipeline_tag='image-feature-extraction', projection=projection,
+        card = model_card(config, record.teacher, run, wise_ft_alpha, template='onnx.md.j2',
+                          title='LLM2CLIP, ONNX', library_name='onnx',
+                          pipeline_tag='image-feature-extraction', projection=projection,
                           teachers=[source.name for source in teachers], text_encoder=teacher is not None,
                           upright_source=upright_source())
         card.save(partial / 'README.md')

@@ -27,7 +27,8 @@ KIND = 'sentence-transformers model'
 def export_sentence_transformers(
     teacher: Union[str, Path], out: Union[str, Path], prompts: Optional[Mapping[str, str]] = None
 ) -> None:
-    """Write a folder for `SentenceTransformer(out, trust_remote_code=True)`, which does not need this package.
+    """Write a folder for `SentenceTransformer(out, trust_remote_code=True)`,
+    which does not need this package.
 
     Args:
         teacher: Folder that stage 1 wrote.

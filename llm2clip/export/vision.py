@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Export of the trained vision tower in the class of its library, or of both trained towers as a `CLIPModel`."""
+"""Export of the trained vision tower in the class of its library, or of both trained towers as a
+`CLIPModel`."""
 
 import copy
 import inspect
@@ -51,13 +52,14 @@ _Features = Callable[[torch.Tensor], torch.Tensor]
 
 
 def export_vision(
-    model: LLM2CLIP, config: ModelConfig, record: TeacherRecord, out: Union[str, Path], projection: bool = True,
-    run: Optional[Stage2Config] = None, wise_ft_alpha: float = 1.0,
+    model: LLM2CLIP, config: ModelConfig, record: TeacherRecord, out: Union[str, Path],
+    projection: bool = True, run: Optional[Stage2Config] = None, wise_ft_alpha: float = 1.0,
 ) -> str:
-    """Write a folder that transformers or timm loads without this package; return the name of the class or model.
+    """Write a folder that transformers or timm loads without this package;
+    return the name of the class or model.
 
-    The folder is read back, and appears only if it gives the features of `model`, which is in evaluation mode.
-    `projection` includes the projection into the joint space if the class has a place for it: in a
+    The folder is read back, and appears only if it gives the features of `model`, which is in evaluation
+    mode.  `projection` includes the projection into the joint space if the class has a place for it: in a
     `CLIPVisionModelWithProjection`, or as the classifier of a timm model.  The rest is for the model card.
 
     Raises:
@@ -186,9 +188,11 @@ def _save_transformers(
 
 
 def export_clip(
-    model: LLM2CLIP, config: ModelConfig, run: Stage2Config, clip_text: Union[str, Path], out: Union[str, Path]
+    model: LLM2CLIP, config: ModelConfig, run: Stage2Config, clip_text: Union[str, Path],
+    out: Union[str, Path]
 ) -> None:
-    """Write a `CLIPModel` with its processor as a folder, which is read back and must have the features of `model`.
+    """Write a `CLIPModel` with its processor as a folder, which is read back and must have the features of
+    `model`.
 
     `model` is in evaluation mode.  `clip_text` is the folder of the text tower that the run has trained.
 
@@ -215,8 +219,8 @@ def export_clip(
                           'expected the towers of a CLIP, projections without bias and no logit_bias. '
                           f'export_vision exports the vision tower alone, and {clip_text} is the text tower',
                           key='run')
-    clip = CLIPModel(CLIPConfig(text_config=text_tower.config.to_dict(), vision_config=vision_tower.config.to_dict(),
-                                projection_dim=config.embed_dim))
+    clip = CLIPModel(CLIPConfig(text_config=text_tower.config.to_dict(),
+                                vision_config=vision_tower.config.to_dict(), projection_dim=config.embed_dim))
     state = published_state(vision_tower) | published_state(text_tower)
     if isinstance(adapter, nn.Linear):
         state['text_projection.weight'] = adapter.weight @ state['text_projection.weight']

@@ -115,7 +115,8 @@ def read_pickle(path: Union[str, Path], expected: str = 'weights of torch.save')
         except pickle.UnpicklingError as error:
             # The refused object, from torch's long message.
             message = str(error)
-            refused = re.search(r'GLOBAL (\S+)', message) or re.search(r'WeightsUnpickler error: (.+)', message)
+            refused = re.search(r'GLOBAL (\S+)', message) or re.search(r'WeightsUnpickler error: '
+                                                                       r'(.+)', message)
             reason = 'no pickle of tensors'
             if refused is not None:
                 reason = refused[1]

@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Contrastive losses over the global batch as functions of this rank's features, in float32 even under autocast.
+"""Contrastive losses over the global batch as functions of this rank's features,
+in float32 even under autocast.
 
 A rank computes the rows of the logit matrix for its own samples, against the columns of all ranks, in blocks
 of rows.  A loss function returns this rank's part: the mean over ranks is the loss of the global batch.  The
@@ -29,7 +30,8 @@ _Ignored = Callable[[slice], torch.Tensor]
 
 def clip_loss(
     image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: torch.Tensor,
-    text_id: Optional[torch.Tensor] = None, block_size: Optional[int] = None, matryoshka_dims: Sequence[int] = (),
+    text_id: Optional[torch.Tensor] = None, block_size: Optional[int] = None,
+    matryoshka_dims: Sequence[int] = (),
 ) -> torch.Tensor:
     """This rank's part of the symmetric cross-entropy of CLIP (Radford et al. 2021, figure 3).
 
@@ -86,7 +88,8 @@ def _prefixes(
     rows: torch.Tensor, columns: torch.Tensor, matryoshka_dims: Sequence[int]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield both sides truncated to each of `matryoshka_dims`, L2-normalised; unchanged if there are none."""
-    assert max(matryoshka_dims, default=0) <= rows.shape[1], f'{matryoshka_dims[-1]} dimensions of {rows.shape[1]}'
+    assert max(matryoshka_dims,
+               default=0) <= rows.shape[1], f'{matryoshka_dims[-1]} dimensions of {rows.shape[1]}'
     if not matryoshka_dims:
         yield rows, columns
     for dim in matryoshka_dims:
@@ -107,7 +110,8 @@ def info_nce(
 
     Args:
         query: ``(B, D)``, embeddings of this rank, normalised here like the other two.
-        positive: ``(B, D)``; row i is the positive of query i and a negative of every other query of all ranks.
+        positive: ``(B, D)``; row i is the positive of query i and a negative of every other query of all
+            ranks.
         negative: ``(M, D)`` of this rank; hard negatives of every query of all ranks.
         scale: Factor on the cosine similarities (inverse temperature), a number or ``(1,)``.
         symmetric: Whether to average with the loss from positive to query, which has no hard negatives.
@@ -217,8 +221,8 @@ def _softmax_loss(
     """Cross-entropy from each row to each of its positives among the columns and, if `num_symmetric` is set,
     from each of these columns to its row.
 
-    Rank 1 of two computes the lower half of this matrix of logits, with B = 2 rows per rank and K = 2 positives
-    per row, in blocks of one row.  ``+`` marks the positives of a row.
+    Rank 1 of two computes the lower half of this matrix of logits, with B = 2 rows per rank and K = 2
+    positives per row, in blocks of one row.  ``+`` marks the positives of a row.
 
     .. code-block:: text
 
@@ -226,13 +230,14 @@ def _softmax_loss(
         rank 0    row 0       +  +     .  .            .  .     .  .
                   row 1       .  .     +  +            .  .     .  .
                            ┌──────────────────────────────────────────┐
-        rank 1    row 2    │  .  .     .  .            +  +     .  .  │  first block, begins at row `first` = 2
+        rank 1    row 2    │  .  .     .  .            +  +     .  .
+        │  first block, begins at row `first` = 2
                            ├──────────────────────────────────────────┤
                   row 3    │  .  .     .  .            .  .     +  +  │  second block
                            └──────────────────────────────────────────┘
 
-    The first pass over the blocks computes the sums of rows and columns, the second the gradients.  The sum of
-    a column needs the rows of all ranks: each rank sums its own rows, and the sums are gathered.
+    The first pass over the blocks computes the sums of rows and columns, the second the gradients.  The sum
+    of a column needs the rows of all ranks: each rank sums its own rows, and the sums are gathered.
 
     Args:
         rows, columns: ``(B, D)`` and ``(C, D)``.
@@ -253,7 +258,8 @@ def _softmax_loss(
         positive_logits, row_sum, column_sum = _sums(logits, first, num_symmetric or 0, positives)
         total = (row_sum - positive_logits).sum() / positives
         directions = 1
-        # A negative is in the softmax of each positive; exp(logit - mean_sum) is the mean of these K probabilities.
+        # A negative is in the softmax of each positive; exp(logit - mean_sum)
+        # is the mean of these K probabilities.
         mean_sum = math.log(positives) - (-row_sum).logsumexp(0)
         if num_symmetric is not None:
             # A column's sum runs over the rows of all ranks.
@@ -300,7 +306,8 @@ def _sigmoid_loss(
     rows: torch.Tensor, columns: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, first: int = 0,
     ignored: Optional[_Ignored] = None, block_size: Optional[int] = None, positives: int = 1,
 ) -> torch.Tensor:
-    """Binary cross-entropy for each pair of a row and a column, positives or not, in one pass over the blocks.
+    """Binary cross-entropy for each pair of a row and a column, positives or not,
+    in one pass over the blocks.
 
     Args:
         rows, columns, scale, first, ignored, block_size, positives: As for `_softmax_loss`.

@@ -60,8 +60,8 @@ def structure_loss(
     features = features.float()
     targets = targets.float()
     counted = counted.float()
-    return _structure(features, all_gather(features), targets, all_gather(targets), counted, all_gather(counted),
-                      block_size or len(features))
+    return _structure(features, all_gather(features), targets, all_gather(targets), counted,
+                      all_gather(counted), block_size or len(features))
 
 
 @in_float32

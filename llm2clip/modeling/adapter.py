@@ -54,8 +54,8 @@ class Adapter(nn.Module):
 class AlignmentHead(nn.Module):
     """Alignment layer of SAIL (arXiv 2412.04616, section 3): LayerNorm and an MLP with one hidden layer.
 
-    The hidden layer has `expansion` times `width` units.  If `gated`, a ReLU6 of one linear layer gates another (GLU);
-    otherwise it is GELU.
+    The hidden layer has `expansion` times `width` units.  If `gated`, a ReLU6 of one linear layer gates
+    another (GLU); otherwise it is GELU.
     """
 
     def __init__(self, width: int, embed_dim: int, expansion: int, gated: bool) -> None:

@@ -30,7 +30,8 @@ _ENCODING = {'bidirectional': (bool,), 'pooling': (str,), 'chat_template': (bool
 
 
 class LoadError(ValueError):
-    """Raised for weights or configurations that cannot be used; the message names them and the expected content."""
+    """Raised for weights or configurations that cannot be used;
+    the message names them and the expected content."""
 
 
 @contextmanager
@@ -39,8 +40,9 @@ def loading(where: Union[str, Path], expected: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # A missing package is not a fault of the folder, and errors of this project already name the cause.  They are
-        # recognised by package, since copies of this file in exported models define their own error classes.
+        # A missing package is not a fault of the folder, and errors of this project already name the cause.
+        # They are recognised by package, since copies of this file in exported models define their own error
+        # classes.
         if isinstance(error, ImportError) or type(error).__module__.split('.')[0] == __name__.split('.')[0]:
             raise
         reason = ' '.join(str(error).split())[:_REASON] or type(error).__name__
@@ -75,8 +77,8 @@ def check_keys(
 
 def _check_names(missing: Collection[str], besides: Collection[str], where: Union[str, Path]) -> None:
     if missing or besides:
-        raise LoadError(f'{where}: the weights lack {some_names(missing)} and have {some_names(besides)} besides, '
-                        'expected all weights of this model and no others')
+        raise LoadError(f'{where}: the weights lack {some_names(missing)} and have {some_names(besides)} '
+                        'besides, expected all weights of this model and no others')
 
 
 def some_names(names: Collection[str]) -> str:
@@ -93,7 +95,8 @@ def load_checked(
 ) -> tuple[Any, dict[str, Any]]:
     """Call a `from_pretrained` of transformers and check the weights; return the model and its loading info.
 
-    Transformers itself initialises missing weights, ignores unexpected ones, and accepts infinite values and NaN.
+    Transformers itself initialises missing weights, ignores unexpected ones,
+    and accepts infinite values and NaN.
 
     Args:
         load: The `from_pretrained`, called with `name`, `args` and `options`.
@@ -103,11 +106,13 @@ def load_checked(
         more: Accept any unexpected weights, for a model that is only a part of the checkpoint.
 
     Raises:
-        LoadError: The model cannot be loaded, is an adapter to another model, or has wrong or non-finite weights.
+        LoadError: The model cannot be loaded, is an adapter to another model,
+            or has wrong or non-finite weights.
     """
     where = where or str(name)
     # transformers would load the adapter's base model instead.
-    adapter_error = LoadError(f'{where}: has an adapter_config.json, expected a whole model and no adapter to one')
+    adapter_error = LoadError(f'{where}: has an adapter_config.json, expected a whole model and no adapter '
+                              'to one')
     if Path(name or '', 'adapter_config.json').is_file():
         raise adapter_error
     verbosity = logging.get_verbosity()
@@ -127,22 +132,23 @@ def load_checked(
     _check_names(missing, unexpected, where)
     mismatched = [key for key, *_ in info['mismatched_keys']]
     if mismatched:
-        raise LoadError(f'{where}: the shapes of {some_names(mismatched)} are not those of this model, expected all '
-                        'weights of this model')
+        raise LoadError(f'{where}: the shapes of {some_names(mismatched)} are not those of this model, '
+                        'expected all weights of this model')
     check_finite(model.state_dict(), where)
     return model, info
 
 
 def check_no_code(fields: Mapping[str, Any], where: Union[str, Path]) -> None:
-    """Raise a LoadError with the key of any code in a configuration: classes, Hub kernels or values to evaluate."""
+    """Raise a LoadError with the key of any code in a configuration: classes,
+    Hub kernels or values to evaluate."""
     for key, value in fields.items():
         if isinstance(value, PretrainedConfig):
             value = vars(value)
         is_kernel = 'attn_implementation' in str(key) and '/' in str(value)
         is_class = key == 'auto_map' and value
         if is_kernel or is_class or '${' in str(value):
-            raise LoadError(f'{where}: {key} names code, {str(value)[:80]}, expected none: data does not decide which '
-                            'code runs')
+            raise LoadError(f'{where}: {key} names code, {str(value)[:80]}, expected none: data does not '
+                            'decide which code runs')
         parts = value if isinstance(value, (list, tuple)) else [value]
         for part in parts:
             if isinstance(part, Mapping):
@@ -150,7 +156,8 @@ def check_no_code(fields: Mapping[str, Any], where: Union[str, Path]) -> None:
 
 
 def load_config(name: Union[str, Path], where: str = '', **options: Any) -> PretrainedConfig:
-    """Load the configuration of a model type that transformers knows; custom classes in the folder are not used.
+    """Load the configuration of a model type that transformers knows;
+    custom classes in the folder are not used.
 
     Raise a LoadError if it is missing, names other code, or cannot be read by this version of transformers.
     """
@@ -166,7 +173,8 @@ def load_config(name: Union[str, Path], where: str = '', **options: Any) -> Pret
 
 
 def check_rope(config: Any, where: Union[str, Path]) -> None:
-    """Raise a LoadError if transformers 4 runs and has ignored rotary frequencies that transformers 5 wrote."""
+    """Raise a LoadError if transformers 4 runs and has ignored rotary frequencies that transformers 5
+    wrote."""
     theta = getattr(config, 'rope_theta', None)
     rope = getattr(config, 'rope_parameters', None) or {}
     rope = rope.get('full_attention', rope)
@@ -174,14 +182,15 @@ def check_rope(config: Any, where: Union[str, Path]) -> None:
         return
     is_scaled = rope.get('rope_type', 'default') != 'default'
     if theta != rope.get('rope_theta') or (is_scaled and not config.rope_scaling):
-        raise LoadError(f'{where}: was written by transformers 5, whose rope_parameters this version does not read, '
-                        'expected rope_theta and rope_scaling, or transformers 5')
+        raise LoadError(f'{where}: was written by transformers 5, whose rope_parameters this version does '
+                        'not read, expected rope_theta and rope_scaling, or transformers 5')
 
 
 def keep_readable(folder: Path) -> None:
     """Make the LLM and tokenizer configurations of transformers 5 readable for 4.57.
 
-    Version 4.57 would ignore `rope_parameters` and use its defaults, and it does not know the tokenizer's class.
+    Version 4.57 would ignore `rope_parameters` and use its defaults, and it does not know the tokenizer's
+    class.
     """
     for name, change in (('config.json', rope_of_4), ('tokenizer_config.json', _tokenizer_of_4)):
         path = folder / name
@@ -202,7 +211,8 @@ def rope_of_4(config: dict[str, Any]) -> bool:
         config['partial_rotary_factor'] = scaling.pop('partial_rotary_factor')
     kind = scaling['rope_type']
     if kind == 'longrope':  # Phi-3 accepts only these keys
-        scaling = {'type': kind, 'short_factor': scaling['short_factor'], 'long_factor': scaling['long_factor']}
+        scaling = {'type': kind, 'short_factor': scaling['short_factor'],
+                   'long_factor': scaling['long_factor']}
     elif kind == 'default':
         scaling = None
     config['rope_scaling'] = scaling
@@ -247,7 +257,8 @@ def read_encoding(path: Path, recorded: Optional[Mapping[str, Any]] = None) -> d
         differing = str(encoding)[:60]
         if isinstance(encoding, dict):
             differing = ', '.join(sorted(encoding.keys() ^ _ENCODING.keys()))
-        raise LoadError(f'{path}: expected the keys {", ".join(_ENCODING)}, no more and no less; not so: {differing}')
+        raise LoadError(f'{path}: expected the keys {", ".join(_ENCODING)}, no more and no less; not so: '
+                        f'{differing}')
     for key, types in _ENCODING.items():
         if type(encoding[key]) not in types:
             names = ' or '.join('null' if kind is type(None) else kind.__name__ for kind in types)
@@ -258,8 +269,8 @@ def read_encoding(path: Path, recorded: Optional[Mapping[str, Any]] = None) -> d
     if recorded is not None:
         for key, value in encoding.items():
             if recorded.get(key) != value:
-                raise LoadError(f'{path.parent}: comes from another teacher than the model: {key} is {value!r}, '
-                                f'expected {recorded.get(key)!r}')
+                raise LoadError(f'{path.parent}: comes from another teacher than the model: {key} is '
+                                f'{value!r}, expected {recorded.get(key)!r}')
     return encoding
 
 
@@ -312,4 +323,5 @@ def check_weight_files(folder: Path) -> None:
         recorded = json.loads(path.read_text(encoding='utf-8')).get('weight_files', {}).items()
     for name, expected in recorded:
         if not (folder / name).is_file() or checksum(folder / name) != expected:
-            raise LoadError(f'{folder / name}: is damaged or missing, expected the weights that were exported')
+            raise LoadError(f'{folder / name}: is damaged or missing, expected the weights that were '
+                            'exported')

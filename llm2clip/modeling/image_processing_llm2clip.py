@@ -28,8 +28,8 @@ MAX_PIXELS = 100_000_000
 # Limit for a JPEG: the shortest Huffman code has one bit, and every block of 64 pixels has at least one code.
 _MAX_PIXELS_PER_BYTE = 512
 
-# Longer images are cropped to this aspect ratio before resizing.  The centre crop would remove their ends in any
-# case, but resizing would turn 10,000 x 1 pixels into 2,240,000 x 224.
+# Longer images are cropped to this aspect ratio before resizing.  The centre crop would remove their ends in
+# any case, but resizing would turn 10,000 x 1 pixels into 2,240,000 x 224.
 _LONGEST_ASPECT = 16
 # Seconds to wait for an image on the web.
 _TIMEOUT = 60
@@ -71,7 +71,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """Convert to upright RGB: apply the orientation, put transparency on white, scale 16-bit greys to 8 bits.
 
     Raises:
-        ValueError: The pixels are floating-point or do not fit into 16 bits, so the value of white is unknown.
+        ValueError: The pixels are floating-point or do not fit into 16 bits,
+            so the value of white is unknown.
     """
     image.load()  # Pillow rotates a TIFF when it loads it
     turns = Image.Transpose
@@ -99,7 +100,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 def resize_and_crop(pixels: torch.Tensor, size: int) -> torch.Tensor:
     """Resize the shortest side to `size`, bicubic, and crop the centre of ``(3, H, W)`` uint8 to a square.
 
-    The crop starts at the same pixel as in transformers; torchvision's starts a pixel later in a quarter of images.
+    The crop starts at the same pixel as in transformers; torchvision's starts a pixel later in a quarter of
+    images.
     """
     longest = _LONGEST_ASPECT * min(pixels.shape[-2:])
     pixels = _center(pixels, longest, longest)
@@ -208,6 +210,7 @@ def _pixels(picture: Any) -> torch.Tensor:
         kind = f'{values.dtype} values of shape {values.shape}'
         if values.ndim == 0:
             kind = type(picture).__name__
-        raise ValueError(f'expected pictures as PIL.Image.open gives them, or RGB values in uint8; got {kind}')
+        raise ValueError('expected pictures as PIL.Image.open gives them, or RGB values in uint8; got '
+                         f'{kind}')
     pixels = torch.from_numpy(values)
     return pixels.permute(2, 0, 1) if values.shape[2] == 3 else pixels

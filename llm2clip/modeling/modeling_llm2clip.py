@@ -44,7 +44,8 @@ except ImportError:
     timm = None
 
 # Modules that an exported folder carries, this one included.
-CODE = ('modeling_llm2clip', 'adapter', 'checks', 'image_processing_llm2clip', 'sentence_transformer', 'text_encoder')
+CODE = ('modeling_llm2clip', 'adapter', 'checks', 'image_processing_llm2clip', 'sentence_transformer',
+        'text_encoder')
 _TEACHER_FOLDER = 'teacher'
 
 
@@ -55,7 +56,8 @@ class LLM2CLIPConfig(PretrainedConfig):
         model: Vision tower, adapter and `embed_dim`.
         llm_embed_dim: Width of the teacher's vectors.
         teacher: Fingerprint of the teacher in this folder.
-        learned_from: Fingerprint of the teacher in training; for an LLM without stage 1 it differs from `teacher`.
+        learned_from: Fingerprint of the teacher in training; for an LLM without stage 1 it differs from
+            `teacher`.
         teacher_files: Checksums of the files of each teacher.
         weight_files: Checksums of this model's weight files at export.
         **kwargs: Passed to PretrainedConfig.
@@ -64,8 +66,9 @@ class LLM2CLIPConfig(PretrainedConfig):
     model_type = 'llm2clip'
 
     def __init__(
-        self, model: Optional[dict[str, Any]] = None, llm_embed_dim: int = 0, teacher: Optional[dict[str, Any]] = None,
-        learned_from: Optional[dict[str, Any]] = None, teacher_files: Sequence[dict[str, int]] = (),
+        self, model: Optional[dict[str, Any]] = None, llm_embed_dim: int = 0,
+        teacher: Optional[dict[str, Any]] = None, learned_from: Optional[dict[str, Any]] = None,
+        teacher_files: Sequence[dict[str, int]] = (),
         weight_files: Optional[dict[str, int]] = None, **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -131,7 +134,8 @@ class _VisionEncoder(nn.Module):
 
 
 def _fill_tables(model: PreTrainedModel) -> None:
-    """Recompute timm's non-persistent buffers: checkpoints lack them, and transformers may have dropped them."""
+    """Recompute timm's non-persistent buffers: checkpoints lack them, and transformers may have dropped
+    them."""
     module: Any
     for module in model.modules():
         if not hasattr(module, 'init_non_persistent_buffers'):
@@ -165,8 +169,8 @@ class _Towers(nn.Module):
 
 
 def load_teacher(
-    folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]] = None, trust_remote_code: bool = False,
-    precision: str = 'fp32',
+    folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]] = None,
+    trust_remote_code: bool = False, precision: str = 'fp32',
 ) -> Callable[[Sequence[str], torch.device], torch.Tensor]:
     """Load a teacher as a function of captions and device.
 
@@ -213,7 +217,8 @@ def load_teacher(
 
 @dataclass
 class LLM2CLIPOutput(ModelOutput):
-    """L2-normalised features ``(B, embed_dim)`` of images and texts; ``logits_per_image`` ``(B_images, B_texts)``."""
+    """L2-normalised features ``(B, embed_dim)`` of images and texts;
+    ``logits_per_image`` ``(B_images, B_texts)``."""
 
     image_features: Optional[torch.Tensor] = None
     text_features: Optional[torch.Tensor] = None
@@ -221,7 +226,8 @@ class LLM2CLIPOutput(ModelOutput):
 
 
 class LLM2CLIPModel(PreTrainedModel):
-    """Vision tower and text adapter; the teacher (or teachers) in the folder's ``teacher/`` is loaded on demand."""
+    """Vision tower and text adapter; the teacher (or teachers) in the folder's ``teacher/`` is loaded on
+    demand."""
 
     config_class = LLM2CLIPConfig
     main_input_name = 'pixel_values'
@@ -249,7 +255,8 @@ class LLM2CLIPModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """Load the model; raise a LoadError if weights are missing, unexpected, not finite or changed since export.
+        """Load the model; raise a LoadError if weights are missing, unexpected,
+        not finite or changed since export.
 
         With ``trust_remote_code=True``, code of a sentence-transformers teacher is also run, when it embeds.
         """
@@ -360,7 +367,8 @@ class LLM2CLIPModel(PreTrainedModel):
         recorded = self.config.recorded_teachers()
         files = self.config.teacher_files or [None] * len(recorded)
         if not len(folders) == len(recorded) == len(files):
-            raise LoadError(f'{folder}: has {len(folders)} teachers, expected {len(recorded)} as config.json says')
+            raise LoadError(f'{folder}: has {len(folders)} teachers, expected {len(recorded)} as config.json '
+                            'says')
         return tuple(load_teacher(*teacher, self.trust_remote_code, self.teacher_precision)
                      for teacher in zip(folders, recorded, files))
 

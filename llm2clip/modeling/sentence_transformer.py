@@ -46,12 +46,14 @@ def load_sentence_transformer(folder: Path, trust_remote_code: bool = False) -> 
         check_rope(getattr(module, 'config', None), folder)
     tokenizer = getattr(model, 'tokenizer', None)
     if not callable(tokenizer):
-        raise LoadError(f'{folder}: has the tokenizer {type(tokenizer).__name__}, expected one of transformers')
+        raise LoadError(f'{folder}: has the tokenizer {type(tokenizer).__name__}, expected one of '
+                        'transformers')
     return model.eval().requires_grad_(False)
 
 
 def _refuse_foreign_classes(folder: Path) -> None:
-    """Raise a LoadError if a local folder names custom classes, which sentence-transformers runs even without trust."""
+    """Raise a LoadError if a local folder names custom classes, which sentence-transformers runs even without
+    trust."""
     for path in sorted(folder.rglob('*.json')):
         with loading(path, 'JSON'):
             content = json.loads(path.read_text(encoding='utf-8'))
@@ -72,7 +74,8 @@ def _refuse_foreign_classes(folder: Path) -> None:
 
 
 def padded_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Yield batches of indices, longest text first, each with at most `batch_tokens` padded tokens or one text."""
+    """Yield batches of indices, longest text first, each with at most `batch_tokens` padded tokens or one
+    text."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     start = 0
     while start < len(order):
@@ -96,7 +99,8 @@ def encode_sentences(
         on_batch: Called after each batch with its number of texts.
 
     Returns:
-        Vectors ``(N, D)`` in float32 on the model's device, and the tokens per text with prompt before truncation.
+        Vectors ``(N, D)`` in float32 on the model's device, and the tokens per text with prompt before
+        truncation.
     """
     if not texts:
         return torch.empty(0, 0, device=model.device), []

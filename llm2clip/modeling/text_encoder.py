@@ -25,12 +25,14 @@ _SENTINEL, _ANSWER = '\u2063caption\u2063', '\u2063answer\u2063'
 _SPACE = '\u2003'
 # Fixed date for all chat templates: Llama 3.1 and others write the current date into the prompt.
 _DAY = datetime(2024, 7, 26)
-# `strftime_now` of that date, as a macro before the template, since transformers 5 accepts no functions for templates.
-# Jinja drops its final newline after the block, and would otherwise drop one at the start of the template.
+# `strftime_now` of that date, as a macro before the template, since transformers 5 accepts no functions for
+# templates. Jinja drops its final newline after the block, and would otherwise drop one at the start of the
+# template.
 _CODES = {code: _DAY.strftime(f'%{code}') for code in 'aAbBcdfGHIjmMpSuUVwWxXyYzZ'}
 _CODES.update({f'-{code}': str(int(text)) for code, text in _CODES.items() if text.isdigit()})
 _CLOCK = ('{% macro strftime_now(format) %}{{ format'
-          + ''.join(f'|replace({"%" + code!r},{text!r})' for code, text in _CODES.items()) + ' }}{% endmacro %}\n')
+          + ''.join(f'|replace({"%" + code!r},{text!r})' for code, text in _CODES.items()) +
+          ' }}{% endmacro %}\n')
 
 
 class Tokenized(NamedTuple):
@@ -54,12 +56,15 @@ class CaptionTokenizer:
     space; its last n tokens are pooled if the caption alone has n.  The official code does the same
     (`tokenize`, `prepare_for_tokenization` and `_convert_to_str` in llm2clip/llm2vec/llm2vec.py).
 
-    Without a template the header is the BOS token, if one exists, even where the tokenizer omits it: LLMs give the
-    first token an outlier hidden state, unfit for pooling.  The footer is EOS for pooling ``last``, else empty.
+    Without a template the header is the BOS token, if one exists, even where the tokenizer omits it: LLMs
+    give the first token an outlier hidden state, unfit for pooling.
+    The footer is EOS for pooling ``last``, else empty.
 
     Args:
-        tokenizer: Tokenizer of the LLM.  Without a pad token, it pads with the end token, which the mask hides.
-        config: Configuration of the text encoder; uses `chat_template`, `pooling`, `max_length` and `instruction`.
+        tokenizer: Tokenizer of the LLM.  Without a pad token, it pads with the end token,
+            which the mask hides.
+        config: Configuration of the text encoder; uses `chat_template`, `pooling`,
+            `max_length` and `instruction`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
@@ -71,8 +76,8 @@ class CaptionTokenizer:
         self.pad_id = next((i for i in candidates if isinstance(i, int)), 0)
         self.header, self.footer = self._frame(config)
         if self._room('') < 1:
-            raise ValueError(f'text_encoder.max_length: {self.max_length} leaves no room for a caption beside '
-                             f'{len(self.header) + len(self.footer)} tokens of the template')
+            raise ValueError(f'text_encoder.max_length: {self.max_length} leaves no room for a caption '
+                             f'beside {len(self.header) + len(self.footer)} tokens of the template')
 
     def _frame(self, config: Any) -> tuple[list[int], list[int]]:
         if config.chat_template and not self.tokenizer.chat_template:
@@ -85,15 +90,16 @@ class CaptionTokenizer:
             _, _, ended = self._render(_SENTINEL, _ANSWER).partition(_ANSWER)
             _, _, continued = self._render(_SENTINEL, _ANSWER, caption).partition(_ANSWER)
         except Exception as error:
-            raise ValueError(f'{self.tokenizer.name_or_path}: its chat template cannot be used ({error}), expected one '
-                             'that shows a message once') from error
+            raise ValueError(f'{self.tokenizer.name_or_path}: its chat template cannot be used ({error}), '
+                             'expected one that shows a message once') from error
         self.trims = (not before.endswith(_SPACE), not after.startswith(_SPACE))
         before = before.removesuffix(_SPACE)
         footer = self.plain(after.removeprefix(_SPACE).rstrip())
         # The footer ends with its first special token.
         special_ids = self.tokenizer.all_special_ids
         end = next((i + 1 for i, token in enumerate(footer) if token in special_ids), len(footer))
-        # Start of a user turn, without the end of the answer before it; empty if the template shows no second turn.
+        # Start of a user turn, without the end of the answer before it;
+        # empty if the template shows no second turn.
         header = self.plain(continued.partition(_SENTINEL)[0].removesuffix(_SPACE))
         closing = takewhile(lambda pair: pair[0] == pair[1], zip(header, self.plain(ended)))
         header = header[sum(1 for _ in closing):]
@@ -113,7 +119,8 @@ class CaptionTokenizer:
     def _render(self, *contents: str) -> str:
         """Apply the chat template to alternating messages of user and assistant."""
         messages = [
-            {'role': role, 'content': content} for role, content in zip(cycle(('user', 'assistant')), contents)]
+            {'role': role, 'content': content}
+            for role, content in zip(cycle(('user', 'assistant')), contents)]
         template = _CLOCK + self.tokenizer.get_chat_template()
         return str(self.tokenizer.apply_chat_template(
             messages, chat_template=template, tokenize=False, date_string=f'{_DAY:%d %b %Y}'))
@@ -148,8 +155,8 @@ class CaptionTokenizer:
         instruction = instruction.strip()
         if self._room(instruction) < 1:
             prefix = len(self.header) + len(self.plain(instruction))
-            raise ValueError(f'max_length {self.max_length} leaves no room for a caption after {prefix} tokens of '
-                             'template and instruction')
+            raise ValueError(f'max_length {self.max_length} leaves no room for a caption after {prefix} '
+                             'tokens of template and instruction')
         empty = [i for i, text in enumerate(texts) if not text.strip()]
         if empty:
             raise ValueError(f'caption {empty[0]} of the batch is empty')
@@ -160,7 +167,8 @@ class CaptionTokenizer:
             texts = [text.lstrip() for text in texts]
         whole = captions = self.tokenizer(texts, add_special_tokens=False).input_ids
         if instruction:
-            whole = self.tokenizer([f'{instruction} {text}' for text in texts], add_special_tokens=False).input_ids
+            whole = self.tokenizer([f'{instruction} {text}' for text in texts],
+                                   add_special_tokens=False).input_ids
         room = self._room('')
         tokens = []
         for ids, caption in zip(whole, captions):
@@ -200,11 +208,13 @@ def pad(tokens: Sequence[Tokenized], pad_id: int = 0) -> Tokens:
 
 
 def pack(texts: Mapping[str, torch.Tensor], lengths: Sequence[int]) -> dict[str, Any]:
-    """Pack B texts, padded on the right as ``(B, T)``, into one row of S tokens without padding, shortest text first.
+    """Pack B texts, padded on the right as ``(B, T)``, into one row of S tokens without padding,
+    shortest text first.
 
     Returns:
-        Each tensor of `texts` as ``(1, S)``; `position_ids` ``(1, S)``, which restart at 0 for every text; `runs`, the
-        (count, length) of consecutive texts of one length; and `places` ``(B,)``, the position of each text in the row.
+        Each tensor of `texts` as ``(1, S)``; `position_ids` ``(1, S)``, which restart at 0 for every text;
+        `runs`, the (count, length) of consecutive texts of one length;
+        and `places` ``(B,)``, the position of each text in the row.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     in_order = [lengths[i] for i in order]
@@ -230,7 +240,8 @@ def mean_pool(hidden: torch.Tensor, embed_mask: torch.Tensor) -> torch.Tensor:
 
 
 def weighted_mean_pool(hidden: torch.Tensor, embed_mask: torch.Tensor) -> torch.Tensor:
-    """Average with weight i for a caption's i-th token (SGPT, Muennighoff 2022, eq. 2); shapes as in `mean_pool`."""
+    """Average with weight i for a caption's i-th token (SGPT, Muennighoff 2022, eq. 2);
+    shapes as in `mean_pool`."""
     return mean_pool(hidden, embed_mask.cumsum(1) * embed_mask)
 
 
@@ -273,7 +284,8 @@ class TextEncoder(nn.Module):
         return type(module).__name__ in self._layer_names
 
     def activation_checkpointing_fn(self, module: nn.Module) -> bool:
-        """Whether a module is a decoder layer, which `fsdp.activation_checkpointing` recomputes separately."""
+        """Whether a module is a decoder layer, which `fsdp.activation_checkpointing` recomputes
+        separately."""
         return self.fsdp_wrap_fn(module)
 
     def forward(
@@ -320,7 +332,9 @@ class TextEncoder(nn.Module):
         return self.pool(states, embed_mask)
 
 
-def _attend(implementation: str, module: nn.Module, *args: Any, runs: Optional[Runs] = None, **kwargs: Any) -> Any:
+def _attend(
+    implementation: str, module: nn.Module, *args: Any, runs: Optional[Runs] = None, **kwargs: Any
+) -> Any:
     """Attention function for transformers, with `runs` among the arguments if texts are packed."""
     if runs is not None:
         return _attend_by_runs(
@@ -353,9 +367,10 @@ def _attend_by_runs(
 ) -> tuple[torch.Tensor, None]:
     """Compute attention ``(1, S, H, head_dim)`` within each of the texts that are packed in one row.
 
-    Texts of one length form a batch without padding.  With SDPA, it needs no mask except for a causal sliding window,
-    so that every device can use its fastest kernel.  An LLM with ``eager`` attention, such as Gemma 2 with its soft cap
-    on attention scores, runs its own function on the batch.  Bidirectional attention ignores the sliding window.
+    Texts of one length form a batch without padding.  With SDPA, it needs no mask except for a causal sliding
+    window, so that every device can use its fastest kernel.  An LLM with ``eager`` attention, such as Gemma 2
+    with its soft cap on attention scores, runs its own function on the batch.
+    Bidirectional attention ignores the sliding window.
     """
     causal = not bidirectional and getattr(module, 'is_causal', True)
     window = None if bidirectional else sliding_window
@@ -421,7 +436,8 @@ def encode_tokens(
     encoder: TextEncoder, tokens: Sequence[Tokenized], batch_tokens: int = 4096, precision: str = 'fp32',
     sharded: bool = False, on_batch: Callable[[int], object] = lambda texts: None,
 ) -> torch.Tensor:
-    """Embed N tokenised texts, packed without padding: ``(N, llm_embed_dim)`` in float32 on the encoder's device.
+    """Embed N tokenised texts, packed without padding: ``(N, llm_embed_dim)`` in float32 on the encoder's
+    device.
 
     Args:
         encoder: Encoder in evaluation mode, on its device.
@@ -463,5 +479,6 @@ def encode_texts(
     encoder: TextEncoder, tokenizer: CaptionTokenizer, texts: Sequence[str], batch_tokens: int = 4096,
     precision: str = 'fp32', instruction: str = '',
 ) -> torch.Tensor:
-    """Tokenise and embed texts, each after an instruction that is not pooled; return the vectors on the CPU."""
+    """Tokenise and embed texts, each after an instruction that is not pooled;
+    return the vectors on the CPU."""
     return encode_tokens(encoder, tokenizer.tokenize(texts, instruction), batch_tokens, precision).cpu()

@@ -44,7 +44,8 @@ def save_adapter(
 ) -> None:
     """Write an adapter, sharded or not, with the fingerprints of its teacher (input) and of its target
     (output).  Every rank calls this; rank 0 writes the folder atomically."""
-    state: Any = get_model_state_dict(adapter, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    state: Any = get_model_state_dict(adapter,
+                                      options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_global_rank() == 0:
         description = {'adapter': dataclasses.asdict(config), 'embed_dim': embed_dim,
                        'teacher': record.teacher.to_json(), 'target': target.to_json()}
@@ -65,8 +66,8 @@ def load_adapter(
     """
     path = Path(folder, DESCRIPTION_FILE)
     if not path.is_file():
-        raise ConfigError(f'{folder} holds no adapter: it has no {DESCRIPTION_FILE} (train_inheritance writes it '
-                          'when it ends)')
+        raise ConfigError(f'{folder} holds no adapter: it has no {DESCRIPTION_FILE} (train_inheritance '
+                          'writes it when it ends)')
     description = read_json(path, dict)
     with reading(path, 'the configuration of an adapter, its embed_dim, and the fingerprint of its teacher'):
         saved = description['adapter'] | {'embed_dim': int(description['embed_dim'])}
@@ -75,7 +76,8 @@ def load_adapter(
     for name, value in expected.items():
         if saved.get(name) != value:
             key = 'model.embed_dim' if name == 'embed_dim' else f'model.adapter.{name}'
-            raise ConfigError(f'{value!r}, but {saved.get(name)!r} in the adapter {folder}', key, is_absolute=True)
+            raise ConfigError(f'{value!r}, but {saved.get(name)!r} in the adapter {folder}', key,
+                              is_absolute=True)
     learned_from.check(teacher, f'the adapter in {folder}', 'training')
     weights = Path(folder, WEIGHTS_FILE)
     state = read_safetensors(weights, 'the weights of an adapter').tensors

@@ -37,9 +37,10 @@ class CaptionContrastive(ComposerModel):
     """Contrastive fine-tuning of a text encoder.
 
     A batch holds the samples' ``index`` ``(B,)`` and ``query_*`` and ``positive_*`` tensors: `input_ids`,
-    `attention_mask`, `embed_mask`, each ``(B, T)``, and `text_id` ``(B,)``, equal for equal texts, and 0 where a
-    text is absent: a negative or, in evaluation, any text.  Data with hard negatives adds ``negative_*``.
-    In training, `split_packed` packs the texts of all sides into one row for a single forward pass.
+    `attention_mask`, `embed_mask`, each ``(B, T)``, and `text_id` ``(B,)``, equal for equal texts, and 0
+    where a text is absent: a negative or, in evaluation, any text.  Data with hard negatives adds
+    ``negative_*``.  In training, `split_packed` packs the texts of all sides into one row for a single
+    forward pass.
 
     Args:
         logit_scale, learn_logit_scale: The factor on the cosine similarities, and whether it is trained.
@@ -65,7 +66,8 @@ class CaptionContrastive(ComposerModel):
         self.val_metrics = {name: metric() for name, metric in self.metrics.items()}
 
     def forward(self, batch: Batch) -> Outputs:
-        """Return the embeddings of each side, ``(B, llm_embed_dim)``, and ``logit_scale`` if it is trained."""
+        """Return the embeddings of each side, ``(B, llm_embed_dim)``, and ``logit_scale`` if it is
+        trained."""
         if 'runs' in batch:
             vectors = self.text_encoder(**_arguments(batch))
             sides = [name.removesuffix('_text_id') for name in batch if name.endswith('_text_id')]
@@ -86,7 +88,8 @@ class CaptionContrastive(ComposerModel):
         del args
         ids = {side: batch[f'{side}_text_id'].to(outputs[side].device)
                for side in self.feature_names if side in outputs}
-        ignored = ignored_candidates(ids['query'], ids['positive'], ids.get('negative'), self.mask_equal_texts)
+        ignored = ignored_candidates(ids['query'], ids['positive'], ids.get('negative'),
+                                     self.mask_equal_texts)
         scale = self.logit_scale
         if 'logit_scale' in outputs:
             scale = outputs['logit_scale'].exp()

@@ -34,8 +34,8 @@ class FrozenTower(Embedder):
         super().__init__(encoder.eval().requires_grad_(False), tower_fingerprint(encoder), config.precision)
         self.config = config
         self.image_size = encoder.preprocessing.image_size
-        self.transform = train_transform(self.image_size, config.crop_scale, config.color_jitter, config.grayscale,
-                                         config.horizontal_flip)
+        self.transform = train_transform(self.image_size, config.crop_scale, config.color_jitter,
+                                         config.grayscale, config.horizontal_flip)
         self._threads = ThreadPoolExecutor(config.num_workers)
         self._generator = threading.Lock()
 
@@ -61,7 +61,8 @@ class FrozenTower(Embedder):
         device = self.device
         vectors = []
         for pixels in inputs.split(self.config.batch_size):
-            with exact_float32(device.type), torch.autocast(device.type, torch.bfloat16, self.precision == 'amp_bf16'):
+            with exact_float32(device.type), torch.autocast(device.type, torch.bfloat16,
+                                                            self.precision == 'amp_bf16'):
                 vectors.append(self.module(pixels.to(device)).float())
             on_batch(len(pixels))
         return Embedded(torch.cat(vectors), len(inputs), 0)
@@ -76,7 +77,8 @@ def load_frozen_tower(config: ExtractImagesConfig, device: str) -> FrozenTower:
 
 
 def tower_fingerprint(encoder: VisionEncoder) -> Fingerprint:
-    """Return the fingerprint of an unsharded tower: hashes of weights and configuration, and preprocessing."""
+    """Return the fingerprint of an unsharded tower: hashes of weights and configuration,
+    and preprocessing."""
     preprocessing = encoder.preprocessing
     trunk: Any = encoder.trunk
     weights = {name.removeprefix('trunk.'): value for name, value in trunk.state_dict().items()}

@@ -62,7 +62,8 @@ class ComposerInheritance(ComposerModel):
     metrics: dict[str, type[Metric]] = {'retrieval_recall@10': RetrievalRecall}
 
     def __init__(
-        self, adapter: nn.Module, instance: float = 1.0, structure: float = 1.0, block_size: Optional[int] = None
+        self, adapter: nn.Module, instance: float = 1.0, structure: float = 1.0,
+        block_size: Optional[int] = None
     ) -> None:
         super().__init__()
         self.model = _TextSide(adapter)

@@ -78,11 +78,12 @@ class LLM2CLIP(nn.Module):
 
     def get_text_features(self, text_embedding: torch.Tensor) -> torch.Tensor:
         """Project text embeddings ``(…, llm_embed_dim)`` to ``(…, embed_dim)``, L2-normalised."""
-        assert text_embedding.is_floating_point(), f'{text_embedding.dtype} without the scales that belong to it'
+        assert text_embedding.is_floating_point(), f'{text_embedding.dtype} without its scales'
         return F.normalize(self.adapter(text_embedding.float()).float(), dim=-1)
 
     def forward(
-        self, pixel_values: torch.Tensor, text_embedding: torch.Tensor, sample_seed: Optional[torch.Tensor] = None
+        self, pixel_values: torch.Tensor, text_embedding: torch.Tensor,
+        sample_seed: Optional[torch.Tensor] = None
     ) -> Batch:
         """Return ``image_features``, ``text_features``, ``logit_scale`` (its log), and any ``logit_bias``."""
         # Copies, since FSDP2 frees gathered parameters after the forward pass.
@@ -159,7 +160,8 @@ def truncate_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) -> M
 
 
 def _first_outputs(layer: nn.Module, width: int, dim: int, bias: bool = False) -> nn.Linear:
-    """Return a linear layer with the first `dim` of `width` outputs; `bias` adds zeros to a former identity."""
+    """Return a linear layer with the first `dim` of `width` outputs;
+    `bias` adds zeros to a former identity."""
     if isinstance(layer, nn.Linear):
         state = layer.state_dict()
     else:
@@ -189,7 +191,8 @@ class ComposerLLM2CLIP(ComposerModel):
     feature_names = ('image_features', 'text_features')
     # Metrics for images with captions, with one class each, and with any number of classes.
     retrieval_metrics: dict[str, type[Metric]] = {'retrieval_recall@10': RetrievalRecall}
-    zeroshot_metrics: dict[str, type[Metric]] = {'zeroshot_top1': ZeroshotTop1, 'mean_per_class': MeanPerClass}
+    zeroshot_metrics: dict[str, type[Metric]] = {'zeroshot_top1': ZeroshotTop1,
+                                                 'mean_per_class': MeanPerClass}
     multilabel_metrics: dict[str, type[Metric]] = {'mean_average_precision': MeanAveragePrecision}
 
     def __init__(
@@ -244,4 +247,5 @@ class ComposerLLM2CLIP(ComposerModel):
         if 'label' in batch:
             metric.update(outputs['image_features'], batch['class_features'], batch['label'], batch['index'])
         else:
-            metric.update(outputs['image_features'], outputs['text_features'], batch['index'], batch['text_id'])
+            metric.update(outputs['image_features'], outputs['text_features'], batch['index'],
+                          batch['text_id'])

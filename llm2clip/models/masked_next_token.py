@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Masked next-token prediction, the optional warm start of stage 1 (LLM2Vec, arXiv 2404.05961, section 2.2)."""
+"""Masked next-token prediction, the optional warm start of stage 1 (LLM2Vec, arXiv 2404.05961, section
+2.2)."""
 
 from typing import Any, Optional
 
@@ -23,7 +24,8 @@ def mntp_loss(
 
     Args:
         states: ``(B, T, D)``, hidden states of the last layer.
-        labels: ``(B, T)``, the original token at masked positions, -100 elsewhere; position 0 is never masked.
+        labels: ``(B, T)``, the original token at masked positions, -100 elsewhere;
+            position 0 is never masked.
         head: ``(…, D)`` -> ``(…, vocabulary)``.
         softcap: Gemma 2's bound on logits.  None: no bound.
 

@@ -30,8 +30,9 @@ _RECOMPILE_LIMIT = 256
 class _Sharding(FSDP2Config):
     """FSDP2 configuration with replicas of the model.
 
-    Composer 0.32.1 replaces a `device_mesh` by its own one-dimensional mesh unless `data_parallel_replicate_degree` is
-    set.  The last dimension shards over neighbouring ranks, which have fast links."""
+    Composer 0.32.1 replaces a `device_mesh` by its own one-dimensional mesh unless
+    `data_parallel_replicate_degree` is set.  The last dimension shards over neighbouring ranks,
+    which have fast links."""
 
     replicate: int = 1
 
@@ -97,7 +98,8 @@ def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
 def _set_mixed_precision(unit: FSDPModule, takes_float32: bool) -> None:
     """Keep a unit with only scalars in float32, and the inputs of a unit that `takes_float32`.
 
-    PyTorch reads the policies in the first forward pass: version 2.7 the unit's, 2.15 those of its parameters.
+    PyTorch reads the policies in the first forward pass: version 2.7 the unit's,
+    2.15 those of its parameters.
     """
     state = unit._get_fsdp_state()
     group: Any = state._fsdp_param_group
@@ -128,7 +130,8 @@ def save_trainable_only(model: ComposerModel, part: str = '') -> None:
     """Exclude frozen weights and buffers of a model, or of its submodule `part`, from its checkpoints.
 
     They would repeat gigabytes of pretrained weights.  Load with ``strict=False``
-    (`Trainer(load_strict_model_weights=False)`): other missing or unexpected weights still raise a ValueError.
+    (`Trainer(load_strict_model_weights=False)`): other missing or unexpected weights still raise a
+    ValueError.
     """
     start = f'{part}.' if part else ''
 

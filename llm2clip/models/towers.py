@@ -64,8 +64,9 @@ class Tower(Protocol):
     def blocks(self) -> list[nn.Module]:
         """Return the tower's repeated layers, in order.
 
-        Lists with modules of a single class are searched.  Among classes with at least a third of all parameters, the
-        most frequent one is returned: a transformer's layers, or a convolutional network's residual blocks.
+        Lists with modules of a single class are searched.  Among classes with at least a third of all
+        parameters, the most frequent one is returned: a transformer's layers,
+        or a convolutional network's residual blocks.
         """
         by_class: dict[type[nn.Module], list[nn.Module]] = {}
         for module in self.trunk.modules():
@@ -81,7 +82,9 @@ def _num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _keep_patches(keep: Keep, tokens: torch.Tensor, prefix: int) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
+def _keep_patches(
+    keep: Keep, tokens: torch.Tensor, prefix: int
+) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
     indices = keep(tokens, prefix)
     if indices is None:
         return tokens, None
@@ -228,7 +231,8 @@ class TransformersTower(Tower):
         return layers
 
     def no_weight_decay(self) -> set[str]:
-        parts = {'position_embedding', 'position_embeddings', 'class_embedding', 'cls_token', 'register_tokens'}
+        parts = {'position_embedding', 'position_embeddings', 'class_embedding', 'cls_token',
+                 'register_tokens'}
         return {name for name, _ in self.trunk.named_parameters() if parts & set(name.split('.'))}
 
     def on_tokens(self, keep: Keep) -> None:
@@ -261,7 +265,8 @@ def _at_image_size(trunk: Any, image_size: int, arguments: dict[str, Any]) -> Pr
         return trunk
     architecture = copy.deepcopy(trunk.config)
     architecture.image_size = image_size
-    resized: Any = AutoModel.from_config(architecture, dtype=torch.float32, trust_remote_code=False, **arguments)
+    resized: Any = AutoModel.from_config(architecture, dtype=torch.float32, trust_remote_code=False,
+                                         **arguments)
     state = trunk.state_dict()
     for name, value in resized.state_dict().items():
         if state[name].shape != value.shape:
@@ -326,7 +331,8 @@ def load_tower(config: VisionConfig, load_weights: bool = True) -> Tower:
 
 
 def load_projection(config: VisionConfig, embed_dim: int, load_weights: bool = True) -> nn.Module:
-    """Load the pretrained projection of a tower, from its pooled features to the joint space of images and texts.
+    """Load the pretrained projection of a tower, from its pooled features to the joint space of images and
+    texts.
 
     It is the classifier of timm's CLIP towers, the `visual_projection` of transformers' CLIP towers, and the
     identity for towers without one, such as SigLIP.  Arguments are as for `load_tower`.
@@ -335,7 +341,8 @@ def load_projection(config: VisionConfig, embed_dim: int, load_weights: bool = T
         ConfigError: The tower is initialised at random, or the width of its joint space is not `embed_dim`.
     """
     if load_weights and not config.pretrained and config.checkpoint is None:
-        raise ConfigError('model.visual_projection: there is no pretrained one, since model.vision.pretrained is false')
+        raise ConfigError('model.visual_projection: there is no pretrained one, since '
+                          'model.vision.pretrained is false')
     if _is_timm(config):
         projection = _load_timm(config, load_weights, with_classifier=True).get_classifier()
     else:

@@ -41,8 +41,8 @@ class VisionEncoder(nn.Module):
             self.tower.checkpoint_gradients()
         last = self.num_layers - 1
         if not 0 <= config.freeze_blocks < last:
-            raise ConfigError(f'model.vision.freeze_blocks: {config.freeze_blocks} is not between 0 and {last - 1}, '
-                              f'the blocks of {config.name}')
+            raise ConfigError(f'model.vision.freeze_blocks: {config.freeze_blocks} is not between 0 and '
+                              f'{last - 1}, the blocks of {config.name}')
         for name, parameter in self.trunk.named_parameters():
             in_frozen_block = config.freeze_blocks > 0 and self.layer_ids[name] <= config.freeze_blocks
             if config.freeze or in_frozen_block:
@@ -71,7 +71,8 @@ class VisionEncoder(nn.Module):
         if not self.training or not self._patch_dropout:
             return None
         assert self._sample_seed is not None, 'patch dropout needs the sample_seed of the batch'
-        return kept_patches(self._sample_seed.to(tokens.device), tokens.shape[1] - prefix, self._patch_dropout)
+        return kept_patches(self._sample_seed.to(tokens.device), tokens.shape[1] - prefix,
+                            self._patch_dropout)
 
     def is_block(self, module: nn.Module) -> bool:
         """Return whether a module is one of the tower's repeated layers."""
@@ -115,9 +116,9 @@ def check_tower_names(encoder: VisionEncoder, state: Iterable[str], prefix: str,
     missing = expected - given
     if unexpected and missing:
         raise ConfigError(
-            f'the weights of the vision tower have other names, such as {min(unexpected)}, expected {min(missing)}: '
-            'they are of another tower, or were written with transformers 4 and are read with 5, or the '
-            'other way round, which call them otherwise; use the version that wrote them')
+            f'the weights of the vision tower have other names, such as {min(unexpected)}, expected '
+            f'{min(missing)}: they are of another tower, or were written with transformers 4 and are read '
+            'with 5, or the other way round, which call them otherwise; use the version that wrote them')
 
 
 def kept_patches(sample_seed: torch.Tensor, patches: int, rate: float) -> torch.Tensor:

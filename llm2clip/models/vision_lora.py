@@ -34,8 +34,9 @@ def dry_forward(trunk: nn.Module, image_size: int) -> None:
 def add_lora(trunk: nn.Module, config: LoraConfig, image_size: int) -> None:
     """Freeze a tower in evaluation mode, and add trainable LoRA weights to its projections in place.
 
-    Projections are linear layers and 1×1 convolutions that a forward pass calls.  LoRA would not affect others,
-    such as the output projection of torch's MultiheadAttention, whose weights are read without a call.
+    Projections are linear layers and 1×1 convolutions that a forward pass calls.  LoRA would not affect
+    others, such as the output projection of torch's MultiheadAttention,
+    whose weights are read without a call.
 
     Raises:
         ConfigError: The tower has no projection, or none with a configured name.
@@ -43,7 +44,8 @@ def add_lora(trunk: nn.Module, config: LoraConfig, image_size: int) -> None:
     module: Any
     for module in trunk.modules():
         if hasattr(module, 'qkv_bias_separate'):
-            module.qkv_bias_separate = True  # timm's EVA, BEiT and Swin v2 otherwise read the weights of `qkv`, too
+            # timm's EVA, BEiT and Swin v2 otherwise read the weights of `qkv`, too
+            module.qkv_bias_separate = True
     called: list[str] = []
     hooks = [module.register_forward_hook(lambda *_, name=name: called.append(name))
              for name, module in trunk.named_modules() if _is_projection(module)]
@@ -54,7 +56,8 @@ def add_lora(trunk: nn.Module, config: LoraConfig, image_size: int) -> None:
     names = arguments.pop('target_modules')
     last = {name: name.rsplit('.', 1)[-1] for name in called}
     if not last:
-        raise ConfigError('model.vision.lora: the tower has no projection, expected linear layers or 1x1 convolutions')
+        raise ConfigError('model.vision.lora: the tower has no projection, expected linear layers or 1x1 '
+                          'convolutions')
     parts = set(last.values())
     unknown = sorted(set(names or ()) - parts)
     if unknown:
@@ -68,7 +71,8 @@ def add_lora(trunk: nn.Module, config: LoraConfig, image_size: int) -> None:
 def _is_projection(module: Any) -> bool:
     if type(module) in (nn.Conv2d, Conv2dSame):
         return module.kernel_size == (1, 1) and module.groups == 1
-    return type(module) is nn.Linear  # a subclass may change its weights in the forward pass, and could not be merged
+    # a subclass may change its weights in the forward pass, and could not be merged
+    return type(module) is nn.Linear
 
 
 def merge_lora(trunk: nn.Module) -> None:

@@ -179,11 +179,13 @@ def _count_texts(dataset: DatasetPlan, shard: Reader, columns: Optional[Sequence
 
 
 def _with_caches_in(scratch: str, dataset: Any) -> Any:
-    """Return the dataset with temporary caches in place of its own, so that the run's caches stay unchanged."""
+    """Return the dataset with temporary caches in place of its own, so that the run's caches stay
+    unchanged."""
     changes: dict[str, Any] = {}
     if dataset.remote is not None:
         changes['local'] = tempfile.mkdtemp(dir=scratch)
     embeddings = getattr(dataset, 'embeddings', {})
     if embeddings:
-        changes['embeddings'] = {name: _with_caches_in(scratch, vectors) for name, vectors in embeddings.items()}
+        changes['embeddings'] = {name: _with_caches_in(scratch, vectors)
+                                 for name, vectors in embeddings.items()}
     return dataclasses.replace(dataset, **changes)

@@ -4,8 +4,9 @@
 """Dry run of one training step: memory and FLOPs of one GPU, from the step of rank 0 on fake tensors.
 
 Model, optimizer, sharding, loss and GradCache are the real ones.  Only one of several equal microbatches
-runs.  Fake CPU tensors need neither a GPU nor a CUDA build.  Where memory or FLOPs differ between CPU and CUDA,
-the dry run follows CUDA: operations that autocast computes in float32, the mask of dropout, the FLOPs of attention.
+runs.  Fake CPU tensors need neither a GPU nor a CUDA build.  Where memory or FLOPs differ between CPU and
+CUDA, the dry run follows CUDA: operations that autocast computes in float32, the mask of dropout,
+the FLOPs of attention.
 """
 
 import os
@@ -174,7 +175,8 @@ def dry_run_step(
     if 'ema' in config.algorithms:
         cost.ema = cost.parameters
     cost.peak = meter.peak + cost.buckets + cost.ema
-    cost.activations = meter.peak - cost.parameters - cost.optimizer - cost.teacher - cost.copy - cost.gradients
+    cost.activations = (meter.peak - cost.parameters - cost.optimizer - cost.teacher - cost.copy
+                        - cost.gradients)
     cost.flops = int(meter.flops)
     cost.recomputed = int(meter.recomputed)
     return cost
@@ -211,7 +213,8 @@ def _apply_fsdp(
     model: ComposerModel, optimizer: torch.optim.Optimizer, config: FsdpConfig,
     sharding: Optional[FSDP2Config], precision: Precision,
 ) -> None:
-    """Shard a model as in Composer, but without its check of the device, which excludes mixed precision on a CPU."""
+    """Shard a model as in Composer, but without its check of the device,
+    which excludes mixed precision on a CPU."""
     if config.activation_checkpointing:
         apply_ac(model, True, False, generate_composer_model_check_fn(model))
     if sharding is not None:
@@ -285,7 +288,8 @@ def _run_step(
 
 @contextmanager
 def fake_ranks(ranks: int) -> Iterator[None]:
-    """Make this process rank 0 of `ranks`, with collectives that return at once; ends an existing process group."""
+    """Make this process rank 0 of `ranks`, with collectives that return at once;
+    ends an existing process group."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     launched = os.environ.pop('WORLD_SIZE', None)

@@ -29,7 +29,8 @@ class GPU(NamedTuple):
 
 
 # NVIDIA's data sheets, SXM boards: A100 80GB, H100, H200, B200 (HGX).
-GPUS = {'A100': GPU(79, 312, 19.5), 'H100': GPU(79, 989, 67), 'H200': GPU(139, 989, 67), 'B200': GPU(178, 2250, 75)}
+GPUS = {'A100': GPU(79, 312, 19.5), 'H100': GPU(79, 989, 67), 'H200': GPU(139, 989, 67),
+        'B200': GPU(178, 2250, 75)}
 
 
 @dataclass
@@ -142,8 +143,8 @@ class Plan:
     def _memory(self, cost: StepCost) -> list[str]:
         """Table of the memory of a GPU."""
         lines = [f'{"memory per GPU":<24}{"GiB":>16}']
-        for name in ('parameters', 'optimizer', 'ema', 'teacher', 'copy', 'gradients', 'buckets', 'activations',
-                     'peak'):
+        for name in ('parameters', 'optimizer', 'ema', 'teacher', 'copy', 'gradients', 'buckets',
+                     'activations', 'peak'):
             size = getattr(cost, name)
             if size:
                 lines.append(f'  {name:<22}{size / _GIB:>16.3f}')

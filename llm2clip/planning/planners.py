@@ -113,7 +113,8 @@ def _plan_stage2(config: Stage2Config) -> Plan:
     if plan.cost is not None:
         text_width = dim if config.reads_vectors else 0
         batch = image_batch(plan.device_batch, image_size, text_width, captions, image_width)
-        plan.shared_memory = shared_memory(batch, config.train_data.num_workers, epoch_samples=plan.epoch_samples,
+        plan.shared_memory = shared_memory(batch, config.train_data.num_workers,
+                                           epoch_samples=plan.epoch_samples,
                                            ranks=min(_GPUS_PER_NODE, plan.ranks))
     return plan
 
@@ -158,13 +159,15 @@ def image_batch(
 def _text_encoders(
     config: Stage2Config, plan: Plan
 ) -> tuple[Optional[EncoderPass], Optional[TextEncoderConfig], tuple[int, int]]:
-    """Return the frozen teacher in the loop, the LLM to train, and the lengths of its captions for `_measure`."""
+    """Return the frozen teacher in the loop, the LLM to train, and the lengths of its captions for
+    `_measure`."""
     in_loop = config.text_encoder_in_loop
     captions = config.train_data.captions_per_image
     if config.trainable_text.lora is None and not in_loop.enabled:
         return None, None, (0, 0)
     if teacher_type(config.teacher) == 'sentence_transformers':
-        plan.warnings.append('teacher: of those in the loop only LLMs are planned; what this one takes comes on top')
+        plan.warnings.append('teacher: of those in the loop only LLMs are planned; what this one takes comes '
+                             'on top')
         return None, None, (0, 0)
     key = 'text_encoder_in_loop.enabled' if in_loop.enabled else 'trainable_text.lora'
     llm = _teacher_config(config)
@@ -181,8 +184,9 @@ def _text_encoders(
         teacher = EncoderPass(encoder, tokens, in_loop.batch_tokens, in_loop.precision, in_loop.sharded,
                               captions)
         return teacher, None, (0, 0)
-    plan.warnings.append(f'memory is that of captions as long as the LLM reads, {llm.max_length:,} tokens; the time '
-                         f'is that of {tokens:,}, without the padding to the longest of a microbatch')
+    plan.warnings.append(f'memory is that of captions as long as the LLM reads, {llm.max_length:,} tokens; '
+                         f'the time is that of {tokens:,}, without the padding to the longest of a '
+                         'microbatch')
     return None, in_float32, (llm.max_length, tokens)
 
 
@@ -196,7 +200,8 @@ def _plan_inheritance(config: InheritanceConfig) -> Plan:
 
     def make_batch(n: int) -> dict[str, Any]:
         return {'index': torch.zeros(n, dtype=torch.long), 'counted': torch.ones(n, dtype=torch.bool),
-                'text_embedding': torch.empty(n, dim, dtype=torch.float16), 'target': torch.empty(n, embed_dim)}
+                'text_embedding': torch.empty(n, dim, dtype=torch.float16),
+                'target': torch.empty(n, embed_dim)}
 
     def make_step(tokens: int) -> Any:
         with torch.device('meta'):
@@ -272,14 +277,16 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
     texts_per_caption = 1 + len(config.prompts)
     for dataset in plan.datasets:
         dataset.texts *= texts_per_caption
-    texts = sum(dataset.texts for dataset in plan.datasets) or int(config.plan_samples or 0) * texts_per_caption
+    texts = (sum(dataset.texts for dataset in plan.datasets)
+             or int(config.plan_samples or 0) * texts_per_caption)
     plan.epoch_samples = texts
     encoder = _teacher_config(config)
     if teacher_type(config.teacher) not in ('folder', 'llm'):
-        plan.errors.append(f'teacher.type: {config.teacher.type!r}, but only the extraction of an LLM is planned')
+        plan.errors.append(f'teacher.type: {config.teacher.type!r}, but only the extraction of an LLM is '
+                           'planned')
     elif encoder is None:
-        plan.errors.append(f'teacher: there is none in {config.teacher}; plan_llm lets it be planned before it is '
-                           'there')
+        plan.errors.append(f'teacher: there is none in {config.teacher}; plan_llm lets it be planned before '
+                           'it is there')
     else:
         tokens = _count_tokens(plan, texts, encoder.max_length)
         plan.in_16_bits |= encoder.dtype != 'float32'
@@ -352,7 +359,8 @@ def _steps(duration: str, plan: Plan) -> Optional[int]:
 
 
 def _teacher_width(config: Any, plan: Plan) -> int:
-    """Return the width of the teacher's vectors, from its embeddings, its folder or `plan_llm`, or else a guess."""
+    """Return the width of the teacher's vectors, from its embeddings, its folder or `plan_llm`,
+    or else a guess."""
     if plan.llm_embed_dim:
         return plan.llm_embed_dim
     encoder = _teacher_config(config)
@@ -362,8 +370,11 @@ def _teacher_width(config: Any, plan: Plan) -> int:
     return _UNKNOWN_DIM
 
 
-def _teacher_config(config: Union[ExtractConfig, InheritanceConfig, Stage2Config]) -> Optional[TextEncoderConfig]:
-    """Return the text encoder that a configuration names, or else the LLM in `plan_llm`; None if neither is known."""
+def _teacher_config(
+    config: Union[ExtractConfig, InheritanceConfig, Stage2Config]
+) -> Optional[TextEncoderConfig]:
+    """Return the text encoder that a configuration names, or else the LLM in `plan_llm`;
+    None if neither is known."""
     if teacher_type(config.teacher) == 'llm':
         return _described(config.teacher, config.plan_llm)
     if isinstance(config.teacher, str) and Path(config.teacher).is_dir():
@@ -396,8 +407,8 @@ def _count_tokens(plan: Plan, texts: int, longest: int) -> int:
     if tokens is None and plan.characters:
         tokens = round(plan.characters / _CHARACTERS_PER_TOKEN) + 1
     if tokens is None:
-        plan.warnings.append(f'every text is taken to have {longest:,} tokens, the most that the encoder reads; '
-                             'plan_tokens says how many they have on average')
+        plan.warnings.append(f'every text is taken to have {longest:,} tokens, the most that the encoder '
+                             'reads; plan_tokens says how many they have on average')
     tokens = min(tokens or longest, longest)
     plan.texts, plan.tokens = texts, texts * tokens
     return tokens

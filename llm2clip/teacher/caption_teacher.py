@@ -110,7 +110,8 @@ class CachedTeacher:
     """
 
     def __init__(
-        self, folder: Union[str, Path], fingerprint: Fingerprint, precision: str, load: Callable[[], CaptionTeacher]
+        self, folder: Union[str, Path], fingerprint: Fingerprint, precision: str,
+        load: Callable[[], CaptionTeacher]
     ) -> None:
         fields = fingerprint.to_json() | {'precision': precision}
         self._fingerprint_text = json.dumps(fields, indent=2, sort_keys=True) + '\n'
@@ -144,7 +145,8 @@ class CachedTeacher:
             for i, (vectors, truncated) in zip(todo, embedded):
                 check_finite({'a vector of the teacher': vectors}, self.folder)
                 write_text(self.folder / 'fingerprint.json', self._fingerprint_text)
-                write_safetensors(self._file(blocks[i]), {'text_embedding': vectors}, {'truncated': str(truncated)})
+                write_safetensors(self._file(blocks[i]), {'text_embedding': vectors},
+                                  {'truncated': str(truncated)})
                 results[i] = vectors, truncated
                 progress.update(len(blocks[i]))
         num_truncated = sum(truncated for _, truncated in results.values())

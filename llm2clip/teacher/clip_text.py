@@ -136,13 +136,14 @@ def load_clip_text(config: ClipTextConfig, load_weights: bool = True) -> ClipTex
     architecture = _architecture(config)
     kind = _TOWERS.get(architecture.model_type)
     if kind is None:
-        raise ConfigError(f'{config.name}, a {architecture.model_type!r} model, expected one with the text tower '
-                          f'of a CLIP or SigLIP: {", ".join(_TOWERS)}')
+        raise ConfigError(f'{config.name}, a {architecture.model_type!r} model, expected one with the text '
+                          f'tower of a CLIP or SigLIP: {", ".join(_TOWERS)}')
     text = getattr(architecture, 'text_config', architecture)
     # The full model's projection_dim counts; that of its text config may differ.
     text.projection_dim = getattr(architecture, 'projection_dim', getattr(text, 'projection_dim', None))
     if config.pretrained and load_weights:
-        trunk, _ = load_checked(kind.from_pretrained, config.name, more=True, config=text, dtype=torch.float32)
+        trunk, _ = load_checked(kind.from_pretrained, config.name, more=True, config=text,
+                                dtype=torch.float32)
     else:
         trunk = kind(text)
     return ClipTextTower(trunk.train())
@@ -161,7 +162,8 @@ def _architecture(config: ClipTextConfig) -> PretrainedConfig:
 
 
 def build_architecture(architecture: Mapping[str, Any]) -> PretrainedConfig:
-    """Build the transformers configuration of a `model_type` and its fields; a ConfigError if there is none."""
+    """Build the transformers configuration of a `model_type` and its fields;
+    a ConfigError if there is none."""
     fields = dict(architecture)
     check_no_code(fields, 'architecture')
     model_type: Any = fields.pop('model_type', None)
@@ -172,7 +174,8 @@ def build_architecture(architecture: Mapping[str, Any]) -> PretrainedConfig:
 
 
 def save_clip_text(
-    tower: ClipTextTower, state: Mapping[str, torch.Tensor], tokenizer: ClipTokenizer, folder: Union[str, Path]
+    tower: ClipTextTower, state: Mapping[str, torch.Tensor], tokenizer: ClipTokenizer,
+    folder: Union[str, Path]
 ) -> None:
     """Save a tower, which may be sharded, with its full weights `state` and its tokenizer in transformers
     format.  The folder is written atomically."""

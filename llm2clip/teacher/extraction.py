@@ -110,7 +110,8 @@ class _Extraction:
             self.keys += [f'{key}@{name}' for name in embeddings.prompts]
 
     def initialize(self, fingerprint: Fingerprint) -> list[int]:
-        """Write or check the record of dataset and teacher; return the missing shards.  Every rank calls this."""
+        """Write or check the record of dataset and teacher; return the missing shards.
+        Every rank calls this."""
         embeddings = self.embeddings
         vectors: dict[str, Any] = {'storage': embeddings.storage, 'normalized': embeddings.normalize}
         vectors.update(embeddings.settings)
@@ -201,7 +202,8 @@ def _piece(k: int) -> str:
 
 
 class _Part(NamedTuple):
-    """Part of a shard: `rows` are indices into the shard's `items`, and `inputs` are these items, prepared."""
+    """Part of a shard: `rows` are indices into the shard's `items`, and `inputs` are these items,
+    prepared."""
 
     extraction: _Extraction
     k: int
@@ -212,7 +214,9 @@ class _Part(NamedTuple):
     last: bool
 
 
-def _parts(shards: Iterable[tuple[_Extraction, int]], embedder: Embedder, part_tokens: int) -> Iterator[_Part]:
+def _parts(
+    shards: Iterable[tuple[_Extraction, int]], embedder: Embedder, part_tokens: int
+) -> Iterator[_Part]:
     """Yield the images or non-empty captions of shards, prepared, in parts of about `part_tokens` tokens at
     four characters per token; at least one part per shard.  An image counts as one token."""
     for extraction, k in shards:
@@ -308,8 +312,8 @@ def run_extraction(
 ) -> None:
     """Write the embeddings datasets of a recipe, by the ranks of Composer's launcher or by a Ray cluster.
 
-    `load` loads the embedder on ``gpu`` or ``cpu``, and `fingerprint` computes its fingerprint, for a cluster.
-    `options` are further fields of `EmbeddingsDataset`.
+    `load` loads the embedder on ``gpu`` or ``cpu``, and `fingerprint` computes its fingerprint, for a
+    cluster.  `options` are further fields of `EmbeddingsDataset`.
     """
     text_embeddings: list[EmbeddingsDataset] = []
     for name, dataset in config.datasets.items():
@@ -355,7 +359,8 @@ def extract_text_embeddings(
         ValueError: The dataset has no captions or a damaged index.  Or `out` holds another dataset, or was
             begun for another dataset or teacher.
         ShardError: A shard of the dataset is missing or damaged.
-        FileNotFoundError: A shard was written on a machine that does not share `out`, and `out` has no remote.
+        FileNotFoundError: A shard was written on a machine that does not share `out`,
+            and `out` has no remote.
     """
     extraction = _Extraction(embeddings)
     mine = extraction.initialize(embedder.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
@@ -375,7 +380,8 @@ def extract_by(
     engine: Engine, text_embeddings: Sequence[EmbeddingsDataset], load: Callable[[], Embedder],
     fingerprint: Fingerprint, part_tokens: int = 32768,
 ) -> dict[str, dict[str, int]]:
-    """Run `extract_text_embeddings` on an engine; a worker loads the embedder once, then takes shard after shard.
+    """Run `extract_text_embeddings` on an engine; a worker loads the embedder once,
+    then takes shard after shard.
 
     Args:
         engine: Engine that provides the workers.
@@ -418,7 +424,8 @@ def _embedding(
     text_embeddings: Sequence[EmbeddingsDataset], load: Callable[[], Embedder], fingerprint: Fingerprint,
     part_tokens: int
 ) -> Work[tuple[str, int], tuple[str, Counter[str]]]:
-    """Return a worker with the embedder that embeds shards (dataset name, shard number) and reports counts."""
+    """Return a worker with the embedder that embeds shards (dataset name, shard number)
+    and reports counts."""
     embedder = load()
     embedder.fingerprint.check(fingerprint, 'what this machine has', 'the one of the machine that began')
     by_name = {embeddings.name: embeddings for embeddings in text_embeddings}

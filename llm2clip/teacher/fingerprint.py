@@ -28,8 +28,8 @@ _CONCATENATED = 'concatenated'
 _DISTINCTIVE_FIELDS: dict[Kind, str] = {
     'sentence_transformers': 'prompt', 'clip_text': 'clip_text', 'frozen_tower': 'image_size'}
 # Fields of a configuration that saving and loading change, and that do not decide vectors.
-_VOLATILE = {'_name_or_path', 'architectures', 'dtype', 'quantization_config', 'tie_word_embeddings', 'torch_dtype',
-             'transformers_version', 'use_cache'}
+_VOLATILE = {'_name_or_path', 'architectures', 'dtype', 'quantization_config', 'tie_word_embeddings',
+             'torch_dtype', 'transformers_version', 'use_cache'}
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class Fingerprint:
     def check(self, expected: 'Fingerprint', name: str, reference: str, ignored: Sequence[str] = ()) -> None:
         """Raise a ConfigError that names the first field in which this fingerprint differs from `expected`.
 
-        The message calls the object with this fingerprint `name`, the other one `reference`.  Fields in `ignored`
-        may differ.
+        The message calls the object with this fingerprint `name`, the other one `reference`.  Fields in
+        `ignored` may differ.
         """
         def fields(fingerprint: Fingerprint) -> dict[str, Any]:
             teachers = [{field: value for field, value in teacher.items() if field not in ignored}
@@ -169,7 +169,8 @@ def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
         dim = sum(map(embedding_dim, shard.text_embeddings))
     for name, fingerprint in zip(names, fingerprints):
         if 'clip_text' in fingerprint.kinds:
-            raise ValueError(f"embeddings dataset {name} holds the features of CLIP's own text tower, the targets of "
+            raise ValueError(f"embeddings dataset {name} holds the features of CLIP's own text tower, the "
+                             "targets of "
                              'train_inheritance, and none of captions that it cannot read to their end; '
                              'expected the vectors of a teacher')
     for name, fingerprint in zip(names[1:], fingerprints[1:]):
@@ -178,7 +179,8 @@ def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
 
 
 def hash_files(folder: Union[str, Path], exclude: str = '') -> str:
-    """Hash the weights, tokenizer, chat template and configurations in a folder, except the file `exclude`."""
+    """Hash the weights, tokenizer, chat template and configurations in a folder,
+    except the file `exclude`."""
     digest = xxhash.xxh64()
     for path in teacher_files(Path(folder)):
         if path.name != exclude:

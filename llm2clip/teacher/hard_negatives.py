@@ -59,7 +59,8 @@ def _samples(
             samples.append(Sample(row[SAMPLE_ID], captions))
     image_of_text = _captions_of_one_image(samples)
     if not image_of_text:
-        raise ConfigError(f'source.dataset: {dataset} has no caption that only one image has, so no negatives')
+        raise ConfigError(f'source.dataset: {dataset} has no caption that only one image has, so no '
+                          'negatives')
 
     teacher = source.load(open_device(None))
     assert isinstance(teacher, LLMTeacher)

@@ -59,14 +59,15 @@ def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedMode
     key = f'{config.key}.pretrained'
     hf_config = load_config(folder, f'{key}: {folder}', gguf_file=config.gguf_file)
     if hf_config.model_type not in ARCHITECTURES:
-        raise ConfigError(f'{folder} is a {hf_config.model_type!r} model; the architectures that work as text '
-                          f'encoders are {", ".join(ARCHITECTURES)}', key, is_absolute=True)
+        raise ConfigError(f'{folder} is a {hf_config.model_type!r} model; the architectures that work as '
+                          f'text encoders are {", ".join(ARCHITECTURES)}', key, is_absolute=True)
     has_softcap = getattr(hf_config, 'attn_logit_softcapping', None) is not None
     supported = ['eager'] if has_softcap else ['sdpa', 'eager']
     attention = config.attn_implementation or supported[0]
     if attention not in supported:
-        raise ConfigError(f'{attention!r} does not compute the attention of a {hf_config.model_type!r} model; expected '
-                          f'{" or ".join(supported)}', f'{config.key}.attn_implementation', is_absolute=True)
+        raise ConfigError(f'{attention!r} does not compute the attention of a {hf_config.model_type!r} '
+                          f'model; expected {" or ".join(supported)}', f'{config.key}.attn_implementation',
+                          is_absolute=True)
     # Adapters are merged in float32: in bfloat16, rounding would lose part of them.
     dtype = 'float32' if config.adapters else config.dtype
     options: dict[str, Any] = {'dtype': getattr(torch, dtype), 'attn_implementation': attention}
@@ -138,11 +139,12 @@ def add_lora(llm: PreTrainedModel, config: LoraConfig) -> PeftModel:
     no projection with a configured name."""
     arguments = dataclasses.asdict(config)
     names = arguments.pop('target_modules')
-    linear = {name.rsplit('.', 1)[-1] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
+    linear = {name.rsplit('.', 1)[-1] for name, module in llm.named_modules()
+              if isinstance(module, nn.Linear)}
     unknown = sorted(set(names or ()) - linear)
     if unknown:
-        raise ConfigError(f'a {llm.config.model_type!r} model has no projection called {", ".join(unknown)}; it '
-                          f'has {", ".join(sorted(linear))}', key='target_modules')
+        raise ConfigError(f'a {llm.config.model_type!r} model has no projection called {", ".join(unknown)}; '
+                          f'it has {", ".join(sorted(linear))}', key='target_modules')
     with next(llm.parameters()).device:
         peft_config = PeftLoraConfig(bias='none', target_modules=sorted(names or linear), **arguments)
         return get_peft_model(llm, peft_config)
@@ -223,7 +225,8 @@ def apply_lora_apart(llm: PreTrainedModel, folder: Union[str, Path], path: Path)
         for name, module in model.get_base_model().named_modules():
             if isinstance(module, LoraLayer):
                 layer: Any = module
-                layer.get_base_layer().weight.copy_(merged(f'{name}.weight') - layer.get_delta_weight('default'))
+                layer.get_base_layer().weight.copy_(merged(f'{name}.weight') -
+                                                    layer.get_delta_weight('default'))
     return model
 
 
@@ -281,7 +284,8 @@ def save_teacher(
         encoder, tokenizer: Encoder to save, and its tokenizer.
         lora: LoRA configuration that the encoder was built with.
         folder: Output folder.
-        lora_folder: Output folder for the LoRA weights alone, in peft format, for the LLM with its `adapters`.
+        lora_folder: Output folder for the LoRA weights alone, in peft format,
+            for the LLM with its `adapters`.
     """
     state = get_model_state_dict(encoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_global_rank() == 0:
@@ -322,7 +326,8 @@ def teacher_config(folder: Union[str, Path]) -> TextEncoderConfig:
     """
     path = Path(folder) / ENCODER_FILE
     if not path.is_file():
-        raise ConfigError(f'{folder} is not a teacher: it has no {ENCODER_FILE} (stage 1 writes it when it ends)')
+        raise ConfigError(f'{folder} is not a teacher: it has no {ENCODER_FILE} (stage 1 writes it when it '
+                          'ends)')
     config = TextEncoderConfig(pretrained=str(folder), **read_encoding(path))
     try:
         check_values(TextEncoderConfig, dataclasses.asdict(config))

@@ -71,7 +71,8 @@ class LLMTeacher(CaptionTeacher):
         return self.tokenizer.tokenize(items)
 
     def embed_prepared(self, inputs: Sequence[Tokenized], on_batch: OnBatch) -> Embedded:
-        vectors = encode_tokens(self.module, inputs, self.batch_tokens, self.precision, self.sharded, on_batch)
+        vectors = encode_tokens(self.module, inputs, self.batch_tokens, self.precision, self.sharded,
+                                on_batch)
         tokens = sum(len(text.ids) for text in inputs)
         truncated = sum(text.cut > 0 for text in inputs)
         return Embedded(vectors, tokens, truncated)
@@ -202,7 +203,8 @@ class SentenceTransformerModel(TeacherSource):
                               'and only an LLM can be spread over the ranks')
         model = load_sentence_transformer(self._folder, self._config.trust_remote_code)
         device.module_to_device(model)
-        return _SentenceTransformerTeacher(model, fingerprint, self._encoding()['prompt'], batch_tokens, precision)
+        return _SentenceTransformerTeacher(model, fingerprint, self._encoding()['prompt'], batch_tokens,
+                                           precision)
 
     def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
         """Copy the files that decide the vectors, and the code that comes with the model."""

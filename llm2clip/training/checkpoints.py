@@ -128,7 +128,8 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 def newest_checkpoint(folder: Path) -> Optional[Path]:
     """Return the newest complete checkpoint of a local folder: a file, a folder of shards, or None.
-    `latest-rank0.pt` is set to point to it.  Newer, incomplete ones of a killed run are removed, with a warning.
+    `latest-rank0.pt` is set to point to it.  Newer, incomplete ones of a killed run are removed,
+    with a warning.
 
     Raises:
         ConfigError: A checkpoint would run code, or checkpoints exist but none is complete.
@@ -152,8 +153,8 @@ def newest_checkpoint(folder: Path) -> Optional[Path]:
         raise ConfigError(f'{folder}: every checkpoint is incomplete or damaged: {"; ".join(damaged)}. '
                           'Choose another save_folder, or remove them to begin again')
     if newest is not None and damaged:
-        warnings.warn(f'{folder}: removed incomplete checkpoints: {"; ".join(damaged)}; resuming from {newest.name}',
-                      stacklevel=2)
+        warnings.warn(f'{folder}: removed incomplete checkpoints: {"; ".join(damaged)}; resuming from '
+                      f'{newest.name}', stacklevel=2)
     for unfinished in paths[:len(damaged)]:
         if unfinished.is_dir():
             shutil.rmtree(unfinished)
@@ -208,8 +209,9 @@ def check_shared(folder: str) -> None:
 
 
 def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
-    """Return the path or URI of the newest complete checkpoint, or None.  Every rank calls this; rank 0 inspects the
-    folder, local or in an object store.  Afterwards, this process refuses to load checkpoints that would run code.
+    """Return the path or URI of the newest complete checkpoint, or None.  Every rank calls this; rank 0
+    inspects the folder, local or in an object store.  Afterwards, this process refuses to load checkpoints
+    that would run code.
 
     Raises:
         ConfigError: As for `newest_checkpoint`, or the checkpoint is full although `sharded` is set, or vice
@@ -238,7 +240,8 @@ def written_checkpoints(folder: str, batch: int) -> list[str]:
     """List local checkpoints of previous processes, oldest first, in the format of Composer's saver.
 
     Without this list, Composer 0.32.1 counts only checkpoints of its own process towards
-    `save_num_checkpoints_to_keep`.  Checkpoints after `batch`, where the run resumes, are left out: it overwrites them.
+    `save_num_checkpoints_to_keep`.  Checkpoints after `batch`, where the run resumes,
+    are left out: it overwrites them.
     """
     checkpoints = reversed(_checkpoints(Path(parse_uri(folder)[2])))
     paths = [path for written_at, path in checkpoints if written_at <= batch]

@@ -42,8 +42,10 @@ def train(config: InheritanceConfig) -> None:
     evaluators = []
     if config.eval_data is not None:
         with under('eval_data'):
-            loader = build_target_loader(config.eval_data, config.global_eval_batch_size, config.seed, train=False)
-        evaluators.append(Evaluator(label='eval', metric_names=[*ComposerInheritance.metrics], dataloader=loader))
+            loader = build_target_loader(config.eval_data, config.global_eval_batch_size, config.seed,
+                                         train=False)
+        evaluators.append(Evaluator(label='eval', metric_names=[*ComposerInheritance.metrics],
+                                    dataloader=loader))
     check_metrics(config, evaluated_metrics(evaluators))
     record = teacher_of_embeddings(data)
     target, embed_dim = _find_target(data)

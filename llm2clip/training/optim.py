@@ -47,14 +47,15 @@ def _keep_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict
 
 
 def parameter_groups(
-    model: torch.nn.Module, lr: float, weight_decay: float = 0.0, lr_scale: Optional[Mapping[str, float]] = None,
-    layer_decay: float = 1.0,
+    model: torch.nn.Module, lr: float, weight_decay: float = 0.0,
+    lr_scale: Optional[Mapping[str, float]] = None, layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters by learning rate and weight decay, in ascending order of the rates.
 
     One-dimensional parameters (biases, norms, `logit_scale`) do not decay, nor does the vision tower's
-    `no_weight_decay`.  The learning rate is multiplied by `layer_decay` per layer from the tower's last layer down, and
-    by `lr_scale` of a submodule or parameter.  A name in `lr_scale` without trainable parameters is a ConfigError.
+    `no_weight_decay`.  The learning rate is multiplied by `layer_decay` per layer from the tower's last layer
+    down, and by `lr_scale` of a submodule or parameter.  A name in `lr_scale` without trainable parameters is
+    a ConfigError.
     """
     lr_scale = lr_scale or {}
     layer_scale, no_decay = _vision_layers(model, layer_decay)

@@ -48,7 +48,8 @@ def check_teacher(record: TeacherRecord, run: Union[str, Path]) -> None:
         return
     differing = TeacherRecord.read(run).difference(record)
     if differing is not None:
-        raise ConfigError(f'the run in {run} was begun with another teacher: {differing}; choose another save_folder')
+        raise ConfigError(f'the run in {run} was begun with another teacher: {differing}; choose another '
+                          'save_folder')
 
 
 def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
@@ -307,6 +308,7 @@ def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Pat
             for folder, kind in results.items():
                 check_replaceable(folder, kind)
                 shutil.rmtree(folder, ignore_errors=True)
-        save_config(config, config.save_folder)  # last, since `is_complete` must not see it beside old results
+        # last, since `is_complete` must not see it beside old results
+        save_config(config, config.save_folder)
 
     broadcast_from_rank0(write)

@@ -69,7 +69,8 @@ def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Tra
             loader = eval_data and build_caption_pair_loader(
                 eval_data, tokenizer, config.global_eval_batch_size, config.seed, train=False)
         if loader is not None:
-            evaluators.append(Evaluator(label='eval', metric_names=[*CaptionContrastive.metrics], dataloader=loader))
+            evaluators.append(Evaluator(label='eval', metric_names=[*CaptionContrastive.metrics],
+                                        dataloader=loader))
     check_metrics(config, evaluated_metrics(evaluators))
     model = make_model(config, on_meta=config.fsdp is not None and dist.get_global_rank() > 0)
     monitor = TextMonitor(config.text_encoder.max_length)
@@ -106,4 +107,5 @@ def train(config: Stage1Config) -> None:
     with averaged_weights(trainer.state):
         save_teacher(model.text_encoder, tokenizer, config.lora, config.teacher_folder, config.lora_folder)
     if dist.get_global_rank() == 0:
-        print(f'wrote the teacher to {config.teacher_folder} and its LoRA weights to {config.lora_folder}', flush=True)
+        print(f'wrote the teacher to {config.teacher_folder} and its LoRA weights to {config.lora_folder}',
+              flush=True)

@@ -45,8 +45,8 @@ def make_loaders(config: Stage2Config) -> tuple[DataSpec, Optional[Evaluator]]:
         return data, None
     image_size = tower_preprocessing(config.model.vision).image_size
     with under('eval_data'):
-        eval_data = build_image_loader(config.eval_data, image_size, config.global_eval_batch_size, config.seed,
-                                       train=False, captions=captions)
+        eval_data = build_image_loader(config.eval_data, image_size, config.global_eval_batch_size,
+                                       config.seed, train=False, captions=captions)
     metrics = [*ComposerLLM2CLIP.retrieval_metrics]
     return data, Evaluator(label='eval', dataloader=eval_data, metric_names=metrics)
 
@@ -92,7 +92,8 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
 
     `text` is the text encoder to train, if the configuration has one.
     """
-    sets = {name: zeroshot_set(source, f'eval_zeroshot.{name}') for name, source in config.eval_zeroshot.items()}
+    sets = {name: zeroshot_set(source, f'eval_zeroshot.{name}')
+            for name, source in config.eval_zeroshot.items()}
     data, retrieval = make_loaders(config)
     image_size = tower_preprocessing(config.model.vision).image_size
     batch_size = device_batch_size(config.global_eval_batch_size, 'global_eval_batch_size')
@@ -142,7 +143,8 @@ def _find_teacher(
         encoder = text.encoder
         if isinstance(encoder, ClipTextTower):
             assert config.trainable_text.clip is not None
-            encoding = {'clip_text': encoder.config.model_type} | dataclasses.asdict(config.trainable_text.clip)
+            settings = dataclasses.asdict(config.trainable_text.clip)
+            encoding = {'clip_text': encoder.config.model_type} | settings
             fingerprint = Fingerprint.of('trained with the vision tower', encoding)
         else:
             source = teacher_source(config.teacher)

@@ -79,8 +79,8 @@ def _check_microbatch(config: TrainConfig) -> None:
     if config.has_negatives and microbatch < device_batch and 'grad_cache' not in config.algorithms:
         raise ConfigError(
             f'{microbatch} is not the device batch size, {device_batch}. A contrastive loss on a microbatch '
-            'would only see the negatives inside it. Add `algorithms: {grad_cache: {}}`, which keeps the loss '
-            'that of the global batch, or leave the key out, or lower global_train_batch_size.',
+            'would only see the negatives inside it. Add `algorithms: {grad_cache: {}}`, which keeps the '
+            'loss that of the global batch, or leave the key out, or lower global_train_batch_size.',
             key='device_train_microbatch_size')
 
 
@@ -292,7 +292,8 @@ class KeepSettings(Callback):
 class ResumeRandomState(Callback):
     """Restore a checkpoint's random state, one per rank, before the first batch of a resumed run.
 
-    Composer 0.32.1 does not do so if the dataset itself resumes in the middle of an epoch, as Streaming's does.
+    Composer 0.32.1 does not do so if the dataset itself resumes in the middle of an epoch,
+    as Streaming's does.
     """
 
     def __init__(self, rng_state: list[dict[str, Any]]) -> None:

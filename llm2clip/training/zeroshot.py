@@ -100,7 +100,8 @@ def names_of_rank(count: int) -> list[int]:
 
 
 def zeroshot_classes(
-    config: Stage2Config, sets: Mapping[str, ZeroshotSet], record: TeacherRecord, in_loop: Optional[CaptionTeacher]
+    config: Stage2Config, sets: Mapping[str, ZeroshotSet], record: TeacherRecord,
+    in_loop: Optional[CaptionTeacher]
 ) -> 'ZeroshotClasses':
     """Build the algorithm that adds class features to the batches of each set; every rank calls this.
 
@@ -132,8 +133,8 @@ def zeroshot_classes(
 
 
 def _cached_vectors(
-    config: Stage2Config, sets: Mapping[str, ZeroshotSet], record: TeacherRecord, in_loop: Optional[CaptionTeacher],
-    device: Device,
+    config: Stage2Config, sets: Mapping[str, ZeroshotSet], record: TeacherRecord,
+    in_loop: Optional[CaptionTeacher], device: Device,
 ) -> dict[str, torch.Tensor]:
     """Embed the prompts of all ranks with a cache on disk; return this rank's `Prompts.vectors` by set."""
     source = teacher_source(config.teacher)
@@ -155,8 +156,9 @@ def _cached_vectors(
 
 
 class ZeroshotClasses(Algorithm):
-    """Add ``class_features`` ``(C, D)``, computed with the evaluated weights, to batches of zero-shot sets.  The
-    ranks divide the prompts at the first batch of an evaluation.  `prompts` has the evaluations' labels as keys."""
+    """Add ``class_features`` ``(C, D)``, computed with the evaluated weights, to batches of zero-shot sets.
+    The ranks divide the prompts at the first batch of an evaluation.
+    `prompts` has the evaluations' labels as keys."""
 
     def __init__(self, prompts: Mapping[str, Prompts]) -> None:
         self.prompts = prompts

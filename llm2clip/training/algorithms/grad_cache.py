@@ -25,7 +25,8 @@ class CachedGradients:
 
     loss: torch.Tensor  # of the global batch
     features: dict[str, torch.Tensor]  # name -> gradient with respect to this rank's features (B, …, D)
-    shared: dict[str, torch.Tensor]  # name -> gradient of an output that all samples share, such as `logit_scale`
+    # name -> gradient of an output that all samples share, such as `logit_scale`
+    shared: dict[str, torch.Tensor]
     random_states: list[list[torch.Tensor]]  # before each microbatch, for the same dropout in the second pass
 
 
@@ -42,7 +43,8 @@ def cache_gradients(
     prepare: Callable[[Batch], Batch] = lambda batch: batch,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> CachedGradients:
-    """Run the first pass: features without gradient, then the loss and its gradients with respect to the features.
+    """Run the first pass: features without gradient, then the loss and its gradients with respect to the
+    features.
 
     Args:
         model: Microbatch -> outputs.  Outputs with two or more axes are features, one row per sample; all

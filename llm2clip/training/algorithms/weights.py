@@ -73,9 +73,10 @@ class ClampLogitScale(Algorithm):
 class EMA(composer.algorithms.EMA):
     """Composer's EMA, which evaluates and saves the averaged weights, with support for FSDP2 and GradCache.
 
-    Under FSDP2, each rank averages its shards.  Checkpoints hold the full average under unwrapped names, so that
-    a run can resume on any number of ranks.  After a checkpoint, Composer would leave the average in the model
-    until the batch starts: after the first pass of GradCache, and after an update at the end of an epoch.
+    Under FSDP2, each rank averages its shards.  Checkpoints hold the full average under unwrapped names, so
+    that a run can resume on any number of ranks.  After a checkpoint, Composer would leave the average in the
+    model until the batch starts: after the first pass of GradCache, and after an update at the end of an
+    epoch.
     """
 
     def match(self, event: Event, state: State) -> bool:
@@ -110,12 +111,14 @@ class EMA(composer.algorithms.EMA):
             if value is None:
                 continue
             if isinstance(parameter, DTensor) and not isinstance(value, DTensor):
-                value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+                value = distribute_tensor(value.to(parameter.device), parameter.device_mesh,
+                                          parameter.placements)
             sharded[name] = value
         self.ema_model.named_parameters_dict = sharded
         buffers = {unwrapped_name(name): value for name, value in self.ema_model.named_buffers_dict.items()}
         self.ema_model.named_buffers_dict = {
-            name: buffers[unwrapped_name(name)] for name, _ in model.named_buffers() if unwrapped_name(name) in buffers}
+            name: buffers[unwrapped_name(name)] for name, _ in model.named_buffers()
+            if unwrapped_name(name) in buffers}
 
 
 @contextmanager

@@ -36,7 +36,8 @@ class JSONLLogger(LoggerDestination):
         # since they are not logged again.  The loss of step n is, and replaces the one here.
         records: dict[int, dict[str, Any]] = {}
         if step > 0:
-            records = {record['step']: record for record in _read_records(self.path) if record['step'] <= step}
+            records = {record['step']: record for record in _read_records(self.path)
+                       if record['step'] <= step}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._record = records.pop(step, {'step': step})
         with atomic_write(self.path) as partial:

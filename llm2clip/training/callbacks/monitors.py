@@ -51,7 +51,8 @@ class StepMonitor(Algorithm):
         elif event == Event.AFTER_DATALOADER:
             logger.log_metrics({'time/data_wait': time.monotonic() - self._start})
         else:
-            gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
+            gradients = [parameter.grad for parameter in state.model.parameters()
+                         if parameter.grad is not None]
             logger.log_metrics({'gradient_norm': whole(torch.nn.utils.get_total_norm(gradients)).item()})
 
 
@@ -87,8 +88,8 @@ class TextMonitor(Callback):
 
     def fit_end(self, state: State, logger: Logger) -> None:
         if self.cut and dist.get_global_rank() == 0:
-            print(f'{self.cut} of {self.texts} texts were longer than text_encoder.max_length={self.max_length} '
-                  'tokens and were cut', flush=True)
+            print(f'{self.cut} of {self.texts} texts were longer than '
+                  f'text_encoder.max_length={self.max_length} tokens and were cut', flush=True)
 
 
 class NonfiniteError(RuntimeError):
@@ -152,7 +153,8 @@ class StopAtNonfinite(Callback):
 class SaveBest(Callback):
     """Write the weights to `best.safetensors` when a metric reaches a new maximum, and log ``best/<metric>``.
 
-    With `ema`, these are the averaged weights, which were evaluated.  Checkpoints store the best value so far.
+    With `ema`, these are the averaged weights, which were evaluated.
+    Checkpoints store the best value so far.
 
     Args:
         metric: Name of an evaluation metric.
@@ -161,7 +163,8 @@ class SaveBest(Callback):
     """
 
     def __init__(
-        self, metric: str = 'retrieval_recall@10', dataloader_label: str = 'eval', folder: Optional[str] = None
+        self, metric: str = 'retrieval_recall@10', dataloader_label: str = 'eval',
+        folder: Optional[str] = None
     ) -> None:
         self.metric, self.dataloader_label = metric, dataloader_label
         self.path = Path(folder or '.', BEST_FILE)

@@ -4,7 +4,8 @@
 """Measure one case of `cases.py` and write its result:
 python -m recipes.benchmarks.gpu.one_case NAME gpu|cpu RESULT.json
 
-A training is planned and built by the functions of its recipe, and runs in Composer's loop without checkpoints.
+A training is planned and built by the functions of its recipe, and runs in Composer's loop without
+checkpoints.
 """
 
 import importlib.metadata
@@ -58,7 +59,8 @@ def now() -> float:
 
 
 def memory() -> dict[str, float]:
-    """Return peak GiB since the last call, allocated by tensors and reserved by torch; nothing without a GPU."""
+    """Return peak GiB since the last call, allocated by tensors and reserved by torch;
+    nothing without a GPU."""
     if not torch.cuda.is_initialized():
         return {}
     peak = {'peak_gib': torch.cuda.max_memory_allocated() / GIB,
@@ -68,7 +70,8 @@ def memory() -> dict[str, float]:
 
 
 def workers(bytes_each: float) -> int:
-    """Return the number of workers that fit the cores and /dev/shm, since a full /dev/shm causes a bus error."""
+    """Return the number of workers that fit the cores and /dev/shm, since a full /dev/shm causes a bus
+    error."""
     cores = len(os.sched_getaffinity(0))
     return min(MOST_WORKERS, cores, int(0.9 * shutil.disk_usage('/dev/shm').free / bytes_each))
 
@@ -101,7 +104,8 @@ def peak_of(device: str) -> Optional[float]:
 
 
 def make_data(kind: str, device: str) -> None:
-    """Write random images and vectors for stage 2, or captions and an LLM (16 GB for ``gpu``) for other kinds."""
+    """Write random images and vectors for stage 2, or captions and an LLM (16 GB for ``gpu``)
+    for other kinds."""
     folder = OUT / 'data' / device
     sizes = SIZES[device]
     writers: dict[str, Callable[[Path], None]] = {
@@ -218,16 +222,18 @@ def extract(config: ExtractConfig) -> Result:
     config.plan_tokens = round(done['tokens'] / done['captions'])
     with fake_ranks(1):
         plan: Any = make_plan(config)
-    return summary(seconds, round(plan.steps), done['captions'], plan.cost.flops * plan.steps, 0, done['tokens'],
-                   None, plan.cost.peak, peak, before=before)
+    return summary(seconds, round(plan.steps), done['captions'], plan.cost.flops * plan.steps, 0,
+                   done['tokens'], None, plan.cost.peak, peak, before=before)
 
 
 def summary(
     seconds: float, steps: int, items: int, flops: float, recomputed: float = 0, tokens: int = 0,
-    waited: Optional[float] = None, planned: Optional[int] = None, peak: Optional[dict[str, float]] = None, **more: Any
+    waited: Optional[float] = None, planned: Optional[int] = None, peak: Optional[dict[str, float]] = None,
+    **more: Any
 ) -> Result:
-    """Return the result of `steps` in `seconds` between two synchronisations with the GPU.  `items` are samples or
-    captions, `flops` come from the plan, `tokens` exclude padding, `planned` is in bytes and `peak` in GiB."""
+    """Return the result of `steps` in `seconds` between two synchronisations with the GPU.  `items` are
+    samples or captions, `flops` come from the plan, `tokens` exclude padding,
+    `planned` is in bytes and `peak` in GiB."""
     peak = peak or {}
     result: Result = {
         'per_second': items / seconds, 'seconds_per_step': seconds / steps, 'steps': steps,
