@@ -33,11 +33,10 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.llm import save_teacher
 
 # Folders, modules and tests that train, or load, export or plan many models or datasets, and take most of the time.
-LONG = ('recipes/', 'export/', 'conversion/', 'planning/',
+LONG = ('recipes/', 'data/convert/', 'export/', 'conversion/', 'planning/',
         *(f'{name}.py' for name in (
-            'data/test_absent_captions', 'data/test_changed_data', 'data/test_convert', 'data/test_joins',
-            'data/test_flickr_coco', 'data/test_sources', 'data/test_streams', 'evaluation/test_clip_benchmark',
-            'evaluation/test_comparison', 'evaluation/test_evaluate',
+            'data/test_absent_captions', 'data/test_changed_data', 'data/test_streams',
+            'evaluation/test_clip_benchmark', 'evaluation/test_comparison', 'evaluation/test_evaluate',
             'evaluation/test_models', 'models/test_frozen_batch_norm', 'models/test_towers',
             'teacher/test_architectures', 'teacher/test_text_encoder', 'test_damaged', 'test_no_code', 'test_yamls',
             'training/test_optimizer', 'training/test_wise_ft')), 'test_pages.py::test_the_site',

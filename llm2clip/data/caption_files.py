@@ -10,6 +10,7 @@ import csv
 import functools
 import os
 import posixpath
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -17,7 +18,6 @@ from typing import Any, Optional
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.io.files import parse_json, read_json, reading
 
-_SHOWN = 8
 QUOTES = 'a row in which every quote that is opened is closed, and one in a text is doubled'
 
 
@@ -28,7 +28,7 @@ def normal_path(name: str) -> str:
     return posixpath.normpath(name)
 
 
-def check_image_paths(paths: Iterable[Optional[str]], images: Optional[str], where: str) -> None:
+def check_image_paths(paths: Iterable[str], images: Optional[str], where: str) -> None:
     """Raise a FileError if two paths, relative to the folder `images` or absolute, name the same file.
     Links to folders are followed; those to files are not, since this would access the disk for each image."""
     real_folder = functools.cache(lambda folder: os.path.realpath(os.path.join(images or '', folder)))
@@ -51,13 +51,12 @@ def read_captions(captions: str, image_column: str, caption_column: str) -> dict
         caption_column: Column with the text; in JSON it may also be a list of texts.
 
     Raises:
-        ConfigError, FileError: The file is missing or damaged, has no caption, or lacks a column.
+        ConfigError, FileError: The file is missing or damaged, or lacks a column.
     """
     suffix = Path(captions).suffix
     records: Iterable[tuple[str, Any]]
     if suffix == '.json':
-        content = read_json(captions)
-        records = numbered(content if isinstance(content, list) else [content], f'{captions}, value')
+        records = ((f'{captions}, value {i}', record) for i, record in enumerate(read_json(captions, list)))
     elif suffix in ('.jsonl', '.jsonlines'):
         records = read_json_lines(captions)
     else:
@@ -70,8 +69,6 @@ def read_captions(captions: str, image_column: str, caption_column: str) -> dict
             values = [values]
         lines = [optional_text(value, f'{where}: {caption_column!r}') for value in values]
         texts.setdefault(image, []).extend(line for line in lines if line.strip())
-    if not any(texts.values()):
-        raise ConfigError(f'{captions} has no {"captions" if texts else "rows"}')
     return texts
 
 
@@ -127,12 +124,11 @@ def _csv_rows(path: str) -> Iterator[tuple[str, list[str]]]:
     """Non-blank rows of a CSV file, the header first."""
     delimiter = '\t' if path.endswith('.tsv') else ','
     reader = csv.reader(_text_lines(path, newline=''), delimiter=delimiter, strict=True)
-    while True:
+    row: Optional[list[str]] = []
+    while row is not None:
         where = f'{path}:{reader.line_num + 1}'
         with reading(where, QUOTES):
             row = next(reader, None)
-        if row is None:
-            return
         if row:
             yield where, row
 
@@ -148,54 +144,26 @@ def read_json_lines(path: str) -> Iterator[tuple[str, Any]]:
     return ((where, parse_json(line, where)) for where, line in read_lines(path))
 
 
-def numbered(values: Any, name: str) -> list[tuple[str, Any]]:
-    """Return the values of a list, each with its position ``<name> <number>``; FileError if it is no list."""
-    if not isinstance(values, list):
-        raise FileError(f'found {_short(values)}, expected a list', f'{name}s')
-    return [(f'{name} {i}', value) for i, value in enumerate(values)]
-
-
 def field(record: Any, key: str, where: str) -> Any:
     """Return a field of a JSON object or a row; a ConfigError names a missing field and the existing ones."""
     if not isinstance(record, Mapping):
-        raise ConfigError(f'{where}: expected an object with {key!r}, found {_short(record)}')
+        raise ConfigError(f'{where}: expected an object with {key!r}, found {str(record)[:60]!r}')
     if key not in record:
-        names = list(map(str, record))
-        existing = ', '.join(names[:_SHOWN])
-        if len(names) > _SHOWN:
-            existing += f' and {len(names) - _SHOWN:,} more'
-        raise ConfigError(f'{where} has no {key!r}; it has {existing}')
+        names = textwrap.shorten(', '.join(map(str, record)), width=200, placeholder=' …')
+        raise ConfigError(f'{where} has no {key!r}; it has {names}')
     return record[key]
-
-
-def list_field(record: Any, key: str, where: str) -> list[Any]:
-    """Return a field that must be a list; FileError if it is not."""
-    value = field(record, key, where)
-    if not isinstance(value, list):
-        raise FileError(f'{key!r} is {_short(value)}, expected a list', where)
-    return value
-
-
-def texts_field(record: Any, key: str, where: str) -> list[str]:
-    """Return a field that must be a list of texts; FileError if it is not."""
-    return [text_field({key: text}, key, where) for text in list_field(record, key, where)]
 
 
 def text_field(record: Any, key: str, where: str) -> str:
     """Return a field that must be a text; FileError if it is not."""
     value = field(record, key, where)
-    if not isinstance(value, str):
-        raise FileError(f'{key!r} is {_short(value)}, expected a text', where)
-    return check_text(value, f'{where}: {key!r}')
+    if value is None:
+        raise FileError(f'{key!r} is null, expected a text', where)
+    return optional_text(value, f'{where}: {key!r}')
 
 
 def optional_text(value: Any, where: str) -> str:
     """Return a text, or an empty one for None; FileError for any other value."""
     if value is not None and not isinstance(value, str):
-        raise FileError(f'{_short(value)}, expected a text', where)
+        raise FileError(f'{str(value)[:60]!r}, expected a text', where)
     return check_text(value or '', where)
-
-
-def _short(value: Any) -> str:
-    """Shortened value for error messages."""
-    return repr(str(value)[:60])

@@ -26,8 +26,26 @@ _SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', 
 _CODE = re.compile(r'n?\d+')
 _CLASSES = 'classnames.txt'
 _TEMPLATES = 'zeroshot_classification_templates.txt'
-# Content of `dataset_type.txt` -> suffix of the label files.
-_LABELS = {'classification': 'cls', 'multilabel': 'npy'}
+
+
+def _position(data: bytes, num_classes: int) -> int:
+    """Position of the class of an image."""
+    position = int(data)
+    if not 0 <= position < num_classes:
+        raise ValueError(f'{position} is not the position of a line of {_CLASSES}')
+    return position
+
+
+def _ones_and_zeros(data: bytes, num_classes: int) -> list[int]:
+    """For each class, whether an image has it."""
+    values: Any = np.load(io.BytesIO(data), allow_pickle=False)
+    if values.shape != (num_classes,) or not np.isin(values, (0, 1)).all():
+        raise ValueError(f'{values.dtype} of shape {values.shape}, not a 1 or a 0 per line of {_CLASSES}')
+    return values.astype(int).tolist()
+
+
+# Content of `dataset_type.txt` -> suffix of the label files, and what reads them.
+_LABELS = {'classification': ('cls', _position), 'multilabel': ('npy', _ones_and_zeros)}
 
 
 @dataclass(frozen=True)
@@ -77,15 +95,9 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
             raise ConfigError(f'{images}/{folder} has {found}, expected the images of a class', 'images')
         files += [f'{folder}/{name}' for name in names]
         labels += [label] * len(names)
-    if class_names is None:
-        classes = _checked_names(folders, folders, images)
-    else:
-        classes = _checked_names(_read_names(class_names, folders), folders, class_names)
-    return ClassificationSet(images, files, labels, classes, ImageFiles(images, files))
-
-
-def _checked_names(names: Sequence[str], folders: Sequence[str], source: str) -> list[str]:
-    """Class names with spaces for ``_``, none blank, and equal ones for ImageNet alone."""
+    source, names = images, folders
+    if class_names is not None:
+        source, names = class_names, _read_names(class_names, folders)
     for folder, name in zip(folders, names):
         if not check_text(name, f'{source}: the name of {folder!r}').strip():
             raise ConfigError(f'{source}: the name of {folder!r} is empty', 'class_names')
@@ -93,35 +105,23 @@ def _checked_names(names: Sequence[str], folders: Sequence[str], source: str) ->
     commonest, count = Counter(classes).most_common(1)[0]
     if count > 1 and not all(map(_CODE.fullmatch, folders)):
         raise ConfigError(f'{count} classes in {source} have the name {commonest!r}', 'class_names')
-    return classes
+    return ClassificationSet(images, files, labels, classes, ImageFiles(images, files))
 
 
 def _read_names(path: str, folders: list[str]) -> list[str]:
     """Class name of each folder."""
-    names = _read_json_names(path) if path.endswith('.json') else _read_text_names(path, folders)
-    if isinstance(names, dict):
-        missing = [folder for folder in folders if folder not in names]
-        if missing:
-            raise ConfigError(f'{path} has no name for {len(missing):,} of {len(folders):,} class folders, '
-                              f'such as {missing[0]}', 'class_names')
-        return [names[folder] for folder in folders]
-    if len(names) != len(folders):
-        raise ConfigError(f'{path} has {len(names):,} names, but there are {len(folders):,} class folders',
-                          'class_names')
-    return names
-
-
-def _read_json_names(path: str) -> Union[list[str], dict[str, str]]:
-    """Names in the order of the folders, or folder -> name."""
-    names: Any = read_json(path)
-    values = list(names.values()) if isinstance(names, dict) else names
-    if isinstance(names, dict) and all(isinstance(pair, list) and len(pair) == 2 for pair in values):
-        names = dict(values)  # of Keras: position -> [folder, name]
-        values = list(names.values())
-    if not isinstance(values, list) or not all(isinstance(name, str) for name in values):
-        raise ConfigError(f'{path}: expected an object from folder to name, a list of names, or an object of '
-                          '[folder, name]', 'class_names')
-    return names
+    if path.endswith('.json'):
+        names: Any = read_json(path)
+    else:
+        names = _read_text_names(path, folders)
+    with reading(path, f'one name for each of the {len(folders):,} class folders'):
+        if isinstance(names, dict):
+            if all(isinstance(pair, list) for pair in names.values()):
+                names = dict(names.values())  # of Keras: position -> [folder, name]
+            names = [names[folder] for folder in folders]
+        if len(names) != len(folders) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f'{len(names):,} values, or some that are no texts')
+        return names
 
 
 def _read_text_names(path: str, folders: list[str]) -> Union[list[str], dict[str, str]]:
@@ -168,8 +168,8 @@ def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet
         split: Split to read.
 
     Raises:
-        FileError: A file is missing or damaged, the set is for retrieval, the number of tars differs from
-            ``nshards.txt``, or a sample has no image or no class listed in ``classnames.txt``.
+        FileError: A file is missing or damaged, the set is for retrieval, or a sample has no image or no
+            class listed in ``classnames.txt``.
     """
     classes = [check_text(line.strip(), f'{local}/{_CLASSES}')
                for line in read_text(f'{local}/{_CLASSES}').splitlines()]
@@ -179,51 +179,20 @@ def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet
         kind = read_text(type_file).strip().lower()
     if kind not in _LABELS:
         raise FileError(f'says {kind!r}, expected {" or ".join(_LABELS)}', type_file)
-    label_suffix = _LABELS[kind]
-    read_label = _position if label_suffix == 'cls' else _ones_and_zeros
+    suffix, read_label = _LABELS[kind]
+    counted = f'{local}/{split}/nshards.txt'
+    with reading(counted, 'the number of tars'):
+        num_tars = int(read_text(counted))
     ids, labels, places = [], [], []
-    for path in _tars(local, split):
+    for path in (f'{local}/{split}/{i}.tar' for i in range(num_tars)):
         for sample in tar_samples(path, image_places=True):
             where = f'{path}: sample {sample["__key__"]!r}'
-            image = next((name for name in IMAGES if name in sample), None)
-            if image is None:
-                raise FileError(f'has no image, expected one in {", ".join(IMAGES)}', where)
-            if label_suffix not in sample:
-                raise FileError(f'has no {label_suffix}, expected what the classes of the image are', where)
-            labels.append(read_label(sample[label_suffix], classes, f'{where}: {label_suffix}'))
+            with reading(where, f'an image in {", ".join(IMAGES)}, and its classes in {suffix}'):
+                image = next(name for name in IMAGES if name in sample)
+                labels.append(read_label(sample[suffix], len(classes)))
             ids.append(f'{path}/{sample["__key__"]}.{image}')
             places.append((path, *sample[image]))
-    if not ids:
-        raise FileError('has no images in its tars', f'{local}/{split}')
     templates = f'{local}/{_TEMPLATES}'
     if not Path(templates).is_file():
         templates = None
     return ClassificationSet(local, ids, labels, classes, TarImages(places), templates)
-
-
-def _tars(local: str, split: str) -> list[str]:
-    """Paths of a split's tars, which must match ``nshards.txt``."""
-    path = f'{local}/{split}/nshards.txt'
-    with reading(path, 'the number of tars'):
-        names = {f'{number}.tar' for number in range(int(read_text(path)))}
-    wrong = names ^ {name for name in os.listdir(f'{local}/{split}') if name.endswith('.tar')}
-    if wrong:
-        raise FileError(f'says {len(names):,} tars, and {min(wrong)} is missing or too many', path)
-    return [f'{local}/{split}/{number}.tar' for number in range(len(names))]
-
-
-def _position(data: bytes, classes: Sequence[str], where: str) -> int:
-    with reading(where, 'the position of a class'):
-        position = int(data)
-    if not 0 <= position < len(classes):
-        raise FileError(f'is {position}, expected 0 to {len(classes) - 1}, a line of {_CLASSES}', where)
-    return position
-
-
-def _ones_and_zeros(data: bytes, classes: Sequence[str], where: str) -> list[int]:
-    expected = f'a 1 or a 0 for each of the {len(classes):,} names in {_CLASSES}'
-    with reading(where, expected):
-        values: Any = np.load(io.BytesIO(data), allow_pickle=False)
-        if values.shape != (len(classes),) or not np.isin(values, (0, 1)).all():
-            raise FileError(f'holds {values.dtype} of shape {values.shape}, expected {expected}', where)
-        return values.astype(int).tolist()

@@ -13,7 +13,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 import numpy as np
 import pyarrow
@@ -81,8 +81,7 @@ CAPTION_FILES: list[tuple[str, Union[str, bytes], str]] = [
     ('c.json', '[{"image": "a.png", "caption": 3}]', r"c\.json, value 0: 'caption': '3', expected a text"),
     ('c.json', '[{"image": "a.png", "caption": "\\ud800"}]',
      r"'caption': has the half character U\+D800, expected a text"),
-    ('c.json', json.dumps({f'{i}.png': ['x'] for i in range(60)}),
-     r"has no 'image'; it has 0.png, .*7.png and 52 more$"),
+    ('c.json', json.dumps([{f'{i}.png': ['x'] for i in range(60)}]), r"has no 'image'; it has 0.png, .*7.png, .* …$"),
 ]
 
 
@@ -155,10 +154,11 @@ TABLES: list[tuple[str, Union[str, bytes], dict[str, Any], str]] = [
     ('a.parquet', _parquet({'t': _not_utf8()}), {},
      r'a\.parquet: cannot be read .*, expected a Parquet file with texts'),
     ('a.parquet', _parquet(pyarrow.Table.from_arrays([pyarrow.array(['a'])] * 2, names=['t', 't'])), {},
-     r"a\.parquet has two columns 't', expected different names"),
+     r"a\.parquet: expected one column 't', found t, t"),
     ('a.parquet', _parquet({'t': ['a'], 'k': [None]}), {'id_column': 'k'},
      "a.parquet, row 1: 'k': None, expected a text or"),
-    ('a.parquet', _parquet({'t': ['a'], 'i': [3]}), IMAGE, "column 'i' holds int64, expected encoded images or paths"),
+    ('a.parquet', _parquet({'t': ['a'], 'i': [3]}), IMAGE,
+     "a.parquet, row 1: 'i' is 3, expected an encoded image or a path"),
     ('a.parquet', _parquet({'t': ['x', 'a'], 'i': ['a.png', '../secret.png']}), IMAGE,
      r"a\.parquet, row 2: the path '\.\./secret\.png' leads to .*, expected one inside photos"),
     ('a.csv', 't,i\nx,/etc/hostname\n', IMAGE, r"a\.csv, row 1: the path '/etc/hostname' leads to /etc/hostname"),
@@ -215,24 +215,21 @@ def _one(record: bytes) -> bytes:
 
 MEMBERS = [member for i in range(3) for member in ((f'{i}.jpg', picture(i)), (f'{i}.json', b'{"c": "x"}'))]
 TAR = _tar(MEMBERS)
-TARS: list[tuple[str, bytes, Optional[str], str]] = [
-    ('list', _one(b'[1]'), None, r"t\.tar: sample '0': holds '\[1\]', expected JSON, an object"),
-    ('txt', _tar([('0.jpg', picture(0)), ('0.txt', b'\xe9')]), None, r"sample '0': txt: cannot be read .*UTF-8"),
-    ('parent', _tar([('../0.jpg', picture(0))]), None, r"t\.tar: the path '\.\./0\.jpg' leads out of the tar"),
-    ('symlink', _tar([*MEMBERS[:2], _special(tarfile.SYMTYPE, '/etc/hostname')]), None,
+TARS: list[tuple[str, bytes, str]] = [
+    ('list', _one(b'[1]'), r"t\.tar: sample '0': holds '\[1\]', expected JSON, an object"),
+    ('txt', _tar([('0.jpg', picture(0)), ('0.txt', b'\xe9')]), r"sample '0': txt: cannot be read .*UTF-8"),
+    ('parent', _tar([('../0.jpg', picture(0))]), r"t\.tar: the path '\.\./0\.jpg' leads out of the tar"),
+    ('symlink', _tar([*MEMBERS[:2], _special(tarfile.SYMTYPE, '/etc/hostname')]),
      r"t\.tar: '1\.jpg' is a link or a d"),
-    ('cut in a header', TAR[:1200], None, r't\.tar: is cut off, .* at byte 1,024, expected a whole tar'),
-    ('cut in a file', TAR[:2600], None, r't\.tar: cannot be read .unexpected end.*, expected a whole tar'),
-    ('damaged header', TAR[:2048] + b'\xff\xff' + TAR[2050:], None, r't\.tar: .* no header of a file, at byte 2,048'),
-    ('stats', TAR, '{"successes": 4}', r't\.tar: has 3 samples, expected 4, as t_stats\.json says'),
+    ('cut in a header', TAR[:1200], r't\.tar: is cut off, .* at byte 1,024, expected a whole tar'),
+    ('cut in a file', TAR[:2600], r't\.tar: cannot be read .unexpected end.*, expected a whole tar'),
+    ('damaged header', TAR[:2048] + b'\xff\xff' + TAR[2050:], r't\.tar: .* no header of a file, at byte 2,048'),
 ]
 
 
-@pytest.mark.parametrize(['name', 'content', 'stats', 'words'], TARS, ids=_numbered(TARS))
-def test_a_tar(name: str, content: bytes, stats: Optional[str], words: str) -> None:
+@pytest.mark.parametrize(['name', 'content', 'words'], TARS, ids=_numbered(TARS))
+def test_a_tar(name: str, content: bytes, words: str) -> None:
     write('t.tar', content)
-    if stats is not None:
-        write('t_stats.json', stats)
     refused(words, lambda: convert(name='webdataset', files='t.tar', captions={'a': 'txt' if name == 'txt' else 'c'}))
 
 
@@ -277,11 +274,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 PARTS: list[tuple[str, Callable[[Path], Any], str]] = [
     ('no keys', lambda part: write(f'{part}/part.json', '{}'),
-     r'part\.json: is damaged, expected options, .*remove .*part-'),
+     r'part\.json: cannot be read .*remove .*part-'),
     ('fewer', lambda part: _edit(part / 'part.json', lambda record: record.update(samples=3)),
-     r'part\.json: is damaged, expected'),
+     r'part\.json: cannot be read .6 samples in shards, not 3.'),
     ('shard', lambda part: write(f'{part}/shard.00000.mds', b'x'),
-     r'shard\.00000\.mds: has 1 bytes, expected .* bytes'),
+     r'shard\.00000\.mds: is missing or damaged, expected .* bytes'),
 ]
 
 

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-import numpy as np
 from PIL import Image
 
 from llm2clip.config.ranges import Count, HoldoutShare, Natural, Seed
@@ -115,9 +114,6 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
             continue
         pictures = {'openmoji': _render_svg(svg, image_size),
                     'twemoji': _on_white(open_image(png.read_bytes()), image_size)}
-        if any(np.asarray(picture).min() > 250 for picture in pictures.values()):
-            dropped.add('blank picture', code)
-            continue
         pixels = {(artist, picture.tobytes()) for artist, picture in pictures.items()}
         if not known.isdisjoint(pixels):
             dropped.add('same picture as another emoji', code)

@@ -8,32 +8,25 @@ of an image; the missing captions of other images are empty.
 """
 
 import csv
+import json
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import starmap
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 from llm2clip.config.ranges import FolderName, Holdout, Seed, Text, Texts
-from llm2clip.data.caption_files import (
-    QUOTES,
-    field,
-    list_field,
-    numbered,
-    read_csv,
-    read_lines,
-    text_field,
-    texts_field,
-)
+from llm2clip.data.caption_files import QUOTES, read_csv, read_lines
 from llm2clip.data.convert.image_folder import image_splits, numbered_captions
 from llm2clip.data.convert.samples import Dropped, Part, split_holdout
 from llm2clip.errors import ConfigError, FileError
-from llm2clip.io.files import parse_json, read_json, reading
+from llm2clip.io.files import read_json, reading
 
 # Path of each image, relative to the folder of images, with its captions.
-_Images = Iterable[tuple[str, list[str]]]
+_Images = list[tuple[str, list[str]]]
 # The key None stands for images in no split.
-_Splits = Mapping[Optional[str], _Images]
+_Splits = dict[Optional[str], _Images]
 
 _IMAGES_PER_PART = 10_000
 # Split in the name of a file without splits, such as `captions_val2017.json`.
@@ -80,9 +73,7 @@ def flickr8k(
                 'takes them all', 'source.split_files')
     files = [annotations]
     if split_files:
-        if by_split.keys() != {None}:
-            raise ConfigError(f'{annotations} has splits, expected a file without any', 'source.split_files')
-        by_split = _listed_splits(dict(by_split[None]), annotations, split_files)
+        by_split = _listed_splits(by_split.get(None, []), annotations, split_files)
         files += split_files.values()
     return _selected_splits(images, files, by_split, splits, split, holdout, seed)
 
@@ -123,8 +114,7 @@ def coco(
     """
     by_split = read_splits(annotations)
     if 'restval' in by_split:
-        by_split['train'] = [*by_split.get('train', ()), *by_split['restval']]
-        del by_split['restval']
+        by_split.setdefault('train', []).extend(by_split.pop('restval'))
     return _selected_splits(images, [annotations], by_split, splits, split, holdout, seed)
 
 
@@ -137,7 +127,8 @@ def flickr_cn(images: Optional[str], annotations: str) -> tuple[dict[str, list[P
             CLIP_benchmark, with the same translations; or ``seg.flickr30kzhmbosontest.caption.txt`` of the
             original package, with words that are joined again.
     """
-    return published_splits(images, [annotations], {'test': captions_of_lines(annotations).items()})
+    captions = captions_of_lines(annotations)
+    return published_splits(images, [annotations], {'test': list(captions.items())})
 
 
 def coco_cn(
@@ -153,19 +144,17 @@ def coco_cn(
     """
     files = [f'{annotations}/{_COCO_CN}']
     all_captions = captions_of_lines(files[0])
-    by_split: dict[Optional[str], _Images] = {}
+    by_split: _Splits = {}
     for split in ('train', 'val', 'test'):
         file = f'{annotations}/coco-cn_{split}.txt'
         if not Path(file).is_file():
             continue
         files.append(file)
-        captions: list[tuple[str, list[str]]] = []
+        by_split[split] = []
         for where, image in read_lines(file):
-            parts = image.split('_')  # such as COCO, val2014 and 000000043734
-            if len(parts) != 3:
-                raise FileError(f'{image!r}, expected an image such as COCO_val2014_000000043734', where)
-            captions.append((f'{parts[1]}/{image}.jpg', all_captions.get(f'{image}.jpg', [])))
-        by_split[split] = captions
+            with reading(where, 'an image such as COCO_val2014_000000043734'):
+                _, folder, _ = image.split('_')
+            by_split[split].append((f'{folder}/{image}.jpg', all_captions.get(f'{image}.jpg', [])))
     return published_splits(images, files, by_split, splits)
 
 
@@ -220,104 +209,74 @@ def published_splits(
 
 def _add_captions(captions: dict[str, list[str]], images: _Images, file: str) -> list[str]:
     """Add images with their captions, except blank ones, to `captions`, and return their names."""
-    names: list[str] = []
     for image, lines in images:
         if image in captions:
             raise FileError(f'image {image} occurs twice', file)
-        captions[image] = [line for line in lines if line.strip()]
-        names.append(image)
-    return names
+        with reading(file, f'captions of {image} that are texts'):
+            captions[image] = [line for line in lines if line.strip()]
+    return [image for image, _ in images]
 
 
 # ------------------------------------------------------------------------------------------------- Formats
 
 
-def read_splits(path: str) -> dict[Optional[str], _Images]:
-    """Return split -> images with their captions, as iterables that may be read only once.
+def read_splits(path: str) -> _Splits:
+    """Return split -> images with their captions; all images of a file without splits have the key None.
 
-    All images of a file without splits have the key None.  A ConfigError or a FileError is raised if a
-    field is missing, or the file cannot be read.
+    Raises:
+        FileError: The file cannot be read, or has none of the published formats.
     """
-    if path.endswith('.csv'):  # of nlphuji/flickr30k
-        _, rows = read_csv(path)
-        return _recorded_splits(rows, _csv_image)
-    if not path.endswith('.json'):
-        return {None: captions_of_lines(path).items()}
-    content = read_json(path)
-    if isinstance(content, list):  # of ALBEF and BLIP
-        return {None: _list_images(content, path)}
-    if isinstance(content, dict) and 'annotations' in content:
-        return {None: _coco_images(content, path)}
-    images = field(content, 'images', path)
-    return _recorded_splits(numbered(images, f'{path}, image'), _karpathy_image)
-
-
-def _recorded_splits(
-    rows: Iterable[tuple[str, Any]], read_image: Callable[[str, Any], tuple[str, list[str]]]
-) -> dict[Optional[str], _Images]:
-    """Split -> images of a file whose rows have the field `split`."""
-    splits: dict[Optional[str], list[tuple[str, Any]]] = {}
-    for where, record in rows:
-        splits.setdefault(text_field(record, 'split', where), []).append((where, record))
-    return {split: starmap(read_image, records) for split, records in splits.items()}
-
-
-def _listed_splits(
-    captions: dict[str, list[str]], path: str, split_files: Mapping[str, str]
-) -> dict[Optional[str], _Images]:
-    """Split -> images that its file lists; None -> the images that no file lists."""
-    splits: dict[Optional[str], _Images] = {}
-    listed: set[str] = set()
-    for split, file in split_files.items():
-        images: list[tuple[str, list[str]]] = []
-        for where, image in read_lines(file):
-            if image in listed or image not in captions:
-                raise FileError(f'image {image[:60]} is listed twice, or has no captions in {path}', where)
-            listed.add(image)
-            images.append((image, captions[image]))
-        splits[split] = images
-    splits[None] = [(image, lines) for image, lines in captions.items() if image not in listed]
+    if not path.endswith(('.csv', '.json')):
+        return {None: list(captions_of_lines(path).items())}
+    splits: _Splits = {}
+    with reading(path, 'images with captions in one of the formats that the documentation names'):
+        if path.endswith('.csv'):  # of nlphuji/flickr30k, with the captions as a JSON list in one cell
+            for _, row in read_csv(path)[1]:
+                splits.setdefault(row['split'], []).append((row['filename'], json.loads(row['raw'])))
+            return splits
+        content = read_json(path)
+        if isinstance(content, list):  # of ALBEF and BLIP
+            return {None: _list_images(content)}
+        if 'annotations' in content:
+            return {None: _coco_images(content)}
+        for image in content['images']:  # of Karpathy and Fei-Fei
+            name = os.path.join(image.get('filepath', ''), image['filename'])
+            captions = [sentence['raw'] for sentence in image['sentences']]
+            splits.setdefault(image['split'], []).append((name, captions))
     return splits
 
 
-def _karpathy_image(where: str, image: Any) -> tuple[str, list[str]]:
-    folder = ''
-    if 'filepath' in image:
-        folder = text_field(image, 'filepath', where) + '/'
-    name = text_field(image, 'filename', where)
-    captions = [text_field(sentence, 'raw', where) for sentence in list_field(image, 'sentences', where)]
-    return folder + name, captions
-
-
-def _csv_image(where: str, row: Mapping[str, str]) -> tuple[str, list[str]]:
-    """Image and captions of a row, which has the captions as a JSON list in one cell."""
-    file = text_field(row, 'filename', where)
-    captions = parse_json(text_field(row, 'raw', where), f'{where}, {file}: \'raw\'')
-    return file, texts_field({'raw': captions}, 'raw', f'{where}, {file}')
-
-
-def _list_images(content: list[Any], path: str) -> _Images:
+def _list_images(records: Iterable[Any]) -> _Images:
     """Images of a list, which has one record per caption for training, or one per image for evaluation."""
     captions: dict[str, list[str]] = {}
-    for where, record in numbered(content, f'{path}, image'):
-        image = text_field(record, 'image', where)
-        if isinstance(field(record, 'caption', where), str):
-            captions.setdefault(image, []).append(text_field(record, 'caption', where))
-        elif image in captions:
-            raise FileError(f'image {image} occurs twice, expected one list of captions per image', where)
-        else:
-            captions[image] = texts_field(record, 'caption', where)
-    yield from captions.items()
+    for record in records:
+        texts = record['caption']
+        if isinstance(texts, str):
+            texts = [texts]
+        captions.setdefault(record['image'], []).extend(texts)
+    return list(captions.items())
 
 
-def _coco_images(content: dict[str, Any], path: str) -> _Images:
-    captions: dict[str, list[str]] = {}
-    for where, annotation in numbered(content['annotations'], f'{path}, annotation'):
-        image_id = str(field(annotation, 'image_id', where))
-        captions.setdefault(image_id, []).append(text_field(annotation, 'caption', where))
-    for where, image in numbered(field(content, 'images', path), f'{path}, image'):
-        name = text_field(image, 'file_name', where)
-        yield name, captions.get(str(field(image, 'id', where)), [])
+def _coco_images(content: Mapping[str, Any]) -> _Images:
+    """Images of COCO's own format; some have no caption."""
+    captions: dict[Any, list[str]] = defaultdict(list)
+    for annotation in content['annotations']:
+        captions[annotation['image_id']].append(annotation['caption'])
+    return [(image['file_name'], captions[image['id']]) for image in content['images']]
+
+
+def _listed_splits(images: _Images, path: str, split_files: Mapping[str, str]) -> _Splits:
+    """Split -> images that its file lists; None -> the images that no file lists."""
+    splits: _Splits = {}
+    unlisted = dict(images)
+    for split, file in split_files.items():
+        splits[split] = []
+        for where, image in read_lines(file):
+            if image not in unlisted:
+                raise FileError(f'image {image[:60]} is listed twice, or has no captions in {path}', where)
+            splits[split].append((image, unlisted.pop(image)))
+    splits[None] = list(unlisted.items())
+    return splits
 
 
 def captions_of_lines(path: str) -> dict[str, list[str]]:
@@ -356,12 +315,9 @@ def _comma_captions(lines: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str
     rows = [(where, *_parts(_COMMA, line, where)) for where, line in lines]
     is_quoted = not any(',' in caption and caption[0] != '"' for _, _, caption in rows)
     for where, image, caption in rows:
-        if is_quoted:
+        if is_quoted and caption:
             with reading(where, QUOTES):
-                values = next(csv.reader([caption], strict=True), [''])
-            if len(values) > 1:
-                raise FileError(f'has {len(values) + 1} values, expected an image and a caption', where)
-            caption = values[0]
+                (caption,) = next(csv.reader([caption], strict=True))
         yield image, caption
 
 

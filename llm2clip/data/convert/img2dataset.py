@@ -10,6 +10,7 @@ sorted by hash, so DuckDB reads only the blocks that may hold a requested key.  
 import functools
 import glob
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,13 +34,15 @@ from llm2clip.data.convert.samples import (
 )
 from llm2clip.data.convert.table import check_column, read_schema
 from llm2clip.data.tars import IMAGES, tar_samples
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import ConfigError
 from llm2clip.io.files import parse_json, read_json, reading, write_json
 from llm2clip.io.folders import atomic_folder, locked
 
 # Images per lookup in the tables.
 _BATCH = 256
 _META, _DATABASE = 'index.json', 'captions.duckdb'
+# Types of keys and captions.
+_TEXTS = re.compile('(large_)?string|dictionary|u?int|null')
 _OPTIONS = {'autoinstall_known_extensions': False, 'autoload_known_extensions': False}
 
 
@@ -118,9 +121,7 @@ class _TarReader:
         if 'txt' in (*self.captions.values(), *self.selection.columns, self.id_field, self.image_key):
             wanted.add('txt')
         records = tar_samples(path, wanted=wanted)
-        num_records = 0
         for batch in iter(lambda: list(islice(records, _BATCH)), []):
-            num_records += len(batch)
             samples: list[_TarSample] = []
             for record in batch:
                 where = f'{path}: sample {record["__key__"]!r}'
@@ -136,12 +137,6 @@ class _TarReader:
                     key = sample_name(key, f'{where}: {self.image_key!r}')
                 samples.append(_TarSample(sample_id, fields, image, key or '', where))
             yield from self._with_captions(samples, dropped)
-        stats = Path(path).with_name(f'{Path(path).stem}_stats.json')
-        if stats.is_file():
-            expected = field(read_json(stats, dict), 'successes', str(stats))
-            if num_records != expected:
-                raise FileError(f'has {num_records} samples, expected {expected!r}, as {stats.name} says',
-                                path)
 
     def _with_captions(self, samples: Sequence[_TarSample], dropped: Dropped) -> Iterator[Sample]:
         """Yield the samples to keep, with the captions of the tables; one lookup for all."""
@@ -217,10 +212,11 @@ def open_tables(
                           f'{", ".join(first)}', 'source.captions')
     identity: dict[str, Any] = {'tables': [], 'key': key, 'columns': columns}
     for path, schema in schemas.items():
-        check_column(schema, key, path, 'ids')
-        for name in columns:
-            check_column(schema, name, path, 'captions' if name in captions else None)
-    for path in schemas:
+        for name in (key, *columns):
+            check_column(schema, name, path)
+            kind = str(schema.field(name).type)
+            if name in (key, *captions) and not _TEXTS.match(kind):
+                raise ConfigError(f'{path}: column {name!r} holds {kind}, expected texts')
         stat = os.stat(path)
         identity['tables'].append([Path(path).name, stat.st_size, stat.st_mtime_ns])
     index = Path(os.path.abspath(folder))
@@ -229,11 +225,9 @@ def open_tables(
             with atomic_folder(index, 'an index of captions') as new:
                 _write_tables(new, {path: schema.names for path, schema in schemas.items()}, key, columns)
                 write_json(new / _META, identity)
-    built_from = read_json(index / _META, dict)
-    for name, value in identity.items():
-        if built_from.get(name) != value:
-            raise ConfigError(f'{folder} was built from other {name} ({index / _META} has them); remove it '
-                              'or choose another folder', 'source.index')
+    if read_json(index / _META) != identity:
+        raise ConfigError(f'{folder} was built from other tables or columns ({index / _META} has them); '
+                          'remove it or choose another folder', 'source.index')
     return CaptionTables(str(index / _DATABASE), paths, columns)
 
 

@@ -21,8 +21,8 @@ from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.images import decode_image, decode_pixels, encode_image
 from llm2clip.data.schema import CAPTION, IMAGE, INDEX, SAMPLE_ID, check_shard
 from llm2clip.engine import Work
-from llm2clip.errors import ConfigError, FileError
-from llm2clip.io.files import read_json
+from llm2clip.errors import ConfigError
+from llm2clip.io.files import read_json, reading
 from llm2clip.io.folders import atomic_folder, locked
 from llm2clip.io.remotes import OutputFolder
 from llm2clip.modeling.image_processing_llm2clip import FORMATS, MAX_PIXELS, TooManyPixels
@@ -31,7 +31,6 @@ PART_FILE = 'part.json'
 """Record of a part, written last: a folder with a record is complete."""
 EXCLUDED = 'named by exclude_ids'
 """Reason for samples that `exclude_ids` leaves out."""
-_RECORD = {'options': dict, 'samples': int, 'dropped': dict, 'filtered': dict, 'words': dict, 'shards': list}
 
 
 class PartJob(NamedTuple):
@@ -79,13 +78,13 @@ def read_record(job: PartJob) -> Optional[dict[str, Any]]:
     if not job.out.fetch(f'{job.folder}/{PART_FILE}'):
         return None
     record = read_json(path, dict)
-    is_whole = {name: type(value) for name, value in record.items()} == _RECORD
-    if is_whole:
+    with reading(path, f'the record of a part; remove {path.parent} to convert it again'):
+        num_samples = 0
         for i, shard in enumerate(record['shards']):
             check_shard(shard, f'{path}: shard {i}')
-    if not is_whole or sum(shard['samples'] for shard in record['shards']) != record['samples']:
-        raise FileError(f'is damaged, expected {", ".join(_RECORD)} of a part; remove {path.parent} to '
-                        'convert it again', path)
+            num_samples += shard['samples']
+        if num_samples != record['samples']:
+            raise ValueError(f'{num_samples} samples in shards, not {record["samples"]}')
     try:
         check_options(job.out, path, record['options'], job.options)
     except ConfigError:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Optional
 
 from llm2clip.config.ranges import Count, Texts
-from llm2clip.data.caption_files import field, numbered, read_json_lines, text_field, texts_field
+from llm2clip.data.caption_files import read_json_lines
 from llm2clip.data.convert.flickr_coco import published_splits
 from llm2clip.data.convert.image_folder import image_splits
 from llm2clip.data.convert.samples import Dropped, Part
 from llm2clip.errors import ConfigError, FileError
-from llm2clip.io.files import read_json, read_text
+from llm2clip.io.files import read_json, read_text, reading
 
 
 def sharegpt4v(images: str, annotations: str, first: Count = 1000) -> tuple[dict[str, list[Part]], Dropped]:
@@ -31,13 +31,10 @@ def sharegpt4v(images: str, annotations: str, first: Count = 1000) -> tuple[dict
     if len(records) < first:
         raise FileError(f'has {len(records):,} values, expected at least {first:,}', annotations)
     captions: list[tuple[str, list[str]]] = []
-    for where, record in numbered(records[:first], f'{annotations}, value'):
-        turns = numbered(field(record, 'conversations', where), f'{where}, turn')
-        answers = [turn for _, turn in turns if field(turn, 'from', where) == 'gpt']
-        if not answers:
-            raise FileError('no turn of the conversation is from \'gpt\'', where)
-        answer = text_field(answers[0], 'value', where)
-        captions.append((text_field(record, 'image', where), [answer.replace('\n', ' ')]))
+    with reading(annotations, 'images with conversations, in each of which the second turn is the caption'):
+        for record in records[:first]:
+            caption = record['conversations'][1]['value'].replace('\n', ' ')
+            captions.append((record['image'], [caption]))
     return published_splits(images, [annotations], {'test': captions})
 
 
@@ -77,8 +74,9 @@ def docci(
     """
     by_split: dict[Optional[str], list[tuple[str, list[str]]]] = {}
     for where, record in read_json_lines(annotations):
-        entry = text_field(record, 'image_file', where), [text_field(record, 'description', where)]
-        by_split.setdefault(text_field(record, 'split', where), []).append(entry)
+        with reading(where, 'an image of DOCCI with its split and description'):
+            image = record['image_file'], [record['description']]
+            by_split.setdefault(record['split'], []).append(image)
     return published_splits(images, [annotations], by_split, splits)
 
 
@@ -93,12 +91,10 @@ def xm3600(images: str, annotations: str) -> tuple[dict[str, list[Part]], Droppe
     """
     captions: dict[str, dict[str, str]] = {}
     for where, record in read_json_lines(annotations):
-        image = text_field(record, 'image/key', where) + '.jpg'
-        if image in captions:
-            raise FileError(f'image {image} occurs twice', where)
-        captions[image] = {}
-        for language, texts in record.items():
-            if isinstance(texts, dict):
-                for i, text in enumerate(texts_field(texts, 'caption', f'{where}, {language}')):
-                    captions[image][f'{language}_{i}'] = text
+        with reading(where, 'an image of XM3600 with its captions in each language'):
+            translations = captions.setdefault(record['image/key'] + '.jpg', {})
+            for language, texts in record.items():
+                if isinstance(texts, dict):
+                    for i, text in enumerate(texts['caption']):
+                        translations[f'{language}_{i}'] = text
     return image_splits(images, [annotations], captions, {'test': list(captions)}), Dropped()

@@ -143,10 +143,11 @@ def split_holdout(
     return splits
 
 
-def check_folder(images: str) -> None:
-    """Raise a ConfigError if the folder of images does not exist."""
+def check_folder(images: str) -> str:
+    """Return the folder of images; raise a ConfigError if it does not exist."""
     if not Path(images).is_dir():
         raise ConfigError(f'there is no folder {Path(images).absolute()}', 'source.images')
+    return images
 
 
 def read_image(folders: Sequence[str], name: str, where: str, dropped: Dropped) -> Optional[bytes]:
@@ -165,7 +166,7 @@ def read_image(folders: Sequence[str], name: str, where: str, dropped: Dropped) 
 
 def sample_name(value: Any, where: str) -> str:
     """Return a sample id from a text or a whole number; raise a FileError for any other value."""
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
+    if not isinstance(value, (str, int)):
         raise FileError(f'{value!r}, expected a text or a whole number', where)
     return check_text(str(value), where)
 
@@ -194,6 +195,12 @@ class Filter:
     values: Optional[Annotated[list[Union[Text, int, bool]], Field(min_length=1)]] = None
     """Values to keep, compared as texts: true as ``true``, 1 and 1.0 as ``1``."""
 
+    def __post_init__(self) -> None:
+        limits = [limit for limit in (self.min, self.max) if limit is not None]
+        if bool(limits) is (self.values is not None) or limits != sorted(limits):
+            raise ConfigError('expected min, max or both of a number, the smaller one first, or the values '
+                              'that are kept')
+
     def keeps(self, value: Any, where: str) -> Optional[bool]:
         """Return whether to keep a value; None if it is blank or NaN; FileError if it should be a number."""
         if value is None or isinstance(value, str) and not value.strip():
@@ -203,10 +210,8 @@ class Filter:
                 value = int(value)
             text, *kept = [str(x).lower() if isinstance(x, bool) else str(x) for x in (value, *self.values)]
             return text in kept
-        try:
+        with reading(where, 'a number'):
             number = float(value)
-        except (TypeError, ValueError):
-            raise FileError(f'{str(value)[:60]!r}, expected a number', where) from None
         if math.isnan(number):
             return None
         return (self.min is None or number >= self.min) and (self.max is None or number <= self.max)
@@ -228,16 +233,9 @@ class Selection:
         self._share, self._seed = share, seed
         self._filters: dict[str, Filter] = {}
         for name, arguments in (filters or {}).items():
-            key = f'source.filters.{name}'
-            with under(key):
+            with under(f'source.filters.{name}'):
                 check_arguments(Filter, 'a filter', arguments)
-            condition = self._filters[name] = Filter(**arguments)
-            low, high = condition.min, condition.max
-            is_range = low is not None or high is not None
-            if is_range is (condition.values is not None):
-                raise ConfigError('expected min, max or both of a number, or the values that are kept', key)
-            if low is not None and high is not None and low > high:
-                raise ConfigError(f'min is {low} and max is {high}, expected the smaller value first', key)
+                self._filters[name] = Filter(**arguments)
         self.columns = list(self._filters)
         """Columns that the filters name."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Optional, Union
 
 import pyarrow
 import pyarrow.compute
@@ -36,8 +36,6 @@ from llm2clip.io.files import reading
 # Rows per part of a Hugging Face dataset.
 _ROWS = 10_000
 _DATASET = 'a dataset that the package datasets reads'
-_TYPES = {'captions': 'texts or lists of texts', 'images': 'encoded images or paths',
-          'ids': 'texts or whole numbers'}
 
 Captions = Union[Text, CaptionColumns]
 
@@ -50,34 +48,11 @@ def read_schema(path: str) -> pyarrow.Schema:
         return file.schema_arrow
 
 
-def check_column(
-    schema: pyarrow.Schema, column: str, path: str, use: Optional[Literal['captions', 'images', 'ids']] = None
-) -> bool:
-    """Check a column of a table, and return whether it holds lists.
-
-    Raises:
-        ConfigError: The column is missing, occurs twice, or has a type that does not fit its `use`.
-    """
-    if column not in schema.names:
-        raise ConfigError(f'{path} has no column {column!r}; it has {", ".join(schema.names)}')
-    if schema.names.count(column) > 1:
-        raise ConfigError(f'{path} has two columns {column!r}, expected different names')
-    kind = schema.field(column).type
-    is_list = bool(re.match(r'(large_|fixed_size_)?list<', str(kind)))
-    text = kind
-    if is_list and use == 'captions':
-        text = kind.value_type
-    if pyarrow.types.is_dictionary(text):
-        text = text.value_type
-    allowed = use is None or str(text) in ('string', 'large_string', 'string_view', 'null')
-    if use == 'ids':
-        allowed |= pyarrow.types.is_integer(kind)
-    elif use == 'images':
-        allowed |= bool(re.match('(large_|fixed_size_)?binary', str(kind)))
-        allowed |= pyarrow.types.is_struct(kind) and any(field.name in ('bytes', 'path') for field in kind)
-    if not allowed:
-        raise ConfigError(f'{path}: column {column!r} holds {kind}, expected {_TYPES[use or ""]}')
-    return is_list
+def check_column(schema: pyarrow.Schema, column: str, path: str) -> bool:
+    """Return whether a column holds lists; raise a ConfigError unless the table has it exactly once."""
+    if schema.names.count(column) != 1:
+        raise ConfigError(f'{path}: expected one column {column!r}, found {", ".join(schema.names)}')
+    return re.match(r'(large_|fixed_size_)?list<', str(schema.field(column).type)) is not None
 
 
 @dataclass(frozen=True)
@@ -101,12 +76,10 @@ class _RowReader:
         return list(dict.fromkeys(filter(None, names)))
 
     def check(self, tables: Mapping[str, pyarrow.Schema]) -> None:
-        """Raise a ConfigError if a column other than those of captions is missing or has a wrong type."""
+        """Raise a ConfigError if a table lacks a column."""
         for path, schema in tables.items():
-            for name in filter(None, [*self.selection.columns, self.id_column]):
+            for name in self.columns:
                 check_column(schema, name, path)
-            if self.image_column is not None:
-                check_column(schema, self.image_column, path, 'images')
 
     def samples(
         self, rows: Iterable[Mapping[str, Any]], name: str, dropped: Dropped, is_holdout: bool, first: int = 1
@@ -119,7 +92,7 @@ class _RowReader:
                 sample_id = sample_name(row[self.id_column], f'{where}: {self.id_column!r}')
                 if self.id_column == self.image_column:
                     sample_id = normal_path(sample_id)
-            image = self._image(row)
+            image = self.image(row, where)
             if self.holdout and is_in_holdout(image or sample_id, self.holdout, self.seed) is not is_holdout:
                 continue
             if self.selection.samples_out(sample_id, dropped):
@@ -135,13 +108,15 @@ class _RowReader:
                     continue
             yield Sample(sample_id, self._captions(row, where), image)
 
-    def _image(self, row: Mapping[str, Any]) -> Union[None, bytes, str]:
+    def image(self, row: Mapping[str, Any], where: str) -> Union[None, bytes, str]:
         """Encoded image or path of a row; None if it has none."""
         if self.image_column is None:
             return None
         image = row[self.image_column]
         if isinstance(image, dict):
-            return image.get('bytes') or image.get('path')
+            image = image.get('bytes') or image.get('path')
+        if image is not None and not isinstance(image, (bytes, str)):
+            raise FileError(f'{self.image_column!r} is {image!r}, expected an encoded image or a path', where)
         return image
 
     def _captions(self, row: Mapping[str, Any], where: str) -> dict[str, str]:
@@ -165,7 +140,7 @@ def _caption_keys(
     caption_columns = {'': captions} if isinstance(captions, str) else captions
     keys: dict[str, list[str]] = {}
     for key, column in caption_columns.items():
-        has_lists = {check_column(schema, column, path, 'captions') for path, schema in tables.items()}
+        has_lists = {check_column(schema, column, path) for path, schema in tables.items()}
         if len(has_lists) > 1:
             raise ConfigError(f'column {column!r} holds texts in some tables and lists of texts in others')
         keys[column] = [key or '0']
@@ -214,8 +189,7 @@ def table(
     paths = matching_files(files)
     folders: list[str] = []
     if images is not None:
-        check_folder(images)
-        folders.append(images)
+        folders.append(check_folder(images))
     schemas = {path: read_schema(path) for path in paths}
 
     def longest(column: str) -> int:
@@ -225,10 +199,11 @@ def table(
     reader = _RowReader(caption_keys, image_column, id_column, folders, holdout, seed, selection)
     reader.check(schemas)
     if image_column is not None and holdout:
+        where = f'source.image_column: {image_column!r}'
         with_paths = [path for path in paths if 'binary' not in str(schemas[path].field(image_column).type)]
-        image_rows = chain.from_iterable(_rows(path, [image_column]) for path in with_paths)
-        check_image_paths((row[image_column] for row in image_rows), images,
-                          f'source.image_column: {image_column!r}')
+        rows = chain.from_iterable(_rows(path, [image_column]) for path in with_paths)
+        image_paths = (str(reader.image(row, where) or '') for row in rows)
+        check_image_paths(image_paths, images, where)
 
     def read(path: str, is_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
         return reader.samples(_rows(path, reader.columns), Path(path).name, dropped, is_holdout)
@@ -279,11 +254,7 @@ def huggingface(
     splits = holdout_splits(split, holdout)
     selection = Selection(filters, sample, sample_seed)
     dataset = _load_dataset(path, config, split)
-    if images is not None:
-        check_folder(images)
-        folders = [images]
-    else:
-        folders = _image_folders(path)
+    folders = _image_folders(path) if images is None else [check_folder(images)]
 
     def longest(column: str) -> int:
         return _longest_list(dataset.select_columns([column]).with_format('arrow').iter(_ROWS))

@@ -212,21 +212,19 @@ def _check_dropped(left_out: Dropped, num_written: int, config: WriterConfig, ou
 
 def _check_shards(out: OutputFolder, split: str, parts: Mapping[str, dict[str, Any]]) -> None:
     """Check that all shards have the same columns and, without a remote, exist with their recorded sizes."""
-    shards: list[tuple[str, dict[str, Any]]] = []
+    columns: dict[str, list[str]] = {}
     for part, record in parts.items():
-        shards += [(part, shard) for shard in record['shards']]
-    first_part, first_shard = shards[0]
-    for part, shard in shards:
-        info = shard['raw_data']
-        path = out.local / split / part / info['basename']
-        size = path.stat().st_size if path.is_file() else None
-        if out.remote is None and size != info['bytes']:
-            state = 'is missing' if size is None else f'has {size:,} bytes'
-            raise FileError(f'{state}, expected {info["bytes"]:,} bytes; remove {path.parent} to convert '
-                            'that part again', path)
-        if shard['column_names'] != first_shard['column_names']:
-            raise ValueError(f'{part} of split {split!r} has columns {shard["column_names"]}, but '
-                             f'{first_part} has {first_shard["column_names"]}')
+        for shard in record['shards']:
+            columns[part] = shard['column_names']
+            path = out.local / split / part / shard['raw_data']['basename']
+            size = shard['raw_data']['bytes']
+            if out.remote is None and not (path.is_file() and path.stat().st_size == size):
+                raise FileError(f'is missing or damaged, expected {size:,} bytes; remove {path.parent} to '
+                                'convert that part again', path)
+    first, expected = next(iter(columns.items()))
+    for part, names in columns.items():
+        if names != expected:
+            raise ValueError(f'{part} of split {split!r} has columns {names}, but {first} has {expected}')
 
 
 def _caption_lengths(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:

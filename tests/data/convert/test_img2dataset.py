@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Captions from tables elsewhere: the same dataset as if they were in the tars, and every row and image counted."""
+"""Tars of img2dataset, with captions in their JSON or in separate tables."""
 
 import csv
 import json
@@ -18,14 +18,17 @@ import pyarrow.parquet
 import pytest
 import webdataset as wds
 from parts import UNDECODABLE, picture
+from streaming import StreamingDataset
 
 from llm2clip.config import WriterConfig
 from llm2clip.data.convert import img2dataset
 from llm2clip.data.convert.img2dataset import CaptionTables, open_tables, webdataset
+from llm2clip.data.convert.samples import Dropped
 from llm2clip.data.convert.writer import write_splits
-from llm2clip.data.schema import read_samples
+from llm2clip.data.schema import read_index, read_samples
 from llm2clip.errors import ConfigError, FileError
 
+pytestmark = pytest.mark.usefixtures('no_leftovers')
 CAPTIONS = {'raw': 'raw_caption', 'long': 'longSV_captions'}
 TARS, EACH = 2, 5
 
@@ -41,15 +44,15 @@ def _captions(i: int) -> dict[str, str]:
 def _write_tars(
     folder: Path, captions: bool = False, images: Sequence[bytes] = (), **fields: Callable[[int], Any]
 ) -> str:
-    """Tars in the layout of img2dataset, with the captions in their JSON or without."""
+    """Tars in the layout of img2dataset, with DreamLIP's captions in their JSON or without."""
     folder.mkdir()
     for t in range(TARS):
         with wds.TarWriter(str(folder / f'{t:05}.tar')) as writer:
             for i in range(t * EACH, (t + 1) * EACH):
                 record = {'url': _url(i), 'key': f'{i:09}', 'status': 'success', 'width': 48, 'height': 48,
                           **(_captions(i) if captions else {}), **{name: value(i) for name, value in fields.items()}}
-                writer.write({'__key__': f'{i:09}', 'jpg': images[i] if images else picture(i), 'json': record})
-        (folder / f'{t:05}_stats.json').write_text(json.dumps({'count': EACH + 1, 'successes': EACH}))
+                writer.write({'__key__': f'{i:09}', 'jpg': images[i] if images else picture(i), 'json': record,
+                              'txt': f'text {i}'})
     return f'{folder}/*.tar'
 
 
@@ -75,15 +78,34 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope='module')
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What is written of tars that have the captions."""
+    """Shards of tars that have the captions."""
     folder = tmp_path_factory.mktemp('expected')
     _write(webdataset(_write_tars(folder / 'cc', captions=True), CAPTIONS), folder / 'out')
     return _shards(folder / 'out')
 
 
-def _rows(key: Callable[[int], Any]) -> list[dict[str, Any]]:
-    """Of all images and of two dead links, from the last to the first."""
-    return [{'id': key(i), 'other': i, **_captions(i)} for i in reversed(range(TARS * EACH + 2))]
+def test_tars_become_a_dataset_with_the_same_bytes(tmp_path: Path) -> None:
+    tars = _write_tars(tmp_path / 'tars', captions=True)
+    assert _write(webdataset(tars, CAPTIONS), tmp_path / 'out', num_workers=2, size_limit='1kb') == {'train': 10}
+    assert [(row['sample_id'], row['caption.raw'], row['caption.long'], row['image'])
+            for row in read_samples(tmp_path / 'out/train')] == [
+        (f'{i:09}', *_captions(i).values(), picture(i)) for i in range(TARS * EACH)]
+    assert len(read_index(tmp_path / 'out/train')['shards']) > TARS
+    dataset = StreamingDataset(local=str(tmp_path / 'out/train'), batch_size=4)
+    assert sorted(sample['sample_id'] for sample in dataset) == [f'{i:09}' for i in range(TARS * EACH)]
+
+
+def test_the_hash_of_the_id_decides_the_split(tmp_path: Path) -> None:
+    _write_tars(tmp_path / 'tars', uid='u{}'.format)
+
+    def ids(pattern: str) -> dict[str, list[str]]:
+        splits, _ = webdataset(f'{tmp_path}/tars/{pattern}', {'raw': 'txt'}, 'uid', holdout=0.5)
+        return {name: [sample.sample_id for part in parts for sample in part.read(Dropped())]
+                for name, parts in splits.items()}
+
+    every, first = ids('*.tar'), ids('00000.tar')
+    assert {*every['train'], *every['val']} == {f'u{i}' for i in range(10)} and every['val']
+    assert all(first[name] == [i for i in every[name] if int(i[1:]) < EACH] for name in every)
 
 
 KEYS: dict[str, tuple[str, Callable[[int], Any]]] = {
@@ -92,14 +114,15 @@ KEYS: dict[str, tuple[str, Callable[[int], Any]]] = {
 
 
 @pytest.mark.parametrize('kind', list(KEYS))
-def test_the_dataset_is_the_same_as_if_the_captions_were_in_the_tars(
+def test_captions_of_tables_give_the_same_shards_as_in_tars(
     kind: str, tars: str, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     image_key, key = KEYS[kind]
     if kind == 'numbers':
         tars = _write_tars(tmp_path / 'tars', number=key)
-    rows = _rows(key)
-    # Of the same names as patterns are files beside them.
+    # All images and two dead links, from the last to the first.
+    rows = [{'id': key(i), 'other': i, **_captions(i)} for i in reversed(range(TARS * EACH + 2))]
+    # Files with the names of patterns stand beside those that the patterns would match.
     for name, some in (('[0]', rows[:5]), ('[1]', rows[5:]), ('0', rows[:1]), ('1', rows[:1])):
         if kind in ('csv', 'tsv'):
             _write_csv(tmp_path / f'captions_{name}.{kind}', some, '\t' if kind == 'tsv' else ',')
@@ -109,8 +132,13 @@ def test_the_dataset_is_the_same_as_if_the_captions_were_in_the_tars(
                         index=f'{tmp_path}/index')
     assert _write(source, tmp_path / 'out') == {'train': TARS * EACH}
     assert _shards(tmp_path / 'out') == expected
-    assert {path.name for path in (tmp_path / 'index').iterdir()} == {
-        'MANIFEST', 'index.json', 'captions.duckdb'}
+    assert {path.name for path in (tmp_path / 'index').iterdir()} == {'MANIFEST', 'index.json', 'captions.duckdb'}
+
+
+def _joined(tars: str, folder: Path, table: str = 'c.csv', captions: Any = CAPTIONS, **arguments: Any) -> Any:
+    """Source of `tars` with the captions of a table in `folder`, by URL."""
+    source = {'tables': f'{folder}/{table}', 'table_key': 'url', 'image_key': 'url', 'index': f'{folder}/index'}
+    return webdataset(tars, captions, **{**source, **arguments})
 
 
 def test_every_image_and_every_row_is_accounted_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,28 +148,24 @@ def test_every_image_and_every_row_is_accounted_for(tmp_path: Path, capsys: pyte
     rows = [{'url': _url(i), 'language': 'de' if i == 5 else 'en', **_captions(i)} for i in range(13) if i != 2]
     rows[3].update(dict.fromkeys(CAPTIONS.values(), ' '))
     rows += [{**rows[7], 'raw_caption': 'a second row'}, {**rows[0], 'url': ''}, {**rows[7], 'raw_caption': 'a third'}]
-    _write_csv(tmp_path / 'captions.csv', rows)
-    splits, dropped = webdataset(
-        tars, CAPTIONS, tables=f'{tmp_path}/captions.csv', table_key='url', image_key='url', index=f'{tmp_path}/index',
-        filters={'language': {'values': ['en']}, 'score': {'max': 2}})
+    _write_csv(tmp_path / 'c.csv', rows)
+    source = _joined(tars, tmp_path, filters={'language': {'values': ['en']}, 'score': {'max': 2}})
     assert '15 rows, of which 1 have no \'url\' and 2 that of an earlier row' in capsys.readouterr().out
-    assert write_splits(splits, dropped, tmp_path / 'out', WriterConfig(num_workers=2, max_dropped=0.5)) == {'train': 5}
+    assert _write(source, tmp_path / 'out', num_workers=2, max_dropped=0.5) == {'train': 5}
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
     assert card['dropped'] == {UNDECODABLE: 1, 'no row in the tables': 1, 'no caption': 1}
     assert card['filtered'] == {'filter language': 1, 'filter score: no value': 1}
-    assert card['read'] == TARS * EACH == sum(card['samples'].values()) + sum(card['dropped'].values()) + \
-        sum(card['filtered'].values())
+    assert card['read'] == TARS * EACH
     found = {int(row['sample_id']): row['caption.raw'] for row in read_samples(tmp_path / 'out/train')}
     assert found == {i: _captions(i)['raw_caption'] for i in (0, 3, 7, 8, 9)}, 'the first row of a key counts'
 
 
-def test_captions_of_the_tars_and_of_tables_go_together(tmp_path: Path) -> None:
-    """An image without a row keeps those of its JSON; a column of the tables hides a field of the same name."""
+def test_columns_of_tables_replace_fields_of_the_same_name(tmp_path: Path) -> None:
+    """An image without a row keeps the other fields of its JSON."""
     tars = _write_tars(tmp_path / 'tars', alt=lambda i: f'alt {i}', longSV_captions=lambda i: 'of the JSON')
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(
         [{'url': _url(i), 'longSV_captions': f'long {i}'} for i in range(1, 10)]), tmp_path / 'c.parquet')
-    source = {'tables': f'{tmp_path}/c.parquet', 'table_key': 'url', 'image_key': 'url', 'index': f'{tmp_path}/index'}
-    _write(webdataset(tars, {'raw': 'alt', 'long': 'longSV_captions'}, **source), tmp_path / 'out')
+    _write(_joined(tars, tmp_path, 'c.parquet', {'raw': 'alt', 'long': 'longSV_captions'}), tmp_path / 'out')
     rows = [(row['caption.raw'], row['caption.long']) for row in read_samples(tmp_path / 'out/train')]
     assert rows == [('alt 0', ''), *((f'alt {i}', f'long {i}') for i in range(1, 10))]
 
@@ -156,36 +180,37 @@ def _write_and_die(folder: Path) -> None:
     _open(folder)
 
 
-def test_what_is_killed_goes_on_and_several_processes_build_one_index(tars: str, tmp_path: Path) -> None:
-    rows = [{'url': _url(i), **_captions(i)} for i in range(TARS * EACH)]
-    _write_csv(tmp_path / 'c.csv', rows)
+def test_a_killed_index_is_built_again_by_one_of_two_processes(tars: str, tmp_path: Path) -> None:
+    _write_csv(tmp_path / 'c.csv', [{'url': _url(i), **_captions(i)} for i in range(TARS * EACH)])
     fork = multiprocessing.get_context('fork')
-    killed = fork.Process(target=_write_and_die, args=(tmp_path,))
-    killed.start()
-    killed.join()
-    assert killed.exitcode == 9 and not (tmp_path / 'index').exists()
-    processes = [fork.Process(target=_open, args=(tmp_path,)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0] and not (tmp_path / 'index.tmp').exists()
+
+    def exit_codes(*targets: Callable[[Path], object]) -> list[Optional[int]]:
+        processes = [fork.Process(target=target, args=(tmp_path,)) for target in targets]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        return [process.exitcode for process in processes]
+
+    assert exit_codes(_write_and_die) == [9] and not (tmp_path / 'index').exists()
+    assert exit_codes(_open, _open) == [0, 0] and not (tmp_path / 'index.tmp').exists()
     built = (tmp_path / 'index/captions.duckdb').stat().st_mtime_ns
 
-    def source() -> Any:
-        return webdataset(tars, {'raw': 'raw_caption'}, tables=f'{tmp_path}/c.csv', table_key='url', image_key='url',
-                          index=f'{tmp_path}/index')
+    def convert() -> Any:
+        source = _joined(tars, tmp_path, captions={'raw': 'raw_caption'})
+        return _write(source, tmp_path / 'other', max_dropped=1, num_workers=2)
 
-    assert _write(source(), tmp_path / 'other', max_dropped=1, num_workers=2) == {'train': TARS * EACH - 1}
+    assert convert() == {'train': TARS * EACH - 1}
     assert (tmp_path / 'index/captions.duckdb').stat().st_mtime_ns == built
     card = json.loads((tmp_path / 'other/dataset.json').read_text())
     assert card['dropped_ids'] == {'no caption': ['000000003']}
     (tmp_path / 'c.csv').write_text((tmp_path / 'c.csv').read_text().replace('raw 1,', 'another,'))
-    with pytest.raises(ConfigError, match=r'source\.index: .* was built from other tables'):
-        source()
+    with pytest.raises(ConfigError, match='was built from other tables') as error:
+        convert()
+    assert error.value.key == 'source.index'
     shutil.rmtree(tmp_path / 'index')
     with pytest.raises(ConfigError, match=r'c\.csv: has changed since .* was written from it'):
-        _write(source(), tmp_path / 'other', max_dropped=1)
+        convert()
 
 
 def test_of_several_rows_with_a_key_the_first_counts(tmp_path: Path) -> None:
@@ -203,7 +228,7 @@ def test_of_several_rows_with_a_key_the_first_counts(tmp_path: Path) -> None:
 
 HEADER = 'url,raw_caption,longSV_captions\n'
 DAMAGE: list[tuple[str, bytes, dict[str, Any], str]] = [
-    ('b.csv', b'url,raw_caption\n', {}, r"b\.csv has no column 'longSV_captions'; it has url, raw_caption"),
+    ('b.csv', b'url,raw_caption\n', {}, r"b\.csv: expected one column 'longSV_captions', found url, raw_caption"),
     ('a.csv', b'url,x\n', {}, r'source\.captions: .*a\.csv has none of the columns raw_caption, longSV_captions; it'),
     ('a.csv', HEADER.encode() + b'u,x,y\nv,"x,y\n', {}, r'a\.csv: cannot be read .*Line: 3.*expected a CSV file'),
     ('a.csv', HEADER.encode() + b',x,y\n', {'tables': 'a.csv'}, r"source\.tables: no row of a\.csv has a 'url'"),
@@ -212,7 +237,7 @@ DAMAGE: list[tuple[str, bytes, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(['file', 'content', 'arguments', 'words'], DAMAGE)
-def test_what_cannot_be_joined_is_named(
+def test_tables_that_cannot_be_joined_are_named(
     file: str, content: bytes, arguments: dict[str, Any], words: str, tars: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,19 +245,27 @@ def test_what_cannot_be_joined_is_named(
     for name in ('a.csv', 'b.csv'):
         Path(name).write_text(f'{HEADER}{_url(0).replace(",", "").replace(chr(34), "")},x,y\n')
     Path(file).write_bytes(content)
-    source = {'files': tars, 'captions': CAPTIONS, 'tables': '*.csv', 'table_key': 'url', 'image_key': 'url',
-              'index': 'index', **arguments}
     with pytest.raises((ConfigError, FileError), match=words):
-        splits, dropped = webdataset(**source)
-        list(splits['train'][0].read(dropped))
+        _joined(tars, tmp_path, **{'tables': '*.csv', **arguments})
 
 
-def test_an_index_that_does_not_fit_or_is_damaged_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize('column', ['url', 'raw_caption'])
+def test_a_key_or_caption_of_another_type_is_refused(column: str, tmp_path: Path) -> None:
+    """Before DuckDB reads the tables, which may take hours."""
+    values = {'url': ['u'], 'raw_caption': ['x'], column: [[1.5]]}
+    pyarrow.parquet.write_table(pyarrow.table(values), tmp_path / 'c.parquet')
+    with pytest.raises(ConfigError, match=f"column '{column}' holds list<.*>, expected texts"):
+        _open(tmp_path)
+
+
+def test_an_index_of_other_columns_or_damaged_is_named(tmp_path: Path) -> None:
     _write_csv(tmp_path / 'c.csv', [{'url': _url(i), **_captions(i)} for i in range(4)])
     assert _open(tmp_path).find([_url(3), 'no']) == {_url(3): {'raw_caption': None}}
-    with pytest.raises(ConfigError, match=r'source\.index: .* was built from other columns .*index\.json has them'):
+    with pytest.raises(ConfigError) as error:
         _open(tmp_path, captions=['longSV_captions'])
+    assert error.value.key == 'source.index'
     img2dataset._connected.cache_clear()
     (tmp_path / 'index/captions.duckdb').write_bytes(bytes(5000))
-    with pytest.raises(FileError, match=r'captions\.duckdb: cannot be read .*expected an index of captions; remove'):
+    with pytest.raises(FileError) as damaged:
         _open(tmp_path).find([_url(1)])
+    assert damaged.value.path == f'{tmp_path}/index/captions.duckdb'

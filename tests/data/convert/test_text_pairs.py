@@ -1,0 +1,56 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Text pairs of embedding data."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llm2clip.config import WriterConfig
+from llm2clip.data.convert.samples import Dropped
+from llm2clip.data.convert.text_pairs import text_pairs
+from llm2clip.data.convert.writer import write_splits
+from llm2clip.data.schema import read_samples
+from llm2clip.errors import ConfigError
+
+
+def test_a_pair_with_an_empty_side_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / 'pairs.jsonl'
+    records = [{'query': f'q{i}', 'positive': f'p{i}', **({'negative': f'n{i}'} if i % 2 else {})} for i in range(40)]
+    records[7]['positive'] = ' '
+    path.write_text('\n'.join(map(json.dumps, records)) + '\n\n')
+    written = write_splits(*text_pairs(str(path), holdout=0.25), tmp_path / 'out', WriterConfig(max_dropped=0.05))
+    assert written is not None and sum(written.values()) == 39 and 4 <= written['val'] <= 16
+    card = json.loads((tmp_path / 'out/dataset.json').read_text())
+    assert card['dropped_ids'] == {'no caption positive': ['pairs.jsonl:8']}
+    rows = [row for name in written for row in read_samples(tmp_path / 'out' / name)]
+    found = {row['sample_id']: tuple(row[f'caption.{k}'] for k in ('query', 'positive', 'negative')) for row in rows}
+    assert found == {f'pairs.jsonl:{i + 1}': (f'q{i}', f'p{i}', f'n{i}' if i % 2 else '')
+                     for i in range(40) if i != 7}
+
+
+def test_each_file_may_be_a_split(tmp_path: Path) -> None:
+    for name in ('fever', 'nq', 'b/nq'):
+        (tmp_path / f'{name}.jsonl').parent.mkdir(exist_ok=True)
+        (tmp_path / f'{name}.jsonl').write_text(f'{{"query": "{name}?", "positive": "p"}}\n')
+    files = [f'{tmp_path}/fever.jsonl', f'{tmp_path}/nq.jsonl']
+    write_splits(*text_pairs(files, by_file=True), tmp_path / 'out')
+    for name in ('fever', 'nq'):
+        assert [row['caption.query'] for row in read_samples(tmp_path / 'out' / name)] == [f'{name}?']
+    for paths, holdout in (([*files, f'{tmp_path}/b/nq.jsonl'], 0.0), (files, 0.1)):
+        with pytest.raises(ConfigError) as error:
+            text_pairs(paths, holdout, by_file=True)
+        assert error.value.key == 'source.by_file'
+
+
+@pytest.mark.parametrize(('line', 'message'), [
+    ('{"query": "a"}', r"pairs\.jsonl:2 has no 'positive'; it has query"),
+    ('["a", "b"]', r"pairs\.jsonl:2: expected an object with 'query'"),
+    ('{"query": "a", "positive": null}', r"pairs\.jsonl:2: 'positive' is null, expected a text")])
+def test_a_line_that_is_no_pair_is_named(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / 'pairs.jsonl'
+    path.write_text('{"query": "a", "positive": "b"}\n' + line + '\n')
+    with pytest.raises(ValueError, match=message):
+        list(text_pairs(str(path))[0]['train'][0].read(Dropped()))

@@ -1,0 +1,182 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Datasets are written whole or not at all, in parts by several processes and machines, stopped and continued."""
+
+import io
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parts import UNDECODABLE, make_samples, picture, write_dataset
+from PIL import Image
+from recipes_in_process import run_recipe
+
+from llm2clip.config import WriterConfig
+from llm2clip.data.convert import part_writer
+from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part
+from llm2clip.data.convert.writer import CARD_FILE, is_written, write_splits
+from llm2clip.data.images import encode_image
+from llm2clip.data.schema import read_samples
+from llm2clip.errors import ConfigError
+from llm2clip.io.remotes import OutputFolder
+
+pytestmark = pytest.mark.usefixtures('no_leftovers')
+
+
+def _part(n: int, prefix: str = 's') -> Part:
+    return Part(f'part{n}', lambda dropped: make_samples(6, prefix=f'{prefix}{n}-'))
+
+
+def test_every_sample_is_written_or_counted_by_reason(tmp_path: Path) -> None:
+    files = {'c': b'\x00\x00\x00\x18ftypheic\x00', 'f': b'nothing', 'h': picture(1)[:100],
+             'wide': encode_image(Image.new('1', (12_000, 9_000)), 'PNG')}
+    samples = [*make_samples(8), *(Sample(name, {'short': 'a', 'long': 'b'}, data) for name, data in files.items()),
+               Sample('mute', {'short': ' ', 'long': ''}, picture(1)),
+               Sample('half', {'short': ' ', 'long': ' one two three\n'}, picture(1)),
+               Sample('other', {'short': 'a', 'long': ' '}, picture(1))]
+    write_dataset(samples, tmp_path / 'out', max_dropped=0.5, require_any_caption=['long'])
+    card = json.loads((tmp_path / 'out' / 'dataset.json').read_text())
+    assert card['dropped_ids'] == {UNDECODABLE: ['c', 'f', 'h'], 'more than 100,000,000 pixels': ['wide'],
+                                   'no caption': ['mute']}
+    rows = {row['sample_id']: row for row in read_samples(tmp_path / 'out/train')}
+    assert rows['half']['caption.short'] == '' and rows['half']['caption.long'] == 'one two three'
+    assert card['samples'] == {'train': 9} and card['filtered'] == {'no caption long': 1}
+    assert card['read'] == len(samples) == 10 + sum(card['dropped'].values())
+    assert card['captions']['train']['short'] == {'captions': 8, 'absent': 1, 'words_p5': 3, 'words_p50': 3,
+                                                  'words_p95': 3}
+    with pytest.raises(ConfigError) as error:
+        write_dataset(samples, tmp_path / 'other', require_any_caption=['it'])
+    assert error.value.key == 'require_any_caption'
+
+
+def test_only_large_images_are_made_smaller(tmp_path: Path) -> None:
+    samples = [Sample(f'{size}', {'short': 'a'}, picture(1, size)) for size in (40, 200)]
+    write_dataset(samples, tmp_path / 'out', image_max_side=64)
+    small, large = read_samples(tmp_path / 'out/train')
+    assert small['image'] == picture(1, 40)
+    assert Image.open(io.BytesIO(large['image'])).size == (64, 64)
+
+
+OTHER = Sample('x', {'short': 'a'}, picture(0))
+
+
+@pytest.mark.parametrize(('parts', 'words'), [
+    (one_part(make_samples(1) * 2), "sample id 's0000' occurs twice in .*train/part-all"),
+    (one_part([*make_samples(3), OTHER]), "sample 'x' has captions"), (one_part([]), "split 'train' has no samples"),
+    ([_part(0), *one_part([OTHER])], 'part-all of split .train. has columns'),
+    ([_part(0), _part(0)], 'two input files would be written to')])
+def test_samples_that_do_not_fit_together_are_refused(parts: list[Part], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        write_splits({'train': parts}, Dropped(), tmp_path / 'out')
+    assert not (tmp_path / 'out' / CARD_FILE).exists() and not (tmp_path / 'out/train/index.json').exists()
+
+
+def test_too_many_bad_samples_are_counted_over_all_parts(tmp_path: Path) -> None:
+    splits = {'train': [_part(0), *one_part([Sample('b', {'short': 'a', 'long': 'b'}, b'x')])]}
+    with pytest.raises(ValueError, match='1 of 7 samples were left out, more than max_dropped=0.02.*undecodable image'):
+        write_splits(splits, Dropped(), tmp_path / 'out')
+    assert not OutputFolder(tmp_path / 'out').fetch(CARD_FILE) and not (tmp_path / 'out/train/index.json').exists()
+    assert write_splits(splits, Dropped(), tmp_path / 'out', WriterConfig(max_dropped=0.2)) == {'train': 6}
+    card = json.loads((tmp_path / 'out/dataset.json').read_text())
+    assert card['dropped_ids'] == {UNDECODABLE: ['b']}
+
+
+def test_machines_share_the_parts_and_only_a_remote(tmp_path: Path) -> None:
+    """Each uploads its parts; the last one writes the index; nothing needs to stay on their disks."""
+    splits, remote = {'train': [_part(n) for n in range(5)]}, tmp_path / 'bucket'
+    first, second = (WriterConfig(shard_index=k, num_shards=2, keep_local=False) for k in range(2))
+    outs = [OutputFolder(tmp_path / f'machine{k}', str(remote)) for k in range(2)]
+    assert write_splits(splits, Dropped(), outs[1], second) is None
+    assert not (remote / 'train/index.json').exists() and not outs[0].fetch(CARD_FILE)
+    assert sorted(path.name for path in (remote / 'train').iterdir()) == ['part-part1', 'part-part3']
+    shutil.rmtree(outs[1].local / 'train/part-part3')
+    assert write_splits(splits, Dropped(), outs[1], second) is None, 'a part that is in the remote is done'
+    (remote / 'train/part-part1/part.json').unlink()
+    (outs[1].local / 'train/part-part1/part.json').unlink()
+    assert write_splits(splits, Dropped(), outs[1], second) is None
+    assert write_splits(splits, Dropped(), outs[0], first) == {'train': 30}
+    assert [row['sample_id'][:3] for row in read_samples(remote / 'train')] == \
+        [f's{n}-' for n in range(5) for _ in range(6)]
+    assert outs[1].fetch(CARD_FILE)
+    assert not [path for out in outs for path in out.local.rglob('*.mds')]
+    with pytest.raises(ConfigError, match='written with another source'):
+        write_splits(splits, Dropped(), OutputFolder(tmp_path / 'third', str(remote)), first, {'source': 'other'})
+
+
+def test_a_remote_is_not_added_later(tmp_path: Path) -> None:
+    """It would lack the parts that were written without it."""
+    splits, remote = {'train': [_part(0), _part(1)]}, str(tmp_path / 'bucket')
+    assert write_splits(splits, Dropped(), tmp_path / 'begun', WriterConfig(num_shards=2)) is None
+    with pytest.raises(ConfigError, match='was written with another out_remote .*train/part-part0/part.json has it'):
+        write_splits(splits, Dropped(), OutputFolder(tmp_path / 'begun', remote))
+    write_splits(splits, Dropped(), tmp_path / 'whole')
+    assert is_written(OutputFolder(tmp_path / 'whole'), {}, WriterConfig())
+    with pytest.raises(ConfigError, match='was written with another out_remote .*whole/dataset.json has it'):
+        is_written(OutputFolder(tmp_path / 'whole', remote), {}, WriterConfig())
+    assert not (tmp_path / 'bucket').exists()
+
+
+def test_a_failure_leaves_the_finished_parts(tmp_path: Path) -> None:
+    config, done = WriterConfig(num_workers=2), [tmp_path / f'out/train/part-part{n}/part.json' for n in range(2)]
+
+    def read(dropped: Dropped) -> Iterator[Sample]:
+        while not all(path.exists() for path in done):
+            time.sleep(0.01)
+        raise RuntimeError('killed')
+
+    with pytest.raises(RuntimeError, match='killed'):
+        write_splits({'train': [_part(0), _part(1), Part('part2', read)]}, Dropped(), tmp_path / 'out', config)
+    assert not OutputFolder(tmp_path / 'out').fetch(CARD_FILE) and not (tmp_path / 'out/train/index.json').exists()
+    assert not (tmp_path / 'out/train/part-part2').exists()
+    # Mended and called again, it continues with the part that is missing.
+    first = done[0].stat().st_mtime_ns
+    assert write_splits({'train': [_part(n) for n in range(3)]}, Dropped(), tmp_path / 'out', config) == {'train': 18}
+    assert done[0].stat().st_mtime_ns == first
+
+
+def test_a_part_without_samples_does_not_block_the_next_try(tmp_path: Path) -> None:
+    empty = {'train': one_part([Sample('x', {'short': 'a'}, b'no image')])}
+    three = {'train': one_part(make_samples(3))}
+
+    def write(splits: dict[str, list[Part]], source: str, out: str = 'other') -> Any:
+        return write_splits(splits, Dropped(), tmp_path / out, description={'source': source})
+
+    for source, out in (('wrong', 'same'), ('wrong', 'other'), ('right', 'other')):
+        with pytest.raises(ValueError, match='1 of 1 samples were left out'):
+            write(empty, source, out)
+    assert write(three, 'wrong', 'same') == {'train': 3}, 'the options of the failure'
+    assert write(three, 'right') == {'train': 3}, 'options that differ from those of the first failure'
+    with pytest.raises(ConfigError, match='was written with another source'):
+        write(three, 'third')
+
+
+@pytest.mark.parametrize('holdout', ['8', '0.3'])
+def test_captions_that_change_between_two_calls_are_refused(
+    holdout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a call that was stopped between two splits nor one that has ended is mixed with other captions."""
+    captions = tmp_path / 'captions.csv'
+    captions.write_text('image,caption\n' + ''.join(f'{i}.png,caption of {i}\n' for i in range(40)))
+
+    def prepare(out: str) -> None:
+        run_recipe(monkeypatch, 'prepare_data', 'source.name=caption_csv', f'source.captions={captions}',
+                   f'source.holdout={holdout}', f'out={tmp_path}/{out}')
+
+    write = part_writer._write_part
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(part_writer, '_write_part',
+                      lambda job, alone: write(job, alone) if job.folder[0] == 't' else 1 / 0)
+        prepare('stopped')
+    prepare('whole')
+    prepare('whole')
+    captions.write_text(captions.read_text().replace('caption of 7', 'caption of 9'))
+    for out in ('stopped', 'whole'):
+        with pytest.raises(ConfigError, match=f'{captions}: has changed since {tmp_path}/{out} was written'):
+            prepare(out)
+    captions.unlink()
+    prepare('whole')  # which needs it no more
