@@ -177,7 +177,7 @@ OF_TEACHERS: dict[str, Callable[[Path, Trained], object]] = {
 
 @pytest.mark.parametrize('planted', ['consent in data', 'kernel', 'pickle'])
 @pytest.mark.parametrize('way', OF_TEACHERS)
-def test_of_a_teacher_or_llm(way: str, planted: str, model: Trained, teacher_folder: Path, tmp_path: Path) -> None:
+def test_a_teacher_or_llm_runs_no_code(way: str, planted: str, model: Trained, teacher_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(teacher_folder, tmp_path / 'folder')
     PLANTS[planted](folder)
     attempt(lambda: OF_TEACHERS[way](folder, model))
@@ -233,7 +233,7 @@ OF_EXPORT = {
 
 @pytest.mark.parametrize('planted', OF_EXPORT)
 @pytest.mark.parametrize('way', OF_EXPORTS)
-def test_of_an_export(way: str, planted: str, model: Trained, whole: Path, tmp_path: Path) -> None:
+def test_an_export_runs_no_code(way: str, planted: str, model: Trained, whole: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(whole, tmp_path / 'folder')
     OF_EXPORT[planted](folder)
     if 'tower' in planted or 'compute' in planted:
@@ -244,7 +244,7 @@ def test_of_an_export(way: str, planted: str, model: Trained, whole: Path, tmp_p
 
 
 @pytest.mark.parametrize('planted', PLANTS)
-def test_of_a_tower(planted: str, tmp_path: Path) -> None:
+def test_a_tower_runs_no_code(planted: str, tmp_path: Path) -> None:
     folder = tmp_path / 'folder'
     CLIPVisionModel(CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
                                      patch_size=8, image_size=32)).save_pretrained(folder)
@@ -254,7 +254,7 @@ def test_of_a_tower(planted: str, tmp_path: Path) -> None:
     attempt(lambda: import_checkpoint(folder, VisionConfig(str(folder), image_size=32, **HALF)))
 
 
-def test_of_a_tower_of_timm(tmp_path: Path) -> None:
+def test_a_tower_of_timm_runs_no_code(tmp_path: Path) -> None:
     write_pickle(tmp_path / 'tower.pth')
     attempt(lambda: load_tower(VisionConfig('test_vit', checkpoint=str(tmp_path / 'tower.pth'))))
     timm.models.save_for_hf(timm.create_model('test_vit'), str(tmp_path / 'local'))
@@ -265,7 +265,7 @@ def test_of_a_tower_of_timm(tmp_path: Path) -> None:
 @pytest.mark.parametrize('fields', [
     {'auto_mapping': {'base_model_class': 'Evil', 'parent_library': 'evil'}},
     {'megatron_config': {'x': 1}, 'megatron_core': 'evil'}, {'peft_type': 'evil'}, None])
-def test_of_an_adapter(
+def test_an_adapter_runs_no_code(
     fields: Any, llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(str(llm_folder)), LoraConfig(r=4))
@@ -305,7 +305,7 @@ MODULES = {
 
 
 @pytest.mark.parametrize('module', MODULES)
-def test_of_sentence_transformers(
+def test_modules_of_sentence_transformers_run_no_code(
     module: str, llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: Path
 ) -> None:
     folder = tmp_path / 'folder'
@@ -328,7 +328,7 @@ def test_of_sentence_transformers(
         marker.unlink()
 
 
-def test_of_an_exported_sentence_transformer(
+def test_an_exported_sentence_transformer_runs_no_code(
     llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: Path
 ) -> None:
     folder = tmp_path / 'folder'
@@ -356,7 +356,7 @@ def test_of_an_exported_sentence_transformer(
     marker.unlink()
 
 
-def test_what_a_run_says_of_its_teachers_code_is_not_the_users_word(llm_folder: Path, tmp_path: Path) -> None:
+def test_the_consent_of_a_run_is_not_that_of_the_user(llm_folder: Path, tmp_path: Path) -> None:
     folder, run = tmp_path / 'folder', tmp_path / 'run'
     folder.mkdir()
     plant(tmp_path)  # which is the current folder
@@ -373,7 +373,7 @@ def test_what_a_run_says_of_its_teachers_code_is_not_the_users_word(llm_folder: 
 
 
 @pytest.mark.parametrize('planted', PLANTS)
-def test_of_the_llm_of_sentence_transformers(planted: str, llm_folder: Path, tmp_path: Path) -> None:
+def test_the_llm_of_sentence_transformers_runs_no_code(planted: str, llm_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / 'folder'
     folder.mkdir()
     _sentence_transformer(llm_folder, folder)
@@ -384,7 +384,7 @@ def test_of_the_llm_of_sentence_transformers(planted: str, llm_folder: Path, tmp
     attempt(lambda: SentenceTransformerModel(SentenceTransformersTeacherConfig(str(folder))).load(CPU).embed(TEXTS))
 
 
-def test_values_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_of_the_environment_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('SECRET', 'hunter2')
     (tmp_path / 'config.yaml').write_text(r'checkpoint_folder: "\x24{oc.env:SECRET}"')
     with pytest.raises(ValueError, match='asks for another value') as error:

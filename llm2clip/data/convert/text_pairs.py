@@ -39,23 +39,21 @@ def text_pairs(
         holdout: Share of the lines in the split ``val``, chosen by the hash of their id.
         by_file: Make each file a split with the name of the file: ``fever`` for ``fever.jsonl``.
     """
+    if by_file and holdout:
+        raise ConfigError('expected no holdout, since every file is one split', 'source.by_file')
     paths = matching_files(files)
     parts: dict[str, list[Part]] = {}
-    if not by_file:
-        for split, is_holdout in holdout_splits('train', holdout).items():
-            read = partial(_pairs, holdout=holdout, is_holdout=is_holdout)
-            parts[split] = [Part(Path(path).name, partial(read, path), [path]) for path in paths]
-        return parts, Dropped()
-    if holdout:
-        raise ConfigError('expected no holdout, since every file is one split', 'source.by_file')
     for path in paths:
-        parts[Path(path).stem] = [Part(Path(path).name, partial(_pairs, path), [path])]
-    if len(parts) < len(paths):
+        splits = holdout_splits(Path(path).stem if by_file else 'train', holdout)
+        for split, is_holdout in splits.items():
+            read = partial(_pairs, path, holdout, is_holdout)
+            parts.setdefault(split, []).append(Part(Path(path).name, read, [path]))
+    if by_file and len(parts) < len(paths):
         raise ConfigError(f'two of {", ".join(paths)} have one name', 'source.by_file')
     return parts, Dropped()
 
 
-def _pairs(path: str, dropped: Dropped, holdout: float = 0.0, is_holdout: bool = False) -> Iterator[Sample]:
+def _pairs(path: str, holdout: float, is_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
     """Pairs of a file: the held-out ones or the others."""
     for where, record in read_json_lines(path):
         texts = {key: text_field(record, key, where) for key in ('query', 'positive')}

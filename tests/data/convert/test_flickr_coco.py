@@ -228,28 +228,6 @@ def test_other_files_of_flickr30k_have_the_same_test_split(file: str, tmp_path: 
     assert found == expected and _captions(found['test']) == {name: five(name) for name in TEST}
 
 
-@pytest.mark.parametrize('form', ['blip', 'coco'])
-def test_other_files_of_coco_have_the_same_test_split(form: str, tmp_path: Path) -> None:
-    arguments = {'name': 'coco', **coco(tmp_path)}
-    expected, _ = _read(**arguments, splits=['test'])
-    rows = list(_captions(expected['test']).items())
-    path = tmp_path / 'coco_karpathy_test.json'
-    if form == 'blip':
-        path.write_text(json.dumps([{'image': image, 'caption': captions} for image, captions in rows]))
-    else:
-        ids = {image: int(image[-10:-4]) for image, _ in rows}
-        path.write_text(json.dumps({
-            'images': [{'id': ids[image], 'file_name': image.split('/')[1]} for image, _ in rows],
-            # Not in the images' order.
-            'annotations': [{'id': 7, 'image_id': ids[image], 'caption': captions[k]}
-                            for k in range(6) for image, captions in rows if k < len(captions)],
-        }))
-        arguments['images'] += '/val2014'
-    found, _ = _read(**{**arguments, 'annotations': str(path)})
-    assert [*found] == ['test']
-    assert [(s.captions, s.image) for s in found['test']] == [(s.captions, s.image) for s in expected['test']]
-
-
 @pytest.mark.parametrize(['file', 'lines'], [
     # The original package marks each word's part of speech.
     ('seg.flickr30kzhmbosontest.caption.txt',
