@@ -190,11 +190,8 @@ def write_wds(folder: Path, labels: Sequence[Union[int, Sequence[int]]], tars: i
                 writer.write({'__key__': f's{i:07}', 'png': picture(i), **label})
 
 
-WRITERS: dict[str, Callable[[Path], Arguments]] = {
-    'coco': coco, 'coco_cn': coco_cn, 'docci': docci, 'flickr30k': flickr30k, 'flickr8k': flickr8k,
-    'flickr_cn': flickr_cn, 'image_folder': image_folder, 'sharegpt4v': sharegpt4v, 'urban1k': urban1k,
-    'xm3600': xm3600,
-}
+WRITERS: dict[str, Callable[[Path], Arguments]] = {writer.__name__: writer for writer in (
+    coco, coco_cn, docci, flickr30k, flickr8k, flickr_cn, image_folder, sharegpt4v, urban1k, xm3600)}
 
 
 def write_custom_sets(folder: Path) -> None:

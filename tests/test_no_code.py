@@ -177,7 +177,9 @@ OF_TEACHERS: dict[str, Callable[[Path, Trained], object]] = {
 
 @pytest.mark.parametrize('planted', ['consent in data', 'kernel', 'pickle'])
 @pytest.mark.parametrize('way', OF_TEACHERS)
-def test_a_teacher_or_llm_runs_no_code(way: str, planted: str, model: Trained, teacher_folder: Path, tmp_path: Path) -> None:
+def test_a_teacher_or_llm_runs_no_code(
+    way: str, planted: str, model: Trained, teacher_folder: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(teacher_folder, tmp_path / 'folder')
     PLANTS[planted](folder)
     attempt(lambda: OF_TEACHERS[way](folder, model))
@@ -309,7 +311,6 @@ def test_modules_of_sentence_transformers_run_no_code(
     module: str, llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: Path
 ) -> None:
     folder = tmp_path / 'folder'
-    folder.mkdir()
     kind, fields = MODULES[module]
     _sentence_transformer(llm_folder, folder, kind)
     for name in ('config.json', 'router_config.json', 'wordembedding_config.json'):
@@ -332,7 +333,6 @@ def test_an_exported_sentence_transformer_runs_no_code(
     llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: Path
 ) -> None:
     folder = tmp_path / 'folder'
-    folder.mkdir()
     _sentence_transformer(llm_folder, folder, 'evil.Evil')
     plant(folder)
     monkeypatch.syspath_prepend(folder)
@@ -358,7 +358,6 @@ def test_an_exported_sentence_transformer_runs_no_code(
 
 def test_the_consent_of_a_run_is_not_that_of_the_user(llm_folder: Path, tmp_path: Path) -> None:
     folder, run = tmp_path / 'folder', tmp_path / 'run'
-    folder.mkdir()
     plant(tmp_path)  # which is the current folder
     _sentence_transformer(llm_folder, folder, 'evil.Evil')
     of_run = trained('timm:test_vit', [SentenceTransformerModel(SentenceTransformersTeacherConfig(str(folder)))])
@@ -375,7 +374,6 @@ def test_the_consent_of_a_run_is_not_that_of_the_user(llm_folder: Path, tmp_path
 @pytest.mark.parametrize('planted', PLANTS)
 def test_the_llm_of_sentence_transformers_runs_no_code(planted: str, llm_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / 'folder'
-    folder.mkdir()
     _sentence_transformer(llm_folder, folder)
     (folder / 'modules.json').write_text(json.dumps(json.loads((folder / 'modules.json').read_text())[:2]))
     edited(model_args={'trust_remote_code': True}, tokenizer_args={'trust_remote_code': True},

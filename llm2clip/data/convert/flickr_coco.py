@@ -127,8 +127,7 @@ def flickr_cn(images: Optional[str], annotations: str) -> tuple[dict[str, list[P
             CLIP_benchmark, with the same translations; or ``seg.flickr30kzhmbosontest.caption.txt`` of the
             original package, with words that are joined again.
     """
-    captions = captions_of_lines(annotations)
-    return published_splits(images, [annotations], {'test': list(captions.items())})
+    return published_splits(images, [annotations], {'test': captions_of_lines(annotations)})
 
 
 def coco_cn(
@@ -143,7 +142,7 @@ def coco_cn(
         splits: Published splits to write; by default all.
     """
     files = [f'{annotations}/{_COCO_CN}']
-    all_captions = captions_of_lines(files[0])
+    all_captions = dict(captions_of_lines(files[0]))
     by_split: _Splits = {}
     for split in ('train', 'val', 'test'):
         file = f'{annotations}/coco-cn_{split}.txt'
@@ -227,7 +226,7 @@ def read_splits(path: str) -> _Splits:
         FileError: The file cannot be read, or has none of the published formats.
     """
     if not path.endswith(('.csv', '.json')):
-        return {None: list(captions_of_lines(path).items())}
+        return {None: captions_of_lines(path)}
     splits: _Splits = {}
     with reading(path, 'images with captions in one of the formats that the documentation names'):
         if path.endswith('.csv'):  # of nlphuji/flickr30k, with the captions as a JSON list in one cell
@@ -279,8 +278,8 @@ def _listed_splits(images: _Images, path: str, split_files: Mapping[str, str]) -
     return splits
 
 
-def captions_of_lines(path: str) -> dict[str, list[str]]:
-    """Read image file -> captions from a file with one caption per line.
+def captions_of_lines(path: str) -> _Images:
+    """Read the captions of each image file from a file with one caption per line.
 
     Lines are ``<image>#<number><tab or space><caption>``, where the number and ``.jpg`` may be missing, or
     ``<image>.jpg,<caption>``, usually after a header.
@@ -296,7 +295,7 @@ def captions_of_lines(path: str) -> dict[str, list[str]]:
         if '.' not in image:
             image += '.jpg'
         captions.setdefault(image, []).append(caption)
-    return captions
+    return list(captions.items())
 
 
 def _numbered_captions(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:

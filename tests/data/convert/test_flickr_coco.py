@@ -56,30 +56,18 @@ def _official(folder: Path) -> Arguments:
         for split, name in (('train', 'train'), ('val', 'dev'), ('test', 'test'))}}
 
 
-LAYOUTS: list[tuple[str, Callable[[Path], Arguments], dict[str, int]]] = [
-    ('flickr8k', flickr8k, {'train': 2, 'val': 1, 'test': 2}),
-    ('flickr8k', flickr8k_karpathy, {'train': 2, 'val': 1, 'test': 2}),
-    ('flickr8k', _official, {'train': 2, 'val': 1, 'test': 2}),
-    ('flickr30k', flickr30k, {'train': 1, 'val': 1, 'test': 2}),
-    ('coco', lambda folder: {**coco(folder), 'splits': ['test']}, {'test': 2}),
-]
-
-
-@pytest.mark.parametrize(['name', 'write', 'sizes'], LAYOUTS, ids=[f'{i}-{row[0]}' for i, row in enumerate(LAYOUTS)])
-def test_every_split_has_its_images_and_captions(
-    name: str, write: Callable[[Path], Arguments], sizes: dict[str, int], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize('write', [flickr8k, flickr8k_karpathy, _official])
+def test_every_split_has_its_images_and_captions(write: Callable[[Path], Arguments], tmp_path: Path) -> None:
     arguments = write(tmp_path)
-    found, _ = _read(name=name, **arguments)
-    assert {split: len(samples) for split, samples in found.items()} == sizes
-    captions, _ = _read(name=name, **{**arguments, 'images': None})
+    found, _ = _read(name='flickr8k', **arguments)
+    captions, _ = _read(name='flickr8k', **{**arguments, 'images': None})
+    assert {*found} == {'train', 'val', 'test'}
     for split, samples in found.items():
-        assert _captions(samples) == _captions(captions[split])
+        expected = {name: flickr8k_captions(name) for name, of in FLICKR8K.items() if of == split}
+        assert _captions(samples) == _captions(captions[split]) == expected
         assert [sample.image for sample in samples] == [
             Path(arguments['images'], sample.sample_id).read_bytes() for sample in samples]
         assert not any(sample.image for sample in captions[split])
-        if name == 'flickr8k':
-            assert _captions(samples) == {name: flickr8k_captions(name) for name, of in FLICKR8K.items() if of == split}
 
 
 def test_the_damaged_name_of_flickr8k_is_counted(tmp_path: Path) -> None:
