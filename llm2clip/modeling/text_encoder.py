@@ -280,13 +280,11 @@ class TextEncoder(nn.Module):
         return self.llm.config.hidden_size
 
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
-        """Whether a module is a decoder layer, which FSDP shards separately."""
+        """Whether a module is a decoder layer, which FSDP shards and activation checkpointing recomputes
+        alone."""
         return type(module).__name__ in self._layer_names
 
-    def activation_checkpointing_fn(self, module: nn.Module) -> bool:
-        """Whether a module is a decoder layer, which `fsdp.activation_checkpointing` recomputes
-        separately."""
-        return self.fsdp_wrap_fn(module)
+    activation_checkpointing_fn = fsdp_wrap_fn
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: Optional[torch.Tensor] = None,

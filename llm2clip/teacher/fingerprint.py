@@ -55,11 +55,10 @@ class Fingerprint:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> 'Fingerprint':
-        """Parse the output of `to_json`; a ValueError if the value is not a fingerprint."""
-        teachers: Any = value.get(_CONCATENATED, [value]) if isinstance(value, Mapping) else None
-        is_list = isinstance(teachers, list) and len(teachers) > 0
-        if not is_list or not all(isinstance(teacher, Mapping) for teacher in teachers):
-            raise ValueError(f'{str(value)[:60]!r} is no fingerprint of a teacher')
+        """Parse the output of `to_json`; some exception if the value is not a fingerprint."""
+        teachers = value.get(_CONCATENATED, [value])
+        if not teachers:
+            raise ValueError('there is none')
         return cls(tuple(map(dict, teachers)))
 
     def to_json(self) -> dict[str, Any]:
@@ -71,7 +70,11 @@ class Fingerprint:
     @property
     def kinds(self) -> list[Kind]:
         """Kind of each teacher, or of the frozen tower that embeds images."""
-        return [_kind(teacher) for teacher in self.teachers]
+        kinds: list[Kind] = []
+        for teacher in self.teachers:
+            distinctive = [kind for kind, field in _DISTINCTIVE_FIELDS.items() if field in teacher]
+            kinds.append(distinctive[0] if distinctive else 'llm')
+        return kinds
 
     def __len__(self) -> int:
         return len(self.teachers)
@@ -99,13 +102,6 @@ class Fingerprint:
             raise ConfigError(f'{name} comes from another {embedder} than {reference}: {differing}')
 
 
-def _kind(teacher: Mapping[str, Any]) -> Kind:
-    for kind, field in _DISTINCTIVE_FIELDS.items():
-        if field in teacher:
-            return kind
-    return 'llm'
-
-
 @dataclass(frozen=True)
 class TeacherRecord:
     """Content of ``teacher.json`` in an embeddings dataset or in a run of stage 2."""
@@ -131,7 +127,6 @@ class TeacherRecord:
 
     def write(self, folder: Union[str, Path]) -> None:
         """Write the record into a folder, which is created if necessary."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
         write_text(Path(folder, TEACHER_FILE), self.to_text())
 
     def to_text(self) -> str:
@@ -169,10 +164,9 @@ def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
         dim = sum(map(embedding_dim, shard.text_embeddings))
     for name, fingerprint in zip(names, fingerprints):
         if 'clip_text' in fingerprint.kinds:
-            raise ValueError(f"embeddings dataset {name} holds the features of CLIP's own text tower, the "
-                             "targets of "
-                             'train_inheritance, and none of captions that it cannot read to their end; '
-                             'expected the vectors of a teacher')
+            raise ValueError(f'embeddings dataset {name} holds the features of the text tower of a CLIP, the '
+                             'targets of train_inheritance, and none of captions that it cannot read to '
+                             'their end; expected the vectors of a teacher')
     for name, fingerprint in zip(names[1:], fingerprints[1:]):
         fingerprint.check(fingerprints[0], f'embeddings dataset {name}', f'embeddings dataset {names[0]}')
     return TeacherRecord(fingerprints[0], {'llm_embed_dim': dim})
