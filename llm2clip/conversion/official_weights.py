@@ -124,8 +124,8 @@ def _read_weights(path: Path) -> _State:
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    values = content.values() if isinstance(content, Mapping) else []
-    if not values or not all(isinstance(value, torch.Tensor) for value in values):
+    values = content.values() if isinstance(content, Mapping) else [None]
+    if not all(isinstance(value, torch.Tensor) for value in values):
         raise FileError('is no mapping of parameter names to tensors, expected weights', path)
     check_finite(content, path)
     # DistributedDataParallel adds this prefix.
@@ -184,9 +184,8 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
     model = LLM2CLIP(config, llm_embed_dim, load_weights=False)
     ours = model.state_dict()
     names = _official_names(layout, ours)
-    for name in _AS_THEY_ARE:
-        if name in state and state[name].ndim == 0:
-            state[name] = state[name][None]  # FSDP2 cannot shard scalars
+    # Ours are not scalars, which FSDP2 cannot shard.
+    state.update({name: torch.atleast_1d(state[name]) for name in _AS_THEY_ARE if name in state})
     state = {name: value for name, value in state.items()
              if not any(re.fullmatch(pattern, name) for pattern in layout.left_out)}
     check_keys(state, {names[name]: value for name, value in ours.items()},

@@ -217,9 +217,8 @@ class ComposerLLM2CLIP(ComposerModel):
         key = 'image_embedding' if 'image_embedding' in batch else 'pixel_values'
         return self.model(batch[key], batch['text_embedding'], batch.get('sample_seed'))
 
-    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
+    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *_: Any) -> torch.Tensor:
         """Return this rank's part of the loss; the mean over ranks is the loss of the global batch."""
-        del args
         config = self.loss_config
         images = outputs['image_features']
         texts = outputs['text_features']

@@ -72,8 +72,11 @@ class Fingerprint:
         """Kind of each teacher, or of the frozen tower that embeds images."""
         kinds: list[Kind] = []
         for teacher in self.teachers:
-            distinctive = [kind for kind, field in _DISTINCTIVE_FIELDS.items() if field in teacher]
-            kinds.append(distinctive[0] if distinctive else 'llm')
+            kind: Kind = 'llm'
+            for other_kind, field in _DISTINCTIVE_FIELDS.items():
+                if field in teacher:
+                    kind = other_kind
+            kinds.append(kind)
         return kinds
 
     def __len__(self) -> int:
@@ -161,12 +164,11 @@ def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
         folders = [embeddings.local for embeddings in stream.text_embeddings]
         names.append(', '.join(folders))
         fingerprints.append(Fingerprint.concatenate(TeacherRecord.read(folder).teacher for folder in folders))
+        if 'clip_text' in fingerprints[-1].kinds:
+            raise ValueError(f'embeddings dataset {names[-1]} holds the features of the text tower of a '
+                             'CLIP, the targets of train_inheritance, and none of captions that it cannot '
+                             'read to their end; expected the vectors of a teacher')
         dim = sum(map(embedding_dim, shard.text_embeddings))
-    for name, fingerprint in zip(names, fingerprints):
-        if 'clip_text' in fingerprint.kinds:
-            raise ValueError(f'embeddings dataset {name} holds the features of the text tower of a CLIP, the '
-                             'targets of train_inheritance, and none of captions that it cannot read to '
-                             'their end; expected the vectors of a teacher')
     for name, fingerprint in zip(names[1:], fingerprints[1:]):
         fingerprint.check(fingerprints[0], f'embeddings dataset {name}', f'embeddings dataset {names[0]}')
     return TeacherRecord(fingerprints[0], {'llm_embed_dim': dim})
