@@ -62,9 +62,10 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize('name', TOWERS)
 def test_an_image_has_its_features_whatever_its_batch(name: str) -> None:
     encoder = _encoder(TOWERS[name]).train()
-    images = _images(encoder)
+    images, before = _images(encoder), copy.deepcopy(dict(encoder.named_buffers()))
     features = encoder(images)
     assert features.shape == (3, encoder.width)
+    assert all(torch.equal(buffer, before[buffer_name]) for buffer_name, buffer in encoder.named_buffers())
     torch.testing.assert_close(encoder(images[1:2]), features[1:2], rtol=1e-4, atol=1e-4)
 
 
