@@ -131,7 +131,7 @@ def test_every_name_and_shape_is_checked(change: Callable[[State], State], messa
 
 
 @pytest.mark.parametrize('wrapper', ['', 'state_dict', 'module', 'model'])
-def test_wrapped_weights_in_any_precision(wrapper: str, tmp_path: Path) -> None:
+def test_wrapped_weights_of_any_precision_are_read(wrapper: str, tmp_path: Path) -> None:
     state = {name: value.half() for name, value in eva_state().items()}
     path = save_eva(tmp_path / 'x.pt', state, wrapper, 'module.' if wrapper else '')
     found = import_checkpoint(path, EVA).model.state_dict()
@@ -148,7 +148,7 @@ def test_a_folder_may_have_a_file_of_torch(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_files_that_would_run_code_or_hold_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_with_code_or_without_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({**eva_state(), 'x': os.mkdir}, 'code.pt')
     Path('plain.pt').write_bytes(pickle.dumps(os.mkdir, protocol=2))
@@ -167,7 +167,7 @@ def test_files_that_would_run_code_or_hold_no_weights(tmp_path: Path, monkeypatc
             import_checkpoint(file, EVA)
 
 
-def test_what_shapes_do_not_tell_is_read_from_the_folder(tmp_path: Path) -> None:
+def test_the_folder_tells_what_shapes_do_not(tmp_path: Path) -> None:
     folder = _hf_folder(tmp_path / 'hf', hf_state(), hidden_act='gelu', num_attention_heads=2)
     imported = import_checkpoint(folder, CLIP)
     trunk = imported.model.vision_encoder.trunk.config

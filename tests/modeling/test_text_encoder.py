@@ -77,7 +77,7 @@ def test_a_turn_of_the_user_has_no_system_prompt(template: str, header: str, foo
 
 
 @pytest.mark.parametrize(('pooling', 'expected'), [('mean', '<s>a red square'), ('last', '<s>a red square</s>')])
-def test_without_template(llm_folder: Path, pooling: str, expected: str) -> None:
+def test_without_template_bos_precedes_a_caption(llm_folder: Path, pooling: str, expected: str) -> None:
     tokenizer = _tokenizer(llm_folder, chat_template=False, pooling=pooling)
     silent = PreTrainedTokenizerFast.from_pretrained(llm_folder)
     silent.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # adds no BOS
@@ -126,7 +126,7 @@ def test_truncation_is_counted_and_keeps_the_end_token(llm_folder: Path) -> None
     assert text.cut == len(whole.ids) - 12 and whole.cut == 0
 
 
-def test_what_leaves_no_room_is_an_error(llm_folder: Path) -> None:
+def test_a_caption_without_room_is_an_error(llm_folder: Path) -> None:
     with pytest.raises(ValueError, match='max_length: 1 leaves no room'):
         _tokenizer(llm_folder, max_length=1)
     with pytest.raises(ValueError, match='leaves no room'):
@@ -143,7 +143,7 @@ def test_a_missing_template_is_an_error_only_if_asked_for(llm_folder: Path) -> N
         CaptionTokenizer(bare, TextEncoderConfig(pretrained='', chat_template=True))
 
 
-def test_a_tokenizer_without_pad_token_pads_what_the_mask_hides(llm_folder: Path) -> None:
+def test_the_mask_hides_the_padding(llm_folder: Path) -> None:
     tokenizer = _tokenizer(llm_folder)
     assert tokenizer.tokenizer.pad_token is None
     batch = tokenizer(['a', LONG])

@@ -105,7 +105,7 @@ def test_checkpointing_runs_blocks_twice_for_the_same_gradients(name: str) -> No
         torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-5, msg=n)
 
 
-def test_the_image_side_of_a_published_clip(clip_folder: Path) -> None:
+def test_the_image_side_of_a_clip_is_that_of_transformers(clip_folder: Path) -> None:
     config = VisionConfig(str(clip_folder), image_size=32)
     encoder = _encoder(config).eval()
     assert encoder.preprocessing.mean == (0.1, 0.2, 0.3) and encoder.preprocessing.std == (0.4, 0.5, 0.6)
@@ -122,7 +122,7 @@ def test_the_image_side_of_a_published_clip(clip_folder: Path) -> None:
     torch.testing.assert_close(again_encoder.eval()(images), encoder(images))
 
 
-def test_weights_that_are_not_there_are_named(clip_folder: Path, tmp_path: Path) -> None:
+def test_missing_weights_are_named(clip_folder: Path, tmp_path: Path) -> None:
     deeper = {'model_type': 'clip_vision_model', **SMALL, 'num_hidden_layers': 4}
     with pytest.raises(ValueError, match=r'model\.vision\.name: .*: the weights lack .*layers\.3.* and have nothing'):
         VisionEncoder(VisionConfig(str(clip_folder), pretrained=True, image_size=32, architecture=deeper))
@@ -139,7 +139,7 @@ def test_weights_that_are_not_there_are_named(clip_folder: Path, tmp_path: Path)
         VisionEncoder(timm_tower('test_vit', checkpoint=str(tmp_path / 'w.safetensors')))
 
 
-def test_a_timm_checkpoint_at_another_resolution(tmp_path: Path) -> None:
+def test_a_timm_checkpoint_fits_another_resolution(tmp_path: Path) -> None:
     torch.manual_seed(3)
     source = timm.create_model('test_vit', img_size=160)
     save_file({k: v for k, v in source.state_dict().items() if not k.startswith('head.')}, tmp_path / 'w.safetensors')
@@ -172,7 +172,7 @@ def test_position_embeddings_are_interpolated(model_type: str, size: int, tmp_pa
 
 
 @pytest.mark.parametrize('name', ['clip', 'timm_vit'])
-def test_locked_blocks_stay(name: str) -> None:
+def test_frozen_blocks_have_no_gradients(name: str) -> None:
     config = copy.deepcopy(TOWERS[name])
     config.freeze_blocks = 1
     encoder = _encoder(config)
@@ -232,7 +232,7 @@ def test_learning_rates_fall_with_depth_and_decay_spares_biases(name: str) -> No
         parameter_groups(model, 1e-3, 0.0, {'towr': 0.1})
 
 
-def test_the_projection_of_a_clip_of_transformers(clip_folder: Path) -> None:
+def test_the_projection_of_a_clip_is_that_of_transformers(clip_folder: Path) -> None:
     vision = VisionConfig(str(clip_folder), pretrained=True, image_size=32)
     whole = CLIPModel.from_pretrained(clip_folder).eval()
     config = ModelConfig(vision, embed_dim=512, visual_projection='pretrained')

@@ -81,7 +81,7 @@ def test_its_fingerprint_is_that_of_the_text_side(clip: Path, tmp_path: Path) ->
     assert ClipText(tmp_path).fingerprint().teachers[0]['weights'] == known[whole.config.model_type]
 
 
-def test_what_is_no_clip(llm_folder: Path) -> None:
+def test_a_model_that_is_no_clip_is_refused(llm_folder: Path) -> None:
     with pytest.raises(ConfigError, match="teacher: .*, a 'llama' model, expected one with the text tower of a CLIP"):
         ClipText(llm_folder).load(DeviceCPU())
     with pytest.raises(LoadError, match='/nowhere'):

@@ -46,7 +46,7 @@ def test_embeddings_have_the_same_shards_and_samples(
 
 
 @pytest.mark.parametrize('storage', ['float16', 'int8'])
-def test_storage_and_normalisation(
+def test_vectors_are_stored_as_configured(
     image_dataset: Path, teacher_folder: Path, tmp_path: Path, storage: str
 ) -> None:
     write_text_embeddings(image_dataset, tmp_path / 'out', teacher_folder, storage=storage, normalize=True)
@@ -75,7 +75,7 @@ def test_int8_is_within_half_a_step_and_all_vectors_are_finite() -> None:
             vector_rows([*map(str, range(50))], ['x', 'y'], vectors, storage)
 
 
-def test_only_what_was_downloaded_is_removed(teacher_folder: Path, tmp_path: Path) -> None:
+def test_only_downloaded_shards_are_removed(teacher_folder: Path, tmp_path: Path) -> None:
     def shards(folder: Path) -> list[str]:
         return sorted({path.name for path in folder.rglob('*.mds')})
 
@@ -119,7 +119,7 @@ def test_finished_shards_are_kept_and_the_rest_is_done(
     assert write_text_embeddings(image_dataset, tmp_path / 'out', teacher_folder)['shards'] == 0
 
 
-def test_what_a_killed_process_left_is_replaced(
+def test_leftovers_of_a_killed_process_are_replaced(
     image_dataset: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
     """Also where another process, in a container or on a node without the first rank, has the same id."""
@@ -161,7 +161,7 @@ def test_counts_of_tokens_and_truncated_captions(llm_folder: Path, tmp_path: Pat
                     'left_out': 0, 'absent': 0}
 
 
-def test_remote_in_and_out(image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path) -> None:
+def test_extraction_takes_remotes(image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path) -> None:
     """Downloads what it reads, uploads what it writes, and resumes from the remote alone."""
     dataset = DatasetConfig(local=str(tmp_path / 'cache'), remote=str(image_dataset))
     teacher = TeacherFolder(teacher_folder).load(DeviceCPU())

@@ -40,13 +40,9 @@ def _encoder(folder: Path, **options: object) -> tuple[TextEncoder, CaptionToken
 
 def _trained(folder: Path, seed: int, size: float = 0.1, **options: object) -> tuple[TextEncoder, CaptionTokenizer]:
     """An encoder whose LoRA weights are not those of the beginning."""
+    torch.manual_seed(seed)
     config = TextEncoderConfig(pretrained=str(folder), **options)
-    encoder, tokenizer = text_encoder_from_config(config, LoraConfig(r=4))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in encoder.named_parameters():
-            if 'lora_' in name:
-                p.normal_(std=size, generator=generator)
+    encoder, tokenizer = text_encoder_from_config(config, LoraConfig(r=4), size)
     return encoder.eval(), tokenizer
 
 
@@ -169,20 +165,13 @@ def test_an_adapter_of_the_causal_lm_is_merged_too(llm_folder: Path, tmp_path: P
     torch.testing.assert_close(merged.eval()(ids).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_no_llm_teacher_or_adapter_is_named(llm_folder: Path, tmp_path: Path) -> None:
+def test_folders_without_llm_or_adapter_are_named(llm_folder: Path, tmp_path: Path) -> None:
     encoder, tokenizer = _trained(llm_folder, 1)
     save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher', tmp_path / 'adapter')
-    config = LlamaConfig.from_pretrained(llm_folder)
     torch.manual_seed(1)
-    LlamaModel(config).save_pretrained(tmp_path / 'same_shape')
-    config.hidden_size, config.intermediate_size = 16, 32
-    LlamaModel(config).save_pretrained(tmp_path / 'narrow')
-    adapters = [str(tmp_path / 'adapter')]
+    LlamaModel(LlamaConfig.from_pretrained(llm_folder)).save_pretrained(tmp_path / 'same_shape')
     with pytest.raises(ConfigError, match=f'adapter was trained on another LLM, {llm_folder}'):
-        load_llm(TextEncoderConfig(pretrained=str(tmp_path / 'same_shape'), adapters=adapters))
-    (tmp_path / 'adapter' / 'base_model.json').unlink()
-    with pytest.raises(ConfigError, match='does not fit .* of width 16'):
-        load_llm(TextEncoderConfig(pretrained=str(tmp_path / 'narrow'), adapters=adapters))
+        load_llm(TextEncoderConfig(pretrained=str(tmp_path / 'same_shape'), adapters=[str(tmp_path / 'adapter')]))
     with pytest.raises(FileError, match='expected a LoRA adapter') as refused:
         load_llm(TextEncoderConfig(pretrained=str(llm_folder), adapters=[str(tmp_path)]))
     assert refused.value.path == str(tmp_path)

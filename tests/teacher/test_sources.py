@@ -90,7 +90,7 @@ def test_its_fingerprint_sees_weights_tokenizer_and_prompt(embedder: Path, tmp_p
         _source(folder).check(first, 'the run')
 
 
-def test_what_is_copied_is_what_loads(embedder: Path, tmp_path: Path) -> None:
+def test_the_files_that_load_are_copied(embedder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(embedder, tmp_path / 'model')
     for name in ('model.onnx', 'modeling.py', 'photo.png'):
         (folder / name).write_text('')
@@ -103,7 +103,7 @@ def test_what_is_copied_is_what_loads(embedder: Path, tmp_path: Path) -> None:
         _source(folder, prompt='x').save(tmp_path / 'other', source.fingerprint())
 
 
-def test_what_is_no_such_model_is_an_error(embedder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_such_a_model_is_an_error(embedder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="prompt_name: 'querry', expected one of those of .*: query, document, other"):
         _source(embedder, prompt_name='querry').fingerprint()
     with pytest.raises(FileError, match='nowhere/at-all: cannot be read .* a folder or on the Hub'):
