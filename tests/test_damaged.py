@@ -29,7 +29,7 @@ from llm2clip.config import (
     TextEncoderConfig,
     VisionConfig,
 )
-from llm2clip.conversion.official_weights import import_checkpoint, load_initial_weights, read_weights
+from llm2clip.conversion.official_weights import import_checkpoint, load_initial_weights
 from llm2clip.evaluation.evaluated_models import load_evaluated_model
 from llm2clip.export.hf import LLM2CLIPConfig, export_folder
 from llm2clip.export.sentence_model import export_sentence_transformers
@@ -331,18 +331,6 @@ def test_official_weights(damage: str, suffix: str, tmp_path: Path) -> None:
     if damage in BYTES:
         BYTES[damage](file)
     refused(lambda: import_checkpoint(file, VisionConfig('tiny_eva_clip', False, image_size=56, **HALF)), str(file))
-
-
-@pytest.mark.parametrize('index', [
-    b'[]', b'{"weight_map": 7}', b'{"weight_map": {"a": "nowhere.safetensors"}}',
-    b'{"weight_map": {"a": "w.safetensors"}}', b'{"weight_map": {"w": "../w.safetensors"}}'])
-def test_an_index_of_shards(index: bytes, tmp_path: Path) -> None:
-    save_file({'w': torch.ones(2)}, tmp_path / 'w.safetensors')
-    folder = tmp_path / 'folder'
-    folder.mkdir()
-    save_file({'b': torch.ones(2)}, folder / 'w.safetensors')
-    (folder / 'model.safetensors.index.json').write_bytes(index)
-    refused(lambda: read_weights(folder), str(folder))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ A table per layout maps the official parameter names to ours.  Sources of the ta
 import dataclasses
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Union
@@ -35,7 +35,7 @@ from llm2clip.errors import ConfigError, FileError
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.tensors import read_pickle, read_safetensors
-from llm2clip.modeling.checks import check_finite, some_names
+from llm2clip.modeling.checks import check_finite, check_keys
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.models.vision_lora import load_without_lora
 from llm2clip.teacher.fingerprint import Fingerprint
@@ -77,8 +77,7 @@ _LAYOUTS = (
             left_out=(r'vision_model\.embeddings\.position_ids',)),
 )
 # Files of a folder; the first that exists is read.
-_NAMES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin',
-          'pytorch_model.bin.index.json')
+_NAMES = ('model.safetensors', 'pytorch_model.bin')
 # Keys under which trainers save the weights beside their own state.
 _WRAPPERS = ('model', 'module', 'state_dict')
 _BLOCK_PARTS = {'norm': 'ln', 'up': 'fn.0', 'down': 'fn.3'}
@@ -113,80 +112,25 @@ def _official_names(layout: _Layout, ours: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _from_official(
-    layout: _Layout, state: Mapping[str, torch.Tensor], ours: Mapping[str, torch.Tensor]
-) -> _State:
-    """Convert an official state dict to one of our model, whose state dict is `ours`.
-
-    Raise a ConfigError if a weight is missing, unexpected or of another shape.
-    """
-    names = _official_names(layout, ours)
-    ignored = {name for name in state if any(re.fullmatch(pattern, name) for pattern in layout.left_out)}
-    missing = set(names.values()) - state.keys()
-    unexpected = state.keys() - set(names.values()) - ignored
-    if missing or unexpected:
-        raise ConfigError(f'not the weights of this tower and adapter: it lacks {some_names(missing)} and '
-                          f'has {some_names(unexpected)} besides', 'checkpoint')
-    for name, official in names.items():
-        shape = tuple(state[official].shape)
-        expected = tuple(ours[name].shape)
-        # Our logit_scale and logit_bias are not scalars, which FSDP2 cannot shard.
-        is_scalar = name in _AS_THEY_ARE and shape == ()
-        if shape != expected and not is_scalar:
-            raise ConfigError(f'{official} has the shape {shape}, expected {expected}; vision.name and '
-                              'vision.image_size must be those of the checkpoint', 'checkpoint')
-    return {name: state[official].reshape(ours[name].shape) for name, official in names.items()}
-
-
-def read_weights(path: Union[str, Path]) -> dict[str, torch.Tensor]:
-    """Read a dict of parameter name -> tensor without running code;
-    floating-point tensors are cast to float32.
-
-    Args:
-        path: A `.safetensors` file, a file of `torch.save`, or a folder in transformers format.
-
-    Raises:
-        ConfigError: A folder has no weights.
-        FileError, LoadError: A file is damaged, holds other objects than tensors, or has non-finite values.
-    """
-    path = Path(path)
+def _read_weights(path: Path) -> _State:
+    """Read a dict of parameter name -> tensor, in float32, without running code."""
     if path.is_dir():
         files = [path / name for name in _NAMES if (path / name).is_file()]
         if not files:
             raise ConfigError(f'the folder {path} has no weights; expected one of {", ".join(_NAMES)}',
                               'checkpoint')
         path = files[0]
-    if path.name.endswith('.index.json'):
-        with reading(path, 'weight_map, parameter name -> file'):
-            weight_map = dict(read_json(path, dict)['weight_map'])
-            shards = sorted({Path(shard).name for shard in weight_map.values()})
-        state: _State = {}
-        for shard in shards:
-            state.update(_read_file(path.parent / shard))
-        absent = sorted(weight_map.keys() - state.keys())
-        if absent:
-            raise FileError(f'names {absent[0]}, expected it in {weight_map[absent[0]]}', path)
-    else:
-        state = _read_file(path)
-    check_finite(state, path)
-    for name, value in state.items():
-        if value.is_floating_point():
-            state[name] = value.float()
-    return state
-
-
-def _read_file(path: Path) -> dict[str, torch.Tensor]:
     content: Any = read_safetensors(path).tensors if path.suffix == '.safetensors' else read_pickle(path)
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    values = content.values() if isinstance(content, Mapping) else []
-    if not values or not all(isinstance(value, torch.Tensor) for value in values):
+    values = content.values() if isinstance(content, Mapping) else [None]
+    if not all(isinstance(value, torch.Tensor) for value in values):
         raise FileError('is no mapping of parameter names to tensors, expected weights', path)
+    check_finite(content, path)
     # DistributedDataParallel adds this prefix.
-    if all(name.startswith('module.') for name in content):
-        return {name.removeprefix('module.'): value for name, value in content.items()}
-    return dict(content)
+    prefix = 'module.' if all(name.startswith('module.') for name in content) else ''
+    return {name.removeprefix(prefix): value.float() for name, value in content.items()}
 
 
 class Imported(NamedTuple):
@@ -206,10 +150,11 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
         vision: Configuration of the vision tower.
 
     Raises:
-        ConfigError: There are no such weights, or a name, a shape or the folder's own configuration differs.
-        FileError, LoadError: A file is damaged, holds other objects than tensors, or has non-finite values.
+        ConfigError: There are no such weights, or the folder's own configuration differs.
+        FileError: A file is damaged, or holds other objects than tensors.
+        LoadError: A weight is missing, unexpected, not finite or of another shape.
     """
-    state = read_weights(checkpoint)
+    state = _read_weights(Path(checkpoint))
     layout = _layout(state)
     norm = re.escape(layout.adapter) + r'\d+\.ln\.weight'  # one per block
     depth = len([name for name in state if re.fullmatch(norm, name)])
@@ -237,7 +182,15 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
     if 'logit_bias' in state:
         config.logit_bias = 0.0
     model = LLM2CLIP(config, llm_embed_dim, load_weights=False)
-    model.load_state_dict(_from_official(layout, state, model.state_dict()))
+    ours = model.state_dict()
+    names = _official_names(layout, ours)
+    # Ours are not scalars, which FSDP2 cannot shard.
+    state.update({name: torch.atleast_1d(state[name]) for name in _AS_THEY_ARE if name in state})
+    state = {name: value for name, value in state.items()
+             if not any(re.fullmatch(pattern, name) for pattern in layout.left_out)}
+    check_keys(state, {names[name]: value for name, value in ours.items()},
+               f'{checkpoint}, for {vision.name} with images of {vision.image_size} pixels')
+    model.load_state_dict({name: state[official] for name, official in names.items()})
     return Imported(model.eval(), config, llm_embed_dim)
 
 
@@ -286,24 +239,13 @@ def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[st
     """
     if not is_exported(folder):
         raise ConfigError(f'{folder} is no exported folder: it has no config.json of one', 'initial_weights')
-    exported = LLM2CLIPConfig.from_pretrained(folder)
-    exported.teachers()
-    differences = [f'model.{key}: {value!r}, but {exported_value!r} there'
-                   for key, value, exported_value in _differences(model, config, exported.model_config())]
-    if differences:
-        raise ConfigError(f'the model in {folder} is another one: {"; ".join(differences)}',
-                          'initial_weights')
-    return exported
-
-
-def _differences(
-    model: LLM2CLIP, config: ModelConfig, exported: ModelConfig
-) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (key, our value, exported value) of each setting that changes the meaning of the weights and
-    differs."""
+    hf_config = LLM2CLIPConfig.from_pretrained(folder)
+    hf_config.teachers()
+    exported = hf_config.model_config()
     ours, theirs = config.vision, exported.vision
     preprocessing = model.vision_encoder.preprocessing
     architecture = model.vision_encoder.tower.architecture()
+    # Key -> value here and there, of each setting that changes the meaning of the weights.
     pairs: dict[str, tuple[Any, Any]] = {
         'vision.image_size': (ours.image_size, theirs.image_size),
         'vision.mean': (list(preprocessing.mean), theirs.mean),
@@ -319,6 +261,9 @@ def _differences(
         pairs[f'vision.architecture.{name}'] = (architecture.get(name), theirs.architecture.get(name))
     for name, value in dataclasses.asdict(config.adapter).items():
         pairs[f'adapter.{name}'] = (value, getattr(exported.adapter, name))
-    for key, (value, exported_value) in pairs.items():
-        if value != exported_value:
-            yield key, value, exported_value
+    differences = [f'model.{key}: {here!r}, but {there!r} there'
+                   for key, (here, there) in pairs.items() if here != there]
+    if differences:
+        raise ConfigError(f'the model in {folder} is another one: {"; ".join(differences)}',
+                          'initial_weights')
+    return hf_config

@@ -207,10 +207,7 @@ def _pixels(picture: Any) -> torch.Tensor:
         picture = upright_rgb(picture)
     values = np.array(picture)  # a copy, since torch needs a writable array
     if values.dtype != np.uint8 or values.ndim != 3 or 3 not in (values.shape[0], values.shape[2]):
-        kind = f'{values.dtype} values of shape {values.shape}'
-        if values.ndim == 0:
-            kind = type(picture).__name__
-        raise ValueError('expected pictures as PIL.Image.open gives them, or RGB values in uint8; got '
-                         f'{kind}')
+        raise ValueError('expected pictures as PIL.Image.open gives them, or RGB values in uint8; got a '
+                         f'{type(picture).__name__} with {values.dtype} values of shape {values.shape}')
     pixels = torch.from_numpy(values)
     return pixels.permute(2, 0, 1) if values.shape[2] == 3 else pixels

@@ -9,6 +9,7 @@ such a teacher.  In this package, `llm2clip.export.hf.LLM2CLIPModel` builds the 
 modules; each export compares both.
 """
 
+import importlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,11 +38,6 @@ from .checks import (
 )
 from .sentence_transformer import encode_sentences, load_sentence_transformer
 from .text_encoder import CaptionTokenizer, encode_texts
-
-try:  # transformers requires every package that is imported outside of a try block
-    import timm
-except ImportError:
-    timm = None
 
 # Modules that an exported folder carries, this one included.
 CODE = ('modeling_llm2clip', 'adapter', 'checks', 'image_processing_llm2clip', 'sentence_transformer',
@@ -78,24 +74,12 @@ class LLM2CLIPConfig(PretrainedConfig):
         self.learned_from = learned_from or {}
         self.teacher_files = list(teacher_files)
         self.weight_files = weight_files or {}
-        for key in ('model', 'teacher', 'learned_from'):
-            value = getattr(self, key)
-            if not isinstance(value, dict):
-                raise LoadError(f'config.json: {key} is {str(value)[:60]!r}, expected an object')
-        self.recorded_teachers()
         check_no_code(self.model, 'config.json: model')
 
     @property
     def projection_dim(self) -> int:
         """`embed_dim`, by its name in a CLIPConfig, which sentence-transformers reads."""
         return self.model.get('embed_dim', 0)
-
-    def recorded_teachers(self) -> list[dict[str, Any]]:
-        """Return the fingerprint of each teacher in this folder."""
-        teachers = self.teacher.get('concatenated', [self.teacher])
-        if not isinstance(teachers, list) or not all(isinstance(teacher, dict) for teacher in teachers):
-            raise LoadError(f'config.json: teacher is {str(self.teacher)[:60]!r}, expected fingerprints')
-        return teachers
 
 
 class _VisionEncoder(nn.Module):
@@ -114,8 +98,8 @@ class _VisionEncoder(nn.Module):
                 architecture, dtype=torch.float32, trust_remote_code=False, **options)
             self.width: int = getattr(architecture, 'hidden_size', None) or architecture.hidden_sizes[-1]
         else:
-            if timm is None:
-                raise ImportError(f'the vision tower {vision["name"]} is a timm model: pip install timm')
+            # No `import`: transformers would require the package for every exported model.
+            timm: Any = importlib.import_module('timm')
             known = timm.get_pretrained_cfg(vision['name'])
             if known is not None and known.fixed_input_size:
                 options['img_size'] = vision['image_size']
@@ -364,7 +348,7 @@ class LLM2CLIPModel(PreTrainedModel):
         """Load the teachers in a tuple, so that they are not submodules and are not saved with this model."""
         folder = self._folder()
         folders = self.teacher_folders(folder)
-        recorded = self.config.recorded_teachers()
+        recorded = self.config.teacher.get('concatenated', [self.config.teacher])
         files = self.config.teacher_files or [None] * len(recorded)
         if not len(folders) == len(recorded) == len(files):
             raise LoadError(f'{folder}: has {len(folders)} teachers, expected {len(recorded)} as config.json '

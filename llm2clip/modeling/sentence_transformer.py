@@ -29,25 +29,17 @@ def load_sentence_transformer(folder: Path, trust_remote_code: bool = False) -> 
     `trust_remote_code` allows code that the folder holds or names; pickled weights never run code.
 
     Raises:
-        LoadError: The model is missing, needs code that is not trusted, has non-finite weights or no
-            transformers tokenizer; or sentence-transformers is not installed.
+        LoadError: The model is missing, needs code that is not trusted, or has non-finite weights.
     """
     if not trust_remote_code:
         _refuse_foreign_classes(folder)
-    try:
-        library: Any = importlib.import_module('sentence_transformers')
-    except ImportError:
-        raise LoadError(f'{folder}: is a sentence-transformers model, expected the package that loads it: '
-                        'pip install sentence-transformers') from None
+    # No `import`: transformers would require the package for every exported model.
+    library: Any = importlib.import_module('sentence_transformers')
     with loading(folder, 'a sentence-transformers model'):
         model = library.SentenceTransformer(str(folder), device='cpu', trust_remote_code=trust_remote_code)
     check_finite(model.state_dict(), folder)
     for module in model.modules():
         check_rope(getattr(module, 'config', None), folder)
-    tokenizer = getattr(model, 'tokenizer', None)
-    if not callable(tokenizer):
-        raise LoadError(f'{folder}: has the tokenizer {type(tokenizer).__name__}, expected one of '
-                        'transformers')
     return model.eval().requires_grad_(False)
 
 

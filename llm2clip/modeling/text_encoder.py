@@ -75,9 +75,7 @@ class CaptionTokenizer:
         candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id)
         self.pad_id = next((i for i in candidates if isinstance(i, int)), 0)
         self.header, self.footer = self._frame(config)
-        if self._room('') < 1:
-            raise ValueError(f'text_encoder.max_length: {self.max_length} leaves no room for a caption '
-                             f'beside {len(self.header) + len(self.footer)} tokens of the template')
+        self._check_room('')
 
     def _frame(self, config: Any) -> tuple[list[int], list[int]]:
         if config.chat_template and not self.tokenizer.chat_template:
@@ -132,8 +130,11 @@ class CaptionTokenizer:
             return [bos]
         return []
 
-    def _room(self, instruction: str) -> int:
-        return self.max_length - len(self.header) - len(self.plain(instruction)) - len(self.footer)
+    def _check_room(self, instruction: str) -> None:
+        others = len(self.header) + len(self.plain(instruction)) + len(self.footer)
+        if others >= self.max_length:
+            raise ValueError(f'text_encoder.max_length: {self.max_length} leaves no room for a caption '
+                             f'beside {others} tokens of template and instruction')
 
     def plain(self, text: str) -> list[int]:
         """Tokenise a text without BOS, EOS or template."""
@@ -153,10 +154,7 @@ class CaptionTokenizer:
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         instruction = instruction.strip()
-        if self._room(instruction) < 1:
-            prefix = len(self.header) + len(self.plain(instruction))
-            raise ValueError(f'max_length {self.max_length} leaves no room for a caption after {prefix} '
-                             'tokens of template and instruction')
+        self._check_room(instruction)
         empty = [i for i, text in enumerate(texts) if not text.strip()]
         if empty:
             raise ValueError(f'caption {empty[0]} of the batch is empty')
@@ -169,7 +167,7 @@ class CaptionTokenizer:
         if instruction:
             whole = self.tokenizer([f'{instruction} {text}' for text in texts],
                                    add_special_tokens=False).input_ids
-        room = self._room('')
+        room = self.max_length - len(self.header) - len(self.footer)
         tokens = []
         for ids, caption in zip(whole, captions):
             start = min(max(len(ids) - len(caption), 0), room - 1)
@@ -280,13 +278,11 @@ class TextEncoder(nn.Module):
         return self.llm.config.hidden_size
 
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
-        """Whether a module is a decoder layer, which FSDP shards separately."""
+        """Whether a module is a decoder layer, which FSDP shards and activation checkpointing recomputes
+        alone."""
         return type(module).__name__ in self._layer_names
 
-    def activation_checkpointing_fn(self, module: nn.Module) -> bool:
-        """Whether a module is a decoder layer, which `fsdp.activation_checkpointing` recomputes
-        separately."""
-        return self.fsdp_wrap_fn(module)
+    activation_checkpointing_fn = fsdp_wrap_fn
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: Optional[torch.Tensor] = None,

@@ -89,12 +89,7 @@ def tower_fingerprint(encoder: VisionEncoder) -> Fingerprint:
 
 
 def check_tower(encoder: VisionEncoder, data: DataSpec) -> None:
-    """Raise a ConfigError if image embeddings of a loader come from another tower than `encoder`.
-
-    Args:
-        encoder: Tower of the model to train, before it is sharded.
-        data: Loader of stage 2.
-    """
+    """Raise a ConfigError if image embeddings of a loader come from another tower than `encoder`."""
     expected = tower_fingerprint(encoder)
     for stream in streaming_dataset(data).streams:
         TeacherRecord.read(stream.local).teacher.check(expected, stream.local, 'model.vision')

@@ -76,9 +76,8 @@ class ComposerInheritance(ComposerModel):
         """Return the ``text_features`` of this rank's samples."""
         return {'text_features': self.model(batch['text_embedding'])}
 
-    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
+    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *_: Any) -> torch.Tensor:
         """Return this rank's part of the loss; the mean over ranks is the loss of the global batch."""
-        del args
         features = outputs['text_features']
         targets, counted = _targets(batch, features.device)
         return (self.instance * instance_loss(features, targets, counted)

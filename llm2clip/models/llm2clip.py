@@ -107,13 +107,16 @@ def projection_kind(projection: nn.Module) -> VisualProjection:
 
 
 def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> nn.Module:
-    if config.visual_projection == 'pretrained':
-        return load_projection(config.vision, config.embed_dim, load_weights)
-    if config.visual_projection == 'identity':
+    if config.visual_projection in ('pretrained', 'identity'):
+        projection: Any = nn.Identity()
+        if config.visual_projection == 'pretrained':
+            projection = load_projection(config.vision, config.embed_dim, load_weights)
+        width = getattr(projection, 'out_features', width)
         if width != config.embed_dim:
-            raise ConfigError(f'model.embed_dim: {config.embed_dim} is not the width of the tower, {width}, '
-                              'as model.visual_projection: identity needs')
-        return nn.Identity()
+            raise ConfigError(f'model.embed_dim: {config.embed_dim} is not the width of the features of '
+                              f'{config.vision.name}, {width}, as model.visual_projection: '
+                              f'{config.visual_projection} needs')
+        return projection
     if config.visual_projection in ('mlp', 'glu'):
         return AlignmentHead(width, config.embed_dim, config.visual_projection_expansion,
                              gated=config.visual_projection == 'glu')
@@ -214,9 +217,8 @@ class ComposerLLM2CLIP(ComposerModel):
         key = 'image_embedding' if 'image_embedding' in batch else 'pixel_values'
         return self.model(batch[key], batch['text_embedding'], batch.get('sample_seed'))
 
-    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *args: Any) -> torch.Tensor:
+    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *_: Any) -> torch.Tensor:
         """Return this rank's part of the loss; the mean over ranks is the loss of the global batch."""
-        del args
         config = self.loss_config
         images = outputs['image_features']
         texts = outputs['text_features']

@@ -58,7 +58,6 @@ class MaskedNextTokenPrediction(ComposerModel):
         """Return hidden states ``(B, T, llm_embed_dim)``."""
         return self.text_encoder(**{key: batch[key] for key in TextEncoder.arguments if key in batch})
 
-    def loss(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
+    def loss(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor], *_: Any) -> torch.Tensor:
         """Return the mean over this microbatch's masked tokens."""
-        del args
         return mntp_loss(outputs, batch['labels'], self.head, self.softcap)

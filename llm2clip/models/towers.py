@@ -27,7 +27,7 @@ from llm2clip.data.images import Preprocessing
 from llm2clip.errors import ConfigError, under
 from llm2clip.io.files import reading
 from llm2clip.modeling.checks import check_finite, load_checked, load_config
-from llm2clip.teacher.clip_text import build_architecture
+from llm2clip.teacher.clip_text import load_architecture
 
 # (tokens (B, T, D), number of prefix tokens) -> indices (B, kept) of the patches to keep; None keeps all.
 Keep = Callable[[torch.Tensor, int], Optional[torch.Tensor]]
@@ -248,11 +248,9 @@ class TransformersTower(Tower):
 
 
 def _architecture(config: VisionConfig) -> PretrainedConfig:
-    if config.architecture:
-        with under('model.vision.architecture'):
-            return build_architecture(config.architecture)
-    whole = load_config(config.name, f'model.vision.name: {config.name}')
-    return getattr(whole, 'vision_config', whole)
+    with under('model.vision'):
+        whole = load_architecture(config.name, config.architecture, f'model.vision.name: {config.name}')
+    return whole if config.architecture else getattr(whole, 'vision_config', whole)
 
 
 def _grid(config: Any) -> int:
@@ -337,34 +335,19 @@ def load_projection(config: VisionConfig, embed_dim: int, load_weights: bool = T
     It is the classifier of timm's CLIP towers, the `visual_projection` of transformers' CLIP towers, and the
     identity for towers without one, such as SigLIP.  Arguments are as for `load_tower`.
 
-    Raises:
-        ConfigError: The tower is initialised at random, or the width of its joint space is not `embed_dim`.
+    A ConfigError if the tower is initialised at random.
     """
     if load_weights and not config.pretrained and config.checkpoint is None:
         raise ConfigError('model.visual_projection: there is no pretrained one, since '
                           'model.vision.pretrained is false')
     if _is_timm(config):
-        projection = _load_timm(config, load_weights, with_classifier=True).get_classifier()
-    else:
-        projection = _transformers_projection(config, embed_dim, load_weights)
-    if isinstance(projection, nn.Linear):
-        width = projection.out_features
-    else:
-        projection = nn.Identity()
-        width = load_tower(config, load_weights=False).width
-    if width != embed_dim:
-        raise ConfigError(f'model.embed_dim: {embed_dim} is not the width of the space that {config.name} '
-                          f'was trained in, {width}, as model.visual_projection: pretrained needs')
-    return projection
-
-
-def _transformers_projection(config: VisionConfig, embed_dim: int, load_weights: bool) -> Optional[nn.Module]:
-    """Return the projection of a transformers tower; None if its class has none."""
+        classifier = _load_timm(config, load_weights, with_classifier=True).get_classifier()
+        return classifier if isinstance(classifier, nn.Linear) else nn.Identity()
     architecture = _architecture(config)
     tower: Any = MODEL_MAPPING[type(architecture)]
     with_projection = getattr(transformers, f'{tower.__name__}WithProjection', None)
     if with_projection is None:
-        return None
+        return nn.Identity()
     if not load_weights:
         return nn.Linear(architecture.hidden_size, embed_dim, bias=False)
     # `projection_dim` may differ between the configurations of the whole model and its vision part.

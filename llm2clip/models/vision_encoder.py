@@ -4,7 +4,6 @@
 """Vision towers by name: pixels -> pooled features, with the layer structure that training needs."""
 
 from collections import defaultdict
-from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, Optional
 
@@ -17,7 +16,6 @@ from torch.nn.utils import fuse_conv_bn_eval
 from llm2clip.config import VisionConfig
 from llm2clip.errors import ConfigError
 from llm2clip.modeling.image_processing_llm2clip import normalize
-from llm2clip.models.sharding import unwrapped_name
 from llm2clip.models.towers import load_tower, tower_preprocessing
 from llm2clip.models.vision_lora import add_lora, dry_forward
 
@@ -47,7 +45,6 @@ class VisionEncoder(nn.Module):
             in_frozen_block = config.freeze_blocks > 0 and self.layer_ids[name] <= config.freeze_blocks
             if config.freeze or in_frozen_block:
                 parameter.requires_grad_(False)
-        self.register_load_state_dict_pre_hook(check_tower_names)
         self._patch_dropout = 0.0
         self._sample_seed: Optional[torch.Tensor] = None
         self.train()  # frozen parts are in evaluation mode from the beginning
@@ -106,19 +103,6 @@ class VisionEncoder(nn.Module):
             return self.tower.pooled(pixel_values)
         finally:
             self._sample_seed = None
-
-
-def check_tower_names(encoder: VisionEncoder, state: Iterable[str], prefix: str, *_: object) -> None:
-    """Raise a ConfigError if weights under `prefix` have both missing and unexpected names."""
-    given = {unwrapped_name(name.removeprefix(prefix)) for name in state if name.startswith(prefix)}
-    expected = {unwrapped_name(name) for name in encoder.state_dict(keep_vars=True)}
-    unexpected = given - expected
-    missing = expected - given
-    if unexpected and missing:
-        raise ConfigError(
-            f'the weights of the vision tower have other names, such as {min(unexpected)}, expected '
-            f'{min(missing)}: they are of another tower, or were written with transformers 4 and are read '
-            'with 5, or the other way round, which call them otherwise; use the version that wrote them')
 
 
 def kept_patches(sample_seed: torch.Tensor, patches: int, rate: float) -> torch.Tensor:

@@ -39,7 +39,7 @@ def add_lora(trunk: nn.Module, config: LoraConfig, image_size: int) -> None:
     whose weights are read without a call.
 
     Raises:
-        ConfigError: The tower has no projection, or none with a configured name.
+        ConfigError: The tower has no projection with a configured name.
     """
     module: Any
     for module in trunk.modules():
@@ -55,9 +55,6 @@ def add_lora(trunk: nn.Module, config: LoraConfig, image_size: int) -> None:
     arguments = dataclasses.asdict(config)
     names = arguments.pop('target_modules')
     last = {name: name.rsplit('.', 1)[-1] for name in called}
-    if not last:
-        raise ConfigError('model.vision.lora: the tower has no projection, expected linear layers or 1x1 '
-                          'convolutions')
     parts = set(last.values())
     unknown = sorted(set(names or ()) - parts)
     if unknown:

@@ -133,7 +133,7 @@ class ClipTextTower(nn.Module):
 
 def load_clip_text(config: ClipTextConfig, load_weights: bool = True) -> ClipTextTower:
     """Load a text tower in training mode; a ConfigError if it is none of a CLIP or SigLIP."""
-    architecture = _architecture(config)
+    architecture = load_architecture(config.name, config.architecture)
     kind = _TOWERS.get(architecture.model_type)
     if kind is None:
         raise ConfigError(f'{config.name}, a {architecture.model_type!r} model, expected one with the text '
@@ -151,26 +151,26 @@ def load_clip_text(config: ClipTextConfig, load_weights: bool = True) -> ClipTex
 
 def load_clip_tokenizer(config: ClipTextConfig) -> ClipTokenizer:
     """Load the tokenizer of a text tower."""
-    return ClipTokenizer(config.name, _architecture(config))
+    return ClipTokenizer(config.name, load_architecture(config.name, config.architecture))
 
 
-def _architecture(config: ClipTextConfig) -> PretrainedConfig:
-    if not config.architecture:
-        return load_config(config.name)
-    with under('architecture'):
-        return build_architecture(config.architecture)
+def load_architecture(name: str, architecture: Mapping[str, Any], where: str = '') -> PretrainedConfig:
+    """Build the transformers configuration of a `model_type` and its fields, or load that of `name`.
 
-
-def build_architecture(architecture: Mapping[str, Any]) -> PretrainedConfig:
-    """Build the transformers configuration of a `model_type` and its fields;
-    a ConfigError if there is none."""
+    Raises:
+        ConfigError: There is no configuration with these fields.
+        LoadError: That of `name`, called `where` in messages, cannot be loaded.
+    """
+    if not architecture:
+        return load_config(name, where)
     fields = dict(architecture)
     check_no_code(fields, 'architecture')
     model_type: Any = fields.pop('model_type', None)
     try:
         return AutoConfig.for_model(model_type, **fields)
     except Exception as error:  # each model type raises errors of its own
-        raise ConfigError(f'expected the fields of a {model_type!r} model ({error})') from error
+        raise ConfigError(f'expected the fields of a {model_type!r} model ({error})',
+                          key='architecture') from error
 
 
 def save_clip_text(

@@ -9,7 +9,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, NamedTuple, Optional, TypeVar
@@ -220,7 +219,7 @@ def _parts(
     """Yield the images or non-empty captions of shards, prepared, in parts of about `part_tokens` tokens at
     four characters per token; at least one part per shard.  An image counts as one token."""
     for extraction, k in shards:
-        with _naming(k), extraction.stream.whole(extraction.shards[k]) as shard:
+        with extraction.stream.whole(extraction.shards[k]) as shard:
             samples = [shard[i] for i in range(len(shard))]
             ids = [sample[SAMPLE_ID] for sample in samples]
             items: list[Any] = []
@@ -241,10 +240,7 @@ def _parts(
             parts[-1].append(i)
             size += length
         for rows in parts:
-            inputs = None
-            if rows:
-                with _naming(k):
-                    inputs = embedder.prepare([items[i] for i in rows])
+            inputs = embedder.prepare([items[i] for i in rows]) if rows else None
             yield _Part(extraction, k, ids, items, rows, inputs, last=rows is parts[-1])
 
 
@@ -260,22 +256,21 @@ def _embed(
         if not len(vectors):
             vectors = torch.zeros(len(part.items), embedder.width)
             counts = Counter()
-        with _naming(part.k):
-            if part.rows:
-                embedded = embedder.embed_prepared(part.inputs, on_batch=progress.update)
-                vectors[part.rows] = embedded.vectors.cpu()
-                part_counts = {'captions': len(part.rows), 'tokens': embedded.tokens,
-                               'truncated': embedded.truncated, 'left_out': embedded.left_out}
-                counts.update(part_counts)
-                total.update(part_counts)
-                if part.extraction.embeddings.views is None:
-                    _describe(progress, total)
-            if part.last:
-                part.extraction.write(part.k, part.ids, vectors)
-                counts.update(shards=1, absent=len(part.items) - counts['captions'])
-                progress.update(counts['absent'])
-                done(part.extraction, counts)
-                vectors = torch.empty(0)
+        if part.rows:
+            embedded = embedder.embed_prepared(part.inputs, on_batch=progress.update)
+            vectors[part.rows] = embedded.vectors.cpu()
+            part_counts = {'captions': len(part.rows), 'tokens': embedded.tokens,
+                           'truncated': embedded.truncated, 'left_out': embedded.left_out}
+            counts.update(part_counts)
+            total.update(part_counts)
+            if part.extraction.embeddings.views is None:
+                _describe(progress, total)
+        if part.last:
+            part.extraction.write(part.k, part.ids, vectors)
+            counts.update(shards=1, absent=len(part.items) - counts['captions'])
+            progress.update(counts['absent'])
+            done(part.extraction, counts)
+            vectors = torch.empty(0)
 
 
 def _ahead(items: Iterable[T]) -> Iterator[T]:
@@ -287,15 +282,6 @@ def _ahead(items: Iterable[T]) -> Iterator[T]:
             following = pool.submit(next, iterator, None)
             yield item
             item = following.result()
-
-
-@contextmanager
-def _naming(k: int) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f'while shard {k} was embedded')
-        raise
 
 
 def _describe(progress: tqdm, total: Mapping[str, int]) -> None:

@@ -55,11 +55,10 @@ class Fingerprint:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> 'Fingerprint':
-        """Parse the output of `to_json`; a ValueError if the value is not a fingerprint."""
-        teachers: Any = value.get(_CONCATENATED, [value]) if isinstance(value, Mapping) else None
-        is_list = isinstance(teachers, list) and len(teachers) > 0
-        if not is_list or not all(isinstance(teacher, Mapping) for teacher in teachers):
-            raise ValueError(f'{str(value)[:60]!r} is no fingerprint of a teacher')
+        """Parse the output of `to_json`; some exception if the value is not a fingerprint."""
+        teachers = value.get(_CONCATENATED, [value])
+        if not teachers:
+            raise ValueError('there is none')
         return cls(tuple(map(dict, teachers)))
 
     def to_json(self) -> dict[str, Any]:
@@ -71,7 +70,14 @@ class Fingerprint:
     @property
     def kinds(self) -> list[Kind]:
         """Kind of each teacher, or of the frozen tower that embeds images."""
-        return [_kind(teacher) for teacher in self.teachers]
+        kinds: list[Kind] = []
+        for teacher in self.teachers:
+            kind: Kind = 'llm'
+            for other_kind, field in _DISTINCTIVE_FIELDS.items():
+                if field in teacher:
+                    kind = other_kind
+            kinds.append(kind)
+        return kinds
 
     def __len__(self) -> int:
         return len(self.teachers)
@@ -99,13 +105,6 @@ class Fingerprint:
             raise ConfigError(f'{name} comes from another {embedder} than {reference}: {differing}')
 
 
-def _kind(teacher: Mapping[str, Any]) -> Kind:
-    for kind, field in _DISTINCTIVE_FIELDS.items():
-        if field in teacher:
-            return kind
-    return 'llm'
-
-
 @dataclass(frozen=True)
 class TeacherRecord:
     """Content of ``teacher.json`` in an embeddings dataset or in a run of stage 2."""
@@ -131,7 +130,6 @@ class TeacherRecord:
 
     def write(self, folder: Union[str, Path]) -> None:
         """Write the record into a folder, which is created if necessary."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
         write_text(Path(folder, TEACHER_FILE), self.to_text())
 
     def to_text(self) -> str:
@@ -166,13 +164,11 @@ def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
         folders = [embeddings.local for embeddings in stream.text_embeddings]
         names.append(', '.join(folders))
         fingerprints.append(Fingerprint.concatenate(TeacherRecord.read(folder).teacher for folder in folders))
+        if 'clip_text' in fingerprints[-1].kinds:
+            raise ValueError(f'embeddings dataset {names[-1]} holds the features of the text tower of a '
+                             'CLIP, the targets of train_inheritance, and none of captions that it cannot '
+                             'read to their end; expected the vectors of a teacher')
         dim = sum(map(embedding_dim, shard.text_embeddings))
-    for name, fingerprint in zip(names, fingerprints):
-        if 'clip_text' in fingerprint.kinds:
-            raise ValueError(f"embeddings dataset {name} holds the features of CLIP's own text tower, the "
-                             "targets of "
-                             'train_inheritance, and none of captions that it cannot read to their end; '
-                             'expected the vectors of a teacher')
     for name, fingerprint in zip(names[1:], fingerprints[1:]):
         fingerprint.check(fingerprints[0], f'embeddings dataset {name}', f'embeddings dataset {names[0]}')
     return TeacherRecord(fingerprints[0], {'llm_embed_dim': dim})

@@ -58,9 +58,6 @@ def _samples(
             captions = {key: row[CAPTION + key] for key in caption_keys(row) if not key.startswith(NEGATIVE)}
             samples.append(Sample(row[SAMPLE_ID], captions))
     image_of_text = _captions_of_one_image(samples)
-    if not image_of_text:
-        raise ConfigError(f'source.dataset: {dataset} has no caption that only one image has, so no '
-                          'negatives')
 
     teacher = source.load(open_device(None))
     assert isinstance(teacher, LLMTeacher)
@@ -117,7 +114,4 @@ def _search(
             excluded |= scores > lowest - relative_margin * lowest.abs()
         best = scores.masked_fill_(excluded, -torch.inf).topk(min(range_min + 1, len(vectors)))
         for i, score in zip(best.indices[:, -1].tolist(), best.values[:, -1].tolist()):
-            if score > -torch.inf:
-                yield i
-            else:
-                yield None
+            yield i if score > -torch.inf else None

@@ -62,12 +62,10 @@ def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedMode
         raise ConfigError(f'{folder} is a {hf_config.model_type!r} model; the architectures that work as '
                           f'text encoders are {", ".join(ARCHITECTURES)}', key, is_absolute=True)
     has_softcap = getattr(hf_config, 'attn_logit_softcapping', None) is not None
-    supported = ['eager'] if has_softcap else ['sdpa', 'eager']
-    attention = config.attn_implementation or supported[0]
-    if attention not in supported:
+    attention = config.attn_implementation or ('eager' if has_softcap else 'sdpa')
+    if has_softcap and attention != 'eager':
         raise ConfigError(f'{attention!r} does not compute the attention of a {hf_config.model_type!r} '
-                          f'model; expected {" or ".join(supported)}', f'{config.key}.attn_implementation',
-                          is_absolute=True)
+                          'model; expected eager', f'{config.key}.attn_implementation', is_absolute=True)
     # Adapters are merged in float32: in bfloat16, rounding would lose part of them.
     dtype = 'float32' if config.adapters else config.dtype
     options: dict[str, Any] = {'dtype': getattr(torch, dtype), 'attn_implementation': attention}
@@ -153,9 +151,6 @@ def add_lora(llm: PreTrainedModel, config: LoraConfig) -> PeftModel:
 def _merge_adapter(llm: PreTrainedModel, folder: str) -> PreTrainedModel:
     """Merge a LoRA adapter, from this project or another one, into the weights that it was trained on."""
     with reading(folder, 'a LoRA adapter'):
-        path = Path(folder, 'adapter_config.json')
-        if path.is_file():
-            read_json(path, dict)
         peft_config = PeftConfig.from_pretrained(folder)
         megatron_config = getattr(peft_config, 'megatron_config', None)
         if peft_config.peft_type != PeftType.LORA or megatron_config:

@@ -131,9 +131,6 @@ class FrozenLLM(_LLM):
         self.name, self._config = config.pretrained, config
 
     def _encoding(self) -> dict[str, Any]:
-        file = Path(self.name, self._config.gguf_file or '')
-        if Path(self.name).is_dir() and not file.exists():
-            raise ConfigError(f'teacher.gguf_file: there is no {file}')
         return encoding(self._config)
 
     def fingerprint(self) -> Fingerprint:

@@ -28,7 +28,6 @@ from llm2clip.io.tensors import read_safetensors
 from llm2clip.modeling.checks import check_keys
 from llm2clip.models.adapter_folder import load_adapter
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.models.vision_encoder import check_tower_names
 from llm2clip.models.vision_lora import merge_lora
 from llm2clip.ranks import broadcast_from_rank0, once_per_node
 from llm2clip.teacher.caption_teacher import TeacherSource
@@ -116,7 +115,6 @@ class Stage2Run:
                  for name, value in state.items() if name.startswith('model.')}
         config = self.config.model
         model = LLM2CLIP(config, self.record.llm_embed_dim, load_weights=False)
-        check_tower_names(model.vision_encoder, state, 'vision_encoder.')
         check_keys(state, model.state_dict(), f'the {self.weights} weights of {self.folder}')
         if config.vision.lora is not None:
             model.load_state_dict(state)

@@ -15,7 +15,7 @@ from llm2clip.losses.contrastive import ignored_candidates
 
 @pytest.mark.parametrize('block_size', [1, 4, 11, 100, None])
 @pytest.mark.parametrize('case', CASES)
-def test_values_and_gradients_in_blocks_are_those_of_the_whole_matrix(case: str, block_size: Optional[int]) -> None:
+def test_blocks_give_values_and_gradients_of_the_whole_matrix(case: str, block_size: Optional[int]) -> None:
     """Which autograd differentiates."""
     results = []
     for loss in (whole_matrix, partial(own_rows, block_size=block_size)):

@@ -46,7 +46,7 @@ def test_equal_structure_costs_nothing_and_equal_features_stay() -> None:
 
 
 @pytest.mark.parametrize('block_size', [None, 4])
-def test_what_does_not_count_might_as_well_not_be_there(block_size: Optional[int]) -> None:
+def test_uncounted_samples_do_not_change_the_losses(block_size: Optional[int]) -> None:
     features, targets = _features()
     counted = torch.tensor([True, False, True, True, False, True, True, True, False])
     targets = torch.nn.functional.pad(targets, (0, 2))
@@ -62,7 +62,7 @@ def test_what_does_not_count_might_as_well_not_be_there(block_size: Optional[int
     assert structure_loss(features, targets, block_size, nothing) == instance_loss(features, targets, nothing) == 0
 
 
-def test_instance_loss() -> None:
+def test_instance_loss_is_the_mean_squared_distance() -> None:
     features, _ = _features()
     targets = unit(N, 6, 2).float()
     expected = sum(float(((features[i] - targets[i]) ** 2).sum()) for i in range(N)) / N

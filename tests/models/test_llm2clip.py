@@ -46,7 +46,7 @@ def test_adapter_equals_the_formula() -> None:
     assert adapter.blocks[0].up.weight.shape == (24, 8)
 
 
-def test_features_are_normalised_and_logit_scale_starts_as_in_clip() -> None:
+def test_features_are_normalised_and_start_as_in_clip() -> None:
     model = LLM2CLIP(TINY, 8).eval()
     image, text, scale = model(torch.randn(3, 3, 32, 32), torch.randn(3, 8)).values()
     torch.testing.assert_close(image.norm(dim=-1), torch.ones(3))
@@ -54,17 +54,6 @@ def test_features_are_normalised_and_logit_scale_starts_as_in_clip() -> None:
     assert scale.shape == (1,) and scale.exp().item() == pytest.approx(1 / 0.07, rel=1e-5)
     weight = model.visual_projection.weight
     torch.testing.assert_close(weight @ weight.T, torch.eye(16), atol=1e-5, rtol=0)
-
-
-def test_each_loss_of_self_distillation_has_its_weight() -> None:
-    torch.manual_seed(0)
-    model = ComposerLLM2CLIP(LLM2CLIP(TINY, 8), self_distillation=SelfDistillationConfig(instance=2, structure=5))
-    batch = {'pixel_values': torch.randn(3, 3, 32, 32), 'text_embedding': torch.randn(3, 8), 'text_id': torch.arange(3)}
-    outputs, targets = model(batch), F.normalize(torch.randn(3, 16), dim=-1)
-    added = model.loss(outputs, {**batch, 'initial_image_features': targets}) - model.loss(outputs, batch)
-    images = outputs['image_features']
-    expected = 2 * instance_loss(images, targets) + 5 * structure_loss(images, targets)
-    torch.testing.assert_close(added, expected, rtol=1e-4, atol=0)
 
 
 def test_visual_projection_begins_as_in_the_official_code() -> None:
@@ -106,15 +95,6 @@ def test_self_distillation_is_towards_the_model_before_training() -> None:
     for parameter in model.parameters():
         parameter.data.add_(1)
     assert torch.equal(initial(batch['pixel_values']), targets)
-
-
-def test_batch_norm_keeps_its_statistics_in_training() -> None:
-    tower = VisionEncoder(TINY.vision).train()
-    before = {name: b.clone() for name, b in tower.named_buffers()}
-    x = torch.randn(4, 3, 32, 32)
-    features = tower(x)
-    torch.testing.assert_close(tower(x[:2]), features[:2], rtol=1e-4, atol=1e-5)
-    assert all(torch.equal(b, before[name]) for name, b in tower.named_buffers())
 
 
 def test_checkpoint_with_other_names_is_loaded_in_order(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_features_and_gradients_are_those_of_the_sum(name: str) -> None:
     torch.testing.assert_close(plain(pixels), found, rtol=1e-5, atol=1e-5 * found.abs().max().item())
 
 
-def test_only_the_named_projections_of_blocks_that_are_not_frozen() -> None:
+def test_only_named_projections_of_trained_blocks_get_lora() -> None:
     config = timm_tower('test_vit', freeze_blocks=4)
     _, lora, _ = _pair(config, dataclasses.replace(LORA, target_modules=['qkv']))
     assert {n for n, p in lora.trunk.named_parameters() if p.requires_grad} == {

@@ -3,7 +3,6 @@
 
 """Teacher embeddings: shard for shard, resumable, bound to dataset and teacher."""
 
-import errno
 import json
 import os
 import shutil
@@ -18,16 +17,15 @@ from composer.devices import DeviceCPU
 from parts import make_samples, text_encoder_from_config, write_dataset, write_text_embeddings
 from streaming import MDSWriter
 
-import llm2clip.teacher.extraction
 from llm2clip.config import DatasetConfig, TextEncoderConfig
 from llm2clip.data.schema import read_columns, read_index, read_samples, vector_columns, vector_rows
 from llm2clip.data.vectors import dequantize, stored_vector
 from llm2clip.io.remotes import OutputFolder
-from llm2clip.modeling.text_encoder import Tokenized, encode_texts, token_batches
+from llm2clip.modeling.text_encoder import Tokenized, encode_texts
 from llm2clip.teacher.embedder import Embedded
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings, write_shard
 from llm2clip.teacher.fingerprint import Fingerprint
-from llm2clip.teacher.llm import load_teacher, save_teacher, teacher_fingerprint
+from llm2clip.teacher.llm import load_teacher
 from llm2clip.teacher.sources import LLMTeacher, TeacherFolder
 
 
@@ -35,7 +33,7 @@ def _vectors(folder: Path, key: str) -> np.ndarray:
     return np.stack([dequantize(stored_vector(sample, key)).numpy() for sample in read_samples(folder)])
 
 
-def test_embeddings_has_the_same_shards_samples_and_the_teachers_vectors(
+def test_embeddings_have_the_same_shards_and_samples(
     image_dataset: Path, embeddings: Path, teacher_folder: Path
 ) -> None:
     sizes = [[shard['samples'] for shard in read_index(folder)['shards']] for folder in (image_dataset, embeddings)]
@@ -48,7 +46,7 @@ def test_embeddings_has_the_same_shards_samples_and_the_teachers_vectors(
 
 
 @pytest.mark.parametrize('storage', ['float16', 'int8'])
-def test_storage_and_normalisation(
+def test_vectors_are_stored_as_configured(
     image_dataset: Path, teacher_folder: Path, tmp_path: Path, storage: str
 ) -> None:
     write_text_embeddings(image_dataset, tmp_path / 'out', teacher_folder, storage=storage, normalize=True)
@@ -59,7 +57,7 @@ def test_storage_and_normalisation(
     assert fingerprint['vectors'] == {'storage': storage, 'normalized': True}
 
 
-def test_int8_is_within_half_a_step_and_what_is_not_finite_is_named() -> None:
+def test_int8_is_within_half_a_step_and_all_vectors_are_finite() -> None:
     vectors = np.random.default_rng(0).standard_normal((50, 2, 64)).astype(np.float32) * 10.0
     vectors[3, 1] = 0
     for row, expected in zip(vector_rows([*map(str, range(50))], ['x', 'y'], vectors, 'int8'), vectors):
@@ -77,7 +75,7 @@ def test_int8_is_within_half_a_step_and_what_is_not_finite_is_named() -> None:
             vector_rows([*map(str, range(50))], ['x', 'y'], vectors, storage)
 
 
-def test_only_what_was_downloaded_is_removed(teacher_folder: Path, tmp_path: Path) -> None:
+def test_only_downloaded_shards_are_removed(teacher_folder: Path, tmp_path: Path) -> None:
     def shards(folder: Path) -> list[str]:
         return sorted({path.name for path in folder.rglob('*.mds')})
 
@@ -121,25 +119,7 @@ def test_finished_shards_are_kept_and_the_rest_is_done(
     assert write_text_embeddings(image_dataset, tmp_path / 'out', teacher_folder)['shards'] == 0
 
 
-def test_a_full_disk_ends_the_extraction_and_names_the_shard(
-    image_dataset: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls, write = [], llm2clip.teacher.extraction.write_shard
-
-    def full(*args: Any) -> None:
-        calls.append(args)
-        if len(calls) == 2:
-            raise OSError(errno.ENOSPC, 'No space left on device')
-        write(*args)
-
-    monkeypatch.setattr(llm2clip.teacher.extraction, 'write_shard', full)
-    with pytest.raises(OSError, match='No space left') as caught:
-        write_text_embeddings(image_dataset, tmp_path / 'out', teacher_folder)
-    assert caught.value.__notes__ == ['while shard 1 was embedded']
-    assert [path.name for path in sorted((tmp_path / 'out').glob('*.mds'))] == ['shard.00000.mds']
-
-
-def test_what_a_killed_process_left_is_replaced(
+def test_leftovers_of_a_killed_process_are_replaced(
     image_dataset: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
     """Also where another process, in a container or on a node without the first rank, has the same id."""
@@ -153,7 +133,7 @@ def test_what_a_killed_process_left_is_replaced(
 
 
 @pytest.mark.parametrize('storage', ['float16', 'int8'])
-def test_captions_that_a_sample_does_not_have_are_zero_and_not_embedded(
+def test_absent_captions_are_zero_and_not_embedded(
     teacher_folder: Path, tmp_path: Path, storage: str
 ) -> None:
     columns = {'sample_id': 'str', 'caption.a': 'str', 'caption.b': 'str'}
@@ -181,7 +161,7 @@ def test_counts_of_tokens_and_truncated_captions(llm_folder: Path, tmp_path: Pat
                     'left_out': 0, 'absent': 0}
 
 
-def test_remote_in_and_out(image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path) -> None:
+def test_extraction_takes_remotes(image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path) -> None:
     """Downloads what it reads, uploads what it writes, and resumes from the remote alone."""
     dataset = DatasetConfig(local=str(tmp_path / 'cache'), remote=str(image_dataset))
     teacher = TeacherFolder(teacher_folder).load(DeviceCPU())
@@ -203,7 +183,7 @@ def test_remote_in_and_out(image_dataset: Path, embeddings: Path, teacher_folder
     assert not (tmp_path / 'other').exists()
 
 
-def test_embeddings_begun_for_another_teacher_is_refused_by_field(
+def test_embeddings_of_another_teacher_are_refused_by_field(
     image_dataset: Path, embeddings: Path, teacher_folder: Path
 ) -> None:
     teacher = TeacherFolder(teacher_folder).load(DeviceCPU())
@@ -211,30 +191,3 @@ def test_embeddings_begun_for_another_teacher_is_refused_by_field(
     with pytest.raises(ValueError, match="another dataset or teacher: teacher.pooling is 'mean', expected 'last'"):
         extract_text_embeddings(EmbeddingsDataset(DatasetConfig(local=str(image_dataset)), OutputFolder(embeddings)),
                                 teacher)
-
-
-def test_fingerprint_sees_weights_template_and_options(
-    llm_folder: Path, teacher_folder: Path, tmp_path: Path
-) -> None:
-    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder), pooling='last'))
-    save_teacher(encoder, tokenizer, None, tmp_path / 'pooled')
-    first, second = teacher_fingerprint(teacher_folder), teacher_fingerprint(tmp_path / 'pooled')
-    second.check(first, 'a', 'b', ignored=['pooling', 'max_length'])
-    path = tmp_path / 'pooled' / 'model.safetensors'
-    weights = path.read_bytes()
-    path.write_bytes(weights[:-1] + b'\x7f')
-    with pytest.raises(ValueError, match='weights is'):
-        teacher_fingerprint(tmp_path / 'pooled').check(second, 'a', 'b')
-    path.write_bytes(weights)
-    template, = (tmp_path / 'pooled').glob('*.jinja')
-    template.write_text(template.read_text() + ' ')
-    with pytest.raises(ValueError, match='weights is'):
-        teacher_fingerprint(tmp_path / 'pooled').check(second, 'a', 'b')
-
-
-def test_batches_hold_every_text_once_within_the_budget() -> None:
-    lengths = [3, 50, 7, 7, 90, 1, 20, 20, 20, 4]
-    batches = list(token_batches(lengths, 100))
-    assert [[lengths[i] for i in batch] for batch in batches] == [[90], [50, 20, 20], [20, 7, 7, 4, 3, 1]]
-    assert sorted(i for batch in batches for i in batch) == list(range(10))
-    assert list(token_batches([500], 100)) == [[0]] and not list(token_batches([], 100))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import timm
+from recipes_in_process import run_recipe
 from safetensors.torch import save_file
 from towers import HALF, timm_tower
 
@@ -18,7 +19,7 @@ from llm2clip.errors import ConfigError
 from llm2clip.models.frozen_tower import tower_fingerprint
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.teacher.clip_text import ClipText
-from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, hash_files
 from llm2clip.teacher.sources import FrozenLLM
 
 ONE = Fingerprint.of('a1', {'pooling': 'mean', 'instruction': ''})
@@ -85,3 +86,29 @@ def test_timm_towers_with_equal_weights_differ(tmp_path: Path) -> None:
         tower_fingerprint(VisionEncoder(timm_tower(name, checkpoint=f'{tmp_path}/weights.safetensors', **HALF)))
         for name in ('efficientnet_lite0', 'tf_efficientnet_lite0'))
     assert plain.teachers[0]['weights'] == tf.teachers[0]['weights'] and plain != tf
+
+
+def test_a_folder_has_the_hash_of_what_decides_its_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / 'model'
+    (folder / 'inner').mkdir(parents=True)
+    for name, text in {'model.safetensors': 'weights', 'config.json': '{}', 'inner/a.txt': 'a', 'a.png': 'x'}.items():
+        (folder / name).write_text(text)
+    first = hash_files(folder)
+    monkeypatch.chdir(tmp_path)
+    (folder / 'a.png').write_text('another picture')
+    assert first == hash_files('model') == 'bbd62b6daf7b1415'
+    without = hash_files(folder, exclude='config.json')
+    (folder / 'config.json').unlink()
+    assert without == hash_files(folder) != first
+    (folder / 'model.safetensors').write_text('Weights')
+    assert hash_files(folder) != without
+
+
+def test_an_export_has_the_same_hash_each_time(
+    teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes = set()
+    for _ in range(2):
+        run_recipe(monkeypatch, 'export_sentence_transformers', f'teacher={teacher_folder}', f'out={tmp_path}/out')
+        hashes.add(hash_files(tmp_path / 'out'))
+    assert len(hashes) == 1 and not (tmp_path / 'out/seconds.json').exists()

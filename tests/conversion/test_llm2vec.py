@@ -108,7 +108,7 @@ def test_vectors_are_those_of_llm2vec(official: Path, adapters: list[str], tmp_p
     assert 'auto_map' not in json.loads((tmp_path / 'teacher/config.json').read_text())
 
 
-def test_other_templates(official: Path, tmp_path: Path) -> None:
+def test_other_templates_give_the_vectors_of_llm2vec(official: Path, tmp_path: Path) -> None:
     base = official / 'Llama-3-tiny-Instruct'
     for template, *frame in (('chatml', '<|im_start|>user\n', '<|im_end|>'), ('none', '', '')):
         import_teacher(LLMTeacherConfig(str(base)), template, tmp_path / template)
@@ -131,7 +131,7 @@ def test_an_adapter_folder_names_its_llm(official: Path, tmp_path: Path, monkeyp
     ({'skip_instruction': False}, {}, 'skip_instruction is false'),
     ({}, {'chat_template': True}, r'teacher\.chat_template: LLM2Vec has templates of its own'),
 ])
-def test_another_encoding_than_it_was_trained_with(
+def test_settings_other_than_those_saved_are_refused(
     official: Path, saved: dict[str, Any], options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     adapter = shutil.copytree(official / 'mntp', tmp_path / 'mntp')
@@ -142,7 +142,7 @@ def test_another_encoding_than_it_was_trained_with(
         import_teacher(config, None, tmp_path / 'teacher')
 
 
-def test_templates_that_cannot_be_told_or_used(official: Path, llm_folder: Path, tmp_path: Path) -> None:
+def test_unknown_and_unusable_templates_are_refused(official: Path, llm_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(LoadError, match='/nowhere/Llama-3-Instruct: cannot be loaded'):
         import_teacher(LLMTeacherConfig('/nowhere/Llama-3-Instruct'), None, tmp_path / 'teacher')
     with pytest.raises(ConfigError, match='template: which one LLM2Vec used cannot be told'):

@@ -3,7 +3,6 @@
 
 """Models of sentence-transformers as teachers: their vectors, prompts, batches and fingerprints."""
 
-import importlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -20,7 +19,6 @@ from transformers import AutoModel, AutoTokenizer
 from llm2clip.config import SentenceTransformersTeacherConfig
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.modeling.checks import LoadError
-from llm2clip.modeling.sentence_transformer import padded_batches
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.sources import SentenceTransformerModel
 
@@ -66,7 +64,7 @@ def test_its_vectors_are_those_of_the_model_with_the_prompt(
     torch.testing.assert_close(narrow, embedded.vectors, rtol=0, atol=0.05)
 
 
-def test_the_models_default_prompt_is_used_unless_there_is_another(embedder: Path, tmp_path: Path) -> None:
+def test_the_default_prompt_is_used_unless_another_is_given(embedder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(embedder, tmp_path / 'model')
     path = folder / 'config_sentence_transformers.json'
     about = json.loads(path.read_text())
@@ -78,14 +76,6 @@ def test_the_models_default_prompt_is_used_unless_there_is_another(embedder: Pat
     path.write_text(json.dumps({**about, 'prompts': 7}))
     with pytest.raises(FileError, match='config_sentence_transformers.json: cannot be read .* expected the prompts of'):
         _source(folder).fingerprint()
-
-
-def test_batches_hold_every_text_once_within_the_padded_budget() -> None:
-    lengths = [3, 50, 7, 7, 90, 1, 20, 20, 20, 4]
-    batches = list(padded_batches(lengths, 100))
-    assert [[lengths[i] for i in batch] for batch in batches] == [[90], [50, 20], [20, 20, 7, 7, 4], [3, 1]]
-    assert sorted(i for batch in batches for i in batch) == list(range(10))
-    assert list(padded_batches([500, 0], 100)) == [[0], [1]] and not list(padded_batches([], 100))
 
 
 def test_its_fingerprint_sees_weights_tokenizer_and_prompt(embedder: Path, tmp_path: Path) -> None:
@@ -100,7 +90,7 @@ def test_its_fingerprint_sees_weights_tokenizer_and_prompt(embedder: Path, tmp_p
         _source(folder).check(first, 'the run')
 
 
-def test_what_is_copied_is_what_loads(embedder: Path, tmp_path: Path) -> None:
+def test_the_files_that_load_are_copied(embedder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(embedder, tmp_path / 'model')
     for name in ('model.onnx', 'modeling.py', 'photo.png'):
         (folder / name).write_text('')
@@ -113,7 +103,7 @@ def test_what_is_copied_is_what_loads(embedder: Path, tmp_path: Path) -> None:
         _source(folder, prompt='x').save(tmp_path / 'other', source.fingerprint())
 
 
-def test_what_is_no_such_model(embedder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_such_a_model_is_an_error(embedder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="prompt_name: 'querry', expected one of those of .*: query, document, other"):
         _source(embedder, prompt_name='querry').fingerprint()
     with pytest.raises(FileError, match='nowhere/at-all: cannot be read .* a folder or on the Hub'):
@@ -124,13 +114,3 @@ def test_what_is_no_such_model(embedder: Path, tmp_path: Path, monkeypatch: pyte
     (tmp_path / 'modules.json').write_text('[{"type": "sentence_transformers.models.Pooling", "path": "x"}]')
     with pytest.raises(LoadError, match='cannot be loaded .* expected a sentence-transformers model'):
         _source(tmp_path).load(CPU)
-    find = importlib.import_module
-
-    def without(name: str) -> Any:
-        if name == 'sentence_transformers':
-            raise ImportError(name)
-        return find(name)
-
-    monkeypatch.setattr(importlib, 'import_module', without)
-    with pytest.raises(LoadError, match='expected the package that loads it: pip install sentence-transformers'):
-        _source(embedder).load(CPU)

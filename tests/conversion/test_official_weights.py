@@ -1,8 +1,10 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Official checkpoints against transformers, timm and the adaptor's formula; nothing of them is passed over."""
+"""Official checkpoints against transformers, timm and the adaptor's formula; exported weights to begin with."""
 
+import copy
+import dataclasses
 import io
 import json
 import os
@@ -13,24 +15,34 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from damage import edited
+from launched import stage2_arguments
 from official_parts import HALF, HF_CONFIG, adaptor_features, eva_state, hf_state, save_eva, timm_state
 from recipes_in_process import run_recipe
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models.eva import checkpoint_filter_fn
 from torch.nn import functional as F
+from towers import hf_tower
 from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-import llm2clip.export.hf  # noqa: F401 - registers the exported model
-from llm2clip.config import AdapterConfig, VisionConfig
-from llm2clip.conversion.official_weights import import_checkpoint
-from llm2clip.errors import ConfigError
+from llm2clip.config import AdapterConfig, LLMTeacherConfig, ModelConfig, VisionConfig
+from llm2clip.conversion.official_weights import import_checkpoint, load_initial_weights
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.export.hf import LLM2CLIPModel, export_folder
+from llm2clip.modeling.checks import LoadError
 from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.teacher.llm import load_teacher
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
+from llm2clip.teacher.llm import load_teacher, teacher_fingerprint
+from llm2clip.teacher.sources import FrozenLLM
+from llm2clip.training.runs import Stage2Run
 
 State = dict[str, torch.Tensor]
 EVA = VisionConfig('tiny_eva_clip', False, image_size=56, **HALF)
 CLIP = VisionConfig('openai/clip-vit', image_size=32, **HALF)
+MODEL = ModelConfig(VisionConfig('test_efficientnet.r160_in1k', False, image_size=32), AdapterConfig(depth=1),
+                    embed_dim=16)
+CLIP_MODEL = dataclasses.replace(MODEL, vision=hf_tower('clip_vision_model'))
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +79,7 @@ def test_eva_gives_the_features_of_timm_and_of_the_formula(tmp_path: Path) -> No
 
 
 @torch.no_grad()
-def test_hf_gives_the_features_of_transformers_and_of_the_formula(tmp_path: Path) -> None:
+def test_hf_gives_features_of_transformers_and_of_the_formula(tmp_path: Path) -> None:
     state = hf_state()
     folder = _hf_folder(tmp_path / 'hf', {**state, 'vision_model.embeddings.position_ids': torch.arange(17)[None]})
     model, config, width = import_checkpoint(folder, CLIP)
@@ -81,7 +93,7 @@ def test_hf_gives_the_features_of_transformers_and_of_the_formula(tmp_path: Path
 
 
 @torch.no_grad()
-def test_timm_towers_have_no_projection_and_vectors_of_any_length(tmp_path: Path) -> None:
+def test_timm_towers_have_no_projection_and_keep_vector_lengths(tmp_path: Path) -> None:
     torch.manual_seed(0)
     reference = timm.create_model('test_vit', num_classes=0, img_size=64).eval()
     state = timm_state(reference.state_dict(), reference.num_features)
@@ -106,20 +118,20 @@ def _with(key: str, *shape: int) -> Callable[[State], State]:
 
 
 @pytest.mark.parametrize(('change', 'message'), [
-    (_without('visual.blocks.1.attn.v_proj.bias'), r'lacks visual\.blocks\.1\.attn\.v_proj\.bias and has nothing'),
+    (_without('visual.blocks.1.attn.v_proj.bias'), r'lack visual\.blocks\.1\.attn\.v_proj\.bias and have nothing'),
     (_without('text.text_adaptor.3.weight'), r'lacks text\.text_adaptor\.3\.weight, the projection'),
     (_without('visual.cls_token'), r"no official layout: .*the first are \['logit_scale', 'text"),
-    (_with('text.transformer.embeddings', 4, 4), r'has text\.transformer\.embeddings besides'),
+    (_with('text.transformer.embeddings', 4, 4), r'have text\.transformer\.embeddings besides'),
     (_with('visual.pos_embed', 1, 26, 32), r'visual\.pos_embed has the shape \(1, 26, 32\), expected \(1, 17, 32\)'),
     (_with('logit_scale', 2), r'logit_scale has the shape \(2,\), expected \(1,\)'),
 ])
 def test_every_name_and_shape_is_checked(change: Callable[[State], State], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f'^checkpoint: .*{message}'):
+    with pytest.raises((ConfigError, LoadError), match=message):
         import_checkpoint(save_eva(tmp_path / 'x.pt', change(eva_state())), EVA)
 
 
 @pytest.mark.parametrize('wrapper', ['', 'state_dict', 'module', 'model'])
-def test_wrapped_weights_in_any_precision(wrapper: str, tmp_path: Path) -> None:
+def test_wrapped_weights_of_any_precision_are_read(wrapper: str, tmp_path: Path) -> None:
     state = {name: value.half() for name, value in eva_state().items()}
     path = save_eva(tmp_path / 'x.pt', state, wrapper, 'module.' if wrapper else '')
     found = import_checkpoint(path, EVA).model.state_dict()
@@ -127,27 +139,16 @@ def test_wrapped_weights_in_any_precision(wrapper: str, tmp_path: Path) -> None:
     assert torch.equal(found['visual_projection.bias'], state['visual.head.bias'].float())
 
 
-def test_shards_of_a_folder_and_torch_files(tmp_path: Path) -> None:
-    state = hf_state()
-    whole = _hf_folder(tmp_path / 'whole', state)
-    shards = _hf_folder(tmp_path / 'shards', state)
-    (shards / 'model.safetensors').unlink()
-    names = list(state)
-    parts = {'model-1.safetensors': names[:20], 'model-2.safetensors': names[20:]}
-    for file, part in parts.items():
-        save_file({name: state[name] for name in part}, shards / file)
-    weight_map = {name: file for file, part in parts.items() for name in part}
-    (shards / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': weight_map}))
-    torch_file = _hf_folder(tmp_path / 'torch', state)
-    (torch_file / 'model.safetensors').unlink()
-    torch.save(state, torch_file / 'pytorch_model.bin')
-    expected = import_checkpoint(whole, CLIP).model.state_dict()
-    for folder in (shards, torch_file):
-        found = import_checkpoint(folder, CLIP).model.state_dict()
-        assert all(torch.equal(found[name], value) for name, value in expected.items())
+def test_a_folder_may_have_a_file_of_torch(tmp_path: Path) -> None:
+    folder = _hf_folder(tmp_path / 'folder', hf_state())
+    expected = import_checkpoint(folder, CLIP).model.state_dict()
+    (folder / 'model.safetensors').unlink()
+    torch.save(hf_state(), folder / 'pytorch_model.bin')
+    found = import_checkpoint(folder, CLIP).model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_files_that_would_run_code_or_hold_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_with_code_or_without_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({**eva_state(), 'x': os.mkdir}, 'code.pt')
     Path('plain.pt').write_bytes(pickle.dumps(os.mkdir, protocol=2))
@@ -166,7 +167,7 @@ def test_files_that_would_run_code_or_hold_no_weights(tmp_path: Path, monkeypatc
             import_checkpoint(file, EVA)
 
 
-def test_what_shapes_do_not_tell_is_read_from_the_folder(tmp_path: Path) -> None:
+def test_the_folder_tells_what_shapes_do_not(tmp_path: Path) -> None:
     folder = _hf_folder(tmp_path / 'hf', hf_state(), hidden_act='gelu', num_attention_heads=2)
     imported = import_checkpoint(folder, CLIP)
     trunk = imported.model.vision_encoder.trunk.config
@@ -198,3 +199,102 @@ def test_the_recipe_writes_a_folder_that_transformers_loads(
                                    expected.get_text_features(vectors))
         torch.testing.assert_close(loaded.get_text_features(texts), expected.get_text_features(
             encode_texts(*load_teacher(teacher_folder), texts)))
+
+
+def _export(config: ModelConfig, teacher: Path, out: Path) -> Path:
+    torch.manual_seed(5)
+    model = LLM2CLIP(config, 32, load_weights=False).eval()
+    with torch.no_grad():
+        model.logit_scale.fill_(3.0)
+    record = TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': 32})
+    export_folder(model, config, record, teacher, out)
+    return out
+
+
+@pytest.fixture(scope='module')
+def exported(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _export(MODEL, teacher_folder, tmp_path_factory.mktemp('exported') / 'llm2clip')
+
+
+def _load(config: ModelConfig, folder: Path, llm_embed_dim: int = 32) -> LLM2CLIP:
+    torch.manual_seed(6)
+    model = LLM2CLIP(config, llm_embed_dim, load_weights=False)
+    load_initial_weights(model, config, Fingerprint(({},)), folder)
+    return model
+
+
+def test_training_begins_with_exported_weights(
+    exported: Path, image_dataset: Path, embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder
+) -> None:
+    # `pretrained` would ask the hub, if the tower's own weights were loaded first.
+    run_recipe(monkeypatch, 'train_stage2', *stage2_arguments(image_dataset, embeddings), 'max_duration=1ba',
+               'optimizer={name: sgd, lr: 0.0}', 'model.vision.pretrained=true', f'save_folder={tmp_path}/run',
+               f'initial_weights={exported}', 'train_data.num_workers=0')
+    trained = Stage2Run(tmp_path / 'run').load_model().state_dict()
+    expected = load_file(exported / 'model.safetensors')
+    assert trained['logit_scale'].item() == 3.0 and len(trained) == len(expected)
+    assert all(torch.equal(value, expected[f'model.{name}']) for name, value in trained.items())
+    assert not [w for w in recwarn if 'another teacher' in str(w.message)]
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (lambda c: setattr(c.adapter, 'depth', 2), r'model\.adapter\.depth: 2, but 1 there'),
+    (lambda c: setattr(c, 'visual_projection', 'affine'), r"model\.visual_projection: 'affine', but 'linear' there"),
+    (lambda c: setattr(c, 'logit_bias', -10.0), r'model\.logit_bias: True, but False there'),
+    (lambda c: (setattr(c.vision, 'mean', [0.5] * 3), setattr(c.vision, 'std', [0.5] * 3)),
+     r'model\.vision\.mean: \[0\.5, .*; model\.vision\.std'),
+])
+def test_exported_weights_of_another_model_are_refused(
+    exported: Path, change: Callable[[ModelConfig], object], message: str
+) -> None:
+    config = copy.deepcopy(MODEL)
+    change(config)
+    with pytest.raises(ConfigError, match=f'initial_weights: the model in .* is another one: .*{message}'):
+        _load(config, exported)
+
+
+def test_settings_that_shapes_do_not_tell_are_compared(teacher_folder: Path, tmp_path: Path) -> None:
+    exported_clip = _export(CLIP_MODEL, teacher_folder, tmp_path / 'clip')
+    expected = LLM2CLIPModel.from_pretrained(exported_clip).model.state_dict()
+    found = _load(CLIP_MODEL, exported_clip).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    renamed = copy.deepcopy(CLIP_MODEL)
+    renamed.vision.name = 'another folder of the same architecture'
+    _load(renamed, exported_clip)
+    for name, value in (('num_attention_heads', 4), ('hidden_act', 'gelu')):
+        config = copy.deepcopy(CLIP_MODEL)
+        config.vision.architecture[name] = value
+        with pytest.raises(ConfigError, match=rf'model\.vision\.architecture\.{name}: {value!r}, but'):
+            _load(config, exported_clip)
+
+
+def test_exported_weights_that_do_not_fit_are_refused(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'adapter\.blocks\.0\.norm\.weight has the shape \(32,\), expected \(48,\)'):
+        _load(MODEL, exported, llm_embed_dim=48)
+    (tmp_path / 'config.json').write_text(json.dumps({'model_type': 'clip'}))
+    for bad in (tmp_path, tmp_path / 'nowhere'):
+        with pytest.raises(ConfigError, match='is no exported folder'):
+            _load(MODEL, bad)
+
+
+def test_another_teacher_of_exported_weights_is_a_warning(exported: Path, teacher_folder: Path) -> None:
+    model = LLM2CLIP(MODEL, 32, load_weights=False)
+    other = Fingerprint(({**teacher_fingerprint(teacher_folder).to_json(), 'pooling': 'last'},))
+    with pytest.warns(UserWarning, match="another teacher than the model in .*: pooling is 'last', expected 'mean'"):
+        load_initial_weights(model, MODEL, other, exported)
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_frozen_llm_is_the_same_teacher_after_its_export(llm_folder: Path, tmp_path: Path) -> None:
+    source = FrozenLLM(LLMTeacherConfig(pretrained=str(llm_folder), dtype='float32'))
+    record = TeacherRecord(source.fingerprint(), {'llm_embed_dim': 32})
+    model = LLM2CLIP(MODEL, 32, load_weights=False).eval()
+    export_folder(model, MODEL, record, source, tmp_path / 'llm2clip')
+    saved = teacher_fingerprint(tmp_path / 'llm2clip/teacher')
+    assert saved != record.teacher
+    assert load_initial_weights(model, MODEL, record.teacher, tmp_path / 'llm2clip')
+    assert load_initial_weights(model, MODEL, saved, tmp_path / 'llm2clip')
+    edited(learned_from={'concatenated': 7})(tmp_path / 'llm2clip/config.json')
+    with pytest.raises(FileError, match=r'llm2clip/config\.json.*learned_from'):
+        load_initial_weights(model, MODEL, saved, tmp_path / 'llm2clip')

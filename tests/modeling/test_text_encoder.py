@@ -1,18 +1,27 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Captions as tokens: template, instruction, end token, truncation, padding."""
+"""Captions as tokens: template, instruction, end token, truncation, padding; batches and poolings."""
 
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from llm2clip.config import TextEncoderConfig
-from llm2clip.modeling.text_encoder import CaptionTokenizer
+from llm2clip.modeling.sentence_transformer import padded_batches
+from llm2clip.modeling.text_encoder import (
+    CaptionTokenizer,
+    last_pool,
+    mean_pool,
+    token_batches,
+    weighted_mean_pool,
+)
 
 # As Llama 3.1's: a system prompt with the date, unless that is given.
 LLAMA = ("{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
@@ -34,7 +43,7 @@ def _decode(tokenizer: CaptionTokenizer, ids: list[int]) -> str:
     return tokenizer.tokenizer.decode(ids)
 
 
-def test_instruction_and_caption_are_one_text_with_one_space_between(llm_folder: Path) -> None:
+def test_instruction_and_caption_are_joined_by_one_space(llm_folder: Path) -> None:
     tokenizer = _tokenizer(llm_folder)
     expected = tokenizer.plain('Find it; a red square')
     for instruction in ('Find it;', ' Find it; '):
@@ -68,7 +77,7 @@ def test_a_turn_of_the_user_has_no_system_prompt(template: str, header: str, foo
 
 
 @pytest.mark.parametrize(('pooling', 'expected'), [('mean', '<s>a red square'), ('last', '<s>a red square</s>')])
-def test_without_template(llm_folder: Path, pooling: str, expected: str) -> None:
+def test_without_template_bos_precedes_a_caption(llm_folder: Path, pooling: str, expected: str) -> None:
     tokenizer = _tokenizer(llm_folder, chat_template=False, pooling=pooling)
     silent = PreTrainedTokenizerFast.from_pretrained(llm_folder)
     silent.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # adds no BOS
@@ -117,7 +126,7 @@ def test_truncation_is_counted_and_keeps_the_end_token(llm_folder: Path) -> None
     assert text.cut == len(whole.ids) - 12 and whole.cut == 0
 
 
-def test_what_leaves_no_room_is_an_error(llm_folder: Path) -> None:
+def test_a_caption_without_room_is_an_error(llm_folder: Path) -> None:
     with pytest.raises(ValueError, match='max_length: 1 leaves no room'):
         _tokenizer(llm_folder, max_length=1)
     with pytest.raises(ValueError, match='leaves no room'):
@@ -126,7 +135,7 @@ def test_what_leaves_no_room_is_an_error(llm_folder: Path) -> None:
         _tokenizer(llm_folder).tokenize(['a', ' '])
 
 
-def test_a_template_that_is_not_there_is_an_error_only_if_asked_for(llm_folder: Path) -> None:
+def test_a_missing_template_is_an_error_only_if_asked_for(llm_folder: Path) -> None:
     bare = PreTrainedTokenizerFast.from_pretrained(llm_folder)
     bare.chat_template = None
     assert CaptionTokenizer(bare, TextEncoderConfig(pretrained='')).footer == []
@@ -134,10 +143,29 @@ def test_a_template_that_is_not_there_is_an_error_only_if_asked_for(llm_folder: 
         CaptionTokenizer(bare, TextEncoderConfig(pretrained='', chat_template=True))
 
 
-def test_a_tokenizer_without_pad_token_pads_what_the_mask_hides(llm_folder: Path) -> None:
+def test_the_mask_hides_the_padding(llm_folder: Path) -> None:
     tokenizer = _tokenizer(llm_folder)
     assert tokenizer.tokenizer.pad_token is None
     batch = tokenizer(['a', LONG])
     assert batch['attention_mask'].sum(1).tolist() == [len(text.ids) for text in tokenizer.tokenize(['a', LONG])]
     assert (batch['input_ids'][batch['attention_mask'] == 0] == tokenizer.pad_id).all()
     assert (batch['embed_mask'] <= batch['attention_mask']).all()
+
+
+def test_poolings_see_the_captions_own_tokens() -> None:
+    hidden, mask = torch.randn(2, 5, 3), torch.tensor([[0, 1, 1, 0, 0], [0, 0, 1, 1, 1]])
+    torch.testing.assert_close(mean_pool(hidden, mask), torch.stack([hidden[0, 1:3].mean(0), hidden[1, 2:].mean(0)]))
+    torch.testing.assert_close(last_pool(hidden, mask), torch.stack([hidden[0, 2], hidden[1, 4]]))
+    weighted = (hidden[1, 2] + 2 * hidden[1, 3] + 3 * hidden[1, 4]) / 6
+    torch.testing.assert_close(weighted_mean_pool(hidden, mask)[1], weighted)
+
+
+@pytest.mark.parametrize(('batches_of', 'expected'), [
+    (token_batches, [[90], [50, 20, 20], [20, 7, 7, 4, 3, 1]]),
+    (padded_batches, [[90], [50, 20], [20, 20, 7, 7, 4], [3, 1]])])
+def test_batches_hold_every_text_once_within_the_budget(batches_of: Callable, expected: list[list[int]]) -> None:
+    lengths = [3, 50, 7, 7, 90, 1, 20, 20, 20, 4]
+    batches = list(batches_of(lengths, 100))
+    assert [[lengths[i] for i in batch] for batch in batches] == expected
+    assert sorted(i for batch in batches for i in batch) == list(range(10))
+    assert list(batches_of([500], 100)) == [[0]] and not list(batches_of([], 100))
