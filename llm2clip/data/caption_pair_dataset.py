@@ -186,16 +186,12 @@ def drop_single_captions(config: CaptionDataConfig) -> Optional[CaptionDataConfi
     The first rank prints the names of those that are left out.
     """
     streams: dict[str, CaptionStreamConfig] = {}
-    single: list[str] = []
     for name, stream in config.streams.items():
         with under(f'streams.{name}'):
-            has_pairs = bool(stream.pairs or config.pairs) or len(all_caption_keys(stream, 'pairs')) > 1
-        if has_pairs:
-            streams[name] = stream
-        else:
-            single.append(name)
+            if stream.pairs or config.pairs or len(all_caption_keys(stream, 'pairs')) > 1:
+                streams[name] = stream
+    single = ', '.join(name for name in config.streams if name not in streams)
     if single and dist.get_global_rank() == 0:
-        names = ', '.join(single)
-        print(f'eval_data.streams: {names} has one caption per sample, so no pairs: not evaluated',
+        print(f'eval_data.streams: {single} has one caption per sample, so no pairs: not evaluated',
               flush=True)
     return dataclasses.replace(config, streams=streams) if streams else None

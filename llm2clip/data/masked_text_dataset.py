@@ -94,7 +94,10 @@ def text_mixes(config: CaptionDataConfig) -> dict[str, dict[str, float]]:
     mixes: dict[str, dict[str, float]] = {}
     for name, stream in config.streams.items():
         with under(f'streams.{name}'):
-            mixes[name] = positive_weights(config.texts if stream.texts is None else stream.texts, 'texts')
+            mixes[name] = positive_weights(stream.texts, config.texts)
+            if not mixes[name]:
+                raise ConfigError('expected a caption key with a weight above 0, here or for all datasets',
+                                  'texts')
     return mixes
 
 
