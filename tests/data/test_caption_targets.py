@@ -16,7 +16,7 @@ from llm2clip.data.image_text_dataset import build_image_loader
 from llm2clip.data.inheritance_dataset import build_target_loader
 from llm2clip.data.schema import read_samples
 from llm2clip.data.vectors import dequantize, stored_vector
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, FileError
 from llm2clip.io.remotes import OutputFolder
 from llm2clip.teacher.embedder import Embedded
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
@@ -108,7 +108,7 @@ def test_what_is_missing_is_named(
     embeddings['other'] = DatasetConfig('x')
     error(ConfigError, r'^streams\.s\.embeddings: .* choice by `teachers`; there are 2 \(tiny, other\)')
     config.teachers = ['other']
-    error(FileNotFoundError, 'there is no MDS dataset in x')
+    error(FileError, '^x/index.json: cannot be read')
     write_dataset(make_samples(40), tmp_path / 'data')
     write_text_embeddings(tmp_path / 'data/train', tmp_path / 'others', teacher_folder)
     embeddings['other'] = DatasetConfig(str(tmp_path / 'others'))

@@ -81,8 +81,6 @@ class SafeDataset(StreamingDataset):
         self, streams: Mapping[str, VerifiedStream], config: LoaderConfig, global_batch_size: int, seed: int,
         *, train: bool, batching_method: str = 'random',
     ) -> None:
-        if not streams:
-            raise ConfigError('name at least one dataset', 'streams')
         caches: set[str] = set()
         for name, stream in streams.items():
             for dataset in stream.datasets:
