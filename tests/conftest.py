@@ -36,8 +36,8 @@ from llm2clip.teacher.llm import save_teacher
 LONG = ('recipes/', 'export/', 'conversion/', 'planning/',
         *(f'{name}.py' for name in (
             'data/test_absent_captions', 'data/test_changed_data', 'data/test_convert', 'data/test_joins',
-            'data/test_flickr_coco', 'data/test_sources', 'data/test_streams', 'evaluation/test_clip_benchmark',
-            'evaluation/test_comparison', 'evaluation/test_evaluate',
+            'data/test_flickr_coco', 'data/test_sources', 'data/test_image_text_dataset',
+            'evaluation/test_clip_benchmark', 'evaluation/test_comparison', 'evaluation/test_evaluate',
             'evaluation/test_models', 'models/test_frozen_batch_norm', 'models/test_towers',
             'teacher/test_architectures', 'teacher/test_text_encoder', 'test_damaged', 'test_no_code', 'test_yamls',
             'training/test_optimizer', 'training/test_wise_ft')), 'test_pages.py::test_the_site',

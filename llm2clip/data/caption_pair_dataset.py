@@ -123,11 +123,9 @@ def stream_pairs(config: CaptionDataConfig, *, train: bool) -> dict[str, Sequenc
     """Return the directions of each stream.
 
     Without configured pairs, training pairs any two captions of a sample, with the hard negative of the query
-    if the dataset has one per caption, and evaluation the first two keys of the dataset.  In training, a
-    dataset with one caption per sample pairs each caption with itself.
-
-    Raises:
-        ConfigError: A direction is invalid, or an evaluation dataset has one caption per sample.
+    if the dataset has one per caption, and evaluation the first two keys of the dataset, which must have two
+    (see `drop_single_captions`).  In training, a dataset with one caption per sample pairs each caption with
+    itself.  An invalid direction is a ConfigError.
     """
     pairs: dict[str, Sequence[CaptionPairConfig]] = {}
     for name, stream in config.streams.items():
@@ -160,14 +158,12 @@ def _checked(pairs: Sequence[CaptionPairConfig], *, train: bool) -> Sequence[Cap
 def _default_pairs(stream: CaptionStreamConfig, *, train: bool) -> list[CaptionPairConfig]:
     """Directions of a dataset for which none are configured, as `stream_pairs` describes them."""
     keys = all_caption_keys(stream, 'pairs')
-    if train:
-        positives = keys if len(keys) > 1 else None
-        if CAPTION + NEGATIVE + keys[0] in read_columns(stream.local):
-            return [CaptionPairConfig([query], positives, NEGATIVE + query) for query in keys]
-        return [CaptionPairConfig(keys, positives)]
-    if len(keys) < 2:
-        raise ConfigError(f'{stream.local} has one caption per sample, expected two')
-    return [CaptionPairConfig(keys[:1], keys[1:2])]
+    if not train:
+        return [CaptionPairConfig(keys[:1], keys[1:2])]
+    positives = keys if len(keys) > 1 else None
+    if CAPTION + NEGATIVE + keys[0] in read_columns(stream.local):
+        return [CaptionPairConfig([query], positives, NEGATIVE + query) for query in keys]
+    return [CaptionPairConfig(keys, positives)]
 
 
 def pair_columns(pairs: Sequence[CaptionPairConfig]) -> list[str]:

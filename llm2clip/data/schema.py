@@ -74,6 +74,8 @@ def read_index(folder: Union[str, Path]) -> dict[str, Any]:
         FileError: The index is missing or damaged, has another format, no shards, or files elsewhere.
     """
     path = Path(folder) / INDEX
+    if not path.is_file():
+        raise FileError(f'there is no MDS dataset in {folder}')
     index = parse_json(read_text(path, 'the index of an MDS dataset'), path, dict)
     shards = index.get('shards')
     if not shards:

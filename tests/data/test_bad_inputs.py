@@ -296,7 +296,7 @@ def test_a_part_that_is_there_already(
     assert not (out / 'train/index.json').exists()
 
 
-def test_a_dataset_is_taken_for_complete_only_if_it_is_of_this_source(tmp_path: Path) -> None:
+def test_only_a_dataset_of_the_same_source_is_complete(tmp_path: Path) -> None:
     out, about = OutputFolder(tmp_path / 'out'), {'source': {'name': 'x', 'files': ['a']}}
     config = WriterConfig()
     assert not is_written(out, about, config)
@@ -338,7 +338,7 @@ INDICES: list[tuple[str, Change, str]] = [
     ('shards', lambda index: index.pop('shards'), 'the MDS dataset is empty, expected a list of shards'),
     *((f'no {key}', lambda index, key=key: index['shards'][1].pop(key), f'shard 1: cannot be read .*{key}.*an entry of')
       for key in ('raw_data', 'column_sizes')),
-    ('a version', _shard(version=3), 'shard 1: cannot be read .Unsupported .*version: 3.*, expected an entry of an MDS'),
+    ('a version', _shard(version=3), 'shard 1: cannot be read .Unsupported .*version: 3.*an entry of an MDS'),
     ('no object', lambda index: index['shards'].append('x'), 'shard 3: cannot be read .*, expected an entry of an MDS'),
     *(('name', _file(basename=name), 'shard 1: the file .* is outside the folder')
       for name in ('../../x', 'a/../../x', '/etc/passwd', 'a\0')),
@@ -360,7 +360,7 @@ def test_an_index_that_is_no_json_is_not_kept(tmp_path: Path) -> None:
     for read in (lambda: read_index('.'), VerifiedStream(local='cache', remote=str(tmp_path)).open):
         refused(r'index\.json: .*expected JSON', read)
     assert not Path('cache/index.json').exists()
-    refused('photos/index.json: cannot be read .No such file', lambda: read_index('photos'))
+    refused('there is no MDS dataset in photos', lambda: read_index('photos'))
 
 
 def test_shards_that_are_not_what_the_index_says(dataset: Path, tmp_path: Path) -> None:

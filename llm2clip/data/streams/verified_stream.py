@@ -170,14 +170,12 @@ class VerifiedStream(Stream):
             to: Local file name, if it differs.
 
         Raises:
-            ShardError: There is no remote, or the file is not there, cannot be downloaded or is damaged.
+            ShardError: The file is not there, cannot be downloaded or is damaged.
             ConfigError: There are no credentials for the remote.
             FileError: The disk is full, or a file that must be JSON is not.
         """
         url = self._source(basename)
         path = self._path(to or basename)
-        if self.remote is None:
-            raise ShardError(f'{path} is missing, and the dataset has no remote')
         # Hugging Face's downloader first writes to the file's name in the remote, which may be in the cache.
         work = path.with_name(f'.{path.name}.{os.getpid()}.part')
         partial = work / path.name
