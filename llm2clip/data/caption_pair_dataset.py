@@ -123,11 +123,9 @@ def stream_pairs(config: CaptionDataConfig, *, train: bool) -> dict[str, Sequenc
     """Return the directions of each stream.
 
     Without configured pairs, training pairs any two captions of a sample, with the hard negative of the query
-    if the dataset has one per caption, and evaluation the first two keys of the dataset.  In training, a
-    dataset with one caption per sample pairs each caption with itself.
-
-    Raises:
-        ConfigError: A direction is invalid, or an evaluation dataset has one caption per sample.
+    if the dataset has one per caption, and evaluation the first two keys of the dataset, which must have two
+    (see `drop_single_captions`).  In training, a dataset with one caption per sample pairs each caption with
+    itself.  An invalid direction is a ConfigError.
     """
     pairs: dict[str, Sequence[CaptionPairConfig]] = {}
     for name, stream in config.streams.items():
@@ -160,14 +158,12 @@ def _checked(pairs: Sequence[CaptionPairConfig], *, train: bool) -> Sequence[Cap
 def _default_pairs(stream: CaptionStreamConfig, *, train: bool) -> list[CaptionPairConfig]:
     """Directions of a dataset for which none are configured, as `stream_pairs` describes them."""
     keys = all_caption_keys(stream, 'pairs')
-    if train:
-        positives = keys if len(keys) > 1 else None
-        if CAPTION + NEGATIVE + keys[0] in read_columns(stream.local):
-            return [CaptionPairConfig([query], positives, NEGATIVE + query) for query in keys]
-        return [CaptionPairConfig(keys, positives)]
-    if len(keys) < 2:
-        raise ConfigError(f'{stream.local} has one caption per sample, expected two')
-    return [CaptionPairConfig(keys[:1], keys[1:2])]
+    if not train:
+        return [CaptionPairConfig(keys[:1], keys[1:2])]
+    positives = keys if len(keys) > 1 else None
+    if CAPTION + NEGATIVE + keys[0] in read_columns(stream.local):
+        return [CaptionPairConfig([query], positives, NEGATIVE + query) for query in keys]
+    return [CaptionPairConfig(keys, positives)]
 
 
 def pair_columns(pairs: Sequence[CaptionPairConfig]) -> list[str]:
@@ -186,16 +182,12 @@ def drop_single_captions(config: CaptionDataConfig) -> Optional[CaptionDataConfi
     The first rank prints the names of those that are left out.
     """
     streams: dict[str, CaptionStreamConfig] = {}
-    single: list[str] = []
     for name, stream in config.streams.items():
         with under(f'streams.{name}'):
-            has_pairs = bool(stream.pairs or config.pairs) or len(all_caption_keys(stream, 'pairs')) > 1
-        if has_pairs:
-            streams[name] = stream
-        else:
-            single.append(name)
+            if stream.pairs or config.pairs or len(all_caption_keys(stream, 'pairs')) > 1:
+                streams[name] = stream
+    single = ', '.join(name for name in config.streams if name not in streams)
     if single and dist.get_global_rank() == 0:
-        names = ', '.join(single)
-        print(f'eval_data.streams: {names} has one caption per sample, so no pairs: not evaluated',
+        print(f'eval_data.streams: {single} has one caption per sample, so no pairs: not evaluated',
               flush=True)
     return dataclasses.replace(config, streams=streams) if streams else None

@@ -15,8 +15,14 @@ from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.augmentations import pixels_needed, seeded, train_transform
 from llm2clip.data.captions import caption_key, draw, draw_captions, text_id
 from llm2clip.data.images import decode_pixels
-from llm2clip.data.loader import all_caption_keys, build_loader, positive_weights, stream_arguments
-from llm2clip.data.schema import CAPTION, EMBEDDING, IMAGE, SAMPLE_ID, embedding_keys, read_columns
+from llm2clip.data.loader import (
+    all_caption_keys,
+    all_keys,
+    build_loader,
+    positive_weights,
+    stream_arguments,
+)
+from llm2clip.data.schema import CAPTION, EMBEDDING, IMAGE, SAMPLE_ID, embedding_keys
 from llm2clip.data.streams.paired_stream import PairedRow, PairedStream, are_stored_alike
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.vectors import dequantize, float_vectors, stored_vector, text_embedding
@@ -69,7 +75,7 @@ class ImageTextDataset(SafeDataset):
                 streams[name] = paired_stream(stream, config, keys, in_loop=captions)
         super().__init__(streams, config, global_batch_size, seed, train=train)
         # Vectors stay as stored if all streams have the same storage type, and are float32 otherwise.
-        self.images_as_stored = len({stream.storage for stream in streams.values()}) == 1
+        self.images_as_stored = len({stream.encodings[0] for stream in streams.values()}) == 1
         self.texts_as_stored = are_stored_alike(streams.values())
 
     def __getitem__(self, index: int) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -187,21 +193,13 @@ def split_columns(batch: dict[str, Any], microbatch_size: int) -> list[dict[str,
 
 def caption_mix(stream: ImageStreamConfig, config: ImageDataConfig) -> dict[str, float]:
     """Return caption key -> weight above 0 of a stream; without configured weights, all weights are equal."""
-    caption_weights = config.caption_weights if stream.caption_weights is None else stream.caption_weights
-    if caption_weights:
-        return positive_weights(caption_weights, 'caption_weights')
+    weights = positive_weights(stream.caption_weights, config.caption_weights)
+    if weights:
+        return weights
     if stream.image_embeddings is None:
         return dict.fromkeys(all_caption_keys(stream, 'caption_weights'), 1.0)
-    text_embeddings = teacher_embeddings(stream.embeddings, config.teachers)
-    return equal_weights(next(iter(text_embeddings.values())))
-
-
-def equal_weights(embeddings: DatasetConfig) -> dict[str, float]:
-    """Return caption key -> 1 of each caption in an embeddings dataset."""
-    if embeddings.remote is not None:
-        raise ConfigError(f'expected caption keys, since the embeddings dataset {embeddings.remote} is in a '
-                          'remote, and which ones it has is not known yet', 'caption_weights')
-    return dict.fromkeys(embedding_keys(read_columns(embeddings.local)), 1.0)
+    embeddings, *_ = teacher_embeddings(stream.embeddings, config.teachers).values()
+    return dict.fromkeys(all_keys(embeddings, EMBEDDING, 'caption_weights'), 1.0)
 
 
 def paired_stream(

@@ -11,8 +11,8 @@ from composer.core import DataSpec
 
 from llm2clip.config import ImageStreamConfig, InheritanceDataConfig
 from llm2clip.data.captions import draw
-from llm2clip.data.image_text_dataset import equal_weights, teacher_embeddings
-from llm2clip.data.loader import build_loader, positive_weights, stream_arguments
+from llm2clip.data.image_text_dataset import teacher_embeddings
+from llm2clip.data.loader import all_keys, build_loader, positive_weights, stream_arguments
 from llm2clip.data.schema import EMBEDDING, SAMPLE_ID
 from llm2clip.data.streams.paired_stream import PairedStream, are_stored_alike
 from llm2clip.data.streams.safe_dataset import SafeDataset
@@ -90,10 +90,8 @@ def target_streams(config: InheritanceDataConfig) -> dict[str, ImageStreamConfig
 
 def target_mix(stream: ImageStreamConfig, config: InheritanceDataConfig) -> dict[str, float]:
     """Return caption key -> weight above 0 of one of `target_streams`."""
-    caption_weights = config.caption_weights if stream.caption_weights is None else stream.caption_weights
-    if caption_weights:
-        return positive_weights(caption_weights, 'caption_weights')
-    return equal_weights(stream)
+    weights = positive_weights(stream.caption_weights, config.caption_weights)
+    return weights or dict.fromkeys(all_keys(stream, EMBEDDING, 'caption_weights'), 1.0)
 
 
 def target_stream(

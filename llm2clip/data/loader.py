@@ -11,14 +11,14 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from composer.core import DataSpec
 from streaming import StreamingDataLoader, StreamingDataset
 
-from llm2clip.config import StreamConfig
-from llm2clip.data.schema import NEGATIVE, caption_keys, read_columns
+from llm2clip.config import DatasetConfig, StreamConfig
+from llm2clip.data.schema import CAPTION, NEGATIVE, read_columns
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.errors import ConfigError
 
@@ -42,28 +42,38 @@ def stream_arguments(stream: StreamConfig) -> dict[str, Any]:
     return {'local': stream.local, 'remote': stream.remote} | weights
 
 
+def all_keys(dataset: DatasetConfig, prefix: str, setting: str) -> list[str]:
+    """Return the key of every column `prefix` of a dataset, for a `setting` that names none.
+
+    Raises:
+        ConfigError: The dataset is in a remote.
+        FileError: The dataset is missing.
+    """
+    if dataset.remote is not None:
+        raise ConfigError(f'expected caption keys, since the dataset {dataset.remote} is in a remote, and '
+                          'which ones it has is not known yet', setting)
+    return [name.removeprefix(prefix) for name in read_columns(dataset.local) if name.startswith(prefix)]
+
+
 def all_caption_keys(stream: StreamConfig, setting: str) -> list[str]:
     """Return every caption key of a dataset except hard negatives, for a `setting` that names none.
 
     Raises:
         ConfigError: The dataset is missing, has no captions, or is in a remote.
     """
-    if stream.remote is not None:
-        raise ConfigError('expected caption keys, since the dataset is in a remote, and which ones it has is '
-                          'not known yet', setting)
-    columns = read_columns(stream_arguments(stream)['local'])
-    keys = [key for key in caption_keys(columns) if not key.startswith(NEGATIVE)]
+    stream_arguments(stream)
+    keys = [key for key in all_keys(stream, CAPTION, setting) if not key.startswith(NEGATIVE)]
     if not keys:
         raise ConfigError(f'the dataset in {stream.local} has no captions', 'local')
     return keys
 
 
-def positive_weights(weights: Mapping[str, float], setting: str) -> dict[str, float]:
-    """Return caption key -> weight above 0; raise a ConfigError for the key `setting` if there is none."""
-    positive = {caption: weight for caption, weight in weights.items() if weight}
-    if not positive:
-        raise ConfigError('expected a caption key with a weight above 0, here or for all datasets', setting)
-    return positive
+def positive_weights(
+    of_stream: Optional[Mapping[str, float]], of_all: Mapping[str, float]
+) -> dict[str, float]:
+    """Return caption key -> weight above 0 from the weights of a stream or, if None, of all streams."""
+    weights = of_all if of_stream is None else of_stream
+    return {key: weight for key, weight in weights.items() if weight}
 
 
 def build_loader(dataset: SafeDataset, **data_spec: Any) -> DataSpec:

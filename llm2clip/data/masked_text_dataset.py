@@ -38,11 +38,8 @@ class MaskedTextDataset(SafeDataset):
     def __init__(
         self, config: CaptionDataConfig, tokenizer: Any, mntp: MNTPConfig, global_batch_size: int, seed: int
     ) -> None:
-        mask_ids = tokenizer.plain(mntp.mask_token)
-        if not mask_ids:
-            raise ConfigError('expected a text of at least one token', 'mntp.mask_token', is_absolute=True)
         self.tokenizer = tokenizer
-        self.mask_id = mask_ids[0]
+        self.mask_id = tokenizer.plain(mntp.mask_token)[0]
         self.mask_probability = mntp.mask_probability
         self.mixes = text_mixes(config)
         streams: dict[str, VerifiedStream] = {}
@@ -94,7 +91,10 @@ def text_mixes(config: CaptionDataConfig) -> dict[str, dict[str, float]]:
     mixes: dict[str, dict[str, float]] = {}
     for name, stream in config.streams.items():
         with under(f'streams.{name}'):
-            mixes[name] = positive_weights(config.texts if stream.texts is None else stream.texts, 'texts')
+            mixes[name] = positive_weights(stream.texts, config.texts)
+            if not mixes[name]:
+                raise ConfigError('expected a caption key with a weight above 0, here or for all datasets',
+                                  'texts')
     return mixes
 
 

@@ -19,7 +19,6 @@ import numpy as np
 import xxhash
 from streaming.base.format import reader_from_json
 from streaming.base.format.base.reader import FileInfo, Reader
-from streaming.base.format.mds.encodings import is_mds_encoding_safe
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.hashing import get_hash, is_hash
 
@@ -69,64 +68,36 @@ def embedding_keys(columns: Iterable[str]) -> list[str]:
 
 
 def read_index(folder: Union[str, Path]) -> dict[str, Any]:
-    """Read the index of the MDS dataset in `folder`.
+    """Read the index of the MDS dataset in `folder`, and check that its shards have the same columns.
 
     Raises:
-        FileNotFoundError: There is no dataset in `folder`.
-        FileError: The index is invalid, as for `parse_index`.
+        FileError: The index is missing or damaged, has another format, no shards, or files elsewhere.
     """
     path = Path(folder) / INDEX
     if not path.is_file():
-        raise FileNotFoundError(f'there is no MDS dataset in {folder}: {path} does not exist')
-    return parse_index(read_text(path, 'the index of an MDS dataset'), path)
-
-
-def parse_index(data: Union[str, bytes], where: Union[str, Path]) -> dict[str, Any]:
-    """Parse the index of an MDS dataset, and check that its shards have the same columns and one file each.
-
-    Raises:
-        FileError: The index is damaged, has another format, no shards, or files outside its folder.
-    """
-    index = parse_json(data, where, dict)
-    if index.get('version') != 2:
-        raise FileError(f'has version {index.get("version")!r}, expected an index of MDS, version 2', where)
+        raise FileError(f'there is no MDS dataset in {folder}')
+    index = parse_json(read_text(path, 'the index of an MDS dataset'), path, dict)
     shards = index.get('shards')
-    if not isinstance(shards, list) or not shards:
-        raise FileError('the MDS dataset is empty, expected a list of shards', where)
-    names: set[str] = set()
+    if not shards:
+        raise FileError('the MDS dataset is empty, expected a list of shards', path)
     for i, shard in enumerate(shards):
-        check_shard(shard, f'{where}: shard {i}', shards[0] if i else None)
-        name = shard['raw_data']['basename']
-        if name in names:
-            raise FileError(f'two shards are in the file {name}, expected one for each', where)
-        names.add(name)
+        check_shard(shard, f'{path}: shard {i}')
+        if any(shard[name] != shards[0][name] for name in _COLUMNS):
+            raise FileError(
+                f'shard {i} has columns {shard["column_names"]}, expected those of the first shard', path)
     return index
 
 
-def check_shard(shard: Any, where: str, like: Optional[dict[str, Any]] = None) -> None:
-    """Raise a FileError that names `where`, unless `shard` is a valid entry of an index.  With `like`, a
-    valid entry, the columns must be the same."""
+def check_shard(shard: Any, where: str) -> None:
+    """Raise a FileError that names `where`, unless `shard` is a valid entry of an index, and safe to read."""
     with reading(where, 'an entry of an MDS index'):
         # Fails if a key is missing or unknown, or the format or its version is another one.
-        file = MDSReader.from_json('', '', shard).raw_data
-        if not _is_count(shard['samples'], 1):
-            raise FileError(f'has {shard["samples"]!r} samples, expected a whole number above 0', where)
-        if shard['compression'] is not None or shard['zip_data'] is not None:
+        reader = MDSReader.from_json('', '', shard)
+        reader.validate(allow_unsafe_types=False)
+        if not stays_inside(reader.raw_data.basename):
+            raise FileError(f'the file {reader.raw_data.basename!r} is outside the folder', where)
+        if reader.compression is not None:
             raise FileError('is compressed, expected shards that are not', where)
-        if not _is_count(file.bytes) or not isinstance(file.hashes, dict) or not stays_inside(file.basename):
-            raise FileError(
-                f'expected files inside the folder with their sizes and hashes, found {file}', where)
-        columns = [shard[name] for name in _COLUMNS]
-        if like is not None and columns != [like[name] for name in _COLUMNS]:
-            raise FileError(f'has columns {shard["column_names"]}, expected those of the first shard', where)
-        for name, encoding, _ in zip(*columns, strict=True):
-            if not is_mds_encoding_safe(encoding):
-                raise FileError(
-                    f'column {name} contains an unsafe type: {encoding}, which runs code when read', where)
-
-
-def _is_count(value: Any, least: int = 0) -> bool:
-    return type(value) is int and value >= least
 
 
 def file_damage(path: Path, expected: FileInfo) -> Optional[str]:
@@ -149,8 +120,6 @@ def whole_shard(folder: Union[str, Path], shard: dict[str, Any]) -> Any:
         FileError: The shard's file is missing or differs from the entry.
     """
     path = Path(folder, shard['raw_data']['basename'])
-    if not path.is_file():
-        raise FileError(f'the shard {path} is missing')
     damage = file_damage(path, FileInfo(**shard['raw_data']))
     if damage is not None:
         raise FileError(f'the shard {path} is damaged: {damage}')

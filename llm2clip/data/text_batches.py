@@ -52,18 +52,15 @@ def pack_sides(batch: dict[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
         lengths: Number of tokens of each text, side after side in the order of the batch.
     """
     sides = text_sides(batch)
-    first = sides[0]
-    names: list[str] = []
-    for name, value in batch.items():
-        if name.startswith(first) and isinstance(value, torch.Tensor) and value.ndim == 2:
-            names.append(name.removeprefix(first))
     longest = max(batch[side + _MASK].shape[1] for side in sides)
     others = dict(batch)
     texts: dict[str, torch.Tensor] = {}
-    for name in names:
-        values = [others.pop(side + name) for side in sides]
-        if name != _MASK:
-            texts[name] = torch.cat([F.pad(value, (0, longest - value.shape[1])) for value in values])
+    for name, value in batch.items():
+        if name.startswith(sides[0]) and isinstance(value, torch.Tensor) and value.ndim == 2:
+            name = name.removeprefix(sides[0])
+            parts = [others.pop(side + name) for side in sides]
+            texts[name] = torch.cat([F.pad(part, (0, longest - part.shape[1])) for part in parts])
+    del texts[_MASK]
     packed = pack(texts, lengths)
     if torch.cuda.is_initialized():  # copies from pinned memory to the GPU are asynchronous
         for name, value in packed.items():
@@ -95,7 +92,7 @@ def split_by_length(batch: dict[str, Any], microbatch_size: int) -> list[dict[st
         length = {side: int(batch[side + _MASK][rows[side]].sum(1).max()) for side in sides}
         part: dict[str, Any] = {}
         for name, value in batch.items():
-            side = max((side for side in sides if name.startswith(side)), key=len, default=None)
+            side = next((side for side in sides if name.startswith(side)), None)
             if side is None:
                 part[name] = value[start:stop]
             elif isinstance(value, list):

@@ -17,13 +17,13 @@ def _sample(**texts: str) -> dict[str, str]:
     return {'sample_id': 'x', **{f'caption.{key}': text for key, text in texts.items()}}
 
 
-def test_with_gaps_it_is_drawn_by_the_weights_of_those_that_are_there() -> None:
+def test_an_existing_caption_is_drawn_by_its_weight() -> None:
     sample = _sample(a='1', b=' ', c='3')
     counts = Counter(draw_captions(sample, WEIGHTS, 1, sample_seed(0, 0, str(i)))[0][0] for i in range(3000))
     assert set(counts) == {'a', 'c'} and 0.63 < counts['a'] / 3000 < 0.70
 
 
-def test_several_captions_are_drawn_without_replacement_until_there_are_no_more() -> None:
+def test_several_captions_are_drawn_without_replacement() -> None:
     sample, drawn_pairs = _sample(a='1', b='2', c='3'), Counter()
     for i in range(3000):
         seed = sample_seed(0, 0, str(i))

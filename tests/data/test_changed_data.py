@@ -100,7 +100,6 @@ def test_a_state_of_other_data_is_refused(tmp_path: Path) -> None:
     before, more, other = dataset('before', 'bd'), dataset('more', 'abcde'), dataset('other', 'bd', 'x')
     state = json.loads(json.dumps(before.state_dict(8, True)))
     before.load_state_dict(state)
-    with pytest.raises(ConfigError, match='16 samples in . shards then, 40 in .* now.*choose another save_folder'):
-        more.load_state_dict(state)
-    with pytest.raises(ConfigError, match='as many samples, but not the same'):
-        other.load_state_dict(state)
+    for changed in (more, other):
+        with pytest.raises(ConfigError, match="then {'samples': 16, .*, now {'samples': .*choose another save_folder"):
+            changed.load_state_dict(state)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import webdataset as wds
 from parts import picture
-from set_files import flickr8k
+from set_files import flickr8k, image_folder
 
 from llm2clip.data.convert.samples import Dropped, Part
 from llm2clip.registry import build_source
@@ -19,26 +19,23 @@ from llm2clip.registry import build_source
 cloudpickle = pytest.importorskip('cloudpickle')
 
 
-def _arguments(name: str, folder: Path) -> dict[str, Any]:
-    """Of a source, after its files are written."""
-    csv = folder / 'captions.csv'
-    csv.write_text('image,caption\n' + ''.join(f'{i}.png,caption {i}\n' for i in range(4)))
-    for i in range(4):
-        (folder / f'{i}.png').write_bytes(picture(i))
-    if name == 'flickr8k':
-        return flickr8k(folder)
-    if name == 'webdataset':
-        with wds.TarWriter(f'{folder}/0.tar') as writer:
-            writer.write({'__key__': 'a', 'jpg': picture(0), 'txt': 'a text', 'json': {}})
-        return {'files': f'{folder}/*.tar', 'captions': {'raw': 'txt'}}
-    if name == 'table':
-        return {'files': str(csv), 'captions': {'en': 'caption'}}
-    return {'images': str(folder), 'captions': str(csv), 'holdout': 1}
+def _table(folder: Path) -> dict[str, Any]:
+    (folder / 'captions.csv').write_text('caption\none\ntwo\n')
+    return {'files': f'{folder}/captions.csv', 'captions': {'en': 'caption'}}
 
 
-@pytest.mark.parametrize('name', ['flickr8k', 'image_folder', 'table', 'webdataset'])
+def _webdataset(folder: Path) -> dict[str, Any]:
+    with wds.TarWriter(f'{folder}/0.tar') as writer:
+        writer.write({'__key__': 'a', 'jpg': picture(0), 'txt': 'a text', 'json': {}})
+    return {'files': f'{folder}/*.tar', 'captions': {'raw': 'txt'}}
+
+
+SOURCES = {'flickr8k': flickr8k, 'image_folder': image_folder, 'table': _table, 'webdataset': _webdataset}
+
+
+@pytest.mark.parametrize('name', SOURCES)
 def test_a_copy_of_a_part_reads_the_same_samples(name: str, tmp_path: Path) -> None:
-    splits, _ = build_source({'name': name, **_arguments(name, tmp_path)})
+    splits, _ = build_source({'name': name, **SOURCES[name](tmp_path)})
     assert any(splits.values())
     for part in (part for parts in splits.values() for part in parts):
         copy = pickle.loads(cloudpickle.dumps(part))

@@ -3,6 +3,5 @@
 
 """Fixes of mosaicml-streaming: the only modules that use its private members.
 
-`test_streaming_members.py` or `test_failures.py` in `tests/data` fails if the installed version differs from
-0.13.
+The tests in `tests/data/streams` fail if the installed version differs from 0.13 in what they use.
 """

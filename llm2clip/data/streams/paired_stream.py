@@ -117,107 +117,86 @@ class PairedStream(VerifiedStream):
         local: Folder or cache of the image dataset, or of the first embeddings dataset.
         text_embeddings: The (other) embeddings datasets.
         remote: Remote of the first dataset.
-        columns: Columns that the first dataset must have.  If all are vectors, it is an embeddings dataset.
+        columns: Columns that the first dataset must have.  If these are vectors, it is an embeddings dataset.
         embedding_columns: Columns that every other embeddings dataset must have.
-        **kwargs: Passed to VerifiedStream; all but ``proportion``, ``repeat`` and ``choose`` also for the
-            embeddings datasets.
+        **weights: ``proportion`` and ``repeat``, passed to ``Stream``.
 
     Attributes:
-        storage: Storage type of the vectors in the first dataset, ``float16``, ``float32`` or ``int8``, once
-            the shards have been opened; None for images.
-        text_storages: Storage type of each of the (other) embeddings datasets.
+        datasets: The first dataset and the (other) embeddings datasets, each as a stream.
+        encodings: MDS type of the first required column of each, ``ndarray:float16:768`` for vectors, once
+            the shards have been opened.
 
     Raises:
-        FileNotFoundError, ValueError: A dataset or column is missing, or embeddings belong to other images.
+        FileError, ValueError: A dataset or column is missing, or embeddings belong to other images.
     """
 
     def __init__(
-        self, local: str, text_embeddings: Iterable[DatasetConfig], remote: Optional[str] = None,
-        columns: Sequence[str] = (), embedding_columns: Sequence[str] = (), **kwargs: Any,
+        self, local: str, text_embeddings: Iterable[DatasetConfig], columns: Sequence[str],
+        embedding_columns: Sequence[str], remote: Optional[str] = None, **weights: Any,
     ) -> None:
-        super().__init__(local=local, remote=remote, columns=columns, **kwargs)
-        for weight in ('proportion', 'repeat', 'choose'):
-            kwargs.pop(weight, None)
-        self.text_embeddings: list[VerifiedStream] = []
-        for embeddings in text_embeddings:
-            self.text_embeddings.append(VerifiedStream(
-                local=embeddings.local, remote=embeddings.remote, columns=embedding_columns, **kwargs))
-        self.storage: Optional[str] = None
-        self.text_storages: list[str] = []
-
-    @property
-    def datasets(self) -> list[VerifiedStream]:
-        return [self, *self.text_embeddings]
+        super().__init__(local=local, remote=remote, **weights)
+        self.text_embeddings = [
+            VerifiedStream(local=dataset.local, remote=dataset.remote, columns=embedding_columns)
+            for dataset in text_embeddings]
+        self.datasets = [VerifiedStream(local=local, remote=remote, columns=columns), *self.text_embeddings]
+        self.encodings: list[str] = []
 
     def apply_default(self, default: dict[str, Any]) -> None:
         super().apply_default(default)
-        for embeddings in self.text_embeddings:
-            embeddings.apply_default(default)
+        for dataset in self.datasets:
+            dataset.apply_default(default)
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
-        images = super().get_shards(world, allow_unsafe_types)
-        content = self.content
-        if self.columns and all(name.startswith(EMBEDDING) for name in self.columns):
-            self.storage = _storage(images[0], self.columns[0])
-            content = _recorded_dataset(self)
-        expected = _description(images, content)
-        lengths = list(map(len, images))
-        self.text_storages = []
-        text_embeddings: list[list[Reader]] = []
-        for embeddings in self.text_embeddings:
-            shards = embeddings.get_shards(world, allow_unsafe_types)
-            self.text_storages.append(_storage(shards[0], embeddings.columns[0]))
-            actual = _description(shards, _recorded_dataset(embeddings))
-            if actual != expected or list(map(len, shards)) != lengths:
+        shards = [dataset.get_shards(world, allow_unsafe_types) for dataset in self.datasets]
+        self.encodings = [columns_of(readers[0])[dataset.columns[0]]
+                          for dataset, readers in zip(self.datasets, shards)]
+        first = self.datasets[0]
+        self.content = first.content
+        content = first.content
+        if first.columns[0].startswith(EMBEDDING):
+            content = _recorded_dataset(first)
+        expected = _description(shards[0], content)
+        for embeddings, readers in zip(self.text_embeddings, shards[1:]):
+            actual = _description(readers, _recorded_dataset(embeddings))
+            if actual != expected:
                 raise ValueError(f'embeddings dataset {embeddings.local} belongs to another dataset than '
                                  f'{self.local}: it has {actual}, expected {expected}, shard by shard')
-            text_embeddings.append(shards)
-        return [PairedReader(image, rows) for image, *rows in zip(images, *text_embeddings)]
-
-    def _parts(self, shard: Reader) -> list[tuple[VerifiedStream, Reader]]:
-        """Embeddings datasets, each with its reader of the shard."""
-        assert isinstance(shard, PairedReader)
-        return list(zip(self.text_embeddings, shard.text_embeddings))
+        return [PairedReader(images, text_embeddings) for images, *text_embeddings in zip(*shards)]
 
     def set_up_local(self, shards: Sequence[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
         # Count all files, since they can be evicted; `SafeDataset` finds the shards that lack one.
-        readers = [shard.readers for shard in shards if isinstance(shard, PairedReader)]
-        sizes = np.zeros((1 + len(self.text_embeddings), len(readers)), np.int64)
-        for i, stream in enumerate((super(), *self.text_embeddings)):
-            stream.set_up_local([paired[i] for paired in readers], sizes[i])
-        cache_usage_per_shard[:] = sizes.sum(0)
+        for dataset, readers in zip(self.datasets, zip(*map(_readers, shards))):
+            sizes = np.zeros(len(readers), np.int64)
+            dataset.set_up_local(readers, sizes)
+            cache_usage_per_shard += sizes
 
-    def prepare_shard(self, shard: PairedReader) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return super().prepare_shard(shard.images) + sum(
-            embeddings.prepare_shard(reader) for embeddings, reader in self._parts(shard))
+    def prepare_shard(self, shard: Reader) -> int:
+        return sum(dataset.prepare_shard(reader) for dataset, reader in zip(self.datasets, _readers(shard)))
 
     def is_local(self, shard: Reader) -> bool:
-        assert isinstance(shard, PairedReader)
-        return super().is_local(shard.images) and all(
-            embeddings.is_local(reader) for embeddings, reader in self._parts(shard))
+        return all(dataset.is_local(reader) for dataset, reader in zip(self.datasets, _readers(shard)))
 
     def discard_damaged(self, shard: Reader) -> int:
-        assert isinstance(shard, PairedReader)
-        return super().discard_damaged(shard.images) + sum(
-            embeddings.discard_damaged(reader) for embeddings, reader in self._parts(shard))
+        return sum(dataset.discard_damaged(reader) for dataset, reader in zip(self.datasets, _readers(shard)))
 
     def get_index_size(self) -> int:
-        return super().get_index_size() + sum(stream.get_index_size() for stream in self.text_embeddings)
+        return sum(dataset.get_index_size() for dataset in self.datasets)
 
 
 def are_stored_alike(streams: Iterable[PairedStream]) -> bool:
     """Return whether each stream has one embeddings dataset, and all of these have the same storage type."""
-    storages = {tuple(stream.text_storages) for stream in streams}
-    return len(storages) == 1 and len(storages.pop()) == 1
+    encodings = {tuple(stream.encodings[1:]) for stream in streams}
+    return len(encodings) == 1 and len(encodings.pop()) == 1
 
 
-def _storage(shard: Reader, column: str) -> str:
-    """Storage type of a column with vectors: ``float16`` of ``ndarray:float16:768``."""
-    return columns_of(shard)[column].split(':')[1]
+def _readers(shard: Reader) -> list[Reader]:
+    assert isinstance(shard, PairedReader)
+    return shard.readers
 
 
 def _description(shards: Sequence[Reader], content: Optional[str]) -> str:
-    return f'{sum(map(len, shards)):,} samples in {len(shards):,} shards of content {content}'
+    sizes = list(map(len, shards))
+    return f'{sum(sizes):,} samples in {len(shards):,} shards of content {content}'
 
 
 def _recorded_dataset(embeddings: VerifiedStream) -> Optional[str]:
@@ -225,6 +204,4 @@ def _recorded_dataset(embeddings: VerifiedStream) -> Optional[str]:
     path = Path(embeddings.local, embeddings.split, TEACHER_FILE)
     if embeddings.remote and not path.is_file():
         embeddings.download(TEACHER_FILE)
-    if not path.is_file():
-        raise FileNotFoundError(f'there is no embeddings dataset in {path.parent}: {path} does not exist')
     return read_json(path, dict).get('dataset')

@@ -81,8 +81,6 @@ class SafeDataset(StreamingDataset):
         self, streams: Mapping[str, VerifiedStream], config: LoaderConfig, global_batch_size: int, seed: int,
         *, train: bool, batching_method: str = 'random',
     ) -> None:
-        if not streams:
-            raise ConfigError('name at least one dataset', 'streams')
         caches: set[str] = set()
         for name, stream in streams.items():
             for dataset in stream.datasets:
@@ -202,13 +200,10 @@ class SafeDataset(StreamingDataset):
         saved = obj['data']
         current = self._data()
         if saved != current:
-            change = 'as many samples, but not the same'
-            if saved['samples'] != current['samples']:
-                change = (f'{saved["samples"]:,} samples in {saved["shards"]:,} shards then, '
-                          f'{current["samples"]:,} in {current["shards"]:,} now')
             raise ConfigError(
-                f'the data have changed since the checkpoint was written ({change}), expected those with '
-                'which the run began; choose another save_folder for a run on these data', 'train_data')
+                f'the data have changed since the checkpoint was written (then {saved}, now {current}), '
+                'expected those with which the run began; choose another save_folder for a run on these data',
+                'train_data')
         super().load_state_dict(obj)
 
     def _data(self) -> dict[str, Any]:

@@ -28,22 +28,14 @@ from streaming.base.storage import CloudDownloader
 from streaming.base.util import wait_for_file_to_exist
 from streaming.base.world import World
 
-from llm2clip.data.schema import (
-    INDEX,
-    SAMPLE_ID,
-    columns_of,
-    dataset_fingerprint,
-    file_damage,
-    parse_index,
-    read_index,
-)
+from llm2clip.data.schema import INDEX, SAMPLE_ID, columns_of, dataset_fingerprint, file_damage, read_index
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.io.files import parse_json, writing
 from llm2clip.io.remotes import is_missing, reaching
 
 log = logging.getLogger(__name__)
 
-_LONGEST_WAIT = 30.0
+_LONGEST_WAIT = 30
 
 
 class ShardError(RuntimeError):
@@ -53,24 +45,23 @@ class ShardError(RuntimeError):
 class VerifiedStream(Stream):
     """Stream of shards with one file each, verified by size and hash.
 
-    A download is tried up to `download_retry` times, with growing pauses, and at most twice if the content is
-    wrong.  Each attempt may take `download_timeout` seconds.  A file that cannot be obtained, or a remote
-    index that differs from the cached one, raises a ShardError.
+    A download is tried up to `download_retry` times, with growing pauses.  Each attempt may take
+    `download_timeout` seconds.  A file that cannot be obtained, or a remote index that differs from the
+    cached one, raises a ShardError.
 
     Args:
         columns: Columns that the dataset must have besides the id, with the errors of `read_columns`.
         **kwargs: Passed to ``Stream``.
+
+    Attributes:
+        datasets: The MDS datasets that the stream reads, each as a stream.
     """
 
     def __init__(self, columns: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.columns = columns
+        self.datasets = [self]
         self._connection: Optional[tuple[int, CloudDownloader]] = None
-
-    @property
-    def datasets(self) -> list['VerifiedStream']:
-        """The MDS datasets that the stream reads, each as a stream."""
-        return [self]
 
     def open(self, download_retry: int = 5, download_timeout: float = 120.0) -> Any:
         """Return the readers of all shards, for use without a dataset."""
@@ -82,20 +73,21 @@ class VerifiedStream(Stream):
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
         """Return the readers of the index, which a node's first process downloads or compares."""
         path = self._path(INDEX)
-        if self.remote is not None and not world.is_local_leader:
-            message = (f'{self._source(INDEX)} did not come to {path} within {self.download_timeout:.0f} s '
-                       '(download_timeout)')
-            wait_for_file_to_exist(str(path), TICK, self.download_timeout, message)
-        elif self.remote is not None and path.is_file():
-            current = self.download(INDEX, to=f'{INDEX}.{os.getpid()}.now')
-            is_same = current.read_bytes() == path.read_bytes()
-            current.unlink()
-            if not is_same:
-                raise ShardError(
-                    f'{self._source(INDEX)} is not the index that {self.local} was filled with: the dataset '
-                    f'was written anew; remove {self.local}')
-        elif self.remote is not None:
-            self.download(INDEX)
+        if self.remote is not None:
+            if not world.is_local_leader:
+                message = (f'{self._source(INDEX)} did not come to {path} within '
+                           f'{self.download_timeout:.0f} s (download_timeout)')
+                wait_for_file_to_exist(str(path), TICK, self.download_timeout, message)
+            elif path.is_file():
+                current = self.download(INDEX, to=f'{INDEX}.{os.getpid()}.now')
+                is_same = current.read_bytes() == path.read_bytes()
+                current.unlink()
+                if not is_same:
+                    raise ShardError(
+                        f'{self._source(INDEX)} is not the index that {self.local} was filled with: the '
+                        f'dataset was written anew; remove {self.local}')
+            else:
+                self.download(INDEX)
         index = read_index(path.parent)
         self.content = dataset_fingerprint(index)
         shards = [reader_from_json(self.local, self.split, shard) for shard in index['shards']]
@@ -178,36 +170,33 @@ class VerifiedStream(Stream):
             to: Local file name, if it differs.
 
         Raises:
-            ShardError: There is no remote, or the file is not there, cannot be downloaded or is damaged.
+            ShardError: The file is not there, cannot be downloaded or is damaged.
             ConfigError: There are no credentials for the remote.
-            FileError: The disk is full.
+            FileError: The disk is full, or a file that must be JSON is not.
         """
         url = self._source(basename)
         path = self._path(to or basename)
-        if self.remote is None:
-            raise ShardError(f'{path} is missing, and the dataset has no remote')
         # Hugging Face's downloader first writes to the file's name in the remote, which may be in the cache.
         work = path.with_name(f'.{path.name}.{os.getpid()}.part')
         partial = work / path.name
-        wait, n_tried, n_damaged, problem = 1.0, 0, 0, ''
-        while n_tried < self.download_retry and n_damaged < 2:
-            if n_tried:
-                log.warning(f'{problem}; trying again in {wait:.0f} s')
+        problem = ''
+        for attempt in range(self.download_retry):
+            if attempt:
+                wait = min(2 ** (attempt - 1), _LONGEST_WAIT)
+                log.warning(f'{problem}; trying again in {wait} s')
                 time.sleep(wait + random.random() / 2)
-                wait = min(2 * wait, _LONGEST_WAIT)
-            n_tried += 1
             try:
                 with reaching(url), writing(path):
                     self._download_within(url, str(partial))
+                damage = None
                 if expected is None:
-                    damage = _json_damage(partial.read_bytes(), basename)
+                    parse_json(partial.read_bytes(), url)
                 else:
                     damage = file_damage(partial, expected)
                 if damage is None:
                     partial.replace(path)
                     return path
                 problem = f'{url} is damaged: {damage}'
-                n_damaged += 1
             except (ConfigError, FileError):
                 raise
             except Exception as error:
@@ -217,7 +206,7 @@ class VerifiedStream(Stream):
                 problem = f'{url} cannot be downloaded: {type(error).__name__}: {error}'
             finally:
                 shutil.rmtree(work, ignore_errors=True)
-        raise ShardError(f'{problem} (tried {n_tried} times)')
+        raise ShardError(f'{problem} (tried {self.download_retry} times)')
 
     def _download_within(self, url: str, path: str) -> None:
         """Download a file within `download_timeout` seconds, which not all downloaders enforce."""
@@ -242,15 +231,3 @@ class VerifiedStream(Stream):
             raise errors[0]
         if not os.path.exists(path):  # some downloaders ignore errors
             raise OSError('the download ended without a file')
-
-
-def _json_damage(data: bytes, name: str) -> Optional[str]:
-    """Damage of an index or another JSON file, if any."""
-    try:
-        if name == INDEX:
-            parse_index(data, name)
-        else:
-            parse_json(data, name)
-    except FileError as error:
-        return str(error)
-    return None

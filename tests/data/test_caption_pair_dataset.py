@@ -29,7 +29,7 @@ from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.masked_text_dataset import _mask_tokens, build_masked_text_loader
 from llm2clip.data.schema import read_index, whole_shard
 from llm2clip.data.text_batches import count_tokens, split_by_length, split_packed
-from llm2clip.errors import ConfigError, under
+from llm2clip.errors import ConfigError
 from llm2clip.modeling.text_encoder import CaptionTokenizer
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.teacher.llm import load_caption_tokenizer
@@ -81,9 +81,7 @@ def test_a_pair_is_two_captions_of_one_sample(image_dataset: Path, tokenizer: Ca
     assert sum(directions.values()) == 64 and min(directions.values()) > 16
 
 
-def test_an_epoch_that_is_resumed_has_the_batches_that_are_left(
-    image_dataset: Path, tokenizer: CaptionTokenizer
-) -> None:
+def test_a_resumed_epoch_has_the_batches_that_are_left(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:
     check_resumed(lambda: _loader(image_dataset, tokenizer, num_canonical_nodes=48))
 
 
@@ -96,7 +94,7 @@ def test_directions_have_weights_and_instructions(image_dataset: Path, tokenizer
     assert 0.6 < len(detailed) / len(rows) < 0.9
 
 
-def test_what_is_drawn_depends_on_seed_epoch_and_sample_alone(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:
+def test_a_draw_depends_on_seed_epoch_and_sample_alone(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:
     loader = _loader(image_dataset, tokenizer)
     first, second = _seen(loader, tokenizer), _seen(loader, tokenizer)
     assert sorted(first) != sorted(second)
@@ -109,9 +107,7 @@ def test_what_is_drawn_depends_on_seed_epoch_and_sample_alone(image_dataset: Pat
     assert sorted(_seen(_loader(image_dataset, tokenizer, seed=4), tokenizer)) != sorted(first)
 
 
-def test_a_random_negative_is_what_another_sample_has_of_the_positives_kind(
-    tmp_path: Path, tokenizer: CaptionTokenizer
-) -> None:
+def test_a_random_negative_is_of_the_positives_kind(tmp_path: Path, tokenizer: CaptionTokenizer) -> None:
     samples = make_samples(32, images=False)
     write_dataset(samples, tmp_path / 'd', size_limit='2kb')
     pairs = [CaptionPairConfig(['short'], ['long'], random_negative=True),
@@ -146,13 +142,12 @@ def test_a_dataset_smaller_than_a_batch_is_named(
     write_dataset(make_samples(7, images=False), tmp_path / 'd')
     config = CaptionDataConfig(pairs=BOTH, num_workers=0, num_canonical_nodes=4, streams={
         'large': CaptionStreamConfig(str(image_dataset)), 'small': CaptionStreamConfig(str(tmp_path / 'd/train'))})
-    with pytest.raises(ConfigError, match=r'^streams\.small: an epoch takes 7 samples of it, expected as '):
+    with pytest.raises(ConfigError, match='an epoch takes 7 samples of it') as error:
         build_caption_pair_loader(config, tokenizer, 8, 3, train=True)
+    assert error.value.key == 'streams.small'
 
 
-def test_every_global_batch_comes_from_one_stream_with_its_own_pairs(
-    tmp_path: Path, tokenizer: CaptionTokenizer
-) -> None:
+def test_a_global_batch_has_the_pairs_of_one_stream(tmp_path: Path, tokenizer: CaptionTokenizer) -> None:
     streams = {}
     for name in ('a', 'b'):
         write_dataset(make_samples(24, images=False, prefix=name), tmp_path / name)
@@ -178,7 +173,7 @@ def test_absent_captions_in_evaluation(tmp_path: Path, tokenizer: CaptionTokeniz
     assert not any('Find' in text for text in _texts(tokenizer, batch, 'query', True))
 
 
-def test_samples_without_two_captions_do_not_count_in_evaluation(llm_folder: Path) -> None:
+def test_evaluation_counts_samples_with_two_captions(llm_folder: Path) -> None:
     model = CaptionContrastive(text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder)))[0])
     metric = model.val_metrics['cra']
     # The third pair is wrong, and the fourth has a placeholder's vector that is nearest to all queries.
@@ -188,9 +183,7 @@ def test_samples_without_two_captions_do_not_count_in_evaluation(llm_folder: Pat
     assert metric.compute().item() == 100.0
 
 
-def test_without_pairs_any_two_captions_are_one(
-    image_dataset: Path, tokenizer: CaptionTokenizer, tmp_path: Path
-) -> None:
+def test_without_pairs_any_two_captions_are_one(image_dataset: Path) -> None:
     config = CaptionDataConfig(streams={'s': CaptionStreamConfig(str(image_dataset))})
     pairs = stream_pairs(config, train=True)
     assert pairs == {'s': [CaptionPairConfig(['long', 'short'], ['long', 'short'])]}
@@ -200,10 +193,6 @@ def test_without_pairs_any_two_captions_are_one(
     with pytest.raises(ConfigError, match='is in a remote') as error:
         stream_pairs(config, train=True)
     assert error.value.key == 'streams.s.pairs'
-    write_dataset([Sample('0', {'only': 'one'})], tmp_path / 'd')
-    config.streams['s'] = CaptionStreamConfig(str(tmp_path / 'd/train'))
-    with pytest.raises(ConfigError, match='has one caption per sample, expected two'):
-        stream_pairs(config, train=False)
 
 
 @pytest.mark.parametrize(('pairs', 'train', 'message'), [
@@ -219,7 +208,7 @@ def test_pairs_that_make_no_sense(
         _loader(image_dataset, tokenizer, pairs, train)
 
 
-def test_microbatches_hold_every_text_once_with_little_padding(tokenizer: CaptionTokenizer) -> None:
+def test_microbatches_hold_every_text_with_little_padding(tokenizer: CaptionTokenizer) -> None:
     texts = {'query': [f'a {"very " * (i * 7 % 10)}' for i in range(23)], 'positive': ['b' * (i % 9 + 1)
                                                                                      for i in range(23)]}
     batch: dict[str, Any] = {'index': torch.arange(23), 'sample_id': [str(i) for i in range(23)]}
@@ -288,9 +277,8 @@ def test_captions_and_plain_text_are_mixed(image_dataset: Path, tmp_path: Path, 
     assert origins == {'wiki', 'captions'}
 
 
-def test_bad_options_are_named(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:
+def test_a_stream_without_texts_is_named(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:
     config = CaptionDataConfig(streams={'s': CaptionStreamConfig(str(image_dataset))})
-    for mntp, key in ((MNTPConfig(mask_token=''), 'mntp.mask_token'), (MNTPConfig(), 'data.streams.s.texts')):
-        with pytest.raises(ConfigError) as error, under('data'):
-            build_masked_text_loader(config, tokenizer, mntp, 8, 3)
-        assert error.value.key == key
+    with pytest.raises(ConfigError) as error:
+        build_masked_text_loader(config, tokenizer, MNTPConfig(), 8, 3)
+    assert error.value.key == 'streams.s.texts'

@@ -52,9 +52,13 @@ def remotes(originals: Path, tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / 'images', tmp_path / 'embeddings'
 
 
-def _config(folder: Path, images: str, embeddings: str, workers: int = 0, **options: Any) -> ImageDataConfig:
-    embeddings = DatasetConfig(local=str(folder / 'cache/embeddings'), remote=embeddings)
-    stream = ImageStreamConfig(local=str(folder / 'cache/images'), remote=images, embeddings={'tiny': embeddings})
+def _config(
+    folder: Path, cache: str = 'cache', remote: Optional[str] = None, workers: int = 0, **options: Any
+) -> ImageDataConfig:
+    """Both datasets in `remote` (unset: in `folder`), and their caches in `cache` of `folder`."""
+    remote = remote or str(folder)
+    embeddings = DatasetConfig(f'{folder}/{cache}/embeddings', f'{remote}/embeddings')
+    stream = ImageStreamConfig(f'{folder}/{cache}/images', f'{remote}/images', embeddings={'tiny': embeddings})
     options = {'caption_weights': {'short': 1.0}, 'download_retry': 2, **options}
     return ImageDataConfig(streams={'s': stream}, num_workers=workers, num_canonical_nodes=4, **options)
 
@@ -67,6 +71,17 @@ def _indices(loader: DataLoader) -> list[int]:
     return sorted(int(i) for batch in loader for i in batch['index'])
 
 
+def _forget(loader: DataLoader) -> None:
+    """End the use of a cache in this process, as the end of the process does."""
+    for lock in loader.dataset._cache_locks:
+        lock.release()
+
+
+def _fill_cache(config: ImageDataConfig) -> None:
+    list(loader := _loader(config))
+    _forget(loader)
+
+
 def _flip(path: Path) -> None:
     """Change one byte, not the size."""
     data = bytearray(path.read_bytes())
@@ -76,19 +91,19 @@ def _flip(path: Path) -> None:
 
 def test_a_corrupt_and_a_missing_shard_stop_the_run(remotes: tuple[Path, Path], tmp_path: Path) -> None:
     _flip(remotes[0] / 'part-all/shard.00003.mds')
-    loader = _loader(_config(tmp_path, *map(str, remotes)))
+    loader = _loader(_config(tmp_path))
     with pytest.raises(ShardError, match=r'images.*shard\.00003\.mds is damaged: xxh64 .*, expected .*tried 2 times'):
         list(loader)
     assert not list((tmp_path / 'cache').rglob('*shard.00003.mds.*')), 'a damaged download was left'
     _flip(remotes[0] / 'part-all/shard.00003.mds')
     (remotes[1] / 'shard.00002.mds').unlink()
     with pytest.raises(Exception, match=r'embeddings/shard\.00002\.mds does not exist'):
-        list(_loader(_config(tmp_path / 'other', *map(str, remotes), workers=2)))
+        list(_loader(_config(tmp_path, 'other', workers=2)))
 
 
 def test_nobody_waits_for_a_shard_that_failed_elsewhere(remotes: tuple[Path, Path], tmp_path: Path) -> None:
     _flip(path := remotes[0] / 'part-all/shard.00003.mds')
-    dataset: Any = _loader(_config(tmp_path, *map(str, remotes))).dataset
+    dataset: Any = _loader(_config(tmp_path)).dataset
     dataset.prepare_shard(3, blocking=False)
     assert isinstance(dataset._failure, ShardError)
     dataset._failure = None  # as in another process
@@ -110,7 +125,7 @@ def test_a_shard_that_arrives_damaged_once_is_downloaded_again(
 
     monkeypatch.setattr(CloudDownloader, 'download', download_badly)
     monkeypatch.setattr('llm2clip.data.streams.verified_stream.time.sleep', lambda seconds: None)
-    assert _indices(_loader(_config(tmp_path, *map(str, remotes)))) == list(range(64))
+    assert _indices(_loader(_config(tmp_path))) == list(range(64))
     assert len(damaged) > 10
 
 
@@ -136,10 +151,8 @@ def test_damaged_and_missing_local_files(remotes: tuple[Path, Path]) -> None:
 
 
 def test_damaged_cache_files_are_downloaded_again(remotes: tuple[Path, Path], tmp_path: Path) -> None:
-    config = _config(tmp_path, *map(str, remotes))
-    loader = _loader(config)
-    list(loader)
-    _forget(loader)
+    config = _config(tmp_path)
+    _fill_cache(config)
     cached = sorted((tmp_path / 'cache').rglob('*.mds'))
     _flip(cached[0])
     cached[5].write_bytes(cached[5].read_bytes()[:100])
@@ -150,20 +163,12 @@ def test_damaged_cache_files_are_downloaded_again(remotes: tuple[Path, Path], tm
     assert loader.dataset.cache_usage == sum(path.stat().st_size for path in files)
 
 
-def _forget(loader: DataLoader) -> None:
-    """End the use of a cache in this process, as the end of the process does."""
-    for lock in loader.dataset._cache_locks:
-        lock.release()
-
-
-def test_a_shard_that_is_evicted_while_it_is_checked_is_downloaded_again(
+def test_a_shard_evicted_during_its_check_is_downloaded_again(
     remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process makes room between a worker's look into the cache and its check of what was there."""
-    config = _config(tmp_path, *map(str, remotes))
-    first = _loader(config)
-    expected = sorted(_indices(first))
-    _forget(first)
+    config = _config(tmp_path)
+    _fill_cache(config)
     evicted: list[Path] = []
 
     def evict(path: Path, expected: FileInfo) -> Optional[str]:
@@ -173,34 +178,36 @@ def test_a_shard_that_is_evicted_while_it_is_checked_is_downloaded_again(
         return file_damage(path, expected)
 
     monkeypatch.setattr(verified_stream, 'file_damage', evict)
-    assert sorted(_indices(_loader(config))) == expected and len(evicted) > 1
+    assert _indices(_loader(config)) == list(range(64)) and len(evicted) > 1
 
 
 def test_an_unreachable_remote_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('S3_ENDPOINT_URL', 'http://127.0.0.1:9')
     monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'key')
     monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'not to be seen')
-    config = _config(tmp_path, 's3://bucket/images', 's3://bucket/embeddings')
+    config = _config(tmp_path, remote='s3://bucket')
     message = r's3://bucket/images/index\.json cannot be downloaded: .*tried 2 times'
     with pytest.raises(ShardError, match=message) as error:
         _loader(config)
     assert 'not to be seen' not in str(error.value)
 
 
-def test_a_download_without_a_file_is_an_error(
-    remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(('seconds', 'message'), [
+    (0, 'OSError: the download ended without a file'),  # Streaming's downloader for gs:// ignores most errors
+    (SECONDS, 'TimeoutError: no end after 0 s')])
+def test_a_download_without_a_file_or_an_end_is_an_error(
+    seconds: int, message: str, remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Streaming's downloader for gs:// ignores most errors of a server."""
-    monkeypatch.setattr(CloudDownloader, 'download', lambda *args: None)
-    message = 'index.json cannot be downloaded: OSError: the download ended without a file'
-    with pytest.raises(ShardError, match=message):
-        VerifiedStream(local=str(tmp_path / 'cache'), remote=str(remotes[0])).open(download_retry=1)
-    monkeypatch.setattr('llm2clip.io.remotes._ATTEMPTS', 1)
-    with pytest.raises(OSError, match='index.json: the download ended without a file'):
-        OutputFolder(tmp_path / 'out', str(remotes[0])).fetch('index.json')
+    monkeypatch.setattr(CloudDownloader, 'download', lambda *args: time.sleep(seconds))
+    with pytest.raises(ShardError, match=f'index.json cannot be downloaded: {message}'):
+        _loader(_config(tmp_path, download_timeout=0.3, download_retry=1))
+    if not seconds:
+        monkeypatch.setattr('llm2clip.io.remotes._ATTEMPTS', 1)
+        with pytest.raises(OSError, match='index.json: the download ended without a file'):
+            OutputFolder(tmp_path / 'out', str(remotes[0])).fetch('index.json')
 
 
-def test_a_dataset_at_the_root_of_a_repository_is_opened_again(
+def test_a_dataset_at_the_root_of_a_repository_opens_again(
     remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def download(repo_id: str, filename: str, repo_type: str, local_dir: str) -> None:
@@ -217,22 +224,11 @@ def test_a_dataset_at_the_root_of_a_repository_is_opened_again(
     assert sorted(files) == ['index.json', 'part-all', 'part-all/shard.00000.mds']
 
 
-def test_a_download_without_end_is_given_up(
-    remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(CloudDownloader, 'download', lambda *args: time.sleep(SECONDS))
-    config = _config(tmp_path, *map(str, remotes), download_timeout=0.3)
-    with pytest.raises(ShardError, match='index.json cannot be downloaded: TimeoutError: no end after 0 s'):
-        _loader(config)
-
-
 def test_a_dataset_that_was_written_anew_is_noticed(
     remotes: tuple[Path, Path], tmp_path: Path, image_dataset: Path
 ) -> None:
-    config = _config(tmp_path, *map(str, remotes))
-    loader = _loader(config)
-    list(loader)
-    _forget(loader)
+    config = _config(tmp_path)
+    _fill_cache(config)
     index = json.loads((remotes[0] / 'index.json').read_text())
     index['shards'].pop()
     (remotes[0] / 'index.json').write_text(json.dumps(index))
@@ -240,36 +236,31 @@ def test_a_dataset_that_was_written_anew_is_noticed(
         _loader(config)
 
 
-def test_a_cache_limit_that_cannot_work_is_refused_and_a_small_one_works(
-    remotes: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_small_cache_limit_works_and_a_tiny_one_is_refused(remotes: tuple[Path, Path], tmp_path: Path) -> None:
     largest = max(path.stat().st_size for path in remotes[0].rglob('*.mds'))
     for limit, message in ((2 * largest, 'cache usage'), (5 * largest, 'Cache limit .* is too low')):
         with pytest.raises(ValueError, match=message):
-            _loader(_config(tmp_path, *map(str, remotes), cache_limit=str(limit)))
-    small = _config(tmp_path / 'b', *map(str, remotes), workers=2, cache_limit=str(12 * largest))
+            _loader(_config(tmp_path, cache_limit=str(limit)))
+    small = _config(tmp_path, 'b', workers=2, cache_limit=str(12 * largest))
     assert _indices(_loader(small)) == list(range(64))
     used = sum(path.stat().st_size for path in (tmp_path / 'b').rglob('*.mds'))
     assert used < 12 * largest
     # An embeddings dataset without a remote would be deleted as well.
-    local = _config(tmp_path, *map(str, remotes), cache_limit='1gb')
+    local = _config(tmp_path, cache_limit='1gb')
     local.streams['s'].embeddings['tiny'] = DatasetConfig(local=str(remotes[1]))
     with pytest.raises(ConfigError, match='cache_limit: dataset s has no remote'):
         _loader(local)
 
 
-def test_a_cache_stays_within_its_limit_when_the_teacher_is_replaced(
-    remotes: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_cache_with_another_teacher_stays_within_its_limit(remotes: tuple[Path, Path], tmp_path: Path) -> None:
     def used() -> int:
         return sum(path.stat().st_size for path in (tmp_path / 'cache').rglob('*.mds'))
 
-    list(loader := _loader(_config(tmp_path, *map(str, remotes))))
-    _forget(loader)
+    _fill_cache(_config(tmp_path))
     limit = used() * 2 // 3
     for _ in range(2):  # at first more than the limit is there
         shutil.rmtree(tmp_path / 'cache/embeddings')
-        loader = _loader(_config(tmp_path, *map(str, remotes), cache_limit=str(limit)))
+        loader = _loader(_config(tmp_path, cache_limit=str(limit)))
         assert _indices(loader) == list(range(64)) and used() <= loader.dataset.cache_usage <= limit
         _forget(loader)
 
@@ -278,8 +269,8 @@ def test_a_cache_stays_within_its_limit_when_the_teacher_is_replaced(
 KILLED = """
 import os, sys, time
 from pathlib import Path
-sys.path.insert(0, 'tests'); sys.path.insert(0, 'tests/data')
-from test_failures import _config, _loader
+sys.path.insert(0, 'tests'); sys.path.insert(0, 'tests/data/streams')
+from test_safe_dataset import _config, _loader
 from llm2clip.data.streams.safe_dataset import SafeDataset
 
 def wait_in_the_second_epoch(dataset, epoch, sample_in_epoch, work=SafeDataset._get_work):
@@ -290,13 +281,13 @@ def wait_in_the_second_epoch(dataset, epoch, sample_in_epoch, work=SafeDataset._
 
 SafeDataset._get_work = wait_in_the_second_epoch
 folder = Path(sys.argv[1])
-loader = _loader(_config(folder, str(folder / 'images'), str(folder / 'embeddings'), workers=2))
+loader = _loader(_config(folder, workers=2))
 list(loader)
 next(iter(loader))
 """
 
 
-def test_the_cache_of_a_killed_run_can_be_used_but_not_that_of_a_running_one(
+def test_only_the_cache_of_a_run_that_ended_can_be_used(
     remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Workers whose rank was killed end by themselves, also where they wait for others."""
@@ -305,7 +296,7 @@ def test_the_cache_of_a_killed_run_can_be_used_but_not_that_of_a_running_one(
     assert process.stdout is not None
     for _ in range(2):
         assert process.stdout.readline() == 'waiting\n'
-    config = _config(tmp_path, *map(str, remotes))
+    config = _config(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr('llm2clip.data.streams.safe_dataset._LOCK_SECONDS', 0.5)
         with pytest.raises(ShardError, match='cache/embeddings is the cache of another run that is still alive'):
@@ -335,6 +326,5 @@ def test_a_downloader_is_not_shared_between_processes(
         original(self, *args)
 
     monkeypatch.setattr(CloudDownloader, 'download', download)
-    assert _indices(_loader(_config(tmp_path, *map(str, remotes), workers=2))) == \
-        list(range(64))
+    assert _indices(_loader(_config(tmp_path, workers=2))) == list(range(64))
     assert users

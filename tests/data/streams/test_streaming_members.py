@@ -3,7 +3,7 @@
 
 """The members of mosaicml-streaming that `llm2clip.data.streams` overrides, and the private ones that it uses.
 
-That they do what they should is tested in `test_failures.py`.
+That they do what they should is tested in `test_safe_dataset.py`.
 """
 
 import ast
@@ -17,11 +17,11 @@ from llm2clip.data.streams.paired_stream import PairedReader, PairedStream
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import VerifiedStream
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize('repaired', [SafeDataset, VerifiedStream, PairedStream, PairedReader])
-def test_what_is_overridden_is_still_there_and_takes_the_same(repaired: type) -> None:
+def test_overridden_members_exist_and_take_the_same(repaired: type) -> None:
     ours = [base for base in repaired.__mro__ if base.__module__.startswith('llm2clip')]
     upstream = next(base for base in repaired.__mro__ if base.__module__.startswith('streaming'))
     for name in {name for base in ours for name in vars(base)} & set(dir(upstream)):
