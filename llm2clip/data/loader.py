@@ -43,7 +43,7 @@ def stream_arguments(stream: StreamConfig) -> dict[str, Any]:
 
 
 def all_keys(dataset: DatasetConfig, prefix: str, setting: str) -> list[str]:
-    """Return the key of every column `prefix` of a dataset, for a `setting` that names none.
+    """Return the keys of the columns `prefix` of a dataset except hard negatives; `setting` names none.
 
     Raises:
         ConfigError: The dataset is in a remote.
@@ -52,17 +52,18 @@ def all_keys(dataset: DatasetConfig, prefix: str, setting: str) -> list[str]:
     if dataset.remote is not None:
         raise ConfigError(f'expected caption keys, since the dataset {dataset.remote} is in a remote, and '
                           'which ones it has is not known yet', setting)
-    return [name.removeprefix(prefix) for name in read_columns(dataset.local) if name.startswith(prefix)]
+    keys = [name.removeprefix(prefix) for name in read_columns(dataset.local) if name.startswith(prefix)]
+    return [key for key in keys if not key.startswith(NEGATIVE)]
 
 
 def all_caption_keys(stream: StreamConfig, setting: str) -> list[str]:
-    """Return every caption key of a dataset except hard negatives, for a `setting` that names none.
+    """Return every caption key of a dataset as `all_keys` does.
 
     Raises:
         ConfigError: The dataset is missing, has no captions, or is in a remote.
     """
     stream_arguments(stream)
-    keys = [key for key in all_keys(stream, CAPTION, setting) if not key.startswith(NEGATIVE)]
+    keys = all_keys(stream, CAPTION, setting)
     if not keys:
         raise ConfigError(f'the dataset in {stream.local} has no captions', 'local')
     return keys
