@@ -119,8 +119,8 @@ def _named(node: Any, places: str = 'runs|data') -> Iterator[str]:
         yield node
 
 
-def test_launch_commands_load_and_every_folder_that_is_read_is_written_or_asked_for() -> None:
-    """By a command in the head of some YAML file, or by the words of the head of a file that reads it."""
+def test_commands_load_and_every_folder_they_read_has_a_source() -> None:
+    """A command in the head of some YAML file writes it, or the head of a file that reads it mentions it."""
     runs = []
     for file in FILES:
         for recipe, args in _commands(file):
@@ -221,7 +221,7 @@ def test_teachers_are_the_same_in_extraction_and_stage2() -> None:
 
 
 @pytest.mark.parametrize('vision', VISION)
-def test_every_tower_and_row_of_the_paper_is_built_from_fragments(vision: str) -> None:
+def test_fragments_build_every_tower_and_row_of_the_paper(vision: str) -> None:
     assert sum(1 + len(data) for data in TABLE_1.values()) == 18
     scales = TABLE_1.get(vision, ['15m'])
     configs = {data: _stage2(f'vision/{vision}', *(f'data/{name}' for name in SETS[data]), 'teacher/llama3.1_8b')

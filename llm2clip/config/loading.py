@@ -7,13 +7,11 @@ Null removes an entry of a mapping, such as a dataset, a model or a logger, that
 Numbers and booleans follow YAML 1.2.  Where a string is expected, the text of the file is kept unchanged.
 """
 
-import difflib
-import functools
 import importlib.util
 import re
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Optional, TypeVar, Union
@@ -27,10 +25,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from llm2clip.config.models import PlanConfig
 from llm2clip.config.ranges import Component
 from llm2clip.config.recipe import RecipeConfig
-from llm2clip.config.teacher import Teacher, teacher_types
+from llm2clip.config.teacher import teacher_types
 from llm2clip.config.training import TrainConfig
 from llm2clip.device import computes_bfloat16
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import ConfigError, FileError, nearest
 from llm2clip.io.files import read_text, reading, write_text
 
 R = TypeVar('R', bound=RecipeConfig)
@@ -44,10 +42,10 @@ _SECRET = re.compile(r'://(?!((?<=sftp://)[^\s/?#:@]+@)?(\[[\w:.]*\]|[^\s/?#:@]*
 _STR, _MAP, _NULL, _MERGE = (f'tag:yaml.org,2002:{name}' for name in ('str', 'map', 'null', 'merge'))
 # Pattern in a message of pydantic -> what replaces it.
 _PYDANTIC_WORDS = {
-    r'^\w+ should (be|have) (a valid )?': '', r' after validation, not \d+': '',
-    r'^Field required': 'one value more', r', unable to .*': '',
-    'greater than or equal to': 'at least', 'less than or equal to': 'at most', '^list$': 'a list',
-    r'^(a )?dictionary( or .*)?$': 'a mapping of keys to values',
+    r'^\w+ should (be|have) (a valid )?': '', r' after validation, not \d+': '', r', unable to .*': '',
+    '^Field required': 'a value', '^Unexpected keyword .*': 'none, since its type has no such key',
+    '^list$': 'a list', r'^(a )?dictionary( or .*)?$': 'a mapping of keys to values',
+    'greater than or equal to': 'at least', 'less than or equal to': 'at most',
 }
 
 
@@ -150,19 +148,18 @@ class _Merger:
 
     def merge(self, kind: Any, earlier: Any, node: yaml.Node, key: str = '') -> Any:
         """Return the value of a node of type `kind`, with the earlier values of a mapping."""
-        is_text = kind is str or bool(teacher_types(kind))
-        if isinstance(node, yaml.SequenceNode):
-            item_type = kind if teacher_types(kind) else _entry_type(kind)
-            return [self._item(item_type, item, f'{key}[{i}]') for i, item in enumerate(node.value)]
+        is_teacher = bool(teacher_types(kind))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(kind, _kept(kind, earlier, node), node, key)
-        if is_text and node.tag != _NULL:
+        if isinstance(node, yaml.SequenceNode):
+            items: list[Any] = []
+            for i, item in enumerate(node.value):
+                self._record(f'{key}[{i}]', item)
+                items.append(self.merge(kind if is_teacher else _entry_type(kind), None, item, f'{key}[{i}]'))
+            return items
+        if node.tag != _NULL and (is_teacher or kind is str):
             return node.value
         return _Loader('').construct_document(node)
-
-    def _item(self, kind: Any, node: yaml.Node, key: str) -> Any:
-        self._record(key, node)
-        return self.merge(kind, None, node, key)
 
     def _mapping(self, kind: Any, values: dict[str, Any], node: yaml.MappingNode, key: str) -> dict[str, Any]:
         types = _field_types(kind)
@@ -171,8 +168,8 @@ class _Merger:
             name = name_node.value
             value_key = f'{key}.{name}' if key else name
             self._record(value_key, name_node)
-            if is_dataclass(kind) and name not in types:
-                raise _unknown_key(value_key, name, types)
+            if types and name not in types:
+                raise ConfigError(f'unknown key; {nearest(name, types)}', key=value_key)
             value_type = types.get(name, _entry_type(kind))
             is_null = value_node.tag == _NULL
             if is_null and _has_entries(value_type):
@@ -198,13 +195,6 @@ def _kept(kind: Any, earlier: Any, node: yaml.MappingNode) -> dict[str, Any]:
     if teacher_types(kind) and 'type' in earlier and type_names not in ([], [earlier['type']]):
         return {}
     return earlier
-
-
-def _unknown_key(key: str, name: str, names: Collection[str]) -> ConfigError:
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if near:
-        return ConfigError(f'unknown key; did you mean {key.removesuffix(name)}{near[0]}?', key=key)
-    return ConfigError(f'unknown key; valid keys: {", ".join(names)}', key=key)
 
 
 def _resolve(values: Any, sources: Sequence[str]) -> Any:
@@ -243,45 +233,41 @@ def check_values(kind: Any, values: Any, strict: bool = False) -> Any:
         strict: Do not convert types, such as a string of digits to a number.
     """
     try:
-        adapter = _adapter(kind) if is_dataclass(kind) else TypeAdapter(kind, config=_ANY_TYPE)
+        # A dataclass has its settings itself.
+        adapter = TypeAdapter(kind, config=None if is_dataclass(kind) else _ANY_TYPE)
         return adapter.validate_python(values, strict=strict)
     except ValidationError as error:
-        expectations: dict[tuple[str, str], list[str]] = {}
-        for fault in error.errors(include_url=False):
-            key, value, expected = _explain(fault)
-            subject = (key if is_dataclass(kind) else '', value)
-            expectations.setdefault(subject, []).append(expected)
-        (first_key, _), *_ = expectations
-        texts = []
-        for (key, value), expected in expectations.items():
-            text = f'{value}, expected {" or ".join(expected)}'
-            texts.append(text if key == first_key else f'{key}: {text}')
-        raise ConfigError('; '.join(texts), key=first_key) from None
+        faults = error.errors(include_url=False)
+        key = _key(faults[0], values)
+        value = repr(faults[0]['input'])
+        if faults[0]['type'] == 'missing' and not key.endswith(']'):
+            value = 'required but not set'
+        # A value of several possible types has an error for each.
+        expected = ' or '.join(_expected(fault) for fault in faults if _key(fault, values) == key)
+        raise ConfigError(f'{value}, expected {expected}', key=key if is_dataclass(kind) else '') from None
 
 
-def _explain(fault: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return the key and the value that an error of pydantic is about, and what was expected."""
-    # If the key of a mapping is invalid itself, pydantic appends `[key]` to the location.
-    location = [part for part in fault['loc'] if part != '[key]' and not str(part).startswith('type:')]
-    parts = [f'[{part}]' if isinstance(part, int) else f'.{part}' for part in location]
-    key = ''.join(parts).removeprefix('.')
-    if fault['type'] == 'missing' and isinstance(location[-1], str):
-        return key, 'required but not set', 'a value'
-    if fault['type'] == 'unexpected_keyword_argument':  # for other dataclasses, OmegaConf refuses it
-        teacher = teacher_types(Teacher)[str(fault['loc'][-2])]
-        return key, 'unknown key', f'one of {", ".join(field.name for field in fields(teacher))}'
-    value = location[-1] if '[key]' in fault['loc'] else fault['input']
-    expected = fault['msg']
+def _key(fault: Mapping[str, Any], values: Any) -> str:
+    """Return the key in `values` that an error of pydantic is about."""
+    key = ''
+    for part in fault['loc']:
+        try:
+            values = values[part]
+        except (LookupError, TypeError):  # a missing key, or the name of one of several types
+            if fault['type'] != 'missing' or part != fault['loc'][-1]:
+                continue
+        key += f'[{part}]' if isinstance(part, int) else f'.{part}'
+    return key.removeprefix('.')
+
+
+def _expected(fault: Mapping[str, Any]) -> str:
+    """Return what an error of pydantic says was expected."""
     if fault['type'] == 'value_error':
-        expected = str(fault['ctx']['error'])
+        return str(fault['ctx']['error'])
+    expected = fault['msg']
     for pattern, replacement in _PYDANTIC_WORDS.items():
         expected = re.sub(pattern, replacement, expected)
-    return key, repr(value), expected
-
-
-@functools.cache
-def _adapter(schema: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(schema)
+    return expected
 
 
 def read_config(schema: type[R], folder: Union[str, Path]) -> R:
@@ -300,14 +286,14 @@ def read_config(schema: type[R], folder: Union[str, Path]) -> R:
 
 def read_resolved(path: Union[str, Path]) -> Any:
     """Return the content of a YAML file of a run.  Raise a ConfigError if a value is an interpolation
-    (``${…}``), as of an environment variable, and a FileError if the file is missing or not YAML."""
+    (``${…}``), which could read the environment, and a FileError if the file is missing or not YAML."""
     text = read_text(path, 'YAML')
     with reading(path, 'YAML'):
-        for event in yaml.parse(text, _Loader):
-            if isinstance(event, yaml.ScalarEvent) and '${' in event.value:
-                raise ConfigError(f'{path}:{event.start_mark.line + 1}: {event.value!r} asks for another '
-                                  'value, expected none in what a run wrote')
-        return yaml.load(text, _Loader)
+        values = yaml.load(text, _Loader)
+    for key, value in leaves(values):
+        if '${' in str(value):
+            raise ConfigError(f'{value!r} in {path} asks for another value, expected none', key=key)
+    return values
 
 
 def save_config(config: Any, folder: Union[str, Path]) -> None:

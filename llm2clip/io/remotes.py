@@ -23,7 +23,7 @@ from llm2clip.io.files import atomic_write, writing
 
 _ATTEMPTS = 5
 _REFUSED = re.compile('Credentials|Authentication|SignatureDoesNotMatch|InvalidAccessKeyId|ExpiredToken|'
-                      'AccessDenied|NoSuchBucket')
+                      'AccessDenied')
 _LIBRARIES = ('botocore.', 'boto3.', 'google.', 'azure.', 'oci.', 'paramiko.', 'composer.utils.object_store.')
 # Scheme of a remote -> main places where its library looks for credentials.
 _CREDENTIALS = {
@@ -129,11 +129,8 @@ def reaching(remote: str) -> Iterator[None]:
         if not _REFUSED.search(description):
             raise
         credentials = _CREDENTIALS.get(urlparse(remote).scheme, 'those of its library')
-        expected = f'credentials: {credentials}'
-        if _code(error) == 'NoSuchBucket':
-            expected = 'a bucket that exists'
         reason = ' '.join(str(error).split())
-        raise ConfigError(f'{remote}: no access ({reason}), expected {expected}') from error
+        raise ConfigError(f'{remote}: no access ({reason}), expected credentials: {credentials}') from error
 
 
 def is_remote_error(error: Exception) -> bool:
