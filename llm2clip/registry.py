@@ -171,19 +171,16 @@ def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str,
         if not takes_any_name and argument not in parameters:
             raise ConfigError(f'{name} takes no such argument; {nearest(argument, parameters)}',
                               key=argument)
-        if argument in types:
-            with under(argument):
-                _check_argument(types[argument], value)
-
-
-def _check_argument(hint: Any, value: Any) -> None:
-    options = [hint, *typing.get_args(hint)]
-    if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options):
-        value = tuple(value)  # YAML has no tuples
-    check_values(hint, value, strict=True)
-    takes_time = any(hasattr(option, 'from_timestring') for option in options)  # Composer's Time
-    if takes_time and isinstance(value, str):
-        check_values(TimeOrZero, value)
+        if argument not in types:
+            continue
+        options = [types[argument], *typing.get_args(types[argument])]
+        if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options):
+            value = tuple(value)  # YAML has no tuples
+        takes_time = any(hasattr(option, 'from_timestring') for option in options)  # Composer's Time
+        with under(argument):
+            check_values(types[argument], value, strict=True)
+            if takes_time and isinstance(value, str):
+                check_values(TimeOrZero, value)
 
 
 def check(kind: str, name: str, arguments: Mapping[str, Any], key: str = '') -> Callable[..., Any]:

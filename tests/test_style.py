@@ -52,14 +52,6 @@ def test_a_statement_has_one_thought(path: Path) -> None:
     assert list(dense_statements(ast.parse(path.read_text()))) == []
 
 
-@pytest.mark.parametrize('code', [
-    'f(x for y in z for x in y)', '{a: b for c in d for a, b in c}', 'x = a if b else c if d else e',
-    'for x in (a if b else c): pass', '[x for x in (a if b else c)]', 'f(*(a if b else c))',
-    'f(**({} if a else b))', '{**({} if a else b)}'])
-def test_what_is_dense_is_found(code: str) -> None:
-    assert len(list(dense_statements(ast.parse(code)))) == 1
-
-
 def test_no_module_has_the_name_of_another_one() -> None:
     counts = Counter(path.stem for path in MODULES if path.stem != '__init__')
     assert [name for name, count in counts.items() if count > 1] == []

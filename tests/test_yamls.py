@@ -279,20 +279,6 @@ def test_every_classification_set_has_a_fragment() -> None:
     assert {source['name'] for of_file in sources.values() for source in of_file} == {*CLASSIFICATION_SETS}
 
 
-@pytest.mark.parametrize('file', LAUNCHERS)
-def test_cluster_files_launch_what_loads(file: str) -> None:
-    text = (ROOT / file).read_text()
-    if file.endswith('.yaml'):
-        content = yaml.safe_load(text)
-        commands, script = [content['envs']['RUN']], content['run']
-    else:
-        commands, script = [line for line in _head(file) if line.startswith('sbatch')], text
-    assert subprocess.run(['bash', '-n'], input=script, text=True).returncode == 0
-    configs = [load_config(SCHEMAS[recipe], args) for recipe, args in map(_arguments, commands)]
-    assert isinstance(configs[0], Stage2Config) and configs[0].checkpoint_folder.startswith('s3://')
-    check_train_config(configs[0])
-
-
 @pytest.mark.parametrize(('seconds', 'requeued'), [(0, False), (601, True)])
 def test_a_slurm_job_that_fails_at_once_is_not_queued_again(seconds: int, requeued: bool, tmp_path: Path) -> None:
     for name, script in {'scontrol': 'echo $1', 'srun': 'exit 1'}.items():
@@ -305,15 +291,20 @@ def test_a_slurm_job_that_fails_at_once_is_not_queued_again(seconds: int, requeu
     assert found.returncode == 1 and ('requeue' in found.stdout) is requeued
 
 
-@pytest.mark.parametrize('file', RAY)
-def test_cluster_files_give_ray_what_loads(file: str) -> None:
-    content = yaml.safe_load((ROOT / file).read_text())
-    text = content['run'] if 'run' in content else content['spec']['entrypoint']
-    assert subprocess.run(['bash', '-n'], input=text, text=True).returncode == 0
-    recipe, args = _arguments(next(line for line in text.replace('\\\n', ' ').splitlines() if 'recipes/' in line))
-    config = load_config(SCHEMAS[recipe], args)
-    assert config.engine == 'ray' and config.out_remote.startswith('s3://')
+@pytest.mark.parametrize('file', [*LAUNCHERS, *RAY])
+def test_cluster_files_launch_what_loads(file: str) -> None:
+    script, content = (ROOT / file).read_text(), {}
+    commands = [line for line in _head(file) if line.startswith('sbatch')]
+    if file.endswith('.yaml'):
+        content = yaml.safe_load(script)
+        script = content['run'] if 'run' in content else content['spec']['entrypoint']
+        lines = [content.get('envs', {}).get('RUN', ''), *script.replace('\\\n', ' ').splitlines()]
+        commands = [line for line in lines if 'recipes/' in line]
+    assert subprocess.run(['bash', '-n'], input=script, text=True).returncode == 0
+    config, *_ = (load_config(SCHEMAS[recipe], args) for recipe, args in map(_arguments, commands))
     _check(config)
+    remote = config.checkpoint_folder if isinstance(config, Stage2Config) else config.out_remote
+    assert remote.startswith('s3://') and (file in LAUNCHERS or config.engine == 'ray')
     if 'spec' in content:
         version = content['spec']['rayClusterSpec']['rayVersion']
         assert f'name = "ray"\nversion = "{version}"' in (ROOT / 'uv.lock').read_text()

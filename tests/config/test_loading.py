@@ -29,7 +29,7 @@ def _refusal(*args: str) -> ConfigError:
 
 def test_files_merge_left_to_right_and_overrides_come_last(tmp_path: Path) -> None:
     a = _write(tmp_path / 'a.yaml', 'seed: 1\nmodel: {embed_dim: 8, adapter: {depth: 2}}\n')
-    b = _write(tmp_path / 'b.yaml', 'seed: 2\nmodel: {embed_dim: 16, adapter: &a {}}\nloss: {<<: {block_size: 4}}\n')
+    b = _write(tmp_path / 'b.yaml', 'seed: 2\nmodel: {embed_dim: 16}\nloss: {<<: {block_size: 4}}\n')
     config = load_config(Stage2Config, [a, b, *REQUIRED, 'model.adapter.expansion=3'])
     assert (config.seed, config.model.embed_dim, config.model.adapter.depth, config.model.adapter.expansion,
             config.loss.block_size) == (2, 16, 2, 3, 4)
@@ -129,18 +129,14 @@ def test_numbers_are_decimal(tmp_path: Path) -> None:
         assert _refusal(path, *REQUIRED).key == 'train_data.num_workers'
 
 
-@pytest.mark.parametrize('url', ['https://me:word@host', ' s3://KEY:wo/rd@bucket/x', 'local-dir:https://TOKEN@host',
-                                 's3://bucket/x?X-Amz-Signature=TOKEN', 'https://host/a/b?sv=2022&sig=TOKEN'])
-def test_a_url_with_a_secret_is_refused(url: str) -> None:
-    error = _refusal(*REQUIRED, f"train_data.streams.s.remote='{url}'")
-    assert error.key == 'train_data.streams.s.remote' and url.strip() not in str(error)
-    assert 'put no password' in str(error)
-
-
-@pytest.mark.parametrize('text', ['s3://bucket/a@b:c', 'me@host', 'sftp://me@host:22/a', 's3://[::1]:80/a@b',
-                                  's3://bucket/what?'])
-def test_a_url_without_a_secret_is_accepted(text: str) -> None:
-    load_config(Stage2Config, [*REQUIRED, f"train_data.streams.s.remote='{text}'"])
+def test_a_url_with_a_secret_is_refused() -> None:
+    for url in ('https://me:word@host', ' s3://KEY:wo/rd@bucket/x', 'local-dir:https://TOKEN@host',
+                's3://bucket/x?X-Amz-Signature=TOKEN', 'https://host/a/b?sv=2022&sig=TOKEN'):
+        error = _refusal(*REQUIRED, f"train_data.streams.s.remote='{url}'")
+        assert error.key == 'train_data.streams.s.remote' and 'put no password' in str(error)
+        assert url.strip() not in str(error)
+    for url in ('s3://bucket/a@b:c', 'me@host', 'sftp://me@host:22/a', 's3://[::1]:80/a@b', 's3://bucket/what?'):
+        load_config(Stage2Config, [*REQUIRED, f"train_data.streams.s.remote='{url}'"])
 
 
 @pytest.mark.parametrize('value', ["'${oc.env:HOME}'", '${save_folder}', r'"\x24{oc.env:HOME}"', "'${oc.env:'",
