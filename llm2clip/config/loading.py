@@ -9,7 +9,6 @@ Numbers and booleans follow YAML 1.2.  Where a string is expected, the text of t
 
 import importlib.util
 import re
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -123,7 +122,7 @@ def _merge(schema: type[R], sources: Sequence[tuple[str, yaml.Node]]) -> R:
         for merger.source, tree in sources:
             values = merger.merge(schema, values, tree)
         values = _resolve(values, [source for source, _ in sources])
-        _check_texts(values)
+        _check_secrets(values)
         config = check_values(schema, values)
         config.check()
         return config
@@ -213,11 +212,9 @@ def _resolve(values: Any, sources: Sequence[str]) -> Any:
         raise ConfigError(str(reason).splitlines()[0], key=error.full_key or '') from None
 
 
-def _check_texts(values: Any) -> None:
-    """Raise a ConfigError for NUL characters, and for a secret: runs write their configuration into files."""
+def _check_secrets(values: Any) -> None:
+    """Raise a ConfigError for a secret in a URL, because runs write their configuration into files."""
     for key, value in leaves(values):
-        if '\0' in str(value):
-            raise ConfigError(f'{value!r}, expected a text without NUL characters', key=key)
         if isinstance(value, str) and _SECRET.search(value):
             raise ConfigError('put no password or token into a URL; Streaming reads credentials from the '
                               'environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names',
@@ -361,7 +358,7 @@ def plain_type(hint: Any) -> Any:
     """Strip `Optional` and `Annotated` from a type, unless that defines how a text encoder is read."""
     hint = _bare(hint)
     args = typing.get_args(hint)
-    if typing.get_origin(hint) in (Union, types.UnionType) and type(None) in args:
+    if typing.get_origin(hint) is Union and type(None) in args:
         return _bare(next(arg for arg in args if arg is not type(None)))
     return hint
 

@@ -36,11 +36,14 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from llm2clip.command import SECONDS_FILE, recorded_seconds
 from llm2clip.config import Stage2Config
 from llm2clip.config.loading import load_config
 from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, read_samples
 from llm2clip.io.files import write_json
+from llm2clip.metrics.retrieval import rank_both_ways
 from recipes.benchmarks.measuring import kept, markdown_table, watch
 
 RUN = Path('runs/flickr8k')
@@ -97,6 +100,16 @@ def our_accuracy(folder: Path) -> dict[str, float]:
                      f'cra.teachers.cra={folder}/teacher')['cra']
 
 
+def captions_of(sample: dict[str, Any]) -> list[str]:
+    return [text for key, text in sorted(sample.items()) if key.startswith(CAPTION) and text]
+
+
+def recalls_of(images: torch.Tensor, texts: torch.Tensor, captions: list[list[str]]) -> dict[str, float]:
+    """Return recalls in % from the features of images and of all their captions."""
+    image_of_text = torch.arange(len(captions)).repeat_interleave(torch.tensor([*map(len, captions)]))
+    return rank_both_ways(images, texts, image_of_text).recalls()
+
+
 def pairs(folder: Path) -> list[tuple[str, str]]:
     """Write the training photographs as files, once; return (file, caption) of every caption."""
     images = folder / 'images'
@@ -106,7 +119,7 @@ def pairs(folder: Path) -> list[tuple[str, str]]:
         path = images / sample[SAMPLE_ID]
         if not path.is_file():
             path.write_bytes(sample[IMAGE])
-        lines += [(str(path), text) for key, text in sample.items() if key.startswith(CAPTION) and text]
+        lines += [(str(path), text) for text in captions_of(sample)]
     return lines
 
 
