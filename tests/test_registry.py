@@ -5,6 +5,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recipes_in_process import REQUIRED
@@ -14,54 +15,53 @@ from llm2clip.config.loading import load_config
 from llm2clip.errors import ConfigError
 from llm2clip.registry import build, build_source, check_names
 
-
-def test_a_part_of_the_user_is_found_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, 'path', [*sys.path])
-    check_names(load_config(Stage2Config, REQUIRED['train_stage2']))
-    assert str(tmp_path) not in sys.path  # unless it is asked for
-    Path('own_part.py').write_text('def source(folder: str, seed: int = 0):\n    return folder, seed\n')
-    assert build_source({'name': 'own_part:source', 'folder': 'x', 'seed': 3}) == ('x', 3)
-    for source, message in (
-            ({'name': 'own_part:source', 'sed': 3}, r"source\.sed: .* did you mean 'seed'\?"),
-            ({'name': 'own_part:source', 'seed': 'x'}, r"source\.seed: 'x', expected"),
-            ({'name': 'own_part:sauce'}, 'source: .*own_part.* has no attribute'),
-            ({'name': 'no_such_part:source'}, 'source: .*no_such_part')):
-        with pytest.raises(ConfigError, match=message):
-            build_source(source)
-
-
-OWN_PARTS = """from shutil import rmtree
+MODULES = {'own_parts': """from shutil import rmtree
 from composer import Callback
 
 class Broken(Callback):
     def __init__(self):
         raise KeyError('x')
 
-def source():
-    return 1 / 0
-"""
+def source(folder: str, seed: int = 0):
+    return folder, 1 / seed
+""", 'ends': 'import sys\nsys.exit()\n', 'unfinished': 'def part(:\n'}
 
 
-@pytest.mark.parametrize(('kind', 'name', 'message'), [
-    ('algorithms', 'os:system', 'os:system, expected'), ('optimizer', 'own_parts:source', 'own_parts:source, expected'),
-    ('scheduler', 'own_parts:Broken', 'own_parts:Broken, expected'),
-    ('callbacks', 'own_parts:Broken', r'.*own_parts\.py:6: KeyError'), ('callbacks', 'ends:A', r'.*ends\.py:2: System'),
-    ('callbacks', 'unfinished:A', r'.*unfinished\.py, line 1'),
-    ('source', 'own_parts:source', r'.*own_parts\.py:9: Zero'), ('source', 'own_parts:rmtree', '.*:rmtree, expected'),
-    ('zeroshot', 'os:system', 'os:system, expected'), ('source', 'subprocess:call', 'subprocess:call, expected'),
-])
-def test_a_part_of_another_kind_is_never_called(
-    kind: str, name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An error in a module of the user's, and an exit too, is one line with that of the module."""
+@pytest.fixture(autouse=True)
+def _own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, 'path', [*sys.path, str(tmp_path)])
+    monkeypatch.setattr(sys, 'path', [*sys.path])
     monkeypatch.delitem(sys.modules, 'own_parts', raising=False)
-    Path('own_parts.py').write_text(OWN_PARTS)
-    Path('ends.py').write_text('import sys\nsys.exit()\n')
-    Path('unfinished.py').write_text('def part(:\n')
-    arguments = {'os:system': {'command': 'touch called'}, 'subprocess:call': {'args': ['touch', 'called']}}
-    with pytest.raises(ConfigError, match=f'^{kind}: {message}') as error:
-        build(kind, name, arguments.get(name, {}))
-    assert not Path('called').exists() and '\n' not in str(error.value)
+    for name, text in MODULES.items():
+        Path(f'{name}.py').write_text(text)
+
+
+def test_a_part_of_the_current_folder_is_found(tmp_path: Path) -> None:
+    check_names(load_config(Stage2Config, REQUIRED['train_stage2']))
+    assert str(tmp_path) not in sys.path  # unless a name asks for it
+    assert build_source({'name': 'own_parts:source', 'folder': 'x', 'seed': 2}) == ('x', 0.5)
+
+
+@pytest.mark.parametrize(('kind', 'name', 'arguments', 'key', 'message'), [
+    ('source', 'own_parts:source', {'sed': 3}, 'source.sed', "did you mean 'seed'?"),
+    ('source', 'own_parts:source', {'seed': 'x'}, 'source.seed', "'x', expected"),
+    ('source', 'own_parts:source', {'folder': 'x'}, 'source', 'own_parts.py:9: ZeroDivisionError'),
+    ('source', 'own_parts:sauce', {}, 'source', 'has no attribute'), ('source', 'no_part:a', {}, 'source', 'no_part'),
+    ('callbacks', 'own_parts:Broken', {}, 'callbacks', 'own_parts.py:6: KeyError'),
+    ('callbacks', 'ends:A', {}, 'callbacks', 'ends.py:2: SystemExit'),
+    ('callbacks', 'unfinished:A', {}, 'callbacks', 'unfinished.py, line 1'),
+    # Parts of another kind, and functions that are none, are never called.
+    ('optimizer', 'own_parts:source', {}, 'optimizer', 'own_parts:source, expected'),
+    ('scheduler', 'own_parts:Broken', {}, 'scheduler', 'own_parts:Broken, expected'),
+    ('source', 'own_parts:rmtree', {'path': '.'}, 'source', 'own_parts:rmtree, expected'),
+    ('algorithms', 'os:system', {'command': 'touch called'}, 'algorithms', 'os:system, expected'),
+    ('zeroshot', 'os:system', {'command': 'touch called'}, 'zeroshot', 'os:system, expected'),
+    ('source', 'subprocess:call', {'args': ['touch', 'called']}, 'source', 'subprocess:call, expected'),
+])
+def test_a_part_that_cannot_be_used_is_named(
+    kind: str, name: str, arguments: dict[str, Any], key: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        build(kind, name, arguments)
+    assert error.value.key == key and message in str(error.value) and '\n' not in str(error.value)
+    assert not Path('called').exists() and Path('own_parts.py').exists()

@@ -44,7 +44,7 @@ from llm2clip.config.loading import load_config
 from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, read_samples
 from llm2clip.io.files import write_json
 from llm2clip.metrics.retrieval import rank_both_ways
-from recipes.benchmarks.measuring import kept, markdown_table, watch
+from recipes.benchmarks.measuring import kept, markdown_table, occurrences, watch
 
 RUN = Path('runs/flickr8k')
 OUT = RUN / 'baselines'
@@ -203,18 +203,12 @@ PACKAGES = ('torch', 'transformers', 'timm', 'peft', 'mosaicml', 'open_clip_torc
 
 def measure(name: str, program: Program, out: Path, minutes: float) -> dict[str, float]:
     """Train for the given minutes, less those of the steps before; return the time, memory and accuracy."""
-    def train(folder: Path, steps: int) -> dict[str, float]:
+    def train(folder: Path, steps: int) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
         progress_file, text = program.progress
-        log = folder / progress_file
-
-        def finished() -> int:
-            return log.read_text(errors='replace').count(text) if log.is_file() else 0
-
-        measured: dict[str, float] = {'steps': steps}
-        measured.update(watch(program.command(folder, steps), folder.with_suffix('.log'), finished,
-                              memory=True))
-        return measured
+        finished = partial(occurrences, folder / progress_file, text)
+        return {'steps': steps} | watch(program.command(folder, steps), folder.with_suffix('.log'), finished,
+                                        memory=True)
 
     out.mkdir(parents=True, exist_ok=True)
     before = sum(recorded_seconds(RUN / step / SECONDS_FILE) for step in program.before)

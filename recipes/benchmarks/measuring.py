@@ -93,6 +93,11 @@ def watch(
     return measured
 
 
+def occurrences(file: Path, text: str) -> int:
+    """Return how often a text is in a file; 0 without the file."""
+    return file.read_text(errors='replace').count(text) if file.is_file() else 0
+
+
 def _proportional_memory(process: psutil.Process) -> int:
     """Return the memory of a process and its descendants in bytes, with their share of shared pages (PSS)."""
     total = 0
