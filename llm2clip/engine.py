@@ -10,12 +10,11 @@ import socket
 import sys
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from typing import Any, Optional, TypeVar
+from typing import Any, Optional, TypeVar, Union
 
 from tqdm import tqdm
 
@@ -35,23 +34,7 @@ class LostWorkersError(RuntimeError):
     """The workers of a task were lost again and again."""
 
 
-class Engine(ABC):
-    """Executes the tasks of a step.  Its string describes the available workers."""
-
-    @abstractmethod
-    def run(
-        self, tasks: Mapping[str, S], start: Callable[[], Work[S, T]], done: Callable[[T], object]
-    ) -> None:
-        """Do tasks.  An error of `start` or of the work ends the job, and no further task begins.
-
-        Args:
-            tasks: Name for messages -> input of the work.
-            start: Makes the work; each worker calls it once, before its first task.
-            done: Receives the results, in any order.
-        """
-
-
-class LocalEngine(Engine):
+class LocalEngine:
     """`num_workers` processes of this machine, each with one task at a time; one is this process itself."""
 
     def __init__(self, num_workers: int = 1) -> None:
@@ -63,6 +46,13 @@ class LocalEngine(Engine):
     def run(
         self, tasks: Mapping[str, S], start: Callable[[], Work[S, T]], done: Callable[[T], object]
     ) -> None:
+        """Do tasks.  An error of `start` or of the work ends the job, and no further task begins.
+
+        Args:
+            tasks: Name for messages -> input of the work.
+            start: Makes the work; each worker calls it once, before its first task.
+            done: Receives the results, in any order.
+        """
         work = start()
         items = list(tasks.values())
         num_workers = min(self.num_workers, len(items))
@@ -90,7 +80,7 @@ def _do_forked(i: int) -> Any:
     return results[0]
 
 
-class RayEngine(Engine):
+class RayEngine:
     """Workers of the Ray cluster of this machine; without a cluster, Ray starts on this machine alone.
 
     There are as many workers as fit on the machines, including those that join later.  If a worker is lost,
@@ -138,6 +128,7 @@ class RayEngine(Engine):
     def run(
         self, tasks: Mapping[str, S], start: Callable[[], Work[S, T]], done: Callable[[T], object]
     ) -> None:
+        """Do tasks as `LocalEngine.run` does."""
         import ray
         from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
         remote: Any = ray.remote  # its type annotations lack some arguments
@@ -185,6 +176,10 @@ class RayEngine(Engine):
         finally:
             for worker in workers:
                 ray.kill(worker)
+
+
+# What executes the tasks of a step.  As a text, it describes the available workers.
+Engine = Union[LocalEngine, RayEngine]
 
 
 def _connect_to_ray() -> None:
@@ -249,7 +244,5 @@ def _naming_the_machine() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        note = f'on the machine {socket.gethostname()}'
-        if note not in getattr(error, '__notes__', ()):
-            error.add_note(note)
+        error.add_note(f'on the machine {socket.gethostname()}')
         raise

@@ -3,7 +3,8 @@
 
 """Errors that tell users what to change, and the context that adds the key of the configuration to them."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Union
@@ -57,6 +58,14 @@ def under(key: str) -> Iterator[None]:
             separator = '.' if key and error.key and not error.key.startswith('[') else ''
             error.key = f'{key}{separator}{error.key}'
         raise
+
+
+def nearest(name: str, names: Collection[str]) -> str:
+    """Return the end of a message about an unknown name: the most similar valid one, or all of them."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if near:
+        return f'did you mean {near[0]!r}?'
+    return f'valid are {", ".join(sorted(names))}'
 
 
 def missing_extra(subject: str, extra: str, error: ImportError) -> ConfigError:

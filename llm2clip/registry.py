@@ -7,7 +7,6 @@ A part is a small module and a line here.  Its arguments in a YAML file are thos
 Instead of a name, ``module:class`` selects a part in a module on the Python path or in the current folder.
 """
 
-import difflib
 import importlib
 import inspect
 import os
@@ -15,13 +14,13 @@ import re
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from llm2clip.config.loading import check_values
 from llm2clip.config.ranges import Positive, Time, TimeOrZero
-from llm2clip.errors import ConfigError, under
+from llm2clip.errors import ConfigError, nearest, under
 
 # Name -> ``module:class`` (or function).
 _Registry = Mapping[str, str]
@@ -121,30 +120,23 @@ def find(reference: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)
 
 
-def _reference(kind: str, name: Any) -> str:
+def _reference(kind: str, name: str) -> str:
     """Return the ``module:class`` of a name, or the name itself if it has that form."""
-    if str(name) in PARTS[kind]:
+    if name in PARTS[kind]:
         return PARTS[kind][name]
-    if re.fullmatch(r'\w[\w.]*:\w+', str(name)) is None:
-        raise ConfigError(f'there is no {name!r}; {_nearest(str(name), PARTS[kind])}')
+    if re.fullmatch(r'\w[\w.]*:\w+', name) is None:
+        raise ConfigError(f'there is no {name!r}; {nearest(name, PARTS[kind])}')
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for a launched script, Python adds only the folder of the script
     return name
 
 
-def _nearest(name: str, names: Collection[str]) -> str:
-    """Return the end of a message: the most similar valid name, or all of them."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if near:
-        return f'did you mean {near[0]!r}?'
-    return f'valid are {", ".join(sorted(names))}'
-
-
-def named(component: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:
+def named(component: Mapping[str, Any], key: str) -> tuple[str, dict[str, Any]]:
     """Return the name and the arguments of the part at `key` that is written ``{name: …, argument: …}``."""
     if 'name' not in component:
         raise ConfigError('required but not set', key=f'{key}.name')
-    return component['name'], {key: value for key, value in component.items() if key != 'name'}
+    arguments = dict(component)
+    return str(arguments.pop('name')), arguments
 
 
 def check_names(config: Any) -> None:
@@ -177,24 +169,21 @@ def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str,
     types = argument_types(part) | dict(_RANGES.get(name, {}))
     for argument, value in arguments.items():
         if not takes_any_name and argument not in parameters:
-            raise ConfigError(f'{name} takes no such argument; {_nearest(argument, parameters)}',
+            raise ConfigError(f'{name} takes no such argument; {nearest(argument, parameters)}',
                               key=argument)
-        if argument in types:
-            with under(argument):
-                _check_argument(types[argument], value)
+        if argument not in types:
+            continue
+        options = [types[argument], *typing.get_args(types[argument])]
+        if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options):
+            value = tuple(value)  # YAML has no tuples
+        takes_time = any(hasattr(option, 'from_timestring') for option in options)  # Composer's Time
+        with under(argument):
+            check_values(types[argument], value, strict=True)
+            if takes_time and isinstance(value, str):
+                check_values(TimeOrZero, value)
 
 
-def _check_argument(hint: Any, value: Any) -> None:
-    options = [hint, *typing.get_args(hint)]
-    if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options):
-        value = tuple(value)  # YAML has no tuples
-    check_values(hint, value, strict=True)
-    takes_time = any(hasattr(option, 'from_timestring') for option in options)  # Composer's Time
-    if takes_time and isinstance(value, str):
-        check_values(TimeOrZero, value)
-
-
-def check(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> Callable[..., Any]:
+def check(kind: str, name: str, arguments: Mapping[str, Any], key: str = '') -> Callable[..., Any]:
     """Return the part called `name`, or a ``module:class`` itself; raise a ConfigError if it does not exist
     or does not take these arguments.
 
@@ -232,7 +221,7 @@ def _errors_as_config_errors(name: str, key: str = '') -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        module, is_of_user, _ = str(name).partition(':')
+        module, is_of_user, _ = name.partition(':')
         is_expected = is_of_user or isinstance(error, (TypeError, ValueError, ImportError))
         if type(error).__module__.startswith('llm2clip.') or not is_expected:
             raise
@@ -243,7 +232,7 @@ def _errors_as_config_errors(name: str, key: str = '') -> Iterator[None]:
         raise ConfigError(line + ' '.join(str(error).split()), key=key) from error
 
 
-def build(kind: str, name: Any, arguments: Mapping[str, Any], key: str = '') -> Any:
+def build(kind: str, name: str, arguments: Mapping[str, Any], key: str = '') -> Any:
     """Check and construct a part; arguments and errors as for `check`."""
     part = check(kind, name, arguments, key)
     with _errors_as_config_errors(name, key or kind):

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How recipes begin and end: nothing heavy before the configuration, errors in one line, an end at Ctrl-C."""
+"""Recipes read the configuration before heavy imports, print errors in one line, and end at Ctrl-C."""
 
 import contextlib
 import json
@@ -34,9 +34,15 @@ def _python(code: str, **options: Any) -> 'subprocess.Popen[str]':
                             stderr=subprocess.PIPE, text=True, **options)
 
 
-def _answers(calls: list[list[str]]) -> list[str]:
-    """What recipes print, or end with, one after the other in a process that imports nothing heavy meanwhile."""
-    process = _python(f'''
+def test_keys_and_names_are_checked_without_heavy_imports() -> None:
+    calls = []
+    for recipe in SCHEMAS:
+        key = REQUIRED[recipe][0].partition('=')[0]
+        calls += [[recipe, '-h'], [recipe, *REQUIRED[recipe], 'outt=x'], [recipe, *REQUIRED[recipe], f'{key}=']]
+    calls += [['prepare_data', '--help', 'source.webdatset'],
+              ['train_stage2', *REQUIRED['train_stage2'], 'callbacks.save_bst={}'],
+              ['train_stage2', *REQUIRED['train_stage2'], 'optimizer.name=adam']]
+    output, log = _python(f'''
         import contextlib, io, json, runpy, sys
         said = []
         for recipe, *args in {calls!r}:
@@ -49,105 +55,69 @@ def _answers(calls: list[list[str]]) -> list[str]:
             said.append(out.buffer.getvalue().decode())
         print(json.dumps([said, [name for name in ('torch', 'transformers', 'composer', 'streaming', 'numpy')
                                  if name in sys.modules]]))
-        ''')
-    output, log = process.communicate()
+        ''').communicate()
     said, heavy = json.loads(output or log)
     assert heavy == [] and log == ''
-    return said
-
-
-def test_help_a_mistyped_key_and_a_bad_value_are_answered_before_anything_heavy_is_imported() -> None:
-    calls = [[recipe, *args] for recipe in SCHEMAS for args in (
-        ['-h'], [*REQUIRED[recipe], 'outt=x'], [*REQUIRED[recipe], f'{REQUIRED[recipe][0].partition("=")[0]}='])]
-    said = _answers(calls)
-    for recipe, text, unknown, bad in zip(SCHEMAS, said[::3], said[1::3], said[2::3], strict=True):
+    for recipe, text, unknown, bad in zip(SCHEMAS, said[::3], said[1::3], said[2::3]):
         assert f'recipes/{recipe}.py' in text and ': str' in text
         assert unknown.startswith('error: outt (command line): unknown key')
         assert re.match(r"error: \w+ \(command line\): .*(''|None), expected|error: \w+ .*None", bad), bad
-
-
-def test_names_of_parts_are_listed_and_checked_before_anything_heavy_is_imported() -> None:
-    names, *errors = _answers([
-        ['prepare_data', '--help'], ['prepare_data', '--help', 'source.webdatset'],
-        ['train_stage2', *REQUIRED['train_stage2'], 'callbacks.save_bst={}'],
-        ['train_stage2', *REQUIRED['train_stage2'], 'optimizer.name=adam']])
-    assert 'caption_csv, coco' in names and '--help source.NAME' in names
+    assert any('caption_csv, coco' in text and '--help source.NAME' in text for text in said)
     nearest = {'source': 'webdataset', 'callbacks.save_bst': 'save_best', 'optimizer': 'adamw'}
-    for error, (key, meant) in zip(errors, nearest.items(), strict=True):
+    for error, (key, meant) in zip(said[-3:], nearest.items(), strict=True):
         assert f'{key}: ' in error and f"'{meant}'" in error
 
 
-def test_ctrl_c_while_the_configuration_is_read_prints_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr('llm2clip.command.load_config', interrupted)
-    with pytest.raises(SystemExit) as end:
-        run_command(ExportVisionConfig, _fail(ConfigError('')), ['run=r', 'out=o'])
-    assert end.value.code == 130
-
-
-def _fail(error: Exception) -> Any:
-    def main(config: ExportVisionConfig) -> None:
+def _raises(error: BaseException) -> Any:
+    def main(*args: Any) -> None:
         raise error
     return main
 
 
-def _error(main: Any) -> str:
+HINT = ' (LLM2CLIP_TRACEBACK=1 shows where)'
+NOTED = OSError('No space left')
+NOTED.add_note('while shard 1 was embedded')
+PASSED_ON = ('Caught ShardError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n'
+             '  File "x.py", line 1\nllm2clip.data.streams.verified_stream.ShardError: a: b is damaged\n')
+
+
+@pytest.mark.parametrize(('error', 'line'), [
+    (ConfigError('no', 'run'), 'run: no'), (ShardError('shard 3 is damaged'), f'shard 3 is damaged{HINT}'),
+    (ShardError(PASSED_ON), f'a: b is damaged{HINT}'), (NOTED, f'No space left; while shard 1 was embedded{HINT}'),
+    (ConfigError('caption \x1b[2J\x9b1m\r of\n日本 é'), 'caption �[2J�1m� of\n日本 é'),  # nothing for a terminal
+    (RuntimeError('unable to allocate shared memory(shm) for file </torch_1>'), '/dev/shm: full'),
+    (UsageError('api_key not configured (no-tty)'), 'WANDB_API_KEY'),
+])
+def test_an_expected_error_becomes_one_line(error: Exception, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
     with pytest.raises(SystemExit) as end:
-        run_command(ExportVisionConfig, main, ['run=r', 'out=o'])
-    assert isinstance(end.value.code, str)  # which Python prints, and ends with the status 1
-    return end.value.code
-
-
-def test_errors_of_the_user_become_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
-    assert _error(_fail(ConfigError('run: no'))) == 'error: run: no'
-    hint = ' (LLM2CLIP_TRACEBACK=1 shows where)'
-    assert _error(_fail(ShardError('shard 3 is damaged'))) == f'error: shard 3 is damaged{hint}'
-    passed_on = 'Caught ShardError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n' \
-                '  File "x.py", line 1\nllm2clip.data.streams.verified_stream.ShardError: a: b is damaged\n'
-    assert _error(_fail(ShardError(passed_on))) == f'error: a: b is damaged{hint}'
-    noted = OSError('No space left')
-    noted.add_note('while shard 1 was embedded')
-    assert _error(_fail(noted)) == f'error: No space left; while shard 1 was embedded{hint}'
-
-    assert '/dev/shm' in _error(_fail(RuntimeError('unable to allocate shared memory(shm) for file </torch_1>')))
-
-    def of_this_project(config: ExportVisionConfig) -> None:
-        load_config(ExportVisionConfig, ['nowhere.yaml'])
-
-    assert _error(of_this_project).startswith('error: nowhere.yaml: cannot be read')
+        run_command(ExportVisionConfig, _raises(error), ['run=r', 'out=o'])
+    printed = str(end.value.code)  # which Python prints, and ends with the status 1
+    assert printed == f'error: {line}' or isinstance(error, (RuntimeError, UsageError)) and line in printed
     monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')
-    with pytest.raises(ConfigError, match='run: no'):
-        run_command(ExportVisionConfig, _fail(ConfigError('run: no')), ['run=r', 'out=o'])
+    with pytest.raises(type(error)):
+        run_command(ExportVisionConfig, _raises(error), ['run=r', 'out=o'])
 
 
-def test_services_and_texts_that_are_none_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('error', [
+    RuntimeError('shapes'), ValueError('raised by a library'),
+    RuntimeError('out of resource: shared memory, Required: 9, Hardware limit: 8')])  # of a GPU
+def test_a_fault_of_a_program_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
-    assert 'WANDB_API_KEY' in _error(_fail(UsageError('api_key not configured (no-tty)')))
-    with pytest.raises(SystemExit, match=r'error: run \(command line\): cannot be read \(.*surrogates'):
-        run_command(ExportVisionConfig, _fail(RuntimeError()), ['run=\udcff', 'out=o'])
-    # Nor does a message control the terminal.
-    assert _error(_fail(ConfigError('caption \x1b[2J\x9b1m\r of\n日本 é'))) == 'error: caption �[2J�1m� of\n日本 é'
+    with pytest.raises(type(error)):
+        run_command(ExportVisionConfig, _raises(error), ['run=r', 'out=o'])
 
 
-def test_faults_of_a_program_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_goes_wrong_while_keys_are_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
-    for error in (RuntimeError('shapes'), ValueError('raised by a library'),
-                  RuntimeError('out of resource: shared memory, Required: 9, Hardware limit: 8')):  # of a GPU
-        with pytest.raises(type(error)):
-            run_command(ExportVisionConfig, _fail(error), ['run=r', 'out=o'])
-
-
-def test_a_low_limit_of_open_files_is_refused() -> None:
-    log = _python('''
-        import resource, runpy, sys
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-        sys.argv = ['report', 'out=o', 'title=t']
-        runpy.run_path('recipes/report.py', run_name='__main__')
-        ''').communicate()[1]
-    assert log.startswith('error: ') and ' 64 files' in log
+    for arg, message in (('nowhere.yaml', r'error: nowhere\.yaml: cannot be read'),
+                         ('run=\udcff', r'error: run \(command line\): cannot be read \(.*surrogates')):
+        with pytest.raises(SystemExit, match=message):
+            run_command(ExportVisionConfig, _raises(RuntimeError()), [arg])
+    monkeypatch.setattr('llm2clip.command.load_config', _raises(KeyboardInterrupt()))
+    with pytest.raises(SystemExit) as end:
+        run_command(ExportVisionConfig, _raises(RuntimeError()), ['run=r', 'out=o'])
+    assert end.value.code == 130
 
 
 def test_a_recipe_of_one_process_refuses_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +153,7 @@ STOPPED = '''
 
 @pytest.mark.parametrize(('number', 'rank', 'status'), [
     (signal.SIGINT, 0, 130), (signal.SIGTERM, 0, 143), (signal.SIGINT, 1, -signal.SIGTERM)])
-def test_a_signal_ends_a_recipe_and_its_workers_with_one_line(
+def test_a_signal_ends_a_recipe_and_its_workers(
     number: signal.Signals, rank: int, status: int, tmp_path: Path
 ) -> None:
     folder = tmp_path / 'out'
@@ -201,10 +171,10 @@ def test_a_signal_ends_a_recipe_and_its_workers_with_one_line(
     assert (folder / 'seconds.json').exists() is (rank == 0)
 
 
-def test_a_stopped_plan_speaks_of_no_checkpoint() -> None:
-    plan, training = (load_config(SCHEMAS['train_stage2'], [*REQUIRED['train_stage2'], f'plan={plan}'])
-                      for plan in ('true', 'false'))
-    assert plan.resume_hint() == '' and 'checkpoint' in training.resume_hint()
+def test_a_stopped_plan_mentions_no_checkpoint() -> None:
+    hints = [load_config(SCHEMAS['train_stage2'], [*REQUIRED['train_stage2'], f'plan={plan}']).resume_hint()
+             for plan in ('true', 'false')]
+    assert hints[0] == '' and 'checkpoint' in hints[1]
 
 
 SPAWNS = '''
@@ -281,7 +251,7 @@ def test_two_processes_do_not_write_one_output(
 
 
 @pytest.mark.parametrize('recipe', ['train_stage2', 'report', 'search'])
-def test_a_folder_that_another_recipe_or_nobody_knows_wrote_is_refused(
+def test_a_folder_of_another_recipe_or_the_user_is_refused(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')
@@ -296,7 +266,7 @@ def test_a_folder_that_another_recipe_or_nobody_knows_wrote_is_refused(
         _call(recipe, *_writes(recipe, tmp_path / 'run'))
 
 
-def test_machines_share_a_folder_and_a_worker_does_not_hold_it(
+def test_machines_share_a_folder_that_workers_do_not_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(PrepareConfig, [f'out={tmp_path}/out', 'source.name=x', 'num_shards=2'])

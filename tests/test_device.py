@@ -12,10 +12,6 @@ import pytest
 import torch
 from composer.devices import DeviceCPU
 
-import llm2clip.command
-import llm2clip.config.loading
-import llm2clip.device
-import llm2clip.teacher.sources
 from llm2clip.command import warn_of_slow_bfloat16
 from llm2clip.config import ExtractConfig, LoraConfig, Stage1Config, TextEncoderConfig
 from llm2clip.config.loading import load_config, read_config, save_config
@@ -57,9 +53,9 @@ def test_a_gpu_or_instructions_of_the_processor_compute_bfloat16(
 ) -> None:
     (tmp_path / 'cpuinfo').write_text(f'processor : 0\nflags : {instructions}\n')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
-    monkeypatch.setattr(llm2clip.device, 'CPU_INFO', tmp_path / 'cpuinfo')
+    monkeypatch.setattr('llm2clip.device.CPU_INFO', tmp_path / 'cpuinfo')
     assert computes_bfloat16() is expected
-    monkeypatch.setattr(llm2clip.device, 'CPU_INFO', tmp_path / 'nowhere')  # as where there is no Linux
+    monkeypatch.setattr('llm2clip.device.CPU_INFO', tmp_path / 'nowhere')  # as where there is no Linux
     assert computes_bfloat16() is gpu
 
 
@@ -67,8 +63,8 @@ def test_a_gpu_or_instructions_of_the_processor_compute_bfloat16(
 def test_a_yaml_takes_what_is_fast_and_the_run_says_which(
     fast: bool, dtype: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm2clip.config.loading, 'computes_bfloat16', lambda: fast)
-    monkeypatch.setattr(llm2clip.command, 'computes_bfloat16', lambda: fast)
+    monkeypatch.setattr('llm2clip.config.loading.computes_bfloat16', lambda: fast)
+    monkeypatch.setattr('llm2clip.command.computes_bfloat16', lambda: fast)
     config = load_config(Stage1Config, STAGE1)
     assert config.text_encoder.dtype == dtype
     assert load_config(ExtractConfig, ['yamls/extract/quickstart.yaml']).precision == precision
@@ -79,7 +75,7 @@ def test_a_yaml_takes_what_is_fast_and_the_run_says_which(
         with pytest.warns(UserWarning, match='^precision=amp_bf16, text_encoder.dtype=bfloat16: this processor has no'):
             warn_of_slow_bfloat16(slow)
     save_config(config, tmp_path)
-    monkeypatch.setattr(llm2clip.config.loading, 'computes_bfloat16', lambda: not fast)
+    monkeypatch.setattr('llm2clip.config.loading.computes_bfloat16', lambda: not fast)
     assert read_config(Stage1Config, tmp_path) == config
 
 
@@ -92,7 +88,7 @@ def test_a_teacher_of_bfloat16_is_widened_where_that_is_faster(
     save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher')
     expected = encode_texts(encoder.eval(), tokenizer, ['a red square'])
     for fast in (True, False):
-        monkeypatch.setattr(llm2clip.teacher.sources, 'computes_bfloat16', lambda fast=fast: fast)
+        monkeypatch.setattr('llm2clip.teacher.sources.computes_bfloat16', lambda fast=fast: fast)
         teacher = TeacherFolder(tmp_path / 'teacher').load(DeviceCPU())
         assert teacher.module.llm.get_input_embeddings().weight.dtype == (torch.bfloat16 if fast else torch.float32)
         for (name, weight), other in zip(encoder.named_parameters(), teacher.module.parameters()):

@@ -17,7 +17,7 @@ from llm2clip.config import PrepareConfig
 from llm2clip.config.loading import load_config
 from llm2clip.data.convert.samples import Dropped, one_part
 from llm2clip.data.convert.writer import write_splits
-from llm2clip.engine import Engine, LocalEngine, RayEngine, Work
+from llm2clip.engine import LocalEngine, RayEngine, Work
 from llm2clip.errors import ConfigError
 
 
@@ -39,7 +39,7 @@ def test_local_processes_do_tasks_that_cannot_be_pickled(num_workers: int) -> No
         engine.run({'a': fail, 'b': lambda: 1, 'c': lambda: 2}, start, found.append)
 
 
-def test_ray_is_refused_where_others_give_out_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_is_refused_with_shards_or_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match='num_shards .*: 2, expected 1 with engine=ray'):
         load_config(PrepareConfig, [*REQUIRED['prepare_data'], 'engine=ray', 'num_shards=2'])
     monkeypatch.setitem(sys.modules, 'ray', None)
@@ -50,11 +50,9 @@ def test_ray_is_refused_where_others_give_out_the_work(monkeypatch: pytest.Monke
         RayEngine()
 
 
-def test_a_part_that_another_machine_has_written_elsewhere_is_missed(tmp_path: Path) -> None:
-    class Elsewhere(Engine):
-        def run(
-            self, tasks: Mapping[str, Any], start: Callable[[], Work[Any, Any]], done: Callable[[Any], object]
-        ) -> None:
+def test_a_part_on_another_machine_is_reported_as_missing(tmp_path: Path) -> None:
+    class Elsewhere(LocalEngine):
+        def run(self, tasks: Mapping[str, Any], start: Any, done: Callable[[Any], object]) -> None:
             for _ in tasks:
                 done(6)
 

@@ -119,8 +119,8 @@ def _named(node: Any, places: str = 'runs|data') -> Iterator[str]:
         yield node
 
 
-def test_launch_commands_load_and_every_folder_that_is_read_is_written_or_asked_for() -> None:
-    """By a command in the head of some YAML file, or by the words of the head of a file that reads it."""
+def test_commands_load_and_every_folder_they_read_has_a_source() -> None:
+    """A command in the head of some YAML file writes it, or the head of a file that reads it mentions it."""
     runs = []
     for file in FILES:
         for recipe, args in _commands(file):
@@ -221,7 +221,7 @@ def test_teachers_are_the_same_in_extraction_and_stage2() -> None:
 
 
 @pytest.mark.parametrize('vision', VISION)
-def test_every_tower_and_row_of_the_paper_is_built_from_fragments(vision: str) -> None:
+def test_fragments_build_every_tower_and_row_of_the_paper(vision: str) -> None:
     assert sum(1 + len(data) for data in TABLE_1.values()) == 18
     scales = TABLE_1.get(vision, ['15m'])
     configs = {data: _stage2(f'vision/{vision}', *(f'data/{name}' for name in SETS[data]), 'teacher/llama3.1_8b')
@@ -279,20 +279,6 @@ def test_every_classification_set_has_a_fragment() -> None:
     assert {source['name'] for of_file in sources.values() for source in of_file} == {*CLASSIFICATION_SETS}
 
 
-@pytest.mark.parametrize('file', LAUNCHERS)
-def test_cluster_files_launch_what_loads(file: str) -> None:
-    text = (ROOT / file).read_text()
-    if file.endswith('.yaml'):
-        content = yaml.safe_load(text)
-        commands, script = [content['envs']['RUN']], content['run']
-    else:
-        commands, script = [line for line in _head(file) if line.startswith('sbatch')], text
-    assert subprocess.run(['bash', '-n'], input=script, text=True).returncode == 0
-    configs = [load_config(SCHEMAS[recipe], args) for recipe, args in map(_arguments, commands)]
-    assert isinstance(configs[0], Stage2Config) and configs[0].checkpoint_folder.startswith('s3://')
-    check_train_config(configs[0])
-
-
 @pytest.mark.parametrize(('seconds', 'requeued'), [(0, False), (601, True)])
 def test_a_slurm_job_that_fails_at_once_is_not_queued_again(seconds: int, requeued: bool, tmp_path: Path) -> None:
     for name, script in {'scontrol': 'echo $1', 'srun': 'exit 1'}.items():
@@ -305,15 +291,20 @@ def test_a_slurm_job_that_fails_at_once_is_not_queued_again(seconds: int, requeu
     assert found.returncode == 1 and ('requeue' in found.stdout) is requeued
 
 
-@pytest.mark.parametrize('file', RAY)
-def test_cluster_files_give_ray_what_loads(file: str) -> None:
-    content = yaml.safe_load((ROOT / file).read_text())
-    text = content['run'] if 'run' in content else content['spec']['entrypoint']
-    assert subprocess.run(['bash', '-n'], input=text, text=True).returncode == 0
-    recipe, args = _arguments(next(line for line in text.replace('\\\n', ' ').splitlines() if 'recipes/' in line))
-    config = load_config(SCHEMAS[recipe], args)
-    assert config.engine == 'ray' and config.out_remote.startswith('s3://')
+@pytest.mark.parametrize('file', [*LAUNCHERS, *RAY])
+def test_cluster_files_launch_what_loads(file: str) -> None:
+    script, content = (ROOT / file).read_text(), {}
+    commands = [line for line in _head(file) if line.startswith('sbatch')]
+    if file.endswith('.yaml'):
+        content = yaml.safe_load(script)
+        script = content['run'] if 'run' in content else content['spec']['entrypoint']
+        lines = [content.get('envs', {}).get('RUN', ''), *script.replace('\\\n', ' ').splitlines()]
+        commands = [line for line in lines if 'recipes/' in line]
+    assert subprocess.run(['bash', '-n'], input=script, text=True).returncode == 0
+    config, *_ = (load_config(SCHEMAS[recipe], args) for recipe, args in map(_arguments, commands))
     _check(config)
+    remote = config.checkpoint_folder if isinstance(config, Stage2Config) else config.out_remote
+    assert remote.startswith('s3://') and (file in LAUNCHERS or config.engine == 'ray')
     if 'spec' in content:
         version = content['spec']['rayClusterSpec']['rayVersion']
         assert f'name = "ray"\nversion = "{version}"' in (ROOT / 'uv.lock').read_text()

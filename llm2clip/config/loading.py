@@ -7,30 +7,27 @@ Null removes an entry of a mapping, such as a dataset, a model or a logger, that
 Numbers and booleans follow YAML 1.2.  Where a string is expected, the text of the file is kept unchanged.
 """
 
-import difflib
-import functools
 import importlib.util
 import re
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Optional, TypeVar, Union
+from typing import Annotated, Any, Optional, TypeVar, Union
 
 import yaml
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf._yaml import get_yaml_loader
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from llm2clip.config.models import PlanConfig
 from llm2clip.config.ranges import Component
 from llm2clip.config.recipe import RecipeConfig
-from llm2clip.config.teacher import Teacher, teacher_types
+from llm2clip.config.teacher import teacher_types
 from llm2clip.config.training import TrainConfig
 from llm2clip.device import computes_bfloat16
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import ConfigError, FileError, nearest
 from llm2clip.io.files import read_text, reading, write_text
 
 R = TypeVar('R', bound=RecipeConfig)
@@ -44,8 +41,9 @@ _SECRET = re.compile(r'://(?!((?<=sftp://)[^\s/?#:@]+@)?(\[[\w:.]*\]|[^\s/?#:@]*
 _STR, _MAP, _NULL, _MERGE = (f'tag:yaml.org,2002:{name}' for name in ('str', 'map', 'null', 'merge'))
 # Pattern in a message of pydantic -> what replaces it.
 _PYDANTIC_WORDS = {
-    r'^\w+ should (be|have) (a valid )?': '', r' after validation, not \d+': '',
-    r'^Field required': 'one value more', r', unable to .*': '',
+    r'^\w+ should (be|have) (a valid )?': '', r' after validation, not \d+': '', r', unable to .*': '',
+    '^Field required': 'a value', '^Unexpected keyword .*': 'none, since its type has no such key',
+    '^list$': 'a list', r'^(a )?dictionary( or .*)?$': 'a mapping of keys to values',
     'greater than or equal to': 'at least', 'less than or equal to': 'at most',
 }
 
@@ -72,22 +70,6 @@ for _tag, _pattern, _first in (
      r'|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)', [*'-+.0123456789']),
 ):
     _Loader.add_implicit_resolver(_tag, re.compile(f'({_pattern})$'), _first)
-
-
-class _Entry(NamedTuple):
-    """Entry of a mapping or list in a YAML tree."""
-
-    path: tuple[str, ...]
-    kind: Any
-    """Its type; Any if the schema has none."""
-    node: Optional[yaml.Node]
-    """Its value; None if it removes what an earlier file set."""
-    place: yaml.Node
-    """Its key, or the item itself in a list: errors name the line."""
-
-    @property
-    def key(self) -> str:
-        return '.'.join(self.path).replace('.[', '[')
 
 
 def package_folder(name: str) -> str:
@@ -134,115 +116,109 @@ def _parse_override(text: str) -> yaml.Node:
 
 def _merge(schema: type[R], sources: Sequence[tuple[str, yaml.Node]]) -> R:
     """Return the checked configuration that named YAML trees give, of which a later one has precedence."""
-    merged: Any = OmegaConf.structured(schema)
-    places: dict[str, str] = {}  # key -> its source and line
+    merger = _Merger()
+    values: Any = _defaults(schema)
     try:
-        for source, tree in sources:
-            entries = list(_entries(schema, tree))
-            for entry in entries:
-                places[entry.key] = source
-                if source != _COMMAND_LINE:
-                    places[entry.key] += f':{entry.place.start_mark.line + 1}'
-            merged = _merge_tree(merged, tree, entries)
-        values = _resolve(merged, [source for source, _ in sources])
-        _check_texts(values)
+        for merger.source, tree in sources:
+            values = merger.merge(schema, values, tree)
+        values = _resolve(values, [source for source, _ in sources])
+        _check_secrets(values)
         config = check_values(schema, values)
         config.check()
         return config
     except ConfigError as error:
-        error.place = places.get(error.key, '')
+        error.place = merger.places.get(error.key, '')
         raise
 
 
-def _merge_tree(merged: DictConfig, tree: yaml.Node, entries: Sequence[_Entry]) -> Any:
-    """Return the configuration with the values of a tree, whose entries are given too."""
-    for entry in entries:
-        _prepare_merge(merged, entry)
-    try:
-        # It works in place, which is safe because neither argument is used again.
-        return OmegaConf.unsafe_merge(merged, OmegaConf.create(_value(tree)))
-    except OmegaConfBaseException as error:
-        raise _as_config_error(error, [entry.key for entry in entries]) from None
-    except TypeError as error:  # a list instead of a mapping, or the reverse, in a part's arguments
-        raise ConfigError(str(error), key=entries[-1].key) from None
+def _defaults(schema: Any) -> Any:
+    """Return the values of a dataclass in which nothing is set, as plain containers."""
+    return OmegaConf.to_container(OmegaConf.structured(schema))
 
 
-def _prepare_merge(merged: DictConfig, entry: _Entry) -> None:
-    """Remove what an entry replaces, check its shape, and keep a text as it is written."""
-    node = entry.node
-    is_scalar = isinstance(node, yaml.ScalarNode)
-    is_teacher = bool(teacher_types(entry.kind))
-    if node is None or is_teacher and not is_scalar:
-        _forget_earlier(merged, entry)
-        return
-    expected = _expected_shape(entry.kind, node)
-    if expected is not None:
-        raise ConfigError(f'{_value(node)!r}, expected {expected}', key=entry.key)
-    if is_scalar and (is_teacher or entry.kind is str) and node.tag != _NULL:
-        node.tag = _STR
+class _Merger:
+    """Merges YAML trees, and records where each key is set."""
+
+    def __init__(self) -> None:
+        self.source = _COMMAND_LINE
+        """Where the next tree comes from."""
+        self.places: dict[str, str] = {}
+        """Key -> source and line of the last tree that sets it."""
+
+    def merge(self, kind: Any, earlier: Any, node: yaml.Node, key: str = '') -> Any:
+        """Return the value of a node of type `kind`, with the earlier values of a mapping."""
+        is_teacher = bool(teacher_types(kind))
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(kind, _kept(kind, earlier, node), node, key)
+        if isinstance(node, yaml.SequenceNode):
+            items: list[Any] = []
+            for i, item in enumerate(node.value):
+                self._record(f'{key}[{i}]', item)
+                items.append(self.merge(kind if is_teacher else _entry_type(kind), None, item, f'{key}[{i}]'))
+            return items
+        if node.tag != _NULL and (is_teacher or kind is str):
+            return node.value
+        return _Loader('').construct_document(node)
+
+    def _mapping(self, kind: Any, values: dict[str, Any], node: yaml.MappingNode, key: str) -> dict[str, Any]:
+        types = _field_types(kind)
+        _Loader('').flatten_mapping(node)
+        for name_node, value_node in node.value:
+            name = name_node.value
+            value_key = f'{key}.{name}' if key else name
+            self._record(value_key, name_node)
+            if types and name not in types:
+                raise ConfigError(f'unknown key; {nearest(name, types)}', key=value_key)
+            value_type = types.get(name, _entry_type(kind))
+            is_null = value_node.tag == _NULL
+            if is_null and _has_entries(value_type):
+                values[name] = {}
+            elif is_null and _has_entries(kind):
+                values.pop(name, None)
+            else:
+                value_type = plain_type(value_type)
+                values[name] = self.merge(value_type, values.get(name), value_node, value_key)
+        return values
+
+    def _record(self, key: str, node: yaml.Node) -> None:
+        self.places[key] = self.source
+        if self.source != _COMMAND_LINE:
+            self.places[key] += f':{node.start_mark.line + 1}'
 
 
-def _forget_earlier(merged: DictConfig, entry: _Entry) -> None:
-    """Remove an earlier value that a null entry or a teacher of another type replaces, instead of merging."""
-    *path, name = entry.path
-    holder: Any = merged
-    for part in path:
-        holder = holder.get(part) if isinstance(holder, DictConfig) else None
-    if not isinstance(holder, DictConfig):
-        return
-    if entry.node is None and _has_entries(entry.kind):
-        holder[name] = {}
-    elif entry.node is None:
-        holder.pop(name, None)
-    else:
-        container: Any = OmegaConf.to_container(holder)
-        if not _has_same_type(container.get(name), _value(entry.node)):
-            holder[name] = None
+def _kept(kind: Any, earlier: Any, node: yaml.MappingNode) -> dict[str, Any]:
+    """Return the earlier values that a mapping adds to: none if it describes another type of text encoder."""
+    if not isinstance(earlier, dict):
+        return _defaults(kind) if is_dataclass(kind) else {}
+    type_names = [value.value for name, value in node.value if name.value == 'type']
+    if teacher_types(kind) and 'type' in earlier and type_names not in ([], [earlier['type']]):
+        return {}
+    return earlier
 
 
-def _has_same_type(earlier: Any, later: Any) -> bool:
-    """Whether a text encoder changes settings of an earlier one, since both are mappings of one `type`."""
-    if not isinstance(earlier, dict) or not isinstance(later, dict):
-        return False
-    earlier_type = earlier.get('type')
-    return earlier_type is None or later.get('type', earlier_type) == earlier_type
-
-
-def _resolve(merged: DictConfig, sources: Sequence[str]) -> Any:
+def _resolve(values: Any, sources: Sequence[str]) -> Any:
     """Return the values of a configuration without interpolations (``${…}``)."""
     try:
+        merged = OmegaConf.create(values)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             files = ', '.join(dict.fromkeys(sources))
             raise ConfigError(f'required but not set: {", ".join(missing)} (in {files})')
         return OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(_first_line(error), key=error.full_key or '') from None
+        reason = error
+        if isinstance(error.__cause__, ConfigError):  # of `package_folder`
+            reason = error.__cause__
+        raise ConfigError(str(reason).splitlines()[0], key=error.full_key or '') from None
 
 
-def _check_texts(values: Any) -> None:
-    """Raise a ConfigError for NUL characters, and for a secret: runs write their configuration into files."""
+def _check_secrets(values: Any) -> None:
+    """Raise a ConfigError for a secret in a URL, because runs write their configuration into files."""
     for key, value in leaves(values):
-        if '\0' in str(value):
-            raise ConfigError(f'{value!r}, expected a text without NUL characters', key=key)
         if isinstance(value, str) and _SECRET.search(value):
             raise ConfigError('put no password or token into a URL; Streaming reads credentials from the '
                               'environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names',
                               key=key)
-
-
-def _as_config_error(error: OmegaConfBaseException, keys: Sequence[str]) -> ConfigError:
-    """Return an error of OmegaConf as a ConfigError with one of the merged keys."""
-    key = error.full_key or ''
-    # For a key in a list of mappings, OmegaConf omits the path.
-    key = next((path for path in keys if path == key or path.endswith(f'].{key}')), key)
-    if not isinstance(error, ConfigKeyError) or not is_dataclass(error.object_type):
-        return ConfigError(_first_line(error), key=key)
-    names = [field.name for field in fields(error.object_type)]
-    near = difflib.get_close_matches(str(error.key), names, n=1, cutoff=0.5)
-    if near:
-        return ConfigError(f'unknown key; did you mean {key.removesuffix(str(error.key))}{near[0]}?', key=key)
-    return ConfigError(f'unknown key; valid keys: {", ".join(names)}', key=key)
 
 
 def check_values(kind: Any, values: Any, strict: bool = False) -> Any:
@@ -254,45 +230,41 @@ def check_values(kind: Any, values: Any, strict: bool = False) -> Any:
         strict: Do not convert types, such as a string of digits to a number.
     """
     try:
-        adapter = _adapter(kind) if is_dataclass(kind) else TypeAdapter(kind, config=_ANY_TYPE)
+        # A dataclass has its settings itself.
+        adapter = TypeAdapter(kind, config=None if is_dataclass(kind) else _ANY_TYPE)
         return adapter.validate_python(values, strict=strict)
     except ValidationError as error:
-        expectations: dict[tuple[str, str], list[str]] = {}
-        for fault in error.errors(include_url=False):
-            key, value, expected = _explain(fault)
-            subject = (key if is_dataclass(kind) else '', value)
-            expectations.setdefault(subject, []).append(expected)
-        (first_key, _), *_ = expectations
-        texts = []
-        for (key, value), expected in expectations.items():
-            text = f'{value}, expected {" or ".join(expected)}'
-            texts.append(text if key == first_key else f'{key}: {text}')
-        raise ConfigError('; '.join(texts), key=first_key) from None
+        faults = error.errors(include_url=False)
+        key = _key(faults[0], values)
+        value = repr(faults[0]['input'])
+        if faults[0]['type'] == 'missing' and not key.endswith(']'):
+            value = 'required but not set'
+        # A value of several possible types has an error for each.
+        expected = ' or '.join(_expected(fault) for fault in faults if _key(fault, values) == key)
+        raise ConfigError(f'{value}, expected {expected}', key=key if is_dataclass(kind) else '') from None
 
 
-def _explain(fault: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return the key and the value that an error of pydantic is about, and what was expected."""
-    # If the key of a mapping is invalid itself, pydantic appends `[key]` to the location.
-    location = [part for part in fault['loc'] if part != '[key]' and not str(part).startswith('type:')]
-    parts = [f'[{part}]' if isinstance(part, int) else f'.{part}' for part in location]
-    key = ''.join(parts).removeprefix('.')
-    if fault['type'] == 'missing' and isinstance(location[-1], str):
-        return key, 'required but not set', 'a value'
-    if fault['type'] == 'unexpected_keyword_argument':  # for other dataclasses, OmegaConf refuses it
-        teacher = teacher_types(Teacher)[str(fault['loc'][-2])]
-        return key, 'unknown key', f'one of {", ".join(field.name for field in fields(teacher))}'
-    value = location[-1] if '[key]' in fault['loc'] else fault['input']
-    expected = fault['msg']
+def _key(fault: Mapping[str, Any], values: Any) -> str:
+    """Return the key in `values` that an error of pydantic is about."""
+    key = ''
+    for part in fault['loc']:
+        try:
+            values = values[part]
+        except (LookupError, TypeError):  # a missing key, or the name of one of several types
+            if fault['type'] != 'missing' or part != fault['loc'][-1]:
+                continue
+        key += f'[{part}]' if isinstance(part, int) else f'.{part}'
+    return key.removeprefix('.')
+
+
+def _expected(fault: Mapping[str, Any]) -> str:
+    """Return what an error of pydantic says was expected."""
     if fault['type'] == 'value_error':
-        expected = str(fault['ctx']['error'])
+        return str(fault['ctx']['error'])
+    expected = fault['msg']
     for pattern, replacement in _PYDANTIC_WORDS.items():
         expected = re.sub(pattern, replacement, expected)
-    return key, repr(value), expected
-
-
-@functools.cache
-def _adapter(schema: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(schema)
+    return expected
 
 
 def read_config(schema: type[R], folder: Union[str, Path]) -> R:
@@ -311,14 +283,14 @@ def read_config(schema: type[R], folder: Union[str, Path]) -> R:
 
 def read_resolved(path: Union[str, Path]) -> Any:
     """Return the content of a YAML file of a run.  Raise a ConfigError if a value is an interpolation
-    (``${…}``), as of an environment variable, and a FileError if the file is missing or not YAML."""
+    (``${…}``), which could read the environment, and a FileError if the file is missing or not YAML."""
     text = read_text(path, 'YAML')
     with reading(path, 'YAML'):
-        for event in yaml.parse(text, _Loader):
-            if isinstance(event, yaml.ScalarEvent) and '${' in event.value:
-                raise ConfigError(f'{path}:{event.start_mark.line + 1}: {event.value!r} asks for another '
-                                  'value, expected none in what a run wrote')
-        return yaml.load(text, _Loader)
+        values = yaml.load(text, _Loader)
+    for key, value in leaves(values):
+        if '${' in str(value):
+            raise ConfigError(f'{value!r} in {path} asks for another value, expected none', key=key)
+    return values
 
 
 def save_config(config: Any, folder: Union[str, Path]) -> None:
@@ -339,36 +311,11 @@ def _parse(text: str, source: str) -> Optional[yaml.Node]:
         return yaml.compose(text, _Loader)
 
 
-def _value(node: yaml.Node) -> Any:
-    return _Loader('').construct_document(node)
-
-
-def _entries(kind: Any, tree: yaml.Node, path: tuple[str, ...] = ()) -> Iterator[_Entry]:
-    """Yield every entry below a node, whose type is `kind`.
-
-    A null mapping of typed entries, or a null entry of one, is removed from the tree and has no node.
-    """
-    entry_type = Any
+def _entry_type(kind: Any) -> Any:
+    """Return the type of the entries of a list or mapping; Any if the schema has none."""
     if typing.get_origin(kind) in (list, dict):
-        entry_type = typing.get_args(kind)[-1]
-    entries: list[_Entry] = []
-    if isinstance(tree, yaml.SequenceNode):
-        if teacher_types(kind):
-            entry_type = kind
-        for i, node in enumerate(tree.value):
-            entries.append(_Entry((*path, f'[{i}]'), plain_type(entry_type), node, node))
-    elif isinstance(tree, yaml.MappingNode):
-        field_types = _field_types(kind)
-        for name, node in list(tree.value):
-            value_type = field_types.get(name.value, entry_type)
-            if node.tag == _NULL and (_has_entries(kind) or _has_entries(value_type)):
-                tree.value.remove((name, node))
-                node = None
-            entries.append(_Entry((*path, name.value), plain_type(value_type), node, name))
-    for entry in entries:
-        yield entry
-        if entry.node is not None:
-            yield from _entries(entry.kind, entry.node, entry.path)
+        return plain_type(typing.get_args(kind)[-1])
+    return Any
 
 
 def _field_types(kind: Any) -> dict[str, Any]:
@@ -378,25 +325,14 @@ def _field_types(kind: Any) -> dict[str, Any]:
         schemas.append(kind)
     types: dict[str, Any] = {}
     for schema in schemas:
-        types.update(typing.get_type_hints(schema, include_extras=True))
+        hints = typing.get_type_hints(schema, include_extras=True)
+        types.update({field.name: hints[field.name] for field in fields(schema)})
     return types
 
 
 def _has_entries(kind: Any) -> bool:
     """Whether a type is a mapping of typed entries, not the arguments of a part, which may be null."""
     return typing.get_origin(_bare(kind)) is dict and _bare(kind) != Component
-
-
-def _expected_shape(kind: Any, node: yaml.Node) -> Optional[str]:
-    """Return the shape if a mapping or list is expected but not given; OmegaConf may not name the key."""
-    if node.tag == _NULL or node.value == MISSING or node.value[:2] == '${':
-        return None
-    origin = typing.get_origin(kind)
-    if origin is list and not isinstance(node, yaml.SequenceNode):
-        return 'a list'
-    if (origin is dict or is_dataclass(kind)) and not isinstance(node, yaml.MappingNode):
-        return 'a mapping of keys to values'
-    return None
 
 
 def leaves(node: Any, key: str = '') -> Iterator[tuple[str, Any]]:
@@ -422,15 +358,9 @@ def plain_type(hint: Any) -> Any:
     """Strip `Optional` and `Annotated` from a type, unless that defines how a text encoder is read."""
     hint = _bare(hint)
     args = typing.get_args(hint)
-    if typing.get_origin(hint) in (Union, types.UnionType) and type(None) in args:
+    if typing.get_origin(hint) is Union and type(None) in args:
         return _bare(next(arg for arg in args if arg is not type(None)))
     return hint
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error.__cause__, ConfigError):  # of `package_folder`
-        error = error.__cause__
-    return str(error).splitlines()[0]
 
 
 # Keys that may change on resume: duration, evaluation and logging, checkpoints, hardware and memory.

@@ -50,10 +50,7 @@ def _elsewhere(remote: str, info: ValidationInfo) -> str:
     path = url.path if url.scheme == 'file' else remote
     key = 'local' if 'local' in info.data else 'out'
     folder = info.data.get(key, '')
-    is_same = os.path.realpath(path) == os.path.realpath(folder)
-    if os.path.exists(path) and os.path.exists(folder):
-        is_same = is_same or os.path.samefile(path, folder)
-    if is_same:
+    if os.path.realpath(path) == os.path.realpath(folder):
         raise ValueError(f'another place than {key}, {folder}')
     return remote
 

@@ -79,7 +79,12 @@ def lock_output(
     record = folder / _RECORD
     is_new = not folder.exists()
     if not is_new and not record.is_file():
-        _check_no_files(folder, recipe, names)
+        present = [name for name in sorted(os.listdir(folder)) if not name.startswith('.')]
+        if names is not None:
+            present = [name for name in present if name in names]
+        if present:
+            raise ConfigError(f'{folder}: holds {", ".join(present[:5])}, which {recipe} did not write '
+                              f'(there is no {_RECORD} that says so), expected an empty folder or its own')
     lock = folder / f'{_RECORD}.{part}' if part else record
     with locked(lock, folder):
         owner = record.read_text().strip() if record.is_file() else ''
@@ -95,16 +100,6 @@ def lock_output(
                 lock.unlink(missing_ok=True)
             else:
                 _remove_empty(folder, is_new)
-
-
-def _check_no_files(folder: Path, recipe: str, names: Optional[Sequence[str]]) -> None:
-    """Raise a ConfigError if a folder without a record has visible files, of these `names` if given."""
-    present = [name for name in sorted(os.listdir(folder)) if not name.startswith('.')]
-    if names is not None:
-        present = [name for name in present if name in names]
-    if present:
-        raise ConfigError(f'{folder}: holds {", ".join(present[:5])}, which {recipe} did not write (there is '
-                          f'no {_RECORD} that says so), expected an empty folder or one that it wrote')
 
 
 def _remove_empty(folder: Path, is_new: bool) -> None:
@@ -131,10 +126,7 @@ def _foreign_content(folder: Path, kind: str) -> Optional[str]:
     manifest = folder / MANIFEST
     written = manifest.read_text(errors='replace').splitlines() if manifest.is_file() else []
     if written[:1] != [f'{kind}, written by llm2clip']:
-        listed = names[:5]
-        if len(names) > 5:
-            listed.append('…')
-        return f'it has no {MANIFEST} that says that it is one (in it: {", ".join(listed)})'
+        return f'it has no {MANIFEST} that says that it is one (in it: {", ".join(names[:5])})'
     for name, line in _files(folder).items():
         if line not in written and not _ADDED.fullmatch(name):
             return f'{name} has been put into it or changed'

@@ -31,6 +31,7 @@ import psutil
 from recipes.ablations.suite import Ablation, Suite
 from recipes.benchmarks.measuring import ProcessFailedError, Record, markdown_table, watch
 
+SEEDS = 0, 1, 2
 LANES = 2
 """Concurrent trainings.  Two with one thread each are faster than one after the other with two threads."""
 _MAKING: defaultdict[str, Lock] = defaultdict(Lock)
@@ -70,12 +71,10 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
             train = *train, f'text_encoder.adapters=[{folder}/warm_start/lora]'
         if variant.results is None:
             run(recipe, *train, *variant.train, f'save_folder={folder}/run')
-        if variant.results is not None:
-            results = json.loads(Path(variant.results).read_text())['retrieval']
-        elif suite.evaluate:
-            results = retrieval(name)
+            results = retrieval(name) if suite.evaluate else {}
         else:
-            results = {}
+            results = json.loads(Path(variant.results).read_text())['retrieval']
+        if not suite.evaluate:
             for test, local in suite.captions.items():
                 evaluation = evaluate(test, f'cra.captions={local}', 'cra.caption_keys=["0", "1"]',
                                       'cra.batch_tokens=1024', f'cra.teachers.cra={folder}/run/teacher')
@@ -165,7 +164,7 @@ def main(suite: Suite) -> None:
     subprocess.run(['make', suite.made_first], check=True)
     record = Record(Path(suite.folder, 'measured.json'))
     lanes = SimpleQueue()
-    jobs = [(seed, name) for seed, name in itertools.product(suite.seeds, suite.variants)
+    jobs = [(seed, name) for seed, name in itertools.product(SEEDS, suite.variants)
             if not record.has(name, seed)]
     # Streaming locks a path for one process.  A lane is a folder of links,
     # with its own paths to the same files.

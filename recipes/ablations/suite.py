@@ -61,15 +61,6 @@ class Suite(NamedTuple):
     captions: dict[str, str] = {}
     """Evaluation sets of stage 1: name -> dataset, in which the first two captions of an image
     should retrieve each other."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-
-    @property
-    def measured(self) -> list[str]:
-        """Names of all measured variants, further evaluations included."""
-        rows = []
-        for name, variant in self.variants.items():
-            rows += [name, *variant.also]
-        return rows
 
 
 def extraction(out: str, datasets: dict[str, str], *teacher: str) -> Step:

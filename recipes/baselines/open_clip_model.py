@@ -27,11 +27,10 @@ from safetensors.torch import save_file
 
 from llm2clip.config import Stage2Config
 from llm2clip.config.loading import load_config
-from llm2clip.data.schema import CAPTION, IMAGE, read_samples
+from llm2clip.data.schema import IMAGE, read_samples
 from llm2clip.io.files import write_json
-from llm2clip.metrics.retrieval import rank_both_ways
 from llm2clip.models.towers import load_tower, tower_preprocessing
-from recipes.baselines.run import SEED, SIZE
+from recipes.baselines.run import SEED, SIZE, captions_of, recalls_of
 
 BATCH = 128
 TEXT = {'context_length': 64, 'width': 256, 'heads': 4, 'layers': 6}
@@ -64,17 +63,14 @@ def recall(folder: str, checkpoint: str, dataset: str, out: str) -> None:
     model.eval()
     tokenizer = open_clip.get_tokenizer(name)
     samples = read_samples(dataset)
-    captions = [[text for key, text in sample.items() if key.startswith(CAPTION) and text]
-                for sample in samples]
+    captions = [captions_of(sample) for sample in samples]
     texts = list(itertools.chain.from_iterable(captions))
     images = [preprocess(Image.open(io.BytesIO(sample[IMAGE]))) for sample in samples]
     image_features = torch.cat([model.encode_image(torch.stack(images[i:i + BATCH]), normalize=True)
                                 for i in range(0, len(images), BATCH)])
     text_features = torch.cat([model.encode_text(tokenizer(texts[i:i + BATCH]), normalize=True)
                                for i in range(0, len(texts), BATCH)])
-    image_of_text = torch.arange(len(captions)).repeat_interleave(torch.tensor([*map(len, captions)]))
-    recalls = rank_both_ways(image_features, text_features, image_of_text).recalls()
-    Path(out).write_text(json.dumps(recalls))
+    Path(out).write_text(json.dumps(recalls_of(image_features, text_features, captions)))
 
 
 if __name__ == '__main__':

@@ -36,12 +36,15 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from llm2clip.command import SECONDS_FILE, recorded_seconds
 from llm2clip.config import Stage2Config
 from llm2clip.config.loading import load_config
 from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, read_samples
 from llm2clip.io.files import write_json
-from recipes.benchmarks.measuring import kept, markdown_table, watch
+from llm2clip.metrics.retrieval import rank_both_ways
+from recipes.benchmarks.measuring import kept, markdown_table, occurrences, watch
 
 RUN = Path('runs/flickr8k')
 OUT = RUN / 'baselines'
@@ -97,6 +100,16 @@ def our_accuracy(folder: Path) -> dict[str, float]:
                      f'cra.teachers.cra={folder}/teacher')['cra']
 
 
+def captions_of(sample: dict[str, Any]) -> list[str]:
+    return [text for key, text in sorted(sample.items()) if key.startswith(CAPTION) and text]
+
+
+def recalls_of(images: torch.Tensor, texts: torch.Tensor, captions: list[list[str]]) -> dict[str, float]:
+    """Return recalls in % from the features of images and of all their captions."""
+    image_of_text = torch.arange(len(captions)).repeat_interleave(torch.tensor([*map(len, captions)]))
+    return rank_both_ways(images, texts, image_of_text).recalls()
+
+
 def pairs(folder: Path) -> list[tuple[str, str]]:
     """Write the training photographs as files, once; return (file, caption) of every caption."""
     images = folder / 'images'
@@ -106,7 +119,7 @@ def pairs(folder: Path) -> list[tuple[str, str]]:
         path = images / sample[SAMPLE_ID]
         if not path.is_file():
             path.write_bytes(sample[IMAGE])
-        lines += [(str(path), text) for key, text in sample.items() if key.startswith(CAPTION) and text]
+        lines += [(str(path), text) for text in captions_of(sample)]
     return lines
 
 
@@ -190,18 +203,12 @@ PACKAGES = ('torch', 'transformers', 'timm', 'peft', 'mosaicml', 'open_clip_torc
 
 def measure(name: str, program: Program, out: Path, minutes: float) -> dict[str, float]:
     """Train for the given minutes, less those of the steps before; return the time, memory and accuracy."""
-    def train(folder: Path, steps: int) -> dict[str, float]:
+    def train(folder: Path, steps: int) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
         progress_file, text = program.progress
-        log = folder / progress_file
-
-        def finished() -> int:
-            return log.read_text(errors='replace').count(text) if log.is_file() else 0
-
-        measured: dict[str, float] = {'steps': steps}
-        measured.update(watch(program.command(folder, steps), folder.with_suffix('.log'), finished,
-                              memory=True))
-        return measured
+        finished = partial(occurrences, folder / progress_file, text)
+        return {'steps': steps} | watch(program.command(folder, steps), folder.with_suffix('.log'), finished,
+                                        memory=True)
 
     out.mkdir(parents=True, exist_ok=True)
     before = sum(recorded_seconds(RUN / step / SECONDS_FILE) for step in program.before)

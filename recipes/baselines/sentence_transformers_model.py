@@ -37,11 +37,11 @@ from transformers import TimmWrapperConfig, TimmWrapperModel, TrainerCallback, s
 
 from llm2clip.config import Stage1Config, Stage2Config
 from llm2clip.config.loading import load_config
-from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, read_samples
-from llm2clip.metrics.retrieval import caption_retrieval_accuracy, rank_both_ways
+from llm2clip.data.schema import IMAGE, SAMPLE_ID, read_samples
+from llm2clip.metrics.retrieval import caption_retrieval_accuracy
 from llm2clip.models.towers import load_tower, tower_preprocessing
 from llm2clip.teacher.llm import load_caption_tokenizer, load_llm
-from recipes.baselines.run import RUN, SEED, SIZE
+from recipes.baselines.run import RUN, SEED, SIZE, captions_of, recalls_of
 
 STAGE1 = load_config(Stage1Config, ['yamls/flickr8k/stage1.yaml'])
 STAGE2 = load_config(Stage2Config, ['yamls/flickr8k/stage2.yaml'])
@@ -58,10 +58,6 @@ class StepLog(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         with self.path.open('a') as file:
             file.write(f'step {state.global_step}\n')
-
-
-def captions_of(sample: dict[str, Any]) -> list[str]:
-    return [text for key, text in sorted(sample.items()) if key.startswith(CAPTION) and text]
 
 
 def base(out: str) -> None:
@@ -163,15 +159,14 @@ def training_pairs(task: str, out: str) -> datasets.Dataset:
 
 def score(task: str, folder: str, dataset: str, file: str) -> None:
     model = SentenceTransformer(folder, device='cpu')
-    samples = list(read_samples(dataset))
+    samples = read_samples(dataset)
     captions = [captions_of(sample) for sample in samples]
     if task == 'images':
         images: list[Any] = [Image.open(io.BytesIO(sample[IMAGE])).convert('RGB') for sample in samples]
         texts = list(itertools.chain.from_iterable(captions))
         image_features = model.encode(images, convert_to_tensor=True, normalize_embeddings=True)
         text_features = model.encode(texts, convert_to_tensor=True, normalize_embeddings=True)
-        image_of_text = torch.arange(len(captions)).repeat_interleave(torch.tensor([*map(len, captions)]))
-        scores = rank_both_ways(image_features, text_features, image_of_text).recalls()
+        scores = recalls_of(image_features, text_features, captions)
     else:
         pairs = [texts[:2] for texts in captions if len(texts) > 1]
         first = model.encode([pair[0] for pair in pairs], convert_to_tensor=True)

@@ -22,7 +22,7 @@ from llm2clip.config import Stage2Config
 from llm2clip.config.loading import load_config
 from llm2clip.data.schema import read_index
 from llm2clip.device import computes_bfloat16
-from recipes.benchmarks.measuring import BENCH_FOLDER, markdown_table, watch, write_result
+from recipes.benchmarks.measuring import BENCH_FOLDER, markdown_table, occurrences, watch, write_result
 
 STEPS = 12
 
@@ -84,15 +84,12 @@ def measure(name: str) -> dict[str, dict[str, float]]:
         measured = watch([sys.executable, 'recipes/train_stage2.py', *data.settings, *overrides,
                           'eval_data=null', f'max_duration={STEPS}ba', f'save_interval={STEPS}ba',
                           f'save_folder={run}'],
-                         run.with_suffix('.log'), partial(_steps, run / 'metrics.jsonl'), memory=True)
+                         run.with_suffix('.log'), memory=True,
+                         done=partial(occurrences, run / 'metrics.jsonl', '"loss/train/total"'))
         results[mode] = {'once_seconds': once, 'epoch_seconds': measured['seconds_per_step'] * per_epoch,
                          'peak_gib': measured['peak_gib']}
         print(f'{mode}: {results[mode]}', flush=True)
     return results
-
-
-def _steps(metrics: Path) -> int:
-    return metrics.read_text().count('"loss/train/total"') if metrics.is_file() else 0
 
 
 def draw(results: dict[str, dict[str, float]], epochs: int, file: Path) -> None:

@@ -93,6 +93,11 @@ def watch(
     return measured
 
 
+def occurrences(file: Path, text: str) -> int:
+    """Return how often a text is in a file; 0 without the file."""
+    return file.read_text(errors='replace').count(text) if file.is_file() else 0
+
+
 def _proportional_memory(process: psutil.Process) -> int:
     """Return the memory of a process and its descendants in bytes, with their share of shared pages (PSS)."""
     total = 0
@@ -173,21 +178,15 @@ def kept(path: Path, measure: Callable[[], Any]) -> Any:
 
 def write_result(
     name: str, subject: str, against: str, ratio: float, numbers: Mapping[str, Any],
-    at_most: Optional[float] = None, at_least: Optional[float] = None, correct: bool = True,
+    at_most: float, correct: bool = True,
 ) -> None:
     """Write `runs/bench/<name>.json`: the ratio of `subject` to `against`, its bound, and the raw numbers.
-    Give one bound.  ``meets`` is true if the ratio keeps it and `correct` says that the results of both
-    agree."""
+    ``meets`` is true if the ratio is `at_most` that and `correct` is true."""
     BENCH_FOLDER.mkdir(parents=True, exist_ok=True)
-    if at_most is not None:
-        bound, meets = at_most, correct and ratio <= at_most
-    else:
-        assert at_least is not None
-        bound, meets = at_least, correct and ratio >= at_least
     machine = torch.cuda.get_device_name() if DEVICE == 'cuda' else platform.platform()
     write_json(BENCH_FOLDER / f'{name}.json', {
-        'name': name, 'what': subject, 'against': against, 'ratio': ratio, 'bound': bound, 'meets': meets,
-        'medians': dict(numbers), 'machine': machine})
+        'name': name, 'what': subject, 'against': against, 'ratio': ratio, 'bound': at_most,
+        'meets': correct and ratio <= at_most, 'medians': dict(numbers), 'machine': machine})
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Datasets on an S3 server whose answers go wrong one time in ten: every sample arrives, once."""
+"""Datasets on an S3 server whose answers go wrong one time in ten, and remotes that cannot be used."""
 
 import os
 import shutil
@@ -18,15 +18,18 @@ from recipes_in_process import run_recipe
 from remotes import FaultyProxy, s3_environment, s3_server
 
 from llm2clip.command import run_command
-from llm2clip.config import DatasetConfig, PrepareConfig
+from llm2clip.config import DatasetConfig, ExtractConfig, PrepareConfig
+from llm2clip.config.loading import load_config
 from llm2clip.data.convert.samples import Dropped, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_samples
+from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.errors import ConfigError
 from llm2clip.io.remotes import OutputFolder, download, reaching
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
+from llm2clip.training.checkpoints import find_checkpoint, read_latest
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures('no_leftovers'), pytest.mark.timeout(240)]
 
@@ -119,3 +122,31 @@ def test_errors_of_an_object_store_name_the_remote(
     check_error_of('s3://bucket/x')  # the server is down
     with pytest.raises(wandb.errors.AuthenticationError), reaching('s3://bucket/x'):
         raise wandb.errors.AuthenticationError('of another service')
+
+
+def test_a_remote_that_is_the_local_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'link').symlink_to('data')
+    monkeypatch.chdir(tmp_path)
+    given = ['datasets.train.local=data', 'out=new', 'teacher=x']
+    for remote in ('data', './data/', 'link', f'{tmp_path}/link', f'file://{tmp_path}/data'):
+        with pytest.raises(ConfigError, match=r'datasets\.train\.remote .*another place than local, data'):
+            load_config(ExtractConfig, [*given, f'datasets.train.remote={remote}'])
+    with pytest.raises(ConfigError, match='out_remote .*another place than out, new'):
+        load_config(ExtractConfig, [*given, f'out_remote={tmp_path}/new'])
+    load_config(ExtractConfig, [*given, 'datasets.train.remote=s3://data', 'out_remote=data/new'])
+
+
+def test_a_remote_without_credentials_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_PROFILE'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (('HOME', str(tmp_path)), ('AWS_EC2_METADATA_DISABLED', 'true'), ('AWS_DEFAULT_REGION', 'x'),
+                        ('S3_ENDPOINT_URL', 'http://127.0.0.1:9')):
+        monkeypatch.setenv(name, value)
+    (tmp_path / 'file').touch()
+    for reach in (lambda: download('s3://bucket/file', tmp_path / 'new'),
+                  lambda: OutputFolder(tmp_path, 's3://bucket').publish('file'),
+                  lambda: VerifiedStream(local=str(tmp_path / 'cache'), remote='s3://bucket').open(),
+                  lambda: find_checkpoint('s3://bucket/run', False), lambda: read_latest('s3://bucket/run')):
+        with pytest.raises(ConfigError, match='s3://bucket.*: no access .*, expected credentials: AWS_ACCESS_KEY_ID'):
+            reach()

@@ -60,8 +60,9 @@ def test_every_variant_is_a_configuration(name: str, tmp_path: Path, monkeypatch
     record = Record(tmp_path / 'measured.json')
     for variant in suite.variants:
         run.train_and_measure(suite, record, lanes, (1, variant))
-    assert record.results.keys() == set(suite.measured) and all(record.has(row, 1) for row in suite.measured)
-    assert {row for ablation in suite.ablations for row in ablation.variants} == set(suite.measured)
+    rows = {row for name, variant in suite.variants.items() for row in (name, *variant.also)}
+    assert record.results.keys() == rows and all(record.has(row, 1) for row in rows)
+    assert {row for ablation in suite.ablations for row in ablation.variants} == rows
     for config in trained:
         config.save_folder = ''
     assert all(one != other for i, one in enumerate(trained) for other in trained[:i])

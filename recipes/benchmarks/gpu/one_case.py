@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -195,10 +195,9 @@ def training_summary(config: Any, plan: Any, measured: Window) -> Result:
     waits = read_metrics(Path(config.save_folder, 'metrics.jsonl'))['time/data_wait']
     waited = steps * statistics.mean(wait for step, wait in waits.items() if step >= measured.first)
     return summary(
-        measured.seconds, steps, steps * config.global_train_batch_size,
-        steps * (plan.cost.flops - plan.cost.recomputed), steps * plan.cost.recomputed, measured.tokens,
-        waited, plan.cost.peak, measured.peak, before=measured.before, device_batch=plan.device_batch,
-        microbatch=plan.microbatch, num_workers=config.train_data.num_workers)
+        measured.seconds, steps, steps * config.global_train_batch_size, measured.tokens, plan.cost, steps,
+        measured.peak, data_wait_share=waited / measured.seconds, before=measured.before,
+        device_batch=plan.device_batch, microbatch=plan.microbatch, num_workers=config.train_data.num_workers)
 
 
 def extract(config: ExtractConfig) -> Result:
@@ -222,35 +221,33 @@ def extract(config: ExtractConfig) -> Result:
     config.plan_tokens = round(done['tokens'] / done['captions'])
     with fake_ranks(1):
         plan: Any = make_plan(config)
-    return summary(seconds, round(plan.steps), done['captions'], plan.cost.flops * plan.steps, 0,
-                   done['tokens'], None, plan.cost.peak, peak, before=before)
+    return summary(seconds, round(plan.steps), done['captions'], done['tokens'], plan.cost, plan.steps, peak,
+                   data_wait_share=None, before=before)
 
 
 def summary(
-    seconds: float, steps: int, items: int, flops: float, recomputed: float = 0, tokens: int = 0,
-    waited: Optional[float] = None, planned: Optional[int] = None, peak: Optional[dict[str, float]] = None,
-    **more: Any
+    seconds: float, steps: int, items: int, tokens: int, cost: Any, planned_steps: float,
+    peak: Mapping[str, float], **more: Any
 ) -> Result:
-    """Return the result of `steps` in `seconds` between two synchronisations with the GPU.  `items` are
-    samples or captions, `flops` come from the plan, `tokens` exclude padding,
-    `planned` is in bytes and `peak` in GiB."""
-    peak = peak or {}
+    """Return the result of `steps` in `seconds` between two synchronisations with the GPU.
+
+    `items` are samples or captions, `tokens` exclude padding, `cost` is that of a planned step, and `peak` is
+    in GiB.
+    """
+    recomputed = planned_steps * cost.recomputed
+    flops = planned_steps * cost.flops - recomputed
     result: Result = {
         'per_second': items / seconds, 'seconds_per_step': seconds / steps, 'steps': steps,
         'tokens_per_second': tokens / seconds or None, 'tflop_per_step': flops / steps / 1e12,
         'recomputed_tflop_per_step': recomputed / steps / 1e12, 'mfu': None, 'mfu_with_recomputation': None,
-        'plan_peak_gib': None, 'peak_over_plan': None, 'data_wait_share': None}
+        'plan_peak_gib': cost.peak / GIB, 'peak_over_plan': None}
     top = peak_of(torch.cuda.get_device_name()) if torch.cuda.is_initialized() else None
     if top is not None:  # MFU as defined in the PaLM paper and for plan_mfu
         result['mfu'] = flops / (top * 1e12 * seconds)
         result['mfu_with_recomputation'] = (flops + recomputed) / (top * 1e12 * seconds)
-    if planned is not None:
-        result['plan_peak_gib'] = planned / GIB
-        if peak:
-            result['peak_over_plan'] = peak['peak_gib'] / result['plan_peak_gib']
-    if waited is not None:
-        result['data_wait_share'] = waited / seconds
-    return result | peak | more
+    if peak:
+        result['peak_over_plan'] = peak['peak_gib'] / result['plan_peak_gib']
+    return result | dict(peak) | more
 
 
 def main(name: str, device: str, path: str) -> None:

@@ -1,0 +1,65 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Files are written atomically, and an error names the file."""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streaming import MDSWriter
+from streaming.base.storage import CloudDownloader
+
+from llm2clip.errors import FileError
+from llm2clip.io.files import atomic_write
+from llm2clip.io.folders import atomic_folder
+from llm2clip.io.remotes import OutputFolder, download
+from llm2clip.teacher.extraction import write_shard
+
+
+def test_a_file_gets_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o007)
+    try:
+        with atomic_write(tmp_path / 'file') as partial:
+            partial.unlink()
+            partial.touch(mode=0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / 'file').stat().st_mode & 0o777 == 0o660
+
+
+def _full(*args: object, **kwargs: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _full_for_a_copy(folder: Path) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'source', None, 'copy')  # as shutil.copyfile raises it
+
+
+def _copy_fails(folder: Path) -> None:
+    (folder / 'source').mkdir()
+    (folder / 'source/dangling').symlink_to('nowhere')
+    shutil.copytree(folder / 'source', folder / 'copy')
+
+
+@pytest.mark.parametrize(('write', 'reason'), [
+    (_full, 'No space left'), (_full_for_a_copy, 'No space left'), (_copy_fails, '.*No such file')])
+def test_a_failed_write_names_the_folder(write: Callable[[Path], None], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=f'cannot be written .{reason}') as error, \
+            atomic_folder(tmp_path / 'made') as folder:
+        write(folder)
+    assert error.value.path == f'{tmp_path}/made'
+
+
+def test_a_full_disk_is_named_by_libraries_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MDSWriter, 'write', _full)
+    monkeypatch.setattr(CloudDownloader, 'direct_download', _full)
+    with pytest.raises(FileError) as of_shard:
+        write_shard(OutputFolder(tmp_path), 0, [{'a': 1}], {'a': 'int'})
+    with pytest.raises(FileError) as of_download:
+        download('s3://bucket/file', tmp_path / 'file')
+    assert [error.value.path for error in (of_shard, of_download)] == [
+        f'{tmp_path}/shard.00000.mds', f'{tmp_path}/file']

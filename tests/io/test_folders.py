@@ -1,0 +1,169 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A folder is replaced as a whole, only by one of the same kind, and nothing is lost on the way."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Optional
+
+import pytest
+
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.io.folders import MANIFEST, atomic_folder, inside, lock_output, stays_inside
+
+
+def write(folder: Path, text: str, kind: str = 'model') -> None:
+    with atomic_folder(folder, kind) as partial:
+        (partial / 'inside').mkdir()
+        (partial / 'inside/weights').write_text(text)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+def test_a_folder_of_the_same_kind_is_replaced(tmp_path: Path) -> None:
+    out = tmp_path / 'new' / 'out'
+    out.mkdir(parents=True)  # an empty one is taken
+    write(out, 'first')
+    for name in ('config.yaml', 'seconds.json', 'config.yaml.1234.tmp'):  # left by recipes, the last by a killed one
+        (out / name).touch()
+    write(out, 'second one')
+    manifest = b'model, written by llm2clip\n10 inside/weights\n'
+    assert contents(out) == {'inside/weights': b'second one', MANIFEST: manifest}
+    assert os.listdir(tmp_path / 'new') == ['out']
+
+
+def _of_a_run(folder: Path) -> None:
+    (folder / 'checkpoints').mkdir(parents=True)
+
+
+def _of_another_kind(folder: Path) -> None:
+    write(folder, 'text', 'teacher')
+
+
+def _with_a_link(folder: Path) -> None:
+    write(folder, 'text')
+    (folder / 'inside/link').symlink_to(folder.parent)
+
+
+def _changed(folder: Path) -> None:
+    write(folder, 'text')
+    (folder / 'inside/weights').write_text('other text')
+
+
+def _a_file(folder: Path) -> None:
+    folder.touch()
+
+
+@pytest.mark.parametrize(('make', 'reason'), [
+    (_of_a_run, f'it has no {MANIFEST} .*in it: checkpoints'), (_of_another_kind, f'it has no {MANIFEST}'),
+    (_with_a_link, 'inside/link has been put into it'), (_changed, 'inside/weights has been put into it or changed'),
+    (_a_file, 'it is no folder')])
+def test_any_other_folder_is_refused_before_the_work(
+    make: Callable[[Path], None], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / 'out'
+    make(out)
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match=f'{out} is there already and is not replaced by a new model: {reason}'):
+        write(out, 'new')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError):
+        write(Path('.'), 'new')
+    assert contents(tmp_path) == before
+
+
+def test_work_that_fails_changes_nothing(tmp_path: Path) -> None:
+    write(tmp_path / 'out', 'first')
+    before = contents(tmp_path)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / 'out', 'model') as partial:
+        (partial / 'weights').touch()
+        raise KeyboardInterrupt
+    assert contents(tmp_path) == before
+
+
+def test_a_file_that_is_added_meanwhile_is_kept(tmp_path: Path) -> None:
+    write(tmp_path / 'out', 'first')
+    with pytest.raises(ConfigError, match='notes has been put into it'), atomic_folder(tmp_path / 'out', 'model'):
+        (tmp_path / 'out/notes').touch()
+    assert sorted(os.listdir(tmp_path / 'out')) == [MANIFEST, 'inside', 'notes']
+
+
+@pytest.mark.parametrize('renames', [0, 1, 2])
+def test_a_kill_during_the_exchange_loses_nothing(
+    renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / 'out'
+    write(out, 'first')
+    replace, rmtree, done = Path.replace, shutil.rmtree, []
+
+    def dying(path: Path, target: Optional[Path] = None) -> Path:
+        if len(done) == renames:
+            raise SystemExit
+        done.append(path)
+        assert target is not None
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, 'replace', dying)
+        patch.setattr(shutil, 'rmtree', lambda path, **options: (dying if done else rmtree)(path, **options))
+        with pytest.raises(SystemExit):
+            write(out, 'second')
+    found = {data for name, data in contents(tmp_path).items() if name.endswith('weights')}
+    assert b'first' in found or (out / 'inside/weights').read_text() == 'second'
+    with pytest.raises(KeyboardInterrupt), atomic_folder(out, 'model'):
+        raise KeyboardInterrupt
+    assert (out / 'inside/weights').read_text() == ('second' if renames == 2 else 'first')
+    assert os.listdir(tmp_path) == ['out']
+
+
+def test_a_folder_in_the_way_of_the_work_is_kept(tmp_path: Path) -> None:
+    (tmp_path / 'out.tmp').mkdir()
+    (tmp_path / 'out.tmp/mine').touch()
+    with pytest.raises(ConfigError, match='out.tmp is in the way'):
+        write(tmp_path / 'out', 'text')
+    assert (tmp_path / 'out.tmp/mine').is_file()
+
+
+def test_files_get_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o007)
+    try:
+        with atomic_folder(tmp_path / 'made', 'model') as partial:
+            (partial / 'private').mkdir(mode=0o700)
+            (partial / 'private/weights').touch(mode=0o600)
+    finally:
+        os.umask(before)
+    made = [tmp_path / 'made', *(tmp_path / 'made').rglob('*')]
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_dir()} == {0o770}
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_file()} == {0o660}
+
+
+def test_a_path_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'folder/up').symlink_to('..')
+    (tmp_path / 'folder/out').symlink_to('/etc/hostname')
+    (tmp_path / 'link').symlink_to('folder')
+    for folder in ('folder', 'link'):
+        for name in ('../b', '/etc/hostname', 'up/b', 'a\0', 'out'):
+            with pytest.raises(FileError, match=f'c.csv: .* leads to .*, expected one inside {tmp_path}/{folder}'):
+                inside(tmp_path / folder, name, 'c.csv')
+            assert name not in ('../b', 'up/b') or inside(tmp_path / folder, name, 'c.csv', [str(tmp_path)])
+        for name in ('a/b', './a', 'a/../b', 'up/folder/a', '...'):
+            assert inside(tmp_path / folder, name, 'c.csv') == tmp_path / folder / name
+            assert inside(tmp_path / folder, f'{tmp_path}/{folder}/{name}', 'c.csv') == tmp_path / folder / name
+            assert stays_inside(name) is (name != 'a/../b')
+    assert inside('/', '/etc/hostname', 'c.csv') == Path('/etc/hostname')
+
+
+def test_only_a_new_folder_is_removed_after_an_error(tmp_path: Path) -> None:
+    (tmp_path / 'there').mkdir()
+    for name in ('there', 'new'):
+        with pytest.raises(KeyboardInterrupt), lock_output(tmp_path / name, 'evaluate'):
+            if name == 'new':
+                (tmp_path / 'new/checkpoints').mkdir()
+            raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == ['there'] and not os.listdir(tmp_path / 'there')
