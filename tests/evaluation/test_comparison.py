@@ -263,7 +263,7 @@ def test_averages_are_means_of_the_number_of_each_set(whole: tuple[dict[str, Any
     table = (out / 'results.md').read_text()
     assert '## Average: accuracy' in table and 'mean of 2 sets: top1 (top-1), balanced (mean per class); ' in table
     # The paper's numbers on sets that it reports, averaged in the same way.
-    reported = [reported_recalls(name).rows['CLIP L/14-224'] for name in ('urban1k', 'docci')]
+    reported = [reported_recalls([name]).rows['CLIP L/14-224'] for name in ('urban1k', 'docci')]
     mean = sum(recalls['image_retrieval_recall@1'] for recalls in reported) / 2
     assert f'| CLIP L/14-224 (paper) | {mean:.1f} | ' in table.partition('## Average: both')[2].partition('##')[0]
 

@@ -52,4 +52,4 @@ def test_means_of_other_sets() -> None:
     assert reported.rows['SigLIP2'] == {'text_retrieval_recall@1': 59.7, 'image_retrieval_recall@1': 48.2}
     assert reported.source == 'arXiv 2411.04997 v6, table 2'
     assert reported_average(benchmarks[1:], results) == ({}, '')
-    assert {'flickr_cn', 'coco_cn', 'xm3600', *FIVE} <= {*SOURCES} and reported_recalls('mine') == ({}, '')
+    assert {'flickr_cn', 'coco_cn', 'xm3600', *FIVE} <= {*SOURCES} and reported_recalls(['mine']) == ({}, '')
