@@ -182,35 +182,27 @@ class EvaluateConfig(RecipeConfig):
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
 
     def check(self) -> None:
-        """Raise a ConfigError if there is nothing to evaluate, or if `baseline` or `averages` names
-        nothing."""
+        """Raise a ConfigError if there is nothing to evaluate, or `baseline` or `averages` names nothing."""
         benchmarks = self.retrieval or self.zeroshot or self.linear_probe
         if self.models and not benchmarks:
             raise ConfigError('expected a benchmark there, in zeroshot or in linear_probe for the models',
                               key='retrieval')
         if not self.models and (benchmarks or self.cra is None):
             raise ConfigError('{}, expected at least one', key='models')
-        if [*self.models] == [self.baseline]:
-            raise ConfigError(f'{self.baseline!r} is the only one of models, expected another one beside it',
-                              key='baseline')
         if self.baseline is not None and self.baseline not in self.models:
             raise ConfigError(f'{self.baseline!r}, expected one of models: {", ".join(self.models)}',
                               key='baseline')
-        self._check_averages()
-
-    def _check_averages(self) -> None:
         known = [f'retrieval.{name}' for name in self.retrieval]
         known += [f'zeroshot.{name}' for name in self.zeroshot]
         known += [f'linear_probe.{name}' for name in self.linear_probe]
         for name, benchmarks in self.averages.items():
+            kind = benchmarks[0].partition('.')[0]
             for benchmark in benchmarks:
+                if not benchmark.startswith(f'{kind}.'):
+                    raise ConfigError(f'{kind} and {benchmark}, expected one kind', key=f'averages.{name}')
                 if benchmark not in known:
                     raise ConfigError(f'{benchmark!r}, expected one of {", ".join(known)}',
                                       key=f'averages.{name}')
-            kinds = sorted({benchmark.partition('.')[0] for benchmark in benchmarks})
-            if len(kinds) > 1:
-                raise ConfigError(f'benchmarks of {" and ".join(kinds)}, expected one kind',
-                                  key=f'averages.{name}')
 
 
 @dataclass
