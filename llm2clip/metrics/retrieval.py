@@ -191,12 +191,9 @@ class CaptionRetrievalAccuracy(Collected):
     names = ('first', 'second', 'both')
 
     def update(
-        self, first: torch.Tensor, second: torch.Tensor, index: torch.Tensor,
-        both: Optional[torch.Tensor] = None,
+        self, first: torch.Tensor, second: torch.Tensor, index: torch.Tensor, both: torch.Tensor
     ) -> None:
         """Add a batch of captions ``(B, D)``; samples without `both` ``(B,)`` do not count."""
-        if both is None:
-            both = torch.ones_like(index)
         self.append(index, first, second, both.to(index))
 
     def compute(self) -> torch.Tensor:
