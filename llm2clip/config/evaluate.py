@@ -26,7 +26,7 @@ from llm2clip.config.ranges import (
 )
 from llm2clip.config.recipe import Output, RecipeConfig
 from llm2clip.config.teacher import Teacher, Teachers
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, under
 
 
 @dataclass
@@ -58,6 +58,19 @@ class EvaluatedModelConfig:
     trust_remote_code: bool = False
     """Run code that comes with the teacher of a run or an export.
     Leave off unless you have read that code."""
+
+    def check(self) -> None:
+        """Raise a ConfigError if no model or several are named, or a setting does not apply to the model."""
+        given = [name for name in ('run', 'export', 'pretrained') if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ConfigError('expected one of run, export and pretrained; got '
+                              f'{" and ".join(given) or "none"}')
+        if self.wise_ft_alpha != 1 and self.run is None:
+            raise ConfigError(f'{self.wise_ft_alpha:g}, expected 1 or a run, which knows what it began with',
+                              key='wise_ft_alpha')
+        if self.truncate_dim is not None and self.pretrained is not None:
+            raise ConfigError(f'{self.truncate_dim}, expected none for a model of transformers',
+                              key='truncate_dim')
 
 
 @dataclass
@@ -189,6 +202,9 @@ class EvaluateConfig(RecipeConfig):
                               key='retrieval')
         if not self.models and (benchmarks or self.cra is None):
             raise ConfigError('{}, expected at least one', key='models')
+        for name, model in self.models.items():
+            with under(f'models.{name}'):
+                model.check()
         if self.baseline is not None and self.baseline not in self.models:
             raise ConfigError(f'{self.baseline!r}, expected one of models: {", ".join(self.models)}',
                               key='baseline')

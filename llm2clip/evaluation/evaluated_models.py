@@ -134,25 +134,16 @@ def _autocast(model: EvaluatedModel) -> torch.autocast:
 
 
 def check_evaluated_model(config: EvaluatedModelConfig) -> list[tuple[TeacherSource, Optional[Fingerprint]]]:
-    """Check the configuration of a model and its folders, without reading weights.
+    """Check the folders of a model, without reading weights.
 
     Returns:
         Teachers of the model, each with the fingerprint of the teacher of its training, if known; none for
         `pretrained`.
 
     Raises:
-        ConfigError: It names no model or several, a folder is of the wrong kind, or the teacher is missing.
+        ConfigError: A folder is of the wrong kind, or the teacher is missing.
         ValueError: The teacher is not the one that the model was trained with.
     """
-    given = [name for name in ('run', 'export', 'pretrained') if getattr(config, name) is not None]
-    if len(given) != 1:
-        raise ConfigError(f'expected one of run, export and pretrained; got {" and ".join(given) or "none"}')
-    if config.wise_ft_alpha != 1 and config.run is None:
-        raise ConfigError(f'{config.wise_ft_alpha:g}, expected 1 or a run, which knows what it began with',
-                          key='wise_ft_alpha')
-    if config.truncate_dim is not None and config.pretrained is not None:
-        raise ConfigError(f'{config.truncate_dim}, expected none for a model of transformers',
-                          key='truncate_dim')
     if config.pretrained is not None:
         return []
     folder = config.run or config.export
