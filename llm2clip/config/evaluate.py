@@ -208,6 +208,9 @@ class EvaluateConfig(RecipeConfig):
         if self.baseline is not None and self.baseline not in self.models:
             raise ConfigError(f'{self.baseline!r}, expected one of models: {", ".join(self.models)}',
                               key='baseline')
+        self._check_averages()
+
+    def _check_averages(self) -> None:
         known = [f'retrieval.{name}' for name in self.retrieval]
         known += [f'zeroshot.{name}' for name in self.zeroshot]
         known += [f'linear_probe.{name}' for name in self.linear_probe]
