@@ -36,8 +36,8 @@ from llm2clip.teacher.llm import save_teacher
 LONG = ('recipes/', 'data/convert/', 'export/', 'conversion/', 'planning/',
         *(f'{name}.py' for name in (
             'data/test_absent_captions', 'data/test_changed_data', 'data/test_image_text_dataset',
-            'evaluation/test_clip_benchmark', 'evaluation/test_comparison', 'evaluation/test_evaluate',
-            'evaluation/test_models', 'models/test_vision_encoder', 'models/test_towers',
+            'evaluation/test_clip_benchmark', 'evaluation/test_comparison', 'evaluation/test_benchmarks',
+            'evaluation/test_evaluated_models', 'models/test_vision_encoder', 'models/test_towers',
             'teacher/test_architectures', 'teacher/test_llm', 'test_damaged', 'test_no_code', 'test_yamls',
             'training/test_optimizer', 'training/test_wise_ft')), 'test_pages.py::test_the_site',
         'models/test_llm2clip.py::test_an_export', 'models/test_llm2clip.py::test_features_are_the_first_values',

@@ -3,6 +3,7 @@
 
 """What `evaluate` finds of a run, and a model whose features are given."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,17 @@ def evaluated(run: Path, source: dict[str, Any], templates: Any = None) -> dict[
 
 
 class Given:
-    """A model whose images have given features; their names are their numbers."""
+    """A model whose images and texts have given features; names of images are their numbers."""
 
     device = torch.device('cpu')
     model = torch.nn.Linear(1, 1)
     precision = 'fp32'
-    images: torch.Tensor
+
+    def __init__(self, images: torch.Tensor, texts: torch.Tensor) -> None:
+        self.images, self.texts = images, texts
+
+    def text_features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        return self.texts[:len(texts)], 0
 
     @staticmethod
     def preprocess(data: bytes, name: str) -> torch.Tensor:

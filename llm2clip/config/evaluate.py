@@ -26,7 +26,7 @@ from llm2clip.config.ranges import (
 )
 from llm2clip.config.recipe import Output, RecipeConfig
 from llm2clip.config.teacher import Teacher, Teachers
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, under
 
 
 @dataclass
@@ -58,6 +58,19 @@ class EvaluatedModelConfig:
     trust_remote_code: bool = False
     """Run code that comes with the teacher of a run or an export.
     Leave off unless you have read that code."""
+
+    def check(self) -> None:
+        """Raise a ConfigError if no model or several are named, or a setting does not apply to the model."""
+        given = [name for name in ('run', 'export', 'pretrained') if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ConfigError('expected one of run, export and pretrained; got '
+                              f'{" and ".join(given) or "none"}')
+        if self.wise_ft_alpha != 1 and self.run is None:
+            raise ConfigError(f'{self.wise_ft_alpha:g}, expected 1 or a run, which knows what it began with',
+                              key='wise_ft_alpha')
+        if self.truncate_dim is not None and self.pretrained is not None:
+            raise ConfigError(f'{self.truncate_dim}, expected none for a model of transformers',
+                              key='truncate_dim')
 
 
 @dataclass
@@ -182,17 +195,16 @@ class EvaluateConfig(RecipeConfig):
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
 
     def check(self) -> None:
-        """Raise a ConfigError if there is nothing to evaluate, or if `baseline` or `averages` names
-        nothing."""
+        """Raise a ConfigError if there is nothing to evaluate, or `baseline` or `averages` names nothing."""
         benchmarks = self.retrieval or self.zeroshot or self.linear_probe
         if self.models and not benchmarks:
             raise ConfigError('expected a benchmark there, in zeroshot or in linear_probe for the models',
                               key='retrieval')
         if not self.models and (benchmarks or self.cra is None):
             raise ConfigError('{}, expected at least one', key='models')
-        if [*self.models] == [self.baseline]:
-            raise ConfigError(f'{self.baseline!r} is the only one of models, expected another one beside it',
-                              key='baseline')
+        for name, model in self.models.items():
+            with under(f'models.{name}'):
+                model.check()
         if self.baseline is not None and self.baseline not in self.models:
             raise ConfigError(f'{self.baseline!r}, expected one of models: {", ".join(self.models)}',
                               key='baseline')
@@ -203,14 +215,13 @@ class EvaluateConfig(RecipeConfig):
         known += [f'zeroshot.{name}' for name in self.zeroshot]
         known += [f'linear_probe.{name}' for name in self.linear_probe]
         for name, benchmarks in self.averages.items():
+            kind = benchmarks[0].partition('.')[0]
             for benchmark in benchmarks:
+                if not benchmark.startswith(f'{kind}.'):
+                    raise ConfigError(f'{kind} and {benchmark}, expected one kind', key=f'averages.{name}')
                 if benchmark not in known:
                     raise ConfigError(f'{benchmark!r}, expected one of {", ".join(known)}',
                                       key=f'averages.{name}')
-            kinds = sorted({benchmark.partition('.')[0] for benchmark in benchmarks})
-            if len(kinds) > 1:
-                raise ConfigError(f'benchmarks of {" and ".join(kinds)}, expected one kind',
-                                  key=f'averages.{name}')
 
 
 @dataclass

@@ -5,8 +5,7 @@
 
 import json
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from llm2clip.evaluation.classifiers import class_features, linear_probe, zerosh
 from llm2clip.evaluation.comparison import BenchmarkResult, average_models, compare_with_baseline
 from llm2clip.evaluation.evaluated_models import EvaluatedModel, check_evaluated_model
 from llm2clip.evaluation.image_features import EvaluationSet, ImageFeatures, finite
-from llm2clip.evaluation.report import write_page
+from llm2clip.evaluation.report import report_page
 from llm2clip.evaluation.retrieval_results import evaluate_retrieval, make_gallery
 from llm2clip.evaluation.retrieval_sets import RetrievalSet, open_retrieval_set
 from llm2clip.evaluation.scores import KINDS, BenchmarkScores, Results, RetrievalScores, Scores, rounded
@@ -35,7 +34,6 @@ from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy
 from llm2clip.ranks import is_first, round_robin, rows
 from llm2clip.registry import open_set
-from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.sources import teacher_source
 
@@ -47,19 +45,20 @@ def check_results(config: EvaluateConfig) -> None:
     """Raise a ConfigError if `out` has results of models, sets or encoders that `config` lacks or changes."""
     if not Path(config.out, 'results.json').is_file():
         return
-    before = read_config(EvaluateConfig, config.out)
+    configured = _parts(config)
+    for key, part in _parts(read_config(EvaluateConfig, config.out)).items():
+        if configured.get(key) != part:
+            raise ConfigError(f'{config.out} has results of another {key}, expected a folder without '
+                              'results, or with those of models and sets that are the same here', key='out')
+
+
+def _parts(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
+    """Key of a model, a set or the text encoders -> settings that change its results."""
+    parts = {'cra': config.cra}
     for kind in ('models', *KINDS):
-        for name, written in getattr(before, kind).items():
-            _check_unchanged(config.out, f'{kind}.{name}', written, getattr(config, kind).get(name))
-    if before.cra is not None:
-        _check_unchanged(config.out, 'cra', before.cra, config.cra)
-
-
-def _check_unchanged(out: str, key: str, written: Any, configured: Any) -> None:
+        parts |= {f'{kind}.{name}': part for name, part in getattr(config, kind).items()}
     # The number of tokens per forward pass does not change the results.
-    if configured is None or vars(written) | {'batch_tokens': 0} != vars(configured) | {'batch_tokens': 0}:
-        raise ConfigError(f'{out} has results of another {key}, expected a folder without results, or with '
-                          'those of models and sets that are the same here', key='out')
+    return {key: vars(part) | {'batch_tokens': 0} for key, part in parts.items() if part is not None}
 
 
 class Evaluation:
@@ -183,19 +182,15 @@ class Evaluation:
             if config.baseline is not None:
                 self.results.comparison = compare_with_baseline(
                     config, config.baseline, self._benchmark_results)
-            averages = average_models(config, self._benchmark_results)
-            if averages:
-                self.results.averages = averages
+            if config.averages:
+                self.results.averages = average_models(config, self._benchmark_results)
             self._save()
         if config.cra is not None:
-            accuracies, n_pairs = evaluate_cra(config.cra, device)
-            if is_first():
-                self.results.cra = accuracies
-                self.results.cra_pairs = n_pairs
-                self.results.cra_precision = config.cra.precision
-                self.results.cra_name = config.cra.name
-                self._save()
+            self.results.cra, self.results.cra_pairs = evaluate_cra(config.cra, device)
+            self.results.cra_precision = config.cra.precision
+            self.results.cra_name = config.cra.name
         if is_first():
+            self._save()
             shutil.rmtree(self.kept_features, ignore_errors=True)
 
     def _save(self) -> None:
@@ -211,7 +206,7 @@ class Evaluation:
         write_json(out / 'results.json', content)
         write_text(out / 'results.md', markdown(results))
         write_text(out / 'gallery.json', json.dumps(self.galleries))
-        write_page(out / 'report.html', self.config.title, results, self.galleries)
+        write_text(out / 'report.html', report_page(self.config.title, results, self.galleries))
 
     def _missing(self) -> list[str]:
         """What the configuration asks for and the results lack."""
@@ -251,16 +246,14 @@ def _check_probe(train: ClassificationSet, test: ClassificationSet) -> None:
     if train.classes != test.classes:
         raise ConfigError('the classes of train and test differ: '
                           f'{sorted({*train.classes} ^ {*test.classes})[:5] or "in their order"}')
-    labels: dict[str, list[int]] = {}
-    for part, dataset in (('train', train), ('test', test)):
-        labels[part] = [label for label in dataset.labels if isinstance(label, int)]
-        if len(labels[part]) < len(dataset.labels):
+    labels = torch.tensor(train.labels)
+    test_labels = torch.tensor(test.labels)
+    for part, dataset, classes in (('train', train, labels), ('test', test, test_labels)):
+        if classes.ndim != 1:
             raise ConfigError(f'images of {dataset.name} have any number of classes, expected a set with one '
                               'each', key=part)
-    if len(train.classes) < 2:
-        raise ConfigError(f'there is one class, {train.classes[0]!r}, expected at least 2')
-    counts = Counter(labels['train'])
-    for c in sorted({*labels['train'], *labels['test']}):
+    counts = torch.bincount(labels, minlength=len(train.classes)).tolist()
+    for c in torch.cat([labels, test_labels]).unique().tolist():
         if counts[c] < 2:
             raise ConfigError(f'class {train.classes[c]!r} has {counts[c]} training images, '
                               'expected at least 2', key='train')
@@ -268,21 +261,13 @@ def _check_probe(train: ClassificationSet, test: ClassificationSet) -> None:
 
 def _check_cra(config: CRAConfig) -> None:
     """Raise a ConfigError if caption pairs or encoder folders are invalid; loads no encoder."""
-    columns = [CAPTION + key for key in config.caption_keys]
-    for key, names in (('captions', [SAMPLE_ID]), ('caption_keys', columns)):
-        try:
-            read_columns(config.captions, names)
-        except (OSError, ValueError) as error:
-            raise ConfigError(str(error), key=f'cra.{key}') from None
+    try:
+        read_columns(config.captions, [SAMPLE_ID, *(CAPTION + key for key in config.caption_keys)])
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error), key='cra.captions') from None
     for name, encoder in config.teachers.items():
-        try:
-            teacher_source(encoder).check_encoding(None, '')
-        except ValueError as error:
-            raise ConfigError(str(error), key=f'cra.teachers.{name}') from None
-
-
-def _vectors(teacher: CaptionTeacher, blocks: Iterable[list[str]]) -> Iterator[torch.Tensor]:
-    return (teacher.embed(texts).vectors for texts in blocks)
+        with under(f'cra.teachers.{name}'):
+            teacher_source(encoder).check_encoding()
 
 
 def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], int]:
@@ -300,7 +285,7 @@ def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], i
         vectors = []
         for captions in zip(*pairs):
             blocks = [list(captions[start:start + _BLOCK]) for start in range(0, len(captions), _BLOCK)]
-            embedded = rows(round_robin(blocks, partial(_vectors, teacher)))
+            embedded = rows(encoded.vectors for encoded in round_robin(blocks, partial(map, teacher.embed)))
             vectors.append(finite(embedded, f'{name}: vectors of captions'))
         if is_first():
             accuracies[name] = round(caption_retrieval_accuracy(*vectors), 3)

@@ -16,7 +16,6 @@ from llm2clip.evaluation.scores import (
     Comparison,
     Differences,
     Scores,
-    split_benchmark,
 )
 from llm2clip.metrics.bootstrap import Outcomes, percentile_interval
 
@@ -46,14 +45,12 @@ _Results = Mapping[str, Mapping[str, BenchmarkResult]]
 
 
 def compare_with_baseline(config: EvaluateConfig, baseline: str, results: _Results) -> Comparison:
-    """Return the differences of all models from the baseline on each benchmark that the baseline has.
+    """Return the differences of all models from the baseline on each benchmark.
 
     `results` maps a benchmark, such as ``zeroshot.imagenet``, to model -> result.
     """
     benchmarks = {}
     for benchmark, models in results.items():
-        if baseline not in models:
-            continue
         differences = {}
         for name, model in models.items():
             if name != baseline:
@@ -64,44 +61,30 @@ def compare_with_baseline(config: EvaluateConfig, baseline: str, results: _Resul
 
 
 def average_models(config: EvaluateConfig, results: _Results) -> dict[str, Average]:
-    """Return the averages of a configuration over the models that have all benchmarks of an average.
+    """Return the averages of a configuration.
 
-    `results` is as for `compare_with_baseline`.  An average that no model has is left out.
+    `results` is as for `compare_with_baseline`; every model has a result on every benchmark.
     """
     averages = {}
     for average_name, benchmarks in config.averages.items():
-        sets = [results.get(benchmark, {}) for benchmark in benchmarks]
-        complete = {}
+        metrics = {}
+        for benchmark in benchmarks:
+            first = next(iter(results[benchmark].values()))
+            metrics[benchmark] = _main_metrics(config, benchmark, first)
+        names = _RECALLS if benchmarks[0].startswith('retrieval.') else ['mean']
+        columns: dict[str, Sequence[str]] = dict(zip(names, zip(*metrics.values())))
+        entries = {}
         for name in config.models:
-            if all(name in models for models in sets):
-                complete[name] = [models[name] for models in sets]
-        if complete:
-            averages[average_name] = _average_models(config, benchmarks, complete)
+            of_model = [results[benchmark][name] for benchmark in benchmarks]
+            means, intervals = _averages(of_model, columns, config.bootstrap)
+            entry: dict[str, Any] = means | {'intervals': intervals}
+            if config.baseline is not None and name != config.baseline:
+                of_baseline = [results[benchmark][config.baseline] for benchmark in benchmarks]
+                difference, intervals = _averages(of_model, columns, config.bootstrap, of_baseline)
+                entry['compared'] = Differences(difference=difference, intervals=intervals)
+            entries[name] = AverageScores.model_validate(entry)
+        averages[average_name] = Average(benchmarks=metrics, models=entries)
     return averages
-
-
-def _average_models(
-    config: EvaluateConfig, benchmarks: Sequence[str], models: Mapping[str, Sequence[BenchmarkResult]]
-) -> Average:
-    """Means of models that have a result on each of the benchmarks."""
-    metrics = {}
-    for benchmark, result in zip(benchmarks, next(iter(models.values()))):
-        metrics[benchmark] = _main_metrics(config, benchmark, result)
-    kind, _ = split_benchmark(benchmarks[0])
-    names = ['mean']
-    if kind == 'retrieval':
-        names = _RECALLS
-    columns: dict[str, Sequence[str]] = dict(zip(names, zip(*metrics.values())))
-    baseline = config.baseline
-    entries = {}
-    for name, results in models.items():
-        means, intervals = _averages(results, columns, config.bootstrap)
-        entry: dict[str, Any] = means | {'intervals': intervals}
-        if baseline is not None and baseline in models and name != baseline:
-            difference, intervals = _averages(results, columns, config.bootstrap, models[baseline])
-            entry['compared'] = Differences(difference=difference, intervals=intervals)
-        entries[name] = AverageScores.model_validate(entry)
-    return Average(benchmarks=metrics, models=entries)
 
 
 def compare(before: BenchmarkResult, after: BenchmarkResult, resamples: int = 1000) -> Differences:
@@ -162,7 +145,7 @@ def _averages(
 
 def _main_metrics(config: EvaluateConfig, benchmark: str, result: BenchmarkResult) -> list[str]:
     """Metrics of a benchmark that are averaged and compared."""
-    kind, name = split_benchmark(benchmark)
+    kind, name = benchmark.split('.', 1)
     if kind == 'retrieval':
         return _RECALLS
     if _MEAN_AP in result.scores.model_fields_set:

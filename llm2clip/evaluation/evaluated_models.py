@@ -133,57 +133,30 @@ def _autocast(model: EvaluatedModel) -> torch.autocast:
     return torch.autocast(model.device.type, torch.bfloat16, enabled=model.precision == 'amp_bf16')
 
 
-def _concatenated(teachers: Sequence[Teacher]) -> Teacher:
-    """Combine teachers into one that concatenates their embeddings and counts the most truncated texts."""
-    def embed(texts: Sequence[str]) -> tuple[torch.Tensor, int]:
-        vectors, truncated = zip(*(teacher(texts) for teacher in teachers))
-        return concatenate(vectors), max(truncated)
-
-    return embed
-
-
 def check_evaluated_model(config: EvaluatedModelConfig) -> list[tuple[TeacherSource, Optional[Fingerprint]]]:
-    """Check the configuration of a model and its folders, without reading weights.
+    """Check the folders of a model, without reading weights.
 
     Returns:
         Teachers of the model, each with the fingerprint of the teacher of its training, if known; none for
         `pretrained`.
 
     Raises:
-        ConfigError: It names no model or several, a folder is of the wrong kind, or the teacher is missing.
+        ConfigError: A folder is of the wrong kind, or the teacher is missing.
         ValueError: The teacher is not the one that the model was trained with.
     """
-    given = [name for name in ('run', 'export', 'pretrained') if getattr(config, name) is not None]
-    if len(given) != 1:
-        raise ConfigError(f'expected one of run, export and pretrained; got {" and ".join(given) or "none"}')
-    if config.wise_ft_alpha != 1 and config.run is None:
-        raise ConfigError(f'{config.wise_ft_alpha:g}, expected 1 or a run, which knows what it began with',
-                          key='wise_ft_alpha')
-    if config.truncate_dim is not None and config.pretrained is not None:
-        raise ConfigError(f'{config.truncate_dim}, expected none for a model of transformers',
-                          key='truncate_dim')
     if config.pretrained is not None:
         return []
-    teachers = _teachers(config)
-    for teacher, fingerprint in teachers:
-        with under('teacher'):
-            teacher.check_encoding(fingerprint, _folder(config))
-    return teachers
-
-
-def _folder(config: EvaluatedModelConfig) -> str:
-    return str(config.run or config.export)
-
-
-def _load_run(config: EvaluatedModelConfig) -> Stage2Run:
-    assert config.run is not None
-    return Stage2Run(config.run, config.weights, config.wise_ft_alpha)
-
-
-def _teachers(config: EvaluatedModelConfig) -> list[tuple[TeacherSource, Optional[Fingerprint]]]:
-    """Return the teachers of a run or an export, as `check_evaluated_model` does, without checking them."""
+    folder = config.run or config.export
     teachers = teacher_sources(config.teacher)
-    if config.export is not None:
+    if config.run is not None:
+        run = Stage2Run(config.run, config.weights, config.wise_ft_alpha)
+        check_truncate_dim(config.truncate_dim, run.config.model)
+        if run.clip_text is not None:
+            return [(ClipText(run.clip_text, cut=True), None)]
+        expected = run.final_record.teacher
+        teachers = teachers or teacher_sources(run.teacher, config.trust_remote_code)
+    else:
+        assert config.export is not None
         if not is_exported(config.export):
             raise ConfigError(f'{config.export} is no folder that export_hf wrote (it has no config.json of '
                               f'model_type {LLM2CLIPConfig.model_type})', key='export')
@@ -192,21 +165,16 @@ def _teachers(config: EvaluatedModelConfig) -> list[tuple[TeacherSource, Optiona
         expected = exported.teachers()
         if not teachers:
             folders = filter(Path.is_dir, LLM2CLIPModel.teacher_folders(Path(config.export)))
-            teachers = [teacher_in(folder, fingerprint, config.trust_remote_code)
-                        for folder, fingerprint in zip(folders, expected)]
-    else:
-        run = _load_run(config)
-        check_truncate_dim(config.truncate_dim, run.config.model)
-        if run.clip_text is not None:
-            return [(ClipText(run.clip_text, cut=True), None)]
-        expected = run.final_record.teacher
-        teachers = teachers or teacher_sources(run.teacher, config.trust_remote_code)
+            teachers = [teacher_in(one, fingerprint, config.trust_remote_code)
+                        for one, fingerprint in zip(folders, expected)]
     if not teachers:
-        raise ConfigError(f'required but not set, since {_folder(config)} names none that is there',
-                          key='teacher')
+        raise ConfigError(f'required but not set, since {folder} names none that is there', key='teacher')
     if len(teachers) != len(expected):
-        raise ConfigError(f'{_folder(config)} learned from {len(expected)} teachers, not from '
-                          f'{len(teachers)}', key='teacher')
+        raise ConfigError(f'{folder} learned from {len(expected)} teachers, not from {len(teachers)}',
+                          key='teacher')
+    for teacher, fingerprint in zip(teachers, expected):
+        with under('teacher'):
+            teacher.check_encoding(fingerprint, str(folder))
     return list(zip(teachers, expected))
 
 
@@ -224,16 +192,23 @@ def load_evaluated_model(
         exported = LLM2CLIPModel.from_pretrained(config.export).eval()
         model, model_config = exported.model, exported.config.model_config()
     else:
-        run = _load_run(config)
+        assert config.run is not None
+        run = Stage2Run(config.run, config.weights, config.wise_ft_alpha)
         model, model_config = run.load_model(), run.config.model
     truncate_dims(model, model_config, config.truncate_dim)
 
     def cached(source: TeacherSource, expected: Optional[Fingerprint]) -> Teacher:
         fingerprint = once_per_node(source.fingerprint, f'teacher {source.name}')
         if expected is not None:
-            fingerprint.check(expected, source.name, _folder(config))
+            fingerprint.check(expected, source.name, str(config.run or config.export))
         load = partial(source.load, device, config.batch_tokens, config.precision, fingerprint)
         return CachedTeacher(cache, fingerprint, config.precision, load)
 
     teachers = [cached(source, expected) for source, expected in sources]
-    return TrainedLLM2CLIP(device.module_to_device(model), _concatenated(teachers), config.precision)
+
+    def concatenated(texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        """Text embeddings of all teachers, and the number of texts that the teacher with most truncated."""
+        vectors, truncated = zip(*(teacher(texts) for teacher in teachers))
+        return concatenate(vectors), max(truncated)
+
+    return TrainedLLM2CLIP(device.module_to_device(model), concatenated, config.precision)

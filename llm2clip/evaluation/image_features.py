@@ -4,7 +4,6 @@
 """Image encoding in batches, and image features that are kept in files until an evaluation is finished."""
 
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,29 +55,20 @@ class _Images(Dataset):
         """Position, and pixels or an error message."""
         try:
             return index, self.preprocess(self.read_image(index), self.names[index])
-        except Exception as error:  # decoders raise errors of any kind
+        except (OSError, ValueError) as error:
             if not self.keep_going:
                 raise
-            reason = f'{self.names[index]}: {error!r}'
-            if isinstance(error, (OSError, ValueError)):
-                reason = str(error)
-            return index, re.sub(r' <\S+ object at \w+>', '', reason)
+            return index, str(error)
 
 
 def _collate(
     samples: list[tuple[int, Union[torch.Tensor, str]]]
 ) -> tuple[list[int], Optional[torch.Tensor], dict[int, str]]:
     """Positions of the readable images, their stacked pixels or None, and position -> error of the others."""
-    readable: dict[int, torch.Tensor] = {}
-    unreadable: dict[int, str] = {}
-    for position, pixels in samples:
-        if isinstance(pixels, str):
-            unreadable[position] = pixels
-        else:
-            readable[position] = pixels
-    if not readable:
-        return [], None, unreadable
-    return list(readable), torch.stack(list(readable.values())), unreadable
+    readable = {position: pixels for position, pixels in samples if not isinstance(pixels, str)}
+    unreadable = {position: reason for position, reason in samples if isinstance(reason, str)}
+    pixel_values = torch.stack([*readable.values()]) if readable else None
+    return [*readable], pixel_values, unreadable
 
 
 def encode_batches(

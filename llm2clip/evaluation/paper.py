@@ -9,14 +9,10 @@ from typing import NamedTuple, Optional
 
 import yaml
 
-from llm2clip.evaluation.scores import Results, split_benchmark
+from llm2clip.evaluation.scores import Results
 
 _LLM2CLIP = 'arXiv 2411.04997 v6'
-_PROCLIP = 'arXiv 2510.18795'
 _PAPER = yaml.safe_load(Path(__file__).with_name('paper.yaml').read_text('utf-8'))
-# Table of the LLM2CLIP paper -> key in `paper.yaml`, and the benchmarks of its columns.
-_COLUMNS = {'1': ('five_sets', ('flickr30k', 'coco', 'sharegpt4v', 'urban1k', 'docci')),
-            '2': ('chinese', ('flickr_cn', 'coco_cn'))}
 
 
 class Reported(NamedTuple):
@@ -28,20 +24,24 @@ class Reported(NamedTuple):
     """Paper and table."""
 
 
-def _recalls(cell: str) -> dict[str, float]:
-    """Recall@1 of both directions, from a cell `image→text/text→image`."""
-    image_to_text, text_to_image = cell.split('/')
-    return {'text_retrieval_recall@1': float(image_to_text), 'image_retrieval_recall@1': float(text_to_image)}
-
-
-def reported_recalls(set_name: str) -> Reported:
-    """Return reported recall@1 of both directions on a set, by the name of its source, such as `coco`."""
-    for table, (key, columns) in _COLUMNS.items():
-        if set_name in columns:
-            column = columns.index(set_name)
-            rows = {model: _recalls(cells.split()[column]) for model, cells in _PAPER[key].items()}
-            return Reported(rows, f'{_LLM2CLIP}, table {table}')
+def reported_recalls(set_names: Sequence[str]) -> Reported:
+    """Return reported recall@1 of both directions, as means over sets of one table, such as `coco`."""
+    for table in _PAPER['retrieval']:
+        if {*set_names} <= {*table['sets']}:
+            columns = [table['sets'].index(name) for name in set_names]
+            rows = {}
+            for model, cells in table['models'].items():
+                chosen = [cells.split()[column] for column in columns]
+                rows[model] = _mean_recalls(chosen)
+            return Reported(rows, table['source'])
     return Reported({})
+
+
+def _mean_recalls(cells: Sequence[str]) -> dict[str, float]:
+    """Mean recall@1 of both directions, from cells `image→text/text→image`."""
+    recalls = [[float(value) for value in cell.split('/')] for cell in cells]
+    image_to_text, text_to_image = (sum(values) / len(cells) for values in zip(*recalls))
+    return {'text_retrieval_recall@1': image_to_text, 'image_retrieval_recall@1': text_to_image}
 
 
 def reported_accuracies(kind: str, name: str) -> Reported:
@@ -64,29 +64,15 @@ def reported_average(benchmarks: Sequence[str], results: Results) -> Reported:
 
     The metric is `mean` for accuracies and recall@1 of each direction for retrieval.
     """
-    kind, _ = split_benchmark(benchmarks[0])
-    names = [split_benchmark(benchmark)[1] for benchmark in benchmarks]
-    proclip = _PAPER['proclip']
-    if kind == 'zeroshot' and sorted(names) == sorted(proclip['sets']):
-        rows = {model: {'mean': mean} for model, mean in proclip['means'].items()}
-        return Reported(rows, f'{_PROCLIP}, table 2')
-    if kind != 'retrieval':
-        return Reported({})
-    set_names = [results.retrieval[name].benchmark for name in names]
-    if set_names == ['xm3600'] * 36:
-        rows = {model: _recalls(cell) for model, cell in _PAPER['xm3600'].items()}
+    kinds, names = zip(*(benchmark.split('.', 1) for benchmark in benchmarks))
+    if kinds[0] == 'retrieval':
+        set_names = [results.retrieval[name].benchmark for name in names]
+        if set_names != ['xm3600'] * 36:
+            return reported_recalls(set_names)
+        rows = {model: _mean_recalls([cell]) for model, cell in _PAPER['xm3600'].items()}
         return Reported(rows, f'{_LLM2CLIP}, table 2')
-    for table, (_, columns) in _COLUMNS.items():
-        if set(set_names) <= set(columns):
-            return Reported(_mean_recalls(set_names), f'{_LLM2CLIP}, table {table}')
+    proclip = _PAPER['proclip']
+    if kinds[0] == 'zeroshot' and sorted(names) == sorted(proclip['sets']):
+        rows = {model: {'mean': mean} for model, mean in proclip['means'].items()}
+        return Reported(rows, 'arXiv 2510.18795, table 2')
     return Reported({})
-
-
-def _mean_recalls(set_names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Model -> mean of the reported recalls over sets of one table."""
-    per_set = [reported_recalls(name).rows for name in set_names]
-    means = {}
-    for model, metrics in per_set[0].items():
-        means[model] = {metric: sum(recalls[model][metric] for recalls in per_set) / len(per_set)
-                        for metric in metrics}
-    return means

@@ -3,11 +3,10 @@
 
 """Report of a pipeline as one self-contained HTML page, rendered from the templates in `templates/`."""
 
-import functools
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, ParamSpec, Union
+from typing import Any, NamedTuple, Optional
 
 import jinja2
 import matplotlib
@@ -22,22 +21,21 @@ from llm2clip.evaluation.tables import LABELS, Table, result_tables
 from llm2clip.io.files import read_json, read_text, reading, write_text
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
-_P = ParamSpec('_P')
-_LABELLED = 20
-_GENERATOR = b'<meta name="generator" content="llm2clip">'
+# `$` in names must not start a formula, and a fixed salt makes equal pictures byte-identical.
+_style = matplotlib.rc_context({'text.parse_math': False, 'svg.hashsalt': 'llm2clip'})
 # Paired differences of a model: label -> percentage points and their interval, if known.
 _Differences = dict[str, tuple[float, Optional[Sequence[float]]]]
 # `Table.topic` -> caption of the table.
 _CAPTIONS = {
-    'cra': 'How often the two captions of a pair find each other among {pairs}, which is what stage 1 '
-           'teaches the LLM.',
+    'cra': 'How often the two captions of a pair find each other among {results.cra_pairs:,} pairs, which is '
+           'what stage 1 teaches the LLM.',
     'retrieval': 'How often the right image is among the first 1, 5 or 10 that a text finds (text→image), '
                  'and the right text among the first that an image finds (image→text).',
     'accuracy': 'How often the right class of an image is the first, or among the first five; where images '
                 'have any number of classes, how high each class has its images (mAP).',
     'averages': 'The mean of several sets, each of which counts the same.',
-    'comparison': 'What each model has won (to the right) and lost (to the left) against {baseline}, with '
-                  'the 95 % interval of the difference.',
+    'comparison': 'What each model has won (to the right) and lost (to the left) against '
+                  '{results.comparison.baseline}, with the 95 % interval of the difference.',
 }
 
 
@@ -54,27 +52,24 @@ def write_report(config: ReportConfig) -> Path:
     """Write the report page of a pipeline and return its path.
 
     Raises:
-        ConfigError: The folder of a step or a gallery is missing, or another file has the page's name.
+        ConfigError: The folder of a step or a gallery is missing.
         FileError: A file of `evaluate` is missing or damaged.
     """
     results_file = Path(config.results, 'results.json')
     with reading(results_file, 'the results that `evaluate` writes'):
         results = Results.model_validate(read_json(results_file, dict))
-    gallery_file = Path(config.results, 'gallery.json')
-    pictures = read_json(gallery_file, dict)
+    pictures = read_json(Path(config.results, 'gallery.json'), dict)
     for name in config.galleries:
         if name not in pictures:
             raise ConfigError(f'{config.results} has pictures of {", ".join(pictures) or "nothing"}, not of '
                               f'{name}; `evaluate` keeps those of retrieval benchmarks, unless its gallery '
                               'is 0', key='galleries')
-        with reading(gallery_file, 'the pictures that `evaluate` keeps'):
-            _render('gallery.html.j2', name=name, gallery=pictures[name])
     for step, folder in config.steps.items():
         if not Path(folder).is_dir():
             raise ConfigError(f'there is no folder {folder}', key=f'steps.{step}')
     path = Path(config.out, 'report.html')
     galleries = {name: pictures[name] for name in config.galleries}
-    write_page(path, config.title, results, galleries, config.steps)
+    write_text(path, report_page(config.title, results, galleries, config.steps))
     return path
 
 
@@ -90,14 +85,8 @@ def report_page(
         steps: Step of the pipeline -> folder with its duration, metrics and configuration, if they exist.
     """
     sections = []
-    baseline = None
-    if results.comparison is not None:
-        baseline = results.comparison.baseline
-    pairs = 'all pairs'
-    if results.cra_pairs is not None:
-        pairs = f'{results.cra_pairs:,} pairs'
     for table in result_tables(results):
-        caption = _CAPTIONS[table.topic].format(baseline=baseline, pairs=pairs)
+        caption = _CAPTIONS[table.topic].format(results=results)
         sections.append(_Section(table.title, caption, _picture(table, results), table))
     seconds = {}
     configurations = {}
@@ -116,8 +105,11 @@ def report_page(
         rows = [[step, f'{value:.0f}'] for step, value in seconds.items()]
         sections.append(_Section('Time', 'Seconds per step, summed over all starts that were not killed.',
                                  table=Table('Steps', ['step', 'seconds'], rows)))
-    return _render('report.html.j2', title=title, missing=results.missing, sections=sections,
-                   galleries=galleries, configurations=configurations)
+    environment = jinja2.Environment(loader=jinja2.PackageLoader('llm2clip.evaluation'), autoescape=True,
+                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template('report.html.j2').render(
+        title=title, missing=results.missing, sections=sections, galleries=galleries,
+        configurations=configurations)
 
 
 def _picture(table: Table, results: Results) -> Markup:
@@ -152,78 +144,32 @@ def _training_section(step: str, metrics: Mapping[str, Mapping[int, float]]) -> 
                     curves(metrics), Table('Training', ['', 'first', 'last'], rows))
 
 
-def write_page(
-    path: Union[str, Path], title: str, results: Results, galleries: Mapping[str, Any],
-    steps: Mapping[str, str] = {},
-) -> None:
-    """Write a `report_page` atomically, and create its folder.
-
-    Raises:
-        ConfigError: A file of that name exists that this function did not write.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and _GENERATOR not in path.open('rb').read(500):
-        raise ConfigError(f'{path}: is there already and was not written by llm2clip, expected another name')
-    write_text(path, report_page(title, results, galleries, steps))
+def _svg(figure: Figure) -> Markup:
+    figure.tight_layout()
+    buffer = io.StringIO()
+    figure.savefig(buffer, format='svg', metadata={'Date': None})
+    document = buffer.getvalue()
+    return Markup(document[document.index('<svg'):])
 
 
-def _render(template: str, **content: Any) -> str:
-    """Render a template in `templates/` to HTML; all strings except `Markup` are escaped."""
-    environment = jinja2.Environment(loader=jinja2.PackageLoader('llm2clip.evaluation'), autoescape=True,
-                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters['data_image'] = _data_image
-    return environment.get_template(template).render(content)
-
-
-def _data_image(source: str) -> str:
-    if not source.startswith('data:image/'):
-        raise ValueError(f'{source[:60]!r}: expected a picture as a data URI')
-    return source
-
-
-def _svg(draw: Callable[_P, Figure]) -> Callable[_P, Markup]:
-    """Let `draw` return its figure as SVG, or print a warning and return empty markup if drawing fails."""
-    @functools.wraps(draw)
-    def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Markup:
-        try:
-            # `$` in names must not start a formula, and a fixed salt makes equal pictures byte-identical.
-            with matplotlib.rc_context({'text.parse_math': False, 'svg.hashsalt': 'llm2clip'}):
-                figure = draw(*args, **kwargs)
-                figure.tight_layout()
-                buffer = io.StringIO()
-                figure.savefig(buffer, format='svg', metadata={'Date': None})
-            document = buffer.getvalue()
-            return Markup(document[document.index('<svg'):])
-        except Exception as error:  # layout, fonts and backends raise errors of any kind
-            print(f'warning: a picture of the report ({draw.__name__}) was not drawn: {error!r}', flush=True)
-            return Markup('')
-
-    return drawn
-
-
-@_svg
-def bars(values: Mapping[str, float]) -> Figure:
-    """Draw one bar per name, in percent; values are printed above up to `_LABELLED` bars."""
-    width = 6
-    fontsize = 10
-    if len(values) > 4:
-        width = 11
-        fontsize = 8
+@_style
+def bars(values: Mapping[str, float]) -> Markup:
+    """Draw one bar per name, in percent; values are printed above up to 20 bars."""
+    width, fontsize = (6, 10) if len(values) <= 4 else (11, 8)
     figure = Figure(figsize=(width, 3.2))
     axis = figure.subplots()
     rectangles = axis.bar(range(len(values)), list(values.values()), 0.8)
-    if len(values) <= _LABELLED:
+    if len(values) <= 20:
         axis.bar_label(rectangles, fmt='%.1f', fontsize=fontsize)
     axis.set_xticks(range(len(values)), list(values))
     axis.set_ylabel('%')
     axis.margins(y=0.12)
     axis.spines[['top', 'right']].set_visible(False)
-    return figure
+    return _svg(figure)
 
 
-@_svg
-def differences(labels: Sequence[str], series: Mapping[str, _Differences]) -> Figure:
+@_style
+def differences(labels: Sequence[str], series: Mapping[str, _Differences]) -> Markup:
     """Draw differences in percentage points, with intervals where known, as horizontal bars.
 
     Each label has a group of bars, one per series, from the top; a series may lack some labels.
@@ -251,11 +197,11 @@ def differences(labels: Sequence[str], series: Mapping[str, _Differences]) -> Fi
     axis.grid(axis='x', alpha=0.3)
     axis.spines[['top', 'right', 'left']].set_visible(False)
     axis.legend(fontsize=9, frameon=False)
-    return figure
+    return _svg(figure)
 
 
-@_svg
-def curves(metrics: Mapping[str, Mapping[int, float]]) -> Figure:
+@_style
+def curves(metrics: Mapping[str, Mapping[int, float]]) -> Markup:
     """Plot loss, learning rates and evaluation metrics over batches, from the result of `read_metrics`."""
     panels = []
     for title, prefix in (('loss', 'loss/train'), ('learning rate', 'lr-'), ('evaluation', 'metrics/')):
@@ -267,11 +213,8 @@ def curves(metrics: Mapping[str, Mapping[int, float]]) -> Figure:
     for axis, (title, names) in zip(axes[0], panels):
         for name in names:
             points = sorted(metrics[name].items())
-            marker = None
-            if len(points) < 20:
-                marker = '.'
-            axis.plot(*zip(*points), label=name, marker=marker)
+            axis.plot(*zip(*points), label=name, marker='.' if len(points) < 20 else None)
         axis.set(title=title, xlabel='batch')
         axis.legend(fontsize=7)
         axis.grid(alpha=0.3)
-    return figure
+    return _svg(figure)

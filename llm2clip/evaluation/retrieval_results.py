@@ -28,7 +28,6 @@ class RetrievalResult:
     """``(N, D)``, of these images."""
     text_features: torch.Tensor
     """``(T, D)``"""
-    texts: list[str]
     ranks: RetrievalRanks
 
 
@@ -49,15 +48,14 @@ def evaluate_retrieval(
     image_features = image_features[images]
     counts = torch.tensor([len(dataset.captions[i]) for i in images])
     image_of_text = torch.arange(len(counts)).repeat_interleave(counts)
-    texts = dataset.texts
     text_id = None
     if merge_equal_texts:
-        numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        text_id = torch.tensor([numbers[text] for text in texts], device=device)
+        numbers = {text: i for i, text in enumerate(dict.fromkeys(dataset.texts))}
+        text_id = torch.tensor([numbers[text] for text in dataset.texts], device=device)
     ranks = rank_both_ways(image_features.to(device), text_features.to(device), image_of_text.to(device),
                            text_id)
     ranks = RetrievalRanks(*(x.cpu() for x in ranks))
-    return RetrievalResult(images, image_features, text_features, texts, ranks)
+    return RetrievalResult(images, image_features, text_features, ranks)
 
 
 def make_gallery(dataset: RetrievalSet, result: RetrievalResult, n: int, top: int = 6) -> dict[str, Any]:
@@ -75,7 +73,8 @@ def make_gallery(dataset: RetrievalSet, result: RetrievalResult, n: int, top: in
         is appended.
     """
     index, right = result.ranks.text_index, result.ranks.right
-    texts = [result.texts[i] for i in index.tolist()]
+    all_texts = dataset.texts
+    texts = [all_texts[i] for i in index.tolist()]
     text_features = result.text_features[index]
     images_of: dict[int, set[int]] = {}
     texts_of: dict[int, set[int]] = {}

@@ -110,12 +110,9 @@ class Comparison(BaseModel):
 
     def of_kind(self, kind: str) -> dict[str, ComparedBenchmark]:
         """Return the benchmarks of a kind by their names."""
-        benchmarks = {}
-        for benchmark, compared in self.benchmarks.items():
-            benchmark_kind, name = split_benchmark(benchmark)
-            if benchmark_kind == kind:
-                benchmarks[name] = compared
-        return benchmarks
+        prefix = f'{kind}.'
+        return {benchmark.removeprefix(prefix): compared
+                for benchmark, compared in self.benchmarks.items() if benchmark.startswith(prefix)}
 
 
 class AverageScores(_Metrics):
@@ -151,21 +148,15 @@ class Results(BaseModel):
     """Model -> hash of its weights."""
     comparison: Optional[Comparison] = None
     averages: dict[str, Average] = {}
-    cra_pairs: Optional[int] = None
+    cra_pairs: int = 0
     """Number of pairs of captions."""
-    cra_precision: Optional[str] = None
+    cra_precision: str = 'fp32'
     cra_name: Optional[str] = None
     """Name of the dataset of captions."""
 
     def benchmarks(self, kind: str) -> dict[str, BenchmarkScores[Any]]:
         """Return the benchmarks of a kind by their names."""
         return getattr(self, kind)
-
-
-def split_benchmark(benchmark: str) -> tuple[str, str]:
-    """Return kind and name of a benchmark, such as `zeroshot.imagenet`."""
-    kind, _, name = benchmark.partition('.')
-    return kind, name
 
 
 def rounded(scores: BaseModel) -> dict[str, Any]:

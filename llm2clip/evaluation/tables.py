@@ -21,7 +21,6 @@ from llm2clip.evaluation.scores import (
     Results,
     RetrievalScores,
     Scores,
-    split_benchmark,
 )
 
 # Metric -> its name in tables.
@@ -86,9 +85,7 @@ def _cra_tables(results: Results) -> Iterator[Table]:
     reported = reported_cra(results.cra_name)
     rows = [[encoder, f'{value:.1f}'] for encoder, value in results.cra.items()]
     rows += _paper_rows(reported, ['CRA'])
-    note = '%'
-    if results.cra_pairs is not None:
-        note += f', {results.cra_pairs:,} pairs'
+    note = f'%, {results.cra_pairs:,} pairs'
     if results.cra_precision == 'amp_bf16':
         note += '; computed in bfloat16'
     yield Table(title, ['encoder', 'CRA'], rows, note + _source(reported), 'cra')
@@ -101,7 +98,7 @@ def _retrieval_tables(results: Results) -> Iterator[Table]:
     for name, benchmark in results.retrieval.items():
         models = benchmark.models
         first_model, first = next(iter(models.items()))
-        reported = reported_recalls(benchmark.benchmark)
+        reported = reported_recalls([benchmark.benchmark])
         if len(models) == 1 and not reported.rows:
             sets_by_model.setdefault(first_model, {})[name] = first
             continue
@@ -128,9 +125,10 @@ def _retrieval_cells(scores: RetrievalScores) -> list[str]:
 
 def _accuracy_tables(results: Results) -> Iterator[Table]:
     """One table per classification benchmark."""
-    for kind in ('zeroshot', 'linear_probe'):
-        for name, benchmark in results.benchmarks(kind).items():
-            yield _accuracy_table(kind, name, benchmark)
+    for name, benchmark in results.zeroshot.items():
+        yield _accuracy_table('zeroshot', name, benchmark)
+    for name, benchmark in results.linear_probe.items():
+        yield _accuracy_table('linear_probe', name, benchmark)
 
 
 def _accuracy_table(kind: str, name: str, benchmark: BenchmarkScores[ClassificationScores]) -> Table:
@@ -174,7 +172,7 @@ def _average_tables(results: Results) -> Iterator[Table]:
         rows += _paper_rows(reported, metrics, empty)
         sets = []
         for benchmark, used in average.benchmarks.items():
-            _, set_name = split_benchmark(benchmark)
+            set_name = benchmark.split('.', 1)[1]
             if metrics == ['mean']:  # accuracies may be averaged over sets with different metrics
                 set_name += f' ({LABELS[used[0]]})'
             sets.append(set_name)
@@ -234,22 +232,11 @@ def _source(reported: Reported) -> str:
 def _remarks(scores: Mapping[str, Scores], sets: Mapping[str, RetrievalScores] = {}) -> str:
     """Remarks on truncated texts and bfloat16, for the models of a set or the sets of a model, and on images
     left out of `sets`."""
-    truncated = []
-    in_bfloat16 = []
-    for name, entry in scores.items():
-        if entry.n_truncated:
-            truncated.append(f'{name} {entry.n_truncated:,}')
-        if entry.precision == 'amp_bf16':
-            in_bfloat16.append(name)
-    left_out = []
-    for name, entry in sets.items():
-        if entry.n_without_caption:
-            left_out.append(f'{name} {entry.n_without_caption:,}')
-    remarks = ''
-    if truncated:
-        remarks += f'; texts that were too long and lost their end: {", ".join(truncated)}'
-    if left_out:
-        remarks += f'; images left out since they have no caption of the set: {", ".join(left_out)}'
-    if in_bfloat16:
-        remarks += f'; computed in bfloat16: {", ".join(in_bfloat16)}'
-    return remarks
+    names_by_remark = {
+        'texts that were too long and lost their end': [
+            f'{name} {entry.n_truncated:,}' for name, entry in scores.items() if entry.n_truncated],
+        'images left out since they have no caption of the set': [
+            f'{name} {entry.n_without_caption:,}' for name, entry in sets.items() if entry.n_without_caption],
+        'computed in bfloat16': [name for name, entry in scores.items() if entry.precision == 'amp_bf16'],
+    }
+    return ''.join(f'; {remark}: {", ".join(names)}' for remark, names in names_by_remark.items() if names)

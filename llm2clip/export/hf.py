@@ -24,7 +24,7 @@ from transformers import (
 
 from llm2clip.config import ModelConfig, Stage2Config
 from llm2clip.config.loading import check_values
-from llm2clip.errors import ConfigError, under
+from llm2clip.errors import under
 from llm2clip.export.check import check_pictures, check_same, noise
 from llm2clip.export.model_card import model_card, public_name
 from llm2clip.io.files import read_json, reading, write_json
@@ -147,17 +147,13 @@ def export_folder(
         run, wise_ft_alpha: Configuration of the run and weight in the WiSE-FT average, for the model card.
 
     Raises:
-        ConfigError: The number of teachers differs from training, or the export does not give the model's
-            features.
-        ValueError: A teacher is not the one of training.
+        ConfigError: The export does not give the model's features.
+        ValueError: The teachers are not those of training.
     """
     is_sequence = isinstance(teacher, Sequence) and not isinstance(teacher, str)
     teachers: Any = teacher if is_sequence else [teacher]
     sources: list[TeacherSource] = [
         TeacherFolder(source) if isinstance(source, (str, Path)) else source for source in teachers]
-    if len(sources) != len(record.teacher):
-        raise ConfigError(f'the model was trained under {len(record.teacher)} teachers; got {len(sources)}: '
-                          f'{", ".join(source.name for source in sources)}')
     hf_config = LLM2CLIPConfig(model=_portable(model, config), llm_embed_dim=record.llm_embed_dim)
     hf_config.auto_map = _REMOTE_CODE
     exported = LLM2CLIPModel(hf_config)
@@ -166,7 +162,7 @@ def export_folder(
     with atomic_folder(out, KIND) as partial:
         teacher_folder, = LLM2CLIPModel.teacher_folders(partial)
         fingerprints = []
-        for i, (source, fingerprint) in enumerate(zip(sources, record.teacher)):
+        for i, (source, fingerprint) in enumerate(zip(sources, record.teacher, strict=True)):
             folder = teacher_folder / str(i) if len(sources) > 1 else teacher_folder
             fingerprints.append(source.save(folder, fingerprint))
         saved = Fingerprint.concatenate(fingerprints)

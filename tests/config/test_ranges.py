@@ -54,7 +54,7 @@ BAD = {
     ],
     'evaluate': [
         'models={}', 'models=[a]', 'models.m.text=llms', 'models.m.weights=newest', 'models.m.wise_ft_alpha=-0.1',
-        'cra=true', 'cra.caption_keys=[a]', 'baseline=m', 'averages.a=[]', 'averages.a=retrieval.r',
+        'cra=true', 'cra.caption_keys=[a]', 'baseline=n', 'averages.a=[]', 'averages.a=retrieval.r',
         'averages.a=[retrieval]', 'averages.a=[zeroshot.r]', 'retrieval={}',
         'zeroshot.z={source: {name: x}, metric: top5}',
     ],

@@ -142,7 +142,7 @@ def test_two_ranks_find_what_one_finds(place: Place, log: str, one_rank: pytest.
         assert log.count(said) == 1, said
 
 
-def test_a_damaged_image_on_one_rank_ends_both_and_the_rest_is_kept(
+def test_a_damaged_image_ends_both_ranks_and_keeps_the_rest(
     place: Place, log: str, one_rank: pytest.MonkeyPatch
 ) -> None:
     errors = re.findall("^error: .*", log, re.MULTILINE)

@@ -100,7 +100,7 @@ def test_several_teachers_are_named_in_order(
     assert len(loaded) == 1
 
 
-def test_what_is_wrong_is_said_before_weights_are_loaded_or_hashed(
+def test_settings_are_checked_before_weights_are_read(
     loaded: list[str], teacher_folder: Path, causal_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = save_run(tmp_path / 's2', trained('timm:test_efficientnet', [teacher_folder]))

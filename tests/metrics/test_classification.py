@@ -35,7 +35,7 @@ def test_scores_that_are_no_numbers_are_wrong() -> None:
     assert class_ranks(torch.eye(3) * torch.nan, torch.eye(3), torch.arange(3)).tolist() == [3, 3, 3]
 
 
-def test_metrics_of_batches_that_come_in_any_order_and_repeat_images() -> None:
+def test_metrics_take_batches_in_any_order_and_repeated_images() -> None:
     generator = torch.Generator().manual_seed(0)
     images, weights = (torch.randn(rows, 8, generator=generator) for rows in (23, 5))
     labels = torch.randint(0, 4, (23,), generator=generator)  # no image has the last class

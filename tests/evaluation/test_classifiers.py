@@ -63,7 +63,7 @@ def test_of_classes_that_score_the_same_the_first_is_nearest() -> None:
     assert found.zeroshot_top1 == pytest.approx(100 * right / 60) and right > 1
 
 
-def test_probe_chooses_its_regularisation_by_a_fifth_of_the_training_set() -> None:
+def test_probe_selects_its_regularisation_on_a_held_out_fifth() -> None:
     # Many features that say nothing: with little regularisation the probe learns the noise.
     generator = torch.Generator().manual_seed(2)
     labels = torch.arange(2).repeat(60)

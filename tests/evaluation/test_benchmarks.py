@@ -7,6 +7,7 @@ import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,18 +44,12 @@ from llm2clip.metrics.retrieval import caption_retrieval_accuracy
 from llm2clip.models.llm2clip import LLM2CLIP
 
 
-class _Given(Given):
-    """Images and texts whose features are given."""
-
-    def __init__(self, images: torch.Tensor, texts: torch.Tensor) -> None:
-        self.images, self.texts = images, texts
-
-    def text_features(self, texts: list[str]) -> tuple[torch.Tensor, int]:
-        return self.texts[:len(texts)], 0
-
-
 def _set(captions: list[list[str]], read_image: Callable[[int], bytes] = picture) -> RetrievalSet:
     return RetrievalSet('set', [str(i) for i in range(len(captions))], captions, read_image)
+
+
+def _interrupted(i: int) -> bytes:
+    raise KeyboardInterrupt
 
 
 def _evaluation(out: Path, bootstrap: int = 0, **sets: RetrievalSet) -> Evaluation:
@@ -85,7 +80,7 @@ def test_images_without_a_caption_are_left_out_and_counted(tmp_path: Path) -> No
     features = torch.nn.functional.normalize(torch.randn(2, n, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
     kept = [i for i in range(n) if captions[i]]
     texts = torch.cat([features[1, i].expand(len(captions[i]), -1) + 0.1 * i for i in kept])
-    model = _Given(features[0], texts)
+    model: Any = Given(features[0], texts)
     result = evaluate_retrieval(_set(captions), features[0], texts)
     alone = evaluate_retrieval(_set([captions[i] for i in kept]), features[0, kept], texts)
     assert result.images == kept and result.ranks.recalls() == alone.ranks.recalls()
@@ -99,11 +94,11 @@ def test_images_without_a_caption_are_left_out_and_counted(tmp_path: Path) -> No
     shown = {found for row in gallery['texts'] for found, _ in row['results']}
     assert shown <= {thumbnail(picture(i), str(i)) for i in kept} and len(shown) > 3
     evaluation = _evaluation(tmp_path, bootstrap=10, de=_set(captions), en=_set([['a']] * n))
-    model.text_features = lambda texts: (torch.ones(len(texts), 4), 0)  # type: ignore[method-assign]
-    evaluation.run('m', model)  # type: ignore[arg-type]
+    model.text_features = lambda texts: (torch.ones(len(texts), 4), 0)
+    evaluation.run('m', model)
     table = (tmp_path / 'results.md').read_text()
     assert '; images left out since they have no caption of the set: de 3\n' in table and '| de | 9 | 12 |' in table
-    evaluation.run('n', model)  # type: ignore[arg-type]
+    evaluation.run('n', model)
     assert 'no caption of the set: de 3\n' in (tmp_path / 'results.md').read_text()
 
 
@@ -205,12 +200,13 @@ def test_models_side_by_side(
     assert 'worst, rank' in page and 'src="http' not in page and '<script' not in page
 
 
-def test_features_of_large_sets_are_kept_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_of_large_sets_are_kept_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that one block at a time is in memory, and a killed evaluation resumes at the block at which it was."""
     monkeypatch.setattr(llm2clip.evaluation.image_features, '_BLOCK', 5)
     generator = torch.Generator().manual_seed(0)
-    model, read = _Given(torch.randn(13, 4, generator=generator), torch.eye(4)), []
-    model.image_features = lambda x: (model.images[x[:, 0]], -model.images[x[:, 0]])  # type: ignore[method-assign]
+    model: Any = Given(torch.randn(13, 4, generator=generator), torch.eye(4))
+    read: list[int] = []
+    model.image_features = lambda x: (model.images[x[:, 0]], -model.images[x[:, 0]])
 
     def counting(i: int) -> bytes:
         if len(read) == 8:
@@ -220,7 +216,7 @@ def test_features_of_large_sets_are_kept_block_by_block(tmp_path: Path, monkeypa
         return picture(i)
 
     dataset = _set([['a']] * 13, counting)
-    images = ImageFeatures(model, 'm', tmp_path, 2, 0)  # type: ignore[arg-type]
+    images = ImageFeatures(model, 'm', tmp_path, 2, 0)
     with pytest.raises(KeyboardInterrupt):
         images.encode(dataset)
     assert read == [0, 1, 2, 3, 4, 5, 6, 7, 8] and len(list(tmp_path.iterdir())) == 1
@@ -232,14 +228,14 @@ def test_features_of_large_sets_are_kept_block_by_block(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize('broken', ['images', 'texts'])
 def test_features_that_are_no_numbers_are_refused(broken: str, tmp_path: Path) -> None:
-    model = _Given(torch.eye(2), torch.eye(2))
+    model: Any = Given(torch.eye(2), torch.eye(2))
     setattr(model, broken, torch.eye(2) * torch.nan)
     evaluation = _evaluation(tmp_path, r=_set([['a'], ['b']]))
     with pytest.raises(ValueError, match=f'ours: features of {broken} of set are not finite'):
-        evaluation.run('ours', model)  # type: ignore[arg-type]
+        evaluation.run('ours', model)
 
 
-def test_a_killed_evaluation_goes_on_with_the_sets_that_are_missing(tmp_path: Path) -> None:
+def test_a_killed_evaluation_resumes_with_missing_sets(tmp_path: Path) -> None:
     embedded = []
 
     def image_features(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -249,9 +245,6 @@ def test_a_killed_evaluation_goes_on_with_the_sets_that_are_missing(tmp_path: Pa
     def read_first(i: int) -> bytes:
         return picture(i)
 
-    def dying(i: int) -> bytes:
-        raise KeyboardInterrupt
-
     def evaluation(second: Callable[[int], bytes]) -> Evaluation:
         """Two sets of the same images, and one of others of the same names."""
         return _evaluation(tmp_path, first=_set([['a'], ['b']], read_first), same=_set([['e'], ['f']], read_first),
@@ -259,13 +252,13 @@ def test_a_killed_evaluation_goes_on_with_the_sets_that_are_missing(tmp_path: Pa
 
     def sets_embedded(begun: Evaluation, name: str = 'm') -> int:
         before = len(embedded)
-        begun.run(name, model)  # type: ignore[arg-type]
+        begun.run(name, model)
         return len(embedded) - before
 
-    model = _Given(torch.eye(2), torch.eye(2))
-    model.image_features = image_features  # type: ignore[method-assign]
+    model: Any = Given(torch.eye(2), torch.eye(2))
+    model.image_features = image_features
     with pytest.raises(KeyboardInterrupt):
-        evaluation(dying).run('m', model)  # type: ignore[arg-type]
+        evaluation(_interrupted).run('m', model)
     assert embedded == [2]
     resumed = evaluation(picture)
     assert sets_embedded(resumed) == 1 and list(resumed.results.retrieval) == ['first', 'same', 'second']
@@ -281,7 +274,7 @@ def test_a_killed_evaluation_goes_on_with_the_sets_that_are_missing(tmp_path: Pa
     assert sets_embedded(evaluation(picture)) == 2
 
 
-def test_what_is_wrong_is_found_before_a_model_is_loaded(
+def test_settings_are_checked_before_a_model_is_loaded(
     exported: tuple[LLM2CLIP, Path], image_dataset: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object) -> None:
@@ -295,18 +288,14 @@ def test_what_is_wrong_is_found_before_a_model_is_loaded(
         (files / f'one/{i}').mkdir(parents=True, exist_ok=True)
         (files / f'one/{i}/picture.png').write_bytes(picture(i))
     cra = f'cra.captions={image_dataset}'
-    one, owls = (f'{{name: imagenet_folder, images: {files}/{name}}}' for name in ('one', 'owls'))
-    (files / 'owls').mkdir()
-    (files / 'owls/owl').symlink_to(files / 'other/owl')
+    one = f'{{name: imagenet_folder, images: {files}/one}}'
     for arguments, message in (
             (['retrieval.x.local=nowhere'], 'retrieval.x.local: there is no MDS dataset in nowhere'),
             ([f'linear_probe.pets.test={{name: imagenet_folder, images: {files}/other}}'],
              r"linear_probe.pets: the classes of train and test differ: \['cat', 'dog', 'owl'\]"),
             ([f'linear_probe.pets={{train: {one}, test: {one}}}'],
              "linear_probe.pets.train: class '0' has 1 training images, expected at least 2"),
-            ([f'linear_probe.pets={{train: {owls}, test: {owls}}}'],
-             "linear_probe.pets: there is one class, 'owl', expected at least 2"),
-            ([cra, 'cra.caption_keys=[short, lang]'], "cra.caption_keys: .*'caption.lang' is missing; the dataset has"),
+            ([cra, 'cra.caption_keys=[short, lang]'], "cra.captions: .*'caption.lang' is missing; the dataset has"),
             ([cra, 'cra.teachers.t=nowhere'], 'cra.teachers.t: nowhere is not a teacher'),
             (['models.n.export=nowhere'], 'models.n.export: nowhere is no folder that export_hf wrote'),
             ):
@@ -324,9 +313,6 @@ def _begun(out: Path, second: Callable[[int], bytes] = picture) -> Evaluation:
 
 
 def test_a_partial_evaluation_says_so_in_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def dying(i: int) -> bytes:
-        raise KeyboardInterrupt
-
     def said() -> list[str]:
         """What each file says is missing, which is the same."""
         results = json.loads((tmp_path / 'results.json').read_text())
@@ -338,14 +324,14 @@ def test_a_partial_evaluation_says_so_in_every_file(tmp_path: Path, monkeypatch:
         assert ('Partial' in report_page('title', Results.model_validate(results), {})) == bool(missing)
         return missing
 
-    model = _Given(torch.eye(2), torch.eye(2))
+    model: Any = Given(torch.eye(2), torch.eye(2))
     with pytest.raises(KeyboardInterrupt):
-        _begun(tmp_path, dying).run('m', model)  # type: ignore[arg-type]
+        _begun(tmp_path, _interrupted).run('m', model)
     assert said() == ['m: retrieval.second', 'n: retrieval.first', 'n: retrieval.second', 'cra']
     evaluation = _begun(tmp_path)
-    evaluation.run('m', model)  # type: ignore[arg-type]
+    evaluation.run('m', model)
     assert said() == ['n: retrieval.first', 'n: retrieval.second', 'cra']
-    evaluation.run('n', model)  # type: ignore[arg-type]
+    evaluation.run('n', model)
     assert said() == ['cra']
     monkeypatch.setattr(llm2clip.evaluation.benchmarks, 'evaluate_cra', lambda config, device: ({'encoder': 50.0}, 2))
     evaluation.finish(DeviceCPU())

@@ -18,7 +18,8 @@ from towers import projected
 from trained import trained
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from llm2clip.config import EvaluatedModelConfig
+from llm2clip.config import EvaluateConfig, EvaluatedModelConfig
+from llm2clip.config.loading import load_config
 from llm2clip.errors import ConfigError, under
 from llm2clip.evaluation.evaluated_models import load_evaluated_model
 from llm2clip.export.check import training_pixels
@@ -59,8 +60,7 @@ def test_few_dimensions(exported: tuple[LLM2CLIP, Path], tmp_path: Path) -> None
     assert torch.equal(pooled, same)
     for found, features in ((short_images, images), (few.text_features(TEXTS)[0], whole.text_features(TEXTS)[0])):
         torch.testing.assert_close(found, F.normalize(features[:, :6], dim=-1))
-    with pytest.raises(ConfigError, match=r'models\.m\.truncate_dim: 17, expected at most the 16 dimensions of the '
-                                          r'model'):
+    with pytest.raises(ConfigError, match=r'models\.m\.truncate_dim: 17, expected at most the 16 dimensions'):
         load(tmp_path, export=str(exported[1]), truncate_dim=17)
 
 
@@ -135,18 +135,19 @@ def test_baseline_with_its_own_text_tower(baseline: Path, tmp_path: Path) -> Non
         torch.testing.assert_close(found.text_features(['a'])[0], expected_texts[5:])
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    ({}, r'models\.m: expected one of run, export and pretrained; got none'),
-    ({'run': 'a', 'export': 'b'}, 'got run and export'),
-    ({'pretrained': 'x', 'truncate_dim': 64},
-     r'models\.m\.truncate_dim: 64, expected none for a model of transformers'),
-    ({'pretrained': 'x', 'wise_ft_alpha': 0.5}, r'models\.m\.wise_ft_alpha: 0.5, expected 1 or a run, which knows '
-                                                r'what it'),
-    ({'pretrained': 'nowhere/at-all'}, 'pretrained: nowhere/at-all: cannot be loaded'),
-])
-def test_bad_models(options: dict[str, str], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
-        load(tmp_path, **options)
+@pytest.mark.parametrize(('options', 'key'), [
+    ([], 'm'), (['run=a', 'export=b'], 'm'), (['pretrained=x', 'truncate_dim=64'], 'm.truncate_dim'),
+    (['pretrained=x', 'wise_ft_alpha=0.5'], 'm.wise_ft_alpha')])
+def test_settings_of_models_that_conflict_are_refused(options: list[str], key: str) -> None:
+    settings = [f'models.m.{option}' for option in options or ['precision=fp32']]
+    with pytest.raises(ConfigError) as error:
+        load_config(EvaluateConfig, ['out=o', 'retrieval.r.local=d', *settings])
+    assert error.value.key == f'models.{key}'
+
+
+def test_a_missing_baseline_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='pretrained: nowhere/at-all: cannot be loaded'):
+        load(tmp_path, pretrained='nowhere/at-all')
 
 
 def test_export_without_its_teacher(exported: tuple[LLM2CLIP, Path], tmp_path: Path) -> None:
