@@ -132,7 +132,7 @@ def test_a_damaged_one_is_passed_over_with_a_warning(folder: Path, written: tupl
         last.write_bytes(b'')
     else:
         _damage(last, how)
-    with pytest.warns(UserWarning, match=rf'{_name(3, sharded)} \(.*resuming from {_name(2, sharded)}'):
+    with pytest.warns(UserWarning, match=rf'{_name(3, sharded)}: .*resuming from {_name(2, sharded)}'):
         assert find_checkpoint(str(folder), sharded) == str(folder / _name(2, sharded))
     assert _train(folder, sharded, str(folder / _name(2, sharded)), steps=4).state.timestamp.batch == 4
 
@@ -186,7 +186,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(
         metadata = last / '.metadata'
         original = metadata.read_bytes()
         metadata.write_bytes(pickle.dumps(_Code()))
-        with pytest.raises(ConfigError, match=r'ba3: its index holds (posix|os).system, which would run code'):
+        with pytest.raises(ConfigError, match=r'ba3/.metadata holds (posix|os).system, which would run code'):
             newest_checkpoint(folder)
         metadata.write_bytes(original)
         shutil.rmtree(last)
@@ -195,7 +195,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(
         state = torch.load(last, weights_only=False)
         state['state']['run_name'] = _Code()
         torch.save(state, last)
-    with pytest.raises(ConfigError, match=r'ba3.*: it holds posix.system, which would run code'):
+    with pytest.raises(ConfigError, match=r'ba3.* holds posix.system, which would run code'):
         newest_checkpoint(folder)
     with pytest.raises(ValueError, match='ba3.* would run code'):
         read_model(last)
