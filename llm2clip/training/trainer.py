@@ -132,7 +132,7 @@ def build_trainer(
     algorithms = _build_algorithms(config, train_data)
     algorithms += [*more_algorithms, StepMonitor(), AverageGlooGradients()]
     settings = KeepSettings(config)
-    callbacks: list[Callback] = [settings, StopAtNonfinite(config.checkpoint_folder)]
+    callbacks: list[Callback] = [settings, StopAtNonfinite()]
     callbacks += [*_build_callbacks(config), *more_callbacks]
     loggers = _build_loggers(config)
     check_shared(config.checkpoint_folder)

@@ -43,7 +43,7 @@ def _train(folder: Path, broken: bool, lr: float = 0.1, cached: bool = False) ->
         train_dataloader=DataSpec(batches, get_num_samples_in_batch=lambda b: len(b['index'])),
         optimizers=torch.optim.SGD(model.parameters(), lr=lr), device='cpu', precision='fp32',
         device_train_microbatch_size=2 if cached else 4, algorithms=[GradCache()] if cached else [],
-        callbacks=[StopAtNonfinite(str(folder / 'checkpoints'))], save_folder=str(folder / 'checkpoints'),
+        callbacks=[StopAtNonfinite()], save_folder=str(folder / 'checkpoints'),
         progress_bar=False)
     trainer.fit()
     return trainer
@@ -55,12 +55,12 @@ def _checkpoints(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize('cached', [False, True])
 def test_the_step_the_samples_and_the_last_checkpoint_are_named(tmp_path: Path, cached: bool) -> None:
-    with pytest.raises(NonfiniteError, match=r"loss of step 2 is nan; .*not finite: \['s21'\]; .*ep0-ba2-rank0\.pt"):
+    with pytest.raises(NonfiniteError, match=r"loss of step 2 is nan; .*not finite: \['s21'\]$"):
         _train(tmp_path, broken=True, cached=cached)
     assert _checkpoints(tmp_path) == {'ep0-ba1-rank0.pt', 'ep0-ba2-rank0.pt'}
 
 
 def test_broken_weights_never_reach_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(NonfiniteError, match=r"step \d made weights .* there is no checkpoint yet"):
+    with pytest.raises(NonfiniteError, match=r"step \d made weights that are not finite"):
         _train(tmp_path, broken=False, lr=3e38)
     assert not _checkpoints(tmp_path)
