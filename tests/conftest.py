@@ -40,7 +40,7 @@ LONG = ('recipes/', 'export/', 'conversion/', 'planning/',
             'evaluation/test_comparison', 'evaluation/test_evaluate',
             'evaluation/test_models', 'models/test_frozen_batch_norm', 'models/test_towers',
             'teacher/test_architectures', 'teacher/test_text_encoder', 'test_damaged', 'test_no_code', 'test_yamls',
-            'training/test_optimizer', 'training/test_wise_ft')), 'test_pages.py::test_the_site',
+            'training/test_optim', 'training/test_runs')), 'test_pages.py::test_the_site',
         'models/test_llm2clip.py::test_an_export', 'models/test_llm2clip.py::test_features_are_the_first_values',
         'models/test_stage1.py::test_simcse', 'teacher/test_extraction.py::test_finished_shards')
 TEMPLATE = ("{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}")

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from composer import Callback, DataSpec, State, Trainer
 from composer.loggers import Logger
+from composer.models import ComposerModel
 from composer.utils import dist, get_device
 from parts import text_encoder_from_config
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
@@ -78,19 +79,29 @@ COMPILED = {
 }
 
 
-class InOneGraph(CaptionContrastive):
+class _InOneGraph(ComposerModel):
     """The naive computation with the cache's microbatches, and so with its dropout: all of them in one graph."""
 
     microbatch_size = 1
+    split = staticmethod(split_packed)
+    feature_names: tuple[str, ...]
 
     def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        parts = split_packed(with_rows(batch, self.feature_names), self.microbatch_size)
-        outputs = [super(InOneGraph, self).forward(part) for part in parts]
-        result = {}
+        parts = self.split(with_rows(batch, self.feature_names), self.microbatch_size)
+        outputs = [super(_InOneGraph, self).forward(part) for part in parts]
+        result = dict(outputs[0])
         for name in self.feature_names:
             order = torch.cat([part[f'{name}_row'] for part in parts]).argsort()
             result[name] = torch.cat([output[name] for output in outputs])[order]
-        return {**result, 'logit_scale': outputs[0]['logit_scale']}
+        return result
+
+
+class InOneGraph(_InOneGraph, CaptionContrastive):
+    pass
+
+
+class JointInOneGraph(_InOneGraph, JointLLM2CLIP):
+    split = staticmethod(split_columns)
 
 
 def _rows() -> slice:
@@ -131,17 +142,6 @@ def image_step(
     return _step(model, {k: v[_rows()] for k, v in batch.items()}, microbatch_size, None, way)
 
 
-class InOnePass(JointLLM2CLIP):
-    """The naive computation with the cache's microbatches, and so with its dropout: all of them in one graph."""
-
-    microbatch_size = 1
-
-    def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        outputs = [super(InOnePass, self).forward(part) for part in split_columns(batch, self.microbatch_size)]
-        return {name: outputs[0][name] if name == 'logit_scale' else torch.cat([output[name] for output in outputs])
-                for name in outputs[0]}
-
-
 def joint_step(
     llm: str, clip: str, microbatch_size: int, kind: str, way: Way = WAYS['ddp'], lora: bool = True,
     captions: int = 1, dropout: float = 0.3,
@@ -158,7 +158,7 @@ def joint_step(
     else:
         one = ClipTextConfig(clip)
         encoder, tokenize = load_clip_text(one), load_clip_tokenizer(one)
-    kinds = InOnePass if kind == 'in_one_graph' else JointLLM2CLIP
+    kinds = JointInOneGraph if kind == 'in_one_graph' else JointLLM2CLIP
     model = kinds(LLM2CLIP(config, 32), encoder, tokenize, LossConfig(mask_equal_texts=True))
     model.microbatch_size = microbatch_size
     columns = [QUERIES, POSITIVES, NEGATIVES][:captions]

@@ -59,7 +59,7 @@ def stage2(folder: Path, *args: str, images: str = '') -> list[str]:
             'eval_interval=6ba', 'save_interval=12ba', 'run_name=r', 'device=cpu', 'precision=fp32', *SGD, *args]
 
 
-def test_vectors_are_those_of_the_tower_and_views_are_deterministic(
+def test_vectors_equal_the_tower_and_views_are_deterministic(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = VisionEncoder(VisionConfig('test_vit', checkpoint=f'{folder}/tower.safetensors', image_size=32)).eval()

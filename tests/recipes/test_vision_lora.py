@@ -21,7 +21,7 @@ from llm2clip.training.runs import Stage2Run
 
 
 @pytest.mark.dist
-def test_lora_trains_sharded_resumes_and_is_merged_in_what_is_read_from_the_run(
+def test_lora_trains_sharded_resumes_and_is_merged(
     stage2_args: list[str], teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)

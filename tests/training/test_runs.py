@@ -70,7 +70,7 @@ def _assert_mean(found: Weights, initial: Weights, trained: Weights, share: floa
         torch.testing.assert_close(found[name], value, msg=name, **exact)
 
 
-def test_the_tower_goes_back_and_the_rest_stays_as_trained(tower: Path, teacher_folder: Path, tmp_path: Path) -> None:
+def test_only_the_tower_is_interpolated_from_a_checkpoint(tower: Path, teacher_folder: Path, tmp_path: Path) -> None:
     trained = _model(2).state_dict()
     run = _save_run(tmp_path / 'run', trained, teacher_folder, {'checkpoint': str(tower)})
     initial = {f'vision_encoder.trunk.{name}': value for name, value in torch.load(tower).items()
@@ -87,7 +87,7 @@ def test_the_tower_goes_back_and_the_rest_stays_as_trained(tower: Path, teacher_
 
 
 @pytest.mark.parametrize('same_teacher', [True, False])
-def test_with_initial_weights_all_of_the_model_goes_back_but_what_has_another_teacher(
+def test_interpolation_skips_an_adapter_of_another_teacher(
     same_teacher: bool, teacher_folder: Path, causal_teacher: Path, tmp_path: Path
 ) -> None:
     first, trained = _model(1), _model(2).state_dict()
@@ -115,7 +115,7 @@ def test_missing_initial_weights_are_refused(
     assert error.value.key == 'wise_ft_alpha'
 
 
-def test_a_run_as_it_is_evaluated_and_exported(
+def test_evaluations_and_exports_interpolate(
     tower: Path, teacher_folder: Path, image_dataset: Path, embeddings: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch
 ) -> None:
