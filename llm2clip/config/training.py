@@ -142,7 +142,7 @@ class TrainConfig(PlanConfig, TrainerConfig):
     def check(self) -> None:
         """Raise a ConfigError if keys conflict, whatever the device and the number of ranks."""
         fused_shards = not self.optimizer.get('fused') or self.optimizer.get('name') == 'adamw'
-        _refuse([
+        refuse([
             ('algorithms.channels_last', self.fsdp is not None and 'channels_last' in self.algorithms,
              'fsdp cannot shard such weights; leave out one of the two'),
             ('optimizer.fused', self.fsdp is not None and not fused_shards,
@@ -184,7 +184,7 @@ class TrainConfig(PlanConfig, TrainerConfig):
             settings_in_folder(self)
 
 
-def _refuse(rules: Sequence[tuple[str, object, str]]) -> None:
+def refuse(rules: Sequence[tuple[str, object, str]]) -> None:
     """Raise the ConfigError of the first rule (key, whether it is broken, message) that is broken."""
     for key, is_broken, message in rules:
         if is_broken:
@@ -227,7 +227,7 @@ class Stage1Config(TrainConfig):
     def check(self) -> None:
         super().check()
         is_mntp = self.objective == 'mntp'
-        _refuse([
+        refuse([
             ('algorithms.grad_cache', is_mntp and 'grad_cache' in self.algorithms,
              'objective mntp has no negatives; its microbatches need no cache'),
             ('eval_data', is_mntp and self.eval_data is not None, 'objective mntp has no evaluation'),
@@ -350,7 +350,7 @@ class Stage2Config(TrainConfig):
                      'initial_adapter': self.initial_adapter}
         both_lists = {'train_data.teachers': self.train_data.teachers, 'teacher': self.teacher}
         several = [key for key, names in both_lists.items() if isinstance(names, list) and len(names) > 1]
-        _refuse([
+        refuse([
             ('teacher', texts.lora is not None and not isinstance(self.teacher, str),
              'expected a folder of stage 1, since trainable_text.lora trains its LLM'),
             *((key, texts.clip is not None and value not in (None, False),
@@ -400,7 +400,7 @@ class Stage2Config(TrainConfig):
             f'{loader}.grayscale': data.grayscale,
             f'{loader}.horizontal_flip': data.horizontal_flip,
         }
-        _refuse([
+        refuse([
             ('model.vision.freeze', not self.model.vision.freeze,
              f'expected true, since {embeddings} has vectors of the tower'),
             *((key, is_set,

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from launched import stage2_arguments
-from recipes_in_process import REQUIRED
 
 from llm2clip.config import Stage2Config
 from llm2clip.config.loading import load_config
@@ -53,14 +52,3 @@ def test_evaluations_need_data(settings: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError) as error:
         check_metrics(Stage2Config(**settings), {})
     assert error.value.key == key
-
-
-@pytest.mark.parametrize(('args', 'key'), [
-    (['fsdp={}', 'optimizer={name: sgd, lr: 1.0, fused: true}'], 'optimizer.fused'),
-    (['fsdp={activation_checkpointing: true}', 'model.vision.gradient_checkpointing=true'],
-     'model.vision.gradient_checkpointing')])
-def test_settings_that_do_not_go_with_fsdp_are_refused(args: list[str], key: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        load_config(Stage2Config, [*REQUIRED['train_stage2'], *args])
-    assert error.value.key == key
-    load_config(Stage2Config, [*REQUIRED['train_stage2'], args[1]])

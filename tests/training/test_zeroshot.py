@@ -142,10 +142,6 @@ def test_each_rank_has_its_share_of_images_and_names(sets: Path, ranks: int, mon
 
 
 @pytest.mark.parametrize(('extra', 'message'), [
-    (['teacher=null'], r'^teacher\b.*: required but not set, since it embeds the prompts of eval_zeroshot$'),
-    (['train_data.teachers=[tiny, big]'], r'^eval_zeroshot\b.*: .* one teacher, and train_data.teachers has several$'),
-    (['eval_zeroshot.eval.source={name: clip_benchmark, local: SETS/tars}'],
-     r'^eval_zeroshot.eval\b.*: .* have this name'),
     (['eval_zeroshot.pets.templates=null'], '^eval_zeroshot.pets.templates: required but not set, since SETS/classes'),
     (['callbacks.save_best={metric: mean_average_precision, dataloader_label: pets}'],
      "^callbacks.save_best.metric: 'mean_average_precision' is never computed on pets, expected zeroshot_top1 or"),
