@@ -68,15 +68,9 @@ class Way(NamedTuple):
 
 
 COPIES = 2 if torch.__version__ >= '2.8' else 1  # gloo of torch 2.7 refuses to average over copies of a model
-WAYS = {
-    'ddp': Way(),
-    'fsdp': Way(FsdpConfig(activation_checkpointing=True)),
-}
+WAYS = {'ddp': Way(), 'fsdp': Way(FsdpConfig(activation_checkpointing=True))}
 HSDP = Way(FsdpConfig(activation_checkpointing=True, replicate=COPIES))
-COMPILED = {
-    'ddp': Way(compiled=True),
-    'fsdp': Way(FsdpConfig(activation_checkpointing=True), compiled=True),
-}
+COMPILED = {name: way._replace(compiled=True) for name, way in WAYS.items()}
 
 
 class _InOneGraph(ComposerModel):
@@ -170,10 +164,10 @@ def joint_step(
     return _step(model, batch, microbatch_size if kind == 'cached' else None, split_columns, way)
 
 
-def inheritance_step(microbatch_size: Optional[int], way: Way = WAYS['ddp'], kind: str = 'residual') -> Result:
+def inheritance_step(microbatch_size: Optional[int], way: Way = WAYS['ddp']) -> Result:
     """One step of inheritance, in which two samples of the first rank and one of the second do not count."""
     torch.manual_seed(0)
-    model = ComposerInheritance(build_adapter(AdapterConfig(kind, depth=2), 8, 16), 1.0, 2.0, block_size=2)
+    model = ComposerInheritance(build_adapter(AdapterConfig(depth=2), 8, 16), 1.0, 2.0, block_size=2)
     batch = {'index': torch.arange(N), 'text_embedding': torch.randn(N, 8), 'target': torch.randn(N, 16),
              'counted': torch.tensor([i not in (1, 4, 7) for i in range(N)])}
     return _step(model, {k: v[_rows()] for k, v in batch.items()}, microbatch_size, None, way)

@@ -43,6 +43,9 @@ from llm2clip.config.recipe import Output
 from llm2clip.config.teacher import Teachers
 from llm2clip.errors import ConfigError
 
+# Optimizers with a fused kernel that torch 2.7 supports for sharded weights (DTensor), too.
+FUSED_SHARDS = ('adamw',)
+
 
 @dataclass
 class FsdpConfig:
@@ -141,12 +144,12 @@ class TrainConfig(PlanConfig, TrainerConfig):
 
     def check(self) -> None:
         """Raise a ConfigError if keys conflict, whatever the device and the number of ranks."""
-        fused_shards = not self.optimizer.get('fused') or self.optimizer.get('name') == 'adamw'
+        only_fuses_whole = self.optimizer.get('fused') and self.optimizer.get('name') not in FUSED_SHARDS
         refuse([
             ('algorithms.channels_last', self.fsdp is not None and 'channels_last' in self.algorithms,
              'fsdp cannot shard such weights; leave out one of the two'),
-            ('optimizer.fused', self.fsdp is not None and not fused_shards,
-             'expected false, since only adamw has a fused kernel for the sharded weights of fsdp'),
+            ('optimizer.fused', self.fsdp is not None and only_fuses_whole,
+             f'expected false, since only {", ".join(FUSED_SHARDS)} has a fused kernel for sharded weights'),
             ('callbacks.save_best', 'save_best' in self.callbacks and not self.has_best_weights,
              'only the weights of stage 2 can be read from it, expected none here'),
         ])
@@ -343,31 +346,11 @@ class Stage2Config(TrainConfig):
         return {'lr_scale': self.lr_scale, 'layer_decay': self.layer_decay}
 
     def check(self) -> None:
-        texts, vision = self.trainable_text, self.model.vision
-        largest_dim = max(self.loss.matryoshka_dims, default=0)
-        in_loop = self.text_encoder_in_loop.enabled
-        needs_llm = {'trainable_text.lora': texts.lora, 'text_encoder_in_loop.enabled': in_loop,
-                     'initial_adapter': self.initial_adapter}
-        both_lists = {'train_data.teachers': self.train_data.teachers, 'teacher': self.teacher}
-        several = [key for key, names in both_lists.items() if isinstance(names, list) and len(names) > 1]
+        vision, largest_dim = self.model.vision, max(self.loss.matryoshka_dims, default=0)
+        self._check_text_encoder()
+        if self.eval_zeroshot:
+            self._check_zeroshot()
         refuse([
-            ('teacher', texts.lora is not None and not isinstance(self.teacher, str),
-             'expected a folder of stage 1, since trainable_text.lora trains its LLM'),
-            *((key, texts.clip is not None and value not in (None, False),
-               'there is no LLM, since trainable_text.clip takes its place; expected one of the two')
-              for key, value in needs_llm.items()),
-            ('text_encoder_in_loop.enabled', in_loop and texts.lora is not None,
-             'embeds captions by a frozen LLM, and trainable_text.lora trains it; expected one of the two'),
-            ('teacher', in_loop and (self.teacher is None or isinstance(self.teacher, list)),
-             'expected one that embeds captions, since text_encoder_in_loop.enabled is true'),
-            ('teacher', self.eval_zeroshot and self.teacher is None and texts.clip is None,
-             'required but not set, since it embeds the prompts of eval_zeroshot'),
-            ('eval_zeroshot', self.eval_zeroshot and several,
-             f'its prompts are embedded by one teacher, and {" and ".join(several)} has several'),
-            ('eval_zeroshot.eval', 'eval' in self.eval_zeroshot,
-             'metrics of eval_data have this name, expected another'),
-            ('eval_zeroshot.train', 'train' in self.eval_zeroshot,
-             'metrics of train_data have this name, expected another'),
             ('initial_adapter', self.initial_adapter is not None and self.initial_weights is not None,
              'initial_weights has an adapter of its own, expected one of the two'),
             ('model.visual_projection',
@@ -386,6 +369,36 @@ class Stage2Config(TrainConfig):
             if data is not None and any(stream.image_embeddings for stream in data.streams.values()):
                 self._check_image_embeddings(key, data)
         super().check()
+
+    def _check_text_encoder(self) -> None:
+        lora, clip = self.trainable_text.lora is not None, self.trainable_text.clip is not None
+        in_loop = self.text_encoder_in_loop.enabled
+        without_llm = 'there is no LLM, since trainable_text.clip takes its place; expected one of the two'
+        refuse([
+            ('teacher', lora and not isinstance(self.teacher, str),
+             'expected a folder of stage 1, since trainable_text.lora trains its LLM'),
+            ('trainable_text.lora', clip and lora, without_llm),
+            ('text_encoder_in_loop.enabled', clip and in_loop, without_llm),
+            ('initial_adapter', clip and self.initial_adapter is not None, without_llm),
+            ('text_encoder_in_loop.enabled', in_loop and lora,
+             'embeds captions by a frozen LLM, and trainable_text.lora trains it; expected one of the two'),
+            ('teacher', in_loop and (self.teacher is None or isinstance(self.teacher, list)),
+             'expected one that embeds captions, since text_encoder_in_loop.enabled is true'),
+        ])
+
+    def _check_zeroshot(self) -> None:
+        refuse([
+            ('teacher', self.teacher is None and self.trainable_text.clip is None,
+             'required but not set, since it embeds the prompts of eval_zeroshot'),
+            ('eval_zeroshot', len(self.train_data.teachers) > 1,
+             'its prompts are embedded by one teacher, and train_data.teachers has several'),
+            ('eval_zeroshot', isinstance(self.teacher, list) and len(self.teacher) > 1,
+             'its prompts are embedded by one teacher, and teacher has several'),
+            ('eval_zeroshot.eval', 'eval' in self.eval_zeroshot,
+             'metrics of eval_data have this name, expected another'),
+            ('eval_zeroshot.train', 'train' in self.eval_zeroshot,
+             'metrics of train_data have this name, expected another'),
+        ])
 
     def _check_image_embeddings(self, loader: str, data: ImageDataConfig) -> None:
         embeddings = f'{loader}.streams.<name>.image_embeddings'
