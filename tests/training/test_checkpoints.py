@@ -19,7 +19,6 @@ from small_training import train
 
 from llm2clip.errors import ConfigError
 from llm2clip.training.checkpoints import find_checkpoint, newest_checkpoint, read_latest, read_model
-from llm2clip.training.runs import load_checkpoint_model
 
 
 def _train(folder: Path, sharded: bool, **options: Any) -> Trainer:
@@ -40,19 +39,6 @@ def test_the_weights_are_read_whole(written: tuple[Path, bool], tmp_path: Path) 
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
     with pytest.raises(ConfigError, match='there is no checkpoint'):
         read_latest(str(tmp_path / 'nothing'))
-
-
-def test_a_run_is_read_where_its_settings_say(tmp_path: Path) -> None:
-    """Checkpoints that a run wrote before its `checkpoint_folder` changed are not read; a run that was moved is."""
-    run, moved = tmp_path / 'run', tmp_path / 'moved'
-    _train(run / 'checkpoints', False, steps=1)
-    _train(tmp_path / 'elsewhere', False, steps=2)
-    for folder, expected in (('elsewhere', 'elsewhere'), ('run/checkpoints', 'moved/checkpoints')):
-        (run / 'config.yaml').write_text(f'save_folder: {run}\ncheckpoint_folder: {tmp_path}/{folder}\n')
-        if expected != folder:
-            run = run.rename(moved)
-        found, weights = load_checkpoint_model(run), read_latest(f'{tmp_path}/{expected}')
-        assert all(torch.equal(found[name], weights[name]) for name in weights)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Weights between those that a run began with and those that it ended with."""
+"""Weights of a run, and weights between those that it began with and those that it ended with."""
 
 import dataclasses
 import warnings
@@ -14,6 +14,7 @@ import torch
 from composer.devices import DeviceCPU
 from launched import stage2_arguments
 from recipes_in_process import run_recipe
+from small_training import train
 from trained import save_run_config
 
 from llm2clip.config import AdapterConfig, EvaluatedModelConfig, ModelConfig, VisionConfig
@@ -24,7 +25,8 @@ from llm2clip.io.tensors import write_safetensors
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.llm import teacher_fingerprint
-from llm2clip.training.runs import BEST_FILE, Stage2Run
+from llm2clip.training.checkpoints import read_latest
+from llm2clip.training.runs import BEST_FILE, Stage2Run, load_checkpoint_model
 
 TOWER = 'test_efficientnet'
 CONFIG = ModelConfig(VisionConfig(TOWER, False, image_size=32), AdapterConfig(depth=1), embed_dim=16)
@@ -113,6 +115,19 @@ def test_missing_initial_weights_are_refused(
     with pytest.raises(ConfigError) as error:
         Stage2Run(run, 'best', 0.5).load_model()
     assert error.value.key == 'wise_ft_alpha'
+
+
+def test_a_run_is_read_where_its_settings_say(tmp_path: Path) -> None:
+    """Checkpoints that a run wrote before its `checkpoint_folder` changed are not read; a run that was moved is."""
+    run, moved = tmp_path / 'run', tmp_path / 'moved'
+    train(run / 'checkpoints', steps=1)
+    train(tmp_path / 'elsewhere', steps=2)
+    for folder, expected in (('elsewhere', 'elsewhere'), ('run/checkpoints', 'moved/checkpoints')):
+        (run / 'config.yaml').write_text(f'save_folder: {run}\ncheckpoint_folder: {tmp_path}/{folder}\n')
+        if expected != folder:
+            run = run.rename(moved)
+        found, weights = load_checkpoint_model(run), read_latest(f'{tmp_path}/{expected}')
+        assert all(torch.equal(found[name], weights[name]) for name in weights)
 
 
 def test_evaluations_and_exports_interpolate(
