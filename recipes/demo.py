@@ -26,9 +26,8 @@ def main(config: DemoConfig) -> None:
     try:
         socket.create_server((config.host, config.port)).close()
     except OSError as error:
-        reason, _, _ = (error.strerror or '').partition(' (')
-        raise ConfigError(f'{config.host}:{config.port}: {reason}, expected an address of this machine and a '
-                          'free port', key='host, port') from None
+        raise ConfigError(f'{error}, expected an address of this machine and a free port',
+                          key='host, port') from None
     # By default, Gradio reports its use, keeps a history of the queries, and connects to itself by a proxy.
     os.environ.update(GRADIO_ANALYTICS_ENABLED='False', GRADIO_RUN_HISTORY='False', no_proxy='*')
     try:

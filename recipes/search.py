@@ -19,16 +19,12 @@ def main(config: SearchConfig) -> None:
     from llm2clip.io.files import printable
     from llm2clip.search import embed_images, embed_query, is_image, load_model, nearest
 
-    queries = config.query
-    if queries is None:
+    queries = config.query if isinstance(config.query, list) else [config.query]
+    if config.query is None:
         queries = []
-    elif not isinstance(queries, list):
-        queries = [queries]
     for query in queries:
-        is_valid = isinstance(query, str) and query.strip() != ''
-        if is_valid and is_image(query):
-            is_valid = os.path.isfile(query)
-        if not is_valid:
+        is_text = isinstance(query, str) and query.strip() != ''
+        if not is_text or is_image(query) and not os.path.isfile(query):
             raise ConfigError(f'expected a text or the path of an image file, found {query!r}', key='query')
     model, fingerprint = load_model(config, open_device(config.device, config.precision), queries)
     paths, images = embed_images(config, model, fingerprint)

@@ -39,7 +39,7 @@ LONG = ('recipes/', 'data/convert/', 'export/', 'conversion/', 'planning/',
             'evaluation/test_clip_benchmark', 'evaluation/test_comparison', 'evaluation/test_benchmarks',
             'evaluation/test_evaluated_models', 'models/test_vision_encoder', 'models/test_towers',
             'teacher/test_architectures', 'teacher/test_llm', 'test_damaged', 'test_no_code', 'test_yamls',
-            'training/test_optimizer', 'training/test_wise_ft')), 'test_pages.py::test_the_site',
+            'training/test_optim', 'training/test_runs')), 'test_pages.py::test_the_site',
         'models/test_llm2clip.py::test_an_export', 'models/test_llm2clip.py::test_features_are_the_first_values',
         'models/test_caption_contrastive.py::test_simcse', 'teacher/test_extraction.py::test_finished')
 TEMPLATE = ("{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}")

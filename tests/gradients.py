@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from composer import Callback, DataSpec, State, Trainer
 from composer.loggers import Logger
+from composer.models import ComposerModel
 from composer.utils import dist, get_device
 from parts import text_encoder_from_config
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
@@ -67,30 +68,34 @@ class Way(NamedTuple):
 
 
 COPIES = 2 if torch.__version__ >= '2.8' else 1  # gloo of torch 2.7 refuses to average over copies of a model
-WAYS = {
-    'ddp': Way(),
-    'fsdp': Way(FsdpConfig(activation_checkpointing=True)),
-}
+WAYS = {'ddp': Way(), 'fsdp': Way(FsdpConfig(activation_checkpointing=True))}
 HSDP = Way(FsdpConfig(activation_checkpointing=True, replicate=COPIES))
-COMPILED = {
-    'ddp': Way(compiled=True),
-    'fsdp': Way(FsdpConfig(activation_checkpointing=True), compiled=True),
-}
+COMPILED = {name: way._replace(compiled=True) for name, way in WAYS.items()}
 
 
-class InOneGraph(CaptionContrastive):
+class _InOneGraph(ComposerModel):
     """The naive computation with the cache's microbatches, and so with its dropout: all of them in one graph."""
 
     microbatch_size = 1
+    split = staticmethod(split_packed)
+    feature_names: tuple[str, ...]
 
     def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        parts = split_packed(with_rows(batch, self.feature_names), self.microbatch_size)
-        outputs = [super(InOneGraph, self).forward(part) for part in parts]
-        result = {}
+        parts = self.split(with_rows(batch, self.feature_names), self.microbatch_size)
+        outputs = [super(_InOneGraph, self).forward(part) for part in parts]
+        result = dict(outputs[0])
         for name in self.feature_names:
             order = torch.cat([part[f'{name}_row'] for part in parts]).argsort()
             result[name] = torch.cat([output[name] for output in outputs])[order]
-        return {**result, 'logit_scale': outputs[0]['logit_scale']}
+        return result
+
+
+class InOneGraph(_InOneGraph, CaptionContrastive):
+    pass
+
+
+class JointInOneGraph(_InOneGraph, JointLLM2CLIP):
+    split = staticmethod(split_columns)
 
 
 def _rows() -> slice:
@@ -131,17 +136,6 @@ def image_step(
     return _step(model, {k: v[_rows()] for k, v in batch.items()}, microbatch_size, None, way)
 
 
-class InOnePass(JointLLM2CLIP):
-    """The naive computation with the cache's microbatches, and so with its dropout: all of them in one graph."""
-
-    microbatch_size = 1
-
-    def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        outputs = [super(InOnePass, self).forward(part) for part in split_columns(batch, self.microbatch_size)]
-        return {name: outputs[0][name] if name == 'logit_scale' else torch.cat([output[name] for output in outputs])
-                for name in outputs[0]}
-
-
 def joint_step(
     llm: str, clip: str, microbatch_size: int, kind: str, way: Way = WAYS['ddp'], lora: bool = True,
     captions: int = 1, dropout: float = 0.3,
@@ -158,7 +152,7 @@ def joint_step(
     else:
         one = ClipTextConfig(clip)
         encoder, tokenize = load_clip_text(one), load_clip_tokenizer(one)
-    kinds = InOnePass if kind == 'in_one_graph' else JointLLM2CLIP
+    kinds = JointInOneGraph if kind == 'in_one_graph' else JointLLM2CLIP
     model = kinds(LLM2CLIP(config, 32), encoder, tokenize, LossConfig(mask_equal_texts=True))
     model.microbatch_size = microbatch_size
     columns = [QUERIES, POSITIVES, NEGATIVES][:captions]
@@ -170,10 +164,10 @@ def joint_step(
     return _step(model, batch, microbatch_size if kind == 'cached' else None, split_columns, way)
 
 
-def inheritance_step(microbatch_size: Optional[int], way: Way = WAYS['ddp'], kind: str = 'residual') -> Result:
+def inheritance_step(microbatch_size: Optional[int], way: Way = WAYS['ddp']) -> Result:
     """One step of inheritance, in which two samples of the first rank and one of the second do not count."""
     torch.manual_seed(0)
-    model = ComposerInheritance(build_adapter(AdapterConfig(kind, depth=2), 8, 16), 1.0, 2.0, block_size=2)
+    model = ComposerInheritance(build_adapter(AdapterConfig(depth=2), 8, 16), 1.0, 2.0, block_size=2)
     batch = {'index': torch.arange(N), 'text_embedding': torch.randn(N, 8), 'target': torch.randn(N, 16),
              'counted': torch.tensor([i not in (1, 4, 7) for i in range(N)])}
     return _step(model, {k: v[_rows()] for k, v in batch.items()}, microbatch_size, None, way)

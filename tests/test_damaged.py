@@ -205,7 +205,6 @@ RUN_FILES: dict[str, tuple[str, str, Damage]] = {
     'checkpoint, flipped': ('checkpoints/latest-rank0.pt', 'latest', _flipped),
     'checkpoint, no weights': ('checkpoints/latest-rank0.pt', 'latest',
                                lambda path: torch.save({'state': {'model': 7}}, path)),
-    'teacher.json': ('teacher.json', 'latest', edited(llm_embed_dim='many')),
 }
 
 

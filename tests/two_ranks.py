@@ -5,7 +5,7 @@
 and what FSDP2 in bfloat16 leaves in float32."""
 
 import sys
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,41 +42,33 @@ def loss_of_rows(case: str, block_size: int) -> dict[str, Any]:
     return {'value': sum(value for value, _ in ranks) / len(ranks), 'gradients': gradients}
 
 
-def _sharded_step(model: Any, batch: dict[str, Any], watched: Mapping[str, str]) -> dict[str, Any]:
-    """Outputs and gradients of scalars; and of watched modules, inputs and the types of gathered weights."""
-    config = FSDP2Config(device_mesh=init_device_mesh('cpu', (dist.get_world_size(),)))
-    prepare_fully_shard(model, config, Precision.AMP_BF16, generate_composer_model_policy(model))
-    set_up_units(model, FsdpConfig())
-    result: dict[str, Any] = {'weights': {}, 'inputs': {}}
-
-    def watch(name: str, module: torch.nn.Module) -> None:
-        def see(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            result['weights'][name] = {
-                parameter.dtype for parameter in module.parameters() if not isinstance(parameter, DTensor)}
-            result['inputs'][name] = args[0].detach()
-        module.register_forward_pre_hook(see)
-
-    for name, path in watched.items():
-        watch(name, model.get_submodule(path))
-    with torch.autocast('cpu', torch.bfloat16):
-        outputs = model(batch)
-        loss = model.loss(outputs, batch)
-    loss.backward()
-    result['outputs'] = {name: outputs[name].detach() for name in ('logit_scale', 'logit_bias') if name in outputs}
-    result['loss'] = loss.detach()
-    result['gradients'] = {name.rsplit('.', 1)[-1]: parameter.grad.full_tensor() for name, parameter in
-                           model.named_parameters() if name.rsplit('.', 1)[-1] in ('logit_scale', 'logit_bias')}
-    return result
-
-
 def images_in_bfloat16() -> dict[str, Any]:
+    """Take a sharded step; return scalars with their gradients, and inputs and types of gathered weights of modules."""
     torch.manual_seed(0)
     config = ModelConfig(VisionConfig('test_vit', False, image_size=32), AdapterConfig(depth=1), embed_dim=16,
                          logit_scale=100.0, logit_bias=BIAS)
     model = ComposerLLM2CLIP(LLM2CLIP(config, 8), LossConfig(name='siglip'))
     batch = {'index': torch.arange(4), 'pixel_values': torch.randn(4, 3, 32, 32), 'text_embedding': torch.randn(4, 8)}
-    result = _sharded_step(model, batch, {'adapter': 'model.adapter', 'block': 'model.vision_encoder.trunk.blocks.1'})
-    return {**result, 'vectors': batch['text_embedding']}
+    sharding = FSDP2Config(device_mesh=init_device_mesh('cpu', (dist.get_world_size(),)))
+    prepare_fully_shard(model, sharding, Precision.AMP_BF16, generate_composer_model_policy(model))
+    set_up_units(model, FsdpConfig())
+    weights: dict[str, set[torch.dtype]] = {}
+    inputs: dict[str, torch.Tensor] = {}
+
+    def watch(module: torch.nn.Module, args: tuple[torch.Tensor, ...], name: str) -> None:
+        weights[name] = {value.dtype for value in module.parameters() if not isinstance(value, DTensor)}
+        inputs[name] = args[0].detach()
+
+    for name, path in (('adapter', 'model.adapter'), ('block', 'model.vision_encoder.trunk.blocks.1')):
+        model.get_submodule(path).register_forward_pre_hook(partial(watch, name=name))
+    with torch.autocast('cpu', torch.bfloat16):
+        outputs = model(batch)
+        loss = model.loss(outputs, batch)
+    loss.backward()
+    scalars = ('logit_scale', 'logit_bias')
+    return {'weights': weights, 'inputs': inputs, 'vectors': batch['text_embedding'], 'loss': loss.detach(),
+            'outputs': {name: outputs[name].detach() for name in scalars},
+            'gradients': {name: model.get_parameter(f'model.{name}').grad.full_tensor() for name in scalars}}
 
 
 def main(out: str) -> None:

@@ -4,8 +4,7 @@
 """Configuration of `train_stage1`, `train_inheritance` and `train_stage2`."""
 
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Optional, Union
@@ -13,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Optional, Union
 from omegaconf import MISSING
 from pydantic import Field
 
-from llm2clip.config.data import CaptionDataConfig, ImageDataConfig, InheritanceDataConfig, StreamConfig
+from llm2clip.config.data import CaptionDataConfig, ImageDataConfig, InheritanceDataConfig
 from llm2clip.config.evaluate import ZeroshotConfig
 from llm2clip.config.models import (
     AdapterConfig,
@@ -42,7 +41,10 @@ from llm2clip.config.ranges import (
 )
 from llm2clip.config.recipe import Output
 from llm2clip.config.teacher import Teachers
-from llm2clip.errors import ConfigError, under
+from llm2clip.errors import ConfigError
+
+# Optimizers with a fused kernel that torch 2.7 supports for sharded weights (DTensor), too.
+FUSED_SHARDS = ('adamw',)
 
 
 @dataclass
@@ -142,17 +144,15 @@ class TrainConfig(PlanConfig, TrainerConfig):
 
     def check(self) -> None:
         """Raise a ConfigError if keys conflict, whatever the device and the number of ranks."""
-        if self.fsdp is not None and 'channels_last' in self.algorithms:
-            raise ConfigError('fsdp cannot shard such weights; leave out one of the two',
-                              key='algorithms.channels_last')
-        if 'save_best' in self.callbacks and not self.has_best_weights:
-            raise ConfigError('only the weights of stage 2 can be read from it, expected none here',
-                              key='callbacks.save_best')
-        for key in ('train_data', 'eval_data'):
-            data = getattr(self, key)
-            if data is not None:
-                with under(f'{key}.streams'):
-                    _check_proportions(data.streams)
+        only_fuses_whole = self.optimizer.get('fused') and self.optimizer.get('name') not in FUSED_SHARDS
+        refuse([
+            ('algorithms.channels_last', self.fsdp is not None and 'channels_last' in self.algorithms,
+             'fsdp cannot shard such weights; leave out one of the two'),
+            ('optimizer.fused', self.fsdp is not None and only_fuses_whole,
+             f'expected false, since only {", ".join(FUSED_SHARDS)} has a fused kernel for sharded weights'),
+            ('callbacks.save_best', 'save_best' in self.callbacks and not self.has_best_weights,
+             'only the weights of stage 2 can be read from it, expected none here'),
+        ])
 
     @property
     def has_negatives(self) -> bool:
@@ -179,14 +179,7 @@ class TrainConfig(PlanConfig, TrainerConfig):
     def resume_hint(self) -> str:
         if self.is_plan or not self.autoresume:
             return ''
-        if '://' in self.checkpoint_folder:
-            return f'the same command resumes from the newest checkpoint in {self.checkpoint_folder}'
-        try:  # Composer updates this link when a checkpoint is complete
-            newest = os.readlink(Path(self.checkpoint_folder, 'latest-rank0.pt'))
-            batch = re.findall(r'-ba(\d+)', newest)[-1]
-        except (OSError, IndexError):
-            return 'there is no checkpoint yet, the same command begins from the beginning'
-        return f'the same command resumes from batch {int(batch)}'
+        return f'the same command resumes from the newest checkpoint in {self.checkpoint_folder}, if any'
 
     def check_resumed_run(self) -> None:
         from llm2clip.config.loading import settings_in_folder  # it imports this module
@@ -194,14 +187,11 @@ class TrainConfig(PlanConfig, TrainerConfig):
             settings_in_folder(self)
 
 
-def _check_proportions(streams: Mapping[str, StreamConfig]) -> None:
-    """Raise a ConfigError if only some datasets have a proportion, or one has a repeat, too."""
-    for name, stream in streams.items():
-        if stream.proportion is not None and stream.repeat is not None:
-            raise ConfigError('proportion is set, too, expected one of the two', key=f'{name}.repeat')
-    without = [name for name, stream in streams.items() if stream.proportion is None]
-    if 0 < len(without) < len(streams):
-        raise ConfigError('required, since other datasets have one', key=f'{without[0]}.proportion')
+def refuse(rules: Sequence[tuple[str, object, str]]) -> None:
+    """Raise the ConfigError of the first rule (key, whether it is broken, message) that is broken."""
+    for key, is_broken, message in rules:
+        if is_broken:
+            raise ConfigError(message, key=key)
 
 
 @dataclass
@@ -239,15 +229,15 @@ class Stage1Config(TrainConfig):
 
     def check(self) -> None:
         super().check()
-        if not self.has_negatives and 'grad_cache' in self.algorithms:
-            raise ConfigError('objective mntp has no negatives; its microbatches need no cache',
-                              key='algorithms.grad_cache')
-        if self.fsdp is not None and self.text_encoder.dtype != 'float32':
-            raise ConfigError(f'{self.text_encoder.dtype} does not go with fsdp, which needs the float32 of '
-                              'the LoRA weights everywhere; precision: amp_bf16 computes in bfloat16',
-                              key='text_encoder.dtype')
-        if self.objective == 'mntp' and self.eval_data is not None:
-            raise ConfigError('objective mntp has no evaluation', key='eval_data')
+        is_mntp = self.objective == 'mntp'
+        refuse([
+            ('algorithms.grad_cache', is_mntp and 'grad_cache' in self.algorithms,
+             'objective mntp has no negatives; its microbatches need no cache'),
+            ('eval_data', is_mntp and self.eval_data is not None, 'objective mntp has no evaluation'),
+            ('text_encoder.dtype', self.fsdp is not None and self.text_encoder.dtype != 'float32',
+             f'{self.text_encoder.dtype} does not go with fsdp, which needs the float32 of the LoRA weights '
+             'everywhere; precision: amp_bf16 computes in bfloat16'),
+        ])
 
 
 @dataclass
@@ -356,72 +346,62 @@ class Stage2Config(TrainConfig):
         return {'lr_scale': self.lr_scale, 'layer_decay': self.layer_decay}
 
     def check(self) -> None:
+        vision, largest_dim = self.model.vision, max(self.loss.matryoshka_dims, default=0)
         self._check_text_encoder()
         if self.eval_zeroshot:
             self._check_zeroshot()
-        self._check_initial_weights()
-        if self.model.vision.freeze and self.model.vision.lora is not None:
-            raise ConfigError('model.vision.freeze freezes these weights, too; set one of the two',
-                              key='model.vision.lora')
+        refuse([
+            ('initial_adapter', self.initial_adapter is not None and self.initial_weights is not None,
+             'initial_weights has an adapter of its own, expected one of the two'),
+            ('model.visual_projection',
+             self.initial_adapter is not None and self.model.visual_projection in ('linear', 'affine'),
+             f'{self.model.visual_projection} begins with random weights, expected pretrained, since '
+             'initial_adapter leads into the space of the pretrained CLIP'),
+            ('model.vision.lora', vision.freeze and vision.lora is not None,
+             'model.vision.freeze freezes these weights, too; set one of the two'),
+            ('model.vision.gradient_checkpointing',
+             vision.gradient_checkpointing and self.fsdp is not None and self.fsdp.activation_checkpointing,
+             'fsdp.activation_checkpointing recomputes the activations, too; set one of the two'),
+            ('loss.matryoshka_dims', largest_dim > self.model.embed_dim,
+             f'{largest_dim}, expected at most model.embed_dim, {self.model.embed_dim}'),
+        ])
         for key, data in {'train_data': self.train_data, 'eval_data': self.eval_data}.items():
             if data is not None and any(stream.image_embeddings for stream in data.streams.values()):
                 self._check_image_embeddings(key, data)
-        dims = self.loss.matryoshka_dims
-        if dims and dims[-1] > self.model.embed_dim:
-            raise ConfigError(f'{dims[-1]}, expected at most model.embed_dim, {self.model.embed_dim}',
-                              key='loss.matryoshka_dims')
         super().check()
 
     def _check_text_encoder(self) -> None:
-        texts = self.trainable_text
+        lora, clip = self.trainable_text.lora is not None, self.trainable_text.clip is not None
         in_loop = self.text_encoder_in_loop.enabled
-        if texts.lora is not None and not isinstance(self.teacher, str):
-            raise ConfigError('expected a folder of stage 1, since trainable_text.lora trains its LLM',
-                              key='teacher')
-        needs_llm = {'trainable_text.lora': texts.lora is not None, 'text_encoder_in_loop.enabled': in_loop,
-                     'initial_adapter': self.initial_adapter is not None}
-        for key, is_set in needs_llm.items():
-            if is_set and texts.clip is not None:
-                raise ConfigError('there is no LLM, since trainable_text.clip takes its place; '
-                                  'expected one of the two', key=key)
-        if in_loop and texts.lora is not None:
-            raise ConfigError('embeds captions by a frozen LLM, and trainable_text.lora trains it; '
-                              'expected one of the two', key='text_encoder_in_loop.enabled')
-        if in_loop and (self.teacher is None or isinstance(self.teacher, list)):
-            raise ConfigError('expected one that embeds captions, since text_encoder_in_loop.enabled is true',
-                              key='teacher')
+        without_llm = 'there is no LLM, since trainable_text.clip takes its place; expected one of the two'
+        refuse([
+            ('teacher', lora and not isinstance(self.teacher, str),
+             'expected a folder of stage 1, since trainable_text.lora trains its LLM'),
+            ('trainable_text.lora', clip and lora, without_llm),
+            ('text_encoder_in_loop.enabled', clip and in_loop, without_llm),
+            ('initial_adapter', clip and self.initial_adapter is not None, without_llm),
+            ('text_encoder_in_loop.enabled', in_loop and lora,
+             'embeds captions by a frozen LLM, and trainable_text.lora trains it; expected one of the two'),
+            ('teacher', in_loop and (self.teacher is None or isinstance(self.teacher, list)),
+             'expected one that embeds captions, since text_encoder_in_loop.enabled is true'),
+        ])
 
     def _check_zeroshot(self) -> None:
-        if self.teacher is None and self.trainable_text.clip is None:
-            raise ConfigError('required but not set, since it embeds the prompts of eval_zeroshot',
-                              key='teacher')
-        for key, teachers in (('train_data.teachers', self.train_data.teachers), ('teacher', self.teacher)):
-            if isinstance(teachers, list) and len(teachers) > 1:
-                raise ConfigError(f'its prompts are embedded by one teacher, and {key} names {len(teachers)}',
-                                  key='eval_zeroshot')
-        for name in ('train', 'eval'):
-            if name in self.eval_zeroshot:
-                raise ConfigError(f'metrics of {name}_data have this name, expected another',
-                                  key=f'eval_zeroshot.{name}')
-
-    def _check_initial_weights(self) -> None:
-        if self.initial_adapter is not None and self.initial_weights is not None:
-            raise ConfigError('initial_weights has an adapter of its own, expected one of the two',
-                              key='initial_adapter')
-        if self.initial_adapter is not None and self.model.visual_projection in ('linear', 'affine'):
-            raise ConfigError(f'{self.model.visual_projection} begins with random weights, expected '
-                              'pretrained, since initial_adapter leads into the space of the pretrained CLIP',
-                              key='model.visual_projection')
-        if self.self_distillation.enabled and self.begins_at_random:
-            raise ConfigError('the tower begins with random weights, which are nothing to keep; expected '
-                              'initial_weights, or model.vision.pretrained not to be false',
-                              key='self_distillation.enabled')
+        refuse([
+            ('teacher', self.teacher is None and self.trainable_text.clip is None,
+             'required but not set, since it embeds the prompts of eval_zeroshot'),
+            ('eval_zeroshot', len(self.train_data.teachers) > 1,
+             'its prompts are embedded by one teacher, and train_data.teachers has several'),
+            ('eval_zeroshot', isinstance(self.teacher, list) and len(self.teacher) > 1,
+             'its prompts are embedded by one teacher, and teacher has several'),
+            ('eval_zeroshot.eval', 'eval' in self.eval_zeroshot,
+             'metrics of eval_data have this name, expected another'),
+            ('eval_zeroshot.train', 'train' in self.eval_zeroshot,
+             'metrics of train_data have this name, expected another'),
+        ])
 
     def _check_image_embeddings(self, loader: str, data: ImageDataConfig) -> None:
         embeddings = f'{loader}.streams.<name>.image_embeddings'
-        if not self.model.vision.freeze:
-            raise ConfigError(f'expected true, since {embeddings} has vectors of the tower',
-                              key='model.vision.freeze')
         needs_images = {
             'self_distillation.enabled': self.self_distillation.enabled,
             'loss.mask_equal_texts': self.loss.mask_equal_texts,
@@ -433,7 +413,11 @@ class Stage2Config(TrainConfig):
             f'{loader}.grayscale': data.grayscale,
             f'{loader}.horizontal_flip': data.horizontal_flip,
         }
-        for key, is_set in needs_images.items():
-            if is_set:
-                raise ConfigError(f'needs the images or captions, and {embeddings} is read in place of them; '
-                                  'for augmentation, set `views` of extract_image_embeddings', key=key)
+        refuse([
+            ('model.vision.freeze', not self.model.vision.freeze,
+             f'expected true, since {embeddings} has vectors of the tower'),
+            *((key, is_set,
+               f'needs the images or captions, and {embeddings} is read in place of them; '
+               'for augmentation, set `views` of extract_image_embeddings')
+              for key, is_set in needs_images.items()),
+        ])

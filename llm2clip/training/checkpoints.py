@@ -8,6 +8,7 @@ create and delete the same file in a folder that they may share.
 """
 
 import datetime
+import errno
 import io
 import os
 import pickle
@@ -17,10 +18,9 @@ import tempfile
 import uuid
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ import torch.torch_version
 from composer.utils import dist, maybe_create_object_store_from_uri, parse_uri
 from composer.utils.object_store import ObjectStore
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from llm2clip.errors import ConfigError, FileError
@@ -56,64 +56,48 @@ _METADATA = '.metadata'
 _LATEST = 'latest-rank0.pt'
 _EXPECTED = 'a checkpoint of this project'
 _NAME = re.compile(r'ep\d+-ba(\d+)(-rank0\.pt)?')
+# Errors of the system that a damaged file can cause: a missing part, and a seek to before its start.
+_DAMAGE = (None, errno.ENOENT, errno.EINVAL)
 
 
-class _Damaged(Exception):
-    """A checkpoint is incomplete or damaged."""
+class _Index(pickle.Unpickler):
+    """Reads the index of a sharded checkpoint; a ConfigError if it would run code."""
 
-
-class _MetadataUnpickler(pickle.Unpickler):
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.BytesIO(path.read_bytes()))
+        self.path = path
 
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype)
         if not is_dtype and (module, name) not in _METADATA_GLOBALS:
-            raise ConfigError(f'its index holds {module}.{name}, which would run code')
+            raise ConfigError(f'{self.path} holds {module}.{name}, which would run code')
         return super().find_class(module, name)
 
 
-def _read_metadata(path: Path) -> Metadata:
-    try:
-        with path.open('rb') as file:
-            metadata = _MetadataUnpickler(file).load()
-        if not isinstance(metadata, Metadata):
-            raise TypeError(f'holds a {type(metadata).__name__} and no index')
-    except FileNotFoundError:
-        raise _Damaged(f'there is no {_METADATA}, which is written last') from None
-    except ConfigError:
-        raise
-    except Exception as error:  # malformed bytes make pickle raise any type of error
-        raise _Damaged(f'{_METADATA}: {error}') from None
-    return metadata
-
-
-def _check_archive(file: Any, name: str) -> None:
-    """Raise a _Damaged error if a torch file is incomplete, or a ConfigError if it would run code."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            bad = archive.testzip()
-        if not isinstance(file, Path):
-            file.seek(0)
-        unsafe = [] if bad else torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except Exception as error:  # malformed bytes make zipfile and torch raise any type
-        raise _Damaged(f'{name}: {error}') from None
+def _check_archive(file: Any, name: Path) -> None:
+    """Raise an error if a torch file is incomplete or damaged, or a ConfigError if it would run code."""
+    with zipfile.ZipFile(file) as archive:
+        bad = archive.testzip()
     if bad is not None:
-        raise _Damaged(f'{name}: the checksum of {bad} is wrong')
+        raise zipfile.BadZipFile(f'the checksum of {bad} is wrong')
+    if not isinstance(file, Path):
+        file.seek(0)
+    unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     if unsafe:
-        raise ConfigError(f'it holds {", ".join(sorted(unsafe))}, which would run code')
+        raise ConfigError(f'{name} holds {", ".join(sorted(unsafe))}, which would run code')
 
 
 def _check_checkpoint(path: Path) -> None:
-    """Apply `_check_archive` to all parts of a checkpoint, full or sharded."""
-    if not path.is_dir():
-        _check_archive(path, path.name)
-        return
-    for index, part in (_read_metadata(path / _METADATA).storage_data or {}).items():
-        shard = path / part.relative_path
-        if not shard.is_file() or shard.stat().st_size < part.offset + part.length:
-            raise _Damaged(f'{part.relative_path} is missing or too short')
-        with shard.open('rb') as file:
-            file.seek(part.offset)
-            _check_archive(io.BytesIO(file.read(part.length)), f'{part.relative_path}, {index.fqn}')
+    """Apply `_check_archive` to all parts of a checkpoint, full or sharded; a FileError if it is damaged."""
+    with reading(path, _EXPECTED):
+        if not path.is_dir():
+            _check_archive(path, path)
+            return
+        for part in _Index(path / _METADATA).load().storage_data.values():
+            shard = path / part.relative_path
+            with shard.open('rb') as file:
+                file.seek(part.offset)
+                _check_archive(io.BytesIO(file.read(part.length)), shard)
 
 
 def _newest_first(names: Iterable[str]) -> list[tuple[int, str]]:
@@ -133,29 +117,29 @@ def newest_checkpoint(folder: Path) -> Optional[Path]:
 
     Raises:
         ConfigError: A checkpoint would run code, or checkpoints exist but none is complete.
+        FileError: The disk cannot be read.
     """
-    paths = [path for _, path in _checkpoints(folder)]
-    damaged: list[str] = []
+    damaged: dict[Path, str] = {}
     newest = None
-    for path in paths:
+    for _, path in _checkpoints(folder):
         try:
             _check_checkpoint(path)
-        except _Damaged as error:
-            damaged.append(f'{path.name} ({error})')
-        except ConfigError as error:
-            raise ConfigError(f'checkpoint {path}: {error}') from None
-        else:
             newest = path
             break
+        except FileError as error:
+            # A disk that cannot be read says nothing about the checkpoint, which would be removed below.
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno not in _DAMAGE:
+                raise
+            damaged[path] = str(error)
     latest = folder / _LATEST
     # A single damaged checkpoint without a link is the first of a run that was killed while writing it.
     if newest is None and damaged and (latest.is_symlink() or len(damaged) > 1):
-        raise ConfigError(f'{folder}: every checkpoint is incomplete or damaged: {"; ".join(damaged)}. '
-                          'Choose another save_folder, or remove them to begin again')
+        raise ConfigError(f'every checkpoint is incomplete or damaged: {"; ".join(damaged.values())}; choose '
+                          'another save_folder, or remove them to begin again')
     if newest is not None and damaged:
-        warnings.warn(f'{folder}: removed incomplete checkpoints: {"; ".join(damaged)}; resuming from '
+        warnings.warn(f'removed incomplete checkpoints: {"; ".join(damaged.values())}; resuming from '
                       f'{newest.name}', stacklevel=2)
-    for unfinished in paths[:len(damaged)]:
+    for unfinished in damaged:
         if unfinished.is_dir():
             shutil.rmtree(unfinished)
         else:
@@ -179,10 +163,11 @@ def _newest_remote(store: ObjectStore, folder: str) -> Optional[tuple[str, list[
         objects = [object_name for object_name in names if object_name.startswith(f'{name}/')]
         if f'{name}/{_METADATA}' not in objects:
             continue
-        with tempfile.TemporaryDirectory() as scratch, _named(f'{prefix}{name}'):
+        with tempfile.TemporaryDirectory() as scratch:
             index = Path(scratch, 'metadata')
             store.download_object(f'{prefix}{name}/{_METADATA}', str(index))
-            parts = {part.relative_path for part in (_read_metadata(index).storage_data or {}).values()}
+            with reading(f'{prefix}{name}', _EXPECTED):
+                parts = {part.relative_path for part in _Index(index).load().storage_data.values()}
         if all(f'{name}/{part}' in objects for part in parts):
             return name, objects, prefix
     return None
@@ -249,26 +234,16 @@ def written_checkpoints(folder: str, batch: int) -> list[str]:
     return [str(path / _METADATA if path.is_dir() else path) for path in paths]
 
 
-@contextmanager
-def _named(path: Union[str, Path]) -> Iterator[None]:
-    """Turn errors about a checkpoint into a FileError that names it."""
-    try:
-        yield
-    except (_Damaged, ConfigError) as error:
-        raise FileError(f'{error}, expected {_EXPECTED}', path) from None
-
-
 def read_model(path: Path) -> dict[str, torch.Tensor]:
     """Read the model's weights from a checkpoint, on the CPU; errors as for `read_latest`."""
-    with _named(path):
-        _check_checkpoint(path)
+    _check_checkpoint(path)
     with reading(path, _EXPECTED):
         if not path.is_dir():
             model = dict(read_pickle(path)['state']['model'])
         else:
             prefix = 'state.model.'
             state: dict[str, Any] = {}
-            for name, metadata in _read_metadata(path / _METADATA).state_dict_metadata.items():
+            for name, metadata in _Index(path / _METADATA).load().state_dict_metadata.items():
                 if name.startswith(prefix) and isinstance(metadata, TensorStorageMetadata):
                     state[name] = torch.empty(metadata.size, dtype=metadata.properties.dtype)
             load(state, storage_reader=FileSystemReader(path), no_dist=True)
@@ -281,8 +256,8 @@ def read_latest(folder: str) -> dict[str, torch.Tensor]:
     """Read the model's weights from the latest checkpoint in a folder or an object store, on the CPU.
 
     Raises:
-        ConfigError: There is no complete checkpoint, or credentials are missing.
-        FileError: The checkpoint is damaged, or would run code.
+        ConfigError: There is no complete checkpoint, it would run code, or credentials are missing.
+        FileError: The checkpoint is damaged.
         LoadError: A weight is not finite.
     """
     store = maybe_create_object_store_from_uri(folder)

@@ -10,12 +10,10 @@ from typing import Any, Optional
 import torch
 
 from llm2clip.config import TrainConfig
+from llm2clip.config.training import FUSED_SHARDS
 from llm2clip.errors import ConfigError
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.registry import build, check, named
-
-# Optimizers with a fused kernel that torch 2.7 supports for sharded weights (DTensor), too.
-FUSED_SHARDS = ('adamw',)
 
 
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:

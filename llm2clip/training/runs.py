@@ -5,8 +5,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -15,13 +14,12 @@ import torch
 from composer import Timestamp
 from composer.utils import dist
 
-from llm2clip.config import Stage2Config, TrainConfig, VisionConfig
+from llm2clip.config import Stage2Config, TrainConfig
 from llm2clip.config.loading import read_config, read_resolved, save_config, settings_in_folder
 from llm2clip.config.ranges import RunWeights
 from llm2clip.conversion.official_weights import load_initial_weights
 from llm2clip.data.schema import TEACHER_FILE
-from llm2clip.errors import ConfigError, FileError, under
-from llm2clip.export.hf import is_exported
+from llm2clip.errors import ConfigError, under
 from llm2clip.io.files import reading
 from llm2clip.io.folders import check_replaceable
 from llm2clip.io.tensors import read_safetensors
@@ -89,16 +87,12 @@ class Stage2Run:
         with under('run'):
             self.config = read_config(Stage2Config, folder)
             self.record = TeacherRecord.read(folder)
-        width = self.record.facts.get('llm_embed_dim')
-        if not isinstance(width, int):
-            raise FileError(f'llm_embed_dim is {width!r}, expected the width of the vectors',
-                            Path(folder, TEACHER_FILE))
         if weights == 'best' and not Path(folder, BEST_FILE).is_file():
             raise ConfigError(f'the run in {folder} kept no best ones; add `callbacks: {{save_best: {{}}}}` '
                               'to a run', key='weights')
-        if wise_ft_alpha != 1:
-            with self._explain_initial_weights():
-                _check_initial(self.config.model.vision, self.config.initial_weights)
+        if wise_ft_alpha != 1 and self.config.begins_at_random:
+            raise ConfigError(f'{wise_ft_alpha:g}, expected 1, since the tower of the run in {folder} began '
+                              'with random weights', key='wise_ft_alpha')
 
     def load_model(self) -> LLM2CLIP:
         """Load the model in evaluation mode; LoRA is merged.
@@ -122,8 +116,11 @@ class Stage2Run:
             state = model.state_dict()
             model = LLM2CLIP(config.merged, self.record.llm_embed_dim, load_weights=False)
         if self.wise_ft_alpha != 1:
-            with self._explain_initial_weights():
+            try:
                 state = interpolated(self.initial_state(), state, self.wise_ft_alpha)
+            except ValueError as error:
+                raise ConfigError(f'needs the weights that the run in {self.folder} began with, as its '
+                                  f'config.yaml names them; {error}', key='wise_ft_alpha') from error
         model.load_state_dict(state)
         return model.eval()
 
@@ -153,15 +150,6 @@ class Stage2Run:
                                  config.initial_adapter)
                 parts.add('adapter')
         return {name: value for name, value in model.state_dict().items() if name.split('.')[0] in parts}
-
-    @contextmanager
-    def _explain_initial_weights(self) -> Iterator[None]:
-        """Explain in an error why the initial weights of the run are read."""
-        try:
-            yield
-        except ValueError as error:
-            raise ConfigError(f'needs the weights that the run in {self.folder} began with, as its '
-                              f'config.yaml names them; {error}', key='wise_ft_alpha') from error
 
     @property
     def teacher(self) -> Any:
@@ -219,15 +207,9 @@ class Stage2Run:
             return []
         expected = self.final_record.teacher
         sources = teacher_sources(teacher) or teacher_sources(self.teacher, trust_remote_code)
-        if not sources and len(expected) == 1:
-            raise ConfigError(f'required but not set, since the config.yaml of {self.folder} names none',
-                              key='teacher')
         if len(sources) != len(expected):
-            trained = 'one teacher' if len(expected) == 1 else f'{len(expected)} teachers'
-            if self.config.train_data.teachers:
-                trained += f' ({", ".join(self.config.train_data.teachers)})'
-            raise ConfigError(f'the run in {self.folder} was trained under {trained}; got {len(sources)} of '
-                              'them', key='teacher')
+            raise ConfigError(f'{len(sources)} named here or in the config.yaml of {self.folder}, expected '
+                              f'{len(expected)}, in the order of training', key='teacher')
         for source, fingerprint in zip(sources, expected):
             source.check_encoding(fingerprint, 'the run')
         for source, fingerprint in zip(sources, expected):
@@ -248,19 +230,6 @@ def interpolated(
         if name in initial and value.is_floating_point():
             result[name] = torch.lerp(initial[name].to(value), value, share)
     return result
-
-
-def _check_initial(vision: VisionConfig, initial_weights: Optional[str]) -> None:
-    """Raise a ConfigError if the tower's initial weights were random or are missing; reads no weights."""
-    if initial_weights is not None:
-        if not is_exported(initial_weights):
-            raise ConfigError(f'{initial_weights} is no exported folder: it has no config.json of one',
-                              key='initial_weights')
-    elif vision.checkpoint is not None:
-        if not Path(vision.checkpoint).is_file():
-            raise ConfigError(f'there is no file {vision.checkpoint}', key='model.vision.checkpoint')
-    elif not vision.pretrained:
-        raise ConfigError('the tower began with random weights, since model.vision.pretrained is false')
 
 
 def is_complete(config: TrainConfig, result: Path) -> bool:

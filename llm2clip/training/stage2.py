@@ -114,13 +114,12 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
 
     reproducibility.seed_all(config.seed)
     model = make_initial_model(config, record, text)
-    if reads_image_embeddings(config.train_data):
-        with under('train_data'):
-            check_tower(model.model.vision_encoder, data)
-    if config.eval_data is not None and reads_image_embeddings(config.eval_data):
-        assert retrieval is not None
-        with under('eval_data'):
-            check_tower(model.model.vision_encoder, retrieval.dataloader)
+    loaders = {'train_data': (config.train_data, data),
+               'eval_data': (config.eval_data, retrieval and retrieval.dataloader)}
+    for key, (settings, loader) in loaders.items():
+        if settings is not None and reads_image_embeddings(settings):
+            with under(key):
+                check_tower(model.model.vision_encoder, loader)
     if config.self_distillation.enabled:
         # Copied before a checkpoint is loaded, since the initial model is the target.
         device = open_device(config.device, config.precision)

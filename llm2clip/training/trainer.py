@@ -23,6 +23,7 @@ from composer.utils import dist, reproducibility
 
 from llm2clip.config import FsdpConfig, TrainConfig
 from llm2clip.config.loading import check_settings, learned_settings
+from llm2clip.config.training import refuse
 from llm2clip.data.streams.safe_dataset import device_batch_size
 from llm2clip.device import open_device
 from llm2clip.errors import ConfigError, FileError, under
@@ -50,8 +51,6 @@ def check_train_config(config: TrainConfig) -> None:
 
     `config.check` has checked what depends on the configuration alone.
     """
-    if config.device == 'cpu' and config.precision not in (None, 'fp32'):
-        raise ConfigError(f'{config.precision}, expected fp32, the only one on a CPU', key='precision')
     name, arguments = named(config.optimizer, 'optimizer')
     build('optimizer', name, {'params': [torch.nn.Parameter(torch.zeros(1))]} | arguments)
     name, arguments = named(config.scheduler, 'scheduler')
@@ -63,38 +62,26 @@ def check_train_config(config: TrainConfig) -> None:
     if config.compile is not None:
         with under('compile'):
             check_arguments(torch.compile, 'torch.compile', config.compile)
-    if config.fsdp is not None:
-        with under('fsdp'):
-            _check_fsdp(config.fsdp)
-    _check_microbatch(config)
-
-
-def _check_microbatch(config: TrainConfig) -> None:
-    """Raise a ConfigError if the microbatch does not fit the batch, or would hide negatives from the loss."""
     device_batch = device_batch_size(config.global_train_batch_size, 'global_train_batch_size')
     microbatch = config.device_train_microbatch_size or device_batch
-    if microbatch > device_batch:
-        raise ConfigError(f'{microbatch}, expected at most the device batch size, {device_batch}',
-                          key='device_train_microbatch_size')
-    if config.has_negatives and microbatch < device_batch and 'grad_cache' not in config.algorithms:
-        raise ConfigError(
-            f'{microbatch} is not the device batch size, {device_batch}. A contrastive loss on a microbatch '
-            'would only see the negatives inside it. Add `algorithms: {grad_cache: {}}`, which keeps the '
-            'loss that of the global batch, or leave the key out, or lower global_train_batch_size.',
-            key='device_train_microbatch_size')
-
-
-def _check_fsdp(config: FsdpConfig) -> None:
-    """Raise a ConfigError if the FSDP options do not fit the number of ranks."""
-    ranks = dist.get_world_size()
-    groups = config.reshard_after_forward
-    if ranks % config.replicate:
-        raise ConfigError(f'{config.replicate} copies of the model, expected a number that divides that of '
-                          f'the ranks, {ranks}', key='replicate')
-    shards = ranks // config.replicate
-    if not isinstance(groups, bool) and (groups < 1 or shards % groups):
-        raise ConfigError(f'{groups} ranks, expected true, false or a number that divides that of the ranks '
-                          f'of a copy of the model, {shards}', key='reshard_after_forward')
+    fsdp, ranks = config.fsdp or FsdpConfig(), dist.get_world_size()
+    groups, shards = fsdp.reshard_after_forward, ranks // fsdp.replicate
+    refuse([
+        ('precision', config.device == 'cpu' and config.precision not in (None, 'fp32'),
+         f'{config.precision}, expected fp32, the only one on a CPU'),
+        ('fsdp.replicate', ranks % fsdp.replicate,
+         f'{fsdp.replicate} copies of the model, expected a number that divides that of the ranks, {ranks}'),
+        ('fsdp.reshard_after_forward', not isinstance(groups, bool) and (groups < 1 or shards % groups),
+         f'{groups} ranks, expected true, false or a number that divides that of the ranks of a copy of the '
+         f'model, {shards}'),
+        ('device_train_microbatch_size', microbatch > device_batch,
+         f'{microbatch}, expected at most the device batch size, {device_batch}'),
+        ('device_train_microbatch_size',
+         config.has_negatives and microbatch < device_batch and 'grad_cache' not in config.algorithms,
+         f'{microbatch} is not the device batch size, {device_batch}. A contrastive loss on a microbatch '
+         'would only see the negatives inside it. Add `algorithms: {grad_cache: {}}`, which keeps the loss '
+         'that of the global batch, or leave the key out, or lower global_train_batch_size.'),
+    ])
 
 
 def evaluated_metrics(evaluators: Sequence[Evaluator]) -> dict[str, list[str]]:
@@ -132,7 +119,7 @@ def build_trainer(
     algorithms = _build_algorithms(config, train_data)
     algorithms += [*more_algorithms, StepMonitor(), AverageGlooGradients()]
     settings = KeepSettings(config)
-    callbacks: list[Callback] = [settings, StopAtNonfinite(config.checkpoint_folder)]
+    callbacks: list[Callback] = [settings, StopAtNonfinite()]
     callbacks += [*_build_callbacks(config), *more_callbacks]
     loggers = _build_loggers(config)
     check_shared(config.checkpoint_folder)
@@ -259,14 +246,13 @@ def fit(trainer: Trainer, config: TrainConfig) -> None:
         with reaching(config.checkpoint_folder):
             trainer.fit()
     except BaseException as error:  # torch's CheckpointException is not an Exception
-        if is_out_of_shared_memory(error):
-            raise  # `run_command` names /dev/shm
         # Checkpoints for an object store are written to a temporary folder first.
         folder = tempfile.gettempdir() if '://' in config.checkpoint_folder else config.checkpoint_folder
         # A sharded checkpoint's error holds those of the ranks; a full one's has no errno.
         causes = [error, *(failure[0] for failure in getattr(error, 'failures', {}).values())]
-        is_full = shutil.disk_usage(folder).free < 2**20
-        if is_full or errno.ENOSPC in [getattr(cause, 'errno', None) for cause in causes]:
+        is_full = errno.ENOSPC in [getattr(cause, 'errno', None) for cause in causes]
+        is_full = is_full or shutil.disk_usage(folder).free < 2**20
+        if is_full and not is_out_of_shared_memory(error):  # `run_command` names /dev/shm
             raise FileError('no checkpoint can be written, since the disk is full', folder) from error
         raise
 

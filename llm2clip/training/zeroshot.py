@@ -8,7 +8,7 @@ import gc
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Union
 
 import torch
 from composer import DataSpec, Evaluator
@@ -82,14 +82,13 @@ def zeroshot_evaluator(
 
 
 class Prompts(NamedTuple):
-    """P prompts for each of this rank's `names_of_rank`: vectors of a frozen teacher, or texts for a
-    trainable one.  ImageNet's vectors take 1.3 GB over all ranks at a width of 4,096."""
+    """P prompts for each of this rank's `names_of_rank`."""
 
     names: torch.Tensor
     """``(C,)``: index of each class's name among all distinct names."""
-    vectors: Optional[torch.Tensor]
-    """``(n, P, llm_embed_dim)`` in float32 on the CPU."""
-    texts: Optional[list[list[str]]]
+    inputs: Union[torch.Tensor, list[list[str]]]
+    """Vectors of a frozen teacher, ``(n, P, llm_embed_dim)`` in float32 on the CPU, or texts for a trainable
+    one.  ImageNet's vectors take 1.3 GB over all ranks at a width of 4,096."""
 
 
 def names_of_rank(count: int) -> list[int]:
@@ -128,7 +127,7 @@ def zeroshot_classes(
     for label, zeroshot in sets.items():
         position = {name: i for i, name in enumerate(zeroshot.names)}
         indices = torch.tensor([position[name] for name in zeroshot.dataset.classes])
-        classes[label] = Prompts(indices, vectors.get(label), texts[label] if config.reads_captions else None)
+        classes[label] = Prompts(indices, vectors.get(label, texts[label]))
     return ZeroshotClasses(classes)
 
 
@@ -136,7 +135,7 @@ def _cached_vectors(
     config: Stage2Config, sets: Mapping[str, ZeroshotSet], record: TeacherRecord,
     in_loop: Optional[CaptionTeacher], device: Device,
 ) -> dict[str, torch.Tensor]:
-    """Embed the prompts of all ranks with a cache on disk; return this rank's `Prompts.vectors` by set."""
+    """Embed the prompts of all ranks with a cache on disk; return this rank's `Prompts.inputs` by set."""
     source = teacher_source(config.teacher)
     cached = CachedTeacher(Path(config.save_folder, 'text_embeddings'), record.teacher,
                            'fp32' if in_loop is None else config.text_encoder_in_loop.precision,
@@ -177,26 +176,27 @@ class ZeroshotClasses(Algorithm):
         # Every forward pass needs at least one image and one text.  Otherwise, FSDP2 may prefetch the weights
         # of a part that does not run, and keep them until it does, when they may be outdated.
         state.batch['class_features'] = self._features
-        if prompts.vectors is not None:
-            state.batch['text_embedding'] = torch.zeros(1, prompts.vectors.shape[-1], device=pixels.device)
-        if prompts.texts is not None:
+        if isinstance(prompts.inputs, torch.Tensor):
+            width = prompts.inputs.shape[-1]
+            state.batch['text_embedding'] = torch.zeros(1, width, device=pixels.device)
+        else:
             state.batch['caption'] = ['-']
 
 
 def _class_features(model: Any, prompts: Prompts, pixels: torch.Tensor) -> torch.Tensor:
     """Compute class features ``(C, D)`` in float32 on the device of `pixels`, ``(1, 3, H, W)``.
     Each block of prompts goes through the model with this image; every rank has the same number of blocks."""
-    inputs: Any = prompts.texts if prompts.vectors is None else prompts.vectors
+    inputs = prompts.inputs
     per_name = len(inputs[0])
-    rows = _ROWS if prompts.texts is None else _TEXTS
-    size = max(1, rows // per_name)
+    size = max(1, (_ROWS if isinstance(inputs, torch.Tensor) else _TEXTS) // per_name)
     features = []
     for start in range(0, len(inputs), size):
+        part = inputs[start:start + size]
         block: dict[str, Any] = {'pixel_values': pixels}
-        if prompts.vectors is not None:
-            block['text_embedding'] = prompts.vectors[start:start + size].flatten(0, 1).to(pixels.device)
-        if prompts.texts is not None:
-            block['caption'] = [*chain.from_iterable(prompts.texts[start:start + size])]
+        if isinstance(part, torch.Tensor):
+            block['text_embedding'] = part.flatten(0, 1).to(pixels.device)
+        else:
+            block['caption'] = [*chain.from_iterable(part)]
         features.append(mean_of_prompts(model(block)['text_features'].unflatten(0, (-1, per_name))))
     # Interleave the names of the ranks, to undo the stride of `names_of_rank`.
     gathered: Sequence[torch.Tensor] = dist.all_gather(torch.cat(features))

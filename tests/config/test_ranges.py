@@ -42,8 +42,6 @@ BAD = {
         'algorithms.ema={half_life: 0ba}', 'algorithms.gradient_clipping={clipping_type: none, clipping_threshold: 1}',
         'loggers.wandbb={}', 'compile=[]', 'train_data.pairs=[{query: [], positive: [a]}]',
         'train_data.pairs=[{query: [a]}]', 'train_data.streams.s.texts={a: 0}',
-        'train_data.streams={a: {local: x, proportion: 1}, b: {local: y}}',
-        'train_data.streams.s={local: x, proportion: 1, repeat: 2}',
     ],
     'prepare_data': [
         "out=''", 'size_limit=big', 'image_quality=0', 'shard_index=1', 'engine=slurm', "require_any_caption=['']",

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Rules across the settings of a training, which are checked before anything is loaded."""
+"""Settings of a training that contradict each other are refused by the key of one of them."""
 
 from typing import Optional
 
@@ -13,18 +13,49 @@ from llm2clip.config.loading import load_config
 from llm2clip.errors import ConfigError
 from llm2clip.training.trainer import check_train_config
 
+ZEROSHOT = 'eval_zeroshot.z.source={name: clip_benchmark, local: x}'
+VECTORS = 'train_data.streams.s.image_embeddings.local=x'
+# Stage, key that is refused, and overrides.
+RULES: list[tuple[int, str, list[str]]] = [
+    (1, 'algorithms.grad_cache', ['objective=mntp', 'algorithms.grad_cache={}']),
+    (1, 'eval_data', ['objective=mntp', 'eval_data.streams.s.local=x']),
+    (1, 'text_encoder.dtype', ['fsdp={}', 'text_encoder.dtype=bfloat16']),
+    (2, 'algorithms.channels_last', ['fsdp={}', 'algorithms.channels_last={}']),
+    (2, 'optimizer.fused', ['fsdp={}', 'optimizer={name: sgd, lr: 1.0, fused: true}']),
+    (2, 'model.vision.gradient_checkpointing',
+     ['fsdp={activation_checkpointing: true}', 'model.vision.gradient_checkpointing=true']),
+    (2, 'teacher', ['trainable_text.lora={}']),
+    (2, 'trainable_text.lora', ['teacher=t', 'trainable_text={clip: {name: c}, lora: {}}']),
+    (2, 'text_encoder_in_loop.enabled', ['trainable_text.clip.name=c', 'text_encoder_in_loop.enabled=true']),
+    (2, 'initial_adapter', ['trainable_text.clip.name=c', 'initial_adapter=a']),
+    (2, 'text_encoder_in_loop.enabled', ['teacher=t', 'trainable_text.lora={}', 'text_encoder_in_loop.enabled=true']),
+    (2, 'teacher', ['text_encoder_in_loop.enabled=true']),
+    (2, 'teacher', [ZEROSHOT]),
+    (2, 'eval_zeroshot', [ZEROSHOT, 'teacher=t', 'train_data.teachers=[a, b]']),
+    (2, 'eval_zeroshot.eval', [ZEROSHOT.replace('.z.', '.eval.'), 'teacher=t']),
+    (2, 'initial_adapter', ['initial_adapter=a', 'initial_weights=w']),
+    (2, 'model.visual_projection', ['initial_adapter=a', 'model.visual_projection=linear']),
+    (2, 'model.vision.lora', ['model.vision.lora={}', 'model.vision.freeze=true']),
+    (2, 'model.vision.freeze', [VECTORS]),
+    (2, 'train_data.horizontal_flip', [VECTORS, 'model.vision.freeze=true', 'train_data.horizontal_flip=0.5']),
+]
+
+
+@pytest.mark.parametrize(('stage', 'key', 'args'), RULES)
+def test_contradicting_settings_are_refused(stage: int, key: str, args: list[str]) -> None:
+    recipe = f'train_stage{stage}'
+    with pytest.raises(ConfigError) as error:
+        load_config(SCHEMAS[recipe], [*REQUIRED[recipe], *args])
+    assert error.value.key == key
+
 
 @pytest.mark.parametrize(('recipe', 'overrides', 'key'), [
     ('train_stage2', ['fsdp={}', 'compile.bakend=inductor'], 'compile.bakend'),
     ('train_stage2', ['fsdp={}', 'device_train_microbatch_size=4'], 'device_train_microbatch_size'),
-    ('train_stage2', ['fsdp={}', 'algorithms.channels_last={}'], 'algorithms.channels_last'),
     ('train_stage2', ['fsdp={}', 'device=cpu', 'precision=amp_bf16'], 'precision'),
     ('train_stage1', ['device_train_microbatch_size=4'], 'device_train_microbatch_size'),
-    ('train_stage1', ['objective=mntp', 'algorithms.grad_cache={}'], 'algorithms.grad_cache'),
-    ('train_stage1', ['fsdp={}', 'text_encoder.dtype=bfloat16'], 'text_encoder.dtype'),
-    ('train_stage1', ['objective=mntp', 'eval_data.streams.s.local=d'], 'eval_data'),
 ])
-def test_conflicting_settings_are_refused_by_key(recipe: str, overrides: list[str], key: str) -> None:
+def test_settings_that_do_not_fit_parts_or_ranks_are_refused(recipe: str, overrides: list[str], key: str) -> None:
     with pytest.raises(ConfigError) as error:
         check_train_config(load_config(SCHEMAS[recipe], [*REQUIRED[recipe], *overrides]))
     assert error.value.key == key

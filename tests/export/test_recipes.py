@@ -95,7 +95,7 @@ def test_several_teachers_are_named_in_order(
     with pytest.raises(ValueError, match='comes from another teacher than the run: bidirectional is False, expected T'):
         export(f'teacher=[{causal_teacher},{teacher_folder}]')
     for args in ([], [f'teacher={teacher_folder}']):
-        with pytest.raises(ConfigError, match='teacher: the run in .* was trained under 2 teachers; got 1 of them'):
+        with pytest.raises(ConfigError, match='teacher: 1 named here or in the config.yaml of .*s2, expected 2'):
             export(*args)
     assert len(loaded) == 1
 
@@ -117,7 +117,7 @@ def test_settings_are_checked_before_weights_are_read(
         assert not loaded and sorted(tmp_path.rglob('*')) == before
 
     out, teacher = f'out={tmp_path}/export', f'teacher={teacher_folder}'
-    refused('teacher: required but not set, since the config.yaml of .*s2 names none', out)
+    refused('teacher: 0 named here or in the config.yaml of .*s2, expected 1', out)
     refused('another teacher than the run: bidirectional is False', out, f'teacher={causal_teacher}', error=ValueError)
     refused('truncate_dim: 33, expected at most the 32 dimensions of the model', out, teacher, 'truncate_dim=33')
     # Nor is a run replaced.

@@ -20,7 +20,7 @@ from llm2clip.models.llm2clip import LLM2CLIP
 
 @pytest.mark.parametrize('precision', ['fp32', 'amp_bf16'])
 @pytest.mark.parametrize('name', TOWERS)
-def test_a_tower_has_the_features_and_gradients_that_it_has_on_a_cpu(
+def test_features_and_gradients_of_a_tower_equal_a_cpu(
     name: str, precision: str, device: torch.device
 ) -> None:
     torch.manual_seed(0)

@@ -69,8 +69,7 @@ def test_two_ranks_learn_what_one_learns_that_is_stopped(
 
 
 def test_stage2_begins_in_the_space_of_clip(
-    args: list[str], clip: Path, stage2_args: list[str], teacher_folder: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch
+    args: list[str], clip: Path, stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_recipe(monkeypatch, 'train_inheritance', *args, f'save_folder={tmp_path}/inheritance', 'max_duration=30ba',
                'eval_interval=15ba', 'save_interval=30ba')
@@ -95,12 +94,8 @@ def test_stage2_begins_in_the_space_of_clip(
     assert {name.split('.')[0] for name in initial} == {'vision_encoder', 'visual_projection', 'adapter'}
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in initial.items())
 
-    run_recipe(monkeypatch, 'export_hf', f'run={tmp_path}/stage2', f'teacher={teacher_folder}',
-               f'out={tmp_path}/export')
     for changed, message in (
         ('model.adapter.depth=1', 'model.adapter.depth: 1, but 2 in the adapter '),
-        ('model.visual_projection=linear', r'model.visual_projection\b.*: linear begins with random'),
-        (f'initial_weights={tmp_path}/export/llm2clip', r'initial_adapter\b.*: initial_weights has an adapter'),
         ('initial_adapter=/nowhere', 'initial_adapter: /nowhere holds no adapter'),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -78,7 +78,7 @@ def test_killed_and_resumed_equals_undisturbed(
 
 @pytest.mark.dist
 @pytest.mark.timeout(600)
-def test_other_numbers_of_ranks_go_on(
+def test_a_run_resumes_on_other_numbers_of_ranks(
     stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """2 → 1 → 2 ranks, each time on another machine, which has nothing of the lost one but the bucket."""

@@ -39,7 +39,7 @@ def test_warm_start_then_contrastive_on_its_adapter(
     assert (raw[moved] - warm[moved]).abs().max() > 1e-3
 
 
-def test_caption_retrieval_while_stage1_trains_is_that_of_its_teacher(
+def test_accuracy_during_stage1_is_that_of_its_teacher(
     stage1_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = [Sample(text, {'a': text, 'b': f'{text} on a wall'})

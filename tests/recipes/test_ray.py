@@ -209,7 +209,7 @@ def test_a_task_that_kills_its_workers_is_given_up(nodes: Nodes, tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_embeddings_are_the_same_although_a_node_is_killed_and_one_joins_late(
+def test_embeddings_survive_a_lost_and_a_late_node(
     nodes: Nodes, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     nodes.to_two()

@@ -11,7 +11,7 @@ import torch
 from composer.devices import DeviceCPU
 from evaluated import evaluated
 from launched import SGD, losses, run, weights
-from recipes_in_process import run_recipe
+from recipes_in_process import REQUIRED, run_recipe
 from safetensors.torch import load_file
 from set_files import write_wds
 from towers import write_clip
@@ -137,16 +137,6 @@ def test_clip_is_fine_tuned_directly(
     run_recipe(monkeypatch, 'export_vision', f'run={tmp_path}/run', f'out={tmp_path}/vision')
 
 
-REQUIRED = ['run_name=r', 'save_folder=f', 'max_duration=1ep', 'global_train_batch_size=8', 'model.vision.name=x',
-            'optimizer.lr=1e-3', 'train_data.streams.s.local=d', 'teacher=t']
-
-
-@pytest.mark.parametrize('extra', ['initial_adapter=a', 'trainable_text.lora={}'])
-def test_what_does_not_go_with_clip_s_text_tower_is_refused(extra: str) -> None:
-    with pytest.raises(ConfigError, match=rf'^{extra.partition("=")[0]}\b.*: there is no LLM'):
-        load_config(Stage2Config, [*REQUIRED, 'trainable_text.clip.name=c', extra])
-
-
 def test_what_cannot_be_trained_is_named(llm_folder: Path, tmp_path: Path) -> None:
     for texts, message in (
         (TrainableTextConfig(clip=ClipTextConfig(str(llm_folder))),
@@ -157,6 +147,7 @@ def test_what_cannot_be_trained_is_named(llm_folder: Path, tmp_path: Path) -> No
         with pytest.raises(ValueError, match=message):
             load_trained_encoder(texts, TextEncoderConfig(str(llm_folder)))
     with pytest.raises(ConfigError, match='^.*/teacher: there is none yet; the run trains its text encoder'):
-        save_config(load_config(Stage2Config, [*REQUIRED, 'trainable_text.lora={}']), tmp_path)
+        args = [*REQUIRED['train_stage2'], 'teacher=t', 'trainable_text.lora={}']
+        save_config(load_config(Stage2Config, args), tmp_path)
         TeacherRecord(Fingerprint.of('x', {}), {'llm_embed_dim': 32}).write(tmp_path)
         Stage2Run(tmp_path).teachers()

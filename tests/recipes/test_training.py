@@ -248,7 +248,7 @@ def test_two_nodes_train_together(
 
 
 @pytest.mark.dist
-def test_self_distillation_holds_features_to_those_before_training(stage2_args: list[str], tmp_path: Path) -> None:
+def test_self_distillation_compares_with_initial_features(stage2_args: list[str], tmp_path: Path) -> None:
     torch.manual_seed(1)
     save_file(timm.create_model('test_efficientnet').state_dict(), tmp_path / 'tower.safetensors')
     args = [*stage2_args, *SGD, 'optimizer.momentum=0.5', 'model.vision.name=test_efficientnet',

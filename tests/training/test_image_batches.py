@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures('no_leftovers')
 
 
 @pytest.mark.parametrize('captions', [1, 2])
-def test_int8_vectors_and_uint8_pixels_give_the_loss_of_their_floats(
+def test_integer_batches_give_the_loss_of_their_floats(
     captions: int, teacher_folder: Path, tmp_path: Path
 ) -> None:
     """Bit for bit, in microbatches as Composer and GradCache make them."""

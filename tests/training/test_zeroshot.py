@@ -142,15 +142,11 @@ def test_each_rank_has_its_share_of_images_and_names(sets: Path, ranks: int, mon
 
 
 @pytest.mark.parametrize(('extra', 'message'), [
-    (['teacher=null'], r'^teacher\b.*: required but not set, since it embeds the prompts of eval_zeroshot$'),
-    (['train_data.teachers=[tiny, big]'], r'^eval_zeroshot\b.*: .* one teacher, and train_data.teachers names 2$'),
-    (['eval_zeroshot.eval.source={name: clip_benchmark, local: SETS/tars}'],
-     r'^eval_zeroshot.eval\b.*: .* have this name'),
     (['eval_zeroshot.pets.templates=null'], '^eval_zeroshot.pets.templates: required but not set, since SETS/classes'),
     (['callbacks.save_best={metric: mean_average_precision, dataloader_label: pets}'],
      "^callbacks.save_best.metric: 'mean_average_precision' is never computed on pets, expected zeroshot_top1 or"),
 ])
-def test_what_cannot_be_evaluated_is_said_before_the_teacher_is_loaded(
+def test_what_cannot_be_evaluated_is_refused_before_loading(
     args: list[str], sets: Path, extra: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = _Watched(monkeypatch)
@@ -160,12 +156,7 @@ def test_what_cannot_be_evaluated_is_said_before_the_teacher_is_loaded(
     assert not watched.loaded
 
 
-def test_a_first_evaluation_needs_data(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match='^eval_first: there is no eval_data, expected something to evaluate$'):
-        run_recipe(monkeypatch, 'train_stage2', *args, 'eval_data=null', 'eval_first=true')
-
-
-def test_an_image_that_cannot_be_decoded_is_named_before_the_first_step(
+def test_a_broken_image_is_named_before_the_first_step(
     args: list[str], sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(sets / 'classes', tmp_path / 'classes')

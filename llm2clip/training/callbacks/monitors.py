@@ -93,15 +93,14 @@ class TextMonitor(Callback):
 
 
 class NonfiniteError(RuntimeError):
-    """The loss or a weight is not finite; the message names the step, the samples and the last checkpoint."""
+    """The loss or a weight is not finite; the message names the step and the samples."""
 
 
 class StopAtNonfinite(Callback):
     """Raise a NonfiniteError on all ranks after a step with a non-finite loss or weight, before a checkpoint
-    of the step is written.  `checkpoints` is the folder of the run's checkpoints."""
+    of the step is written."""
 
-    def __init__(self, checkpoints: str) -> None:
-        self.checkpoints = checkpoints
+    def __init__(self) -> None:
         self._sample_ids: list[str] = []
         # Rows, and whether their features are finite.
         self._finite: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -123,20 +122,10 @@ class StopAtNonfinite(Callback):
         loss = state.total_loss_dict['loss/train/total']
         trained = [weight for weight in state.model.parameters() if weight.requires_grad]
         if not math.isfinite(loss):
-            error = f'the loss of step {step} is {loss}; {self._suspects()}'
-        elif not math.isfinite(whole(torch.nn.utils.get_total_norm(trained)).item()):
-            error = (f'step {step} made weights that are not finite, although its loss is finite; samples: '
-                     f'{self._sample_ids}')
-        else:
-            return
-        latest = Path(self.checkpoints, 'latest-rank0.pt')
-        if '://' in self.checkpoints:
-            last = f'the last checkpoint is in {self.checkpoints}'
-        elif latest.exists():
-            last = f'the last checkpoint is {latest.resolve()}'
-        else:
-            last = 'there is no checkpoint yet'
-        raise NonfiniteError(f'{error}; {last}')
+            raise NonfiniteError(f'the loss of step {step} is {loss}; {self._suspects()}')
+        if not math.isfinite(whole(torch.nn.utils.get_total_norm(trained)).item()):
+            raise NonfiniteError(f'step {step} made weights that are not finite, although its loss is '
+                                 f'finite; samples: {self._sample_ids}')
 
     def _suspects(self) -> str:
         """Name the samples of all ranks with features that are not finite, or else those of this rank."""

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Weights between those that a run began with and those that it ended with."""
+"""Weights of a run, and weights between those that it began with and those that it ended with."""
 
 import dataclasses
 import warnings
@@ -14,6 +14,7 @@ import torch
 from composer.devices import DeviceCPU
 from launched import stage2_arguments
 from recipes_in_process import run_recipe
+from small_training import train
 from trained import save_run_config
 
 from llm2clip.config import AdapterConfig, EvaluatedModelConfig, ModelConfig, VisionConfig
@@ -24,7 +25,8 @@ from llm2clip.io.tensors import write_safetensors
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.llm import teacher_fingerprint
-from llm2clip.training.runs import BEST_FILE, Stage2Run
+from llm2clip.training.checkpoints import read_latest
+from llm2clip.training.runs import BEST_FILE, Stage2Run, load_checkpoint_model
 
 TOWER = 'test_efficientnet'
 CONFIG = ModelConfig(VisionConfig(TOWER, False, image_size=32), AdapterConfig(depth=1), embed_dim=16)
@@ -70,7 +72,7 @@ def _assert_mean(found: Weights, initial: Weights, trained: Weights, share: floa
         torch.testing.assert_close(found[name], value, msg=name, **exact)
 
 
-def test_the_tower_goes_back_and_the_rest_stays_as_trained(tower: Path, teacher_folder: Path, tmp_path: Path) -> None:
+def test_only_the_tower_is_interpolated_from_a_checkpoint(tower: Path, teacher_folder: Path, tmp_path: Path) -> None:
     trained = _model(2).state_dict()
     run = _save_run(tmp_path / 'run', trained, teacher_folder, {'checkpoint': str(tower)})
     initial = {f'vision_encoder.trunk.{name}': value for name, value in torch.load(tower).items()
@@ -87,7 +89,7 @@ def test_the_tower_goes_back_and_the_rest_stays_as_trained(tower: Path, teacher_
 
 
 @pytest.mark.parametrize('same_teacher', [True, False])
-def test_with_initial_weights_all_of_the_model_goes_back_but_what_has_another_teacher(
+def test_interpolation_skips_an_adapter_of_another_teacher(
     same_teacher: bool, teacher_folder: Path, causal_teacher: Path, tmp_path: Path
 ) -> None:
     first, trained = _model(1), _model(2).state_dict()
@@ -102,23 +104,33 @@ def test_with_initial_weights_all_of_the_model_goes_back_but_what_has_another_te
             _assert_mean(Stage2Run(run, 'best', share).load_model().state_dict(), initial, trained, share)
 
 
-def test_a_beginning_that_is_not_there_is_named_by_its_key(tower: Path, teacher_folder: Path, tmp_path: Path) -> None:
-    def refused(message: str, vision: dict[str, Any], **options: Any) -> None:
-        run = _save_run(tmp_path / message[:9], _model(2).state_dict(), teacher_folder, vision, **options)
-        expected = f'wise_ft_alpha: needs the weights that the run in .* began with, .*names them; {message}'
-        with pytest.raises(ConfigError, match=expected):
-            Stage2Run(run, 'best', 0.5).load_model()
-        assert Stage2Run(run, 'best', 1.0).load_model()
-
-    refused('the tower began with random weights', {})
-    refused('model.vision.checkpoint: there is no file /gone.pth', {'checkpoint': '/gone.pth'})
-    refused('initial_weights: /gone is no exported folder', {}, initial_weights='/gone')
-    refused('model.vision.name: .*cannot be', {'pretrained': True})
-    torch.save({'other': torch.ones(3)}, tower)
-    refused(r'model.vision.checkpoint: .*tower.pth', {'checkpoint': str(tower)})
+@pytest.mark.parametrize(('vision', 'options'), [
+    ({}, {}), ({'checkpoint': '/gone.pth'}, {}), ({}, {'initial_weights': '/gone'}), ({'pretrained': True}, {})],
+    ids=['random', 'checkpoint', 'initial weights', 'pretrained'])
+def test_missing_initial_weights_are_refused(
+    vision: dict[str, Any], options: dict[str, Any], teacher_folder: Path, tmp_path: Path
+) -> None:
+    run = _save_run(tmp_path / 'run', _model(2).state_dict(), teacher_folder, vision, **options)
+    assert Stage2Run(run, 'best', 1.0).load_model()
+    with pytest.raises(ConfigError) as error:
+        Stage2Run(run, 'best', 0.5).load_model()
+    assert error.value.key == 'wise_ft_alpha'
 
 
-def test_a_run_as_it_is_evaluated_and_exported(
+def test_a_run_is_read_where_its_settings_say(tmp_path: Path) -> None:
+    """Checkpoints that a run wrote before its `checkpoint_folder` changed are not read; a run that was moved is."""
+    run, moved = tmp_path / 'run', tmp_path / 'moved'
+    train(run / 'checkpoints', steps=1)
+    train(tmp_path / 'elsewhere', steps=2)
+    for folder, expected in (('elsewhere', 'elsewhere'), ('run/checkpoints', 'moved/checkpoints')):
+        (run / 'config.yaml').write_text(f'save_folder: {run}\ncheckpoint_folder: {tmp_path}/{folder}\n')
+        if expected != folder:
+            run = run.rename(moved)
+        found, weights = load_checkpoint_model(run), read_latest(f'{tmp_path}/{expected}')
+        assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_evaluations_and_exports_interpolate(
     tower: Path, teacher_folder: Path, image_dataset: Path, embeddings: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch
 ) -> None:

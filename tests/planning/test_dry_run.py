@@ -81,7 +81,7 @@ def test_peak_grows_with_what_it_should() -> None:
     assert measure(64, algorithms={'ema': {}}).peak - plain.peak == plain.parameters
 
 
-def test_self_distillation_takes_a_copy_of_the_tower_and_a_third_more_operations() -> None:
+def test_self_distillation_adds_a_copy_and_a_third_of_the_flops() -> None:
     plain = measure(64, ranks=4, fsdp=FsdpConfig())
     distilled = measure(64, ranks=4, fsdp=FsdpConfig(), self_distillation=SelfDistillationConfig(enabled=True))
     model = make()

@@ -35,7 +35,7 @@ def test_on_a_gpu_it_is_fused_where_it_can_be(
     assert (chosen(None), chosen(FsdpConfig())) == (fused, sharded)
 
 
-def test_the_scale_of_a_module_multiplies_the_decay_of_its_layers(model: LLM2CLIP) -> None:
+def test_lr_scale_multiplies_layer_decay(model: LLM2CLIP) -> None:
     def rates(scale: float) -> list[float]:
         """Return the learning rates in ascending order, each once."""
         config = Stage2Config(optimizer={'name': 'sgd', 'lr': 1.0}, layer_decay=0.5, lr_scale={'vision_encoder': scale})

@@ -88,7 +88,7 @@ def test_each_batch_of_stage1_is_of_one_stream(
     assert warm.cost and warm.texts == warm.steps * 8 and not warm.errors
 
 
-def test_what_will_stop_the_run_is_said(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_names_what_will_stop_the_run(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llm2clip.planning.planners, 'dry_run_step', lambda *args: StepCost(flops=1, peak=1))
     cases = [
         (['train_data.streams.s.local=/nowhere'], r'streams\.s\.local: there is no MDS dataset in /nowhere'),
@@ -122,7 +122,7 @@ def test_a_remote_is_asked_for_its_index_only(
     assert stage2(*args, *remote).datasets == plan.datasets
 
 
-def test_as_a_user_calls_it(
+def test_the_recipe_prints_the_plan(
     args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_recipe(monkeypatch, 'train_stage2', *args, 'plan=true', 'plan_ranks=2')
@@ -138,7 +138,7 @@ def test_as_a_user_calls_it(
     assert not (tmp_path / 'run').exists()
 
 
-def test_data_that_is_not_there_yet(args: list[str]) -> None:
+def test_a_plan_needs_no_data(args: list[str]) -> None:
     missing = str(stage2(*args, 'train_data.streams.s.local=/nowhere'))
     assert 'no data is there: plan_samples=' in missing and '0 samples' not in missing
     plan = stage2(*args, 'train_data.streams.s.local=/nowhere', 'plan_samples=15e6', 'plan_price=2.5')

@@ -1,0 +1,56 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A broken batch or step stops the training before a checkpoint is written; texts are counted; best values are kept."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from composer.utils import get_device
+from small_training import make_batches, train
+
+from llm2clip.training.algorithms.grad_cache import GradCache
+from llm2clip.training.callbacks.monitors import NonfiniteError, SaveBest, StopAtNonfinite, TextMonitor
+from llm2clip.training.runs import BEST_FILE
+
+
+@pytest.mark.parametrize('cached', [False, True])
+def test_a_nonfinite_loss_names_step_and_samples(tmp_path: Path, cached: bool) -> None:
+    batches = make_batches()
+    batches[2]['x'][1] = torch.nan
+    with pytest.raises(NonfiniteError, match=r"loss of step 2 is nan; .*not finite: \['s21'\]$"):
+        train(tmp_path, batches=batches, callbacks=[StopAtNonfinite()], algorithms=[GradCache()] if cached else [],
+              device_train_microbatch_size=3 if cached else 8)
+    assert {path.name for path in tmp_path.glob('ep*')} == {'ep0-ba1-rank0.pt', 'ep0-ba2-rank0.pt'}
+
+
+def test_nonfinite_weights_never_reach_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(NonfiniteError, match='step 0 made weights that are not finite'):
+        train(tmp_path, lr=float('inf'), callbacks=[StopAtNonfinite()])
+    assert not [*tmp_path.glob('ep*')]
+
+
+def test_cut_texts_are_counted_over_a_resumption(capsys: pytest.CaptureFixture[str]) -> None:
+    batch: dict[str, Any] = {
+        'index': torch.arange(4), 'query_input_ids': torch.ones(4, 8), 'query_cut': torch.tensor([0, 0, 3, 1]),
+        'query_text_id': torch.tensor([3, 5, 7, 9]), 'positive_text_id': torch.tensor([3, 6, 7, 8])}
+    state: Any = SimpleNamespace(batch=batch, device=get_device('cpu'))
+    monitor, logged, resumed = TextMonitor(16), {}, TextMonitor(16)
+    for _ in range(4):
+        monitor.after_dataloader(state, SimpleNamespace(log_metrics=logged.update))  # pyright: ignore[reportArgumentType]
+    assert logged == {'data/cut_texts': 8, 'data/texts': 16, 'data/equal_pairs': 2}
+    resumed.load_state_dict(monitor.state_dict())
+    resumed.fit_end(state, state)
+    assert '8 of 16 texts were longer than text_encoder.max_length=16' in capsys.readouterr().out
+
+
+def test_a_best_value_without_its_file_does_not_count(tmp_path: Path) -> None:
+    callback = SaveBest(folder=str(tmp_path))
+    callback.load_state_dict({'best': 80.0})  # on a new machine
+    assert callback.best is None
+    (tmp_path / BEST_FILE).touch()
+    callback.load_state_dict({'best': 80.0})
+    assert callback.best == 80.0
