@@ -113,7 +113,7 @@ ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
       for source in ('image_folder', 'table', 'huggingface', 'webdataset')),
     *(('image_folder', {'holdout': holdout}, 'source.holdout: .*, expected (a share|at least|a? ?finite|number)')
       for holdout in (-5, 1.5, float('nan'), '3')),
-    ('plain_text', {'files': [5]}, r'source.files: .*5, expected string'),
+    ('plain_text', {'files': [5]}, r'source.files: \[5\], expected string'),
     *((source, {'captions': {}}, 'source.captions: .*, expected .*at least 1 item')
       for source in ('webdataset', 'table')),
     *((source, {'sample': share}, f'source.sample: {share}, expected (greater than 0|at most 1)')

@@ -65,6 +65,12 @@ def test_query_and_positive_are_drawn_independently() -> None:
     assert len(drawn) == 4 and min(drawn.values()) > 200
 
 
+def test_a_caption_is_not_its_own_positive_if_the_sample_has_another() -> None:
+    pairs = [CaptionPairConfig(['a', 'b', 'c'], ['a', 'b', 'c'])]
+    drawn = {draw_pair(_sample(a='1', b='2', c=''), pairs, sample_seed(0, 0, str(i)))[1:3] for i in range(100)}
+    assert drawn == {('1', '2'), ('2', '1')}
+
+
 def test_a_single_caption_is_paired_with_itself() -> None:
     drawn = [draw_pair(_sample(a='', b='', c='3'), PAIRS, sample_seed(0, 0, str(i))) for i in range(200)]
     assert {row[1:3] for row in drawn} == {('3', '3')}

@@ -116,5 +116,5 @@ def test_stage2_does_not_take_targets_for_a_teacher(config: InheritanceDataConfi
     stream = ImageStreamConfig(str(image_dataset), embeddings=config.streams['s'].embeddings)
     images = ImageDataConfig(streams={'s': stream}, teachers=['clip_text'], num_workers=0, num_canonical_nodes=4)
     loader = build_image_loader(images, 32, 8, 0, train=True)
-    with pytest.raises(ValueError, match="targets holds the features of CLIP's own text tower"):
+    with pytest.raises(ValueError, match="targets holds the features of .*text tower"):
         teacher_of_embeddings(loader)

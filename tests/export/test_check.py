@@ -87,7 +87,7 @@ def test_orientation_is_read_alike_everywhere(options: dict[str, bytes], turned:
     (7, 'int'), (np.zeros((8, 8, 4), np.uint8), r'uint8 values of shape \(8, 8, 4\)'),
     (np.zeros((8, 8, 3), np.float32), 'float32 values of shape')])
 def test_what_is_no_picture_is_refused(given: Any, got: str, folder: Path) -> None:
-    with pytest.raises(ValueError, match=f'expected pictures as PIL.Image.open gives them, .*; got {got}'):
+    with pytest.raises(ValueError, match=f'expected pictures as PIL.Image.open gives them, .*; got .*{got}'):
         AutoImageProcessor.from_pretrained(folder)(given)
 
 

@@ -143,13 +143,16 @@ def test_a_missing_template_is_an_error_only_if_asked_for(llm_folder: Path) -> N
         CaptionTokenizer(bare, TextEncoderConfig(pretrained='', chat_template=True))
 
 
-def test_the_mask_hides_the_padding(llm_folder: Path) -> None:
+def test_masks_hide_padding_and_header(llm_folder: Path) -> None:
     tokenizer = _tokenizer(llm_folder)
     assert tokenizer.tokenizer.pad_token is None
     batch = tokenizer(['a', LONG])
-    assert batch['attention_mask'].sum(1).tolist() == [len(text.ids) for text in tokenizer.tokenize(['a', LONG])]
+    texts = tokenizer.tokenize(['a', LONG])
+    assert batch['attention_mask'].sum(1).tolist() == [len(text.ids) for text in texts]
     assert (batch['input_ids'][batch['attention_mask'] == 0] == tokenizer.pad_id).all()
-    assert (batch['embed_mask'] <= batch['attention_mask']).all()
+    for row, text in zip(batch['embed_mask'], texts):
+        assert row.nonzero().flatten().tolist() == list(range(text.start, len(text.ids)))
+    assert texts[0].start > 0
 
 
 def test_poolings_see_the_captions_own_tokens() -> None:

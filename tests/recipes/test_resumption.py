@@ -68,7 +68,7 @@ def test_a_resumed_run_keeps_checkpoints_and_metrics(
     assert len(ids) > 1 and len({*ids}) == 1
     if kind == 'full':
         _exclude_a_shard(images, vectors)
-        with pytest.raises(ConfigError, match='the data have changed since the checkpoint was written .64 samples in'):
+        with pytest.raises(ConfigError, match='the data have changed since the checkpoint was written'):
             run(9)
 
 
