@@ -208,8 +208,8 @@ def _check_kind(part: Any, kind: str, reference: str) -> None:
         is_valid = isinstance(part, type) and issubclass(part, base)
     else:
         expected = 'a function that a module of yours defines'
-        is_defined_there = inspect.isfunction(part) and part.__module__ == module
-        is_valid = is_defined_there and module.partition('.')[0] not in sys.stdlib_module_names
+        is_own_function = inspect.isfunction(part) and part.__module__ == module
+        is_valid = is_own_function and module.partition('.')[0] not in sys.stdlib_module_names
     if not is_valid:
         raise ConfigError(f'{reference}, expected {expected}')
 

@@ -245,7 +245,7 @@ def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[st
     ours, theirs = config.vision, exported.vision
     preprocessing = model.vision_encoder.preprocessing
     architecture = model.vision_encoder.tower.architecture()
-    # Key -> value here and there, of each setting that changes the meaning of the weights.
+    # Key -> configured and exported value of each setting that changes the meaning of the weights.
     pairs: dict[str, tuple[Any, Any]] = {
         'vision.image_size': (ours.image_size, theirs.image_size),
         'vision.mean': (list(preprocessing.mean), theirs.mean),
@@ -261,8 +261,8 @@ def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[st
         pairs[f'vision.architecture.{name}'] = (architecture.get(name), theirs.architecture.get(name))
     for name, value in dataclasses.asdict(config.adapter).items():
         pairs[f'adapter.{name}'] = (value, getattr(exported.adapter, name))
-    differences = [f'model.{key}: {here!r}, but {there!r} there'
-                   for key, (here, there) in pairs.items() if here != there]
+    differences = [f'model.{key}: {configured!r}, but {saved!r} there'
+                   for key, (configured, saved) in pairs.items() if configured != saved]
     if differences:
         raise ConfigError(f'the model in {folder} is another one: {"; ".join(differences)}',
                           'initial_weights')

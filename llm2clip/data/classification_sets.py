@@ -88,16 +88,18 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
     files: list[str] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        names = sorted(name for name in os.listdir(f'{images}/{folder}') if not name.startswith('.'))
-        others = [name for name in names if not name.lower().endswith(_SUFFIXES)]
-        if others or not names:
-            found = others[:1] or 'no files'
-            raise ConfigError(f'{images}/{folder} has {found}, expected the images of a class', 'images')
-        files += [f'{folder}/{name}' for name in names]
-        labels += [label] * len(names)
-    source, names = images, folders
+        image_files = sorted(name for name in os.listdir(f'{images}/{folder}') if not name.startswith('.'))
+        others = [name for name in image_files if not name.lower().endswith(_SUFFIXES)]
+        if others or not image_files:
+            content = others[:1] or 'no files'
+            raise ConfigError(f'{images}/{folder} has {content}, expected the images of a class', 'images')
+        files += [f'{folder}/{name}' for name in image_files]
+        labels += [label] * len(image_files)
+    source = images
+    names = folders
     if class_names is not None:
-        source, names = class_names, _read_names(class_names, folders)
+        source = class_names
+        names = _read_names(class_names, folders)
     for folder, name in zip(folders, names):
         if not check_text(name, f'{source}: the name of {folder!r}').strip():
             raise ConfigError(f'{source}: the name of {folder!r} is empty', 'class_names')

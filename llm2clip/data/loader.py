@@ -70,10 +70,10 @@ def all_caption_keys(stream: StreamConfig, setting: str) -> list[str]:
 
 
 def positive_weights(
-    of_stream: Optional[Mapping[str, float]], of_all: Mapping[str, float]
+    stream_weights: Optional[Mapping[str, float]], default: Mapping[str, float]
 ) -> dict[str, float]:
     """Return caption key -> weight above 0 from the weights of a stream or, if None, of all streams."""
-    weights = of_all if of_stream is None else of_stream
+    weights = default if stream_weights is None else stream_weights
     return {key: weight for key, weight in weights.items() if weight}
 
 

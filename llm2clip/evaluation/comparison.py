@@ -75,12 +75,12 @@ def average_models(config: EvaluateConfig, results: _Results) -> dict[str, Avera
         columns: dict[str, Sequence[str]] = dict(zip(names, zip(*metrics.values())))
         entries = {}
         for name in config.models:
-            of_model = [results[benchmark][name] for benchmark in benchmarks]
-            means, intervals = _averages(of_model, columns, config.bootstrap)
+            model_results = [results[benchmark][name] for benchmark in benchmarks]
+            means, intervals = _averages(model_results, columns, config.bootstrap)
             entry: dict[str, Any] = means | {'intervals': intervals}
             if config.baseline is not None and name != config.baseline:
-                of_baseline = [results[benchmark][config.baseline] for benchmark in benchmarks]
-                difference, intervals = _averages(of_model, columns, config.bootstrap, of_baseline)
+                baseline_results = [results[benchmark][config.baseline] for benchmark in benchmarks]
+                difference, intervals = _averages(model_results, columns, config.bootstrap, baseline_results)
                 entry['compared'] = Differences(difference=difference, intervals=intervals)
             entries[name] = AverageScores.model_validate(entry)
         averages[average_name] = Average(benchmarks=metrics, models=entries)

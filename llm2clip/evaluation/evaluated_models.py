@@ -165,8 +165,8 @@ def check_evaluated_model(config: EvaluatedModelConfig) -> list[tuple[TeacherSou
         expected = exported.teachers()
         if not teachers:
             folders = filter(Path.is_dir, LLM2CLIPModel.teacher_folders(Path(config.export)))
-            teachers = [teacher_in(one, fingerprint, config.trust_remote_code)
-                        for one, fingerprint in zip(folders, expected)]
+            teachers = [teacher_in(path, fingerprint, config.trust_remote_code)
+                        for path, fingerprint in zip(folders, expected)]
     if not teachers:
         raise ConfigError(f'required but not set, since {folder} names none that is there', key='teacher')
     if len(teachers) != len(expected):

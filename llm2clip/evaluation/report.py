@@ -119,7 +119,7 @@ def _picture(table: Table, results: Results) -> Markup:
     if results.comparison is None or table.topic != 'comparison':
         return Markup('')
     series: dict[str, _Differences] = {}
-    for name, compared in results.comparison.of_kind(table.kind).items():
+    for name, compared in results.comparison.select(table.kind).items():
         for model, changes in compared.models.items():
             for metric in compared.metrics:
                 label = f'{name}, {LABELS[metric]}'

@@ -108,7 +108,7 @@ class Comparison(BaseModel):
     benchmarks: dict[str, ComparedBenchmark]
     """Benchmark, such as `zeroshot.imagenet` -> differences."""
 
-    def of_kind(self, kind: str) -> dict[str, ComparedBenchmark]:
+    def select(self, kind: str) -> dict[str, ComparedBenchmark]:
         """Return the benchmarks of a kind by their names."""
         prefix = f'{kind}.'
         return {benchmark.removeprefix(prefix): compared

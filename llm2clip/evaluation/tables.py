@@ -191,7 +191,7 @@ def _comparison_tables(results: Results) -> Iterator[Table]:
             'models')
     for kind, heading in _HEADINGS.items():
         rows = []
-        for name, compared in results.comparison.of_kind(kind).items():
+        for name, compared in results.comparison.select(kind).items():
             models = results.benchmarks(kind)[name].models
             for model, differences in compared.models.items():
                 for metric in compared.metrics:

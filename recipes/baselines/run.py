@@ -242,14 +242,14 @@ def main(minutes: float = 25.0, minutes_of_texts: float = 5.0) -> None:
          lambda: watch([*OPEN_CLIP, 'make', f'{OUT}/open_clip'], OUT / 'open_clip.log'))
     kept(OUT / 'base.json', lambda: watch([*THEIRS, 'base', str(OUT)], OUT / 'base.log'))
     lengths = {'images and texts': minutes, 'text encoder': minutes_of_texts}
-    about = {'minutes': lengths, 'cpu': platform.processor() or platform.machine(),
-             'threads': os.cpu_count(), 'versions': {name: version(name) for name in PACKAGES}}
+    description = {'minutes': lengths, 'cpu': platform.processor() or platform.machine(),
+                   'threads': os.cpu_count(), 'versions': {name: version(name) for name in PACKAGES}}
     tables: dict[str, Any] = {title: {} for title in TABLES}
     for title, programs in TABLES.items():
         for name, program in programs.items():
             out = OUT / f'{title} {name}'.replace(',', '').replace(' ', '_')
             tables[title][name] = measure(name, program, out, lengths[title])
-    results = {'about': about, 'tables': tables}
+    results = {'about': description, 'tables': tables}
     write_json(OUT / 'baselines.json', results)
     (OUT / 'baselines.md').write_text(to_markdown(results))
     print(to_markdown(results))

@@ -51,7 +51,7 @@ GIB = 2**30
 MOST_WORKERS = 16
 
 
-def now() -> float:
+def synchronized_time() -> float:
     """Return the time in seconds after the GPU has finished all work."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
@@ -142,10 +142,10 @@ class Window(Callback):
         tokens = state.timestamp.token.value
         if batch == self.first:
             self.before = memory()
-            self._start = now()
+            self._start = synchronized_time()
             self._tokens = tokens
         elif batch == self.last:
-            self.seconds = now() - self._start
+            self.seconds = synchronized_time() - self._start
             self.tokens = tokens - self._tokens
             self.peak = memory()
 
@@ -213,9 +213,9 @@ def extract(config: ExtractConfig) -> Result:
 
     run('warm_up')
     before = memory()
-    start = now()
+    start = synchronized_time()
     done = run('captions')
-    seconds = now() - start
+    seconds = synchronized_time() - start
     peak = memory()
     del config.datasets['warm_up']
     config.plan_tokens = round(done['tokens'] / done['captions'])
