@@ -113,6 +113,15 @@ def file_damage(path: Path, expected: FileInfo) -> Optional[str]:
     return None
 
 
+def json_damage(path: Path) -> Optional[str]:
+    """Return why a file is not JSON, or None if it is."""
+    try:
+        json.loads(path.read_bytes())
+    except ValueError as error:
+        return f'{error}, expected JSON'
+    return None
+
+
 def whole_shard(folder: Union[str, Path], shard: dict[str, Any]) -> Any:
     """Verify a shard of the local dataset in `folder` by its entry in the index, and return a reader.
 

@@ -28,9 +28,17 @@ from streaming.base.storage import CloudDownloader
 from streaming.base.util import wait_for_file_to_exist
 from streaming.base.world import World
 
-from llm2clip.data.schema import INDEX, SAMPLE_ID, columns_of, dataset_fingerprint, file_damage, read_index
+from llm2clip.data.schema import (
+    INDEX,
+    SAMPLE_ID,
+    columns_of,
+    dataset_fingerprint,
+    file_damage,
+    json_damage,
+    read_index,
+)
 from llm2clip.errors import ConfigError, FileError
-from llm2clip.io.files import parse_json, writing
+from llm2clip.io.files import writing
 from llm2clip.io.remotes import is_missing, reaching
 
 log = logging.getLogger(__name__)
@@ -172,7 +180,7 @@ class VerifiedStream(Stream):
         Raises:
             ShardError: The file is not there, cannot be downloaded or is damaged.
             ConfigError: There are no credentials for the remote.
-            FileError: The disk is full, or a file that must be JSON is not.
+            FileError: The disk is full.
         """
         url = self._source(basename)
         path = self._path(to or basename)
@@ -188,11 +196,7 @@ class VerifiedStream(Stream):
             try:
                 with reaching(url), writing(path):
                     self._download_within(url, str(partial))
-                damage = None
-                if expected is None:
-                    parse_json(partial.read_bytes(), url)
-                else:
-                    damage = file_damage(partial, expected)
+                damage = json_damage(partial) if expected is None else file_damage(partial, expected)
                 if damage is None:
                     partial.replace(path)
                     return path

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Optional
 
 import pytest
@@ -205,6 +206,24 @@ def test_a_download_without_a_file_or_an_end_is_an_error(
         monkeypatch.setattr('llm2clip.io.remotes._ATTEMPTS', 1)
         with pytest.raises(OSError, match='index.json: the download ended without a file'):
             OutputFolder(tmp_path / 'out', str(remotes[0])).fetch('index.json')
+
+
+def test_an_index_that_arrives_cut_is_downloaded_again(
+    remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('llm2clip.data.streams.verified_stream.time', SimpleNamespace(sleep=lambda _: None))
+    download = CloudDownloader.download
+    cut: list[str] = []
+
+    def download_cut(downloader: CloudDownloader, remote: str, local: str, timeout: float) -> None:
+        download(downloader, remote, local, timeout)
+        if remote.endswith('index.json') and remote not in cut:
+            cut.append(remote)
+            Path(local).write_bytes(Path(local).read_bytes()[:50])
+
+    monkeypatch.setattr(CloudDownloader, 'download', download_cut)
+    assert len(next(iter(_loader(_config(tmp_path, download_retry=2))))['index']) > 0
+    assert cut
 
 
 def test_a_dataset_at_the_root_of_a_repository_opens_again(
