@@ -105,13 +105,13 @@ def model_card(
         streams=streams, training=training, library_name=library_name, pipeline_tag=pipeline_tag, **parts)
 
 
-def teacher_card(teacher: Union[str, Path], fingerprint: Fingerprint) -> ModelCard:
-    """Return the card of a teacher that is exported as a sentence-transformers model."""
+def teacher_card(teacher: Union[str, Path], fingerprint: Fingerprint, has_code: bool) -> ModelCard:
+    """Return the card of a teacher that is exported as a sentence-transformers model, with code or without."""
     name = language_model(teacher)
     data = ModelCardData(library_name='sentence-transformers', pipeline_tag='sentence-similarity',
                          license='other', tags=['llm2clip', 'arxiv:2411.04997'])
     return _card('teacher.md.j2', data, title='Text encoder of LLM2CLIP', licensed=name,
-                 facts={'language model': name}, teacher=fingerprint, streams=None)
+                 facts={'language model': name}, teacher=fingerprint, streams=None, has_code=has_code)
 
 
 def public_name(name: str) -> str:

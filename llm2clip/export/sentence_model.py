@@ -1,34 +1,51 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Export of a teacher as a sentence-transformers folder that contains the code to load it."""
+"""Export of a teacher as a sentence-transformers folder: standard modules, or code where they do not suffice."""
 
+import copy
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
+import torch
+from tokenizers import Regex
+from tokenizers.normalizers import Replace, Sequence
+
+from llm2clip.config import TextEncoderConfig
 from llm2clip.errors import missing_extra
 from llm2clip.export.model_card import teacher_card
 from llm2clip.io.files import write_json
 from llm2clip.io.folders import atomic_folder, check_replaceable
 from llm2clip.modeling import copy_code
-from llm2clip.teacher.llm import teacher_config, teacher_fingerprint
+from llm2clip.modeling.checks import keep_readable
+from llm2clip.modeling.text_encoder import CaptionTokenizer
+from llm2clip.teacher.llm import load_caption_tokenizer, teacher_config, teacher_fingerprint
 
 try:
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import WordWeights
 
     from llm2clip.modeling.caption_encoder import CaptionEncoder
 except ImportError as error:
     raise missing_extra('this export', 'sentence-transformers', error) from None
 
 KIND = 'sentence-transformers model'
+# These names of classes and fields are older than version 5; it reads them, and so do other programs.
+_CLASSES = 'sentence_transformers.models.'
+_POOLING_FIELDS = {'mean': 'pooling_mode_mean_tokens', 'last': 'pooling_mode_lasttoken'}
+_MARKER = '\u2063'
+_TEXTS = ['a', 'A red square on a wall.', 'Ein Café, 3 × 4 m: “schön”', 'a text that is truncated ' * 300]
 
 
 def export_sentence_transformers(
     teacher: Union[str, Path], out: Union[str, Path], prompts: Optional[Mapping[str, str]] = None
 ) -> None:
-    """Write a folder for `SentenceTransformer(out, trust_remote_code=True)`,
-    which does not need this package.
+    """Write a folder for `SentenceTransformer(out)`, which does not need this package.
+
+    If the modules of sentence-transformers do not give the teacher's vectors, the folder holds code for
+    ``trust_remote_code=True`` instead, and the reason is printed.
 
     Args:
         teacher: Folder that stage 1 wrote.
@@ -40,14 +57,102 @@ def export_sentence_transformers(
         LoadError: The teacher is damaged.
     """
     check_replaceable(out, KIND)
-    instruction = teacher_config(teacher).instruction
+    config = teacher_config(teacher)
     if prompts is None:
-        prompts = {'query': instruction} if instruction else {}
+        prompts = {'query': config.instruction} if config.instruction else {}
+    fingerprint = teacher_fingerprint(teacher)
+    with atomic_folder(out, KIND) as partial:
+        reason = _needs_code(config, load_caption_tokenizer(config), prompts)
+        if not reason:
+            _save_modules(teacher, prompts, partial)
+            reason = _differs(teacher, partial)
+        if reason:
+            print(f'{out} needs trust_remote_code=True: {reason}', flush=True)
+            _save_code(teacher, prompts, partial)
+        teacher_card(teacher, fingerprint, has_code=bool(reason)).save(partial / 'README.md')
+
+
+def _needs_code(config: TextEncoderConfig, tokenizer: CaptionTokenizer, prompts: Mapping[str, str]) -> str:
+    """Say why no modules of sentence-transformers embed texts as a teacher does; empty if there are some."""
+    if not tokenizer.tokenizer.is_fast:
+        return 'its tokenizer cannot add the tokens around a text'
+    if config.pooling == 'weighted_mean':
+        return 'the module Pooling has other weights than weighted_mean'
+    if config.pooling == 'mean' and prompts:
+        return 'the module Pooling cannot exclude prompts from the mean exactly'
+    return ''
+
+
+def _save_modules(teacher: Union[str, Path], prompts: Mapping[str, str], folder: Path) -> None:
+    """Write a teacher as modules of sentence-transformers.
+
+    The mean excludes the header.  If this consists of special tokens, the module WordWeights gives them the
+    weight 0.  Otherwise Pooling excludes it as the prompt of each text: this is an invisible character that
+    the tokenizer drops, and the length of a prompt is measured with the header.
+    """
+    model = CaptionEncoder.load(str(teacher))
+    config, tokenizer = model.encoder.config, copy.copy(model.caption_tokenizer)
+    tokenizer.tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.tokenizer.chat_template = None  # sentence-transformers would apply it
+    prompts = {name: f'{prompt.strip()} ' for name, prompt in prompts.items()}
+    default_prompt_name = None
+    modules = ['Transformer']
+    if config.pooling == 'mean' and tokenizer.header:
+        header, special = set(tokenizer.header), set(model.tokenizer.all_special_ids)
+        if header <= special and not header & set(tokenizer.footer):
+            modules.append('WordWeights')
+            words = [str(i) for i in range(model.encoder.llm.config.vocab_size)]
+            (folder / '1_WordWeights').mkdir()
+            WordWeights(words, {str(i): 0.0 for i in header}).save(str(folder / '1_WordWeights'))
+        else:
+            backend = tokenizer.tokenizer.backend_tokenizer
+            normalizers = [Replace(Regex(f'^{_MARKER}'), '')]
+            if backend.normalizer is not None:
+                normalizers.append(backend.normalizer)
+            backend.normalizer = Sequence(normalizers)
+            prompts = {'query': _MARKER, 'document': _MARKER}
+            default_prompt_name = 'document'
+    modules.append('Pooling')
+    if config.bidirectional:
+        model.encoder.llm.config.is_causal = False
+    model.encoder.llm.save_pretrained(folder)
+    tokenizer.save(folder)
+    keep_readable(folder)
+    write_json(folder / 'modules.json', [
+        {'idx': i, 'name': str(i), 'path': f'{i}_{name}' if i else '', 'type': _CLASSES + name}
+        for i, name in enumerate(modules)])
+    write_json(folder / 'sentence_bert_config.json', {
+        'max_seq_length': config.max_length, 'do_lower_case': False})
+    pooling = folder / f'{len(modules) - 1}_Pooling'
+    pooling.mkdir()
+    write_json(pooling / 'config.json', {
+        'word_embedding_dimension': model.encoder.llm_embed_dim, 'include_prompt': default_prompt_name is None,
+        _POOLING_FIELDS[config.pooling]: True})
+    write_json(folder / 'config_sentence_transformers.json', {
+        'prompts': prompts, 'default_prompt_name': default_prompt_name, 'similarity_fn_name': 'cosine'})
+
+
+def _differs(teacher: Union[str, Path], folder: Path) -> str:
+    """Say that the modules in a folder give other vectors than the teacher; empty if they give the same."""
+    options: Any = {'convert_to_tensor': True}
+    expected = SentenceTransformer(modules=[CaptionEncoder.load(str(teacher))], device='cpu').encode(
+        _TEXTS, **options)
+    model = SentenceTransformer(str(folder), device='cpu')
+    vectors = model.encode(_TEXTS, **options).float()
+    error = float((vectors - expected).abs().max() / expected.abs().max())
+    tolerance = 1e-5 if model.dtype == torch.float32 else 2e-2
+    if error > tolerance:
+        return f'its own modules compute other vectors here (a relative difference of {error:.1g})'
+    return ''
+
+
+def _save_code(teacher: Union[str, Path], prompts: Mapping[str, str], folder: Path) -> None:
+    """Write a teacher as a module whose code is in the folder, in place of what the folder contains."""
+    shutil.rmtree(folder)
+    folder.mkdir()
     model = SentenceTransformer(modules=[CaptionEncoder.load(str(teacher))], prompts=dict(prompts),
                                 similarity_fn_name='cosine', device='cpu')
-    with atomic_folder(out, KIND) as partial:
-        model.save(str(partial), create_model_card=False)
-        copy_code(['caption_encoder', 'checks', 'text_encoder'], partial)
-        write_json(partial / 'modules.json', [{
-            'idx': 0, 'name': '0', 'path': '', 'type': 'caption_encoder.CaptionEncoder'}])
-        teacher_card(teacher, teacher_fingerprint(partial)).save(partial / 'README.md')
+    model.save(str(folder), create_model_card=False)
+    copy_code(['caption_encoder', 'checks', 'text_encoder'], folder)
+    write_json(folder / 'modules.json', [{
+        'idx': 0, 'name': '0', 'path': '', 'type': 'caption_encoder.CaptionEncoder'}])

@@ -6,17 +6,21 @@
 Exported models contain a copy of this file.  It imports only torch and transformers.
 """
 
+import copy
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from itertools import chain, cycle, groupby, takewhile
-from typing import Any, NamedTuple, Optional
+from pathlib import Path
+from typing import Any, NamedTuple, Optional, Union
 
 import torch
 import torch.distributed
 import torch.nn as nn
 import torch.nn.functional as F
+from tokenizers.processors import TemplateProcessing
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedTokenizerBase
 
 Tokens = dict[str, torch.Tensor]
@@ -126,7 +130,7 @@ class CaptionTokenizer:
     def _bos(self) -> list[int]:
         """BOS token as a list; empty if the tokenizer does not add one."""
         bos = self.tokenizer.bos_token_id
-        if isinstance(bos, int) and bos in self.tokenizer('').input_ids:
+        if isinstance(bos, int) and self.tokenizer('').input_ids[:1] == [bos]:
             return [bos]
         return []
 
@@ -140,7 +144,7 @@ class CaptionTokenizer:
         """Tokenise a text without BOS, EOS or template."""
         if not text:
             return []
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
     def tokenize(self, texts: Sequence[str], instruction: str = '') -> list[Tokenized]:
         """Tokenise each text.
@@ -163,10 +167,11 @@ class CaptionTokenizer:
             texts = [text.rstrip() for text in texts]
         if trims_start and not instruction:
             texts = [text.lstrip() for text in texts]
-        whole = captions = self.tokenizer(texts, add_special_tokens=False).input_ids
+        # verbose=False: no warning about the texts that are truncated below.
+        whole = captions = self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
         if instruction:
             whole = self.tokenizer([f'{instruction} {text}' for text in texts],
-                                   add_special_tokens=False).input_ids
+                                   add_special_tokens=False, verbose=False).input_ids
         room = self.max_length - len(self.header) - len(self.footer)
         tokens = []
         for ids, caption in zip(whole, captions):
@@ -190,6 +195,38 @@ class CaptionTokenizer:
     def packed(self, texts: Sequence[str]) -> dict[str, Any]:
         """Tokenise B captions and `pack` them."""
         return pack_tokens(self.tokenize(texts))
+
+    def save(self, folder: Union[str, Path]) -> None:
+        """Save a tokenizer that adds header and footer by itself, so that any program gets these tokens.
+
+        It also truncates to `max_length` and pads on the right where it is told to.  It gives the same tokens
+        as this one for texts without white space at their ends.  A tokenizer without a ``tokenizer.json``
+        is saved as it is.
+        """
+        saved = copy.deepcopy(self.tokenizer)
+        if not saved.is_fast:
+            saved.save_pretrained(folder)
+            return
+        names = {i: f'token {i}' for i in self.header + self.footer}
+        for i in names.keys() & {saved.bos_token_id, saved.eos_token_id}:
+            names[i] = saved.convert_ids_to_tokens(i)  # llama.cpp recognises BOS and EOS by their names
+        template = [*(names[i] for i in self.header), '$A', *(names[i] for i in self.footer)]
+        tokens = [{'id': name, 'ids': [i], 'tokens': [saved.convert_ids_to_tokens(i)]}
+                  for i, name in names.items()]
+        saved.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=tokens)
+        saved.model_max_length = self.max_length
+        saved.padding_side = saved.truncation_side = 'right'
+        if saved.pad_token is None:
+            saved.pad_token = saved.eos_token
+        saved.save_pretrained(folder)
+        # transformers would otherwise replace the template by what these fields and the class say.
+        path = Path(folder, 'tokenizer_config.json')
+        fields = json.loads(path.read_text(encoding='utf-8'))
+        for name in ('add_bos_token', 'add_eos_token'):
+            fields.pop(name, None)
+        fields['tokenizer_class'] = 'PreTrainedTokenizerFast'
+        fields['model_input_names'] = ['input_ids', 'attention_mask']
+        path.write_text(json.dumps(fields, indent=2) + '\n', encoding='utf-8')
 
 
 def pad(tokens: Sequence[Tokenized], pad_id: int = 0) -> Tokens:

@@ -32,7 +32,7 @@ from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.config.loading import check_values
 from llm2clip.config.ranges import WeightType
 from llm2clip.errors import ConfigError, FileError, under
-from llm2clip.io.files import read_json, reading, write_json
+from llm2clip.io.files import read_json, reading, write_json, write_text
 from llm2clip.io.folders import atomic_folder
 from llm2clip.io.tensors import open_weights, read_safetensors, write_safetensors
 from llm2clip.modeling.checks import (
@@ -52,6 +52,39 @@ ENCODER_FILE = 'text_encoder.json'
 LORA_FILE = 'lora.safetensors'
 # Architectures that use a 4-D mask unchanged in every layer, so that it can make attention bidirectional.
 ARCHITECTURES = ('gemma2', 'gemma3', 'gemma3_text', 'llama', 'mistral', 'phi3', 'qwen2', 'qwen3')
+_POOLING = {
+    'mean': 'vectors = (states * mask).sum(1) / mask.sum(1)',
+    'weighted_mean': 'mask = mask * mask.cumsum(1)\nvectors = (states * mask).sum(1) / mask.sum(1)',
+    'last': 'vectors = states[torch.arange(len(states)), tokens.attention_mask.sum(1) - 1]'}
+_CARD = """---
+library_name: transformers
+pipeline_tag: feature-extraction
+license: other
+tags: [llm2clip]
+---
+
+# Text encoder of LLM2CLIP
+
+A language model that embeds a text as a vector of {width} numbers. The tokenizer adds all tokens that training put
+around a text, and truncates to {max_length} tokens. {notes}
+
+```python
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+folder = '.'  # this folder, or its name on the Hub
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModel.from_pretrained(folder{attention})
+tokens = tokenizer(['a photo of a dog', 'a cat'], padding=True, truncation=True, return_tensors='pt')
+with torch.no_grad():
+    states = model(**tokens).last_hidden_state
+mask = tokens.attention_mask[..., None].clone()
+mask[:, :{header}] = 0  # the tokens before the text
+{pooling}
+```
+
+The licence of the language model holds for these weights.
+"""
 
 
 def _load(auto: Any, config: TextEncoderConfig, on_meta: bool) -> PreTrainedModel:
@@ -298,11 +331,31 @@ def save_teacher(
                 cast_weights(llm, torch.float32)
                 # safe_merge works on copies: on a CPU, the gathered weights are still those of the encoder.
                 llm = llm.merge_and_unload(safe_merge=True)
+            if encoder.config.bidirectional:
+                llm.config.is_causal = False  # for other programs; `TextEncoder` passes its own mask
             llm.save_pretrained(out, safe_serialization=True)
-            tokenizer.tokenizer.save_pretrained(out)
+            tokenizer.save(out)
             keep_readable(out)
             write_json(out / ENCODER_FILE, encoding(encoder.config))
+            write_text(out / 'README.md', _teacher_card(llm.config, encoder.config, len(tokenizer.header)))
     dist.barrier()
+
+
+def _teacher_card(llm: Any, config: TextEncoderConfig, header: int) -> str:
+    """Return a model card that says how transformers alone computes the teacher's vectors."""
+    notes = []
+    if config.bidirectional:
+        notes.append('Attention is bidirectional (`"is_causal": false` in `config.json`). transformers before '
+                     '5.2 ignores this and computes wrong vectors.')
+    window = getattr(llm, 'sliding_window', None)
+    if config.bidirectional and window is not None and window < config.max_length:
+        notes.append(f'transformers keeps the sliding window of {window} tokens, which training did not have: '
+                     'vectors of longer texts differ.')
+    attention = ''
+    if getattr(llm, 'attn_logit_softcapping', None) is not None:
+        attention = ", attn_implementation='eager'"
+    return _CARD.format(notes='\n'.join(notes), attention=attention, header=header, width=llm.hidden_size,
+                        pooling=_POOLING[config.pooling], max_length=config.max_length)
 
 
 def encoding(config: TextEncoderConfig) -> dict[str, Any]:
