@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 import torch.nn as nn
@@ -322,6 +322,17 @@ class LLM2CLIPModel(PreTrainedModel):
         assert text_embedding is not None
         # Compute in the dtype of the weights; training computes this in float32.
         return F.normalize(self.model.adapter(text_embedding.to(self.device, self.dtype)).float(), dim=-1)
+
+    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return `get_image_features`, by the name that open_clip and CLIP_benchmark call."""
+        return self.get_image_features(pixel_values)
+
+    def encode_text(self, texts: Union[torch.Tensor, Sequence[str]]) -> torch.Tensor:
+        """Return `get_text_features` of tokens ``(B, T)`` or captions, by the name that open_clip and
+        CLIP_benchmark call."""
+        if isinstance(texts, torch.Tensor):
+            return self.get_text_features(input_ids=texts)
+        return self.get_text_features(texts)
 
     def get_multimodal_features(self, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """Return the sum of each image's and its text's features, L2-normalised: ``(B, embed_dim)``."""
