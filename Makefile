@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= passive
 SYNC := UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --locked --inexact --quiet --compile-bytecode
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart demo photographs ablations baselines test test-fast test-dist test-slow test-gpu test-pip-resolution lint docs bench bench-gpu clean
+.PHONY: help install quickstart demo photographs ablations baselines test test-fast test-dist test-slow test-gpu test-pip-resolution lint dist docs bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -158,6 +158,11 @@ test-pip-resolution: .venv-pip/.done  ## run some tests with the packages of `pi
 lint: $(VENV)/.dev  ## run ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+dist: $(UV)  ## build the package for PyPI in dist/ and check it
+	rm -rf dist
+	$(UV) build --quiet
+	$(UV) tool run twine check --strict dist/*
 
 docs: $(VENV)/.dev  ## update the tables of the pages from results/ and build the site in build/docs
 	$(BIN)/python docs/tables.py
