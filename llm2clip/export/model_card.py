@@ -106,7 +106,7 @@ def model_card(
 
 
 def teacher_card(teacher: Union[str, Path], fingerprint: Fingerprint, has_code: bool) -> ModelCard:
-    """Return the card of a teacher that is exported as a sentence-transformers model, with code or without."""
+    """Return the card of a teacher that is exported as a sentence-transformers model."""
     name = language_model(teacher)
     data = ModelCardData(library_name='sentence-transformers', pipeline_tag='sentence-similarity',
                          license='other', tags=['llm2clip', 'arxiv:2411.04997'])

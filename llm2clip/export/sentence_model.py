@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Export of a teacher as a sentence-transformers folder: standard modules, or code where they do not suffice."""
+"""Export of a teacher as a sentence-transformers folder, without code where standard modules suffice."""
 
 import copy
 import shutil
@@ -126,8 +126,8 @@ def _save_modules(teacher: Union[str, Path], prompts: Mapping[str, str], folder:
     pooling = folder / f'{len(modules) - 1}_Pooling'
     pooling.mkdir()
     write_json(pooling / 'config.json', {
-        'word_embedding_dimension': model.encoder.llm_embed_dim, 'include_prompt': default_prompt_name is None,
-        _POOLING_FIELDS[config.pooling]: True})
+        'word_embedding_dimension': model.encoder.llm_embed_dim, _POOLING_FIELDS[config.pooling]: True,
+        'include_prompt': default_prompt_name is None})
     write_json(folder / 'config_sentence_transformers.json', {
         'prompts': prompts, 'default_prompt_name': default_prompt_name, 'similarity_fn_name': 'cosine'})
 

@@ -65,8 +65,8 @@ tags: [llm2clip]
 
 # Text encoder of LLM2CLIP
 
-A language model that embeds a text as a vector of {width} numbers. The tokenizer adds all tokens that training put
-around a text, and truncates to {max_length} tokens. {notes}
+A language model that embeds a text as a vector of {width} numbers. The tokenizer adds the tokens that training
+put around a text, and truncates to {max_length} tokens. {notes}
 
 ```python
 import torch
@@ -345,12 +345,12 @@ def _teacher_card(llm: Any, config: TextEncoderConfig, header: int) -> str:
     """Return a model card that says how transformers alone computes the teacher's vectors."""
     notes = []
     if config.bidirectional:
-        notes.append('Attention is bidirectional (`"is_causal": false` in `config.json`). transformers before '
-                     '5.2 ignores this and computes wrong vectors.')
+        notes.append('Attention is bidirectional (`"is_causal": false` in `config.json`). transformers '
+                     'before 5.2 ignores this and computes wrong vectors.')
     window = getattr(llm, 'sliding_window', None)
     if config.bidirectional and window is not None and window < config.max_length:
-        notes.append(f'transformers keeps the sliding window of {window} tokens, which training did not have: '
-                     'vectors of longer texts differ.')
+        notes.append(f'transformers keeps the sliding window of {window} tokens, which training did not '
+                     'have: vectors of longer texts differ.')
     attention = ''
     if getattr(llm, 'attn_logit_softcapping', None) is not None:
         attention = ", attn_implementation='eager'"

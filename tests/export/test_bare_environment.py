@@ -3,29 +3,39 @@
 
 """Exports in an environment of their own, with today's transformers and sentence-transformers but not this package."""
 
+import io
+import json
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+from composer.devices import DeviceCPU
 from llms import CONFIGS, save_llm
-from parts import text_encoder_from_config
+from parts import picture, text_encoder_from_config
+from PIL import Image
 from safetensors.torch import load_file
 from trained import trained
 
-from llm2clip.config import LoraConfig, TextEncoderConfig
+from llm2clip.config import LoraConfig, SearchConfig, TextEncoderConfig
 from llm2clip.export.hf import export_folder
 from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.modeling.text_encoder import encode_texts
+from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.search import embed_images, embed_query, load_model, nearest
 from llm2clip.teacher.llm import save_teacher
 
-UV = Path(__file__).parents[2] / '.uv/bin/uv'
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+UV = ROOT / '.uv/bin/uv'
 TEXTS = ['a red square', 'a', 'a purple stripe ' * 9]
 PACKAGES = ['torch', 'transformers', 'sentence-transformers', 'timm', 'pillow']
+GUIDE = (ROOT / 'docs/guides/use-vectors.md').read_text()
 SCRIPT = f'''
 import sys
 from importlib.util import find_spec
@@ -48,9 +58,27 @@ save_file(vectors, 'vectors.safetensors')
 '''
 
 
-@pytest.mark.slow
+@pytest.fixture(scope='module')
+def run_script(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """(script, folder, arguments) -> None, in an environment without this package."""
+    environment = tmp_path_factory.mktemp('bare')
+    python = environment / 'bin/python'
+    packages = [f'{package}=={version(package)}' for package in PACKAGES]
+    subprocess.run([UV, 'venv', '--quiet', '--clear', '--python', '3.11', environment], check=True)
+    subprocess.run([UV, 'pip', 'install', '--quiet', '--python', python, *packages, 'faiss-cpu', 'lancedb'], check=True)
+    variables = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    variables |= {'HF_HOME': str(environment / 'cache'), 'HF_HUB_OFFLINE': '1'}
+
+    def run(script: str, folder: Path, *arguments: str) -> None:
+        subprocess.run([python, '-c', script, *arguments], check=True, cwd=folder, env=variables)
+
+    return run
+
+
 @torch.no_grad()
-def test_exports_work_without_this_package(llm_folder: Path, teacher_folder: Path, tmp_path: Path) -> None:
+def test_exports_work_without_this_package(
+    run_script: Callable[..., None], llm_folder: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
     expected = {}
     for name in CONFIGS:
         save_llm(name, 4, llm_folder, tmp_path / 'llm')
@@ -71,14 +99,30 @@ def test_exports_work_without_this_package(llm_folder: Path, teacher_folder: Pat
     expected['texts'] = run.model.get_text_features(run.vectors(TEXTS))
     expected['images'] = run.model.get_image_features(torch.ones(1, 3, 64, 64))
 
-    python = tmp_path / 'bare/bin/python'
-    packages = [f'{package}=={version(package)}' for package in PACKAGES]
-    subprocess.run([UV, 'venv', '--quiet', '--python', '3.11', tmp_path / 'bare'], check=True)
-    subprocess.run([UV, 'pip', 'install', '--quiet', '--python', python, *packages], check=True)
-    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
-    environment |= {'HF_HOME': str(tmp_path / 'cache'), 'HF_HUB_OFFLINE': '1'}
-    subprocess.run([python, '-c', SCRIPT, *CONFIGS], check=True, cwd=tmp_path, env=environment)
+    run_script(SCRIPT, tmp_path, *CONFIGS)
     vectors = load_file(tmp_path / 'vectors.safetensors')
     assert vectors.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(vectors[name], value, rtol=1e-5, atol=1e-5, msg=lambda text: f'{name}: {text}')
+        torch.testing.assert_close(vectors[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_the_guide_finds_what_search_finds(
+    run_script: Callable[..., None], exported: tuple[LLM2CLIP, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(exported[1], tmp_path / 'runs/quickstart/export/llm2clip')
+    for i in range(30):
+        path = tmp_path / f'photos/{i % 3}/{i}.jpg' if i else tmp_path / 'photos/dog.jpg'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(io.BytesIO(picture(i))).convert('RGB').save(path)
+    blocks = re.findall(r'runs this block -->\n```python\n(.*?)```', GUIDE, re.S)
+    assert len(blocks) == 3
+    blocks.append('import json\njson.dump([faiss_results, lancedb_results], open("results.json", "w"))')
+    run_script('\n'.join(blocks), tmp_path)
+    config = SearchConfig(
+        str(exported[1]), images=str(tmp_path / 'photos'), index=str(tmp_path / 'index'), num_workers=0)
+    model, digest = load_model(config, DeviceCPU())
+    paths, features = embed_images(config, model, digest)
+    results = json.loads((tmp_path / 'results.json').read_text())
+    for query, found_paths in zip(('a dog on the beach', tmp_path / 'photos/dog.jpg'), results, strict=True):
+        expected = [paths[i] for i, _ in nearest(features, embed_query(model, query), 10)]
+        assert [str(tmp_path / path) for path in found_paths] == expected
