@@ -20,7 +20,7 @@ from llm2clip.io.files import write_json
 from llm2clip.io.folders import atomic_folder, check_replaceable
 from llm2clip.modeling import copy_code
 from llm2clip.modeling.checks import keep_readable
-from llm2clip.modeling.text_encoder import CaptionTokenizer
+from llm2clip.modeling.text_encoder import CaptionTokenizer, save_llm
 from llm2clip.teacher.llm import load_caption_tokenizer, teacher_config, teacher_fingerprint
 
 try:
@@ -113,9 +113,7 @@ def _save_modules(teacher: Union[str, Path], prompts: Mapping[str, str], folder:
             prompts = {'query': _MARKER, 'document': _MARKER}
             default_prompt_name = 'document'
     modules.append('Pooling')
-    if config.bidirectional:
-        model.encoder.llm.config.is_causal = False
-    model.encoder.llm.save_pretrained(folder)
+    save_llm(model.encoder.llm, config.bidirectional, folder)
     tokenizer.save(folder)
     keep_readable(folder)
     write_json(folder / 'modules.json', [

@@ -19,7 +19,7 @@ from sentence_transformers.base.modules import InputModule
 
 # Relative, since the copies in an exported model are not part of a package `llm2clip`.
 from .checks import keep_readable, load_encoder, load_tokenizer, read_encoding
-from .text_encoder import CaptionTokenizer, TextEncoder
+from .text_encoder import CaptionTokenizer, TextEncoder, save_llm
 
 
 class CaptionEncoder(InputModule):
@@ -75,8 +75,8 @@ class CaptionEncoder(InputModule):
         return outputs
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        self.encoder.llm.save_pretrained(output_path, safe_serialization=safe_serialization)
-        self.save_tokenizer(output_path)
+        save_llm(self.encoder.llm, self.encoder.config.bidirectional, output_path)
+        self.caption_tokenizer.save(output_path)
         keep_readable(Path(output_path))
         # Merged LoRA may be in float32, also if the LLM before stage 1 was in bfloat16.
         config = vars(self.encoder.config) | {'dtype': str(self.encoder.llm.dtype).removeprefix('torch.')}

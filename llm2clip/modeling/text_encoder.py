@@ -365,6 +365,16 @@ class TextEncoder(nn.Module):
         return self.pool(states, embed_mask)
 
 
+def save_llm(llm: Any, bidirectional: bool, folder: Union[str, Path]) -> None:
+    """Save an LLM so that other programs know whether it is bidirectional.
+
+    transformers from 5.2 on, vLLM and llama.cpp read `is_causal`; `TextEncoder` passes its own mask.
+    """
+    if bidirectional:
+        llm.config.is_causal = False
+    llm.save_pretrained(folder, safe_serialization=True)
+
+
 def _attend(
     implementation: str, module: nn.Module, *args: Any, runs: Optional[Runs] = None, **kwargs: Any
 ) -> Any:

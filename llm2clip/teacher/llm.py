@@ -43,7 +43,7 @@ from llm2clip.modeling.checks import (
     load_tokenizer,
     read_encoding,
 )
-from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder
+from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder, save_llm
 from llm2clip.teacher.fingerprint import Fingerprint, hash_files
 
 KIND, LORA_KIND = 'teacher of captions', 'LoRA adapter'
@@ -65,8 +65,8 @@ tags: [llm2clip]
 
 # Text encoder of LLM2CLIP
 
-A language model that embeds a text as a vector of {width} numbers. The tokenizer adds the tokens that training
-put around a text, and truncates to {max_length} tokens. {notes}
+A language model that embeds a text as a vector of {width} numbers. The tokenizer adds the tokens that
+training put around a text, and truncates to {max_length} tokens. {notes}
 
 ```python
 import torch
@@ -331,9 +331,7 @@ def save_teacher(
                 cast_weights(llm, torch.float32)
                 # safe_merge works on copies: on a CPU, the gathered weights are still those of the encoder.
                 llm = llm.merge_and_unload(safe_merge=True)
-            if encoder.config.bidirectional:
-                llm.config.is_causal = False  # for other programs; `TextEncoder` passes its own mask
-            llm.save_pretrained(out, safe_serialization=True)
+            save_llm(llm, encoder.config.bidirectional, out)
             tokenizer.save(out)
             keep_readable(out)
             write_json(out / ENCODER_FILE, encoding(encoder.config))
