@@ -63,10 +63,9 @@ def flickr8k(
         holdout, seed: For a dataset without splits, as for `image_folder`.
     """
     by_split = read_splits(annotations)
-    if split_files is None and annotations.endswith('.token.txt'):
-        official = {name: Path(annotations).with_name(file) for name, file in _LISTS.items()}
-        split_files = {name: str(path) for name, path in official.items() if path.is_file()}
-        if not split_files and split is None:
+    if split_files is None and split is None and annotations.endswith('.token.txt'):
+        split_files = {name: str(Path(annotations).with_name(file)) for name, file in _LISTS.items()}
+        if not all(map(os.path.isfile, split_files.values())):
             raise ConfigError(
                 f'the lists Flickr_8k.{{train,dev,test}}Images.txt are not beside {annotations}, and without '
                 'them images for testing would be trained on; source.split or an empty source.split_files '

@@ -73,7 +73,7 @@ def image_splits(
     if images is not None:
         check_folder(images)
     if not any(captions.values()):
-        raise ConfigError(f'{files[0]} has no {"captions" if captions else "images"}')
+        raise ConfigError(f'{files[0]} has no image with a caption')
     keys = list(dict.fromkeys(itertools.chain.from_iterable(captions.values())))
 
     def samples(names: Sequence[str], dropped: Dropped) -> Iterator[Sample]:

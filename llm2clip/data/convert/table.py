@@ -93,7 +93,7 @@ class _RowReader:
                 if self.id_column == self.image_column:
                     sample_id = normal_path(sample_id)
             image = self.image(row, where)
-            if self.holdout and is_in_holdout(image or sample_id, self.holdout, self.seed) is not is_holdout:
+            if is_in_holdout(image or sample_id, self.holdout, self.seed) is not is_holdout:
                 continue
             if self.selection.samples_out(sample_id, dropped):
                 continue
@@ -121,13 +121,11 @@ class _RowReader:
 
     def _captions(self, row: Mapping[str, Any], where: str) -> dict[str, str]:
         """Captions of a row; lists that are shorter than the longest one are filled up with empty texts."""
-        captions: dict[str, str] = {}
+        captions = dict.fromkeys(chain.from_iterable(self.caption_keys.values()), '')
         for column, keys in self.caption_keys.items():
-            captions.update(dict.fromkeys(keys, ''))
-            value = row[column]
-            texts = value if isinstance(value, list) else [value]
-            if len(texts) > len(keys) and value is not None:
-                raise FileError(f'{column!r} has {len(texts)} texts, expected at most {len(keys)}', where)
+            texts = row[column]
+            if not isinstance(texts, list):
+                texts = [texts]
             for key, text in zip(keys, texts):
                 captions[key] = optional_text(text, f'{where}: {column!r}')
         return captions
@@ -140,11 +138,9 @@ def _caption_keys(
     caption_columns = {'': captions} if isinstance(captions, str) else captions
     keys: dict[str, list[str]] = {}
     for key, column in caption_columns.items():
-        has_lists = {check_column(schema, column, path) for path, schema in tables.items()}
-        if len(has_lists) > 1:
-            raise ConfigError(f'column {column!r} holds texts in some tables and lists of texts in others')
+        has_lists = [check_column(schema, column, path) for path, schema in tables.items()]
         keys[column] = [key or '0']
-        if True in has_lists:
+        if any(has_lists):
             prefix = f'{key}_' if key else ''
             keys[column] = [f'{prefix}{i}' for i in range(longest(column))]
     all_keys = list(chain.from_iterable(keys.values()))
@@ -187,9 +183,7 @@ def table(
     splits = holdout_splits(split, holdout)
     selection = Selection(filters, sample, sample_seed)
     paths = matching_files(files)
-    folders: list[str] = []
-    if images is not None:
-        folders.append(check_folder(images))
+    folders = [] if images is None else [check_folder(images)]
     schemas = {path: read_schema(path) for path in paths}
 
     def longest(column: str) -> int:
