@@ -22,7 +22,7 @@ A table per layout maps the official parameter names to ours.  Sources of the ta
 import dataclasses
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Union
@@ -31,7 +31,7 @@ import torch
 
 from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
 from llm2clip.config.ranges import VisualProjection
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import ConfigError
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.tensors import read_pickle, read_safetensors
@@ -56,8 +56,8 @@ class _Layout:
     """Pairs of prefixes, ours -> theirs; the first match counts."""
     parts: tuple[tuple[str, str], ...] = ()
     """Pairs of substrings in the tower's names, ours -> theirs."""
-    left_out: tuple[str, ...] = ()
-    """Patterns of names that are not imported: constants that the model computes, and the teacher's LLM."""
+    left_out: str = ''
+    """Pattern of names that are not imported: constants that the model computes, or the teacher's LLM."""
     visual_projection: VisualProjection = 'linear'
     normalize: bool = True
 
@@ -65,16 +65,16 @@ class _Layout:
 _LAYOUTS = (
     _Layout('timm', 'visual.trunk.', 'text.text_proj.text_adaptor.',
             (('vision_encoder.trunk.', 'visual.trunk.'),),
-            left_out=(r'text\.text\..*',), visual_projection='identity', normalize=False),
+            left_out=r'text\.text\..*', visual_projection='identity', normalize=False),
     _Layout('eva', 'visual.cls_token', 'text.text_adaptor.',
             (('vision_encoder.trunk.', 'visual.'), ('visual_projection.', 'visual.head.')),
             (('.attn.norm.', '.attn.inner_attn_ln.'), ('.mlp.norm.', '.mlp.ffn_ln.'),
              ('.mlp.fc1_g.', '.mlp.w1.'), ('.mlp.fc1_x.', '.mlp.w2.'), ('.mlp.fc2.', '.mlp.w3.')),
-            (r'visual\.(blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)',), visual_projection='affine'),
+            r'visual\.(blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)', visual_projection='affine'),
     _Layout('hf', 'vision_model.', 'text_adapter.adaptor.',
             (('vision_encoder.trunk.vision_model.', 'vision_model.'),  # its name in transformers 4
              ('vision_encoder.trunk.', 'vision_model.'), ('visual_projection.', 'visual_projection.')),
-            left_out=(r'vision_model\.embeddings\.position_ids',)),
+            left_out=r'vision_model\.embeddings\.position_ids'),
 )
 # Files of a folder; the first that exists is read.
 _NAMES = ('model.safetensors', 'pytorch_model.bin')
@@ -87,9 +87,8 @@ _IRRELEVANT = ('transformers_version', 'dtype', 'torch_dtype', 'architectures', 
                'attention_dropout', 'initializer_factor', 'initializer_range')
 
 
-def _official_names(layout: _Layout, ours: Iterable[str]) -> dict[str, str]:
+def _official_names(layout: _Layout, ours: Collection[str]) -> dict[str, str]:
     """Map our parameter names to theirs, one to one."""
-    ours = list(ours)
     depth = len({name.split('.')[2] for name in ours if name.startswith('adapter.blocks.')})
     names: dict[str, str] = {}
     for name in ours:
@@ -108,7 +107,6 @@ def _official_names(layout: _Layout, ours: Iterable[str]) -> dict[str, str]:
             for substring, official_substring in layout.parts:
                 official = official.replace(substring, official_substring)
         names[name] = official
-    assert len(set(names.values())) == len(ours)
     return names
 
 
@@ -121,16 +119,13 @@ def _read_weights(path: Path) -> _State:
                               'checkpoint')
         path = files[0]
     content: Any = read_safetensors(path).tensors if path.suffix == '.safetensors' else read_pickle(path)
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    values = content.values() if isinstance(content, Mapping) else [None]
-    if not all(isinstance(value, torch.Tensor) for value in values):
-        raise FileError('is no mapping of parameter names to tensors, expected weights', path)
-    check_finite(content, path)
-    # DistributedDataParallel adds this prefix.
-    prefix = 'module.' if all(name.startswith('module.') for name in content) else ''
-    return {name.removeprefix(prefix): value.float() for name, value in content.items()}
+    with reading(path, 'a mapping of parameter names to tensors'):
+        for wrapper in _WRAPPERS:
+            content = content.get(wrapper, content)
+        # DistributedDataParallel adds this prefix.
+        state = {name.removeprefix('module.'): value.float() for name, value in content.items()}
+    check_finite(state, path)
+    return state
 
 
 class Imported(NamedTuple):
@@ -186,8 +181,7 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
     names = _official_names(layout, ours)
     # Ours are not scalars, which FSDP2 cannot shard.
     state.update({name: torch.atleast_1d(state[name]) for name in _AS_THEY_ARE if name in state})
-    state = {name: value for name, value in state.items()
-             if not any(re.fullmatch(pattern, name) for pattern in layout.left_out)}
+    state = {name: value for name, value in state.items() if not re.fullmatch(layout.left_out, name)}
     check_keys(state, {names[name]: value for name, value in ours.items()},
                f'{checkpoint}, for {vision.name} with images of {vision.image_size} pixels')
     model.load_state_dict({name: state[official] for name, official in names.items()})

@@ -336,7 +336,7 @@ INDICES: list[tuple[str, Change, str]] = [
     ('a version', _shard(version=3), 'shard 1: cannot be read .Unsupported .*version: 3.*an entry of an MDS'),
     ('no object', lambda index: index['shards'].append('x'), 'shard 3: cannot be read .*, expected an entry of an MDS'),
     *(('name', _file(basename=name), 'shard 1: the file .* is outside the folder')
-      for name in ('../../x', 'a/../../x', '/etc/passwd', 'a\0')),
+      for name in ('../../x', 'a/../../x', '/etc/passwd')),
     ('compression', _shard(compression='zstd'), 'shard 1: is compressed'),
     ('columns', _shard(column_names=['a']), r"shard 1 has columns \['a'\], expected those of the first shard"),
     ('types', _every(column_encodings=['str', 'pkl', 'str', 'str']), 'shard 0: .* contains an unsafe type: pkl'),

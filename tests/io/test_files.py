@@ -5,7 +5,6 @@
 
 import errno
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,16 +38,9 @@ def _full_for_a_copy(folder: Path) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'source', None, 'copy')  # as shutil.copyfile raises it
 
 
-def _copy_fails(folder: Path) -> None:
-    (folder / 'source').mkdir()
-    (folder / 'source/dangling').symlink_to('nowhere')
-    shutil.copytree(folder / 'source', folder / 'copy')
-
-
-@pytest.mark.parametrize(('write', 'reason'), [
-    (_full, 'No space left'), (_full_for_a_copy, 'No space left'), (_copy_fails, '.*No such file')])
-def test_a_failed_write_names_the_folder(write: Callable[[Path], None], reason: str, tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=f'cannot be written .{reason}') as error, \
+@pytest.mark.parametrize('write', [_full, _full_for_a_copy])
+def test_a_failed_write_names_the_folder(write: Callable[[Path], None], tmp_path: Path) -> None:
+    with pytest.raises(FileError, match='cannot be written .No space left') as error, \
             atomic_folder(tmp_path / 'made') as folder:
         write(folder)
     assert error.value.path == f'{tmp_path}/made'

@@ -55,14 +55,9 @@ def _changed(folder: Path) -> None:
     (folder / 'inside/weights').write_text('other text')
 
 
-def _a_file(folder: Path) -> None:
-    folder.touch()
-
-
 @pytest.mark.parametrize(('make', 'reason'), [
     (_of_a_run, f'it has no {MANIFEST} .*in it: checkpoints'), (_of_another_kind, f'it has no {MANIFEST}'),
-    (_with_a_link, 'inside/link has been put into it'), (_changed, 'inside/weights has been put into it or changed'),
-    (_a_file, 'it is no folder')])
+    (_with_a_link, 'inside/link has been put into it'), (_changed, 'inside/weights has been put into it or changed')])
 def test_any_other_folder_is_refused_before_the_work(
     make: Callable[[Path], None], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +143,7 @@ def test_a_path_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / 'folder/out').symlink_to('/etc/hostname')
     (tmp_path / 'link').symlink_to('folder')
     for folder in ('folder', 'link'):
-        for name in ('../b', '/etc/hostname', 'up/b', 'a\0', 'out'):
+        for name in ('../b', '/etc/hostname', 'up/b', 'out'):
             with pytest.raises(FileError, match=f'c.csv: .* leads to .*, expected one inside {tmp_path}/{folder}'):
                 inside(tmp_path / folder, name, 'c.csv')
             assert name not in ('../b', 'up/b') or inside(tmp_path / folder, name, 'c.csv', [str(tmp_path)])

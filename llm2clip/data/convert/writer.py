@@ -221,8 +221,8 @@ def _check_shards(out: OutputFolder, split: str, shards: Sequence[dict[str, Any]
             raise FileError(f'is missing or damaged, expected {size:,} bytes; remove {path.parent} to '
                             'convert that part again', path)
         if shard['column_names'] != expected:
-            raise ValueError(f'{path.parent.name} of split {split!r} has columns {shard["column_names"]}, but '
-                             f'the first part has {expected}')
+            raise ValueError(f'{path.parent.name} of split {split!r} has columns {shard["column_names"]}, '
+                             f'but the first part has {expected}')
 
 
 def _caption_lengths(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
