@@ -22,7 +22,7 @@ A table per layout maps the official parameter names to ours.  Sources of the ta
 import dataclasses
 import re
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Union
@@ -81,32 +81,25 @@ _NAMES = ('model.safetensors', 'pytorch_model.bin')
 # Keys under which trainers save the weights beside their own state.
 _WRAPPERS = ('model', 'module', 'state_dict')
 _BLOCK_PARTS = {'norm': 'ln', 'up': 'fn.0', 'down': 'fn.3'}
-_AS_THEY_ARE = ('logit_scale', 'logit_bias')
 # Configuration keys of transformers that do not change the features.
 _IRRELEVANT = ('transformers_version', 'dtype', 'torch_dtype', 'architectures', 'projection_dim', 'dropout',
                'attention_dropout', 'initializer_factor', 'initializer_range')
 
 
-def _official_names(layout: _Layout, ours: Collection[str]) -> dict[str, str]:
-    """Map our parameter names to theirs, one to one."""
-    depth = len({name.split('.')[2] for name in ours if name.startswith('adapter.blocks.')})
+def _official_names(layout: _Layout, depth: int, ours: Iterable[str]) -> dict[str, str]:
+    """Map our parameter names to theirs, of a model with `depth` blocks in its adapter."""
+    # The norm and the projection follow the blocks.
+    prefixes = [*layout.prefixes, ('logit_', 'logit_'), ('adapter.norm.', f'{layout.adapter}{depth}.'),
+                ('adapter.projection.', f'{layout.adapter}{depth + 1}.')]
+    for i in range(depth):
+        for part, official_part in _BLOCK_PARTS.items():
+            prefixes.append((f'adapter.blocks.{i}.{part}.', f'{layout.adapter}{i}.{official_part}.'))
     names: dict[str, str] = {}
     for name in ours:
-        part = name.split('.')
-        if name in _AS_THEY_ARE:
-            official = name
-        elif part[:2] == ['adapter', 'blocks']:
-            official = f'{layout.adapter}{part[2]}.{_BLOCK_PARTS[part[3]]}.{part[4]}'
-        elif part[0] == 'adapter':
-            # The norm and the projection follow the blocks.
-            index = depth + ('norm', 'projection').index(part[1])
-            official = f'{layout.adapter}{index}.{part[2]}'
-        else:
-            prefix, official_prefix = next(pair for pair in layout.prefixes if name.startswith(pair[0]))
-            official = official_prefix + name.removeprefix(prefix)
-            for substring, official_substring in layout.parts:
-                official = official.replace(substring, official_substring)
-        names[name] = official
+        prefix, official_prefix = next(pair for pair in prefixes if name.startswith(pair[0]))
+        names[name] = official_prefix + name.removeprefix(prefix)
+        for substring, official_substring in layout.parts:
+            names[name] = names[name].replace(substring, official_substring)
     return names
 
 
@@ -178,9 +171,10 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
         config.logit_bias = 0.0
     model = LLM2CLIP(config, llm_embed_dim, load_weights=False)
     ours = model.state_dict()
-    names = _official_names(layout, ours)
+    names = _official_names(layout, depth, ours)
     # Ours are not scalars, which FSDP2 cannot shard.
-    state.update({name: torch.atleast_1d(state[name]) for name in _AS_THEY_ARE if name in state})
+    for name in {'logit_scale', 'logit_bias'} & state.keys():
+        state[name] = torch.atleast_1d(state[name])
     state = {name: value for name, value in state.items() if not re.fullmatch(layout.left_out, name)}
     check_keys(state, {names[name]: value for name, value in ours.items()},
                f'{checkpoint}, for {vision.name} with images of {vision.image_size} pixels')

@@ -119,17 +119,13 @@ def reaching(remote: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if is_remote_error(error):
-            error.add_note(f'while reaching {remote}')
-            description = f'{type(error).__name__} {_code(error)}'
-        elif type(error) is ValueError:  # Streaming's, if Google's credentials are missing
-            description = str(error)
-        else:
+        # Streaming raises a ValueError if Google's credentials are missing.
+        if not is_remote_error(error) and type(error) is not ValueError:
             raise
-        if not _REFUSED.search(description):
+        error.add_note(f'while reaching {remote}')
+        if not _REFUSED.search(f'{type(error).__name__} {error}'):
             raise
-        credentials = _CREDENTIALS.get(urlparse(remote).scheme, 'those of its library')
-        expected = f'credentials: {credentials}'
+        expected = f'credentials: {_CREDENTIALS.get(urlparse(remote).scheme, "those of its library")}'
         if _code(error) == 'NoSuchBucket':
             expected = 'a bucket that exists'
         reason = ' '.join(str(error).split())

@@ -89,9 +89,7 @@ def image_splits(
     for split, names in splits.items():
         if images_per_part is None:
             parts[split] = [Part('all', partial(samples, names), files)]
-            continue
-        parts[split] = []
-        for start in range(0, len(names), images_per_part):
-            names_of_part = names[start:start + images_per_part]
-            parts[split].append(Part(f'{start:08}', partial(samples, names_of_part), files))
+        else:
+            parts[split] = [Part(f'{i:08}', partial(samples, names[i:i + images_per_part]), files)
+                            for i in range(0, len(names), images_per_part)]
     return parts

@@ -206,7 +206,7 @@ class Filter:
 
     def keeps(self, value: Any, where: str) -> Optional[bool]:
         """Return whether to keep a value; None if it is blank or NaN; FileError if it should be a number."""
-        if value is None or isinstance(value, str) and not value.strip():
+        if value is None or not str(value).strip():
             return None
         if self.values is not None:
             if isinstance(value, float) and value.is_integer():  # pandas stores integers with gaps as floats

@@ -75,12 +75,6 @@ class _RowReader:
         names = [*self.caption_keys, *self.selection.columns, self.image_column, self.id_column]
         return list(dict.fromkeys(filter(None, names)))
 
-    def check(self, tables: Mapping[str, pyarrow.Schema]) -> None:
-        """Raise a ConfigError if a table lacks a column."""
-        for path, schema in tables.items():
-            for name in self.columns:
-                check_column(schema, name, path)
-
     def samples(
         self, rows: Iterable[Mapping[str, Any]], name: str, dropped: Dropped, is_holdout: bool, first: int = 1
     ) -> Iterator[Sample]:
@@ -191,7 +185,9 @@ def table(
 
     caption_keys = _caption_keys(captions, schemas, longest)
     reader = _RowReader(caption_keys, image_column, id_column, folders, holdout, seed, selection)
-    reader.check(schemas)
+    for path, schema in schemas.items():
+        for name in reader.columns:
+            check_column(schema, name, path)
     if image_column is not None and holdout:
         where = f'source.image_column: {image_column!r}'
         with_paths = [path for path in paths if 'binary' not in str(schemas[path].field(image_column).type)]
@@ -256,7 +252,6 @@ def huggingface(
     schemas = {path: dataset.features.arrow_schema}
     caption_keys = _caption_keys(captions, schemas, longest)
     reader = _RowReader(caption_keys, image_column, id_column, folders, holdout, seed, selection)
-    reader.check(schemas)
     rows = dataset.select_columns(reader.columns)
 
     def read(start: int, is_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
