@@ -47,7 +47,6 @@ _State = dict[str, torch.Tensor]
 class _Layout:
     """Parameter names of an official file."""
 
-    name: str
     sign: str
     """Prefix that only names of this layout have."""
     adapter: str
@@ -63,15 +62,18 @@ class _Layout:
 
 
 _LAYOUTS = (
-    _Layout('timm', 'visual.trunk.', 'text.text_proj.text_adaptor.',
+    # `timm`
+    _Layout('visual.trunk.', 'text.text_proj.text_adaptor.',
             (('vision_encoder.trunk.', 'visual.trunk.'),),
             left_out=r'text\.text\..*', visual_projection='identity', normalize=False),
-    _Layout('eva', 'visual.cls_token', 'text.text_adaptor.',
+    # `eva`
+    _Layout('visual.cls_token', 'text.text_adaptor.',
             (('vision_encoder.trunk.', 'visual.'), ('visual_projection.', 'visual.head.')),
             (('.attn.norm.', '.attn.inner_attn_ln.'), ('.mlp.norm.', '.mlp.ffn_ln.'),
              ('.mlp.fc1_g.', '.mlp.w1.'), ('.mlp.fc1_x.', '.mlp.w2.'), ('.mlp.fc2.', '.mlp.w3.')),
             r'visual\.(blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)', visual_projection='affine'),
-    _Layout('hf', 'vision_model.', 'text_adapter.adaptor.',
+    # `hf`
+    _Layout('vision_model.', 'text_adapter.adaptor.',
             (('vision_encoder.trunk.vision_model.', 'vision_model.'),  # its name in transformers 4
              ('vision_encoder.trunk.', 'vision_model.'), ('visual_projection.', 'visual_projection.')),
             left_out=r'vision_model\.embeddings\.position_ids'),

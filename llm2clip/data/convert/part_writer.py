@@ -20,7 +20,7 @@ from llm2clip.config import WriterConfig
 from llm2clip.data.caption_files import check_text
 from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.images import decode_image, encode_image
-from llm2clip.data.schema import CAPTION, IMAGE, INDEX, SAMPLE_ID, check_shard
+from llm2clip.data.schema import CAPTION, IMAGE, INDEX, SAMPLE_ID
 from llm2clip.engine import Work
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, reading
@@ -78,8 +78,6 @@ def read_record(job: PartJob) -> Optional[dict[str, Any]]:
         return None
     record = read_json(path, dict)
     with reading(path, f'the record of a part; remove {path.parent} to convert it again'):
-        for i, shard in enumerate(record['shards']):
-            check_shard(shard, f'{path}: shard {i}')
         try:
             check_options(job.out, path, record['options'], job.options)
         except ConfigError:
