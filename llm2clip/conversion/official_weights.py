@@ -108,11 +108,8 @@ def _official_names(layout: _Layout, depth: int, ours: Iterable[str]) -> dict[st
 def _read_weights(path: Path) -> _State:
     """Read a dict of parameter name -> tensor, in float32, without running code."""
     if path.is_dir():
-        files = [path / name for name in _NAMES if (path / name).is_file()]
-        if not files:
-            raise ConfigError(f'the folder {path} has no weights; expected one of {", ".join(_NAMES)}',
-                              'checkpoint')
-        path = files[0]
+        files = [path / name for name in _NAMES]
+        path = next(filter(Path.is_file, files), files[0])
     content: Any = read_safetensors(path).tensors if path.suffix == '.safetensors' else read_pickle(path)
     with reading(path, 'a mapping of parameter names to tensors'):
         for wrapper in _WRAPPERS:

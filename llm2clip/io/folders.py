@@ -42,14 +42,15 @@ def inside(folder: Union[str, Path], name: str, source: str, also: Iterable[str]
 
 
 @contextmanager
-def locked(path: Union[str, Path], folder: Union[str, Path], wait: bool = False) -> Iterator[None]:
+def locked(path: Union[str, Path], folder: Union[str, Path], timeout: int = 0) -> Iterator[None]:
     """Hold a lock file, which the system releases when this process ends; forked processes do not hold it.
 
-    If another process holds it, `wait` for it, or raise a ConfigError that names the locked `folder`.
+    A ConfigError that names the locked `folder` is raised if another process holds it for `timeout` seconds;
+    -1 waits for it.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock = FileLock(path, timeout=-1 if wait else 0).acquire()
+        lock = FileLock(path, timeout=timeout).acquire()
     except Timeout:
         raise ConfigError(f'{folder}: another process is writing there and holds {path}, expected to be the '
                           'only one; wait for it, stop it, or choose another folder') from None

@@ -211,7 +211,7 @@ def _add_captions(captions: dict[str, list[str]], images: _Images, file: str) ->
         if image in captions:
             raise FileError(f'image {image} occurs twice', file)
         with reading(file, f'captions of {image} that are texts'):
-            captions[image] = [line for line in lines if line.strip()]
+            captions[image] = list(filter(str.strip, lines))
     return [image for image, _ in images]
 
 

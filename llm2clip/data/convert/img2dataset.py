@@ -221,7 +221,7 @@ def open_tables(
         stat = os.stat(path)
         identity['tables'].append([Path(path).name, stat.st_size, stat.st_mtime_ns])
     index = Path(os.path.abspath(folder))
-    with locked(index.with_name(f'.{index.name}.lock'), index, wait=True):
+    with locked(index.with_name(f'.{index.name}.lock'), index, timeout=-1):
         if not (index / _META).is_file():
             with atomic_folder(index, 'an index of captions') as new:
                 _write_tables(new, {path: schema.names for path, schema in schemas.items()}, key, columns)

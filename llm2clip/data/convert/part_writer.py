@@ -129,9 +129,7 @@ def _write_part(job: PartJob, show_progress: bool) -> None:
                         raise ValueError(f'sample {sample.sample_id!r} has captions '
                                          f'{sorted(sample.captions)}, expected {sorted(words)}')
                     ids.add(sample.sample_id)
-                    row: dict[str, Any] = {SAMPLE_ID: sample.sample_id}
-                    if sample.image is not None:
-                        row[IMAGE] = sample.image
+                    row: dict[str, Any] = {SAMPLE_ID: sample.sample_id, IMAGE: sample.image}
                     for key, text in sample.captions.items():
                         words[key][len(text.split())] += 1
                         row[CAPTION + key] = text
@@ -153,12 +151,12 @@ def _usable(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) -
     excluded = excluded_ids(config.exclude_ids)
     for sample in samples:
         check_text(sample.sample_id, f'the id of sample {sample.sample_id!r}')
-        for key, text in sample.captions.items():
-            check_text(text, f'sample {sample.sample_id!r}: caption {key!r}')
         if not {*needed} <= sample.captions.keys():
             raise ConfigError(f'{needed}, but the samples have {", ".join(sample.captions)}',
                               'require_any_caption')
-        captions = sample.captions = {key: text.strip() for key, text in sample.captions.items()}
+        captions = sample.captions = {
+            key: check_text(text, f'sample {sample.sample_id!r}: caption {key!r}').strip()
+            for key, text in sample.captions.items()}
         if sample.sample_id in excluded:
             dropped.filtered[EXCLUDED] += 1
         elif not any(captions.values()):

@@ -177,15 +177,15 @@ def sample_name(value: Any, where: str) -> str:
 def matching_files(files: Union[str, Sequence[str]], key: str = 'source.files') -> list[str]:
     """Return the files that match paths or patterns, sorted by name within each pattern.
 
-    A pattern without a match, or no pattern, raises a ConfigError with the `key`.
+    A pattern without a match raises a ConfigError with the `key`.
     """
     patterns = [files] if isinstance(files, str) else files
     matches: list[str] = []
-    for pattern in patterns or ['']:
+    for pattern in patterns:
         paths = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern))
         if not paths:
             raise ConfigError(f'no file matches {pattern!r} in {Path.cwd()}', key)
-        matches += [check_text(path, f'{key}: {path!r}') for path in paths]
+        matches += paths
     return matches
 
 

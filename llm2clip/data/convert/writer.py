@@ -104,7 +104,7 @@ def write_splits(
                                   'empty folder or one that prepare_data wrote', 'out')
     inputs, jobs = _part_jobs(splits, out, config, options)
     # Refuse parts that other machines wrote with other options before any work starts.
-    for job in jobs[:config.shard_index] + jobs[config.shard_index + 1:config.num_shards]:
+    for job in jobs[:config.num_shards]:
         read_record(job)
     mine = jobs[config.shard_index::config.num_shards]
     todo = {job.folder: job for job in mine if _is_to_be_written(read_record(job))}
