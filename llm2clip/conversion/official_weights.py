@@ -143,17 +143,15 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
     """
     state = _read_weights(Path(checkpoint))
     layout = _layout(state)
-    norm = re.escape(layout.adapter) + r'\d+\.ln\.weight'  # one per block
-    depth = len([name for name in state if re.fullmatch(norm, name)])
+    norm = re.compile(re.escape(layout.adapter) + r'\d+\.ln\.weight')
+    depth = len(list(filter(norm.fullmatch, state)))  # one per block
     projection = f'{layout.adapter}{depth + 1}.weight'
     if projection not in state:
         raise ConfigError(f'it lacks {projection}, the projection of an adapter of {depth} blocks (early '
                           'revisions of the Hugging Face folders hold the vision tower alone)', 'checkpoint')
     embed_dim, llm_embed_dim = state[projection].shape
-    adapter = AdapterConfig('residual', depth, normalize=layout.normalize)
-    up = state.get(f'{layout.adapter}0.fn.0.weight')
-    if up is not None:
-        adapter.expansion = up.shape[0] // llm_embed_dim
+    hidden_dim = state[f'{layout.adapter}0.fn.0.weight'].shape[0]
+    adapter = AdapterConfig('residual', depth, hidden_dim // llm_embed_dim, layout.normalize)
     path = Path(checkpoint, 'config.json')
     if path.is_file():
         # Shapes do not determine heads, activation and epsilon; the folder's own configuration does.

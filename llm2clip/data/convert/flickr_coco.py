@@ -188,7 +188,7 @@ def published_splits(
         splits: Splits to write; by default all.
 
     Raises:
-        ConfigError: A split or the folder does not exist, or no image has a caption.
+        ConfigError: A split or the folder does not exist.
         FileError: An image occurs twice.
     """
     published = [split for split in by_split if split is not None]

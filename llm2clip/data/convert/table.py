@@ -109,7 +109,7 @@ class _RowReader:
         image = row[self.image_column]
         if isinstance(image, dict):
             image = image.get('bytes') or image.get('path')
-        if image is not None and not isinstance(image, (bytes, str)):
+        if not isinstance(image, (bytes, str, type(None))):
             raise FileError(f'{self.image_column!r} is {image!r}, expected an encoded image or a path', where)
         return image
 
