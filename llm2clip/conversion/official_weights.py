@@ -142,7 +142,12 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
         LoadError: A weight is missing, unexpected, not finite or of another shape.
     """
     state = _read_weights(Path(checkpoint))
-    layout = _layout(state)
+    layouts = [layout for layout in _LAYOUTS if any(name.startswith(layout.sign) for name in state)]
+    if not layouts:
+        signs = ' or '.join(layout.sign for layout in _LAYOUTS)
+        raise ConfigError(f'no official layout: no name begins with {signs}; the first are '
+                          f'{sorted(state)[:3]}', 'checkpoint')
+    layout = layouts[0]
     norm = re.compile(re.escape(layout.adapter) + r'\d+\.ln\.weight')
     depth = len(list(filter(norm.fullmatch, state)))  # one per block
     projection = f'{layout.adapter}{depth + 1}.weight'
@@ -177,16 +182,6 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
                f'{checkpoint}, for {vision.name} with images of {vision.image_size} pixels')
     model.load_state_dict({name: state[official] for name, official in names.items()})
     return Imported(model.eval(), config, llm_embed_dim)
-
-
-def _layout(state: Iterable[str]) -> _Layout:
-    """Return the layout of a file with these parameter names."""
-    for layout in _LAYOUTS:
-        if any(name.startswith(layout.sign) for name in state):
-            return layout
-    signs = ' or '.join(layout.sign for layout in _LAYOUTS)
-    raise ConfigError(f'no official layout: no name begins with {signs}; the first are {sorted(state)[:3]}',
-                      'checkpoint')
 
 
 def load_initial_weights(

@@ -97,17 +97,10 @@ def lock_output(
         finally:
             if part:
                 lock.unlink(missing_ok=True)
-            else:
-                _remove_empty(folder, is_new)
-
-
-def _remove_empty(folder: Path, is_new: bool) -> None:
-    """Remove the record if it is the only file: with the folder if that is new, else alone."""
-    record = folder / _RECORD
-    if is_new and all(path == record or path.is_dir() for path in folder.rglob('*')):
-        shutil.rmtree(folder, ignore_errors=True)
-    elif {*folder.glob('*')} <= {record}:
-        record.unlink(missing_ok=True)
+            elif is_new and all(path == record or path.is_dir() for path in folder.rglob('*')):
+                shutil.rmtree(folder, ignore_errors=True)
+            elif {*folder.glob('*')} <= {record}:
+                record.unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> dict[str, str]:
