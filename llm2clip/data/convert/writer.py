@@ -175,12 +175,13 @@ def _finish(
             raise ValueError(f'split {split!r} has no samples (left out: {left_out.counts()}, by filters: '
                              f'{dict(left_out.filtered)})')
         # The index names the shards inside the folders of the parts, so no file has to move.
-        shards = indices[split] = []
+        shards: list[dict[str, Any]] = []
         for folder, record in parts.items():
             for shard in record['shards']:
                 shard['raw_data']['basename'] = f'{folder}/{shard["raw_data"]["basename"]}'
                 shards.append(shard)
         _check_shards(out, split, shards)
+        indices[split] = shards
     card = options | {
         'read': num_written + sum(left_out.counts().values()) + left_out.filtered.total(), 'samples': written,
         'dropped': left_out.counts(), 'filtered': dict(left_out.filtered),
