@@ -307,7 +307,7 @@ def _parse(text: str, source: str) -> Optional[yaml.Node]:
 
 
 def _entry_type(kind: Any) -> Any:
-    """Return the type of the entries of a list, also of text encoders, or mapping; Any if the schema has none."""
+    """Return the type of the entries of a list or mapping; Any if the schema has none."""
     if typing.get_origin(kind) in (list, dict):
         return plain_type(typing.get_args(kind)[-1])
     return kind if teacher_types(kind) else Any

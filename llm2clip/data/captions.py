@@ -22,7 +22,7 @@ def sample_seed(seed: int, epoch: int, sample_id: str) -> int:
 
 
 def draw(weights: Sequence[float], seed: int, purpose: str = 'caption') -> int:
-    """Draw an index in proportion to `weights`, all above 0; the same `seed` and `purpose` give the same index."""
+    """Draw an index in proportion to `weights` above 0; the same `seed` and `purpose` give the same index."""
     point = xxhash.xxh64_intdigest(purpose, seed=seed) / 2**64 * sum(weights)
     for index, weight in enumerate(weights):
         point -= weight
@@ -62,8 +62,8 @@ def _existing_captions(sample: Mapping[str, Any], keys: Iterable[str]) -> dict[s
         others = [key for key in caption_keys(sample) if sample[CAPTION + key].strip()]
         raise ValueError(
             f'sample {sample[SAMPLE_ID]!r} has none of the captions {", ".join(texts)}, but '
-            f'{", ".join(others) or "no caption at all"}; draw from one that every sample has as well, or leave '
-            f'such samples out by prepare_data with require_any_caption=[{",".join(texts)}]')
+            f'{", ".join(others) or "no caption at all"}; draw from one that every sample has as well, or '
+            f'leave such samples out by prepare_data with require_any_caption=[{",".join(texts)}]')
     return existing
 
 
@@ -115,5 +115,7 @@ def _positives(query: str, pair: CaptionPairConfig, texts: Mapping[str, str]) ->
 
 
 def text_id(text: str) -> int:
-    """Return a 63-bit hash of a text, which is never 0."""
+    """Return a 63-bit hash of a text; 0 only for a blank text, which stands for a missing one."""
+    if not text.strip():
+        return 0
     return (xxhash.xxh64_intdigest(text) >> 1) or 1

@@ -52,19 +52,14 @@ def columns_of(reader: Reader, required: Sequence[str] = (), where: str = '') ->
 
 def embedding_dim(reader: Reader) -> int:
     """Return the dimension of the vectors of an embeddings dataset, from one of its shards."""
-    columns = columns_of(reader)
-    column_type = columns[EMBEDDING + embedding_keys(columns)[0]]
-    return int(column_type.rsplit(':', 1)[1])
+    types = [kind for name, kind in columns_of(reader).items() if name.startswith(EMBEDDING)]
+    return int(types[0].rsplit(':', 1)[1])
 
 
-def caption_keys(columns: Iterable[str]) -> list[str]:
-    """Return the caption keys among the column names of a dataset."""
-    return [name.removeprefix(CAPTION) for name in columns if name.startswith(CAPTION)]
-
-
-def embedding_keys(columns: Iterable[str]) -> list[str]:
-    """Return the keys of the vectors among the column names of an embeddings dataset."""
-    return [name.removeprefix(EMBEDDING) for name in columns if name.startswith(EMBEDDING)]
+def caption_keys(columns: Iterable[str], prefix: str = CAPTION) -> list[str]:
+    """Return the caption keys among the column names of a dataset; with the prefix `EMBEDDING`, those of the
+    vectors of an embeddings dataset."""
+    return [name.removeprefix(prefix) for name in columns if name.startswith(prefix)]
 
 
 def read_index(folder: Union[str, Path]) -> dict[str, Any]:
