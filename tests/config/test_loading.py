@@ -69,7 +69,7 @@ def test_a_text_encoder_replaces_one_of_another_type(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(('value', 'key', 'message'), [
-    ('{type: x}', 'teacher.type', "'x', expected 'llm' or 'sentence_transformers'"),
+    ('{type: x}', 'teacher', "{'type': 'x'}, expected the folder of a teacher, or a mapping with the type llm or"),
     ('{type: llm}', 'teacher.pretrained', 'required but not set'),
     ('{type: llm, pretrained: x, max_length: 0}', 'teacher.max_length', '0, expected at least 1'),
     ('{type: llm, pretrained: x, name: y}', 'teacher.name', "'y', expected none"),
