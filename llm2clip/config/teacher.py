@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Optional, Union, get_args
 
 from omegaconf import MISSING
-from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from llm2clip.config.data import DatasetConfig
 from llm2clip.config.models import PlanConfig, TextEncoderConfig, VisionConfig
@@ -43,12 +43,6 @@ class LLMTeacherConfig(TextEncoderConfig):
     type: Literal['llm'] = 'llm'
 
 
-def _instead_of_prompt_name(prompt: Optional[str], info: ValidationInfo) -> Optional[str]:
-    if prompt is not None and info.data.get('prompt_name') is not None:
-        raise ValueError('none beside prompt_name')
-    return prompt
-
-
 @dataclass
 class SentenceTransformersTeacherConfig:
     """A sentence-transformers model."""
@@ -59,7 +53,7 @@ class SentenceTransformersTeacherConfig:
     prompt_name: Optional[Text] = None
     """Name of one of the model's prompts, to put before every caption.
     Unset: the model's default prompt, if any."""
-    prompt: Annotated[Optional[str], AfterValidator(_instead_of_prompt_name)] = None
+    prompt: Optional[str] = None
     """Text before every caption, instead of `prompt_name`, such as `'query: '`; `''` for none."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Leave off unless you have read that code."""

@@ -181,7 +181,7 @@ def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet
         num_tars = int(read_text(counted))
     ids, labels, places = [], [], []
     for path in (f'{local}/{split}/{i}.tar' for i in range(num_tars)):
-        for sample in tar_samples(path, image_places=True):
+        for sample in tar_samples(path, [suffix], image_places=True):
             where = f'{path}: sample {sample["__key__"]!r}'
             with reading(where, f'an image in {", ".join(IMAGES)}, and its classes in {suffix}'):
                 image = next(name for name in IMAGES if name in sample)

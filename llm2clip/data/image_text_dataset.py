@@ -156,7 +156,7 @@ def reads_image_embeddings(config: ImageDataConfig) -> bool:
     if without and len(without) < len(config.streams):
         raise ConfigError('required but not set, since other datasets have them',
                           f'streams.{without[0]}.image_embeddings')
-    return bool(config.streams) and not without
+    return not without
 
 
 def _stand_ins(sample: PairedRow, index: int, keys: Collection[str]) -> dict[str, str]:
