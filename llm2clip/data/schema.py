@@ -42,11 +42,20 @@ _TYPES = {SAMPLE_ID: ('str',), IMAGE: ('bytes',), CAPTION: ('str',), EMBEDDING_S
           EMBEDDING: ('ndarray:float16:', 'ndarray:float32:', 'ndarray:int8:')}
 
 
-def columns_of(reader: Reader, required: Sequence[str] = (), where: str = '') -> dict[str, str]:
+def columns_of(
+    reader: Reader, required: Sequence[str] = (), where: Union[str, Path] = ''
+) -> dict[str, str]:
     """Return column name -> MDS type of a shard; errors for `required` columns as for `read_columns`."""
     assert isinstance(reader, MDSReader)
     columns = dict(zip(reader.column_names, reader.column_encodings))
-    _check_columns(columns, required, where)
+    for name in required:
+        if name not in columns:
+            existing = ', '.join(sorted(columns))
+            raise FileError(f'column {name!r} is missing; the dataset has {existing}', where)
+        family = next(prefix for prefix in _TYPES if name.startswith(prefix))
+        if not columns[name].startswith(_TYPES[family]):
+            expected = ' or '.join(map(repr, _TYPES[family]))
+            raise FileError(f'column {name!r} has type {columns[name]!r}, expected {expected}', where)
     return columns
 
 
@@ -137,20 +146,7 @@ def read_columns(folder: Union[str, Path], required: Sequence[str] = ()) -> dict
         FileError: One of the `required` columns is missing, or its type does not fit its name.
     """
     shard = read_index(folder)['shards'][0]
-    columns = dict(zip(shard['column_names'], shard['column_encodings']))
-    _check_columns(columns, required, folder)
-    return columns
-
-
-def _check_columns(columns: dict[str, str], required: Sequence[str], where: Union[str, Path]) -> None:
-    for name in required:
-        if name not in columns:
-            existing = ', '.join(sorted(columns))
-            raise FileError(f'column {name!r} is missing; the dataset has {existing}', where)
-        family = next(prefix for prefix in _TYPES if name.startswith(prefix))
-        if not columns[name].startswith(_TYPES[family]):
-            expected = ' or '.join(map(repr, _TYPES[family]))
-            raise FileError(f'column {name!r} has type {columns[name]!r}, expected {expected}', where)
+    return columns_of(reader_from_json(str(folder), '', shard), required, folder)
 
 
 def dataset_fingerprint(index: dict[str, Any]) -> str:
