@@ -71,7 +71,7 @@ def run_command(schema: type[R], main: Callable[[R], None], args: Optional[Seque
             raise ConfigError(f'composer started {_rank("WORLD_SIZE")} ranks, expected one process: start '
                               'this recipe with python')
         check_names(config)
-        if config.is_plan and _rank() > 0:
+        if config.plan and _rank() > 0:
             return  # the first rank plans for all
         recipe = Path(main.__code__.co_filename).stem
         if _rank() == 0:
@@ -110,7 +110,7 @@ def _rank(variable: str = 'RANK') -> int:
 
 def warn_of_slow_bfloat16(config: Any) -> None:
     """Warn if a configuration uses bfloat16 on a CPU that is slow in it, unless the recipe prints a plan."""
-    if config.is_plan:
+    if config.plan:
         return
     slow = [f'{key}={value}' for key, value in leaves(dataclasses.asdict(config))
             if key.endswith(('dtype', 'precision')) and value in ('bfloat16', 'amp_bf16')]

@@ -69,11 +69,10 @@ def test_a_text_encoder_replaces_one_of_another_type(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(('value', 'key', 'message'), [
-    ('{type: x}', 'teacher.type', "'x', expected 'llm' or 'sentence_transformers'"),
+    ('{type: x}', 'teacher', "{'type': 'x'}, expected the folder of a teacher, or a mapping with the type llm or"),
     ('{type: llm}', 'teacher.pretrained', 'required but not set'),
     ('{type: llm, pretrained: x, max_length: 0}', 'teacher.max_length', '0, expected at least 1'),
     ('{type: llm, pretrained: x, name: y}', 'teacher.name', "'y', expected none"),
-    ('{type: sentence_transformers, name: x, prompt_name: a, prompt: b}', 'teacher.prompt', 'expected none'),
     ('[x, {type: llm, pretrained: x, poolin: y}]', 'teacher[1].poolin', "unknown key; did you mean 'pooling'?"),
 ])
 def test_an_error_in_a_text_encoder_names_its_field(value: str, key: str, message: str) -> None:

@@ -32,7 +32,7 @@ RULES: list[tuple[int, str, list[str]]] = [
     (2, 'teacher', ['text_encoder_in_loop.enabled=true']),
     (2, 'teacher', [ZEROSHOT]),
     (2, 'eval_zeroshot', [ZEROSHOT, 'teacher=t', 'train_data.teachers=[a, b]']),
-    (2, 'eval_zeroshot.eval', [ZEROSHOT.replace('.z.', '.eval.'), 'teacher=t']),
+    (2, 'eval_zeroshot', [ZEROSHOT.replace('.z.', '.eval.'), 'teacher=t']),
     (2, 'initial_adapter', ['initial_adapter=a', 'initial_weights=w']),
     (2, 'model.visual_projection', ['initial_adapter=a', 'model.visual_projection=linear']),
     (2, 'model.vision.lora', ['model.vision.lora={}', 'model.vision.freeze=true']),

@@ -91,7 +91,7 @@ def test_each_batch_of_stage1_is_of_one_stream(
 def test_a_plan_names_what_will_stop_the_run(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llm2clip.planning.planners, 'dry_run_step', lambda *args: StepCost(flops=1, peak=1))
     cases = [
-        (['train_data.streams.s.local=/nowhere'], r'streams\.s\.local: there is no MDS dataset in /nowhere'),
+        (['train_data.streams.s.local=/nowhere'], r'streams\.s: there is no MDS dataset in /nowhere'),
         ([f'train_data.streams.s.local={tmp_path}/cache', f'train_data.streams.s.remote={tmp_path}/gone'],
          r'gone/index\.json does not exist'),
         (['device_train_microbatch_size=3'], r'would only see the negatives inside it'),
