@@ -20,9 +20,9 @@ from composer.devices import DeviceCPU
 from parts import make_samples, picture, write_dataset
 from streaming import MDSWriter
 
-from llm2clip.config import DatasetConfig, WriterConfig
+from llm2clip.config import DatasetConfig
 from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part, read_image
-from llm2clip.data.convert.writer import is_written, write_splits
+from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_index, read_samples
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.errors import ConfigError, FileError
@@ -155,15 +155,6 @@ def test_a_file_name_that_is_no_text_is_refused() -> None:
     refused(r'source\.files: .*has the byte 0xff', lambda: convert(name='plain_text', files='*.txt'))
 
 
-def test_links_inside_and_a_link_that_is_the_folder_are_fine() -> None:
-    Path('linked').symlink_to('photos')
-    write('c.csv', f'\ufeff{HEADER}\nin.png,"x, ""y"""\nup/photos/a.png,z\n')
-    samples = convert(name='image_folder', images='linked', captions='c.csv')
-    assert [(sample.sample_id, sample.captions['0']) for sample in samples] == [
-        ('in.png', 'x, "y"'), ('up/photos/a.png', 'z')]
-    assert all(sample.image == picture(0) for sample in samples)
-
-
 def test_two_tables_that_name_an_image_in_two_ways(tmp_path: Path) -> None:
     write('a.csv', 't,i\nx,a.png\nx,a.png\n')
     write('b.csv', f't,i\nx,in.png\nx,{tmp_path}/photos/a.png\n')
@@ -230,19 +221,6 @@ def test_a_damaged_part_is_not_continued(file: str, damage: Callable[[str], Any]
     damage('out/train/part-all')
     refused(rf'^out/train/part-all/{file}: ', lambda: write_dataset(make_samples(6), Path('out'), size_limit='1kb'))
     assert not Path('out/train/index.json').exists()
-
-
-def test_only_a_dataset_of_the_same_source_is_complete(tmp_path: Path) -> None:
-    out, about = OutputFolder(tmp_path / 'out'), {'source': {'name': 'x', 'files': ['a']}}
-    config = WriterConfig()
-    assert not is_written(out, about, config)
-    write_splits({'train': one_part(make_samples(2))}, Dropped(), out, description=about)
-    assert is_written(out, about, config)
-    refused('out: .* was written with another source', lambda: is_written(out, {'source': {'name': 'y'}}, config))
-    refused('out: .* was written with another require_any_caption',
-            lambda: is_written(out, about, WriterConfig(require_any_caption=['short'])))
-    (tmp_path / 'out/dataset.json').write_text('{')
-    refused(r'dataset\.json: ', lambda: is_written(out, about, config))
 
 
 def test_the_dataset_of_somebody_else_is_not_overwritten(teacher_folder: Path) -> None:

@@ -24,8 +24,10 @@ from torch.utils.data import DataLoader
 
 from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.image_text_dataset import build_image_loader
+from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import file_damage
 from llm2clip.data.streams import verified_stream
+from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.errors import ConfigError
 from llm2clip.io.remotes import OutputFolder
@@ -266,6 +268,22 @@ def test_a_cache_with_another_teacher_stays_within_its_limit(remotes: tuple[Path
         assert _indices(loader) == list(range(64))
         assert _used(tmp_path / 'cache') <= loader.dataset.cache_usage <= limit
         _forget(loader)
+
+
+def test_a_state_of_other_data_is_refused(tmp_path: Path) -> None:
+    def dataset(name: str, samples: int = 16, prefix: str = 's') -> SafeDataset:
+        write_dataset(make_samples(samples, prefix=prefix), tmp_path / name, size_limit='2kb')
+        config = ImageDataConfig(streams={'s': ImageStreamConfig(f'{tmp_path}/{name}/train')}, num_workers=0,
+                                 num_canonical_nodes=4, caption_weights={'short': 1.0})
+        return streaming_dataset(build_image_loader(config, IMAGE_SIZE, 8, 5, train=True, captions=True))
+
+    before, more, other = dataset('before'), dataset('more', samples=40), dataset('other', prefix='x')
+    state = json.loads(json.dumps(before.state_dict(8, True)))
+    before.load_state_dict(state)
+    for changed in (more, other):
+        with pytest.raises(ConfigError) as error:
+            changed.load_state_dict(state)
+        assert error.value.key == 'train_data'
 
 
 # One of two ranks, as it were: in the second epoch its workers wait for those of the other one.
