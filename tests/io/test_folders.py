@@ -106,19 +106,6 @@ def test_a_folder_in_the_way_of_the_work_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / 'out.tmp/mine').is_file()
 
 
-def test_files_get_the_permissions_of_the_umask(tmp_path: Path) -> None:
-    before = os.umask(0o007)
-    try:
-        with atomic_folder(tmp_path / 'made', 'model') as partial:
-            (partial / 'private').mkdir(mode=0o700)
-            (partial / 'private/weights').touch(mode=0o600)
-    finally:
-        os.umask(before)
-    made = [tmp_path / 'made', *(tmp_path / 'made').rglob('*')]
-    assert {path.stat().st_mode & 0o777 for path in made if path.is_dir()} == {0o770}
-    assert {path.stat().st_mode & 0o777 for path in made if path.is_file()} == {0o660}
-
-
 def test_a_path_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / 'folder').mkdir()
     (tmp_path / 'folder/up').symlink_to('..')
