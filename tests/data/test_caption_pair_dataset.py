@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from parts import check_resumed, make_samples, text_encoder_from_config, write_dataset
+from refusals import refused_at
 from streaming.base.util import clean_stale_shared_memory
 
 from llm2clip.config import CaptionDataConfig, CaptionPairConfig, CaptionStreamConfig, MNTPConfig, TextEncoderConfig
@@ -129,9 +130,8 @@ def test_a_dataset_smaller_than_a_batch_is_named(
     write_dataset(make_samples(7, images=False), tmp_path / 'd')
     config = CaptionDataConfig(pairs=BOTH, num_workers=0, num_canonical_nodes=4, streams={
         'large': CaptionStreamConfig(str(image_dataset)), 'small': CaptionStreamConfig(str(tmp_path / 'd/train'))})
-    with pytest.raises(ConfigError, match='an epoch takes 7 samples of it') as error:
+    with refused_at('streams.small'):
         build_caption_pair_loader(config, tokenizer, 8, 3, train=True)
-    assert error.value.key == 'streams.small'
 
 
 def test_a_global_batch_has_the_pairs_of_one_stream(tmp_path: Path, tokenizer: CaptionTokenizer) -> None:
@@ -177,9 +177,8 @@ def test_without_pairs_any_two_captions_are_one(image_dataset: Path) -> None:
     assert pair_columns(pairs['s']) == ['caption.long', 'caption.short']
     assert stream_pairs(config, train=False) == {'s': [CaptionPairConfig(['long'], ['short'])]}
     config.streams['s'].remote = 's3://bucket/data'
-    with pytest.raises(ConfigError, match='is in a remote') as error:
+    with refused_at('streams.s.pairs'):
         stream_pairs(config, train=True)
-    assert error.value.key == 'streams.s.pairs'
 
 
 @pytest.mark.parametrize(('pair', 'train', 'words'), [
@@ -259,6 +258,5 @@ def test_captions_and_plain_text_are_mixed(image_dataset: Path, tmp_path: Path, 
 
 def test_a_stream_without_texts_is_named(image_dataset: Path, tokenizer: CaptionTokenizer) -> None:
     config = CaptionDataConfig(streams={'s': CaptionStreamConfig(str(image_dataset))})
-    with pytest.raises(ConfigError) as error:
+    with refused_at('streams.s.texts'):
         build_masked_text_loader(config, tokenizer, MNTPConfig(), 8, 3)
-    assert error.value.key == 'streams.s.texts'

@@ -16,6 +16,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from composer import Trainer
 from composer.utils.parallelism import FSDP2Config
+from refusals import refused_at
 from small_training import train
 
 from llm2clip.errors import ConfigError, FileError
@@ -79,9 +80,8 @@ def test_the_newest_is_found(folder: Path, sharded: bool) -> None:
     assert find_checkpoint(str(folder), sharded) == str(folder / _name(3, sharded))
     assert len(list(folder.glob('ep*'))) == 3
     assert os.readlink(folder / 'latest-rank0.pt') == _name(3, sharded)
-    with pytest.raises(ConfigError) as error:
+    with refused_at('fsdp.state_dict_type'):
         find_checkpoint(str(folder), not sharded)
-    assert error.value.key == 'fsdp.state_dict_type'
     assert find_checkpoint(str(folder / 'nothing'), sharded) is None
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet
 import pytest
 import webdataset as wds
 from parts import UNDECODABLE, picture
+from refusals import refused_at
 
 from llm2clip.config import WriterConfig
 from llm2clip.data.convert import img2dataset
@@ -197,9 +198,8 @@ def test_a_killed_index_is_built_again_by_one_of_two_processes(tars: str, tmp_pa
     card = json.loads((tmp_path / 'other/dataset.json').read_text())
     assert card['dropped_ids'] == {'no caption': ['000000003']}
     (tmp_path / 'c.csv').write_text((tmp_path / 'c.csv').read_text().replace('raw 1,', 'another,'))
-    with pytest.raises(ConfigError, match='was built from other tables') as error:
+    with refused_at('source.index'):
         convert()
-    assert error.value.key == 'source.index'
     shutil.rmtree(tmp_path / 'index')
     with pytest.raises(ConfigError, match=r'c\.csv: has changed since .* was written from it'):
         convert()
@@ -249,11 +249,9 @@ def test_a_key_or_caption_of_another_type_is_refused(column: str, tmp_path: Path
 def test_an_index_of_other_columns_or_damaged_is_named(tmp_path: Path) -> None:
     _write_table(tmp_path / 'c.csv', [{'url': _url(i), **_captions(i)} for i in range(4)])
     assert _open(tmp_path).find([_url(3), 'no']) == {_url(3): {'raw_caption': None}}
-    with pytest.raises(ConfigError) as error:
+    with refused_at('source.index'):
         _open(tmp_path, captions=['longSV_captions'])
-    assert error.value.key == 'source.index'
     img2dataset._connected.cache_clear()
     (tmp_path / 'index/captions.duckdb').write_bytes(bytes(5000))
-    with pytest.raises(FileError) as damaged:
+    with refused_at(f'{tmp_path}/index/captions.duckdb'):
         _open(tmp_path).find([_url(1)])
-    assert damaged.value.path == f'{tmp_path}/index/captions.duckdb'

@@ -17,6 +17,7 @@ from typing import Any, Optional
 
 import pytest
 from parts import make_samples, write_dataset, write_text_embeddings
+from refusals import refused_at
 from streaming.base.format.base.reader import FileInfo
 from streaming.base.storage import CloudDownloader
 from streaming.base.storage.download import LocalDownloader
@@ -29,7 +30,6 @@ from llm2clip.data.schema import file_damage
 from llm2clip.data.streams import verified_stream
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
-from llm2clip.errors import ConfigError
 from llm2clip.io.remotes import OutputFolder
 
 IMAGE_SIZE = 32
@@ -254,9 +254,8 @@ def test_a_small_cache_limit_works_and_a_tiny_one_is_refused(remotes: tuple[Path
     # An embeddings dataset without a remote would be deleted as well.
     local = _config(tmp_path, cache_limit='1gb')
     local.streams['s'].embeddings['tiny'] = DatasetConfig(local=str(remotes[1]))
-    with pytest.raises(ConfigError) as error:
+    with refused_at('cache_limit'):
         _loader(local)
-    assert error.value.key == 'cache_limit'
 
 
 def test_a_cache_with_another_teacher_stays_within_its_limit(remotes: tuple[Path, Path], tmp_path: Path) -> None:
@@ -281,9 +280,8 @@ def test_a_state_of_other_data_is_refused(tmp_path: Path) -> None:
     state = json.loads(json.dumps(before.state_dict(8, True)))
     before.load_state_dict(state)
     for changed in (more, other):
-        with pytest.raises(ConfigError) as error:
+        with refused_at('train_data'):
             changed.load_state_dict(state)
-        assert error.value.key == 'train_data'
 
 
 # One of two ranks, as it were: in the second epoch its workers wait for those of the other one.
