@@ -79,13 +79,6 @@ def test_only_the_tower_is_interpolated_from_a_checkpoint(tower: Path, teacher_f
                if not name.startswith('classifier.')}
     for share in (0.0, 0.3, 1.0):
         _assert_mean(Stage2Run(run, 'best', share).load_model().state_dict(), initial, trained, share)
-    # At 0, the features of the tower are those of the file.
-    pixels = torch.randn(2, 3, 32, 32)
-    expected = timm.create_model(TOWER, num_classes=0)
-    expected.load_state_dict({name: value for name, value in torch.load(tower).items() if 'classifier' not in name})
-    with torch.no_grad():
-        found = Stage2Run(run, 'best', 0.0).load_model().vision_encoder(pixels)
-        torch.testing.assert_close(found, expected.eval()(pixels), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('same_teacher', [True, False])
