@@ -35,7 +35,7 @@ from llm2clip.teacher.llm import save_teacher
 # Folders, modules and tests that train, or load, export or plan many models or datasets, and take most of the time.
 LONG = ('recipes/', 'data/convert/', 'export/', 'conversion/', 'planning/',
         *(f'{name}.py' for name in (
-            'data/test_absent_captions', 'data/test_changed_data', 'data/test_image_text_dataset',
+            'data/test_absent_captions', 'data/test_image_text_dataset',
             'evaluation/test_clip_benchmark', 'evaluation/test_comparison', 'evaluation/test_benchmarks',
             'evaluation/test_evaluated_models', 'models/test_vision_encoder', 'models/test_towers',
             'teacher/test_architectures', 'teacher/test_llm', 'test_damaged', 'test_no_code', 'test_yamls',

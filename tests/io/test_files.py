@@ -19,15 +19,20 @@ from llm2clip.io.remotes import OutputFolder, download
 from llm2clip.teacher.extraction import write_shard
 
 
-def test_a_file_gets_the_permissions_of_the_umask(tmp_path: Path) -> None:
+def test_what_is_made_gets_the_permissions_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o007)
     try:
+        with atomic_folder(tmp_path / 'made', 'model') as partial:
+            (partial / 'private').mkdir(mode=0o700)
+            (partial / 'private/weights').touch(mode=0o600)
         with atomic_write(tmp_path / 'file') as partial:
             partial.unlink()
             partial.touch(mode=0o600)
     finally:
         os.umask(before)
-    assert (tmp_path / 'file').stat().st_mode & 0o777 == 0o660
+    made = list(tmp_path.rglob('*'))
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_dir()} == {0o770}
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_file()} == {0o660}
 
 
 def _full(*args: object, **kwargs: object) -> None:
