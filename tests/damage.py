@@ -56,7 +56,6 @@ def gone(path: Path) -> None:
 
 
 def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
-    """Change what a safetensors file holds."""
     def damage(path: Path) -> None:
         with safe_open(path, 'pt') as file:
             state, about = {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata()  # noqa: SIM118
@@ -87,7 +86,6 @@ WEIGHTS = {
     'left over': weights(lambda state: state.update({'model.of.nobody': torch.ones(2)})),
     'renamed': weights(lambda state: state.update({'model.of.nobody': state.pop(min(state))})),
 }
-JSON = {**BYTES, 'a list': written(b'[1, 2]')}
 
 
 def once_each(ways: Iterable[str], damages: Iterable[str]) -> list[tuple[str, str]]:
@@ -97,7 +95,6 @@ def once_each(ways: Iterable[str], damages: Iterable[str]) -> list[tuple[str, st
 
 
 def is_one_line(error: ValueError) -> bool:
-    """Whether a user reads the error as one line, in place of a traceback."""
     return _is_expected(error) and '\n' not in str(error) and len(str(error)) < 900
 
 

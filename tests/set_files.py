@@ -17,7 +17,6 @@ Arguments = dict[str, Any]
 
 
 def write_images(folder: Path, names: Iterable[str]) -> None:
-    """Pictures that differ."""
     for i, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +28,6 @@ def write_json_lines(path: Path, records: Iterable[Any]) -> None:
 
 
 def karpathy(file: str, split: str, captions: list[str], imgid: int, **more: Any) -> dict[str, Any]:
-    """An image of Karpathy's files."""
     sentences = [{'tokens': raw.lower().split(), 'raw': raw, 'imgid': imgid, 'sentid': imgid * 5 + i}
                  for i, raw in enumerate(captions)]
     return {**more, 'sentids': [s['sentid'] for s in sentences], 'imgid': imgid, 'sentences': sentences,
@@ -71,7 +69,6 @@ def flickr8k_karpathy(folder: Path) -> Arguments:
 
 
 def flickr8k_kaggle(folder: Path) -> Arguments:
-    """Kaggle's files, which have no splits."""
     write_images(folder / 'Images', FLICKR8K)
     with open(folder / 'captions.txt', 'w', newline='') as file:
         writer = csv.writer(file, lineterminator='\n')
@@ -205,7 +202,6 @@ def write_custom_sets(folder: Path) -> None:
 
 
 def custom_sets(folder: Path) -> list[str]:
-    """Arguments of an evaluation on what `write_custom_sets` wrote."""
     source = f'{{name: imagenet_folder, images: {folder}/classes}}'
     return [f'retrieval.flickr30k.local={folder}/photos/train',
             f'zeroshot.pets.source={source}', f'zeroshot.pets.templates={folder}/templates.txt',

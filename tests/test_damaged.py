@@ -13,22 +13,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from damage import (
-    BYTES,
-    CPU,
-    JSON,
-    TEXTS,
-    WAYS,
-    WEIGHTS,
-    Damage,
-    cut,
-    edited,
-    once_each,
-    refused,
-    spoilt,
-    weights,
-    written,
-)
+from damage import BYTES, CPU, TEXTS, WAYS, WEIGHTS, Damage, cut, edited, once_each, refused, spoilt, weights, written
 from official_parts import HALF, eva_state, save_eva
 from parts import text_encoder_from_config
 from safetensors.torch import save_file
@@ -115,6 +100,7 @@ def test_values_out_of_range(export: Path) -> None:
     refused(config.model_config, 'model.adapter.depth: -1, expected at least 0')
 
 
+JSON = {**BYTES, 'a list': written(b'[1, 2]')}
 ADAPTER = b'{"base_model_name_or_path": "other", "peft_type": "LORA"}'
 EXPORT_FILES: dict[str, tuple[str, Damage, str]] = {
     **{f'config, {name}': ('config.json', damage, '') for name, damage in JSON.items()},

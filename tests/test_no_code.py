@@ -76,7 +76,6 @@ class Evil:
 
 
 def plant_maps(folder: Path) -> None:
-    """Every configuration of a folder asks for code."""
     plant(folder)
     for name, auto_map in (('config.json', AUTO_MAP), ('tokenizer_config.json', TOKENIZER_MAP),
                            ('preprocessor_config.json', AUTO_MAP), ('processor_config.json', AUTO_MAP)):
@@ -86,14 +85,12 @@ def plant_maps(folder: Path) -> None:
 
 
 def unknown(folder: Path) -> None:
-    """Nothing of it can be loaded without the code."""
     plant_maps(folder)
     edited(model_type='evil', architectures=['Evil'])(folder / 'config.json')
     edited(tokenizer_class='Evil')(folder / 'tokenizer_config.json')
 
 
 def consenting(folder: Path) -> None:
-    """The data itself says yes."""
     plant_maps(folder)
     for name in ('config', 'tokenizer_config', 'text_encoder'):
         if (path := folder / f'{name}.json').is_file():
@@ -105,7 +102,6 @@ def kernel(folder: Path) -> None:
 
 
 def pickled(folder: Path) -> None:
-    """In place of its weights."""
     for path in folder.glob('*.safetensors'):
         path.unlink()
     for name in ('pytorch_model.bin', 'adapter_model.bin'):
@@ -187,7 +183,6 @@ def test_code_of_a_tokenizer_runs_only_by_the_users_word(teacher_folder: Path, t
 
 
 def _in_model(*path: str, **fields: Any) -> Callable[[Path], None]:
-    """Fields inside the description of the model."""
     def change(folder: Path) -> None:
         plant(folder)
         content = inner = json.loads((folder / 'config.json').read_text())
@@ -261,7 +256,6 @@ def test_an_adapter_runs_no_code(
 
 
 def _with_module(embedder: Path, folder: Path, kind: str = 'evil.Evil') -> None:
-    """The `embedder` with a last module of that class."""
     shutil.copytree(embedder, folder)
     *modules, last = json.loads((folder / 'modules.json').read_text())
     (folder / 'modules.json').write_text(json.dumps([*modules, {**last, 'path': 'last', 'type': kind}]))

@@ -65,7 +65,6 @@ def embed(model: Model, photos: Path, index: Path, **options: Any) -> Embedded:
 
 
 def direct(model_folder: Path, paths: list[Path]) -> torch.Tensor:
-    """Features as a user of transformers computes them."""
     model, processor = AutoModel.from_pretrained(model_folder), AutoImageProcessor.from_pretrained(model_folder)
     with torch.no_grad():
         return model.get_image_features(**processor([Image.open(path) for path in paths], return_tensors='pt'))
@@ -220,7 +219,6 @@ def test_the_page_answers_opens_uploads_alone_and_bounds_queries(
     logits = model[0].model.logit_scale.exp() * direct(model_folder, [photos / '2.png']) @ texts.T
 
     def ask(event: int, *data: Any) -> str:
-        """Answer to a request, also one that the page would not make."""
         httpx.post(f'{url}/gradio_api/queue/join', json={'data': data, 'fn_index': event, 'session_hash': 'a'})
         return httpx.get(f'{url}/gradio_api/queue/data?session_hash=a', timeout=60).text
 

@@ -42,7 +42,6 @@ def _negatives(positive: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def whole_matrix(case: str, leaves: list[torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
-    """The loss of all samples, computed at once."""
     left, right, scale, bias = leaves
     if 'prefixes' in case:
         return torch.stack([whole_matrix(
@@ -99,7 +98,6 @@ def _cross_entropy(logits: torch.Tensor, ignored: Optional[torch.Tensor]) -> tor
 def own_rows(
     case: str, leaves: list[torch.Tensor], ids: torch.Tensor, block_size: Optional[int] = None
 ) -> torch.Tensor:
-    """This rank's part, by the package."""
     left, right, scale, bias = leaves
     text_id, dims = ids if 'equal' in case else None, DIMS if 'prefixes' in case else []
     if case.startswith('siglip'):

@@ -13,14 +13,7 @@ from parts import make_samples, write_dataset
 from recipes_in_process import run_recipe
 
 import llm2clip.planning.planners
-from llm2clip.config import (
-    ClipTextConfig,
-    ExtractConfig,
-    LoraConfig,
-    Stage1Config,
-    Stage2Config,
-    TextEncoderConfig,
-)
+from llm2clip.config import ClipTextConfig, ExtractConfig, LoraConfig, Stage1Config, Stage2Config, TextEncoderConfig
 from llm2clip.config.loading import load_config
 from llm2clip.data.caption_pair_dataset import build_caption_pair_loader
 from llm2clip.data.image_text_dataset import build_image_loader
@@ -180,7 +173,6 @@ def test_extraction(
 def test_trainable_text_encoders(
     args: list[str], llm_folder: Path, teacher_folder: Path, clip: Path
 ) -> None:
-    """Against the frozen LLM: weights, gradients, checkpoints and FLOPs of what is trained."""
     args = [*args, f'teacher={teacher_folder}', 'model.embed_dim=32', 'plan_samples=64']
     plain = stage2(*args).cost
     lora = stage2(*args, 'trainable_text.lora={r: 4}', 'plan_tokens=16')
