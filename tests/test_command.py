@@ -251,7 +251,7 @@ def test_a_folder_of_another_recipe_or_the_user_is_refused(
 
 
 def test_machines_share_a_folder_that_workers_do_not_hold(tmp_path: Path) -> None:
-    first, second = (PrepareConfig(str(tmp_path / 'out'), shard_index=i, num_shards=2) for i in range(2))
+    first, second = (PrepareConfig(out=f'{tmp_path}/out', shard_index=i, num_shards=2) for i in range(2))
     with lock_outputs(first, 'prepare_data'):
         (tmp_path / 'out/train').mkdir()
         worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
