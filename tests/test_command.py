@@ -152,9 +152,7 @@ STOPPED = '''
 
 @pytest.mark.parametrize(('number', 'rank', 'status'), [
     (signal.SIGINT, 0, 130), (signal.SIGTERM, 0, 143), (signal.SIGINT, 1, -signal.SIGTERM)])
-def test_a_signal_ends_a_recipe_and_its_workers(
-    number: signal.Signals, rank: int, status: int, tmp_path: Path
-) -> None:
+def test_a_signal_ends_a_recipe_and_its_workers(number: signal.Signals, rank: int, status: int, tmp_path: Path) -> None:
     folder = tmp_path / 'out'
     env = {**os.environ, 'RANK': str(rank), 'LOCAL_RANK': str(rank)}
     process = _python(STOPPED.format(folder=str(folder)), env=env, start_new_session=True)
@@ -235,9 +233,7 @@ def test_an_output_has_one_writer(recipe: str, tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize('recipe', ['train_stage2', 'report', 'search'])
-def test_a_folder_of_another_recipe_or_the_user_is_refused(
-    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_of_others_are_refused(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')
     (tmp_path / 'home').mkdir()
     name = 'report.html' if recipe == 'report' else 'photo.jpg'

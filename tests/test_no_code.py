@@ -164,9 +164,7 @@ OF_TEACHERS: dict[str, Callable[[Path, Trained], object]] = {
 
 @pytest.mark.parametrize('planted', ['consent in data', 'kernel', 'pickle'])
 @pytest.mark.parametrize('way', OF_TEACHERS)
-def test_a_teacher_or_llm_runs_no_code(
-    way: str, planted: str, model: Trained, teacher_folder: Path, tmp_path: Path
-) -> None:
+def test_a_teacher_runs_no_code(way: str, planted: str, model: Trained, teacher_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(teacher_folder, tmp_path / 'folder')
     PLANTS[planted](folder)
     attempt(lambda: OF_TEACHERS[way](folder, model))
@@ -239,18 +237,16 @@ def test_a_tower_of_timm_runs_no_code(tmp_path: Path) -> None:
     attempt(lambda: load_tower(VisionConfig(f'local-dir:{tmp_path}/local', pretrained=True)))
 
 
-@pytest.mark.parametrize('change', [
+@pytest.mark.parametrize('edit', [
     edited(auto_mapping={'base_model_class': 'Evil', 'parent_library': 'evil'}), edited(peft_type='evil'),
     edited(megatron_config={'x': 1}, megatron_core='evil'), lambda path: pickled(path.parent)])
-def test_an_adapter_runs_no_code(
-    change: Damage, llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_adapters_run_no_code(edit: Damage, llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, lora = tmp_path / 'adapter', LoraConfig(r=4)
     teacher = text_encoder_from_config(TextEncoderConfig(str(llm_folder)), lora)
     save_teacher(*teacher, lora, tmp_path / 'teacher', folder)
     plant(folder)
     monkeypatch.syspath_prepend(folder)
-    change(folder / 'adapter_config.json')
+    edit(folder / 'adapter_config.json')
     attempt(lambda: load_llm(TextEncoderConfig(str(llm_folder), adapters=[str(folder)])))
     edited(base_model_name_or_path=str(llm_folder))(folder / 'adapter_config.json')
     attempt(lambda: import_teacher(LLMTeacherConfig(str(folder)), 'none', tmp_path / 'out'))

@@ -6,6 +6,7 @@
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from llm2clip.search import INDEX_FILE, embed_images, find_images, load_model
 
 TEXTS = ['a red square', 'a green circle number 7']
 Model = tuple[TrainedLLM2CLIP, str]
-Embedded = dict[str, torch.Tensor]
 
 
 def write_photo(path: Path, seed: int) -> None:
@@ -58,7 +58,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def embed(model: Model, photos: Path, index: Path, **options: Any) -> Embedded:
+def embed(model: Model, photos: Path, index: Path, **options: Any) -> dict[str, torch.Tensor]:
     config = SearchConfig(images=str(photos), index=str(index), num_workers=0, **options)
     paths, features = embed_images(config, *model)
     return {os.path.relpath(path, photos): row for path, row in zip(paths, features, strict=True)}
@@ -160,24 +160,26 @@ def test_images_are_found_by_suffix_in_every_folder(tmp_path: Path) -> None:
     assert error.value.key == 'images'
 
 
-def _call(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path, *arguments: str) -> None:
-    run_recipe(monkeypatch, 'search', f'model={model}', f'index={tmp_path}/index', f'images={tmp_path}/photos',
-               'device=cpu', 'num_workers=0', *arguments)
+@pytest.fixture
+def search(model_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The recipe, which returns the key that it refuses."""
+    def call(*arguments: str, model: Path = model_folder) -> str:
+        try:
+            run_recipe(monkeypatch, 'search', f'model={model}', f'index={tmp_path}/index', f'images={photos}',
+                       'device=cpu', 'num_workers=0', *arguments)
+        except ConfigError as error:
+            return error.key
+        return ''
 
-
-def _refused_key(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path, *arguments: str) -> str:
-    with pytest.raises(ConfigError) as error:
-        _call(monkeypatch, model, tmp_path, *arguments)
-    return error.value.key
+    return call
 
 
 def test_the_recipe_answers_as_the_exported_model(
-    model_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str]
+    search: Callable[..., str], model_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_photo(photos / 'a.png', 2)  # the same as 2.png
     asked, paths = f'{photos}/2.png', sorted(photos.rglob('*.png'))
-    _call(monkeypatch, model_folder, tmp_path, f"query=['{TEXTS[0]}', {asked}]", 'top=9')
+    assert not search(f"query=['{TEXTS[0]}', {asked}]", 'top=9')
     lines = capsys.readouterr().out.splitlines()
     images = direct(model_folder, paths)
     with torch.no_grad():
@@ -188,18 +190,17 @@ def test_the_recipe_answers_as_the_exported_model(
         assert [*scores.values()] == sorted(scores.values(), reverse=True)
         assert [scores[str(path)] for path in paths] == pytest.approx((images @ query).tolist(), abs=2e-3)
     for argument in ('query=nowhere.png', 'query=[7]', 'query={a: 1}', 'truncate_dim=17'):
-        assert _refused_key(monkeypatch, model_folder, tmp_path, argument) == argument.partition('=')[0]
-    assert _refused_key(monkeypatch, tmp_path, tmp_path, 'query=a') == 'model'
+        assert search(argument) == argument.partition('=')[0]
+    assert search('query=a', model=photos) == 'model'
 
 
 def test_images_as_queries_need_no_teacher(
-    model_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str]
+    search: Callable[..., str], model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(model_folder, tmp_path / 'model', ignore=shutil.ignore_patterns('teacher'))
-    assert _refused_key(monkeypatch, tmp_path / 'model', tmp_path, 'query=a dog') == 'model'
+    assert search('query=a dog', model=tmp_path / 'model') == 'model'
     assert not (tmp_path / 'index').exists()
-    _call(monkeypatch, tmp_path / 'model', tmp_path, f'query={photos}/0.png', 'top=1')
+    assert not search(f'query={photos}/0.png', 'top=1', model=tmp_path / 'model')
     assert capsys.readouterr().out == f'{photos}/0.png\n  1.000  {photos}/0.png\n'
 
 

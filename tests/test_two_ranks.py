@@ -85,9 +85,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
 
 @pytest.mark.parametrize('block_size', [0, 4])
 @pytest.mark.parametrize('case', CASES)
-def test_the_mean_over_ranks_is_the_loss_of_the_global_batch(
-    found: dict[Any, Any], case: str, block_size: int
-) -> None:
+def test_the_mean_over_ranks_is_the_loss_of_the_global_batch(found: dict[Any, Any], case: str, block_size: int) -> None:
     leaves, ids = sample(case, N)
     whole = whole_matrix(case, leaves, ids)
     whole.backward()

@@ -68,9 +68,7 @@ def shallow_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize('line', _lines(SAME_PARTS), ids=lambda line: ' '.join(Path(arg).stem for arg in line))
-def test_model_optimizer_and_sharding_go_together(
-    line: tuple[str, ...], shallow_llm: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_go_together(line: tuple[str, ...], shallow_llm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dry_run, '_run_step', lambda *args: None)
     monkeypatch.setattr(dry_run.EncoderPass, 'run', lambda self: None)
     plan = _plan(line[0], [*line[1:], f'plan_llm={shallow_llm}'], monkeypatch)

@@ -55,9 +55,7 @@ def test_steps_and_data_are_those_of_the_loader(args: list[str], image_dataset: 
     assert '102 samples and 13 steps per epoch; 39 steps, 312 samples in all' in str(plan)
 
 
-def test_each_batch_of_stage1_is_of_one_stream(
-    image_dataset: Path, llm_folder: Path, tmp_path: Path, no_leftovers: None
-) -> None:
+def test_batches_are_of_one_stream(image_dataset: Path, llm_folder: Path, tmp_path: Path, no_leftovers: None) -> None:
     write_dataset(make_samples(45, images=False), tmp_path / 'texts')
     texts = tmp_path / 'texts/train'
     streams = f'{{a: {{local: {image_dataset}, proportion: 0.72}}, b: {{local: {texts}, proportion: 0.28}}}}'
@@ -98,9 +96,7 @@ def test_a_plan_names_what_will_stop_the_run(args: list[str], tmp_path: Path, mo
         assert stage2(*args).steps == 3 * 64 // 8  # each rank takes part in every step
 
 
-def test_a_remote_is_asked_for_its_index_only(
-    args: list[str], image_dataset: Path, embeddings: Path, tmp_path: Path
-) -> None:
+def test_only_the_index_is_downloaded(args: list[str], image_dataset: Path, embeddings: Path, tmp_path: Path) -> None:
     cache = tmp_path / 'cache'
     remote = [f'train_data.streams.s.local={cache}/images', f'train_data.streams.s.remote={image_dataset}',
               f'train_data.streams.s.embeddings.tiny.local={cache}/embeddings',
