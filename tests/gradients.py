@@ -98,10 +98,9 @@ class JointInOneGraph(_InOneGraph, JointLLM2CLIP):
     split = staticmethod(split_columns)
 
 
-def _mine(batch: dict[str, Any]) -> dict[str, Any]:
-    """The rows of this rank, of tensors and of lists."""
+def _rows() -> slice:
     share = N // dist.get_world_size()
-    return {name: column[dist.get_global_rank() * share:][:share] for name, column in batch.items()}
+    return slice(dist.get_global_rank() * share, (dist.get_global_rank() + 1) * share)
 
 
 def caption_step(llm: str, microbatch_size: int, dropout: float, kind: str, way: Way = WAYS['ddp']) -> Result:
@@ -111,12 +110,12 @@ def caption_step(llm: str, microbatch_size: int, dropout: float, kind: str, way:
         TextEncoderConfig(pretrained=llm), LoraConfig(r=4, lora_dropout=dropout), 0.1)
     model = (InOneGraph if kind == 'in_one_graph' else CaptionContrastive)(encoder, 20.0, True, True)
     model.microbatch_size = microbatch_size
-    batch: dict[str, Any] = {'index': torch.arange(N)}
+    batch: dict[str, Any] = {'index': torch.arange(N)[_rows()]}
     for side, texts in (('query', QUERIES), ('positive', POSITIVES), ('negative', NEGATIVES)):
         tokens = [tokenizer.tokenize([text])[0] if text else tokenizer.placeholder() for text in texts]
-        batch.update({f'{side}_{k}': v for k, v in tokenizer.pad(tokens).items()})
-        batch[f'{side}_text_id'] = torch.tensor([text_id(text) for text in texts])
-    return _step(model, _mine(batch), microbatch_size if kind == 'cached' else None,
+        batch.update({f'{side}_{k}': v[_rows()] for k, v in tokenizer.pad(tokens).items()})
+        batch[f'{side}_text_id'] = torch.tensor([text_id(text) for text in texts])[_rows()]
+    return _step(model, batch, microbatch_size if kind == 'cached' else None,
                  split_packed if kind == 'cached' else lambda batch, _: [batch], way)
 
 
@@ -134,7 +133,7 @@ def image_step(
     if distilled:
         batch['initial_image_features'] = F.normalize(torch.randn(N, 16), dim=1)
         model.loss_config.block_size = 2
-    return _step(model, _mine(batch), microbatch_size, None, way)
+    return _step(model, {k: v[_rows()] for k, v in batch.items()}, microbatch_size, None, way)
 
 
 def joint_step(
@@ -158,10 +157,10 @@ def joint_step(
     model.microbatch_size = microbatch_size
     columns = [QUERIES, POSITIVES, NEGATIVES][:captions]
     texts = (N,) if captions == 1 else (N, captions)
-    batch = _mine({'index': torch.arange(N), 'pixel_values': torch.randn(N, 3, 32, 32),
-                   'text_id': torch.arange(N * captions).view(texts) % 23})
-    mine = [*_mine(dict(enumerate(columns))).values()]
-    batch['caption'] = mine[0] if captions == 1 else mine
+    batch: dict[str, Any] = {'index': torch.arange(N), 'pixel_values': torch.randn(N, 3, 32, 32),
+                             'text_id': torch.arange(N * captions).view(texts) % 23}
+    batch = {k: v[_rows()] for k, v in batch.items()}
+    batch['caption'] = columns[0][_rows()] if captions == 1 else [column[_rows()] for column in columns]
     return _step(model, batch, microbatch_size if kind == 'cached' else None, split_columns, way)
 
 
@@ -171,7 +170,7 @@ def inheritance_step(microbatch_size: Optional[int], way: Way = WAYS['ddp']) -> 
     model = ComposerInheritance(build_adapter(AdapterConfig(depth=2), 8, 16), 1.0, 2.0, block_size=2)
     batch = {'index': torch.arange(N), 'text_embedding': torch.randn(N, 8), 'target': torch.randn(N, 16),
              'counted': torch.tensor([i not in (1, 4, 7) for i in range(N)])}
-    return _step(model, _mine(batch), microbatch_size, None, way)
+    return _step(model, {k: v[_rows()] for k, v in batch.items()}, microbatch_size, None, way)
 
 
 class _Keep(Callback):
