@@ -22,7 +22,6 @@ from multiprocessing import context, resource_tracker
 from pathlib import Path
 from typing import NoReturn, Optional
 
-import pytest
 import torch
 from composer.callbacks import CheckpointSaver
 from composer.utils import checkpoint
@@ -40,6 +39,8 @@ Train = Callable[..., Path]  # stage, name of the run and arguments -> its folde
 DEVICE = os.environ.get('DEVICE', 'gpu')  # where the tests of gpu/ run, as recipes name it
 # SGD with a clipped gradient: weights differ as soon as a gradient or its norm does.
 SGD = ['optimizer.name=sgd', 'algorithms.gradient_clipping={clipping_type: norm, clipping_threshold: 0.5}']
+
+
 # A sharded LLM, its activations recomputed, a microbatch of 3 of the 4 samples that a rank has.
 SHARDED = ['fsdp={state_dict_type: sharded, activation_checkpointing: true}', 'algorithms.grad_cache={}',
            'device_train_microbatch_size=3']
@@ -102,17 +103,22 @@ class Launched:
     def __init__(self, command: Sequence[str], log: Path, ranks: int = 1, env: Optional[Mapping[str, str]] = None,
                  first: int = 0, world_size: Optional[int] = None, port: Optional[int] = None,
                  own: Optional[Path] = None, grace: float = 20.0) -> None:
-        of_all = {**os.environ, 'OMP_NUM_THREADS': '1', 'WORLD_SIZE': str(world_size or ranks),
-                  'LOCAL_WORLD_SIZE': str(ranks), 'NODE_RANK': str(first // ranks), 'MASTER_ADDR': '127.0.0.1',
-                  'MASTER_PORT': str(port or free_port()), **(env or {})}
-        if own is not None:
-            of_all['TMPDIR'] = str(own)
-        of_rank = [{**of_all, 'RANK': str(first + k), 'LOCAL_RANK': str(k)} for k in range(ranks)]
-        args = list(map(str, command)), log, of_rank, own is not None, grace
-        self._process = _WARM.Process(target=_lead, args=args)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv('OMP_NUM_THREADS', '1')  # the server, which the first run starts, reads it with torch
-            self._process.start()
+        of_rank = [{**os.environ, 'OMP_NUM_THREADS': '1', 'WORLD_SIZE': str(world_size or ranks),
+                    'RANK': str(first + k), 'LOCAL_RANK': str(k), 'LOCAL_WORLD_SIZE': str(ranks),
+                    'NODE_RANK': str(first // ranks), 'MASTER_ADDR': '127.0.0.1',
+                    'MASTER_PORT': str(port or free_port()), **(env or {})}
+                   for k in range(ranks)]
+        for one in of_rank:
+            one['MASTER_PORT'] = of_rank[0]['MASTER_PORT']
+            if own is not None:
+                one['TMPDIR'] = str(own)
+        before = os.environ.copy()
+        os.environ['OMP_NUM_THREADS'] = '1'  # which the server, started by the first run, reads when it imports torch
+        self._process = _WARM.Process(target=_lead, args=(list(map(str, command)), log, of_rank, own is not None,
+                                                  grace))
+        self._process.start()
+        os.environ.clear()
+        os.environ.update(before)
         assert self._process.pid is not None
         self.pid = self._process.pid
         # Of a test that ran out of time: the tests would wait for it when they end.
@@ -159,8 +165,14 @@ def _lead(command: list[str], log: Path, of_rank: list[dict[str, str]], own_memo
             code = failed
             for other in left:
                 os.kill(other, signal.SIGTERM)
-            threading.Timer(grace, lambda: [os.kill(other, signal.SIGKILL) for other in [*left]]).start()
+            threading.Timer(grace, _kill_all, [left]).start()
     os._exit(code if code >= 0 else 128 - code)
+
+
+def _kill_all(pids: set[int]) -> None:
+    for pid in [*pids]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _run_rank(command: list[str], env: dict[str, str]) -> NoReturn:
