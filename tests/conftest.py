@@ -51,18 +51,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first, so that no worker is left with one at the end; marks by the place of a test."""
+    """Mark tests by their place, and begin with the longest, so that no worker is left with one at the end."""
+    seconds: dict[pytest.Item, float] = {}
     for item in items:
         place = f'{item.path.relative_to(Path(__file__).parent).as_posix()}::{item.name}'
-        for mark, places in (('gpu', ('gpu/',)), ('long', LONG)):
+        for mark, places in (('gpu', 'gpu/'), ('long', LONG)):
             if place.startswith(places):
                 item.add_marker(mark)
-
-    def expected_seconds(item: pytest.Item) -> float:
-        timeout, long = item.get_closest_marker('timeout'), item.get_closest_marker('long')
-        return max(timeout.args[0] if timeout and timeout.args[0] > 300 else 0, 300 if long else 0)
-
-    items.sort(key=expected_seconds, reverse=True)
+        timeout = item.get_closest_marker('timeout')
+        seconds[item] = max(300 if item.get_closest_marker('long') else 0, timeout.args[0] - 1 if timeout else 0)
+    items.sort(key=lambda item: seconds[item], reverse=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -88,17 +86,12 @@ def pytest_pyfunc_call() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope='session')
-def _few_threads() -> None:
+def _offline_with_few_threads() -> None:
     torch.set_num_threads(1 if 'PYTEST_XDIST_WORKER' in os.environ else 2)
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     os.environ['HF_HUB_OFFLINE'] = '1'
     huggingface_hub.constants.HF_HUB_OFFLINE = True  # which it has read already
-
-
-@pytest.fixture(autouse=True, scope='session')
-def _imports_are_no_garbage() -> None:
-    """Many tests look for garbage, which takes long among all that is imported."""
-    gc.collect()
+    gc.collect()  # many tests do so, which takes long among all that is imported
     gc.freeze()
 
 
@@ -183,7 +176,6 @@ def clip(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='session')
 def exported(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LLM2CLIP, Path]:
-    """A random exported model that knows its teacher."""
     of_run = trained('timm:test_efficientnet', [teacher_folder], image_size=32, embed_dim=16)
     export_folder(*of_run, out := tmp_path_factory.mktemp('export') / 'model')
     return of_run.model, out
@@ -215,11 +207,9 @@ def _teacher(llm_folder: Path, folder: Path, **options: Any) -> Path:
 
 @pytest.fixture(scope='session')
 def causal_teacher(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Causal, without template, by its end token."""
     return _teacher(llm_folder, tmp_path_factory.mktemp('causal') / 'teacher', bidirectional=False, pooling='last')
 
 
 @pytest.fixture(scope='session')
 def weighted_teacher(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """By a weighted mean of eight tokens at most."""
     return _teacher(llm_folder, tmp_path_factory.mktemp('weighted') / 'teacher', pooling='weighted_mean', max_length=8)

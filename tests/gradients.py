@@ -215,7 +215,6 @@ def _step(model: Any, batch: dict[str, Any], microbatch_size: Optional[int], spl
 
 
 def main(llm: str, clip: str, out: str) -> None:
-    """Every case that needs two ranks."""
     dist.initialize_dist(get_device('cpu'), 120)
     results: dict[str, Any] = {}
     for name, way in WAYS.items():

@@ -47,14 +47,12 @@ SHARDED = ['fsdp={state_dict_type: sharded, activation_checkpointing: true}', 'a
 
 
 def stage1_arguments(images: Path, llm: Path) -> list[str]:
-    """Of a small stage 1 on the captions of images."""
     return [*COMMON, f'text_encoder.pretrained={llm}', 'text_encoder.max_length=32', 'symmetric=true',
             f'train_data.streams.s.local={images}', 'lora.r=4', 'lora.lora_dropout=0.0', 'optimizer.lr=0.05',
             'train_data.pairs=[{query: [short, long], positive: [short, long]}]']
 
 
 def stage2_arguments(images: Path, embeddings: Path) -> list[str]:
-    """Of a small stage 2 with an evaluation."""
     streams = [f'{data}.streams.s.{key}={value}' for data in ('train_data', 'eval_data')
                for key, value in (('local', images), ('embeddings.tiny.local', embeddings))]
     return [*COMMON, *streams, 'model.vision={name: test_efficientnet, pretrained: false, image_size: 32}',
@@ -245,5 +243,4 @@ def assert_same_weights(found: dict[str, torch.Tensor], expected: dict[str, torc
 
 
 def on_cpu(*args: str) -> list[str]:
-    """The same in float32 on the CPU."""
     return [*args, 'device=cpu', 'precision=fp32']
