@@ -193,15 +193,15 @@ def keep_readable(folder: Path) -> None:
         path = folder / name
         if path.is_file():
             fields = json.loads(path.read_text(encoding='utf-8'))
-            if change(fields):
-                path.write_text(json.dumps(fields, indent=2) + '\n', encoding='utf-8')
+            change(fields)
+            path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
 
 
-def rope_of_4(config: dict[str, Any]) -> bool:
-    """Replace the `rope_parameters` of transformers 5 by the fields of 4; return whether there were any."""
+def rope_of_4(config: dict[str, Any]) -> None:
+    """Replace the `rope_parameters` of transformers 5, if any, by the fields of 4."""
     rope = config.pop('rope_parameters', None)
     if not rope:
-        return False
+        return
     scaling: Optional[dict[str, Any]] = dict(rope.get('full_attention', rope))
     config['rope_theta'] = scaling.pop('rope_theta')
     if 'partial_rotary_factor' in scaling:
@@ -215,16 +215,13 @@ def rope_of_4(config: dict[str, Any]) -> bool:
     config['rope_scaling'] = scaling
     if 'sliding_attention' in rope:
         config['rope_local_base_freq'] = rope['sliding_attention']['rope_theta']
-    return True
 
 
-def _tokenizer_of_4(config: dict[str, Any]) -> bool:
-    before = dict(config)
+def _tokenizer_of_4(config: dict[str, Any]) -> None:
     if config.get('tokenizer_class') == 'TokenizersBackend':
         config['tokenizer_class'] = 'PreTrainedTokenizerFast'
     if isinstance(config.get('extra_special_tokens'), list):
         config['additional_special_tokens'] = config.pop('extra_special_tokens')
-    return config != before
 
 
 def load_tokenizer(name: Union[str, Path], trust_remote_code: bool = False, **options: Any) -> Any:

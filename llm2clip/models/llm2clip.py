@@ -124,11 +124,10 @@ def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> n
     if config.visual_projection_init == 'orthogonal':
         # Orthogonal rows distort the angles between the pretrained tower's features least.
         nn.init.orthogonal_(projection.weight)
-    elif config.visual_projection_init == 'clip':
-        nn.init.normal_(projection.weight, std=width ** -0.5)  # as in the official eva_clip/transformer.py
     else:
-        # As in the official eva_clip/eva_vit_model.py: 0.02 times 0.001.
-        nn.init.normal_(projection.weight, std=2e-5)
+        # As in the official eva_clip/transformer.py, and in eva_vit_model.py: 0.02 times 0.001.
+        std = {'clip': width ** -0.5, 'eva': 2e-5}[config.visual_projection_init]
+        nn.init.normal_(projection.weight, std=std)
     if projection.bias is not None:
         nn.init.zeros_(projection.bias)
     return projection
@@ -206,9 +205,6 @@ class ComposerLLM2CLIP(ComposerModel):
         self.model = model
         self.self_distillation = self_distillation or SelfDistillationConfig()
         self.loss_config = loss or LossConfig()
-        if (self.loss_config.name == 'siglip') != (model.logit_bias is not None):
-            expected = 'one; SigLIP starts at -10' if model.logit_bias is None else 'none'
-            raise ConfigError(f'model.logit_bias: loss {self.loss_config.name} needs {expected}')
         metrics = self.retrieval_metrics | self.zeroshot_metrics | self.multilabel_metrics
         self.val_metrics = {name: metric() for name, metric in metrics.items()}
 

@@ -136,9 +136,7 @@ class TimmTower(Tower):
         return {name: rank[layer] for name, layer in ids.items()}
 
     def no_weight_decay(self) -> set[str]:
-        if not hasattr(self.trunk, 'no_weight_decay'):
-            return set()
-        return set(self.trunk.no_weight_decay())
+        return set(getattr(self.trunk, 'no_weight_decay', set)())
 
     def on_tokens(self, keep: Keep) -> None:
         if not hasattr(self.trunk, 'patch_drop'):

@@ -4,7 +4,6 @@
 """Build Composer's Trainer from a configuration, and train with it."""
 
 import dataclasses
-import errno
 import gc
 import json
 import os
@@ -86,7 +85,7 @@ def check_train_config(config: TrainConfig) -> None:
 
 def evaluated_metrics(evaluators: Sequence[Evaluator]) -> dict[str, list[str]]:
     """Map the label of each evaluator to the names of its metrics."""
-    return {evaluator.label: evaluator.metric_names or [] for evaluator in evaluators}
+    return {evaluator.label: evaluator.metric_names for evaluator in evaluators}
 
 
 def check_metrics(config: TrainConfig, metrics: Mapping[str, Sequence[str]]) -> None:
@@ -166,7 +165,7 @@ def build_trainer(
     if config.fsdp is not None:
         # Reference cycles keep the unsharded weights alive, which are as large as the model.
         gc.collect()
-        sharding = set_up_units(trainer.state.model, config.fsdp)
+        sharding = set_up_units(trainer.state.model)
         if dist.get_global_rank() == 0:
             print(sharding, flush=True)
     if checkpoint is not None and dist.get_global_rank() == 0:
@@ -209,14 +208,14 @@ def _build_loggers(config: TrainConfig) -> list[LoggerDestination]:
 def _progress(state: State) -> str:
     """Say from which batch a run resumes, and of how many, if the batches of an epoch are known."""
     batch = state.timestamp.batch.value
-    end = state.max_duration
-    assert end is not None
+    end: Any = state.max_duration
+    epoch: Any = state.dataloader_len
     if state.timestamp >= end:
         return f'complete at batch {batch}'
     if end.unit == TimeUnit.BATCH:
         return f'resumes from batch {batch} of {end.value}'
-    if end.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
-        return f'resumes from batch {batch} of {end.value * state.dataloader_len.value}'
+    if end.unit == TimeUnit.EPOCH:
+        return f'resumes from batch {batch} of {end.value * epoch.value}'
     return f'resumes from batch {batch}'
 
 
@@ -248,10 +247,7 @@ def fit(trainer: Trainer, config: TrainConfig) -> None:
     except BaseException as error:  # torch's CheckpointException is not an Exception
         # Checkpoints for an object store are written to a temporary folder first.
         folder = tempfile.gettempdir() if '://' in config.checkpoint_folder else config.checkpoint_folder
-        # A sharded checkpoint's error holds those of the ranks; a full one's has no errno.
-        causes = [error, *(failure[0] for failure in getattr(error, 'failures', {}).values())]
-        is_full = errno.ENOSPC in [getattr(cause, 'errno', None) for cause in causes]
-        is_full = is_full or shutil.disk_usage(folder).free < 2**20
+        is_full = shutil.disk_usage(folder).free < 2**20  # torch's errors have no errno
         if is_full and not is_out_of_shared_memory(error):  # `run_command` names /dev/shm
             raise FileError('no checkpoint can be written, since the disk is full', folder) from error
         raise
