@@ -233,17 +233,11 @@ def load_tokenizer(name: Union[str, Path], trust_remote_code: bool = False, **op
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
 
 
-def read_encoding(path: Path, recorded: Optional[Mapping[str, Any]] = None) -> dict[str, Any]:
+def read_encoding(path: Path) -> dict[str, Any]:
     """Read a teacher's ``text_encoder.json``, the settings that turn captions into vectors.
 
-    The file can set nothing else; in particular, it cannot enable remote code.
-
-    Args:
-        path: Path of the file.
-        recorded: Fingerprint of the teacher that a model was trained with, to compare with.
-
-    Raises:
-        LoadError: The file is missing or not JSON, has other keys, or differs from `recorded`.
+    The file can set nothing else; in particular, it cannot enable remote code.  Raise a LoadError if it is
+    missing or not JSON, or has other keys.
     """
     with loading(path, 'how a teacher turns captions into vectors, as JSON'):
         encoding = dict(json.loads(path.read_text(encoding='utf-8')))
@@ -251,11 +245,6 @@ def read_encoding(path: Path, recorded: Optional[Mapping[str, Any]] = None) -> d
     if differing:
         raise LoadError(f'{path}: expected the keys {", ".join(sorted(_ENCODING))}, no more and no less; '
                         f'not so: {", ".join(sorted(differing))}')
-    if recorded is not None:
-        for key, value in encoding.items():
-            if recorded.get(key) != value:
-                raise LoadError(f'{path.parent}: comes from another teacher than the model: {key} is '
-                                f'{value!r}, expected {recorded.get(key)!r}')
     return encoding
 
 

@@ -68,17 +68,15 @@ class CaptionContrastive(ComposerModel):
     def forward(self, batch: Batch) -> Outputs:
         """Return the embeddings of each side, ``(B, llm_embed_dim)``, and ``logit_scale`` if it is
         trained."""
+        sides = [side for side in self.feature_names if f'{side}_text_id' in batch]
         if 'runs' in batch:
-            vectors = self.text_encoder(**_arguments(batch))
-            sides = [name.removesuffix('_text_id') for name in batch if name.endswith('_text_id')]
+            vectors = self.text_encoder(**TextEncoder.arguments(batch))
             outputs = dict(zip(sides, vectors.chunk(len(sides))))
         else:
             # Evaluation batches are not packed; torch 2.7 cannot compile layers with an attention mask.
-            outputs = {}
             with torch.compiler.set_stance('force_eager'):
-                for side in self.feature_names:
-                    if f'{side}_input_ids' in batch:
-                        outputs[side] = self.text_encoder(**_arguments(batch, f'{side}_'))
+                outputs = {side: self.text_encoder(**TextEncoder.arguments(batch, f'{side}_'))
+                           for side in sides}
         if self.scale is not None:
             outputs['logit_scale'] = self.scale(batch['index'])
         return outputs
@@ -96,7 +94,7 @@ class CaptionContrastive(ComposerModel):
                         symmetric=self.symmetric, ignored=ignored)
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Outputs:
-        return outputs or self(batch)
+        return self(batch)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         return {} if is_train else dict(self.val_metrics)
@@ -104,8 +102,3 @@ class CaptionContrastive(ComposerModel):
     def update_metric(self, batch: Batch, outputs: Outputs, metric: Metric) -> None:
         has_both = (batch['query_text_id'] != 0) & (batch['positive_text_id'] != 0)
         metric.update(outputs['query'], outputs['positive'], batch['index'], has_both)
-
-
-def _arguments(batch: Batch, prefix: str = '') -> Batch:
-    """Return the arguments of the text encoder in a batch, whose names there begin with `prefix`."""
-    return {name: batch[prefix + name] for name in TextEncoder.arguments if prefix + name in batch}

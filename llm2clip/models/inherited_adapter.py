@@ -84,7 +84,7 @@ class ComposerInheritance(ComposerModel):
                 + self.structure * structure_loss(features, targets, self.block_size, counted))
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
-        return outputs or self(batch)
+        return self(batch)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         return {} if is_train else dict(self.val_metrics)

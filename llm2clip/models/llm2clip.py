@@ -235,7 +235,7 @@ class ComposerLLM2CLIP(ComposerModel):
         return loss
 
     def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
-        return outputs or self(batch)
+        return self(batch)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         """Return all metrics; each evaluator names the ones for its data."""

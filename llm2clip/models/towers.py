@@ -332,12 +332,7 @@ def load_projection(config: VisionConfig, embed_dim: int, load_weights: bool = T
 
     It is the classifier of timm's CLIP towers, the `visual_projection` of transformers' CLIP towers, and the
     identity for towers without one, such as SigLIP.  Arguments are as for `load_tower`.
-
-    A ConfigError if the tower is initialised at random.
     """
-    if load_weights and not config.pretrained and config.checkpoint is None:
-        raise ConfigError('model.visual_projection: there is no pretrained one, since '
-                          'model.vision.pretrained is false')
     if _is_timm(config):
         classifier = _load_timm(config, load_weights, with_classifier=True).get_classifier()
         return classifier if isinstance(classifier, nn.Linear) else nn.Identity()

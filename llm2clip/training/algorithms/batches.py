@@ -95,11 +95,11 @@ class SelfDistillation(Algorithm):
         return event == Event.AFTER_DATALOADER
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
-        assert isinstance(state.device_train_microbatch_size, int)
+        size: Any = state.device_train_microbatch_size
         pixels = {name: state.batch[name] for name in ('index', 'pixel_values')}
         with get_precision_context(state.precision, state.precision_config):
             features = [self.initial(state.device.batch_to_device(part)['pixel_values'])
-                        for part in self.split_batch(pixels, state.device_train_microbatch_size)]
+                        for part in self.split_batch(pixels, size)]
         state.batch['initial_image_features'] = torch.cat(features)
 
 
