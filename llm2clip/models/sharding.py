@@ -4,7 +4,7 @@
 """Operations on a model's modules: FSDP2, compilation of blocks, checkpoints without frozen weights."""
 
 import dataclasses
-from collections.abc import Iterable
+from itertools import chain
 from typing import Any, Optional
 
 import torch
@@ -127,21 +127,20 @@ def save_trainable_only(model: ComposerModel, part: str = '') -> None:
     (`Trainer(load_strict_model_weights=False)`): other missing or unexpected weights still raise a
     ValueError.
     """
-    def frozen(module: nn.Module, names: Iterable[str]) -> set[str]:
-        kept = {unwrapped_name(name) for name, weight in module.named_parameters() if weight.requires_grad}
-        return {name for name in names
-                if unwrapped_name(name).startswith(part) and unwrapped_name(name) not in kept}
+    def frozen(module: nn.Module) -> set[str]:
+        weights = chain(module.named_parameters(), module.named_buffers())
+        names = {unwrapped_name(name) for name, weight in weights if not weight.requires_grad}
+        return {name for name in names if name.startswith(part)}
 
     def drop_frozen(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         if module.should_save_peft_only:
-            for name in frozen(module, [name.removeprefix(prefix) for name in state]):
-                del state[prefix + name]
+            for name in frozen(module):
+                state.pop(prefix + name, None)
 
     def check_loaded(module: nn.Module, keys: Any) -> None:
-        missing = sorted(set(keys.missing_keys) - frozen(module, keys.missing_keys))
+        missing = sorted(set(map(unwrapped_name, keys.missing_keys)) - frozen(module))
         if missing or keys.unexpected_keys:
-            names = [unwrapped_name(name) for name in missing[:3]]
-            raise ValueError(f'the checkpoint is of another model: it lacks {names} and has '
+            raise ValueError(f'the checkpoint is of another model: it lacks {missing[:3]} and has '
                              f'{list(keys.unexpected_keys)[:3]} besides')
 
     # Composer reads this attribute, and unsets it while it broadcasts the weights of rank 0.

@@ -5,7 +5,7 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -46,7 +46,7 @@ def _keep_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict
 
 def parameter_groups(
     model: torch.nn.Module, lr: float, weight_decay: float = 0.0,
-    lr_scale: Optional[Mapping[str, float]] = None, layer_decay: float = 1.0,
+    lr_scale: Mapping[str, float] = {}, layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters by learning rate and weight decay, in ascending order of the rates.
 
@@ -55,7 +55,6 @@ def parameter_groups(
     down, and by `lr_scale` of a submodule or parameter.  A name in `lr_scale` without trainable parameters is
     a ConfigError.
     """
-    lr_scale = lr_scale or {}
     layer_scale, no_decay = _vision_layers(model, layer_decay)
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     unused = set(lr_scale)

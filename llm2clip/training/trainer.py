@@ -57,7 +57,7 @@ def check_train_config(config: TrainConfig) -> None:
     build_all('algorithms', config.algorithms)
     build_all('callbacks', config.callbacks)
     for name, arguments in config.loggers.items():
-        check('loggers', name, arguments or {}, f'loggers.{name}')
+        check('loggers', name, arguments, f'loggers.{name}')
     if config.compile is not None:
         with under('compile'):
             check_arguments(torch.compile, 'torch.compile', config.compile)
@@ -97,7 +97,7 @@ def check_metrics(config: TrainConfig, metrics: Mapping[str, Sequence[str]]) -> 
         raise ConfigError('there is no eval_data, expected something to evaluate', key='eval_first')
     if 'save_best' not in config.callbacks:
         return
-    best = SaveBest(**(config.callbacks['save_best'] or {}))
+    best = SaveBest(**config.callbacks['save_best'])
     if best.dataloader_label not in metrics:
         raise ConfigError(f'there is no evaluation called {best.dataloader_label!r}, expected some on which '
                           f'{best.metric} is computed', key='callbacks.save_best.dataloader_label')
@@ -161,7 +161,7 @@ def build_trainer(
         parallelism_config=None if config.fsdp is None else {'fsdp': fsdp2_config(config.fsdp)},
     )
     if 'wandb' in config.loggers:
-        log_to_wandb(trainer, config, config.loggers['wandb'] or {}, settings.run_id)
+        log_to_wandb(trainer, config, config.loggers['wandb'], settings.run_id)
     if config.fsdp is not None:
         # Reference cycles keep the unsharded weights alive, which are as large as the model.
         gc.collect()
@@ -188,15 +188,14 @@ def _build_callbacks(config: TrainConfig) -> list[Callback]:
     """Build the configured callbacks; by default, `SaveBest` writes into the folder of the run."""
     arguments = dict(config.callbacks)
     if 'save_best' in arguments:
-        save_best = dict(arguments['save_best'] or {})
-        save_best['folder'] = save_best.get('folder') or config.save_folder
-        arguments['save_best'] = save_best
+        save_best = arguments['save_best']
+        arguments['save_best'] = save_best | {'folder': save_best.get('folder') or config.save_folder}
     return build_all('callbacks', arguments)
 
 
 def _build_loggers(config: TrainConfig) -> list[LoggerDestination]:
     """Build all loggers except `wandb`, which `log_to_wandb` adds."""
-    arguments = {name: dict(values or {}) for name, values in config.loggers.items() if name != 'wandb'}
+    arguments = {name: dict(values) for name, values in config.loggers.items() if name != 'wandb'}
     if 'tensorboard' in arguments:
         arguments['tensorboard'].setdefault('log_dir', f'{config.save_folder}/tensorboard')
     loggers: list[LoggerDestination] = build_all('loggers', arguments)
