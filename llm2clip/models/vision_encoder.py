@@ -147,9 +147,7 @@ def _pairs(trunk: nn.Module, image_size: int) -> list[tuple[Any, Any]]:
             conv.register_forward_hook(lambda module, inputs, output: tensors[module].append(output)),
             norm.register_forward_pre_hook(lambda module, inputs: tensors[module].append(inputs[0])),
         ]
-    dry_forward(trunk, image_size)
-    for hook in hooks:
-        hook.remove()
+    dry_forward(trunk, image_size, hooks)
     pairs = []
     for conv, norm in neighbours:
         outputs = tensors[conv]

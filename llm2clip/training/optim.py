@@ -55,7 +55,14 @@ def parameter_groups(
     down, and by `lr_scale` of a submodule or parameter.  A name in `lr_scale` without trainable parameters is
     a ConfigError.
     """
-    layer_scale, no_decay = _vision_layers(model, layer_decay)
+    layer_scale: dict[torch.nn.Parameter, float] = {}
+    no_decay: set[torch.nn.Parameter] = set()
+    for module in model.modules():
+        if isinstance(module, VisionEncoder):
+            for name, parameter in module.trunk.named_parameters():
+                layer_scale[parameter] = layer_decay ** (module.num_layers - 1 - module.layer_ids[name])
+                if name in module.no_weight_decay:
+                    no_decay.add(parameter)
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     unused = set(lr_scale)
     for name, parameter in model.named_parameters():
@@ -73,18 +80,3 @@ def parameter_groups(
         raise ConfigError(f'no trainable part of the model is called {names}', key='lr_scale')
     return [{'params': group, 'lr': rate, 'weight_decay': decay}
             for (rate, decay), group in sorted(groups.items(), key=lambda item: item[0])]
-
-
-def _vision_layers(
-    model: torch.nn.Module, layer_decay: float
-) -> tuple[dict[torch.nn.Parameter, float], set[torch.nn.Parameter]]:
-    """Return the factor on the learning rate of each weight of the vision tower, and those without decay."""
-    layer_scale: dict[torch.nn.Parameter, float] = {}
-    no_decay: set[torch.nn.Parameter] = set()
-    for module in model.modules():
-        if isinstance(module, VisionEncoder):
-            for name, parameter in module.trunk.named_parameters():
-                layer_scale[parameter] = layer_decay ** (module.num_layers - 1 - module.layer_ids[name])
-                if name in module.no_weight_decay:
-                    no_decay.add(parameter)
-    return layer_scale, no_decay
