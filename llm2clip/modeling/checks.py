@@ -87,8 +87,8 @@ def some_names(names: Collection[str]) -> str:
 
 
 def load_checked(
-    load: Callable[..., Any], name: Any, *args: Any, where: str = '', optional: str = '', more: bool = False,
-    **options: Any,
+    load: Callable[..., Any], name: Any, *args: Any, where: str = '', more: bool = False,
+    optional: Union[str, tuple[str, ...]] = (), **options: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Call a `from_pretrained` of transformers and check the weights; return the model and its loading info.
 
@@ -99,8 +99,8 @@ def load_checked(
         load: The `from_pretrained`, called with `name`, `args` and `options`.
         name: Folder or hub name.
         where: Name for messages; by default `name`.
-        optional: Prefix of weights that may be missing or unexpected.
         more: Accept any unexpected weights, for a model that is only a part of the checkpoint.
+        optional: Prefixes of weights that may be missing or unexpected.
 
     Raises:
         LoadError: The model cannot be loaded, is an adapter to another model,
@@ -125,10 +125,8 @@ def load_checked(
         raise adapter_error
     missing = [*info['missing_keys'], *(key for key, *_ in info['mismatched_keys'])]
     unexpected = [] if more else info['unexpected_keys']
-    if optional:
-        missing = [key for key in missing if not key.startswith(optional)]
-        unexpected = [key for key in unexpected if not key.startswith(optional)]
-    _check_names(missing, unexpected, where)
+    _check_names([key for key in missing if not key.startswith(optional)],
+                 [key for key in unexpected if not key.startswith(optional)], where)
     check_finite(model.state_dict(), where)
     return model, info
 

@@ -258,8 +258,7 @@ class LLM2CLIPModel(PreTrainedModel):
             if source.resolve() != target.resolve() and (source / _TEACHER_FOLDER).is_dir():
                 shutil.copytree(source / _TEACHER_FOLDER, target / _TEACHER_FOLDER, dirs_exist_ok=True)
                 for path in source.glob('*.py'):
-                    if path.stem in CODE:
-                        shutil.copy(path, target)
+                    shutil.copy(path, target)
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -313,18 +313,16 @@ class TextEncoder(nn.Module):
             for part, mask, (n, length) in zip(states[0].split(sizes), embed_mask[0].split(sizes), runs):
                 vectors.append(self.pool(part.view(n, length, -1), mask.view(n, length)))
             return torch.cat(vectors)[places]
-        mask = attention_mask
+        mask: Any = attention_mask
         if self.config.bidirectional:
             # Additive mask ``(B, 1, T, T)`` that hides only padding.  transformers passes it unchanged to all
             # layers, including those with a sliding window.
-            assert attention_mask is not None
-            device = attention_mask.device
             dtype = self.llm.dtype
-            if torch.is_autocast_enabled(device.type):
-                dtype = torch.get_autocast_dtype(device.type)
-            hidden = torch.zeros(attention_mask.shape, dtype=dtype, device=device)
-            hidden.masked_fill_(attention_mask == 0, torch.finfo(dtype).min)
-            mask = hidden[:, None, None, :].expand(-1, 1, attention_mask.shape[1], -1)
+            if torch.is_autocast_enabled(mask.device.type):
+                dtype = torch.get_autocast_dtype(mask.device.type)
+            hidden = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+            hidden.masked_fill_(mask == 0, torch.finfo(dtype).min)
+            mask = hidden[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
         states = self.llm(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
         if embed_mask is None:
             return states

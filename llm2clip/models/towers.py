@@ -152,14 +152,13 @@ def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool =
     size: dict[str, Any] = {}
     if _timm_config(config.name).fixed_input_size:
         size['img_size'] = config.image_size
-    checkpoint = config.checkpoint if load_weights else None
-    pretrained = config.pretrained and load_weights and checkpoint is None
+    pretrained = config.pretrained and load_weights and config.checkpoint is None
     with reading(f'model.vision.name: {config.name}', 'a model of timm'):
         trunk: Any = timm.create_model(config.name, pretrained=pretrained, **size)
-    if checkpoint is not None:
-        _load_timm_checkpoint(trunk, checkpoint, config.remap, with_classifier)
-    if pretrained or checkpoint is not None:
-        check_finite(trunk.state_dict(), checkpoint or f'model.vision.name: {config.name}')
+    if load_weights:
+        if config.checkpoint is not None:
+            _load_timm_checkpoint(trunk, config.checkpoint, config.remap, with_classifier)
+        check_finite(trunk.state_dict(), config.checkpoint or f'model.vision.name: {config.name}')
     return trunk
 
 

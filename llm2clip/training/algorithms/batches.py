@@ -68,9 +68,8 @@ class InitialImages(nn.Module):
 
     def shard(self, mesh: DeviceMesh) -> None:
         """Shard over the ranks of a mesh, with each block of the tower as a unit."""
-        for module in self.vision_encoder.modules():
-            if self.vision_encoder.is_block(module):
-                fully_shard(module, mesh=mesh)
+        for block in filter(self.vision_encoder.is_block, self.vision_encoder.modules()):
+            fully_shard(block, mesh=mesh)
         fully_shard(self, mesh=mesh)
 
     @torch.no_grad()
