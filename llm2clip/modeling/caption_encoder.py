@@ -86,7 +86,10 @@ class CaptionEncoder(InputModule):
         accepted = inspect.signature(cls.load_dir_path).parameters
         options = {name: value for name, value in kwargs.items() if name in accepted}
         folder = Path(str(cls.load_dir_path(model_name_or_path, *args, **options)))
-        settings = json.loads((folder / 'config_sentence_transformers.json').read_text(encoding='utf-8'))
+        path = folder / 'config_sentence_transformers.json'
+        prompts: dict[str, str] = {}
+        if path.is_file():  # a teacher's folder has none
+            prompts = json.loads(path.read_text(encoding='utf-8'))['prompts']
         encoding = SimpleNamespace(**read_encoding(folder / cls.config_file_name))
         encoder = load_encoder(folder, encoding)
-        return cls(encoder, CaptionTokenizer(load_tokenizer(folder), encoding), settings['prompts'])
+        return cls(encoder, CaptionTokenizer(load_tokenizer(folder), encoding), prompts)
