@@ -30,7 +30,8 @@ class AverageGlooGradients(Algorithm):
     """
 
     def match(self, event: Event, state: State) -> bool:
-        return event == Event.AFTER_TRAIN_BATCH and torch.distributed.get_backend() == 'gloo'
+        is_gloo = torch.distributed.is_initialized() and torch.distributed.get_backend() == 'gloo'
+        return event == Event.AFTER_TRAIN_BATCH and is_gloo
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
         average = torch.empty(1)  # of ones: 1, or their sum
