@@ -150,8 +150,9 @@ OF_TEACHERS: dict[str, Callable[[Path, Trained], object]] = {
     'export': lambda folder, model: export_folder(
         model.model, model.config, model.record, folder, folder.parent / 'out'),
     'export of the teacher': lambda folder, _: export_sentence_transformers(folder, folder.parent / 'out'),
-    'remote code': lambda folder, model: modeling_llm2clip.load_teacher(folder, model.record.teacher.teachers[0])(
-        TEXTS, torch.device('cpu')),
+    'remote code': lambda folder, model: modeling_llm2clip.load_teacher(
+        folder, model.record.teacher.teachers[0], modeling_llm2clip.checksums(folder))(
+            TEXTS, torch.device('cpu')),
     'any LLM': lambda folder, _: FrozenLLM(LLMTeacherConfig(str(folder))).load(CPU),
     'stage 1': lambda folder, _: text_encoder_from_config(TextEncoderConfig(str(folder)), LoraConfig()),
     'import': lambda folder, _: import_teacher(LLMTeacherConfig(str(folder)), 'none', folder.parent / 'out'),

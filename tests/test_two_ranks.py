@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from whole_matrix import CASES, own_rows, sample, whole_matrix
 
-from llm2clip.config import AdapterConfig, FsdpConfig, LossConfig, ModelConfig, VisionConfig
+from llm2clip.config import AdapterConfig, LossConfig, ModelConfig, VisionConfig
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.sharding import set_up_units
 
@@ -55,7 +55,7 @@ def images_in_bfloat16() -> dict[str, Any]:
     batch = {'index': torch.arange(4), 'pixel_values': torch.randn(4, 3, 32, 32), 'text_embedding': torch.randn(4, 8)}
     sharding = FSDP2Config(device_mesh=init_device_mesh('cpu', (dist.get_world_size(),)))
     prepare_fully_shard(model, sharding, Precision.AMP_BF16, generate_composer_model_policy(model))
-    set_up_units(model, FsdpConfig())
+    set_up_units(model)
     weights: dict[str, set[torch.dtype]] = {}
     inputs: dict[str, torch.Tensor] = {}
 

@@ -362,6 +362,11 @@ class Stage2Config(TrainConfig):
             ('model.vision.gradient_checkpointing',
              vision.gradient_checkpointing and self.fsdp is not None and self.fsdp.activation_checkpointing,
              'fsdp.activation_checkpointing recomputes the activations, too; set one of the two'),
+            ('model.visual_projection',
+             self.model.visual_projection == 'pretrained' and self.begins_at_random,
+             'there is no pretrained one, since model.vision.pretrained is false'),
+            ('model.logit_bias', (self.loss.name == 'siglip') != (self.model.logit_bias is not None),
+             'loss.name: siglip needs one, which starts at -10, and clip has none'),
             ('loss.matryoshka_dims', largest_dim > self.model.embed_dim,
              f'{largest_dim}, expected at most model.embed_dim, {self.model.embed_dim}'),
         ])

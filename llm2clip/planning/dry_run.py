@@ -220,7 +220,7 @@ def _apply_fsdp(
     if sharding is not None:
         with sync_optimizer_and_model_params(optimizer, model):
             prepare_fully_shard(model, sharding, precision, generate_composer_model_policy(model))
-        set_up_units(model, config)
+        set_up_units(model)
 
 
 def _make_training_state(

@@ -34,6 +34,9 @@ RULES: list[tuple[int, str, list[str]]] = [
     (2, 'initial_adapter', ['initial_adapter=a', 'initial_weights=w']),
     (2, 'model.visual_projection', ['initial_adapter=a', 'model.visual_projection=linear']),
     (2, 'model.vision.lora', ['model.vision.lora={}', 'model.vision.freeze=true']),
+    (2, 'model.visual_projection', ['model.visual_projection=pretrained', 'model.vision.pretrained=false']),
+    (2, 'model.logit_bias', ['loss.name=siglip']),
+    (2, 'model.logit_bias', ['model.logit_bias=-10']),
     (2, 'model.vision.freeze', [VECTORS]),
     (2, 'train_data.horizontal_flip', [VECTORS, 'model.vision.freeze=true', 'train_data.horizontal_flip=0.5']),
     # Parts, device and ranks.

@@ -246,8 +246,6 @@ def test_the_projection_of_a_clip_is_that_of_transformers(clip_folder: Path) -> 
     empty.load_state_dict(model.state_dict())
     with pytest.raises(ConfigError, match='model.embed_dim: 640 is not the width of the features of .*, 512, as'):
         LLM2CLIP(dataclasses.replace(config, embed_dim=640), 8)
-    with pytest.raises(ConfigError, match='model.visual_projection: there is no pretrained one'):
-        LLM2CLIP(dataclasses.replace(config, vision=dataclasses.replace(vision, pretrained=False)), 8)
     with pytest.raises(ConfigError, match=r"embed_dim: 512 is not the width of the teacher's vectors, 8"):
         LLM2CLIP(dataclasses.replace(config, adapter=AdapterConfig('identity')), 8)
 

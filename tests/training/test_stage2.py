@@ -99,8 +99,7 @@ def test_training_images_may_have_another_size_than_the_towers(image_dataset: Pa
     config = Stage2Config(global_train_batch_size=8, global_eval_batch_size=8, train_data=data, eval_data=data,
                           model=ModelConfig(VisionConfig('test_efficientnet', False, image_size=64)))
     data.image_size = 32
-    train, evaluator = make_loaders(config)
-    assert evaluator is not None
+    train, (evaluator,) = make_loaders(config)
     loaders = train.dataloader, evaluator.dataloader.dataloader
     assert [next(iter(loader))['pixel_values'].shape[-1] for loader in loaders] == [32, 64]
     config.model.vision = VisionConfig('test_vit', False, image_size=64)
