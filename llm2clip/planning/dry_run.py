@@ -35,7 +35,7 @@ from torch.library import _scoped_library
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
 from llm2clip.config import FsdpConfig, TrainConfig
 from llm2clip.data.image_text_dataset import split_columns
@@ -52,11 +52,21 @@ Batch = dict[str, Any]
 _AUTOCAST = {Precision.AMP_BF16: torch.bfloat16, Precision.AMP_FP16: torch.float16}
 # Block size of CUDA's caching allocator in bytes.
 _BLOCK = 512
+_aten = torch.ops.aten
 # Operations of the models here that autocast computes in float32 on CUDA, but not on a CPU.
 _FLOAT32_ON_CUDA = (
-    'cumsum', 'exp', 'group_norm', 'layer_norm', 'linalg_vector_norm', 'log', 'log_softmax.int', 'logsumexp',
-    'pow.Tensor_Scalar', 'reciprocal', 'rsqrt', 'softmax.int', 'sum', 'sum.dim_IntList',
+    _aten.cumsum.default, _aten.exp.default, _aten.group_norm.default, _aten.layer_norm.default,
+    _aten.linalg_vector_norm.default, _aten.log.default, _aten.log_softmax.int, _aten.logsumexp.default,
+    _aten.pow.Tensor_Scalar, _aten.reciprocal.default, _aten.rsqrt.default, _aten.softmax.int,
+    _aten.sum.default, _aten.sum.dim_IntList,
 )
+# Operation -> formula of its FLOPs.  Torch 2.7 has none for attention on a CPU.
+_FLOPS: dict[Any, Callable[..., int]] = {
+    _aten._scaled_dot_product_flash_attention_for_cpu:
+        flop_registry[_aten._scaled_dot_product_flash_attention],
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        flop_registry[_aten._scaled_dot_product_flash_attention_backward],
+} | flop_registry
 
 
 @dataclass
@@ -333,10 +343,8 @@ def as_on_cuda() -> Iterator[None]:
 
     with _scoped_library('aten', 'IMPL') as library, warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='Warning only once for all operators')
-        for name in _FLOAT32_ON_CUDA:
-            packet, _, overload = name.partition('.')
-            operation = getattr(getattr(torch.ops.aten, packet), overload or 'default')
-            library.impl(name, in_float32(operation), 'AutocastCPU')
+        for operation in _FLOAT32_ON_CUDA:
+            library.impl(operation, in_float32(operation), 'AutocastCPU')
         library.impl('dropout', dropout, 'AutogradCPU')
         yield
 
@@ -350,8 +358,8 @@ def _widened(value: Any) -> Any:
 class Meter(TorchDispatchMode):
     """Measure the memory of tensors and the FLOPs of matrix products, convolutions and attention.
 
-    Reading the value of a fake tensor, which has none, returns True, 1 or 1.0.  Torch's own MemTracker does
-    not support frozen parameters, and FlopCounterMode of torch 2.7 has no formula for attention on a CPU.
+    Reading the value of a fake tensor, which has none, returns 1.  Torch's own MemTracker does not support
+    frozen parameters.
     """
 
     def __init__(self) -> None:
@@ -381,27 +389,17 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        packet = func.overloadpacket
-        aten = torch.ops.aten
-        if packet is aten._local_scalar_dense:
-            dtype = args[0].dtype
-            if dtype == torch.bool:
-                return True
-            return 1.0 if dtype.is_floating_point else 1
+        if func is _aten._local_scalar_dense.default:
+            return 1
         result = func(*args, **kwargs)
         for value in tree_leaves(result):
             if isinstance(value, torch.Tensor):
                 self._add(value)
-        flops = 0
-        if packet in flop_registry:
-            flops = flop_registry[packet](*args, **kwargs, out_val=result)
-        elif packet is aten._scaled_dot_product_flash_attention_for_cpu:
-            flops = sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
-        elif packet is aten._scaled_dot_product_flash_attention_for_cpu_backward:
-            flops = sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4]))
-        self.flops += self._times * flops
-        if self._again or (self._backward and torch.is_grad_enabled()):
-            self.recomputed += self._times * flops
+        if func.overloadpacket in _FLOPS:
+            flops = self._times * _FLOPS[func.overloadpacket](*args, **kwargs, out_val=result)
+            self.flops += flops
+            if self._again or (self._backward and torch.is_grad_enabled()):
+                self.recomputed += flops
         return result
 
     def _add(self, tensor: torch.Tensor) -> None:
