@@ -204,8 +204,14 @@ def _prepare_model(
     cost.checkpoint = sum(value.nbytes for value in model.state_dict().values())
     if dist.get_world_size() > 1 and sharding is None:
         cost.buckets = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    # As in Composer, but without its check of the device, which excludes mixed precision on a CPU.
     if config.fsdp is not None:
-        _apply_fsdp(model, optimizer, config.fsdp, sharding, precision)
+        if config.fsdp.activation_checkpointing:
+            apply_ac(model, True, False, generate_composer_model_check_fn(model))
+        if sharding is not None:
+            with sync_optimizer_and_model_params(optimizer, model):
+                prepare_fully_shard(model, sharding, precision, generate_composer_model_policy(model))
+            set_up_units(model, config.fsdp)
     return optimizer
 
 
@@ -217,20 +223,6 @@ def _sharding(config: FsdpConfig, mesh: DeviceMesh) -> FSDP2Config:
         sharding.device_mesh = init_device_mesh(
             'cpu', (config.replicate, mesh.size() // config.replicate), mesh_dim_names=('replicate', 'shard'))
     return sharding
-
-
-def _apply_fsdp(
-    model: ComposerModel, optimizer: torch.optim.Optimizer, config: FsdpConfig,
-    sharding: Optional[FSDP2Config], precision: Precision,
-) -> None:
-    """Shard a model as in Composer, but without its check of the device,
-    which excludes mixed precision on a CPU."""
-    if config.activation_checkpointing:
-        apply_ac(model, True, False, generate_composer_model_check_fn(model))
-    if sharding is not None:
-        with sync_optimizer_and_model_params(optimizer, model):
-            prepare_fully_shard(model, sharding, precision, generate_composer_model_policy(model))
-        set_up_units(model, config)
 
 
 def _make_training_state(

@@ -117,9 +117,8 @@ class Plan:
         if self.ranks > 1:
             gpus += 's'
         if self.global_batch:
-            gpus += f', {self.global_batch:,} samples per step'
-            if self.ranks > 1 or self.microbatch != self.global_batch:
-                gpus += f', {self.device_batch:,} per GPU in microbatches of {self.microbatch:,}'
+            gpus += (f', {self.global_batch:,} samples per step, {self.device_batch:,} per GPU '
+                     f'in microbatches of {self.microbatch:,}')
         lines = [gpus]
         if not self.epoch_samples:
             lines.append('no data is there: plan_samples=15e6 plans for 15 million samples')

@@ -93,14 +93,13 @@ class Fingerprint:
         `ignored` may differ.
         """
         def fields(fingerprint: Fingerprint) -> dict[str, Any]:
-            teachers = [{field: value for field, value in teacher.items() if field not in ignored}
-                        for teacher in fingerprint.teachers]
-            if len(self) == len(expected) == 1:
-                return teachers[0]
-            return {f'teacher {i}': teacher for i, teacher in enumerate(teachers, 1)}
+            return {f'teacher {i}': teacher | dict.fromkeys(ignored)
+                    for i, teacher in enumerate(fingerprint.teachers, 1)}
 
         differing = difference(fields(self), fields(expected))
         if differing is not None:
+            if len(self) == len(expected) == 1:
+                differing = differing.removeprefix('teacher 1.')
             embedder = 'tower' if expected.kinds == ['frozen_tower'] else 'teacher'
             raise ConfigError(f'{name} comes from another {embedder} than {reference}: {differing}')
 

@@ -28,7 +28,7 @@ from llm2clip.device import computes_bfloat16, open_device
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.tensors import hash_tensors
-from llm2clip.modeling.checks import TEACHER_SUFFIXES
+from llm2clip.modeling.checks import teacher_files
 from llm2clip.modeling.sentence_transformer import encode_sentences, load_sentence_transformer
 from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
 from llm2clip.ranks import once_per_node
@@ -205,11 +205,10 @@ class SentenceTransformerModel(TeacherSource):
 
     def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
         """Copy the files that decide the vectors, and the code that comes with the model."""
-        def without_effect(parent: str, names: list[str]) -> list[str]:
-            return [name for name in names if not Path(parent, name).is_dir()
-                    and Path(name).suffix not in (*TEACHER_SUFFIXES, '.py')]
-
-        shutil.copytree(self._folder, folder, ignore=without_effect)
+        for path in (*teacher_files(self._folder), *self._folder.rglob('*.py')):
+            target = folder / path.relative_to(self._folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
         saved = Fingerprint.of(hash_files(folder), self._encoding())
         saved.check(expected, self.name, 'the model')
         return saved
@@ -262,9 +261,11 @@ def teacher_source(config: Any, trust_remote_code: Optional[bool] = None, cut: b
 
 def teacher_sources(configs: Any, trust_remote_code: Optional[bool] = None) -> list[TeacherSource]:
     """Return the sources of the text encoders that a configuration names: none, one, or several in order."""
-    if isinstance(configs, str) or not isinstance(configs, Sequence):
+    if configs is None:
+        return []
+    if not isinstance(configs, list):
         configs = [configs]
-    return [teacher_source(config, trust_remote_code) for config in configs if config is not None]
+    return [teacher_source(config, trust_remote_code) for config in configs]
 
 
 def teacher_in(
