@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Optional
 
 import torch
@@ -87,7 +88,7 @@ class EncoderPass:
 
     def load(self, meter: 'Meter', mesh: Optional[DeviceMesh] = None) -> int:
         """Replace the weights by fake ones, sharded over `mesh` if `sharded`; return their bytes."""
-        fill_with_fakes(self.encoder.eval().requires_grad_(False))
+        self.encoder.eval().requires_grad_(False).to_empty(device='cpu')
         if self.sharded and mesh is not None:
             shard_encoder(self.encoder, mesh)
         return meter.add_module(self.encoder)
@@ -166,7 +167,7 @@ def dry_run_step(
         if teacher is not None:
             cost.teacher = teacher.load(meter, mesh)
         if initial is not None:
-            fill_with_fakes(initial)
+            initial.to_empty(device='cpu')
             if sharding is not None and mesh is not None:
                 initial.shard(mesh)
             cost.copy = meter.add_module(initial)
@@ -197,8 +198,7 @@ def _prepare_model(
     cost: StepCost,
 ) -> torch.optim.Optimizer:
     """Fill the model with fakes, shard it and return its optimizer; record the sizes in `cost`."""
-    fill_with_fakes(model)
-    model.train()
+    model.train().to_empty(device='cpu')  # fake, inside FakeTensorMode
     optimizer = build_optimizer(config, model)
     # In stage 1, the state dict has only the trainable weights.
     cost.checkpoint = sum(value.nbytes for value in model.state_dict().values())
@@ -304,30 +304,9 @@ def fake_ranks(ranks: int) -> Iterator[None]:
             os.environ['WORLD_SIZE'] = launched
 
 
-def fill_with_fakes(model: nn.Module) -> None:
-    """Replace tensors on the meta device by fake CPU tensors, inside a FakeTensorMode."""
-    fakes: dict[int, torch.Tensor] = {}  # tied weights stay tied
-    for module in model.modules():
-        tensors = [*module.named_parameters(recurse=False, remove_duplicate=False),
-                   *module.named_buffers(recurse=False, remove_duplicate=False)]
-        for name, tensor in tensors:
-            if id(tensor) not in fakes:
-                fake = torch.empty(tensor.shape, dtype=tensor.dtype)
-                if isinstance(tensor, nn.Parameter):
-                    fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
-                fakes[id(tensor)] = fake
-            setattr(module, name, fakes[id(tensor)])
-
-
 @contextmanager
 def as_on_cuda() -> Iterator[None]:
     """Make the CPU choose the types of autocast and the dropout kernel, which keeps a mask, as CUDA does."""
-    def in_float32(operation: Any) -> Any:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with torch.autocast('cpu', enabled=False):
-                return operation(*map(_widened, args), **kwargs)
-        return run
-
     def dropout(values: torch.Tensor, p: float, train: bool) -> torch.Tensor:
         if train and 0 < p < 1:
             return torch.native_dropout(values, p, train)[0]
@@ -336,15 +315,17 @@ def as_on_cuda() -> Iterator[None]:
     with _scoped_library('aten', 'IMPL') as library, warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='Warning only once for all operators')
         for operation in _FLOAT32_ON_CUDA:
-            library.impl(operation, in_float32(operation), 'AutocastCPU')
+            library.impl(operation, partial(_in_float32, operation), 'AutocastCPU')
         library.impl('dropout', dropout, 'AutogradCPU')
         yield
 
 
-def _widened(value: Any) -> Any:
-    """Return a 16-bit tensor in float32, and anything else unchanged."""
-    is_half = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
-    return value.float() if is_half else value
+def _in_float32(operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call an operation without autocast, with its 16-bit tensors in float32."""
+    halves = _AUTOCAST.values()
+    values = [value.float() if getattr(value, 'dtype', None) in halves else value for value in args]
+    with torch.autocast('cpu', enabled=False):
+        return operation(*values, **kwargs)
 
 
 class Meter(TorchDispatchMode):

@@ -283,10 +283,8 @@ def _ahead(items: Iterable[T]) -> Iterator[T]:
 
 def _describe(progress: tqdm, total: Mapping[str, int]) -> None:
     tokens_per_second = total['tokens'] / max(progress.format_dict['elapsed'], 1e-9)
-    postfix: dict[str, Any] = {'tokens/s': f'{tokens_per_second:,.0f}', 'truncated': total['truncated']}
-    if total['left_out']:
-        postfix['left out'] = total['left_out']
-    progress.set_postfix(postfix)
+    progress.set_postfix({'tokens/s': f'{tokens_per_second:,.0f}', 'truncated': total['truncated'],
+                          'left out': total['left_out']})
 
 
 def run_extraction(

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional, Union
 
-import torch
 import xxhash
 from composer.devices import Device
 from composer.utils import dist
@@ -63,8 +62,7 @@ class LLMTeacher(CaptionTeacher):
         self.tokenizer = tokenizer
         self.sharded = sharded
         # The cast from bfloat16 to float32 is exact.
-        has_bfloat16 = any(weight.dtype == torch.bfloat16 for weight in encoder.llm.parameters())
-        if not sharded and has_bfloat16 and not computes_bfloat16():
+        if encoder.config.dtype == 'bfloat16' and not sharded and not computes_bfloat16():
             encoder.llm.float()
 
     def prepare(self, items: Sequence[str]) -> list[Tokenized]:
