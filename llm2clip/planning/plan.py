@@ -4,6 +4,7 @@
 """Text of a plan: errors and warnings, and the GPUs, time, data and storage that a run needs."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, Optional
 
 from tqdm import tqdm
@@ -12,6 +13,7 @@ from llm2clip.config import PlanConfig
 from llm2clip.planning.dry_run import StepCost
 
 _GIB = 2**30
+_bytes = partial(tqdm.format_sizeof, suffix='B')
 # Share of memory for tensors, beside CUDA's context, NCCL's buffers and fragmentation.
 _USABLE = 0.9
 
@@ -171,7 +173,3 @@ class Plan:
                     row += f'{hours * self.ranks * price:>14,.0f}'
             lines.append(row)
         return lines
-
-
-def _bytes(n: int) -> str:
-    return tqdm.format_sizeof(n, 'B')
