@@ -111,7 +111,7 @@ def _rank(variable: str = 'RANK') -> int:
 def warn_of_slow_bfloat16(config: Any) -> None:
     """Warn if a configuration uses bfloat16 on a CPU that is slow in it, unless the recipe prints a plan."""
     slow = [f'{key}={value}' for key, value in leaves(dataclasses.asdict(config))
-            if key.endswith(('dtype', 'precision')) and value in ('bfloat16', 'amp_bf16')]
+            if value in ('bfloat16', 'amp_bf16')]
     if slow and not config.is_plan and not computes_bfloat16():
         warnings.warn(
             f'{", ".join(slow)}: this processor has no instructions for bfloat16, and is slower in it than '

@@ -76,9 +76,7 @@ def field_docs(schema: type) -> dict[str, str]:
     Python does not keep the strings below the fields of a class, so they are read from its source.
     """
     docs: dict[str, str] = {}
-    for base in reversed(schema.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
+    for base in filter(dataclasses.is_dataclass, reversed(schema.__mro__)):
         definition: Any = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
         for field, following in zip(definition.body, definition.body[1:]):
             match field, following:
