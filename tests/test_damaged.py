@@ -167,7 +167,7 @@ def test_a_teacher_is_compared_before_it_is_exported(
     teacher_folder: Path, causal_teacher: Path, tmp_path: Path
 ) -> None:
     model, config, record, _ = trained('clip_vision_model', [teacher_folder])
-    refused(lambda: export_folder(model, config, record, causal_teacher, tmp_path / 'out'), 'bidirectional is False')
+    refused(lambda: export_folder(model, config, record, [causal_teacher], tmp_path / 'out'), 'bidirectional is False')
     assert not (tmp_path / 'out').exists()
 
 

@@ -179,20 +179,18 @@ class Evaluation:
         Removes the image features that were kept for a restart.
         """
         config = self.config
-        if is_first():
-            if config.baseline is not None:
-                self.results.comparison = compare_with_baseline(
-                    config, config.baseline, self._benchmark_results)
-            if config.averages:
-                self.results.averages = average_models(config, self._benchmark_results)
-            self._save()
         if config.cra is not None:
             self.results.cra, self.results.cra_pairs = evaluate_cra(config.cra, device)
             self.results.cra_precision = config.cra.precision
             self.results.cra_name = config.cra.name
-        if is_first():
-            self._save()
-            shutil.rmtree(self.kept_features, ignore_errors=True)
+        if not is_first():
+            return
+        if config.baseline is not None:
+            self.results.comparison = compare_with_baseline(config, config.baseline, self._benchmark_results)
+        if config.averages:
+            self.results.averages = average_models(config, self._benchmark_results)
+        self._save()
+        shutil.rmtree(self.kept_features, ignore_errors=True)
 
     def _save(self) -> None:
         """Write all results so far, so that an interrupted evaluation keeps them."""
@@ -250,8 +248,8 @@ def _check_probe(train: ClassificationSet, test: ClassificationSet) -> None:
         if torch.tensor(dataset.labels).ndim != 1:
             raise ConfigError(f'images of {dataset.name} have any number of classes, expected a set with one '
                               'each', key=part)
-    counts = Counter(train.labels)
-    for c in sorted({*train.labels, *test.labels}):
+    counts: Any = Counter(train.labels)
+    for c in sorted(counts | Counter(test.labels)):
         if counts[c] < 2:
             raise ConfigError(f'class {train.classes[c]!r} has {counts[c]} training images, '
                               'expected at least 2', key='train')
