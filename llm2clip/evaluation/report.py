@@ -6,7 +6,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import jinja2
 import matplotlib
@@ -41,12 +41,11 @@ _CAPTIONS = {
 
 
 class _Section(NamedTuple):
-    """Section of the page: a heading, a caption, a picture and a table."""
+    """Section of the page: a table below its title, a caption and a picture."""
 
-    title: str
+    table: Table
     caption: str
     picture: Markup = Markup('')
-    table: Optional[Table] = None
 
 
 def write_report(config: ReportConfig) -> Path:
@@ -88,7 +87,7 @@ def report_page(
     sections = []
     for table in result_tables(results):
         caption = _CAPTIONS[table.topic].format(results=results)
-        sections.append(_Section(table.title, caption, _picture(table, results), table))
+        sections.append(_Section(table, caption, _picture(table, results)))
     seconds = {}
     configurations = {}
     for step, folder in steps.items():
@@ -104,8 +103,8 @@ def report_page(
     if seconds:
         seconds['all'] = sum(seconds.values())
         rows = [[step, f'{value:.0f}'] for step, value in seconds.items()]
-        sections.append(_Section('Time', 'Seconds per step, summed over all starts that were not killed.',
-                                 table=Table('Steps', ['step', 'seconds'], rows)))
+        sections.append(_Section(Table('Time', ['step', 'seconds'], rows),
+                                 'Seconds per step, summed over all starts that were not killed.'))
     environment = jinja2.Environment(loader=jinja2.PackageLoader('llm2clip.evaluation'), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template('report.html.j2').render(
@@ -138,9 +137,9 @@ def _training_section(step: str, metrics: Mapping[str, Mapping[int, float]]) -> 
             for batch in (min(values), max(values)):
                 row.append(f'{values[batch]:.4g} (batch {batch:,})')
             rows.append(row)
-    return _Section(f'Training: {step}',
+    return _Section(Table(f'Training: {step}', ['', 'first', 'last'], rows),
                     'Loss, evaluations and, with the callback lr_monitor, learning rates per batch.',
-                    curves(metrics), Table('Training', ['', 'first', 'last'], rows))
+                    curves(metrics))
 
 
 def _svg(figure: Figure) -> Markup:
