@@ -133,7 +133,7 @@ def test_files_of_an_export(way: str, damage: str, export: Path) -> None:
 
 def test_an_export_compares_its_teacher(teacher_folder: Path, causal_teacher: Path, tmp_path: Path) -> None:
     model, config, record, _ = trained('clip_vision_model', [teacher_folder])
-    refused(lambda: export_folder(model, config, record, causal_teacher, tmp_path / 'out'), 'bidirectional is False')
+    refused(lambda: export_folder(model, config, record, [causal_teacher], tmp_path / 'out'), 'bidirectional is False')
     assert not (tmp_path / 'out').exists()
 
 

@@ -148,7 +148,7 @@ OF_TEACHERS: dict[str, Callable[[Path, Trained], object]] = {
     'online training': lambda folder, _: load_teacher(folder, 'float32'),
     'fingerprint': lambda folder, _: teacher_fingerprint(folder),
     'export': lambda folder, model: export_folder(
-        model.model, model.config, model.record, folder, folder.parent / 'out'),
+        model.model, model.config, model.record, [folder], folder.parent / 'out'),
     'export of the teacher': lambda folder, _: export_sentence_transformers(folder, folder.parent / 'out'),
     'remote code': lambda folder, model: modeling_llm2clip.load_teacher(
         folder, model.record.teacher.teachers[0], modeling_llm2clip.checksums(folder))(

@@ -196,7 +196,7 @@ def _export(config: ModelConfig, teacher: Path, out: Path) -> Path:
     with torch.no_grad():
         model.logit_scale.fill_(3.0)
     record = TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': 32})
-    export_folder(model, config, record, teacher, out)
+    export_folder(model, config, record, [teacher], out)
     return out
 
 
@@ -276,7 +276,7 @@ def test_a_frozen_llm_is_the_same_teacher_after_its_export(llm_folder: Path, tmp
     source = FrozenLLM(LLMTeacherConfig(pretrained=str(llm_folder), dtype='float32'))
     record = TeacherRecord(source.fingerprint(), {'llm_embed_dim': 32})
     model = LLM2CLIP(MODEL, 32, load_weights=False).eval()
-    export_folder(model, MODEL, record, source, tmp_path / 'llm2clip')
+    export_folder(model, MODEL, record, [source], tmp_path / 'llm2clip')
     saved = teacher_fingerprint(tmp_path / 'llm2clip/teacher')
     assert saved != record.teacher
     assert load_initial_weights(model, MODEL, record.teacher, tmp_path / 'llm2clip')

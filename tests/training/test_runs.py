@@ -87,7 +87,7 @@ def test_interpolation_skips_an_adapter_of_another_teacher(
 ) -> None:
     first, trained = _model(1), _model(2).state_dict()
     teacher = teacher_folder if same_teacher else causal_teacher
-    export_folder(first, CONFIG, TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': 32}), teacher,
+    export_folder(first, CONFIG, TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': 32}), [teacher],
                   tmp_path / 'first')
     run = _save_run(tmp_path / 'run', trained, teacher_folder, {}, initial_weights=str(tmp_path / 'first'))
     initial = {name: value for name, value in first.state_dict().items()
