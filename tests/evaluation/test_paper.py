@@ -22,7 +22,7 @@ OTHERWISE = {'CLIP L/14-336 + LLM2CLIP 60M', 'EVA02 L/14-336 + LLM2CLIP 15M', 'E
 
 
 def _results(sets: dict[str, str]) -> Results:
-    """Results of no models on sets, from the benchmark to the name of the set."""
+    """Of no models, on benchmarks and the names of their sets."""
     return Results(retrieval={name: BenchmarkScores(benchmark=set_name, models={}) for name, set_name in sets.items()})
 
 

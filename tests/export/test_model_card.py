@@ -27,15 +27,14 @@ def _run(tmp_path: Path) -> Stage2Config:
         train_data=ImageDataConfig(streams=streams, caption_weights={'raw': 1.0, 'long': 3.0, 'never': 0.0}))
 
 
-def test_card_of_a_run(tmp_path: Path) -> None:
+def test_a_card_has_the_settings_of_the_run_without_paths(tmp_path: Path) -> None:
     run = _run(tmp_path)
     model_card(run.model, TEACHER, run, teachers=['me/llm']).save(tmp_path / 'README.md')
     card = ModelCard.load(tmp_path / 'README.md')
     assert card.data.library_name == 'transformers' and card.data.pipeline_tag is None
-    assert '| language model | me/llm |' in card.text and 'licences of me/llm and ' in card.text
-    assert '| cc3m | 0.25 of the epoch | raw 25 %, long 75 % |' in card.text
-    assert '| cc12m | 0.75 of the epoch | raw 100 % |' in card.text
-    assert '| weights | a1b2 |' in card.text
+    for row in ('| language model | me/llm |', '| cc3m | 0.25 of the epoch | raw 25 %, long 75 % |',
+                '| cc12m | 0.75 of the epoch | raw 100 % |', '| weights | a1b2 |'):
+        assert row in card.text
     training = yaml.safe_load(card.text.split('```yaml')[1].split('```')[0])
     assert training['optimizer']['lr'] == 1e-5 and training['global_train_batch_size'] == 4096
     assert training['model']['vision']['checkpoint'] == 'tower.safetensors'
@@ -51,9 +50,9 @@ def test_the_language_model_is_the_one_that_stage_1_began_with(teacher_folder: P
     assert language_model(tmp_path / 'teacher') == 'me/llm'
 
 
-def test_card_without_run() -> None:
+def test_a_card_without_run_names_all_teachers() -> None:
     card = model_card(ModelConfig(VisionConfig('test_vit', False)), Fingerprint((*TEACHER.teachers, {'weights': 'c3'})))
-    assert '| a1b2 |' in card.text and '| c3 |' in card.text and 'Not recorded' in card.text
+    assert '| a1b2 |' in card.text and '| c3 |' in card.text
 
 
 def test_names_are_shown_and_not_rendered(tmp_path: Path) -> None:

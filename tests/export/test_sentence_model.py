@@ -85,6 +85,7 @@ def test_hard_negatives_are_those_of_the_library(limits: dict[str, Any], llm_fol
     of_query = {text_id(text): text_id(negative.get(text)) for s in samples for text in s.captions.values()}
     for batch in build_caption_pair_loader(data, tokenizer, 7, 3, train=True).dataloader:
         assert batch['negative_text_id'].tolist() == [of_query[i] for i in batch['query_text_id'].tolist()]
-    for key, message in (('dataset', 'source.dataset: there is no MDS dataset'), ('teacher', 'is not a teacher')):
-        with pytest.raises(ConfigError, match=message):
+    for key in ('dataset', 'teacher'):
+        with pytest.raises(ConfigError) as error:
             build_source({**source, key: f'{tmp_path}/nowhere'})
+        assert error.value.key == f'source.{key}'

@@ -74,16 +74,15 @@ def test_vectors_equal_the_tower_and_views_are_deterministic(
         assert all(np.array_equal(one[name], other[name]) for name in one)
         assert one[EMBEDDING + 'view1'].dtype == np.float16
         assert np.abs(one[EMBEDDING + 'view1'] - one[EMBEDDING + 'view2']).max() > 0.01
-    with pytest.raises(ValueError, match="begun for another dataset or teacher: .*'views'|caption_keys|seed"):
+    with pytest.raises(ValueError, match='begun for another dataset or teacher: .*seed'):
         extract(monkeypatch, folder, tmp_path / 'a', *views, 'seed=3')
     # A view depends on the seed, the sample and its number alone.
     image = read_samples(folder / 'data/train')[0]['image']
     items = [(image, 'a', 1), (image, 'a', 2), (image, 'b', 1)]
-    pixels, same, others = (
-        FrozenTower(encoder.train(), ExtractImagesConfig(crop_scale=[0.3, 0.6], seed=seed)).prepare(items)
-        for seed in (0, 0, 1))
-    assert torch.equal(pixels, same) and len(torch.cat([pixels, others]).unique(dim=0)) == 6
+    configs = [ExtractImagesConfig(crop_scale=[0.3, 0.6], seed=seed) for seed in (0, 0, 1)]
+    pixels, same, others = (FrozenTower(encoder.train(), config).prepare(items) for config in configs)
     assert not encoder.training
+    assert torch.equal(pixels, same) and len(torch.cat([pixels, others]).unique(dim=0)) == 6
 
 
 @pytest.mark.dist
@@ -118,21 +117,18 @@ def test_heads_export_and_truncate(
                    f'out={tmp_path}/export{len(dim)}')
 
 
-@pytest.mark.parametrize(('args', 'message'), [
-    (['model.vision.mean=[0.1, 0.1, 0.1]', 'model.vision.std=[1.0, 1.0, 1.0]'],
-     'train_data: .* comes from another tower than model.vision: mean'),
-    (['train_data.streams.t={local: x, embeddings: {tiny: {local: x}}}'],
-     r'train_data\.streams\.t\.image_embeddings: required but not set'),
-    (['train_data.streams.s.image_embeddings.local=gone'], 'no MDS dataset in gone'),
-    (['train_data.streams.s.image_embeddings.local=TEXTS'], 'lacks .*embedding.image|embedding.image'),
+@pytest.mark.parametrize(('wrong', 'message'), [
+    ('model.vision={mean: [0.1, 0.1, 0.1], std: [1.0, 1.0, 1.0]}', 'comes from another tower than model.vision: mean'),
+    ('train_data.streams.t={local: x, embeddings: {tiny: {local: x}}}', r'streams\.t\.image_embeddings: required'),
+    ('train_data.streams.s.image_embeddings.local=gone', 'no MDS dataset in gone'),
+    ('train_data.streams.s.image_embeddings.local=TEXTS', r'embedding\.image'),
 ])
 def test_wrong_vectors_are_refused_before_training(
-    args: list[str], message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wrong: str, message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not (folder / 'images/images').is_dir():
         extract(monkeypatch, folder, folder / 'images')
-    args = [arg.replace('TEXTS', f'{folder}/texts') for arg in args]
-    with pytest.raises(Exception, match=message):
-        run_recipe(monkeypatch, 'train_stage2', *stage2(folder, *args, images=f'{folder}/images/images'),
-                   f'save_folder={tmp_path}/run')
+    args = stage2(folder, wrong.replace('TEXTS', f'{folder}/texts'), images=f'{folder}/images/images')
+    with pytest.raises(ValueError, match=message):
+        run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={tmp_path}/run')
     assert not (tmp_path / 'run/checkpoints').exists()
