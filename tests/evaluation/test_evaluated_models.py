@@ -99,9 +99,7 @@ def test_bfloat16_is_near_float32(exported: tuple[LLM2CLIP, Path], baseline: Pat
             assert float((one - other).norm() / one.norm()) < 0.05
 
 
-def test_texts_that_lose_their_end_are_counted(
-    exported: tuple[LLM2CLIP, Path], baseline: Path, tmp_path: Path
-) -> None:
+def test_texts_that_lose_their_end_are_counted(exported: tuple[LLM2CLIP, Path], baseline: Path, tmp_path: Path) -> None:
     texts = ['a ' * 500, 'a', 'b ' * 500]
     ours, theirs = load(tmp_path, export=str(exported[1])), load(tmp_path, pretrained=str(baseline))
     assert ours.text_features(texts)[1] == ours.text_features(texts)[1] == theirs.text_features(texts)[1] == 2

@@ -141,9 +141,7 @@ def _run_snippet(data: bytes) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def test_the_snippet_of_a_models_card(
-    teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_snippet_of_a_models_card(teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of_run = trained('clip_vision_model', [teacher_folder])
     export_folder(*of_run, tmp_path / 'model')
     monkeypatch.chdir(tmp_path / 'model')

@@ -61,9 +61,7 @@ def test_the_teacher_is_the_one_that_the_run_names(
     assert error.value.key == 'teacher'
 
 
-def test_a_missing_package_is_named(
-    teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_is_named(teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ('llm2clip.export.sentence_model', 'llm2clip.modeling.caption_encoder',
                  'llm2clip.export.onnx_models'):
         monkeypatch.delitem(sys.modules, name, raising=False)

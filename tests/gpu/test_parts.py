@@ -20,9 +20,7 @@ from llm2clip.models.llm2clip import LLM2CLIP
 
 @pytest.mark.parametrize('precision', ['fp32', 'amp_bf16'])
 @pytest.mark.parametrize('name', TOWERS)
-def test_features_and_gradients_of_a_tower_equal_a_cpu(
-    name: str, precision: str, device: torch.device
-) -> None:
+def test_features_and_gradients_of_a_tower_equal_a_cpu(name: str, precision: str, device: torch.device) -> None:
     torch.manual_seed(0)
     model = LLM2CLIP(ModelConfig(TOWERS[name], AdapterConfig(depth=1), embed_dim=16), 8).train()
     size = TOWERS[name].image_size

@@ -37,9 +37,9 @@ def _config(*files: str, **options: Any) -> Stage1Config:
 def test_the_loss_is_the_official_one(files: list[str], negatives: bool) -> None:
     """Written out: a query finds its positive among those of all, and all hard negatives, by cosine × 50."""
     query = unit(64, 32, 0)
-    sides = {'query': 3 * query, 'positive': unit(64, 32, 1) + 0.3 * query, 'negative': unit(64, 32, 2) / 2}
-    if not negatives:
-        del sides['negative']
+    sides = {'query': 3 * query, 'positive': unit(64, 32, 1) + 0.3 * query}
+    if negatives:
+        sides['negative'] = unit(64, 32, 2) / 2
     sides = {side: vectors.float().requires_grad_() for side, vectors in sides.items()}
     config = _config(*files)
     ids = torch.arange(1, 193).view(3, 64)
@@ -71,8 +71,9 @@ def test_simcse_makes_two_vectors_of_a_caption(packed: bool, llm_folder: Path) -
     model = make_model(config)
     tokens = load_caption_tokenizer(config.text_encoder)(TEXTS)
     ids = torch.tensor([1, 2, 1, 3])
-    batch = {'index': torch.arange(4), **{f'{side}_{name}': value for side in ('query', 'positive')
-                                          for name, value in {**tokens, 'text_id': ids}.items()}}
+    batch: dict[str, Any] = {'index': torch.arange(4)}
+    for side in ('query', 'positive'):
+        batch |= {f'{side}_{name}': value for name, value in {**tokens, 'text_id': ids}.items()}
     if packed:
         batch, = split_packed(batch, 4)
     torch.manual_seed(0)

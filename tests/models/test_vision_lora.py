@@ -57,6 +57,5 @@ def test_only_named_projections_of_trained_blocks_get_lora() -> None:
     _, lora, _ = _pair(config, dataclasses.replace(LORA, target_modules=['qkv']))
     assert {n for n, p in lora.trunk.named_parameters() if p.requires_grad} == {
         f'blocks.{i}.attn.qkv.lora_{side}.default.weight' for i in (4, 5) for side in 'AB'}
-    with pytest.raises(ConfigError, match=r'lora\.target_modules: the tower has no projection called q_proj; it has '
-                                          r'fc1, fc2, proj, qkv'):
+    with pytest.raises(ConfigError, match='no projection called q_proj; it has fc1, fc2, proj, qkv'):
         _pair(config, dataclasses.replace(LORA, target_modules=['q_proj', 'qkv']))

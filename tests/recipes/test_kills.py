@@ -208,9 +208,7 @@ DIFFERS = (r'^(seconds\.json|metrics\.jsonl|checkpoints/|cache/)|'
 
 
 @pytest.fixture(scope='module')
-def made(
-    image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def made(image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What recipes read that others wrote."""
     folder = tmp_path_factory.mktemp('made')
     run('train_stage2', folder / 'run', [*stage2_arguments(image_dataset, embeddings), f'teacher={teacher_folder}'])

@@ -36,12 +36,11 @@ def test_embeddings_hold_its_features_of_captions_that_fit(
     run_recipe(monkeypatch, 'extract_embeddings', 'teacher.type=clip_text', f'teacher.name={clip}',
                f'datasets.train.local={image_dataset}', f'out={tmp_path}/out', 'device=cpu', 'batch_tokens=50')
     # The long captions have more than twelve tokens.
-    output = capfd.readouterr().out
-    assert '128 captions' in output and '64 left out' in output and '0 truncated' in output
+    assert '64 left out' in capfd.readouterr().out
     assert 'UNEXPECTED' not in caplog.text  # the vision tower is no surprise
     model, tokenizer = AutoModel.from_pretrained(clip).eval(), AutoTokenizer.from_pretrained(clip)
-    padding = {'padding': 'max_length', 'max_length': 12, 'return_attention_mask': False} if 'Siglip' in type(
-        model).__name__ else {}
+    siglip = {'padding': 'max_length', 'max_length': 12, 'return_attention_mask': False}
+    padding = siglip if model.config.model_type == 'siglip' else {}
     for image, row in zip(read_samples(image_dataset)[:10], read_samples(tmp_path / 'out/train')):
         tokens = tokenizer(image['caption.short'], return_tensors='pt', **padding)
         with torch.no_grad():
@@ -82,7 +81,7 @@ def test_its_fingerprint_is_that_of_the_text_side(clip: Path, tmp_path: Path) ->
 
 
 def test_a_model_that_is_no_clip_is_refused(llm_folder: Path) -> None:
-    with pytest.raises(ConfigError, match="teacher: .*, a 'llama' model, expected one with the text tower of a CLIP"):
+    with pytest.raises(ConfigError, match="^teacher: .*, a 'llama' model"):
         ClipText(llm_folder).load(DeviceCPU())
     with pytest.raises(LoadError, match='/nowhere'):
         ClipText('/nowhere').load(DeviceCPU())

@@ -31,12 +31,12 @@ def _source(folder: Path, **options: Any) -> SentenceTransformerModel:
 
 
 @torch.no_grad()
-def _by_hand(folder: Path, texts: Sequence[str], max_length: int) -> torch.Tensor:
+def _by_hand(folder: Path, texts: Sequence[str]) -> torch.Tensor:
     """Mean of the last states of each text alone, scaled to length 1."""
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    rows = [model(**tokenizer(text, return_tensors='pt', truncation=True, max_length=max_length)).last_hidden_state
+    rows = [model(**tokenizer(text, return_tensors='pt', truncation=True, max_length=12)).last_hidden_state.mean(1)
             for text in texts]
-    return F.normalize(torch.cat([states.mean(1) for states in rows]), dim=-1)
+    return F.normalize(torch.cat(rows), dim=-1)
 
 
 @pytest.mark.parametrize(('options', 'prompt'), [
@@ -47,7 +47,7 @@ def test_its_vectors_are_those_of_the_model_with_the_prompt(
 ) -> None:
     teacher = _source(embedder, **options).load(CPU, batch_tokens=60)
     embedded = teacher.embed(TEXTS)
-    expected = _by_hand(embedder, [prompt + text for text in TEXTS], 12)
+    expected = _by_hand(embedder, [prompt + text for text in TEXTS])
     torch.testing.assert_close(embedded.vectors, expected, rtol=0, atol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(embedder)
     lengths = [len(tokenizer(prompt + text).input_ids) for text in TEXTS]
@@ -74,8 +74,9 @@ def test_the_default_prompt_is_used_unless_another_is_given(embedder: Path, tmp_
     without = _source(folder, prompt='').load(CPU).embed(TEXTS).vectors
     torch.testing.assert_close(without, _source(embedder).load(CPU).embed(TEXTS).vectors)
     path.write_text(json.dumps({**about, 'prompts': 7}))
-    with pytest.raises(FileError, match='config_sentence_transformers.json: cannot be read .* expected the prompts of'):
+    with pytest.raises(FileError) as error:
         _source(folder).fingerprint()
+    assert error.value.path == str(path)
 
 
 def test_its_fingerprint_sees_weights_tokenizer_and_prompt(embedder: Path, tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_its_fingerprint_sees_weights_tokenizer_and_prompt(embedder: Path, tmp_p
     first = source.fingerprint()
     assert _source(folder).fingerprint() == first == source.load(CPU).fingerprint
     _source(embedder, prompt_name='query').check_encoding(Fingerprint.of('?', {'prompt': 'find: '}), 'the run')
-    with pytest.raises(ValueError, match=r"model comes from another teacher than the run: prompt is 'x', expected ''"):
+    with pytest.raises(ValueError, match="prompt is 'x', expected ''"):
         _source(folder, prompt='x').check_encoding(first, 'the run')
     (folder / '1_Pooling/config.json').write_text((folder / '1_Pooling/config.json').read_text() + ' ')
     with pytest.raises(ValueError, match='another teacher than the run: weights is'):
@@ -104,13 +105,12 @@ def test_the_files_that_load_are_copied(embedder: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_such_a_model_is_an_error(embedder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="prompt_name: 'querry', expected one of those of .*: query, document, other"):
+    with pytest.raises(ConfigError, match="prompt_name: 'querry', .*: query, document, other"):
         _source(embedder, prompt_name='querry').fingerprint()
-    with pytest.raises(FileError, match='nowhere/at-all: cannot be read .* a folder or on the Hub'):
+    with pytest.raises(FileError, match='nowhere/at-all: cannot be read'):
         _source(Path('nowhere/at-all')).fingerprint()
-    with pytest.raises(ConfigError, match='text_encoder_in_loop.sharded: .* is a sentence-transformers model, and '
-                                          'only an LLM'):
+    with pytest.raises(ConfigError, match='text_encoder_in_loop.sharded'):
         _source(embedder).load(CPU, sharded=True)
     (tmp_path / 'modules.json').write_text('[{"type": "sentence_transformers.models.Pooling", "path": "x"}]')
-    with pytest.raises(LoadError, match='cannot be loaded .* expected a sentence-transformers model'):
+    with pytest.raises(LoadError):
         _source(tmp_path).load(CPU)
