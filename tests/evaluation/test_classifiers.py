@@ -93,7 +93,6 @@ def test_a_probe_trained_by_sgd_is_the_naive_loop() -> None:
     deviation[4] = 1
 
     def scaled(rows: torch.Tensor) -> torch.Tensor:
-        """With a column of ones for the bias."""
         return torch.cat([(rows.double() - mean) / deviation, torch.ones(len(rows), 1)], 1)
 
     weight, velocity, step = torch.zeros(3, 6, dtype=torch.float64), torch.zeros(3, 6, dtype=torch.float64), 0

@@ -53,7 +53,6 @@ def _found(ranks: RetrievalRanks, seed: int = 0) -> BenchmarkResult:
 
 
 def _classified(right: torch.Tensor, labels: torch.Tensor, seed: int) -> BenchmarkResult:
-    """A zero-shot classification with these images right."""
     per_class = {f'c{c}': 100 * right[labels == c].double().mean().item() for c in labels.unique().tolist()}
     values = {'zeroshot_top1': 100 * right.double().mean().item(), 'per_class': per_class, 'n_images': len(right),
               'n_classes': len(per_class), 'mean_per_class': sum(per_class.values()) / len(per_class)}
@@ -91,7 +90,6 @@ def test_differences_draw_the_same_images_for_both_models(shared: bool) -> None:
 
 
 def test_averages_draw_the_images_of_each_set_by_themselves() -> None:
-    """The variance of a mean of independent means."""
     generator = torch.Generator().manual_seed(0)
     sizes, sets, before = (300, 500, 400), [], []
     for seed, n in enumerate(sizes):
@@ -168,7 +166,6 @@ class _Reader:
 
 
 def _evaluation(out: Path, names: Sequence[str] = tuple(MODELS)) -> Evaluation:
-    """Of two retrieval sets and two classifications, with a baseline and averages."""
     config = EvaluateConfig(out=str(out), bootstrap=50, gallery=0, num_workers=0, baseline='clip', averages={
         'both': ['retrieval.urban1k', 'retrieval.docci'], 'accuracy': ['zeroshot.top1', 'zeroshot.balanced']})
     evaluation = Evaluation(config)
@@ -195,7 +192,6 @@ def _run(evaluation: Evaluation) -> dict[str, Any]:
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """Results of an evaluation that came to its end, and their folder."""
     out = tmp_path_factory.mktemp('whole')
     return _run(_evaluation(out)), out
 
@@ -240,9 +236,8 @@ def test_averages_are_means_of_the_number_of_each_set(whole: tuple[dict[str, Any
             assert both[metric] == pytest.approx(sum(recalls) / 2, abs=1e-3)
         assert ('compared' in accuracy) == (model != 'clip')
     before, after = (results['averages']['accuracy']['models'][model] for model in ('clip', 'weak'))
-    assert after['compared']['difference']['mean'] == pytest.approx(after['mean'] - before['mean'], abs=2e-3)
-    low, high = after['compared']['intervals']['mean']
-    assert low <= after['compared']['difference']['mean'] <= high and low < high
+    difference, (low, high) = (after['compared'][part]['mean'] for part in ('difference', 'intervals'))
+    assert difference == pytest.approx(after['mean'] - before['mean'], abs=2e-3) and low <= difference <= high
     table = (out / 'results.md').read_text()
     assert '## Average: accuracy' in table and 'mean of 2 sets: top1 (top-1), balanced (mean per class); ' in table
     # The paper's numbers on sets that it reports, averaged in the same way.
@@ -260,7 +255,6 @@ OTHERWISE = {'CLIP L/14-336 + LLM2CLIP 60M', 'EVA02 L/14-336 + LLM2CLIP 15M', 'E
 
 
 def _results(sets: dict[str, str]) -> Results:
-    """Of no models, on benchmarks and the names of their sets."""
     return Results(retrieval={name: BenchmarkScores(benchmark=set_name, models={}) for name, set_name in sets.items()})
 
 

@@ -39,7 +39,6 @@ def load(cache: Path, **options: Any) -> Any:
 
 
 def pixels_for(model: Any) -> torch.Tensor:
-    """Three pictures as the model takes them."""
     return torch.stack([model.preprocess(picture(i), str(i)) for i in range(3)])
 
 

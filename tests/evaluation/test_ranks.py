@@ -15,10 +15,11 @@ from launched import Launched, contents, finish
 from recipes_in_process import run_recipe
 from set_files import custom_sets, write_custom_sets, write_wds
 
-import llm2clip.evaluation.benchmarks
-import llm2clip.evaluation.evaluated_models
-import llm2clip.teacher.caption_teacher
+from llm2clip.evaluation import benchmarks, evaluated_models
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.teacher import caption_teacher
+
+pytestmark = pytest.mark.dist
 
 # Several blocks of texts, as large sets have them.
 BLOCK = 7
@@ -48,8 +49,6 @@ for recipe, args in json.loads(sys.argv[1]):
 
 
 class Place:
-    """Sets, and the same sets with a damaged image, for two ranks and for one."""
-
     def __init__(self, folder: Path, exported: Path, baseline: Path, teacher: Path, images: Path) -> None:
         self.folder, self.sets, self.broken = folder, folder / 'sets', folder / 'broken'
         self.models = [f'models.ours.export={exported}', f'models.bf16={{export: {exported}, precision: amp_bf16}}',
@@ -71,14 +70,14 @@ class Place:
 
 
 @pytest.fixture(scope='module')
-def place(exported: tuple[LLM2CLIP, Path], baseline: Path, teacher_folder: Path, image_dataset: Path,
+def place(exported: tuple[LLM2CLIP, Path], clip: Path, teacher_folder: Path, image_dataset: Path,
           tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return Place(tmp_path_factory.mktemp('ranks'), exported[1], baseline, teacher_folder, image_dataset)
+    return Place(tmp_path_factory.mktemp('ranks'), exported[1], clip, teacher_folder, image_dataset)
 
 
 @pytest.fixture(scope='module')
 def log(place: Place) -> str:
-    """What two ranks said that evaluated and came across the damaged image."""
+    """The output of two ranks that evaluate, and then come across the damaged image."""
     script, log = place.folder / 'script.py', place.folder / 'log'
     script.write_text(SCRIPT)
     recipes = [('evaluate', place.evaluate('two', place.sets, [*place.models, *place.others])),
@@ -88,21 +87,15 @@ def log(place: Place) -> str:
 
 @pytest.fixture
 def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """This process, with the threads of a launched one."""
-    monkeypatch.setattr(llm2clip.teacher.caption_teacher, '_BLOCK', BLOCK)
-    monkeypatch.setattr(llm2clip.evaluation.benchmarks, '_BLOCK', BLOCK)
-    monkeypatch.setattr(llm2clip.evaluation.evaluated_models, '_TEXTS', BLOCK)
+    for module, name in ((caption_teacher, '_BLOCK'), (benchmarks, '_BLOCK'), (evaluated_models, '_TEXTS')):
+        monkeypatch.setattr(module, name, BLOCK)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield monkeypatch
     torch.set_num_threads(before)
 
 
-pytestmark = [pytest.mark.dist, pytest.mark.parametrize('baseline', ['clip'], indirect=True)]
-
-
 def test_two_ranks_find_what_one_finds(place: Place, log: str, one_rank: pytest.MonkeyPatch) -> None:
-    """The same batches make the same files, bit for bit."""
     run_recipe(one_rank, 'evaluate', *place.evaluate('one', place.sets, [*place.models, *place.others]))
     one, two = (contents(place.folder / name, r'config\.yaml|seconds\.json') for name in ('one', 'two'))
     assert one == two

@@ -50,7 +50,6 @@ def test_missing_results_galleries_and_steps_are_named(tmp_path: Path, monkeypat
     args = [f'results={tmp_path}', f'out={tmp_path}/out', f'steps.a={tmp_path}']
 
     def refused(*more: str) -> str:
-        """The file or key of the error."""
         with pytest.raises((ConfigError, FileError)) as error:
             run_recipe(monkeypatch, 'report', *args, *more)
         assert not (tmp_path / 'out').exists()

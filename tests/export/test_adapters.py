@@ -53,7 +53,6 @@ def _tasks() -> list[Any]:
 
 @pytest.fixture
 def of_run(teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
-    """A model that is exported where the blocks look for it."""
     of_run = trained('timm:test_vit', [teacher_folder])
     export_folder(*of_run, tmp_path / 'runs/quickstart/export/llm2clip')
     monkeypatch.chdir(tmp_path)
@@ -70,7 +69,6 @@ def _run_block(which: int, names: dict[str, Any], images: Sequence[bytes] = ()) 
 
 @torch.no_grad()
 def _features(of_run: Trained, images: list[bytes], *texts: list[str]) -> list[torch.Tensor]:
-    """Of images, and of each list of texts."""
     preprocessing = of_run.model.vision_encoder.preprocessing
     pixels = torch.stack([training_pixels(data, preprocessing=preprocessing) for data in images])
     return [of_run.model.get_image_features(pixels),

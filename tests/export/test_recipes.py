@@ -21,7 +21,6 @@ from llm2clip.training.runs import Stage2Run
 
 
 def save_run(folder: Path, of_run: Trained, teacher: Optional[Path] = None) -> Path:
-    """A run without its checkpoint."""
     save_run_config(folder, of_run.config, teacher=None if teacher is None else str(teacher))
     teacher = Fingerprint.concatenate(teacher_fingerprint(path) for path in of_run.teachers)
     TeacherRecord(teacher, of_run.record.facts).write(folder)

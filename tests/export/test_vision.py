@@ -103,7 +103,6 @@ def test_a_projection_that_does_not_fit_is_refused(teacher_folder: Path, tmp_pat
 
 @torch.no_grad()
 def test_a_clip_that_was_fine_tuned_is_one_clip_model(llm_folder: Path, tmp_path: Path) -> None:
-    """With a text tower, a projection and pixels of its own, and fewer dimensions."""
     clip = str(write_clip(tmp_path / 'clip', llm_folder))
     tower = load_clip_text(ClipTextConfig(clip)).eval()
     save_clip_text(tower, {name: value + 0.01 for name, value in tower.state_dict().items()},

@@ -36,7 +36,6 @@ def models(teacher_folder: Path, causal_teacher: Path, weighted_teacher: Path, e
 
 @pytest.fixture(scope='module')
 def found(models: dict[str, Trained], tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """What a Python without this package makes of the exports."""
     folder = tmp_path_factory.mktemp('exports')
     given = {}
     for name, (model, config, record, teachers) in models.items():

@@ -50,13 +50,11 @@ def _sixteen_bits_on_a_cpu() -> Iterator[None]:
 
 @pytest.fixture
 def device() -> torch.device:
-    """Where tensors are put."""
     return torch.device('cuda' if DEVICE == 'gpu' else 'cpu')
 
 
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Runs the recipe of this name."""
 
     def run(name: str, *args: str) -> None:
         run_recipe(monkeypatch, name, *args)
@@ -80,7 +78,6 @@ def arguments(image_dataset: Path, llm_folder: Path, embeddings: Path) -> dict[i
 
 @pytest.fixture
 def train(recipe: Callable[..., None], arguments: dict[int, list[str]], tmp_path: Path) -> Train:
-    """Trains in this process."""
 
     def run(stage: int, name: str, *args: str) -> Path:
         recipe(f'train_stage{stage}', *arguments[stage], f'device={DEVICE}', *args, f'save_folder={tmp_path}/{name}')
@@ -91,7 +88,6 @@ def train(recipe: Callable[..., None], arguments: dict[int, list[str]], tmp_path
 
 @pytest.fixture
 def train_on_two(arguments: dict[int, list[str]], tmp_path: Path) -> Train:
-    """Trains on two GPUs, or by two processes on the CPU."""
 
     def run(stage: int, name: str, *args: str) -> Path:
         launched.run(f'train_stage{stage}', tmp_path / name, [*arguments[stage], f'device={DEVICE}', *args], 2)

@@ -72,7 +72,6 @@ def test_an_llm_has_the_vectors_that_it_has_on_a_cpu(
 @pytest.mark.parametrize('block_size', [None, 4])
 @pytest.mark.parametrize('case', CASES)
 def test_a_loss_is_float32_whatever_surrounds_it(case: str, block_size: int, device: torch.device) -> None:
-    """Under autocast, and where TF32 is allowed."""
     leaves, ids = sample(case)
     expected = whole_matrix(case, leaves, ids)
     expected.backward()

@@ -65,8 +65,6 @@ def test_the_teacher_in_the_loop_gives_what_the_embeddings_has(sharded: str, tra
 
 
 class _Temperature(Callback):
-    """The factor on the similarities as the loss gets it."""
-
     def __init__(self) -> None:
         self.found: list[float] = []
 
@@ -146,7 +144,6 @@ def test_evaluation_search_and_export(
 
 
 def _numbers(result: Any, name: str = '') -> dict[str, float]:
-    """Every metric of a result, by its path."""
     if isinstance(result, dict):
         return {key: value for part in result for key, value in _numbers(result[part], f'{name}/{part}').items()}
     return {name: float(result)} if isinstance(result, (int, float)) and 'seconds' not in name else {}

@@ -30,7 +30,6 @@ TRAININGS: dict[str, tuple[int, list[str]]] = {
 
 
 def _final(folder: Path) -> torch.Tensor:
-    """Everything that was trained, in one vector."""
     found = weights(folder)
     return torch.cat([found[name].double().flatten() for name in sorted(found)])
 
@@ -94,7 +93,6 @@ def test_every_way_is_the_plain_one(stage: int, precision: str, train: Train) ->
 
 @pytest.fixture
 def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Kernels that add in the same order each time."""
     monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
     torch.use_deterministic_algorithms(True)

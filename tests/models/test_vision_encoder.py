@@ -23,7 +23,6 @@ IMAGES = torch.randn(3, 3, 64, 64, dtype=torch.float64, generator=torch.Generato
 
 
 def _with_statistics(model: nn.Module) -> nn.Module:
-    """In evaluation, with weights and statistics as after a training."""
     for module in model.double().modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1, 0.2)

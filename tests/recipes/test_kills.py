@@ -41,12 +41,10 @@ PATIENCE = 900.0  # seconds; other work may take most of the machine
 
 
 def adamw(args: list[str], steps: int, *extra: str) -> list[str]:
-    """A rate at which weights that differ would soon differ a lot."""
     return [*args, 'optimizer.name=adamw', 'optimizer.lr=0.01', f'max_duration={steps}ba', *extra]
 
 
 def assert_same_result(found: Path, expected: Path) -> None:
-    """Bit for bit."""
     assert losses(found) == losses(expected)
     adapter = Path('lora/adapter_model.safetensors')
     one, other = (load_file(folder / adapter) if (folder / adapter).is_file() else weights(folder)
@@ -69,8 +67,7 @@ def test_killed_and_resumed_equals_undisturbed(
     run(recipe, tmp_path / 'whole', args, 2)
     folder, log, sharded = tmp_path / 'killed', tmp_path / 'killed.log', extra[:2] == SHARDED[:2]
     (slow := tmp_path / 'slow_disk.py').write_text(SLOW_DISK.format(recipe=recipe))
-    command = [str(slow) if sharded else f'recipes/{recipe}.py', *args, f'save_folder={folder}']
-    process = Launched(command, log, 2)
+    process = Launched([str(slow) if sharded else f'recipes/{recipe}.py', *args, f'save_folder={folder}'], log, 2)
     wait_until(lambda: max(losses(folder), default=-1) >= 6 and (not sharded or is_writing(folder)), process, log)
     process.kill()
     assert max(losses(folder)) < 15, 'the run was killed too late'
@@ -152,7 +149,6 @@ class Case(NamedTuple):
 
 
 def _training(stage: str, *extra: str) -> Callable[[Place], list[str]]:
-    """Arguments of a training with many checkpoints and evaluations."""
     def args(place: Place) -> list[str]:
         given = [f'save_folder={place.out}', f'save_interval={SAVE}ba', f'eval_interval={EVAL}ba', *extra]
         if stage == 'stage1':
@@ -194,9 +190,7 @@ CASES = [
 ]
 # Takes long for what torch writes to disk before a checkpoint counts as written.
 SLOW_DISK = """
-import os
-import runpy
-import time
+import os, runpy, time
 fsync = os.fsync
 os.fsync = lambda file: (time.sleep(0.3), fsync(file))
 runpy.run_path('recipes/{recipe}.py', run_name='__main__')
@@ -209,7 +203,6 @@ DIFFERS = (r'^(seconds\.json|metrics\.jsonl|checkpoints/|cache/)|'
 
 @pytest.fixture(scope='module')
 def made(image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What recipes read that others wrote."""
     folder = tmp_path_factory.mktemp('made')
     run('train_stage2', folder / 'run', [*stage2_arguments(image_dataset, embeddings), f'teacher={teacher_folder}'])
     write_images(folder / 'photos', [f'{i}.png' for i in range(48)])

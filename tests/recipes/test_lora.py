@@ -40,11 +40,6 @@ from llm2clip.training.text_encoders import load_trained_encoder
 TEXTS = ['a red square', 'a blue circle number 7, painted on a plain wall by somebody']
 
 
-@pytest.fixture(scope='module')
-def siglip(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp('siglip'), llm_folder, 'siglip')
-
-
 @pytest.fixture
 def args(stage2_args: list[str], tmp_path: Path) -> list[str]:
     """Without embeddings datasets, and with a zero-shot set."""
@@ -58,7 +53,6 @@ def _load(run: Path, **options: Any) -> EvaluatedModel:
 
 
 def _accuracy(run: Path) -> float:
-    """What `evaluate` finds on the zero-shot set."""
     return evaluated(run, {'name': 'clip_benchmark', 'local': f'{run.parent}/set'})['mean_per_class']
 
 
@@ -112,9 +106,10 @@ def test_lora_on_the_llm(
 
 @pytest.mark.dist
 def test_clip_is_fine_tuned_directly(
-    args: list[str], siglip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    args: list[str], llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It begins as what was pretrained, and ends, sharded over two ranks, as what `evaluate` finds."""
+    siglip = write_clip(tmp_path / 'siglip', llm_folder, 'siglip')
     args = [*args, f'trainable_text.clip.name={siglip}', 'model.adapter.name=identity', f'model.vision.name={siglip}',
             'model.vision.pretrained=true', 'model.visual_projection=pretrained', 'eval_first=true', 'max_duration=3ba']
     whole = AutoModel.from_pretrained(siglip)

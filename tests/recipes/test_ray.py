@@ -85,7 +85,6 @@ def _options() -> dict[str, int]:
 
 @pytest.fixture(scope='module')
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """They find the S3 server by their environment."""
     served = tmp_path_factory.mktemp('served')
     (served / 'bucket').mkdir()
     # What the test makes by itself, functions and classes, goes to the workers as a whole.

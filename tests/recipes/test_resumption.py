@@ -137,7 +137,6 @@ def test_a_teacher_is_that_of_the_settings_in_its_folder(
 
 
 def _exclude_a_shard(images: Path, embeddings: Path) -> None:
-    """The datasets are from now on the beginning of what they were."""
     for folder in (images, embeddings):
         index = read_index(folder)
         (folder / 'index.json').write_text(json.dumps({**index, 'shards': index['shards'][:-1]}))

@@ -216,7 +216,6 @@ def test_two_nodes_that_share_only_a_remote_extract_together(
 def test_a_corrupt_shard_stops_both_ranks(
     stage2_args: list[str], image_dataset: Path, embeddings: Path, tmp_path: Path
 ) -> None:
-    """By themselves, within seconds, and named."""
     shard = shutil.copytree(embeddings, tmp_path / 'embeddings') / 'shard.00001.mds'
     data = shard.read_bytes()
     shard.write_bytes(data[:-1] + bytes([data[-1] ^ 255]))

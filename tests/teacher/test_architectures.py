@@ -92,7 +92,6 @@ def test_packed_texts_have_the_vectors_of_padded_ones(
 def test_packed_texts_have_the_gradients_of_padded_ones(
     family: Callable, bidirectional: bool, attention: Optional[str]
 ) -> None:
-    """Also where layers run again in the backward pass."""
     encoder, tokenizer = family(bidirectional=bidirectional, attn_implementation=attention)
     tokens = tokenizer.tokenize([*TEXTS, *TEXTS[:2]])
     padded, packed = tokenizer.pad(tokens), pack_tokens(tokens)
