@@ -13,15 +13,13 @@ import torch
 from clip_benchmark.datasets.builder import build_wds_dataset
 from clip_benchmark.metrics import zeroshot_classification
 from clip_benchmark.webdataset_builder import convert_dataset
-from composer.devices import DeviceCPU
+from evaluated import load
 from parts import picture
 from PIL import Image
 from recipes_in_process import run_recipe
 from set_files import WDS_CLASSES, write_wds
 
-from llm2clip.config import EvaluatedModelConfig
 from llm2clip.errors import ConfigError
-from llm2clip.evaluation.evaluated_models import load_evaluated_model
 from llm2clip.models.llm2clip import LLM2CLIP
 
 N = 32
@@ -40,7 +38,7 @@ class _Samples(list):
 
 def _theirs(export: Path, data: Path, cache: Path) -> dict[str, float]:
     """What CLIP_benchmark finds, with our model, in percent."""
-    model = load_evaluated_model(EvaluatedModelConfig(export=str(export)), cache, DeviceCPU())
+    model = load(cache, export=str(export))
 
     def transform(image: Image.Image) -> torch.Tensor:
         buffer = io.BytesIO()

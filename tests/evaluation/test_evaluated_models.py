@@ -11,17 +11,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from composer.devices import DeviceCPU
+from evaluated import load
 from parts import make_samples, picture
 from PIL import Image
 from towers import projected
 from trained import trained
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from llm2clip.config import EvaluateConfig, EvaluatedModelConfig
+from llm2clip.config import EvaluateConfig
 from llm2clip.config.loading import load_config
-from llm2clip.errors import ConfigError, under
-from llm2clip.evaluation.evaluated_models import load_evaluated_model
+from llm2clip.errors import ConfigError
 from llm2clip.export.check import training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.modeling.text_encoder import encode_texts
@@ -31,11 +30,6 @@ from llm2clip.teacher.llm import load_teacher, teacher_fingerprint
 from llm2clip.teacher.sources import TeacherFolder
 
 TEXTS = [s.captions['long'] for s in make_samples(5)]
-
-
-def load(cache: Path, **options: Any) -> Any:
-    with under('models.m'):
-        return load_evaluated_model(EvaluatedModelConfig(**options), cache, DeviceCPU())
 
 
 def pixels_for(model: Any) -> torch.Tensor:
@@ -65,7 +59,7 @@ def test_few_dimensions_are_the_first_scaled_to_length_1(exported: tuple[LLM2CLI
         torch.testing.assert_close(found, F.normalize(features[:, :6], dim=-1))
     with pytest.raises(ConfigError) as error:
         load(tmp_path, export=str(exported[1]), truncate_dim=17)
-    assert error.value.key == 'models.m.truncate_dim'
+    assert error.value.key == 'truncate_dim'
 
 
 def test_texts_are_embedded_once(
@@ -147,7 +141,7 @@ def test_a_missing_baseline_or_teacher_is_named(exported: tuple[LLM2CLIP, Path],
     shutil.rmtree(tmp_path / 'export/teacher')
     with pytest.raises(ConfigError) as error:
         load(tmp_path, export=f'{tmp_path}/export')
-    assert error.value.key == 'models.m.teacher'
+    assert error.value.key == 'teacher'
 
 
 def test_several_teachers_are_taken_in_their_order(teacher_folder: Path, causal_teacher: Path, tmp_path: Path) -> None:

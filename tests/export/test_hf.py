@@ -12,7 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from parts import make_samples, text_encoder_from_config
+from parts import make_samples
 from PIL import Image
 from safetensors.torch import load_file
 from timm.models import build_model_with_cfg, register_model
@@ -21,7 +21,6 @@ from timm.models.swin_transformer import SwinTransformer
 from trained import trained
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, LlamaConfig, pipeline
 
-from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.export import hf
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
@@ -30,7 +29,7 @@ from llm2clip.modeling import modeling_llm2clip
 from llm2clip.modeling.checks import LoadError, keep_readable, load_config
 from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.teacher.llm import load_teacher, save_teacher
+from llm2clip.teacher.llm import load_teacher
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,11 +109,8 @@ def test_eleven_teachers_keep_their_order(tmp_path: Path) -> None:
     assert [folder.name for folder in hf.LLM2CLIPModel.teacher_folders(tmp_path)] == names
 
 
-def test_texts_have_one_precision_with_and_without_package(llm_folder: Path, tmp_path: Path) -> None:
-    lora = LoraConfig(r=4)
-    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(str(llm_folder), dtype='bfloat16'), lora, 0.05)
-    save_teacher(encoder, tokenizer, lora, tmp_path / 'teacher')
-    export_folder(*trained('timm:test_efficientnet', [tmp_path / 'teacher'], image_size=32), tmp_path / 'model')
+def test_texts_have_one_precision_with_and_without_package(lora_teacher: Path, tmp_path: Path) -> None:
+    export_folder(*trained('timm:test_efficientnet', [lora_teacher], image_size=32), tmp_path / 'model')
     with torch.no_grad():
         found, expected = (kind.from_pretrained(tmp_path / 'model').get_text_features(['a red square', 'two'])
                            for kind in (hf.LLM2CLIPModel, modeling_llm2clip.LLM2CLIPModel))

@@ -16,38 +16,20 @@ import torch.nn as nn
 import torch.nn.functional as F
 from composer.devices import DeviceCPU
 from onnxruntime import InferenceSession
-from parts import text_encoder_from_config
 from PIL import Image
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from towers import write_clip
 from trained import PIXELS, SMALL, Trained, trained
-from transformers import (
-    AutoProcessor,
-    CLIPModel,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-)
+from transformers import AutoProcessor, CLIPModel, LlavaConfig, LlavaForConditionalGeneration
 
-from llm2clip.config import (
-    AdapterConfig,
-    ClipTextConfig,
-    LoraConfig,
-    ModelConfig,
-    Stage2Config,
-    TextEncoderConfig,
-    TrainableTextConfig,
-    VisionConfig,
-)
+from llm2clip.config import AdapterConfig, ClipTextConfig, ModelConfig, Stage2Config, TrainableTextConfig, VisionConfig
 from llm2clip.errors import ConfigError
 from llm2clip.export.onnx_models import export_onnx
 from llm2clip.export.vision import export_clip, export_vision
 from llm2clip.models.llm2clip import LLM2CLIP, truncate_dims
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.teacher.clip_text import ClipText, load_clip_text, load_clip_tokenizer, save_clip_text
-from llm2clip.teacher.llm import save_teacher
 from llm2clip.teacher.sources import TeacherFolder
 
 ROOT = Path(__file__).parents[2]
@@ -135,10 +117,10 @@ def test_a_clip_that_was_fine_tuned_is_one_clip_model(llm_folder: Path, tmp_path
 def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """LLaVA-1.5's layout: CLIP's last but one layer without class token, an MLP of two layers, a Llama."""
     torch.manual_seed(0)
-    text = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**SMALL), text_config=text, image_token_index=IMAGE_TOKEN,
-                         image_seq_length=PATCHES)
-    assert config.vision_feature_layer == -2 and config.vision_feature_select_strategy == 'default'
+    vision = {'model_type': 'clip_vision_model', **SMALL}
+    text = {'model_type': 'llama', 'vocab_size': 64, 'hidden_size': 32, 'intermediate_size': 64,
+            'num_hidden_layers': 2, 'num_attention_heads': 4}
+    config = LlavaConfig(vision, text, image_token_index=IMAGE_TOKEN, image_seq_length=PATCHES)
     folder = tmp_path_factory.mktemp('llava')
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     return folder
@@ -172,7 +154,7 @@ def test_in_llava_as_the_readme_puts_it_there(
 
 def features(of_run: Trained, folder: Path, **options: Any) -> np.ndarray:
     """Export, and run the tower on three images in batches of one and two."""
-    export_onnx(of_run.model, of_run.config, of_run.record, folder, **options)
+    export_onnx(*of_run[:3], folder, **options)
     session = InferenceSession(folder / 'model.onnx')
     pixels = of_run.pixels().numpy()
     return np.concatenate([session.run(None, {'pixel_values': part})[0] for part in (pixels[:1], pixels[1:])])
@@ -207,7 +189,7 @@ def test_the_model_card_embeds_images_and_captions(
 ) -> None:
     teacher: Path = request.getfixturevalue(kind)
     of_run = trained(vision, [teacher])
-    export_onnx(of_run.model, of_run.config, of_run.record, tmp_path / 'out', teachers=[TeacherFolder(teacher)])
+    export_onnx(*of_run[:3], tmp_path / 'out', teachers=[TeacherFolder(teacher)])
     monkeypatch.chdir(tmp_path / 'out')
     Image.new('RGB', (90, 70), 'red').save('picture.png')
     code = re.search(r'```python\n(.*?)```', Path('README.md').read_text(), re.S)
@@ -219,13 +201,9 @@ def test_the_model_card_embeds_images_and_captions(
     assert_same(names['image_features'], of_run.model.get_image_features(names['pixels'].pixel_values))
 
 
-def test_lora_beside_bfloat16_is_merged(llm_folder: Path, tmp_path: Path) -> None:
-    encoder, tokenizer = text_encoder_from_config(
-        TextEncoderConfig(pretrained=str(llm_folder), dtype='bfloat16'), LoraConfig(r=4), 0.1)
-    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher')
-    of_run = trained('timm:test_vit', [tmp_path / 'teacher'])
-    export_onnx(of_run.model, of_run.config, of_run.record, tmp_path / 'out', teachers=[
-        TeacherFolder(tmp_path / 'teacher')])
+def test_lora_beside_bfloat16_is_merged(lora_teacher: Path, tmp_path: Path) -> None:
+    of_run = trained('timm:test_vit', [lora_teacher])
+    export_onnx(*of_run[:3], tmp_path / 'out', teachers=[TeacherFolder(lora_teacher)])
     nodes = onnx.load(tmp_path / 'out/text_encoder.onnx').graph.node
     products = sum(node.op_type in ('MatMul', 'Gemm') for node in nodes)
     # Seven projections and two products of attention in each of two layers, and in torch 2.7 one of RoPE.

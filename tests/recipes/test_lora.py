@@ -4,13 +4,11 @@
 """Stage 2 that trains LoRA on the LLM or on the vision tower, or CLIP's own text tower, as a user launches it."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
 import torch
-from composer.devices import DeviceCPU
-from evaluated import evaluated
+from evaluated import evaluated, load
 from launched import SGD, assert_same_weights, losses, run, weights
 from recipes_in_process import REQUIRED, run_recipe
 from safetensors.torch import load_file
@@ -18,17 +16,9 @@ from set_files import write_wds
 from towers import write_clip
 from transformers import AutoModel
 
-from llm2clip.config import (
-    ClipTextConfig,
-    EvaluatedModelConfig,
-    LoraConfig,
-    Stage2Config,
-    TextEncoderConfig,
-    TrainableTextConfig,
-)
+from llm2clip.config import ClipTextConfig, LoraConfig, Stage2Config, TextEncoderConfig, TrainableTextConfig
 from llm2clip.config.loading import load_config, save_config
 from llm2clip.errors import ConfigError
-from llm2clip.evaluation.evaluated_models import EvaluatedModel, load_evaluated_model
 from llm2clip.export.hf import LLM2CLIPModel
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
@@ -46,10 +36,6 @@ def args(stage2_args: list[str], tmp_path: Path) -> list[str]:
     write_wds(tmp_path / 'set', [i % 6 for i in range(17)])
     return [*(arg for arg in stage2_args if '.embeddings.' not in arg), *SGD, 'model.embed_dim=32',
             'train_data.num_workers=0', f'eval_zeroshot.z.source={{name: clip_benchmark, local: {tmp_path}/set}}']
-
-
-def _load(run: Path, **options: Any) -> EvaluatedModel:
-    return load_evaluated_model(EvaluatedModelConfig(run=str(run), **options), run / 'cache', DeviceCPU())
 
 
 def _accuracy(run: Path) -> float:
@@ -89,10 +75,10 @@ def test_lora_on_the_llm(
     model, (encoder, tokenizer) = Stage2Run(one).load_model(), load_teacher(one / 'teacher')
     with torch.no_grad():
         expected = model.get_text_features(encoder(**tokenizer(TEXTS)))
-    torch.testing.assert_close(_load(one).text_features(TEXTS)[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(load(tmp_path, run=str(one)).text_features(TEXTS)[0], expected, rtol=1e-4, atol=1e-5)
     for options, message in (({'weights': 'best'}, '^weights'), ({'teacher': str(teacher_folder)}, 'another teacher')):
         with pytest.raises(ValueError, match=message):
-            _load(one, **options)
+            load(tmp_path, **{'run': str(one), **options})
 
     run_recipe(monkeypatch, 'export_hf', f'run={one}', f'out={tmp_path}/export')
     exported = AutoModel.from_pretrained(tmp_path / 'export/llm2clip').eval()
@@ -114,8 +100,8 @@ def test_clip_is_fine_tuned_directly(
             'model.vision.pretrained=true', 'model.visual_projection=pretrained', 'eval_first=true', 'max_duration=3ba']
     whole = AutoModel.from_pretrained(siglip)
     run_recipe(monkeypatch, 'train_stage2', *args, 'optimizer.lr=0.0', f'save_folder={tmp_path}/begun')
-    begun = _load(tmp_path / 'begun')
-    theirs = load_evaluated_model(EvaluatedModelConfig(pretrained=str(siglip)), tmp_path, DeviceCPU())
+    begun = load(tmp_path, run=f'{tmp_path}/begun')
+    theirs = load(tmp_path, pretrained=str(siglip))
     for found, expected in zip(begun.text_features(TEXTS), theirs.text_features(TEXTS)):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # and as many that lost their end
     pixels = torch.randn(2, 3, 32, 32)
@@ -174,7 +160,7 @@ def test_lora_trains_sharded_resumes_and_is_merged(
     assert not any('lora' in name for name in model.state_dict())
     run_recipe(monkeypatch, 'export_hf', f'run={one}', f'out={tmp_path}/export')
     run_recipe(monkeypatch, 'export_vision', f'run={one}', f'out={tmp_path}/vision', 'projection=false')
-    evaluated = load_evaluated_model(EvaluatedModelConfig(run=str(one)), tmp_path / 'cache', DeviceCPU())
+    evaluated = load(tmp_path, run=str(one))
     pixels = torch.randn(5, 3, 32, 32)
     with torch.no_grad():
         expected, tower = unmerged.get_image_features(pixels), unmerged.vision_encoder(pixels)

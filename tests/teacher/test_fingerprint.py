@@ -20,6 +20,7 @@ from llm2clip.models.frozen_tower import tower_fingerprint
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.teacher.clip_text import ClipText
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, hash_files
+from llm2clip.teacher.llm import teacher_fingerprint
 from llm2clip.teacher.sources import FrozenLLM
 
 ONE = Fingerprint.of('a1', {'pooling': 'mean', 'instruction': ''})
@@ -47,6 +48,16 @@ def test_a_record_comes_back_and_tells_others_apart(tmp_path: Path) -> None:
     assert record.difference(TeacherRecord(BOTH, {'llm_embed_dim': 4})) == 'llm_embed_dim is 8, expected 4'
     with pytest.raises(ConfigError, match='has no teacher.json'):
         TeacherRecord.read(tmp_path / 'nowhere')
+
+
+@pytest.mark.parametrize('pattern', ['*.safetensors', '*.jinja', 'tokenizer.json', 'config.json'])
+def test_every_file_of_a_teacher_is_in_its_fingerprint(teacher_folder: Path, tmp_path: Path, pattern: str) -> None:
+    folder = shutil.copytree(teacher_folder, tmp_path / 'copy')
+    whole = teacher_fingerprint(folder)
+    file, = folder.glob(pattern)
+    file.write_bytes(file.read_bytes() + b' ')
+    with pytest.raises(ValueError, match='weights is'):
+        teacher_fingerprint(folder).check(whole, 'a', 'b')
 
 
 @pytest.mark.parametrize(('kind', 'file', 'keys', 'value'), [
