@@ -16,9 +16,12 @@ import launched
 import pytest
 import torch
 import torch.distributed
+from composer import Callback
 from launched import DEVICE, Train, stage1_arguments, stage2_arguments
 from recipes_in_process import run_recipe
 
+import llm2clip.training.trainer
+from llm2clip.training import stage1, stage2
 from llm2clip.training.algorithms import grad_cache
 
 
@@ -94,3 +97,15 @@ def train_on_two(arguments: dict[int, list[str]], tmp_path: Path) -> Train:
         return tmp_path / name
 
     return run
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callback], None]:
+    """Add a callback to the trainings of a stage."""
+    fit = llm2clip.training.trainer.fit
+
+    def watch(stage: int, callback: Callback) -> None:
+        monkeypatch.setattr((stage1, stage2)[stage - 1], 'fit',
+                            lambda trainer: (trainer.state.callbacks.append(callback), fit(trainer)))
+
+    return watch
