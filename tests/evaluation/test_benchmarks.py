@@ -83,9 +83,7 @@ def test_images_without_a_caption_are_left_out_and_counted(tmp_path: Path) -> No
     assert 'no caption of the set: de 3\n' in table and '| de | 9 | 12 |' in table
 
 
-def test_cra_takes_the_pairs_that_there_are(
-    llm_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cra_takes_the_pairs_that_there_are(llm_folder: Path, tmp_path: Path) -> None:
     samples = [Sample(f'{i}', {'a': f'a {i}' if i % 3 else '', 'b': f'b {i}' if i % 4 else '', 'c': 'x'})
                for i in range(12)]
     whole = [Sample(s.sample_id, s.captions) for s in samples if s.captions['a'] and s.captions['b']]
@@ -96,7 +94,6 @@ def test_cra_takes_the_pairs_that_there_are(
         config = CRAConfig(f'{tmp_path}/{name}/train', ['a', 'b'], encoders)
         results.append(evaluate_cra(config, DeviceCPU()))
     assert results[0] == results[1] and results[0][1] == len(whole) == 6
-    assert f'6 of 12 samples of {tmp_path}/gaps/train lack one of' in capsys.readouterr().out
     config.limit = 2
     assert evaluate_cra(config, DeviceCPU())[1] == 2
     write_dataset([Sample('0', {'a': 'x', 'b': ''})], tmp_path / 'none')
@@ -119,13 +116,10 @@ def test_cra_of_a_clip_reads_the_beginning_of_captions(baseline: Path, tmp_path:
 
 
 def test_gallery_shows_best_median_and_worst() -> None:
-    n = 9
-    scores = torch.eye(n)
     # Text i's image has rank i: the i images before it score higher.
-    for i in range(n):
-        scores[i, :i] = 2.0
-    dataset = _set([[f'text {i}'] for i in range(n)])
-    result = evaluate_retrieval(dataset, torch.eye(n), scores)
+    scores = torch.eye(9) + 2 * torch.ones(9, 9).tril(-1)
+    dataset = _set([[f'text {i}'] for i in range(9)])
+    result = evaluate_retrieval(dataset, torch.eye(9), scores)
     gallery = make_gallery(dataset, result, 2, top=3)
     assert [(row['kind'], row['rank']) for row in gallery['texts']] == [
         ('best', 1), ('best', 2), ('median', 4), ('median', 5), ('worst', 8), ('worst', 9)]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from launched import SGD, losses, run
+from launched import SGD, losses, run, stage2_arguments
 from parts import make_samples, picture, write_dataset, write_text_embeddings
 from recipes_in_process import run_recipe
 from safetensors.torch import save_file
@@ -55,14 +55,9 @@ def extract(monkeypatch: pytest.MonkeyPatch, folder: Path, out: Path, *args: str
 
 
 def stage2(folder: Path, *args: str, images: str = '') -> list[str]:
-    streams = [f'{data}.streams.s.{key}={value}' for data in ('train_data', 'eval_data') for key, value in (
-        ('local', f'{folder}/data/train'), ('embeddings.tiny.local', f'{folder}/texts'),
-        *([('image_embeddings.local', images)] if images else []))]
-    return [*streams, f'model.vision={tower(folder)}', 'model.vision.freeze=true', 'model.embed_dim=16',
-            'model.adapter.depth=1', 'train_data.crop_scale=[1.0, 1.0]', 'train_data.num_workers=1',
-            'eval_data.num_workers=0', 'train_data.num_canonical_nodes=2', 'eval_data.num_canonical_nodes=2',
-            'global_train_batch_size=12', 'global_eval_batch_size=12', 'max_duration=12ba', 'optimizer.lr=0.05',
-            'eval_interval=6ba', 'save_interval=12ba', 'run_name=r', 'device=cpu', 'precision=fp32', *SGD, *args]
+    vectors = [f'{data}.streams.s.image_embeddings.local={images}' for data in ('train_data', 'eval_data') if images]
+    return [*stage2_arguments(folder / 'data/train', folder / 'texts'), *SGD, *vectors,
+            f'model.vision={tower(folder)}', 'model.vision.freeze=true', 'train_data.crop_scale=[1.0, 1.0]', *args]
 
 
 def test_vectors_equal_the_tower_and_views_are_deterministic(
