@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The exported folder: the same numbers, loaded by transformers, as the README says."""
+"""The exported folder: the same numbers, loaded by transformers, as the README says, and its model card."""
 
 import io
 import re
@@ -12,7 +12,10 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
+from recipes_in_process import REQUIRED
 from safetensors.torch import load_file
 from timm.models import build_model_with_cfg, register_model
 from timm.models.eva import Eva
@@ -20,13 +23,16 @@ from timm.models.swin_transformer import SwinTransformer
 from trained import trained
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, LlamaConfig, pipeline
 
+from llm2clip.config import ImageDataConfig, ImageStreamConfig, ModelConfig, Stage1Config, Stage2Config, VisionConfig
+from llm2clip.config.loading import load_config, save_config
 from llm2clip.export import hf
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
+from llm2clip.export.model_card import language_model, model_card
 from llm2clip.io.files import read_json, write_json
-from llm2clip.modeling import modeling_llm2clip
-from llm2clip.modeling.checks import LoadError, keep_readable, load_config
+from llm2clip.modeling import checks, modeling_llm2clip
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.teacher.fingerprint import Fingerprint
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,10 +112,10 @@ def test_an_llm_of_transformers_5_is_read_by_4_or_refused(tmp_path: Path) -> Non
     write_json(tmp_path / 'tokenizer_config.json', {
         'tokenizer_class': 'TokenizersBackend', 'extra_special_tokens': ['<x>']})
     if hasattr(LlamaConfig(), 'rope_theta'):  # transformers 4
-        with pytest.raises(LoadError, match='rope_parameters this version does not read'):
-            load_config(tmp_path)
-    keep_readable(tmp_path)
-    load_config(tmp_path)
+        with pytest.raises(checks.LoadError, match='rope_parameters this version does not read'):
+            checks.load_config(tmp_path)
+    checks.keep_readable(tmp_path)
+    checks.load_config(tmp_path)
     longrope = {'short_factor': [1.0], 'long_factor': [2.0]}
     for written, expected in (
             ({**rope, 'rope_theta': 3e4}, {'rope_theta': 3e4, 'rope_scaling': rope}),
@@ -118,7 +124,7 @@ def test_an_llm_of_transformers_5_is_read_by_4_or_refused(tmp_path: Path) -> Non
             ({**longrope, 'rope_type': 'longrope', 'rope_theta': 1e4, 'partial_rotary_factor': 0.75},
              {'rope_theta': 1e4, 'partial_rotary_factor': 0.75, 'rope_scaling': {'type': 'longrope', **longrope}})):
         write_json(tmp_path / 'config.json', {'rope_parameters': written})
-        keep_readable(tmp_path)
+        checks.keep_readable(tmp_path)
         assert read_json(tmp_path / 'config.json', dict) == expected
     assert read_json(tmp_path / 'tokenizer_config.json', dict) == {
         'tokenizer_class': 'PreTrainedTokenizerFast', 'additional_special_tokens': ['<x>']}
@@ -153,3 +159,56 @@ def test_readme_snippet_runs(
             expected = exported[0].get_image_features(
                 training_pixels(data, preprocessing=exported[0].vision_encoder.preprocessing)[None])
         torch.testing.assert_close(names['image'].detach(), expected, msg=kind)
+
+
+TEACHER = Fingerprint.of('a1b2', {'pooling': 'mean', 'instruction': 'a | b'})
+
+
+def _stage2(tmp_path: Path) -> Stage2Config:
+    streams = {'cc3m': ImageStreamConfig(local=str(tmp_path), remote='s3://secret-bucket/cc3m', proportion=0.25),
+               'cc12m': ImageStreamConfig(local='/secret/cc12m', proportion=0.75, caption_weights={'raw': 1.0})}
+    return Stage2Config(
+        save_folder='/secret/run', run_name='r', max_duration='4ep', global_train_batch_size=4096,
+        optimizer={'name': 'adamw', 'lr': 1e-5},
+        model=ModelConfig(VisionConfig(str(tmp_path), checkpoint='/secret/tower.safetensors')),
+        train_data=ImageDataConfig(streams=streams, caption_weights={'raw': 1.0, 'long': 3.0, 'never': 0.0}))
+
+
+def test_a_card_has_the_settings_of_the_run_without_paths(tmp_path: Path) -> None:
+    run = _stage2(tmp_path)
+    model_card(run.model, TEACHER, run, teachers=['me/llm']).save(tmp_path / 'README.md')
+    card = ModelCard.load(tmp_path / 'README.md')
+    assert card.data.library_name == 'transformers' and card.data.pipeline_tag is None
+    for row in ('| language model | me/llm |', '| cc3m | 0.25 of the epoch | raw 25 %, long 75 % |',
+                '| cc12m | 0.75 of the epoch | raw 100 % |', '| weights | a1b2 |'):
+        assert row in card.text
+    training = yaml.safe_load(card.text.split('```yaml')[1].split('```')[0])
+    assert training['optimizer']['lr'] == 1e-5 and training['global_train_batch_size'] == 4096
+    assert training['model']['vision']['checkpoint'] == 'tower.safetensors'
+    # What is published says nothing of where things lie.
+    assert 'secret' not in card.content and str(tmp_path) not in card.content
+
+
+def test_the_language_model_is_the_one_that_stage_1_began_with(teacher_folder: Path, tmp_path: Path) -> None:
+    assert language_model(teacher_folder) == f'{teacher_folder.name} (llama)' and language_model('me/llm') == 'me/llm'
+    save_config(load_config(Stage1Config, [*REQUIRED['train_stage1'], 'text_encoder.pretrained=me/llm']), tmp_path)
+    assert language_model(tmp_path / 'teacher') == 'me/llm'
+
+
+def test_a_card_without_run_names_all_teachers() -> None:
+    card = model_card(ModelConfig(VisionConfig('test_vit', False)), Fingerprint((*TEACHER.teachers, {'weights': 'c3'})))
+    assert '| a1b2 |' in card.text and '| c3 |' in card.text
+
+
+def test_names_are_shown_and_not_rendered(tmp_path: Path) -> None:
+    evil = 'x](http://e) <img src=e onerror=a> | `b`\n---\n# y: {{ 1 }} \x1b[31m\n```\n'
+    run = _stage2(tmp_path)
+    run.train_data.streams = {evil: ImageStreamConfig(local='a', caption_weights={evil: 1.0})}
+    run.optimizer['name'] = evil
+    model_card(ModelConfig(VisionConfig(evil)), Fingerprint.of('a', {evil: evil}), run,
+               teachers=[evil]).save(tmp_path / 'README.md')
+    card = ModelCard.load(tmp_path / 'README.md')
+    before, code, after = re.split('````(?:yaml)?\n', card.text.split('## Licence')[1])
+    assert yaml.safe_load(code)['optimizer']['name'] == evil
+    assert '{{ 1 }}' in before and '\n---\n' not in before + after and '\n# y' not in before + after
+    assert not re.search(r'[<>\]\x1b]|`b', re.sub(r'\\.', '', before + after))

@@ -107,8 +107,6 @@ def test_a_plan_says_what_it_will_take(args: list[str], tmp_path: Path) -> None:
         return str(make_plan(load_config(InheritanceConfig, [*args, f'save_folder={tmp_path}/run', *more])))
 
     text = plan('max_duration=3ep')
-    assert '64 samples and 8 steps per epoch; 24 steps' in text and 'of embeddings' in text
-    assert 'WILL FAIL' not in text and 's: 64 samples in 3 shards, 64 per epoch; ' in text
-    assert "WILL FAIL: train_data.streams.s.embeddings: there is no embeddings dataset of 'x'" in plan(
-        'train_data.target=x')
+    assert '64 samples and 8 steps per epoch; 24 steps' in text and 'WILL FAIL' not in text
+    assert 'WILL FAIL: train_data.streams.s.embeddings' in plan('train_data.target=x')
     assert 'the width of the targets is not known, 768 is assumed' in plan('plan_samples=1000')

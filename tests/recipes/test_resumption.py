@@ -44,8 +44,7 @@ def test_a_resumed_run_keeps_checkpoints_and_metrics(
         assert re.search(r'loss/train/total=\d\.\d+\]', output.err) or 'complete' in output.out
         return output.out
 
-    suffix = '' if kind == 'sharded' else '-rank0.pt'
-    metrics = folder / 'metrics.jsonl'
+    suffix, metrics = '' if kind == 'sharded' else '-rank0.pt', folder / 'metrics.jsonl'
     assert 'resumes from' not in run(4)
     # As after a kill in the step after the checkpoint.
     with metrics.open('a') as file:
