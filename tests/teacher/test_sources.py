@@ -49,7 +49,7 @@ def _by_hand(folder: Path, texts: Sequence[str]) -> torch.Tensor:
 @pytest.mark.parametrize(('options', 'prompt'), [
     ({}, ''), ({'prompt_name': 'query'}, 'find: '), ({'prompt': 'query: '}, 'query: '),
     ({'prompt_name': 'document'}, '')])
-def test_its_vectors_are_those_of_the_model_with_the_prompt(
+def test_vectors_are_those_of_the_model_with_the_prompt(
     options: dict[str, str], prompt: str, embedder: Path
 ) -> None:
     teacher = _source(embedder, **options).load(CPU, batch_tokens=60)
@@ -86,7 +86,7 @@ def test_the_default_prompt_is_used_unless_another_is_given(embedder: Path, tmp_
     assert error.value.path == str(path)
 
 
-def test_its_fingerprint_sees_weights_tokenizer_and_prompt(embedder: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_sees_weights_tokenizer_and_prompt(embedder: Path, tmp_path: Path) -> None:
     source, folder = _source(embedder), shutil.copytree(embedder, tmp_path / 'model')
     first = source.fingerprint()
     assert _source(folder).fingerprint() == first == source.load(CPU).fingerprint
