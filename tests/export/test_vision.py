@@ -120,7 +120,8 @@ def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vision = {'model_type': 'clip_vision_model', **SMALL}
     text = {'model_type': 'llama', 'vocab_size': 64, 'hidden_size': 32, 'intermediate_size': 64,
             'num_hidden_layers': 2, 'num_attention_heads': 4}
-    config = LlavaConfig(vision, text, image_token_index=IMAGE_TOKEN, image_seq_length=PATCHES)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN,
+                         image_seq_length=PATCHES)
     folder = tmp_path_factory.mktemp('llava')
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     return folder
