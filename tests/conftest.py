@@ -26,7 +26,7 @@ from trained import trained
 from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 import llm2clip.command
-from llm2clip.config import TextEncoderConfig
+from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.data.convert.samples import Sample
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -213,3 +213,12 @@ def causal_teacher(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope='session')
 def weighted_teacher(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _teacher(llm_folder, tmp_path_factory.mktemp('weighted') / 'teacher', pooling='weighted_mean', max_length=8)
+
+
+@pytest.fixture(scope='session')
+def lora_teacher(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An LLM in bfloat16 with LoRA, which is stored beside the merged weights."""
+    folder, lora = tmp_path_factory.mktemp('lora') / 'teacher', LoraConfig(r=4)
+    config = TextEncoderConfig(pretrained=str(llm_folder), dtype='bfloat16')
+    save_teacher(*text_encoder_from_config(config, lora, 0.1), lora, folder)
+    return folder

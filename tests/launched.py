@@ -7,8 +7,10 @@ import atexit
 import contextlib
 import ctypes
 import faulthandler
+import json
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -228,6 +230,14 @@ def finish(process: Launched, log: Path, ok: bool = True, seconds: float = 240.0
     return output
 
 
+def wait_until(reached: Callable[[], bool], process: Launched, log: Path, seconds: float = 300.0) -> None:
+    """Wait until a run has `reached` something, which must not end before."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.002)
+
+
 def losses(folder: Path) -> dict[int, float]:
     return read_metrics(folder / 'metrics.jsonl').get('loss/train/total', {})
 
@@ -240,6 +250,18 @@ def assert_same_weights(found: dict[str, torch.Tensor], expected: dict[str, torc
     assert found.keys() == expected.keys() and expected
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def contents(folder: Path, but: str) -> dict[str, bytes]:
+    """Path -> bytes of the files whose paths do not match `but`; of safetensors, the header is put in order."""
+    found = {}
+    for path in sorted(path for path in folder.rglob('*') if path.is_file()):
+        data = path.read_bytes()
+        if path.suffix == '.safetensors':
+            end = 8 + int.from_bytes(data[:8], 'little')
+            data = json.dumps(json.loads(data[8:end]), sort_keys=True).encode() + data[end:]
+        found[path.relative_to(folder).as_posix()] = data
+    return {name: data for name, data in found.items() if not re.search(but, name)}
 
 
 def on_cpu(*args: str) -> list[str]:
