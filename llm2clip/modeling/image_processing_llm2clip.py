@@ -67,10 +67,11 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """
     image.load()  # Pillow rotates a TIFF when it loads it
     turns = Image.Transpose
-    of_orientation = {2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM,
-                      5: turns.TRANSPOSE, 6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90}
+    transpositions: dict[Any, Image.Transpose] = {
+        2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM, 5: turns.TRANSPOSE,
+        6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90}
     try:
-        turn = of_orientation.get(image.getexif().get(0x0112))  # Pillow reads it from EXIF, or else XMP
+        turn = transpositions.get(image.getexif().get(0x0112))  # Pillow reads it from EXIF, or else XMP
     except Exception:  # damaged EXIF does not make the pixels unreadable
         turn = None
     if turn is not None:

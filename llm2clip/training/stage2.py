@@ -116,7 +116,8 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
     reproducibility.seed_all(config.seed)
     model = make_initial_model(config, record, text)
     loaders = [('train_data', config.train_data, data)]
-    loaders += [('eval_data', config.eval_data, evaluator.dataloader) for evaluator in retrieval]
+    if config.eval_data is not None:
+        loaders.append(('eval_data', config.eval_data, retrieval[0].dataloader))
     for key, settings, loader in loaders:
         if reads_image_embeddings(settings):
             with under(key):

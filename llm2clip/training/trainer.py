@@ -85,7 +85,7 @@ def check_train_config(config: TrainConfig) -> None:
 
 def evaluated_metrics(evaluators: Sequence[Evaluator]) -> dict[str, list[str]]:
     """Map the label of each evaluator to the names of its metrics."""
-    return {evaluator.label: evaluator.metric_names for evaluator in evaluators}
+    return {evaluator.label: evaluator.metric_names or [] for evaluator in evaluators}
 
 
 def check_metrics(config: TrainConfig, metrics: Mapping[str, Sequence[str]]) -> None:

@@ -58,7 +58,7 @@ def is_written(out: OutputFolder, description: Mapping[str, Any], config: Writer
     path = out.local / CARD_FILE
     card = read_json(path, dict)
     options = _deciding_options(description, config, out)
-    present = filter(os.path.isfile, card.get('inputs', ()))
+    present = [name for name in card.get('inputs', ()) if os.path.isfile(name)]
     options['inputs'] = {name: _input_identity(name) for name in present}
     check_options(out, path, card, options)
     return True
