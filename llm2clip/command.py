@@ -123,10 +123,14 @@ def warn_of_slow_bfloat16(config: Any) -> None:
 
 @contextmanager
 def _timed(folder: Optional[str]) -> Iterator[None]:
-    """Add the duration of the block to `folder`/seconds.json, if the folder has files."""
+    """Add the duration of the block to `folder`/seconds.json, if the block accepted the configuration and the
+    folder has files."""
     start = time.monotonic()
     try:
         yield
+    except ConfigError:
+        folder = None
+        raise
     finally:
         if folder and _rank() == 0 and glob.glob(f'{glob.escape(folder)}/*'):
             path = Path(folder, SECONDS_FILE)

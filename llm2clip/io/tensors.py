@@ -86,7 +86,9 @@ def published_state(model: Any) -> dict[str, torch.Tensor]:
     if tower is None:
         return state
     prefix = f'{tower[1]}_model.'
-    return {prefix + name.removeprefix(prefix): value for name, value in state.items()}
+    if any(name.startswith(prefix) for name in state):
+        return state
+    return {prefix + name: value for name, value in state.items()}
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor], digest: Optional[xxhash.xxh64] = None) -> str:
