@@ -152,7 +152,7 @@ test-gpu: $(VENV)/.dev  ## run the tests that need a GPU; DEVICE=cpu checks thes
 
 test-pip-resolution: .venv-pip/.done  ## run some tests with the packages of `pip install -e .`
 	.venv-pip/bin/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow' tests/export tests/models \
-		tests/recipes/test_resumption.py tests/training/test_trainer.py tests/recipes/test_training.py \
+		tests/recipes/test_resumption.py tests/training/test_stage2.py tests/recipes/test_training.py \
 		tests/teacher/test_architectures.py tests/test_two_ranks.py --ignore tests/export/test_adapters.py
 
 lint: $(VENV)/.dev  ## run ruff and pyright

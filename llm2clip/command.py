@@ -22,7 +22,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Optional, TypeVar
 
@@ -71,7 +71,7 @@ def run_command(schema: type[R], main: Callable[[R], None], args: Optional[Seque
             raise ConfigError(f'composer started {_rank("WORLD_SIZE")} ranks, expected one process: start '
                               'this recipe with python')
         check_names(config)
-        if config.is_plan and _rank() > 0:
+        if config.plan and _rank() > 0:
             return  # the first rank plans for all
         recipe = Path(main.__code__.co_filename).stem
         if _rank() == 0:
@@ -110,10 +110,10 @@ def _rank(variable: str = 'RANK') -> int:
 
 def warn_of_slow_bfloat16(config: Any) -> None:
     """Warn if a configuration uses bfloat16 on a CPU that is slow in it, unless the recipe prints a plan."""
-    if config.is_plan:
+    if config.plan:
         return
     slow = [f'{key}={value}' for key, value in leaves(dataclasses.asdict(config))
-            if key.endswith(('dtype', 'precision')) and value in ('bfloat16', 'amp_bf16')]
+            if value in ('bfloat16', 'amp_bf16')]
     if slow and not computes_bfloat16():
         warnings.warn(
             f'{", ".join(slow)}: this processor has no instructions for bfloat16, and is slower in it than '
@@ -134,19 +134,15 @@ def _timed(folder: Optional[str]) -> Iterator[None]:
     finally:
         if folder and _rank() == 0 and glob.glob(f'{glob.escape(folder)}/*'):
             path = Path(folder, SECONDS_FILE)
-            seconds = recorded_seconds(path) + time.monotonic() - start
-            try:
-                write_json(path, {'seconds': round(seconds, 1)})
-            except FileError as error:  # a missing duration must not fail the step
-                print(error, file=sys.stderr)
+            with suppress(FileError):  # a missing duration must not fail the step
+                write_json(path, {'seconds': round(recorded_seconds(path) + time.monotonic() - start, 1)})
 
 
 def recorded_seconds(path: Path) -> float:
-    """Return the duration of a step in seconds, from its SECONDS_FILE; 0 if that is missing or damaged."""
-    try:
-        return float(read_json(path, dict)['seconds'])
-    except (FileError, LookupError, TypeError, ValueError):
+    """Return the duration of a step in seconds, from its SECONDS_FILE; 0 if there is none."""
+    if not path.is_file():
         return 0.0
+    return read_json(path, dict)['seconds']
 
 
 def lock_outputs(config: RecipeConfig, recipe: str) -> ExitStack:
@@ -190,15 +186,12 @@ def _errors_in_one_line() -> Iterator[None]:
 def _is_expected(error: Exception) -> bool:
     """Whether an error is meant for the user: one of this project, the system, W&B or an object store."""
     from llm2clip.io.remotes import is_remote_error
-    if isinstance(error, OSError) or type(error).__module__.startswith(('llm2clip.', 'wandb.')):
+    if (isinstance(error, OSError) or type(error).__module__.startswith(('llm2clip.', 'wandb.'))
+            or is_remote_error(error) or is_out_of_shared_memory(error)):
         return True
-    if is_remote_error(error) or is_out_of_shared_memory(error):
-        return True
-    if not isinstance(error, ValueError):
-        return False
     # `modeling` raises plain ValueErrors, because exports carry its modules along.
     frame, _ = list(traceback.walk_tb(error.__traceback__))[-1]
-    return frame.f_globals.get('__name__', '').startswith('llm2clip.')
+    return isinstance(error, ValueError) and frame.f_globals.get('__name__', '').startswith('llm2clip.')
 
 
 def _message(error: Exception) -> str:

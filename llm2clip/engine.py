@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -97,19 +96,16 @@ class RayEngine:
     def __init__(self, cpus: int = 1, gpu: Optional[bool] = False) -> None:
         _connect_to_ray()
         import ray
-        machines = [node['Resources'] for node in ray.nodes() if node['Alive']]
         if gpu is None:
-            gpu = any(machine.get('GPU', 0) for machine in machines)
+            gpu = ray.cluster_resources().get('GPU', 0) > 0
         self.gpu = gpu
         self._share = {'CPU': cpus}
         if gpu:
             self._share['GPU'] = 1
         self._needs = ' and '.join(_number(n, kind) for kind, n in self._share.items())
         if not self._room():
-            largest = {kind: max(int(machine.get(kind, 0)) for machine in machines) for kind in self._share}
-            available = ' and '.join(_number(n, kind) for kind, n in largest.items())
-            raise ConfigError(f'no machine of the Ray cluster has room for a worker with {self._needs}; the '
-                              f'largest has {available}', key='engine')
+            raise ConfigError(f'no machine of the Ray cluster has room for a worker with {self._needs}; '
+                              '`ray status` shows what they have', key='engine')
 
     def __str__(self) -> str:
         room = self._room()
@@ -191,14 +187,11 @@ def _connect_to_ray() -> None:
         import ray
     except ImportError as error:
         raise missing_extra('engine: ray', 'ray', error) from None
-    if ray.is_initialized():
-        return
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    ray.init(log_to_driver=False)
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():  # Ray has replaced them
-            signal.signal(number, handler)
+    ray.init(log_to_driver=False, ignore_reinit_error=True)
+    for number, handler in handlers.items():  # Ray has replaced them
+        signal.signal(number, handler)
 
 
 def _report_loss(task: Optional[str], num_lost: int, error: Exception) -> None:

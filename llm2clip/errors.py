@@ -55,8 +55,7 @@ def under(key: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         if not error.is_absolute:
-            separator = '.' if key and error.key and not error.key.startswith('[') else ''
-            error.key = f'{key}{separator}{error.key}'
+            error.key = f'{key}.{error.key}'.strip('.').replace('.[', '[')
         raise
 
 

@@ -76,9 +76,8 @@ def field_docs(schema: type) -> dict[str, str]:
     Python does not keep the strings below the fields of a class, so they are read from its source.
     """
     docs: dict[str, str] = {}
-    for base in reversed(schema.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
+    bases: Any = filter(dataclasses.is_dataclass, reversed(schema.__mro__))
+    for base in bases:
         definition: Any = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
         for field, following in zip(definition.body, definition.body[1:]):
             match field, following:

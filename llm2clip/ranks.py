@@ -82,19 +82,17 @@ def once_per_node(compute: Callable[[], T], result_name: str) -> T:
         while None in outcomes:  # because one collective at the end would time out after long work
             outcome = None
             if work is not None and wait([work], timeout=_POLL_SECONDS).done:
-                outcome = None, work.exception()
-                if work.exception() is None:
-                    outcome = work.result(), None
+                outcome = [work.exception() or work.result()]
             gathered = dist.all_gather_object((work is not None, outcome))
             outcomes = [node_outcome for is_leader, node_outcome in gathered if is_leader]
-    values, errors = zip(*outcomes)
-    for error in filter(None, errors):
-        raise error
-    for node, value in enumerate(values):
-        if value != values[0]:
+    first, = outcomes[0]
+    for node, (value,) in enumerate(outcomes):
+        if isinstance(value, BaseException):
+            raise value
+        if value != first:
             raise ValueError(f'the nodes do not have the same {result_name}: node {node} has {value}, node 0 '
-                             f'has {values[0]}')
-    return values[0]
+                             f'has {first}')
+    return first
 
 
 def round_robin(items: Sequence[S], work: Callable[[Sequence[S]], Iterable[T]]) -> Iterator[T]:

@@ -202,15 +202,13 @@ def _check_kind(part: Any, kind: str, reference: str) -> None:
     """Raise a ConfigError unless a part is a subclass of the base class of its kind or, for a source or a
     classification set, a function that its module defines.  The standard library has no such functions."""
     module = reference.partition(':')[0]
+    expected = 'a function that a module of yours defines'
+    is_valid = inspect.isfunction(part) and part.__module__ == module
     if kind in _BASES:
         base: Any = find(_BASES[kind])
         expected = f'a subclass of {_BASES[kind]}'
         is_valid = isinstance(part, type) and issubclass(part, base)
-    else:
-        expected = 'a function that a module of yours defines'
-        is_own_function = inspect.isfunction(part) and part.__module__ == module
-        is_valid = is_own_function and module.partition('.')[0] not in sys.stdlib_module_names
-    if not is_valid:
+    if not is_valid or module.partition('.')[0] in sys.stdlib_module_names:
         raise ConfigError(f'{reference}, expected {expected}')
 
 

@@ -68,12 +68,10 @@ def load_model(
 def find_images(folder: str) -> dict[str, list[int]]:
     """Return path inside the folder -> size in bytes and modification time in ns, for images not hidden."""
     images = {}
-    for parent, subfolders, names in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith('.')]
-        for name in names:
-            path = Path(parent, name)
-            if is_image(name) and not name.startswith('.') and path.is_file():
-                images[os.path.relpath(path, folder)] = [path.stat().st_size, path.stat().st_mtime_ns]
+    for path in Path(folder).rglob('*'):
+        name = str(path.relative_to(folder))
+        if is_image(name) and '/.' not in f'/{name}' and path.is_file():
+            images[name] = [path.stat().st_size, path.stat().st_mtime_ns]
     if not images:
         raise ConfigError(f'there is no image in {folder}, expected files that end in {", ".join(SUFFIXES)}',
                           key='images')
@@ -92,19 +90,19 @@ def embed_images(
     files = find_images(config.images)
     path = Path(config.index, INDEX_FILE)
     metadata = {'model': fingerprint, 'images': json.dumps(os.path.abspath(config.images))}
-    indexed: dict[str, tuple[list[int], torch.Tensor]] = {}
+    states: dict[str, list[int]] = {}
+    rows: dict[str, torch.Tensor] = {}
     if path.is_file():
-        indexed = _read_index(path, metadata)
-    features = {name: row for name, (state, row) in indexed.items() if state == files.get(name)}
-    new = [name for name in files if name not in features]
-    has_changed = bool(new) or len(features) < len(indexed)
+        states, rows = _read_index(path, metadata)
+    features = {name: rows[name] for name in files if states.get(name) == files[name]}
     try:
-        _encode_images(config, model, new, features)
+        _encode_images(config, model, [name for name in files if name not in features], features)
     finally:  # an interruption loses no features
         features = {name: features[name] for name in files if name in features}
-        if features and has_changed:
-            states = json.dumps({name: files[name] for name in features}).encode()
-            write_safetensors(path, {'files': torch.frombuffer(bytearray(states), dtype=torch.uint8),
+        encoded = {name: files[name] for name in features}
+        if features and encoded != states:
+            content = bytearray(json.dumps(encoded).encode())
+            write_safetensors(path, {'files': torch.frombuffer(content, dtype=torch.uint8),
                                      'features': torch.stack(list(features.values()))}, metadata)
     if not features:
         raise ConfigError(f'none in {config.images} can be read', key='images')
@@ -127,19 +125,19 @@ def _encode_images(
             progress.update(len(batch.positions) + len(batch.unreadable))
 
 
-def _read_index(path: Path, metadata: dict[str, str]) -> dict[str, tuple[list[int], torch.Tensor]]:
-    """Read image -> its entry of `find_images` and its features; refuse a file with other metadata."""
+def _read_index(
+    path: Path, metadata: dict[str, str]
+) -> tuple[dict[str, list[int]], dict[str, torch.Tensor]]:
+    """Read image -> its entry of `find_images`, and image -> features; refuse a file with other metadata."""
     expected = 'features of images; remove it to embed them again'
     tensors, written = read_safetensors(path, expected)
-    indexed = {}
     with reading(path, expected):
-        files = parse_json(tensors['files'].numpy().tobytes(), path, dict)
-        for name, row in zip(files, tensors['features'], strict=True):
-            indexed[name] = files[name], row
+        states = parse_json(tensors['files'].numpy().tobytes(), path, dict)
+        rows = dict(zip(states, tensors['features'], strict=True))
     if written | metadata != written:
         raise ConfigError(f'{path} is of another model, precision or dim, or of images in another folder; '
                           'give another `index`, or remove that file', key='index')
-    return indexed
+    return states, rows
 
 
 def embed_query(model: TrainedLLM2CLIP, query: Union[str, Path]) -> torch.Tensor:

@@ -35,7 +35,7 @@ def main(config: ImportConfig) -> None:
             raise ConfigError(f'the vectors of {teacher} have {width} dimensions, the adapter of the '
                               f'official weights takes {imported.llm_embed_dim}', key='teacher')
         record = TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': imported.llm_embed_dim})
-        export_folder(imported.model, imported.config, record, teacher, f'{config.out}/llm2clip')
+        export_folder(imported.model, imported.config, record, [teacher], f'{config.out}/llm2clip')
         print(f'wrote {config.out}/llm2clip')
     save_config(config, config.out)
 

@@ -26,7 +26,7 @@ from trained import trained
 from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 import llm2clip.command
-from llm2clip.config import TextEncoderConfig
+from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.data.convert.samples import Sample
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -35,7 +35,7 @@ from llm2clip.teacher.llm import save_teacher
 # Folders, modules and tests that train, or load, export or plan many models or datasets, and take most of the time.
 LONG = ('recipes/', 'data/convert/', 'export/', 'conversion/', 'planning/',
         *(f'{name}.py' for name in (
-            'data/test_absent_captions', 'data/test_changed_data', 'data/test_image_text_dataset',
+            'data/test_absent_captions', 'data/test_image_text_dataset',
             'evaluation/test_clip_benchmark', 'evaluation/test_comparison', 'evaluation/test_benchmarks',
             'evaluation/test_evaluated_models', 'models/test_vision_encoder', 'models/test_towers',
             'teacher/test_architectures', 'teacher/test_llm', 'test_damaged', 'test_no_code', 'test_yamls',
@@ -51,18 +51,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first, so that no worker is left with one at the end; marks by the place of a test."""
+    """Mark tests by their place, and begin with the longest, so that no worker is left with one at the end."""
+    seconds: dict[pytest.Item, float] = {}
     for item in items:
         place = f'{item.path.relative_to(Path(__file__).parent).as_posix()}::{item.name}'
-        for mark, places in (('gpu', ('gpu/',)), ('long', LONG)):
+        for mark, places in (('gpu', 'gpu/'), ('long', LONG)):
             if place.startswith(places):
                 item.add_marker(mark)
-
-    def expected_seconds(item: pytest.Item) -> float:
-        timeout, long = item.get_closest_marker('timeout'), item.get_closest_marker('long')
-        return max(timeout.args[0] if timeout and timeout.args[0] > 300 else 0, 300 if long else 0)
-
-    items.sort(key=expected_seconds, reverse=True)
+        timeout = item.get_closest_marker('timeout')
+        seconds[item] = max(300 if item.get_closest_marker('long') else 0, timeout.args[0] - 1 if timeout else 0)
+    items.sort(key=lambda item: seconds[item], reverse=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -88,17 +86,12 @@ def pytest_pyfunc_call() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope='session')
-def _few_threads() -> None:
+def _offline_with_few_threads() -> None:
     torch.set_num_threads(1 if 'PYTEST_XDIST_WORKER' in os.environ else 2)
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     os.environ['HF_HUB_OFFLINE'] = '1'
     huggingface_hub.constants.HF_HUB_OFFLINE = True  # which it has read already
-
-
-@pytest.fixture(autouse=True, scope='session')
-def _imports_are_no_garbage() -> None:
-    """Many tests look for garbage, which takes long among all that is imported."""
-    gc.collect()
+    gc.collect()  # many tests do so, which takes long among all that is imported
     gc.freeze()
 
 
@@ -183,7 +176,6 @@ def clip(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='session')
 def exported(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LLM2CLIP, Path]:
-    """A random exported model that knows its teacher."""
     of_run = trained('timm:test_efficientnet', [teacher_folder], image_size=32, embed_dim=16)
     export_folder(*of_run, out := tmp_path_factory.mktemp('export') / 'model')
     return of_run.model, out
@@ -215,11 +207,18 @@ def _teacher(llm_folder: Path, folder: Path, **options: Any) -> Path:
 
 @pytest.fixture(scope='session')
 def causal_teacher(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Causal, without template, by its end token."""
     return _teacher(llm_folder, tmp_path_factory.mktemp('causal') / 'teacher', bidirectional=False, pooling='last')
 
 
 @pytest.fixture(scope='session')
 def weighted_teacher(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """By a weighted mean of eight tokens at most."""
     return _teacher(llm_folder, tmp_path_factory.mktemp('weighted') / 'teacher', pooling='weighted_mean', max_length=8)
+
+
+@pytest.fixture(scope='session')
+def lora_teacher(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An LLM in bfloat16 with LoRA, which is stored beside the merged weights."""
+    folder, lora = tmp_path_factory.mktemp('lora') / 'teacher', LoraConfig(r=4)
+    config = TextEncoderConfig(pretrained=str(llm_folder), dtype='bfloat16')
+    save_teacher(*text_encoder_from_config(config, lora, 0.1), lora, folder)
+    return folder

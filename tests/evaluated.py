@@ -13,13 +13,17 @@ from composer.devices import DeviceCPU
 from llm2clip.config import EvaluatedModelConfig, ZeroshotConfig
 from llm2clip.data.zeroshot_sets import zeroshot_set
 from llm2clip.evaluation.classifiers import class_features, zeroshot_metrics
-from llm2clip.evaluation.evaluated_models import load_evaluated_model
+from llm2clip.evaluation.evaluated_models import EvaluatedModel, load_evaluated_model
 from llm2clip.evaluation.image_features import encode_batches
+
+
+def load(cache: Path, **options: Any) -> EvaluatedModel:
+    return load_evaluated_model(EvaluatedModelConfig(**options), cache, DeviceCPU())
 
 
 def evaluated(run: Path, source: dict[str, Any], templates: Any = None) -> dict[str, float]:
     """The metrics of a zero-shot set that a training has, too, without rounding."""
-    model = load_evaluated_model(EvaluatedModelConfig(run=str(run)), run / 'cache', DeviceCPU())
+    model = load(run / 'cache', run=str(run))
     one = zeroshot_set(ZeroshotConfig(source, templates), 'z')
     prompts, _ = model.text_features(one.prompts)
     images = torch.cat([batch.features for batch in encode_batches(

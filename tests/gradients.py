@@ -206,7 +206,7 @@ def _step(model: Any, batch: dict[str, Any], microbatch_size: Optional[int], spl
         algorithms=[*cache, AverageGlooGradients()], device_train_microbatch_size=microbatch_size or N, seed=7,
         parallelism_config={'fsdp': fsdp2_config(way.fsdp)} if way.fsdp else None, progress_bar=False)
     if way.fsdp is not None:
-        set_up_units(trainer.state.model, way.fsdp)
+        set_up_units(trainer.state.model)
         meshes = {parameter.device_mesh.shape for parameter in trainer.state.model.parameters()}
         assert meshes == {(2,) if way.fsdp.replicate == 1 else (2, 1)}
     trainer.fit()
@@ -215,7 +215,6 @@ def _step(model: Any, batch: dict[str, Any], microbatch_size: Optional[int], spl
 
 
 def main(llm: str, clip: str, out: str) -> None:
-    """Every case that needs two ranks."""
     dist.initialize_dist(get_device('cpu'), 120)
     results: dict[str, Any] = {}
     for name, way in WAYS.items():

@@ -7,8 +7,10 @@ import atexit
 import contextlib
 import ctypes
 import faulthandler
+import json
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -47,14 +49,12 @@ SHARDED = ['fsdp={state_dict_type: sharded, activation_checkpointing: true}', 'a
 
 
 def stage1_arguments(images: Path, llm: Path) -> list[str]:
-    """Of a small stage 1 on the captions of images."""
     return [*COMMON, f'text_encoder.pretrained={llm}', 'text_encoder.max_length=32', 'symmetric=true',
             f'train_data.streams.s.local={images}', 'lora.r=4', 'lora.lora_dropout=0.0', 'optimizer.lr=0.05',
             'train_data.pairs=[{query: [short, long], positive: [short, long]}]']
 
 
 def stage2_arguments(images: Path, embeddings: Path) -> list[str]:
-    """Of a small stage 2 with an evaluation."""
     streams = [f'{data}.streams.s.{key}={value}' for data in ('train_data', 'eval_data')
                for key, value in (('local', images), ('embeddings.tiny.local', embeddings))]
     return [*COMMON, *streams, 'model.vision={name: test_efficientnet, pretrained: false, image_size: 32}',
@@ -230,6 +230,14 @@ def finish(process: Launched, log: Path, ok: bool = True, seconds: float = 240.0
     return output
 
 
+def wait_until(reached: Callable[[], bool], process: Launched, log: Path, seconds: float = 300.0) -> None:
+    """Wait until a run has `reached` something, which must not end before."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.002)
+
+
 def losses(folder: Path) -> dict[int, float]:
     return read_metrics(folder / 'metrics.jsonl').get('loss/train/total', {})
 
@@ -244,6 +252,17 @@ def assert_same_weights(found: dict[str, torch.Tensor], expected: dict[str, torc
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
+def contents(folder: Path, but: str) -> dict[str, bytes]:
+    """Path -> bytes of the files whose paths do not match `but`; of safetensors, the header is put in order."""
+    found = {}
+    for path in sorted(path for path in folder.rglob('*') if path.is_file()):
+        data = path.read_bytes()
+        if path.suffix == '.safetensors':
+            end = 8 + int.from_bytes(data[:8], 'little')
+            data = json.dumps(json.loads(data[8:end]), sort_keys=True).encode() + data[end:]
+        found[path.relative_to(folder).as_posix()] = data
+    return {name: data for name, data in found.items() if not re.search(but, name)}
+
+
 def on_cpu(*args: str) -> list[str]:
-    """The same in float32 on the CPU."""
     return [*args, 'device=cpu', 'precision=fp32']

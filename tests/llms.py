@@ -8,18 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoModel,
-    Gemma2Config,
-    Gemma3Config,
-    Gemma3TextConfig,
-    LlamaConfig,
-    MistralConfig,
-    Phi3Config,
-    PretrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
+import transformers
+from transformers import AutoModel, PretrainedConfig
 
 WINDOW = 4
 SMALL = {'vocab_size': 400, 'hidden_size': 32, 'intermediate_size': 64, 'num_attention_heads': 4,
@@ -29,16 +19,16 @@ SLIDING = {'use_sliding_window': True, 'sliding_window': WINDOW, 'max_window_lay
 VISION = {'hidden_size': 16, 'intermediate_size': 16, 'num_hidden_layers': 1, 'num_attention_heads': 2,
           'image_size': 28, 'patch_size': 14}
 CONFIGS: dict[str, Callable[..., PretrainedConfig]] = {
-    'llama': lambda **k: LlamaConfig(**SMALL, **k),
-    'mistral': lambda **k: MistralConfig(**SMALL, sliding_window=WINDOW, **k),
-    'qwen2': lambda **k: Qwen2Config(**SMALL, **SLIDING, **k),
-    'qwen3': lambda **k: Qwen3Config(**SMALL, head_dim=8, **SLIDING, **k),
-    'gemma2': lambda **k: Gemma2Config(**SMALL, **GEMMA, **k),
-    'gemma3_text': lambda **k: Gemma3TextConfig(**SMALL, **GEMMA, **k),
-    'gemma3': lambda **k: Gemma3Config(text_config=Gemma3TextConfig(**SMALL, **GEMMA, **k), vision_config=VISION,
-                                       mm_tokens_per_image=4, image_token_index=399, boi_token_index=397,
-                                       eoi_token_index=398),
-    'phi3': lambda **k: Phi3Config(**SMALL, sliding_window=WINDOW, **k),
+    'llama': lambda **k: transformers.LlamaConfig(**SMALL, **k),
+    'mistral': lambda **k: transformers.MistralConfig(**SMALL, sliding_window=WINDOW, **k),
+    'qwen2': lambda **k: transformers.Qwen2Config(**SMALL, **SLIDING, **k),
+    'qwen3': lambda **k: transformers.Qwen3Config(**SMALL, head_dim=8, **SLIDING, **k),
+    'gemma2': lambda **k: transformers.Gemma2Config(**SMALL, **GEMMA, **k),
+    'gemma3_text': lambda **k: transformers.Gemma3TextConfig(**SMALL, **GEMMA, **k),
+    'gemma3': lambda **k: transformers.Gemma3Config(
+        text_config=transformers.Gemma3TextConfig(**SMALL, **GEMMA, **k), vision_config=VISION, mm_tokens_per_image=4,
+        image_token_index=399, boi_token_index=397, eoi_token_index=398),
+    'phi3': lambda **k: transformers.Phi3Config(**SMALL, sliding_window=WINDOW, **k),
 }
 TEXTS = ['a red square', 'a blue circle on a wall', 'a', 'a purple stripe painted by somebody who likes green']
 

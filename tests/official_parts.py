@@ -25,58 +25,34 @@ def tiny_eva_clip(pretrained: bool = False, **kwargs: Any) -> Eva:
                global_pool='token', **sizes)
 
 
-ADAPTOR_BLOCK = """
-{prefix}.{i}.fn.0: 64 32
-{prefix}.{i}.fn.3: 32 64
-{prefix}.{i}.ln: 32
+# `layer: 32 64` stands for `layer.weight 32 64` and `layer.bias 32`; a prefix stands before all that follow it.
+ADAPTOR = """
+{prefix}.{i}. fn.0: 64 32, fn.3: 32 64, ln: 32
 """
 ADAPTOR_END = """
-{prefix}.2: 32
-{prefix}.3: 16 32
+{prefix}. 2: 32, 3: 16 32
 """
 EVA = """
 logit_scale
-visual.cls_token 1 1 32
-visual.pos_embed 1 17 32
-visual.patch_embed.proj: 32 3 14 14
-visual.rope.freqs_cos 16 16
-visual.rope.freqs_sin 16 16
-visual.norm: 32
-visual.head: 16 32
+visual. cls_token 1 1 32, pos_embed 1 17 32, patch_embed.proj: 32 3 14 14, norm: 32, head: 16 32
+visual.rope. freqs_cos 16 16, freqs_sin 16 16
 """
 EVA_BLOCK = """
-visual.blocks.{i}.norm1: 32
-visual.blocks.{i}.attn.q_proj: 32 32
-visual.blocks.{i}.attn.k_proj.weight 32 32
-visual.blocks.{i}.attn.v_proj: 32 32
-visual.blocks.{i}.attn.inner_attn_ln: 32
-visual.blocks.{i}.attn.proj: 32 32
-visual.blocks.{i}.attn.rope.freqs_cos 16 16
-visual.blocks.{i}.attn.rope.freqs_sin 16 16
-visual.blocks.{i}.norm2: 32
-visual.blocks.{i}.mlp.w1: 85 32
-visual.blocks.{i}.mlp.w2: 85 32
-visual.blocks.{i}.mlp.ffn_ln: 85
-visual.blocks.{i}.mlp.w3: 32 85
+visual.blocks.{i}. norm1: 32, norm2: 32
+visual.blocks.{i}.attn. q_proj: 32 32, k_proj.weight 32 32, v_proj: 32 32, inner_attn_ln: 32, proj: 32 32
+visual.blocks.{i}.attn.rope. freqs_cos 16 16, freqs_sin 16 16
+visual.blocks.{i}.mlp. w1: 85 32, w2: 85 32, ffn_ln: 85, w3: 32 85
 """
 HF = """
 logit_scale
-vision_model.embeddings.class_embedding 32
-vision_model.embeddings.patch_embedding.weight 32 3 8 8
-vision_model.embeddings.position_embedding.weight 17 32
-vision_model.pre_layrnorm: 32
-vision_model.post_layernorm: 32
+vision_model.embeddings. class_embedding 32, patch_embedding.weight 32 3 8 8, position_embedding.weight 17 32
+vision_model. pre_layrnorm: 32, post_layernorm: 32
 visual_projection.weight 16 32
 """
 HF_BLOCK = """
-vision_model.encoder.layers.{i}.layer_norm1: 32
-vision_model.encoder.layers.{i}.self_attn.k_proj: 32 32
-vision_model.encoder.layers.{i}.self_attn.v_proj: 32 32
-vision_model.encoder.layers.{i}.self_attn.q_proj: 32 32
-vision_model.encoder.layers.{i}.self_attn.out_proj: 32 32
-vision_model.encoder.layers.{i}.layer_norm2: 32
-vision_model.encoder.layers.{i}.mlp.fc1: 64 32
-vision_model.encoder.layers.{i}.mlp.fc2: 32 64
+vision_model.encoder.layers.{i}. layer_norm1: 32, layer_norm2: 32
+vision_model.encoder.layers.{i}.self_attn. k_proj: 32 32, v_proj: 32 32, q_proj: 32 32, out_proj: 32 32
+vision_model.encoder.layers.{i}.mlp. fc1: 64 32, fc2: 32 64
 """
 HF_CONFIG = {
     'architectures': ['LLM2CLIPModel'], 'model_type': 'clip', 'projection_dim': 16,
@@ -91,12 +67,13 @@ HF_CONFIG = {
 def _random(lines: str, seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     state = {}
-    # `layer: 32 64` stands for `layer.weight 32 64` and `layer.bias 32`.
-    for line in re.sub(r'(\S+): ((\d+).*)', r'\1.weight \2\n\1.bias \3', lines).split('\n'):
-        name, *shape = line.split() or ['']
-        if name:
+    for line in filter(None, lines.split('\n')):
+        prefix, names = re.fullmatch(r'(\S+\. )?(.*)', line).groups('')
+        for entry in re.sub(r'([\w.]+): ((\d+)[\d ]*)', r'\1.weight \2, \1.bias \3', names).split(', '):
+            name, *shape = entry.split()
             value = torch.randn([int(n) for n in shape], generator=generator) * 0.2
-            state[name] = value + 1.0 if len(shape) == 1 and name.endswith('.weight') else value
+            is_norm = len(shape) == 1 and name.endswith('weight')
+            state[prefix.strip() + name] = value + 1.0 if is_norm else value
     return state
 
 
@@ -105,7 +82,7 @@ def _both(block: str, **names: str) -> str:
 
 
 def _adaptor(prefix: str) -> str:
-    return _both(ADAPTOR_BLOCK, prefix=prefix) + ADAPTOR_END.format(prefix=prefix)
+    return _both(ADAPTOR, prefix=prefix) + ADAPTOR_END.format(prefix=prefix)
 
 
 def eva_state(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -114,7 +91,6 @@ def eva_state(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def hf_state(seed: int = 0) -> dict[str, torch.Tensor]:
-    """As the official Hugging Face folders have it."""
     return _random(HF + _both(HF_BLOCK) + _adaptor('text_adapter.adaptor'), seed)
 
 
@@ -126,7 +102,6 @@ def timm_state(tower: dict[str, torch.Tensor], width: int, seed: int = 0) -> dic
 
 
 def adaptor_features(state: dict[str, torch.Tensor], prefix: str, x: torch.Tensor, normalize: bool) -> torch.Tensor:
-    """The official adaptor, written out."""
     def linear(name: str, x: torch.Tensor) -> torch.Tensor:
         return x @ state[f'{prefix}.{name}.weight'].T + state[f'{prefix}.{name}.bias']
 

@@ -75,12 +75,10 @@ def check_resumed(make: Callable[[], StreamingDataLoader]) -> None:
 
 
 def write_dataset(samples: list[Sample], out: Path, **options: Any) -> Optional[dict[str, int]]:
-    """One split `train` in `out`/train."""
     return write_splits({'train': one_part(samples)}, Dropped(), out, WriterConfig(**options))
 
 
 def write_text_embeddings(dataset: Path, out: Path, teacher: Path, **options: Any) -> dict[str, int]:
-    """Embeddings of `dataset` by the teacher in a folder."""
     part_tokens = options.pop('part_tokens', 32768)
     embeddings = EmbeddingsDataset(DatasetConfig(local=str(dataset)), OutputFolder(out), **options)
     return extract_text_embeddings(embeddings, TeacherFolder(teacher).load(DeviceCPU()), part_tokens)

@@ -17,7 +17,6 @@ Arguments = dict[str, Any]
 
 
 def write_images(folder: Path, names: Iterable[str]) -> None:
-    """Pictures that differ."""
     for i, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,12 +27,13 @@ def write_json_lines(path: Path, records: Iterable[Any]) -> None:
     path.write_text(''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records))
 
 
-def karpathy(file: str, split: str, captions: list[str], imgid: int, **more: Any) -> dict[str, Any]:
-    """An image of Karpathy's files."""
-    sentences = [{'tokens': raw.lower().split(), 'raw': raw, 'imgid': imgid, 'sentid': imgid * 5 + i}
-                 for i, raw in enumerate(captions)]
-    return {**more, 'sentids': [s['sentid'] for s in sentences], 'imgid': imgid, 'sentences': sentences,
-            'split': split, 'filename': file}
+def write_karpathy(folder: Path, dataset: str, images: str, records: Iterable[Any]) -> Arguments:
+    """Write Karpathy's file of images with a split, captions and more fields each."""
+    content = [{**more, 'sentences': [{'raw': raw} for raw in captions], 'split': split, 'filename': file}
+               for file, split, captions, more in records]
+    path = folder / f'dataset_{dataset}.json'
+    path.write_text(json.dumps({'images': content, 'dataset': dataset}))
+    return {'images': f'{folder}/{images}', 'annotations': str(path)}
 
 
 def five(about: str) -> list[str]:
@@ -64,14 +64,11 @@ def flickr8k(folder: Path) -> Arguments:
 
 def flickr8k_karpathy(folder: Path) -> Arguments:
     write_images(folder / 'Flicker8k_Dataset', FLICKR8K)
-    images = [karpathy(name, split, flickr8k_captions(name), i)
-              for i, (name, split) in enumerate(FLICKR8K.items()) if split]
-    (folder / 'dataset_flickr8k.json').write_text(json.dumps({'images': images, 'dataset': 'flickr8k'}))
-    return {'images': f'{folder}/Flicker8k_Dataset', 'annotations': f'{folder}/dataset_flickr8k.json'}
+    records = [(name, split, flickr8k_captions(name), {}) for name, split in FLICKR8K.items() if split]
+    return write_karpathy(folder, 'flickr8k', 'Flicker8k_Dataset', records)
 
 
 def flickr8k_kaggle(folder: Path) -> Arguments:
-    """Kaggle's files, which have no splits."""
     write_images(folder / 'Images', FLICKR8K)
     with open(folder / 'captions.txt', 'w', newline='') as file:
         writer = csv.writer(file, lineterminator='\n')
@@ -83,9 +80,8 @@ def flickr8k_kaggle(folder: Path) -> Arguments:
 def flickr30k(folder: Path) -> Arguments:
     names = {'1000092795.jpg': 'train', '1007129816.jpg': 'test', '10002456.jpg': 'val', '1009434119.jpg': 'test'}
     write_images(folder / 'flickr30k-images', names)
-    images = [karpathy(name, split, five(name), i) for i, (name, split) in enumerate(names.items())]
-    (folder / 'dataset_flickr30k.json').write_text(json.dumps({'images': images, 'dataset': 'flickr30k'}))
-    return {'images': f'{folder}/flickr30k-images', 'annotations': f'{folder}/dataset_flickr30k.json'}
+    records = [(name, split, five(name), {}) for name, split in names.items()]
+    return write_karpathy(folder, 'flickr30k', 'flickr30k-images', records)
 
 
 def coco(folder: Path) -> Arguments:
@@ -93,10 +89,9 @@ def coco(folder: Path) -> Arguments:
             ('val2014', 60623, 'test', 5)]
     files = [f'COCO_{place}_{number:012}.jpg' for place, number, _, _ in rows]
     write_images(folder / 'coco', [f'{row[0]}/{file}' for row, file in zip(rows, files)])
-    images = [karpathy(file, split, [f'picture {number}, {k}' for k in range(n)], i, filepath=place, cocoid=number)
-              for i, (file, (place, number, split, n)) in enumerate(zip(files, rows))]
-    (folder / 'dataset_coco.json').write_text(json.dumps({'images': images, 'dataset': 'coco'}))
-    return {'images': f'{folder}/coco', 'annotations': f'{folder}/dataset_coco.json'}
+    records = [(file, split, [f'picture {number}, {k}' for k in range(n)], {'filepath': place, 'cocoid': number})
+               for file, (place, number, split, n) in zip(files, rows)]
+    return write_karpathy(folder, 'coco', 'coco', records)
 
 
 def conversation(image: str, caption: str) -> dict[str, Any]:
@@ -205,7 +200,6 @@ def write_custom_sets(folder: Path) -> None:
 
 
 def custom_sets(folder: Path) -> list[str]:
-    """Arguments of an evaluation on what `write_custom_sets` wrote."""
     source = f'{{name: imagenet_folder, images: {folder}/classes}}'
     return [f'retrieval.flickr30k.local={folder}/photos/train',
             f'zeroshot.pets.source={source}', f'zeroshot.pets.templates={folder}/templates.txt',

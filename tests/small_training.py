@@ -31,7 +31,6 @@ class TwoTowers(ComposerModel):
 
 
 def make_batches() -> list[dict[str, Any]]:
-    """Make an epoch of three batches."""
     generator = torch.Generator().manual_seed(1)
     return [{'index': torch.arange(8), 'sample_id': [f's{step}{i}' for i in range(8)],
              'x': torch.randn(8, 6, generator=generator), 'y': torch.randn(8, 6, generator=generator)}

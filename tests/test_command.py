@@ -100,7 +100,7 @@ def test_an_expected_error_becomes_one_line(error: Exception, line: str, monkeyp
 
 
 @pytest.mark.parametrize('error', [
-    RuntimeError('shapes'), ValueError('raised by a library'),
+    ValueError('raised by a library'),
     RuntimeError('out of resource: shared memory, Required: 9, Hardware limit: 8')])  # of a GPU
 def test_a_fault_of_a_program_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
@@ -115,9 +115,8 @@ def test_what_goes_wrong_while_keys_are_read_is_one_line(monkeypatch: pytest.Mon
         with pytest.raises(SystemExit, match=message):
             run_command(ExportVisionConfig, _raises(RuntimeError()), [arg])
     monkeypatch.setattr('llm2clip.command.load_config', _raises(KeyboardInterrupt()))
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit, match='130'):
         run_command(ExportVisionConfig, _raises(RuntimeError()), ['run=r', 'out=o'])
-    assert end.value.code == 130
 
 
 def test_a_recipe_of_one_process_refuses_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,9 +152,7 @@ STOPPED = '''
 
 @pytest.mark.parametrize(('number', 'rank', 'status'), [
     (signal.SIGINT, 0, 130), (signal.SIGTERM, 0, 143), (signal.SIGINT, 1, -signal.SIGTERM)])
-def test_a_signal_ends_a_recipe_and_its_workers(
-    number: signal.Signals, rank: int, status: int, tmp_path: Path
-) -> None:
+def test_a_signal_ends_a_recipe_and_its_workers(number: signal.Signals, rank: int, status: int, tmp_path: Path) -> None:
     folder = tmp_path / 'out'
     env = {**os.environ, 'RANK': str(rank), 'LOCAL_RANK': str(rank)}
     process = _python(STOPPED.format(folder=str(folder)), env=env, start_new_session=True)
@@ -210,7 +207,6 @@ def test_spawned_processes_end_with_a_killed_recipe(tmp_path: Path) -> None:
 
 
 def _call(recipe: str, *args: str) -> None:
-    """A recipe whose work is done at once."""
     def main(config: Any) -> None:
         folder = config.step_folder()
         if folder is not None:
@@ -221,39 +217,23 @@ def _call(recipe: str, *args: str) -> None:
 
 
 def _writes(recipe: str, folder: Path) -> list[str]:
-    """What a recipe requires, with this output folder."""
     return [f'{arg.partition("=")[0]}={folder}' if arg in ('out=o', 'save_folder=f', 'index=o') else arg
             for arg in REQUIRED[recipe]]
 
 
 @pytest.mark.parametrize('recipe', ['train_stage2', 'search', 'export_vision'])
-def test_two_processes_do_not_write_one_output(
-    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_output_has_one_writer(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')
     args = _writes(recipe, tmp_path / 'out')
-    holder = _python(f'''
-        import sys
-        from llm2clip import config
-        from llm2clip.command import lock_outputs
-        from llm2clip.config.loading import load_config
-        with lock_outputs(load_config(config.{SCHEMAS[recipe].__name__}, {args!r}), {recipe!r}):
-            print('holds', flush=True)
-            sys.stdin.read()
-        ''', stdin=subprocess.PIPE)
-    assert holder.stdout is not None and holder.stdout.readline() == 'holds\n'
-    with pytest.raises(ConfigError, match=f'{tmp_path}/out: another process is writing there'):
+    expected = pytest.raises(ConfigError, match=f'{tmp_path}/out: another process is writing there')
+    with lock_outputs(load_config(SCHEMAS[recipe], args), recipe), expected:
         _call(recipe, *args)
-    holder.kill()
-    holder.wait()
     _call(recipe, *args)
     _call(recipe, *args)
 
 
 @pytest.mark.parametrize('recipe', ['train_stage2', 'report', 'search'])
-def test_a_folder_of_another_recipe_or_the_user_is_refused(
-    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_of_others_are_refused(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')
     (tmp_path / 'home').mkdir()
     name = 'report.html' if recipe == 'report' else 'photo.jpg'
@@ -266,25 +246,15 @@ def test_a_folder_of_another_recipe_or_the_user_is_refused(
         _call(recipe, *_writes(recipe, tmp_path / 'run'))
 
 
-def test_machines_share_a_folder_that_workers_do_not_hold(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = load_config(PrepareConfig, [f'out={tmp_path}/out', 'source.name=x', 'num_shards=2'])
-    with lock_outputs(config, 'prepare_data'):
+def test_machines_share_a_folder_that_workers_do_not_hold(tmp_path: Path) -> None:
+    first, second = (PrepareConfig(out=f'{tmp_path}/out', shard_index=i, num_shards=2) for i in range(2))
+    with lock_outputs(first, 'prepare_data'):
         (tmp_path / 'out/train').mkdir()
         worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
         worker.start()
-        _python_claims(config, shard_index=1, expected='')
-        _python_claims(config, shard_index=0, expected='another process is writing')
-    _python_claims(config, shard_index=0, expected='')
+        lock_outputs(second, 'prepare_data').close()
+        with pytest.raises(ConfigError, match='another process is writing'):
+            lock_outputs(first, 'prepare_data')
+    lock_outputs(first, 'prepare_data').close()
     worker.kill()
     worker.join()
-
-
-def _python_claims(config: PrepareConfig, shard_index: int, expected: str) -> None:
-    log = _python(f'''
-        from llm2clip.config import PrepareConfig
-        from llm2clip.command import lock_outputs
-        lock_outputs(PrepareConfig(out={config.out!r}, shard_index={shard_index}, num_shards=2), 'prepare_data').close()
-        ''').communicate()[1]
-    assert expected in log and bool(expected) is bool(log), log

@@ -79,9 +79,7 @@ def test_a_yaml_takes_what_is_fast_and_the_run_says_which(
     assert read_config(Stage1Config, tmp_path) == config
 
 
-def test_a_teacher_of_bfloat16_is_widened_where_that_is_faster(
-    llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_bfloat16_is_widened(llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TextEncoderConfig(str(llm_folder), dtype='bfloat16')
     encoder, tokenizer = build_text_encoder(config, LoraConfig(r=4)), load_caption_tokenizer(config)
     torch.nn.init.normal_(next(p for name, p in encoder.named_parameters() if 'lora_B' in name), std=0.1)

@@ -40,7 +40,7 @@ def test_local_processes_do_tasks_that_cannot_be_pickled(num_workers: int) -> No
 
 
 def test_ray_is_refused_with_shards_or_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match='num_shards .*: 2, expected 1 with engine=ray'):
+    with pytest.raises(ConfigError, match='^num_shards'):
         load_config(PrepareConfig, [*REQUIRED['prepare_data'], 'engine=ray', 'num_shards=2'])
     monkeypatch.setitem(sys.modules, 'ray', None)
     with pytest.raises(ConfigError, match=r'engine: ray needs the extra ray .*--extra ray, or pip'):

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,12 @@ import pytest
 import timm
 import torch
 import transformers.modeling_utils
-from composer.devices import DeviceCPU
-from damage import edited
+from damage import CPU, TEXTS, WAYS, Damage, edited, is_one_line
 from official_parts import HALF, eva_state
 from parts import text_encoder_from_config
 from sentence_transformers import SentenceTransformer
 from trained import Trained, save_run_config, trained
-from transformers import AutoModel, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, LlamaModel
 
-from llm2clip.command import _is_expected
 from llm2clip.config import (
     EvaluatedModelConfig,
     LLMTeacherConfig,
@@ -36,6 +34,7 @@ from llm2clip.config import (
 )
 from llm2clip.conversion.llm2vec import import_teacher
 from llm2clip.conversion.official_weights import import_checkpoint, load_initial_weights
+from llm2clip.errors import ConfigError
 from llm2clip.evaluation.evaluated_models import check_evaluated_model, load_evaluated_model
 from llm2clip.export.hf import export_folder
 from llm2clip.export.sentence_model import export_sentence_transformers
@@ -46,8 +45,6 @@ from llm2clip.teacher.llm import load_llm, load_teacher, save_teacher, teacher_f
 from llm2clip.teacher.sources import FrozenLLM, SentenceTransformerModel, TeacherFolder
 from llm2clip.training.runs import Stage2Run, load_checkpoint_model
 
-TEXTS = ['a red square']
-CPU = DeviceCPU()
 AUTO_MAP = {name: 'evil.Evil' for name in (
     'AutoConfig', 'AutoModel', 'AutoModelForCausalLM', 'AutoImageProcessor', 'AutoProcessor')}
 TOKENIZER_MAP = {'AutoTokenizer': ['evil.Evil', 'evil.Evil']}
@@ -80,7 +77,6 @@ class Evil:
 
 
 def plant_maps(folder: Path) -> None:
-    """Every configuration of a folder asks for code."""
     plant(folder)
     for name, auto_map in (('config.json', AUTO_MAP), ('tokenizer_config.json', TOKENIZER_MAP),
                            ('preprocessor_config.json', AUTO_MAP), ('processor_config.json', AUTO_MAP)):
@@ -89,20 +85,17 @@ def plant_maps(folder: Path) -> None:
         path.write_text(json.dumps({**content, 'auto_map': auto_map}))
 
 
-def unknown(folder: Path) -> None:
-    """Nothing of it can be loaded without the code."""
+def unknown_class(folder: Path) -> None:
     plant_maps(folder)
     edited(model_type='evil', architectures=['Evil'])(folder / 'config.json')
     edited(tokenizer_class='Evil')(folder / 'tokenizer_config.json')
 
 
 def consenting(folder: Path) -> None:
-    """The data itself says yes."""
     plant_maps(folder)
-    edited(trust_remote_code=True)(folder / 'config.json')
-    edited(trust_remote_code=True)(folder / 'tokenizer_config.json')
-    if (folder / 'text_encoder.json').is_file():
-        edited(trust_remote_code=True)(folder / 'text_encoder.json')
+    for name in ('config', 'tokenizer_config', 'text_encoder'):
+        if (path := folder / f'{name}.json').is_file():
+            edited(trust_remote_code=True)(path)
 
 
 def kernel(folder: Path) -> None:
@@ -110,7 +103,6 @@ def kernel(folder: Path) -> None:
 
 
 def pickled(folder: Path) -> None:
-    """In place of its weights."""
     for path in folder.glob('*.safetensors'):
         path.unlink()
     for name in ('pytorch_model.bin', 'adapter_model.bin'):
@@ -127,7 +119,7 @@ class _Code:
         return os.mkdir, ('ran',)
 
 
-PLANTS = {'auto_map': plant_maps, 'no class of its own': unknown, 'consent in data': consenting, 'kernel': kernel,
+PLANTS = {'auto_map': plant_maps, 'unknown class': unknown_class, 'consent in data': consenting, 'kernel': kernel,
           'pickle': pickled}
 
 
@@ -136,7 +128,7 @@ def attempt(load: Callable[[], object]) -> None:
     try:
         load()
     except ValueError as error:
-        assert _is_expected(error) and '\n' not in str(error) and len(str(error)) < 900, error
+        assert is_one_line(error), error
 
 
 @pytest.fixture(scope='module')
@@ -147,13 +139,8 @@ def model(teacher_folder: Path) -> Trained:
 @pytest.fixture(scope='module')
 def whole(model: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('export') / 'whole'
-    export_folder(*model[:3], model.teachers, folder)
+    export_folder(*model, folder)
     return folder
-
-
-def _evaluate(folder: Path) -> Any:
-    config = EvaluatedModelConfig(export=str(folder))
-    return load_evaluated_model(config, folder.parent / 'cache', CPU).text_features(TEXTS)
 
 
 OF_TEACHERS: dict[str, Callable[[Path, Trained], object]] = {
@@ -161,10 +148,11 @@ OF_TEACHERS: dict[str, Callable[[Path, Trained], object]] = {
     'online training': lambda folder, _: load_teacher(folder, 'float32'),
     'fingerprint': lambda folder, _: teacher_fingerprint(folder),
     'export': lambda folder, model: export_folder(
-        model.model, model.config, model.record, folder, folder.parent / 'out'),
+        model.model, model.config, model.record, [folder], folder.parent / 'out'),
     'export of the teacher': lambda folder, _: export_sentence_transformers(folder, folder.parent / 'out'),
-    'remote code': lambda folder, model: modeling_llm2clip.load_teacher(folder, model.record.teacher.teachers[0])(
-        TEXTS, torch.device('cpu')),
+    'remote code': lambda folder, model: modeling_llm2clip.load_teacher(
+        folder, model.record.teacher.teachers[0], modeling_llm2clip.checksums(folder))(
+            TEXTS, torch.device('cpu')),
     'any LLM': lambda folder, _: FrozenLLM(LLMTeacherConfig(str(folder))).load(CPU),
     'stage 1': lambda folder, _: text_encoder_from_config(TextEncoderConfig(str(folder)), LoraConfig()),
     'import': lambda folder, _: import_teacher(LLMTeacherConfig(str(folder)), 'none', folder.parent / 'out'),
@@ -177,9 +165,7 @@ OF_TEACHERS: dict[str, Callable[[Path, Trained], object]] = {
 
 @pytest.mark.parametrize('planted', ['consent in data', 'kernel', 'pickle'])
 @pytest.mark.parametrize('way', OF_TEACHERS)
-def test_a_teacher_or_llm_runs_no_code(
-    way: str, planted: str, model: Trained, teacher_folder: Path, tmp_path: Path
-) -> None:
+def test_a_teacher_runs_no_code(way: str, planted: str, model: Trained, teacher_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(teacher_folder, tmp_path / 'folder')
     PLANTS[planted](folder)
     attempt(lambda: OF_TEACHERS[way](folder, model))
@@ -194,19 +180,9 @@ def test_code_of_a_tokenizer_runs_only_by_the_users_word(teacher_folder: Path, t
     marker.unlink()
 
 
-OF_EXPORTS: dict[str, Callable[[Path, Trained], object]] = {
-    'evaluate': lambda folder, _: _evaluate(folder),
-    'search': lambda folder, _: load_model(SearchConfig(str(folder)), CPU)[0].text_features(TEXTS),
-    'initial weights': lambda folder, model: load_initial_weights(
-        model.model, model.config, model.record.teacher, folder),
-    'transformers': lambda folder, _: AutoModel.from_pretrained(folder).get_text_features(TEXTS),
-    'remote code': lambda folder, _: modeling_llm2clip.LLM2CLIPModel.from_pretrained(folder).get_text_features(TEXTS),
-    'sentence-transformers': lambda folder, _: SentenceTransformer(str(folder), device='cpu').encode(TEXTS),
-}
 
 
 def _in_model(*path: str, **fields: Any) -> Callable[[Path], None]:
-    """Fields inside the description of the model."""
     def change(folder: Path) -> None:
         plant(folder)
         content = inner = json.loads((folder / 'config.json').read_text())
@@ -218,10 +194,6 @@ def _in_model(*path: str, **fields: Any) -> Callable[[Path], None]:
     return change
 
 
-def _in_teacher(change: Callable[[Path], None]) -> Callable[[Path], None]:
-    return lambda folder: change(folder / 'teacher')
-
-
 OF_EXPORT = {
     'its own auto_map': lambda folder: (plant(folder), edited(auto_map=AUTO_MAP)(folder / 'config.json')),
     'auto_map of the tower': _in_model('vision', 'architecture', auto_map=AUTO_MAP),
@@ -229,28 +201,30 @@ OF_EXPORT = {
     'a kernel of the tower': _in_model('vision', 'architecture', attn_implementation='evil/kernel'),
     'a value to compute': _in_model('vision', name='${oc.env:HOME}'),
     'pickle': pickled,
-    **{f'teacher: {name}': _in_teacher(change) for name, change in PLANTS.items()},
+    **{f'teacher: {name}': lambda folder, change=change: change(folder / 'teacher')
+       for name, change in PLANTS.items()},
 }
 
 
 @pytest.mark.parametrize('planted', OF_EXPORT)
-@pytest.mark.parametrize('way', OF_EXPORTS)
+@pytest.mark.parametrize('way', [*WAYS, 'initial weights', 'sentence-transformers'])
 def test_an_export_runs_no_code(way: str, planted: str, model: Trained, whole: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(whole, tmp_path / 'folder')
     OF_EXPORT[planted](folder)
+    load: Callable[[], object] = {
+        **{name: partial(read, folder) for name, read in WAYS.items()},
+        'initial weights': lambda: load_initial_weights(model.model, model.config, model.record.teacher, folder),
+        'sentence-transformers': lambda: SentenceTransformer(str(folder), device='cpu').encode(TEXTS)}[way]
     if 'tower' in planted or 'compute' in planted:
         with pytest.raises(ValueError, match=r'config\.json: model: .* names code'):
-            OF_EXPORTS[way](folder, model)
+            load()
     else:
-        attempt(lambda: OF_EXPORTS[way](folder, model))
+        attempt(load)
 
 
 @pytest.mark.parametrize('planted', PLANTS)
-def test_a_tower_runs_no_code(planted: str, tmp_path: Path) -> None:
-    folder = tmp_path / 'folder'
-    CLIPVisionModel(CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-                                     patch_size=8, image_size=32)).save_pretrained(folder)
-    (folder / 'tokenizer_config.json').write_text('{}')
+def test_a_tower_runs_no_code(planted: str, clip: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(clip, tmp_path / 'folder')
     PLANTS[planted](folder)
     attempt(lambda: load_tower(VisionConfig(str(folder), pretrained=True, image_size=32, **HALF)))
     attempt(lambda: import_checkpoint(folder, VisionConfig(str(folder), image_size=32, **HALF)))
@@ -264,39 +238,29 @@ def test_a_tower_of_timm_runs_no_code(tmp_path: Path) -> None:
     attempt(lambda: load_tower(VisionConfig(f'local-dir:{tmp_path}/local', pretrained=True)))
 
 
-@pytest.mark.parametrize('fields', [
-    {'auto_mapping': {'base_model_class': 'Evil', 'parent_library': 'evil'}},
-    {'megatron_config': {'x': 1}, 'megatron_core': 'evil'}, {'peft_type': 'evil'}, None])
-def test_an_adapter_runs_no_code(
-    fields: Any, llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(str(llm_folder)), LoraConfig(r=4))
-    folder = tmp_path / 'adapter'
-    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher', folder)
+@pytest.mark.parametrize('edit', [
+    edited(auto_mapping={'base_model_class': 'Evil', 'parent_library': 'evil'}), edited(peft_type='evil'),
+    edited(megatron_config={'x': 1}, megatron_core='evil'), lambda path: pickled(path.parent)])
+def test_adapters_run_no_code(edit: Damage, llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, lora = tmp_path / 'adapter', LoraConfig(r=4)
+    teacher = text_encoder_from_config(TextEncoderConfig(str(llm_folder)), lora)
+    save_teacher(*teacher, lora, tmp_path / 'teacher', folder)
     plant(folder)
     monkeypatch.syspath_prepend(folder)
-    edited(**fields)(folder / 'adapter_config.json') if fields else pickled(folder)
+    edit(folder / 'adapter_config.json')
     attempt(lambda: load_llm(TextEncoderConfig(str(llm_folder), adapters=[str(folder)])))
     edited(base_model_name_or_path=str(llm_folder))(folder / 'adapter_config.json')
     attempt(lambda: import_teacher(LLMTeacherConfig(str(folder)), 'none', tmp_path / 'out'))
 
 
-def _sentence_transformer(llm: Path, folder: Path, kind: str = 'sentence_transformers.models.Dense') -> None:
-    """A folder of two modules, the second of which is of the given class."""
-    LlamaModel.from_pretrained(llm).save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(llm)
-    tokenizer.pad_token = '</s>'
-    tokenizer.save_pretrained(folder)
-    (folder / 'sentence_bert_config.json').write_text(json.dumps({'max_seq_length': 16}))
-    (folder / 'pooling').mkdir()
-    (folder / 'pooling/config.json').write_text(json.dumps({'word_embedding_dimension': 32}))
-    types = ['sentence_transformers.models.Transformer', 'sentence_transformers.models.Pooling', kind]
-    (folder / 'modules.json').write_text(json.dumps(
-        [{'idx': i, 'name': str(i), 'path': path, 'type': name}
-         for i, (path, name) in enumerate(zip(['', 'pooling', 'last'], types))]))
+def _with_module(embedder: Path, folder: Path, kind: str = 'evil.Evil') -> None:
+    shutil.copytree(embedder, folder)
+    *modules, last = json.loads((folder / 'modules.json').read_text())
+    (folder / 'modules.json').write_text(json.dumps([*modules, {**last, 'path': 'last', 'type': kind}]))
     (folder / 'last').mkdir()
 
 
+NAMES_A_CLASS = r'names the class evil\.Evil, expected one of sentence-transformers'
 MODULES = {
     'foreign module': ('evil.Evil', {}),
     'activation': ('sentence_transformers.models.Dense',
@@ -308,17 +272,17 @@ MODULES = {
 
 @pytest.mark.parametrize('module', MODULES)
 def test_modules_of_sentence_transformers_run_no_code(
-    module: str, llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: Path
+    module: str, embedder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: Path
 ) -> None:
     folder = tmp_path / 'folder'
     kind, fields = MODULES[module]
-    _sentence_transformer(llm_folder, folder, kind)
+    _with_module(embedder, folder, kind)
     for name in ('config.json', 'router_config.json', 'wordembedding_config.json'):
         (folder / 'last' / name).write_text(json.dumps(fields))
     plant(folder)
     monkeypatch.syspath_prepend(folder)
     config = SentenceTransformersTeacherConfig(str(folder))
-    with pytest.raises(ValueError, match=r'names the class evil\.Evil, expected one of sentence-transformers'):
+    with pytest.raises(ValueError, match=NAMES_A_CLASS):
         SentenceTransformerModel(config).load(CPU)
     assert not marker.exists()
     if module == 'foreign module':
@@ -330,14 +294,14 @@ def test_modules_of_sentence_transformers_run_no_code(
 
 
 def test_an_exported_sentence_transformer_runs_no_code(
-    llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: Path
+    embedder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: Path
 ) -> None:
     folder = tmp_path / 'folder'
-    _sentence_transformer(llm_folder, folder, 'evil.Evil')
+    _with_module(embedder, folder)
     plant(folder)
     monkeypatch.syspath_prepend(folder)
     of_run = trained('clip_vision_model', [SentenceTransformerModel(SentenceTransformersTeacherConfig(str(folder)))])
-    export_folder(*of_run[:3], of_run.teachers, export := tmp_path / 'export')
+    export_folder(*of_run, export := tmp_path / 'export')
     remote = modeling_llm2clip.LLM2CLIPModel.from_pretrained
     ways: list[Callable[[bool], Any]] = [
         lambda trusted: load_model(SearchConfig(str(export), trusted), CPU)[0].text_features(TEXTS),
@@ -345,21 +309,20 @@ def test_an_exported_sentence_transformer_runs_no_code(
                                              tmp_path / 'cache', CPU).text_features(TEXTS),
         lambda trusted: remote(export, trust_remote_code=trusted).get_text_features(TEXTS)]
     for embed in ways:
-        with pytest.raises(ValueError, match=r'names the class evil\.Evil, expected one of sentence-transformers'):
+        with pytest.raises(ValueError, match=NAMES_A_CLASS):
             embed(False)
     assert not marker.exists()
     for embed in ways:
         with pytest.raises(Exception) as error:  # it is no module
             embed(True)
         assert 'names the class' not in str(error.value)
-    assert marker.exists()
     marker.unlink()
 
 
-def test_the_consent_of_a_run_is_not_that_of_the_user(llm_folder: Path, tmp_path: Path) -> None:
+def test_the_consent_of_a_run_is_not_that_of_the_user(embedder: Path, tmp_path: Path) -> None:
     folder, run = tmp_path / 'folder', tmp_path / 'run'
     plant(tmp_path)  # which is the current folder
-    _sentence_transformer(llm_folder, folder, 'evil.Evil')
+    _with_module(embedder, folder)
     of_run = trained('timm:test_vit', [SentenceTransformerModel(SentenceTransformersTeacherConfig(str(folder)))])
     save_run_config(run, of_run.config, optimizer={'name': 'evil:Evil', 'lr': 1e-5}, callbacks={'evil:Evil': {}},
                     teacher=SentenceTransformersTeacherConfig(str(folder), trust_remote_code=True))
@@ -367,15 +330,13 @@ def test_the_consent_of_a_run_is_not_that_of_the_user(llm_folder: Path, tmp_path
     (evaluated, _), = check_evaluated_model(EvaluatedModelConfig(run=str(run)))
     exported, = Stage2Run(run).teachers()
     for source in (evaluated, exported):
-        with pytest.raises(ValueError, match=r'names the class evil\.Evil'):
+        with pytest.raises(ValueError, match=NAMES_A_CLASS):
             source.load(CPU)
 
 
 @pytest.mark.parametrize('planted', PLANTS)
-def test_the_llm_of_sentence_transformers_runs_no_code(planted: str, llm_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / 'folder'
-    _sentence_transformer(llm_folder, folder)
-    (folder / 'modules.json').write_text(json.dumps(json.loads((folder / 'modules.json').read_text())[:2]))
+def test_the_llm_of_sentence_transformers_runs_no_code(planted: str, embedder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(embedder, tmp_path / 'folder')
     edited(model_args={'trust_remote_code': True}, tokenizer_args={'trust_remote_code': True},
            config_args={'trust_remote_code': True})(folder / 'sentence_bert_config.json')
     PLANTS[planted](folder)
@@ -385,8 +346,8 @@ def test_the_llm_of_sentence_transformers_runs_no_code(planted: str, llm_folder:
 def test_values_of_the_environment_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('SECRET', 'hunter2')
     (tmp_path / 'config.yaml').write_text(r'checkpoint_folder: "\x24{oc.env:SECRET}"')
-    with pytest.raises(ValueError, match='asks for another value') as error:
+    with pytest.raises(ConfigError) as error:
         load_checkpoint_model(tmp_path)
-    assert 'hunter2' not in str(error.value)
+    assert error.value.key == 'checkpoint_folder' and 'hunter2' not in str(error.value)
     with pytest.raises(ValueError, match='vision names code'):
         modeling_llm2clip.LLM2CLIPConfig(model={'vision': {'name': 'v', 'mean': ['${oc.env:SECRET}'] * 3}})

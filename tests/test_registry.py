@@ -58,9 +58,7 @@ def test_a_part_of_the_current_folder_is_found(tmp_path: Path) -> None:
     ('zeroshot', 'os:system', {'command': 'touch called'}, 'zeroshot', 'os:system, expected'),
     ('source', 'subprocess:call', {'args': ['touch', 'called']}, 'source', 'subprocess:call, expected'),
 ])
-def test_a_part_that_cannot_be_used_is_named(
-    kind: str, name: str, arguments: dict[str, Any], key: str, message: str
-) -> None:
+def test_an_unusable_part_is_named(kind: str, name: str, arguments: dict[str, Any], key: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         build(kind, name, arguments)
     assert error.value.key == key and message in str(error.value) and '\n' not in str(error.value)

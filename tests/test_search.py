@@ -4,7 +4,9 @@
 """The features follow their folder, and answers are those of the exported model."""
 
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,14 @@ from transformers import AutoImageProcessor, AutoModel
 
 import llm2clip.evaluation.evaluated_models
 from llm2clip.config import SearchConfig
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, FileError
 from llm2clip.evaluation.evaluated_models import TrainedLLM2CLIP
 from llm2clip.export.hf import export_folder
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.search import INDEX_FILE, embed_images, embed_query, find_images, load_model, nearest
+from llm2clip.search import INDEX_FILE, embed_images, find_images, load_model
 
-CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
 TEXTS = ['a red square', 'a green circle number 7']
 Model = tuple[TrainedLLM2CLIP, str]
-Embedded = dict[str, torch.Tensor]
 
 
 def write_photo(path: Path, seed: int) -> None:
@@ -58,14 +58,13 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def embed(model: Model, photos: Path, index: Path, **options: Any) -> Embedded:
+def embed(model: Model, photos: Path, index: Path, **options: Any) -> dict[str, torch.Tensor]:
     config = SearchConfig(images=str(photos), index=str(index), num_workers=0, **options)
     paths, features = embed_images(config, *model)
     return {os.path.relpath(path, photos): row for path, row in zip(paths, features, strict=True)}
 
 
 def direct(model_folder: Path, paths: list[Path]) -> torch.Tensor:
-    """Features as a user of transformers computes them."""
     model, processor = AutoModel.from_pretrained(model_folder), AutoImageProcessor.from_pretrained(model_folder)
     with torch.no_grad():
         return model.get_image_features(**processor([Image.open(path) for path in paths], return_tensors='pt'))
@@ -131,7 +130,7 @@ def test_features_of_something_else_are_refused_and_kept(
     configs = (SearchConfig(str(other)),
                SearchConfig(str(model_folder), precision='amp_bf16'), SearchConfig(str(model_folder), truncate_dim=8))
     for config in configs:
-        with pytest.raises(ConfigError, match='is of another model, .*; give another `index`, or remove that file'):
+        with pytest.raises(ConfigError, match='is of another model'):
             embed(load_model(config, DeviceCPU()), photos, file.parent)
     with pytest.raises(ConfigError, match='images in another folder'):
         embed(model, photos / 'odd', file.parent)
@@ -141,8 +140,9 @@ def test_features_of_something_else_are_refused_and_kept(
     assert not reads and file.read_bytes() == before
     for damaged in (before[:-9], b'something else that somebody keeps here', b''):
         file.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f'{INDEX_FILE}: cannot be read .*expected features of images'):
+        with pytest.raises(FileError) as error:
             embed(model, photos, file.parent)
+        assert error.value.path == str(file)
         assert file.read_bytes() == damaged
 
 
@@ -155,22 +155,31 @@ def test_images_are_found_by_suffix_in_every_folder(tmp_path: Path) -> None:
     found = find_images(str(tmp_path / 'photos'))
     assert list(found) == ['a/b/d.webp', 'a/c.png', 'b.JPG']
     assert found['b.JPG'] == [5, (tmp_path / 'photos/b.JPG').stat().st_mtime_ns]
-    with pytest.raises(ConfigError, match='images: there is no image in .*expected files that end in'):
+    with pytest.raises(ConfigError) as error:
         find_images(str(tmp_path / 'nowhere'))
+    assert error.value.key == 'images'
 
 
-def _call(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path, *arguments: str) -> None:
-    run_recipe(monkeypatch, 'search', f'model={model}', f'index={tmp_path}/index', f'images={tmp_path}/photos',
-               'device=cpu', 'num_workers=0', *arguments)
+@pytest.fixture
+def search(model_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The recipe, which returns the key that it refuses."""
+    def call(*arguments: str, model: Path = model_folder) -> str:
+        try:
+            run_recipe(monkeypatch, 'search', f'model={model}', f'index={tmp_path}/index', f'images={photos}',
+                       'device=cpu', 'num_workers=0', *arguments)
+        except ConfigError as error:
+            return error.key
+        return ''
+
+    return call
 
 
 def test_the_recipe_answers_as_the_exported_model(
-    model_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str]
+    search: Callable[..., str], model_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_photo(photos / 'a.png', 2)  # the same as 2.png
     asked, paths = f'{photos}/2.png', sorted(photos.rglob('*.png'))
-    _call(monkeypatch, model_folder, tmp_path, f"query=['{TEXTS[0]}', {asked}]", 'top=9')
+    assert not search(f"query=['{TEXTS[0]}', {asked}]", 'top=9')
     lines = capsys.readouterr().out.splitlines()
     images = direct(model_folder, paths)
     with torch.no_grad():
@@ -180,118 +189,67 @@ def test_the_recipe_answers_as_the_exported_model(
         scores = {path: float(score) for score, path in map(str.split, answer)}
         assert [*scores.values()] == sorted(scores.values(), reverse=True)
         assert [scores[str(path)] for path in paths] == pytest.approx((images @ query).tolist(), abs=2e-3)
-    for argument, message in [('query=nowhere.png', "query: expected .*found 'nowhere.png'"),
-                              ('query=[7]', 'query: expected .*found 7'),
-                              ('query={a: 1}', 'query: expected .*found'),
-                              ('truncate_dim=17', 'dim: 17, expected at most the 16 dimensions of the model')]:
-        with pytest.raises(ConfigError, match=message):
-            _call(monkeypatch, model_folder, tmp_path, argument)
-    with pytest.raises(ConfigError, match='model: .* is not the folder llm2clip/ that recipes/export_hf.py wrote'):
-        _call(monkeypatch, tmp_path, tmp_path, 'query=a')
+    for argument in ('query=nowhere.png', 'query=[7]', 'query={a: 1}', 'truncate_dim=17'):
+        assert search(argument) == argument.partition('=')[0]
+    assert search('query=a', model=photos) == 'model'
 
 
 def test_images_as_queries_need_no_teacher(
-    model_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str]
+    search: Callable[..., str], model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(model_folder, tmp_path / 'model', ignore=shutil.ignore_patterns('teacher'))
-    with pytest.raises(ConfigError, match='model: there is no .*model/teacher, which embeds texts'):
-        _call(monkeypatch, tmp_path / 'model', tmp_path, 'query=a dog')
+    assert search('query=a dog', model=tmp_path / 'model') == 'model'
     assert not (tmp_path / 'index').exists()
-    _call(monkeypatch, tmp_path / 'model', tmp_path, f'query={photos}/0.png', 'top=1')
+    assert not search(f'query={photos}/0.png', 'top=1', model=tmp_path / 'model')
     assert capsys.readouterr().out == f'{photos}/0.png\n  1.000  {photos}/0.png\n'
 
 
-@pytest.fixture
-def demo(model_folder: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str]]:
-    """Address of the page, and arguments of the recipe."""
+def test_the_page_answers_opens_uploads_alone_and_bounds_queries(
+    model_folder: Path, model: Model, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    httpx = pytest.importorskip('httpx')
     pytest.importorskip('gradio')
     for name in ('GRADIO_ANALYTICS_ENABLED', 'GRADIO_RUN_HISTORY', 'GRADIO_TEMP_DIR', 'no_proxy'):
         monkeypatch.setenv(name, '')  # so that what the recipe puts there is undone
         monkeypatch.delenv(name)
     port = free_port()
-    return f'http://127.0.0.1:{port}', [f'model={model_folder}', f'images={photos}', f'port={port}', 'top=3',
-                                        'device=cpu', 'num_workers=0']
-
-
-def test_the_page_opens_uploads_alone_and_bounds_queries(
-    demo: tuple[str, list[str]], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    httpx = pytest.importorskip('httpx')
-    url, args = demo
+    url, args = f'http://127.0.0.1:{port}', [f'model={model_folder}', f'images={photos}', f'port={port}', 'top=9',
+                                             'device=cpu', 'num_workers=0', f'index={tmp_path}/index']
     write_photo(photos / os.fsdecode(b'\xff.png'), 9)
+    texts = AutoModel.from_pretrained(model_folder).get_text_features(TEXTS)
+    logits = model[0].model.logit_scale.exp() * direct(model_folder, [photos / '2.png']) @ texts.T
 
     def ask(event: int, *data: Any) -> str:
-        """Answer to a request that the page would not make."""
         httpx.post(f'{url}/gradio_api/queue/join', json={'data': data, 'fn_index': event, 'session_hash': 'a'})
         return httpx.get(f'{url}/gradio_api/queue/data?session_hash=a', timeout=60).text
 
+    def upload(name: str, content: bytes) -> dict[str, Any]:
+        path, = httpx.post(f'{url}/gradio_api/upload', files={'files': (name, content)}).json()
+        return {'path': path, 'meta': {'_type': 'gradio.FileData'}}
+
     def visit(server: Any) -> None:
+        with pytest.raises(ConfigError) as refusal:
+            run_recipe(monkeypatch, 'demo', *args, f'index={tmp_path}/other')
+        assert refusal.value.key == 'host, port'
         by_text, by_image, zeroshot = (event['id'] for event in httpx.get(f'{url}/config').json()['dependencies']
                                        if event['api_visibility'] == 'private')
         assert '  \N{REPLACEMENT CHARACTER}.png' in ask(by_text, TEXTS[0])
-        assert 'at most' in ask(by_text, 10_001 * 'a')
+        assert 'Type a text first.' in ask(by_text, ' ') and 'at most' in ask(by_text, 10_001 * 'a')
         os.mkfifo(photos / 'pipe')  # would block its reader
         for path in (photos / '2.png', photos / 'pipe'):
             assert 'caption' not in ask(by_image, {'path': str(path)})
             assert 'Choose an image first.' in ask(zeroshot, {'path': str(path)}, 'a, b')
-        photo = '2.png', (photos / '2.png').read_bytes()
-        path, = httpx.post(f'{url}/gradio_api/upload', files={'files': photo}).json()
-        upload = {'path': path, 'meta': {'_type': 'gradio.FileData'}}
-        assert '1.000  2.png' in ask(by_image, upload)
-        assert '"confidences"' in ask(zeroshot, upload, ', '.join(map(str, range(100))))
-        assert 'Type 2 to 100 labels.' in ask(zeroshot, upload, ', '.join(map(str, range(101))))
+        assert httpx.get(f'{url}/gradio_api/file={photos}/2.png').status_code == 403
+        assert 'cannot be decoded' in ask(by_image, upload('a.jpg', b'a'))
+        photo = upload('2.png', (photos / '2.png').read_bytes())
+        assert '1.000  2.png' in ask(by_image, photo)
+        answer = ask(zeroshot, photo, '\n'.join(TEXTS))
+        found = [float(value) for value in re.findall(r'"confidence": ?([\d.e-]+)', answer)]
+        assert found == pytest.approx(sorted(logits.softmax(-1)[0].tolist(), reverse=True), abs=1e-3)
+        assert '"confidences"' in ask(zeroshot, photo, ', '.join(map(str, range(100))))
+        assert 'Type 2 to 100 labels.' in ask(zeroshot, photo, ', '.join(map(str, range(101))))
         server.close()
         raise SystemExit(130)  # as Ctrl-C does
 
     monkeypatch.setattr('gradio.Blocks.block_thread', visit)
-    run_recipe(monkeypatch, 'demo', *args, 'top=9', f'index={tmp_path}/index')
-
-
-@pytest.mark.long
-@pytest.mark.skipif(CHROMIUM is None, reason='there is no chromium or google-chrome')
-def test_the_page_answers_in_a_browser(
-    demo: tuple[str, list[str]], model_folder: Path, model: Model, photos: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    api = pytest.importorskip('playwright.sync_api')
-    api.expect.set_options(timeout=60_000)
-    embedded, asked = embed(model, photos, tmp_path / 'other'), photos / '2.png'
-    best = nearest(torch.stack([*embedded.values()]), embed_query(model[0], TEXTS[0]), 3)
-    images, texts = direct(model_folder, [asked]), AutoModel.from_pretrained(model_folder).get_text_features(TEXTS)
-    probabilities = (model[0].model.logit_scale.exp() * images @ texts.T).softmax(-1)[0].tolist()
-    url, args = demo
-    port, hosts = url.rpartition(':')[2], set()
-
-    def visit(server: Any) -> None:
-        with api.sync_playwright() as playwright:
-            assert url in capsys.readouterr().out
-            with pytest.raises(ConfigError, match=f'port: .*ddress already in use.*{port}'):
-                run_recipe(monkeypatch, 'demo', *args, f'index={tmp_path}/third')
-            page = playwright.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox']).new_page()
-            page.on('request', lambda request: hosts.add(request.url.split('/')[2]))
-            page.goto(url)
-            panel, captions = page.locator('[role=tabpanel]:visible'), page.locator('.caption-label:visible')
-            panel.get_by_role('button', name='Search').click()
-            api.expect(page.get_by_text('Type a text first.')).to_be_visible()
-            panel.get_by_label('Text').press_sequentially(f'{TEXTS[0]}\n')
-            api.expect(captions).to_have_text([f'{score:.3f} {[*embedded][i]}' for i, score in best])
-            page.get_by_role('tab', name='Image').click()
-            panel.locator('input[type=file]').set_input_files(dict(name='a.jpg', mimeType='image/jpeg', buffer=b'a'))
-            api.expect(page.get_by_text("'a.jpg' cannot be decoded")).to_be_visible()
-            panel.get_by_label('Remove Image').click()
-            panel.locator('input[type=file]').set_input_files(asked)
-            api.expect(captions.first).to_have_text('1.000 2.png')
-            page.get_by_role('tab', name='Zero-shot').click()
-            panel.locator('input[type=file]').set_input_files(asked)
-            for labels, answer in (('', 'Type 2 to 100 labels.'), (', '.join(TEXTS), f'{probabilities[0]:.0%}')):
-                panel.get_by_label('Labels').fill(labels)
-                panel.get_by_role('button', name='Classify').click()
-                api.expect(page.get_by_text(answer)).to_be_visible()
-            assert page.request.get(f'{url}/gradio_api/file={asked}').status == 403
-        server.close()
-        raise SystemExit(130)  # as Ctrl-C does
-
-    monkeypatch.setattr('gradio.Blocks.block_thread', visit)
-    run_recipe(monkeypatch, 'demo', *args, f'index={tmp_path}/index')
-    assert hosts == {url[7:]}
+    run_recipe(monkeypatch, 'demo', *args)

@@ -29,19 +29,15 @@ def dense_statements(tree: ast.AST) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, COMPREHENSIONS) and len(node.generators) > 1:
             yield node.lineno, 'comprehension with two `for`'
-        if isinstance(node, ast.IfExp):
-            for inner in ast.walk(node):
-                if isinstance(inner, ast.IfExp) and inner is not node:
-                    yield node.lineno, 'conditional expression inside another'
+        if isinstance(node, ast.IfExp) and sum(isinstance(inner, ast.IfExp) for inner in ast.walk(node)) > 1:
+            yield node.lineno, 'conditional expression inside another'
         if isinstance(node, (ast.For, ast.comprehension)) and isinstance(node.iter, ast.IfExp):
             yield node.iter.lineno, '`for` over a conditional expression'
         splats: list[ast.expr] = []
-        if isinstance(node, ast.Starred):
+        if isinstance(node, ast.Starred) or isinstance(node, ast.keyword) and node.arg is None:
             splats.append(node.value)
         elif isinstance(node, ast.Dict):
             splats += [value for key, value in zip(node.keys, node.values) if key is None]
-        elif isinstance(node, ast.Call):
-            splats += [keyword.value for keyword in node.keywords if keyword.arg is None]
         for splat in splats:
             if isinstance(splat, ast.IfExp):
                 yield splat.lineno, 'conditional expression after `*` or `**`'

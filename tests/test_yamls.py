@@ -21,16 +21,8 @@ from omegaconf import OmegaConf
 from parts import write_dataset
 from recipes_in_process import ROOT, SCHEMAS, run_recipe
 
-from llm2clip.config import (
-    EvaluateConfig,
-    ExtractConfig,
-    PrepareConfig,
-    Stage1Config,
-    Stage2Config,
-    TrainConfig,
-    ZeroshotConfig,
-)
-from llm2clip.config.loading import load_config
+from llm2clip.config import ExtractConfig, PrepareConfig, Stage1Config, Stage2Config, TrainConfig
+from llm2clip.config.loading import leaves, load_config
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.image_text_dataset import caption_mix
 from llm2clip.data.zeroshot_sets import read_templates
@@ -55,7 +47,6 @@ SETS = {'3m': ['cc3m'], '15m': ['cc3m', 'cc12m'], '30m': ['cc3m', 'cc12m', 'yfcc
 
 
 def _head(file: str) -> list[str]:
-    """The comments that a file begins with."""
     lines = (ROOT / file).read_text().splitlines()
     return [line.removeprefix('# ') for line in itertools.takewhile(lambda line: line.startswith('#'), lines)]
 
@@ -67,10 +58,6 @@ def _commands(file: str) -> list[tuple[str, list[str]]]:
     return [_arguments(command) for command in commands]
 
 
-def _command(file: str) -> tuple[str, list[str]]:
-    return _commands(file)[0]
-
-
 def _arguments(command: str) -> tuple[str, list[str]]:
     words = shlex.split(command)
     at = next(i for i, word in enumerate(words) if word.startswith('recipes/'))
@@ -79,44 +66,33 @@ def _arguments(command: str) -> tuple[str, list[str]]:
 
 
 def _check(config: Any) -> None:
+    if isinstance(config, PrepareConfig):
+        check('source', *named(config.source, 'source'))
     if isinstance(config, TrainConfig):
         check_train_config(config)
     if isinstance(config, Stage2Config):
         check_metrics(config, possible_metrics(config))
-        _check_zeroshot(config.eval_zeroshot)
-    if isinstance(config, PrepareConfig):
-        check('source', *named(config.source, 'source'))
-    if isinstance(config, EvaluateConfig):
-        _check_zeroshot(config.zeroshot)
-        for probe in config.linear_probe.values():
-            check('linear_probe', *named(probe.train, 'train'))
-            check('linear_probe', *named(probe.test, 'test'))
-
-
-def _check_zeroshot(sets: dict[str, ZeroshotConfig]) -> None:
-    for benchmark in sets.values():
+    for benchmark in [*getattr(config, 'eval_zeroshot', {}).values(), *getattr(config, 'zeroshot', {}).values()]:
         check('zeroshot', *named(benchmark.source, 'source'))
         assert benchmark.templates is None or read_templates(ROOT / benchmark.templates)
+    for probe in getattr(config, 'linear_probe', {}).values():
+        for source in (probe.train, probe.test):
+            check('linear_probe', *named(source, 'train'))
 
 
 def _written(config: Any) -> set[str]:
-    """Folders that a recipe writes for others."""
     if isinstance(config, ExtractConfig):
         return {f'{config.out}/{name}' for name in config.datasets}
     return {folder for name in ('out', 'save_folder', 'teacher_folder', 'adapter_folder')
             if (folder := getattr(config, name, None))}
 
 
-def _named(node: Any, places: str = 'runs|data') -> Iterator[str]:
-    """Every path below `places` in a configuration; of sources below `runs` alone, since users have the others."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _named(value, 'runs' if key in ('source', 'linear_probe') else places)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _named(value, places)
-    elif isinstance(node, str) and re.match(f'({places})/', node):
-        yield node
+def _named(config: Any) -> Iterator[str]:
+    """Every path below `runs` or `data` in a configuration; of sources below `runs` alone: users have the others."""
+    for key, value in leaves(dataclasses.asdict(config)):
+        places = ('runs/',) if re.search('(^|[.])(source|linear_probe)[.]', key) else ('runs/', 'data/')
+        if isinstance(value, str) and value.startswith(places):
+            yield value
 
 
 def test_commands_load_and_every_folder_they_read_has_a_source() -> None:
@@ -130,21 +106,17 @@ def test_commands_load_and_every_folder_they_read_has_a_source() -> None:
             except Exception as error:
                 error.add_note(f'a command in the head of {file}')
                 raise
-    written = {folder for _, _, config in runs for folder in _written(config)} | _text_embeddings()
+    written = {folder for _, _, config in runs for folder in _written(config)}
+    data = [str(path) for path in ROOT.glob('yamls/extract/data/*.yaml')]
+    for teacher in ROOT.glob('yamls/extract/teacher/*.yaml'):
+        written |= _written(load_config(ExtractConfig, [str(teacher), *data]))
     for file, args, config in runs:
         said = ' '.join(line for yaml_file in {file, *(arg for arg in args if arg.endswith('.yaml'))}
                         for line in _head(yaml_file) if not line.startswith(('python ', 'composer ')))
-        for folder in _named(dataclasses.asdict(config)):
+        for folder in _named(config):
             known = any(folder == other or folder.startswith(f'{other}/') for other in written)
             assert known or folder == getattr(config, 'out', None) or folder in said, (
                 f'{file} reads {folder}, which no YAML file writes or explains')
-
-
-def _text_embeddings() -> set[str]:
-    """What the fragments of extraction write, each teacher with all datasets."""
-    data = [str(path) for path in ROOT.glob('yamls/extract/data/*.yaml')]
-    return {folder for teacher in ROOT.glob('yamls/extract/teacher/*.yaml')
-            for folder in _written(load_config(ExtractConfig, [str(teacher), *data]))}
 
 
 def _stage2(*fragments: str) -> Stage2Config:
@@ -153,7 +125,6 @@ def _stage2(*fragments: str) -> Stage2Config:
 
 @pytest.fixture(scope='module')
 def captions_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Under all keys that the files of stage 1 draw from."""
     keys = ['0', '1', '2', '3', '4', 'short', 'long', 'raw', *(
         f'{length}{model}' for length in ('short', 'long') for model in ('IB', 'SV', 'LLA'))]
     out = tmp_path_factory.mktemp('data') / 'captions'
@@ -164,14 +135,14 @@ def captions_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_text_pairs_of_the_paper_are_those_that_are_prepared() -> None:
     """Each under the official code's instructions, to the letter, and a semicolon."""
     prepared = load_config(PrepareConfig, [str(ROOT / 'yamls/data/echo.yaml'), 'out=data/echo']).source['files']
-    streams = load_config(Stage1Config, _command('yamls/stage1/paper.yaml')[1]).train_data.streams
+    streams = load_config(Stage1Config, _commands('yamls/stage1/paper.yaml')[0][1]).train_data.streams
     assert [stream.local for name, stream in streams.items() if name != 'captions'] == [
         f'data/echo/{Path(file).stem}' for file in prepared] and len(prepared) == 14
     prompts = [f'{name} {pair.instruction}' for name, stream in streams.items() for pair in stream.pairs or []]
     # Of the table E5_EMBEDDING_PROMPTS in the official llm_caption_contrastive/dataset/E5_cc3m.py.
     assert xxhash.xxh64('\n'.join(prompts)).hexdigest() == '47944227e9b5de52'
     assert [name for name, stream in streams.items() if len(stream.pairs or []) == 2] == ['allnli', 'quora_duplicates']
-    alone = load_config(Stage1Config, _command('yamls/stage1/captions_only.yaml')[1]).train_data.streams
+    alone = load_config(Stage1Config, _commands('yamls/stage1/captions_only.yaml')[0][1]).train_data.streams
     assert [*alone] == ['captions']
 
 
@@ -183,16 +154,14 @@ def test_stage1_trains_a_stand_in(
     file: str, llm_folder: Path, captions_dataset: Path, text_pairs_dataset: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, args = _command(file)
+    recipe, args = _commands(file)[0]
     stand_in = [f'text_encoder.pretrained={llm_folder}', 'text_encoder.gguf_file=null', 'text_encoder.dtype=float32',
                 'global_train_batch_size=8', 'global_eval_batch_size=8', 'device_train_microbatch_size=8', 'device=cpu',
                 'precision=fp32', 'max_duration=1ba', f'save_folder={tmp_path}/run', 'train_data.num_workers=0',
-                'train_data.num_canonical_nodes=8', 'progress_bar=false']
+                'train_data.num_canonical_nodes=8', 'progress_bar=false', 'text_encoder.adapters=[]']
     config = load_config(Stage1Config, args)
     assert config.text_encoder.bidirectional and config.lora.r == 16
     assert config.logit_scale == (20.0 if file.endswith(('quickstart.yaml', 'simcse.yaml')) else 50.0)
-    if config.text_encoder.adapters:
-        stand_in.append('text_encoder.adapters=[]')
     for name in config.train_data.streams:
         captions = name in ('captions', 'emoji', 'wikipedia')
         (tmp_path / name).symlink_to(captions_dataset if captions else text_pairs_dataset)
@@ -202,8 +171,7 @@ def test_stage1_trains_a_stand_in(
     if 'grad_cache' in config.algorithms or config.objective == 'mntp':
         stand_in.append('device_train_microbatch_size=3')
     if config.eval_data is not None:
-        stand_in += [f'eval_data.streams.val.local={captions_dataset}', 'eval_data.num_workers=0',
-                     'eval_interval=1ba']
+        stand_in += [f'eval_data.streams.val.local={captions_dataset}', 'eval_data.num_workers=0', 'eval_interval=1ba']
     run_recipe(monkeypatch, recipe, *args, *stand_in)
     assert (tmp_path / 'run/teacher/model.safetensors').is_file()
     assert (tmp_path / 'run/lora/adapter_model.safetensors').is_file()
@@ -212,11 +180,10 @@ def test_stage1_trains_a_stand_in(
 
 def test_teachers_are_the_same_in_extraction_and_stage2() -> None:
     for teacher in TEACHER:
-        extract = load_config(ExtractConfig, _command(f'yamls/extract/teacher/{teacher}.yaml')[1])
-        stage2 = load_config(Stage2Config, _command(f'yamls/stage2/teacher/{teacher}.yaml')[1])
-        found = dataclasses.replace(extract.teacher, trust_remote_code=False) if dataclasses.is_dataclass(
-            extract.teacher) else extract.teacher
-        # Code from elsewhere runs only by the user's word, in a command.
+        extract = load_config(ExtractConfig, _commands(f'yamls/extract/teacher/{teacher}.yaml')[0][1])
+        stage2 = load_config(Stage2Config, _commands(f'yamls/stage2/teacher/{teacher}.yaml')[0][1])
+        if dataclasses.is_dataclass(found := extract.teacher):
+            found = dataclasses.replace(found, trust_remote_code=False)  # a command says so, not the file
         assert found == stage2.teacher, teacher
 
 
@@ -233,8 +200,7 @@ def test_fragments_build_every_tower_and_row_of_the_paper(vision: str) -> None:
     tower, size = config.model.vision, config.model.vision.image_size
     with torch.device('meta'):
         model = LLM2CLIP(config.model, 4096, load_weights=False)
-        pixels = torch.empty(2, 3, size, size)
-        outputs = model(pixels, torch.empty(2, 4096))
+        outputs = model(torch.empty(2, 3, size, size), torch.empty(2, 4096))
     assert tower_preprocessing(tower).image_size == size == (336 if '336' in vision else 224)
     official = vision.endswith('official_code')
     assert outputs['image_features'].shape == outputs['text_features'].shape == (2, 1152 if official else 1280)
@@ -248,7 +214,6 @@ def test_fragments_build_every_tower_and_row_of_the_paper(vision: str) -> None:
 
 @pytest.fixture(scope='module')
 def teacher_names() -> set[str]:
-    """Names of the embeddings datasets of all teachers."""
     names = [_stage2('vision/clip_b16', 'data/cc3m', f'teacher/{teacher}').train_data.teachers for teacher in TEACHER]
     assert len(names) == 12
     return {name for name, in names}

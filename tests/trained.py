@@ -42,7 +42,6 @@ class Trained(NamedTuple):
         return concatenate([_source(teacher).load(DeviceCPU()).embed(texts).vectors for teacher in self.teachers])
 
     def pixels(self) -> torch.Tensor:
-        """Three images."""
         size = self.config.vision.image_size
         return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
 

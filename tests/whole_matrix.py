@@ -42,7 +42,6 @@ def _negatives(positive: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def whole_matrix(case: str, leaves: list[torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
-    """The loss of all samples, computed at once."""
     left, right, scale, bias = leaves
     if 'prefixes' in case:
         return torch.stack([whole_matrix(
@@ -58,48 +57,26 @@ def whole_matrix(case: str, leaves: list[torch.Tensor], ids: torch.Tensor) -> to
     if case.startswith('siglip'):
         losses = -F.logsigmoid((2 * own.float() - 1) * (scale.exp() * left @ columns.T + bias))
         return losses.masked_fill(hidden, 0).sum() / len(columns)
+    rows = torch.arange(n)
     if case.startswith('clip'):
-        ways = _clip_ways(scale.exp() * left @ columns.T, own, hidden)
-    else:
-        ignored = None
-        negative, negative_id = _negatives(right, ids)
-        candidates = torch.cat([right, negative])
-        logits = scale.exp() * F.normalize(left, dim=-1) @ F.normalize(candidates, dim=-1).T
-        if 'ignored' in case:
-            ignored = ignored_candidates(ids, ids % 4 + 20, negative_id)
-        ways = [(logits, ignored)]
-        if 'symmetric' in case:
-            ways.append((logits[:, :n].T, None if ignored is None else ignored[:, :n].T))
-    return torch.stack([_cross_entropy(*way) for way in ways]).mean()
-
-
-def _clip_ways(
-    logits: torch.Tensor, own: torch.Tensor, hidden: torch.Tensor
-) -> list[tuple[torch.Tensor, Optional[torch.Tensor]]]:
-    """For the k-th text of each image, logits whose diagonal is to be found and what is left out: from image to text,
-    where the image's other texts are left out, and from text to image."""
-    n, texts = len(logits), torch.arange(logits.shape[1])
-    k_of_text = texts % (len(texts) // n)
-    ways: list[tuple[torch.Tensor, Optional[torch.Tensor]]] = []
-    for k in range(len(texts) // n):
-        order = torch.cat([texts[k_of_text == k], texts[k_of_text != k]])
-        others = own[:, order].clone()
-        others[:, :n] = False
-        ways += [(logits[:, order], hidden[:, order] | others),
-                 (logits[:, order[:n]].T, hidden[:, order[:n]].T)]
-    return ways
-
-
-def _cross_entropy(logits: torch.Tensor, ignored: Optional[torch.Tensor]) -> torch.Tensor:
-    if ignored is not None:
-        logits = logits.masked_fill(ignored, -torch.inf)
-    return F.cross_entropy(logits, torch.arange(len(logits)))
+        logits, texts = (scale.exp() * left @ columns.T).masked_fill(hidden, -torch.inf), len(columns) // n
+        losses = []
+        for k in range(texts):  # from images to their k-th texts, where their other texts are left out, and back
+            others = own & (torch.arange(len(columns)) % texts != k)
+            losses += [F.cross_entropy(logits.masked_fill(others, -torch.inf), rows * texts + k),
+                       F.cross_entropy(logits[:, k::texts].T, rows)]
+        return torch.stack(losses).mean()
+    negative, negative_id = _negatives(right, ids)
+    logits = scale.exp() * F.normalize(left, dim=-1) @ F.normalize(torch.cat([right, negative]), dim=-1).T
+    if 'ignored' in case:
+        logits = logits.masked_fill(ignored_candidates(ids, ids % 4 + 20, negative_id), -torch.inf)
+    loss = F.cross_entropy(logits, rows)
+    return (loss + F.cross_entropy(logits[:, :n].T, rows)) / 2 if 'symmetric' in case else loss
 
 
 def own_rows(
     case: str, leaves: list[torch.Tensor], ids: torch.Tensor, block_size: Optional[int] = None
 ) -> torch.Tensor:
-    """This rank's part, by the package."""
     left, right, scale, bias = leaves
     text_id, dims = ids if 'equal' in case else None, DIMS if 'prefixes' in case else []
     if case.startswith('siglip'):

@@ -211,16 +211,14 @@ class EvaluateConfig(RecipeConfig):
         self._check_averages()
 
     def _check_averages(self) -> None:
-        known = [f'retrieval.{name}' for name in self.retrieval]
-        known += [f'zeroshot.{name}' for name in self.zeroshot]
-        known += [f'linear_probe.{name}' for name in self.linear_probe]
+        kinds = {'retrieval': self.retrieval, 'zeroshot': self.zeroshot, 'linear_probe': self.linear_probe}
         for name, benchmarks in self.averages.items():
             kind = benchmarks[0].partition('.')[0]
+            known = [f'{kind}.{benchmark}' for benchmark in kinds.get(kind, {})]
             for benchmark in benchmarks:
-                if not benchmark.startswith(f'{kind}.'):
-                    raise ConfigError(f'{kind} and {benchmark}, expected one kind', key=f'averages.{name}')
                 if benchmark not in known:
-                    raise ConfigError(f'{benchmark!r}, expected one of {", ".join(known)}',
+                    expected = ', '.join(known) or 'kind.name, such as zeroshot.food101'
+                    raise ConfigError(f'{benchmark!r}, expected benchmarks of one kind: {expected}',
                                       key=f'averages.{name}')
 
 
@@ -249,6 +247,7 @@ class ReportConfig(RecipeConfig):
 class ImageFolderConfig(RecipeConfig):
     """Exported model, and the folder of images that it searches."""
 
+    output_key = 'index'
     records_duration = False
     resumes = True
 
@@ -272,10 +271,6 @@ class ImageFolderConfig(RecipeConfig):
     """Processes that read and decode images."""
     device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
-
-    @property
-    def destination(self) -> str:
-        return 'this terminal'
 
     def outputs(self) -> list[Output]:
         return [Output(self.index, recipe='search')]  # `demo` uses the same index

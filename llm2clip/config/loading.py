@@ -74,10 +74,9 @@ for _tag, _pattern, _first in (
 
 def package_folder(name: str) -> str:
     """Return the folder of a Python package without importing it; raise a ConfigError if there is none."""
-    # For a dotted name, `find_spec` would import the parent package.
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f'${{package:{name}}}: the Python package {name} is not installed')
+        raise ConfigError(f'the Python package {name} is not installed')
     return next(iter(spec.submodule_search_locations))
 
 
@@ -147,16 +146,15 @@ class _Merger:
 
     def merge(self, kind: Any, earlier: Any, node: yaml.Node, key: str = '') -> Any:
         """Return the value of a node of type `kind`, with the earlier values of a mapping."""
-        is_teacher = bool(teacher_types(kind))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(kind, _kept(kind, earlier, node), node, key)
         if isinstance(node, yaml.SequenceNode):
             items: list[Any] = []
             for i, item in enumerate(node.value):
                 self._record(f'{key}[{i}]', item)
-                items.append(self.merge(kind if is_teacher else _entry_type(kind), None, item, f'{key}[{i}]'))
+                items.append(self.merge(_entry_type(kind), None, item, f'{key}[{i}]'))
             return items
-        if node.tag != _NULL and (is_teacher or kind is str):
+        if node.tag != _NULL and (kind is str or teacher_types(kind)):
             return node.value
         return _Loader('').construct_document(node)
 
@@ -165,7 +163,7 @@ class _Merger:
         _Loader('').flatten_mapping(node)
         for name_node, value_node in node.value:
             name = name_node.value
-            value_key = f'{key}.{name}' if key else name
+            value_key = f'{key}.{name}'.removeprefix('.')
             self._record(value_key, name_node)
             if types and name not in types:
                 raise ConfigError(f'unknown key; {nearest(name, types)}', key=value_key)
@@ -206,10 +204,7 @@ def _resolve(values: Any, sources: Sequence[str]) -> Any:
             raise ConfigError(f'required but not set: {", ".join(missing)} (in {files})')
         return OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
-        reason = error
-        if isinstance(error.__cause__, ConfigError):  # of `package_folder`
-            reason = error.__cause__
-        raise ConfigError(str(reason).splitlines()[0], key=error.full_key or '') from None
+        raise ConfigError(str(error).splitlines()[0], key=error.full_key or '') from None
 
 
 def _check_secrets(values: Any) -> None:
@@ -241,7 +236,7 @@ def check_values(kind: Any, values: Any, strict: bool = False) -> Any:
             value = 'required but not set'
         # A value of several possible types has an error for each.
         expected = ' or '.join(_expected(fault) for fault in faults if _key(fault, values) == key)
-        raise ConfigError(f'{value}, expected {expected}', key=key if is_dataclass(kind) else '') from None
+        raise ConfigError(f'{value}, expected {expected}', key=key) from None
 
 
 def _key(fault: Mapping[str, Any], values: Any) -> str:
@@ -315,7 +310,7 @@ def _entry_type(kind: Any) -> Any:
     """Return the type of the entries of a list or mapping; Any if the schema has none."""
     if typing.get_origin(kind) in (list, dict):
         return plain_type(typing.get_args(kind)[-1])
-    return Any
+    return kind if teacher_types(kind) else Any
 
 
 def _field_types(kind: Any) -> dict[str, Any]:
@@ -332,14 +327,16 @@ def _field_types(kind: Any) -> dict[str, Any]:
 
 def _has_entries(kind: Any) -> bool:
     """Whether a type is a mapping of typed entries, not the arguments of a part, which may be null."""
-    return typing.get_origin(_bare(kind)) is dict and _bare(kind) != Component
+    if typing.get_origin(kind) is Annotated:
+        kind = kind.__origin__
+    return typing.get_origin(kind) is dict and kind != Component
 
 
 def leaves(node: Any, key: str = '') -> Iterator[tuple[str, Any]]:
     """Yield the dotted key and the value of every leaf of nested mappings and lists."""
     if isinstance(node, dict):
         for name, value in node.items():
-            yield from leaves(value, f'{key}.{name}' if key else str(name))
+            yield from leaves(value, f'{key}.{name}'.removeprefix('.'))
     elif isinstance(node, list):
         for i, value in enumerate(node):
             yield from leaves(value, f'{key}[{i}]')
@@ -347,20 +344,11 @@ def leaves(node: Any, key: str = '') -> Iterator[tuple[str, Any]]:
         yield key, node
 
 
-def _bare(hint: Any) -> Any:
-    """Strip `Annotated` from a type, unless it defines how a text encoder is read."""
-    if typing.get_origin(hint) is Annotated and not teacher_types(hint):
-        return hint.__origin__
-    return hint
-
-
 def plain_type(hint: Any) -> Any:
     """Strip `Optional` and `Annotated` from a type, unless that defines how a text encoder is read."""
-    hint = _bare(hint)
     args = typing.get_args(hint)
-    if typing.get_origin(hint) is Union and type(None) in args:
-        return _bare(next(arg for arg in args if arg is not type(None)))
-    return hint
+    is_annotated = typing.get_origin(hint) is Annotated and not teacher_types(hint)
+    return plain_type(args[0]) if is_annotated or type(None) in args else hint
 
 
 # Keys that may change on resume: duration, evaluation and logging, checkpoints, hardware and memory.

@@ -230,7 +230,3 @@ class PlanConfig(RecipeConfig):
     """Assumed fraction of the peak FLOP/s of a GPU, for all FLOPs of a step including recomputation."""
     plan_price: Optional[Positive] = None
     """Price of one GPU-hour, in any currency."""
-
-    @property
-    def is_plan(self) -> bool:
-        return self.plan

@@ -44,13 +44,9 @@ def _is_folder_name(value: str) -> bool:
 
 def _elsewhere(remote: str, info: ValidationInfo) -> str:
     """Return a remote; raise a ValueError if it is the local folder, where uploaded shards may be deleted."""
-    url = urlparse(remote)
-    if url.scheme not in ('', 'file'):
-        return remote
-    path = url.path if url.scheme == 'file' else remote
     key = 'local' if 'local' in info.data else 'out'
     folder = info.data.get(key, '')
-    if os.path.realpath(path) == os.path.realpath(folder):
+    if os.path.realpath(remote.removeprefix('file://')) == os.path.realpath(folder):
         raise ValueError(f'another place than {key}, {folder}')
     return remote
 

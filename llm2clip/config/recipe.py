@@ -34,30 +34,27 @@ class RecipeConfig:
     """Whether the same command keeps what a stopped one has finished."""
     uses_ranks: ClassVar[bool] = False
     """Whether Composer's launcher may start several processes of the recipe."""
-
-    @property
-    def is_plan(self) -> bool:
-        """Whether the recipe only prints a plan."""
-        return False
+    plan = False
+    """Whether the recipe only prints a plan; a setting of `PlanConfig`."""
 
     @property
     def destination(self) -> str:
         """Where the results go, in words."""
-        return 'a plan' if self.is_plan else getattr(self, self.output_key)
+        return 'a plan' if self.plan else getattr(self, self.output_key)
 
     def outputs(self) -> list[Output]:
         """Return the folders to lock while the recipe runs."""
-        return [] if self.is_plan else [Output(getattr(self, self.output_key))]
+        return [] if self.plan else [Output(getattr(self, self.output_key))]
 
     def step_folder(self) -> Optional[str]:
         """Return the folder in which the duration is recorded; None if it is not."""
-        if self.is_plan or not self.records_duration:
+        if self.plan or not self.records_duration:
             return None
         return getattr(self, self.output_key)
 
     def resume_hint(self) -> str:
         """Return how the same command resumes after a stop; empty if it begins again."""
-        if self.is_plan or not self.resumes:
+        if self.plan or not self.resumes:
             return ''
         return 'the same command resumes with what is missing'
 

@@ -4,11 +4,11 @@
 """Configuration of `extract_embeddings`, and of frozen text encoders (the key `teacher` of several
 recipes)."""
 
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Optional, Union, get_args
 
 from omegaconf import MISSING
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from llm2clip.config.data import DatasetConfig
 from llm2clip.config.models import PlanConfig, TextEncoderConfig, VisionConfig
@@ -43,12 +43,6 @@ class LLMTeacherConfig(TextEncoderConfig):
     type: Literal['llm'] = 'llm'
 
 
-def _instead_of_prompt_name(prompt: Optional[str], info: ValidationInfo) -> Optional[str]:
-    if prompt is not None and info.data.get('prompt_name') is not None:
-        raise ValueError('none beside prompt_name')
-    return prompt
-
-
 @dataclass
 class SentenceTransformersTeacherConfig:
     """A sentence-transformers model."""
@@ -59,7 +53,7 @@ class SentenceTransformersTeacherConfig:
     prompt_name: Optional[Text] = None
     """Name of one of the model's prompts, to put before every caption.
     Unset: the model's default prompt, if any."""
-    prompt: Annotated[Optional[str], AfterValidator(_instead_of_prompt_name)] = None
+    prompt: Optional[str] = None
     """Text before every caption, instead of `prompt_name`, such as `'query: '`; `''` for none."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Leave off unless you have read that code."""
@@ -77,10 +71,10 @@ class ClipTextTeacherConfig:
     type: Literal['clip_text'] = 'clip_text'
 
 
-def _folder(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError('the folder of a teacher, or a mapping with the type of a text encoder')
-    return value
+def _teacher_tag(value: Any) -> Optional[str]:
+    if isinstance(value, dict):
+        return str(value.get('type'))
+    return 'folder' if isinstance(value, str) else None
 
 
 class _TeacherUnion:
@@ -88,25 +82,18 @@ class _TeacherUnion:
     `Any`.  With `several`, None and lists of at least two are valid too."""
 
     def __init__(self, *types: Any, several: bool = False) -> None:
-        # pydantic's error locations contain the tags, and the prefix tells them from keys.
-        self.types = {f'type:{config.type}': config for config in types}
-        unknown = make_dataclass('Unknown', [('type', Literal[tuple(config.type for config in types)])])
-        members = [Annotated[str, BeforeValidator(_folder), Tag('type:folder')],
-                   Annotated[unknown, Tag('type:unknown')]]
-        members += [Annotated[config, Tag(tag)] for tag, config in self.types.items()]
-        teacher = Annotated[Union[tuple(members)], Discriminator(self._tag)]
+        self.types = {config.type: config for config in types}
+        folder = Annotated[Text, Tag('folder')]
+        configs = [Annotated[config, Tag(name)] for name, config in self.types.items()]
+        teacher = Annotated[Union[(folder, *configs)], Discriminator(
+            _teacher_tag, 'unknown_type',
+            f'the folder of a teacher, or a mapping with the type {" or ".join(self.types)}')]
         self._union: Any = teacher
         if several:
             teachers = Annotated[list[teacher], Field(min_length=2)]
             self._union = Optional[Annotated[
-                Union[Annotated[teacher, Tag('type:one')], Annotated[teachers, Tag('type:list')]],
-                Discriminator(lambda value: 'type:list' if isinstance(value, list) else 'type:one')]]
-
-    def _tag(self, value: Any) -> str:
-        if not isinstance(value, dict):
-            return 'type:folder'
-        tag = f'type:{value.get("type")}'
-        return tag if tag in self.types else 'type:unknown'
+                Union[Annotated[teacher, Tag('one')], Annotated[teachers, Tag('list')]],
+                Discriminator(lambda value: 'list' if isinstance(value, list) else 'one')]]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         return handler(self._union)
@@ -128,7 +115,7 @@ def teacher_type(teacher: Any) -> str:
 
 
 def teacher_types(hint: Any) -> dict[str, Any]:
-    """Tag -> dataclass of each type that a field of text encoders takes; empty for other fields."""
+    """Type -> dataclass of each type that a field of text encoders takes; empty for other fields."""
     for annotation in get_args(hint)[1:]:
         if isinstance(annotation, _TeacherUnion):
             return annotation.types

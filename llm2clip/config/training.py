@@ -170,20 +170,20 @@ class TrainConfig(PlanConfig, TrainerConfig):
 
     def outputs(self) -> list[Output]:
         outputs = super().outputs()
-        if not self.is_plan and '://' not in self.checkpoint_folder:
+        if not self.plan and '://' not in self.checkpoint_folder:
             checkpoints = Path(os.path.abspath(self.checkpoint_folder))
             if not checkpoints.is_relative_to(os.path.abspath(self.save_folder)):
                 outputs.append(Output(str(checkpoints)))
         return outputs
 
     def resume_hint(self) -> str:
-        if self.is_plan or not self.autoresume:
+        if self.plan or not self.autoresume:
             return ''
         return f'the same command resumes from the newest checkpoint in {self.checkpoint_folder}, if any'
 
     def check_resumed_run(self) -> None:
         from llm2clip.config.loading import settings_in_folder  # it imports this module
-        if not self.is_plan and self.autoresume and any(Path(self.checkpoint_folder).glob('ep*-ba*')):
+        if not self.plan and self.autoresume and any(Path(self.checkpoint_folder).glob('ep*-ba*')):
             settings_in_folder(self)
 
 
@@ -362,6 +362,11 @@ class Stage2Config(TrainConfig):
             ('model.vision.gradient_checkpointing',
              vision.gradient_checkpointing and self.fsdp is not None and self.fsdp.activation_checkpointing,
              'fsdp.activation_checkpointing recomputes the activations, too; set one of the two'),
+            ('model.visual_projection',
+             self.model.visual_projection == 'pretrained' and self.begins_at_random,
+             'there is no pretrained one, since model.vision.pretrained is false'),
+            ('model.logit_bias', (self.loss.name == 'siglip') != (self.model.logit_bias is not None),
+             'loss.name: siglip needs one, which starts at -10, and clip has none'),
             ('loss.matryoshka_dims', largest_dim > self.model.embed_dim,
              f'{largest_dim}, expected at most model.embed_dim, {self.model.embed_dim}'),
         ])
@@ -390,14 +395,10 @@ class Stage2Config(TrainConfig):
         refuse([
             ('teacher', self.teacher is None and self.trainable_text.clip is None,
              'required but not set, since it embeds the prompts of eval_zeroshot'),
-            ('eval_zeroshot', len(self.train_data.teachers) > 1,
-             'its prompts are embedded by one teacher, and train_data.teachers has several'),
-            ('eval_zeroshot', isinstance(self.teacher, list) and len(self.teacher) > 1,
-             'its prompts are embedded by one teacher, and teacher has several'),
-            ('eval_zeroshot.eval', 'eval' in self.eval_zeroshot,
-             'metrics of eval_data have this name, expected another'),
-            ('eval_zeroshot.train', 'train' in self.eval_zeroshot,
-             'metrics of train_data have this name, expected another'),
+            ('eval_zeroshot', len(self.train_data.teachers) > 1 or isinstance(self.teacher, list),
+             'its prompts are embedded by one teacher, and there are several'),
+            ('eval_zeroshot', not {'eval', 'train'}.isdisjoint(self.eval_zeroshot),
+             'eval and train are the names of metrics of eval_data and train_data, expected others'),
         ])
 
     def _check_image_embeddings(self, loader: str, data: ImageDataConfig) -> None:

@@ -32,6 +32,8 @@ TEMPLATES = {
     'chatml': ('<|im_start|>user\n', '<|im_end|>'),
     'none': ('', ''),
 }
+# Template -> pattern of the names of the LLMs to which LLM2Vec applies it.
+_NAMES = {'llama3': 'Llama-3.*Instruct', 'chatml': 'Qwen2-.*Instruct'}
 _POOLINGS = {'mean': 'mean', 'weighted_mean': 'weighted_mean', 'eos_token': 'last', 'last_token': 'last'}
 
 
@@ -71,8 +73,7 @@ def _chat_template(tokenizer: Any, before: str, after: str) -> Optional[str]:
                if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
     if missing:
         raise ConfigError(f'template: the tokenizer has no {" and no ".join(missing)}')
-    adds_bos = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in tokenizer('').input_ids
-    if adds_bos:
+    if tokenizer.bos_token_id in tokenizer('').input_ids:
         before = tokenizer.bos_token + before
     return f"{{{{ {json.dumps(before)} + messages[0]['content'].rstrip() + {json.dumps(after)} }}}}"
 
@@ -94,14 +95,12 @@ def _check_llm2vec_config(config: LLMTeacherConfig) -> None:
 
 
 def _template_by_name(config: LLMTeacherConfig) -> str:
-    names = [config.pretrained]
+    names = config.pretrained
     path = Path(config.pretrained, 'config.json')
     if path.is_file():
-        names.append(str(read_json(path, dict).get('_name_or_path', '')))
-    for name in names:
-        if 'Llama-3' in name and 'Instruct' in name:
-            return 'llama3'
-        if 'Qwen2-' in name and 'Instruct' in name:
-            return 'chatml'
+        names += f'\n{read_json(path, dict).get("_name_or_path")}'
+    for template, pattern in _NAMES.items():
+        if re.search(pattern, names):
+            return template
     raise ConfigError(f'template: which one LLM2Vec used cannot be told from the name {config.pretrained}; '
                       f'say one of {", ".join(TEMPLATES)}')

@@ -22,7 +22,7 @@ A table per layout maps the official parameter names to ours.  Sources of the ta
 import dataclasses
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Union
@@ -31,7 +31,7 @@ import torch
 
 from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
 from llm2clip.config.ranges import VisualProjection
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import ConfigError
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.tensors import read_pickle, read_safetensors
@@ -47,7 +47,6 @@ _State = dict[str, torch.Tensor]
 class _Layout:
     """Parameter names of an official file."""
 
-    name: str
     sign: str
     """Prefix that only names of this layout have."""
     adapter: str
@@ -56,81 +55,69 @@ class _Layout:
     """Pairs of prefixes, ours -> theirs; the first match counts."""
     parts: tuple[tuple[str, str], ...] = ()
     """Pairs of substrings in the tower's names, ours -> theirs."""
-    left_out: tuple[str, ...] = ()
-    """Patterns of names that are not imported: constants that the model computes, and the teacher's LLM."""
+    left_out: str = ''
+    """Pattern of names that are not imported: constants that the model computes, or the teacher's LLM."""
     visual_projection: VisualProjection = 'linear'
     normalize: bool = True
 
 
 _LAYOUTS = (
-    _Layout('timm', 'visual.trunk.', 'text.text_proj.text_adaptor.',
+    # `timm`
+    _Layout('visual.trunk.', 'text.text_proj.text_adaptor.',
             (('vision_encoder.trunk.', 'visual.trunk.'),),
-            left_out=(r'text\.text\..*',), visual_projection='identity', normalize=False),
-    _Layout('eva', 'visual.cls_token', 'text.text_adaptor.',
+            left_out=r'text\.text\..*', visual_projection='identity', normalize=False),
+    # `eva`
+    _Layout('visual.cls_token', 'text.text_adaptor.',
             (('vision_encoder.trunk.', 'visual.'), ('visual_projection.', 'visual.head.')),
             (('.attn.norm.', '.attn.inner_attn_ln.'), ('.mlp.norm.', '.mlp.ffn_ln.'),
              ('.mlp.fc1_g.', '.mlp.w1.'), ('.mlp.fc1_x.', '.mlp.w2.'), ('.mlp.fc2.', '.mlp.w3.')),
-            (r'visual\.(blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)',), visual_projection='affine'),
-    _Layout('hf', 'vision_model.', 'text_adapter.adaptor.',
+            r'visual\.(blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)', visual_projection='affine'),
+    # `hf`
+    _Layout('vision_model.', 'text_adapter.adaptor.',
             (('vision_encoder.trunk.vision_model.', 'vision_model.'),  # its name in transformers 4
              ('vision_encoder.trunk.', 'vision_model.'), ('visual_projection.', 'visual_projection.')),
-            left_out=(r'vision_model\.embeddings\.position_ids',)),
+            left_out=r'vision_model\.embeddings\.position_ids'),
 )
 # Files of a folder; the first that exists is read.
 _NAMES = ('model.safetensors', 'pytorch_model.bin')
 # Keys under which trainers save the weights beside their own state.
 _WRAPPERS = ('model', 'module', 'state_dict')
 _BLOCK_PARTS = {'norm': 'ln', 'up': 'fn.0', 'down': 'fn.3'}
-_AS_THEY_ARE = ('logit_scale', 'logit_bias')
 # Configuration keys of transformers that do not change the features.
 _IRRELEVANT = ('transformers_version', 'dtype', 'torch_dtype', 'architectures', 'projection_dim', 'dropout',
                'attention_dropout', 'initializer_factor', 'initializer_range')
 
 
-def _official_names(layout: _Layout, ours: Iterable[str]) -> dict[str, str]:
-    """Map our parameter names to theirs, one to one."""
-    ours = list(ours)
-    depth = len({name.split('.')[2] for name in ours if name.startswith('adapter.blocks.')})
+def _official_names(layout: _Layout, depth: int, ours: Iterable[str]) -> dict[str, str]:
+    """Map our parameter names to theirs, of a model with `depth` blocks in its adapter."""
+    # The norm and the projection follow the blocks.
+    prefixes = [*layout.prefixes, ('logit_', 'logit_'), ('adapter.norm.', f'{layout.adapter}{depth}.'),
+                ('adapter.projection.', f'{layout.adapter}{depth + 1}.')]
+    for i in range(depth):
+        for part, official_part in _BLOCK_PARTS.items():
+            prefixes.append((f'adapter.blocks.{i}.{part}.', f'{layout.adapter}{i}.{official_part}.'))
     names: dict[str, str] = {}
     for name in ours:
-        part = name.split('.')
-        if name in _AS_THEY_ARE:
-            official = name
-        elif part[:2] == ['adapter', 'blocks']:
-            official = f'{layout.adapter}{part[2]}.{_BLOCK_PARTS[part[3]]}.{part[4]}'
-        elif part[0] == 'adapter':
-            # The norm and the projection follow the blocks.
-            index = depth + ('norm', 'projection').index(part[1])
-            official = f'{layout.adapter}{index}.{part[2]}'
-        else:
-            prefix, official_prefix = next(pair for pair in layout.prefixes if name.startswith(pair[0]))
-            official = official_prefix + name.removeprefix(prefix)
-            for substring, official_substring in layout.parts:
-                official = official.replace(substring, official_substring)
-        names[name] = official
-    assert len(set(names.values())) == len(ours)
+        prefix, official_prefix = next(pair for pair in prefixes if name.startswith(pair[0]))
+        names[name] = official_prefix + name.removeprefix(prefix)
+        for substring, official_substring in layout.parts:
+            names[name] = names[name].replace(substring, official_substring)
     return names
 
 
 def _read_weights(path: Path) -> _State:
     """Read a dict of parameter name -> tensor, in float32, without running code."""
     if path.is_dir():
-        files = [path / name for name in _NAMES if (path / name).is_file()]
-        if not files:
-            raise ConfigError(f'the folder {path} has no weights; expected one of {", ".join(_NAMES)}',
-                              'checkpoint')
-        path = files[0]
+        files = [path / name for name in _NAMES]
+        path = next(filter(Path.is_file, files), files[0])
     content: Any = read_safetensors(path).tensors if path.suffix == '.safetensors' else read_pickle(path)
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    values = content.values() if isinstance(content, Mapping) else [None]
-    if not all(isinstance(value, torch.Tensor) for value in values):
-        raise FileError('is no mapping of parameter names to tensors, expected weights', path)
-    check_finite(content, path)
-    # DistributedDataParallel adds this prefix.
-    prefix = 'module.' if all(name.startswith('module.') for name in content) else ''
-    return {name.removeprefix(prefix): value.float() for name, value in content.items()}
+    with reading(path, 'a mapping of parameter names to tensors'):
+        for wrapper in _WRAPPERS:
+            content = content.get(wrapper, content)
+        # DistributedDataParallel adds this prefix.
+        state = {name.removeprefix('module.'): value.float() for name, value in content.items()}
+    check_finite(state, path)
+    return state
 
 
 class Imported(NamedTuple):
@@ -155,18 +142,21 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
         LoadError: A weight is missing, unexpected, not finite or of another shape.
     """
     state = _read_weights(Path(checkpoint))
-    layout = _layout(state)
-    norm = re.escape(layout.adapter) + r'\d+\.ln\.weight'  # one per block
-    depth = len([name for name in state if re.fullmatch(norm, name)])
+    layouts = [layout for layout in _LAYOUTS if any(name.startswith(layout.sign) for name in state)]
+    if not layouts:
+        signs = ' or '.join(layout.sign for layout in _LAYOUTS)
+        raise ConfigError(f'no official layout: no name begins with {signs}; the first are '
+                          f'{sorted(state)[:3]}', 'checkpoint')
+    layout = layouts[0]
+    norm = re.compile(re.escape(layout.adapter) + r'\d+\.ln\.weight')
+    depth = len(list(filter(norm.fullmatch, state)))  # one per block
     projection = f'{layout.adapter}{depth + 1}.weight'
     if projection not in state:
         raise ConfigError(f'it lacks {projection}, the projection of an adapter of {depth} blocks (early '
                           'revisions of the Hugging Face folders hold the vision tower alone)', 'checkpoint')
     embed_dim, llm_embed_dim = state[projection].shape
-    adapter = AdapterConfig('residual', depth, normalize=layout.normalize)
-    up = state.get(f'{layout.adapter}0.fn.0.weight')
-    if up is not None:
-        adapter.expansion = up.shape[0] // llm_embed_dim
+    hidden_dim = state[f'{layout.adapter}0.fn.0.weight'].shape[0]
+    adapter = AdapterConfig('residual', depth, hidden_dim // llm_embed_dim, layout.normalize)
     path = Path(checkpoint, 'config.json')
     if path.is_file():
         # Shapes do not determine heads, activation and epsilon; the folder's own configuration does.
@@ -183,25 +173,15 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
         config.logit_bias = 0.0
     model = LLM2CLIP(config, llm_embed_dim, load_weights=False)
     ours = model.state_dict()
-    names = _official_names(layout, ours)
+    names = _official_names(layout, depth, ours)
     # Ours are not scalars, which FSDP2 cannot shard.
-    state.update({name: torch.atleast_1d(state[name]) for name in _AS_THEY_ARE if name in state})
-    state = {name: value for name, value in state.items()
-             if not any(re.fullmatch(pattern, name) for pattern in layout.left_out)}
+    for name in {'logit_scale', 'logit_bias'} & state.keys():
+        state[name] = torch.atleast_1d(state[name])
+    state = {name: value for name, value in state.items() if not re.fullmatch(layout.left_out, name)}
     check_keys(state, {names[name]: value for name, value in ours.items()},
                f'{checkpoint}, for {vision.name} with images of {vision.image_size} pixels')
     model.load_state_dict({name: state[official] for name, official in names.items()})
     return Imported(model.eval(), config, llm_embed_dim)
-
-
-def _layout(state: Iterable[str]) -> _Layout:
-    """Return the layout of a file with these parameter names."""
-    for layout in _LAYOUTS:
-        if any(name.startswith(layout.sign) for name in state):
-            return layout
-    signs = ' or '.join(layout.sign for layout in _LAYOUTS)
-    raise ConfigError(f'no official layout: no name begins with {signs}; the first are {sorted(state)[:3]}',
-                      'checkpoint')
 
 
 def load_initial_weights(

@@ -67,23 +67,22 @@ class CaptionPairDataset(SafeDataset):
             query = sample[CAPTION + pair.query[0]]
             positive = sample[CAPTION + positive_key]
             instruction = ''
-        texts = {'query': query, 'positive': positive}
+        # Side -> text and the instruction before it.
+        texts = {'query': (query, instruction), 'positive': (positive, '')}
         if any(direction.has_negative for direction in pairs):
-            texts['negative'] = ''
+            negative = ''
             if pair.negative is not None:
-                texts['negative'] = sample[CAPTION + pair.negative]
+                negative = sample[CAPTION + pair.negative]
             elif pair.random_negative:
-                texts['negative'] = self._text_of_neighbor(index, positive_key, seed)
+                negative = self._text_of_neighbor(index, positive_key, seed)
+            texts['negative'] = negative, ''
 
         entries: dict[str, Any] = {'index': index, 'sample_id': sample[SAMPLE_ID]}
-        for side, text in texts.items():
+        for side, (text, prefix) in texts.items():
+            entries[f'{side}_text_id'] = text_id(text)
+            entries[side] = self.tokenizer.placeholder()
             if text.strip():
-                prefix = instruction if side == 'query' else ''
                 entries[side], = self.tokenizer.tokenize([text], prefix)
-                entries[f'{side}_text_id'] = text_id(text)
-            else:
-                entries[side] = self.tokenizer.placeholder()
-                entries[f'{side}_text_id'] = 0
         return entries
 
     def _text_of_neighbor(self, index: int, key: str, seed: int) -> str:

@@ -5,7 +5,7 @@
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import xxhash
 
@@ -22,13 +22,13 @@ def sample_seed(seed: int, epoch: int, sample_id: str) -> int:
 
 
 def draw(weights: Sequence[float], seed: int, purpose: str = 'caption') -> int:
-    """Draw an index in proportion to `weights`; the same `seed` and `purpose` give the same index."""
+    """Draw an index in proportion to `weights` above 0; the same `seed` and `purpose` give the same index."""
     point = xxhash.xxh64_intdigest(purpose, seed=seed) / 2**64 * sum(weights)
     for index, weight in enumerate(weights):
         point -= weight
         if point < 0:
             return index
-    return max(index for index, weight in enumerate(weights) if weight > 0)
+    return len(weights) - 1  # after rounding errors
 
 
 def draw_captions(
@@ -42,8 +42,6 @@ def draw_captions(
         ValueError: The sample has none of the captions in `mix`.
     """
     texts = _existing_captions(sample, mix)
-    if not texts:
-        raise _no_caption(sample, mix)
     remaining: list[str] = []
     drawn: list[tuple[str, str]] = []
     for i in range(n):
@@ -56,9 +54,17 @@ def draw_captions(
 
 
 def _existing_captions(sample: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
-    """Caption key -> text of the captions that the sample has; a missing one is stored as an empty text."""
+    """Caption key -> text of the captions that the sample has; a missing one is stored as an empty text.  A
+    sample that has none is a ValueError."""
     texts = {key: sample[CAPTION + caption_key(key)] for key in keys}
-    return {key: text for key, text in texts.items() if text.strip()}
+    existing = {key: text for key, text in texts.items() if text.strip()}
+    if not existing:
+        others = [key for key in caption_keys(sample) if sample[CAPTION + key].strip()]
+        raise ValueError(
+            f'sample {sample[SAMPLE_ID]!r} has none of the captions {", ".join(texts)}, but '
+            f'{", ".join(others) or "no caption at all"}; draw from one that every sample has as well, or '
+            f'leave such samples out by prepare_data with require_any_caption=[{",".join(texts)}]')
+    return existing
 
 
 def caption_key(vector_key: str) -> str:
@@ -87,8 +93,6 @@ def draw_pair(sample: Mapping[str, Any], pairs: Sequence[CaptionPairConfig], see
     """
     all_keys = dict.fromkeys(itertools.chain.from_iterable(pair.keys for pair in pairs))
     texts = _existing_captions(sample, all_keys)
-    if not texts:
-        raise _no_caption(sample, all_keys)
     queries = [[key for key in pair.query if _positives(key, pair, texts)] for pair in pairs]
     is_single = not any(queries)
     if is_single:
@@ -110,18 +114,8 @@ def _positives(query: str, pair: CaptionPairConfig, texts: Mapping[str, str]) ->
     return [key for key in pair.positive if key != query and key in texts]
 
 
-def _no_caption(sample: Mapping[str, Any], keys: Iterable[str]) -> ValueError:
-    """Error for a sample that has none of the captions `keys`."""
-    missing = list(keys)
-    existing = ', '.join(_existing_captions(sample, caption_keys(sample))) or 'no caption at all'
-    return ValueError(
-        f'sample {sample[SAMPLE_ID]!r} has none of the captions {", ".join(missing)}, but {existing}; draw '
-        'from one that every sample has as well, or leave such samples out by prepare_data with '
-        f'require_any_caption=[{",".join(missing)}]')
-
-
-def text_id(text: Optional[str]) -> int:
-    """Return a 63-bit hash of a text; 0 for None or an empty text."""
-    if not text:
+def text_id(text: str) -> int:
+    """Return a 63-bit hash of a text; 0 only for a blank text, which stands for a missing one."""
+    if not text.strip():
         return 0
     return (xxhash.xxh64_intdigest(text) >> 1) or 1

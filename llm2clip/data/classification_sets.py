@@ -88,22 +88,16 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
     files: list[str] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        image_files = sorted(name for name in os.listdir(f'{images}/{folder}') if not name.startswith('.'))
-        others = [name for name in image_files if not name.lower().endswith(_SUFFIXES)]
-        if others or not image_files:
+        names = sorted(name for name in os.listdir(f'{images}/{folder}') if not name.startswith('.'))
+        others = [name for name in names if not name.lower().endswith(_SUFFIXES)]
+        if others or not names:
             content = others[:1] or 'no files'
             raise ConfigError(f'{images}/{folder} has {content}, expected the images of a class', 'images')
-        files += [f'{folder}/{name}' for name in image_files]
-        labels += [label] * len(image_files)
-    source = images
-    names = folders
-    if class_names is not None:
-        source = class_names
-        names = _read_names(class_names, folders)
-    for folder, name in zip(folders, names):
-        if not check_text(name, f'{source}: the name of {folder!r}').strip():
-            raise ConfigError(f'{source}: the name of {folder!r} is empty', 'class_names')
-    classes = [name.replace('_', ' ') for name in names]
+        files += [f'{folder}/{name}' for name in names]
+        labels += [label] * len(names)
+    source = class_names or images
+    names = _read_names(class_names, folders) if class_names else folders
+    classes = [check_text(name, f'{source}: a class name').replace('_', ' ') for name in names]
     commonest, count = Counter(classes).most_common(1)[0]
     if count > 1 and not all(map(_CODE.fullmatch, folders)):
         raise ConfigError(f'{count} classes in {source} have the name {commonest!r}', 'class_names')
@@ -187,7 +181,7 @@ def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet
         num_tars = int(read_text(counted))
     ids, labels, places = [], [], []
     for path in (f'{local}/{split}/{i}.tar' for i in range(num_tars)):
-        for sample in tar_samples(path, image_places=True):
+        for sample in tar_samples(path, [suffix], image_places=True):
             where = f'{path}: sample {sample["__key__"]!r}'
             with reading(where, f'an image in {", ".join(IMAGES)}, and its classes in {suffix}'):
                 image = next(name for name in IMAGES if name in sample)

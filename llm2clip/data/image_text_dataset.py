@@ -3,7 +3,6 @@
 
 """Dataset and loader of stage 2: images, or vectors of them, with text embeddings or captions."""
 
-import dataclasses
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from llm2clip.data.loader import (
     positive_weights,
     stream_arguments,
 )
-from llm2clip.data.schema import CAPTION, EMBEDDING, IMAGE, SAMPLE_ID, embedding_keys
+from llm2clip.data.schema import CAPTION, EMBEDDING, IMAGE, SAMPLE_ID, caption_keys
 from llm2clip.data.streams.paired_stream import PairedRow, PairedStream, are_stored_alike
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.vectors import dequantize, float_vectors, stored_vector, text_embedding
@@ -92,7 +91,7 @@ class ImageTextDataset(SafeDataset):
         captions: Mapping[str, Any] = sample
         if self.image_embeddings:
             captions = _stand_ins(sample, index, mix)
-            views = embedding_keys(sample)
+            views = caption_keys(sample, EMBEDDING)
             view = views[draw([1] * len(views), seed, 'view')]
             entries: dict[str, Any] = self._image_embedding(sample, view)
         else:
@@ -157,7 +156,7 @@ def reads_image_embeddings(config: ImageDataConfig) -> bool:
     if without and len(without) < len(config.streams):
         raise ConfigError('required but not set, since other datasets have them',
                           f'streams.{without[0]}.image_embeddings')
-    return bool(config.streams) and not without
+    return not without
 
 
 def _stand_ins(sample: PairedRow, index: int, keys: Collection[str]) -> dict[str, str]:
@@ -214,21 +213,18 @@ def paired_stream(
         in_loop: Read no embeddings dataset.
 
     Raises:
-        ConfigError: The dataset is missing, or a teacher is ambiguous or unknown.
+        ConfigError: A teacher is ambiguous or unknown.
     """
     text_embeddings: dict[str, DatasetConfig] = {}
     if not in_loop:
         text_embeddings = teacher_embeddings(stream.embeddings, config.teachers)
+    arguments = stream_arguments(stream)
     if stream.image_embeddings is None:
-        arguments = stream_arguments(stream)
         # Vectors of prompts and parts have keys of their own, captions in the loop have not.
         captions = keys if in_loop else map(caption_key, keys)
         columns = [IMAGE, *dict.fromkeys(CAPTION + caption for caption in captions)]
     else:
-        vectors = dataclasses.replace(
-            stream, local=stream.image_embeddings.local, remote=stream.image_embeddings.remote)
-        with under('image_embeddings'):
-            arguments = stream_arguments(vectors)
+        arguments |= {'local': stream.image_embeddings.local, 'remote': stream.image_embeddings.remote}
         columns = [EMBEDDING + IMAGE]
     return PairedStream(
         text_embeddings=text_embeddings.values(), columns=columns,

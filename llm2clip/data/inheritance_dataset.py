@@ -98,8 +98,7 @@ def target_stream(
     stream: ImageStreamConfig, config: InheritanceDataConfig, keys: Collection[str]
 ) -> PairedStream:
     """Return the stream of one of `target_streams`, which must have the vectors `keys`."""
-    with under(f'embeddings.{config.target}'):
-        arguments = stream_arguments(stream)
     columns = [EMBEDDING + key for key in keys]
     return PairedStream(
-        text_embeddings=stream.embeddings.values(), columns=columns, embedding_columns=columns, **arguments)
+        text_embeddings=stream.embeddings.values(), columns=columns, embedding_columns=columns,
+        **stream_arguments(stream))

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, Optional
 
 import torch
@@ -18,7 +17,7 @@ from composer.core import DataSpec
 from streaming import StreamingDataLoader, StreamingDataset
 
 from llm2clip.config import DatasetConfig, StreamConfig
-from llm2clip.data.schema import CAPTION, NEGATIVE, read_columns
+from llm2clip.data.schema import CAPTION, NEGATIVE, caption_keys, read_columns
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.errors import ConfigError
 
@@ -35,11 +34,9 @@ def streaming_dataset(data: DataSpec) -> StreamingDataset:
 
 
 def stream_arguments(stream: StreamConfig) -> dict[str, Any]:
-    """Return keyword arguments of a VerifiedStream; raise a ConfigError if a local dataset is missing."""
-    if stream.remote is None and not Path(stream.local, 'index.json').is_file():
-        raise ConfigError(f'there is no MDS dataset in {stream.local}', 'local')
-    weights = {'proportion': stream.proportion, 'repeat': stream.repeat}
-    return {'local': stream.local, 'remote': stream.remote} | weights
+    """Return keyword arguments of a VerifiedStream."""
+    return {'local': stream.local, 'remote': stream.remote,
+            'proportion': stream.proportion, 'repeat': stream.repeat}
 
 
 def all_keys(dataset: DatasetConfig, prefix: str, setting: str) -> list[str]:
@@ -52,7 +49,7 @@ def all_keys(dataset: DatasetConfig, prefix: str, setting: str) -> list[str]:
     if dataset.remote is not None:
         raise ConfigError(f'expected caption keys, since the dataset {dataset.remote} is in a remote, and '
                           'which ones it has is not known yet', setting)
-    keys = [name.removeprefix(prefix) for name in read_columns(dataset.local) if name.startswith(prefix)]
+    keys = caption_keys(read_columns(dataset.local), prefix)
     return [key for key in keys if not key.startswith(NEGATIVE)]
 
 
@@ -60,9 +57,9 @@ def all_caption_keys(stream: StreamConfig, setting: str) -> list[str]:
     """Return every caption key of a dataset as `all_keys` does.
 
     Raises:
-        ConfigError: The dataset is missing, has no captions, or is in a remote.
+        ConfigError: The dataset has no captions, or is in a remote.
+        FileError: The dataset is missing.
     """
-    stream_arguments(stream)
     keys = all_keys(stream, CAPTION, setting)
     if not keys:
         raise ConfigError(f'the dataset in {stream.local} has no captions', 'local')

@@ -42,29 +42,33 @@ _TYPES = {SAMPLE_ID: ('str',), IMAGE: ('bytes',), CAPTION: ('str',), EMBEDDING_S
           EMBEDDING: ('ndarray:float16:', 'ndarray:float32:', 'ndarray:int8:')}
 
 
-def columns_of(reader: Reader, required: Sequence[str] = (), where: str = '') -> dict[str, str]:
+def columns_of(
+    reader: Reader, required: Sequence[str] = (), where: Union[str, Path] = ''
+) -> dict[str, str]:
     """Return column name -> MDS type of a shard; errors for `required` columns as for `read_columns`."""
     assert isinstance(reader, MDSReader)
     columns = dict(zip(reader.column_names, reader.column_encodings))
-    _check_columns(columns, required, where)
+    for name in required:
+        if name not in columns:
+            existing = ', '.join(sorted(columns))
+            raise FileError(f'column {name!r} is missing; the dataset has {existing}', where)
+        family = next(prefix for prefix in _TYPES if name.startswith(prefix))
+        if not columns[name].startswith(_TYPES[family]):
+            expected = ' or '.join(map(repr, _TYPES[family]))
+            raise FileError(f'column {name!r} has type {columns[name]!r}, expected {expected}', where)
     return columns
 
 
 def embedding_dim(reader: Reader) -> int:
     """Return the dimension of the vectors of an embeddings dataset, from one of its shards."""
-    columns = columns_of(reader)
-    column_type = columns[EMBEDDING + embedding_keys(columns)[0]]
-    return int(column_type.rsplit(':', 1)[1])
+    types = [kind for name, kind in columns_of(reader).items() if name.startswith(EMBEDDING)]
+    return int(types[0].rsplit(':', 1)[1])
 
 
-def caption_keys(columns: Iterable[str]) -> list[str]:
-    """Return the caption keys among the column names of a dataset."""
-    return [name.removeprefix(CAPTION) for name in columns if name.startswith(CAPTION)]
-
-
-def embedding_keys(columns: Iterable[str]) -> list[str]:
-    """Return the keys of the vectors among the column names of an embeddings dataset."""
-    return [name.removeprefix(EMBEDDING) for name in columns if name.startswith(EMBEDDING)]
+def caption_keys(columns: Iterable[str], prefix: str = CAPTION) -> list[str]:
+    """Return the caption keys among the column names of a dataset; with the prefix `EMBEDDING`, those of the
+    vectors of an embeddings dataset."""
+    return [name.removeprefix(prefix) for name in columns if name.startswith(prefix)]
 
 
 def read_index(folder: Union[str, Path]) -> dict[str, Any]:
@@ -142,20 +146,7 @@ def read_columns(folder: Union[str, Path], required: Sequence[str] = ()) -> dict
         FileError: One of the `required` columns is missing, or its type does not fit its name.
     """
     shard = read_index(folder)['shards'][0]
-    columns = dict(zip(shard['column_names'], shard['column_encodings']))
-    _check_columns(columns, required, folder)
-    return columns
-
-
-def _check_columns(columns: dict[str, str], required: Sequence[str], where: Union[str, Path]) -> None:
-    for name in required:
-        if name not in columns:
-            existing = ', '.join(sorted(columns))
-            raise FileError(f'column {name!r} is missing; the dataset has {existing}', where)
-        family = next(prefix for prefix in _TYPES if name.startswith(prefix))
-        if not columns[name].startswith(_TYPES[family]):
-            expected = ' or '.join(map(repr, _TYPES[family]))
-            raise FileError(f'column {name!r} has type {columns[name]!r}, expected {expected}', where)
+    return columns_of(reader_from_json(str(folder), '', shard), required, folder)
 
 
 def dataset_fingerprint(index: dict[str, Any]) -> str:

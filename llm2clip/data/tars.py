@@ -6,7 +6,7 @@
 import re
 import tarfile
 from collections.abc import Container, Iterator
-from typing import Any, Optional
+from typing import Any
 
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
@@ -21,13 +21,13 @@ _METADATA = re.compile(r'__[^/]*__($|/)')
 
 
 def tar_samples(
-    path: str, wanted: Optional[Container[str]] = None, image_places: bool = False
+    path: str, wanted: Container[str], image_places: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Yield the samples of a tar: lower-case suffix -> content of the file, and ``__key__`` -> the name.
 
     Args:
         path: Path of the tar.
-        wanted: Suffixes of the files to read, by default all; other files have the value None.
+        wanted: Suffixes of the files to read; other files have the value None.
         image_places: Yield the byte offset and length of each image in place of its bytes.  The tar must not
             be compressed.
 
@@ -39,7 +39,7 @@ def tar_samples(
         yield from group_by_keys(_files(path, wanted, image_places))
 
 
-def _files(path: str, wanted: Optional[Container[str]], image_places: bool) -> Iterator[dict[str, Any]]:
+def _files(path: str, wanted: Container[str], image_places: bool) -> Iterator[dict[str, Any]]:
     """Name and content of each file, as `group_by_keys` expects them."""
     with tarfile.open(path, 'r:' if image_places else 'r') as tar:
         for member in iter(tar.next, None):
@@ -56,7 +56,7 @@ def _files(path: str, wanted: Optional[Container[str]], image_places: bool) -> I
             content = None
             if image_places and suffix in IMAGES:
                 content = member.offset_data, member.size
-            elif wanted is None or suffix in wanted:
+            elif suffix in wanted:
                 content = file.read()
             yield {'fname': name, 'data': content, '__url__': path}
         _check_end(tar, path)

@@ -65,8 +65,7 @@ def read_templates(path: Union[str, Path]) -> list[str]:
         ConfigError: There is no template, or a line has no placeholder.
         FileError: The file is missing or damaged.
     """
-    lines = [line for _, line in read_lines(str(path)) if not line.startswith('#')]
-    templates = [line.replace('{c}', '{}') for line in lines]
+    templates = [line.replace('{c}', '{}') for _, line in read_lines(str(path)) if not line.startswith('#')]
     for line in templates:
         if '{}' not in line:
             raise ConfigError(f'{path}: {line!r}, expected a prompt with {{}} for the class name on each '

@@ -5,6 +5,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -114,11 +115,11 @@ class Evaluation:
 
     def _run_retrieval(self, images: ImageFeatures, name: str, dataset: RetrievalSet) -> None:
         text_features, n_truncated = _text_features(images, dataset, dataset.texts)
-        image_features = images.encode(dataset).projected.whole()
+        projected, _ = images.encode(dataset)
         if not is_first():
             return
         config = self.config.retrieval[name]
-        result = evaluate_retrieval(dataset, image_features, text_features,
+        result = evaluate_retrieval(dataset, rows(projected), text_features,
                                     merge_equal_texts=config.merge_equal_texts, device=images.model.device)
         if self.config.gallery and name not in self.galleries:
             gallery = make_gallery(dataset, result, self.config.gallery)
@@ -135,11 +136,11 @@ class Evaluation:
     def _run_zeroshot(self, images: ImageFeatures, name: str, benchmark: ZeroshotSet) -> None:
         dataset = benchmark.dataset
         prompts, n_truncated = _text_features(images, dataset, benchmark.prompts)
-        image_features = images.encode(dataset).projected.whole()
+        projected, _ = images.encode(dataset)
         if not is_first():
             return
         classes = dataset.classes
-        scores, outcomes = zeroshot_metrics(image_features, torch.tensor(dataset.labels),
+        scores, outcomes = zeroshot_metrics(rows(projected), torch.tensor(dataset.labels),
                                             class_features(prompts, classes), classes, self.config.bootstrap)
         scores = scores.model_copy(update={'n_truncated': n_truncated, 'precision': images.model.precision})
         self._add(images, 'zeroshot', name, dataset.name, dataset, scores, outcomes)
@@ -147,12 +148,12 @@ class Evaluation:
     def _run_linear_probe(
         self, images: ImageFeatures, name: str, train: ClassificationSet, test: ClassificationSet
     ) -> None:
-        train_states = images.encode(train).pooled
-        test_states = images.encode(test).pooled
+        _, train_states = images.encode(train)
+        _, test_states = images.encode(test)
         if not is_first():
             return
         scores, outcomes = linear_probe(
-            train_states, torch.tensor(train.labels), test_states.whole(), torch.tensor(test.labels),
+            train_states, torch.tensor(train.labels), rows(test_states), torch.tensor(test.labels),
             train.classes, self.config.linear_probe[name].sgd, images.model.device, self.config.bootstrap)
         scores = scores.model_copy(update={'precision': images.model.precision})
         self._add(images, 'linear_probe', name, test.name, test, scores, outcomes)
@@ -178,20 +179,18 @@ class Evaluation:
         Removes the image features that were kept for a restart.
         """
         config = self.config
-        if is_first():
-            if config.baseline is not None:
-                self.results.comparison = compare_with_baseline(
-                    config, config.baseline, self._benchmark_results)
-            if config.averages:
-                self.results.averages = average_models(config, self._benchmark_results)
-            self._save()
         if config.cra is not None:
             self.results.cra, self.results.cra_pairs = evaluate_cra(config.cra, device)
             self.results.cra_precision = config.cra.precision
             self.results.cra_name = config.cra.name
-        if is_first():
-            self._save()
-            shutil.rmtree(self.kept_features, ignore_errors=True)
+        if not is_first():
+            return
+        if config.baseline is not None:
+            self.results.comparison = compare_with_baseline(config, config.baseline, self._benchmark_results)
+        if config.averages:
+            self.results.averages = average_models(config, self._benchmark_results)
+        self._save()
+        shutil.rmtree(self.kept_features, ignore_errors=True)
 
     def _save(self) -> None:
         """Write all results so far, so that an interrupted evaluation keeps them."""
@@ -213,9 +212,8 @@ class Evaluation:
         missing = []
         for model in self.config.models:
             for kind in KINDS:
-                benchmarks = self.results.benchmarks(kind)
                 for name in getattr(self.config, kind):
-                    if name not in benchmarks or model not in benchmarks[name].models:
+                    if model not in self._benchmark_results.get(f'{kind}.{name}', {}):
                         missing.append(f'{model}: {kind}.{name}')
         if self.config.cra is not None and not self.results.cra:
             missing.append('cra')
@@ -246,14 +244,12 @@ def _check_probe(train: ClassificationSet, test: ClassificationSet) -> None:
     if train.classes != test.classes:
         raise ConfigError('the classes of train and test differ: '
                           f'{sorted({*train.classes} ^ {*test.classes})[:5] or "in their order"}')
-    labels = torch.tensor(train.labels)
-    test_labels = torch.tensor(test.labels)
-    for part, dataset, classes in (('train', train, labels), ('test', test, test_labels)):
-        if classes.ndim != 1:
+    for part, dataset in (('train', train), ('test', test)):
+        if torch.tensor(dataset.labels).ndim != 1:
             raise ConfigError(f'images of {dataset.name} have any number of classes, expected a set with one '
                               'each', key=part)
-    counts = torch.bincount(labels, minlength=len(train.classes)).tolist()
-    for c in torch.cat([labels, test_labels]).unique().tolist():
+    counts: Any = Counter(train.labels)
+    for c in sorted(counts | Counter(test.labels)):
         if counts[c] < 2:
             raise ConfigError(f'class {train.classes[c]!r} has {counts[c]} training images, '
                               'expected at least 2', key='train')
@@ -300,7 +296,7 @@ def _caption_pairs(config: CRAConfig) -> list[list[str]]:
     for shard in read_index(config.captions)['shards']:
         for sample in whole_shard(config.captions, shard):
             samples.append([sample[CAPTION + key] for key in config.caption_keys])
-    pairs = [captions for captions in samples if all(text.strip() for text in captions)]
+    pairs = [captions for captions in samples if all(map(str.strip, captions))]
     if not pairs:
         raise ConfigError(f'no sample of {config.captions} has all of {config.caption_keys}',
                           key='cra.caption_keys')

@@ -62,8 +62,7 @@ def zeroshot_metrics(
     """
     if labels.ndim == 1:
         ranks = class_ranks(image_features, class_features, labels)
-        values, outcomes = _accuracies(ranks, labels, classes, 'zeroshot', resamples)
-        return ClassificationScores.model_validate(values), outcomes
+        return _accuracies(ranks, labels, classes, 'zeroshot', resamples)
     precision = 100 * average_precision(class_scores(image_features, class_features), labels)
     per_class = dict(zip(_distinct(classes), precision.tolist()))
     scores = ClassificationScores(n_images=len(labels), n_classes=len(classes), per_class=per_class,
@@ -83,8 +82,8 @@ def _distinct(classes: Sequence[str]) -> list[str]:
 
 def _accuracies(
     ranks: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], kind: str, resamples: int
-) -> tuple[dict[str, Any], list[Outcomes]]:
-    """Values of `ClassificationScores`, and outcomes, from the rank of each image's class ``(N,)``."""
+) -> tuple[ClassificationScores, list[Outcomes]]:
+    """Scores and outcomes from the rank of each image's class ``(N,)``."""
     ks = [k for k in (1, 5) if k <= len(classes)]
     images = torch.arange(len(ranks))
     hits = torch.stack([ranks < k for k in ks], 1)
@@ -92,13 +91,11 @@ def _accuracies(
     balanced = Outcomes(('mean_per_class',), hits[:, :1], images, len(images), labels)
     names = _distinct(classes)
     per_class = {names[c]: accuracy for c, accuracy in accuracy_per_class(ranks, labels).items()}
-    values: dict[str, Any] = {'n_images': len(labels), 'n_classes': len(classes)}
-    for k in ks:
-        values[f'{kind}_top{k}'] = recall(ranks, k)
-    values['mean_per_class'] = sum(per_class.values()) / len(per_class)
-    values['intervals'] = top.intervals(resamples)
-    values['per_class'] = per_class
-    return values, [top, balanced]
+    scores: dict[str, Any] = {f'{kind}_top{k}': recall(ranks, k) for k in ks}
+    mean = sum(per_class.values()) / len(per_class)
+    scores |= {'n_images': len(labels), 'n_classes': len(classes), 'mean_per_class': mean,
+               'intervals': top.intervals(resamples), 'per_class': per_class}
+    return ClassificationScores.model_validate(scores), [top, balanced]
 
 
 def linear_probe(
@@ -135,8 +132,8 @@ def linear_probe(
         best_params = probe.best_params_
     # Ties and NaN scores count against the right class.
     ranks = (~(logits < logits.gather(1, test_labels[:, None]))).sum(1) - 1
-    values, outcomes = _accuracies(ranks, test_labels, classes, 'linear_probe', resamples)
-    return ClassificationScores.model_validate(values | best_params), outcomes
+    scores, outcomes = _accuracies(ranks, test_labels, classes, 'linear_probe', resamples)
+    return scores.model_copy(update=best_params), outcomes
 
 
 def sgd_logits(

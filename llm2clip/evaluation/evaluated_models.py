@@ -167,11 +167,9 @@ def check_evaluated_model(config: EvaluatedModelConfig) -> list[tuple[TeacherSou
             folders = filter(Path.is_dir, LLM2CLIPModel.teacher_folders(Path(config.export)))
             teachers = [teacher_in(path, fingerprint, config.trust_remote_code)
                         for path, fingerprint in zip(folders, expected)]
-    if not teachers:
-        raise ConfigError(f'required but not set, since {folder} names none that is there', key='teacher')
     if len(teachers) != len(expected):
-        raise ConfigError(f'{folder} learned from {len(expected)} teachers, not from {len(teachers)}',
-                          key='teacher')
+        raise ConfigError(f'{len(teachers)} teachers named here or by {folder}, expected {len(expected)}, in '
+                          'the order of training', key='teacher')
     for teacher, fingerprint in zip(teachers, expected):
         with under('teacher'):
             teacher.check_encoding(fingerprint, str(folder))
@@ -196,15 +194,13 @@ def load_evaluated_model(
         run = Stage2Run(config.run, config.weights, config.wise_ft_alpha)
         model, model_config = run.load_model(), run.config.model
     truncate_dims(model, model_config, config.truncate_dim)
-
-    def cached(source: TeacherSource, expected: Optional[Fingerprint]) -> Teacher:
+    teachers = []
+    for source, expected in sources:
         fingerprint = once_per_node(source.fingerprint, f'teacher {source.name}')
         if expected is not None:
             fingerprint.check(expected, source.name, str(config.run or config.export))
         load = partial(source.load, device, config.batch_tokens, config.precision, fingerprint)
-        return CachedTeacher(cache, fingerprint, config.precision, load)
-
-    teachers = [cached(source, expected) for source, expected in sources]
+        teachers.append(CachedTeacher(cache, fingerprint, config.precision, load))
 
     def concatenated(texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         """Text embeddings of all teachers, and the number of texts that the teacher with most truncated."""

@@ -108,8 +108,11 @@ def encode_batches(
 
 
 @dataclass(frozen=True)
-class _KeptRows:
-    """Matrix stored in blocks of rows, one file each, read one at a time; can be iterated repeatedly."""
+class KeptRows:
+    """Matrix stored in blocks of rows, one file each, read one at a time; can be iterated repeatedly.
+
+    It has no blocks on ranks other than the first.
+    """
 
     files: Sequence[Path]
     name: str
@@ -120,19 +123,6 @@ class _KeptRows:
         for path in self.files:
             kept = read_safetensors(path, 'features of images; remove it to compute them again')
             yield kept.tensors[self.name]
-
-    def whole(self) -> torch.Tensor:
-        """Return all rows; the matrix is empty on all ranks except the first."""
-        return rows(self)
-
-
-class KeptFeatures(NamedTuple):
-    """Features of the N images of a set, in files."""
-
-    projected: _KeptRows
-    """``(N, D)`` unit vectors."""
-    pooled: _KeptRows
-    """``(N, W)`` pooled states of the tower before the projection."""
 
 
 @dataclass
@@ -154,8 +144,12 @@ class ImageFeatures:
         """Hash of the model's weights."""
         return hash_tensors(self.model.model.state_dict())
 
-    def encode(self, dataset: EvaluationSet) -> KeptFeatures:
-        """Return the features of all images of a set, on the first rank; every rank calls this."""
+    def encode(self, dataset: EvaluationSet) -> tuple[KeptRows, KeptRows]:
+        """Return features of all N images of a set, on the first rank; every rank calls this.
+
+        The first are unit vectors ``(N, D)``, the second the pooled states ``(N, W)`` of the tower before the
+        projection.
+        """
         files: dict[range, Path] = {}
         if is_first():
             ids = dataset.image_ids
@@ -181,7 +175,7 @@ class ImageFeatures:
                 if is_first():
                     self.folder.mkdir(parents=True, exist_ok=True)
                     write_safetensors(files[block], {'projected': projected, 'pooled': states}, {})
-        return KeptFeatures(_KeptRows([*files.values()], 'projected'), _KeptRows([*files.values()], 'pooled'))
+        return KeptRows([*files.values()], 'projected'), KeptRows([*files.values()], 'pooled')
 
 
 def finite(features: torch.Tensor, description: str) -> torch.Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+import numpy as np
 import yaml
 
 from llm2clip.evaluation.scores import Results
@@ -29,19 +30,15 @@ def reported_recalls(set_names: Sequence[str]) -> Reported:
     for table in _PAPER['retrieval']:
         if {*set_names} <= {*table['sets']}:
             columns = [table['sets'].index(name) for name in set_names]
-            rows = {}
-            for model, cells in table['models'].items():
-                chosen = [cells.split()[column] for column in columns]
-                rows[model] = _mean_recalls(chosen)
+            rows = {model: _mean_recalls(cells, columns) for model, cells in table['models'].items()}
             return Reported(rows, table['source'])
     return Reported({})
 
 
-def _mean_recalls(cells: Sequence[str]) -> dict[str, float]:
-    """Mean recall@1 of both directions, from cells `image→text/text→image`."""
-    recalls = [[float(value) for value in cell.split('/')] for cell in cells]
-    image_to_text, text_to_image = (sum(values) / len(cells) for values in zip(*recalls))
-    return {'text_retrieval_recall@1': image_to_text, 'image_retrieval_recall@1': text_to_image}
+def _mean_recalls(cells: str, columns: Sequence[int]) -> dict[str, float]:
+    """Mean recall@1 of both directions over columns of a row of cells `image→text/text→image`."""
+    recalls = np.array([cell.split('/') for cell in cells.split()], float)[columns]
+    return dict(zip(('text_retrieval_recall@1', 'image_retrieval_recall@1'), recalls.mean(0).tolist()))
 
 
 def reported_accuracies(kind: str, name: str) -> Reported:
@@ -69,7 +66,7 @@ def reported_average(benchmarks: Sequence[str], results: Results) -> Reported:
         set_names = [results.retrieval[name].benchmark for name in names]
         if set_names != ['xm3600'] * 36:
             return reported_recalls(set_names)
-        rows = {model: _mean_recalls([cell]) for model, cell in _PAPER['xm3600'].items()}
+        rows = {model: _mean_recalls(cell, [0]) for model, cell in _PAPER['xm3600'].items()}
         return Reported(rows, f'{_LLM2CLIP}, table 2')
     proclip = _PAPER['proclip']
     if kinds[0] == 'zeroshot' and sorted(names) == sorted(proclip['sets']):

@@ -6,10 +6,11 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import jinja2
 import matplotlib
+import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -23,8 +24,8 @@ from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 # `$` in names must not start a formula, and a fixed salt makes equal pictures byte-identical.
 _style = matplotlib.rc_context({'text.parse_math': False, 'svg.hashsalt': 'llm2clip'})
-# Paired differences of a model: label -> percentage points and their interval, if known.
-_Differences = dict[str, tuple[float, Optional[Sequence[float]]]]
+# Paired differences of a model: label -> percentage points and their interval.
+_Differences = dict[str, tuple[float, Sequence[float]]]
 # `Table.topic` -> caption of the table.
 _CAPTIONS = {
     'cra': 'How often the two captions of a pair find each other among {results.cra_pairs:,} pairs, which is '
@@ -40,12 +41,11 @@ _CAPTIONS = {
 
 
 class _Section(NamedTuple):
-    """Section of the page: a heading, a caption, a picture and a table."""
+    """Section of the page: a table below its title, a caption and a picture."""
 
-    title: str
+    table: Table
     caption: str
     picture: Markup = Markup('')
-    table: Optional[Table] = None
 
 
 def write_report(config: ReportConfig) -> Path:
@@ -87,7 +87,7 @@ def report_page(
     sections = []
     for table in result_tables(results):
         caption = _CAPTIONS[table.topic].format(results=results)
-        sections.append(_Section(table.title, caption, _picture(table, results), table))
+        sections.append(_Section(table, caption, _picture(table, results)))
     seconds = {}
     configurations = {}
     for step, folder in steps.items():
@@ -103,8 +103,8 @@ def report_page(
     if seconds:
         seconds['all'] = sum(seconds.values())
         rows = [[step, f'{value:.0f}'] for step, value in seconds.items()]
-        sections.append(_Section('Time', 'Seconds per step, summed over all starts that were not killed.',
-                                 table=Table('Steps', ['step', 'seconds'], rows)))
+        sections.append(_Section(Table('Time', ['step', 'seconds'], rows),
+                                 'Seconds per step, summed over all starts that were not killed.'))
     environment = jinja2.Environment(loader=jinja2.PackageLoader('llm2clip.evaluation'), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template('report.html.j2').render(
@@ -123,12 +123,10 @@ def _picture(table: Table, results: Results) -> Markup:
         for model, changes in compared.models.items():
             for metric in compared.metrics:
                 label = f'{name}, {LABELS[metric]}'
-                interval = changes.intervals.get(metric)
-                series.setdefault(model, {})[label] = changes.difference[metric], interval
-    labels: dict[str, Any] = {}
-    for values in series.values():
-        labels |= values
-    return differences([*labels], series)
+                value = changes.difference[metric]
+                interval = changes.intervals.get(metric, (value, value))
+                series.setdefault(model, {})[label] = value, interval
+    return differences([*next(iter(series.values()))], series)
 
 
 def _training_section(step: str, metrics: Mapping[str, Mapping[int, float]]) -> _Section:
@@ -139,9 +137,9 @@ def _training_section(step: str, metrics: Mapping[str, Mapping[int, float]]) -> 
             for batch in (min(values), max(values)):
                 row.append(f'{values[batch]:.4g} (batch {batch:,})')
             rows.append(row)
-    return _Section(f'Training: {step}',
+    return _Section(Table(f'Training: {step}', ['', 'first', 'last'], rows),
                     'Loss, evaluations and, with the callback lr_monitor, learning rates per batch.',
-                    curves(metrics), Table('Training', ['', 'first', 'last'], rows))
+                    curves(metrics))
 
 
 def _svg(figure: Figure) -> Markup:
@@ -154,13 +152,10 @@ def _svg(figure: Figure) -> Markup:
 
 @_style
 def bars(values: Mapping[str, float]) -> Markup:
-    """Draw one bar per name, in percent; values are printed above up to 20 bars."""
-    width, fontsize = (6, 10) if len(values) <= 4 else (11, 8)
-    figure = Figure(figsize=(width, 3.2))
+    """Draw one bar per name, in percent, with the value above."""
+    figure = Figure(figsize=(6 if len(values) <= 4 else 11, 3.2))
     axis = figure.subplots()
-    rectangles = axis.bar(range(len(values)), list(values.values()), 0.8)
-    if len(values) <= 20:
-        axis.bar_label(rectangles, fmt='%.1f', fontsize=fontsize)
+    axis.bar_label(axis.bar(range(len(values)), list(values.values()), 0.8), fmt='%.1f')
     axis.set_xticks(range(len(values)), list(values))
     axis.set_ylabel('%')
     axis.margins(y=0.12)
@@ -170,26 +165,19 @@ def bars(values: Mapping[str, float]) -> Markup:
 
 @_style
 def differences(labels: Sequence[str], series: Mapping[str, _Differences]) -> Markup:
-    """Draw differences in percentage points, with intervals where known, as horizontal bars.
+    """Draw differences in percentage points with intervals as horizontal bars.
 
-    Each label has a group of bars, one per series, from the top; a series may lack some labels.
+    Each label has a group of bars, one per series, from the top.  Every series has all labels in this order.
     """
     width = 0.8 / len(series)
     figure = Figure(figsize=(11, 1 + len(labels) * max(0.3, 0.18 * len(series))))
     axis = figure.subplots()
     for i, (name, values_by_label) in enumerate(series.items()):
         offset = (i - (len(series) - 1) / 2) * width
-        places = [labels.index(label) + offset for label in values_by_label]
-        values = []
-        below = []
-        above = []
-        for value, interval in values_by_label.values():
-            low, high = interval or (value, value)
-            values.append(value)
-            below.append(max(0.0, value - low))
-            above.append(max(0.0, high - value))
-        axis.barh(places, values, width, xerr=[below, above], label=name, color=f'C{i}',
-                  error_kw={'linewidth': 1})
+        values, intervals = map(np.array, zip(*values_by_label.values()))
+        low, high = intervals.T
+        axis.barh(np.arange(len(labels)) + offset, values, width, label=name, color=f'C{i}',
+                  xerr=np.maximum(0, [values - low, high - values]), error_kw={'linewidth': 1})
     axis.axvline(0, color='black', linewidth=0.8)
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)

@@ -5,8 +5,10 @@
 
 import base64
 import functools
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Union
+from typing import Any, Union
 
 import torch
 
@@ -72,29 +74,26 @@ def make_gallery(dataset: RetrievalSet, result: RetrievalResult, n: int, top: in
         result is a picture (data URI) or text, and whether it is right.  If none is right, the best right one
         is appended.
     """
-    index, right = result.ranks.text_index, result.ranks.right
     all_texts = dataset.texts
-    texts = [all_texts[i] for i in index.tolist()]
-    text_features = result.text_features[index]
-    images_of: dict[int, set[int]] = {}
-    texts_of: dict[int, set[int]] = {}
-    for text, image in right.tolist():
-        images_of.setdefault(text, set()).add(image)
-        texts_of.setdefault(image, set()).add(text)
+    texts = [all_texts[i] for i in result.ranks.text_index.tolist()]
+    text_features = result.text_features[result.ranks.text_index]
+    images_of: dict[int, set[int]] = defaultdict(set)
+    texts_of: dict[int, set[int]] = defaultdict(set)
+    for text, image in result.ranks.right.tolist():
+        images_of[text].add(image)
+        texts_of[image].add(text)
 
     @functools.cache
     def shown(i: int) -> str:
         position = result.images[i]
         return thumbnail(dataset.read_image(position), dataset.image_ids[position])
 
-    gallery: dict[str, Any] = {'texts': [], 'images': []}
-    for row in _gallery_rows(text_features, result.image_features, result.ranks.texts, images_of, n, top):
-        results = [(shown(i), is_right) for i, is_right in row.results]
-        gallery['texts'].append(row._asdict() | {'query': texts[row.query], 'results': results})
-    for row in _gallery_rows(result.image_features, text_features, result.ranks.images, texts_of, n, top):
-        results = [(texts[i], is_right) for i, is_right in row.results]
-        gallery['images'].append(row._asdict() | {'query': shown(row.query), 'results': results})
-    return gallery
+    images = result.image_features
+    wording = texts.__getitem__
+    return {
+        'texts': _rows(text_features, images, result.ranks.texts, images_of, n, top, wording, shown),
+        'images': _rows(images, text_features, result.ranks.images, texts_of, n, top, shown, wording),
+    }
 
 
 def thumbnail(data: bytes, name: str) -> str:
@@ -104,22 +103,14 @@ def thumbnail(data: bytes, name: str) -> str:
     return f'data:image/jpeg;base64,{base64.b64encode(encode_image(image, "JPEG", quality=85)).decode()}'
 
 
-class _Row(NamedTuple):
-    """Query of a gallery."""
-
-    kind: str
-    rank: int
-    query: int
-    """Position of the query."""
-    results: list[tuple[int, bool]]
-    """Position of each candidate shown, and whether it is right."""
-
-
-def _gallery_rows(
+def _rows(
     queries: torch.Tensor, candidates: torch.Tensor, ranks: torch.Tensor, right: dict[int, set[int]],
-    n: int, top: int,
-) -> list[_Row]:
-    """Best, median and worst queries by rank and, for equal ranks, the score of the first right candidate."""
+    n: int, top: int, show_query: Callable[[int], str], show_candidate: Callable[[int], str],
+) -> list[dict[str, Any]]:
+    """Best, median and worst queries by rank and, for equal ranks, the score of the first right candidate.
+
+    `show_query` and `show_candidate` map a position to a picture or a text.
+    """
     first = torch.tensor([min(right[i]) for i in range(len(queries))])
     margins = (queries * candidates[first]).sum(-1)
     order = sorted(range(len(ranks)), key=lambda i: (int(ranks[i]), -float(margins[i])))
@@ -132,5 +123,7 @@ def _gallery_rows(
             best = scores.topk(min(top, len(candidates))).indices.tolist()
             if right[query].isdisjoint(best):
                 best.append(max(right[query], key=scores.tolist().__getitem__))
-            rows.append(_Row(kind, int(ranks[query]) + 1, query, [(i, i in right[query]) for i in best]))
+            results = [(show_candidate(i), i in right[query]) for i in best]
+            rows.append({'kind': kind, 'rank': int(ranks[query]) + 1, 'query': show_query(query),
+                         'results': results})
     return rows

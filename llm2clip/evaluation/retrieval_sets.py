@@ -69,7 +69,13 @@ def open_retrieval_set(local: str, captions: Optional[Sequence[str]] = None) -> 
     except (OSError, ValueError) as error:
         raise ConfigError(str(error), 'local') from error
     if captions is not None:
-        keys = _matching(keys, captions, local)
+        matches: list[str] = []
+        for pattern in captions:
+            named = [key for key in keys if key == pattern or fnmatchcase(key, pattern)]
+            if not named:
+                raise ConfigError(f'there is no {pattern!r}; {local} has {", ".join(keys)}', 'caption_keys')
+            matches += named
+        keys = list(dict.fromkeys(matches))
     texts: dict[str, list[str]] = {}
     for shard in read_index(local)['shards']:
         for sample in whole_shard(local, shard):
@@ -81,14 +87,3 @@ def open_retrieval_set(local: str, captions: Optional[Sequence[str]] = None) -> 
     if not any(texts.values()):
         raise ConfigError(f'no image of {local} has one of the captions {", ".join(keys)}', 'caption_keys')
     return RetrievalSet(local, list(texts), list(texts.values()), MDSImages(local, LocalDataset(local)))
-
-
-def _matching(keys: Sequence[str], patterns: Sequence[str], local: str) -> list[str]:
-    """Keys that are equal to a pattern or match it, in the order of the patterns."""
-    matches: list[str] = []
-    for pattern in patterns:
-        named = [key for key in keys if key == pattern or fnmatchcase(key, pattern)]
-        if not named:
-            raise ConfigError(f'there is no {pattern!r}; {local} has {", ".join(keys)}', 'caption_keys')
-        matches += [key for key in named if key not in matches]
-    return matches

@@ -125,10 +125,9 @@ def _retrieval_cells(scores: RetrievalScores) -> list[str]:
 
 def _accuracy_tables(results: Results) -> Iterator[Table]:
     """One table per classification benchmark."""
-    for name, benchmark in results.zeroshot.items():
-        yield _accuracy_table('zeroshot', name, benchmark)
-    for name, benchmark in results.linear_probe.items():
-        yield _accuracy_table('linear_probe', name, benchmark)
+    for kind in ('zeroshot', 'linear_probe'):
+        for name, benchmark in results.benchmarks(kind).items():
+            yield _accuracy_table(kind, name, benchmark)
 
 
 def _accuracy_table(kind: str, name: str, benchmark: BenchmarkScores[ClassificationScores]) -> Table:

@@ -61,7 +61,6 @@ _SENTENCE_TRANSFORMERS: dict[str, Any] = {
     },
 }
 _CAPTION = "It's 9 o'clock , isn't it?  Ça va, 犬 🐶"
-_Teacher = Union[str, Path, TeacherSource]
 
 
 class LLM2CLIPConfig(modeling_llm2clip.LLM2CLIPConfig):
@@ -129,8 +128,9 @@ def is_exported(folder: Union[str, Path]) -> bool:
 
 
 def export_folder(
-    model: LLM2CLIP, config: ModelConfig, record: TeacherRecord, teacher: Union[_Teacher, Sequence[_Teacher]],
-    out: Union[str, Path], *, run: Optional[Stage2Config] = None, wise_ft_alpha: float = 1.0,
+    model: LLM2CLIP, config: ModelConfig, record: TeacherRecord,
+    teachers: Sequence[Union[str, Path, TeacherSource]], out: Union[str, Path], *,
+    run: Optional[Stage2Config] = None, wise_ft_alpha: float = 1.0,
 ) -> None:
     """Write a folder for `AutoModel.from_pretrained`; without this module,
     that needs ``trust_remote_code=True``.
@@ -141,8 +141,8 @@ def export_folder(
     Args:
         model, config: Trained model and its configuration.
         record: Record of the teachers in training.
-        teacher: Teacher to copy into the export, or the sequence of teachers whose vectors were concatenated;
-            a path is a folder that stage 1 wrote.
+        teachers: Teachers to copy into the export, several if their vectors were concatenated; a path is a
+            folder that stage 1 wrote.
         out: Output folder.
         run, wise_ft_alpha: Configuration of the run and weight in the WiSE-FT average, for the model card.
 
@@ -150,8 +150,6 @@ def export_folder(
         ConfigError: The export does not give the model's features.
         ValueError: The teachers are not those of training.
     """
-    is_sequence = isinstance(teacher, Sequence) and not isinstance(teacher, str)
-    teachers: Any = teacher if is_sequence else [teacher]
     sources: list[TeacherSource] = [
         TeacherFolder(source) if isinstance(source, (str, Path)) else source for source in teachers]
     hf_config = LLM2CLIPConfig(model=_portable(model, config), llm_embed_dim=record.llm_embed_dim)

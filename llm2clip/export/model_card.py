@@ -41,13 +41,10 @@ def language_model(teacher: Union[str, Path]) -> str:
     try:
         return public_name(read_config(Stage1Config, Path(teacher).parent).text_encoder.pretrained)
     except ConfigError:  # not a stage 1 teacher, or moved out of its run folder
-        name = public_name(str(teacher))
         path = Path(teacher, 'config.json')
-        if path.is_file():
-            model_type = read_json(path, dict).get('model_type')
-            if model_type:
-                name += f' ({model_type})'
-        return name
+        if not path.is_file():
+            return public_name(str(teacher))
+        return f'{path.parent.name} ({read_json(path, dict).get("model_type")})'
 
 
 def model_card(
@@ -72,10 +69,16 @@ def model_card(
     """
     data = ModelCardData(library_name=library_name, pipeline_tag=pipeline_tag, license='other',
                          tags=['llm2clip', 'clip', 'vision', 'arxiv:2411.04997'])
+    language_models = [language_model(name) for name in teachers]
     tower = public_name(config.vision.name)
-    adapter = config.adapter.name
-    if adapter == 'residual':
-        adapter += f', {config.adapter.depth} blocks'
+    facts: dict[str, Any] = {}
+    if language_models:
+        facts['language model'] = ', '.join(language_models)
+    facts['vision tower'] = tower
+    facts['image size'] = config.vision.image_size
+    facts['adapter'] = config.adapter.name
+    if config.adapter.name == 'residual':
+        facts['adapter'] += f', {config.adapter.depth} blocks'
     dims = str(config.embed_dim)
     streams: list[tuple[str, str, str]] = []
     training = ''
@@ -87,22 +90,14 @@ def model_card(
         shorter = [str(dim) for dim in run.loss.matryoshka_dims if dim < config.embed_dim]
         if shorter:
             dims += f'; the first {", ".join(shorter)}, scaled to length 1, were trained to be features, too'
-    language_models = [language_model(name) for name in teachers]
-    facts: dict[str, Any] = {}
-    if language_models:
-        facts['language model'] = ', '.join(language_models)
-    facts['vision tower'] = tower
-    facts['image size'] = config.vision.image_size
-    facts['adapter'] = adapter
     facts['dimensions of the joint space'] = dims
     if wise_ft_alpha != 1:
         averaged = 'of the vision tower ' if run is not None and run.initial_weights is None else ''
         facts['weights'] = Markup(f'{averaged}{1 - wise_ft_alpha:g} · initial + {wise_ft_alpha:g} · trained '
                                   '([WiSE-FT](https://arxiv.org/abs/2109.01903))')
-    return _card(
-        template, data, title=title, facts=facts, teacher=teacher,
-        licensed=' and '.join([*language_models, tower]),
-        streams=streams, training=training, library_name=library_name, pipeline_tag=pipeline_tag, **parts)
+    return _card(template, data, title=title, facts=facts, teacher=teacher, streams=streams,
+                 training=training, licensed=' and '.join([*language_models, tower]),
+                 library_name=library_name, **parts)
 
 
 def teacher_card(teacher: Union[str, Path], fingerprint: Fingerprint, has_code: bool) -> ModelCard:
@@ -143,17 +138,16 @@ def _training(run: Stage2Config) -> Markup:
     keys = ('max_duration', 'global_train_batch_size', 'seed', 'precision', 'loss', 'optimizer', 'scheduler',
             'lr_scale', 'layer_decay', 'algorithms', 'model')
     chosen = {key: values[key] for key in keys if values[key] not in (None, {}, [])}
-    vision = {key: value for key, value in chosen['model']['vision'].items() if value not in (None, {}, [])}
-    for key in ('name', 'checkpoint'):
-        if vision.get(key):
-            vision[key] = public_name(vision[key])
+    vision = {key: value for key, value in values['model']['vision'].items() if value not in (None, {}, [])}
+    for key in vision.keys() & {'name', 'checkpoint'}:
+        vision[key] = public_name(vision[key])
     chosen['model']['vision'] = vision
-    if run.reads_captions:
-        texts = {key: value for key, value in values['trainable_text'].items() if value}
-        if 'clip' in texts:
-            clip = texts['clip']
-            texts['clip'] = {'name': public_name(clip['name']), 'pretrained': clip['pretrained']}
-        chosen['trainable_text'] = texts
+    texts = run.trainable_text
+    if texts.lora is not None:
+        chosen['trainable_text'] = {'lora': values['trainable_text']['lora']}
+    if texts.clip is not None:
+        chosen['trainable_text'] = {
+            'clip': {'name': public_name(texts.clip.name), 'pretrained': texts.clip.pretrained}}
     chosen['crops'] = {key: getattr(run.train_data, key)
                        for key in ('crop_scale', 'color_jitter', 'grayscale')}
     text = OmegaConf.to_yaml(OmegaConf.create(chosen)).rstrip()

@@ -39,7 +39,7 @@ from llm2clip.io.files import write_json
 from llm2clip.io.folders import atomic_folder
 from llm2clip.io.tensors import published_state
 from llm2clip.modeling.checks import keep_readable, load_tokenizer
-from llm2clip.modeling.image_processing_llm2clip import orientation, upright_rgb
+from llm2clip.modeling.image_processing_llm2clip import upright_rgb
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import TimmTower
 from llm2clip.teacher.clip_text import ClipText
@@ -92,7 +92,7 @@ def export_vision(
 
 def upright_source() -> Markup:
     """Source code of `upright_rgb` for model cards, without imports."""
-    return Markup('\n\n'.join(map(inspect.getsource, (orientation, upright_rgb))).strip())
+    return Markup(inspect.getsource(upright_rgb).strip())
 
 
 def save_image_processor(preprocessing: Preprocessing, folder: Path) -> None:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 from safetensors import SafetensorError
 
@@ -26,10 +26,8 @@ def reading(path: Union[str, Path], expected: str) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.startswith('llm2clip.'):
             raise
-        reason = str(error)
-        if isinstance(error, OSError) and error.strerror:
-            reason = error.strerror
-        reason = ' '.join(reason.split()) or type(error).__name__
+        reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
+        reason = ' '.join(reason.split())
         raise FileError(f'cannot be read ({reason}), expected {expected}', path) from error
 
 
@@ -39,18 +37,18 @@ def read_text(path: Union[str, Path], expected: str = 'a text in UTF-8') -> str:
         return Path(path).read_text(encoding='utf-8-sig')
 
 
-def parse_json(text: Union[str, bytes], source: Union[str, Path], kind: Optional[type] = None) -> Any:
+def parse_json(text: Union[str, bytes], source: Union[str, Path], kind: type = object) -> Any:
     """Return the value of a JSON text; raise a FileError with `source` if it is not of `kind` (dict or
     list)."""
-    expected = {None: 'JSON', dict: 'JSON, an object', list: 'JSON, a list'}[kind]
+    expected = {object: 'JSON', dict: 'JSON, an object', list: 'JSON, a list'}[kind]
     with reading(source, expected):
         value = json.loads(text)
-    if kind is not None and not isinstance(value, kind):
+    if not isinstance(value, kind):
         raise FileError(f'holds {str(value)[:60]!r}, expected {expected}', source)
     return value
 
 
-def read_json(path: Union[str, Path], kind: Optional[type] = None) -> Any:
+def read_json(path: Union[str, Path], kind: type = object) -> Any:
     """Return the content of a JSON file; arguments and errors as for `parse_json`."""
     return parse_json(read_text(path, 'JSON'), path, kind)
 
@@ -62,18 +60,15 @@ def printable(text: str) -> str:
 
 @contextmanager
 def writing(path: Union[str, Path]) -> Iterator[None]:
-    """Raise a FileError that names what the block writes if the disk is full or a copy fails."""
+    """Raise a FileError that names what the block writes if the disk is full."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, 'strerror', error)
-        if isinstance(error, shutil.Error):
-            _, _, reason = error.args[0][0]  # `copytree` lists source, copy and reason of failed files
-        elif isinstance(error, OSError):
+        if isinstance(error, OSError):
             names_target = error.filename and not error.filename2  # of a copy, the first name is the source
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or names_target:
                 raise
-        raise FileError(f'cannot be written ({reason})', path) from error
+        raise FileError(f'cannot be written ({getattr(error, "strerror", error)})', path) from error
 
 
 def is_out_of_shared_memory(error: BaseException) -> bool:

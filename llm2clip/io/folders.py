@@ -25,7 +25,7 @@ _ADDED = re.compile(r'(config\.yaml|seconds\.json)(\.\d+\.tmp)?')
 
 def stays_inside(name: str) -> bool:
     """Whether a path, by its parts alone, is relative to a folder and stays inside."""
-    return bool(name) and not name.startswith('/') and '..' not in name.split('/') and '\0' not in name
+    return not name.startswith('/') and '..' not in name.split('/')
 
 
 def inside(folder: Union[str, Path], name: str, source: str, also: Iterable[str] = ()) -> Path:
@@ -34,23 +34,23 @@ def inside(folder: Union[str, Path], name: str, source: str, also: Iterable[str]
     Raises:
         FileError: It is outside: by ``..``, as an absolute path, or by a symbolic link.
     """
-    path = os.path.join(folder, name.replace('\0', ''))
-    real = os.path.realpath(path)
-    roots = [os.path.realpath(root) for root in (folder, *also)]
-    if '\0' in name or not any(os.path.commonpath([root, real]) == root for root in roots):
+    path = Path(folder, name)
+    real = Path(os.path.realpath(path))
+    if not any(real.is_relative_to(os.path.realpath(root)) for root in (folder, *also)):
         raise FileError(f'the path {name!r} leads to {real}, expected one inside {folder}', source)
-    return Path(path)
+    return path
 
 
 @contextmanager
-def locked(path: Union[str, Path], folder: Union[str, Path], wait: bool = False) -> Iterator[None]:
+def locked(path: Union[str, Path], folder: Union[str, Path], timeout: int = 0) -> Iterator[None]:
     """Hold a lock file, which the system releases when this process ends; forked processes do not hold it.
 
-    If another process holds it, `wait` for it, or raise a ConfigError that names the locked `folder`.
+    A ConfigError that names the locked `folder` is raised if another process holds it for `timeout` seconds;
+    -1 waits for it.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock = FileLock(path, timeout=-1 if wait else 0).acquire()
+        lock = FileLock(path, timeout=timeout).acquire()
     except Timeout:
         raise ConfigError(f'{folder}: another process is writing there and holds {path}, expected to be the '
                           'only one; wait for it, stop it, or choose another folder') from None
@@ -78,16 +78,15 @@ def lock_output(
     folder = Path(os.path.abspath(folder))
     record = folder / _RECORD
     is_new = not folder.exists()
-    if not is_new and not record.is_file():
-        present = [name for name in sorted(os.listdir(folder)) if not name.startswith('.')]
-        if names is not None:
-            present = [name for name in present if name in names]
+    if not record.is_file():
+        present = sorted(path.name for path in folder.glob('[!.]*') if names is None or path.name in names)
         if present:
             raise ConfigError(f'{folder}: holds {", ".join(present[:5])}, which {recipe} did not write '
                               f'(there is no {_RECORD} that says so), expected an empty folder or its own')
     lock = folder / f'{_RECORD}.{part}' if part else record
     with locked(lock, folder):
-        owner = record.read_text().strip() if record.is_file() else ''
+        record.touch()
+        owner = record.read_text().strip()
         if owner not in ('', recipe):
             raise ConfigError(f'{folder}: was written by {owner}, expected an empty folder or one that '
                               f'{recipe} wrote')
@@ -98,24 +97,20 @@ def lock_output(
         finally:
             if part:
                 lock.unlink(missing_ok=True)
-            else:
-                _remove_empty(folder, is_new)
-
-
-def _remove_empty(folder: Path, is_new: bool) -> None:
-    """Remove the record if it is the only file: with the folder if that is new, else alone."""
-    record = folder / _RECORD
-    if is_new and all(path == record or path.is_dir() for path in folder.rglob('*')):
-        shutil.rmtree(folder, ignore_errors=True)
-    elif folder.is_dir() and {*os.listdir(folder)} <= {_RECORD}:
-        record.unlink()
+            elif is_new and all(path == record or path.is_dir() for path in folder.rglob('*')):
+                shutil.rmtree(folder, ignore_errors=True)
+            elif {*folder.glob('*')} <= {record}:
+                record.unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> dict[str, str]:
     """Return name -> line in the manifest, with the size, of each file except the manifest itself."""
-    paths = [path for path in sorted(folder.rglob('*')) if path.is_symlink() or not path.is_dir()]
-    names = {path.relative_to(folder).as_posix(): path for path in paths}
-    return {name: f'{path.lstat().st_size} {name}' for name, path in names.items() if name != MANIFEST}
+    lines: dict[str, str] = {}
+    for path in sorted(folder.rglob('*')):
+        name = path.relative_to(folder).as_posix()
+        if name != MANIFEST and (path.is_symlink() or not path.is_dir()):
+            lines[name] = f'{path.lstat().st_size} {name}'
+    return lines
 
 
 def _foreign_content(folder: Path, kind: str) -> Optional[str]:
@@ -136,16 +131,12 @@ def _foreign_content(folder: Path, kind: str) -> Optional[str]:
 def check_replaceable(folder: Union[str, Path], kind: str) -> None:
     """Raise a ConfigError if a folder has content that `atomic_folder` did not write for the same kind."""
     folder = Path(os.path.abspath(folder))
-    fault = None
-    if folder.is_dir():
-        fault = _foreign_content(folder, kind)
-    elif folder.exists():
-        fault = 'it is no folder'
+    fault = _foreign_content(folder, kind) if folder.exists() else None
     if fault is not None:
         raise ConfigError(f'{folder} is there already and is not replaced by a new {kind}: {fault}. Choose '
                           'another folder, or remove that one')
     work = folder.with_name(f'{folder.name}.tmp')
-    if work.exists() and not (work.is_dir() and {*os.listdir(work)} <= {'new', 'old'}):
+    if work.exists() and not {*os.listdir(work)} <= {'new', 'old'}:
         raise ConfigError(f'{work} is in the way of what is written there first; move it elsewhere')
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Optional, Union
@@ -49,8 +49,22 @@ class OutputFolder:
 
     def publish(self, *names: str, keep: bool = True) -> None:
         """Upload files in this order; without `keep`, delete them here afterwards."""
-        if self.remote is not None:
-            _upload(self.local, self.remote, names, keep)
+        if self.remote is None:
+            return
+        if urlparse(self.remote).scheme:
+            from streaming.base.storage import CloudUploader
+            with reaching(self.remote):
+                uploader = CloudUploader.get((str(self.local), self.remote), keep_local=keep, retry=_ATTEMPTS,
+                                             exist_ok=True)
+                for name in names:
+                    uploader.upload_file(name)
+            return
+        for name in names:  # Streaming's uploader creates no folders and is not atomic
+            source, target = self.local / name, Path(self.remote, name)
+            with atomic_write(target) as partial:
+                shutil.copyfile(source, partial)
+            if not keep and not target.samefile(source):  # a link may lead from one to the other
+                source.unlink()
 
     def commit(self, name: str, text: str) -> None:
         """Write a small file that marks something as complete; it appears in the remote first."""
@@ -62,27 +76,9 @@ class OutputFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         with writing(path):
             partial.write_text(text)
-        if self.remote is not None:
-            _upload(staging, self.remote, [name])
+        OutputFolder(staging, self.remote).publish(name)
         partial.replace(path)
         shutil.rmtree(staging)
-
-
-def _upload(folder: Path, remote: str, names: Sequence[str], keep: bool = True) -> None:
-    if urlparse(remote).scheme:
-        from streaming.base.storage import CloudUploader
-        with reaching(remote):
-            uploader = CloudUploader.get((str(folder), remote), keep_local=keep, retry=_ATTEMPTS,
-                                         exist_ok=True)
-            for name in names:
-                uploader.upload_file(name)
-        return
-    for name in names:  # Streaming's uploader creates no folders and is not atomic
-        target = Path(remote, name)
-        with atomic_write(target) as partial:
-            shutil.copyfile(folder / name, partial)
-        if not keep and not target.samefile(folder / name):  # a link may lead from one to the other
-            (folder / name).unlink()
 
 
 def download(remote: str, path: Union[str, Path]) -> bool:
@@ -119,17 +115,13 @@ def reaching(remote: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if is_remote_error(error):
-            error.add_note(f'while reaching {remote}')
-            description = f'{type(error).__name__} {_code(error)}'
-        elif type(error) is ValueError:  # Streaming's, if Google's credentials are missing
-            description = str(error)
-        else:
+        # Streaming raises a ValueError if Google's credentials are missing.
+        if not is_remote_error(error) and type(error) is not ValueError:
             raise
-        if not _REFUSED.search(description):
+        error.add_note(f'while reaching {remote}')
+        if not _REFUSED.search(f'{type(error).__name__} {error}'):
             raise
-        credentials = _CREDENTIALS.get(urlparse(remote).scheme, 'those of its library')
-        expected = f'credentials: {credentials}'
+        expected = f'credentials: {_CREDENTIALS.get(urlparse(remote).scheme, "those of its library")}'
         if _code(error) == 'NoSuchBucket':
             expected = 'a bucket that exists'
         reason = ' '.join(str(error).split())

@@ -88,8 +88,6 @@ def _prefixes(
     rows: torch.Tensor, columns: torch.Tensor, matryoshka_dims: Sequence[int]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield both sides truncated to each of `matryoshka_dims`, L2-normalised; unchanged if there are none."""
-    assert max(matryoshka_dims,
-               default=0) <= rows.shape[1], f'{matryoshka_dims[-1]} dimensions of {rows.shape[1]}'
     if not matryoshka_dims:
         yield rows, columns
     for dim in matryoshka_dims:

@@ -56,9 +56,8 @@ class CaptionEncoder(InputModule):
     def tokenize(self, texts: list[str], **kwargs: Any) -> dict[str, torch.Tensor]:
         tokens = []
         for text in texts:
-            matching = [prefix for prefix in self.instructions
-                        if text.startswith(prefix) and text.removeprefix(prefix).strip()]
-            instruction = matching[0] if matching else ''
+            instruction = next((prefix for prefix in self.instructions
+                                if text.startswith(prefix) and text.removeprefix(prefix).strip()), '')
             tokens += self.caption_tokenizer.tokenize([text.removeprefix(instruction)], instruction)
         return self.caption_tokenizer.pad(tokens)
 
@@ -86,12 +85,11 @@ class CaptionEncoder(InputModule):
     def load(cls, model_name_or_path: str, *args: Any, **kwargs: Any) -> 'CaptionEncoder':
         accepted = inspect.signature(cls.load_dir_path).parameters
         options = {name: value for name, value in kwargs.items() if name in accepted}
-        folder = cls.load_dir_path(model_name_or_path, *args, **options)
-        assert folder is not None
-        path = Path(folder, 'config_sentence_transformers.json')
+        folder = Path(str(cls.load_dir_path(model_name_or_path, *args, **options)))
+        path = folder / 'config_sentence_transformers.json'
         prompts: dict[str, str] = {}
-        if path.is_file():
+        if path.is_file():  # a teacher's folder has none
             prompts = json.loads(path.read_text(encoding='utf-8'))['prompts']
-        encoding = SimpleNamespace(**read_encoding(Path(folder, cls.config_file_name)))
-        encoder = load_encoder(Path(folder), encoding)
+        encoding = SimpleNamespace(**read_encoding(folder / cls.config_file_name))
+        encoder = load_encoder(folder, encoding)
         return cls(encoder, CaptionTokenizer(load_tokenizer(folder), encoding), prompts)

@@ -7,7 +7,6 @@ Exported models contain a copy of this file.  It imports only torch, transformer
 """
 
 import json
-import math
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -58,8 +57,7 @@ def check_finite(state: Mapping[str, torch.Tensor], where: Union[str, Path]) -> 
             if value.dtype.itemsize == 1:
                 value = value.float()
             # aminmax propagates NaN and infinity, and is a hundred times as fast as torch.isfinite.
-            low, high = torch.aminmax(value)
-            if not (math.isfinite(low.item()) and math.isfinite(high.item())):
+            if not torch.stack(torch.aminmax(value)).isfinite().all():
                 raise LoadError(f'{where}: {name} holds values that are not finite, expected finite weights')
 
 
@@ -89,8 +87,8 @@ def some_names(names: Collection[str]) -> str:
 
 
 def load_checked(
-    load: Callable[..., Any], name: Any, *args: Any, where: str = '', optional: str = '', more: bool = False,
-    **options: Any,
+    load: Callable[..., Any], name: Any, *args: Any, where: str = '', more: bool = False,
+    optional: Union[str, tuple[str, ...]] = (), **options: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Call a `from_pretrained` of transformers and check the weights; return the model and its loading info.
 
@@ -101,8 +99,8 @@ def load_checked(
         load: The `from_pretrained`, called with `name`, `args` and `options`.
         name: Folder or hub name.
         where: Name for messages; by default `name`.
-        optional: Prefix of weights that may be missing or unexpected.
         more: Accept any unexpected weights, for a model that is only a part of the checkpoint.
+        optional: Prefixes of weights that may be missing or unexpected.
 
     Raises:
         LoadError: The model cannot be loaded, is an adapter to another model,
@@ -127,10 +125,8 @@ def load_checked(
         raise adapter_error
     missing = [*info['missing_keys'], *(key for key, *_ in info['mismatched_keys'])]
     unexpected = [] if more else info['unexpected_keys']
-    if optional:
-        missing = [key for key in missing if not key.startswith(optional)]
-        unexpected = [key for key in unexpected if not key.startswith(optional)]
-    _check_names(missing, unexpected, where)
+    _check_names([key for key in missing if not key.startswith(optional)],
+                 [key for key in unexpected if not key.startswith(optional)], where)
     check_finite(model.state_dict(), where)
     return model, info
 
@@ -193,15 +189,15 @@ def keep_readable(folder: Path) -> None:
         path = folder / name
         if path.is_file():
             fields = json.loads(path.read_text(encoding='utf-8'))
-            if change(fields):
-                path.write_text(json.dumps(fields, indent=2) + '\n', encoding='utf-8')
+            change(fields)
+            path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
 
 
-def rope_of_4(config: dict[str, Any]) -> bool:
-    """Replace the `rope_parameters` of transformers 5 by the fields of 4; return whether there were any."""
+def rope_of_4(config: dict[str, Any]) -> None:
+    """Replace the `rope_parameters` of transformers 5, if any, by the fields of 4."""
     rope = config.pop('rope_parameters', None)
     if not rope:
-        return False
+        return
     scaling: Optional[dict[str, Any]] = dict(rope.get('full_attention', rope))
     config['rope_theta'] = scaling.pop('rope_theta')
     if 'partial_rotary_factor' in scaling:
@@ -215,16 +211,13 @@ def rope_of_4(config: dict[str, Any]) -> bool:
     config['rope_scaling'] = scaling
     if 'sliding_attention' in rope:
         config['rope_local_base_freq'] = rope['sliding_attention']['rope_theta']
-    return True
 
 
-def _tokenizer_of_4(config: dict[str, Any]) -> bool:
-    before = dict(config)
+def _tokenizer_of_4(config: dict[str, Any]) -> None:
     if config.get('tokenizer_class') == 'TokenizersBackend':
         config['tokenizer_class'] = 'PreTrainedTokenizerFast'
     if isinstance(config.get('extra_special_tokens'), list):
         config['additional_special_tokens'] = config.pop('extra_special_tokens')
-    return config != before
 
 
 def load_tokenizer(name: Union[str, Path], trust_remote_code: bool = False, **options: Any) -> Any:
@@ -236,17 +229,11 @@ def load_tokenizer(name: Union[str, Path], trust_remote_code: bool = False, **op
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
 
 
-def read_encoding(path: Path, recorded: Optional[Mapping[str, Any]] = None) -> dict[str, Any]:
+def read_encoding(path: Path) -> dict[str, Any]:
     """Read a teacher's ``text_encoder.json``, the settings that turn captions into vectors.
 
-    The file can set nothing else; in particular, it cannot enable remote code.
-
-    Args:
-        path: Path of the file.
-        recorded: Fingerprint of the teacher that a model was trained with, to compare with.
-
-    Raises:
-        LoadError: The file is missing or not JSON, has other keys, or differs from `recorded`.
+    The file can set nothing else; in particular, it cannot enable remote code.  Raise a LoadError if it is
+    missing or not JSON, or has other keys.
     """
     with loading(path, 'how a teacher turns captions into vectors, as JSON'):
         encoding = dict(json.loads(path.read_text(encoding='utf-8')))
@@ -254,11 +241,6 @@ def read_encoding(path: Path, recorded: Optional[Mapping[str, Any]] = None) -> d
     if differing:
         raise LoadError(f'{path}: expected the keys {", ".join(sorted(_ENCODING))}, no more and no less; '
                         f'not so: {", ".join(sorted(differing))}')
-    if recorded is not None:
-        for key, value in encoding.items():
-            if recorded.get(key) != value:
-                raise LoadError(f'{path.parent}: comes from another teacher than the model: {key} is '
-                                f'{value!r}, expected {recorded.get(key)!r}')
     return encoding
 
 

@@ -58,15 +58,6 @@ def open_image(data: bytes) -> Image.Image:
     return image
 
 
-def orientation(image: Image.Image) -> int:
-    """Return the orientation, 1 (upright) to 8, which Pillow reads from EXIF or else XMP; 1 without any."""
-    try:
-        value = image.getexif().get(0x0112)
-    except Exception:  # damaged EXIF does not make the pixels unreadable
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Convert to upright RGB: apply the orientation, put transparency on white, scale 16-bit greys to 8 bits.
 
@@ -76,8 +67,13 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """
     image.load()  # Pillow rotates a TIFF when it loads it
     turns = Image.Transpose
-    turn = {2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM, 5: turns.TRANSPOSE,
-            6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90}.get(orientation(image))
+    transpositions: dict[Any, Image.Transpose] = {
+        2: turns.FLIP_LEFT_RIGHT, 3: turns.ROTATE_180, 4: turns.FLIP_TOP_BOTTOM, 5: turns.TRANSPOSE,
+        6: turns.ROTATE_270, 7: turns.TRANSVERSE, 8: turns.ROTATE_90}
+    try:
+        turn = transpositions.get(image.getexif().get(0x0112))  # Pillow reads it from EXIF, or else XMP
+    except Exception:  # damaged EXIF does not make the pixels unreadable
+        turn = None
     if turn is not None:
         image = image.transpose(turn)
         # Without EXIF, no caller rotates it again.  ImageOps.exif_transpose would fail on odd tags.

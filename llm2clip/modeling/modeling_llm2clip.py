@@ -11,7 +11,7 @@ modules; each export compares both.
 
 import importlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,18 +62,17 @@ class LLM2CLIPConfig(PretrainedConfig):
     model_type = 'llm2clip'
 
     def __init__(
-        self, model: Optional[dict[str, Any]] = None, llm_embed_dim: int = 0,
-        teacher: Optional[dict[str, Any]] = None, learned_from: Optional[dict[str, Any]] = None,
-        teacher_files: Sequence[dict[str, int]] = (),
-        weight_files: Optional[dict[str, int]] = None, **kwargs: Any,
+        self, model: Mapping[str, Any] = {}, llm_embed_dim: int = 0, teacher: Mapping[str, Any] = {},
+        learned_from: Mapping[str, Any] = {}, teacher_files: Sequence[dict[str, int]] = (),
+        weight_files: Mapping[str, int] = {}, **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.model = model or {}
+        self.model = dict(model)
         self.llm_embed_dim = llm_embed_dim
-        self.teacher = teacher or {}
-        self.learned_from = learned_from or {}
+        self.teacher = dict(teacher)
+        self.learned_from = dict(learned_from)
         self.teacher_files = list(teacher_files)
-        self.weight_files = weight_files or {}
+        self.weight_files = dict(weight_files)
         check_no_code(self.model, 'config.json: model')
 
     @property
@@ -153,7 +152,7 @@ class _Towers(nn.Module):
 
 
 def load_teacher(
-    folder: Path, recorded: dict[str, Any], files: Optional[dict[str, int]] = None,
+    folder: Path, recorded: Mapping[str, Any], files: Mapping[str, int],
     trust_remote_code: bool = False, precision: str = 'fp32',
 ) -> Callable[[Sequence[str], torch.device], torch.Tensor]:
     """Load a teacher as a function of captions and device.
@@ -163,23 +162,18 @@ def load_teacher(
     Args:
         folder: LLM, tokenizer and ``text_encoder.json``, or a sentence-transformers model.
         recorded: Fingerprint of the teacher in config.json; a ``prompt`` is put before every caption.
-        files: Expected checksums of the teacher's files; None to skip the comparison.
+        files: Expected checksums of the teacher's files.
         trust_remote_code: Whether to run code that comes with a sentence-transformers model.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
 
     Raises:
-        LoadError: The folder has no teacher, one with another encoding, or other files than exported.
+        LoadError: The folder has no teacher, or other files than exported.
     """
-    encoding = None
-    if 'prompt' not in recorded:
-        encoding = SimpleNamespace(**read_encoding(folder / 'text_encoder.json', recorded))
-    if files is not None:
-        current = checksums(folder)
-        for name in sorted({*current, *files}):
-            if current.get(name) != files.get(name):
-                fault = 'is not the file that was exported' if name in current else 'is missing'
-                raise LoadError(f'{folder / name}: {fault}, expected the teacher that the model learned from')
-    if encoding is None:
+    differing = sorted(dict(checksums(folder).items() ^ files.items()))
+    if differing:
+        raise LoadError(f'{folder / differing[0]}: is missing or not the file that was exported, expected '
+                        'the teacher that the model learned from')
+    if 'prompt' in recorded:
         model = load_sentence_transformer(folder, trust_remote_code)
         prompt = str(recorded['prompt'])
 
@@ -188,6 +182,7 @@ def load_teacher(
             return vectors.cpu()
 
         return embed_sentences
+    encoding = SimpleNamespace(**read_encoding(folder / 'text_encoder.json'))
     tokenizer = CaptionTokenizer(load_tokenizer(folder), encoding)
     encoder = load_encoder(folder, encoding)
 
@@ -263,8 +258,7 @@ class LLM2CLIPModel(PreTrainedModel):
             if source.resolve() != target.resolve() and (source / _TEACHER_FOLDER).is_dir():
                 shutil.copytree(source / _TEACHER_FOLDER, target / _TEACHER_FOLDER, dirs_exist_ok=True)
                 for path in source.glob('*.py'):
-                    if path.stem in CODE:
-                        shutil.copy(path, target)
+                    shutil.copy(path, target)
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -360,7 +354,7 @@ class LLM2CLIPModel(PreTrainedModel):
         folder = self._folder()
         folders = self.teacher_folders(folder)
         recorded = self.config.teacher.get('concatenated', [self.config.teacher])
-        files = self.config.teacher_files or [None] * len(recorded)
+        files = self.config.teacher_files
         if not len(folders) == len(recorded) == len(files):
             raise LoadError(f'{folder}: has {len(folders)} teachers, expected {len(recorded)} as config.json '
                             'says')

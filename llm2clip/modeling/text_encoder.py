@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from itertools import chain, cycle, groupby, takewhile
+from itertools import chain, cycle, groupby
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
@@ -103,8 +104,7 @@ class CaptionTokenizer:
         # Start of a user turn, without the end of the answer before it;
         # empty if the template shows no second turn.
         header = self.plain(continued.partition(_SENTINEL)[0].removesuffix(_SPACE))
-        closing = takewhile(lambda pair: pair[0] == pair[1], zip(header, self.plain(ended)))
-        header = header[sum(1 for _ in closing):]
+        header = header[len(commonprefix([header, self.plain(ended)])):]
         if header and header[:1] != self._bos():
             header = self._bos() + header
         return header or self.plain(before), footer[:end]
@@ -298,9 +298,6 @@ class TextEncoder(nn.Module):
         config: Configuration of the text encoder; uses `bidirectional` and `pooling`.
     """
 
-    arguments = ('input_ids', 'attention_mask', 'embed_mask', 'position_ids', 'runs', 'places')
-    """Argument names of `forward`."""
-
     def __init__(self, llm: Any, config: Any) -> None:
         super().__init__()
         self.llm = llm
@@ -313,6 +310,12 @@ class TextEncoder(nn.Module):
     @property
     def llm_embed_dim(self) -> int:
         return self.llm.config.hidden_size
+
+    @staticmethod
+    def arguments(batch: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+        """Return the arguments of `forward` that a batch holds, whose names there begin with `prefix`."""
+        names = ('input_ids', 'attention_mask', 'embed_mask', 'position_ids', 'runs', 'places')
+        return {name: batch[prefix + name] for name in names if prefix + name in batch}
 
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
         """Whether a module is a decoder layer, which FSDP shards and activation checkpointing recomputes
@@ -347,18 +350,16 @@ class TextEncoder(nn.Module):
             for part, mask, (n, length) in zip(states[0].split(sizes), embed_mask[0].split(sizes), runs):
                 vectors.append(self.pool(part.view(n, length, -1), mask.view(n, length)))
             return torch.cat(vectors)[places]
-        mask = attention_mask
+        mask: Any = attention_mask
         if self.config.bidirectional:
             # Additive mask ``(B, 1, T, T)`` that hides only padding.  transformers passes it unchanged to all
             # layers, including those with a sliding window.
-            assert attention_mask is not None
-            device = attention_mask.device
             dtype = self.llm.dtype
-            if torch.is_autocast_enabled(device.type):
-                dtype = torch.get_autocast_dtype(device.type)
-            hidden = torch.zeros(attention_mask.shape, dtype=dtype, device=device)
-            hidden.masked_fill_(attention_mask == 0, torch.finfo(dtype).min)
-            mask = hidden[:, None, None, :].expand(-1, 1, attention_mask.shape[1], -1)
+            if torch.is_autocast_enabled(mask.device.type):
+                dtype = torch.get_autocast_dtype(mask.device.type)
+            hidden = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+            hidden.masked_fill_(mask == 0, torch.finfo(dtype).min)
+            mask = hidden[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
         states = self.llm(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
         if embed_mask is None:
             return states

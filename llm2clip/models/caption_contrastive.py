@@ -5,16 +5,16 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.nn as nn
-from composer.models import ComposerModel
 from torchmetrics import Metric
 
 from llm2clip.losses.contrastive import ignored_candidates, info_nce
 from llm2clip.metrics.retrieval import CaptionRetrievalAccuracy
 from llm2clip.modeling.text_encoder import TextEncoder
+from llm2clip.models.evaluated_model import EvaluatedModel
 from llm2clip.models.sharding import save_trainable_only
 
 Batch = dict[str, Any]
@@ -33,7 +33,7 @@ class _LogitScale(nn.Module):
         return self.logit_scale.clone()
 
 
-class CaptionContrastive(ComposerModel):
+class CaptionContrastive(EvaluatedModel):
     """Contrastive fine-tuning of a text encoder.
 
     A batch holds the samples' ``index`` ``(B,)`` and ``query_*`` and ``positive_*`` tensors: `input_ids`,
@@ -49,8 +49,7 @@ class CaptionContrastive(ComposerModel):
     """
 
     feature_names = ('query', 'positive', 'negative')
-    metrics: dict[str, type[Metric]] = {'cra': CaptionRetrievalAccuracy}
-    """Evaluation metrics by name."""
+    metrics = {'cra': CaptionRetrievalAccuracy}
 
     def __init__(
         self, text_encoder: TextEncoder, logit_scale: float = 50.0, learn_logit_scale: bool = False,
@@ -63,22 +62,19 @@ class CaptionContrastive(ComposerModel):
         self.scale = _LogitScale(logit_scale) if learn_logit_scale else None
         self.symmetric = symmetric
         self.mask_equal_texts = mask_equal_texts
-        self.val_metrics = {name: metric() for name, metric in self.metrics.items()}
 
     def forward(self, batch: Batch) -> Outputs:
         """Return the embeddings of each side, ``(B, llm_embed_dim)``, and ``logit_scale`` if it is
         trained."""
+        sides = [side for side in self.feature_names if f'{side}_text_id' in batch]
         if 'runs' in batch:
-            vectors = self.text_encoder(**_arguments(batch))
-            sides = [name.removesuffix('_text_id') for name in batch if name.endswith('_text_id')]
+            vectors = self.text_encoder(**TextEncoder.arguments(batch))
             outputs = dict(zip(sides, vectors.chunk(len(sides))))
         else:
             # Evaluation batches are not packed; torch 2.7 cannot compile layers with an attention mask.
-            outputs = {}
             with torch.compiler.set_stance('force_eager'):
-                for side in self.feature_names:
-                    if f'{side}_input_ids' in batch:
-                        outputs[side] = self.text_encoder(**_arguments(batch, f'{side}_'))
+                outputs = {side: self.text_encoder(**TextEncoder.arguments(batch, f'{side}_'))
+                           for side in sides}
         if self.scale is not None:
             outputs['logit_scale'] = self.scale(batch['index'])
         return outputs
@@ -95,17 +91,6 @@ class CaptionContrastive(ComposerModel):
         return info_nce(outputs['query'], outputs['positive'], outputs.get('negative'), scale=scale,
                         symmetric=self.symmetric, ignored=ignored)
 
-    def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Outputs:
-        return outputs or self(batch)
-
-    def get_metrics(self, is_train: bool) -> dict[str, Metric]:
-        return {} if is_train else dict(self.val_metrics)
-
     def update_metric(self, batch: Batch, outputs: Outputs, metric: Metric) -> None:
         has_both = (batch['query_text_id'] != 0) & (batch['positive_text_id'] != 0)
         metric.update(outputs['query'], outputs['positive'], batch['index'], has_both)
-
-
-def _arguments(batch: Batch, prefix: str = '') -> Batch:
-    """Return the arguments of the text encoder in a batch, whose names there begin with `prefix`."""
-    return {name: batch[prefix + name] for name in TextEncoder.arguments if prefix + name in batch}

@@ -9,12 +9,12 @@ from typing import Any, Optional
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from composer.models import ComposerModel
 from torchmetrics import Metric
 
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.retrieval import RetrievalRecall
 from llm2clip.modeling.adapter import Adapter
+from llm2clip.models.evaluated_model import EvaluatedModel
 
 Batch = dict[str, torch.Tensor]
 
@@ -46,7 +46,7 @@ class _TextSide(nn.Module):
         return F.normalize(self.adapter(text_embedding.float()).float(), dim=-1)
 
 
-class ComposerInheritance(ComposerModel):
+class ComposerInheritance(EvaluatedModel):
     """Training of a text adapter against the text features of CLIP's own tower.
 
     A batch has one caption per sample: ``text_embedding`` ``(B, llm_embed_dim)`` and its ``target``
@@ -59,7 +59,7 @@ class ComposerInheritance(ComposerModel):
     """
 
     feature_names = ('text_features',)
-    metrics: dict[str, type[Metric]] = {'retrieval_recall@10': RetrievalRecall}
+    metrics = {'retrieval_recall@10': RetrievalRecall}
 
     def __init__(
         self, adapter: nn.Module, instance: float = 1.0, structure: float = 1.0,
@@ -70,7 +70,6 @@ class ComposerInheritance(ComposerModel):
         self.instance = instance
         self.structure = structure
         self.block_size = block_size
-        self.val_metrics = {name: metric() for name, metric in self.metrics.items()}
 
     def forward(self, batch: Batch) -> Batch:
         """Return the ``text_features`` of this rank's samples."""
@@ -82,12 +81,6 @@ class ComposerInheritance(ComposerModel):
         targets, counted = _targets(batch, features.device)
         return (self.instance * instance_loss(features, targets, counted)
                 + self.structure * structure_loss(features, targets, self.block_size, counted))
-
-    def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
-        return outputs or self(batch)
-
-    def get_metrics(self, is_train: bool) -> dict[str, Metric]:
-        return {} if is_train else dict(self.val_metrics)
 
     def update_metric(self, batch: Batch, outputs: Batch, metric: Metric) -> None:
         """Update the recall of retrieval between features and targets, in both directions."""

@@ -4,7 +4,7 @@
 """Stage 2 with a text encoder that is trained, too: the LLM with LoRA, or CLIP's own."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import torch
 import torch.nn as nn
@@ -16,6 +16,8 @@ from llm2clip.models.sharding import save_trainable_only
 Batch = dict[str, Any]
 Tokenize = Callable[[Sequence[str]], dict[str, Any]]
 """Texts -> keyword arguments of their encoder."""
+Captions = Sequence[Any]
+"""B texts, or K sequences of B texts."""
 
 
 class JointLLM2CLIP(ComposerLLM2CLIP):
@@ -43,17 +45,26 @@ class JointLLM2CLIP(ComposerLLM2CLIP):
         vectors = self.embed(batch['caption'])
         return self.model(batch['pixel_values'], vectors, batch.get('sample_seed'))
 
-    def embed(self, texts: Sequence[Union[str, Sequence[str]]]) -> torch.Tensor:
-        """Embed texts as ``(B, llm_embed_dim)`` or ``(B, K, llm_embed_dim)``; an empty text becomes zero."""
-        if not isinstance(texts[0], str):
-            return torch.stack([self.embed(column) for column in texts], dim=1)
-        device = self.model.logit_scale.device
-        absent = [not str(text).strip() for text in texts]
-        # A dash replaces an absent caption, so that every rank of a sharded encoder has a text to encode.
-        present_texts = ['-' if missing else str(text) for text, missing in zip(texts, absent)]
-        arguments = self.tokenize(present_texts)
+    def embed(self, captions: Captions) -> torch.Tensor:
+        """Embed captions as ``(B, llm_embed_dim)`` or ``(B, K, llm_embed_dim)``, as `embed_captions`."""
+        return embed_captions(captions, self._encode)
+
+    def _encode(self, texts: Sequence[str]) -> torch.Tensor:
+        arguments = self.tokenize(texts)
         for name, value in arguments.items():
             if isinstance(value, torch.Tensor):
-                arguments[name] = value.to(device, non_blocking=True)
-        vectors = self.text_encoder(**arguments)
-        return vectors.masked_fill(torch.tensor(absent, device=device)[:, None], 0)
+                arguments[name] = value.to(self.model.logit_scale.device, non_blocking=True)
+        return self.text_encoder(**arguments)
+
+
+def embed_captions(captions: Captions, encode: Callable[[Sequence[str]], torch.Tensor]) -> torch.Tensor:
+    """Embed the captions of B images as ``(B, D)`` or, of K lists with B captions each, as ``(B, K, D)``.
+
+    The vector of an absent caption, an empty text, is zero.  `encode`, B texts -> ``(B, D)``, gets a dash
+    for it, so that every rank of a sharded encoder has a text to encode.
+    """
+    if not isinstance(captions[0], str):
+        return torch.stack([embed_captions(column, encode) for column in captions], dim=1)
+    absent = [not text.strip() for text in captions]
+    vectors = encode(['-' if missing else text for text, missing in zip(captions, absent)])
+    return vectors.masked_fill(torch.tensor(absent)[:, None].to(vectors.device, non_blocking=True), 0)

@@ -11,7 +11,6 @@ from typing import Any, Optional
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from composer.models import ComposerModel
 from torchmetrics import Metric
 
 from llm2clip.config import LossConfig, ModelConfig, SelfDistillationConfig
@@ -23,6 +22,7 @@ from llm2clip.metrics.classification import MeanAveragePrecision, MeanPerClass, 
 from llm2clip.metrics.retrieval import RetrievalRecall
 from llm2clip.modeling.adapter import Adapter, AlignmentHead
 from llm2clip.models.adapter_folder import build_adapter
+from llm2clip.models.evaluated_model import EvaluatedModel
 from llm2clip.models.towers import load_projection
 from llm2clip.models.vision_encoder import VisionEncoder
 
@@ -124,11 +124,10 @@ def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> n
     if config.visual_projection_init == 'orthogonal':
         # Orthogonal rows distort the angles between the pretrained tower's features least.
         nn.init.orthogonal_(projection.weight)
-    elif config.visual_projection_init == 'clip':
-        nn.init.normal_(projection.weight, std=width ** -0.5)  # as in the official eva_clip/transformer.py
     else:
-        # As in the official eva_clip/eva_vit_model.py: 0.02 times 0.001.
-        nn.init.normal_(projection.weight, std=2e-5)
+        # As in the official eva_clip/transformer.py, and in eva_vit_model.py: 0.02 times 0.001.
+        std = {'clip': width ** -0.5, 'eva': 2e-5}[config.visual_projection_init]
+        nn.init.normal_(projection.weight, std=std)
     if projection.bias is not None:
         nn.init.zeros_(projection.bias)
     return projection
@@ -177,7 +176,7 @@ def _first_outputs(layer: nn.Module, width: int, dim: int, bias: bool = False) -
     return shorter.train(layer.training)
 
 
-class ComposerLLM2CLIP(ComposerModel):
+class ComposerLLM2CLIP(EvaluatedModel):
     """Stage-2 training on text embeddings.
 
     A training batch holds ``pixel_values`` ``(B, 3, H, W)`` in uint8, ``text_embedding``
@@ -197,6 +196,7 @@ class ComposerLLM2CLIP(ComposerModel):
     zeroshot_metrics: dict[str, type[Metric]] = {'zeroshot_top1': ZeroshotTop1,
                                                  'mean_per_class': MeanPerClass}
     multilabel_metrics: dict[str, type[Metric]] = {'mean_average_precision': MeanAveragePrecision}
+    metrics = retrieval_metrics | zeroshot_metrics | multilabel_metrics
 
     def __init__(
         self, model: LLM2CLIP, loss: Optional[LossConfig] = None,
@@ -206,11 +206,6 @@ class ComposerLLM2CLIP(ComposerModel):
         self.model = model
         self.self_distillation = self_distillation or SelfDistillationConfig()
         self.loss_config = loss or LossConfig()
-        if (self.loss_config.name == 'siglip') != (model.logit_bias is not None):
-            expected = 'one; SigLIP starts at -10' if model.logit_bias is None else 'none'
-            raise ConfigError(f'model.logit_bias: loss {self.loss_config.name} needs {expected}')
-        metrics = self.retrieval_metrics | self.zeroshot_metrics | self.multilabel_metrics
-        self.val_metrics = {name: metric() for name, metric in metrics.items()}
 
     def forward(self, batch: Batch) -> Batch:
         """Return the outputs of `LLM2CLIP` for this rank's samples."""
@@ -237,13 +232,6 @@ class ComposerLLM2CLIP(ComposerModel):
             loss = (loss + weights.instance * instance_loss(images, targets)
                     + weights.structure * structure_loss(images, targets, config.block_size))
         return loss
-
-    def eval_forward(self, batch: Batch, outputs: Optional[Any] = None) -> Batch:
-        return outputs or self(batch)
-
-    def get_metrics(self, is_train: bool) -> dict[str, Metric]:
-        """Return all metrics; each evaluator names the ones for its data."""
-        return {} if is_train else dict(self.val_metrics)
 
     def update_metric(self, batch: Batch, outputs: Batch, metric: Metric) -> None:
         if 'label' in batch:

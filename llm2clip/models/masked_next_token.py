@@ -56,7 +56,7 @@ class MaskedNextTokenPrediction(ComposerModel):
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return hidden states ``(B, T, llm_embed_dim)``."""
-        return self.text_encoder(**{key: batch[key] for key in TextEncoder.arguments if key in batch})
+        return self.text_encoder(**TextEncoder.arguments(batch))
 
     def loss(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor], *_: Any) -> torch.Tensor:
         """Return the mean over this microbatch's masked tokens."""

@@ -4,7 +4,7 @@
 """Operations on a model's modules: FSDP2, compilation of blocks, checkpoints without frozen weights."""
 
 import dataclasses
-from collections.abc import Iterable
+from itertools import chain
 from typing import Any, Optional
 
 import torch
@@ -18,7 +18,6 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from llm2clip.config import FsdpConfig
-from llm2clip.errors import ConfigError
 
 # Blocks of one class share this limit.  Blocks of a convolutional network differ in shape, and each block is
 # compiled again for evaluation, for passes without gradients, and for varying sequence lengths.  torch's
@@ -55,8 +54,7 @@ def fsdp2_config(config: FsdpConfig) -> FSDP2Config:
 
 def unwrapped_name(name: str) -> str:
     """Return the name of a module or parameter without the wrappers of activation checkpointing and DDP."""
-    parts = name.removeprefix('module.').split('.')
-    return '.'.join(part for part in parts if part != '_checkpoint_wrapped_module')
+    return name.removeprefix('module.').replace('._checkpoint_wrapped_module', '')
 
 
 def without_ddp(model: Any) -> Any:
@@ -69,7 +67,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
+def set_up_units(model: nn.Module) -> str:
     """Set mixed precision of a model's FSDP2 units, after sharding and before the first forward pass.
 
     Composer 0.32.1 gives every FSDP2 unit the same `MixedPrecisionPolicy`, which rounds weights and inputs in
@@ -79,10 +77,6 @@ def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
     Returns:
         One line that summarises the sharded and recomputed modules.
     """
-    recomputed = [module for module in model.modules() if isinstance(module, CheckpointWrapper)]
-    if config.activation_checkpointing and not recomputed:
-        raise ConfigError('fsdp.activation_checkpointing: this model has no repeated blocks that could be '
-                          'recomputed; leave it out')
     for child in model.children():  # Composer makes a separate tree of units for each child
         takes_float32 = getattr(child, 'fsdp_float32_inputs_fn', lambda module: False)
         for module in child.modules():
@@ -90,6 +84,7 @@ def set_up_units(model: nn.Module, config: FsdpConfig) -> str:
                 _set_mixed_precision(module, takes_float32(module))
     names = [unwrapped_name(name) for name, module in model.named_modules() if isinstance(module, FSDPModule)]
     summary = f'FSDP2 shards {len(names)} modules one by one, from {names[0]} to {names[-1]}'
+    recomputed = [module for module in model.modules() if isinstance(module, CheckpointWrapper)]
     if recomputed:
         summary += f', {len(recomputed)} of which are recomputed in the backward pass'
     return summary
@@ -119,11 +114,10 @@ def compile_blocks(model: ComposerModel, **arguments: Any) -> None:
     """
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     for child in model.children():
-        # Without `is_block`, the FSDP units are the blocks.
-        is_block: Any = getattr(child, 'is_block', getattr(child, 'fsdp_wrap_fn', None))
-        for module in child.modules():
-            if is_block is not None and is_block(module):
-                module.compile(**arguments)
+        # Without `is_block`, the FSDP units are the blocks; the head of MNTP and a learned scale have none.
+        is_block: Any = getattr(child, 'is_block', getattr(child, 'fsdp_wrap_fn', lambda module: False))
+        for module in filter(is_block, child.modules()):
+            module.compile(**arguments)
 
 
 def save_trainable_only(model: ComposerModel, part: str = '') -> None:
@@ -133,24 +127,20 @@ def save_trainable_only(model: ComposerModel, part: str = '') -> None:
     (`Trainer(load_strict_model_weights=False)`): other missing or unexpected weights still raise a
     ValueError.
     """
-    start = f'{part}.' if part else ''
-
-    def frozen(module: nn.Module, names: Iterable[str]) -> set[str]:
-        kept = {unwrapped_name(name) for name, weight in module.named_parameters() if weight.requires_grad}
-        return {name for name in names
-                if unwrapped_name(name).startswith(start) and unwrapped_name(name) not in kept}
+    def frozen(module: nn.Module) -> set[str]:
+        weights = chain(module.named_parameters(), module.named_buffers())
+        names = {unwrapped_name(name) for name, weight in weights if not weight.requires_grad}
+        return {name for name in names if name.startswith(part)}
 
     def drop_frozen(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         if module.should_save_peft_only:
-            names = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
-            for name in frozen(module, names):
-                del state[prefix + name]
+            for name in frozen(module):
+                state.pop(prefix + name, None)
 
     def check_loaded(module: nn.Module, keys: Any) -> None:
-        missing = sorted(set(keys.missing_keys) - frozen(module, keys.missing_keys))
+        missing = sorted(set(map(unwrapped_name, keys.missing_keys)) - frozen(module))
         if missing or keys.unexpected_keys:
-            names = [unwrapped_name(name) for name in missing[:3]]
-            raise ValueError(f'the checkpoint is of another model: it lacks {names} and has '
+            raise ValueError(f'the checkpoint is of another model: it lacks {missing[:3]} and has '
                              f'{list(keys.unexpected_keys)[:3]} besides')
 
     # Composer reads this attribute, and unsets it while it broadcasts the weights of rank 0.

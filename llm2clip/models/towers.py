@@ -136,9 +136,7 @@ class TimmTower(Tower):
         return {name: rank[layer] for name, layer in ids.items()}
 
     def no_weight_decay(self) -> set[str]:
-        if not hasattr(self.trunk, 'no_weight_decay'):
-            return set()
-        return set(self.trunk.no_weight_decay())
+        return set(getattr(self.trunk, 'no_weight_decay', set)())
 
     def on_tokens(self, keep: Keep) -> None:
         if not hasattr(self.trunk, 'patch_drop'):
@@ -154,14 +152,13 @@ def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool =
     size: dict[str, Any] = {}
     if _timm_config(config.name).fixed_input_size:
         size['img_size'] = config.image_size
-    checkpoint = config.checkpoint if load_weights else None
-    pretrained = config.pretrained and load_weights and checkpoint is None
+    pretrained = config.pretrained and load_weights and config.checkpoint is None
     with reading(f'model.vision.name: {config.name}', 'a model of timm'):
         trunk: Any = timm.create_model(config.name, pretrained=pretrained, **size)
-    if checkpoint is not None:
-        _load_timm_checkpoint(trunk, checkpoint, config.remap, with_classifier)
-    if pretrained or checkpoint is not None:
-        check_finite(trunk.state_dict(), checkpoint or f'model.vision.name: {config.name}')
+    if load_weights:
+        if config.checkpoint is not None:
+            _load_timm_checkpoint(trunk, config.checkpoint, config.remap, with_classifier)
+        check_finite(trunk.state_dict(), config.checkpoint or f'model.vision.name: {config.name}')
     return trunk
 
 
@@ -334,12 +331,7 @@ def load_projection(config: VisionConfig, embed_dim: int, load_weights: bool = T
 
     It is the classifier of timm's CLIP towers, the `visual_projection` of transformers' CLIP towers, and the
     identity for towers without one, such as SigLIP.  Arguments are as for `load_tower`.
-
-    A ConfigError if the tower is initialised at random.
     """
-    if load_weights and not config.pretrained and config.checkpoint is None:
-        raise ConfigError('model.visual_projection: there is no pretrained one, since '
-                          'model.vision.pretrained is false')
     if _is_timm(config):
         classifier = _load_timm(config, load_weights, with_classifier=True).get_classifier()
         return classifier if isinstance(classifier, nn.Linear) else nn.Identity()

@@ -65,7 +65,7 @@ class VisionEncoder(nn.Module):
         self.tower.on_tokens(self._keep)
 
     def _keep(self, tokens: torch.Tensor, prefix: int) -> Optional[torch.Tensor]:
-        if not self.training or not self._patch_dropout:
+        if not self.training:
             return None
         assert self._sample_seed is not None, 'patch dropout needs the sample_seed of the batch'
         return kept_patches(self._sample_seed.to(tokens.device), tokens.shape[1] - prefix,
@@ -99,10 +99,7 @@ class VisionEncoder(nn.Module):
         if pixel_values.dtype == torch.uint8:
             pixel_values = normalize(pixel_values, self.preprocessing.mean, self.preprocessing.std)
         self._sample_seed = sample_seed
-        try:
-            return self.tower.pooled(pixel_values)
-        finally:
-            self._sample_seed = None
+        return self.tower.pooled(pixel_values)
 
 
 def kept_patches(sample_seed: torch.Tensor, patches: int, rate: float) -> torch.Tensor:
@@ -150,9 +147,7 @@ def _pairs(trunk: nn.Module, image_size: int) -> list[tuple[Any, Any]]:
             conv.register_forward_hook(lambda module, inputs, output: tensors[module].append(output)),
             norm.register_forward_pre_hook(lambda module, inputs: tensors[module].append(inputs[0])),
         ]
-    dry_forward(trunk, image_size)
-    for hook in hooks:
-        hook.remove()
+    dry_forward(trunk, image_size, hooks)
     pairs = []
     for conv, norm in neighbours:
         outputs = tensors[conv]

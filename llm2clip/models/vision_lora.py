@@ -5,7 +5,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -16,19 +16,22 @@ from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from timm.layers.conv2d_same import Conv2dSame
 from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
 
 from llm2clip.config import LoraConfig
 from llm2clip.errors import ConfigError
 from llm2clip.modeling.checks import check_keys
 
 
-def dry_forward(trunk: nn.Module, image_size: int) -> None:
-    """Run a tower in evaluation mode, for its hooks, on the meta device: without memory or values."""
+def dry_forward(trunk: nn.Module, image_size: int, hooks: Sequence[RemovableHandle]) -> None:
+    """Run a tower in evaluation mode on the meta device, without memory or values, and remove its `hooks`."""
     weights = {name: torch.empty_like(tensor, device='meta')
                for name, tensor in chain(trunk.named_parameters(), trunk.named_buffers())}
     image = torch.empty(1, 3, image_size, image_size, dtype=next(trunk.parameters()).dtype, device='meta')
     with torch.no_grad():
         functional_call(trunk, weights, (image,))
+    for hook in hooks:
+        hook.remove()
 
 
 def add_lora(trunk: nn.Module, config: LoraConfig, image_size: int) -> None:
@@ -49,18 +52,16 @@ def add_lora(trunk: nn.Module, config: LoraConfig, image_size: int) -> None:
     called: list[str] = []
     hooks = [module.register_forward_hook(lambda *_, name=name: called.append(name))
              for name, module in trunk.named_modules() if _is_projection(module)]
-    dry_forward(trunk, image_size)
-    for hook in hooks:
-        hook.remove()
+    dry_forward(trunk, image_size, hooks)
     arguments = dataclasses.asdict(config)
-    names = arguments.pop('target_modules')
     last = {name: name.rsplit('.', 1)[-1] for name in called}
     parts = set(last.values())
-    unknown = sorted(set(names or ()) - parts)
+    names = arguments.pop('target_modules') or parts
+    unknown = sorted(set(names) - parts)
     if unknown:
         raise ConfigError('model.vision.lora.target_modules: the tower has no projection called '
                           f'{", ".join(unknown)}; it has {", ".join(sorted(parts))}')
-    targets = '|'.join(re.escape(name) for name, part in last.items() if names is None or part in names)
+    targets = '|'.join(re.escape(name) for name, part in last.items() if part in names)
     with next(trunk.parameters()).device:
         inject_adapter_in_model(PeftLoraConfig(bias='none', target_modules=targets, **arguments), trunk)
 

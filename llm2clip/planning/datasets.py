@@ -97,11 +97,11 @@ def add_captions(plan: Plan, config: Stage1Config, key: str) -> None:
 def add_all_captions(plan: Plan, datasets: Mapping[str, DatasetConfig]) -> None:
     """Add all captions of the datasets of an extraction."""
     streams = {name: CaptionStreamConfig(dataset.local, dataset.remote) for name, dataset in datasets.items()}
-    _add_texts(plan, CaptionDataConfig(streams=streams), 'datasets', dict.fromkeys(streams))
+    _add_texts(plan, CaptionDataConfig(streams=streams), 'datasets', {})
 
 
 def _add_texts(
-    plan: Plan, loader: CaptionDataConfig, key: str, columns: Mapping[str, Optional[Sequence[str]]]
+    plan: Plan, loader: CaptionDataConfig, key: str, columns: Mapping[str, Sequence[str]]
 ) -> None:
     _add_datasets(plan, loader.streams, loader, key,
                   lambda stream: VerifiedStream(**stream_arguments(stream)), columns)
@@ -110,11 +110,11 @@ def _add_texts(
 def _add_datasets(
     plan: Plan, streams: Mapping[str, Any], loader: Loader, key: str,
     open_stream: Callable[[Any], VerifiedStream],
-    columns: Optional[Mapping[str, Optional[Sequence[str]]]] = None,
+    columns: Optional[Mapping[str, Sequence[str]]] = None,
 ) -> list[Reader]:
     """Add the datasets that can be opened, and the errors of the others; return the first shard of each.
 
-    `columns` are the text columns of each dataset, None for all captions.
+    `columns` are the text columns of each dataset; a dataset without an entry has all its captions counted.
     """
     opened: list[tuple[VerifiedStream, Reader]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -127,7 +127,7 @@ def _add_datasets(
                 plan.datasets.append(dataset)
                 opened.append((stream, shards[0]))
                 if columns is not None:
-                    _count_texts(dataset, shards[0], columns[name])
+                    _count_texts(dataset, shards[0], columns.get(name))
         if any(dataset.embeddings for dataset in plan.datasets):
             with collect_errors(plan.errors, key):
                 plan.llm_embed_dim = common_teacher(opened).llm_embed_dim
@@ -143,10 +143,10 @@ def _count_epoch(plan: Plan, streams: Sequence[VerifiedStream], loader: Loader) 
     Stream.apply_weights(streams, samples, epoch_size, loader.shuffle_seed)
     for dataset, stream in zip(plan.datasets, streams):
         dataset.epoch_samples = int(stream.choose)
-    with_texts = [dataset for dataset in plan.datasets if dataset.characters]
-    if with_texts:
-        plan.characters = float(np.average([dataset.characters for dataset in with_texts],
-                                           weights=[dataset.epoch_samples or 1 for dataset in with_texts]))
+    characters = np.array([dataset.characters for dataset in plan.datasets])
+    drawn = np.array([dataset.epoch_samples for dataset in plan.datasets]) * (characters > 0)
+    if drawn.any():
+        plan.characters = float(np.average(characters, weights=drawn))
 
 
 def _sizes(name: str, shards: Sequence[Reader]) -> DatasetPlan:
@@ -168,14 +168,12 @@ def _count_texts(dataset: DatasetPlan, shard: Reader, columns: Optional[Sequence
     columns_of(shard, [SAMPLE_ID, *columns], dataset.name)
     dataset.texts = dataset.samples * len(columns)
     raw, _ = shard.file_pairs[0]
-    if Path(shard.dirname, shard.split or '', raw.basename).is_file():
+    if Path(shard.dirname, shard.split, raw.basename).is_file():
         lengths: list[int] = []
         for i in range(min(200, len(shard))):
             sample = shard[i]
-            texts = [sample[column].strip() for column in columns]
-            lengths += [len(text) for text in texts if text]
-        if lengths:
-            dataset.characters = float(np.mean(lengths))
+            lengths += [len(sample[column].strip()) for column in columns]
+        dataset.characters = sum(lengths) / max(1, np.count_nonzero(lengths))
 
 
 def _with_caches_in(scratch: str, dataset: Any) -> Any:

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Optional
 
 import torch
@@ -35,7 +36,7 @@ from torch.library import _scoped_library
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
 from llm2clip.config import FsdpConfig, TrainConfig
 from llm2clip.data.image_text_dataset import split_columns
@@ -52,11 +53,21 @@ Batch = dict[str, Any]
 _AUTOCAST = {Precision.AMP_BF16: torch.bfloat16, Precision.AMP_FP16: torch.float16}
 # Block size of CUDA's caching allocator in bytes.
 _BLOCK = 512
+_aten = torch.ops.aten
 # Operations of the models here that autocast computes in float32 on CUDA, but not on a CPU.
 _FLOAT32_ON_CUDA = (
-    'cumsum', 'exp', 'group_norm', 'layer_norm', 'linalg_vector_norm', 'log', 'log_softmax.int', 'logsumexp',
-    'pow.Tensor_Scalar', 'reciprocal', 'rsqrt', 'softmax.int', 'sum', 'sum.dim_IntList',
+    _aten.cumsum.default, _aten.exp.default, _aten.group_norm.default, _aten.layer_norm.default,
+    _aten.linalg_vector_norm.default, _aten.log.default, _aten.log_softmax.int, _aten.logsumexp.default,
+    _aten.pow.Tensor_Scalar, _aten.reciprocal.default, _aten.rsqrt.default, _aten.softmax.int,
+    _aten.sum.default, _aten.sum.dim_IntList,
 )
+# Operation -> formula of its FLOPs.  Torch 2.7 has none for attention on a CPU.
+_FLOPS: dict[Any, Callable[..., int]] = {
+    _aten._scaled_dot_product_flash_attention_for_cpu:
+        flop_registry[_aten._scaled_dot_product_flash_attention],
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        flop_registry[_aten._scaled_dot_product_flash_attention_backward],
+} | flop_registry
 
 
 @dataclass
@@ -77,7 +88,7 @@ class EncoderPass:
 
     def load(self, meter: 'Meter', mesh: Optional[DeviceMesh] = None) -> int:
         """Replace the weights by fake ones, sharded over `mesh` if `sharded`; return their bytes."""
-        fill_with_fakes(self.encoder.eval().requires_grad_(False))
+        self.encoder.eval().requires_grad_(False).to_empty(device='cpu')
         if self.sharded and mesh is not None:
             shard_encoder(self.encoder, mesh)
         return meter.add_module(self.encoder)
@@ -156,7 +167,7 @@ def dry_run_step(
         if teacher is not None:
             cost.teacher = teacher.load(meter, mesh)
         if initial is not None:
-            fill_with_fakes(initial)
+            initial.to_empty(device='cpu')
             if sharding is not None and mesh is not None:
                 initial.shard(mesh)
             cost.copy = meter.add_module(initial)
@@ -187,15 +198,20 @@ def _prepare_model(
     cost: StepCost,
 ) -> torch.optim.Optimizer:
     """Fill the model with fakes, shard it and return its optimizer; record the sizes in `cost`."""
-    fill_with_fakes(model)
-    model.train()
+    model.train().to_empty(device='cpu')  # fake, inside FakeTensorMode
     optimizer = build_optimizer(config, model)
     # In stage 1, the state dict has only the trainable weights.
     cost.checkpoint = sum(value.nbytes for value in model.state_dict().values())
     if dist.get_world_size() > 1 and sharding is None:
         cost.buckets = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    # As in Composer, but without its check of the device, which excludes mixed precision on a CPU.
     if config.fsdp is not None:
-        _apply_fsdp(model, optimizer, config.fsdp, sharding, precision)
+        if config.fsdp.activation_checkpointing:
+            apply_ac(model, True, False, generate_composer_model_check_fn(model))
+        if sharding is not None:
+            with sync_optimizer_and_model_params(optimizer, model):
+                prepare_fully_shard(model, sharding, precision, generate_composer_model_policy(model))
+            set_up_units(model)
     return optimizer
 
 
@@ -207,20 +223,6 @@ def _sharding(config: FsdpConfig, mesh: DeviceMesh) -> FSDP2Config:
         sharding.device_mesh = init_device_mesh(
             'cpu', (config.replicate, mesh.size() // config.replicate), mesh_dim_names=('replicate', 'shard'))
     return sharding
-
-
-def _apply_fsdp(
-    model: ComposerModel, optimizer: torch.optim.Optimizer, config: FsdpConfig,
-    sharding: Optional[FSDP2Config], precision: Precision,
-) -> None:
-    """Shard a model as in Composer, but without its check of the device,
-    which excludes mixed precision on a CPU."""
-    if config.activation_checkpointing:
-        apply_ac(model, True, False, generate_composer_model_check_fn(model))
-    if sharding is not None:
-        with sync_optimizer_and_model_params(optimizer, model):
-            prepare_fully_shard(model, sharding, precision, generate_composer_model_policy(model))
-        set_up_units(model, config)
 
 
 def _make_training_state(
@@ -302,30 +304,9 @@ def fake_ranks(ranks: int) -> Iterator[None]:
             os.environ['WORLD_SIZE'] = launched
 
 
-def fill_with_fakes(model: nn.Module) -> None:
-    """Replace tensors on the meta device by fake CPU tensors, inside a FakeTensorMode."""
-    fakes: dict[int, torch.Tensor] = {}  # tied weights stay tied
-    for module in model.modules():
-        tensors = [*module.named_parameters(recurse=False, remove_duplicate=False),
-                   *module.named_buffers(recurse=False, remove_duplicate=False)]
-        for name, tensor in tensors:
-            if id(tensor) not in fakes:
-                fake = torch.empty(tensor.shape, dtype=tensor.dtype)
-                if isinstance(tensor, nn.Parameter):
-                    fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
-                fakes[id(tensor)] = fake
-            setattr(module, name, fakes[id(tensor)])
-
-
 @contextmanager
 def as_on_cuda() -> Iterator[None]:
     """Make the CPU choose the types of autocast and the dropout kernel, which keeps a mask, as CUDA does."""
-    def in_float32(operation: Any) -> Any:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with torch.autocast('cpu', enabled=False):
-                return operation(*map(_widened, args), **kwargs)
-        return run
-
     def dropout(values: torch.Tensor, p: float, train: bool) -> torch.Tensor:
         if train and 0 < p < 1:
             return torch.native_dropout(values, p, train)[0]
@@ -333,25 +314,25 @@ def as_on_cuda() -> Iterator[None]:
 
     with _scoped_library('aten', 'IMPL') as library, warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='Warning only once for all operators')
-        for name in _FLOAT32_ON_CUDA:
-            packet, _, overload = name.partition('.')
-            operation = getattr(getattr(torch.ops.aten, packet), overload or 'default')
-            library.impl(name, in_float32(operation), 'AutocastCPU')
+        for operation in _FLOAT32_ON_CUDA:
+            library.impl(operation, partial(_in_float32, operation), 'AutocastCPU')
         library.impl('dropout', dropout, 'AutogradCPU')
         yield
 
 
-def _widened(value: Any) -> Any:
-    """Return a 16-bit tensor in float32, and anything else unchanged."""
-    is_half = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
-    return value.float() if is_half else value
+def _in_float32(operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call an operation without autocast, with its 16-bit tensors in float32."""
+    halves = _AUTOCAST.values()
+    values = [value.float() if getattr(value, 'dtype', None) in halves else value for value in args]
+    with torch.autocast('cpu', enabled=False):
+        return operation(*values, **kwargs)
 
 
 class Meter(TorchDispatchMode):
     """Measure the memory of tensors and the FLOPs of matrix products, convolutions and attention.
 
-    Reading the value of a fake tensor, which has none, returns True, 1 or 1.0.  Torch's own MemTracker does
-    not support frozen parameters, and FlopCounterMode of torch 2.7 has no formula for attention on a CPU.
+    Reading the value of a fake tensor, which has none, returns 1.  Torch's own MemTracker does not support
+    frozen parameters.
     """
 
     def __init__(self) -> None:
@@ -381,27 +362,17 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        packet = func.overloadpacket
-        aten = torch.ops.aten
-        if packet is aten._local_scalar_dense:
-            dtype = args[0].dtype
-            if dtype == torch.bool:
-                return True
-            return 1.0 if dtype.is_floating_point else 1
+        if func is _aten._local_scalar_dense.default:
+            return 1
         result = func(*args, **kwargs)
         for value in tree_leaves(result):
             if isinstance(value, torch.Tensor):
                 self._add(value)
-        flops = 0
-        if packet in flop_registry:
-            flops = flop_registry[packet](*args, **kwargs, out_val=result)
-        elif packet is aten._scaled_dot_product_flash_attention_for_cpu:
-            flops = sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
-        elif packet is aten._scaled_dot_product_flash_attention_for_cpu_backward:
-            flops = sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4]))
-        self.flops += self._times * flops
-        if self._again or (self._backward and torch.is_grad_enabled()):
-            self.recomputed += self._times * flops
+        if func.overloadpacket in _FLOPS:
+            flops = self._times * _FLOPS[func.overloadpacket](*args, **kwargs, out_val=result)
+            self.flops += flops
+            if self._again or (self._backward and torch.is_grad_enabled()):
+                self.recomputed += flops
         return result
 
     def _add(self, tensor: torch.Tensor) -> None:

@@ -4,6 +4,7 @@
 """Text of a plan: errors and warnings, and the GPUs, time, data and storage that a run needs."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, Optional
 
 from tqdm import tqdm
@@ -12,6 +13,7 @@ from llm2clip.config import PlanConfig
 from llm2clip.planning.dry_run import StepCost
 
 _GIB = 2**30
+_bytes = partial(tqdm.format_sizeof, suffix='B')
 # Share of memory for tensors, beside CUDA's context, NCCL's buffers and fragmentation.
 _USABLE = 0.9
 
@@ -117,9 +119,8 @@ class Plan:
         if self.ranks > 1:
             gpus += 's'
         if self.global_batch:
-            gpus += f', {self.global_batch:,} samples per step'
-            if self.ranks > 1 or self.microbatch != self.global_batch:
-                gpus += f', {self.device_batch:,} per GPU in microbatches of {self.microbatch:,}'
+            gpus += (f', {self.global_batch:,} samples per step, {self.device_batch:,} per GPU '
+                     f'in microbatches of {self.microbatch:,}')
         lines = [gpus]
         if not self.epoch_samples:
             lines.append('no data is there: plan_samples=15e6 plans for 15 million samples')
@@ -172,7 +173,3 @@ class Plan:
                     row += f'{hours * self.ranks * price:>14,.0f}'
             lines.append(row)
         return lines
-
-
-def _bytes(n: int) -> str:
-    return tqdm.format_sizeof(n, 'B')

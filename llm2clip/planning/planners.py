@@ -41,7 +41,7 @@ from llm2clip.models.masked_next_token import MaskedNextTokenPrediction
 from llm2clip.models.towers import train_image_size
 from llm2clip.planning.datasets import add_all_captions, add_captions, add_images, add_targets, collect_errors
 from llm2clip.planning.dry_run import EncoderPass, dry_run_step, fake_ranks, precision_of
-from llm2clip.planning.plan import DatasetPlan, Plan
+from llm2clip.planning.plan import Plan
 from llm2clip.teacher.clip_text import ClipTextTower
 from llm2clip.teacher.llm import load_llm, teacher_config
 from llm2clip.training import inheritance, stage1, stage2
@@ -194,18 +194,18 @@ def _plan_inheritance(config: InheritanceConfig) -> Plan:
     """Plan the adapter alone, on vectors of the teacher and of CLIP."""
     plan = _plan_training(config, add_targets)
     dim = _teacher_width(config, plan)
-    embed_dim = plan.embed_dim or _UNKNOWN_EMBED_DIM
     if not plan.embed_dim:
-        plan.warnings.append(f'the width of the targets is not known, {embed_dim} is assumed')
+        plan.embed_dim = _UNKNOWN_EMBED_DIM
+        plan.warnings.append(f'the width of the targets is not known, {plan.embed_dim} is assumed')
 
     def make_batch(n: int) -> dict[str, Any]:
         return {'index': torch.zeros(n, dtype=torch.long), 'counted': torch.ones(n, dtype=torch.bool),
                 'text_embedding': torch.empty(n, dim, dtype=torch.float16),
-                'target': torch.empty(n, embed_dim)}
+                'target': torch.empty(n, plan.embed_dim)}
 
     def make_step(tokens: int) -> Any:
         with torch.device('meta'):
-            return inheritance.make_model(config, dim, embed_dim), make_batch
+            return inheritance.make_model(config, dim, plan.embed_dim), make_batch
 
     metrics = {} if config.eval_data is None else {'eval': [*ComposerInheritance.metrics]}
     _measure(plan, config, make_step, metrics)
@@ -270,16 +270,15 @@ class _MeanMask(MaskedNextTokenPrediction):
 def _plan_extraction(config: ExtractConfig) -> Plan:
     """Plan the passes of the teacher over all captions, and the size of their vectors."""
     plan = Plan(config, dist.get_world_size())
+    captions: dict[str, int] = {}
     if config.plan_samples is None:
         add_all_captions(plan, config.datasets)
-    plan.in_16_bits = config.precision != 'fp32'
+        captions = {dataset.name: dataset.texts for dataset in plan.datasets}
+    else:
+        captions['all'] = int(config.plan_samples)
     plan.unit = 'pass'
     texts_per_caption = 1 + len(config.prompts)
-    for dataset in plan.datasets:
-        dataset.texts *= texts_per_caption
-    texts = (sum(dataset.texts for dataset in plan.datasets)
-             or int(config.plan_samples or 0) * texts_per_caption)
-    plan.epoch_samples = texts
+    texts = plan.epoch_samples = texts_per_caption * sum(captions.values())
     encoder = _teacher_config(config)
     if teacher_type(config.teacher) not in ('folder', 'llm'):
         plan.errors.append(f'teacher.type: {config.teacher.type!r}, but only the extraction of an LLM is '
@@ -289,14 +288,13 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
                            'it is there')
     else:
         tokens = _count_tokens(plan, texts, encoder.max_length)
-        plan.in_16_bits |= encoder.dtype != 'float32'
+        plan.in_16_bits = config.precision != 'fp32' or encoder.dtype != 'float32'
         forward = EncoderPass(on_meta(encoder), tokens, config.batch_tokens, config.precision)
         plan.cost = forward.dry_run()
         plan.steps = texts / forward.captions / plan.ranks
         dim = forward.encoder.llm_embed_dim
-        size = {'float16': 2 * dim, 'float32': 4 * dim, 'int8': dim + 4}[config.storage]
-        datasets = plan.datasets or [DatasetPlan('all', texts=texts)]
-        plan.vectors = {dataset.name: dataset.texts * size for dataset in datasets}
+        size = texts_per_caption * {'float16': 2 * dim, 'float32': 4 * dim, 'int8': dim + 4}[config.storage]
+        plan.vectors = {name: number * size for name, number in captions.items()}
     return plan
 
 
@@ -326,7 +324,7 @@ def _plan_training(
             plan.epoch_steps += padded_epoch_size(dataset.epoch_samples, nodes) // plan.global_batch
     else:
         rank_samples = -(-padded_epoch_size(plan.epoch_samples, nodes) // plan.ranks)
-        plan.epoch_steps = rank_samples // max(1, plan.device_batch)
+        plan.epoch_steps = rank_samples * plan.ranks // plan.global_batch
     plan.steps = _steps(config.max_duration, plan)
     plan.kept = config.save_num_checkpoints_to_keep
     interval = _steps(config.save_interval, plan)
@@ -348,14 +346,13 @@ def _check_sizes(plan: Plan, cache_limit: Optional[Union[int, str]]) -> None:
 
 
 def _steps(duration: str, plan: Plan) -> Optional[int]:
+    """Return the number of steps in a duration; None if it is in tokens, or a fraction of the run."""
     time = Time.from_timestring(duration)
-    if time.unit == TimeUnit.BATCH:
-        return int(time.value)
-    if time.unit == TimeUnit.EPOCH:
-        return int(time.value) * plan.epoch_steps
-    if time.unit == TimeUnit.SAMPLE:
-        return -(-int(time.value) // plan.global_batch)
-    return None
+    samples = {TimeUnit.SAMPLE: 1, TimeUnit.BATCH: plan.global_batch,
+               TimeUnit.EPOCH: plan.epoch_steps * plan.global_batch}
+    if time.unit not in samples:
+        return None
+    return -(-int(time.value) * samples[time.unit] // plan.global_batch)
 
 
 def _teacher_width(config: Any, plan: Plan) -> int:
@@ -403,13 +400,15 @@ def _fake_tokens(length: int, names: Sequence[str], texts: Sequence[str]) -> dic
 
 def _count_tokens(plan: Plan, texts: int, longest: int) -> int:
     """Record the number of texts and tokens in the plan, and return the mean number of tokens per text."""
-    tokens = plan.options.plan_tokens
-    if tokens is None and plan.characters:
+    if plan.options.plan_tokens is not None:
+        tokens = plan.options.plan_tokens
+    elif plan.characters:
         tokens = round(plan.characters / _CHARACTERS_PER_TOKEN) + 1
-    if tokens is None:
+    else:
         plan.warnings.append(f'every text is taken to have {longest:,} tokens, the most that the encoder '
                              'reads; plan_tokens says how many they have on average')
-    tokens = min(tokens or longest, longest)
+        tokens = longest
+    tokens = min(tokens, longest)
     plan.texts, plan.tokens = texts, texts * tokens
     return tokens
 

@@ -6,7 +6,7 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -98,8 +98,7 @@ class TeacherSource(ABC):
             encoding.check(expected, self.name, reference, ignored=('weights', 'config_and_tokenizer'))
 
     def check(self, expected: Fingerprint, reference: str) -> None:
-        """Call `check_encoding`, then read the weights and compare them too."""
-        self.check_encoding(expected, reference)
+        """Read the weights, and raise a ConfigError if the fingerprint is not the `expected` one."""
         self.fingerprint().check(expected, self.name, reference)
 
 
@@ -116,8 +115,7 @@ class CachedTeacher:
         fields = fingerprint.to_json() | {'precision': precision}
         self._fingerprint_text = json.dumps(fields, indent=2, sort_keys=True) + '\n'
         self.folder = Path(folder, xxhash.xxh64(self._fingerprint_text).hexdigest())
-        self._load = load
-        self._teacher: Optional[CaptionTeacher] = None
+        self._load = cache(load)
 
     def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         """Return vectors ``(N, D)`` in float32 on the CPU, and the number of truncated texts.
@@ -153,8 +151,7 @@ class CachedTeacher:
         return rows(results[i][0] for i in sorted(results)), num_truncated
 
     def _embed(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
-        self._teacher = self._teacher or self._load()
-        embedded = self._teacher.embed(texts)
+        embedded = self._load().embed(texts)
         return embedded.vectors.cpu(), embedded.truncated
 
     def _file(self, texts: Sequence[str]) -> Path:

@@ -92,21 +92,23 @@ class _Extraction:
         if dist.get_local_rank() == 0:
             self.stream.set_up_local(self.shards, np.zeros(len(self.shards), np.int64))
         dist.barrier()
-        self.captions: list[str] = []
-        self.keys: list[str] = []  # of a sample's vectors
+        # Key of a vector -> caption key, and text around the caption.
+        self.prompts: dict[str, tuple[str, str]] = {}
         if embeddings.views is not None:
             columns_of(self.shards[0], [SAMPLE_ID, IMAGE], local)
             self.keys = image_keys(embeddings.views)
             return
-        self.captions = caption_keys(columns_of(self.shards[0], [SAMPLE_ID], local))
-        if not self.captions:
+        captions = caption_keys(columns_of(self.shards[0], [SAMPLE_ID], local))
+        if not captions:
             raise ValueError(f'the dataset in {local} has no caption columns')
-        for key in self.captions:
-            if '@' in key:
-                raise ConfigError(f'{local}: has the caption key {key!r}, expected none with @, which '
+        for caption in captions:
+            if '@' in caption:
+                raise ConfigError(f'{local}: has the caption key {caption!r}, expected none with @, which '
                                   'separates caption and prompt in the key of a vector')
-            self.keys.append(key)
-            self.keys += [f'{key}@{name}' for name in embeddings.prompts]
+            self.prompts[caption] = (caption, '{caption}')
+            for name, prompt in embeddings.prompts.items():
+                self.prompts[f'{caption}@{name}'] = (caption, prompt)
+        self.keys = list(self.prompts)
 
     def initialize(self, fingerprint: Fingerprint) -> list[int]:
         """Write or check the record of dataset and teacher; return the missing shards.
@@ -141,16 +143,14 @@ class _Extraction:
         return [k for k in range(len(self.shards)) if not out.fetch(_piece(k))]
 
     def items(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """Map the keys of a sample's vectors to the items to embed: texts, or (image, sample id, view)."""
+        """Map the keys of a sample's vectors to the items to embed: texts, empty for a missing caption, or
+        (image, sample id, view)."""
         if self.embeddings.views is not None:
             return {key: (sample[IMAGE], sample[SAMPLE_ID], view) for view, key in enumerate(self.keys)}
         texts: dict[str, str] = {}
-        for key in self.captions:
-            caption = sample[CAPTION + key]
-            missing = not caption.strip()
-            texts[key] = '' if missing else caption
-            for name, prompt in self.embeddings.prompts.items():
-                texts[f'{key}@{name}'] = '' if missing else prompt.replace('{caption}', caption)
+        for key, (caption, prompt) in self.prompts.items():
+            text = sample[CAPTION + caption]
+            texts[key] = prompt.replace('{caption}', text) if text.strip() else ''
         return texts
 
     def count(self, numbers: Iterable[int]) -> int:
@@ -167,14 +167,15 @@ class _Extraction:
 
     def finish(self) -> None:
         """Write the index from the entries of all shards."""
-        pieces = [_piece(k) for k in range(len(self.shards))]
-        for name in pieces:
-            if not self.out.fetch(name):
-                raise FileNotFoundError(f'{self.out.local / name}, which another machine has written, is not '
-                                        'here: machines that do not share the folder need out_remote')
-        entries = [read_json(self.out.local / name, dict) for name in pieces]
-        for name, entry in zip(pieces, entries):
-            check_shard(entry, f'{self.out.local / name}')
+        entries = []
+        for k in range(len(self.shards)):
+            path = self.out.local / _piece(k)
+            if not self.out.fetch(path.name):
+                raise FileNotFoundError(f'{path}, which another machine has written, is not here: machines '
+                                        'that do not share the folder need out_remote')
+            entry = read_json(path, dict)
+            check_shard(entry, f'{path}')
+            entries.append(entry)
         self.out.commit(INDEX, json.dumps({'version': 2, 'shards': entries}, sort_keys=True))
 
 
@@ -228,17 +229,13 @@ def _parts(
         parts: list[list[int]] = [[]]
         size = 0
         for i, item in enumerate(items):
-            if not isinstance(item, str):
-                length = 4
-            elif item.strip():
-                length = len(item)
-            else:
+            if not item:
                 continue
             if size >= 4 * part_tokens:
                 parts.append([])
                 size = 0
             parts[-1].append(i)
-            size += length
+            size += len(item) if isinstance(item, str) else 4
         for rows in parts:
             inputs = embedder.prepare([items[i] for i in rows]) if rows else None
             yield _Part(extraction, k, ids, items, rows, inputs, last=rows is parts[-1])
@@ -286,10 +283,8 @@ def _ahead(items: Iterable[T]) -> Iterator[T]:
 
 def _describe(progress: tqdm, total: Mapping[str, int]) -> None:
     tokens_per_second = total['tokens'] / max(progress.format_dict['elapsed'], 1e-9)
-    postfix: dict[str, Any] = {'tokens/s': f'{tokens_per_second:,.0f}', 'truncated': total['truncated']}
-    if total['left_out']:
-        postfix['left out'] = total['left_out']
-    progress.set_postfix(postfix)
+    progress.set_postfix({'tokens/s': f'{tokens_per_second:,.0f}', 'truncated': total['truncated'],
+                          'left out': total['left_out']})
 
 
 def run_extraction(

@@ -24,9 +24,9 @@ from llm2clip.modeling.checks import rope_of_4, teacher_files
 
 Kind = Literal['llm', 'sentence_transformers', 'clip_text', 'frozen_tower']
 _CONCATENATED = 'concatenated'
-# Kind -> field that only fingerprints of this kind have.  Those of an LLM have none of these fields.
-_DISTINCTIVE_FIELDS: dict[Kind, str] = {
-    'sentence_transformers': 'prompt', 'clip_text': 'clip_text', 'frozen_tower': 'image_size'}
+# Field that only fingerprints of one kind have -> this kind.  Those of an LLM have none of these fields.
+_KINDS: dict[str, Kind] = {
+    'prompt': 'sentence_transformers', 'clip_text': 'clip_text', 'image_size': 'frozen_tower'}
 # Fields of a configuration that saving and loading change, and that do not decide vectors.
 _VOLATILE = {'_name_or_path', 'architectures', 'dtype', 'quantization_config', 'tie_word_embeddings',
              'torch_dtype', 'transformers_version', 'use_cache'}
@@ -72,11 +72,8 @@ class Fingerprint:
         """Kind of each teacher, or of the frozen tower that embeds images."""
         kinds: list[Kind] = []
         for teacher in self.teachers:
-            kind: Kind = 'llm'
-            for other_kind, field in _DISTINCTIVE_FIELDS.items():
-                if field in teacher:
-                    kind = other_kind
-            kinds.append(kind)
+            fields = _KINDS.keys() & teacher.keys()
+            kinds.append(_KINDS[fields.pop()] if fields else 'llm')
         return kinds
 
     def __len__(self) -> int:
@@ -93,14 +90,13 @@ class Fingerprint:
         `ignored` may differ.
         """
         def fields(fingerprint: Fingerprint) -> dict[str, Any]:
-            teachers = [{field: value for field, value in teacher.items() if field not in ignored}
-                        for teacher in fingerprint.teachers]
-            if len(self) == len(expected) == 1:
-                return teachers[0]
-            return {f'teacher {i}': teacher for i, teacher in enumerate(teachers, 1)}
+            return {f'teacher {i}': teacher | dict.fromkeys(ignored)
+                    for i, teacher in enumerate(fingerprint.teachers, 1)}
 
         differing = difference(fields(self), fields(expected))
         if differing is not None:
+            if len(self) == len(expected) == 1:
+                differing = differing.removeprefix('teacher 1.')
             embedder = 'tower' if expected.kinds == ['frozen_tower'] else 'teacher'
             raise ConfigError(f'{name} comes from another {embedder} than {reference}: {differing}')
 

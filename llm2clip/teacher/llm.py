@@ -320,13 +320,12 @@ def save_teacher(
         # peft cannot merge shards, so an unsharded model adopts the gathered weights without a copy.
         whole = build_text_encoder(encoder.config, lora, on_meta=True)
         whole.load_state_dict(state, assign=True)
-        llm = whole.llm
-        if isinstance(llm, PeftModel) and lora_folder is not None:
+        llm: Any = whole.llm  # a PeftModel with `lora`
+        if lora is not None and lora_folder is not None:
             with atomic_folder(lora_folder, LORA_KIND) as out:
                 save_adapter(llm, encoder.config.pretrained, out)
         with atomic_folder(folder, KIND) as out:
-            if isinstance(llm, PeftModel):
-                assert lora is not None
+            if lora is not None:
                 save_lora(llm, lora, out / LORA_FILE)
                 cast_weights(llm, torch.float32)
                 # safe_merge works on copies: on a CPU, the gathered weights are still those of the encoder.

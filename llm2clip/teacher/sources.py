@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional, Union
 
-import torch
 import xxhash
 from composer.devices import Device
 from composer.utils import dist
@@ -28,7 +27,7 @@ from llm2clip.device import computes_bfloat16, open_device
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.tensors import hash_tensors
-from llm2clip.modeling.checks import TEACHER_SUFFIXES
+from llm2clip.modeling.checks import teacher_files
 from llm2clip.modeling.sentence_transformer import encode_sentences, load_sentence_transformer
 from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
 from llm2clip.ranks import once_per_node
@@ -63,8 +62,7 @@ class LLMTeacher(CaptionTeacher):
         self.tokenizer = tokenizer
         self.sharded = sharded
         # The cast from bfloat16 to float32 is exact.
-        has_bfloat16 = any(weight.dtype == torch.bfloat16 for weight in encoder.llm.parameters())
-        if not sharded and has_bfloat16 and not computes_bfloat16():
+        if encoder.config.dtype == 'bfloat16' and not sharded and not computes_bfloat16():
             encoder.llm.float()
 
     def prepare(self, items: Sequence[str]) -> list[Tokenized]:
@@ -205,11 +203,10 @@ class SentenceTransformerModel(TeacherSource):
 
     def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
         """Copy the files that decide the vectors, and the code that comes with the model."""
-        def without_effect(parent: str, names: list[str]) -> list[str]:
-            return [name for name in names if not Path(parent, name).is_dir()
-                    and Path(name).suffix not in (*TEACHER_SUFFIXES, '.py')]
-
-        shutil.copytree(self._folder, folder, ignore=without_effect)
+        for path in (*teacher_files(self._folder), *self._folder.rglob('*.py')):
+            target = folder / path.relative_to(self._folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
         saved = Fingerprint.of(hash_files(folder), self._encoding())
         saved.check(expected, self.name, 'the model')
         return saved
@@ -262,9 +259,11 @@ def teacher_source(config: Any, trust_remote_code: Optional[bool] = None, cut: b
 
 def teacher_sources(configs: Any, trust_remote_code: Optional[bool] = None) -> list[TeacherSource]:
     """Return the sources of the text encoders that a configuration names: none, one, or several in order."""
-    if isinstance(configs, str) or not isinstance(configs, Sequence):
+    if configs is None:
+        return []
+    if not isinstance(configs, list):
         configs = [configs]
-    return [teacher_source(config, trust_remote_code) for config in configs if config is not None]
+    return [teacher_source(config, trust_remote_code) for config in configs]
 
 
 def teacher_in(

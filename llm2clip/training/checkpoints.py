@@ -20,7 +20,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, BinaryIO, Optional
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ import torch.torch_version
 from composer.utils import dist, maybe_create_object_store_from_uri, parse_uri
 from composer.utils.object_store import ObjectStore
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from llm2clip.errors import ConfigError, FileError
@@ -74,14 +73,13 @@ class _Index(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _check_archive(file: Any, name: Path) -> None:
+def _check_archive(file: BinaryIO, name: Path) -> None:
     """Raise an error if a torch file is incomplete or damaged, or a ConfigError if it would run code."""
     with zipfile.ZipFile(file) as archive:
         bad = archive.testzip()
     if bad is not None:
         raise zipfile.BadZipFile(f'the checksum of {bad} is wrong')
-    if not isinstance(file, Path):
-        file.seek(0)
+    file.seek(0)
     unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     if unsafe:
         raise ConfigError(f'{name} holds {", ".join(sorted(unsafe))}, which would run code')
@@ -91,7 +89,8 @@ def _check_checkpoint(path: Path) -> None:
     """Apply `_check_archive` to all parts of a checkpoint, full or sharded; a FileError if it is damaged."""
     with reading(path, _EXPECTED):
         if not path.is_dir():
-            _check_archive(path, path)
+            with path.open('rb') as file:
+                _check_archive(file, path)
             return
         for part in _Index(path / _METADATA).load().storage_data.values():
             shard = path / part.relative_path
@@ -155,8 +154,8 @@ def newest_checkpoint(folder: Path) -> Optional[Path]:
 def _newest_remote(store: ObjectStore, folder: str) -> Optional[tuple[str, list[str], str]]:
     """Find the newest complete checkpoint in an object store: its name, its objects, and their prefix."""
     path = parse_uri(folder)[2].strip('/')
-    prefix = f'{path}/' if path else ''
-    names = [name.removeprefix(prefix) for name in store.list_objects(prefix or None)]
+    prefix = f'{path}/'.removeprefix('/')  # empty for a whole bucket
+    names = [name.removeprefix(prefix) for name in store.list_objects(prefix)]
     for _, name in _newest_first({name.split('/')[0] for name in names}):
         if name in names:
             return name, [name], prefix
@@ -215,9 +214,8 @@ def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     checkpoint = broadcast_from_rank0(find)
     if checkpoint is not None and sharded == checkpoint.endswith('.pt'):
-        kind, expected = ('full', 'sharded') if sharded else ('sharded', 'full')
-        raise ConfigError(f'{checkpoint} is a {kind} checkpoint, but this run writes and reads {expected} '
-                          'ones', key='fsdp.state_dict_type')
+        raise ConfigError(f'{checkpoint} was written with the other state_dict_type, but this run writes and '
+                          'reads only its own', key='fsdp.state_dict_type')
     return checkpoint
 
 
@@ -244,7 +242,7 @@ def read_model(path: Path) -> dict[str, torch.Tensor]:
             prefix = 'state.model.'
             state: dict[str, Any] = {}
             for name, metadata in _Index(path / _METADATA).load().state_dict_metadata.items():
-                if name.startswith(prefix) and isinstance(metadata, TensorStorageMetadata):
+                if name.startswith(prefix):
                     state[name] = torch.empty(metadata.size, dtype=metadata.properties.dtype)
             load(state, storage_reader=FileSystemReader(path), no_dist=True)
             model = {name.removeprefix(prefix): value for name, value in state.items()}

@@ -5,7 +5,7 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -46,7 +46,7 @@ def _keep_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict
 
 def parameter_groups(
     model: torch.nn.Module, lr: float, weight_decay: float = 0.0,
-    lr_scale: Optional[Mapping[str, float]] = None, layer_decay: float = 1.0,
+    lr_scale: Mapping[str, float] = {}, layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters by learning rate and weight decay, in ascending order of the rates.
 
@@ -55,8 +55,14 @@ def parameter_groups(
     down, and by `lr_scale` of a submodule or parameter.  A name in `lr_scale` without trainable parameters is
     a ConfigError.
     """
-    lr_scale = lr_scale or {}
-    layer_scale, no_decay = _vision_layers(model, layer_decay)
+    layer_scale: dict[torch.nn.Parameter, float] = {}
+    no_decay: set[torch.nn.Parameter] = set()
+    for module in model.modules():
+        if isinstance(module, VisionEncoder):
+            for name, parameter in module.trunk.named_parameters():
+                layer_scale[parameter] = layer_decay ** (module.num_layers - 1 - module.layer_ids[name])
+                if name in module.no_weight_decay:
+                    no_decay.add(parameter)
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     unused = set(lr_scale)
     for name, parameter in model.named_parameters():
@@ -74,18 +80,3 @@ def parameter_groups(
         raise ConfigError(f'no trainable part of the model is called {names}', key='lr_scale')
     return [{'params': group, 'lr': rate, 'weight_decay': decay}
             for (rate, decay), group in sorted(groups.items(), key=lambda item: item[0])]
-
-
-def _vision_layers(
-    model: torch.nn.Module, layer_decay: float
-) -> tuple[dict[torch.nn.Parameter, float], set[torch.nn.Parameter]]:
-    """Return the factor on the learning rate of each weight of the vision tower, and those without decay."""
-    layer_scale: dict[torch.nn.Parameter, float] = {}
-    no_decay: set[torch.nn.Parameter] = set()
-    for module in model.modules():
-        if isinstance(module, VisionEncoder):
-            for name, parameter in module.trunk.named_parameters():
-                layer_scale[parameter] = layer_decay ** (module.num_layers - 1 - module.layer_ids[name])
-                if name in module.no_weight_decay:
-                    no_decay.add(parameter)
-    return layer_scale, no_decay

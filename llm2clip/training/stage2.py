@@ -4,6 +4,7 @@
 """Stage 2: train the vision tower against a teacher, usually a frozen one (LLM2CLIP section 3.2)."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Optional
 
 from composer import Algorithm, DataSpec, Evaluator, Trainer
@@ -34,21 +35,21 @@ from llm2clip.training.trainer import build_trainer, check_metrics, evaluated_me
 from llm2clip.training.zeroshot import zeroshot_classes, zeroshot_evaluator
 
 
-def make_loaders(config: Stage2Config) -> tuple[DataSpec, Optional[Evaluator]]:
-    """Build the training data, and the retrieval evaluator if there is `eval_data`."""
+def make_loaders(config: Stage2Config) -> tuple[DataSpec, list[Evaluator]]:
+    """Build the training data, and the retrieval evaluator of any `eval_data`."""
     captions = not config.reads_vectors
     image_size = train_image_size(config.train_data, config.model.vision)
     with under('train_data'):
         data = build_image_loader(config.train_data, image_size, config.global_train_batch_size, config.seed,
                                   train=True, captions=captions)
     if config.eval_data is None:
-        return data, None
+        return data, []
     image_size = tower_preprocessing(config.model.vision).image_size
     with under('eval_data'):
         eval_data = build_image_loader(config.eval_data, image_size, config.global_eval_batch_size,
                                        config.seed, train=False, captions=captions)
     metrics = [*ComposerLLM2CLIP.retrieval_metrics]
-    return data, Evaluator(label='eval', dataloader=eval_data, metric_names=metrics)
+    return data, [Evaluator(label='eval', dataloader=eval_data, metric_names=metrics)]
 
 
 def possible_metrics(config: Stage2Config) -> dict[str, list[str]]:
@@ -95,9 +96,9 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
     sets = {name: zeroshot_set(source, f'eval_zeroshot.{name}')
             for name, source in config.eval_zeroshot.items()}
     data, retrieval = make_loaders(config)
+    evaluators = list(retrieval)
     image_size = tower_preprocessing(config.model.vision).image_size
     batch_size = device_batch_size(config.global_eval_batch_size, 'global_eval_batch_size')
-    evaluators = [] if retrieval is None else [retrieval]
     for name, zeroshot in sets.items():
         evaluators.append(
             zeroshot_evaluator(zeroshot, name, image_size, batch_size, config.train_data.num_workers))
@@ -114,10 +115,11 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
 
     reproducibility.seed_all(config.seed)
     model = make_initial_model(config, record, text)
-    loaders = {'train_data': (config.train_data, data),
-               'eval_data': (config.eval_data, retrieval and retrieval.dataloader)}
-    for key, (settings, loader) in loaders.items():
-        if settings is not None and reads_image_embeddings(settings):
+    loaders = [('train_data', config.train_data, data)]
+    if config.eval_data is not None:
+        loaders.append(('eval_data', config.eval_data, retrieval[0].dataloader))
+    for key, settings, loader in loaders:
+        if reads_image_embeddings(settings):
             with under(key):
                 check_tower(model.model.vision_encoder, loader)
     if config.self_distillation.enabled:
@@ -135,7 +137,7 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
 
 
 def _find_teacher(
-    config: Stage2Config, data: DataSpec, retrieval: Optional[Evaluator], text: Optional[TrainedText]
+    config: Stage2Config, data: DataSpec, retrieval: Sequence[Evaluator], text: Optional[TrainedText]
 ) -> tuple[TeacherRecord, Optional[CaptionTeacher]]:
     """Find the teacher: that of the embeddings datasets, the untrained one, or the one in the loop."""
     if text is not None:
@@ -157,8 +159,8 @@ def _find_teacher(
         return TeacherRecord(teacher.fingerprint, {'llm_embed_dim': teacher.width}), teacher
     record = teacher_of_embeddings(data)
     check_teachers(config.teacher, record.teacher, 'the embeddings dataset of train_data')
-    if retrieval is not None:
-        teacher_of_embeddings(retrieval.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
+    for evaluator in retrieval:
+        teacher_of_embeddings(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
     return record, None
 
 

@@ -4,7 +4,6 @@
 """Build Composer's Trainer from a configuration, and train with it."""
 
 import dataclasses
-import errno
 import gc
 import json
 import os
@@ -58,7 +57,7 @@ def check_train_config(config: TrainConfig) -> None:
     build_all('algorithms', config.algorithms)
     build_all('callbacks', config.callbacks)
     for name, arguments in config.loggers.items():
-        check('loggers', name, arguments or {}, f'loggers.{name}')
+        check('loggers', name, arguments, f'loggers.{name}')
     if config.compile is not None:
         with under('compile'):
             check_arguments(torch.compile, 'torch.compile', config.compile)
@@ -98,7 +97,7 @@ def check_metrics(config: TrainConfig, metrics: Mapping[str, Sequence[str]]) -> 
         raise ConfigError('there is no eval_data, expected something to evaluate', key='eval_first')
     if 'save_best' not in config.callbacks:
         return
-    best = SaveBest(**(config.callbacks['save_best'] or {}))
+    best = SaveBest(**config.callbacks['save_best'])
     if best.dataloader_label not in metrics:
         raise ConfigError(f'there is no evaluation called {best.dataloader_label!r}, expected some on which '
                           f'{best.metric} is computed', key='callbacks.save_best.dataloader_label')
@@ -162,11 +161,11 @@ def build_trainer(
         parallelism_config=None if config.fsdp is None else {'fsdp': fsdp2_config(config.fsdp)},
     )
     if 'wandb' in config.loggers:
-        log_to_wandb(trainer, config, config.loggers['wandb'] or {}, settings.run_id)
+        log_to_wandb(trainer, config, config.loggers['wandb'], settings.run_id)
     if config.fsdp is not None:
         # Reference cycles keep the unsharded weights alive, which are as large as the model.
         gc.collect()
-        sharding = set_up_units(trainer.state.model, config.fsdp)
+        sharding = set_up_units(trainer.state.model)
         if dist.get_global_rank() == 0:
             print(sharding, flush=True)
     if checkpoint is not None and dist.get_global_rank() == 0:
@@ -189,15 +188,14 @@ def _build_callbacks(config: TrainConfig) -> list[Callback]:
     """Build the configured callbacks; by default, `SaveBest` writes into the folder of the run."""
     arguments = dict(config.callbacks)
     if 'save_best' in arguments:
-        save_best = dict(arguments['save_best'] or {})
-        save_best['folder'] = save_best.get('folder') or config.save_folder
-        arguments['save_best'] = save_best
+        save_best = arguments['save_best']
+        arguments['save_best'] = save_best | {'folder': save_best.get('folder') or config.save_folder}
     return build_all('callbacks', arguments)
 
 
 def _build_loggers(config: TrainConfig) -> list[LoggerDestination]:
     """Build all loggers except `wandb`, which `log_to_wandb` adds."""
-    arguments = {name: dict(values or {}) for name, values in config.loggers.items() if name != 'wandb'}
+    arguments = {name: dict(values) for name, values in config.loggers.items() if name != 'wandb'}
     if 'tensorboard' in arguments:
         arguments['tensorboard'].setdefault('log_dir', f'{config.save_folder}/tensorboard')
     loggers: list[LoggerDestination] = build_all('loggers', arguments)
@@ -209,14 +207,14 @@ def _build_loggers(config: TrainConfig) -> list[LoggerDestination]:
 def _progress(state: State) -> str:
     """Say from which batch a run resumes, and of how many, if the batches of an epoch are known."""
     batch = state.timestamp.batch.value
-    end = state.max_duration
-    assert end is not None
+    end: Any = state.max_duration
+    epoch: Any = state.dataloader_len
     if state.timestamp >= end:
         return f'complete at batch {batch}'
     if end.unit == TimeUnit.BATCH:
         return f'resumes from batch {batch} of {end.value}'
-    if end.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
-        return f'resumes from batch {batch} of {end.value * state.dataloader_len.value}'
+    if end.unit == TimeUnit.EPOCH:
+        return f'resumes from batch {batch} of {end.value * epoch.value}'
     return f'resumes from batch {batch}'
 
 
@@ -248,10 +246,7 @@ def fit(trainer: Trainer, config: TrainConfig) -> None:
     except BaseException as error:  # torch's CheckpointException is not an Exception
         # Checkpoints for an object store are written to a temporary folder first.
         folder = tempfile.gettempdir() if '://' in config.checkpoint_folder else config.checkpoint_folder
-        # A sharded checkpoint's error holds those of the ranks; a full one's has no errno.
-        causes = [error, *(failure[0] for failure in getattr(error, 'failures', {}).values())]
-        is_full = errno.ENOSPC in [getattr(cause, 'errno', None) for cause in causes]
-        is_full = is_full or shutil.disk_usage(folder).free < 2**20
+        is_full = shutil.disk_usage(folder).free < 2**20  # torch's errors have no errno
         if is_full and not is_out_of_shared_memory(error):  # `run_command` names /dev/shm
             raise FileError('no checkpoint can be written, since the disk is full', folder) from error
         raise

@@ -185,8 +185,9 @@ def main(suite: Suite) -> None:
         except ProcessFailedError as error:
             pool.shutdown(cancel_futures=True)
             sys.exit(str(error))
-    Path(suite.folder, 'ablations.md').write_text(table(suite, record))
-    print(table(suite, record))
+    text = table(suite, record)
+    Path(suite.folder, 'ablations.md').write_text(text)
+    print(text)
 
 
 if __name__ == '__main__':

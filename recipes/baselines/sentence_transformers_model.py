@@ -3,8 +3,8 @@
 
 """Models of sentence-transformers on Flickr8k, as commands of this module.
 
-    base OUT                          write SmolLM2-135M to OUT/llm and the image tower to OUT/tower, as
-    folders train TASK OUT FOLDER STEPS LOSS  train from them, and save the model in FOLDER/final
+    base OUT                          write SmolLM2-135M to OUT/llm and the image tower to OUT/tower
+    train TASK OUT FOLDER STEPS LOSS  train from them, and save the model in FOLDER/final
     score TASK FOLDER DATASET FILE    write a model's accuracies in % to FILE
 
 TASK is `captions` (two captions of an image are a pair), `simcse` (a caption and itself, told apart by

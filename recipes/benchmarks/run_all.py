@@ -15,9 +15,6 @@ NAMES = ('cost', 'onnx_runtime', 'stage1_step', 'stage2_step')
 
 
 def main(names: list[str]) -> int:
-    unknown = sorted(set(names) - set(NAMES))
-    if unknown:
-        raise SystemExit(f'there is no benchmark {", ".join(unknown)}; there are {", ".join(NAMES)}')
     results = []
     for name in names or NAMES:
         start = time.time()
@@ -28,7 +25,7 @@ def main(names: list[str]) -> int:
     for result in results:
         print(f'{result["name"]:<24}{result["ratio"]:>8.3f}{result["bound"]:>8.2f}  '
               f'{str(result["meets"]):<6} {result["what"]} / {result["against"]}')
-    return 0 if all(result['meets'] for result in results) else 1
+    return int(not all(result['meets'] for result in results))
 
 
 if __name__ == '__main__':

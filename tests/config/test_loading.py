@@ -68,23 +68,13 @@ def test_a_text_encoder_replaces_one_of_another_type(tmp_path: Path) -> None:
         assert read_config(Stage2Config, tmp_path) == config
 
 
-@pytest.mark.parametrize(('value', 'key', 'message'), [
-    ('{type: x}', 'teacher.type', "'x', expected 'llm' or 'sentence_transformers'"),
-    ('{type: llm}', 'teacher.pretrained', 'required but not set'),
-    ('{type: llm, pretrained: x, max_length: 0}', 'teacher.max_length', '0, expected at least 1'),
-    ('{type: llm, pretrained: x, name: y}', 'teacher.name', "'y', expected none"),
-    ('{type: sentence_transformers, name: x, prompt_name: a, prompt: b}', 'teacher.prompt', 'expected none'),
-    ('[x, {type: llm, pretrained: x, poolin: y}]', 'teacher[1].poolin', "unknown key; did you mean 'pooling'?"),
-])
-def test_an_error_in_a_text_encoder_names_its_field(value: str, key: str, message: str) -> None:
-    error = _refusal(*REQUIRED, f'teacher={value}')
-    assert error.key == key and message in str(error)
-
-
 @pytest.mark.parametrize(('text', 'key', 'line', 'message'), [
     ('seed: 1\nmodel:\n  adapter:\n    dept: 2', 'model.adapter.dept', 4, "unknown key; did you mean 'depth'?"),
     ('train_data:\n  streams:\n    cc3m: {locale: x}', 'train_data.streams.cc3m.locale', 3, "did you mean 'local'?"),
     ('xyz: 1', 'xyz', 1, 'valid are algorithms, '), ('seed: many', 'seed', 1, "'many', expected integer"),
+    ('teacher: {type: x}', 'teacher', 1, 'expected the folder of a teacher, or a mapping with the type llm or'),
+    ('teacher: {type: llm, pretrained: x, name: y}', 'teacher.name', 1, "'y', expected none"),
+    ('teacher:\n- x\n- {type: llm, pretrained: x, poolin: y}', 'teacher[1].poolin', 3, "did you mean 'pooling'?"),
     ('train_data:\n  streams:\n    s:\n      embeddings: [a]', 'train_data.streams.s.embeddings', 4,
      "['a'], expected a mapping of keys to values"),
     ('teacher:\n- x\n- {type: llm, pretrained: x, max_length: 0}', 'teacher[1].max_length', 3, 'at least 1'),
@@ -98,13 +88,12 @@ def test_an_error_names_key_file_and_line(text: str, key: str, line: int, messag
 def test_an_error_of_the_command_line_says_so() -> None:
     error = _refusal(*REQUIRED, 'sed=3')
     assert (error.key, error.place) == ('sed', 'command line')
-    required = [arg for arg in REQUIRED if not arg.startswith('global')]
-    for missing in ([], ['global_train_batch_size=???']):
-        error = _refusal(*required, *missing)
-        assert str(error) == 'required but not set: global_train_batch_size (in command line)'
+    error = _refusal(*[arg for arg in REQUIRED if not arg.startswith('global')])
+    assert str(error) == 'required but not set: global_train_batch_size (in command line)'
+    assert _refusal(*REQUIRED, 'teacher={type: llm}').key == 'teacher.pretrained'
 
 
-@pytest.mark.parametrize('value', ['2024_11_05', '010', 'no', '12:30', '1.10', 'true'])
+@pytest.mark.parametrize('value', ['010', 'no', '12:30', '1.10', 'true'])
 def test_a_text_stays_as_it_is_written(value: str, tmp_path: Path) -> None:
     path = _write(tmp_path / 'a.yaml', f'save_folder: {value}\ntrain_data: {{caption_weights: {{{value}: 1}}}}\n')
     config = load_config(Stage2Config, [path, *REQUIRED[2:], f'run_name={value}'])
@@ -139,8 +128,7 @@ def test_a_url_with_a_secret_is_refused() -> None:
         load_config(Stage2Config, [*REQUIRED, f"train_data.streams.s.remote='{url}'"])
 
 
-@pytest.mark.parametrize('value', ["'${oc.env:HOME}'", '${save_folder}', r'"\x24{oc.env:HOME}"', "'${oc.env:'",
-                                   '"$\\\n  {package:this.x}"'])
+@pytest.mark.parametrize('value', ['${save_folder}', r'"\x24{oc.env:HOME}"', '"$\\\n  {package:this.x}"'])
 def test_the_configuration_of_a_run_has_no_interpolation(value: str, tmp_path: Path) -> None:
     save_config(load_config(Stage2Config, REQUIRED), tmp_path)
     path = tmp_path / 'config.yaml'
@@ -158,12 +146,11 @@ def test_the_configuration_of_a_run_has_no_interpolation(value: str, tmp_path: P
     (b'title: ' + b'[' * 9000, 'expected YAML'),
     (b'a: &a [x, x]\nb: &b [*a, *a]\ntitle: *b', ''),
     (b'title: ${nowhere}', 'title .*nowhere'),
-    (b'title: ${env:HOME}', 'title .*env'),
     (b'title: ${package:nowhere}', 'package nowhere is not installed'),
     (b'1: a', r'^1 \(.*bad.yaml:1\)'),
     (b'title: a\ngalleries: {a: b}', r"^galleries \(.*:2\): \{'a': 'b'\}, expected a list$"),
     (b'- a', 'expected a mapping of keys to values at the top'),
-], ids=range(12))
+], ids=range(11))
 def test_a_bad_file_is_refused_by_its_name(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / 'bad.yaml').write_bytes(content)
     with pytest.raises((ConfigError, FileError), match=message) as error:

@@ -5,6 +5,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 from llm2clip.config import LLMTeacherConfig
 from llm2clip.conversion.llm2vec import import_teacher
 from llm2clip.errors import ConfigError
-from llm2clip.modeling.checks import LoadError
 from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.teacher.llm import load_teacher, teacher_config
 
@@ -69,8 +69,9 @@ def _write_adapter(folder: Path, weights: dict[str, torch.Tensor], base: str, se
 
 
 @torch.no_grad()
-def _llm2vec(base: Path, adapters: list[Path], caption: str, before: str = BEFORE, after: str = AFTER,
-             instruction: str = '') -> torch.Tensor:
+def _llm2vec(
+    base: Path, adapters: Sequence[Path], caption: str, before: str = BEFORE, after: str = AFTER, instruction: str = ''
+) -> torch.Tensor:
     """A caption's vector as LLM2Vec computes it: the whole text is tokenised at once, and as many of its last tokens
     are pooled as caption and template have without what is before."""
     llm = LlamaModel.from_pretrained(base, attn_implementation='eager').eval()
@@ -89,20 +90,19 @@ def _llm2vec(base: Path, adapters: list[Path], caption: str, before: str = BEFOR
     return llm(ids, attention_mask=no_mask).last_hidden_state[0, -own:].mean(0)
 
 
-def _vectors(folder: Path, instruction: str = '') -> torch.Tensor:
-    return encode_texts(*load_teacher(folder), CAPTIONS, instruction=instruction)
+def _check_vectors(teacher: Path, base: Path, adapters: Sequence[Path], *frame: str, instruction: str = '') -> None:
+    found = encode_texts(*load_teacher(teacher), CAPTIONS, instruction=instruction)
+    expected = [_llm2vec(base, adapters, caption, *frame, instruction=instruction) for caption in CAPTIONS]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('adapters', [[], ['mntp'], ['mntp', 'supervised']])
+@pytest.mark.parametrize('adapters', [[], ['mntp', 'supervised']])
 def test_vectors_are_those_of_llm2vec(official: Path, adapters: list[str], tmp_path: Path) -> None:
     base, folders = official / 'Llama-3-tiny-Instruct', [official / name for name in adapters]
     import_teacher(LLMTeacherConfig(str(base), adapters=[str(f) for f in folders]), None, tmp_path / 'teacher')
-    expected = torch.stack([_llm2vec(base, folders, caption) for caption in CAPTIONS])
-    torch.testing.assert_close(_vectors(tmp_path / 'teacher'), expected, rtol=1e-4, atol=1e-5)
     # With an instruction and with the semicolon that the official training puts after it.
-    for text in ('Retrieve a similar caption.', 'Given a sentence, retrieve a short one;'):
-        expected = torch.stack([_llm2vec(base, folders, caption, instruction=text) for caption in CAPTIONS])
-        torch.testing.assert_close(_vectors(tmp_path / 'teacher', text), expected, rtol=1e-4, atol=1e-5)
+    for instruction in ('', 'Retrieve a similar caption.', 'Given a sentence, retrieve a short one;'):
+        _check_vectors(tmp_path / 'teacher', base, folders, instruction=instruction)
     config = teacher_config(tmp_path / 'teacher')
     assert (config.bidirectional, config.pooling, config.max_length, config.instruction) == (True, 'mean', 512, '')
     assert 'auto_map' not in json.loads((tmp_path / 'teacher/config.json').read_text())
@@ -112,16 +112,14 @@ def test_other_templates_give_the_vectors_of_llm2vec(official: Path, tmp_path: P
     base = official / 'Llama-3-tiny-Instruct'
     for template, *frame in (('chatml', '<|im_start|>user\n', '<|im_end|>'), ('none', '', '')):
         import_teacher(LLMTeacherConfig(str(base)), template, tmp_path / template)
-        expected = torch.stack([_llm2vec(base, [], caption, *frame) for caption in CAPTIONS])
-        torch.testing.assert_close(_vectors(tmp_path / template), expected, rtol=1e-4, atol=1e-5)
+        _check_vectors(tmp_path / template, base, [], *frame)
 
 
 def test_an_adapter_folder_names_its_llm(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_recipe(monkeypatch, 'import_official', 'teacher.type=llm', f'teacher.pretrained={official / "mntp"}',
-               f'teacher.adapters=[{official / "supervised"}]', f'out={tmp_path}')
-    base, folders = official / 'Llama-3-tiny-Instruct', [official / 'mntp', official / 'supervised']
-    expected = torch.stack([_llm2vec(base, folders, caption) for caption in CAPTIONS])
-    torch.testing.assert_close(_vectors(tmp_path / 'teacher'), expected, rtol=1e-4, atol=1e-5)
+    folders = [official / 'mntp', official / 'supervised']
+    run_recipe(monkeypatch, 'import_official', 'teacher.type=llm', f'teacher.pretrained={folders[0]}',
+               f'teacher.adapters=[{folders[1]}]', f'out={tmp_path}')
+    _check_vectors(tmp_path / 'teacher', official / 'Llama-3-tiny-Instruct', folders)
 
 
 @pytest.mark.parametrize(('saved', 'options', 'message'), [
@@ -143,8 +141,6 @@ def test_settings_other_than_those_saved_are_refused(
 
 
 def test_unknown_and_unusable_templates_are_refused(official: Path, llm_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(LoadError, match='/nowhere/Llama-3-Instruct: cannot be loaded'):
-        import_teacher(LLMTeacherConfig('/nowhere/Llama-3-Instruct'), None, tmp_path / 'teacher')
     with pytest.raises(ConfigError, match='template: which one LLM2Vec used cannot be told'):
         import_teacher(LLMTeacherConfig(str(llm_folder)), None, tmp_path / 'teacher')
     with pytest.raises(ConfigError, match=r'the tokenizer has no <\|start_header_id\|> and no <\|end_header_id\|>'):

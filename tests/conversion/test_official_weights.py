@@ -5,7 +5,6 @@
 
 import copy
 import dataclasses
-import io
 import json
 import os
 import pickle
@@ -19,6 +18,7 @@ from damage import edited
 from launched import stage2_arguments
 from official_parts import HALF, HF_CONFIG, adaptor_features, eva_state, hf_state, save_eva, timm_state
 from recipes_in_process import run_recipe
+from refusals import refused_at
 from safetensors.torch import load_file, save_file
 from timm.models.eva import checkpoint_filter_fn
 from torch.nn import functional as F
@@ -94,7 +94,6 @@ def test_hf_gives_features_of_transformers_and_of_the_formula(tmp_path: Path) ->
 
 @torch.no_grad()
 def test_timm_towers_have_no_projection_and_keep_vector_lengths(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     reference = timm.create_model('test_vit', num_classes=0, img_size=64).eval()
     state = timm_state(reference.state_dict(), reference.num_features)
     vision = VisionConfig('test_vit', False, image_size=64)
@@ -119,10 +118,9 @@ def _with(key: str, *shape: int) -> Callable[[State], State]:
 
 @pytest.mark.parametrize(('change', 'message'), [
     (_without('visual.blocks.1.attn.v_proj.bias'), r'lack visual\.blocks\.1\.attn\.v_proj\.bias and have nothing'),
-    (_without('text.text_adaptor.3.weight'), r'lacks text\.text_adaptor\.3\.weight, the projection'),
+    (_without('text.text_adaptor.3.weight'), r'checkpoint: it lacks text\.text_adaptor\.3\.weight, the projection'),
     (_without('visual.cls_token'), r"no official layout: .*the first are \['logit_scale', 'text"),
     (_with('text.transformer.embeddings', 4, 4), r'have text\.transformer\.embeddings besides'),
-    (_with('visual.pos_embed', 1, 26, 32), r'visual\.pos_embed has the shape \(1, 26, 32\), expected \(1, 17, 32\)'),
     (_with('logit_scale', 2), r'logit_scale has the shape \(2,\), expected \(1,\)'),
 ])
 def test_every_name_and_shape_is_checked(change: Callable[[State], State], message: str, tmp_path: Path) -> None:
@@ -152,17 +150,11 @@ def test_files_with_code_or_without_weights_are_refused(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     torch.save({**eva_state(), 'x': os.mkdir}, 'code.pt')
     Path('plain.pt').write_bytes(pickle.dumps(os.mkdir, protocol=2))
-    whole = io.BytesIO()
-    torch.save(eva_state(), whole)
-    Path('cut.pt').write_bytes(whole.getvalue()[:5000])
-    Path('cut.safetensors').write_bytes(b'abc')
     torch.save([1, 2], 'list.pt')
     Path('empty').mkdir()
     code = 'holds more than weights, which could run code: .*mkdir'
-    messages = {'code.pt': code, 'plain.pt': code, 'cut.pt': 'cannot be read', 'cut.safetensors': 'cannot be read',
-                'gone.pt': 'cannot be read', 'list.pt': 'list.pt: is no mapping of parameter names',
-                'empty': 'has no weights; expected one of'}
-    for file, message in messages.items():
+    for file, message in (('code.pt', code), ('plain.pt', code), ('list.pt', 'list.pt: .*expected a mapping of'),
+                          ('empty', r'model\.safetensors: cannot be read')):
         with pytest.raises(ValueError, match=message):
             import_checkpoint(file, EVA)
 
@@ -176,11 +168,8 @@ def test_the_folder_tells_what_shapes_do_not(tmp_path: Path) -> None:
     assert plain.model.vision_encoder.trunk.config.hidden_act == 'quick_gelu'
     given = VisionConfig('x', architecture={'model_type': 'clip_vision_model', 'num_attention_heads': 4}, image_size=32,
                          **HALF)
-    with pytest.raises(ConfigError, match=r'vision\.architecture\.num_attention_heads: 4, but .*config\.json says 2'):
+    with refused_at('vision.architecture.num_attention_heads'):
         import_checkpoint(folder, given)
-    towers_only = {k: v for k, v in hf_state().items() if not k.startswith('text_adapter')}
-    with pytest.raises(ConfigError, match=r'lacks text_adapter\.adaptor\.1\.weight, .*hold the vision tower alone'):
-        import_checkpoint(_hf_folder(tmp_path / 'old', towers_only), CLIP)
 
 
 def test_the_recipe_writes_a_folder_that_transformers_loads(
@@ -207,13 +196,18 @@ def _export(config: ModelConfig, teacher: Path, out: Path) -> Path:
     with torch.no_grad():
         model.logit_scale.fill_(3.0)
     record = TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': 32})
-    export_folder(model, config, record, teacher, out)
+    export_folder(model, config, record, [teacher], out)
     return out
 
 
 @pytest.fixture(scope='module')
 def exported(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _export(MODEL, teacher_folder, tmp_path_factory.mktemp('exported') / 'llm2clip')
+
+
+@pytest.fixture(scope='module')
+def exported_clip(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _export(CLIP_MODEL, teacher_folder, tmp_path_factory.mktemp('exported') / 'llm2clip')
 
 
 def _load(config: ModelConfig, folder: Path, llm_embed_dim: int = 32) -> LLM2CLIP:
@@ -238,44 +232,36 @@ def test_training_begins_with_exported_weights(
     assert not [w for w in recwarn if 'another teacher' in str(w.message)]
 
 
-@pytest.mark.parametrize(('change', 'message'), [
-    (lambda c: setattr(c.adapter, 'depth', 2), r'model\.adapter\.depth: 2, but 1 there'),
-    (lambda c: setattr(c, 'visual_projection', 'affine'), r"model\.visual_projection: 'affine', but 'linear' there"),
-    (lambda c: setattr(c, 'logit_bias', -10.0), r'model\.logit_bias: True, but False there'),
-    (lambda c: (setattr(c.vision, 'mean', [0.5] * 3), setattr(c.vision, 'std', [0.5] * 3)),
-     r'model\.vision\.mean: \[0\.5, .*; model\.vision\.std'),
-])
-def test_exported_weights_of_another_model_are_refused(
-    exported: Path, change: Callable[[ModelConfig], object], message: str
-) -> None:
-    config = copy.deepcopy(MODEL)
-    change(config)
-    with pytest.raises(ConfigError, match=f'initial_weights: the model in .* is another one: .*{message}'):
-        _load(config, exported)
+def test_weights_of_another_model_are_refused(exported: Path, exported_clip: Path) -> None:
+    changes: list[tuple[str, Callable[[ModelConfig], object]]] = [
+        ('adapter.depth', lambda c: setattr(c.adapter, 'depth', 2)),
+        ('visual_projection', lambda c: setattr(c, 'visual_projection', 'affine')),
+        ('logit_bias', lambda c: setattr(c, 'logit_bias', -10.0)),
+        ('vision.mean: .*; model.vision.std', lambda c: vars(c.vision).update(HALF)),
+        # Shapes do not tell these two.
+        ('vision.architecture.num_attention_heads', lambda c: c.vision.architecture.update(num_attention_heads=4)),
+        ('vision.architecture.hidden_act', lambda c: c.vision.architecture.update(hidden_act='gelu'))]
+    for key, change in changes:
+        of_clip = 'architecture' in key
+        config = copy.deepcopy(CLIP_MODEL if of_clip else MODEL)
+        change(config)
+        with pytest.raises(ConfigError, match=f'initial_weights: the model in .* is another one: model.{key}: '):
+            _load(config, exported_clip if of_clip else exported)
 
 
-def test_settings_that_shapes_do_not_tell_are_compared(teacher_folder: Path, tmp_path: Path) -> None:
-    exported_clip = _export(CLIP_MODEL, teacher_folder, tmp_path / 'clip')
-    expected = LLM2CLIPModel.from_pretrained(exported_clip).model.state_dict()
-    found = _load(CLIP_MODEL, exported_clip).state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in found.items())
-    renamed = copy.deepcopy(CLIP_MODEL)
-    renamed.vision.name = 'another folder of the same architecture'
-    _load(renamed, exported_clip)
-    for name, value in (('num_attention_heads', 4), ('hidden_act', 'gelu')):
-        config = copy.deepcopy(CLIP_MODEL)
-        config.vision.architecture[name] = value
-        with pytest.raises(ConfigError, match=rf'model\.vision\.architecture\.{name}: {value!r}, but'):
-            _load(config, exported_clip)
+def test_the_folder_of_a_tower_may_have_another_name(exported_clip: Path) -> None:
+    config = copy.deepcopy(CLIP_MODEL)
+    config.vision.name = 'another folder of the same architecture'
+    found, expected = _load(config, exported_clip), LLM2CLIPModel.from_pretrained(exported_clip).model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
 
 
 def test_exported_weights_that_do_not_fit_are_refused(exported: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r'adapter\.blocks\.0\.norm\.weight has the shape \(32,\), expected \(48,\)'):
+    with pytest.raises(LoadError, match=r'adapter\.blocks\.0\.norm\.weight has the shape \(32,\), expected \(48,\)'):
         _load(MODEL, exported, llm_embed_dim=48)
-    (tmp_path / 'config.json').write_text(json.dumps({'model_type': 'clip'}))
-    for bad in (tmp_path, tmp_path / 'nowhere'):
-        with pytest.raises(ConfigError, match='is no exported folder'):
-            _load(MODEL, bad)
+    (tmp_path / 'config.json').write_text('{"model_type": "clip"}')
+    with pytest.raises(ConfigError, match='is no exported folder'):
+        _load(MODEL, tmp_path)
 
 
 def test_another_teacher_of_exported_weights_is_a_warning(exported: Path, teacher_folder: Path) -> None:
@@ -290,7 +276,7 @@ def test_a_frozen_llm_is_the_same_teacher_after_its_export(llm_folder: Path, tmp
     source = FrozenLLM(LLMTeacherConfig(pretrained=str(llm_folder), dtype='float32'))
     record = TeacherRecord(source.fingerprint(), {'llm_embed_dim': 32})
     model = LLM2CLIP(MODEL, 32, load_weights=False).eval()
-    export_folder(model, MODEL, record, source, tmp_path / 'llm2clip')
+    export_folder(model, MODEL, record, [source], tmp_path / 'llm2clip')
     saved = teacher_fingerprint(tmp_path / 'llm2clip/teacher')
     assert saved != record.teacher
     assert load_initial_weights(model, MODEL, record.teacher, tmp_path / 'llm2clip')

@@ -13,10 +13,11 @@ from typing import Any, Optional, Union
 import numpy as np
 import pytest
 from parts import picture
+from refusals import refused_at
 from set_files import WDS_CLASSES, write_images, write_wds
 
 from llm2clip.data.classification_sets import clip_benchmark, imagenet_folder
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import FileError
 from llm2clip.registry import open_set
 
 FOLDERS = ['n01440764', 'n01443537', 'n01484850']
@@ -55,8 +56,7 @@ def test_class_names(file: str, content: object, images: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(['file', 'content'], [
-    ('label.txt', 'a\nb\n'), ('names.json', json.dumps(dict(zip(FOLDERS[:1], NAMES)))),
-    ('map.txt', 'n01440764 tench\nn01443537 goldfish\n'), ('bad.json', '{"n01440764": 3}'), ('list.json', '[1, 2, 3]'),
+    ('label.txt', 'a\nb\n'), ('names.json', json.dumps(dict(zip(FOLDERS[:1], NAMES)))), ('list.json', '[1, 2, 3]'),
     ('latin.txt', b'x\n\xe9\nz\n')])
 def test_class_names_that_do_not_fit_name_their_file(
     file: str, content: Union[str, bytes], images: str, tmp_path: Path
@@ -70,18 +70,16 @@ def test_class_names_that_do_not_fit_name_their_file(
 
 @pytest.mark.parametrize(('folders', 'file', 'content'), [
     (['cat', 'dog'], 'names.txt', 'cat animal\ndog animal\n'), (['cat', 'dog'], 'names.txt', 'cat cub\ndog pup\n'),
-    (['cat', 'dog'], 'names.json', '["animal", "animal"]'), (['big cat', 'big_cat'], None, ''),
-    (['cat', 'dog'], 'names.json', '["x", " "]')])
-def test_equal_empty_or_ambiguous_class_names_are_refused(
+    (['cat', 'dog'], 'names.json', '["animal", "animal"]'), (['big cat', 'big_cat'], None, '')])
+def test_equal_or_ambiguous_class_names_are_refused(
     folders: list[str], file: Optional[str], content: str, tmp_path: Path
 ) -> None:
     write_images(tmp_path / 'val', [f'{folder}/0.png' for folder in folders])
     names = file and f'{tmp_path}/{file}'
     if names:
         Path(names).write_text(content)
-    with pytest.raises(ConfigError, match=str(tmp_path)) as error:
+    with refused_at('class_names', str(tmp_path)):
         imagenet_folder(f'{tmp_path}/val', names)
-    assert error.value.key == 'class_names'
 
 
 def test_a_folder_laid_out_wrongly_is_named(images: str, tmp_path: Path) -> None:
@@ -94,9 +92,8 @@ def test_a_folder_laid_out_wrongly_is_named(images: str, tmp_path: Path) -> None
         imagenet_folder(f'{tmp_path}/nowhere')
     for name, message in (('flat', 'no subfolders'), ('other', r"dog has \['Thumbs.db'\]"),
                           ('empty', 'dog has no files')):
-        with pytest.raises(ConfigError, match=message) as error:
+        with refused_at('images', message):
             imagenet_folder(f'{tmp_path}/{name}')
-        assert error.value.key == 'images'
 
 
 LABELS = [0, 3, 5, 1, 4]
@@ -119,15 +116,6 @@ def test_tars_become_a_set(tmp_path: Path) -> None:
     assert found.labels == SEVERAL and [found.read_image(i) for i in range(3)] == [picture(i) for i in range(3)]
 
 
-def _replace_second_tar(folder: Path, **files: bytes) -> None:
-    """Write a tar with these files: `a_png` is `a.png`."""
-    with tarfile.open(folder / 'test/1.tar', 'w') as writer:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name.replace('_', '.'))
-            info.size = len(content)
-            writer.addfile(info, io.BytesIO(content))
-
-
 @pytest.mark.parametrize(('file', 'content', 'place'), [
     ('classnames.txt', None, 'classnames.txt'), ('classnames.txt', 'cat\n', "test/0.tar: sample 's0000002'"),
     ('dataset_type.txt', 'retrieval\n', 'dataset_type.txt'), ('test/nshards.txt', None, 'test/nshards.txt'),
@@ -139,9 +127,8 @@ def test_a_file_that_is_missing_or_wrong_is_named(
     (tmp_path / file).unlink(missing_ok=True)
     if content is not None:
         (tmp_path / file).write_text(content)
-    with pytest.raises(FileError) as error:
+    with refused_at(f'{tmp_path}/{place}'):
         open_set('zeroshot', {'name': 'clip_benchmark', 'local': str(tmp_path)}, 'zeroshot.x.source')
-    assert error.value.path == f'{tmp_path}/{place}'
 
 
 def _npy(values: Any, pickled: bool = False) -> bytes:
@@ -151,17 +138,20 @@ def _npy(values: Any, pickled: bool = False) -> bytes:
 
 
 @pytest.mark.parametrize(('labels', 'files', 'words'), [
-    (LABELS, {'a_cls': b'0'}, ''), (LABELS, {'a_png': b'', 'b_cls': b'0'}, "'cls'"),
-    (LABELS, {'a_png': b'', 'a_cls': b'-1'}, '-1 is not'), (LABELS, {'a_png': b'', 'a_cls': b'6'}, '6 is not'),
-    (SEVERAL, {'a_png': b'', 'a_npy': _npy([1] * 6, pickled=True)}, 'allow_pickle=False'),
-    (SEVERAL, {'a_png': b'', 'a_npy': _npy([1] * 6)[:-1]}, ''),
-    (SEVERAL, {'a_png': b'', 'a_npy': _npy([0, 0, 0, 2, 0, 0])}, 'a 1 or a 0 per line'),
-    (SEVERAL, {'a_png': b'', 'a_npy': _npy([[1] * 6])}, r'shape \(1, 6\)')])
+    (LABELS, {'a.cls': b'0'}, ''), (LABELS, {'a.png': b'', 'b.cls': b'0'}, "'cls'"),
+    (LABELS, {'a.png': b'', 'a.cls': b'-1'}, '-1 is not'), (LABELS, {'a.png': b'', 'a.cls': b'6'}, '6 is not'),
+    (SEVERAL, {'a.png': b'', 'a.npy': _npy([1] * 6, pickled=True)}, 'allow_pickle=False'),
+    (SEVERAL, {'a.png': b'', 'a.npy': _npy([1] * 6)[:-1]}, ''),
+    (SEVERAL, {'a.png': b'', 'a.npy': _npy([0, 0, 0, 2, 0, 0])}, 'a 1 or a 0 per line'),
+    (SEVERAL, {'a.png': b'', 'a.npy': _npy([[1] * 6])}, r'shape \(1, 6\)')])
 def test_a_sample_without_image_or_valid_classes_is_named(
     labels: Any, files: dict[str, bytes], words: str, tmp_path: Path
 ) -> None:
     write_wds(tmp_path, labels)
-    _replace_second_tar(tmp_path, **files)
-    with pytest.raises(FileError, match=words) as error:
+    with tarfile.open(tmp_path / 'test/1.tar', 'w') as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    with refused_at(f"{tmp_path}/test/1.tar: sample 'a'", words):
         clip_benchmark(str(tmp_path))
-    assert error.value.path == f"{tmp_path}/test/1.tar: sample 'a'"

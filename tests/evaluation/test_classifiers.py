@@ -21,17 +21,16 @@ from llm2clip.errors import ConfigError
 from llm2clip.evaluation.classifiers import linear_probe, sgd_logits, zeroshot_metrics
 
 
-def _classified(seed: int, n_classes: int = 7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
-    """Images that are near to their classes, of which no image has the last: features, labels, features, names."""
+def _classified(seed: int, n_classes: int = 7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images that are near to their classes, of which no image has the last: features, labels, features."""
     generator = torch.Generator().manual_seed(seed)
-    weights, labels = torch.randn(n_classes, 5, generator=generator), torch.randint(0, n_classes - 1, (60,),
-                                                                                    generator=generator)
-    images = torch.randn(60, 5, generator=generator) + weights[labels]
-    return images, labels, weights, [f'c{i}' for i in range(n_classes)]
+    weights = torch.randn(n_classes, 5, generator=generator)
+    labels = torch.randint(0, n_classes - 1, (60,), generator=generator)
+    return torch.randn(60, 5, generator=generator) + weights[labels], labels, weights
 
 
 def test_zeroshot_accuracy_is_that_of_clip_benchmark() -> None:
-    images, labels, weights, classes = _classified(0)
+    (images, labels, weights), classes = _classified(0), [f'c{i}' for i in range(7)]
     found, _ = zeroshot_metrics(images, labels, weights, classes, resamples=200)
     logits = 100 * images @ weights.T
     acc1, acc5 = zeroshot_classification.accuracy(logits, labels, topk=(1, 5))
@@ -40,9 +39,8 @@ def test_zeroshot_accuracy_is_that_of_clip_benchmark() -> None:
     assert found.zeroshot_top1 == pytest.approx(100 * acc1) and found.zeroshot_top5 == pytest.approx(100 * acc5)
     assert found.mean_per_class == pytest.approx(100 * recall)
     assert list(found.per_class) == classes[:-1]
-    for c, name in enumerate(classes[:-1]):
-        top1 = (logits.argmax(1) == labels)[labels == c].float()
-        assert found.per_class[name] == pytest.approx(100 * top1.mean().item())
+    for c, value in enumerate(found.per_class.values()):
+        assert value == pytest.approx(100 * (logits.argmax(1) == c)[labels == c].double().mean().item())
     low, high = found.intervals['zeroshot_top1']
     assert low < found.zeroshot_top1 < high
     assert not zeroshot_metrics(images, labels, weights, classes, resamples=0)[0].intervals
@@ -52,7 +50,7 @@ def test_of_classes_that_score_the_same_the_first_is_nearest() -> None:
     found, _ = zeroshot_metrics(torch.ones(4, 3), torch.tensor([1, 0, 1, 1]), torch.ones(2, 3), ['a', 'b'], resamples=5)
     assert found.zeroshot_top1 == 25.0 and found.per_class == {'a': 100.0, 'b': 0.0}
     # Two classes of each name, and as many columns as make a matrix product round them in different ways.
-    images, labels, weights, _ = _classified(2, 203)
+    images, labels, weights = _classified(2, 203)
     weights[101:202], labels = weights[:101], labels.clamp(max=201)
     names = [f'c{i % 101}' for i in range(202)]
     found, _ = zeroshot_metrics(images, labels, weights[:202], names, resamples=0)
@@ -81,17 +79,12 @@ def test_probe_selects_its_regularisation_on_a_held_out_fifth() -> None:
     assert found.linear_probe_top1 == pytest.approx(whole) and whole != part
 
 
-def _features_of_classes(n: int, width: int = 5, n_classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features far from 0 and of different scales, with a column that is constant, and their classes."""
-    generator = torch.Generator().manual_seed(3)
-    labels = torch.randint(0, n_classes, (n,), generator=generator)
-    x = torch.randn(n, width, generator=generator) + torch.randn(n_classes, width, generator=generator)[labels]
-    return x * torch.tensor([1e-3, 1.0, 20.0, 1.0, 0.0]) + torch.tensor([0.0, 7.0, -300.0, 2.0, 0.3]), labels
-
-
 def test_a_probe_trained_by_sgd_is_the_naive_loop() -> None:
     """Of which each step is written out: batches of uneven size, momentum and the cosine included."""
-    (x, labels), (test, _) = _features_of_classes(50), _features_of_classes(9)
+    # Features far from 0 and of different scales, with a column that is constant.
+    x, labels, _ = _classified(3, 4)
+    x = x * torch.tensor([1e-3, 1.0, 20.0, 1.0, 0.0]) + torch.tensor([0.0, 7.0, -300.0, 2.0, 0.3])
+    x, test, labels = x[:50], x[50:], labels[:50]
     config = SGDProbeConfig(epochs=3, batch_size=16, learning_rate=0.3, momentum=0.8, seed=5)
     found = sgd_logits(x.split(13), labels, test, 3, config)
     mean, deviation = x.double().mean(0), x.double().std(0, correction=0)
@@ -99,7 +92,6 @@ def test_a_probe_trained_by_sgd_is_the_naive_loop() -> None:
     deviation[4] = 1
 
     def scaled(rows: torch.Tensor) -> torch.Tensor:
-        """With a column of ones for the bias."""
         return torch.cat([(rows.double() - mean) / deviation, torch.ones(len(rows), 1)], 1)
 
     weight, velocity, step = torch.zeros(3, 6, dtype=torch.float64), torch.zeros(3, 6, dtype=torch.float64), 0
@@ -124,12 +116,11 @@ def test_a_probe_trained_by_sgd_is_the_naive_loop() -> None:
     assert not other.allclose(found, atol=1e-3)
 
 
-def test_templates(tmp_path: Path) -> None:
+def test_templates_are_lines_with_a_place_for_the_name(tmp_path: Path) -> None:
     path = tmp_path / 't.txt'
     path.write_text('# prompts\na {}\n\nthe {c}.\n')
     assert read_templates(path) == ['a {}', 'the {}.']
-    for text, message in (('a photo\n', "'a photo', expected a prompt with {} for the class name on each line"),
-                          ('# nothing\n\n', 'has no prompt')):
+    for text in ('a photo\n', '# nothing\n\n'):
         path.write_text(text)
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(ConfigError):
             read_templates(path)

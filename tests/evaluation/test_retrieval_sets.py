@@ -26,8 +26,11 @@ def test_captions_of_a_dataset_that_are_absent_are_no_texts(tmp_path: Path) -> N
     one, other = (open_retrieval_set(local, [key]) for key in ('de', 'fr'))
     assert one.read_image == other.read_image and one.image_ids == other.image_ids == ['0', '1', '2']
     write_dataset([Sample('0', {'de': '', 'en': 'x'}, picture(0))], tmp_path / 'none')
-    with pytest.raises(ConfigError, match='no image of .* has one of the captions de'):
-        open_retrieval_set(f'{tmp_path}/none/train', ['de'])
+    for folder, keys, key in (('none/train', ['de'], 'caption_keys'), ('out/train', ['raw'], 'caption_keys'),
+                              ('nowhere', [], 'local')):
+        with pytest.raises(ConfigError) as error:
+            open_retrieval_set(f'{tmp_path}/{folder}', keys)
+        assert error.value.key == key
 
 
 def test_a_pattern_selects_captions(tmp_path: Path) -> None:
@@ -52,17 +55,8 @@ def test_images_are_read_by_position_also_in_another_process(tmp_path: Path) -> 
     shards = sorted(Path(local).glob('part-all/shard.*'))
     assert len(shards) > 1
     found = open_retrieval_set(local)
-    assert found.image_ids == [f's{i:04}' for i in range(4)]
-    assert found.captions[1] == ['a green square number 1, painted on a plain wall by somebody who likes red',
-                                 'a green square']
     for read_image in (found.read_image, pickle.loads(pickle.dumps(found.read_image))):
         assert [read_image(i) for i in range(4)] == [picture(i) for i in range(4)]
-    assert open_retrieval_set(local, ['short']).captions[1] == ['a green square']
-    for arguments, key in (((local, ['raw']), 'caption_keys'), ((f'{tmp_path}/nowhere',), 'local')):
-        with pytest.raises(ConfigError) as error:
-            open_retrieval_set(*arguments)
-        assert error.value.key == key
-    whole = shards[1].read_bytes()
-    shards[1].write_bytes(whole[:-1])
-    with pytest.raises(FileError, match=f'the shard .*{shards[1].name} is damaged: {len(whole) - 1} bytes, expected'):
+    shards[1].write_bytes(shards[1].read_bytes()[:-1])
+    with pytest.raises(FileError, match=f'{shards[1].name} is damaged'):
         open_retrieval_set(local)

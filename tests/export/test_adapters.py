@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
@@ -23,7 +22,6 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, TensorDataset
 from trained import Trained, trained
 
-from llm2clip.data.images import encode_image
 from llm2clip.evaluation.classifiers import class_features, zeroshot_metrics
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
@@ -32,7 +30,6 @@ from llm2clip.metrics.retrieval import rank_both_ways
 ROOT = Path(__file__).parents[2]
 N = 30
 TEXTS = [f'{i} {COLORS[i % 10]} {SHAPES[i % 4]}' for i in range(N)]
-OTHERS = [f'{i} {SHAPES[i % 4]} {COLORS[i % 10]}' for i in range(N)]
 CLASSES = ['a square', 'some circles', 'the cross']
 
 
@@ -41,25 +38,21 @@ def _tasks() -> list[Any]:
     import mteb
 
     images = [Image.open(io.BytesIO(picture(i))) for i in range(N)]
-    retrieval, composition, zeroshot = mteb.get_tasks(['Flickr30kT2IRetrieval', 'SugarCrepe', 'CIFAR10ZeroShot'])
+    retrieval, zeroshot = mteb.get_tasks(['Flickr30kT2IRetrieval', 'CIFAR10ZeroShot'])
     ids = [str(i) for i in range(N)]
     retrieval.dataset = {'default': {'test': {
         'queries': Dataset.from_dict({'id': ids, 'text': TEXTS}),
         'corpus': Dataset.from_dict({'id': ids, 'image': images}),
         'relevant_docs': {i: {i: 1} for i in ids}, 'top_ranked': None}}}
-    composition.dataset = {'test': Dataset.from_dict(
-        {'images': images, 'caption': TEXTS, 'negative_caption': OTHERS})}
     zeroshot.dataset = {'test': Dataset.from_dict(
         {zeroshot.input_column_name: images, zeroshot.label_column_name: [i % 3 for i in range(N)]})}
     zeroshot.get_candidate_labels = lambda: CLASSES
-    for task in (retrieval, composition, zeroshot):
-        task.data_loaded = True
-    return [retrieval, composition, zeroshot]
+    retrieval.data_loaded = zeroshot.data_loaded = True
+    return [retrieval, zeroshot]
 
 
 @pytest.fixture
 def of_run(teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
-    """A model that is exported where the blocks look for it."""
     of_run = trained('timm:test_vit', [teacher_folder])
     export_folder(*of_run, tmp_path / 'runs/quickstart/export/llm2clip')
     monkeypatch.chdir(tmp_path)
@@ -76,15 +69,10 @@ def _run_block(which: int, names: dict[str, Any], images: Sequence[bytes] = ()) 
 
 @torch.no_grad()
 def _features(of_run: Trained, images: list[bytes], *texts: list[str]) -> list[torch.Tensor]:
-    """Of images, and of each list of texts."""
     preprocessing = of_run.model.vision_encoder.preprocessing
     pixels = torch.stack([training_pixels(data, preprocessing=preprocessing) for data in images])
     return [of_run.model.get_image_features(pixels),
             *(of_run.model.get_text_features(of_run.vectors(part)) for part in texts)]
-
-
-def _noise(seed: int) -> bytes:
-    return encode_image(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)), 'PNG')
 
 
 def test_sentence_transformers_encodes_images_and_texts(of_run: Trained) -> None:
@@ -101,23 +89,21 @@ def test_sentence_transformers_encodes_images_and_texts(of_run: Trained) -> None
         torch.testing.assert_close(torch.as_tensor(found), expected, rtol=0, atol=1e-5)
     assert model.get_embedding_dimension() == images.shape[1] and model.modalities[:2] == ['text', 'image']
     Path('damaged.png').write_bytes(given[0][:99])
-    for wrong, message in (({'image': 'no_file.jpg'}, 'no_file.jpg: expected a readable image .*No such file'),
-                           ('damaged.png', 'damaged.png: expected a readable image'), ('dog.jpg', 'each modality')):
+    for wrong, message in (([{'image': 'no_file.jpg'}], 'no_file.jpg: expected a readable image'),
+                           (['damaged.png'], 'damaged.png: expected'), (['a', 'dog.jpg'], 'each modality')):
         with pytest.raises(ValueError, match=message):
-            model.encode(['a', wrong] if wrong == 'dog.jpg' else [wrong])
+            model.encode(wrong)
     model.half().save('again')  # no longer the weights that were exported
     shutil.rmtree('runs')
     again = SentenceTransformer('again', device='cpu')
     torch.testing.assert_close(torch.as_tensor(again.encode(texts)), captions, rtol=0, atol=2e-3)
     shutil.rmtree('again/teacher')
-    with pytest.raises(ValueError, match='again/teacher/text_encoder.json: cannot be loaded'):
+    with pytest.raises(ValueError, match='again/teacher/.*: is missing or not the file'):
         SentenceTransformer('again', device='cpu').encode(texts)
 
 
 def test_clip_benchmark_agrees_with_our_metrics(of_run: Trained) -> None:
-    # Pictures whose features are spread, so that some captions find theirs and some do not.
-    kinds = [*pictures(64).values()]
-    encoded = [kinds[i // 4] if i % 4 == 0 and i // 4 < len(kinds) else _noise(i) for i in range(24)]
+    encoded = [picture(i) for i in range(24)]
     captions = [list(sample.captions.values()) for sample in make_samples(24, images=False)]
     names: dict[str, Any] = {}
     _run_block(1, names)
@@ -146,14 +132,12 @@ def test_clip_benchmark_agrees_with_our_metrics(of_run: Trained) -> None:
 def test_mteb_agrees_with_our_metrics(of_run: Trained) -> None:
     names: dict[str, Any] = {'tasks': _tasks()}
     _run_block(2, names)
-    images, texts, others, prompts = _features(of_run, [picture(i) for i in range(N)], TEXTS, OTHERS, CLASSES)
+    images, texts, prompts = _features(of_run, [picture(i) for i in range(N)], TEXTS, CLASSES)
     recalls = rank_both_ways(images, texts, torch.arange(N)).recalls()
     theirs = {result.task_name: result.scores['test'][0] for result in names['results'].task_results}
     for k in (1, 5, 10):
         assert 100 * theirs['Flickr30kT2IRetrieval'][f'recall_at_{k}'] == pytest.approx(
             recalls[f'image_retrieval_recall@{k}'], abs=1e-2)
-    right = (images * texts).sum(1) > (images * others).sum(1)
-    assert theirs['SugarCrepe']['text_acc'] == pytest.approx(right.float().mean().item()) and 0 < right.sum() < N
     accuracy, _ = zeroshot_metrics(images, torch.arange(N) % 3, class_features(prompts, CLASSES), CLASSES, resamples=0)
     assert 100 * theirs['CIFAR10ZeroShot']['accuracy'] == pytest.approx(accuracy.zeroshot_top1, abs=1e-3)
     assert names['scores'].keys() == theirs.keys() and all(0 < score < 1 for score in names['scores'].values())

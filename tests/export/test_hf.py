@@ -1,18 +1,22 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The exported folder: the same numbers, loaded by transformers, as the README says."""
+"""The exported folder: the same numbers, loaded by transformers, as the README says, and its model card."""
 
 import io
 import re
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from parts import make_samples, text_encoder_from_config
+import yaml
+from huggingface_hub import ModelCard
+from parts import make_samples
 from PIL import Image
+from recipes_in_process import REQUIRED
 from safetensors.torch import load_file
 from timm.models import build_model_with_cfg, register_model
 from timm.models.eva import Eva
@@ -20,16 +24,18 @@ from timm.models.swin_transformer import SwinTransformer
 from trained import trained
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, LlamaConfig, pipeline
 
-from llm2clip.config import LoraConfig, TextEncoderConfig
+from llm2clip.config import ImageDataConfig, ImageStreamConfig, ModelConfig, Stage1Config, Stage2Config, VisionConfig
+from llm2clip.config.loading import load_config, save_config
 from llm2clip.export import hf
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
+from llm2clip.export.model_card import language_model, model_card
 from llm2clip.io.files import read_json, write_json
-from llm2clip.modeling import modeling_llm2clip
-from llm2clip.modeling.checks import LoadError, keep_readable, load_config
+from llm2clip.modeling import checks, modeling_llm2clip
 from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.teacher.llm import load_teacher, save_teacher
+from llm2clip.teacher.fingerprint import Fingerprint
+from llm2clip.teacher.llm import load_teacher
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,17 +61,13 @@ def test_loaded_model_gives_the_same_features(exported: tuple[LLM2CLIP, Path], t
 
 
 @torch.no_grad()
-def test_processor_and_pipeline(exported: tuple[LLM2CLIP, Path]) -> None:
+def test_the_pipeline_of_transformers_scores_texts(exported: tuple[LLM2CLIP, Path]) -> None:
     texts, image = ['a red square', "  it's a dog , isn't it?"], Image.open(io.BytesIO(pictures(32)['a CMYK picture']))
     classifier: Any = pipeline('zero-shot-image-classification', str(exported[1]))
-    expected = classifier.model(AutoImageProcessor.from_pretrained(exported[1])(image.convert('RGB')).pixel_values,
-                                classifier.model.embed_texts(texts)).logits_per_image
-    inputs = AutoProcessor.from_pretrained(exported[1])(text=texts, images=image.convert('RGB'), padding=True,
-                                                        return_tensors='pt')
-    torch.testing.assert_close(classifier.model(**inputs).logits_per_image, expected)
+    pixels = AutoImageProcessor.from_pretrained(exported[1])(image.convert('RGB')).pixel_values
+    expected = classifier.model(pixels, classifier.model.embed_texts(texts)).logits_per_image.softmax(-1)
     found = {one['label']: one['score'] for one in classifier(image, texts, hypothesis_template='{}')}
-    torch.testing.assert_close(torch.tensor([[found[text] for text in texts]]), expected.softmax(-1))
-    assert 'pipeline_tag: zero-shot-image-classification' in (exported[1] / 'README.md').read_text()
+    torch.testing.assert_close(torch.tensor([[found[text] for text in texts]]), expected)
 
 
 @register_model
@@ -113,11 +115,8 @@ def test_eleven_teachers_keep_their_order(tmp_path: Path) -> None:
     assert [folder.name for folder in hf.LLM2CLIPModel.teacher_folders(tmp_path)] == names
 
 
-def test_texts_have_one_precision_with_and_without_package(llm_folder: Path, tmp_path: Path) -> None:
-    lora = LoraConfig(r=4)
-    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(str(llm_folder), dtype='bfloat16'), lora, 0.05)
-    save_teacher(encoder, tokenizer, lora, tmp_path / 'teacher')
-    export_folder(*trained('timm:test_efficientnet', [tmp_path / 'teacher'], image_size=32), tmp_path / 'model')
+def test_texts_have_one_precision_with_and_without_package(lora_teacher: Path, tmp_path: Path) -> None:
+    export_folder(*trained('timm:test_efficientnet', [lora_teacher], image_size=32), tmp_path / 'model')
     with torch.no_grad():
         found, expected = (kind.from_pretrained(tmp_path / 'model').get_text_features(['a red square', 'two'])
                            for kind in (hf.LLM2CLIPModel, modeling_llm2clip.LLM2CLIPModel))
@@ -130,10 +129,10 @@ def test_an_llm_of_transformers_5_is_read_by_4_or_refused(tmp_path: Path) -> Non
     write_json(tmp_path / 'tokenizer_config.json', {
         'tokenizer_class': 'TokenizersBackend', 'extra_special_tokens': ['<x>']})
     if hasattr(LlamaConfig(), 'rope_theta'):  # transformers 4
-        with pytest.raises(LoadError, match='rope_parameters this version does not read'):
-            load_config(tmp_path)
-    keep_readable(tmp_path)
-    load_config(tmp_path)
+        with pytest.raises(checks.LoadError, match='rope_parameters this version does not read'):
+            checks.load_config(tmp_path)
+    checks.keep_readable(tmp_path)
+    checks.load_config(tmp_path)
     longrope = {'short_factor': [1.0], 'long_factor': [2.0]}
     for written, expected in (
             ({**rope, 'rope_theta': 3e4}, {'rope_theta': 3e4, 'rope_scaling': rope}),
@@ -142,7 +141,7 @@ def test_an_llm_of_transformers_5_is_read_by_4_or_refused(tmp_path: Path) -> Non
             ({**longrope, 'rope_type': 'longrope', 'rope_theta': 1e4, 'partial_rotary_factor': 0.75},
              {'rope_theta': 1e4, 'partial_rotary_factor': 0.75, 'rope_scaling': {'type': 'longrope', **longrope}})):
         write_json(tmp_path / 'config.json', {'rope_parameters': written})
-        keep_readable(tmp_path)
+        checks.keep_readable(tmp_path)
         assert read_json(tmp_path / 'config.json', dict) == expected
     assert read_json(tmp_path / 'tokenizer_config.json', dict) == {
         'tokenizer_class': 'PreTrainedTokenizerFast', 'additional_special_tokens': ['<x>']}
@@ -154,23 +153,18 @@ def test_the_teacher_comes_from_the_hub_when_it_is_asked_for(
 ) -> None:
     loaded = kind.from_pretrained(exported[1])
     expected = loaded.embed_texts(['a red square'])
-    from_hub, asked = kind.from_pretrained(exported[1], revision='abc'), []
+    from_hub, download = kind.from_pretrained(exported[1], revision='abc'), Mock(return_value=str(exported[1]))
     from_hub.name_or_path = 'user/model'
-
-    def download(name: str, revision: str, allow_patterns: str) -> str:
-        asked.append((name, revision, allow_patterns))
-        return str(exported[1])
-
     monkeypatch.setattr(modeling_llm2clip, 'snapshot_download', download)
     torch.testing.assert_close(from_hub.embed_texts(['a red square']), expected)
-    assert asked == [('user/model', 'abc', 'teacher/*')]
+    download.assert_called_once_with('user/model', revision='abc', allow_patterns='teacher/*')
 
 
 def test_readme_snippet_runs(
     exported: tuple[LLM2CLIP, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = re.search(r'runs this block -->\n```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
-    assert code is not None and code[1].count('\n') <= 10
+    assert code is not None
     monkeypatch.chdir(tmp_path)
     shutil.copytree(exported[1], 'runs/quickstart/export/llm2clip')
     for kind, data in pictures(32).items():
@@ -182,3 +176,56 @@ def test_readme_snippet_runs(
             expected = exported[0].get_image_features(
                 training_pixels(data, preprocessing=exported[0].vision_encoder.preprocessing)[None])
         torch.testing.assert_close(names['image'].detach(), expected, msg=kind)
+
+
+TEACHER = Fingerprint.of('a1b2', {'pooling': 'mean', 'instruction': 'a | b'})
+
+
+def _stage2(tmp_path: Path) -> Stage2Config:
+    streams = {'cc3m': ImageStreamConfig(local=str(tmp_path), remote='s3://secret-bucket/cc3m', proportion=0.25),
+               'cc12m': ImageStreamConfig(local='/secret/cc12m', proportion=0.75, caption_weights={'raw': 1.0})}
+    return Stage2Config(
+        save_folder='/secret/run', run_name='r', max_duration='4ep', global_train_batch_size=4096,
+        optimizer={'name': 'adamw', 'lr': 1e-5},
+        model=ModelConfig(VisionConfig(str(tmp_path), checkpoint='/secret/tower.safetensors')),
+        train_data=ImageDataConfig(streams=streams, caption_weights={'raw': 1.0, 'long': 3.0, 'never': 0.0}))
+
+
+def test_a_card_has_the_settings_of_the_run_without_paths(tmp_path: Path) -> None:
+    run = _stage2(tmp_path)
+    model_card(run.model, TEACHER, run, teachers=['me/llm']).save(tmp_path / 'README.md')
+    card = ModelCard.load(tmp_path / 'README.md')
+    assert card.data.library_name == 'transformers' and card.data.pipeline_tag is None
+    for row in ('| language model | me/llm |', '| cc3m | 0.25 of the epoch | raw 25 %, long 75 % |',
+                '| cc12m | 0.75 of the epoch | raw 100 % |', '| weights | a1b2 |'):
+        assert row in card.text
+    training = yaml.safe_load(card.text.split('```yaml')[1].split('```')[0])
+    assert training['optimizer']['lr'] == 1e-5 and training['global_train_batch_size'] == 4096
+    assert training['model']['vision']['checkpoint'] == 'tower.safetensors'
+    # What is published says nothing of where things lie.
+    assert 'secret' not in card.content and str(tmp_path) not in card.content
+
+
+def test_the_language_model_is_the_one_that_stage_1_began_with(teacher_folder: Path, tmp_path: Path) -> None:
+    assert language_model(teacher_folder) == f'{teacher_folder.name} (llama)' and language_model('me/llm') == 'me/llm'
+    save_config(load_config(Stage1Config, [*REQUIRED['train_stage1'], 'text_encoder.pretrained=me/llm']), tmp_path)
+    assert language_model(tmp_path / 'teacher') == 'me/llm'
+
+
+def test_a_card_without_run_names_all_teachers() -> None:
+    card = model_card(ModelConfig(VisionConfig('test_vit', False)), Fingerprint((*TEACHER.teachers, {'weights': 'c3'})))
+    assert '| a1b2 |' in card.text and '| c3 |' in card.text
+
+
+def test_names_are_shown_and_not_rendered(tmp_path: Path) -> None:
+    evil = 'x](http://e) <img src=e onerror=a> | `b`\n---\n# y: {{ 1 }} \x1b[31m\n```\n'
+    run = _stage2(tmp_path)
+    run.train_data.streams = {evil: ImageStreamConfig(local='a', caption_weights={evil: 1.0})}
+    run.optimizer['name'] = evil
+    model_card(ModelConfig(VisionConfig(evil)), Fingerprint.of('a', {evil: evil}), run,
+               teachers=[evil]).save(tmp_path / 'README.md')
+    card = ModelCard.load(tmp_path / 'README.md')
+    before, code, after = re.split('````(?:yaml)?\n', card.text.split('## Licence')[1])
+    assert yaml.safe_load(code)['optimizer']['name'] == evil
+    assert '{{ 1 }}' in before and '\n---\n' not in before + after and '\n# y' not in before + after
+    assert not re.search(r'[<>\]\x1b]|`b', re.sub(r'\\.', '', before + after))

@@ -21,7 +21,6 @@ from llm2clip.training.runs import Stage2Run
 
 
 def save_run(folder: Path, of_run: Trained, teacher: Optional[Path] = None) -> Path:
-    """A run without its checkpoint."""
     save_run_config(folder, of_run.config, teacher=None if teacher is None else str(teacher))
     teacher = Fingerprint.concatenate(teacher_fingerprint(path) for path in of_run.teachers)
     TeacherRecord(teacher, of_run.record.facts).write(folder)
@@ -50,33 +49,27 @@ def test_the_teacher_is_the_one_that_the_run_names(
     for _ in range(2):
         run_recipe(monkeypatch, 'export_hf', f'run={run}', f'out={tmp_path}/export')
     folder = tmp_path / 'export/llm2clip'
-    assert (folder / 'teacher/text_encoder.json').is_file() and len(loaded) == 2
-    said = capsys.readouterr().out
-    assert f'wrote {folder}\n' in said and (folder / MANIFEST).is_file()
+    assert (folder / 'teacher/text_encoder.json').is_file() and (folder / MANIFEST).is_file() and len(loaded) == 2
     run_recipe(monkeypatch, 'export_vision', f'run={run}', f'out={tmp_path}/vision')
-    assert f'wrote test_efficientnet: {tmp_path}/vision\n' in capsys.readouterr().out
     args = f'run={run}', f'out={tmp_path}/onnx', 'format=onnx', f'teacher={teacher_folder}'
+    capsys.readouterr()
     run_recipe(monkeypatch, 'export_vision', *args)
-    said = capsys.readouterr()
-    assert said.out == f'wrote adapter.onnx, model.onnx, text_encoder.onnx: {tmp_path}/onnx\n', said
-    with pytest.raises(ConfigError, match='teacher .*: set, but format=native exports the vision tower alone'):
+    assert capsys.readouterr().out == f'wrote adapter.onnx, model.onnx, text_encoder.onnx: {tmp_path}/onnx\n'
+    with pytest.raises(ConfigError) as error:
         run_recipe(monkeypatch, 'export_vision', *args, 'format=native')
-    run_recipe(monkeypatch, 'export_sentence_transformers', f'teacher={teacher_folder}', f'out={tmp_path}/st')
-    assert f'wrote {tmp_path}/st\n' in capsys.readouterr().out
+    assert error.value.key == 'teacher'
 
 
-def test_a_missing_package_is_named(
-    teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_is_named(teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ('llm2clip.export.sentence_model', 'llm2clip.modeling.caption_encoder',
                  'llm2clip.export.onnx_models'):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, 'sentence_transformers', None)
-    with pytest.raises(ConfigError, match='this export needs the extra sentence-transformers .*uv sync'):
+    with pytest.raises(ConfigError, match='needs the extra sentence-transformers'):
         run_recipe(monkeypatch, 'export_sentence_transformers', f'teacher={teacher_folder}', f'out={tmp_path}/st')
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     run = save_run(tmp_path / 's2', trained('timm:test_efficientnet', [teacher_folder]))
-    with pytest.raises(ConfigError, match='format: onnx needs the extra onnx .*--extra onnx'):
+    with pytest.raises(ConfigError, match='needs the extra onnx'):
         run_recipe(monkeypatch, 'export_vision', f'run={run}', f'out={tmp_path}/onnx', 'format=onnx')
 
 
@@ -92,10 +85,9 @@ def test_several_teachers_are_named_in_order(
     export(f'teacher=[{teacher_folder},{causal_teacher}]')
     assert (tmp_path / 'export/llm2clip/teacher/1/text_encoder.json').is_file()
     assert (tmp_path / 'export/llm2clip/modeling_llm2clip.py').is_file() and len(loaded) == 1
-    with pytest.raises(ValueError, match='comes from another teacher than the run: bidirectional is False, expected T'):
-        export(f'teacher=[{causal_teacher},{teacher_folder}]')
-    for args in ([], [f'teacher={teacher_folder}']):
-        with pytest.raises(ConfigError, match='teacher: 1 named here or in the config.yaml of .*s2, expected 2'):
+    for args, message in (([f'teacher=[{causal_teacher},{teacher_folder}]'], 'another teacher than the run'),
+                          ([], 'teacher: 1 .*, expected 2')):
+        with pytest.raises(ValueError, match=message):
             export(*args)
     assert len(loaded) == 1
 
@@ -105,23 +97,15 @@ def test_settings_are_checked_before_weights_are_read(
 ) -> None:
     run = save_run(tmp_path / 's2', trained('timm:test_efficientnet', [teacher_folder]))
 
-    def fail(folder: Any) -> None:
-        raise AssertionError('weights were hashed')
-
-    monkeypatch.setattr(llm2clip.teacher.sources, 'teacher_fingerprint', fail)
-
-    def refused(message: str, *args: str, error: Any = ConfigError, name: str = 'export_hf') -> None:
-        before = sorted(tmp_path.rglob('*'))
-        with pytest.raises(error, match=message):
-            run_recipe(monkeypatch, name, f'run={run}', *args)
-        assert not loaded and sorted(tmp_path.rglob('*')) == before
-
-    out, teacher = f'out={tmp_path}/export', f'teacher={teacher_folder}'
-    refused('teacher: 0 named here or in the config.yaml of .*s2, expected 1', out)
-    refused('another teacher than the run: bidirectional is False', out, f'teacher={causal_teacher}', error=ValueError)
-    refused('truncate_dim: 33, expected at most the 32 dimensions of the model', out, teacher, 'truncate_dim=33')
-    # Nor is a run replaced.
-    message = rf'{run} is there already and is not replaced by a new .*\(in it: config.yaml, teacher.json\)'
-    refused(message, f'out={run}', name='export_vision')
-    with pytest.raises(ConfigError, match=message):
-        run_recipe(monkeypatch, 'export_sentence_transformers', teacher, f'out={run}')
+    monkeypatch.setattr(llm2clip.teacher.sources, 'teacher_fingerprint', None)
+    before, source = sorted(tmp_path.rglob('*')), f'run={run}'
+    out, teacher, replaced = f'out={tmp_path}/export', f'teacher={teacher_folder}', 'is not replaced by a new'
+    for recipe, args, message in (
+            ('export_hf', [source, out], 'teacher: 0 .*, expected 1'),
+            ('export_hf', [source, out, f'teacher={causal_teacher}'], 'another teacher than the run: bidirectional'),
+            ('export_hf', [source, out, teacher, 'truncate_dim=33'], 'truncate_dim: 33'),
+            ('export_vision', [source, f'out={run}'], replaced),
+            ('export_sentence_transformers', [teacher, f'out={run}'], replaced)):
+        with pytest.raises(ValueError, match=message):
+            run_recipe(monkeypatch, recipe, *args)
+    assert not loaded and sorted(tmp_path.rglob('*')) == before

@@ -84,7 +84,7 @@ def test_hard_negatives_are_those_of_the_library(limits: dict[str, Any], llm_fol
     # Stage 1 trains each query with its own, if there is one.
     data = CaptionDataConfig(num_workers=0, num_canonical_nodes=1, streams={
         's': CaptionStreamConfig(f'{tmp_path}/mined/train')})
-    of_query = {text_id(text): text_id(negative.get(text)) for s in samples for text in s.captions.values()}
+    of_query = {text_id(text): text_id(negative.get(text, '')) for s in samples for text in s.captions.values()}
     for batch in build_caption_pair_loader(data, tokenizer, 7, 3, train=True).dataloader:
         assert batch['negative_text_id'].tolist() == [of_query[i] for i in batch['query_text_id'].tolist()]
     for key, message in (('dataset', 'source.dataset: there is no MDS dataset'), ('teacher', 'is not a teacher')):

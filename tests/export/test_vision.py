@@ -1,44 +1,36 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The vision tower alone: the class that it becomes, and training that continues from it."""
+"""The vision tower alone: the class that it becomes, training that continues from it, and ONNX."""
 
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from composer.devices import DeviceCPU
+from onnxruntime import InferenceSession
 from PIL import Image
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from towers import write_clip
-from trained import PIXELS, SMALL, trained
-from transformers import (
-    AutoProcessor,
-    CLIPModel,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-)
+from trained import PIXELS, SMALL, Trained, trained
+from transformers import AutoProcessor, CLIPModel, LlavaConfig, LlavaForConditionalGeneration
 
-from llm2clip.config import (
-    AdapterConfig,
-    ClipTextConfig,
-    ModelConfig,
-    Stage2Config,
-    TrainableTextConfig,
-    VisionConfig,
-)
+from llm2clip.config import AdapterConfig, ClipTextConfig, ModelConfig, Stage2Config, TrainableTextConfig, VisionConfig
 from llm2clip.errors import ConfigError
+from llm2clip.export.onnx_models import export_onnx
 from llm2clip.export.vision import export_clip, export_vision
 from llm2clip.models.llm2clip import LLM2CLIP, truncate_dims
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.teacher.clip_text import ClipText, load_clip_text, load_clip_tokenizer, save_clip_text
+from llm2clip.teacher.sources import TeacherFolder
 
 ROOT = Path(__file__).parents[2]
 IMAGE_TOKEN, PATCHES = 3, 16
@@ -53,7 +45,7 @@ def test_training_goes_on_from_the_exported_tower(
     vision: str, name: str, weight: str, teacher_folder: Path, tmp_path: Path
 ) -> None:
     of_run = trained(vision, [teacher_folder])
-    assert export_vision(of_run.model, of_run.config, of_run.record, tmp_path / 'tower') == name
+    assert export_vision(*of_run[:3], tmp_path / 'tower') == name
     folder = f'{"local-dir:" if vision.startswith("timm") else ""}{tmp_path}/tower'
     size = of_run.config.vision.image_size
     again = VisionEncoder(VisionConfig(folder, pretrained=True, image_size=size)).eval()
@@ -69,7 +61,7 @@ def test_training_goes_on_from_the_exported_tower(
 def test_without_projection_and_right_after_training(vision: str, teacher_folder: Path, tmp_path: Path) -> None:
     of_run = trained(vision, [teacher_folder])
     of_run.model.to(memory_format=torch.channels_last)
-    name = export_vision(of_run.model, of_run.config, of_run.record, tmp_path / 'tower', projection=False)
+    name = export_vision(*of_run[:3], tmp_path / 'tower', projection=False)
     config = json.loads((tmp_path / 'tower/config.json').read_text())
     if vision.startswith('timm'):
         assert config['num_classes'] == 0
@@ -83,17 +75,16 @@ def test_without_projection_and_right_after_training(vision: str, teacher_folder
 def test_a_projection_that_does_not_fit_is_refused(teacher_folder: Path, tmp_path: Path) -> None:
     of_run = trained('clip_vision_model', [teacher_folder])
     of_run.model.visual_projection = nn.Linear(32, 32)
-    with pytest.raises(ConfigError, match='projection: .*has no bias.*projection=false'):
-        export_vision(of_run.model, of_run.config, of_run.record, tmp_path / 'tower')
-    export_vision(of_run.model, of_run.config, of_run.record, tmp_path / 'tower', projection=False)
-    of_timm = trained('timm:test_vit', [teacher_folder])
+    with pytest.raises(ConfigError, match='^projection: '):
+        export_vision(*of_run[:3], tmp_path / 'tower')
+    export_vision(*of_run[:3], tmp_path / 'tower', projection=False)
+    of_timm = trained('timm:test_vit', [teacher_folder])  # whose head has a bias
     of_timm.model.visual_projection = nn.Linear(of_timm.model.vision_encoder.width, 32)
-    export_vision(of_timm.model, of_timm.config, of_timm.record, tmp_path / 'timm')
+    export_vision(*of_timm[:3], tmp_path / 'timm')
 
 
 @torch.no_grad()
 def test_a_clip_that_was_fine_tuned_is_one_clip_model(llm_folder: Path, tmp_path: Path) -> None:
-    """With a text tower, a projection and pixels of its own, and fewer dimensions."""
     clip = str(write_clip(tmp_path / 'clip', llm_folder))
     tower = load_clip_text(ClipTextConfig(clip)).eval()
     save_clip_text(tower, {name: value + 0.01 for name, value in tower.state_dict().items()},
@@ -126,10 +117,11 @@ def test_a_clip_that_was_fine_tuned_is_one_clip_model(llm_folder: Path, tmp_path
 def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """LLaVA-1.5's layout: CLIP's last but one layer without class token, an MLP of two layers, a Llama."""
     torch.manual_seed(0)
-    text = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**SMALL), text_config=text, image_token_index=IMAGE_TOKEN,
+    vision = {'model_type': 'clip_vision_model', **SMALL}
+    text = {'model_type': 'llama', 'vocab_size': 64, 'hidden_size': 32, 'intermediate_size': 64,
+            'num_hidden_layers': 2, 'num_attention_heads': 4}
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN,
                          image_seq_length=PATCHES)
-    assert config.vision_feature_layer == -2 and config.vision_feature_select_strategy == 'default'
     folder = tmp_path_factory.mktemp('llava')
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     return folder
@@ -140,7 +132,7 @@ def test_in_llava_as_the_readme_puts_it_there(
 ) -> None:
     of_run = trained('clip_vision_model', [teacher_folder])
     monkeypatch.chdir(tmp_path)
-    export_vision(of_run.model, of_run.config, of_run.record, 'runs/vision')
+    export_vision(*of_run[:3], 'runs/vision')
     code = re.search(r'test_vision.py runs this block -->\n```python\n(.*?)```',
                      (ROOT / 'docs/guides/export.md').read_text(), re.S)
     assert code is not None
@@ -159,3 +151,72 @@ def test_in_llava_as_the_readme_puts_it_there(
     layers = of_run.model.vision_encoder.trunk(pixels, output_hidden_states=True).hidden_states
     torch.testing.assert_close(reached[0], layers[-2][:, 1:], rtol=0, atol=1e-5)
     assert outputs.logits.shape == (3, PATCHES + 3, 64)
+
+
+def features(of_run: Trained, folder: Path, **options: Any) -> np.ndarray:
+    """Export, and run the tower on three images in batches of one and two."""
+    export_onnx(*of_run[:3], folder, **options)
+    session = InferenceSession(folder / 'model.onnx')
+    pixels = of_run.pixels().numpy()
+    return np.concatenate([session.run(None, {'pixel_values': part})[0] for part in (pixels[:1], pixels[1:])])
+
+
+def assert_same(found: np.ndarray, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-4)
+    assert F.cosine_similarity(torch.from_numpy(found), expected).min() > 0.9999 and expected.std() > 0.01
+
+
+@pytest.mark.parametrize('vision', ['siglip_vision_model', 'vit', 'timm:test_efficientnet'])
+@torch.no_grad()
+def test_features_are_those_of_the_tower(vision: str, teacher_folder: Path, tmp_path: Path) -> None:
+    of_run = trained(vision, [teacher_folder], 'linear' if vision == 'vit' else 'residual')
+    of_run.model.to(memory_format=torch.channels_last)
+    assert_same(features(of_run, tmp_path / 'out'), of_run.model.get_image_features(of_run.pixels()))
+    vectors = torch.randn(5, 32)
+    texts, = InferenceSession(tmp_path / 'out/adapter.onnx').run(None, {'text_embedding': vectors.numpy()})
+    assert_same(texts, of_run.model.get_text_features(vectors))
+    if vision == 'vit':
+        pooled = features(of_run, tmp_path / 'pooled', projection=False)
+        assert_same(pooled, of_run.model.vision_encoder(of_run.pixels()))
+        assert not (tmp_path / 'pooled/adapter.onnx').exists()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(('vision', 'kind'), [  # torch 2.7 cannot express the mask of causal LLMs
+    ('timm:test_vit', 'teacher_folder'),
+    ('clip_vision_model', 'causal_teacher' if torch.__version__ >= '2.8' else 'weighted_teacher')])
+def test_the_model_card_embeds_images_and_captions(
+    vision: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    teacher: Path = request.getfixturevalue(kind)
+    of_run = trained(vision, [teacher])
+    export_onnx(*of_run[:3], tmp_path / 'out', teachers=[TeacherFolder(teacher)])
+    monkeypatch.chdir(tmp_path / 'out')
+    Image.new('RGB', (90, 70), 'red').save('picture.png')
+    code = re.search(r'```python\n(.*?)```', Path('README.md').read_text(), re.S)
+    assert code is not None
+    names: dict[str, Any] = {}
+    exec(code[1].replace('on a sofa', 'on a sofa' + 40 * ' and a chair'), names)  # is cut if the teacher cuts it
+    assert_same(names['text_embedding'], of_run.vectors(names['captions']))
+    assert_same(names['text_features'], of_run.model.get_text_features(of_run.vectors(names['captions'])))
+    assert_same(names['image_features'], of_run.model.get_image_features(names['pixels'].pixel_values))
+
+
+def test_lora_beside_bfloat16_is_merged(lora_teacher: Path, tmp_path: Path) -> None:
+    of_run = trained('timm:test_vit', [lora_teacher])
+    export_onnx(*of_run[:3], tmp_path / 'out', teachers=[TeacherFolder(lora_teacher)])
+    nodes = onnx.load(tmp_path / 'out/text_encoder.onnx').graph.node
+    products = sum(node.op_type in ('MatMul', 'Gemm') for node in nodes)
+    # Seven projections and two products of attention in each of two layers, and in torch 2.7 one of RoPE.
+    assert products in (9 * 2, 9 * 2 + 1)
+
+
+def test_what_onnx_cannot_express_is_one_line(teacher_folder: Path, causal_teacher: Path, tmp_path: Path) -> None:
+    of_run = trained('timm:test_vit', [teacher_folder])
+    blocks: Any = of_run.model.vision_encoder.trunk.blocks
+    blocks.register_forward_hook(lambda module, inputs, output: output * (2 if output.sum() > 0 else 1))
+    two = [TeacherFolder(teacher_folder), TeacherFolder(causal_teacher)]
+    for message, teachers in (('cannot express the vision tower test_vit', []), ('^teacher: ', two)):
+        with pytest.raises(ConfigError, match=message):
+            features(of_run, tmp_path / 'out', teachers=teachers)
+    assert not (tmp_path / 'out').exists()

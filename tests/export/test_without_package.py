@@ -27,9 +27,7 @@ TEXTS = [text for sample in make_samples(5) for text in sample.captions.values()
 
 
 @pytest.fixture(scope='module')
-def models(
-    teacher_folder: Path, causal_teacher: Path, weighted_teacher: Path, embedder: Path
-) -> dict[str, Trained]:
+def models(teacher_folder: Path, causal_teacher: Path, weighted_teacher: Path, embedder: Path) -> dict[str, Trained]:
     sentences = SentenceTransformerModel(SentenceTransformersTeacherConfig(str(embedder), 'query'))
     return {'clip': trained('clip_vision_model', [teacher_folder, causal_teacher, sentences], 'linear'),
             'siglip': trained('siglip_vision_model', [weighted_teacher], 'identity', logit_bias=-10.0),
@@ -38,7 +36,6 @@ def models(
 
 @pytest.fixture(scope='module')
 def found(models: dict[str, Trained], tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """What a Python without this package makes of the exports."""
     folder = tmp_path_factory.mktemp('exports')
     given = {}
     for name, (model, config, record, teachers) in models.items():

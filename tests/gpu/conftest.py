@@ -16,9 +16,12 @@ import launched
 import pytest
 import torch
 import torch.distributed
+from composer import Callback
 from launched import DEVICE, Train, stage1_arguments, stage2_arguments
 from recipes_in_process import run_recipe
 
+import llm2clip.training.trainer
+from llm2clip.training import stage1, stage2
 from llm2clip.training.algorithms import grad_cache
 
 
@@ -50,13 +53,11 @@ def _sixteen_bits_on_a_cpu() -> Iterator[None]:
 
 @pytest.fixture
 def device() -> torch.device:
-    """Where tensors are put."""
     return torch.device('cuda' if DEVICE == 'gpu' else 'cpu')
 
 
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Runs the recipe of this name."""
 
     def run(name: str, *args: str) -> None:
         run_recipe(monkeypatch, name, *args)
@@ -80,7 +81,6 @@ def arguments(image_dataset: Path, llm_folder: Path, embeddings: Path) -> dict[i
 
 @pytest.fixture
 def train(recipe: Callable[..., None], arguments: dict[int, list[str]], tmp_path: Path) -> Train:
-    """Trains in this process."""
 
     def run(stage: int, name: str, *args: str) -> Path:
         recipe(f'train_stage{stage}', *arguments[stage], f'device={DEVICE}', *args, f'save_folder={tmp_path}/{name}')
@@ -91,10 +91,21 @@ def train(recipe: Callable[..., None], arguments: dict[int, list[str]], tmp_path
 
 @pytest.fixture
 def train_on_two(arguments: dict[int, list[str]], tmp_path: Path) -> Train:
-    """Trains on two GPUs, or by two processes on the CPU."""
 
     def run(stage: int, name: str, *args: str) -> Path:
         launched.run(f'train_stage{stage}', tmp_path / name, [*arguments[stage], f'device={DEVICE}', *args], 2)
         return tmp_path / name
 
     return run
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callback], None]:
+    """Add a callback to the trainings of a stage."""
+    fit = llm2clip.training.trainer.fit
+
+    def watch(stage: int, callback: Callback) -> None:
+        monkeypatch.setattr((stage1, stage2)[stage - 1], 'fit',
+                            lambda trainer: (trainer.state.callbacks.append(callback), fit(trainer)))
+
+    return watch

@@ -20,9 +20,7 @@ from llm2clip.models.llm2clip import LLM2CLIP
 
 @pytest.mark.parametrize('precision', ['fp32', 'amp_bf16'])
 @pytest.mark.parametrize('name', TOWERS)
-def test_features_and_gradients_of_a_tower_equal_a_cpu(
-    name: str, precision: str, device: torch.device
-) -> None:
+def test_features_and_gradients_of_a_tower_equal_a_cpu(name: str, precision: str, device: torch.device) -> None:
     torch.manual_seed(0)
     model = LLM2CLIP(ModelConfig(TOWERS[name], AdapterConfig(depth=1), embed_dim=16), 8).train()
     size = TOWERS[name].image_size
@@ -74,7 +72,6 @@ def test_an_llm_has_the_vectors_that_it_has_on_a_cpu(
 @pytest.mark.parametrize('block_size', [None, 4])
 @pytest.mark.parametrize('case', CASES)
 def test_a_loss_is_float32_whatever_surrounds_it(case: str, block_size: int, device: torch.device) -> None:
-    """Under autocast, and where TF32 is allowed."""
     leaves, ids = sample(case)
     expected = whole_matrix(case, leaves, ids)
     expected.backward()

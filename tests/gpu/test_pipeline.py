@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from composer import Callback, State, Trainer
+from composer import Callback, State
 from composer.loggers import Logger
 from launched import DEVICE, Train, losses
 from PIL import Image
@@ -20,9 +20,7 @@ from safetensors.torch import load_file
 from set_files import custom_sets, write_custom_sets
 from transformers import AutoImageProcessor, AutoModel
 
-import llm2clip.training.trainer
 from llm2clip.data.schema import read_samples
-from llm2clip.training import stage1, stage2
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 Recipe = Callable[..., None]
@@ -52,8 +50,7 @@ def test_extraction_and_the_stage_2_that_reads_it(
 
 
 @pytest.mark.parametrize('sharded', ['false', 'true'])
-def test_the_teacher_in_the_loop_gives_what_the_embeddings_has(sharded: str, train: Train,
-                                                               teacher_folder: Path) -> None:
+def test_the_teacher_in_the_loop_gives_its_embeddings(sharded: str, train: Train, teacher_folder: Path) -> None:
     args = ['precision=fp32', f'teacher={teacher_folder}', 'eval_interval=4ba']
     in_loop = ['train_data.streams.s.embeddings={}', 'eval_data.streams.s.embeddings={}',
               f'text_encoder_in_loop={{enabled: true, sharded: {sharded}, batch_tokens: 100}}']
@@ -65,8 +62,6 @@ def test_the_teacher_in_the_loop_gives_what_the_embeddings_has(sharded: str, tra
 
 
 class _Temperature(Callback):
-    """The factor on the similarities as the loss gets it."""
-
     def __init__(self) -> None:
         self.found: list[float] = []
 
@@ -79,16 +74,10 @@ class _Temperature(Callback):
 @pytest.mark.parametrize('fsdp', ['', 'fsdp={activation_checkpointing: true}'])
 @pytest.mark.parametrize('stage', [1, 2])
 def test_the_temperature_is_float32_where_the_rest_is_bfloat16(
-    stage: int, fsdp: str, train: Train, monkeypatch: pytest.MonkeyPatch
+    stage: int, fsdp: str, train: Train, watch: Callable
 ) -> None:
     """100 is no number of bfloat16: sharded, it would be 98.9."""
-    fit, temperature = llm2clip.training.trainer.fit, _Temperature()
-
-    def watched(trainer: Trainer) -> None:
-        trainer.state.callbacks.append(temperature)
-        fit(trainer)
-
-    monkeypatch.setattr((stage1, stage2)[stage - 1], 'fit', watched)
+    watch(stage, temperature := _Temperature())
     scale = ['logit_scale=100', 'learn_logit_scale=true'] if stage == 1 else ['model.logit_scale=100']
     args = [*scale, f'precision={"fp32" if fsdp and DEVICE == "cpu" else "amp_bf16"}', 'algorithms={}',
             *([fsdp] if fsdp else [])]
@@ -146,7 +135,6 @@ def test_evaluation_search_and_export(
 
 
 def _numbers(result: Any, name: str = '') -> dict[str, float]:
-    """Every metric of a result, by its path."""
     if isinstance(result, dict):
         return {key: value for part in result for key, value in _numbers(result[part], f'{name}/{part}').items()}
     return {name: float(result)} if isinstance(result, (int, float)) and 'seconds' not in name else {}

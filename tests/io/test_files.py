@@ -5,7 +5,6 @@
 
 import errno
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,15 +19,20 @@ from llm2clip.io.remotes import OutputFolder, download
 from llm2clip.teacher.extraction import write_shard
 
 
-def test_a_file_gets_the_permissions_of_the_umask(tmp_path: Path) -> None:
+def test_what_is_made_gets_the_permissions_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o007)
     try:
+        with atomic_folder(tmp_path / 'made', 'model') as partial:
+            (partial / 'private').mkdir(mode=0o700)
+            (partial / 'private/weights').touch(mode=0o600)
         with atomic_write(tmp_path / 'file') as partial:
             partial.unlink()
             partial.touch(mode=0o600)
     finally:
         os.umask(before)
-    assert (tmp_path / 'file').stat().st_mode & 0o777 == 0o660
+    made = list(tmp_path.rglob('*'))
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_dir()} == {0o770}
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_file()} == {0o660}
 
 
 def _full(*args: object, **kwargs: object) -> None:
@@ -39,16 +43,9 @@ def _full_for_a_copy(folder: Path) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'source', None, 'copy')  # as shutil.copyfile raises it
 
 
-def _copy_fails(folder: Path) -> None:
-    (folder / 'source').mkdir()
-    (folder / 'source/dangling').symlink_to('nowhere')
-    shutil.copytree(folder / 'source', folder / 'copy')
-
-
-@pytest.mark.parametrize(('write', 'reason'), [
-    (_full, 'No space left'), (_full_for_a_copy, 'No space left'), (_copy_fails, '.*No such file')])
-def test_a_failed_write_names_the_folder(write: Callable[[Path], None], reason: str, tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=f'cannot be written .{reason}') as error, \
+@pytest.mark.parametrize('write', [_full, _full_for_a_copy])
+def test_a_failed_write_names_the_folder(write: Callable[[Path], None], tmp_path: Path) -> None:
+    with pytest.raises(FileError, match='cannot be written .No space left') as error, \
             atomic_folder(tmp_path / 'made') as folder:
         write(folder)
     assert error.value.path == f'{tmp_path}/made'

@@ -13,6 +13,7 @@ import boto3
 import pytest
 import wandb.errors
 from composer.devices import DeviceCPU
+from launched import stage2_arguments
 from parts import make_samples, write_dataset, write_text_embeddings
 from recipes_in_process import run_recipe
 from remotes import FaultyProxy, s3_environment, s3_server
@@ -58,19 +59,14 @@ def test_a_training_over_a_bad_connection_sees_what_it_should(
     s3: FaultyProxy, served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same losses as from local files."""
-    args = ['device=cpu', 'precision=fp32', 'run_name=r', 'global_train_batch_size=8', 'max_duration=2ep',
-            'train_data.num_workers=1', 'train_data.num_canonical_nodes=4',
-            'model.vision={name: test_efficientnet, pretrained: false}',
-            'model.vision.image_size=32', 'model.adapter.depth=1', 'model.embed_dim=16', 'optimizer.lr=0.05',
-            'train_data.caption_weights={short: 0.5, long: 0.5}', 'progress_bar=false']
     losses = []
-    for name, local, remote in (('there', tmp_path / 'cache', 's3://bucket'), ('here', served / 'bucket', '')):
-        streams = [f'train_data.streams.s.local={local}/train',
-                   f'train_data.streams.s.embeddings.tiny.local={local}/embeddings']
-        if remote:
-            streams += [f'train_data.streams.s.remote={remote}/train',
-                        f'train_data.streams.s.embeddings.tiny.remote={remote}/embeddings']
-        run_recipe(monkeypatch, 'train_stage2', *args, *streams, f'save_folder={tmp_path}/{name}')
+    for name, local, remotes in (
+        ('here', served / 'bucket', []),
+        ('there', tmp_path / 'cache', ['train_data.streams.s.remote=s3://bucket/train',
+                                       'train_data.streams.s.embeddings.tiny.remote=s3://bucket/embeddings']),
+    ):
+        run_recipe(monkeypatch, 'train_stage2', *stage2_arguments(local / 'train', local / 'embeddings'), *remotes,
+                   'eval_data=null', 'max_duration=2ep', f'save_folder={tmp_path}/{name}')
         losses.append(read_metrics(tmp_path / name / 'metrics.jsonl')['loss/train/total'])
     assert len(losses[0]) == 16 and losses[0] == losses[1]
     assert s3.requests > 60 and {'503', 'truncate', 'drop', 'delay'} <= set(s3.done)

@@ -16,7 +16,6 @@ from llm2clip.losses.contrastive import ignored_candidates
 @pytest.mark.parametrize('block_size', [1, 4, 11, 100, None])
 @pytest.mark.parametrize('case', CASES)
 def test_blocks_give_values_and_gradients_of_the_whole_matrix(case: str, block_size: Optional[int]) -> None:
-    """Which autograd differentiates."""
     results = []
     for loss in (whole_matrix, partial(own_rows, block_size=block_size)):
         leaves, ids = sample(case)
@@ -29,7 +28,6 @@ def test_blocks_give_values_and_gradients_of_the_whole_matrix(case: str, block_s
 
 @pytest.mark.parametrize('case', CASES)
 def test_losses_are_in_whole_float32_forward_and_backward(case: str) -> None:
-    """Under autocast and where TF32 is allowed, as Composer allows it on GPUs."""
     leaves, ids = sample(case)
     expected = own_rows(case, leaves, ids)
     (before := torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision('high'))

@@ -35,13 +35,10 @@ def test_structure_loss_and_gradient_equal_those_of_all_pairs(block_size: Option
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
 
 
-def test_equal_structure_costs_nothing_and_equal_features_stay() -> None:
-    features, _ = _features()
-    turned = features.detach() @ torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))[0]
-    assert structure_loss(features, turned).item() < 1e-10
-    assert instance_loss(features, turned).item() > 0.1
+def test_equal_features_have_no_gradient() -> None:
+    features, targets = _features()
     equal = features.detach()[:1].expand(N, -1).clone().requires_grad_()
-    structure_loss(equal, turned).backward()
+    structure_loss(equal, targets).backward()
     assert equal.grad is not None and not equal.grad.any()
 
 
@@ -65,9 +62,7 @@ def test_uncounted_samples_do_not_change_the_losses(block_size: Optional[int]) -
 def test_instance_loss_is_the_mean_squared_distance() -> None:
     features, _ = _features()
     targets = unit(N, 6, 2).float()
-    expected = sum(float(((features[i] - targets[i]) ** 2).sum()) for i in range(N)) / N
-    assert instance_loss(features, targets).item() == pytest.approx(expected, rel=1e-6)
-    assert instance_loss(features, features.detach()).item() == 0
+    torch.testing.assert_close(instance_loss(features, targets), (features - targets).square().sum(1).mean())
 
 
 def test_inheritance_weighs_the_losses_of_what_counts() -> None:

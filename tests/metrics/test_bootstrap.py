@@ -9,10 +9,7 @@ import torch
 from llm2clip.metrics.bootstrap import Outcomes
 
 
-def _interval(
-    values: torch.Tensor, group: torch.Tensor, resamples: int = 1000, seed: int = 0
-) -> list[float]:
-    """Of the only metric, in shares."""
+def _interval(values: torch.Tensor, group: torch.Tensor, resamples: int = 1000, seed: int = 0) -> list[float]:
     low, high = Outcomes(('m',), values, group, int(group.max()) + 1).intervals(resamples, seed)['m']
     return [low / 100, high / 100]
 

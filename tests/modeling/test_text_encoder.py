@@ -6,6 +6,7 @@
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,13 +16,7 @@ from transformers.utils import chat_template_utils
 
 from llm2clip.config import TextEncoderConfig
 from llm2clip.modeling.sentence_transformer import padded_batches
-from llm2clip.modeling.text_encoder import (
-    CaptionTokenizer,
-    last_pool,
-    mean_pool,
-    token_batches,
-    weighted_mean_pool,
-)
+from llm2clip.modeling.text_encoder import CaptionTokenizer, last_pool, mean_pool, token_batches, weighted_mean_pool
 
 # As Llama 3.1's: a system prompt with the date, unless that is given.
 LLAMA = ("{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
@@ -103,14 +98,8 @@ def test_a_caption_has_the_same_tokens_next_year(
 ) -> None:
     years: list[tuple[list[int], str]] = []
     for year in (2026, 2027):
-
-        class Clock(datetime):
-
-            @classmethod
-            def now(cls, tz: object = None, year: int = year) -> datetime:
-                return datetime(year, 3, 1)
-
-        monkeypatch.setattr(chat_template_utils, 'datetime', Clock)
+        clock = SimpleNamespace(now=lambda year=year: datetime(year, 3, 1))
+        monkeypatch.setattr(chat_template_utils, 'datetime', clock)
         tokenizer = _tokenizer(llm_folder, template)
         dated = tokenizer.tokenizer.apply_chat_template([{'role': 'user', 'content': 'a'}], tokenize=False)
         years.append((tokenizer.tokenize(['a'])[0].ids, dated))
@@ -126,21 +115,17 @@ def test_truncation_is_counted_and_keeps_the_end_token(llm_folder: Path) -> None
     assert text.cut == len(whole.ids) - 12 and whole.cut == 0
 
 
-def test_a_caption_without_room_is_an_error(llm_folder: Path) -> None:
-    with pytest.raises(ValueError, match='max_length: 1 leaves no room'):
-        _tokenizer(llm_folder, max_length=1)
-    with pytest.raises(ValueError, match='leaves no room'):
-        _tokenizer(llm_folder, max_length=10).tokenize(['a'], 'Find a caption that says the same as this one. ')
-    with pytest.raises(ValueError, match='caption 1 .* empty'):
-        _tokenizer(llm_folder).tokenize(['a', ' '])
-
-
-def test_a_missing_template_is_an_error_only_if_asked_for(llm_folder: Path) -> None:
+def test_captions_without_room_text_or_template_are_errors(llm_folder: Path) -> None:
     bare = PreTrainedTokenizerFast.from_pretrained(llm_folder)
     bare.chat_template = None
     assert CaptionTokenizer(bare, TextEncoderConfig(pretrained='')).footer == []
-    with pytest.raises(ValueError, match='no chat template'):
-        CaptionTokenizer(bare, TextEncoderConfig(pretrained='', chat_template=True))
+    for refused, message in (
+            (lambda: _tokenizer(llm_folder, max_length=1), 'max_length: 1 leaves no room'),
+            (lambda: _tokenizer(llm_folder, max_length=10).tokenize(['a'], 10 * 'Find it. '), 'leaves no room'),
+            (lambda: _tokenizer(llm_folder).tokenize(['a', ' ']), 'caption 1 .* empty'),
+            (lambda: CaptionTokenizer(bare, TextEncoderConfig('', chat_template=True)), 'no chat template')):
+        with pytest.raises(ValueError, match=message):
+            refused()
 
 
 def test_masks_hide_padding_and_header(llm_folder: Path) -> None:

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 1's models with the settings of the shipped files: the official loss, SimCSE, and MNTP."""
+"""Stage 1's models with the settings of the shipped files: the official loss, SimCSE, MNTP, and their checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,12 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from parts import text_encoder_from_config
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from transformers import LlamaForCausalLM
 from whole_matrix import unit
 
-from llm2clip.config import Stage1Config, TextEncoderConfig
+from llm2clip.config import LoraConfig, Stage1Config, TextEncoderConfig
 from llm2clip.config.loading import load_config
 from llm2clip.data.text_batches import split_packed
 from llm2clip.modeling.text_encoder import TextEncoder
@@ -37,9 +39,9 @@ def _config(*files: str, **options: Any) -> Stage1Config:
 def test_the_loss_is_the_official_one(files: list[str], negatives: bool) -> None:
     """Written out: a query finds its positive among those of all, and all hard negatives, by cosine × 50."""
     query = unit(64, 32, 0)
-    sides = {'query': 3 * query, 'positive': unit(64, 32, 1) + 0.3 * query, 'negative': unit(64, 32, 2) / 2}
-    if not negatives:
-        del sides['negative']
+    sides = {'query': 3 * query, 'positive': unit(64, 32, 1) + 0.3 * query}
+    if negatives:
+        sides['negative'] = unit(64, 32, 2) / 2
     sides = {side: vectors.float().requires_grad_() for side, vectors in sides.items()}
     config = _config(*files)
     ids = torch.arange(1, 193).view(3, 64)
@@ -71,8 +73,9 @@ def test_simcse_makes_two_vectors_of_a_caption(packed: bool, llm_folder: Path) -
     model = make_model(config)
     tokens = load_caption_tokenizer(config.text_encoder)(TEXTS)
     ids = torch.tensor([1, 2, 1, 3])
-    batch = {'index': torch.arange(4), **{f'{side}_{name}': value for side in ('query', 'positive')
-                                          for name, value in {**tokens, 'text_id': ids}.items()}}
+    batch: dict[str, Any] = {'index': torch.arange(4)}
+    for side in ('query', 'positive'):
+        batch |= {f'{side}_{name}': value for name, value in {**tokens, 'text_id': ids}.items()}
     if packed:
         batch, = split_packed(batch, 4)
     torch.manual_seed(0)
@@ -124,3 +127,36 @@ def test_the_head_is_the_llms_own(llm_folder: Path, tmp_path: Path) -> None:
     packed, = split_packed({'index': torch.arange(2), **batch}, 2)
     torch.testing.assert_close(model.loss(model(packed), packed), model.loss(model(batch), batch))
     assert not head.weight.requires_grad
+
+
+def _model(folder: Path, r: int = 4, learn_logit_scale: bool = True) -> CaptionContrastive:
+    encoder, _ = text_encoder_from_config(TextEncoderConfig(pretrained=str(folder)), LoraConfig(r=r))
+    return CaptionContrastive(encoder, learn_logit_scale=learn_logit_scale)
+
+
+def test_a_state_dict_holds_the_trainable_weights(llm_folder: Path) -> None:
+    model, other = _model(llm_folder), _model(llm_folder)
+    state = get_model_state_dict(model)
+    assert state.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert 'scale.logit_scale' in state and len(state) == 2 * 7 * 2 + 1
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1)
+    set_model_state_dict(other, get_model_state_dict(model), options=StateDictOptions(strict=False))
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(dict(other.named_parameters())[name], value)
+    # Composer asks for all of it when it hands the weights of rank 0 to the other ranks.
+    model.should_save_peft_only = False
+    assert len(model.state_dict()) > len(state)
+
+
+def test_a_checkpoint_of_another_model_is_refused(llm_folder: Path) -> None:
+    model = _model(llm_folder)
+    state = get_model_state_dict(model)
+    lacking = {name: value for name, value in state.items() if name != 'scale.logit_scale'}
+    for other, wrong, message in (
+            (model, lacking, r"lacks \['scale\.logit_scale'\]"), (_model(llm_folder, r=2), state, 'size mismatch'),
+            (_model(llm_folder, learn_logit_scale=False), state, r"has \['scale\.logit_scale'\]")):
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            other.load_state_dict(wrong, strict=False)

@@ -5,6 +5,7 @@
 
 import copy
 import dataclasses
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,7 @@ import torch
 import torch.nn as nn
 from safetensors.torch import save_file
 from towers import HALF, SMALL, TOKEN_TOWERS, TOWERS, hf_tower, projected, timm_tower
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-)
+from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModel
 
 from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
 from llm2clip.errors import ConfigError, FileError
@@ -48,13 +42,9 @@ def _images(encoder: VisionEncoder, n: int = 3) -> torch.Tensor:
 
 
 @pytest.fixture(scope='module')
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP with both towers, as it is published."""
-    folder = tmp_path_factory.mktemp('clip')
-    torch.manual_seed(0)
-    text = CLIPTextConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    vision = CLIPVisionConfig(**SMALL, initializer_range=0.3)
-    CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict())).save_pretrained(folder)
+def clip_folder(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP with both towers, as it is published, and unusual statistics of pixels."""
+    folder = shutil.copytree(clip, tmp_path_factory.mktemp('towers') / 'clip')
     CLIPImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(folder)
     return folder
 
@@ -123,15 +113,15 @@ def test_the_image_side_of_a_clip_is_that_of_transformers(clip_folder: Path) -> 
 
 
 def test_missing_weights_are_named(clip_folder: Path, tmp_path: Path) -> None:
-    deeper = {'model_type': 'clip_vision_model', **SMALL, 'num_hidden_layers': 4}
-    with pytest.raises(ValueError, match=r'model\.vision\.name: .*: the weights lack .*layers\.3.* and have nothing'):
+    deeper = {'model_type': 'clip_vision_model', **SMALL, 'patch_size': 16, 'num_hidden_layers': 3}
+    with pytest.raises(ValueError, match=r'model\.vision\.name: .*: the weights lack .*layers\.2.* and have nothing'):
         VisionEncoder(VisionConfig(str(clip_folder), pretrained=True, image_size=32, architecture=deeper))
-    with pytest.raises(FileError, match='expected an image processor with image_mean'):
+    with pytest.raises(FileError):
         tower_preprocessing(VisionConfig(str(tmp_path)))
     for half in ('mean', 'std'):
-        with pytest.raises(ConfigError, match='model.vision.mean'):
+        with pytest.raises(ConfigError, match=r'^model\.vision\.mean'):
             VisionEncoder(timm_tower('test_vit', **{half: HALF[half]}))
-    with pytest.raises(ConfigError, match='whose weights are a folder'):
+    with pytest.raises(ConfigError, match=r'^model\.vision\.checkpoint'):
         VisionEncoder(hf_tower('clip_vision_model', checkpoint='x.pt'))
     state = {k: v for k, v in timm.create_model('test_vit').state_dict().items() if k != 'blocks.1.norm1.bias'}
     save_file(state, tmp_path / 'w.safetensors')
@@ -182,7 +172,7 @@ def test_frozen_blocks_have_no_gradients(name: str) -> None:
     encoder = _encoder(config).train()
     assert not any(p.requires_grad for p in encoder.parameters()) and not encoder.trunk.training
     config.freeze_blocks = 9
-    with pytest.raises(ConfigError, match=r'freeze_blocks: 9 is not between 0 and \d'):
+    with pytest.raises(ConfigError, match=r'^model\.vision\.freeze_blocks'):
         _encoder(config)
 
 
@@ -199,9 +189,8 @@ def test_dropped_patches_depend_on_the_sample_alone(name: str) -> None:
     assert not torch.allclose(dropped, whole, atol=1e-3)
     assert not torch.allclose(encoder(images[:1], seeds[1:2]), dropped[:1], atol=1e-4)
     torch.testing.assert_close(encoder.eval()(images, seeds), whole, rtol=1e-4, atol=1e-4)
-    patches = 16
-    prefix = tokens[-1] - patches
-    assert tokens[0] == prefix + patches // 2 and prefix in (0, 1)
+    prefix = tokens[-1] - 16  # without the patches
+    assert tokens[0] == prefix + 8 and prefix in (0, 1)
     with pytest.raises(AssertionError, match='sample_seed'):
         encoder.train()(images)
 
@@ -235,7 +224,7 @@ def test_learning_rates_fall_with_depth_and_decay_spares_biases(name: str) -> No
 def test_the_projection_of_a_clip_is_that_of_transformers(clip_folder: Path) -> None:
     vision = VisionConfig(str(clip_folder), pretrained=True, image_size=32)
     whole = CLIPModel.from_pretrained(clip_folder).eval()
-    config = ModelConfig(vision, embed_dim=512, visual_projection='pretrained')
+    config = ModelConfig(vision, embed_dim=32, visual_projection='pretrained')
     model = LLM2CLIP(config, 8).eval()
     pixels = torch.randn(2, 3, 32, 32)
     expected = nn.functional.normalize(projected(whole.get_image_features(pixel_values=pixels)), dim=-1)
@@ -244,12 +233,9 @@ def test_the_projection_of_a_clip_is_that_of_transformers(clip_folder: Path) -> 
     # Built to load a checkpoint of the whole model, by the configuration alone.
     empty = LLM2CLIP(config, 8, load_weights=False)
     empty.load_state_dict(model.state_dict())
-    with pytest.raises(ConfigError, match='model.embed_dim: 640 is not the width of the features of .*, 512, as'):
-        LLM2CLIP(dataclasses.replace(config, embed_dim=640), 8)
-    with pytest.raises(ConfigError, match='model.visual_projection: there is no pretrained one'):
-        LLM2CLIP(dataclasses.replace(config, vision=dataclasses.replace(vision, pretrained=False)), 8)
-    with pytest.raises(ConfigError, match=r"embed_dim: 512 is not the width of the teacher's vectors, 8"):
-        LLM2CLIP(dataclasses.replace(config, adapter=AdapterConfig('identity')), 8)
+    for change in ({'embed_dim': 640}, {'adapter': AdapterConfig('identity')}):
+        with pytest.raises(ConfigError, match='model.embed_dim'):
+            LLM2CLIP(dataclasses.replace(config, **change), 8)
 
 
 def test_the_projection_of_a_timm_model_is_its_classifier(tmp_path: Path) -> None:

@@ -24,14 +24,16 @@ ROOT = Path(__file__).parents[2]
 CONFIGS: dict[str, Any] = {'train_stage1': Stage1Config, 'train_stage2': Stage2Config,
                            'train_inheritance': InheritanceConfig, 'extract_embeddings': ExtractConfig}
 
+# Files and arguments that change no shape of a step: neither data nor captions nor the weights of the LLM do.
+SAME_SHAPES = re.compile(
+    'yamls/(stage2/(captions|teacher|watch_zeroshot|continue_official|data)|cluster|stage1/captions)')
 # With one shallow LLM for all, these decide neither optimizer nor sharding; tests/test_yamls.py builds all towers.
-SAME = re.compile(
-    'yamls/(extract|cluster|inheritance/target|stage2/(vision|teacher|data)|stage1/(llama|qwen|smollm|r1))')
+SAME_PARTS = re.compile(
+    f'{SAME_SHAPES.pattern}|yamls/(extract|inheritance/target|stage2/vision|stage1/(llama|qwen|smollm|r1))')
 
 
-def _lines() -> list[tuple[str, ...]]:
-    """Recipe and arguments, one of those whose steps have the same shapes: neither data nor captions nor the LLM's
-    weights change the plan of a step."""
+def _lines(same: 're.Pattern[str]') -> list[tuple[str, ...]]:
+    """Recipe and arguments, one of those that differ in nothing but arguments that match `same`."""
     lines: dict[tuple[str, ...], tuple[str, ...]] = {}
     for path in sorted(ROOT.glob('yamls/**/*.yaml')):
         text = path.read_text()
@@ -39,25 +41,13 @@ def _lines() -> list[tuple[str, ...]]:
             continue  # of an LLM alone, the extraction is planned
         for line in itertools.takewhile(lambda line: line.startswith('#'), text.splitlines()):
             words = shlex.split(line[2:]) if line.startswith(('# composer ', '# python recipes/')) else []
-            recipe = next((word for word in words if word.startswith('recipes/')), '')
+            at = next((i for i, word in enumerate(words) if word.startswith('recipes/')), 0)
+            recipe = Path(words[at]).stem if words else ''
             small = any(name in line for name in ('yamls/custom_data/', 'uickstart', 'yamls/flickr8k/'))
-            if Path(recipe).stem in CONFIGS and (not small or 'gpu' in line):
-                data = 'yamls/stage2/data/' if 'sail' not in line else 'x'  # which names both datasets of its file
-                args = ['yamls/stage2/data/cc3m.yaml' if arg.startswith(data) else arg
-                        for arg in words[words.index(recipe) + 1:] if not arg.startswith((
-                            'yamls/stage2/captions/', 'yamls/stage1/captions_only', 'text_encoder.pretrained=',
-                            'text_encoder.chat_template='))]
-                shapes = [arg for arg in args if not arg.startswith((
-                    'yamls/stage2/teacher/', 'yamls/stage2/watch_zeroshot', 'yamls/stage2/continue_official',
-                    'yamls/cluster/'))]
-                lines.setdefault((Path(recipe).stem, *dict.fromkeys(shapes)), (Path(recipe).stem, *dict.fromkeys(args)))
-    return list(lines.values())
-
-
-def _one_of_each() -> list[tuple[str, ...]]:
-    lines: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for line in _lines():
-        lines.setdefault(tuple(arg for arg in line if not SAME.match(arg)), line)
+            if recipe in CONFIGS and (not small or 'gpu' in line):
+                args = [arg for arg in words[at + 1:] if not arg.startswith((
+                    'text_encoder.pretrained=', 'text_encoder.chat_template='))]
+                lines.setdefault((recipe, *(arg for arg in args if not same.match(arg))), (recipe, *args))
     return list(lines.values())
 
 
@@ -77,10 +67,8 @@ def shallow_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize('line', _one_of_each(), ids=lambda line: ' '.join(Path(arg).stem for arg in line))
-def test_model_optimizer_and_sharding_go_together(
-    line: tuple[str, ...], shallow_llm: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize('line', _lines(SAME_PARTS), ids=lambda line: ' '.join(Path(arg).stem for arg in line))
+def test_parts_go_together(line: tuple[str, ...], shallow_llm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dry_run, '_run_step', lambda *args: None)
     monkeypatch.setattr(dry_run.EncoderPass, 'run', lambda self: None)
     plan = _plan(line[0], [*line[1:], f'plan_llm={shallow_llm}'], monkeypatch)
@@ -91,7 +79,7 @@ def test_model_optimizer_and_sharding_go_together(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('line', _lines(), ids=lambda line: ' '.join(Path(arg).stem for arg in line))
+@pytest.mark.parametrize('line', _lines(SAME_SHAPES), ids=lambda line: ' '.join(Path(arg).stem for arg in line))
 def test_every_line_fits_an_h100(line: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     plan = _plan(line[0], line[1:], monkeypatch)
     assert plan.cost and GPUS['H100'].fits(plan.cost.peak), str(plan)

@@ -3,7 +3,6 @@
 
 """What `plan=true` says against what is so."""
 
-import re
 import shutil
 from pathlib import Path
 
@@ -13,14 +12,7 @@ from parts import make_samples, write_dataset
 from recipes_in_process import run_recipe
 
 import llm2clip.planning.planners
-from llm2clip.config import (
-    ClipTextConfig,
-    ExtractConfig,
-    LoraConfig,
-    Stage1Config,
-    Stage2Config,
-    TextEncoderConfig,
-)
+from llm2clip.config import ClipTextConfig, ExtractConfig, LoraConfig, Stage1Config, Stage2Config, TextEncoderConfig
 from llm2clip.config.loading import load_config
 from llm2clip.data.caption_pair_dataset import build_caption_pair_loader
 from llm2clip.data.image_text_dataset import build_image_loader
@@ -60,14 +52,10 @@ def test_steps_and_data_are_those_of_the_loader(args: list[str], image_dataset: 
     assert (plan.checkpoints, plan.kept) == (20, 2)
     assert plan.modules['adapter'] == (sum(p.numel() for p in LLM2CLIP(config.model, 32).adapter.parameters()), 0)
     assert plan.modules['visual_projection'] == (256 * 16, 0) and not plan.errors
-    text = str(plan)
-    assert '102 samples and 13 steps per epoch; 39 steps, 312 samples in all' in text
-    assert 's: 64 samples in 3 shards, 102 per epoch; ' in text and 'of embeddings' in text
+    assert '102 samples and 13 steps per epoch; 39 steps, 312 samples in all' in str(plan)
 
 
-def test_each_batch_of_stage1_is_of_one_stream(
-    image_dataset: Path, llm_folder: Path, tmp_path: Path, no_leftovers: None
-) -> None:
+def test_batches_are_of_one_stream(image_dataset: Path, llm_folder: Path, tmp_path: Path, no_leftovers: None) -> None:
     write_dataset(make_samples(45, images=False), tmp_path / 'texts')
     texts = tmp_path / 'texts/train'
     streams = f'{{a: {{local: {image_dataset}, proportion: 0.72}}, b: {{local: {texts}, proportion: 0.28}}}}'
@@ -90,28 +78,25 @@ def test_each_batch_of_stage1_is_of_one_stream(
 
 def test_a_plan_names_what_will_stop_the_run(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llm2clip.planning.planners, 'dry_run_step', lambda *args: StepCost(flops=1, peak=1))
-    cases = [
-        (['train_data.streams.s.local=/nowhere'], r'streams\.s\.local: there is no MDS dataset in /nowhere'),
-        ([f'train_data.streams.s.local={tmp_path}/cache', f'train_data.streams.s.remote={tmp_path}/gone'],
-         r'gone/index\.json does not exist'),
-        (['device_train_microbatch_size=3'], r'would only see the negatives inside it'),
-        (['global_train_batch_size=128'], r'global_train_batch_size: 128, .* 64 samples'),
-        (['global_train_batch_size=64', 'train_data.streams.s.repeat=0.97'], r'batch_size: 64, .* 62 samples'),
-        (['train_data.cache_limit=10kb'], r'cache_limit: 10kb is less than four shards'),
-        (['callbacks.save_best={}'], r'callbacks.save_best.dataloader_label: there is no evaluation called .eval.'),
-        (['precision=amp_bf16'], r'precision: amp_bf16'),
-    ]
-    for extra, message in cases:
+    for message, extra in {
+        'streams.s: there is no MDS dataset': ['train_data.streams.s.local=/nowhere'],
+        'gone/index.json does not exist': [f'train_data.streams.s.local={tmp_path}/cache',
+                                           f'train_data.streams.s.remote={tmp_path}/gone'],
+        'device_train_microbatch_size: ': ['device_train_microbatch_size=3'],
+        'global_train_batch_size: 128': ['global_train_batch_size=128'],
+        'global_train_batch_size: 64': ['global_train_batch_size=64', 'train_data.streams.s.repeat=0.97'],
+        'train_data.cache_limit: ': ['train_data.cache_limit=10kb'],
+        'callbacks.save_best.dataloader_label: ': ['callbacks.save_best={}'],
+        'precision: amp_bf16': ['precision=amp_bf16'],
+    }.items():
         plan = stage2(*args, *extra)
-        assert any(re.search(message, problem) for problem in plan.errors), (extra, plan.errors)
+        assert any(message in problem for problem in plan.errors), (extra, plan.errors)
     assert not stage2(*args).errors
     with fake_ranks(2):
         assert stage2(*args).steps == 3 * 64 // 8  # each rank takes part in every step
 
 
-def test_a_remote_is_asked_for_its_index_only(
-    args: list[str], image_dataset: Path, embeddings: Path, tmp_path: Path
-) -> None:
+def test_only_the_index_is_downloaded(args: list[str], image_dataset: Path, embeddings: Path, tmp_path: Path) -> None:
     cache = tmp_path / 'cache'
     remote = [f'train_data.streams.s.local={cache}/images', f'train_data.streams.s.remote={image_dataset}',
               f'train_data.streams.s.embeddings.tiny.local={cache}/embeddings',
@@ -130,8 +115,7 @@ def test_the_recipe_prints_the_plan(
     assert '2 GPUs, 8 samples per step, 4 per GPU in microbatches of 4' in said and 'buckets' in said
     with pytest.raises(SystemExit, match='1'):
         run_recipe(monkeypatch, 'train_stage2', *args, 'plan=true', 'plan_ranks=3')
-    said = capsys.readouterr().out
-    assert said.splitlines()[0] == 'WILL FAIL: global_train_batch_size: 8 is not divisible by the number of ranks, 3'
+    assert capsys.readouterr().out.startswith('WILL FAIL: global_train_batch_size: 8')
     monkeypatch.setenv('RANK', '1')  # the first rank plans for all
     run_recipe(monkeypatch, 'train_stage2', *args, 'plan=true', 'plan_ranks=3')
     assert not capsys.readouterr().out
@@ -151,9 +135,7 @@ def test_a_plan_needs_no_data(args: list[str]) -> None:
     assert [float(value) for value in row[-2:]] == [round(hours), round(2.5 * hours)]
 
 
-def test_extraction(
-    image_dataset: Path, llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_extraction(image_dataset: Path, llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / 'out'
     args = [f'teacher={{type: llm, pretrained: {llm_folder}, max_length: 32}}', f'datasets.s.local={image_dataset}',
             f'out={out}', 'device=cpu', 'batch_tokens=64', 'storage=int8']
@@ -173,14 +155,10 @@ def test_extraction(
     assert there.texts == 1_000_000 and there.tokens == 16_000_000 and there.steps == 1_000_000 / 4
     missing = [*args[1:], 'teacher=/nowhere', f'plan_llm={llm_folder}', 'plan_samples=1e6']
     assert make_plan(load_config(ExtractConfig, missing)).cost
-    problem, = make_plan(load_config(ExtractConfig, [*args[1:], 'teacher=/nowhere'])).errors
-    assert 'plan_llm lets it be planned' in problem
+    assert len(make_plan(load_config(ExtractConfig, [*args[1:], 'teacher=/nowhere'])).errors) == 1
 
 
-def test_trainable_text_encoders(
-    args: list[str], llm_folder: Path, teacher_folder: Path, clip: Path
-) -> None:
-    """Against the frozen LLM: weights, gradients, checkpoints and FLOPs of what is trained."""
+def test_trainable_text_encoders(args: list[str], llm_folder: Path, teacher_folder: Path, clip: Path) -> None:
     args = [*args, f'teacher={teacher_folder}', 'model.embed_dim=32', 'plan_samples=64']
     plain = stage2(*args).cost
     lora = stage2(*args, 'trainable_text.lora={r: 4}', 'plan_tokens=16')
@@ -201,8 +179,9 @@ def test_trainable_text_encoders(
                      f'plan_llm={llm_folder}')
     assert several.cost and several.cost.flops > 3 * 512 / 16 * flops and several.texts == 3 * 8 * 24
     assert several.errors == ['teacher: trainable_text.lora needs one, and there is none in /nowhere']
-    with pytest.raises(ConfigError, match='^teacher: there is none in /nowhere, which trainable_text.lora needs'):
+    with pytest.raises(ConfigError) as error:
         stage2(*args, 'trainable_text.lora={r: 4}', 'teacher=/nowhere')
+    assert error.value.key == 'teacher'
     # CLIP's text tower in place of the LLM.
     clip_text = load_clip_text(ClipTextConfig(str(clip)))
     tower = sum(p.numel() for p in clip_text.parameters())

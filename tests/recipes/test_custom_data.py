@@ -11,16 +11,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from launched import ROOT
-from parts import picture
-from PIL import Image
 from recipes_in_process import run_recipe
-from transformers import AutoImageProcessor, AutoModel
+from set_files import write_images
 
 from llm2clip.data.schema import read_samples
 from llm2clip.errors import ConfigError
-from llm2clip.metrics.retrieval import rank_both_ways
 
 LANGUAGES = ('en', 'en_2', 'de', 'fr', 'es')
 # Stand-ins for the LLM and the tower, and few steps.
@@ -37,13 +33,12 @@ SMALL = {
 def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, str]]]:
     """Sixty pictures, with one to five captions in four languages, and a table of them."""
     folder = tmp_path_factory.mktemp('own')
-    (folder / 'photos').mkdir()
+    write_images(folder / 'photos', [f'{i}.png' for i in range(60)])
     rng, rows = random.Random(1), []
     for i in range(60):
-        (folder / f'photos/{i}.png').write_bytes(picture(i))
         there = rng.sample(LANGUAGES, 1 + i % 5)
         rows.append({'image': f'{i}.png', **{key: f'{key}: a picture, number {i}' if key in there else ''
-                                       for key in LANGUAGES}})
+                                              for key in LANGUAGES}})
     with open(folder / 'captions.csv', 'w', newline='') as file:
         writer = csv.DictWriter(file, ['image', *LANGUAGES])
         writer.writeheader()
@@ -52,11 +47,14 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
 
 
 def _run(monkeypatch: pytest.MonkeyPatch, llm_folder: Path, recipe: str, *files: str, more: Sequence[str] = ()) -> None:
-    device = [] if recipe in ('prepare_data', 'export_hf', 'report') else ['device=cpu']
-    bar = ['progress_bar=false', 'train_data.num_workers=0'] if recipe.startswith('train') else []
-    llm = [f'text_encoder.pretrained={llm_folder}'] if recipe == 'train_stage1' else []
-    run_recipe(monkeypatch, recipe, *(str(ROOT / f'yamls/custom_data/{file}.yaml') for file in files),
-               *SMALL.get(recipe, []), *device, *bar, *llm, *more)
+    args = [*SMALL.get(recipe, []), *more]
+    if recipe not in ('prepare_data', 'export_hf', 'report'):
+        args.append('device=cpu')
+    if recipe.startswith('train'):
+        args += ['progress_bar=false', 'train_data.num_workers=0']
+    if recipe == 'train_stage1':
+        args.append(f'text_encoder.pretrained={llm_folder}')
+    run_recipe(monkeypatch, recipe, *(str(ROOT / f'yamls/custom_data/{file}.yaml') for file in files), *args)
 
 
 def test_every_step_from_its_file(
@@ -79,16 +77,6 @@ def test_every_step_from_its_file(
         found, = results[name]['models'].values()
         assert (found['n_images'], found['n_texts']) == (sum(map(bool, texts)), sum(map(len, texts))), name
     assert 'data:image' in Path('runs/custom/report.html').read_text()
-    # The export gives the same numbers, from the pictures as they are.
-    export, there = 'runs/custom/export/llm2clip', [row for row in rows if row['image'] in holdout]
-    model, processor = AutoModel.from_pretrained(export), AutoImageProcessor.from_pretrained(export)
-    texts = [(i, row[key]) for i, row in enumerate(there) for key in LANGUAGES if row[key]]
-    with torch.no_grad():
-        ranks = rank_both_ways(
-            model.get_image_features(**processor([Image.open(f'photos/{row["image"]}') for row in there],
-                                                 return_tensors='pt')),
-            model.get_text_features([text for _, text in texts]), torch.tensor([i for i, _ in texts])).recalls()
-    assert {name: results['val']['models']['custom'][name] for name in ranks} == pytest.approx(ranks, abs=1e-3)
 
 
 def test_one_caption_per_image(
@@ -98,13 +86,13 @@ def test_one_caption_per_image(
     folder, rows = own
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'photos').symlink_to(folder / 'photos')
-    with open('captions.csv', 'w', newline='') as file:
-        csv.writer(file).writerows([('image', 'caption'), *((row['image'], f'a picture of {i}')
-                                                            for i, row in enumerate(rows))])
+    lines = [f'{row["image"]},a picture of {i}\n' for i, row in enumerate(rows)]
+    Path('captions.csv').write_text('image,caption\n' + ''.join(lines))
     run = partial(_run, monkeypatch, llm_folder)
     run('prepare_data', 'prepare')
-    with pytest.raises(ConfigError, match=r'attention_dropout: 0, expected .*train_data\.streams\.photos'):
+    with pytest.raises(ConfigError) as error:
         run('train_stage1', 'stage1', more=['attention_dropout=0.0'])
+    assert error.value.key == 'attention_dropout'
     capsys.readouterr()
     run('train_stage1', 'stage1', more=['eval_data.streams.val.local=data/custom/val'])
     said = capsys.readouterr().out

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launched import COMMON, SGD, losses, run
+from launched import COMMON, SGD, assert_same_weights, losses, run
 from recipes_in_process import run_recipe
 from safetensors.torch import load_file
 from towers import projected
@@ -56,12 +56,10 @@ def test_two_ranks_learn_what_one_learns_that_is_stopped(
            'block_size=3']
     run('train_inheritance', tmp_path / 'two', two, 2)
     assert losses(tmp_path / 'two') == pytest.approx(losses(tmp_path / 'one'), rel=1e-5)
-    found, expected = (load_file(tmp_path / name / 'adapter.safetensors') for name in ('two/adapter', 'after6'))
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
-    recall = [read_metrics(tmp_path / name / 'metrics.jsonl')['metrics/eval/retrieval_recall@10'][6]
-              for name in ('two', 'one')]
-    assert recall[0] == recall[1]
+    assert_same_weights(*(load_file(tmp_path / name / 'adapter.safetensors') for name in ('two/adapter', 'after6')))
+    recalls = {read_metrics(tmp_path / name / 'metrics.jsonl')['metrics/eval/retrieval_recall@10'][6]
+               for name in ('two', 'one')}
+    assert len(recalls) == 1
     run_recipe(monkeypatch, 'train_inheritance', *two, f'save_folder={tmp_path}/two')
     assert 'is complete' in capfd.readouterr().out
     with pytest.raises(ConfigError, match='structure is 2.0, expected 1.0'):
@@ -79,9 +77,9 @@ def test_stage2_begins_in_the_space_of_clip(
 
     stage2 = [*stage2_args, 'eval_data=null', f'model.vision.name={clip}', 'model.vision.pretrained=true',
               'model.adapter.depth=2', 'model.embed_dim=32', f'initial_adapter={tmp_path}/inheritance/adapter',
-              'self_distillation.enabled=true', 'max_duration=2ba', 'optimizer.lr=0.0', 'save_interval=2ba']
-    run_recipe(monkeypatch, 'train_stage2', *stage2, 'model.visual_projection=pretrained',
-               f'save_folder={tmp_path}/stage2')
+              'self_distillation.enabled=true', 'max_duration=2ba', 'optimizer.lr=0.0', 'save_interval=2ba',
+              'model.visual_projection=pretrained']
+    run_recipe(monkeypatch, 'train_stage2', *stage2, f'save_folder={tmp_path}/stage2')
     run = Stage2Run(tmp_path / 'stage2')
     model = run.load_model()
     pixels = torch.randn(2, 3, 32, 32)
@@ -94,13 +92,10 @@ def test_stage2_begins_in_the_space_of_clip(
     assert {name.split('.')[0] for name in initial} == {'vision_encoder', 'visual_projection', 'adapter'}
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in initial.items())
 
-    for changed, message in (
-        ('model.adapter.depth=1', 'model.adapter.depth: 1, but 2 in the adapter '),
-        ('initial_adapter=/nowhere', 'initial_adapter: /nowhere holds no adapter'),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            run_recipe(monkeypatch, 'train_stage2', *stage2, 'model.visual_projection=pretrained', changed,
-                       f'save_folder={tmp_path}/other')
+    for changed in ('model.adapter.depth=1', 'initial_adapter=/nowhere'):
+        with pytest.raises(ConfigError) as error:
+            run_recipe(monkeypatch, 'train_stage2', *stage2, changed, f'save_folder={tmp_path}/other')
+        assert error.value.key == changed.partition('=')[0]
     with pytest.raises(ConfigError, match='the adapter in .* comes from another teacher than train'):
         about = tmp_path / 'inheritance/adapter/adapter.json'
         about.write_text(about.read_text().replace('"weights": "', '"weights": "0'))
@@ -112,8 +107,6 @@ def test_a_plan_says_what_it_will_take(args: list[str], tmp_path: Path) -> None:
         return str(make_plan(load_config(InheritanceConfig, [*args, f'save_folder={tmp_path}/run', *more])))
 
     text = plan('max_duration=3ep')
-    assert '64 samples and 8 steps per epoch; 24 steps' in text and 'of embeddings' in text
-    assert 'WILL FAIL' not in text and 's: 64 samples in 3 shards, 64 per epoch; ' in text
-    assert "WILL FAIL: train_data.streams.s.embeddings: there is no embeddings dataset of 'x'" in plan(
-        'train_data.target=x')
+    assert '64 samples and 8 steps per epoch; 24 steps' in text and 'WILL FAIL' not in text
+    assert 'WILL FAIL: train_data.streams.s.embeddings' in plan('train_data.target=x')
     assert 'the width of the targets is not known, 768 is assumed' in plan('plan_samples=1000')

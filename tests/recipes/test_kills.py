@@ -3,7 +3,6 @@
 
 """A run that is killed and resumed, at any moment and as often as you like, learns what an undisturbed one does."""
 
-import json
 import os
 import random
 import re
@@ -19,33 +18,33 @@ from typing import NamedTuple
 import pytest
 import torch
 from gradients import COPIES
-from launched import SGD, SHARDED, Launched, assert_same_weights, finish, losses, run, stage2_arguments, weights
-from parts import make_samples, picture
+from launched import (
+    SGD,
+    SHARDED,
+    Launched,
+    assert_same_weights,
+    contents,
+    finish,
+    losses,
+    run,
+    stage2_arguments,
+    wait_until,
+    weights,
+)
 from recipes_in_process import run_recipe
 from remotes import FaultyProxy, s3_environment, s3_remove, s3_server
 from safetensors.torch import load_file
+from set_files import write_images
 
 STEPS, SAVE, EVAL = 160, 4, 6
 PATIENCE = 900.0  # seconds; other work may take most of the machine
 
 
 def adamw(args: list[str], steps: int, *extra: str) -> list[str]:
-    """A rate at which weights that differ would soon differ a lot."""
     return [*args, 'optimizer.name=adamw', 'optimizer.lr=0.01', f'max_duration={steps}ba', *extra]
 
 
-def kill_when(reached: Callable[[], bool], process: Launched, folder: Path, delay: float = 0.0) -> None:
-    """Kill all processes of a run, `delay` seconds after it has `reached` something."""
-    deadline = time.monotonic() + PATIENCE / 3
-    while not reached():
-        assert process.poll() is None and time.monotonic() < deadline, folder.with_suffix('.log').read_text()[-3000:]
-        time.sleep(0.002)
-    time.sleep(delay)
-    process.kill()
-
-
 def assert_same_result(found: Path, expected: Path) -> None:
-    """Bit for bit."""
     assert losses(found) == losses(expected)
     adapter = Path('lora/adapter_model.safetensors')
     one, other = (load_file(folder / adapter) if (folder / adapter).is_file() else weights(folder)
@@ -66,11 +65,11 @@ def test_killed_and_resumed_equals_undisturbed(
     recipe = f'train_{stage}'
     args = adamw(request.getfixturevalue(f'{stage}_args'), 16, f'save_interval={SAVE}ba', *extra)
     run(recipe, tmp_path / 'whole', args, 2)
-    folder, sharded = tmp_path / 'killed', extra[:2] == SHARDED[:2]
+    folder, log, sharded = tmp_path / 'killed', tmp_path / 'killed.log', extra[:2] == SHARDED[:2]
     (slow := tmp_path / 'slow_disk.py').write_text(SLOW_DISK.format(recipe=recipe))
-    command = [str(slow) if sharded else f'recipes/{recipe}.py', *args, f'save_folder={folder}']
-    kill_when(lambda: max(losses(folder), default=-1) >= 6 and (not sharded or is_writing(folder)),
-              Launched(command, folder.with_suffix('.log'), 2), folder)
+    process = Launched([str(slow) if sharded else f'recipes/{recipe}.py', *args, f'save_folder={folder}'], log, 2)
+    wait_until(lambda: max(losses(folder), default=-1) >= 6 and (not sharded or is_writing(folder)), process, log)
+    process.kill()
     assert max(losses(folder)) < 15, 'the run was killed too late'
     run(recipe, folder, args, 2)
     assert_same_result(folder, tmp_path / 'whole')
@@ -124,22 +123,22 @@ def is_writing(run: Path) -> bool:
 
 
 class Place(NamedTuple):
-    """What a case reads and where it writes."""
+    """What a case reads, and the only folder that it writes to.
+
+    The dataset `images` is also in s3://bucket/images, its embeddings are in s3://bucket/embeddings; `stage1` and
+    `stage2` are arguments of trainings, and `made` holds a trained model (run) and photos.
+    """
 
     out: Path
-    """The only folder that it writes to; the same one for the undisturbed run."""
     images: Path
-    """A dataset, also in s3://bucket/images; its embeddings are in s3://bucket/embeddings."""
     teacher: Path
     stage1: list[str]
-    """Arguments of a training."""
     stage2: list[str]
     made: Path
-    """A trained model (run), and photos."""
 
 
 class Case(NamedTuple):
-    """A recipe that is killed."""
+    """A recipe that is killed, and whether it uses a remote whose answers go wrong one time in ten."""
 
     name: str
     recipe: str
@@ -147,11 +146,9 @@ class Case(NamedTuple):
     args: Callable[[Place], list[str]]
     ranks: int = 1
     remote: bool = False
-    """Whether it reads from, or writes to, a remote whose answers go wrong one time in ten."""
 
 
 def _training(stage: str, *extra: str) -> Callable[[Place], list[str]]:
-    """Arguments of a training with many checkpoints and evaluations."""
     def args(place: Place) -> list[str]:
         given = [f'save_folder={place.out}', f'save_interval={SAVE}ba', f'eval_interval={EVAL}ba', *extra]
         if stage == 'stage1':
@@ -163,7 +160,6 @@ def _training(stage: str, *extra: str) -> Callable[[Place], list[str]]:
 
 
 def _remote_training(place: Place) -> list[str]:
-    """Of a stage 2 whose data is in a remote."""
     stream = 'train_data.streams.s'
     return [*_training('stage2', 'fsdp.state_dict_type=sharded')(place), f'{stream}.remote=s3://bucket/images',
             f'{stream}.local={place.out}/cache/images', f'{stream}.embeddings.tiny.remote=s3://bucket/embeddings',
@@ -194,32 +190,24 @@ CASES = [
 ]
 # Takes long for what torch writes to disk before a checkpoint counts as written.
 SLOW_DISK = """
-import os
-import runpy
-import time
+import os, runpy, time
 fsync = os.fsync
 os.fsync = lambda file: (time.sleep(0.3), fsync(file))
 runpy.run_path('recipes/{recipe}.py', run_name='__main__')
 """
-# What may differ: times, the log of a training, its checkpoints (whose weights are compared), and what was downloaded.
-DIFFERS = ('seconds.json', 'metrics.jsonl', 'checkpoints/', 'cache/')
-# What a kill leaves of a file that was being written, and the server of an upload; nobody reads it.
-LEFT_OVER = re.compile(r'\.rclone_temp_put_|\.staging\.\d+\.[^/]+/|\.\d+\.(tmp|part)$|\.tmp\.\d+/')
+# What may differ: times, the log of a training, its checkpoints (whose weights are compared), and what was downloaded;
+# and what a kill leaves of a file that was being written, and the server of an upload, which nobody reads.
+DIFFERS = (r'^(seconds\.json|metrics\.jsonl|checkpoints/|cache/)|'
+           r'\.rclone_temp_put_|\.staging\.\d+\.[^/]+/|\.\d+\.(tmp|part)$|\.tmp\.\d+/')
 
 
 @pytest.fixture(scope='module')
-def made(
-    image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """What recipes read that others wrote."""
+def made(image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('made')
     run('train_stage2', folder / 'run', [*stage2_arguments(image_dataset, embeddings), f'teacher={teacher_folder}'])
-    (folder / 'photos').mkdir()
-    rows = ['image,caption']
-    for i, sample in enumerate(make_samples(48)):
-        (folder / f'photos/{i}.png').write_bytes(picture(i))
-        rows += [f'{i}.png,{text.replace(",", "")}' for text in sample.captions.values()]
-    (folder / 'captions.csv').write_text('\n'.join(rows) + '\n')
+    write_images(folder / 'photos', [f'{i}.png' for i in range(48)])
+    rows = [f'{i}.png,a picture\n{i}.png,picture {i}\n' for i in range(48)]
+    (folder / 'captions.csv').write_text('image,caption\n' + ''.join(rows))
     return folder
 
 
@@ -234,29 +222,6 @@ def remote(image_dataset: Path, embeddings: Path, tmp_path: Path) -> Iterator[tu
         proxy = FaultyProxy(port, ['503', 'truncate', 'drop', 'delay'], delay=0.5)
         yield port, s3_environment(proxy.port)
         proxy.close()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """The files of a folder that are always the same."""
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob('*') if path.is_file()}
-    return {name: _content(path) for name, path in sorted(files.items())
-            if not name.startswith(DIFFERS) and not LEFT_OVER.search(name)}
-
-
-def _content(path: Path) -> bytes:
-    """The bytes of a file, of safetensors with its facts in order, which the library writes in any."""
-    data = path.read_bytes()
-    if path.suffix != '.safetensors':
-        return data
-    end = 8 + int.from_bytes(data[:8], 'little')
-    return json.dumps(json.loads(data[8:end]), sort_keys=True).encode() + data[end:]
-
-
-def assert_same_folder(found: Path, expected: Path) -> None:
-    """The same files with the same bytes."""
-    one, other = contents(found), contents(expected)
-    assert one.keys() == other.keys()
-    assert not (differing := [name for name in one if one[name] != other[name]]), differing
 
 
 @pytest.mark.slow
@@ -282,11 +247,11 @@ def test_kills_at_random_moments(
             s3_remove(port, 'bucket', 'out/')
 
     def check() -> None:
-        assert_same_folder(out, tmp_path / 'whole')
         if case.recipe.startswith('train'):
             assert_same_result(out, tmp_path / 'whole')
-        if case.remote:
-            assert_same_folder(remote_out, tmp_path / 'whole_remote')
+        for found, expected in ((out, 'whole'), (remote_out, 'whole_remote')):
+            one, other = contents(found, DIFFERS), contents(tmp_path / expected, DIFFERS)
+            assert one.keys() == other.keys() and not [name for name in one if one[name] != other[name]]
 
     begun = time.monotonic()
     finish(begin(), log, seconds=PATIENCE)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from composer.utils import dist
-from launched import Launched, finish, may_have_own_memory
+from launched import Launched, finish, may_have_own_memory, wait_until
 from recipes_in_process import run_recipe
 
 from llm2clip.data.schema import dataset_fingerprint, read_index
@@ -44,8 +44,7 @@ def test_a_resumed_run_keeps_checkpoints_and_metrics(
         assert re.search(r'loss/train/total=\d\.\d+\]', output.err) or 'complete' in output.out
         return output.out
 
-    suffix = '' if kind == 'sharded' else '-rank0.pt'
-    metrics = folder / 'metrics.jsonl'
+    suffix, metrics = '' if kind == 'sharded' else '-rank0.pt', folder / 'metrics.jsonl'
     assert 'resumes from' not in run(4)
     # As after a kill in the step after the checkpoint.
     with metrics.open('a') as file:
@@ -82,21 +81,17 @@ def test_nodes_without_a_common_checkpoint_folder_do_not_train(
     assert error.value.key == 'checkpoint_folder' and not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize(('recipe', 'wrong', 'key'), [
-    ('train_stage1', 'lr_scale={vision: 1.0}', 'lr_scale'),
-    ('train_stage2', 'lr_scale={vision: 1.0}', 'lr_scale'),
-    ('train_stage2', 'model.vision.checkpoint=/nowhere', 'model.vision.checkpoint'),
-    ('train_stage2', 'initial_weights=/nowhere', 'initial_weights'),
-])
+@pytest.mark.parametrize(('stage', 'wrong', 'key'), [
+    (1, 'lr_scale={vision: 1.0}', 'lr_scale'), (2, 'model.vision.checkpoint=/nowhere', 'model.vision.checkpoint'),
+    (2, 'initial_weights=/nowhere', 'initial_weights')])
 def test_a_refused_first_start_leaves_nothing(
-    recipe: str, wrong: str, key: str, stage1_args: list[str], stage2_args: list[str], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch
+    stage: int, wrong: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    args = stage1_args if recipe == 'train_stage1' else stage2_args
+    args = request.getfixturevalue(f'stage{stage}_args')
     (tmp_path / 'mounted').mkdir()
     for name in ('mounted', 'new'):
         with pytest.raises((ConfigError, FileError), match=key):
-            run_recipe(monkeypatch, recipe, *args, wrong, f'save_folder={tmp_path}/{name}')
+            run_recipe(monkeypatch, f'train_stage{stage}', *args, wrong, f'save_folder={tmp_path}/{name}')
     assert [path.name for path in tmp_path.rglob('*')] == ['mounted']
 
 
@@ -117,21 +112,20 @@ def test_a_teacher_is_that_of_the_settings_in_its_folder(
         'max_duration=2ba', 'progress_bar=true', 'save_interval=1ba', 'run_name=again', 'callbacks.lr_monitor={}',
         'train_data.download_retry=2', 'plan_ranks=2')
     for changed, message in (
-        ('optimizer.lr=0.01', r'optimizer.lr is 0.05, expected 0.01'),
-        ('algorithms.gradient_clipping={clipping_type: norm, clipping_threshold: 1.0}',
-         r'algorithms.gradient_clipping is None, expected {'),
-        ('train_data.streams.s.local=elsewhere', r'train_data.streams.s.local is .*, expected .elsewhere'),
-        ('lora.r=8', r'lora.r is 4, expected 8'),
+        ('optimizer.lr=0.01', 'optimizer.lr is 0.05, expected 0.01'),
+        ('algorithms.ema={}', 'algorithms.ema is None, expected {'),
+        ('train_data.streams.s.local=elsewhere', 'train_data.streams.s.local is .*, expected .elsewhere'),
     ):
-        with pytest.raises(ConfigError, match=f'save_folder: .*{message}'):
+        with pytest.raises(ConfigError, match=message) as error:
             run('max_duration=2ba', changed)
-    with pytest.raises(ConfigError, match=f'{teacher} is there already, but not of a run in {tmp_path}/other'):
+        assert error.value.key == 'save_folder'
+    with pytest.raises(ConfigError, match='is there already, but not of a run in'):
         run('max_duration=2ba', f'teacher_folder={teacher}', folder='other')
-    with pytest.raises(ConfigError, match='has ended, and there is no checkpoint to resume from; choose another'):
+    with pytest.raises(ConfigError, match='has ended, and there is no checkpoint to resume from'):
         run('max_duration=4ba', f'checkpoint_folder={tmp_path}/lost')
     assert (teacher / 'model.safetensors').read_bytes() == short
-    with monkeypatch.context() as killed, pytest.raises(SystemExit):  # as of Ctrl-C
-        killed.setattr('llm2clip.training.stage1.fit', _interrupted)
+    with monkeypatch.context() as killed, pytest.raises(ZeroDivisionError):
+        killed.setattr('llm2clip.training.stage1.fit', lambda *_: 1 / 0)
         run('max_duration=4ba')
     assert not teacher.exists() and not (tmp_path / 'run/lora').exists()
     capfd.readouterr()
@@ -141,12 +135,7 @@ def test_a_teacher_is_that_of_the_settings_in_its_folder(
     assert 'is complete' in run('max_duration=4ba')
 
 
-def _interrupted(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def _exclude_a_shard(images: Path, embeddings: Path) -> None:
-    """The datasets are from now on the beginning of what they were."""
     for folder in (images, embeddings):
         index = read_index(folder)
         (folder / 'index.json').write_text(json.dumps({**index, 'shards': index['shards'][:-1]}))
@@ -159,13 +148,10 @@ def _group(group: int) -> set[int]:
     """Processes of a group that have not ended."""
     found = set()
     for path in Path('/proc').glob('[0-9]*/stat'):
-        try:
-            fields = path.read_text().rsplit(')', 1)[1]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        state, _, of, *_ = fields.split()
-        if int(of) == group and state != 'Z':
-            found.add(int(path.parent.name))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            state, _, of, *_ = path.read_text().rsplit(')', 1)[1].split()
+            if int(of) == group and state != 'Z':
+                found.add(int(path.parent.name))
     return found
 
 
@@ -198,11 +184,8 @@ def test_full_shared_memory_is_named(stage2_args: list[str], tmp_path: Path) -> 
 def test_ctrl_c_ends_both_ranks_with_one_line(stage2_args: list[str], tmp_path: Path) -> None:
     folder, log = tmp_path / 'run', tmp_path / 'run.log'
     args = [*stage2_args, 'max_duration=100000ba', 'eval_interval=100000ba', f'save_folder={folder}']
-    process, link = Launched(['recipes/train_stage2.py', *args], log, 2), folder / 'checkpoints/latest-rank0.pt'
-    deadline = time.monotonic() + 120
-    while not link.exists():
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.05)
+    process = Launched(['recipes/train_stage2.py', *args], log, 2)
+    wait_until((folder / 'checkpoints/latest-rank0.pt').exists, process, log)
     for pid in _group(process.pid) - {process.pid}:  # as a terminal does: the ranks and their workers
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGINT)

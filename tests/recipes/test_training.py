@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Both trainings as a user launches them: one rank and two, DDP and FSDP2, with bad input."""
+"""Both trainings as a user launches them: one rank and two, DDP and FSDP2, warm starts, bad input."""
 
 import re
 import shutil
@@ -14,28 +14,28 @@ import timm
 import torch
 from gradients import COPIES
 from launched import SGD, SHARDED, Launched, assert_same_weights, finish, losses, may_have_own_memory, run, weights
+from parts import make_samples, write_dataset
 from recipes_in_process import ROOT, run_recipe
 from remotes import free_port
 from safetensors.torch import load_file, save_file
 
+from llm2clip.data.convert.samples import Sample
 from llm2clip.data.schema import read_index, read_samples
+from llm2clip.metrics.retrieval import caption_retrieval_accuracy
+from llm2clip.modeling.text_encoder import encode_texts
+from llm2clip.teacher.llm import load_teacher
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.checkpoints import read_model
 from llm2clip.training.runs import Stage2Run
 
+RECALL = 'metrics/eval/retrieval_recall@10'
+ZEROSHOT = ['metrics/one/zeroshot_top1', 'metrics/one/mean_per_class', 'metrics/several/mean_average_precision']
 TWENTY = ['max_duration=20ba', 'eval_interval=10ba', 'save_interval=20ba']
 
 
 def assert_same_losses(found: Path, expected: Path, steps: int = 6) -> None:
     assert len({round(v, 6) for v in losses(expected).values()}) == steps
     assert losses(found) == pytest.approx(losses(expected), rel=1e-5)
-
-
-def zeroshot(run: Path) -> dict[str, dict[int, float]]:
-    """What a run with `zeroshot_args` found on their sets, by the name of the metric."""
-    metrics = read_metrics(run / 'metrics.jsonl')
-    return {name: metrics[f'metrics/{name}'] for name in (
-        'one/zeroshot_top1', 'one/mean_per_class', 'several/mean_average_precision')}
 
 
 @pytest.mark.dist
@@ -46,20 +46,14 @@ def test_stage2_on_two_ranks_learns_what_one_learns(
         'one': (1, []), 'ddp': (2, []), 'fsdp': (2, ['fsdp={state_dict_type: full, activation_checkpointing: true}'])}
     for name, (ranks, extra) in variants.items():
         run('train_stage2', tmp_path / name, [*stage2_args, *zeroshot_args, *SGD, *TWENTY, *extra], ranks)
-    recalls = [read_metrics(tmp_path / name / 'metrics.jsonl')['metrics/eval/retrieval_recall@10']
-               for name in variants]
-    for name, recall in zip(variants, recalls):
+        found, expected = (read_metrics(tmp_path / run / 'metrics.jsonl') for run in (name, 'one'))
         assert_same_losses(tmp_path / name, tmp_path / 'one', 20)
         assert_same_weights(weights(tmp_path / name), weights(tmp_path / 'one'))
-        # Before clipping, which hides a factor on all gradients.
-        norms, expected = (read_metrics(tmp_path / run / 'metrics.jsonl')['gradient_norm'] for run in (name, 'one'))
-        assert norms == pytest.approx(expected, rel=1e-4)
-        assert recall == pytest.approx(recalls[0])
-        found, expected = zeroshot(tmp_path / name), zeroshot(tmp_path / 'one')
-        assert any(len({*values.values()}) > 1 for values in expected.values())
-        for metric, values in expected.items():
-            assert list(values) == [0, 10, 20]
-            assert found[metric] == pytest.approx(values, rel=1e-6), (name, metric)
+        # The norm before clipping, which hides a factor on all gradients.
+        for metric, tolerance in (('gradient_norm', 1e-4), (RECALL, 1e-6), *((metric, 1e-6) for metric in ZEROSHOT)):
+            assert found[metric] == pytest.approx(expected[metric], rel=tolerance), (name, metric)
+    assert all(list(expected[metric]) == [0, 10, 20] for metric in ZEROSHOT)
+    assert any(len({*expected[metric].values()}) > 1 for metric in ZEROSHOT)
 
 
 @pytest.mark.dist
@@ -72,15 +66,13 @@ def test_the_teacher_in_the_loop_gives_what_the_embeddings_has(
     without = [arg for arg in args if '.embeddings.' not in arg]
     in_loop = ['text_encoder_in_loop={enabled: true, sharded: true, batch_tokens: 100}', 'algorithms.grad_cache={}',
               'device_train_microbatch_size=3']
-    run('train_stage2', tmp_path / 'text_encoder_in_loop', [*without, *in_loop], 2)
-    assert losses(tmp_path / 'text_encoder_in_loop') == pytest.approx(losses(tmp_path / 'embeddings'), rel=1e-3)
-    found, expected = (read_metrics(tmp_path / name / 'metrics.jsonl') for name in ('text_encoder_in_loop',
-                                                                                    'embeddings'))
-    assert found['metrics/eval/retrieval_recall@10'] == pytest.approx(expected['metrics/eval/retrieval_recall@10'],
-                                                                      abs=4)
-    for metric, values in zeroshot(tmp_path / 'embeddings').items():  # before their rounding has changed weights
-        assert zeroshot(tmp_path / 'text_encoder_in_loop')[metric][0] == pytest.approx(values[0], rel=1e-6)
-    best = max(expected['metrics/eval/retrieval_recall@10'].values())
+    run('train_stage2', tmp_path / 'in_loop', [*without, *in_loop], 2)
+    assert losses(tmp_path / 'in_loop') == pytest.approx(losses(tmp_path / 'embeddings'), rel=1e-3)
+    found, expected = (read_metrics(tmp_path / name / 'metrics.jsonl') for name in ('in_loop', 'embeddings'))
+    assert found[RECALL] == pytest.approx(expected[RECALL], abs=4)
+    for metric in ZEROSHOT:  # before their rounding has changed weights
+        assert found[metric][0] == pytest.approx(expected[metric][0], rel=1e-6)
+    best = max(expected[RECALL].values())
     improved = list(expected['best/retrieval_recall@10'].values())
     assert improved[-1] == best and improved == sorted(set(improved))
     assert list((tmp_path / 'embeddings/tensorboard').rglob('*tfevents*'))
@@ -116,16 +108,15 @@ def test_stage1_on_two_ranks_learns_what_one_learns(
     objective: str, stage1_args: list[str], image_dataset: Path, tmp_path: Path
 ) -> None:
     args = [*stage1_args, *SGD, 'callbacks.speed_monitor={window_size: 2}']
+    variants: dict[str, tuple[int, list[str]]] = {'one': (1, [])}
     if objective != 'mntp':
-        variants: dict[str, tuple[int, list[str]]] = {
-            'one': (1, []), 'ddp': (2, []), 'sharded': (2, SHARDED)}
-        if objective == 'compiled':
-            variants['sharded'] = 2, [*SHARDED, 'compile={backend: aot_eager}']
+        compiled = ['compile={backend: aot_eager}'] if objective == 'compiled' else []
+        variants |= {'ddp': (2, []), 'sharded': (2, [*SHARDED, *compiled])}
         args += [f'eval_data.streams.s.local={image_dataset}', 'eval_data.num_canonical_nodes=4', 'eval_interval=3ba',
                  'eval_data.num_workers=0']
     else:
         parts = ['device_train_microbatch_size=3']
-        variants = {'one': (1, []), 'parts': (1, parts), 'sharded': (2, [SHARDED[0], *parts])}
+        variants |= {'parts': (1, parts), 'sharded': (2, [SHARDED[0], *parts])}
         args += ['objective=mntp', 'train_data.texts={short: 1.0, long: 1.0}']
     for name, (ranks, extra) in variants.items():
         run('train_stage1', tmp_path / name, [*args, *extra], ranks)
@@ -139,6 +130,56 @@ def test_stage1_on_two_ranks_learns_what_one_learns(
             assert metrics['metrics/eval/cra'].keys() == {3, 6}
             assert metrics['metrics/eval/cra'] == read_metrics(tmp_path / 'one' / 'metrics.jsonl')['metrics/eval/cra']
         assert metrics['data/texts'][5] == 6 * 8 * (1 if objective == 'mntp' else 2)
+
+
+def test_warm_start_then_contrastive_on_its_adapter(
+    llm_folder: Path, image_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = [f'text_encoder.pretrained={llm_folder}', f'train_data.streams.s.local={image_dataset}', 'run_name=r',
+            'global_train_batch_size=8', 'device=cpu', 'progress_bar=false', 'train_data.num_workers=0',
+            'train_data.num_canonical_nodes=2', 'optimizer.name=adamw', 'optimizer.lr=1e-2']
+    run_recipe(monkeypatch, 'train_stage1', *args, 'objective=mntp', 'train_data.texts={short: 1.0, long: 1.0}',
+               'max_duration=4ep', f'save_folder={tmp_path}/mntp')
+    found = losses(tmp_path / 'mntp')
+    assert len(found) == 32 and found[31] < 0.8 * found[0]
+    run_recipe(monkeypatch, 'train_stage1', *args, 'train_data.pairs=[{query: [short], positive: [long]}]',
+               f'text_encoder.adapters=[{tmp_path}/mntp/lora]', 'max_duration=1ba', 'optimizer.lr=0.0',
+               f'save_folder={tmp_path}/stage1')
+    warm, stacked = (load_file(tmp_path / name / 'teacher/model.safetensors') for name in ('mntp', 'stage1'))
+    raw = load_file(llm_folder / 'model.safetensors')
+    moved = 'layers.0.mlp.up_proj.weight'
+    torch.testing.assert_close(stacked[moved], warm[moved])
+    assert (raw[moved] - warm[moved]).abs().max() > 1e-3
+
+
+def test_accuracy_during_stage1_is_that_of_its_teacher(
+    stage1_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = [Sample(text, {'a': text, 'b': f'{text} on a wall'})
+               for text in (sample.captions['long'][:28] for sample in make_samples(40, images=False))]
+    write_dataset(samples, tmp_path / 'pairs')
+    run_recipe(monkeypatch, 'train_stage1', *stage1_args, 'max_duration=4ba', 'eval_interval=2ba', 'optimizer.lr=0.01',
+               'text_encoder.instruction="Find it. "', 'lora.lora_dropout=0.5', 'train_data.num_workers=0',
+               f'eval_data.streams.s.local={tmp_path}/pairs/train', 'eval_data.num_workers=0',
+               'eval_data.num_canonical_nodes=4', 'global_eval_batch_size=12', f'save_folder={tmp_path}/run')
+    measured = read_metrics(tmp_path / 'run/metrics.jsonl')['metrics/eval/cra']
+    # Of the first two captions of a dataset, which evaluation reads without instruction and without dropout.
+    teacher = load_teacher(tmp_path / 'run/teacher')
+    first, second = (encode_texts(*teacher, [sample.captions[key] for sample in samples]) for key in 'ab')
+    assert measured.keys() == {2, 4} and measured[2] != measured[4]
+    assert measured[4] == pytest.approx(caption_retrieval_accuracy(first, second))
+
+
+def test_the_teacher_has_the_averaged_weights(
+    stage1_args: list[str], image_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the last checkpoint, also if the run ends with an evaluation, after which Composer trains on."""
+    run_recipe(monkeypatch, 'train_stage1', *stage1_args, 'algorithms.ema={half_life: 2ba}', 'eval_interval=4ba',
+               f'eval_data.streams.s.local={image_dataset}', 'eval_data.num_workers=0', f'save_folder={tmp_path}')
+    found = load_file(tmp_path / 'lora/adapter_model.safetensors')
+    averaged = {name.replace('.default', ''): value for name, value in read_model(
+        (tmp_path / 'checkpoints/latest-rank0.pt').resolve()).items()}
+    assert found and all(torch.equal(value, averaged[f'text_encoder.llm.{name}']) for name, value in found.items())
 
 
 @pytest.mark.dist
@@ -175,12 +216,9 @@ def test_two_nodes_that_share_only_a_remote_extract_together(
 def test_a_corrupt_shard_stops_both_ranks(
     stage2_args: list[str], image_dataset: Path, embeddings: Path, tmp_path: Path
 ) -> None:
-    """By themselves, within seconds, and named."""
-    shutil.copytree(embeddings, tmp_path / 'embeddings')
-    shard = tmp_path / 'embeddings' / 'shard.00001.mds'
-    data = bytearray(shard.read_bytes())
-    data[-1] ^= 255
-    shard.write_bytes(bytes(data))
+    shard = shutil.copytree(embeddings, tmp_path / 'embeddings') / 'shard.00001.mds'
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-1] + bytes([data[-1] ^ 255]))
     args = [*stage2_args, f'train_data.streams.s.local={tmp_path}/cache/images',
             f'train_data.streams.s.remote={image_dataset}', 'train_data.num_workers=1',
             f'train_data.streams.s.embeddings.tiny.local={tmp_path}/cache/embeddings',
@@ -195,7 +233,7 @@ def test_a_corrupt_shard_stops_both_ranks(
         command = [str(script), *args, f'save_folder={tmp_path}/run']
         ranks.append((Launched(command, log := tmp_path / f'log{rank}', 1, one_node, rank, 2, port), log))
     outputs = [finish(*rank, ok=False) for rank in ranks]
-    assert all(rank.poll() == 1 for rank, _ in ranks), [rank.poll() for rank, _ in ranks]
+    assert [rank.poll() for rank, _ in ranks] == [1, 1]
     named = [bool(re.search(r'error: .*embeddings/shard\.00001\.mds is damaged: xxh64', output)) for output in outputs]
     # The one that is in a collective operation when the other stops ends with that.
     assert any(named) and all(ok or 'Connection closed' in output for ok, output in zip(named, outputs)), outputs
@@ -243,8 +281,7 @@ def test_two_nodes_train_together(
             finish(*node)
         assert max(losses(tmp_path / 'two_nodes')) == steps - 1
     assert losses(tmp_path / 'two_nodes') == losses(tmp_path / 'one_node')
-    found, expected = weights(tmp_path / 'two_nodes'), weights(tmp_path / 'one_node')
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    assert_same_weights(weights(tmp_path / 'two_nodes'), weights(tmp_path / 'one_node'))
 
 
 @pytest.mark.dist

@@ -6,30 +6,27 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import pytest
 import torch
 from llms import CONFIGS, TEXTS, WINDOW, save_llm
 from parts import text_encoder_from_config
 from torch.utils.checkpoint import checkpoint
-from transformers import BertConfig, GPT2Config, PretrainedConfig
+from transformers import BertConfig
 
 from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.errors import ConfigError
 from llm2clip.modeling.text_encoder import POOLINGS, TextEncoder, Tokenized, encode_tokens, pack_tokens
 from llm2clip.teacher.llm import ARCHITECTURES, add_lora, load_llm
 
-LONG = TEXTS[3]
-
 
 @pytest.fixture(scope='module', params=sorted(CONFIGS))
-def family(request: pytest.FixtureRequest, llm_folder: Path, tmp_path_factory: pytest.TempPathFactory
-           ) -> Callable[..., TextEncoder]:
+def family(request: pytest.FixtureRequest, llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable:
     """(number of layers, further options) -> (encoder, tokenizer) of one architecture."""
     root = tmp_path_factory.mktemp(request.param)
 
-    def load(layers: int = 2, **options: object) -> TextEncoder:
+    def load(layers: int = 2, **options: object) -> Any:
         folder = root / str(layers)
         if not folder.is_dir():
             save_llm(request.param, layers, llm_folder, folder)
@@ -56,7 +53,7 @@ def test_the_first_token_sees_the_last_only_without_causal_mask(family: Callable
 
 def test_a_sliding_window_does_not_hide_the_rest_of_the_text(family: Callable) -> None:
     encoder, tokenizer = family(layers=1)
-    batch = tokenizer([LONG])
+    batch = tokenizer(TEXTS[3:])
     assert batch['input_ids'].shape[1] > 2 * WINDOW
     assert _changed(encoder, batch, 0, -1) and _changed(encoder, batch, -1, 0)
 
@@ -66,19 +63,13 @@ def test_company_padding_and_its_side_do_not_matter(family: Callable, bidirectio
     """Padding on the left moves a text to later positions.  All these LLMs have rotary position embeddings, which see
     the distance between two tokens alone: so the encoder passes no `position_ids`, and none are missed here."""
     encoder, tokenizer = family(bidirectional=bidirectional)
-    close = {'rtol': 1e-3, 'atol': 1e-4}
     alone = torch.cat([encoder(**tokenizer([text])) for text in TEXTS])
     batch = tokenizer(TEXTS)
-    torch.testing.assert_close(encoder(**batch), alone, **close)
     longer = {key: torch.nn.functional.pad(value, (0, 9)) for key, value in batch.items()}
-    torch.testing.assert_close(encoder(**longer), alone, **close)
     left = {key: torch.stack([row.roll(int((m == 0).sum())) for row, m in zip(value, batch['attention_mask'])])
             for key, value in batch.items()}
-    torch.testing.assert_close(encoder(**left), alone, **close)
-
-
-def _farthest(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max())
+    for padded in (batch, longer, left):
+        torch.testing.assert_close(encoder(**padded), alone, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(('bidirectional', 'attention'), [(True, None), (False, None), (False, 'eager')])
@@ -93,22 +84,20 @@ def test_packed_texts_have_the_vectors_of_padded_ones(
     for encoder.pool, batch_tokens in zip(POOLINGS.values(), (1, 40, 1000)):
         with torch.no_grad():
             expected = encoder(**batch)
-        assert _farthest(encode_tokens(encoder, tokens, batch_tokens), expected) < 1e-5
+        distances = (encode_tokens(encoder, tokens, batch_tokens) - expected).norm(dim=1)
+        assert (distances / expected.norm(dim=1)).max() < 1e-5
 
 
 @pytest.mark.parametrize(('bidirectional', 'attention'), [(True, None), (False, None), (True, 'eager')])
 def test_packed_texts_have_the_gradients_of_padded_ones(
     family: Callable, bidirectional: bool, attention: Optional[str]
 ) -> None:
-    """Also where layers run again in the backward pass."""
     encoder, tokenizer = family(bidirectional=bidirectional, attn_implementation=attention)
     tokens = tokenizer.tokenize([*TEXTS, *TEXTS[:2]])
     padded, packed = tokenizer.pad(tokens), pack_tokens(tokens)
     where = torch.randn(6, encoder.llm_embed_dim, generator=torch.Generator().manual_seed(0))
     parameters = list(encoder.parameters())
-    gradients = []
-    for texts in (padded, packed):
-        gradients.append(torch.autograd.grad((encoder(**texts) * where).sum(), parameters))
+    gradients = [torch.autograd.grad((encoder(**texts) * where).sum(), parameters) for texts in (padded, packed)]
     for layer in filter(encoder.activation_checkpointing_fn, encoder.modules()):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     gradients.append(torch.autograd.grad((encoder(**packed) * where).sum(), parameters))
@@ -135,9 +124,7 @@ def test_lora_reaches_every_projection_and_fsdp_every_layer(family: Callable) ->
     assert len(adapted) == len(linear) >= 2 * 4
 
 
-@pytest.mark.parametrize('config', [BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2),
-                                    GPT2Config(n_embd=16, n_layer=1, n_head=2)])
-def test_another_architecture_is_refused_by_name(config: PretrainedConfig, tmp_path: Path) -> None:
-    config.save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=f'{config.model_type}.*llama'):
+def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
+    BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match='bert.*llama'):
         load_llm(TextEncoderConfig(pretrained=str(tmp_path)))

@@ -5,7 +5,6 @@
 
 import ctypes
 import gc
-import shutil
 import threading
 from pathlib import Path
 
@@ -22,38 +21,17 @@ from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.modeling.checks import LoadError
 from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder, encode_texts, mean_pool
-from llm2clip.teacher.llm import (
-    add_lora,
-    apply_lora_apart,
-    load_llm,
-    load_teacher,
-    save_lora,
-    save_teacher,
-    teacher_fingerprint,
-)
+from llm2clip.teacher.llm import add_lora, apply_lora_apart, load_llm, load_teacher, save_lora, save_teacher
+
+LORA = LoraConfig(r=4)
 
 
-def _encoder(folder: Path, **options: object) -> tuple[TextEncoder, CaptionTokenizer]:
-    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(folder), **options))
-    return encoder.eval(), tokenizer
-
-
-def _trained(folder: Path, seed: int, size: float = 0.1, **options: object) -> tuple[TextEncoder, CaptionTokenizer]:
-    """An encoder whose LoRA weights are not those of the beginning."""
+def _encoder(folder: Path, seed: int = 0, **options: object) -> tuple[TextEncoder, CaptionTokenizer]:
+    """An encoder, which has a trained LoRA if a seed is given."""
     torch.manual_seed(seed)
     config = TextEncoderConfig(pretrained=str(folder), **options)
-    encoder, tokenizer = text_encoder_from_config(config, LoraConfig(r=4), size)
+    encoder, tokenizer = text_encoder_from_config(config, LORA if seed else None, 0.1)
     return encoder.eval(), tokenizer
-
-
-@pytest.mark.parametrize('pattern', ['*.safetensors', '*.jinja', 'tokenizer.json', 'config.json'])
-def test_every_file_of_a_teacher_is_in_its_fingerprint(teacher_folder: Path, tmp_path: Path, pattern: str) -> None:
-    folder = shutil.copytree(teacher_folder, tmp_path / 'copy')
-    whole = teacher_fingerprint(folder)
-    file, = folder.glob(pattern)
-    file.write_bytes(file.read_bytes() + b' ')
-    with pytest.raises(ValueError, match='weights is'):
-        teacher_fingerprint(folder).check(whole, 'a', 'b')
 
 
 def test_the_encoder_pools_the_last_layer(llm_folder: Path) -> None:
@@ -66,11 +44,10 @@ def test_the_encoder_pools_the_last_layer(llm_folder: Path) -> None:
 
 
 def test_lora_trains_alone_and_merges_into_an_equal_teacher(llm_folder: Path, tmp_path: Path) -> None:
-    encoder, tokenizer = _trained(llm_folder, 1)
+    encoder, tokenizer = _encoder(llm_folder, 1)
     trainable = {name for name, p in encoder.named_parameters() if p.requires_grad}
-    assert trainable and all('lora_' in name for name in trainable)
-    assert len(trainable) == 2 * 7 * 2
-    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher', tmp_path / 'adapter')
+    assert len(trainable) == 2 * 7 * 2 and all('lora_' in name for name in trainable)
+    save_teacher(encoder, tokenizer, LORA, tmp_path / 'teacher', tmp_path / 'adapter')
     expected = encode_texts(encoder, tokenizer, TEXTS)
     assert not torch.allclose(encode_texts(*_encoder(llm_folder), TEXTS), expected, atol=1e-2)
     teacher, teacher_tokenizer = load_teacher(tmp_path / 'teacher')
@@ -84,8 +61,8 @@ def test_lora_trains_alone_and_merges_into_an_equal_teacher(llm_folder: Path, tm
 
 
 def test_lora_is_taken_out_of_the_merged_weights_to_the_last_bit(llm_folder: Path, tmp_path: Path) -> None:
-    encoder, tokenizer = _trained(llm_folder, 1, dtype='bfloat16')
-    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher')
+    encoder, tokenizer = _encoder(llm_folder, 1, dtype='bfloat16')
+    save_teacher(encoder, tokenizer, LORA, tmp_path / 'teacher')
     merged = load_file(tmp_path / 'teacher' / 'model.safetensors')
     assert {weight.dtype for weight in merged.values()} == {torch.float32}
     expected, found = encoder.state_dict(), load_teacher(tmp_path / 'teacher')[0].state_dict()
@@ -98,7 +75,6 @@ def test_lora_is_taken_out_of_the_merged_weights_to_the_last_bit(llm_folder: Pat
 
 
 def _memory() -> int:
-    """Bytes that this process holds, without files that are mapped into it."""
     line, = (line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('RssAnon'))
     return int(line.split()[1]) * 1024
 
@@ -107,7 +83,7 @@ def test_a_teacher_is_never_in_memory_in_a_wider_type(tmp_path: Path) -> None:
     with torch.device('meta'):
         llm = LlamaModel(LlamaConfig(vocab_size=8, hidden_size=512, intermediate_size=2 ** 14, num_hidden_layers=5,
                                      num_attention_heads=4, num_key_value_heads=2))
-    # Of one value: what they are does not matter, and so they are written in no time.
+    # Of one value, so that they are written in no time.
     llm.to_empty(device='cpu').apply(lambda module: [p.data.fill_(0.5) for p in module.parameters(recurse=False)])
     in_float32 = 4 * sum(p.numel() for p in llm.parameters())
     llm.save_pretrained(tmp_path)
@@ -134,19 +110,18 @@ def test_a_teacher_is_never_in_memory_in_a_wider_type(tmp_path: Path) -> None:
 
 
 def test_adapters_are_merged_in_float32_into_a_narrow_llm(llm_folder: Path, tmp_path: Path) -> None:
-    encoder, tokenizer = _trained(llm_folder, 1, 0.01)
-    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher', tmp_path / 'adapter')
-    exact = load_llm(TextEncoderConfig(pretrained=str(llm_folder), adapters=[str(tmp_path / 'adapter')]))
-    narrow = load_llm(TextEncoderConfig(str(llm_folder), adapters=[str(tmp_path / 'adapter')], dtype='bfloat16'))
+    save_teacher(*_encoder(llm_folder, 1), LORA, tmp_path / 'teacher', tmp_path / 'adapter')
+    exact, narrow = (load_llm(TextEncoderConfig(str(llm_folder), adapters=[str(tmp_path / 'adapter')], dtype=dtype))
+                     for dtype in ('float32', 'bfloat16'))
     for (name, weight), other in zip(exact.named_parameters(), narrow.parameters()):
         assert torch.equal(weight.to(torch.bfloat16), other), name
 
 
 def test_adapters_are_merged_in_order_and_a_new_one_goes_on_top(llm_folder: Path, tmp_path: Path) -> None:
-    first, tokenizer = _trained(llm_folder, 1)
-    save_teacher(first, tokenizer, LoraConfig(r=4), tmp_path / 't1', tmp_path / 'a1')
-    second, _ = _trained(llm_folder, 2, adapters=[str(tmp_path / 'a1')])
-    save_teacher(second, tokenizer, LoraConfig(r=4), tmp_path / 't2', tmp_path / 'a2')
+    first, tokenizer = _encoder(llm_folder, 1)
+    save_teacher(first, tokenizer, LORA, tmp_path / 't1', tmp_path / 'a1')
+    second, _ = _encoder(llm_folder, 2, adapters=[str(tmp_path / 'a1')])
+    save_teacher(second, tokenizer, LORA, tmp_path / 't2', tmp_path / 'a2')
     expected = encode_texts(second, tokenizer, TEXTS)
     torch.testing.assert_close(encode_texts(*load_teacher(tmp_path / 't2'), TEXTS), expected, rtol=1e-4, atol=1e-4)
     both = _encoder(llm_folder, adapters=[str(tmp_path / 'a1'), str(tmp_path / 'a2')])
@@ -166,17 +141,16 @@ def test_an_adapter_of_the_causal_lm_is_merged_too(llm_folder: Path, tmp_path: P
 
 
 def test_folders_without_llm_or_adapter_are_named(llm_folder: Path, tmp_path: Path) -> None:
-    encoder, tokenizer = _trained(llm_folder, 1)
-    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher', tmp_path / 'adapter')
+    save_teacher(*_encoder(llm_folder, 1), LORA, tmp_path / 'teacher', tmp_path / 'adapter')
     torch.manual_seed(1)
     LlamaModel(LlamaConfig.from_pretrained(llm_folder)).save_pretrained(tmp_path / 'same_shape')
-    with pytest.raises(ConfigError, match=f'adapter was trained on another LLM, {llm_folder}'):
+    with pytest.raises(ConfigError, match='was trained on another LLM'):
         load_llm(TextEncoderConfig(pretrained=str(tmp_path / 'same_shape'), adapters=[str(tmp_path / 'adapter')]))
-    with pytest.raises(FileError, match='expected a LoRA adapter') as refused:
+    with pytest.raises(FileError) as refused:
         load_llm(TextEncoderConfig(pretrained=str(llm_folder), adapters=[str(tmp_path)]))
     assert refused.value.path == str(tmp_path)
     with pytest.raises(LoadError, match='text_encoder.pretrained: /nowhere: cannot be loaded'):
         _encoder(Path('/nowhere'))
-    with pytest.raises(ConfigError, match='no projection called qkv_proj; it has down_proj'):
+    with pytest.raises(ConfigError, match='no projection called qkv_proj'):
         text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder)),
                                  LoraConfig(target_modules=['q_proj', 'qkv_proj']))

@@ -14,11 +14,11 @@ import torch
 from composer.devices import DeviceCPU
 from launched import stage2_arguments
 from recipes_in_process import run_recipe
+from refusals import refused_at
 from small_training import train
 from trained import save_run_config
 
 from llm2clip.config import AdapterConfig, EvaluatedModelConfig, ModelConfig, VisionConfig
-from llm2clip.errors import ConfigError
 from llm2clip.evaluation.evaluated_models import load_evaluated_model
 from llm2clip.export.hf import LLM2CLIPModel, export_folder
 from llm2clip.io.tensors import write_safetensors
@@ -79,13 +79,6 @@ def test_only_the_tower_is_interpolated_from_a_checkpoint(tower: Path, teacher_f
                if not name.startswith('classifier.')}
     for share in (0.0, 0.3, 1.0):
         _assert_mean(Stage2Run(run, 'best', share).load_model().state_dict(), initial, trained, share)
-    # At 0, the features of the tower are those of the file.
-    pixels = torch.randn(2, 3, 32, 32)
-    expected = timm.create_model(TOWER, num_classes=0)
-    expected.load_state_dict({name: value for name, value in torch.load(tower).items() if 'classifier' not in name})
-    with torch.no_grad():
-        found = Stage2Run(run, 'best', 0.0).load_model().vision_encoder(pixels)
-        torch.testing.assert_close(found, expected.eval()(pixels), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('same_teacher', [True, False])
@@ -94,7 +87,7 @@ def test_interpolation_skips_an_adapter_of_another_teacher(
 ) -> None:
     first, trained = _model(1), _model(2).state_dict()
     teacher = teacher_folder if same_teacher else causal_teacher
-    export_folder(first, CONFIG, TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': 32}), teacher,
+    export_folder(first, CONFIG, TeacherRecord(teacher_fingerprint(teacher), {'llm_embed_dim': 32}), [teacher],
                   tmp_path / 'first')
     run = _save_run(tmp_path / 'run', trained, teacher_folder, {}, initial_weights=str(tmp_path / 'first'))
     initial = {name: value for name, value in first.state_dict().items()
@@ -112,9 +105,8 @@ def test_missing_initial_weights_are_refused(
 ) -> None:
     run = _save_run(tmp_path / 'run', _model(2).state_dict(), teacher_folder, vision, **options)
     assert Stage2Run(run, 'best', 1.0).load_model()
-    with pytest.raises(ConfigError) as error:
+    with refused_at('wise_ft_alpha'):
         Stage2Run(run, 'best', 0.5).load_model()
-    assert error.value.key == 'wise_ft_alpha'
 
 
 def test_a_run_is_read_where_its_settings_say(tmp_path: Path) -> None:

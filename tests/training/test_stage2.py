@@ -1,17 +1,21 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 2.
+"""Stage 2: its batches, the one teacher of a run, what is checked before a model is built, and its memory."""
 
-A run has one teacher: that of its training data, of its evaluation data, the one it names, and before.
-"""
-
+import gc
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
-from parts import write_text_embeddings
+import torch
+from launched import stage2_arguments
+from parts import make_samples, write_dataset, write_text_embeddings
+from refusals import refused_at
 
 from llm2clip.config import (
+    AdapterConfig,
     DatasetConfig,
     ImageDataConfig,
     ImageStreamConfig,
@@ -19,41 +23,75 @@ from llm2clip.config import (
     Stage2Config,
     VisionConfig,
 )
+from llm2clip.config.loading import load_config
+from llm2clip.data.image_text_dataset import build_image_loader
+from llm2clip.data.vectors import dequantize
 from llm2clip.errors import ConfigError
+from llm2clip.modeling.image_processing_llm2clip import normalize
+from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+from llm2clip.models.towers import tower_preprocessing
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
+from llm2clip.training import stage2
 from llm2clip.training.stage2 import make_loaders, make_trainer
-from llm2clip.training.trainer import initialize
+from llm2clip.training.trainer import check_metrics, initialize
+
+TOWER = VisionConfig('test_efficientnet', False, image_size=32)
 
 
-def _data(dataset: Path, embeddings: Path) -> ImageDataConfig:
+def _data(dataset: Path, embeddings: Path, **options: Any) -> ImageDataConfig:
     stream = ImageStreamConfig(str(dataset), embeddings={'tiny': DatasetConfig(str(embeddings))})
-    return ImageDataConfig(streams={'s': stream}, caption_weights={'short': 1.0}, num_workers=0, num_canonical_nodes=1)
+    return ImageDataConfig(streams={'s': stream}, num_workers=0, num_canonical_nodes=1,
+                           **{'caption_weights': {'short': 1.0}, **options})
+
+
+@pytest.mark.usefixtures('no_leftovers')
+@pytest.mark.parametrize('captions', [1, 2])
+def test_integer_batches_give_the_loss_of_their_floats(captions: int, teacher_folder: Path, tmp_path: Path) -> None:
+    """Bit for bit, in microbatches as Composer and GradCache make them."""
+    write_dataset(make_samples(10), tmp_path)
+    write_text_embeddings(tmp_path / 'train', tmp_path / 'embeddings', teacher_folder, storage='int8')
+    config = _data(tmp_path / 'train', tmp_path / 'embeddings', caption_weights={'short': 1.0, 'long': 1.0},
+                   captions_per_image=captions)
+    data = build_image_loader(config, 32, 10, 5, train=True)
+    batch: dict[str, Any] = next(iter(data.dataloader))
+    values, scale, pixels = batch['text_embedding'], batch['text_embedding_scale'], batch['pixel_values']
+    assert values.dtype == torch.int8 and scale.shape == values.shape[:-1] and pixels.dtype == torch.uint8
+    of_tower = tower_preprocessing(TOWER)
+    floats = {**batch, 'text_embedding': dequantize(batch),
+              'pixel_values': normalize(pixels, of_tower.mean, of_tower.std)}
+    del floats['text_embedding_scale']
+    model = ComposerLLM2CLIP(LLM2CLIP(ModelConfig(TOWER, AdapterConfig(depth=1), embed_dim=16), 32))
+    parts, expected = (data.split_batch(one, 4) for one in (batch, floats))
+    assert [len(part['index']) for part in parts] == [4, 4, 2]
+    for part, other in zip(parts, expected):
+        part, other = data.microbatch_transforms(part), data.microbatch_transforms(other)
+        assert torch.equal(model.loss(model(part), part), model.loss(model(other), other))
 
 
 def test_a_run_has_one_teacher(
     image_dataset: Path, embeddings: Path, teacher_folder: Path, causal_teacher: Path, tmp_path: Path
 ) -> None:
+    """That of its training data, of its evaluation data, the one it names, and before."""
     write_text_embeddings(image_dataset, tmp_path / 'other', causal_teacher)
 
-    def make(train: Path, evaluation: Path, teacher: Path) -> None:
+    def make(evaluation: Path, teacher: Path) -> None:
         config = Stage2Config(
             run_name='r', save_folder=str(tmp_path / 'run'), checkpoint_folder=str(tmp_path / 'run'), device='cpu',
             max_duration='1ba', global_train_batch_size=8, global_eval_batch_size=8,
             optimizer={'name': 'adamw', 'lr': 1}, scheduler={'name': 'constant'}, teacher=str(teacher),
-            model=ModelConfig(VisionConfig('test_efficientnet', False, image_size=32)),
-            train_data=_data(image_dataset, train), eval_data=_data(image_dataset, evaluation))
+            model=ModelConfig(TOWER), train_data=_data(image_dataset, embeddings),
+            eval_data=_data(image_dataset, evaluation))
         initialize(config)
         make_trainer(config)
 
-    with pytest.raises(ValueError, match=f'the embeddings dataset of train_data comes from another teacher than '
-                                         f'{causal_teacher}'):
-        make(embeddings, embeddings, causal_teacher)
+    with pytest.raises(ValueError, match=f'train_data comes from another teacher than {causal_teacher}'):
+        make(embeddings, causal_teacher)
     with pytest.raises(ValueError, match='eval_data comes from another teacher than train_data: '):
-        make(embeddings, tmp_path / 'other', teacher_folder)
+        make(tmp_path / 'other', teacher_folder)
     assert not (tmp_path / 'run').exists()
     TeacherRecord(Fingerprint.of('x', {}), {'llm_embed_dim': 1}).write(tmp_path / 'run')
     with pytest.raises(ValueError, match='was begun with another teacher: .*; choose another save_folder'):
-        make(embeddings, embeddings, teacher_folder)
+        make(embeddings, teacher_folder)
 
 
 def test_training_images_may_have_another_size_than_the_towers(image_dataset: Path, embeddings: Path) -> None:
@@ -61,10 +99,43 @@ def test_training_images_may_have_another_size_than_the_towers(image_dataset: Pa
     config = Stage2Config(global_train_batch_size=8, global_eval_batch_size=8, train_data=data, eval_data=data,
                           model=ModelConfig(VisionConfig('test_efficientnet', False, image_size=64)))
     data.image_size = 32
-    train, evaluator = make_loaders(config)
-    assert evaluator is not None
+    train, (evaluator,) = make_loaders(config)
     loaders = train.dataloader, evaluator.dataloader.dataloader
     assert [next(iter(loader))['pixel_values'].shape[-1] for loader in loaders] == [32, 64]
     config.model.vision = VisionConfig('test_vit', False, image_size=64)
-    with pytest.raises(ConfigError, match='train_data.image_size: test_vit takes images of .*image_size, 64'):
+    with pytest.raises(ConfigError, match='^train_data.image_size: test_vit takes images of .*image_size, 64'):
         make_loaders(config)
+
+
+@pytest.mark.usefixtures('no_leftovers')
+def test_sharding_frees_the_whole_weights(
+    image_dataset: Path, embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model, whole = stage2.make_model, []
+
+    def remember(*args: Any, **options: Any) -> torch.nn.Module:
+        model = make_model(*args, **options)
+        whole.extend(map(weakref.ref, model.parameters()))
+        return model
+
+    monkeypatch.setattr(stage2, 'make_model', remember)
+    config = load_config(Stage2Config, [
+        *stage2_arguments(image_dataset, embeddings), f'save_folder={tmp_path}/run',
+        'train_data.num_workers=0', 'fsdp.state_dict_type=sharded'])
+    initialize(config)
+    gc.disable()
+    try:
+        trainer = make_trainer(config)
+        kept = [ref for ref in whole if ref() is not None]
+    finally:
+        gc.enable()
+    trainer.close()
+    assert whole and not kept
+
+
+@pytest.mark.parametrize(('settings', 'key'), [
+    ({'eval_first': True}, 'eval_first'),
+    ({'callbacks': {'save_best': {}}}, 'callbacks.save_best.dataloader_label')])
+def test_evaluations_need_data(settings: dict[str, Any], key: str) -> None:
+    with refused_at(key):
+        check_metrics(Stage2Config(**settings), {})

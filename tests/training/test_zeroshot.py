@@ -14,11 +14,12 @@ from composer.utils import dist
 from evaluated import evaluated
 from launched import stage2_arguments
 from recipes_in_process import run_recipe
+from refusals import refused_at
 from set_files import SEVERAL_CLASSES, write_custom_sets, write_wds
 
 from llm2clip.config import ZeroshotConfig
 from llm2clip.data.zeroshot_sets import zeroshot_set
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import FileError
 from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.training import stage2, zeroshot
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
@@ -92,9 +93,8 @@ def test_a_training_finds_what_evaluate_finds(
         assert watched.alive == [False] and len(watched.loaded) == (steps == 3)
         metrics = read_metrics(run / 'metrics.jsonl')
         assert {name.split('/')[1] for name in metrics if name.startswith('metrics/')} == {'pets', 'tars', 'several'}
-        expected = {'pets': evaluated(run, {'name': 'imagenet_folder', 'images': f'{sets}/classes'},
-                                       f'{sets}/templates.txt'),
-                    'tars': evaluated(run, tars), 'several': evaluated(run, several)}
+        pets = evaluated(run, {'name': 'imagenet_folder', 'images': f'{sets}/classes'}, f'{sets}/templates.txt')
+        expected = {'pets': pets, 'tars': evaluated(run, tars), 'several': evaluated(run, several)}
         for name, values in expected.items():
             for metric, value in values.items():
                 found = metrics[f'metrics/{name}/{metric}']
@@ -115,8 +115,8 @@ def test_the_teacher_in_the_loop_embeds_the_prompts(
 ) -> None:
     watched = _Watched(monkeypatch)
     run_recipe(monkeypatch, 'train_stage2', *(arg for arg in args if '.embeddings.' not in arg),
-               'text_encoder_in_loop.enabled=true',
-               _source(sets, 'tars'), 'eval_interval=1ba', 'save_interval=4ba', 'max_duration=4ba')
+               'text_encoder_in_loop.enabled=true', _source(sets, 'tars'), 'eval_interval=1ba', 'save_interval=4ba',
+               'max_duration=4ba')
     found = read_metrics(tmp_path / 'run/metrics.jsonl')
     assert watched.alive == [True]
     assert len(found['loss/train/total']) == 4 == len(found['metrics/eval/retrieval_recall@10'])
@@ -141,18 +141,15 @@ def test_each_rank_has_its_share_of_images_and_names(sets: Path, ranks: int, mon
     assert [name for turn in zip(*names) for name in turn][:5] == [*range(5)]
 
 
-@pytest.mark.parametrize(('extra', 'message'), [
-    (['eval_zeroshot.pets.templates=null'], '^eval_zeroshot.pets.templates: required but not set, since SETS/classes'),
-    (['callbacks.save_best={metric: mean_average_precision, dataloader_label: pets}'],
-     "^callbacks.save_best.metric: 'mean_average_precision' is never computed on pets, expected zeroshot_top1 or"),
-])
+@pytest.mark.parametrize(('extra', 'key'), [
+    ('eval_zeroshot.pets.templates=null', 'eval_zeroshot.pets.templates'),
+    ('callbacks.save_best={metric: mean_average_precision, dataloader_label: pets}', 'callbacks.save_best.metric')])
 def test_what_cannot_be_evaluated_is_refused_before_loading(
-    args: list[str], sets: Path, extra: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+    args: list[str], sets: Path, extra: str, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = _Watched(monkeypatch)
-    with pytest.raises(ConfigError, match=message.replace('SETS', str(sets))):
-        run_recipe(monkeypatch, 'train_stage2', *args, *_folders(sets), *(arg.replace('SETS', str(sets))
-                                                                         for arg in extra))
+    with refused_at(key):
+        run_recipe(monkeypatch, 'train_stage2', *args, *_folders(sets), extra)
     assert not watched.loaded
 
 

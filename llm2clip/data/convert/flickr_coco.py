@@ -63,10 +63,9 @@ def flickr8k(
         holdout, seed: For a dataset without splits, as for `image_folder`.
     """
     by_split = read_splits(annotations)
-    if split_files is None and annotations.endswith('.token.txt'):
-        official = {name: Path(annotations).with_name(file) for name, file in _LISTS.items()}
-        split_files = {name: str(path) for name, path in official.items() if path.is_file()}
-        if not split_files and split is None:
+    if split_files is None and split is None and annotations.endswith('.token.txt'):
+        split_files = {name: str(Path(annotations).with_name(file)) for name, file in _LISTS.items()}
+        if not all(map(os.path.isfile, split_files.values())):
             raise ConfigError(
                 f'the lists Flickr_8k.{{train,dev,test}}Images.txt are not beside {annotations}, and without '
                 'them images for testing would be trained on; source.split or an empty source.split_files '
@@ -189,7 +188,7 @@ def published_splits(
         splits: Splits to write; by default all.
 
     Raises:
-        ConfigError: A split or the folder does not exist, or no image has a caption.
+        ConfigError: A split or the folder does not exist.
         FileError: An image occurs twice.
     """
     published = [split for split in by_split if split is not None]
@@ -212,7 +211,7 @@ def _add_captions(captions: dict[str, list[str]], images: _Images, file: str) ->
         if image in captions:
             raise FileError(f'image {image} occurs twice', file)
         with reading(file, f'captions of {image} that are texts'):
-            captions[image] = [line for line in lines if line.strip()]
+            captions[image] = list(filter(str.strip, lines))
     return [image for image, _ in images]
 
 

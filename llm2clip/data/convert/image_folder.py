@@ -11,7 +11,6 @@ from typing import Optional
 from llm2clip.config.ranges import FolderName, Holdout, Seed
 from llm2clip.data.caption_files import check_image_paths, read_captions
 from llm2clip.data.convert.samples import Dropped, Part, Sample, check_folder, read_image, split_holdout
-from llm2clip.errors import ConfigError
 
 
 def image_folder(
@@ -68,12 +67,10 @@ def image_splits(
         images_per_part: Largest number of images per part; unset, a split is one part.
 
     Raises:
-        ConfigError: The folder does not exist, or no image has a caption.
+        ConfigError: The folder does not exist.
     """
     if images is not None:
         check_folder(images)
-    if not any(captions.values()):
-        raise ConfigError(f'{files[0]} has no {"captions" if captions else "images"}')
     keys = list(dict.fromkeys(itertools.chain.from_iterable(captions.values())))
 
     def samples(names: Sequence[str], dropped: Dropped) -> Iterator[Sample]:
@@ -89,9 +86,7 @@ def image_splits(
     for split, names in splits.items():
         if images_per_part is None:
             parts[split] = [Part('all', partial(samples, names), files)]
-            continue
-        parts[split] = []
-        for start in range(0, len(names), images_per_part):
-            names_of_part = names[start:start + images_per_part]
-            parts[split].append(Part(f'{start:08}', partial(samples, names_of_part), files))
+        else:
+            parts[split] = [Part(f'{i:08}', partial(samples, names[i:i + images_per_part]), files)
+                            for i in range(0, len(names), images_per_part)]
     return parts

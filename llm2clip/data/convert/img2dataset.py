@@ -98,7 +98,7 @@ def webdataset(
 class _TarSample(NamedTuple):
     sample_id: str
     fields: dict[str, Any]
-    image: Optional[bytes]
+    image: bytes
     key: str  # of the row in the tables; empty if there is none
     where: str
 
@@ -129,9 +129,14 @@ class _TarReader:
                 sample_id = sample_name(field(fields, self.id_field, where), f'{where}: {self.id_field!r}')
                 if is_in_holdout(sample_id, self.holdout, self.seed) is not is_holdout:
                     continue
+                if self.selection.samples_out(sample_id, dropped):
+                    continue
                 image = next((record[suffix] for suffix in IMAGES if suffix in record), None)
+                if image is None:
+                    dropped.add('no image', sample_id)
+                    continue
                 key = None
-                if self.tables is not None and image is not None:
+                if self.tables is not None:
                     key = field(fields, self.image_key, where)
                 if key is not None:
                     key = sample_name(key, f'{where}: {self.image_key!r}')
@@ -141,20 +146,16 @@ class _TarReader:
     def _with_captions(self, samples: Sequence[_TarSample], dropped: Dropped) -> Iterator[Sample]:
         """Yield the samples to keep, with the captions of the tables; one lookup for all."""
         rows: dict[str, dict[str, Any]] = {}
+        without_row: dict[str, Any] = {}
         if self.tables is not None:
             rows = self.tables.find([sample.key for sample in samples])
+            without_row = dict.fromkeys(self.tables.columns)
         for sample_id, fields, image, key, where in samples:
-            if self.selection.samples_out(sample_id, dropped):
-                continue
-            if image is None:
-                dropped.add('no image', sample_id)
-                continue
-            if self.tables is not None:
-                fields.update(rows.get(key) or dict.fromkeys(self.tables.columns))
+            fields.update(rows.get(key, without_row))
             captions: dict[str, str] = {}
             for name, source in self.captions.items():
                 captions[name] = optional_text(field(fields, source, where), f'{where}: {source!r}')
-            if self.tables is not None and key not in rows and not any(captions.values()):
+            if without_row and key not in rows and not any(captions.values()):
                 dropped.add('no row in the tables', sample_id)
             elif not self.selection.filters_out(fields, where, dropped):
                 yield Sample(sample_id, captions, image)
@@ -220,7 +221,7 @@ def open_tables(
         stat = os.stat(path)
         identity['tables'].append([Path(path).name, stat.st_size, stat.st_mtime_ns])
     index = Path(os.path.abspath(folder))
-    with locked(index.with_name(f'.{index.name}.lock'), index, wait=True):
+    with locked(index.with_name(f'.{index.name}.lock'), index, timeout=-1):
         if not (index / _META).is_file():
             with atomic_folder(index, 'an index of captions') as new:
                 _write_tables(new, {path: schema.names for path, schema in schemas.items()}, key, columns)

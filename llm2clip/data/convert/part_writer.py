@@ -6,6 +6,7 @@
 import functools
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,8 +19,8 @@ from tqdm import tqdm
 from llm2clip.config import WriterConfig
 from llm2clip.data.caption_files import check_text
 from llm2clip.data.convert.samples import Dropped, Part, Sample
-from llm2clip.data.images import decode_image, decode_pixels, encode_image
-from llm2clip.data.schema import CAPTION, IMAGE, INDEX, SAMPLE_ID, check_shard
+from llm2clip.data.images import decode_image, encode_image
+from llm2clip.data.schema import CAPTION, IMAGE, INDEX, SAMPLE_ID
 from llm2clip.engine import Work
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, reading
@@ -44,12 +45,11 @@ class PartJob(NamedTuple):
 
 
 @functools.cache
-def excluded_ids(path: str) -> frozenset[str]:
-    """Return the sample ids in an `exclude_ids` file; raise a ConfigError if an entry is not a text."""
-    ids = read_json(path, list)
-    if not all(isinstance(name, str) for name in ids):
-        raise ConfigError(f'{path} has entries that are no texts, expected ids of samples', 'exclude_ids')
-    return frozenset(ids)
+def excluded_ids(path: Optional[str]) -> frozenset[str]:
+    """Return the sample ids in an `exclude_ids` file; whole numbers become texts, as in every source."""
+    if path is None:
+        return frozenset()
+    return frozenset(map(str, read_json(path, list)))
 
 
 def check_options(
@@ -60,9 +60,8 @@ def check_options(
         if name != 'inputs' and recorded.get(name) != value:
             raise ConfigError(f'{out} was written with another {name} ({path} has it); choose another out, '
                               'or remove it to convert again', 'out')
-    inputs = recorded.get('inputs') or {}
     for file, identity in options['inputs'].items():
-        if inputs.get(file, identity) != identity:
+        if recorded['inputs'].get(file, identity) != identity:
             raise ConfigError(f'{file}: has changed since {out} was written from it; choose another out, or '
                               f'remove {out} to convert again')
 
@@ -79,18 +78,12 @@ def read_record(job: PartJob) -> Optional[dict[str, Any]]:
         return None
     record = read_json(path, dict)
     with reading(path, f'the record of a part; remove {path.parent} to convert it again'):
-        num_samples = 0
-        for i, shard in enumerate(record['shards']):
-            check_shard(shard, f'{path}: shard {i}')
-            num_samples += shard['samples']
-        if num_samples != record['samples']:
-            raise ValueError(f'{num_samples} samples in shards, not {record["samples"]}')
-    try:
-        check_options(job.out, path, record['options'], job.options)
-    except ConfigError:
-        if record['samples']:
-            raise
-        return None
+        try:
+            check_options(job.out, path, record['options'], job.options)
+        except ConfigError:
+            if record['samples']:
+                raise
+            return None
     return record
 
 
@@ -136,9 +129,7 @@ def _write_part(job: PartJob, show_progress: bool) -> None:
                         raise ValueError(f'sample {sample.sample_id!r} has captions '
                                          f'{sorted(sample.captions)}, expected {sorted(words)}')
                     ids.add(sample.sample_id)
-                    row: dict[str, Any] = {SAMPLE_ID: sample.sample_id}
-                    if sample.image is not None:
-                        row[IMAGE] = sample.image
+                    row: dict[str, Any] = {SAMPLE_ID: sample.sample_id, IMAGE: sample.image}
                     for key, text in sample.captions.items():
                         words[key][len(text.split())] += 1
                         row[CAPTION + key] = text
@@ -157,18 +148,15 @@ def _write_part(job: PartJob, show_progress: bool) -> None:
 def _usable(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) -> Iterator[Sample]:
     """Yield the usable samples, without white space around captions, and record the others in `dropped`."""
     needed = config.require_any_caption
-    excluded: frozenset[str] = frozenset()
-    if config.exclude_ids is not None:
-        excluded = excluded_ids(config.exclude_ids)
+    excluded = excluded_ids(config.exclude_ids)
     for sample in samples:
         check_text(sample.sample_id, f'the id of sample {sample.sample_id!r}')
-        for key, text in sample.captions.items():
-            check_text(text, f'sample {sample.sample_id!r}: caption {key!r}')
-        for key in needed:
-            if key not in sample.captions:
-                raise ConfigError(f'there is no {key!r}; the samples have {", ".join(sample.captions)}',
-                                  'require_any_caption')
-        captions = sample.captions = {key: text.strip() for key, text in sample.captions.items()}
+        if not {*needed} <= sample.captions.keys():
+            raise ConfigError(f'{needed}, but the samples have {", ".join(sample.captions)}',
+                              'require_any_caption')
+        captions = sample.captions = {
+            key: check_text(text, f'sample {sample.sample_id!r}: caption {key!r}').strip()
+            for key, text in sample.captions.items()}
         if sample.sample_id in excluded:
             dropped.filtered[EXCLUDED] += 1
         elif not any(captions.values()):
@@ -187,11 +175,8 @@ def _image_problem(sample: Sample, config: WriterConfig) -> Optional[str]:
     """Reason why a sample's image cannot be used, if any; shrink an image that exceeds `image_max_side`."""
     if sample.image is None:
         return None
-    max_side = config.image_max_side
+    max_side = config.image_max_side or math.inf
     try:
-        if max_side is None:
-            decode_pixels(sample.image, sample.sample_id)
-            return None
         picture = decode_image(sample.image, sample.sample_id)
         if max(picture.size) > max_side:
             picture.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)

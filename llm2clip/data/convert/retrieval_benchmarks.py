@@ -3,7 +3,6 @@
 
 """Retrieval benchmarks with long captions or many languages: ShareGPT4V-1k, Urban1k, DOCCI and XM3600."""
 
-import re
 from pathlib import Path
 from typing import Optional
 
@@ -50,16 +49,11 @@ def urban1k(folder: str) -> tuple[dict[str, list[Part]], Dropped]:
         raise ConfigError(f'{folder} has no image/<number>.jpg and caption/<number>.txt', 'source.folder')
     files: list[str] = []
     captions: list[tuple[str, list[str]]] = []
-    for stem in sorted({path.stem for path in paths}, key=_natural):
+    for stem in sorted({path.stem for path in paths}, key=lambda stem: (len(stem), stem)):  # 2 before 10
         file = f'{folder}/caption/{stem}.txt'
         files.append(file)
         captions.append((f'{stem}.jpg', read_text(file).splitlines()[:1]))
     return published_splits(f'{folder}/image', files, {'test': captions})
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts 2 before 10."""
-    return [(int(part), '') if part.isdigit() else (-1, part) for part in re.split(r'(\d+)', name)]
 
 
 def docci(

@@ -124,11 +124,14 @@ def split_holdout(
     images = list(images)
     if not holdout:
         return {split: images}
-    counts = holdout if isinstance(holdout, dict) else {_VAL: holdout}
+    if isinstance(holdout, dict):
+        counts = holdout
+    elif holdout < 1:
+        counts = {_VAL: sum(is_in_holdout(image, holdout, seed) for image in images)}
+    else:
+        counts = {_VAL: holdout}
     if split in counts:
         raise ConfigError(_SAME_NAME.format(split), 'source.split')
-    if isinstance(holdout, float) and 0 < holdout < 1:
-        counts = {_VAL: sum(is_in_holdout(image, holdout, seed) for image in images)}
     are_numbers = all(isinstance(n, int) and n > 0 for n in counts.values())
     if not are_numbers or sum(counts.values()) >= len(images):
         raise ConfigError(f'got {holdout!r}, expected a share between 0 and 1, or a number of images, by '
@@ -174,15 +177,15 @@ def sample_name(value: Any, where: str) -> str:
 def matching_files(files: Union[str, Sequence[str]], key: str = 'source.files') -> list[str]:
     """Return the files that match paths or patterns, sorted by name within each pattern.
 
-    A pattern without a match, or no pattern, raises a ConfigError with the `key`.
+    A pattern without a match raises a ConfigError with the `key`.
     """
     patterns = [files] if isinstance(files, str) else files
     matches: list[str] = []
-    for pattern in patterns or ['']:
+    for pattern in patterns:
         paths = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern))
         if not paths:
             raise ConfigError(f'no file matches {pattern!r} in {Path.cwd()}', key)
-        matches += [check_text(path, f'{key}: {path!r}') for path in paths]
+        matches += paths
     return matches
 
 
@@ -190,20 +193,20 @@ def matching_files(files: Union[str, Sequence[str]], key: str = 'source.files') 
 class Filter:
     """Condition on a column: a number in a range, or one of several values."""
 
-    min: Optional[Finite] = None
-    max: Optional[Finite] = None
+    min: Finite = -math.inf
+    max: Finite = math.inf
     values: Optional[Annotated[list[Union[Text, int, bool]], Field(min_length=1)]] = None
     """Values to keep, compared as texts: true as ``true``, 1 and 1.0 as ``1``."""
 
     def __post_init__(self) -> None:
-        limits = [limit for limit in (self.min, self.max) if limit is not None]
-        if bool(limits) is (self.values is not None) or limits != sorted(limits):
+        has_limits = (self.min, self.max) != (-math.inf, math.inf)
+        if has_limits is (self.values is not None) or self.min > self.max:
             raise ConfigError('expected min, max or both of a number, the smaller one first, or the values '
                               'that are kept')
 
     def keeps(self, value: Any, where: str) -> Optional[bool]:
         """Return whether to keep a value; None if it is blank or NaN; FileError if it should be a number."""
-        if value is None or isinstance(value, str) and not value.strip():
+        if value is None or not str(value).strip():
             return None
         if self.values is not None:
             if isinstance(value, float) and value.is_integer():  # pandas stores integers with gaps as floats
@@ -214,7 +217,7 @@ class Filter:
             number = float(value)
         if math.isnan(number):
             return None
-        return (self.min is None or number >= self.min) and (self.max is None or number <= self.max)
+        return self.min <= number <= self.max
 
 
 class Selection:

@@ -75,12 +75,6 @@ class _RowReader:
         names = [*self.caption_keys, *self.selection.columns, self.image_column, self.id_column]
         return list(dict.fromkeys(filter(None, names)))
 
-    def check(self, tables: Mapping[str, pyarrow.Schema]) -> None:
-        """Raise a ConfigError if a table lacks a column."""
-        for path, schema in tables.items():
-            for name in self.columns:
-                check_column(schema, name, path)
-
     def samples(
         self, rows: Iterable[Mapping[str, Any]], name: str, dropped: Dropped, is_holdout: bool, first: int = 1
     ) -> Iterator[Sample]:
@@ -93,7 +87,7 @@ class _RowReader:
                 if self.id_column == self.image_column:
                     sample_id = normal_path(sample_id)
             image = self.image(row, where)
-            if self.holdout and is_in_holdout(image or sample_id, self.holdout, self.seed) is not is_holdout:
+            if is_in_holdout(image or sample_id, self.holdout, self.seed) is not is_holdout:
                 continue
             if self.selection.samples_out(sample_id, dropped):
                 continue
@@ -115,19 +109,17 @@ class _RowReader:
         image = row[self.image_column]
         if isinstance(image, dict):
             image = image.get('bytes') or image.get('path')
-        if image is not None and not isinstance(image, (bytes, str)):
+        if not isinstance(image, (bytes, str, type(None))):
             raise FileError(f'{self.image_column!r} is {image!r}, expected an encoded image or a path', where)
         return image
 
     def _captions(self, row: Mapping[str, Any], where: str) -> dict[str, str]:
         """Captions of a row; lists that are shorter than the longest one are filled up with empty texts."""
-        captions: dict[str, str] = {}
+        captions = dict.fromkeys(chain.from_iterable(self.caption_keys.values()), '')
         for column, keys in self.caption_keys.items():
-            captions.update(dict.fromkeys(keys, ''))
-            value = row[column]
-            texts = value if isinstance(value, list) else [value]
-            if len(texts) > len(keys) and value is not None:
-                raise FileError(f'{column!r} has {len(texts)} texts, expected at most {len(keys)}', where)
+            texts = row[column]
+            if not isinstance(texts, list):
+                texts = [texts]
             for key, text in zip(keys, texts):
                 captions[key] = optional_text(text, f'{where}: {column!r}')
         return captions
@@ -140,11 +132,9 @@ def _caption_keys(
     caption_columns = {'': captions} if isinstance(captions, str) else captions
     keys: dict[str, list[str]] = {}
     for key, column in caption_columns.items():
-        has_lists = {check_column(schema, column, path) for path, schema in tables.items()}
-        if len(has_lists) > 1:
-            raise ConfigError(f'column {column!r} holds texts in some tables and lists of texts in others')
+        has_lists = [check_column(schema, column, path) for path, schema in tables.items()]
         keys[column] = [key or '0']
-        if True in has_lists:
+        if any(has_lists):
             prefix = f'{key}_' if key else ''
             keys[column] = [f'{prefix}{i}' for i in range(longest(column))]
     all_keys = list(chain.from_iterable(keys.values()))
@@ -187,9 +177,7 @@ def table(
     splits = holdout_splits(split, holdout)
     selection = Selection(filters, sample, sample_seed)
     paths = matching_files(files)
-    folders: list[str] = []
-    if images is not None:
-        folders.append(check_folder(images))
+    folders = [] if images is None else [check_folder(images)]
     schemas = {path: read_schema(path) for path in paths}
 
     def longest(column: str) -> int:
@@ -197,7 +185,9 @@ def table(
 
     caption_keys = _caption_keys(captions, schemas, longest)
     reader = _RowReader(caption_keys, image_column, id_column, folders, holdout, seed, selection)
-    reader.check(schemas)
+    for path, schema in schemas.items():
+        for name in reader.columns:
+            check_column(schema, name, path)
     if image_column is not None and holdout:
         where = f'source.image_column: {image_column!r}'
         with_paths = [path for path in paths if 'binary' not in str(schemas[path].field(image_column).type)]
@@ -262,7 +252,6 @@ def huggingface(
     schemas = {path: dataset.features.arrow_schema}
     caption_keys = _caption_keys(captions, schemas, longest)
     reader = _RowReader(caption_keys, image_column, id_column, folders, holdout, seed, selection)
-    reader.check(schemas)
     rows = dataset.select_columns(reader.columns)
 
     def read(start: int, is_holdout: bool, dropped: Dropped) -> Iterator[Sample]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -104,7 +104,7 @@ def write_splits(
                                   'empty folder or one that prepare_data wrote', 'out')
     inputs, jobs = _part_jobs(splits, out, config, options)
     # Refuse parts that other machines wrote with other options before any work starts.
-    for job in jobs[:config.shard_index] + jobs[config.shard_index + 1:config.num_shards]:
+    for job in jobs[:config.num_shards]:
         read_record(job)
     mine = jobs[config.shard_index::config.num_shards]
     todo = {job.folder: job for job in mine if _is_to_be_written(read_record(job))}
@@ -169,24 +169,26 @@ def _finish(
     num_written = sum(written.values())
     _check_dropped(left_out, num_written, config, out)
     left_out.update(dropped.reasons, dropped.filtered)
+    indices: dict[str, list[dict[str, Any]]] = {}
     for split, parts in records.items():
         if not written[split]:
             raise ValueError(f'split {split!r} has no samples (left out: {left_out.counts()}, by filters: '
                              f'{dict(left_out.filtered)})')
-        _check_shards(out, split, parts)
+        # The index names the shards inside the folders of the parts, so no file has to move.
+        shards: list[dict[str, Any]] = []
+        for folder, record in parts.items():
+            for shard in record['shards']:
+                shard['raw_data']['basename'] = f'{folder}/{shard["raw_data"]["basename"]}'
+                shards.append(shard)
+        _check_shards(out, split, shards)
+        indices[split] = shards
     card = options | {
         'read': num_written + sum(left_out.counts().values()) + left_out.filtered.total(), 'samples': written,
         'dropped': left_out.counts(), 'filtered': dict(left_out.filtered),
         'dropped_ids': {reason: ids[:_NAMED] for reason, ids in left_out.reasons.items()},
         'captions': {split: _caption_lengths(parts.values()) for split, parts in records.items()},
     }
-    for split, parts in records.items():
-        # The index names the shards inside the folders of the parts, so no file has to move.
-        shards = []
-        for folder, record in parts.items():
-            for shard in record['shards']:
-                shard['raw_data']['basename'] = f'{folder}/{shard["raw_data"]["basename"]}'
-                shards.append(shard)
+    for split, shards in indices.items():
         out.commit(f'{split}/{INDEX}', json.dumps({'version': 2, 'shards': shards}, sort_keys=True))
     out.commit(CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False, default=str) + '\n')
     return written
@@ -201,30 +203,27 @@ def _check_dropped(left_out: Dropped, num_written: int, config: WriterConfig, ou
         raise ValueError(f'{num_unusable} of {num_written + num_unusable} samples were left out, more than '
                          f'max_dropped={config.max_dropped} allows: {examples}.{hint}  To read repaired '
                          f'images again, remove {out}')
-    if config.exclude_ids is not None:
-        num_ids = len(excluded_ids(config.exclude_ids))
+    num_ids = len(excluded_ids(config.exclude_ids))
+    if num_ids:
         num_excluded = left_out.filtered[EXCLUDED]
         summary = f'{num_excluded:,} samples are left out, and {config.exclude_ids} names {num_ids:,}'
-        if num_ids and not num_excluded:
+        if not num_excluded:
             raise ConfigError(f'{summary}; expected ids of samples of this source', 'exclude_ids')
         print(f'exclude_ids: {summary}', flush=True)
 
 
-def _check_shards(out: OutputFolder, split: str, parts: Mapping[str, dict[str, Any]]) -> None:
+def _check_shards(out: OutputFolder, split: str, shards: Sequence[dict[str, Any]]) -> None:
     """Check that all shards have the same columns and, without a remote, exist with their recorded sizes."""
-    columns: dict[str, list[str]] = {}
-    for part, record in parts.items():
-        for shard in record['shards']:
-            columns[part] = shard['column_names']
-            path = out.local / split / part / shard['raw_data']['basename']
-            size = shard['raw_data']['bytes']
-            if out.remote is None and not (path.is_file() and path.stat().st_size == size):
-                raise FileError(f'is missing or damaged, expected {size:,} bytes; remove {path.parent} to '
-                                'convert that part again', path)
-    first, expected = next(iter(columns.items()))
-    for part, names in columns.items():
-        if names != expected:
-            raise ValueError(f'{part} of split {split!r} has columns {names}, but {first} has {expected}')
+    expected = shards[0]['column_names']
+    for shard in shards:
+        path = out.local / split / shard['raw_data']['basename']
+        size = shard['raw_data']['bytes']
+        if out.remote is None and not (path.is_file() and path.stat().st_size == size):
+            raise FileError(f'is missing or damaged, expected {size:,} bytes; remove {path.parent} to '
+                            'convert that part again', path)
+        if shard['column_names'] != expected:
+            raise ValueError(f'{path.parent.name} of split {split!r} has columns {shard["column_names"]}, '
+                             f'but the first part has {expected}')
 
 
 def _caption_lengths(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
@@ -235,12 +234,12 @@ def _caption_lengths(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, i
             words.setdefault(key, Counter()).update({int(n): count for n, count in counts.items()})
     lengths: dict[str, dict[str, int]] = {}
     for key, counts in words.items():
-        lengths[key] = {'captions': counts.total() - counts[0], 'absent': counts[0]}
-        numbers = [n for n in counts if n]
-        if numbers:
-            weights = [counts[n] for n in numbers]
+        num_absent = counts.pop(0, 0)
+        lengths[key] = {'captions': counts.total(), 'absent': num_absent}
+        if counts:
             for percent in (5, 50, 95):
-                quantile = np.quantile(numbers, percent / 100, weights=weights, method='inverted_cdf')
+                quantile = np.quantile([*counts], percent / 100, weights=[*counts.values()],
+                                       method='inverted_cdf')
                 lengths[key][f'words_p{percent}'] = int(quantile)
     return lengths
 

@@ -3,7 +3,6 @@
 
 """Stream that reads an image dataset together with embeddings datasets of the same samples."""
 
-import functools
 import itertools
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from streaming.base.format.base.reader import Reader
 from streaming.base.format.mds.encodings import mds_decode
@@ -24,17 +22,8 @@ from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.io.files import read_json
 
 
-@functools.cache
-def _dtype(encoding: str) -> Optional[torch.dtype]:
-    """torch type of a column with vectors or scales; None for text and images."""
-    name = encoding.removeprefix('ndarray:').partition(':')[0]
-    return {'float16': torch.float16, 'float32': torch.float32, 'int8': torch.int8}.get(name)
-
-
 class PairedRow(Mapping[str, Any]):
     """Sample with lazily decoded columns, since training uses only some of its captions.
-
-    Vectors are tensors that share the sample's memory; scales are 0-dimensional tensors.
 
     Attributes:
         text_embeddings: The sample's rows of the embeddings datasets, in their order.
@@ -57,16 +46,9 @@ class PairedRow(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         i = self._reader.column_names.index(name)
-        encoding = self._reader.column_encodings[i]
-        start, end = self._ends[i:i + 2]
-        dtype = _dtype(encoding)
-        if dtype is None:
-            return mds_decode(encoding, self._data[start:end])  # pyright: ignore[reportArgumentType]
-        count = (end - start) // dtype.itemsize
-        values = torch.frombuffer(self._data, dtype=dtype, count=count, offset=start)
-        if encoding.startswith('ndarray:'):
-            return values
-        return values[0]
+        # A copy in a bytearray, since tensors of its arrays have to be writable.
+        data = self._data[slice(*self._ends[i:i + 2])]
+        return mds_decode(self._reader.column_encodings[i], data)  # pyright: ignore[reportArgumentType]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._reader.column_names)
@@ -150,14 +132,9 @@ class PairedStream(VerifiedStream):
         shards = [dataset.get_shards(world, allow_unsafe_types) for dataset in self.datasets]
         self.encodings = [columns_of(readers[0])[dataset.columns[0]]
                           for dataset, readers in zip(self.datasets, shards)]
-        first = self.datasets[0]
-        self.content = first.content
-        content = first.content
-        if first.columns[0].startswith(EMBEDDING):
-            content = _recorded_dataset(first)
-        expected = _description(shards[0], content)
-        for embeddings, readers in zip(self.text_embeddings, shards[1:]):
-            actual = _description(readers, _recorded_dataset(embeddings))
+        self.content = self.datasets[0].content
+        expected, *descriptions = map(_description, self.datasets, shards)
+        for embeddings, actual in zip(self.text_embeddings, descriptions):
             if actual != expected:
                 raise ValueError(f'embeddings dataset {embeddings.local} belongs to another dataset than '
                                  f'{self.local}: it has {actual}, expected {expected}, shard by shard')
@@ -194,14 +171,12 @@ def _readers(shard: Reader) -> list[Reader]:
     return shard.readers
 
 
-def _description(shards: Sequence[Reader], content: Optional[str]) -> str:
-    sizes = list(map(len, shards))
-    return f'{sum(sizes):,} samples in {len(shards):,} shards of content {content}'
-
-
-def _recorded_dataset(embeddings: VerifiedStream) -> Optional[str]:
-    """Fingerprint of the dataset that an embeddings dataset was extracted from."""
-    path = Path(embeddings.local, embeddings.split, TEACHER_FILE)
-    if embeddings.remote and not path.is_file():
-        embeddings.download(TEACHER_FILE)
-    return read_json(path, dict).get('dataset')
+def _description(dataset: VerifiedStream, shards: Sequence[Reader]) -> str:
+    """Size and content of a dataset, or of the one that an embeddings dataset was extracted from."""
+    content = dataset.content
+    if dataset.columns[0].startswith(EMBEDDING):
+        path = Path(dataset.local, dataset.split, TEACHER_FILE)
+        if dataset.remote and not path.is_file():
+            dataset.download(TEACHER_FILE)
+        content = read_json(path, dict).get('dataset')
+    return f'{sum(map(len, shards)):,} samples in {len(shards):,} shards of content {content}'

@@ -112,6 +112,7 @@ class SafeDataset(StreamingDataset):
         self.seed = seed
         self.train = train
         self.stream_names = list(streams)
+        self._verified_streams = list(streams.values())
         self._failure: Optional[Exception] = None
         # Files from earlier runs are verified at first use, by one worker of each rank.
         self._unchecked = multiprocessing.RawArray('b', b'\1' * self.num_shards)
@@ -133,8 +134,7 @@ class SafeDataset(StreamingDataset):
     def _verify(self, shard_id: int) -> None:
         """Remove a damaged file of a shard, and mark a shard that lacks a file as not local."""
         shard = self.shards[shard_id]
-        stream = self.streams[self.stream_per_shard[shard_id]]
-        assert isinstance(stream, VerifiedStream)
+        stream = self._verified_streams[self.stream_per_shard[shard_id]]
         removed = stream.discard_damaged(shard)
         if removed:
             self.cache_usage -= removed
@@ -209,7 +209,7 @@ class SafeDataset(StreamingDataset):
     def _data(self) -> dict[str, Any]:
         """Number of samples and shards, and a hash of their content; of images with embeddings datasets, only
         the images count."""
-        contents = ' '.join(stream.content for stream in self.streams if isinstance(stream, VerifiedStream))
+        contents = ' '.join(stream.content for stream in self._verified_streams)
         content = xxhash.xxh64_hexdigest(contents)
         return {'samples': self.num_samples, 'shards': self.num_shards, 'content': content}
 

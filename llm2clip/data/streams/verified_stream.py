@@ -144,8 +144,8 @@ class VerifiedStream(Stream):
         path, info = self._file(shard)
         try:
             damage = file_damage(path, info)
-        except FileError:
-            if path.is_file():
+        except FileError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
                 raise
             return 0  # not downloaded yet, or evicted by another process
         if damage is None:

@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from llm2clip.device import exact_float32
+from llm2clip.models.joint import Captions, embed_captions
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.teacher.caption_teacher import CaptionTeacher
@@ -41,21 +42,12 @@ class TextEncoderInLoop(Algorithm):
         return event in (Event.AFTER_DATALOADER, Event.EVAL_BATCH_START) and 'caption' in state.batch
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
-        captions = state.batch.pop('caption')
-        if isinstance(captions[0], str):
-            state.batch['text_embedding'] = self.embed(captions)
-        else:
-            state.batch['text_embedding'] = torch.stack([self.embed(texts) for texts in captions], dim=1)
+        state.batch['text_embedding'] = self.embed(state.batch.pop('caption'))
 
-    def embed(self, texts: Sequence[str]) -> torch.Tensor:
-        """Embed N texts: ``(N, llm_embed_dim)`` in float16 on the teacher's device."""
-        absent = [not text.strip() for text in texts]
-        # A dash replaces an absent caption, so that every rank of a sharded encoder has a text to encode.
-        texts = ['-' if missing else text for missing, text in zip(absent, texts)]
+    def embed(self, captions: Captions) -> torch.Tensor:
+        """Embed captions, as `embed_captions`, in float16 on the teacher's device."""
         with exact_float32(self.teacher.device.type):
-            vectors = self.teacher.embed(texts).vectors.half()
-        mask = torch.tensor(absent)[:, None].to(vectors.device, non_blocking=True)
-        return vectors.masked_fill_(mask, 0)
+            return embed_captions(captions, lambda texts: self.teacher.embed(texts).vectors.half())
 
 
 class InitialImages(nn.Module):
@@ -76,9 +68,8 @@ class InitialImages(nn.Module):
 
     def shard(self, mesh: DeviceMesh) -> None:
         """Shard over the ranks of a mesh, with each block of the tower as a unit."""
-        for module in self.vision_encoder.modules():
-            if self.vision_encoder.is_block(module):
-                fully_shard(module, mesh=mesh)
+        for block in filter(self.vision_encoder.is_block, self.vision_encoder.modules()):
+            fully_shard(block, mesh=mesh)
         fully_shard(self, mesh=mesh)
 
     @torch.no_grad()
@@ -103,11 +94,11 @@ class SelfDistillation(Algorithm):
         return event == Event.AFTER_DATALOADER
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
-        assert isinstance(state.device_train_microbatch_size, int)
+        size: Any = state.device_train_microbatch_size
         pixels = {name: state.batch[name] for name in ('index', 'pixel_values')}
         with get_precision_context(state.precision, state.precision_config):
             features = [self.initial(state.device.batch_to_device(part)['pixel_values'])
-                        for part in self.split_batch(pixels, state.device_train_microbatch_size)]
+                        for part in self.split_batch(pixels, size)]
         state.batch['initial_image_features'] = torch.cat(features)
 
 

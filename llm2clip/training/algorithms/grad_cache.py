@@ -114,7 +114,7 @@ class GradCache(Algorithm):
     ) -> None:
         self.split_batch = split_batch
         self.microbatch_transforms = microbatch_transforms
-        self._loss: Optional[Callable[[Outputs, Batch], torch.Tensor]] = None
+        self._loss: Any = None  # that of the model, from INIT on
         self._cached: Optional[CachedGradients] = None
         self._microbatch = 0
 
@@ -133,7 +133,6 @@ class GradCache(Algorithm):
 
     def _surrogate(self, outputs: Outputs, microbatch: Batch) -> torch.Tensor:
         if self._cached is None:
-            assert self._loss is not None
             return self._loss(outputs, microbatch)
         return surrogate_loss(outputs, microbatch, self._cached)
 
@@ -142,10 +141,10 @@ class GradCache(Algorithm):
         if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
             raise ValueError('grad_cache: the model has BatchNorm layers in training mode, whose features '
                              'depend on the microbatch; freeze them (model.vision.freeze_batch_norm)')
-        assert isinstance(state.device_train_microbatch_size, int) and self._loss is not None
+        size: Any = state.device_train_microbatch_size
         self._microbatch, self._cached = 0, None
         batch = with_rows(state.batch, model.feature_names)
-        microbatches = self.split_batch(batch, state.device_train_microbatch_size)
+        microbatches = self.split_batch(batch, size)
         if len(microbatches) == 1:
             return
         state.batch = batch

@@ -6,6 +6,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Optional
 
 import composer.algorithms
@@ -28,25 +29,17 @@ class AverageGlooGradients(Algorithm):
     hides the factor, but norms, clipping and other optimizers do not.  A no-op for NCCL and without FSDP.
     """
 
-    def __init__(self) -> None:
-        self._sums: Optional[bool] = None
-
     def match(self, event: Event, state: State) -> bool:
-        if event != Event.AFTER_TRAIN_BATCH or not torch.distributed.is_initialized():
-            return False
-        if torch.distributed.get_backend() != 'gloo':
-            return False
-        if self._sums is None:
-            reduced = torch.empty(1)
-            torch.distributed.reduce_scatter_tensor(
-                reduced, torch.ones(torch.distributed.get_world_size()), torch.distributed.ReduceOp.AVG)
-            self._sums = reduced.item() != 1
-        return self._sums
+        is_gloo = torch.distributed.is_initialized() and torch.distributed.get_backend() == 'gloo'
+        return event == Event.AFTER_TRAIN_BATCH and is_gloo
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
+        average = torch.empty(1)  # of ones: 1, or their sum
+        torch.distributed.reduce_scatter_tensor(
+            average, torch.ones(torch.distributed.get_world_size()), torch.distributed.ReduceOp.AVG)
         for parameter in state.model.parameters():
             if isinstance(parameter.grad, DTensor):
-                parameter.grad.div_(parameter.grad.device_mesh.size())
+                parameter.grad.div_(average.item())
 
 
 class ClampLogitScale(Algorithm):
@@ -90,10 +83,9 @@ class EMA(composer.algorithms.EMA):
 
     def state_dict(self) -> dict[str, Any]:
         result = super().state_dict()
-        average = result.get('ema_model', {})
-        for kind in ('named_parameters_dict', 'named_buffers_dict'):
-            if kind in average:
-                average[kind] = {unwrapped_name(name): whole(value) for name, value in average[kind].items()}
+        average = result['ema_model']
+        for kind, values in average.items():
+            average[kind] = {unwrapped_name(name): whole(value) for name, value in values.items()}
         return result
 
     def shard_average(self, model: torch.nn.Module) -> None:
@@ -103,29 +95,26 @@ class EMA(composer.algorithms.EMA):
                 module.reshard()  # after a forward pass, the outermost unit is still unsharded
         if self.ema_model is None:
             return
-        parameters = self.ema_model.named_parameters_dict
-        average = {unwrapped_name(name): value for name, value in parameters.items()}
+        tensors = dict(chain(model.named_parameters(), model.named_buffers()))
+        names = {unwrapped_name(name): name for name in tensors}
         sharded = {}
-        for name, parameter in model.named_parameters():
-            value = average.get(unwrapped_name(name))
-            if value is None:
-                continue
+        for average_name, value in self.ema_model.named_parameters_dict.items():
+            name = names[unwrapped_name(average_name)]
+            parameter = tensors[name]
             if isinstance(parameter, DTensor) and not isinstance(value, DTensor):
                 value = distribute_tensor(value.to(parameter.device), parameter.device_mesh,
                                           parameter.placements)
             sharded[name] = value
         self.ema_model.named_parameters_dict = sharded
-        buffers = {unwrapped_name(name): value for name, value in self.ema_model.named_buffers_dict.items()}
-        self.ema_model.named_buffers_dict = {
-            name: buffers[unwrapped_name(name)] for name, _ in model.named_buffers()
-            if unwrapped_name(name) in buffers}
+        buffers = self.ema_model.named_buffers_dict
+        self.ema_model.named_buffers_dict = {names[unwrapped_name(name)]: buffers[name] for name in buffers}
 
 
 @contextmanager
 def averaged_weights(state: State) -> Iterator[None]:
     """Swap in the averaged weights for the duration of the block; a no-op unless `EMA` has started."""
-    ema = next((algorithm for algorithm in state.algorithms if isinstance(algorithm, EMA)), None)
-    if ema is None or not ema.ema_started or ema.ema_weights_active or ema.ema_model is None:
+    ema: Any = next((algorithm for algorithm in state.algorithms if isinstance(algorithm, EMA)), None)
+    if ema is None or not ema.ema_started or ema.ema_weights_active:
         yield
         return
     ema.shard_average(state.model)

@@ -5,6 +5,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Optional, Union
 
@@ -36,12 +37,12 @@ class JSONLLogger(LoggerDestination):
         # since they are not logged again.  The loss of step n is, and replaces the one here.
         records: dict[int, dict[str, Any]] = {}
         if step > 0:
-            records = {record['step']: record for record in _read_records(self.path)
-                       if record['step'] <= step}
+            records = {record['step']: record for record in _read_records(self.path)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._record = records.pop(step, {'step': step})
+        earlier = sorted(records.keys() & range(step))
         with atomic_write(self.path) as partial:
-            partial.write_bytes(b''.join(_line(records[earlier]) for earlier in sorted(records)))
+            partial.write_bytes(b''.join(_line(records[n]) for n in earlier))
         self._file = self.path.open('r+b', buffering=0)
         self._start = self._file.seek(0, 2)
         self._write()
@@ -76,12 +77,8 @@ def _read_records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a file, none if it does not exist; damaged lines are skipped."""
     lines = path.read_bytes().splitlines() if path.is_file() else []
     for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get('step'), int):
-            yield record
+        with suppress(ValueError):
+            yield json.loads(line)
 
 
 def read_metrics(path: Union[str, Path]) -> dict[str, dict[int, float]]:

@@ -74,16 +74,17 @@ class TextMonitor(Callback):
         batch = state.batch
         sides = text_sides(batch)
         cut = sum(int((batch[f'{side}cut'] > 0).sum()) for side in sides)
-        has_pairs = 'positive_text_id' in batch
-        equal = int((batch['query_text_id'] == batch['positive_text_id']).sum()) if has_pairs else 0
-        counts = state.device.tensor_to_device(torch.tensor([cut, len(sides) * len(batch['index']), equal]))
-        dist.all_reduce(counts)
-        cut, texts, equal = counts.tolist()
+        counts = [cut, len(sides) * len(batch['index'])]
+        if 'positive_text_id' in batch:
+            counts.append(int((batch['query_text_id'] == batch['positive_text_id']).sum()))
+        totals = state.device.tensor_to_device(torch.tensor(counts))
+        dist.all_reduce(totals)
+        cut, texts, *equal = totals.tolist()
         self.cut += cut
         self.texts += texts
         metrics = {'data/cut_texts': self.cut, 'data/texts': self.texts}
-        if has_pairs:
-            metrics['data/equal_pairs'] = equal
+        if equal:
+            metrics['data/equal_pairs'] = equal[0]
         logger.log_metrics(metrics)
 
     def fit_end(self, state: State, logger: Logger) -> None:

@@ -3,14 +3,13 @@
 
 """Flickr8k, Flickr30k, COCO and their Chinese captions, in each of the files in which they are published."""
 
-import csv
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import refused_at
 from set_files import (
     FLICKR8K,
     coco,
@@ -165,10 +164,8 @@ def test_the_place_of_what_is_wrong_is_named(
     monkeypatch.chdir(tmp_path)
     write_images(Path('photos'), ['a.jpg', 'b.jpg'])
     Path(file).write_text(content)
-    with pytest.raises((ConfigError, FileError)) as error:
+    with pytest.raises((ConfigError, FileError), match=f'^{place}: '):
         _read(name='flickr8k', **{'images': 'photos', 'annotations': file, **arguments})
-    assert place == (error.value.path if isinstance(error.value, FileError) else error.value.key)
-    assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(['lines', 'captions'], [
@@ -184,19 +181,10 @@ def test_captions_with_commas_and_quotes(lines: list[str], captions: list[str], 
 
 
 TEST = ['1007129816.jpg', '1009434119.jpg']
-
-
-def _csv() -> str:
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(['raw', 'sentids', 'split', 'filename', 'img_id'])
-    for i, (name, split) in enumerate([('10002456.jpg', 'val'), *((name, 'test') for name in TEST)]):
-        writer.writerow([json.dumps(five(name)), json.dumps(list(range(5 * i, 5 * i + 5))), split, name, i])
-    return out.getvalue()
-
-
+ROWS = ['"' + json.dumps(five(name)).replace('"', '""') + f'","[0, 1, 2, 3, 4]",{split},{name},0\n'
+        for name, split in (('10002456.jpg', 'val'), *((name, 'test') for name in TEST))]
 FLICKR30K_FILES = {
-    'flickr_annotations_30k.csv': _csv(),
+    'flickr_annotations_30k.csv': 'raw,sentids,split,filename,img_id\n' + ''.join(ROWS),
     'flickr30k_test.json': json.dumps([{'image': name, 'caption': five(name)} for name in TEST]),
     'flickr30k_test_captions.json': json.dumps([{'image': name, 'caption': c} for name in TEST for c in five(name)]),
     'flickr30k_test_karpathy.txt': 'image,caption\n' + ''.join(f'{name},{c}\n' for name in TEST for c in five(name)),
@@ -247,6 +235,5 @@ def test_coco_cn_in_the_order_of_its_splits(tmp_path: Path) -> None:
     captions = split.with_name('imageid.human-written-caption.txt')
     for ids, place in ((split.read_text() * 2, captions), ('000000461245\n', f'{split}:1')):
         split.write_text(ids)
-        with pytest.raises(FileError) as error:
+        with refused_at(place):
             _read(**arguments)
-        assert error.value.path == str(place)

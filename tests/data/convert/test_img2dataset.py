@@ -18,7 +18,7 @@ import pyarrow.parquet
 import pytest
 import webdataset as wds
 from parts import UNDECODABLE, picture
-from streaming import StreamingDataset
+from refusals import refused_at
 
 from llm2clip.config import WriterConfig
 from llm2clip.data.convert import img2dataset
@@ -56,9 +56,13 @@ def _write_tars(
     return f'{folder}/*.tar'
 
 
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]], delimiter: str = ',') -> None:
+def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A CSV, TSV or Parquet file."""
+    if path.suffix == '.parquet':
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        return
     with path.open('w', newline='') as file:
-        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer = csv.DictWriter(file, list(rows[0]), delimiter='\t' if path.suffix == '.tsv' else ',')
         writer.writeheader()
         writer.writerows(rows)
 
@@ -91,8 +95,6 @@ def test_tars_become_a_dataset_with_the_same_bytes(tmp_path: Path) -> None:
             for row in read_samples(tmp_path / 'out/train')] == [
         (f'{i:09}', *_captions(i).values(), picture(i)) for i in range(TARS * EACH)]
     assert len(read_index(tmp_path / 'out/train')['shards']) > TARS
-    dataset = StreamingDataset(local=str(tmp_path / 'out/train'), batch_size=4)
-    assert sorted(sample['sample_id'] for sample in dataset) == [f'{i:09}' for i in range(TARS * EACH)]
 
 
 def test_the_hash_of_the_id_decides_the_split(tmp_path: Path) -> None:
@@ -108,26 +110,18 @@ def test_the_hash_of_the_id_decides_the_split(tmp_path: Path) -> None:
     assert all(first[name] == [i for i in every[name] if int(i[1:]) < EACH] for name in every)
 
 
-KEYS: dict[str, tuple[str, Callable[[int], Any]]] = {
-    'csv': ('url', _url), 'tsv': ('url', _url), 'key': ('__key__', '{:09}'.format),
-    'numbers': ('number', lambda i: 7 * i)}
-
-
-@pytest.mark.parametrize('kind', list(KEYS))
+@pytest.mark.parametrize(('kind', 'image_key', 'key'), [
+    ('csv', 'url', _url), ('tsv', 'url', _url), ('parquet', '__key__', '{:09}'.format),
+    ('parquet', 'number', lambda i: 7 * i)])
 def test_captions_of_tables_give_the_same_shards_as_in_tars(
-    kind: str, tars: str, expected: dict[str, bytes], tmp_path: Path
+    kind: str, image_key: str, key: Callable[[int], Any], expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    image_key, key = KEYS[kind]
-    if kind == 'numbers':
-        tars = _write_tars(tmp_path / 'tars', number=key)
+    tars = _write_tars(tmp_path / 'tars', number=lambda i: 7 * i)
     # All images and two dead links, from the last to the first.
     rows = [{'id': key(i), 'other': i, **_captions(i)} for i in reversed(range(TARS * EACH + 2))]
     # Files with the names of patterns stand beside those that the patterns would match.
     for name, some in (('[0]', rows[:5]), ('[1]', rows[5:]), ('0', rows[:1]), ('1', rows[:1])):
-        if kind in ('csv', 'tsv'):
-            _write_csv(tmp_path / f'captions_{name}.{kind}', some, '\t' if kind == 'tsv' else ',')
-        else:
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(some), tmp_path / f'captions_{name}.parquet')
+        _write_table(tmp_path / f'captions_{name}.{kind}', some)
     source = webdataset(tars, CAPTIONS, tables=f'{tmp_path}/captions_[[]*', table_key='id', image_key=image_key,
                         index=f'{tmp_path}/index')
     assert _write(source, tmp_path / 'out') == {'train': TARS * EACH}
@@ -148,7 +142,7 @@ def test_every_image_and_every_row_is_accounted_for(tmp_path: Path, capsys: pyte
     rows = [{'url': _url(i), 'language': 'de' if i == 5 else 'en', **_captions(i)} for i in range(13) if i != 2]
     rows[3].update(dict.fromkeys(CAPTIONS.values(), ' '))
     rows += [{**rows[7], 'raw_caption': 'a second row'}, {**rows[0], 'url': ''}, {**rows[7], 'raw_caption': 'a third'}]
-    _write_csv(tmp_path / 'c.csv', rows)
+    _write_table(tmp_path / 'c.csv', rows)
     source = _joined(tars, tmp_path, filters={'language': {'values': ['en']}, 'score': {'max': 2}})
     assert '15 rows, of which 1 have no \'url\' and 2 that of an earlier row' in capsys.readouterr().out
     assert _write(source, tmp_path / 'out', num_workers=2, max_dropped=0.5) == {'train': 5}
@@ -163,8 +157,7 @@ def test_every_image_and_every_row_is_accounted_for(tmp_path: Path, capsys: pyte
 def test_columns_of_tables_replace_fields_of_the_same_name(tmp_path: Path) -> None:
     """An image without a row keeps the other fields of its JSON."""
     tars = _write_tars(tmp_path / 'tars', alt=lambda i: f'alt {i}', longSV_captions=lambda i: 'of the JSON')
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(
-        [{'url': _url(i), 'longSV_captions': f'long {i}'} for i in range(1, 10)]), tmp_path / 'c.parquet')
+    _write_table(tmp_path / 'c.parquet', [{'url': _url(i), 'longSV_captions': f'long {i}'} for i in range(1, 10)])
     _write(_joined(tars, tmp_path, 'c.parquet', {'raw': 'alt', 'long': 'longSV_captions'}), tmp_path / 'out')
     rows = [(row['caption.raw'], row['caption.long']) for row in read_samples(tmp_path / 'out/train')]
     assert rows == [('alt 0', ''), *((f'alt {i}', f'long {i}') for i in range(1, 10))]
@@ -181,7 +174,7 @@ def _write_and_die(folder: Path) -> None:
 
 
 def test_a_killed_index_is_built_again_by_one_of_two_processes(tars: str, tmp_path: Path) -> None:
-    _write_csv(tmp_path / 'c.csv', [{'url': _url(i), **_captions(i)} for i in range(TARS * EACH)])
+    _write_table(tmp_path / 'c.csv', [{'url': _url(i), **_captions(i)} for i in range(TARS * EACH)])
     fork = multiprocessing.get_context('fork')
 
     def exit_codes(*targets: Callable[[Path], object]) -> list[Optional[int]]:
@@ -205,9 +198,8 @@ def test_a_killed_index_is_built_again_by_one_of_two_processes(tars: str, tmp_pa
     card = json.loads((tmp_path / 'other/dataset.json').read_text())
     assert card['dropped_ids'] == {'no caption': ['000000003']}
     (tmp_path / 'c.csv').write_text((tmp_path / 'c.csv').read_text().replace('raw 1,', 'another,'))
-    with pytest.raises(ConfigError, match='was built from other tables') as error:
+    with refused_at('source.index'):
         convert()
-    assert error.value.key == 'source.index'
     shutil.rmtree(tmp_path / 'index')
     with pytest.raises(ConfigError, match=r'c\.csv: has changed since .* was written from it'):
         convert()
@@ -216,9 +208,8 @@ def test_a_killed_index_is_built_again_by_one_of_two_processes(tars: str, tmp_pa
 def test_of_several_rows_with_a_key_the_first_counts(tmp_path: Path) -> None:
     """Also where DuckDB reads them in several pieces and threads."""
     numbers = np.random.default_rng(0).integers(0, 60_000, 200_000)
-    pyarrow.parquet.write_table(
-        pyarrow.table({'key': numbers, 'text': [f'{k} of row {i}' for i, k in enumerate(numbers)]}),
-        tmp_path / 'c.parquet', row_group_size=5000)
+    rows = pyarrow.table({'key': numbers, 'text': [f'{k} of row {i}' for i, k in enumerate(numbers)]})
+    pyarrow.parquet.write_table(rows, tmp_path / 'c.parquet', row_group_size=5000)
     tables = _open(tmp_path, 'key', ['text'])
     first = {int(k): i for i, k in reversed(list(enumerate(numbers)))}
     wanted = range(0, 60_000, 977)
@@ -227,24 +218,22 @@ def test_of_several_rows_with_a_key_the_first_counts(tmp_path: Path) -> None:
 
 
 HEADER = 'url,raw_caption,longSV_captions\n'
-DAMAGE: list[tuple[str, bytes, dict[str, Any], str]] = [
-    ('b.csv', b'url,raw_caption\n', {}, r"b\.csv: expected one column 'longSV_captions', found url, raw_caption"),
-    ('a.csv', b'url,x\n', {}, r'source\.captions: .*a\.csv has none of the columns raw_caption, longSV_captions; it'),
-    ('a.csv', HEADER.encode() + b'u,x,y\nv,"x,y\n', {}, r'a\.csv: cannot be read .*Line: 3.*expected a CSV file'),
-    ('a.csv', HEADER.encode() + b',x,y\n', {'tables': 'a.csv'}, r"source\.tables: no row of a\.csv has a 'url'"),
-    ('a.parquet', b'PAR1 no table', {'tables': '*.parquet'}, r'a\.parquet: cannot be read .*expected a Parquet file'),
-    ('x', b'', {'image_key': None}, r'source\.image_key: required for captions in tables')]
 
 
-@pytest.mark.parametrize(['file', 'content', 'arguments', 'words'], DAMAGE)
+@pytest.mark.parametrize(('file', 'content', 'arguments', 'words'), [
+    ('b.csv', 'url,raw_caption\n', {}, r"b\.csv: expected one column 'longSV_captions', found url, raw_caption"),
+    ('a.csv', 'url,x\n', {}, r'source\.captions: .*a\.csv has none of the columns raw_caption, longSV_captions; it'),
+    ('a.csv', f'{HEADER}u,x,y\nv,"x,y\n', {}, r'a\.csv: cannot be read .*Line: 3.*expected a CSV file'),
+    ('a.csv', f'{HEADER},x,y\n', {'tables': 'a.csv'}, r"source\.tables: no row of a\.csv has a 'url'"),
+    ('a.parquet', 'PAR1 no table', {'tables': '*.parquet'}, r'a\.parquet: cannot be read .*expected a Parquet file'),
+    ('x', '', {'image_key': None}, r'source\.image_key: required for captions in tables')])
 def test_tables_that_cannot_be_joined_are_named(
-    file: str, content: bytes, arguments: dict[str, Any], words: str, tars: str, tmp_path: Path,
+    file: str, content: str, arguments: dict[str, Any], words: str, tars: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ('a.csv', 'b.csv'):
-        Path(name).write_text(f'{HEADER}{_url(0).replace(",", "").replace(chr(34), "")},x,y\n')
-    Path(file).write_bytes(content)
+    for name, text in (('a.csv', f'{HEADER}u,x,y\n'), ('b.csv', f'{HEADER}u,x,y\n'), (file, content)):
+        Path(name).write_text(text)
     with pytest.raises((ConfigError, FileError), match=words):
         _joined(tars, tmp_path, **{'tables': '*.csv', **arguments})
 
@@ -252,20 +241,17 @@ def test_tables_that_cannot_be_joined_are_named(
 @pytest.mark.parametrize('column', ['url', 'raw_caption'])
 def test_a_key_or_caption_of_another_type_is_refused(column: str, tmp_path: Path) -> None:
     """Before DuckDB reads the tables, which may take hours."""
-    values = {'url': ['u'], 'raw_caption': ['x'], column: [[1.5]]}
-    pyarrow.parquet.write_table(pyarrow.table(values), tmp_path / 'c.parquet')
+    _write_table(tmp_path / 'c.parquet', [{'url': 'u', 'raw_caption': 'x', column: [1.5]}])
     with pytest.raises(ConfigError, match=f"column '{column}' holds list<.*>, expected texts"):
         _open(tmp_path)
 
 
 def test_an_index_of_other_columns_or_damaged_is_named(tmp_path: Path) -> None:
-    _write_csv(tmp_path / 'c.csv', [{'url': _url(i), **_captions(i)} for i in range(4)])
+    _write_table(tmp_path / 'c.csv', [{'url': _url(i), **_captions(i)} for i in range(4)])
     assert _open(tmp_path).find([_url(3), 'no']) == {_url(3): {'raw_caption': None}}
-    with pytest.raises(ConfigError) as error:
+    with refused_at('source.index'):
         _open(tmp_path, captions=['longSV_captions'])
-    assert error.value.key == 'source.index'
     img2dataset._connected.cache_clear()
     (tmp_path / 'index/captions.duckdb').write_bytes(bytes(5000))
-    with pytest.raises(FileError) as damaged:
+    with refused_at(f'{tmp_path}/index/captions.duckdb'):
         _open(tmp_path).find([_url(1)])
-    assert damaged.value.path == f'{tmp_path}/index/captions.duckdb'

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import set_files
 from parts import picture
+from refusals import refused_at
 
 from llm2clip.config import WriterConfig
 from llm2clip.data.convert.writer import write_splits
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import FileError
 from llm2clip.evaluation.retrieval_sets import RetrievalSet, open_retrieval_set
 from llm2clip.registry import build_source
 
@@ -46,16 +47,6 @@ def test_images_are_the_published_ones_or_named(name: str, tmp_path: Path) -> No
         _written(name, arguments, tmp_path / 'other')
 
 
-@pytest.mark.parametrize('name', ['flickr30k', 'sharegpt4v', 'docci'])
-def test_a_path_that_leads_out_of_the_folder_is_refused(name: str, tmp_path: Path) -> None:
-    arguments = set_files.WRITERS[name](tmp_path)
-    file = Path(arguments['annotations'])
-    image = {'flickr30k': '1007129816.jpg', 'sharegpt4v': 'sam/images/sa_545504.jpg', 'docci': 'test_00000.jpg'}[name]
-    file.write_text(file.read_text().replace(image, '../x.jpg'))
-    with pytest.raises(FileError, match=r"the path '\.\./x\.jpg' leads to"):
-        _written(name, arguments, tmp_path / 'out')
-
-
 def test_sharegpt4v_is_the_first_answers(tmp_path: Path) -> None:
     found = _written('sharegpt4v', set_files.sharegpt4v(tmp_path), tmp_path / 'out')
     assert found.image_ids == ['sam/images/sa_545504.jpg', 'coco/train2017/000000000009.jpg',
@@ -70,9 +61,8 @@ def test_urban1k_is_in_the_order_of_its_numbers(tmp_path: Path) -> None:
     found = _written('urban1k', arguments, tmp_path / 'out')
     assert found.image_ids == ['1.jpg', '2.jpg', '10.jpg']
     assert found.captions == [['A street, number 1.'], ['A street.'], ['A street, number 10.']]
-    with pytest.raises(ConfigError) as error:
+    with refused_at('source.folder'):
         build_source({'name': 'urban1k', 'folder': str(tmp_path)})
-    assert error.value.key == 'source.folder'
 
 
 def test_docci_has_its_splits(tmp_path: Path) -> None:
@@ -81,9 +71,8 @@ def test_docci_has_its_splits(tmp_path: Path) -> None:
     assert found.image_ids == ['test_00000.jpg', 'test_00001.jpg']
     assert found.captions == [['A view of test_00000.'], ['A view of test_00001.']]
     assert open_retrieval_set(f'{tmp_path}/out/qual_dev').image_ids == ['qual_dev_00000.jpg']
-    with pytest.raises(ConfigError) as error:
+    with refused_at('source.splits'):
         build_source({'name': 'docci', **arguments, 'splits': ['qual_test']})
-    assert error.value.key == 'source.splits'
 
 
 @pytest.mark.parametrize(('name', 'key', 'place'), [
@@ -92,9 +81,8 @@ def test_a_file_of_another_format_is_named(name: str, key: str, place: str, tmp_
     arguments = set_files.WRITERS[name](tmp_path)
     file = Path(arguments['annotations'])
     file.write_text(file.read_text().replace(f'"{key}"', '"other"'))
-    with pytest.raises(FileError) as error:
+    with refused_at(f'{file}{place}'):
         build_source({'name': name, **arguments})
-    assert error.value.path == f'{file}{place}'
 
 
 def test_fewer_captions_than_a_benchmark_has_are_refused(tmp_path: Path) -> None:
@@ -105,9 +93,8 @@ def test_fewer_captions_than_a_benchmark_has_are_refused(tmp_path: Path) -> None
     with pytest.raises(ValueError, match='no caption.*10.jpg'):
         _written('urban1k', arguments, tmp_path / 'empty')
     caption.unlink()
-    with pytest.raises(FileError) as error:
+    with refused_at(caption):
         build_source({'name': 'urban1k', **arguments})
-    assert error.value.path == str(caption)
 
 
 def test_xm3600_has_its_languages(tmp_path: Path) -> None:

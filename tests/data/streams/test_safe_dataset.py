@@ -17,6 +17,7 @@ from typing import Any, Optional
 
 import pytest
 from parts import make_samples, write_dataset, write_text_embeddings
+from refusals import refused_at
 from streaming.base.format.base.reader import FileInfo
 from streaming.base.storage import CloudDownloader
 from streaming.base.storage.download import LocalDownloader
@@ -24,10 +25,11 @@ from torch.utils.data import DataLoader
 
 from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.image_text_dataset import build_image_loader
+from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import file_damage
 from llm2clip.data.streams import verified_stream
+from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
-from llm2clip.errors import ConfigError
 from llm2clip.io.remotes import OutputFolder
 
 IMAGE_SIZE = 32
@@ -83,6 +85,10 @@ def _fill_cache(config: ImageDataConfig) -> None:
     _forget(loader)
 
 
+def _used(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob('*.mds'))
+
+
 def _flip(path: Path) -> None:
     """Change one byte, not the size."""
     data = bytearray(path.read_bytes())
@@ -113,21 +119,21 @@ def test_nobody_waits_for_a_shard_that_failed_elsewhere(remotes: tuple[Path, Pat
     assert (tmp_path / 'cache/images/part-all/shard.00003.mds').is_file()
 
 
-def test_a_shard_that_arrives_damaged_once_is_downloaded_again(
+def test_a_file_that_arrives_cut_once_is_downloaded_again(
     remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, damaged = CloudDownloader.download, set()
+    whole, cut = CloudDownloader.download, set()
 
     def download_badly(self: CloudDownloader, source: str, target: str, timeout: float) -> None:
         whole(self, source, target, timeout)
-        if source not in damaged and source.endswith('.mds'):
-            damaged.add(source)
+        if source not in cut:
+            cut.add(source)
             Path(target).write_bytes(Path(target).read_bytes()[:-9])
 
     monkeypatch.setattr(CloudDownloader, 'download', download_badly)
-    monkeypatch.setattr('llm2clip.data.streams.verified_stream.time.sleep', lambda seconds: None)
+    monkeypatch.setattr(verified_stream, 'time', SimpleNamespace(sleep=lambda seconds: None))
     assert _indices(_loader(_config(tmp_path))) == list(range(64))
-    assert len(damaged) > 10
+    assert len(cut) > 10 and {f'{remote}/index.json' for remote in remotes} < cut
 
 
 def test_damaged_and_missing_local_files(remotes: tuple[Path, Path]) -> None:
@@ -160,8 +166,8 @@ def test_damaged_cache_files_are_downloaded_again(remotes: tuple[Path, Path], tm
     cached[9].unlink()
     loader = _loader(config)
     assert _indices(loader) == list(range(64))
-    files = [path for name in ('*.mds', 'index.json') for path in (tmp_path / 'cache').rglob(name)]
-    assert loader.dataset.cache_usage == sum(path.stat().st_size for path in files)
+    indices = (path.stat().st_size for path in (tmp_path / 'cache').rglob('index.json'))
+    assert loader.dataset.cache_usage == _used(tmp_path / 'cache') + sum(indices)
 
 
 def test_a_shard_evicted_during_its_check_is_downloaded_again(
@@ -208,24 +214,6 @@ def test_a_download_without_a_file_or_an_end_is_an_error(
             OutputFolder(tmp_path / 'out', str(remotes[0])).fetch('index.json')
 
 
-def test_an_index_that_arrives_cut_is_downloaded_again(
-    remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr('llm2clip.data.streams.verified_stream.time', SimpleNamespace(sleep=lambda _: None))
-    download = CloudDownloader.download
-    cut: list[str] = []
-
-    def download_cut(downloader: CloudDownloader, remote: str, local: str, timeout: float) -> None:
-        download(downloader, remote, local, timeout)
-        if remote.endswith('index.json') and remote not in cut:
-            cut.append(remote)
-            Path(local).write_bytes(Path(local).read_bytes()[:50])
-
-    monkeypatch.setattr(CloudDownloader, 'download', download_cut)
-    assert len(next(iter(_loader(_config(tmp_path, download_retry=2))))['index']) > 0
-    assert cut
-
-
 def test_a_dataset_at_the_root_of_a_repository_opens_again(
     remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,26 +250,38 @@ def test_a_small_cache_limit_works_and_a_tiny_one_is_refused(remotes: tuple[Path
             _loader(_config(tmp_path, cache_limit=str(limit)))
     small = _config(tmp_path, 'b', workers=2, cache_limit=str(12 * largest))
     assert _indices(_loader(small)) == list(range(64))
-    used = sum(path.stat().st_size for path in (tmp_path / 'b').rglob('*.mds'))
-    assert used < 12 * largest
+    assert _used(tmp_path / 'b') < 12 * largest
     # An embeddings dataset without a remote would be deleted as well.
     local = _config(tmp_path, cache_limit='1gb')
     local.streams['s'].embeddings['tiny'] = DatasetConfig(local=str(remotes[1]))
-    with pytest.raises(ConfigError, match='cache_limit: dataset s has no remote'):
+    with refused_at('cache_limit'):
         _loader(local)
 
 
 def test_a_cache_with_another_teacher_stays_within_its_limit(remotes: tuple[Path, Path], tmp_path: Path) -> None:
-    def used() -> int:
-        return sum(path.stat().st_size for path in (tmp_path / 'cache').rglob('*.mds'))
-
     _fill_cache(_config(tmp_path))
-    limit = used() * 2 // 3
+    limit = _used(tmp_path / 'cache') * 2 // 3
     for _ in range(2):  # at first more than the limit is there
         shutil.rmtree(tmp_path / 'cache/embeddings')
         loader = _loader(_config(tmp_path, cache_limit=str(limit)))
-        assert _indices(loader) == list(range(64)) and used() <= loader.dataset.cache_usage <= limit
+        assert _indices(loader) == list(range(64))
+        assert _used(tmp_path / 'cache') <= loader.dataset.cache_usage <= limit
         _forget(loader)
+
+
+def test_a_state_of_other_data_is_refused(tmp_path: Path) -> None:
+    def dataset(name: str, samples: int = 16, prefix: str = 's') -> SafeDataset:
+        write_dataset(make_samples(samples, prefix=prefix), tmp_path / name, size_limit='2kb')
+        config = ImageDataConfig(streams={'s': ImageStreamConfig(f'{tmp_path}/{name}/train')}, num_workers=0,
+                                 num_canonical_nodes=4, caption_weights={'short': 1.0})
+        return streaming_dataset(build_image_loader(config, IMAGE_SIZE, 8, 5, train=True, captions=True))
+
+    before, more, other = dataset('before'), dataset('more', samples=40), dataset('other', prefix='x')
+    state = json.loads(json.dumps(before.state_dict(8, True)))
+    before.load_state_dict(state)
+    for changed in (more, other):
+        with refused_at('train_data'):
+            changed.load_state_dict(state)
 
 
 # One of two ranks, as it were: in the second epoch its workers wait for those of the other one.

@@ -1,8 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""GradCache against the plain computation: loss and every gradient, one rank and two, DDP and FSDP2, compiled.
-"""
+"""GradCache against the plain computation: loss and every gradient, one rank and two, DDP and FSDP2, compiled."""
 
 from pathlib import Path
 from typing import Any

@@ -1,33 +1,26 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 2 with a text encoder that learns, as a user launches it: LoRA on the LLM, or CLIP's own text tower."""
+"""Stage 2 that trains LoRA on the LLM or on the vision tower, or CLIP's own text tower, as a user launches it."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+import timm
 import torch
-from composer.devices import DeviceCPU
-from evaluated import evaluated
-from launched import SGD, losses, run, weights
+from evaluated import evaluated, load
+from launched import SGD, assert_same_weights, losses, run, weights
 from recipes_in_process import REQUIRED, run_recipe
 from safetensors.torch import load_file
 from set_files import write_wds
 from towers import write_clip
 from transformers import AutoModel
 
-from llm2clip.config import (
-    ClipTextConfig,
-    EvaluatedModelConfig,
-    LoraConfig,
-    Stage2Config,
-    TextEncoderConfig,
-    TrainableTextConfig,
-)
+from llm2clip.config import ClipTextConfig, LoraConfig, Stage2Config, TextEncoderConfig, TrainableTextConfig
 from llm2clip.config.loading import load_config, save_config
 from llm2clip.errors import ConfigError
-from llm2clip.evaluation.evaluated_models import EvaluatedModel, load_evaluated_model
+from llm2clip.export.hf import LLM2CLIPModel
+from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import load_teacher
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
@@ -35,11 +28,6 @@ from llm2clip.training.runs import Stage2Run
 from llm2clip.training.text_encoders import load_trained_encoder
 
 TEXTS = ['a red square', 'a blue circle number 7, painted on a plain wall by somebody']
-
-
-@pytest.fixture(scope='module')
-def siglip(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp('siglip'), llm_folder, 'siglip')
 
 
 @pytest.fixture
@@ -50,12 +38,7 @@ def args(stage2_args: list[str], tmp_path: Path) -> list[str]:
             'train_data.num_workers=0', f'eval_zeroshot.z.source={{name: clip_benchmark, local: {tmp_path}/set}}']
 
 
-def _load(run: Path, **options: Any) -> EvaluatedModel:
-    return load_evaluated_model(EvaluatedModelConfig(run=str(run), **options), run / 'cache', DeviceCPU())
-
-
 def _accuracy(run: Path) -> float:
-    """What `evaluate` finds on the zero-shot set."""
     return evaluated(run, {'name': 'clip_benchmark', 'local': f'{run.parent}/set'})['mean_per_class']
 
 
@@ -80,9 +63,7 @@ def test_lora_on_the_llm(
     assert {name.partition('.')[0] for name in found} == {'model', 'text_encoder'}
     assert all('lora_' in name for name in found if name.startswith('text_encoder.'))
     for name in ('model', 'lora'):
-        trained, expected = (load_file(folder / f'teacher/{name}.safetensors') for folder in (two, one))
-        for key, value in expected.items():
-            torch.testing.assert_close(trained[key], value, rtol=1e-4, atol=1e-6, msg=f'{name}: {key}')
+        assert_same_weights(*(load_file(folder / f'teacher/{name}.safetensors') for folder in (two, one)))
     assert any(not torch.allclose(value, trained, rtol=1e-3) for value, trained in zip(
         before.values(), load_file(one / 'teacher/lora.safetensors').values()))
 
@@ -94,13 +75,10 @@ def test_lora_on_the_llm(
     model, (encoder, tokenizer) = Stage2Run(one).load_model(), load_teacher(one / 'teacher')
     with torch.no_grad():
         expected = model.get_text_features(encoder(**tokenizer(TEXTS)))
-    torch.testing.assert_close(_load(one).text_features(TEXTS)[0], expected, rtol=1e-4, atol=1e-5)
-    for options, message in (
-        ({'weights': 'best'}, '^weights: best, but the run in .* has trained its text encoder'),
-        ({'teacher': str(teacher_folder)}, 'another teacher'),
-    ):
+    torch.testing.assert_close(load(tmp_path, run=str(one)).text_features(TEXTS)[0], expected, rtol=1e-4, atol=1e-5)
+    for options, message in (({'weights': 'best'}, '^weights'), ({'teacher': str(teacher_folder)}, 'another teacher')):
         with pytest.raises(ValueError, match=message):
-            load_evaluated_model(EvaluatedModelConfig(run=str(one), **options), tmp_path, DeviceCPU())
+            load(tmp_path, **{'run': str(one), **options})
 
     run_recipe(monkeypatch, 'export_hf', f'run={one}', f'out={tmp_path}/export')
     exported = AutoModel.from_pretrained(tmp_path / 'export/llm2clip').eval()
@@ -114,15 +92,16 @@ def test_lora_on_the_llm(
 
 @pytest.mark.dist
 def test_clip_is_fine_tuned_directly(
-    args: list[str], siglip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    args: list[str], llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It begins as what was pretrained, and ends, sharded over two ranks, as what `evaluate` finds."""
+    siglip = write_clip(tmp_path / 'siglip', llm_folder, 'siglip')
     args = [*args, f'trainable_text.clip.name={siglip}', 'model.adapter.name=identity', f'model.vision.name={siglip}',
             'model.vision.pretrained=true', 'model.visual_projection=pretrained', 'eval_first=true', 'max_duration=3ba']
     whole = AutoModel.from_pretrained(siglip)
     run_recipe(monkeypatch, 'train_stage2', *args, 'optimizer.lr=0.0', f'save_folder={tmp_path}/begun')
-    begun = _load(tmp_path / 'begun')
-    theirs = load_evaluated_model(EvaluatedModelConfig(pretrained=str(siglip)), tmp_path, DeviceCPU())
+    begun = load(tmp_path, run=f'{tmp_path}/begun')
+    theirs = load(tmp_path, pretrained=str(siglip))
     for found, expected in zip(begun.text_features(TEXTS), theirs.text_features(TEXTS)):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # and as many that lost their end
     pixels = torch.randn(2, 3, 32, 32)
@@ -138,16 +117,62 @@ def test_clip_is_fine_tuned_directly(
 
 
 def test_what_cannot_be_trained_is_named(llm_folder: Path, tmp_path: Path) -> None:
-    for texts, message in (
-        (TrainableTextConfig(clip=ClipTextConfig(str(llm_folder))),
-         "^trainable_text.clip: .*, a 'llama' model, expected"),
-        (TrainableTextConfig(lora=LoraConfig(target_modules=['x'])),
-         "^trainable_text.lora.target_modules: a 'llama' mod"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for texts, key in ((TrainableTextConfig(clip=ClipTextConfig(str(llm_folder))), 'clip'),
+                       (TrainableTextConfig(lora=LoraConfig(target_modules=['x'])), 'lora.target_modules')):
+        with pytest.raises(ConfigError) as error:
             load_trained_encoder(texts, TextEncoderConfig(str(llm_folder)))
-    with pytest.raises(ConfigError, match='^.*/teacher: there is none yet; the run trains its text encoder'):
-        args = [*REQUIRED['train_stage2'], 'teacher=t', 'trainable_text.lora={}']
-        save_config(load_config(Stage2Config, args), tmp_path)
-        TeacherRecord(Fingerprint.of('x', {}), {'llm_embed_dim': 32}).write(tmp_path)
+        assert error.value.key == f'trainable_text.{key}'
+    args = [*REQUIRED['train_stage2'], 'teacher=t', 'trainable_text.lora={}']
+    save_config(load_config(Stage2Config, args), tmp_path)
+    TeacherRecord(Fingerprint.of('x', {}), {'llm_embed_dim': 32}).write(tmp_path)
+    with pytest.raises(ConfigError, match='/teacher: there is none yet'):
         Stage2Run(tmp_path).teachers()
+
+
+@pytest.mark.dist
+def test_lora_trains_sharded_resumes_and_is_merged(
+    stage2_args: list[str], teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    pretrained = timm.create_model('test_vit', img_size=32).state_dict()
+    torch.save(pretrained, tmp_path / 'vit.pth')
+    args = [*stage2_args, *SGD, f'teacher={teacher_folder}', 'layer_decay=0.9', 'optimizer.weight_decay=0.01',
+            f'model.vision={{name: test_vit, image_size: 32, checkpoint: {tmp_path}/vit.pth, lora: {{r: 4}}}}',
+            'model.vision.lora.lora_dropout=0.0']
+    one, two, export = tmp_path / 'one', tmp_path / 'two', tmp_path / 'export/llm2clip'
+    run('train_stage2', one, args)
+    cached = ['algorithms.grad_cache={}', 'device_train_microbatch_size=3']
+    for steps, more in ((3, ['fsdp={state_dict_type: full, activation_checkpointing: true}']), (6, [])):  # then DDP
+        run('train_stage2', two, [*args, *cached, *more, f'max_duration={steps}ba'], 2)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5) and len({*losses(one).values()}) == 6
+    assert_same_weights(weights(two), weights(one))
+    state = {name.removeprefix('model.'): value for name, value in weights(one).items()}
+    assert all(value.any() for name, value in state.items() if 'lora_B' in name)
+    own = {name: value for name, value in pretrained.items() if not name.startswith('head.')}
+    for name, value in state.items():
+        if name.startswith('vision_encoder.trunk.') and 'lora_' not in name:
+            assert value.equal(own[name.removeprefix('vision_encoder.trunk.').replace('.base_layer', '')])
+
+    trained = Stage2Run(one)
+    unmerged = LLM2CLIP(trained.config.model, 32, False).eval()
+    unmerged.load_state_dict(state)
+    model = trained.load_model()
+    assert not any('lora' in name for name in model.state_dict())
+    run_recipe(monkeypatch, 'export_hf', f'run={one}', f'out={tmp_path}/export')
+    run_recipe(monkeypatch, 'export_vision', f'run={one}', f'out={tmp_path}/vision', 'projection=false')
+    evaluated = load(tmp_path, run=str(one))
+    pixels = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        expected, tower = unmerged.get_image_features(pixels), unmerged.vision_encoder(pixels)
+        for found in (model.get_image_features(pixels), LLM2CLIPModel.from_pretrained(export).get_image_features(
+                pixel_values=pixels), evaluated.image_features(pixels)[0]):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        of_timm = timm.create_model(f'local-dir:{tmp_path}/vision', pretrained=True).eval()
+        torch.testing.assert_close(of_timm(pixels), tower, rtol=1e-5, atol=1e-5)
+
+    # WiSE-FT goes back to the weights of the file, and another run with LoRA begins with the merged ones.
+    back = Stage2Run(one, wise_ft_alpha=0.0).load_model().vision_encoder.trunk.state_dict()
+    assert all(value.equal(own[name]) for name, value in back.items()) and back.keys() == own.keys()
+    run_recipe(monkeypatch, 'train_stage2', *args, f'initial_weights={export}', f'save_folder={tmp_path}/again',
+               'max_duration=1ba', 'optimizer.lr=0.0', 'train_data.num_workers=0')
+    assert_same_weights(Stage2Run(tmp_path / 'again').load_model().state_dict(), model.state_dict())
