@@ -92,24 +92,24 @@ def _save_modules(teacher: Union[str, Path], prompts: Mapping[str, str], folder:
     """
     model = CaptionEncoder.load(str(teacher))
     config, tokenizer = model.encoder.config, copy.copy(model.caption_tokenizer)
-    tokenizer.tokenizer = copy.deepcopy(model.tokenizer)
-    tokenizer.tokenizer.chat_template = None  # sentence-transformers would apply it
+    fast: Any = copy.deepcopy(tokenizer.tokenizer)
+    fast.chat_template = None  # sentence-transformers would apply it
+    tokenizer.tokenizer = fast
     prompts = {name: f'{prompt.strip()} ' for name, prompt in prompts.items()}
     default_prompt_name = None
     modules = ['Transformer']
     if config.pooling == 'mean' and tokenizer.header:
-        header, special = set(tokenizer.header), set(model.tokenizer.all_special_ids)
+        header, special = set(tokenizer.header), set(fast.all_special_ids)
         if header <= special and not header & set(tokenizer.footer):
             modules.append('WordWeights')
             words = [str(i) for i in range(model.encoder.llm.config.vocab_size)]
             (folder / '1_WordWeights').mkdir()
             WordWeights(words, {str(i): 0.0 for i in header}).save(str(folder / '1_WordWeights'))
         else:
-            backend = tokenizer.tokenizer.backend_tokenizer
             normalizers = [Replace(Regex(f'^{_MARKER}'), '')]
-            if backend.normalizer is not None:
-                normalizers.append(backend.normalizer)
-            backend.normalizer = Sequence(normalizers)
+            if fast.backend_tokenizer.normalizer is not None:
+                normalizers.append(fast.backend_tokenizer.normalizer)
+            fast.backend_tokenizer.normalizer = Sequence(normalizers)
             prompts = {'query': _MARKER, 'document': _MARKER}
             default_prompt_name = 'document'
     modules.append('Pooling')

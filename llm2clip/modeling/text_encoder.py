@@ -203,7 +203,7 @@ class CaptionTokenizer:
         as this one for texts without white space at their ends.  A tokenizer without a ``tokenizer.json``
         is saved as it is.
         """
-        saved = copy.deepcopy(self.tokenizer)
+        saved: Any = copy.deepcopy(self.tokenizer)
         if not saved.is_fast:
             saved.save_pretrained(folder)
             return
