@@ -140,7 +140,9 @@ class FrozenLLM(_LLM):
         self._fingerprint_of(encoder, tokenizer).check(expected, self.name, 'the model')
         save_teacher(encoder, tokenizer, None, folder)
         del encoder
-        self._fingerprint_of(*load_teacher(folder)).check(expected, str(folder), self.name)
+        # The saved tokenizer adds tokens by itself, and the configuration says that attention is bidirectional.
+        self._fingerprint_of(*load_teacher(folder)).check(
+            expected, str(folder), self.name, ignored=['config_and_tokenizer'])
         return teacher_fingerprint(folder)
 
     def _read(self, sharded: bool = False) -> tuple[TextEncoder, CaptionTokenizer]:
