@@ -140,7 +140,7 @@ class FrozenLLM(_LLM):
         self._fingerprint_of(encoder, tokenizer).check(expected, self.name, 'the model')
         save_teacher(encoder, tokenizer, None, folder)
         del encoder
-        # The saved tokenizer adds tokens by itself, and the configuration says that attention is bidirectional.
+        # The saved tokenizer adds tokens by itself, and the configuration says that attention sees both ways.
         self._fingerprint_of(*load_teacher(folder)).check(
             expected, str(folder), self.name, ignored=['config_and_tokenizer'])
         return teacher_fingerprint(folder)
