@@ -9,9 +9,9 @@ A table stands between ``<!-- results/NAME.json -->``, or ``<!-- results/NAME.js
 A cell averages its paths.  It shows the mean ± standard deviation of three or more seeds,
 or else each seed's number.  `digits` is optional (1).
 
-Below a table stands how it was measured: `commit`, `date`, `torch`, `hardware`, the seeds of its runs, and what
-was `fixed` for all seeds.  ``about["runs"]`` has what differs for single runs; a run with `published` was not
-measured here.
+Below a table stands how it was measured: `commit`, `date`, `torch`, `hardware`, the seeds of its runs, and
+what was `fixed` for all seeds.  ``about["runs"]`` has what differs for single runs.  A run with `published`
+was not measured here.
 """
 
 import json

@@ -24,6 +24,7 @@ from trained import trained
 
 from llm2clip.config.loading import load_config
 from llm2clip.export.hf import export_folder
+from recipes.benchmarks.measuring import describe
 
 TABLES, SITE = (runpy.run_path(str(ROOT / f'docs/{name}.py')) for name in ('tables', 'conf'))
 READMES = [ROOT / f'{folder}/README.md' for folder in ('recipes', 'yamls', 'llm2clip')]
@@ -82,8 +83,7 @@ def test_heads_of_yaml_files_name_files() -> None:
 def test_records_say_how_they_were_measured(file: Path) -> None:
     record = json.loads(file.read_text())
     about, runs = record['about'], record['runs']
-    optional = {'what', 'settings', 'note', 'fixed', 'runs'}
-    assert {*about} - optional == {'command', 'date', 'commit', 'torch', 'transformers', 'packages', 'hardware', 'seeds'}
+    assert {*about} - {'what', 'settings', 'note', 'fixed', 'runs'} == {*describe()}
     assert about['seeds'] == sorted({int(seed) for run in runs.values() for seed in run if seed.isdigit()})
     assert about.get('runs', {}).keys() <= runs.keys()
     for differing in about.get('runs', {}).values():
@@ -94,8 +94,8 @@ def test_records_say_how_they_were_measured(file: Path) -> None:
 
 
 def test_the_line_below_a_table_says_where_rows_differ() -> None:
-    about = {'commit': 'aaaaaaa', 'date': '2026-11-20', 'torch': '2.15.0', 'hardware': 'two cores', 'fixed': 'one teacher',
-             'runs': {'b': {'commit': None}, 'c': {'published': 'a paper'}}}
+    about = {'commit': 'aaaaaaa', 'date': '2026-11-20', 'torch': '2.15.0', 'hardware': 'two cores',
+             'fixed': 'one teacher', 'runs': {'b': {'commit': None}, 'c': {'published': 'a paper'}}}
     rows = {'first': 'a', 'other': 'b', 'third': 'd', 'a paper': 'c'}
     runs = {'a': {'0': {'x': 1}, '1': {'x': 2}, '2': {'x': 3}}, 'b': {'0': {'x': 1}}, 'c': {'-': {'x': 4}}}
     runs['d'] = runs['a']
