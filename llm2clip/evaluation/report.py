@@ -217,7 +217,7 @@ def differences(labels: Sequence[str], series: Mapping[str, _Differences]) -> Ma
     Each label has a group of bars, one per series, from the top.  Every series has all labels in this order.
     """
     width = 0.8 / len(series)
-    figure = Figure(figsize=(7, 1 + len(labels) * max(0.3, 0.18 * len(series))))
+    figure = Figure(figsize=(6, 1 + len(labels) * max(0.3, 0.18 * len(series))))
     axis = figure.subplots()
     for i, (name, values_by_label) in enumerate(series.items()):
         offset = (i - (len(series) - 1) / 2) * width
