@@ -125,7 +125,7 @@ $(PHOTOGRAPHS)/image_embeddings/config.yaml: | $(PHOTOGRAPHS)/data/config.yaml
 	$(BIN)/python recipes/extract_image_embeddings.py yamls/flickr8k/align_extract.yaml
 
 baselines: $(VENV)/.baselines | $(PHOTOGRAPHS)/embeddings/config.yaml $(PHOTOGRAPHS)/image_embeddings/config.yaml  ## compare with open_clip, sentence-transformers
-	$(BIN)/python -m recipes.baselines.run
+	for seed in 17 1 2; do SEED=$$seed $(BIN)/python -m recipes.baselines.run || exit 1; done
 
 # --------------------------------------------------------------------------------------------------- development
 test: $(VENV)/.dev  ## run all tests except slow tests and GPU tests

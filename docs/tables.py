@@ -8,6 +8,10 @@ A table stands between ``<!-- results/NAME.json -->``, or ``<!-- results/NAME.js
 `of` is the first column's title, `columns` maps titles to paths of numbers, and `rows` maps labels to runs.
 A cell averages its paths.  It shows the mean ± standard deviation of three or more seeds,
 or else each seed's number.  `digits` is optional (1).
+
+Below a table stands how it was measured: `commit`, `date`, `torch`, `hardware`, the seeds of its runs, and
+what was `fixed` for all seeds.  ``about["runs"]`` has what differs for single runs.  A run with `published`
+was not measured here.
 """
 
 import json
@@ -68,6 +72,40 @@ def table(record: dict[str, Any], name: Optional[str]) -> str:
     return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 
+def seeds_of(run: dict[str, Any]) -> str:
+    """Return `seeds 0, 1 and 2`; empty for a run whose only key is no number."""
+    seeds = [seed for seed in run if seed.isdigit()]
+    if len(seeds) > 1:
+        return f'seeds {", ".join(seeds[:-1])} and {seeds[-1]}'
+    return ''.join(f'seed {seed}' for seed in seeds)
+
+
+def origin(record: dict[str, Any], name: Optional[str]) -> str:
+    """Return one line on how a table was measured.  Values that do not hold for most rows are in brackets."""
+    spec = record['tables'][name] if name else [*record['tables'].values()].pop(0)
+    fields: dict[str, dict[str, list[str]]] = {}
+    for label, run in spec['rows'].items():
+        about = record['about'] | record['about'].get('runs', {}).get(run, {})
+        if 'published' in about:
+            continue
+        values = {
+            'commit': f'commit {about["commit"] or "not recorded"}', 'date': about['date'],
+            'torch': f'torch {about["torch"]}', 'hardware': about['hardware'],
+            'seeds': seeds_of(record['runs'][run]), 'fixed': about.get('fixed') or ''}
+        for field, value in values.items():
+            fields.setdefault(field, {}).setdefault(value, []).append(label)
+    parts = []
+    for labels in fields.values():
+        most, *others = sorted(labels, key=lambda value: -len(labels[value]))
+        exceptions = []
+        for value in others:
+            few = labels[value] if len(labels[value]) <= 2 else [f'{len(labels[value])} rows']
+            exceptions.append(f'{"; ".join(few)}: {value}')
+        parts.append(most + (f' ({"; ".join(exceptions)})' if exceptions else ''))
+    line = ', '.join(part for part in parts if part)
+    return f'{line[0].upper()}{line[1:]}.'
+
+
 def rewritten(text: str) -> str:
     """Return a page's text with its tables rebuilt from the records; a table without a record is kept."""
     def replace(match: re.Match[str]) -> str:
@@ -75,7 +113,8 @@ def rewritten(text: str) -> str:
         if not (ROOT / file).is_file():
             print(f'{file} is missing; its table was left alone', file=sys.stderr)
             return marker + old
-        return f'{marker}{table(json.loads((ROOT / file).read_text()), name)}\n'
+        record = json.loads((ROOT / file).read_text())
+        return f'{marker}{table(record, name)}\n\n{origin(record, name)}\n'
 
     markers = text.count('\n<!-- results/')
     ends = text.count('\n<!-- end -->')

@@ -16,6 +16,7 @@ import os
 import resource
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Optional, TypeVar
 
@@ -143,6 +145,20 @@ def recorded_seconds(path: Path) -> float:
     if not path.is_file():
         return 0.0
     return read_json(path, dict)['seconds']
+
+
+@lru_cache
+def source_commit() -> Optional[str]:
+    """Return the commit of the clone that this package is in, with `-dirty` if a file of it has changed; None
+    for an installed package."""
+    root = Path(__file__).parents[1]
+    if not (root / '.git').exists():
+        return None
+    command = ['git', '--no-optional-locks', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=7',
+               '--exclude=*']
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return None
 
 
 def lock_outputs(config: RecipeConfig, recipe: str) -> ExitStack:

@@ -20,6 +20,7 @@ import pytest
 from recipes_in_process import REQUIRED, SCHEMAS
 from wandb.errors import UsageError
 
+from llm2clip import command
 from llm2clip.command import lock_outputs, run_command
 from llm2clip.config import ExportVisionConfig, PrepareConfig
 from llm2clip.config.loading import load_config
@@ -258,3 +259,23 @@ def test_machines_share_a_folder_that_workers_do_not_hold(tmp_path: Path) -> Non
     lock_outputs(first, 'prepare_data').close()
     worker.kill()
     worker.join()
+
+
+def test_the_commit_is_that_of_the_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> None:
+        subprocess.run(['git', '-C', tmp_path, '-c', 'user.name=a', '-c', 'user.email=a', *words], check=True)
+
+    find = command.source_commit.__wrapped__
+    (module := tmp_path / 'package/command.py').parent.mkdir()
+    module.write_text('')
+    monkeypatch.setattr(command, '__file__', str(module))
+    assert find() is None
+    git('init', '-q')
+    git('add', '.')
+    git('commit', '-qm', 'first')
+    commit = find()
+    assert commit is not None and re.fullmatch('[0-9a-f]{7}', commit)
+    module.write_text('changed')
+    assert find() == f'{commit}-dirty'
+    monkeypatch.setenv('PATH', '')
+    assert find() is None

@@ -24,6 +24,7 @@ from trained import trained
 
 from llm2clip.config.loading import load_config
 from llm2clip.export.hf import export_folder
+from recipes.benchmarks.measuring import describe
 
 TABLES, SITE = (runpy.run_path(str(ROOT / f'docs/{name}.py')) for name in ('tables', 'conf'))
 READMES = [ROOT / f'{folder}/README.md' for folder in ('recipes', 'yamls', 'llm2clip')]
@@ -78,9 +79,33 @@ def test_heads_of_yaml_files_name_files() -> None:
         assert head is not None and not (missing := _missing(head[0], path.parent)), f'{path}: {missing}'
 
 
-def test_records_and_packages_are_described() -> None:
-    for record in (ROOT / 'results').glob('*.json'):
-        assert {'command', 'commit', 'versions', 'hardware', 'seeds'} <= json.loads(record.read_text())['about'].keys()
+@pytest.mark.parametrize('file', sorted((ROOT / 'results').glob('*.json')), ids=lambda file: file.stem)
+def test_records_say_how_they_were_measured(file: Path) -> None:
+    record = json.loads(file.read_text())
+    about, runs = record['about'], record['runs']
+    assert {*about} - {'what', 'settings', 'note', 'fixed', 'runs'} == {*describe()}
+    assert about['seeds'] == sorted({int(seed) for run in runs.values() for seed in run if seed.isdigit()})
+    assert about.get('runs', {}).keys() <= runs.keys()
+    for differing in about.get('runs', {}).values():
+        assert differing.keys() <= {*about, 'published'}
+    for facts in (about, *about.get('runs', {}).values()):
+        assert re.fullmatch(r'[0-9a-f]{7}', facts.get('commit') or '0000000')
+        assert re.fullmatch(r'\d{4}-\d\d-\d\d', facts.get('date', about['date']))
+
+
+def test_the_line_below_a_table_says_where_rows_differ() -> None:
+    about = {'commit': 'aaaaaaa', 'date': '2026-11-20', 'torch': '2.15.0', 'hardware': 'two cores',
+             'fixed': 'one teacher', 'runs': {'b': {'commit': None}, 'c': {'published': 'a paper'}}}
+    rows = {'first': 'a', 'other': 'b', 'third': 'd', 'a paper': 'c'}
+    runs = {'a': {'0': {'x': 1}, '1': {'x': 2}, '2': {'x': 3}}, 'b': {'0': {'x': 1}}, 'c': {'-': {'x': 4}}}
+    runs['d'] = runs['a']
+    record = {'about': about, 'runs': runs, 'tables': {'t': {'of': '', 'columns': {'x': ['x']}, 'rows': rows}}}
+    assert TABLES['origin'](record, 't') == (
+        'Commit aaaaaaa (other: commit not recorded), 2026-11-20, torch 2.15.0, two cores, '
+        'seeds 0, 1 and 2 (other: seed 0), one teacher.')
+
+
+def test_packages_are_described() -> None:
     packages = set(re.findall(r'`([\w.]+/?)`', (ROOT / 'docs/development/architecture.md').read_text()))
     there = {f'{path.name}/' if path.is_dir() else path.name for path in (ROOT / 'llm2clip').iterdir()
              if not path.name.startswith('_') and (path.is_dir() or path.suffix == '.py')}

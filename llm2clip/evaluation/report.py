@@ -3,8 +3,11 @@
 
 """Report of a pipeline as one self-contained HTML page, rendered from the templates in `templates/`."""
 
+import datetime
 import io
+import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +17,8 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from llm2clip.command import SECONDS_FILE, recorded_seconds
+from llm2clip import __version__
+from llm2clip.command import SECONDS_FILE, recorded_seconds, source_commit
 from llm2clip.config import ReportConfig
 from llm2clip.errors import ConfigError
 from llm2clip.evaluation.scores import Results
@@ -76,7 +80,7 @@ def write_report(config: ReportConfig) -> Path:
 def report_page(
     title: str, results: Results, galleries: Mapping[str, Any], steps: Mapping[str, str] = {}
 ) -> str:
-    """Return the HTML page, with sections in the order of the pipeline.
+    """Return the HTML page: a summary, galleries, tables, trainings and configurations.
 
     Args:
         title: Title of the page.
@@ -100,16 +104,48 @@ def report_page(
         config_file = Path(folder, 'config.yaml')
         if config_file.is_file():
             configurations[step] = read_text(config_file)
+    summary = _summary(results)
     if seconds:
         seconds['all'] = sum(seconds.values())
+        summary.append(f'All steps together took {seconds["all"] / 60:.1f} minutes.')
         rows = [[step, f'{value:.0f}'] for step, value in seconds.items()]
         sections.append(_Section(Table('Time', ['step', 'seconds'], rows),
                                  'Seconds per step, summed over all starts that were not killed.'))
     environment = jinja2.Environment(loader=jinja2.PackageLoader('llm2clip.evaluation'), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template('report.html.j2').render(
-        title=title, missing=results.missing, sections=sections, galleries=galleries,
+        title=title, version=__version__, commit=source_commit(), date=datetime.date.today().isoformat(),
+        missing=results.missing, summary=summary, sections=sections, galleries=galleries,
         configurations=configurations)
+
+
+def _summary(results: Results) -> list[str]:
+    """Return a sentence per model on the first retrieval set, on the first zero-shot set and in each average,
+    and one on all text encoders."""
+    lines = []
+    for name, benchmark in islice(results.retrieval.items(), 1):
+        for model, scores in benchmark.models.items():
+            lines.append(
+                f'{model} on {name}: {scores.image_retrieval_recall_at_10:.1f} % of {scores.n_texts:,} texts '
+                f'find their image among the first ten of {scores.n_images:,} ({scores.chance_at_10:.1f} % '
+                f'in random order), and {scores.text_retrieval_recall_at_10:.1f} % of the images find a '
+                'text of theirs.')
+    for name, benchmark in islice(results.zeroshot.items(), 1):
+        for model, scores in benchmark.models.items():
+            if scores.zeroshot_top1 is not None:
+                lines.append(f'{model} on {name}: {scores.zeroshot_top1:.1f} % of {scores.n_images:,} images '
+                             f'get the right class out of {scores.n_classes:,} without training on them.')
+    for name, average in results.averages.items():
+        for model, scores in average.models.items():
+            means = []
+            for metric in ('mean', 'image_retrieval_recall@1', 'text_retrieval_recall@1'):
+                if scores.value(metric) is not None:
+                    means.append(f'{LABELS[metric]} {scores.value(metric):.1f} %')
+            lines.append(f'{model} on {name}, {len(average.benchmarks)} sets: {", ".join(means)}.')
+    if results.cra:
+        encoders = '; '.join(f'{encoder}: {value:.1f} %' for encoder, value in results.cra.items())
+        lines.append(f'How often the two captions of a pair find each other: {encoders}.')
+    return lines
 
 
 def _picture(table: Table, results: Results) -> Markup:
@@ -133,13 +169,23 @@ def _training_section(step: str, metrics: Mapping[str, Mapping[int, float]]) -> 
     rows = []
     for name, values in metrics.items():
         if name.startswith(('loss/', 'metrics/')):
-            row = [name]
-            for batch in (min(values), max(values)):
-                row.append(f'{values[batch]:.4g} (batch {batch:,})')
-            rows.append(row)
+            first, last = min(values), max(values)
+            start = f'{values[first]:.4g} (batch {first:,})' if first < last else ''
+            rows.append([_in_words(name), start, f'{values[last]:.4g} (batch {last:,})'])
     return _Section(Table(f'Training: {step}', ['', 'first', 'last'], rows),
                     'Loss, evaluations and, with the callback lr_monitor, learning rates per batch.',
                     curves(metrics))
+
+
+def _in_words(metric: str) -> str:
+    """Return the name of a logged metric for readers, such as `retrieval recall@10 on eval_data`."""
+    kind, _, rest = metric.partition('/')
+    if kind == 'loss':
+        return 'training loss, ' + rest.removeprefix('train/')
+    if kind == 'metrics':
+        data, _, number = rest.partition('/')
+        return f'{number.replace("_", " ")} on {"eval_data" if data == "eval" else data}'
+    return re.sub(r'lr-(\w+)/group(\d+)', r'\1, group \2', metric)
 
 
 def _svg(figure: Figure) -> Markup:
@@ -152,13 +198,14 @@ def _svg(figure: Figure) -> Markup:
 
 @_style
 def bars(values: Mapping[str, float]) -> Markup:
-    """Draw one bar per name, in percent, with the value above."""
-    figure = Figure(figsize=(6 if len(values) <= 4 else 11, 3.2))
+    """Draw one horizontal bar per name, in percent, with the value behind."""
+    figure = Figure(figsize=(5, 0.6 + 0.35 * len(values)))
     axis = figure.subplots()
-    axis.bar_label(axis.bar(range(len(values)), list(values.values()), 0.8), fmt='%.1f')
-    axis.set_xticks(range(len(values)), list(values))
-    axis.set_ylabel('%')
-    axis.margins(y=0.12)
+    axis.bar_label(axis.barh(range(len(values)), list(values.values()), 0.7), fmt='%.1f', padding=3)
+    axis.set_yticks(range(len(values)), list(values))
+    axis.invert_yaxis()
+    axis.set_xlabel('%')
+    axis.margins(x=0.12)
     axis.spines[['top', 'right']].set_visible(False)
     return _svg(figure)
 
@@ -170,7 +217,7 @@ def differences(labels: Sequence[str], series: Mapping[str, _Differences]) -> Ma
     Each label has a group of bars, one per series, from the top.  Every series has all labels in this order.
     """
     width = 0.8 / len(series)
-    figure = Figure(figsize=(11, 1 + len(labels) * max(0.3, 0.18 * len(series))))
+    figure = Figure(figsize=(6, 1 + len(labels) * max(0.3, 0.18 * len(series))))
     axis = figure.subplots()
     for i, (name, values_by_label) in enumerate(series.items()):
         offset = (i - (len(series) - 1) / 2) * width
@@ -190,19 +237,20 @@ def differences(labels: Sequence[str], series: Mapping[str, _Differences]) -> Ma
 
 @_style
 def curves(metrics: Mapping[str, Mapping[int, float]]) -> Markup:
-    """Plot loss, learning rates and evaluation metrics over batches, from the result of `read_metrics`."""
-    panels = []
+    """Plot loss, learning rates and evaluation metrics over batches, from the result of `read_metrics`: one
+    picture each.  Metrics with fewer than three values have no curve."""
+    pictures = []
     for title, prefix in (('loss', 'loss/train'), ('learning rate', 'lr-'), ('evaluation', 'metrics/')):
-        names = [name for name in metrics if name.startswith(prefix)]
-        if names:
-            panels.append((title, names))
-    figure = Figure(figsize=(3.7 * len(panels), 3))
-    axes = figure.subplots(1, len(panels), squeeze=False)
-    for axis, (title, names) in zip(axes[0], panels):
+        names = [name for name in metrics if name.startswith(prefix) and len(metrics[name]) > 2]
+        if not names:
+            continue
+        figure = Figure(figsize=(3.7, 3))
+        axis = figure.subplots()
         for name in names:
             points = sorted(metrics[name].items())
-            axis.plot(*zip(*points), label=name, marker='.' if len(points) < 20 else None)
+            axis.plot(*zip(*points), label=_in_words(name), marker='.' if len(points) < 20 else None)
         axis.set(title=title, xlabel='batch')
         axis.legend(fontsize=7)
         axis.grid(alpha=0.3)
-    return _svg(figure)
+        pictures.append(_svg(figure))
+    return Markup('\n').join(pictures)

@@ -3,9 +3,11 @@
 
 """Tools for benchmarks, ablations and baselines: monitored processes, records of results, and tables."""
 
+import datetime
 import json
 import os
 import platform
+import re
 import resource
 import signal
 import statistics
@@ -14,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Lock
 from typing import Any, Optional
@@ -21,12 +24,15 @@ from typing import Any, Optional
 import psutil
 import torch
 
+from llm2clip.command import source_commit
 from llm2clip.io.files import write_json
 
 BENCH_FOLDER = Path('runs/bench')
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 # Seconds between polls of a process, and of its memory, which the kernel takes a few milliseconds to add up.
 _LOOKS, _MEMORY_LOOKS = 0.1, 0.5
+_PACKAGES = ('timm', 'peft', 'mosaicml', 'mosaicml-streaming', 'onnxruntime', 'open_clip_torch',
+             'sentence-transformers')
 
 
 class ProcessFailedError(RuntimeError):
@@ -145,20 +151,68 @@ def seconds_in_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> d
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
+def hardware() -> str:
+    """Return the GPU's name, or the number of usable CPU cores and the processor's name."""
+    if DEVICE == 'cuda':
+        return torch.cuda.get_device_name()
+    cpus = Path('/proc/cpuinfo')
+    names = re.findall(r'^model name\s*: (.*)', cpus.read_text(), re.M) if cpus.is_file() else []
+    cores = len(os.sched_getaffinity(0))
+    return f'{cores} CPU core{"s" if cores > 1 else ""}, {(names or [platform.machine()])[0]}'
+
+
+def describe() -> dict[str, Any]:
+    """Return what the records in `results/` say in `about`, for a measurement with this command now."""
+    packages = {'python': platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    return {
+        'command': ' '.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]),
+        'date': datetime.date.today().isoformat(), 'commit': source_commit(), 'torch': torch.__version__,
+        'transformers': version('transformers'), 'packages': packages, 'hardware': hardware(), 'seeds': []}
+
+
 class Record:
-    """Results by variant and seed in a JSON file, read if it exists and written after every addition."""
+    """Results by run and seed in a JSON file, read if it exists and written after every addition.
+
+    The file has the keys `about` and `runs` of the records in `results/`.  What differs for a run from the
+    first one, because the command was repeated later, stands in ``about["runs"]``.
+    """
 
     def __init__(self, file: Path) -> None:
-        self.file, self._lock = file, Lock()
-        self.results: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
+        self.file, self._lock, self._now = file, Lock(), describe()
+        content = json.loads(file.read_text()) if file.is_file() else {}
+        if content and 'runs' not in content:  # an earlier version wrote the runs alone
+            seeds = sorted(map(int, set().union(*content.values())))
+            content = {'about': dict.fromkeys(self._now) | {'seeds': seeds}, 'runs': content}
+        self.about: dict[str, Any] = content.get('about', dict(self._now))
+        self.results: dict[str, dict[str, Any]] = content.get('runs', {})
 
     def has(self, name: str, seed: int) -> bool:
         return str(seed) in self.results.get(name, {})
 
     def add(self, name: str, seed: int, result: Any) -> None:
         with self._lock:
+            differing = self._differing(name)
+            if differing:
+                self.about.setdefault('runs', {})[name] = differing
             self.results.setdefault(name, {})[str(seed)] = result
-            write_json(self.file, self.results)
+            self.about['seeds'] = sorted({*self.about['seeds'], seed})
+            write_json(self.file, {'about': self.about, 'runs': self.results})
+
+    def _differing(self, name: str) -> dict[str, Any]:
+        """What a run has to say besides `about`; its seeds may be of several commits or days."""
+        told = self.about.get('runs', {}).get(name, {})
+        differing = {}
+        for key in ('date', 'commit', 'torch', 'transformers', 'hardware'):
+            value = self._now[key]
+            if name in self.results:
+                earlier = str(told.get(key, self.about[key]))
+                value = earlier if str(value) in earlier else f'{earlier} and {value}'
+            if value != self.about[key]:
+                differing[key] = value
+        return differing
 
     def by_seed(self, name: str) -> list[Any]:
         """Return the results of a variant, ordered by seed."""
@@ -180,13 +234,12 @@ def write_result(
     name: str, subject: str, against: str, ratio: float, numbers: Mapping[str, Any],
     at_most: float, correct: bool = True,
 ) -> None:
-    """Write `runs/bench/<name>.json`: the ratio of `subject` to `against`, its bound, and the raw numbers.
-    ``meets`` is true if the ratio is `at_most` that and `correct` is true."""
+    """Write `runs/bench/<name>.json`: how it was measured, the ratio of `subject` to `against`, its bound,
+    and the raw numbers.  ``meets`` is true if the ratio is `at_most` that and `correct` is true."""
     BENCH_FOLDER.mkdir(parents=True, exist_ok=True)
-    machine = torch.cuda.get_device_name() if DEVICE == 'cuda' else platform.platform()
     write_json(BENCH_FOLDER / f'{name}.json', {
         'name': name, 'what': subject, 'against': against, 'ratio': ratio, 'bound': at_most,
-        'meets': correct and ratio <= at_most, 'medians': dict(numbers), 'machine': machine})
+        'meets': correct and ratio <= at_most, 'medians': dict(numbers), 'about': describe()})
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

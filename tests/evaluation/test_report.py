@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import pytest
 from recipes_in_process import run_recipe
 
 from llm2clip.errors import ConfigError, FileError
-from llm2clip.evaluation.report import report_page
+from llm2clip.evaluation.report import curves, report_page
 from llm2clip.evaluation.scores import Results
 
 
@@ -33,10 +34,13 @@ def test_report_is_one_file_with_everything(tmp_path: Path) -> None:
     page, again = (report_page('A <title>', results, {'set': gallery},
                                {'stage2': str(step), 'missing': str(tmp_path / 'no')}) for _ in range(2))
     assert page == again
-    for text in ('<svg', 'base64,xyz', 'class="right"', '&lt;b&gt;', '<td>30.2<small>[20.0, 40.5]</small></td>',
+    for text in ('<svg', 'base64,xyz', 'class="right"', '&lt;b&gt;', 'R@1">30.2<small>[20.0, 40.5]</small></td>',
                  'A &lt;title&gt;', 'a &lt;caption&gt;', 'worst, rank 1,234', '&lt;m&gt;', '56.3', '(paper)',
-                 '<td>12</td>'):
+                 '<td>12</td>', 'Written on 20', '&lt;m&gt; on set: 30.2 % of 64 texts'):
         assert text in page
+    first, gallery_at, table_at = (page.index(text) for text in ('class="summary"', '<details class="gallery" open>',
+                                                                 'Caption retrieval accuracy</h2>'))
+    assert first < gallery_at < table_at
     assert '" onload' not in page
     assert 'src="http' not in page and '<script' not in page and 'href=' not in page.replace('xlink:href="#', '')
 
@@ -59,3 +63,22 @@ def test_missing_results_galleries_and_steps_are_named(tmp_path: Path, monkeypat
     assert refused() == str(gallery)
     gallery.write_text('{"coco": {}}')
     assert refused('galleries=[urban1k]') == 'galleries' and refused('steps={stage1: nowhere}') == 'steps.stage1'
+
+
+def test_metrics_have_names_in_words_and_a_curve_only_from_three_values_on() -> None:
+    metrics = {'loss/train/total': {0: 3.0, 1: 2.0, 2: 1.0}, 'lr-AdamW/group1': {0: 0.1, 1: 0.2, 2: 0.3},
+               'metrics/eval/retrieval_recall@10': {1: 20.0, 2: 30.0}}
+    with mpl.rc_context({'svg.fonttype': 'none'}):
+        pictures = curves(metrics)
+        assert pictures.count('<svg') == 2 and '>training loss, total<' in pictures and '>AdamW, group 1<' in pictures
+        assert 'retrieval' not in pictures
+        metrics['metrics/eval/retrieval_recall@10'][3] = 40.0
+        assert '>retrieval recall@10 on eval_data<' in curves(metrics)
+        assert curves({'metrics/eval/x': {0: 1.0}}) == ''
+
+
+def test_every_gallery_can_be_closed_and_a_phone_shows_the_rows_of_wide_tables_as_cards() -> None:
+    gallery = {'model': 'm', 'texts': [], 'images': []}
+    page = report_page('', Results.model_validate({'cra': {'LLM, causal': 1.0}}), {'a': gallery, 'b': gallery})
+    assert page.count('<details class="gallery" open>') == 1 and page.count('<details class="gallery">') == 1
+    assert 'LLM, causal: 1.0 %' in page and 'class="cards"' not in page and 'data-label=' not in page

@@ -15,6 +15,8 @@ from recipes_in_process import ROOT, SCHEMAS
 from llm2clip.config.loading import load_config
 from recipes.ablations import run
 from recipes.ablations.suite import Suite
+from recipes.baselines import run as baselines
+from recipes.benchmarks import measuring
 from recipes.benchmarks.measuring import Record
 
 SUITES: dict[str, Suite] = {name: importlib.import_module(f'recipes.ablations.{name}_suite').SUITE
@@ -66,3 +68,48 @@ def test_every_variant_is_a_configuration(name: str, tmp_path: Path, monkeypatch
     for config in trained:
         config.save_folder = ''
     assert all(one != other for i, one in enumerate(trained) for other in trained[:i])
+
+
+def test_a_record_says_which_runs_are_of_another_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def add(commit: str, *runs: tuple[str, int]) -> Any:
+        monkeypatch.setattr(measuring, 'source_commit', lambda: commit)
+        record = Record(tmp_path / 'measured.json')
+        for name, seed in runs:
+            assert not record.has(name, seed)
+            record.add(name, seed, {'x': 1.0})
+        return json.loads((tmp_path / 'measured.json').read_text())
+
+    first = add('aaaaaaa', ('a', 0), ('b', 0))
+    assert first['about'] == measuring.describe() | {'commit': 'aaaaaaa', 'seeds': [0]}
+    assert first['runs'] == {'a': {'0': {'x': 1.0}}, 'b': {'0': {'x': 1.0}}}
+    add('bbbbbbb', ('c', 1), ('a', 1))
+    about = add('bbbbbbb', ('a', 2), ('c', 2))['about']
+    assert about['commit'] == 'aaaaaaa' and about['seeds'] == [0, 1, 2]
+    assert about['runs'] == {'a': {'commit': 'aaaaaaa and bbbbbbb'}, 'c': {'commit': 'bbbbbbb'}}
+
+
+def test_results_of_an_earlier_version_are_of_an_unknown_commit(tmp_path: Path) -> None:
+    (tmp_path / 'measured.json').write_text('{"a": {"0": 1.0}}')
+    record = Record(tmp_path / 'measured.json')
+    assert record.has('a', 0) and record.by_seed('a') == [1.0]
+    record.add('b', 0, 2.0)
+    assert record.about['commit'] is None and record.about['runs']['b']['torch'] == measuring.torch.__version__
+
+
+def test_every_baseline_gets_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pace that slows down after the first steps costs a second training, not more minutes."""
+    trained = []
+
+    def stand_in(command: list[str], log: Path, *_: Any, **__: Any) -> dict[str, float]:
+        steps = int(command[0])
+        trained.append(steps)
+        pace = 1.0 if steps == baselines.PACED_STEPS else 1.5
+        return {'seconds': 10 + pace * steps, 'first_step': 10.0, 'seconds_per_step': pace, 'peak_gib': 1.0}
+
+    monkeypatch.setattr(baselines, 'watch', stand_in)
+    program = baselines.Program(lambda folder, steps: [str(steps)], ('steps', 'x'), lambda folder: {'score': 1.0})
+    measured = baselines.measure('p', program, tmp_path / 'p', 5.0)
+    assert trained == [30, 290, 193] and abs(measured['seconds'] - 300) <= 6 and measured['steps'] == 193
+    assert baselines.measure('p', program, tmp_path / 'p', 5.0) == measured and len(trained) == 3
+    converged = program._replace(most_steps=100)
+    assert baselines.measure('c', converged, tmp_path / 'c', 5.0)['steps'] == 100

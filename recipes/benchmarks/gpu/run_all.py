@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from recipes.benchmarks.gpu.cases import CASES, OUT
-from recipes.benchmarks.measuring import ProcessFailedError, watch
+from recipes.benchmarks.measuring import ProcessFailedError, describe, watch
 
 MOST_SECONDS = 1800
 ENVIRONMENT = {'HF_HUB_OFFLINE': '1', 'TOKENIZERS_PARALLELISM': 'false', 'LLM2CLIP_TRACEBACK': '1'}
@@ -84,7 +84,7 @@ def main(device: str, names: Sequence[str]) -> int:
         print(f'{i} of {len(chosen)}: {name}, {message}', flush=True)
     results = {name: results[name] for name in CASES if name in results}
     whole = folder.with_suffix('.json')
-    whole.write_text(json.dumps({'cases': results}, indent=2) + '\n')
+    whole.write_text(json.dumps({'about': describe(), 'cases': results}, indent=2) + '\n')
     num_failed = sum('error' in results[name] for name in chosen)
     print(f'\n{table(results)}\n\nwrote {whole}\n{len(chosen) - num_failed} of {len(chosen)} cases ran on '
           f'{machine}')
