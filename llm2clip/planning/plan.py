@@ -3,6 +3,7 @@
 
 """Text of a plan: errors and warnings, and the GPUs, time, data and storage that a run needs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, Optional
@@ -80,6 +81,20 @@ class Plan:
     checkpoints: Optional[int] = None  # number of checkpoints written
     kept: int = -1
     vectors: dict[str, int] = field(default_factory=dict)  # dataset -> bytes of its extracted vectors
+    teacher: int = 0  # bytes of the LLM that stage 1 writes at the end
+
+    @property
+    def disk(self) -> int:
+        """Bytes that the run leaves on disk."""
+        size = self.teacher + sum(self.vectors.values())
+        if self.cost is not None and self.global_batch:
+            written = 1 if self.checkpoints is None else self.checkpoints
+            size += self.cost.checkpoint * (min(written, self.kept) if self.kept > 0 else written)
+        return size
+
+    def hours(self, gpu: GPU) -> float:
+        """Hours of the whole run."""
+        return self.seconds(gpu) * (self.steps or 0) / 3600
 
     def seconds(self, gpu: GPU) -> float:
         """Seconds of one step or forward pass."""
@@ -110,6 +125,8 @@ class Plan:
             written = '' if self.checkpoints is None else f', {self.checkpoints:,} are written'
             kept = f'{self.kept} kept' if self.kept > 0 else 'all kept'
             lines.append(f'a checkpoint is {_bytes(self.cost.checkpoint)}{written}, {kept}')
+        if self.teacher:
+            lines.append(f'the teacher is {_bytes(self.teacher)}')
         lines += [f'{name}: {_bytes(size)} of vectors' for name, size in self.vectors.items()]
         return '\n'.join(lines)
 
@@ -167,9 +184,30 @@ class Plan:
             fits = 'yes' if gpu.fits(cost.peak) else 'no'
             row = f'  {name:<8}{gpu.memory:>6.0f}{fits:>6}{self.seconds(gpu):>10.3f}'
             if self.steps:
-                hours = self.seconds(gpu) * self.steps / 3600
+                hours = self.hours(gpu)
                 row += f'{hours:>10,.1f}{hours * self.ranks:>12,.0f}'
                 if price:
                     row += f'{hours * self.ranks * price:>14,.0f}'
             lines.append(row)
         return lines
+
+
+def sum_of(plans: Mapping[str, Plan]) -> str:
+    """Return a table of several runs, one after another: memory, disk and hours of each, and the sums."""
+    first, *_ = plans.values()
+    lines = [f'{"":<22}{"GiB":>6}{"disk":>10}' + ''.join(f'{name:>10}' for name in GPUS)]
+    hours = dict.fromkeys(GPUS, 0.0)
+    for step, plan in plans.items():
+        assert plan.cost is not None
+        row = f'{step:<22}{plan.cost.peak / _GIB:>6.0f}{_bytes(plan.disk):>10}'
+        for name, gpu in GPUS.items():
+            hours[name] += plan.hours(gpu)
+            row += f'{plan.hours(gpu):>10,.1f}'
+        lines.append(row + ' hours')
+    disk = _bytes(sum(plan.disk for plan in plans.values()))
+    lines.append(f'{"sum":<28}{disk:>10}' + ''.join(f'{total:>10,.1f}' for total in hours.values()) + ' hours')
+    factors = {'GPU-hours': first.ranks, 'price': first.ranks * (first.options.plan_price or 0)}
+    for unit, factor in factors.items():
+        if factor:
+            lines.append(' ' * 38 + ''.join(f'{total * factor:>10,.0f}' for total in hours.values()) + f' {unit}')
+    return '\n'.join(lines)
