@@ -3,7 +3,8 @@
 
 """Text of a plan: errors and warnings, and the GPUs, time, data and storage that a run needs."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, Optional
@@ -68,6 +69,8 @@ class Plan:
     embed_dim: int = 0  # width of the targets of inheritance; 0 if unknown
     negative: bool = False  # whether any pair of captions has a hard negative
     characters: float = 0.0  # mean per drawn text; 0 if unknown
+    images: int = 0  # that a frozen tower reads, or whose captions an LLM reads if `plan_samples` is set
+    captions: float = 0.0  # of each of the latter
     texts: int = 0  # number of texts that an LLM reads in the run
     tokens: int = 0  # of all texts
     global_batch: int = 0
@@ -93,8 +96,8 @@ class Plan:
         return size
 
     def hours(self, gpu: GPU) -> float:
-        """Hours of the whole run."""
-        return self.seconds(gpu) * (self.steps or 0) / 3600
+        """Hours of the whole run; NaN if the number of steps is not known."""
+        return self.seconds(gpu) * (self.steps or math.nan) / 3600
 
     def seconds(self, gpu: GPU) -> float:
         """Seconds of one step or forward pass."""
@@ -146,6 +149,10 @@ class Plan:
             if self.steps is not None:
                 epoch += f'; {self.steps:,} steps, {self.steps * self.global_batch:,} samples in all'
             lines.append(epoch)
+        if self.captions:
+            lines.append(f'{self.images:,} images with {self.captions:.3g} captions each')
+        elif self.images:
+            lines.append(f'{self.images:,} images through the tower')
         if self.texts:
             lines.append(f'{self.texts:,} texts through the LLM, {self.tokens:,} tokens')
         return lines
@@ -193,21 +200,29 @@ class Plan:
 
 
 def sum_of(plans: Mapping[str, Plan]) -> str:
-    """Return a table of several runs, one after another: memory, disk and hours of each, and the sums."""
+    """Return a table of several runs, one after another: memory, disk and hours of each, and the sums.
+
+    A dash stands for a GPU whose memory is too small, or for an unknown number of steps.
+    """
     first, *_ = plans.values()
     lines = [f'{"":<22}{"GiB":>6}{"disk":>10}' + ''.join(f'{name:>10}' for name in GPUS)]
     hours = dict.fromkeys(GPUS, 0.0)
     for step, plan in plans.items():
         assert plan.cost is not None
         row = f'{step:<22}{plan.cost.peak / _GIB:>6.0f}{_bytes(plan.disk):>10}'
-        for name, gpu in GPUS.items():
-            hours[name] += plan.hours(gpu)
-            row += f'{plan.hours(gpu):>10,.1f}'
-        lines.append(row + ' hours')
+        of_step = [plan.hours(gpu) if gpu.fits(plan.cost.peak) else math.nan for gpu in GPUS.values()]
+        lines.append(f'{row}{_cells(of_step, 1)} hours')
+        for name, value in zip(GPUS, of_step):
+            hours[name] += value
     disk = _bytes(sum(plan.disk for plan in plans.values()))
-    lines.append(f'{"sum":<28}{disk:>10}' + ''.join(f'{total:>10,.1f}' for total in hours.values()) + ' hours')
+    lines.append(f'{"sum":<28}{disk:>10}{_cells(hours.values(), 1)} hours')
     factors = {'GPU-hours': first.ranks, 'price': first.ranks * (first.options.plan_price or 0)}
     for unit, factor in factors.items():
         if factor:
-            lines.append(' ' * 38 + ''.join(f'{total * factor:>10,.0f}' for total in hours.values()) + f' {unit}')
+            lines.append(' ' * 38 + _cells([factor * total for total in hours.values()], 0) + f' {unit}')
     return '\n'.join(lines)
+
+
+def _cells(values: Iterable[float], digits: int) -> str:
+    """Return numbers as cells of a table, and a dash for NaN."""
+    return ''.join(f'{"-":>10}' if math.isnan(value) else f'{value:>10,.{digits}f}' for value in values)

@@ -60,8 +60,8 @@ from llm2clip.training.trainer import check_metrics, check_train_config
 
 _UNKNOWN_DIM, _UNKNOWN_EMBED_DIM = 4096, 768
 _GPUS_PER_NODE, _CHARACTERS_PER_TOKEN = 8, 4
-# Of DreamLIP's seven captions of an image, three have about 100 words, three about 20 and the raw one 10, 53 on
-# average.  These are 70 tokens, and the template takes 10.
+# Of DreamLIP's seven captions of an image, three have about 100 words, three about 20 and the raw one 10: on
+# average 53 words, which are 70 tokens.  Template and instruction take 10.
 _CAPTION_TOKENS = 80
 _VALUE_BYTES = {'float16': 2, 'float32': 4, 'int8': 1}
 # Tokens per text -> new model on the meta device, and a function from a number of samples to a batch.
@@ -290,7 +290,9 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
         add_all(plan, config.datasets)
         captions = {dataset.name: dataset.texts for dataset in plan.datasets}
     else:
-        captions['all'] = int(config.plan_samples * _captions_per_image(plan, config))
+        plan.images = int(config.plan_samples)
+        plan.captions = _captions_per_image(plan, config)
+        captions['all'] = round(plan.images * plan.captions)
     plan.unit = 'pass'
     texts_per_caption = 1 + len(config.prompts)
     texts = plan.epoch_samples = texts_per_caption * sum(captions.values())
@@ -319,12 +321,11 @@ def _captions_per_image(plan: Plan, config: ExtractConfig) -> float:
     add_all(there, on_disk(config.datasets))
     plan.characters = there.characters
     samples = sum(dataset.samples for dataset in there.datasets)
-    per_image = config.plan_captions
     if samples:
-        per_image = sum(dataset.texts for dataset in there.datasets) / samples
-    plan.warnings.append(f'{int(config.plan_samples or 0):,} images are planned, each with {per_image:.3g} '
-                         f'captions in {1 + len(config.prompts)} text(s)')
-    return per_image
+        return sum(dataset.texts for dataset in there.datasets) / samples
+    plan.warnings.append(f'no dataset is on disk, so {config.plan_captions} captions per image are assumed; '
+                         'plan_captions sets another number')
+    return config.plan_captions
 
 
 def _plan_image_extraction(config: ExtractImagesConfig) -> Plan:
@@ -338,7 +339,7 @@ def _plan_image_extraction(config: ExtractImagesConfig) -> Plan:
         images['all'] = int(config.plan_samples)
     plan.unit = 'pass'
     views = 1 + config.views
-    plan.epoch_samples = views * sum(images.values())
+    plan.images = plan.epoch_samples = views * sum(images.values())
     plan.in_16_bits = config.precision != 'fp32'
     with torch.device('meta'):
         tower = VisionEncoder(config.vision, load_weights=False)
@@ -370,13 +371,11 @@ def _plan_training(
             evaluation = Plan(config, plan.ranks)
             add_datasets(evaluation, config, 'eval_data')
             plan.errors += evaluation.errors
-    else:
-        there = on_disk(config.train_data.streams)
+    elif there := on_disk(config.train_data.streams):
         data = dataclasses.replace(config.train_data, streams=there)
-        if there:
-            measured = Plan(config, plan.ranks)
-            add_datasets(measured, dataclasses.replace(config, train_data=data), 'train_data')
-            plan.characters = measured.characters
+        measured = Plan(config, plan.ranks)
+        add_datasets(measured, dataclasses.replace(config, train_data=data), 'train_data')
+        plan.characters = measured.characters
     plan.in_16_bits = precision_of(config) != 'fp32'
     plan.global_batch = config.global_train_batch_size
     plan.device_batch = plan.global_batch // plan.ranks
@@ -469,7 +468,7 @@ def _count_tokens(plan: Plan, config: TextPlanConfig, texts: int, longest: int) 
     elif plan.characters:
         tokens = round(plan.characters / _CHARACTERS_PER_TOKEN) + 1
     else:
-        plan.warnings.append(f'no text is there, so a mean of {_CAPTION_TOKENS} tokens is assumed, as in '
+        plan.warnings.append(f'no text is on disk, so a mean of {_CAPTION_TOKENS} tokens is assumed, that of '
                              'DreamLIP\'s captions; plan_tokens sets another')
         tokens = _CAPTION_TOKENS
     tokens = min(tokens, longest)
