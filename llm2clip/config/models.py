@@ -234,14 +234,14 @@ class TextPlanConfig(PlanConfig):
 
     plan_tokens: Optional[Count] = None
     """Mean tokens per text, template included, for time and price.  Unset: estimated from the first shard
-    (four characters per token); without data, 80 are assumed, the length of DreamLIP's captions."""
+    (four characters per token); without data, 80 are assumed, an estimate for DreamLIP's captions."""
     plan_llm: Optional[Text] = None
     """Folder with the `config.json` of the LLM or of the teacher, if that is not available yet."""
 
 
 @dataclass
 class PipelineConfig(TextPlanConfig):
-    """Several recipes, planned together.  The other keys apply to each of them."""
+    """Several recipes, planned together.  Keys that are set here apply to all of them."""
 
     steps: Annotated[dict[str, list[str]], Field(min_length=1)] = MISSING
     """Recipe -> its YAML files and `key=value` overrides, as on its command line."""

@@ -50,10 +50,14 @@ def _load_step(recipe: str, config: PipelineConfig) -> Any:
     """Return the configuration of a step, with the keys of the plan that are set for all steps."""
     if recipe not in _SCHEMAS:
         raise ConfigError(f'expected one of {", ".join(_SCHEMAS)}', key=f'steps.{recipe}')
-    step = load_config(_SCHEMAS[recipe], config.steps[recipe])
+    try:
+        step = load_config(_SCHEMAS[recipe], config.steps[recipe])
+    except ConfigError as error:
+        error.add_note(f'in steps.{recipe}')
+        raise
     shared: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if value is not None and hasattr(step, field.name):
+        if value != field.default and hasattr(step, field.name):
             shared[field.name] = value
     return dataclasses.replace(step, **shared)

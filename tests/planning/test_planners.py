@@ -250,6 +250,10 @@ def test_a_pipeline(
         with pytest.raises(ConfigError) as error:
             run_recipe(monkeypatch, 'plan', str(file), step)
         assert error.value.key == step.partition('=')[0]
+    file.write_text(json.dumps({'steps': {'train_stage2': [*args, 'layer_decay=no']}}))
+    with pytest.raises(ConfigError, match='layer_decay') as error:
+        run_recipe(monkeypatch, 'plan', str(file))
+    assert error.value.__notes__ == ['in steps.train_stage2']
 
 
 def test_trainable_text_encoders(args: list[str], llm_folder: Path, teacher_folder: Path, clip: Path) -> None:
