@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= passive
 SYNC := UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --locked --inexact --quiet --compile-bytecode
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart demo photographs ablations baselines test test-fast test-dist test-slow test-gpu test-pip-resolution lint dist docs bench bench-gpu clean
+.PHONY: help install plan quickstart demo photographs ablations baselines test test-fast test-dist test-slow test-gpu test-pip-resolution lint dist docs bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -39,6 +39,9 @@ $(VENV)/.baselines: $(VENV)/.base
 	@touch $@
 
 install: $(VENV)/.base  ## install the requirements of the recipes and the quickstart into .venv
+
+plan: $(VENV)/.base  ## hours, price and disk of CLIP L/14-336 with Llama-3.1-8B on 3M images and 8 GPUs, without a GPU
+	$(BIN)/python recipes/plan.py yamls/plan/paper.yaml
 
 # --------------------------------------------------------------------------------------------------- quickstart
 quickstart: $(RUN)/report.html  ## install, then data → stage 1 → embeddings → stage 2 → evaluation → export → report

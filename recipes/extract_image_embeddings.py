@@ -9,6 +9,10 @@ from llm2clip.config import ExtractImagesConfig
 
 
 def main(config: ExtractImagesConfig) -> None:
+    if config.plan:
+        from llm2clip.planning.planners import plan_run
+        plan_run(config)
+        return
     from functools import partial
 
     from llm2clip.models.frozen_tower import load_frozen_tower, tower_fingerprint

@@ -38,6 +38,7 @@ REQUIRED = {
     'extract_embeddings': ['out=o', 'datasets.d.local=d', 'teacher=t'],
     'extract_image_embeddings': ['out=o', 'datasets.d.local=d', 'vision.name=x'],
     'import_official': ['out=o', 'teacher=t'],
+    'plan': ['steps={train_stage2: [yamls/stage2/paper.yaml]}'],
     'prepare_data': ['out=o', 'source.name=emoji'],
     'report': ['results=r', 'out=o', 'steps.a=b'],
     'search': ['model=m', 'index=o', 'images=i'],

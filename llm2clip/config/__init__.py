@@ -42,8 +42,10 @@ from llm2clip.config.models import (
     LossConfig,
     MNTPConfig,
     ModelConfig,
+    PipelineConfig,
     PlanConfig,
     TextEncoderConfig,
+    TextPlanConfig,
     TrainableTextConfig,
     VisionConfig,
 )

@@ -21,7 +21,7 @@ from omegaconf._yaml import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from llm2clip.config.models import PlanConfig
+from llm2clip.config.models import TextPlanConfig
 from llm2clip.config.ranges import Component
 from llm2clip.config.recipe import RecipeConfig
 from llm2clip.config.teacher import teacher_types
@@ -360,7 +360,7 @@ _MAY_CHANGE = {
     'teacher_folder', 'adapter_folder', 'lora_folder', 'cache_limit',
     'device', 'device_train_microbatch_size', 'dist_timeout', 'compile', 'fsdp', 'gradient_checkpointing',
     'block_size', 'grad_cache', 'num_workers', 'download_retry', 'download_timeout',
-    *(field.name for field in fields(PlanConfig))}
+    *(field.name for field in fields(TextPlanConfig))}
 
 
 def learned_settings(config: TrainConfig) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from llm2clip.config.ranges import (
     WeightType,
 )
 from llm2clip.config.recipe import RecipeConfig
+from llm2clip.errors import ConfigError
 
 
 @dataclass
@@ -219,14 +220,34 @@ class PlanConfig(RecipeConfig):
     plan_ranks: Optional[SmallCount] = None
     """Number of GPUs to plan for.  Unset: the number that the launcher starts."""
     plan_samples: Optional[SampleCount] = None
-    """Samples per epoch, or captions to embed, for data that is not available yet.
-    Datasets are then not read."""
-    plan_tokens: Optional[Count] = None
-    """Mean tokens per text, template included, for time and price.  Unset: estimated from the first shard
-    (four characters per token), or the encoder's maximum length."""
-    plan_llm: Optional[Text] = None
-    """Folder with the `config.json` of the LLM or of the teacher, if that is not available yet."""
+    """Samples per epoch, or images to embed, for data that is not available yet.
+    Of datasets on disk, only captions are then read, for their lengths."""
     plan_mfu: Annotated[float, Field(gt=0, le=1)] = 0.4
     """Assumed fraction of the peak FLOP/s of a GPU, for all FLOPs of a step including recomputation."""
     plan_price: Optional[Positive] = None
     """Price of one GPU-hour, in any currency."""
+
+
+@dataclass
+class TextPlanConfig(PlanConfig):
+    """Dry run of a recipe that may have an LLM."""
+
+    plan_tokens: Optional[Count] = None
+    """Mean tokens per text, template included, for time and price.  Unset: estimated from the first shard
+    (four characters per token); without data, 80 are assumed, an estimate for DreamLIP's captions."""
+    plan_llm: Optional[Text] = None
+    """Folder with the `config.json` of the LLM or of the teacher, if that is not available yet."""
+
+
+@dataclass
+class PipelineConfig(TextPlanConfig):
+    """Several recipes, planned together.  Keys that are set here apply to all of them."""
+
+    steps: Annotated[dict[str, list[str]], Field(min_length=1)] = MISSING
+    """Recipe -> its YAML files and `key=value` overrides, as on its command line."""
+    plan: bool = True
+    """Always true: this recipe only plans."""
+
+    def check(self) -> None:
+        if not self.plan:
+            raise ConfigError('false, expected true, since this recipe only plans', key='plan')

@@ -11,7 +11,7 @@ from omegaconf import MISSING
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from llm2clip.config.data import DatasetConfig
-from llm2clip.config.models import PlanConfig, TextEncoderConfig, VisionConfig
+from llm2clip.config.models import PlanConfig, TextEncoderConfig, TextPlanConfig, VisionConfig
 from llm2clip.config.ranges import (
     Count,
     CropScale,
@@ -151,7 +151,7 @@ class EmbedConfig(RecipeConfig):
 
 
 @dataclass
-class ExtractConfig(PlanConfig, EmbedConfig):
+class ExtractConfig(TextPlanConfig, EmbedConfig):
     """Captions of a dataset -> their embeddings by a frozen text encoder."""
 
     teacher: Teacher = MISSING
@@ -164,10 +164,12 @@ class ExtractConfig(PlanConfig, EmbedConfig):
     prompts: dict[PromptName, Prompt] = field(default_factory=dict)
     """Name -> text around `{caption}`.  Every caption is also embedded inside each of these texts, under the
     key `<caption key>@<name>` (FLAME, arXiv 2411.11927)."""
+    plan_captions: Count = 1
+    """Captions per image with `plan_samples`, as long as no dataset is on disk."""
 
 
 @dataclass
-class ExtractImagesConfig(EmbedConfig):
+class ExtractImagesConfig(PlanConfig, EmbedConfig):
     """Images of a dataset -> their embeddings by a frozen vision tower."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)

@@ -20,8 +20,8 @@ from llm2clip.config.models import (
     LossConfig,
     MNTPConfig,
     ModelConfig,
-    PlanConfig,
     TextEncoderConfig,
+    TextPlanConfig,
     TrainableTextConfig,
 )
 from llm2clip.config.ranges import (
@@ -134,7 +134,7 @@ class TrainerConfig:
 
 
 @dataclass
-class TrainConfig(PlanConfig, TrainerConfig):
+class TrainConfig(TextPlanConfig, TrainerConfig):
     """Settings of every training."""
 
     output_key = 'save_folder'

@@ -3,7 +3,8 @@
 
 """Data of a planned run, from the datasets' indexes and through the run's own streams.
 
-Only text lengths come from the first shard, if it is on disk.
+Only text lengths come from the first shard, if it is on disk.  They are read even for data whose size
+`plan_samples` sets.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ from llm2clip.data.image_text_dataset import caption_mix, paired_stream
 from llm2clip.data.inheritance_dataset import target_mix, target_stream, target_streams
 from llm2clip.data.loader import stream_arguments
 from llm2clip.data.masked_text_dataset import text_mixes
-from llm2clip.data.schema import CAPTION, SAMPLE_ID, caption_keys, columns_of, embedding_dim
+from llm2clip.data.schema import CAPTION, INDEX, SAMPLE_ID, caption_keys, columns_of, embedding_dim
 from llm2clip.data.streams.paired_stream import PairedReader
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.errors import under
@@ -59,8 +60,13 @@ def add_images(plan: Plan, config: Stage2Config, key: str) -> None:
     """Add the images and text embeddings that stage 2 reads by `key`, ``train_data`` or ``eval_data``."""
     loader: Any = getattr(config, key)
     captions = not config.reads_vectors
+
+    def columns(name: str, stream: Any) -> dict[str, float]:
+        return _captions(caption_mix(stream, loader))
+
     _add_datasets(plan, loader.streams, loader, key,
-                  lambda stream: paired_stream(stream, loader, caption_mix(stream, loader), in_loop=captions))
+                  lambda stream: paired_stream(stream, loader, caption_mix(stream, loader), in_loop=captions),
+                  columns if captions else None)
 
 
 def add_targets(plan: Plan, config: InheritanceConfig, key: str) -> None:
@@ -82,52 +88,66 @@ def add_captions(plan: Plan, config: Stage1Config, key: str) -> None:
     with under(key):
         if config.objective == 'mntp':
             mixes = text_mixes(loader)
-            columns = {name: [CAPTION + caption for caption in mix] for name, mix in mixes.items()}
+            columns = {name: _captions(mix) for name, mix in mixes.items()}
         else:
             if not is_train:
                 loader = drop_single_captions(loader)
                 if loader is None:
                     return
             pairs = stream_pairs(loader, train=is_train)
-            columns = {name: pair_columns(pairs[name]) for name in pairs}
+            columns = {name: dict.fromkeys(pair_columns(pairs[name]), 1.0) for name in pairs}
             plan.negative = any(pair.has_negative for pair in chain.from_iterable(pairs.values()))
     _add_texts(plan, loader, key, columns)
 
 
-def add_all_captions(plan: Plan, datasets: Mapping[str, DatasetConfig]) -> None:
-    """Add all captions of the datasets of an extraction."""
+def add_all(plan: Plan, datasets: Mapping[str, DatasetConfig], captions: bool = True) -> None:
+    """Add the datasets of an extraction, with all their captions or without any."""
     streams = {name: CaptionStreamConfig(dataset.local, dataset.remote) for name, dataset in datasets.items()}
-    _add_texts(plan, CaptionDataConfig(streams=streams), 'datasets', {})
+    _add_texts(plan, CaptionDataConfig(streams=streams), 'datasets', {} if captions else None)
+
+
+def on_disk(datasets: Mapping[str, DatasetConfig]) -> dict[str, Any]:
+    """Return the datasets that have an index here and no remote."""
+    return {name: dataset for name, dataset in datasets.items()
+            if dataset.remote is None and Path(dataset.local, INDEX).is_file()}
+
+
+def _captions(mix: Mapping[str, float]) -> dict[str, float]:
+    """Return the weights of captions by their columns."""
+    return {CAPTION + caption: weight for caption, weight in mix.items()}
 
 
 def _add_texts(
-    plan: Plan, loader: CaptionDataConfig, key: str, columns: Mapping[str, Sequence[str]]
+    plan: Plan, loader: CaptionDataConfig, key: str, columns: Optional[Mapping[str, Mapping[str, float]]]
 ) -> None:
     _add_datasets(plan, loader.streams, loader, key,
-                  lambda stream: VerifiedStream(**stream_arguments(stream)), columns)
+                  lambda stream: VerifiedStream(**stream_arguments(stream)),
+                  None if columns is None else lambda name, stream: columns.get(name, {}))
 
 
 def _add_datasets(
     plan: Plan, streams: Mapping[str, Any], loader: Loader, key: str,
     open_stream: Callable[[Any], VerifiedStream],
-    columns: Optional[Mapping[str, Sequence[str]]] = None,
+    columns: Optional[Callable[[str, Any], Mapping[str, float]]] = None,
 ) -> list[Reader]:
     """Add the datasets that can be opened, and the errors of the others; return the first shard of each.
 
-    `columns` are the text columns of each dataset; a dataset without an entry has all its captions counted.
+    `columns` returns the text columns of a dataset with their weights; if there are none, all its captions
+    are counted.
     """
     opened: list[tuple[VerifiedStream, Reader]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, configured in streams.items():
             stream_key = f'{key}.streams.{name}'
             with collect_errors(plan.errors, stream_key), under(stream_key):
-                stream = open_stream(_with_caches_in(scratch, configured))
+                cached = _with_caches_in(scratch, configured)
+                stream = open_stream(cached)
                 shards = stream.open(loader.download_retry, loader.download_timeout)
                 dataset = _sizes(name, shards)
                 plan.datasets.append(dataset)
                 opened.append((stream, shards[0]))
                 if columns is not None:
-                    _count_texts(dataset, shards[0], columns.get(name))
+                    _count_texts(dataset, shards[0], columns(name, cached))
         if any(dataset.embeddings for dataset in plan.datasets):
             with collect_errors(plan.errors, key):
                 plan.llm_embed_dim = common_teacher(opened).llm_embed_dim
@@ -162,18 +182,24 @@ def _sizes(name: str, shards: Sequence[Reader]) -> DatasetPlan:
     return dataset
 
 
-def _count_texts(dataset: DatasetPlan, shard: Reader, columns: Optional[Sequence[str]]) -> None:
+def _count_texts(dataset: DatasetPlan, shard: Reader, columns: Mapping[str, float]) -> None:
     """Count the texts of a dataset, and the mean number of characters in its first shard."""
-    columns = columns or [CAPTION + caption for caption in caption_keys(columns_of(shard))]
+    if isinstance(shard, PairedReader):
+        shard = shard.images
+    columns = columns or _captions(dict.fromkeys(caption_keys(columns_of(shard)), 1.0))
     columns_of(shard, [SAMPLE_ID, *columns], dataset.name)
     dataset.texts = dataset.samples * len(columns)
     raw, _ = shard.file_pairs[0]
     if Path(shard.dirname, shard.split, raw.basename).is_file():
-        lengths: list[int] = []
+        characters = drawn = 0.0
         for i in range(min(200, len(shard))):
             sample = shard[i]
-            lengths += [len(sample[column].strip()) for column in columns]
-        dataset.characters = sum(lengths) / max(1, np.count_nonzero(lengths))
+            for column, weight in columns.items():
+                length = len(sample[column].strip())
+                if length:
+                    characters += weight * length
+                    drawn += weight
+        dataset.characters = characters / drawn if drawn else 0.0
 
 
 def _with_caches_in(scratch: str, dataset: Any) -> Any:

@@ -44,6 +44,7 @@ from llm2clip.data.text_batches import pack_sides, text_sides
 from llm2clip.data.vectors import float_vectors
 from llm2clip.modeling.text_encoder import TextEncoder, Tokenized, encode_tokens
 from llm2clip.models.sharding import fsdp2_config, set_up_units
+from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.teacher.llm import shard_encoder
 from llm2clip.training.algorithms.batches import InitialImages
 from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
@@ -100,13 +101,35 @@ class EncoderPass:
 
     def dry_run(self) -> 'StepCost':
         """Measure memory and FLOPs of one forward pass."""
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            meter = Meter()
-            weights = self.load(meter)
-            with meter, as_on_cuda():
-                self.run()
-        activations = meter.peak - weights
-        return StepCost(teacher=weights, activations=activations, peak=meter.peak, flops=int(meter.flops))
+        return _dry_run_pass('teacher', self.load, self.run)
+
+
+def dry_run_tower(encoder: VisionEncoder, batch_size: int, precision: str) -> 'StepCost':
+    """Measure memory and FLOPs of one forward pass of a frozen vision tower on the meta device."""
+    size = encoder.preprocessing.image_size
+
+    def load(meter: 'Meter') -> int:
+        encoder.eval().requires_grad_(False).to_empty(device='cpu')
+        return meter.add_module(encoder)
+
+    def run() -> None:
+        pixels = torch.empty(batch_size, 3, size, size, dtype=torch.uint8)
+        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, precision == 'amp_bf16'):
+            encoder(pixels)
+
+    return _dry_run_pass('parameters', load, run)
+
+
+def _dry_run_pass(part: str, load: Callable[['Meter'], int], run: Callable[[], None]) -> 'StepCost':
+    """Measure memory and FLOPs of `run`, a forward pass; `load` returns the bytes of its weights, which
+    count as the `part` of the cost."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        meter = Meter()
+        weights = load(meter)
+        with meter, as_on_cuda():
+            run()
+    activations = meter.peak - weights
+    return StepCost(**{part: weights}, activations=activations, peak=meter.peak, flops=int(meter.flops))
 
 
 @dataclass

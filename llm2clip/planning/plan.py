@@ -3,6 +3,8 @@
 
 """Text of a plan: errors and warnings, and the GPUs, time, data and storage that a run needs."""
 
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, Optional
@@ -67,6 +69,8 @@ class Plan:
     embed_dim: int = 0  # width of the targets of inheritance; 0 if unknown
     negative: bool = False  # whether any pair of captions has a hard negative
     characters: float = 0.0  # mean per drawn text; 0 if unknown
+    images: int = 0  # that a frozen tower reads, or whose captions an LLM reads if `plan_samples` is set
+    captions: float = 0.0  # of each of the latter
     texts: int = 0  # number of texts that an LLM reads in the run
     tokens: int = 0  # of all texts
     global_batch: int = 0
@@ -80,6 +84,20 @@ class Plan:
     checkpoints: Optional[int] = None  # number of checkpoints written
     kept: int = -1
     vectors: dict[str, int] = field(default_factory=dict)  # dataset -> bytes of its extracted vectors
+    teacher: int = 0  # bytes of the LLM that stage 1 writes at the end
+
+    @property
+    def disk(self) -> int:
+        """Bytes that the run leaves on disk."""
+        size = self.teacher + sum(self.vectors.values())
+        if self.cost is not None and self.global_batch:
+            written = 1 if self.checkpoints is None else self.checkpoints
+            size += self.cost.checkpoint * (min(written, self.kept) if self.kept > 0 else written)
+        return size
+
+    def hours(self, gpu: GPU) -> float:
+        """Hours of the whole run; NaN if the number of steps is not known."""
+        return self.seconds(gpu) * (self.steps or math.nan) / 3600
 
     def seconds(self, gpu: GPU) -> float:
         """Seconds of one step or forward pass."""
@@ -110,6 +128,8 @@ class Plan:
             written = '' if self.checkpoints is None else f', {self.checkpoints:,} are written'
             kept = f'{self.kept} kept' if self.kept > 0 else 'all kept'
             lines.append(f'a checkpoint is {_bytes(self.cost.checkpoint)}{written}, {kept}')
+        if self.teacher:
+            lines.append(f'the teacher is {_bytes(self.teacher)}')
         lines += [f'{name}: {_bytes(size)} of vectors' for name, size in self.vectors.items()]
         return '\n'.join(lines)
 
@@ -129,6 +149,10 @@ class Plan:
             if self.steps is not None:
                 epoch += f'; {self.steps:,} steps, {self.steps * self.global_batch:,} samples in all'
             lines.append(epoch)
+        if self.captions:
+            lines.append(f'{self.images:,} images with {self.captions:.3g} captions each')
+        elif self.images:
+            lines.append(f'{self.images:,} images through the tower')
         if self.texts:
             lines.append(f'{self.texts:,} texts through the LLM, {self.tokens:,} tokens')
         return lines
@@ -167,9 +191,38 @@ class Plan:
             fits = 'yes' if gpu.fits(cost.peak) else 'no'
             row = f'  {name:<8}{gpu.memory:>6.0f}{fits:>6}{self.seconds(gpu):>10.3f}'
             if self.steps:
-                hours = self.seconds(gpu) * self.steps / 3600
+                hours = self.hours(gpu)
                 row += f'{hours:>10,.1f}{hours * self.ranks:>12,.0f}'
                 if price:
                     row += f'{hours * self.ranks * price:>14,.0f}'
             lines.append(row)
         return lines
+
+
+def sum_of(plans: Mapping[str, Plan]) -> str:
+    """Return a table of several runs, one after another: memory, disk and hours of each, and the sums.
+
+    A dash stands for a GPU whose memory is too small, or for an unknown number of steps.
+    """
+    first, *_ = plans.values()
+    lines = [f'{"":<22}{"GiB":>6}{"disk":>10}' + ''.join(f'{name:>10}' for name in GPUS)]
+    hours = dict.fromkeys(GPUS, 0.0)
+    for step, plan in plans.items():
+        assert plan.cost is not None
+        row = f'{step:<22}{plan.cost.peak / _GIB:>6.0f}{_bytes(plan.disk):>10}'
+        of_step = [plan.hours(gpu) if gpu.fits(plan.cost.peak) else math.nan for gpu in GPUS.values()]
+        lines.append(f'{row}{_cells(of_step, 1)} hours')
+        for name, value in zip(GPUS, of_step):
+            hours[name] += value
+    disk = _bytes(sum(plan.disk for plan in plans.values()))
+    lines.append(f'{"sum":<28}{disk:>10}{_cells(hours.values(), 1)} hours')
+    factors = {'GPU-hours': first.ranks, 'price': first.ranks * (first.options.plan_price or 0)}
+    for unit, factor in factors.items():
+        if factor:
+            lines.append(' ' * 38 + _cells([factor * total for total in hours.values()], 0) + f' {unit}')
+    return '\n'.join(lines)
+
+
+def _cells(values: Iterable[float], digits: int) -> str:
+    """Return numbers as cells of a table, and a dash for NaN."""
+    return ''.join(f'{"-":>10}' if math.isnan(value) else f'{value:>10,.{digits}f}' for value in values)

@@ -19,11 +19,13 @@ from tqdm import tqdm
 
 from llm2clip.config import (
     ExtractConfig,
+    ExtractImagesConfig,
     InheritanceConfig,
     PlanConfig,
     Stage1Config,
     Stage2Config,
     TextEncoderConfig,
+    TextPlanConfig,
     TrainConfig,
 )
 from llm2clip.config.teacher import teacher_type
@@ -39,8 +41,16 @@ from llm2clip.models.inherited_adapter import ComposerInheritance
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
 from llm2clip.models.masked_next_token import MaskedNextTokenPrediction
 from llm2clip.models.towers import train_image_size
-from llm2clip.planning.datasets import add_all_captions, add_captions, add_images, add_targets, collect_errors
-from llm2clip.planning.dry_run import EncoderPass, dry_run_step, fake_ranks, precision_of
+from llm2clip.models.vision_encoder import VisionEncoder
+from llm2clip.planning.datasets import (
+    add_all,
+    add_captions,
+    add_images,
+    add_targets,
+    collect_errors,
+    on_disk,
+)
+from llm2clip.planning.dry_run import EncoderPass, dry_run_step, dry_run_tower, fake_ranks, precision_of
 from llm2clip.planning.plan import Plan
 from llm2clip.teacher.clip_text import ClipTextTower
 from llm2clip.teacher.llm import load_llm, teacher_config
@@ -50,6 +60,10 @@ from llm2clip.training.trainer import check_metrics, check_train_config
 
 _UNKNOWN_DIM, _UNKNOWN_EMBED_DIM = 4096, 768
 _GPUS_PER_NODE, _CHARACTERS_PER_TOKEN = 8, 4
+# Of DreamLIP's seven captions of an image, three have about 100 words, three about 20 and the raw one 10: on
+# average 53 words, which are 70 tokens.  Template and instruction take 10.
+_CAPTION_TOKENS = 80
+_VALUE_BYTES = {'float16': 2, 'float32': 4, 'int8': 1}
 # Tokens per text -> new model on the meta device, and a function from a number of samples to a batch.
 _MakeStep = Callable[[int], tuple[ComposerModel, Callable[[int], dict[str, Any]]]]
 
@@ -76,7 +90,7 @@ def make_plan(config: PlanConfig) -> Plan:
     """
     planners: dict[Any, Callable[[Any], Plan]] = {
         Stage1Config: _plan_stage1, Stage2Config: _plan_stage2, InheritanceConfig: _plan_inheritance,
-        ExtractConfig: _plan_extraction}
+        ExtractConfig: _plan_extraction, ExtractImagesConfig: _plan_image_extraction}
     return planners[type(config)](config)
 
 
@@ -177,7 +191,7 @@ def _text_encoders(
     if isinstance(config.teacher, str) and not Path(config.teacher).is_dir():
         plan.errors.append(f'teacher: {key} needs one, and there is none in {config.teacher}')
     texts = int(plan.steps or 0) * config.global_train_batch_size * captions
-    tokens = _count_tokens(plan, texts, llm.max_length)
+    tokens = _count_tokens(plan, config, texts, llm.max_length)
     in_float32 = dataclasses.replace(llm, dtype='float32')
     if in_loop.enabled:
         encoder = on_meta(in_float32 if in_loop.sharded else llm)
@@ -232,7 +246,7 @@ def _plan_stage1(config: Stage1Config) -> Plan:
         if plan.negative:
             sides.append('negative_')
     texts = int(plan.steps or 0) * config.global_train_batch_size * len(sides)
-    mean = _count_tokens(plan, texts, longest)
+    mean = _count_tokens(plan, config, texts, longest)
     plan.warnings.append(f'memory is that of texts as long as text_encoder.max_length, {longest} tokens')
 
     def make_batch(tokens: int, n: int) -> dict[str, Any]:
@@ -252,6 +266,7 @@ def _plan_stage1(config: Stage1Config) -> Plan:
 
     metrics = {} if config.eval_data is None else {'eval': [*CaptionContrastive.metrics]}
     _measure(plan, config, make_step, metrics, (longest, mean))
+    plan.teacher = 4 * sum(plan.modules['text_encoder'])  # in float32, with LoRA merged
     return plan
 
 
@@ -272,10 +287,12 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
     plan = Plan(config, dist.get_world_size())
     captions: dict[str, int] = {}
     if config.plan_samples is None:
-        add_all_captions(plan, config.datasets)
+        add_all(plan, config.datasets)
         captions = {dataset.name: dataset.texts for dataset in plan.datasets}
     else:
-        captions['all'] = int(config.plan_samples)
+        plan.images = int(config.plan_samples)
+        plan.captions = _captions_per_image(plan, config)
+        captions['all'] = round(plan.images * plan.captions)
     plan.unit = 'pass'
     texts_per_caption = 1 + len(config.prompts)
     texts = plan.epoch_samples = texts_per_caption * sum(captions.values())
@@ -287,15 +304,56 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
         plan.errors.append(f'teacher: there is none in {config.teacher}; plan_llm lets it be planned before '
                            'it is there')
     else:
-        tokens = _count_tokens(plan, texts, encoder.max_length)
+        tokens = _count_tokens(plan, config, texts, encoder.max_length)
         plan.in_16_bits = config.precision != 'fp32' or encoder.dtype != 'float32'
         forward = EncoderPass(on_meta(encoder), tokens, config.batch_tokens, config.precision)
         plan.cost = forward.dry_run()
         plan.steps = texts / forward.captions / plan.ranks
-        dim = forward.encoder.llm_embed_dim
-        size = texts_per_caption * {'float16': 2 * dim, 'float32': 4 * dim, 'int8': dim + 4}[config.storage]
+        size = texts_per_caption * _vector_size(forward.encoder.llm_embed_dim, config.storage)
         plan.vectors = {name: number * size for name, number in captions.items()}
     return plan
+
+
+def _captions_per_image(plan: Plan, config: ExtractConfig) -> float:
+    """Return the captions of each image of `plan_samples`, from the datasets on disk or from
+    `plan_captions`, and record the length of the former."""
+    there = Plan(config, plan.ranks)
+    add_all(there, on_disk(config.datasets))
+    plan.characters = there.characters
+    samples = sum(dataset.samples for dataset in there.datasets)
+    if samples:
+        return sum(dataset.texts for dataset in there.datasets) / samples
+    plan.warnings.append(f'no dataset is on disk, so {config.plan_captions} captions per image are assumed; '
+                         'plan_captions sets another number')
+    return config.plan_captions
+
+
+def _plan_image_extraction(config: ExtractImagesConfig) -> Plan:
+    """Plan the passes of the frozen tower over all images, and the size of their vectors."""
+    plan = Plan(config, dist.get_world_size())
+    images: dict[str, int] = {}
+    if config.plan_samples is None:
+        add_all(plan, config.datasets, captions=False)
+        images = {dataset.name: dataset.samples for dataset in plan.datasets}
+    else:
+        images['all'] = int(config.plan_samples)
+    plan.unit = 'pass'
+    views = 1 + config.views
+    plan.images = plan.epoch_samples = views * sum(images.values())
+    plan.in_16_bits = config.precision != 'fp32'
+    with torch.device('meta'):
+        tower = VisionEncoder(config.vision, load_weights=False)
+    plan.cost = dry_run_tower(tower, config.batch_size, config.precision)
+    plan.steps = plan.epoch_samples / config.batch_size / plan.ranks
+    size = views * _vector_size(tower.width, config.storage)
+    plan.vectors = {name: number * size for name, number in images.items()}
+    return plan
+
+
+def _vector_size(dim: int, storage: str) -> int:
+    """Return the bytes of a stored vector of `dim` values; those in int8 have a scale in float32."""
+    size = _VALUE_BYTES[storage] * dim
+    return size + 4 if storage == 'int8' else size
 
 
 def _plan_training(
@@ -313,6 +371,11 @@ def _plan_training(
             evaluation = Plan(config, plan.ranks)
             add_datasets(evaluation, config, 'eval_data')
             plan.errors += evaluation.errors
+    elif there := on_disk(config.train_data.streams):
+        data = dataclasses.replace(config.train_data, streams=there)
+        measured = Plan(config, plan.ranks)
+        add_datasets(measured, dataclasses.replace(config, train_data=data), 'train_data')
+        plan.characters = measured.characters
     plan.in_16_bits = precision_of(config) != 'fp32'
     plan.global_batch = config.global_train_batch_size
     plan.device_batch = plan.global_batch // plan.ranks
@@ -398,16 +461,16 @@ def _fake_tokens(length: int, names: Sequence[str], texts: Sequence[str]) -> dic
     return {name: torch.ones(len(texts), length, dtype=torch.long) for name in names}
 
 
-def _count_tokens(plan: Plan, texts: int, longest: int) -> int:
+def _count_tokens(plan: Plan, config: TextPlanConfig, texts: int, longest: int) -> int:
     """Record the number of texts and tokens in the plan, and return the mean number of tokens per text."""
-    if plan.options.plan_tokens is not None:
-        tokens = plan.options.plan_tokens
+    if config.plan_tokens is not None:
+        tokens = config.plan_tokens
     elif plan.characters:
         tokens = round(plan.characters / _CHARACTERS_PER_TOKEN) + 1
     else:
-        plan.warnings.append(f'every text is taken to have {longest:,} tokens, the most that the encoder '
-                             'reads; plan_tokens says how many they have on average')
-        tokens = longest
+        plan.warnings.append(f'no text is on disk, so a mean of {_CAPTION_TOKENS} tokens is assumed, that of '
+                             'DreamLIP\'s captions; plan_tokens sets another')
+        tokens = _CAPTION_TOKENS
     tokens = min(tokens, longest)
     plan.texts, plan.tokens = texts, texts * tokens
     return tokens

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from llm2clip.config import ExtractConfig, InheritanceConfig, Stage1Config, Stage2Config
+from llm2clip.config import ExtractConfig, ExtractImagesConfig, InheritanceConfig, Stage1Config, Stage2Config
 from llm2clip.config.loading import load_config
 from llm2clip.planning import dry_run
 from llm2clip.planning.dry_run import fake_ranks
@@ -22,7 +22,8 @@ from llm2clip.planning.planners import make_plan
 
 ROOT = Path(__file__).parents[2]
 CONFIGS: dict[str, Any] = {'train_stage1': Stage1Config, 'train_stage2': Stage2Config,
-                           'train_inheritance': InheritanceConfig, 'extract_embeddings': ExtractConfig}
+                           'train_inheritance': InheritanceConfig, 'extract_embeddings': ExtractConfig,
+                           'extract_image_embeddings': ExtractImagesConfig}
 
 # Files and arguments that change no shape of a step: neither data nor captions nor the weights of the LLM do.
 SAME_SHAPES = re.compile(
@@ -71,7 +72,8 @@ def shallow_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_parts_go_together(line: tuple[str, ...], shallow_llm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dry_run, '_run_step', lambda *args: None)
     monkeypatch.setattr(dry_run.EncoderPass, 'run', lambda self: None)
-    plan = _plan(line[0], [*line[1:], f'plan_llm={shallow_llm}'], monkeypatch)
+    llm = [] if line[0] == 'extract_image_embeddings' else [f'plan_llm={shallow_llm}']
+    plan = _plan(line[0], [*line[1:], *llm], monkeypatch)
     # Of another run, which comes before.
     problems = [problem for problem in plan.errors
                 if not problem.startswith(('initial_weights', 'teacher: trainable_text.lora needs one'))]

@@ -3,24 +3,37 @@
 
 """What `plan=true` says against what is so."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from launched import COMMON
 from parts import make_samples, write_dataset
 from recipes_in_process import run_recipe
+from torch.utils.flop_counter import FlopCounterMode
 
 import llm2clip.planning.planners
-from llm2clip.config import ClipTextConfig, ExtractConfig, LoraConfig, Stage1Config, Stage2Config, TextEncoderConfig
+from llm2clip.config import (
+    ClipTextConfig,
+    ExtractConfig,
+    ExtractImagesConfig,
+    LoraConfig,
+    Stage1Config,
+    Stage2Config,
+    TextEncoderConfig,
+    VisionConfig,
+)
 from llm2clip.config.loading import load_config
 from llm2clip.data.caption_pair_dataset import build_caption_pair_loader
 from llm2clip.data.image_text_dataset import build_image_loader
 from llm2clip.data.schema import read_samples
 from llm2clip.errors import ConfigError
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.planning.dry_run import Meter, StepCost, fake_ranks
-from llm2clip.planning.plan import GPUS, Plan
+from llm2clip.planning.plan import GPUS, Plan, sum_of
 from llm2clip.planning.planners import make_plan, on_meta
 from llm2clip.teacher.clip_text import load_clip_text
 from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
@@ -151,11 +164,96 @@ def test_extraction(image_dataset: Path, llm_folder: Path, tmp_path: Path, monke
     with fake_ranks(2):
         assert plan.steps and make_plan(load_config(ExtractConfig, args)).steps == plan.steps / 2
     assert plan.vectors['s'] < written < 1.5 * plan.vectors['s'] + 64 * texts
+    # A million images, with the captions of those on disk and their length.
+    captions = texts // plan.datasets[0].samples
+    more = make_plan(load_config(ExtractConfig, [*args, 'plan_samples=1e6', 'plan_captions=9']))
+    assert more.texts == captions * 1_000_000 and more.tokens / more.texts == plan.tokens / plan.texts
     there = make_plan(load_config(ExtractConfig, [*args, 'plan_samples=1e6', 'plan_tokens=16']))
-    assert there.texts == 1_000_000 and there.tokens == 16_000_000 and there.steps == 1_000_000 / 4
-    missing = [*args[1:], 'teacher=/nowhere', f'plan_llm={llm_folder}', 'plan_samples=1e6']
-    assert make_plan(load_config(ExtractConfig, missing)).cost
+    assert there.tokens == 16 * there.texts and there.steps == there.texts / 4
+    # Without data, the number and the length of the captions are assumed; a prompt doubles the number.
+    missing = [*args[1:], 'teacher=/nowhere', f'plan_llm={llm_folder}', 'plan_samples=1e6', 'plan_captions=7',
+               'datasets.s.local=/nowhere', 'batch_tokens=1024', 'prompts.p="{caption}!"']
+    absent = make_plan(load_config(ExtractConfig, missing))
+    assert absent.cost and absent.texts == 14_000_000 and absent.tokens == 80 * absent.texts
+    assert absent.vectors == {'all': absent.texts * (llm.llm_embed_dim + 4)}
+    assert '1,000,000 images with 7 captions each' in str(absent) and 'mean of 80 tokens is assumed' in str(absent)
     assert len(make_plan(load_config(ExtractConfig, [*args[1:], 'teacher=/nowhere'])).errors) == 1
+
+
+def test_image_extraction(image_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / 'out'
+    args = [f'datasets.s.local={image_dataset}', f'out={out}', 'device=cpu', 'batch_size=16', 'views=1',
+            'vision={name: test_vit, image_size: 64, pretrained: false}']
+    plan = make_plan(load_config(ExtractImagesConfig, args))
+    with torch.device('meta'):
+        tower = VisionEncoder(VisionConfig('test_vit', image_size=64), load_weights=False)
+    images = 2 * plan.datasets[0].samples
+    assert plan.cost and plan.steps == images / 16 and not plan.errors and not plan.in_16_bits
+    assert plan.cost.parameters == Meter().add_module(tower) < plan.cost.peak
+    with FlopCounterMode(display=False) as counter:
+        tower.eval()(torch.empty(16, 3, 64, 64, device='meta'))
+    assert plan.cost.flops == pytest.approx(counter.get_total_flops(), rel=0.2)  # attention has no formula on meta
+    run_recipe(monkeypatch, 'extract_image_embeddings', *args, 'plan=true')
+    assert not out.exists()
+    run_recipe(monkeypatch, 'extract_image_embeddings', *args)
+    written = sum(path.stat().st_size for path in out.rglob('*.mds'))
+    assert plan.vectors == {'s': images * 2 * tower.width} and plan.vectors['s'] < written
+    more = make_plan(load_config(ExtractImagesConfig, [*args, 'plan_samples=3e6', 'storage=int8']))
+    assert more.vectors == {'all': 6_000_000 * (tower.width + 4)} and more.steps == 6_000_000 / 16
+
+
+def test_lengths_of_captions(
+    args: list[str], image_dataset: Path, llm_folder: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    """They come from data on disk, whatever `plan_samples` says; otherwise they are assumed."""
+    stage1 = [*COMMON, f'text_encoder.pretrained={llm_folder}', f'train_data.streams.s.local={image_dataset}',
+              'train_data.pairs=[{query: [short], positive: [long]}]', f'save_folder={tmp_path}/run',
+              'optimizer.lr=0.1', 'text_encoder.max_length=256', 'max_duration=1ep']
+    here, more, absent = (make_plan(load_config(Stage1Config, [*stage1, *extra])) for extra in (
+        [], ['plan_samples=6400'], ['plan_samples=6400', 'train_data.streams.s.local=/nowhere']))
+    assert more.texts == 100 * here.texts and more.tokens == 100 * here.tokens and 'assumed' not in str(more)
+    assert absent.tokens == 80 * absent.texts and 'mean of 80 tokens is assumed' in str(absent)
+    assert absent.teacher == 4 * sum(p.numel() for p in on_meta(TextEncoderConfig(str(llm_folder))).parameters())
+    # Stage 2 draws a caption by the weights.
+    lora = [*args, f'teacher={teacher_folder}', 'model.embed_dim=32', 'trainable_text.lora={r: 4}']
+    lengths = {key: [len(sample[f'caption.{key}'].strip()) for sample in read_samples(image_dataset)]
+               for key in ('short', 'long')}
+    drawn = [(1, n) for n in lengths['short'] if n] + [(3, n) for n in lengths['long'] if n]
+    for extra in ([], ['plan_samples=6400']):
+        mean = stage2(*lora, *extra).characters
+        # Of the first shard alone.
+        assert mean == pytest.approx(sum(w * n for w, n in drawn) / sum(w for w, _ in drawn), rel=0.01)
+
+
+def test_a_pipeline(
+    args: list[str], image_dataset: Path, llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract = [f'teacher={{type: llm, pretrained: {llm_folder}, max_length: 32}}', f'datasets.s.local={image_dataset}',
+               f'out={tmp_path}/out']
+    file = tmp_path / 'plan.yaml'
+    file.write_text(json.dumps({'steps': {'extract_embeddings': extract, 'train_stage2': args}}))
+    run_recipe(monkeypatch, 'plan', str(file), 'plan_ranks=2', 'plan_samples=1e9', 'plan_price=3')
+    table = capsys.readouterr().out.split('\n\n')[-1].splitlines()
+    with fake_ranks(2):
+        plans = [make_plan(load_config(ExtractConfig, [*extract, 'plan_samples=1e9'])),
+                 stage2(*args, 'plan_samples=1e9')]
+    hours = sum(plan.hours(GPUS['H100']) for plan in plans)
+    assert [line.split()[0] for line in table[1:4]] == ['extract_embeddings', 'train_stage2', 'sum']
+    assert table[3].split()[3] == f'{hours:,.1f}' and table[5].split()[1] == f'{hours * 2 * 3:,.0f}'
+    assert plans[0].cost and plans[1].cost and plans[1].disk == 2 * plans[1].cost.checkpoint
+    plans[0].cost.peak = 100 * 2**30
+    assert sum_of({'big': plans[0]}).splitlines()[1].split()[3:5] == ['-', '-']
+    with pytest.raises(SystemExit, match='1'):
+        run_recipe(monkeypatch, 'plan', str(file), 'plan_ranks=3')
+    for step in ('steps.evaluate=[]', 'plan=false'):
+        with pytest.raises(ConfigError) as error:
+            run_recipe(monkeypatch, 'plan', str(file), step)
+        assert error.value.key == step.partition('=')[0]
+    file.write_text(json.dumps({'steps': {'train_stage2': [*args, 'layer_decay=no']}}))
+    with pytest.raises(ConfigError, match='layer_decay') as error:
+        run_recipe(monkeypatch, 'plan', str(file))
+    assert error.value.__notes__ == ['in steps.train_stage2']
 
 
 def test_trainable_text_encoders(args: list[str], llm_folder: Path, teacher_folder: Path, clip: Path) -> None:

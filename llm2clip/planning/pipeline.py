@@ -1,0 +1,63 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Plans of several recipes, which run one after another, and their sum."""
+
+import dataclasses
+from typing import Any
+
+from composer.utils import dist
+
+from llm2clip.config import (
+    ExtractConfig,
+    ExtractImagesConfig,
+    InheritanceConfig,
+    PipelineConfig,
+    Stage1Config,
+    Stage2Config,
+)
+from llm2clip.config.loading import load_config
+from llm2clip.errors import ConfigError
+from llm2clip.planning.dry_run import fake_ranks
+from llm2clip.planning.plan import Plan, sum_of
+from llm2clip.planning.planners import make_plan
+
+_SCHEMAS: dict[str, Any] = {
+    'train_stage1': Stage1Config, 'extract_embeddings': ExtractConfig,
+    'extract_image_embeddings': ExtractImagesConfig, 'train_inheritance': InheritanceConfig,
+    'train_stage2': Stage2Config}
+
+
+def plan_pipeline(config: PipelineConfig) -> None:
+    """Print the plan of each step, and then the sum.
+
+    Raises:
+        ConfigError: A step is no recipe that can be planned, or its configuration is invalid.
+        SystemExit: With status 1 if something will stop a step.
+    """
+    steps = {recipe: _load_step(recipe, config) for recipe in config.steps}
+    plans: dict[str, Plan] = {}
+    with fake_ranks(config.plan_ranks or dist.get_world_size()):
+        for recipe, step in steps.items():
+            plans[recipe] = make_plan(step)
+            print(f'{recipe}\n{plans[recipe]}\n', flush=True)
+    if any(plan.errors for plan in plans.values()):
+        raise SystemExit(1)
+    print(sum_of(plans))
+
+
+def _load_step(recipe: str, config: PipelineConfig) -> Any:
+    """Return the configuration of a step, with the keys of the plan that are set for all steps."""
+    if recipe not in _SCHEMAS:
+        raise ConfigError(f'expected one of {", ".join(_SCHEMAS)}', key=f'steps.{recipe}')
+    try:
+        step = load_config(_SCHEMAS[recipe], config.steps[recipe])
+    except ConfigError as error:
+        error.add_note(f'in steps.{recipe}')
+        raise
+    shared: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != field.default and hasattr(step, field.name):
+            shared[field.name] = value
+    return dataclasses.replace(step, **shared)
