@@ -187,6 +187,20 @@ def test_teachers_are_the_same_in_extraction_and_stage2() -> None:
         assert found == stage2.teacher, teacher
 
 
+
+def test_the_steps_for_one_gpu_go_together() -> None:
+    """One tower and teacher in all steps, and an adapter that the alignment can take over."""
+    steps = 'extract_images', 'extract_targets', 'extract', 'inheritance', 'align', 'evaluate'
+    commands = [_commands(f'yamls/one_gpu/{step}.yaml')[0] for step in steps]
+    images, targets, texts, inheritance, align, evaluate = (
+        load_config(SCHEMAS[recipe], args) for recipe, args in commands)
+    assert images.vision == dataclasses.replace(align.model.vision, architecture={}, freeze=False)
+    assert images.vision.name == targets.teacher.name == evaluate.models['before'].pretrained
+    assert texts.teacher == inheritance.teacher == align.teacher
+    assert inheritance.adapter == align.model.adapter
+    assert align.initial_adapter == inheritance.adapter_folder
+
+
 @pytest.mark.parametrize('vision', VISION)
 def test_fragments_build_every_tower_and_row_of_the_paper(vision: str) -> None:
     assert sum(1 + len(data) for data in TABLE_1.values()) == 18

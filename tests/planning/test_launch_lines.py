@@ -38,14 +38,15 @@ def _lines(same: 're.Pattern[str]') -> list[tuple[str, ...]]:
     lines: dict[tuple[str, ...], tuple[str, ...]] = {}
     for path in sorted(ROOT.glob('yamls/**/*.yaml')):
         text = path.read_text()
-        if 'clip_text' in text or 'extract' in path.parts and 'sentence_transformers' in text:
+        if 'clip_text' in text:
             continue  # of an LLM alone, the extraction is planned
         for line in itertools.takewhile(lambda line: line.startswith('#'), text.splitlines()):
             words = shlex.split(line[2:]) if line.startswith(('# composer ', '# python recipes/')) else []
             at = next((i for i, word in enumerate(words) if word.startswith('recipes/')), 0)
             recipe = Path(words[at]).stem if words else ''
             small = any(name in line for name in ('yamls/custom_data/', 'uickstart', 'yamls/flickr8k/'))
-            if recipe in CONFIGS and (not small or 'gpu' in line):
+            no_llm = recipe == 'extract_embeddings' and 'sentence_transformers' in text
+            if recipe in CONFIGS and not no_llm and (not small or 'gpu' in line):
                 args = [arg for arg in words[at + 1:] if not arg.startswith((
                     'text_encoder.pretrained=', 'text_encoder.chat_template='))]
                 lines.setdefault((recipe, *(arg for arg in args if not same.match(arg))), (recipe, *args))
