@@ -119,6 +119,41 @@ def test_what_goes_wrong_while_keys_are_read_is_one_line(monkeypatch: pytest.Mon
         run_command(ExportVisionConfig, _raises(RuntimeError()), ['run=r', 'out=o'])
 
 
+def test_the_version_is_printed_with_those_of_libraries(capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(PrepareConfig, _raises(RuntimeError()), ['--version'])
+    printed = capsys.readouterr().out
+    assert printed.startswith('llm2clip 0.') and re.search(r', torch 2\.\d.*, transformers \d', printed)
+    assert printed.count('\n') == 1
+
+
+def test_progress_in_a_log_is_a_line_per_ten_seconds(tmp_path: Path) -> None:
+    """Of bars that are drawn at each step, as Composer draws its, and of those in libraries."""
+    process = _python(f'''
+        import sys, time
+        from tqdm.auto import tqdm
+        from llm2clip.command import run_command
+        from llm2clip.config import PrepareConfig
+        from llm2clip.io import progress
+
+        def main(config):
+            seconds = 0.0
+            time.monotonic = lambda: seconds
+            progress._log_lines()._last_time = 0.0
+            for more in ({{}}, {{'file': progress.progress_file()}}):
+                bar = tqdm(total=50, **more, position=1, mininterval=0, leave=True)
+                for i in range(50):
+                    seconds += 0.5
+                    bar.update()
+                    bar.set_postfix(loss=i)
+                bar.close()
+
+        run_command(PrepareConfig, main, ['out={tmp_path}/out', 'source.name=emoji'])
+        ''')
+    lines = process.communicate(timeout=60)[1].splitlines()[1:]
+    assert process.returncode == 0 and 3 <= len(lines) <= 5, lines
+    assert all(re.match(r'\d+%\|.*\]$', line) for line in lines), lines
+
+
 def test_a_recipe_of_one_process_refuses_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('WORLD_SIZE', '2')
     monkeypatch.setenv('RANK', '1')
@@ -164,7 +199,7 @@ def test_a_signal_ends_a_recipe_and_its_workers(number: signal.Signals, rank: in
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
     last = 'stopped; the same command resumes with what is missing'
-    assert (log.splitlines()[-1] == last) is (rank == 0) and 'Traceback' not in log, log
+    assert log.endswith(f'\n{last}\n') is (rank == 0) and 'Traceback' not in log, log
     assert (folder / 'seconds.json').exists() is (rank == 0)
 
 
