@@ -126,34 +126,6 @@ def test_the_version_is_printed_with_those_of_libraries(capsys: pytest.CaptureFi
     assert printed.count('\n') == 1
 
 
-def test_progress_in_a_log_is_a_line_per_ten_seconds(tmp_path: Path) -> None:
-    """Of bars that are drawn at each step, as Composer draws its, and of those in libraries."""
-    process = _python(f'''
-        import sys, time
-        from tqdm.auto import tqdm
-        from llm2clip.command import run_command
-        from llm2clip.config import PrepareConfig
-        from llm2clip.io import progress
-
-        def main(config):
-            seconds = 0.0
-            time.monotonic = lambda: seconds
-            progress._log_lines()._last_time = 0.0
-            for more in ({{}}, {{'file': progress.progress_file()}}):
-                bar = tqdm(total=50, **more, position=1, mininterval=0, leave=True)
-                for i in range(50):
-                    seconds += 0.5
-                    bar.update()
-                    bar.set_postfix(loss=i)
-                bar.close()
-
-        run_command(PrepareConfig, main, ['out={tmp_path}/out', 'source.name=emoji'])
-        ''')
-    lines = process.communicate(timeout=60)[1].splitlines()[1:]
-    assert process.returncode == 0 and 3 <= len(lines) <= 5, lines
-    assert all(re.match(r'\d+%\|.*\]$', line) for line in lines), lines
-
-
 def test_a_recipe_of_one_process_refuses_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('WORLD_SIZE', '2')
     monkeypatch.setenv('RANK', '1')

@@ -114,7 +114,7 @@ def test_two_ranks_find_what_one_finds(place: Place, log: str, one_rank: pytest.
     # Of the evaluation by two models, and of 20 pairs of captions.
     assert sum(texts) == 2 * (24 + 4 + 10) + 2 * 20 and min(texts) > 8
     for said in ('wrote results.json', 'Zero-shot classification: pets\n  model  ',
-                 f'ours on {place.sets}/photos/train:   0%'):
+                 f'ours on {place.sets}/photos/train: 0%'):
         assert log.count(said) == 1, said
 
 
