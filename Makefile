@@ -44,32 +44,45 @@ plan: $(VENV)/.base  ## hours, price and disk of CLIP L/14-336 with Llama-3.1-8B
 	$(BIN)/python recipes/plan.py yamls/plan/paper.yaml
 
 # --------------------------------------------------------------------------------------------------- quickstart
+# $(call step,number,recipe and its file): runs a step of the quickstart and prints how long it took.
+define step
+	@echo 'step $(1) of 8: $(BIN)/python recipes/$(2)'
+	@start=$$(date +%s); $(BIN)/python recipes/$(2); status=$$?; \
+		[ $$status = 0 ] && echo "step $(1) of 8 took $$(($$(date +%s) - start)) s"; exit $$status
+endef
+
 quickstart: $(RUN)/report.html  ## install, then data → stage 1 → embeddings → stage 2 → evaluation → export → report
+	@$(BIN)/python -c "import json; sets = json.load(open('$(RUN)/evaluate/results.json'))['retrieval']; \
+		recall = lambda name: sets[name]['models']['llm2clip']['image_retrieval_recall@10']; \
+		print(f'text → image R@10: {recall(\"unseen_style\"):.1f} % on the unseen style,', \
+			f'{recall(\"unseen_concepts\"):.1f} % on unseen concepts')"
+	@echo 'report: $(RUN)/report.html'
+	@echo 'make demo opens a page that searches and classifies images with this model'
 
 $(RUN)/data/emoji/config.yaml: | $(VENV)/.base
-	$(BIN)/python recipes/prepare_data.py yamls/data/quickstart_emoji.yaml
+	$(call step,1,prepare_data.py yamls/data/quickstart_emoji.yaml)
 
-$(RUN)/data/wikipedia/config.yaml: | $(VENV)/.base
-	$(BIN)/python recipes/prepare_data.py yamls/data/quickstart_wikipedia.yaml
+$(RUN)/data/wikipedia/config.yaml: | $(RUN)/data/emoji/config.yaml
+	$(call step,2,prepare_data.py yamls/data/quickstart_wikipedia.yaml)
 
-$(RUN)/stage1/teacher/text_encoder.json: | $(RUN)/data/emoji/config.yaml $(RUN)/data/wikipedia/config.yaml
-	$(BIN)/python recipes/train_stage1.py yamls/stage1/quickstart.yaml
+$(RUN)/stage1/teacher/text_encoder.json: | $(RUN)/data/wikipedia/config.yaml
+	$(call step,3,train_stage1.py yamls/stage1/quickstart.yaml)
 
 $(RUN)/embeddings/config.yaml: | $(RUN)/stage1/teacher/text_encoder.json
-	$(BIN)/python recipes/extract_embeddings.py yamls/extract/quickstart.yaml
+	$(call step,4,extract_embeddings.py yamls/extract/quickstart.yaml)
 
 $(RUN)/stage2/finished: | $(RUN)/embeddings/config.yaml
-	$(BIN)/python recipes/train_stage2.py yamls/stage2/quickstart.yaml
+	$(call step,5,train_stage2.py yamls/stage2/quickstart.yaml)
 	@touch $@
 
 $(RUN)/evaluate/results.json: | $(RUN)/stage2/finished
-	$(BIN)/python recipes/evaluate.py yamls/eval/quickstart.yaml
+	$(call step,6,evaluate.py yamls/eval/quickstart.yaml)
 
 $(RUN)/export/config.yaml: | $(RUN)/evaluate/results.json
-	$(BIN)/python recipes/export_hf.py yamls/export/quickstart.yaml
+	$(call step,7,export_hf.py yamls/export/quickstart.yaml)
 
 $(RUN)/report.html: | $(RUN)/export/config.yaml
-	$(BIN)/python recipes/report.py yamls/report/quickstart.yaml
+	$(call step,8,report.py yamls/report/quickstart.yaml)
 
 demo: $(VENV)/.demo | $(RUN)/images  ## search and classify on a page, with the quickstart's model; IMAGES=… a folder
 	$(BIN)/python recipes/demo.py model=$(RUN)/export/llm2clip images=$(or $(IMAGES),$(RUN)/images) \

@@ -56,7 +56,11 @@ def recipe_page(recipe: Path) -> str:
     lines = [f'# {recipe.stem}', '', f'{description}.', '', '```bash', command, '```', '', '## Keys', '',
              'A key without a default is required. `<name>` is a name that you choose; `[]` is one entry of '
              'a list.', '']
+    group = ''
     for entry in entries(schema):
+        if entry.group != group:
+            group = entry.group
+            lines += [f'### {group}', '']
         indent = '  ' * entry.depth
         line = f'{indent}- **`{entry.key}`** `{entry.kind}`'
         if entry.default:

@@ -13,6 +13,7 @@ import glob
 import logging
 import multiprocessing
 import os
+import platform
 import resource
 import shlex
 import signal
@@ -25,12 +26,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Optional, TypeVar
 
 import wrapt
 from tqdm import tqdm
 
+import llm2clip
 from llm2clip.config import RecipeConfig
 from llm2clip.config.loading import leaves, load_config
 from llm2clip.device import computes_bfloat16
@@ -38,6 +41,7 @@ from llm2clip.errors import ConfigError, FileError
 from llm2clip.help import help_text
 from llm2clip.io.files import is_out_of_shared_memory, printable, read_json, write_json
 from llm2clip.io.folders import lock_output, locked
+from llm2clip.io.progress import limit_progress
 from llm2clip.registry import check_names
 
 R = TypeVar('R', bound=RecipeConfig)
@@ -49,7 +53,7 @@ _OTHER_RANKS_WAIT = 5.0
 
 
 def run_command(schema: type[R], main: Callable[[R], None], args: Optional[Sequence[str]] = None) -> None:
-    """Read the configuration and call `main` with it, or print the help for ``--help``.
+    """Read the configuration and call `main` with it, or print the help for ``--help``, or ``--version``.
 
     The elapsed time is added to seconds.json in the folder of the step.  An error in the user's input becomes
     one line, unless ``LLM2CLIP_TRACEBACK=1`` is in the environment.  Ctrl-C and SIGTERM end the command with
@@ -68,6 +72,9 @@ def run_command(schema: type[R], main: Callable[[R], None], args: Optional[Seque
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader of a pipe may close it early
             print(help_text(schema, main.__globals__['__doc__'], args), flush=True)
             return
+        if '--version' in args:
+            print(_versions(), flush=True)
+            return
         config = load_config(schema, args)
         if not config.uses_ranks and 'RANK' in os.environ and _rank('WORLD_SIZE') > 1:
             raise ConfigError(f'composer started {_rank("WORLD_SIZE")} ranks, expected one process: start '
@@ -84,9 +91,19 @@ def run_command(schema: type[R], main: Callable[[R], None], args: Optional[Seque
             main(config)
 
 
+def _versions() -> str:
+    """Return the versions of this package and of those that decide what a recipe computes."""
+    versions = [f'llm2clip {llm2clip.__version__}', f'Python {platform.python_version()}']
+    for package in ('mosaicml', 'mosaicml-streaming', 'torch', 'transformers'):
+        with suppress(PackageNotFoundError):
+            versions.append(f'{package} {version(package)}')
+    return ', '.join(versions)
+
+
 def _set_up_process() -> None:
-    """Hide warnings that no configuration avoids and that ask the user for nothing, and allow as many open
-    files as the system does, since Streaming keeps two open per epoch and checkpoint of a resumed run.
+    """Hide warnings that no configuration avoids and that ask the user for nothing, limit progress bars in
+    log files, and allow as many open files as the system does, since Streaming keeps two open per epoch and
+    checkpoint of a resumed run.
     """
     sys.stdout.reconfigure(errors='replace')  # pyright: ignore  # file names may contain undecodable bytes
     # Threads that spin while they wait make a CPU that others use too several times slower.  Read by torch.
@@ -103,6 +120,7 @@ def _set_up_process() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    limit_progress()
 
 
 def _rank(variable: str = 'RANK') -> int:

@@ -17,42 +17,91 @@ from omegaconf import MISSING
 
 from llm2clip.config.loading import plain_type
 from llm2clip.config.teacher import teacher_types
+from llm2clip.errors import ConfigError, nearest
 from llm2clip.registry import PARTS, argument_types, check
 
 _WIDTH = 100
 _RULES = ('YAML files merge left to right, key=value comes last. A key without a default is required. Keys '
           'that belong together are indented; written in one word they are joined by dots. <name> is a name '
-          'that you choose, [] one entry of a list.')
+          'that you choose, [] one entry of a list. --help KEY prints one of them, with the keys below it.')
+_RANKS = 'On several GPUs, `composer` instead of `python` starts one process per GPU.'
+REQUIRED = 'Required'
+OPTIONAL = 'Optional'
 
 
-def help_text(schema: type, doc: str, args: Collection[str] = ()) -> str:
-    """Return all keys of a recipe, or the arguments of the part that `args` name (``source.webdataset``).
+def help_text(schema: type[Any], doc: str, args: Collection[str] = ()) -> str:
+    """Return all keys of a recipe, or what `args` name: a key (``model.vision``) with the keys below it, or
+    the arguments of a part (``source.webdataset``).
 
     Args:
         schema: One of the dataclasses of `llm2clip.config`.
-        doc: Docstring of the recipe: description, a colon, and the command.
+        doc: Docstring of the recipe: description, a colon, and a command.
         args: Arguments of the command.
+
+    Raises:
+        ConfigError: There is no such key or part.
     """
     for arg in args:
-        key, _, name = arg.replace('.name=', '.').partition('.')
-        if key in PARTS and name:
-            return _part_help(key, name)
+        if not arg.startswith('-') and not arg.endswith(('.yaml', '.yml')):
+            key = arg.replace('.name=', '.')
+            if '=' not in key:
+                return _key_help(schema, key)
     description, _, command = _one_line(doc).partition(': ')
-    lines = [f'{description}.', '', f'  {command}', '', *textwrap.wrap(_RULES, _WIDTH), '']
+    rules = f'{_RANKS} {_RULES}' if schema.uses_ranks else _RULES
+    lines = [f'{description}.', '', f'  {command}', '', *textwrap.wrap(rules, _WIDTH)]
+    group = ''
     for entry in entries(schema):
-        indent = '  ' * (entry.depth + 1)
-        line = f'{indent}{entry.key}: {entry.kind}'
-        if entry.default:
-            line += f' = {entry.default}'
-        lines.append(line)
-        if entry.doc:
-            indent += '    '
-            lines.append(textwrap.fill(entry.doc, _WIDTH, initial_indent=indent, subsequent_indent=indent))
-    for key, names in PARTS.items():
-        if key in schema.__dataclass_fields__:
-            lines += ['', f'Names for {key} (--help {key}.NAME describes one), or module:class:',
-                      f'  {", ".join(names)}']
+        if entry.group != group:
+            group = entry.group
+            lines += ['', f'{group}:', '']
+        lines += _entry_lines(entry, entry.depth)
+    for field in dataclasses.fields(schema):
+        if field.name in PARTS:
+            lines += _names_of_parts(field.name)
     return '\n'.join(lines)
+
+
+def _key_help(schema: type[Any], key: str) -> str:
+    """Return a key and the keys below it, or the part behind ``key.name``."""
+    key = _without_placeholders(key)
+    found = []
+    keys = []
+    for entry in entries(schema):
+        keys.append(_without_placeholders(entry.key))
+        if f'{keys[-1]}.'.startswith(f'{key}.'):
+            found.append(entry)
+    if found:
+        lines = []
+        for entry in found:
+            lines += _entry_lines(entry, entry.depth - found[0].depth)
+        if key in PARTS:
+            lines += _names_of_parts(key)
+        return '\n'.join(lines)
+    first, _, name = key.partition('.')
+    if first in PARTS and name:
+        return _part_help(first, name)
+    raise ConfigError(f'there is no key {key!r}; {nearest(key, keys)}')
+
+
+def _without_placeholders(key: str) -> str:
+    return key.replace('[]', '').replace('.<name>', '')
+
+
+def _entry_lines(entry: 'Entry', depth: int) -> list[str]:
+    indent = '  ' * (depth + 1)
+    line = f'{indent}{entry.key}: {entry.kind}'
+    if entry.default:
+        line += f' = {entry.default}'
+    if not entry.doc:
+        return [line]
+    indent += '    '
+    return [line, textwrap.fill(entry.doc, _WIDTH, initial_indent=indent, subsequent_indent=indent)]
+
+
+def _names_of_parts(key: str) -> list[str]:
+    names = textwrap.wrap(', '.join(PARTS[key]), _WIDTH - 2)
+    return ['', f'Names for {key} (--help {key}.NAME describes one), or module:class:',
+            *(f'  {line}' for line in names)]
 
 
 def _part_help(key: str, name: str) -> str:
@@ -61,6 +110,8 @@ def _part_help(key: str, name: str) -> str:
     types = argument_types(part)
     lines = [f'{key}.{name}']
     for argument in inspect.signature(part).parameters.values():
+        if argument.name == 'params':  # of an optimizer, from the model
+            continue
         line = f'  {argument.name}: {_type_name(types.get(argument.name, Any))}'
         if argument.default is not argument.empty:
             line += f' = {argument.default!r}'
@@ -95,12 +146,14 @@ class Entry(NamedTuple):
     default: str
     """In YAML; empty if the key is required or contains other keys."""
     doc: str
+    group: str
+    """Heading of the keys of a recipe among which it stands."""
 
 
 def entries(
-    schema: type, prefix: str = '', shown: Optional[dict[type, str]] = None, depth: int = 0
+    schema: type, prefix: str = '', shown: Optional[dict[type, str]] = None, depth: int = 0, group: str = ''
 ) -> Iterator[Entry]:
-    """Yield each key of a dataclass and the keys below it.
+    """Yield each key of a dataclass and the keys below it, the required keys first.
 
     `shown` maps each dataclass whose keys were yielded to their place: they are then only referred to.
     """
@@ -108,7 +161,8 @@ def entries(
         shown = {}
     docs = field_docs(schema)
     types = typing.get_type_hints(schema, include_extras=True)
-    for field in dataclasses.fields(schema):
+    for field, own_group in _sorted_fields(schema):
+        group = group if depth else own_group
         if field.name == 'type':  # each type of text encoder has its own entry
             continue
         key = f'{prefix}{field.name}'
@@ -126,16 +180,41 @@ def entries(
         doc = docs.get(field.name, '')
         if is_nested:
             doc = (doc or _class_doc(entry_type)) + _reference(entry_type, shown)
-        yield Entry(depth, key, type_name, _default(field), doc)
+        yield Entry(depth, key, type_name, _default(field), doc, group)
         if is_nested and entry_type not in shown:
             shown[entry_type] = path
-            yield from entries(entry_type, f'{path}.', shown, depth + 1)
+            yield from entries(entry_type, f'{path}.', shown, depth + 1, group)
         for teacher in teachers.values():
             doc = _class_doc(teacher) + _reference(teacher, shown)
-            yield Entry(depth + 1, f'{path}.type', str(teacher.type), '', doc)
+            yield Entry(depth + 1, f'{path}.type', str(teacher.type), '', doc, group)
             if teacher not in shown:
                 shown[teacher] = f'{path}, type {teacher.type}'
-                yield from entries(teacher, f'{path}.', shown, depth + 2)
+                yield from entries(teacher, f'{path}.', shown, depth + 2, group)
+
+
+def _sorted_fields(schema: type) -> list[tuple[dataclasses.Field[Any], str]]:
+    """Return the fields of a dataclass with their groups: the required ones, those that it defines itself,
+    and those of each base class, under the first sentence of that class's docstring."""
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    groups = {name: REQUIRED for name, field in fields.items() if _is_required(field)}
+    for base in schema.__mro__:
+        heading = OPTIONAL
+        if base is not schema and base.__doc__:
+            heading = _class_doc(base).partition('. ')[0].partition(': ')[0].removesuffix('.')
+        for name in vars(base).get('__annotations__', {}):
+            if name in fields:
+                groups.setdefault(name, heading)
+    return [(fields[name], group) for name, group in groups.items()]
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    """Whether a key, or one below it, has to be set."""
+    default = _default_value(field)
+    if dataclasses.is_dataclass(default):
+        return any(map(_is_required, dataclasses.fields(default)))
+    if isinstance(default, dict):
+        return MISSING in default.values()
+    return default in (MISSING, dataclasses.MISSING)
 
 
 def _class_doc(schema: Any) -> str:
@@ -154,13 +233,17 @@ def _one_line(text: str) -> str:
 
 def _default(field: dataclasses.Field[Any]) -> str:
     """Return the default of a key in YAML; empty if the key is required or contains other keys."""
-    default = field.default
-    if field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
+    default = _default_value(field)
     if dataclasses.is_dataclass(default) or default in (MISSING, dataclasses.MISSING):
         return ''
     text = yaml.safe_dump(default, default_flow_style=True, sort_keys=False, width=10_000)
     return text.removesuffix('\n').removesuffix('\n...')
+
+
+def _default_value(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def _type_name(hint: Any) -> str:

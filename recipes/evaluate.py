@@ -1,8 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Evaluate trained models side by side:
-composer [-n N] recipes/evaluate.py yamls/eval/….yaml [key=value …]"""
+"""Evaluate trained models side by side: python recipes/evaluate.py yamls/eval/quickstart.yaml"""
 
 from llm2clip.command import run_command
 from llm2clip.config import EvaluateConfig
@@ -25,7 +24,7 @@ def main(config: EvaluateConfig) -> None:
         evaluation.run(name, evaluated)
     evaluation.finish(device)
     if is_first():
-        print(f'wrote results.json, results.md and report.html to {config.out}')
+        print(f'\nwrote results.json, results.md (also with 95 % intervals) and report.html to {config.out}')
 
 
 if __name__ == '__main__':

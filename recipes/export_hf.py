@@ -1,8 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Export a trained model as a Hugging Face folder: python recipes/export_hf.py yamls/export/….yaml [key=value
-…]"""
+"""Export a trained model as a Hugging Face folder:
+python recipes/export_hf.py yamls/export/quickstart.yaml"""
 
 from llm2clip.command import run_command
 from llm2clip.config import ExportConfig

@@ -1,8 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Export a teacher for sentence-transformers: python recipes/export_sentence_transformers.py teacher=…
-out=…"""
+"""Export a teacher for sentence-transformers:
+python recipes/export_sentence_transformers.py teacher=runs/quickstart/stage1/teacher out=runs/teacher"""
 
 from llm2clip.command import run_command
 from llm2clip.config import ExportTeacherConfig

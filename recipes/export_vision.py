@@ -1,8 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Export the vision tower for transformers, timm or ONNX Runtime: python recipes/export_vision.py run=…
-out=…"""
+"""Export the vision tower for transformers, timm or ONNX Runtime:
+python recipes/export_vision.py run=runs/quickstart/stage2 out=runs/vision"""
 
 from typing import Any
 

@@ -1,8 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Embed captions with a teacher: composer [-n N] recipes/extract_embeddings.py yamls/extract/….yaml
-[key=value …]"""
+"""Embed captions with a teacher: python recipes/extract_embeddings.py yamls/extract/quickstart.yaml"""
 
 from llm2clip.command import run_command
 from llm2clip.config import ExtractConfig

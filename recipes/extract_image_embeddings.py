@@ -1,8 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Embed images with a frozen vision tower: composer [-n N] recipes/extract_image_embeddings.py
-yamls/extract/….yaml [key=value …]"""
+"""Embed images with a frozen vision tower:
+python recipes/extract_image_embeddings.py yamls/extract/images/dinov2_l.yaml"""
 
 from llm2clip.command import run_command
 from llm2clip.config import ExtractImagesConfig

@@ -1,8 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Convert official weights and teachers: python recipes/import_official.py yamls/import/….yaml [key=value
-…]"""
+"""Convert official weights and teachers: python recipes/import_official.py yamls/import/clip_b16.yaml"""
 
 from llm2clip.command import run_command
 from llm2clip.config import ImportConfig

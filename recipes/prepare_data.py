@@ -1,8 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Convert raw files to MDS datasets: python recipes/prepare_data.py yamls/data/quickstart_emoji.yaml
-[key=value …]"""
+"""Convert raw files to MDS datasets: python recipes/prepare_data.py yamls/data/quickstart_emoji.yaml"""
 
 from llm2clip.command import run_command
 from llm2clip.config import PrepareConfig
@@ -29,7 +28,8 @@ def main(config: PrepareConfig) -> None:
         return
     save_config(config, config.out)
     left_out = read_json(out.local / 'dataset.json', dict)['dropped']
-    print(f'wrote {written} into {out}; left out: '
+    samples = ', '.join(f'{split} {n:,}' for split, n in written.items())
+    print(f'wrote {out}, samples: {samples}; left out: '
           f'{", ".join(f"{n} {reason}" for reason, n in left_out.items()) or "none"}')
 
 

@@ -1,8 +1,9 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Align the adapter with CLIP: composer [-n N] recipes/train_inheritance.py yamls/inheritance/….yaml
-[key=value …]"""
+"""Align the adapter with CLIP:
+python recipes/train_inheritance.py yamls/inheritance/paper.yaml yamls/stage2/data/cc3m.yaml
+yamls/stage2/teacher/llama3.1_8b.yaml yamls/inheritance/target/clip_l14_336.yaml"""
 
 from llm2clip.command import run_command
 from llm2clip.config import InheritanceConfig

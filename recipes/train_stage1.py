@@ -1,8 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Fine-tune an LLM as a text encoder: composer [-n N] recipes/train_stage1.py yamls/stage1/….yaml [key=value
-…]"""
+"""Fine-tune an LLM as a text encoder: python recipes/train_stage1.py yamls/stage1/quickstart.yaml"""
 
 from llm2clip.command import run_command
 from llm2clip.config import Stage1Config

@@ -120,6 +120,13 @@ def test_what_goes_wrong_while_keys_are_read_is_one_line(monkeypatch: pytest.Mon
         run_command(ExportVisionConfig, _raises(RuntimeError()), ['run=r', 'out=o'])
 
 
+def test_the_version_is_printed_with_those_of_libraries(capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(PrepareConfig, _raises(RuntimeError()), ['--version'])
+    printed = capsys.readouterr().out
+    assert printed.startswith('llm2clip 0.') and re.search(r', torch 2\.\d.*, transformers \d', printed)
+    assert printed.count('\n') == 1
+
+
 def test_a_recipe_of_one_process_refuses_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('WORLD_SIZE', '2')
     monkeypatch.setenv('RANK', '1')
@@ -165,7 +172,7 @@ def test_a_signal_ends_a_recipe_and_its_workers(number: signal.Signals, rank: in
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
     last = 'stopped; the same command resumes with what is missing'
-    assert (log.splitlines()[-1] == last) is (rank == 0) and 'Traceback' not in log, log
+    assert log.endswith(f'\n{last}\n') is (rank == 0) and 'Traceback' not in log, log
     assert (folder / 'seconds.json').exists() is (rank == 0)
 
 

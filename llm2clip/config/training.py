@@ -109,7 +109,7 @@ class TrainerConfig:
     autoresume: bool = True
     """Resume from the newest complete checkpoint in `checkpoint_folder`."""
     progress_bar: bool = True
-    """Show a progress bar."""
+    """Show a progress bar; in a log file, a line every ten seconds."""
     log_to_console: bool = False
     """Print metrics to the console."""
     console_log_interval: Time = '10ba'

@@ -29,7 +29,7 @@ from llm2clip.evaluation.report import report_page
 from llm2clip.evaluation.retrieval_results import evaluate_retrieval, make_gallery
 from llm2clip.evaluation.retrieval_sets import RetrievalSet, open_retrieval_set
 from llm2clip.evaluation.scores import KINDS, BenchmarkScores, Results, RetrievalScores, Scores, rounded
-from llm2clip.evaluation.tables import markdown
+from llm2clip.evaluation.tables import markdown, plain
 from llm2clip.io.files import write_json, write_text
 from llm2clip.metrics.bootstrap import Outcomes
 from llm2clip.metrics.retrieval import caption_retrieval_accuracy
@@ -162,7 +162,7 @@ class Evaluation:
         self, images: ImageFeatures, kind: str, name: str, set_name: str, dataset: EvaluationSet,
         scores: Scores, outcomes: Sequence[Outcomes],
     ) -> None:
-        """Record, save and print the scores of a model on the benchmark `kind.name`."""
+        """Record and save the scores of a model on the benchmark `kind.name`."""
         # Benchmarks with the same images get the same seed, so that averages resample them together.
         seed = xxhash.xxh32(json.dumps([repr(dataset.read_image), dataset.image_ids])).intdigest()
         result = BenchmarkResult(scores, outcomes, seed)
@@ -170,11 +170,10 @@ class Evaluation:
         benchmark = BenchmarkScores(benchmark=set_name, models={})
         self.results.benchmarks(kind).setdefault(name, benchmark).models[images.name] = scores
         self._save()
-        shown = {key: value for key, value in rounded(scores).items() if not isinstance(value, dict)}
-        print(f'{images.name} on {name}: {shown}', flush=True)
 
     def finish(self, device: Device) -> None:
-        """Add comparisons, averages and the caption retrieval accuracy of text encoders, on `device`.
+        """Add comparisons, averages and the caption retrieval accuracy of text encoders, on `device`, and
+        print the tables.
 
         Removes the image features that were kept for a restart.
         """
@@ -191,6 +190,7 @@ class Evaluation:
             self.results.averages = average_models(config, self._benchmark_results)
         self._save()
         shutil.rmtree(self.kept_features, ignore_errors=True)
+        print(plain(Results.model_validate(rounded(self.results))), flush=True)
 
     def _save(self) -> None:
         """Write all results so far, so that an interrupted evaluation keeps them."""
@@ -285,7 +285,6 @@ def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], i
             vectors.append(finite(embedded, f'{name}: vectors of captions'))
         if is_first():
             accuracies[name] = round(caption_retrieval_accuracy(*vectors), 3)
-            print(f'{name}: {accuracies[name]:.1f} % of {len(pairs)} pairs', flush=True)
     return accuracies, len(pairs)
 
 

@@ -3,6 +3,7 @@
 
 """Tables of the results of an evaluation, for Markdown and HTML, beside the numbers that papers report."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Union
 
@@ -35,6 +36,7 @@ LABELS = _RECALLS | {
 }
 _HEADINGS = {'retrieval': 'Retrieval', 'zeroshot': 'Zero-shot classification', 'linear_probe': 'Linear probe'}
 _RETRIEVAL_COLUMNS = [*_RECALLS.values(), 'mean rank t→i/i→t', 'chance@10']
+_INTERVAL = re.compile(r'(?<=\d) \[[-+.\d]+, [-+.\d]+\]$')
 _UNITS = 'recall in %, 95 % bootstrap intervals; ranks count from 1'
 
 
@@ -73,6 +75,27 @@ def markdown(results: Results) -> str:
             part += f'\n\n{table.note}'
         parts.append(part)
     return '\n\n'.join(parts) + '\n'
+
+
+def plain(results: Results) -> str:
+    """Return all tables for a terminal: in aligned columns, without intervals and notes."""
+    parts = []
+    for table in result_tables(results):
+        rows = []
+        for cells in (table.header, *table.rows):
+            rows.append([_INTERVAL.sub('', _shortened(cell)) for cell in cells])
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        lines = [table.title]
+        for first, *others in rows:
+            cells = [first.ljust(widths[0])]
+            cells += [cell.rjust(width) for cell, width in zip(others, widths[1:])]
+            lines.append(f'  {"  ".join(cells)}'.rstrip())
+        parts.append('\n'.join(lines))
+    return '\n\n'.join(parts)
+
+
+def _shortened(cell: str) -> str:
+    return cell.replace('text→image', 't→i').replace('image→text', 'i→t')
 
 
 def _cra_tables(results: Results) -> Iterator[Table]:

@@ -14,6 +14,7 @@ from recipes_in_process import run_recipe
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.evaluation.report import curves, report_page
 from llm2clip.evaluation.scores import Results
+from llm2clip.evaluation.tables import plain
 
 
 def test_report_is_one_file_with_everything(tmp_path: Path) -> None:
@@ -43,6 +44,19 @@ def test_report_is_one_file_with_everything(tmp_path: Path) -> None:
     assert first < gallery_at < table_at
     assert '" onload' not in page
     assert 'src="http' not in page and '<script' not in page and 'href=' not in page.replace('xlink:href="#', '')
+
+
+def test_a_terminal_gets_aligned_tables_without_intervals() -> None:
+    scores: dict[str, Any] = {'n_images': 64, 'n_texts': 1064, 'chance@10': 15.6,
+                              'intervals': {'image_retrieval_recall@1': [20.0, 40.5]}}
+    for way in ('image', 'text'):
+        scores |= {f'{way}_retrieval_recall@{k}': 30.25 for k in (1, 5, 10)} | {f'{way}_retrieval_mean_rank': 7.5}
+    sets = {name: {'benchmark': '', 'models': {'m': scores}} for name in ('set', 'long_name')}
+    title, *lines = plain(Results.model_validate({'retrieval': sets})).splitlines()
+    assert title == 'Retrieval: m'
+    assert [line.split()[0] for line in lines] == ['set', 'set', 'long_name']
+    assert {len(line) for line in lines} == {len(lines[0])} and len(lines[0]) < 120
+    assert lines[1].split()[1:4] == ['64', '1,064', '30.2'] and '[' not in ''.join(lines)
 
 
 def test_missing_results_galleries_and_steps_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

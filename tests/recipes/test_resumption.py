@@ -37,6 +37,7 @@ def test_a_resumed_run_keeps_checkpoints_and_metrics(
     if kind == 'sharded':
         args.append('fsdp.state_dict_type=sharded')
     monkeypatch.setenv('WANDB_MODE', 'offline')
+    monkeypatch.setattr('llm2clip.io.progress._SECONDS', 0.0)
 
     def run(steps: int) -> str:
         run_recipe(monkeypatch, 'train_stage2', *args, f'max_duration={steps}ba')

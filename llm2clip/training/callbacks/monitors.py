@@ -16,6 +16,7 @@ from composer.utils import dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from llm2clip.data.text_batches import text_sides
+from llm2clip.io.progress import progress_file
 from llm2clip.io.tensors import write_safetensors
 from llm2clip.models.sharding import whole
 from llm2clip.ranks import broadcast_from_rank0
@@ -190,7 +191,7 @@ class ProgressBar(ProgressBarLogger):
     """
 
     def __init__(self) -> None:
-        super().__init__('stderr')
+        super().__init__(progress_file())
         self.hparams_already_logged_to_console = True  # Composer's do not describe the run
 
     def state_dict(self) -> dict[str, Any]:

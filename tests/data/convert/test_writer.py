@@ -179,7 +179,7 @@ def test_no_dataset_is_mixed_with_other_captions_or_options(
         patch.setattr(part_writer, '_write_part',
                       lambda job, alone: write(job, alone) if job.folder[0] == 't' else 1 / 0)
         prepare('stopped', holdout)
-    assert "wrote {'train': " in prepare('whole', holdout)
+    assert 'samples: train ' in prepare('whole', holdout)
     (tmp_path / 'a.csv').write_text('caption\nof another file\n')
     assert 'is complete; convert new input files into another `out`' in prepare('whole', holdout)
     for option in ('image_max_side=9', 'image_quality=9', 'require_any_caption=[caption]', 'source.sample=0.5'):
@@ -214,7 +214,7 @@ def test_ids_are_left_out(prepare: Callable[..., str], tmp_path: Path) -> None:
 
     (tmp_path / 'b.csv').write_text('caption\none\ntwo\n')
     said = left_out('out', ['b.csv:2', 'x'])
-    assert 'exclude_ids: 1 samples are left out' in said and 'names 2' in said and "wrote {'train': 1}" in said
+    assert 'exclude_ids: 1 samples are left out' in said and 'names 2' in said and 'samples: train 1;' in said
     with pytest.raises(ConfigError, match='written with another exclude_ids'):
         left_out('out', ['b.csv:1'])
     with pytest.raises(ConfigError, match='0 samples are left out, and .*none.json names 2; expected ids of samples'):
