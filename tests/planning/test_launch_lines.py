@@ -45,8 +45,8 @@ def _lines(same: 're.Pattern[str]') -> list[tuple[str, ...]]:
             at = next((i for i, word in enumerate(words) if word.startswith('recipes/')), 0)
             recipe = Path(words[at]).stem if words else ''
             small = any(name in line for name in ('yamls/custom_data/', 'uickstart', 'yamls/flickr8k/'))
-            no_llm = recipe == 'extract_embeddings' and 'sentence_transformers' in text
-            if recipe in CONFIGS and not no_llm and (not small or 'gpu' in line):
+            from_hub = recipe.startswith('extract') and ('sentence_transformers' in text or 'name: google/' in text)
+            if recipe in CONFIGS and not from_hub and (not small or 'gpu' in line):
                 args = [arg for arg in words[at + 1:] if not arg.startswith((
                     'text_encoder.pretrained=', 'text_encoder.chat_template='))]
                 lines.setdefault((recipe, *(arg for arg in args if not same.match(arg))), (recipe, *args))
