@@ -1,8 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Plan several steps and sum up their hours, price and disk: python recipes/plan.py yamls/plan/….yaml
-[key=value …]"""
+"""Plan several steps and sum up their hours, price and disk: python recipes/plan.py yamls/plan/paper.yaml"""
 
 from llm2clip.command import run_command
 from llm2clip.config import PipelineConfig

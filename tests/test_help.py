@@ -74,7 +74,7 @@ def test_required_keys_come_first_and_the_others_in_groups() -> None:
         if not entry.depth:
             groups.setdefault(entry.group, []).append(entry.key)
     first, second, *others = groups
-    assert first == 'Required' and second == 'Optional' and len(others) == 2
+    assert first == 'Required' and second == 'Optional' and len(others) == 3
     assert groups['Required'] == ['save_folder', 'run_name', 'max_duration', 'global_train_batch_size', 'optimizer',
                                   'model']
     assert 'loss' in groups['Optional'] and any('plan' in groups[other] for other in others)

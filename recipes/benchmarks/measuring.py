@@ -181,7 +181,7 @@ class Record:
     """
 
     def __init__(self, file: Path) -> None:
-        self.file, self._lock, self._now = file, Lock(), describe()
+        self.file, self._writing, self._now = file, Lock(), describe()
         content = json.loads(file.read_text()) if file.is_file() else {}
         if content and 'runs' not in content:  # an earlier version wrote the runs alone
             seeds = sorted(map(int, set().union(*content.values())))
@@ -193,7 +193,7 @@ class Record:
         return str(seed) in self.results.get(name, {})
 
     def add(self, name: str, seed: int, result: Any) -> None:
-        with self._lock:
+        with self._writing:
             differing = self._differing(name)
             if differing:
                 self.about.setdefault('runs', {})[name] = differing
