@@ -57,7 +57,7 @@ quickstart: $(RUN)/report.html  ## install, then data → stage 1 → embeddings
 		print(f'text → image R@10: {recall(\"unseen_style\"):.1f} % on the unseen style,', \
 			f'{recall(\"unseen_concepts\"):.1f} % on unseen concepts')"
 	@echo 'report: $(RUN)/report.html'
-	@echo 'make demo opens a page that searches and classifies images with this model'
+	@echo 'make demo serves a page that searches and classifies images with this model'
 
 $(RUN)/data/emoji/config.yaml: | $(VENV)/.base
 	$(call step,1,prepare_data.py yamls/data/quickstart_emoji.yaml)
