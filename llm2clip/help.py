@@ -64,16 +64,16 @@ def help_text(schema: type[Any], doc: str, args: Collection[str] = ()) -> str:
 def _key_help(schema: type[Any], key: str) -> str:
     """Return a key and the keys below it, or the part behind ``key.name``."""
     key = _without_placeholders(key)
-    found = []
+    matching = []
     keys = []
     for entry in entries(schema):
         keys.append(_without_placeholders(entry.key))
         if f'{keys[-1]}.'.startswith(f'{key}.'):
-            found.append(entry)
-    if found:
+            matching.append(entry)
+    if matching:
         lines = []
-        for entry in found:
-            lines += _entry_lines(entry, entry.depth - found[0].depth)
+        for entry in matching:
+            lines += _entry_lines(entry, entry.depth - matching[0].depth)
         if key in PARTS:
             lines += _names_of_parts(key)
         return '\n'.join(lines)

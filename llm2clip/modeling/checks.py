@@ -161,6 +161,8 @@ def load_config(name: Union[str, Path], where: str = '', **options: Any) -> Pret
         check_rope(part, where)
     # A saved copy must not ask for the custom classes either.
     vars(config).pop('auto_map', None)
+    # A text encoder chooses its attention by its own setting; the key is for other programs.
+    vars(config).pop('is_causal', None)
     check_no_code(vars(config), where)
     return config
 

@@ -210,9 +210,9 @@ def sum_of(plans: Mapping[str, Plan]) -> str:
     for step, plan in plans.items():
         assert plan.cost is not None
         row = f'{step:<22}{plan.cost.peak / _GIB:>6.0f}{_bytes(plan.disk):>10}'
-        of_step = [plan.hours(gpu) if gpu.fits(plan.cost.peak) else math.nan for gpu in GPUS.values()]
-        lines.append(f'{row}{_cells(of_step, 1)} hours')
-        for name, value in zip(GPUS, of_step):
+        step_hours = [plan.hours(gpu) if gpu.fits(plan.cost.peak) else math.nan for gpu in GPUS.values()]
+        lines.append(f'{row}{_cells(step_hours, 1)} hours')
+        for name, value in zip(GPUS, step_hours):
             hours[name] += value
     disk = _bytes(sum(plan.disk for plan in plans.values()))
     lines.append(f'{"sum":<28}{disk:>10}{_cells(hours.values(), 1)} hours')

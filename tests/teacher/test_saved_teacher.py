@@ -62,6 +62,15 @@ def test_transformers_computes_our_states(
         _check_states(folder, encoder, tokenizer, TEXTS)
 
 
+def test_our_loader_ignores_the_key(llm_folder: Path, tmp_path: Path) -> None:
+    _saved(llm_folder, tmp_path / 'teacher')
+    vectors = []
+    for folder in (llm_folder, tmp_path / 'teacher'):
+        encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(folder), bidirectional=False))
+        vectors.append(encoder.eval()(**tokenizer(TEXTS)))
+    assert torch.equal(*vectors)
+
+
 @pytest.mark.parametrize('options', [
     {}, {'pooling': 'weighted_mean', 'max_length': 9}, {'pooling': 'last', 'chat_template': False},
     {'chat_template': False, 'max_length': 8}])
