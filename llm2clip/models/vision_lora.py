@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from llm2clip.config import LoraConfig
 from llm2clip.errors import ConfigError
 from llm2clip.modeling.checks import check_keys
+from llm2clip.teacher.lora import compute_in_input_dtype
 
 
 def dry_forward(trunk: nn.Module, image_size: int, hooks: Sequence[RemovableHandle]) -> None:
@@ -64,6 +65,7 @@ def add_lora(trunk: nn.Module, config: LoraConfig, image_size: int) -> None:
     targets = '|'.join(re.escape(name) for name, part in last.items() if part in names)
     with next(trunk.parameters()).device:
         inject_adapter_in_model(PeftLoraConfig(bias='none', target_modules=targets, **arguments), trunk)
+    compute_in_input_dtype(trunk)
 
 
 def _is_projection(module: Any) -> bool:

@@ -45,6 +45,7 @@ from llm2clip.modeling.checks import (
 )
 from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder, save_llm
 from llm2clip.teacher.fingerprint import Fingerprint, hash_files
+from llm2clip.teacher.lora import compute_in_input_dtype
 
 KIND, LORA_KIND = 'teacher of captions', 'LoRA adapter'
 BASE_FILE = 'base_model.json'
@@ -178,7 +179,9 @@ def add_lora(llm: PreTrainedModel, config: LoraConfig) -> PeftModel:
                           f'it has {", ".join(sorted(linear))}', key='target_modules')
     with next(llm.parameters()).device:
         peft_config = PeftLoraConfig(bias='none', target_modules=sorted(names or linear), **arguments)
-        return get_peft_model(llm, peft_config)
+        model: Any = get_peft_model(llm, peft_config)
+    compute_in_input_dtype(model)
+    return model
 
 
 def _merge_adapter(llm: PreTrainedModel, folder: str) -> PreTrainedModel:
