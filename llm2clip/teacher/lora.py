@@ -27,10 +27,10 @@ class LoraLinear(Linear):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         result = self.base_layer(x)
         for name in self.active_adapters:
-            down = self.lora_A[name].weight.to(x.dtype)
-            up = self.lora_B[name].weight.to(x.dtype)
-            dropped = self.lora_dropout[name](x)
-            result = result + F.linear(F.linear(dropped, down) * self.scaling[name], up)
+            down: Any = self.lora_A[name].weight
+            up: Any = self.lora_B[name].weight
+            narrow = F.linear(self.lora_dropout[name](x), down.to(x.dtype)) * self.scaling[name]
+            result = result + F.linear(narrow, up.to(x.dtype))
         return result
 
 
