@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Open a page in the browser that searches a folder of images, and classifies images by labels that you type:
-python recipes/demo.py model=runs/quickstart/export/llm2clip images=photos"""
+python recipes/demo.py model=runs/custom/export/llm2clip images=photos"""
 
 import os
 import socket

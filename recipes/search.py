@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Search images by text or image:
-python recipes/search.py model=runs/quickstart/export/llm2clip images=photos query='a dog on the beach'"""
+python recipes/search.py model=runs/custom/export/llm2clip images=photos query='a dog on the beach'"""
 
 import json
 import os

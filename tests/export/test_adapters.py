@@ -54,7 +54,7 @@ def _tasks() -> list[Any]:
 @pytest.fixture
 def of_run(teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
     of_run = trained('timm:test_vit', [teacher_folder])
-    export_folder(*of_run, tmp_path / 'runs/quickstart/export/llm2clip')
+    export_folder(*of_run, tmp_path / 'runs/export/llm2clip')
     monkeypatch.chdir(tmp_path)
     return of_run
 
@@ -107,7 +107,7 @@ def test_clip_benchmark_agrees_with_our_metrics(of_run: Trained) -> None:
     captions = [list(sample.captions.values()) for sample in make_samples(24, images=False)]
     names: dict[str, Any] = {}
     _run_block(1, names)
-    model, transform, tokenizer = names['load_llm2clip']('', 'runs/quickstart/export/llm2clip', None, 'cpu')
+    model, transform, tokenizer = names['load_llm2clip']('', 'runs/export/llm2clip', None, 'cpu')
     pixels = torch.stack([transform(Image.open(io.BytesIO(data))) for data in encoded])
     images, texts, prompts = _features(of_run, encoded, [text for own in captions for text in own], CLASSES)
 

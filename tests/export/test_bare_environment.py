@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 UV = ROOT / '.uv/bin/uv'
 TEXTS = ['a red square', 'a', 'a purple stripe ' * 9]
 PACKAGES = ['torch', 'transformers', 'sentence-transformers', 'timm', 'pillow']
-GUIDE = (ROOT / 'docs/guides/use-vectors.md').read_text()
+GUIDE = (ROOT / 'docs/guides/search.md').read_text()
 SCRIPT = f'''
 import sys
 from importlib.util import find_spec
@@ -109,7 +109,7 @@ def test_exports_work_without_this_package(
 def test_the_guide_finds_what_search_finds(
     run_script: Callable[..., None], exported: tuple[LLM2CLIP, Path], tmp_path: Path
 ) -> None:
-    shutil.copytree(exported[1], tmp_path / 'runs/quickstart/export/llm2clip')
+    shutil.copytree(exported[1], tmp_path / 'runs/custom/export/llm2clip')
     for i in range(30):
         path = tmp_path / f'photos/{i % 3}/{i}.jpg' if i else tmp_path / 'photos/dog.jpg'
         path.parent.mkdir(parents=True, exist_ok=True)
