@@ -4,17 +4,21 @@
 """Sphinx configuration.  It also generates a page of keys per recipe and the catalogue of YAML files."""
 
 import ast
+import html
+import os
 import re
 import sys
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import llm2clip.config  # noqa: E402
-from llm2clip.help import entries  # noqa: E402
+from llm2clip.help import Entry, entries  # noqa: E402
 from llm2clip.registry import PARTS  # noqa: E402
 
 project, author, copyright = 'llm2clip', 'llm2clip authors', '2026, llm2clip authors'
@@ -25,7 +29,10 @@ myst_heading_anchors = 3
 nb_execution_mode = 'off'  # a test executes the notebooks
 exclude_patterns = ['build']
 html_theme = 'furo'
-html_static_path = ['figures']
+html_baseurl = os.environ.get('DOCS_URL', '')  # https://…/, where the site is published
+html_static_path = ['figures', 'static']
+html_css_files = ['site.css']
+html_favicon = 'static/favicon.svg'
 html_theme_options = {'source_repository': '', 'navigation_with_keys': True}
 autodoc_default_options = {'members': True, 'member-order': 'bysource'}
 autodoc_typehints = 'description'
@@ -34,11 +41,57 @@ GENERATED = Path(__file__).parent / 'reference/generated'
 
 
 def setup(app: Any) -> None:
-    """Write the generated pages before Sphinx reads its sources."""
+    """Write the generated pages before Sphinx reads its sources, and connect what follows."""
     GENERATED.mkdir(exist_ok=True)
     for recipe in sorted((ROOT / 'recipes').glob('*.py')):
         write(GENERATED / f'{recipe.stem}.md', recipe_page(recipe))
     write(GENERATED / 'yamls.md', yaml_page())
+    if app:
+        app.connect('source-read', add_navigation)
+        app.connect('doctree-read', link_keys)
+        app.connect('html-page-context', add_meta_tags)
+
+
+def add_navigation(app: Any, docname: str, source: list[str]) -> None:
+    """Append a hidden toctree for each list of links below a heading of the index or the page of recipes.
+
+    The pages therefore list their links once, and GitHub shows them.
+    """
+    if docname not in ('index', 'reference/recipes'):
+        return
+    for caption, links in re.findall(r'^##+ (.+)\n\n((?:- \[.*\n)+)', source[0], re.M):
+        pages = re.findall(r'^- \[.*?\]\((.+?)\.\w+\)', links, re.M)
+        lines = ['', '```{toctree}', ':hidden:', f':caption: {caption}', '', *pages, '```', '']
+        source[0] += '\n'.join(lines)
+
+
+def link_keys(app: Any, doctree: nodes.document) -> None:
+    """Let pages link to the keys of the generated pages, as in ``train_stage2.md#train_data.streams``, and
+    show the link beside each key."""
+    metadata = app.env.metadata[app.env.docname]
+    for anchor in list(doctree.findall(nodes.raw)):
+        match = re.fullmatch(r'<a id="(.+)">', anchor.astext())
+        if match:
+            key = match[1]
+            metadata['myst_slugs'][key] = (anchor.line, key, key)
+            link = f'<a class="headerlink" href="#{key}" title="Link to this key">#</a>'
+            anchor.parent.append(nodes.raw('', link, format='html'))
+
+
+def add_meta_tags(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Describe a page to search engines and link previews by its title and first paragraph."""
+    if doctree is None:
+        return
+    description = ' '.join(next(doctree.findall(nodes.paragraph)).astext().split())
+    tags = {'name="description"': description, 'property="og:description"': description,
+            'property="og:title"': re.sub('<.*?>', '', context['title']), 'property="og:type"': 'website'}
+    if html_baseurl:
+        tags['property="og:url"'] = context['pageurl']
+        tags['property="og:image"'] = f'{html_baseurl}_static/retrieval.png'
+    if html_baseurl and page == '404':  # it is shown at any address, so its links cannot be relative
+        context['metatags'] += f'<base href="{html_baseurl}">'
+    for name, content in tags.items():
+        context['metatags'] += f'\n<meta {name} content="{html.escape(html.unescape(content))}">'
 
 
 def write(path: Path, text: str) -> None:
@@ -48,32 +101,64 @@ def write(path: Path, text: str) -> None:
 
 
 def recipe_page(recipe: Path) -> str:
-    """Return the page of a recipe: its purpose, its command, and its keys as nested lists."""
+    """Return the page of a recipe: its purpose, its command, and its keys.
+
+    A heading stands before each group of keys and each key with others below it; these are nested lists.
+    """
     code = recipe.read_text()
     schema = getattr(llm2clip.config, re.findall(r'run_command\((\w+)', code)[0])
     doc = ast.get_docstring(ast.parse(code)) or ''
     description, _, command = ' '.join(doc.split()).partition(': ')
-    lines = [f'# {recipe.stem}', '', f'{description}.', '', '```bash', command, '```', '', '## Keys', '',
+    lines = [f'# {recipe.stem}', '', f'{description}.', '', '```bash', folded(command), '```', '',
              'A key without a default is required. `<name>` is a name that you choose; `[]` is one entry of '
              'a list.', '']
-    group = ''
+    groups: dict[str, list[list[Entry]]] = {}
     for entry in entries(schema):
-        if entry.group != group:
-            group = entry.group
-            lines += [f'### {group}', '']
-        indent = '  ' * entry.depth
-        line = f'{indent}- **`{entry.key}`** `{entry.kind}`'
-        if entry.default:
-            line += f' = `{entry.default}`'
-        lines += [line, '']
-        if entry.doc:
-            lines += [f'{indent}  {escaped(entry.doc)}', '']
+        blocks = groups.setdefault(entry.group, [])
+        if entry.depth == 0:
+            blocks.append([])
+        blocks[-1].append(entry)
+    anchors: set[str] = set()
+    for group, blocks in groups.items():
+        lines += [f'## {group}', '']
+        for key, *below in sorted(blocks, key=lambda block: len(block) > 1):
+            if below:
+                lines += [f'### {key.key}', '']
+            for entry in (key, *below):
+                lines += entry_lines(entry, anchors)
     for key, names in PARTS.items():
         if key in schema.__dataclass_fields__:
-            lines += ['', f'## Names for {key}', '',
+            lines += [f'## Names for {key}', '',
                       f'`--help {key}.NAME` describes one; `module:class` takes your own.', '',
-                      ', '.join(f'`{name}`' for name in names)]
-    return '\n'.join(lines) + '\n'
+                      ', '.join(f'`{name}`' for name in names), '']
+    return '\n'.join(lines)
+
+
+def entry_lines(entry: Entry, anchors: set[str]) -> list[str]:
+    """Return a key as an item of a list.  Its first mention has an anchor, without `[]` and `<name>`."""
+    indent = '  ' * entry.depth
+    anchor = entry.key.replace('[]', '').replace('.<name>', '')
+    line = f'{indent}- '
+    if anchor not in anchors:
+        anchors.add(anchor)
+        line += f'<a id="{anchor}"></a>'
+    line += f'**`{entry.key}`** `{entry.kind}`'
+    if entry.default:
+        line += f' = `{entry.default}`'
+    lines = [line, '']
+    if entry.doc:
+        lines += [f'{indent}  {escaped(entry.doc)}', '']
+    return lines
+
+
+def folded(command: str) -> str:
+    """Break a command at spaces outside quotes into lines of at most 92 columns."""
+    lines = ['']
+    for word in re.findall(r"(?:'[^']*'|\S)+", command):
+        if len(f'{lines[-1]} {word}') > 90:
+            lines.append('   ')
+        lines[-1] += f' {word}'
+    return ' \\\n'.join(lines).strip()
 
 
 def yaml_page() -> str:

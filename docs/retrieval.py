@@ -57,6 +57,10 @@ def main(run: Path) -> None:
                 frame = (x - 4, top - 4, x + SIDE + 3, top + SIDE + 3)
                 draw.rounded_rectangle(frame, 8, outline='#1a7f37', width=3)
 
+    card = Image.new('L', canvas.size)  # rounded corners look right on a dark page too
+    ImageDraw.Draw(card).rounded_rectangle((0, 0, canvas.width - 1, canvas.height - 1), 16, fill=255)
+    canvas.putalpha(card)
+
     commit = subprocess.check_output(['git', 'rev-parse', '--short', 'HEAD'], text=True).strip()
     query_ranks = ', '.join(f'{captions[i]} {rank}' for i, rank in zip(queries, ranks))
     record = f'commit {commit}, seed {SEED}, {len(samples)} images; ranks of the right image: {query_ranks}'

@@ -62,7 +62,7 @@ def table(record: dict[str, Any], name: Optional[str]) -> str:
     """Return a record's table as Markdown: the one called `name`, or the first."""
     spec = record['tables'][name] if name else [*record['tables'].values()].pop(0)
     columns = spec['columns']
-    rows = [[spec['of'], *columns], ['---'] * (len(columns) + 1)]
+    rows = [[spec['of'], *columns], ['---', *['---:'] * len(columns)]]
     for label, run in spec['rows'].items():
         rows.append([label])
         for paths in columns.values():

@@ -42,8 +42,10 @@ def _missing(text: str, folder: Path) -> set[str]:
 
 
 def _anchors(page: Path) -> set[str]:
-    headings = re.findall(r'^#+ (.*)', page.read_text(), re.M)
-    return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
+    text = page.read_text()
+    headings = re.findall(r'^#+ (.*)', text, re.M)
+    anchors = {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
+    return anchors.union(re.findall(r'<a id="(.+?)">', text))  # of keys
 
 
 @pytest.mark.parametrize('page', PAGES)
@@ -71,6 +73,33 @@ def test_links_files_and_tables(page: str) -> None:
             assert target.exists() and (not anchor or anchor in _anchors(target)), link
     assert not (missing := _missing(text, folder)), missing
     assert TABLES['rewritten'](text) == text, 'a table differs from its record: run make docs'
+
+
+def test_lines_of_code_fit_the_page() -> None:
+    generated = [str(page.relative_to(ROOT)) for page in (ROOT / 'docs/reference/generated').glob('*.md')]
+    wide: list[str] = []
+    for page in [*PAGES, *generated]:
+        for block in re.findall(r'^```(.*?)^```', (ROOT / page).read_text(), re.S | re.M):
+            wide += [f'{page}: {line}' for line in block.splitlines() if len(line) > 92]
+    assert not wide, '\n'.join(wide)
+
+
+def test_the_pages_are_at_most_20000_words() -> None:
+    """Code and tables that are made from records do not count."""
+    words: list[str] = []
+    for page in (ROOT / 'docs').rglob('*.md'):
+        if page.parent.name != 'generated':
+            text = re.sub(r'```.*?```|<!-- \S+\.json.*?<!-- end -->|<!--.*?-->', '', page.read_text(), flags=re.S)
+            words += re.findall(r"[A-Za-z0-9][\w'’.,/-]*", re.sub(r'\]\([^)]*\)', ']', text))
+    assert len(words) <= 20_000
+
+
+def test_the_index_lists_every_page() -> None:
+    text = (ROOT / 'docs/index.md').read_text().partition('## All pages')[2]
+    listed = re.findall(r'\]\((.+?)\)', text)
+    generated = {f'reference/generated/{recipe}.md' for recipe in SCHEMAS}
+    pages = {str(page.relative_to(ROOT / 'docs')) for page in (ROOT / 'docs').rglob('*.md')} - generated
+    assert sorted(listed) == sorted({*pages, 'tutorials/photographs.ipynb'} - {'index.md', '404.md'})
 
 
 def test_heads_of_yaml_files_name_files() -> None:
