@@ -216,28 +216,39 @@ class _Part(NamedTuple):
 def _parts(
     extraction: _Extraction, numbers: Iterable[int], embedder: Embedder, part_tokens: int
 ) -> Iterator[_Part]:
-    """Yield the images or non-empty captions of shards, prepared, in parts of about `part_tokens` tokens at
-    four characters per token; at least one part per shard.  An image counts as one token."""
+    """Yield the images or non-empty captions of shards, prepared; at least one part per shard."""
     for k in numbers:
+        ids: list[str] = []
+        items: list[Any] = []
         with extraction.stream.whole(extraction.shards[k]) as shard:
-            samples = [shard[i] for i in range(len(shard))]
-            ids = [sample[SAMPLE_ID] for sample in samples]
-            items: list[Any] = []
-            for sample in samples:
+            for i in range(len(shard)):
+                sample = shard[i]
+                ids.append(sample[SAMPLE_ID])
                 items += extraction.items(sample).values()
-        parts: list[list[int]] = [[]]
-        size = 0
-        for i, item in enumerate(items):
-            if not item:
-                continue
-            if size >= 4 * part_tokens:
-                parts.append([])
-                size = 0
-            parts[-1].append(i)
-            size += len(item) if isinstance(item, str) else 4
+        parts = _rows_of_parts(items, part_tokens)
         for rows in parts:
-            inputs = embedder.prepare([items[i] for i in rows]) if rows else None
+            inputs = None
+            if rows:
+                inputs = embedder.prepare([items[i] for i in rows])
             yield _Part(k, ids, items, rows, inputs, last=rows is parts[-1])
+
+
+def _rows_of_parts(items: Sequence[Any], part_tokens: int) -> list[list[int]]:
+    """Return the indices of the images or non-empty captions of each part of a shard.
+
+    A part has about `part_tokens` tokens, at four characters per token; an image counts as one token.
+    """
+    parts: list[list[int]] = [[]]
+    num_characters = 0
+    for i, item in enumerate(items):
+        if not item:
+            continue
+        if num_characters >= 4 * part_tokens:
+            parts.append([])
+            num_characters = 0
+        parts[-1].append(i)
+        num_characters += len(item) if isinstance(item, str) else 4
+    return parts
 
 
 def _embed(

@@ -40,7 +40,7 @@ CARD_FILE = 'dataset.json'
 """Dataset card, written last: a folder with a card is complete."""
 # Ids per reason for omission in the card; the records of the parts list all ids.
 _NAMED = 1000
-# Bytes; larger input files other than weights, and tars, are compared by size alone.
+# Bytes; larger input files, and tars, are compared by size alone.
 _COMPARED = 1 << 26
 
 
@@ -250,12 +250,9 @@ def _deciding_options(
 
 
 def _input_identity(path: str) -> list[Any]:
-    """Size of an input file, and a hash of its content unless it is large or a tar.
-
-    Weights are always hashed, since those of another training have the same size.
-    """
+    """Size of an input file, and a hash of its content unless it is large or a tar."""
     size = os.path.getsize(path)
-    if path.endswith('.tar') or size > _COMPARED and not path.endswith('.safetensors'):
+    if path.endswith('.tar') or size > _COMPARED:
         return [size]
     with reading(path, 'a file'), open(path, 'rb') as file:
         digest = hashlib.file_digest(file, xxhash.xxh64)  # pyright: ignore[reportArgumentType]

@@ -217,19 +217,6 @@ def test_no_dataset_is_mixed_with_other_captions_or_options(
     prepare('whole', holdout)  # which needs it no more
 
 
-def test_weights_are_compared_by_content_at_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('llm2clip.data.convert.writer._COMPARED', 4)
-    files, out = [tmp_path / name for name in ('table.parquet', 'model.safetensors')], OutputFolder(tmp_path / 'out')
-    for file in files:
-        file.write_text('before')
-    write_splits({'train': [Part('all', lambda dropped: make_samples(2), [*map(str, files)])]}, Dropped(), out)
-    assert is_written(out, {}, WriterConfig())
-    for file in files:
-        file.write_text('after!')
-    with pytest.raises(ConfigError, match='model.safetensors: has changed since'):
-        is_written(out, {}, WriterConfig())
-
-
 def test_ids_are_left_out(prepare: Callable[..., str], tmp_path: Path) -> None:
     def left_out(out: str, ids: list[str]) -> str:
         (tmp_path / f'{out}.json').write_text(json.dumps(ids))
