@@ -1,6 +1,6 @@
 # docker build -t your/llm2clip .
-# Image for clusters: the packages of `make install`, from the same lock file, and Ray.  PyTorch's wheels include CUDA,
-# so a machine needs only NVIDIA's driver and container toolkit.  Python is 3.13.
+# Image for clusters: the packages of `make install`, from the same lock file.  PyTorch's wheels include CUDA, so a
+# machine needs only NVIDIA's driver and container toolkit.  Python is 3.13.
 FROM debian:13-slim
 # torch.compile needs a compiler and Python's headers; NCCL needs libibverbs for InfiniBand.
 RUN apt-get update && apt-get install --yes --no-install-recommends \
@@ -9,7 +9,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends \
 WORKDIR /llm2clip
 COPY pyproject.toml uv.lock Makefile README.md LICENSE ./
 COPY llm2clip llm2clip
-RUN make install && .uv/bin/uv sync --locked --inexact --extra ray && rm -rf ~/.cache
+RUN make install && rm -rf ~/.cache
 COPY . .
 ENV PATH=/llm2clip/.venv/bin:$PATH
 CMD ["composer", "--help"]

@@ -15,10 +15,11 @@ def main(config: ExtractConfig) -> None:
     from functools import partial
 
     from llm2clip.teacher.extraction import run_extraction
-    from llm2clip.teacher.sources import load_caption_teacher, teacher_source
+    from llm2clip.teacher.sources import teacher_source
 
-    run_extraction(config, partial(load_caption_teacher, config), teacher_source(config.teacher).fingerprint,
-                   8 * config.batch_tokens, normalize=config.normalize,
+    load = partial(teacher_source(config.teacher).load, batch_tokens=config.batch_tokens,
+                   precision=config.precision)
+    run_extraction(config, load, 8 * config.batch_tokens, normalize=config.normalize,
                    settings={'precision': config.precision}, prompts=config.prompts)
 
 

@@ -15,16 +15,14 @@ def main(config: ExtractImagesConfig) -> None:
         return
     from functools import partial
 
-    from llm2clip.models.frozen_tower import load_frozen_tower, tower_fingerprint
-    from llm2clip.models.vision_encoder import VisionEncoder
+    from llm2clip.models.frozen_tower import load_frozen_tower
     from llm2clip.teacher.extraction import run_extraction
 
     names = ['precision']
     if config.views:
         names += ['seed', 'crop_scale', 'color_jitter', 'grayscale', 'horizontal_flip']
-    run_extraction(config, partial(load_frozen_tower, config),
-                   lambda: tower_fingerprint(VisionEncoder(config.vision)), 8 * config.batch_size,
-                   views=config.views, settings={name: getattr(config, name) for name in names})
+    run_extraction(config, partial(load_frozen_tower, config), 8 * config.batch_size, views=config.views,
+                   settings={name: getattr(config, name) for name in names})
 
 
 if __name__ == '__main__':

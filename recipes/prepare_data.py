@@ -10,7 +10,6 @@ from llm2clip.config.loading import save_config
 
 def main(config: PrepareConfig) -> None:
     from llm2clip.data.convert.writer import is_written, write_splits
-    from llm2clip.engine import RayEngine
     from llm2clip.io.files import read_json
     from llm2clip.io.remotes import OutputFolder
     from llm2clip.registry import build_source
@@ -21,8 +20,7 @@ def main(config: PrepareConfig) -> None:
         print(f'{out} is complete; convert new input files into another `out`')
         return
     splits, dropped = build_source(config.source)
-    engine = RayEngine() if config.engine == 'ray' else None
-    written = write_splits(splits, dropped, out, config, description, engine)
+    written = write_splits(splits, dropped, out, config, description)
     if written is None:
         print('this machine is done; another one writes the index when all are')
         return

@@ -13,7 +13,6 @@ from llm2clip.config.ranges import (
     Component,
     Count,
     CropScale,
-    EngineName,
     Mix,
     Natural,
     OutRemote,
@@ -210,7 +209,7 @@ class WriterConfig:
     image_quality: Annotated[int, Field(ge=1, le=100)] = 95
     """JPEG quality of downscaled images, from 1 to 100."""
     num_workers: SmallCount = 1
-    """Processes with `engine: local`.  Each converts one part (usually an input file) at a time."""
+    """Processes of this machine.  Each converts one part (usually an input file) at a time."""
     shard_index: Natural = 0
     """Index of this machine among `num_shards`, from 0."""
     num_shards: Count = 1
@@ -231,18 +230,12 @@ class PrepareConfig(WriterConfig, RecipeConfig):
     """Remote folder for uploads (`s3://…`, …).  Machines that do not share `out` need it."""
     source: Component = MISSING
     """`name` of the source and its arguments."""
-    engine: EngineName = 'local'
-    """`local`: processes of this machine write the parts.  `ray`: a Ray cluster writes them,
-    one part per CPU."""
 
     def outputs(self) -> list[Output]:
         return [Output(self.out, part=self.shard_index)]
 
     def check(self) -> None:
-        """Raise a ConfigError if `shard_index` or `num_shards` conflicts with other keys."""
+        """Raise a ConfigError if `shard_index` is not below `num_shards`."""
         if self.shard_index >= self.num_shards:
             raise ConfigError(f'{self.shard_index}, expected one of {self.num_shards} machines, counted from '
                               '0', key='shard_index')
-        if self.engine == 'ray' and self.num_shards > 1:
-            raise ConfigError(f'{self.num_shards}, expected 1 with engine=ray, which gives the parts to the '
-                              'machines of the cluster', key='num_shards')

@@ -120,7 +120,6 @@ Prompt = Annotated[str,
                    _must(lambda text: '{caption}' in text, 'a text with {caption} where the caption goes')]
 AccuracyMetric = Literal['top1', 'mean_per_class']
 DeviceName = Literal['gpu', 'cpu']
-EngineName = Literal['local', 'ray']
 WeightType = Literal['float32', 'bfloat16', 'float16']
 VisualProjection = Literal['linear', 'affine', 'mlp', 'glu', 'identity', 'pretrained']
 Storage = Literal['float16', 'float32', 'int8']

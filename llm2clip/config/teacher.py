@@ -16,7 +16,6 @@ from llm2clip.config.ranges import (
     Count,
     CropScale,
     DeviceName,
-    EngineName,
     FolderName,
     Natural,
     OutRemote,
@@ -143,11 +142,6 @@ class EmbedConfig(RecipeConfig):
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
     dist_timeout: Positive = 3600.0
     """Seconds that ranks wait at the end for the slowest one."""
-    engine: EngineName = 'local'
-    """`local`: the ranks of Composer's launcher share the shards.  `ray`: workers of a Ray cluster do, one
-    per GPU, or on CPUs if there are none."""
-    worker_cpus: Count = 1
-    """CPUs per worker with `engine: ray`.  Without a GPU, the worker computes on them."""
 
 
 @dataclass

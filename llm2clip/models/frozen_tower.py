@@ -11,12 +11,13 @@ from typing import Any
 import torch
 import xxhash
 from composer.core import DataSpec
+from composer.devices import Device
 
 from llm2clip.config import ExtractImagesConfig
 from llm2clip.data.augmentations import pixels_needed, seeded, train_transform
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.loader import streaming_dataset
-from llm2clip.device import exact_float32, open_device
+from llm2clip.device import exact_float32
 from llm2clip.io.tensors import hash_tensors
 from llm2clip.modeling.image_processing_llm2clip import resize_and_crop
 from llm2clip.models.vision_encoder import VisionEncoder
@@ -68,11 +69,10 @@ class FrozenTower(Embedder):
         return Embedded(torch.cat(vectors), len(inputs), 0)
 
 
-def load_frozen_tower(config: ExtractImagesConfig, device: str) -> FrozenTower:
-    """Load the tower of an extraction on ``gpu`` or ``cpu``."""
-    opened = open_device(device, config.precision)
+def load_frozen_tower(config: ExtractImagesConfig, device: Device) -> FrozenTower:
+    """Load the tower of an extraction."""
     tower = FrozenTower(VisionEncoder(config.vision), config)
-    opened.module_to_device(tower.module).fuse_frozen_batch_norms()
+    device.module_to_device(tower.module).fuse_frozen_batch_norms()
     return tower
 
 

@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple, Optional, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from composer.devices import Device
 from composer.utils import dist
 from streaming import MDSWriter
 from tqdm import tqdm
@@ -39,7 +40,6 @@ from llm2clip.data.schema import (
 )
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.device import open_device
-from llm2clip.engine import Engine, RayEngine, Work
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, writing
 from llm2clip.io.remotes import OutputFolder
@@ -81,7 +81,7 @@ class EmbeddingsDataset:
 
 
 class _Extraction:
-    """The shards of a dataset, and the embeddings dataset that ranks or machines write together."""
+    """The shards of a dataset, and the embeddings dataset that all ranks write together."""
 
     def __init__(self, embeddings: EmbeddingsDataset) -> None:
         self.embeddings = embeddings
@@ -202,10 +202,9 @@ def _piece(k: int) -> str:
 
 
 class _Part(NamedTuple):
-    """Part of a shard: `rows` are indices into the shard's `items`, and `inputs` are these items,
+    """Part of shard `k`: `rows` are indices into the shard's `items`, and `inputs` are these items,
     prepared."""
 
-    extraction: _Extraction
     k: int
     ids: list[str]
     items: list[Any]
@@ -215,59 +214,66 @@ class _Part(NamedTuple):
 
 
 def _parts(
-    shards: Iterable[tuple[_Extraction, int]], embedder: Embedder, part_tokens: int
+    extraction: _Extraction, numbers: Iterable[int], embedder: Embedder, part_tokens: int
 ) -> Iterator[_Part]:
-    """Yield the images or non-empty captions of shards, prepared, in parts of about `part_tokens` tokens at
-    four characters per token; at least one part per shard.  An image counts as one token."""
-    for extraction, k in shards:
+    """Yield the images or non-empty captions of shards, prepared; at least one part per shard."""
+    for k in numbers:
+        ids: list[str] = []
+        items: list[Any] = []
         with extraction.stream.whole(extraction.shards[k]) as shard:
-            samples = [shard[i] for i in range(len(shard))]
-            ids = [sample[SAMPLE_ID] for sample in samples]
-            items: list[Any] = []
-            for sample in samples:
+            for i in range(len(shard)):
+                sample = shard[i]
+                ids.append(sample[SAMPLE_ID])
                 items += extraction.items(sample).values()
-        parts: list[list[int]] = [[]]
-        size = 0
-        for i, item in enumerate(items):
-            if not item:
-                continue
-            if size >= 4 * part_tokens:
-                parts.append([])
-                size = 0
-            parts[-1].append(i)
-            size += len(item) if isinstance(item, str) else 4
+        parts = _rows_of_parts(items, part_tokens)
         for rows in parts:
-            inputs = embedder.prepare([items[i] for i in rows]) if rows else None
-            yield _Part(extraction, k, ids, items, rows, inputs, last=rows is parts[-1])
+            inputs = None
+            if rows:
+                inputs = embedder.prepare([items[i] for i in rows])
+            yield _Part(k, ids, items, rows, inputs, last=rows is parts[-1])
+
+
+def _rows_of_parts(items: Sequence[Any], part_tokens: int) -> list[list[int]]:
+    """Return the indices of the images or non-empty captions of each part of a shard.
+
+    A part has about `part_tokens` tokens, at four characters per token; an image counts as one token.
+    """
+    parts: list[list[int]] = [[]]
+    num_characters = 0
+    for i, item in enumerate(items):
+        if not item:
+            continue
+        if num_characters >= 4 * part_tokens:
+            parts.append([])
+            num_characters = 0
+        parts[-1].append(i)
+        num_characters += len(item) if isinstance(item, str) else 4
+    return parts
 
 
 def _embed(
-    shards: Iterable[tuple[_Extraction, int]], embedder: Embedder, part_tokens: int, progress: tqdm,
-    done: Callable[[_Extraction, Counter[str]], object],
-) -> None:
-    """Embed and write shards, given by number; `done` receives the counts of each.  A thread reads ahead."""
-    vectors = torch.empty(0)
+    extraction: _Extraction, numbers: Iterable[int], embedder: Embedder, part_tokens: int, progress: tqdm
+) -> Counter[str]:
+    """Embed and write shards, given by number, and return counts.  A thread reads ahead."""
     counts: Counter[str] = Counter()
-    total: Counter[str] = Counter()
-    for part in _ahead(_parts(shards, embedder, part_tokens)):
+    vectors = torch.empty(0)
+    for part in _ahead(_parts(extraction, numbers, embedder, part_tokens)):
         if not len(vectors):
             vectors = torch.zeros(len(part.items), embedder.width)
-            counts = Counter()
         if part.rows:
             embedded = embedder.embed_prepared(part.inputs, on_batch=progress.update)
             vectors[part.rows] = embedded.vectors.cpu()
-            part_counts = {'captions': len(part.rows), 'tokens': embedded.tokens,
-                           'truncated': embedded.truncated, 'left_out': embedded.left_out}
-            counts.update(part_counts)
-            total.update(part_counts)
-            if part.extraction.embeddings.views is None:
-                _describe(progress, total)
+            counts.update(captions=len(part.rows), tokens=embedded.tokens, truncated=embedded.truncated,
+                          left_out=embedded.left_out)
+            if extraction.embeddings.views is None:
+                _describe(progress, counts)
         if part.last:
-            part.extraction.write(part.k, part.ids, vectors)
-            counts.update(shards=1, absent=len(part.items) - counts['captions'])
-            progress.update(counts['absent'])
-            done(part.extraction, counts)
+            extraction.write(part.k, part.ids, vectors)
+            num_absent = sum(not item for item in part.items)
+            counts.update(shards=1, absent=num_absent)
+            progress.update(num_absent)
             vectors = torch.empty(0)
+    return counts
 
 
 def _ahead(items: Iterable[T]) -> Iterator[T]:
@@ -288,37 +294,24 @@ def _describe(progress: tqdm, total: Mapping[str, int]) -> None:
 
 
 def run_extraction(
-    config: EmbedConfig, load: Callable[[str], Embedder], fingerprint: Callable[[], Fingerprint],
-    part_tokens: int, **options: Any,
+    config: EmbedConfig, load: Callable[[Device], Embedder], part_tokens: int, **options: Any
 ) -> None:
-    """Write the embeddings datasets of a recipe, by the ranks of Composer's launcher or by a Ray cluster.
-
-    `load` loads the embedder on ``gpu`` or ``cpu``, and `fingerprint` computes its fingerprint, for a
-    cluster.  `options` are further fields of `EmbeddingsDataset`.
-    """
-    text_embeddings: list[EmbeddingsDataset] = []
+    """Write the embeddings datasets of a recipe; `options` are further fields of `EmbeddingsDataset`."""
+    device = open_device(config.device, config.precision)
+    dist.initialize_dist(device, config.dist_timeout)
+    embedder = load(device)
+    summaries: list[str] = []
     for name, dataset in config.datasets.items():
         remote = None if config.out_remote is None else os.path.join(config.out_remote, name)
         out = OutputFolder(f'{config.out}/{name}', remote)
-        text_embeddings.append(EmbeddingsDataset(dataset, out, config.storage, **options))
-    if config.engine == 'ray':
-        on_gpu = None if config.device is None else config.device == 'gpu'
-        engine = RayEngine(config.worker_cpus, on_gpu)
-        load_in_worker = partial(load, 'gpu' if engine.gpu else 'cpu')
-        done = extract_by(engine, text_embeddings, load_in_worker, fingerprint(), part_tokens)
-    else:
-        device = open_device(config.device, config.precision)
-        dist.initialize_dist(device, config.dist_timeout)
-        embedder = load(device.name)
-        done = {embeddings.name: extract_text_embeddings(embeddings, embedder, part_tokens)
-                for embeddings in text_embeddings}
+        embeddings = EmbeddingsDataset(dataset, out, config.storage, **options)
+        counts = extract_text_embeddings(embeddings, embedder, part_tokens)
+        if embeddings.views is not None:
+            counts = {'shards': counts['shards'], 'images': counts['captions']}
+        summary = ', '.join(f'{number} {unit}' for unit, number in counts.items())
+        summaries.append(f'{name}: {summary.replace("_", " ")}')
     if is_first():
-        for embeddings in text_embeddings:
-            counts = done[embeddings.name]
-            if embeddings.views is not None:
-                counts = {'shards': counts['shards'], 'images': counts['captions']}
-            summary = ', '.join(f'{number} {unit}' for unit, number in counts.items())
-            print(f'{embeddings.name}: {summary.replace("_", " ")}')
+        print('\n'.join(summaries))
         save_config(config, config.out)
         print(f'wrote {config.out}', flush=True)
 
@@ -345,76 +338,11 @@ def extract_text_embeddings(
     """
     extraction = _Extraction(embeddings)
     mine = extraction.initialize(embedder.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
-    done: Counter[str] = Counter()
     with tqdm(total=extraction.count(mine), unit=f' {embeddings.unit}', desc=f'embed {embeddings.name}',
               disable=dist.get_local_rank() != 0) as progress:
-        shards = ((extraction, k) for k in mine)
-        _embed(shards, embedder, part_tokens, progress, lambda _, counts: done.update(counts))
+        done = _embed(extraction, mine, embedder, part_tokens, progress)
     total = sum(dist.all_gather_object(done), Counter())
     if dist.get_global_rank() == 0:
         extraction.finish()
     dist.barrier()
     return {name: total[name] for name in _COUNTED}
-
-
-def extract_by(
-    engine: Engine, text_embeddings: Sequence[EmbeddingsDataset], load: Callable[[], Embedder],
-    fingerprint: Fingerprint, part_tokens: int = 32768,
-) -> dict[str, dict[str, int]]:
-    """Run `extract_text_embeddings` on an engine; a worker loads the embedder once,
-    then takes shard after shard.
-
-    Args:
-        engine: Engine that provides the workers.
-        text_embeddings: Inputs and outputs, in folders with different names.
-        load: Loads the embedder in a worker.
-        fingerprint: Fingerprint of the embedder; a ConfigError is raised if a machine has another one.
-        part_tokens: See `extract_text_embeddings`.
-
-    Returns:
-        Name of each embeddings dataset -> counts of this call.
-    """
-    extractions = {embeddings.name: _Extraction(embeddings) for embeddings in text_embeddings}
-    todo = {name: extraction.initialize(fingerprint) for name, extraction in extractions.items()}
-    captions = {name: extraction.count(todo[name]) for name, extraction in extractions.items()}
-    done: dict[str, Counter[str]] = {name: Counter() for name in extractions}
-    tasks: dict[str, tuple[str, int]] = {}
-    for name, extraction in extractions.items():
-        print(f'{name}: {captions[name]:,} {extraction.embeddings.unit} in {len(todo[name])} of '
-              f'{len(extraction.shards)} shards are to be embedded, by {engine}', flush=True)
-        if not todo[name]:
-            extraction.finish()
-        for k in todo[name]:
-            tasks[f'{name} shard {k}'] = (name, k)
-    with tqdm(total=sum(captions.values()), unit=f' {text_embeddings[0].unit}', desc='embed') as progress:
-
-        def count(result: tuple[str, Counter[str]]) -> None:
-            name, counts = result
-            done[name].update(counts)
-            progress.update(counts['captions'] + counts['absent'])
-            if extractions[name].embeddings.views is None:
-                _describe(progress, sum(done.values(), Counter()))
-            if done[name]['shards'] == len(todo[name]):
-                extractions[name].finish()
-
-        engine.run(tasks, partial(_embedding, text_embeddings, load, fingerprint, part_tokens), count)
-    return {name: {unit: counts[unit] for unit in _COUNTED} for name, counts in done.items()}
-
-
-def _embedding(
-    text_embeddings: Sequence[EmbeddingsDataset], load: Callable[[], Embedder], fingerprint: Fingerprint,
-    part_tokens: int
-) -> Work[tuple[str, int], tuple[str, Counter[str]]]:
-    """Return a worker with the embedder that embeds shards (dataset name, shard number)
-    and reports counts."""
-    embedder = load()
-    embedder.fingerprint.check(fingerprint, 'what this machine has', 'the one of the machine that began')
-    by_name = {embeddings.name: embeddings for embeddings in text_embeddings}
-    extraction_of = cache(lambda name: _Extraction(by_name[name]))
-
-    def work(tasks: Iterable[tuple[str, int]], done: Callable[[tuple[str, Counter[str]]], object]) -> None:
-        shards = ((extraction_of(name), k) for name, k in tasks)
-        _embed(shards, embedder, part_tokens, tqdm(disable=True),
-               lambda extraction, counts: done((extraction.embeddings.name, counts)))
-
-    return work

@@ -19,11 +19,10 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from llm2clip.config import (
     ClipTextTeacherConfig,
-    ExtractConfig,
     LLMTeacherConfig,
     SentenceTransformersTeacherConfig,
 )
-from llm2clip.device import computes_bfloat16, open_device
+from llm2clip.device import computes_bfloat16
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.tensors import hash_tensors
@@ -290,9 +289,3 @@ def check_teachers(configs: Any, fingerprint: Fingerprint, name: str) -> None:
         expected = Fingerprint.concatenate(
             once_per_node(source.fingerprint, f'teacher {source.name}') for source in sources)
         fingerprint.check(expected, name, ' and '.join(source.name for source in sources))
-
-
-def load_caption_teacher(config: ExtractConfig, device: str) -> CaptionTeacher:
-    """Load the text encoder of an extraction on ``gpu`` or ``cpu``; it sets process-wide options."""
-    opened = open_device(device, config.precision)
-    return teacher_source(config.teacher).load(opened, config.batch_tokens, config.precision)

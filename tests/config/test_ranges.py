@@ -40,7 +40,7 @@ BAD = {
         'train_data.pairs=[{query: [], positive: [a]}]', 'train_data.streams.s.texts={a: 0}',
     ],
     'prepare_data': [
-        "out=''", 'size_limit=big', 'image_quality=0', 'shard_index=1', 'engine=slurm', "require_any_caption=['']",
+        "out=''", 'size_limit=big', 'image_quality=0', 'shard_index=1', "require_any_caption=['']",
         'out_remote=sftp://host/x',
     ],
     'extract_embeddings': ['datasets={}', 'datasets={../../x: {local: d}}', 'teacher=[a, b]', 'prompts.x=a'],

@@ -28,7 +28,6 @@ _Images = list[tuple[str, list[str]]]
 # The key None stands for images in no split.
 _Splits = dict[Optional[str], _Images]
 
-_IMAGES_PER_PART = 10_000
 # Split in the name of a file without splits, such as `captions_val2017.json`.
 _SPLIT = re.compile(r'(?<![a-z])(train|val|test)(?![a-z])')
 # Flickr8k's official lists; Karpathy and Fei-Fei call the `dev` images `val`.
@@ -174,7 +173,7 @@ def _selected_splits(
         in_file_name = _SPLIT.search(Path(files[0]).name.lower())
         split = in_file_name[0] if in_file_name else 'train'
     names = split_holdout(captions, holdout, seed, split)
-    return image_splits(images, files, numbered_captions(captions), names, _IMAGES_PER_PART), Dropped()
+    return image_splits(images, files, numbered_captions(captions), names), Dropped()
 
 
 def published_splits(
@@ -202,7 +201,7 @@ def published_splits(
     dropped = Dropped()
     for image, _ in by_split.get(None, ()):
         dropped.add('in no split', image)
-    return image_splits(images, files, numbered_captions(captions), names, _IMAGES_PER_PART), dropped
+    return image_splits(images, files, numbered_captions(captions), names), dropped
 
 
 def _add_captions(captions: dict[str, list[str]], images: _Images, file: str) -> list[str]:

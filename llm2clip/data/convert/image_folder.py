@@ -12,6 +12,8 @@ from llm2clip.config.ranges import FolderName, Holdout, Seed
 from llm2clip.data.caption_files import check_image_paths, read_captions
 from llm2clip.data.convert.samples import Dropped, Part, Sample, check_folder, read_image, split_holdout
 
+_IMAGES_PER_PART = 10_000
+
 
 def image_folder(
     images: str, captions: str, image_column: str = 'image', caption_column: str = 'caption',
@@ -55,16 +57,15 @@ def numbered_captions(captions: Mapping[str, Iterable[str]]) -> dict[str, dict[s
 
 def image_splits(
     images: Optional[str], files: Sequence[str], captions: Mapping[str, Mapping[str, str]],
-    splits: Mapping[str, Sequence[str]], images_per_part: Optional[int] = None,
+    splits: Mapping[str, Sequence[str]],
 ) -> dict[str, list[Part]]:
-    """Return the parts of each split.
+    """Return the parts of each split, of 10,000 images each.
 
     Args:
         images: Folder of the images; None for captions alone.
         files: Input files of the captions.
         captions: Image, by its path inside the folder -> caption key -> caption.  Missing ones become empty.
         splits: Split -> its images.
-        images_per_part: Largest number of images per part; unset, a split is one part.
 
     Raises:
         ConfigError: The folder does not exist.
@@ -84,9 +85,6 @@ def image_splits(
 
     parts: dict[str, list[Part]] = {}
     for split, names in splits.items():
-        if images_per_part is None:
-            parts[split] = [Part('all', partial(samples, names), files)]
-        else:
-            parts[split] = [Part(f'{i:08}', partial(samples, names[i:i + images_per_part]), files)
-                            for i in range(0, len(names), images_per_part)]
+        parts[split] = [Part(f'{i:08}', partial(samples, names[i:i + _IMAGES_PER_PART]), files)
+                        for i in range(0, len(names), _IMAGES_PER_PART)]
     return parts

@@ -135,13 +135,17 @@ class _TarReader:
                 if image is None:
                     dropped.add('no image', sample_id)
                     continue
-                key = None
-                if self.tables is not None:
-                    key = field(fields, self.image_key, where)
-                if key is not None:
-                    key = sample_name(key, f'{where}: {self.image_key!r}')
-                samples.append(_TarSample(sample_id, fields, image, key or '', where))
+                samples.append(_TarSample(sample_id, fields, image, self._key(fields, where), where))
             yield from self._with_captions(samples, dropped)
+
+    def _key(self, fields: Mapping[str, Any], where: str) -> str:
+        """Key of a sample's row in the tables; empty if it has none."""
+        if self.tables is None:
+            return ''
+        key = field(fields, self.image_key, where)
+        if key is None:
+            return ''
+        return sample_name(key, f'{where}: {self.image_key!r}')
 
     def _with_captions(self, samples: Sequence[_TarSample], dropped: Dropped) -> Iterator[Sample]:
         """Yield the samples to keep, with the captions of the tables; one lookup for all."""

@@ -7,8 +7,10 @@ import functools
 import itertools
 import json
 import math
+import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -21,7 +23,6 @@ from llm2clip.data.caption_files import check_text
 from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.images import decode_image, encode_image
 from llm2clip.data.schema import CAPTION, IMAGE, INDEX, SAMPLE_ID
-from llm2clip.engine import Work
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.folders import atomic_folder, locked
@@ -87,19 +88,41 @@ def read_record(job: PartJob) -> Optional[dict[str, Any]]:
     return record
 
 
-def writing_parts(show_progress: bool) -> Work[PartJob, None]:
-    """Return the function that writes parts, and may show the progress within a part."""
-    def work(jobs: Iterable[PartJob], done: Callable[[None], object]) -> None:
-        for job in jobs:
-            folder = job.out.local / job.folder
-            lock = folder.with_name(f'.{folder.name}.lock')
-            # A worker that the engine considers lost may still be writing.
-            with locked(lock, folder):
-                _write_part(job, show_progress)
-                lock.unlink()
-            done(None)
+# Jobs of this process, set before workers fork, because the functions that read parts cannot be pickled.
+_jobs: list[PartJob] = []
 
-    return work
+
+def write_parts(jobs: Sequence[PartJob], num_workers: int, progress: tqdm) -> None:
+    """Write parts in `num_workers` forked processes, or one after another in this process if that is 1.
+
+    `progress` counts the parts.  After an error, no further part begins.
+    """
+    num_workers = min(num_workers, len(jobs))
+    _jobs[:] = jobs
+    if num_workers <= 1:
+        for i in range(len(jobs)):
+            _write_job(i, show_progress=len(jobs) == 1)
+            progress.update()
+        return
+    pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context('fork'))
+    try:
+        for future in as_completed([pool.submit(_write_job, i) for i in range(len(jobs))]):
+            future.result()
+            progress.update()
+    finally:
+        # After an error, parts that have begun are finished.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _write_job(i: int, show_progress: bool = False) -> None:
+    """Write the part of a job, given by its index."""
+    job = _jobs[i]
+    folder = job.out.local / job.folder
+    lock = folder.with_name(f'.{folder.name}.lock')
+    # A worker of a killed command may still be writing.
+    with locked(lock, folder):
+        _write_part(job, show_progress)
+        lock.unlink()
 
 
 def _write_part(job: PartJob, show_progress: bool) -> None:

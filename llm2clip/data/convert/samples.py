@@ -209,15 +209,20 @@ class Filter:
         if value is None or not str(value).strip():
             return None
         if self.values is not None:
-            if isinstance(value, float) and value.is_integer():  # pandas stores integers with gaps as floats
-                value = int(value)
-            text, *kept = [str(x).lower() if isinstance(x, bool) else str(x) for x in (value, *self.values)]
-            return text in kept
+            return _as_text(value) in map(_as_text, self.values)
         with reading(where, 'a number'):
             number = float(value)
         if math.isnan(number):
             return None
         return self.min <= number <= self.max
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():  # pandas stores integers with gaps as floats
+        return str(int(value))
+    return str(value)
 
 
 class Selection:

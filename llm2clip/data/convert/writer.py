@@ -12,7 +12,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -25,16 +24,14 @@ from llm2clip.config.loading import check_values
 from llm2clip.config.ranges import FolderName
 from llm2clip.data.convert.part_writer import (
     EXCLUDED,
-    PART_FILE,
     PartJob,
     check_options,
     excluded_ids,
     read_record,
-    writing_parts,
+    write_parts,
 )
 from llm2clip.data.convert.samples import MISSING_FILE, Dropped, Part
 from llm2clip.data.schema import INDEX, read_index
-from llm2clip.engine import Engine, LocalEngine
 from llm2clip.errors import ConfigError, FileError, under
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.remotes import OutputFolder
@@ -43,7 +40,7 @@ CARD_FILE = 'dataset.json'
 """Dataset card, written last: a folder with a card is complete."""
 # Ids per reason for omission in the card; the records of the parts list all ids.
 _NAMED = 1000
-# Bytes; larger input files other than weights, and tars, are compared by size alone.
+# Bytes; larger input files, and tars, are compared by size alone.
 _COMPARED = 1 << 26
 
 
@@ -67,7 +64,6 @@ def is_written(out: OutputFolder, description: Mapping[str, Any], config: Writer
 def write_splits(
     splits: Mapping[str, list[Part]], dropped: Dropped, out: Union[str, Path, OutputFolder],
     config: Optional[WriterConfig] = None, description: Optional[Mapping[str, Any]] = None,
-    engine: Optional[Engine] = None,
 ) -> Optional[dict[str, int]]:
     """Write one MDS dataset per split, and a dataset card.
 
@@ -80,14 +76,13 @@ def write_splits(
         out: Output folder; complete parts are uploaded if it has a remote.
         config: Settings of the writer.
         description: Description of the source for the card; a folder with another description is refused.
-        engine: Engine that runs the parts; by default `config.num_workers` processes of this machine.
 
     Returns:
         Split -> number of samples; None if other machines are not done.
 
     Raises:
         ConfigError: The folder holds another dataset, or the configuration has changed or does not fit.
-        FileError, FileNotFoundError: A part is damaged or missing, or a text cannot be written.
+        FileError: A part is damaged or missing, or a text cannot be written.
         ValueError: Ids occur twice, columns differ, a split is empty, or too many samples were left out.
     """
     if not isinstance(out, OutputFolder):
@@ -107,20 +102,16 @@ def write_splits(
     for job in jobs[:config.num_shards]:
         read_record(job)
     mine = jobs[config.shard_index::config.num_shards]
-    todo = {job.folder: job for job in mine if _is_to_be_written(read_record(job))}
-    engine = engine or LocalEngine(config.num_workers)
-    print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, by {engine}', flush=True)
+    todo = [job for job in mine if _is_to_be_written(read_record(job))]
+    workers = '1 process' if config.num_workers == 1 else f'{config.num_workers} processes'
+    print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, by {workers}', flush=True)
     num_done = len(mine) - len(todo)
     with tqdm(total=len(mine), initial=num_done, desc=f'write {out.local.name}', unit=' parts') as bar:
-        engine.run(todo, partial(writing_parts, show_progress=len(todo) == 1), lambda _: bar.update())
+        write_parts(todo, config.num_workers, bar)
     records: dict[str, dict[str, dict[str, Any]]] = {split: {} for split in splits}  # split -> part's folder
     for job in jobs:
         record = read_record(job)
         if record is None:
-            if config.num_shards == 1:
-                raise FileNotFoundError(
-                    f'{out.local / job.folder / PART_FILE}, which another machine has written, is not here: '
-                    'machines that do not share the folder need out_remote')
             return None
         split, folder = job.folder.rsplit('/', 1)
         records[split][folder] = record
@@ -259,12 +250,9 @@ def _deciding_options(
 
 
 def _input_identity(path: str) -> list[Any]:
-    """Size of an input file, and a hash of its content unless it is large or a tar.
-
-    Weights are always hashed, since those of another training have the same size.
-    """
+    """Size of an input file, and a hash of its content unless it is large or a tar."""
     size = os.path.getsize(path)
-    if path.endswith('.tar') or size > _COMPARED and not path.endswith('.safetensors'):
+    if path.endswith('.tar') or size > _COMPARED:
         return [size]
     with reading(path, 'a file'), open(path, 'rb') as file:
         digest = hashlib.file_digest(file, xxhash.xxh64)  # pyright: ignore[reportArgumentType]

@@ -25,7 +25,6 @@ from set_files import (
 )
 
 from llm2clip.config import WriterConfig
-from llm2clip.data.convert import flickr_coco
 from llm2clip.data.convert.samples import Dropped, Sample
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_samples
@@ -84,7 +83,7 @@ def test_the_damaged_name_of_flickr8k_is_counted(tmp_path: Path) -> None:
 
 
 def test_captions_without_splits_are_one_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flickr_coco, '_IMAGES_PER_PART', 4)  # in two parts
+    monkeypatch.setattr('llm2clip.data.convert.image_folder._IMAGES_PER_PART', 4)  # in two parts
     arguments = {'name': 'flickr8k', **flickr8k_kaggle(tmp_path)}
     found, _ = _read(**arguments)
     assert {split: list(_captions(samples).items()) for split, samples in found.items()} == {

@@ -1,22 +1,16 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Filters, subsets, held-out samples and parts, which are the same for every source."""
+"""Filters, subsets and held-out samples, which are the same for every source."""
 
-import pickle
-from pathlib import Path
 from typing import Any
 
 import pytest
-import webdataset as wds
 import xxhash
-from parts import picture
 from refusals import refused_at
-from set_files import image_folder
 
-from llm2clip.data.convert.samples import Dropped, Part, Selection, is_in_holdout, split_holdout
+from llm2clip.data.convert.samples import Dropped, Selection, is_in_holdout, split_holdout
 from llm2clip.errors import ConfigError, FileError
-from llm2clip.registry import build_source
 
 
 @pytest.mark.parametrize(('limits', 'kept', 'left_out'), [
@@ -94,33 +88,3 @@ def test_more_images_never_move_one_into_a_held_out_number(holdout: Any) -> None
 def test_a_holdout_without_two_splits_is_refused(holdout: Any, split: str, key: str) -> None:
     with refused_at(key):
         split_holdout([f'{i}.png' for i in range(40)], holdout, seed=0, split=split)
-
-
-def _table(folder: Path) -> dict[str, Any]:
-    (folder / 'captions.csv').write_text('caption\none\ntwo\n')
-    return {'files': f'{folder}/captions.csv', 'captions': {'en': 'caption'}}
-
-
-def _webdataset(folder: Path) -> dict[str, Any]:
-    with wds.TarWriter(f'{folder}/0.tar') as writer:
-        writer.write({'__key__': 'a', 'jpg': picture(0), 'txt': 'a text', 'json': {}})
-    return {'files': f'{folder}/*.tar', 'captions': {'raw': 'txt'}}
-
-
-def _read(part: Part) -> tuple[list[Any], dict[str, int]]:
-    dropped = Dropped()
-    return list(part.read(dropped)), dropped.counts()
-
-
-SOURCES = {'image_folder': image_folder, 'table': _table, 'webdataset': _webdataset}
-
-
-@pytest.mark.parametrize('name', SOURCES)
-def test_a_copy_of_a_part_reads_the_same_samples(name: str, tmp_path: Path) -> None:
-    """As Ray sends it to another process."""
-    cloudpickle = pytest.importorskip('cloudpickle')  # Ray's own copy of it is no other
-    splits, _ = build_source({'name': name, **SOURCES[name](tmp_path)})
-    part, = splits['train']
-    copy = pickle.loads(cloudpickle.dumps(part))
-    assert copy.name == part.name
-    assert _read(copy) == _read(part) == _read(copy) != ([], {})

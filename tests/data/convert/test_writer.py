@@ -5,6 +5,7 @@
 
 import io
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from llm2clip.data.convert.writer import CARD_FILE, is_written, write_splits
 from llm2clip.data.images import encode_image
 from llm2clip.data.schema import read_samples
 from llm2clip.errors import ConfigError
+from llm2clip.io.folders import locked
 from llm2clip.io.remotes import OutputFolder
 
 pytestmark = pytest.mark.usefixtures('no_leftovers')
@@ -121,6 +123,28 @@ def test_a_remote_is_not_added_later(tmp_path: Path) -> None:
     assert not (tmp_path / 'bucket').exists()
 
 
+@pytest.mark.parametrize('num_workers', [1, 2])
+def test_parts_are_in_order_whichever_process_writes_them(num_workers: int, tmp_path: Path) -> None:
+    def part(n: int) -> Part:
+        return Part(f'part{n}', lambda dropped: [Sample(f's{n}', {'process': f'{os.getpid()}'})])
+
+    splits = {'train': [part(n) for n in range(6)]}
+    write_splits(splits, Dropped(), tmp_path / 'out', WriterConfig(num_workers=num_workers))
+    rows = read_samples(tmp_path / 'out/train')
+    assert [row['sample_id'] for row in rows] == [f's{n}' for n in range(6)]
+    processes = {row['caption.process'] for row in rows}
+    assert (f'{os.getpid()}' in processes) is (num_workers == 1) and len(processes) <= num_workers
+
+
+def test_a_part_has_one_writer(tmp_path: Path) -> None:
+    """Also where the command was killed and its workers are still writing."""
+    splits, part = {'train': [_part(0), _part(1)]}, tmp_path / 'out/train/part-part1'
+    expected = pytest.raises(ConfigError, match=f'{part}: another process is writing there')
+    with locked(part.with_name('.part-part1.lock'), part), expected:
+        write_splits(splits, Dropped(), tmp_path / 'out')
+    assert write_splits(splits, Dropped(), tmp_path / 'out') == {'train': 12}
+
+
 def test_a_failure_leaves_the_finished_parts(tmp_path: Path) -> None:
     config, done = WriterConfig(num_workers=2), [tmp_path / f'out/train/part-part{n}/part.json' for n in range(2)]
 
@@ -191,19 +215,6 @@ def test_no_dataset_is_mixed_with_other_captions_or_options(
             prepare(out, holdout)
     captions.unlink()
     prepare('whole', holdout)  # which needs it no more
-
-
-def test_weights_are_compared_by_content_at_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('llm2clip.data.convert.writer._COMPARED', 4)
-    files, out = [tmp_path / name for name in ('table.parquet', 'model.safetensors')], OutputFolder(tmp_path / 'out')
-    for file in files:
-        file.write_text('before')
-    write_splits({'train': [Part('all', lambda dropped: make_samples(2), [*map(str, files)])]}, Dropped(), out)
-    assert is_written(out, {}, WriterConfig())
-    for file in files:
-        file.write_text('after!')
-    with pytest.raises(ConfigError, match='model.safetensors: has changed since'):
-        is_written(out, {}, WriterConfig())
 
 
 def test_ids_are_left_out(prepare: Callable[..., str], tmp_path: Path) -> None:
