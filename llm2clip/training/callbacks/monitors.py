@@ -4,6 +4,7 @@
 """Monitors of a run: metrics of a step, stop at non-finite values, best weights, progress bar."""
 
 import math
+import sys
 import time
 from functools import partial
 from itertools import chain
@@ -219,5 +220,5 @@ class ProgressBar(ProgressBarLogger):
 
     def _adapt_to_log_file(self, bar: Any) -> None:
         """Off a terminal, let metrics wait for the next line that is due; Composer writes a line for each."""
-        if not self.stream.isatty():
+        if not sys.stderr.isatty():
             bar.set_postfix = partial(bar.set_postfix, refresh=False)
