@@ -4,6 +4,7 @@
 """The teacher in sentence-transformers: the same vectors, with and without instruction, and hard negatives."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def test_stage_1_trains_on_hard_negatives_of_the_library(llm_folder: Path, tmp_p
     pairs = [{'query': sample.captions['short'], 'positive': sample.captions['long']}
              for sample in make_samples(12, images=False)]
     model = SentenceTransformer(str(tmp_path / 'st'), device='cpu', trust_remote_code=True)
-    mined = mine_hard_negatives(Dataset.from_list(pairs), model, num_negatives=1)
+    mined: Any = mine_hard_negatives(Dataset.from_list(pairs), model, num_negatives=1)
     mined.to_json(tmp_path / 'mined.jsonl')
     write_splits(*build_source({'name': 'text_pairs', 'files': f'{tmp_path}/mined.jsonl'}), tmp_path / 'd')
     data = CaptionDataConfig(num_workers=0, num_canonical_nodes=1, streams={'s': CaptionStreamConfig(
