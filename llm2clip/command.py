@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any, Optional, TypeVar
 
 import wrapt
-from tqdm import tqdm
 
 import llm2clip
 from llm2clip.config import RecipeConfig
@@ -41,7 +40,6 @@ from llm2clip.errors import ConfigError, FileError
 from llm2clip.help import help_text
 from llm2clip.io.files import is_out_of_shared_memory, printable, read_json, write_json
 from llm2clip.io.folders import lock_output, locked
-from llm2clip.io.progress import limit_progress
 from llm2clip.registry import check_names
 
 R = TypeVar('R', bound=RecipeConfig)
@@ -120,7 +118,8 @@ def _set_up_process() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    limit_progress()
+    if not sys.stderr.isatty():
+        os.environ.setdefault('TQDM_MININTERVAL', '10')  # seconds; read by tqdm when it is imported
 
 
 def _rank(variable: str = 'RANK') -> int:
@@ -287,6 +286,7 @@ def _stoppable(resume_hint: Callable[[], str]) -> Iterator[None]:
         if not _signal:
             raise
         # This also hides errors that libraries raise because their workers are gone.
+        from tqdm import tqdm
         for bar in list(tqdm._instances):  # pyright: ignore[reportAttributeAccessIssue]
             bar.close()  # so that nothing is drawn below the last line
         if _rank() == 0:

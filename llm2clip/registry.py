@@ -34,7 +34,6 @@ SOURCES: _Registry = {
     'flickr30k': 'llm2clip.data.convert.flickr_coco:flickr30k',
     'flickr8k': 'llm2clip.data.convert.flickr_coco:flickr8k',
     'flickr_cn': 'llm2clip.data.convert.flickr_coco:flickr_cn',
-    'hard_negatives': 'llm2clip.teacher.hard_negatives:hard_negatives',
     'huggingface': 'llm2clip.data.convert.table:huggingface',
     'image_folder': 'llm2clip.data.convert.image_folder:image_folder',
     'plain_text': 'llm2clip.data.convert.text_pairs:plain_text',

@@ -136,6 +136,39 @@ def test_a_recipe_of_one_process_refuses_several_ranks(monkeypatch: pytest.Monke
     assert not done
 
 
+def test_a_log_file_has_a_state_of_a_progress_bar_per_ten_seconds(tmp_path: Path) -> None:
+    """Of a bar of tqdm, and of that of a training, which draws at each metric."""
+    log = _python(f'''
+        import time
+        from llm2clip.command import run_command
+        from llm2clip.config import PrepareConfig
+
+        def main(config):
+            from types import SimpleNamespace
+            from composer.core import Time, Timestamp
+            from tqdm import tqdm
+            from llm2clip.training.callbacks.monitors import ProgressBar
+
+            for _ in tqdm(range(300), 'embed'):
+                time.sleep(0.001)
+            bar = ProgressBar()
+            state = SimpleNamespace(timestamp=Timestamp(), max_duration=Time.from_timestring('300ba'),
+                                    dataloader_label='train', dataloader_len=300)
+            bar.epoch_start(state, None)
+            for step in range(300):
+                time.sleep(0.001)
+                state.timestamp = Timestamp(batch=step + 1)
+                bar.log_metrics({{'loss/train/total': 0.5}})
+                bar.batch_end(state, None)
+            bar.close(state, None)
+
+        run_command(PrepareConfig, main, ['out={tmp_path}/out', 'source.name=emoji'])
+        ''').communicate()[1]
+    assert re.findall(r'embed: +(\d+)%', log) == ['0', '100']
+    shown = re.findall(r'train +(\d+)%', log)
+    assert shown[0] == '0' and set(shown[1:]) == {'100'} and 'loss/train/total=0.5' in log
+
+
 STOPPED = '''
     import multiprocessing, os, time
     from tqdm import tqdm

@@ -136,9 +136,8 @@ class CaptionDataConfig(LoaderConfig):
     """Name -> dataset of captions, texts or images with captions."""
     pairs: list[CaptionPairConfig] = field(default_factory=list)
     """For `objective: contrastive`: pairs of caption keys.  One pair is drawn each time a sample is seen.
-    Unset: any two captions of a sample, with the query's hard negative if the source `hard_negatives` wrote
-    the dataset; this requires datasets without `remote`.  `eval_data` takes a single pair with one key per
-    side; unset, the first two captions of the dataset."""
+    Unset: any two captions of a sample; this requires datasets without `remote`.  `eval_data` takes a single
+    pair with one key per side; unset, the first two captions of the dataset."""
     texts: Mix = field(default_factory=dict)
     """For `objective: mntp`: caption key -> sampling weight.
     One text is drawn each time a sample is seen."""

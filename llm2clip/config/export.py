@@ -43,30 +43,17 @@ class ExportConfig(_RunWeightsConfig):
 
 @dataclass
 class ExportVisionConfig(_RunWeightsConfig):
-    """Stage-2 run -> its vision tower alone, for transformers or timm,
-    or with the text side for ONNX Runtime."""
+    """Stage-2 run -> its vision tower alone, for transformers or timm."""
 
     records_duration = False
 
     out: Text = MISSING
     """Folder that receives the tower."""
-    format: Literal['native', 'onnx'] = 'native'
-    """`native`: the tower's class in its library.  `onnx`: `model.onnx` (images),
-    `adapter.onnx` (text embeddings)."""
     projection: bool = True
-    """Include the projection to the joint space, if the class of the tower has one
-    (CLIP, timm; in ONNX, all)."""
-    teacher: Teachers = None
-    """Teacher of the run, an LLM, to export as `text_encoder.onnx` too.  Unset: none."""
+    """Include the projection to the joint space, if the class of the tower has one (CLIP, timm)."""
 
     def outputs(self) -> list[Output]:
         return [Output(self.out, is_replaced=True)]
-
-    def check(self) -> None:
-        """Raise a ConfigError if `teacher` is set without ``format=onnx``."""
-        if self.teacher is not None and self.format != 'onnx':
-            raise ConfigError('set, but format=native exports the vision tower alone; expected format=onnx',
-                              key='teacher')
 
 
 @dataclass

@@ -15,7 +15,7 @@ from composer.utils import dist
 from llm2clip.config import CaptionDataConfig, CaptionPairConfig, CaptionStreamConfig
 from llm2clip.data.captions import draw_pair, text_id
 from llm2clip.data.loader import all_caption_keys, build_loader, stream_arguments
-from llm2clip.data.schema import CAPTION, NEGATIVE, SAMPLE_ID, read_columns
+from llm2clip.data.schema import CAPTION, SAMPLE_ID
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.data.text_batches import count_tokens, split_packed
@@ -121,10 +121,9 @@ def build_caption_pair_loader(
 def stream_pairs(config: CaptionDataConfig, *, train: bool) -> dict[str, Sequence[CaptionPairConfig]]:
     """Return the directions of each stream.
 
-    Without configured pairs, training pairs any two captions of a sample, with the hard negative of the query
-    if the dataset has one per caption, and evaluation the first two keys of the dataset, which must have two
-    (see `drop_single_captions`).  In training, a dataset with one caption per sample pairs each caption with
-    itself.  An invalid direction is a ConfigError.
+    Without configured pairs, training pairs any two captions of a sample, and evaluation the first two keys
+    of the dataset, which must have two (see `drop_single_captions`).  In training, a dataset with one caption
+    per sample pairs each caption with itself.  An invalid direction is a ConfigError.
     """
     pairs: dict[str, Sequence[CaptionPairConfig]] = {}
     for name, stream in config.streams.items():
@@ -159,10 +158,7 @@ def _default_pairs(stream: CaptionStreamConfig, *, train: bool) -> list[CaptionP
     keys = all_caption_keys(stream, 'pairs')
     if not train:
         return [CaptionPairConfig(keys[:1], keys[1:2])]
-    positives = keys if len(keys) > 1 else None
-    if CAPTION + NEGATIVE + keys[0] in read_columns(stream.local):
-        return [CaptionPairConfig([query], positives, NEGATIVE + query) for query in keys]
-    return [CaptionPairConfig(keys, positives)]
+    return [CaptionPairConfig(keys, keys if len(keys) > 1 else None)]
 
 
 def pair_columns(pairs: Sequence[CaptionPairConfig]) -> list[str]:

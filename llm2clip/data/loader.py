@@ -17,7 +17,7 @@ from composer.core import DataSpec
 from streaming import StreamingDataLoader, StreamingDataset
 
 from llm2clip.config import DatasetConfig, StreamConfig
-from llm2clip.data.schema import CAPTION, NEGATIVE, caption_keys, read_columns
+from llm2clip.data.schema import CAPTION, caption_keys, read_columns
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.errors import ConfigError
 
@@ -40,7 +40,7 @@ def stream_arguments(stream: StreamConfig) -> dict[str, Any]:
 
 
 def all_keys(dataset: DatasetConfig, prefix: str, setting: str) -> list[str]:
-    """Return the keys of the columns `prefix` of a dataset except hard negatives; `setting` names none.
+    """Return the keys of the columns `prefix` of a dataset; `setting` names none.
 
     Raises:
         ConfigError: The dataset is in a remote.
@@ -49,8 +49,7 @@ def all_keys(dataset: DatasetConfig, prefix: str, setting: str) -> list[str]:
     if dataset.remote is not None:
         raise ConfigError(f'expected caption keys, since the dataset {dataset.remote} is in a remote, and '
                           'which ones it has is not known yet', setting)
-    keys = caption_keys(read_columns(dataset.local), prefix)
-    return [key for key in keys if not key.startswith(NEGATIVE)]
+    return caption_keys(read_columns(dataset.local), prefix)
 
 
 def all_caption_keys(stream: StreamConfig, setting: str) -> list[str]:

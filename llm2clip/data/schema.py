@@ -32,8 +32,6 @@ CAPTION = 'caption.'
 EMBEDDING = 'text_embedding.'
 EMBEDDING_SCALE = 'text_embedding_scale.'
 INDEX = 'index.json'
-NEGATIVE = 'negative_of_'
-"""Prefix of the key of a caption's hard negative, before the key of the caption."""
 TEACHER_FILE = 'teacher.json'
 """File of an embeddings dataset that records its teacher and the dataset that it belongs to."""
 

@@ -13,7 +13,7 @@ from llm2clip.data.images import Preprocessing, decode_pixels, encode_image
 from llm2clip.errors import ConfigError
 from llm2clip.modeling.image_processing_llm2clip import normalize, open_image, resize_and_crop
 
-_TOLERANCE = 1e-5
+_TOLERANCE = 1e-5  # relative to the largest value
 # Mean over the pixels, from 0 to 255.  Pictures that are not made upright RGB on white differ by 10 or more.
 _PIXEL_TOLERANCE = 1.0
 _Features = Callable[[torch.Tensor], torch.Tensor]
@@ -57,7 +57,7 @@ def training_pixels(data: bytes, name: str = 'check', *, preprocessing: Preproce
 @torch.no_grad()
 def check_pictures(
     exported: Callable[[Image.Image], torch.Tensor], expected: _Features, preprocessing: Preprocessing,
-    subject: str, tolerance: float = _TOLERANCE,
+    subject: str,
 ) -> None:
     """Call `check_same` for each of the `pictures`, with `subject` as the name of the exported model.
 
@@ -66,8 +66,7 @@ def check_pictures(
     """
     for name, data in pictures(preprocessing.image_size).items():
         pixels = training_pixels(data, preprocessing=preprocessing)[None]
-        check_same(lambda _, data=data: exported(open_image(data)), expected, pixels, f'{subject}, {name}',
-                   tolerance)
+        check_same(lambda _, data=data: exported(open_image(data)), expected, pixels, f'{subject}, {name}')
 
 
 def check_pixels(
@@ -88,17 +87,13 @@ def check_pixels(
 
 
 @torch.no_grad()
-def check_same(
-    exported: _Features, expected: _Features, inputs: torch.Tensor, subject: str,
-    tolerance: float = _TOLERANCE
-) -> None:
-    """Raise a ConfigError unless both functions give the same features,
-    within `tolerance` of the largest value."""
+def check_same(exported: _Features, expected: _Features, inputs: torch.Tensor, subject: str) -> None:
+    """Raise a ConfigError unless both functions give the same features, up to float32's rounding."""
     want = expected(inputs)
     got = exported(inputs)
     difference = float('inf')
     if got.shape == want.shape:
         difference = ((got - want).abs().max() / want.abs().max()).item()
-    if not difference <= tolerance:
+    if not difference <= _TOLERANCE:
         raise ConfigError(f'{subject}: the features differ from those of the checkpoint, by {difference:.1e} '
                           f'of the largest (shapes {tuple(got.shape)} and {tuple(want.shape)})')

@@ -290,7 +290,7 @@ def _ahead(items: Iterable[T]) -> Iterator[T]:
 def _describe(progress: tqdm, total: Mapping[str, int]) -> None:
     tokens_per_second = total['tokens'] / max(progress.format_dict['elapsed'], 1e-9)
     progress.set_postfix({'tokens/s': f'{tokens_per_second:,.0f}', 'truncated': total['truncated'],
-                          'left out': total['left_out']})
+                          'left out': total['left_out']}, refresh=False)
 
 
 def run_extraction(

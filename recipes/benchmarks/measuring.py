@@ -31,8 +31,7 @@ BENCH_FOLDER = Path('runs/bench')
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 # Seconds between polls of a process, and of its memory, which the kernel takes a few milliseconds to add up.
 _LOOKS, _MEMORY_LOOKS = 0.1, 0.5
-_PACKAGES = ('timm', 'peft', 'mosaicml', 'mosaicml-streaming', 'onnxruntime', 'open_clip_torch',
-             'sentence-transformers')
+_PACKAGES = ('timm', 'peft', 'mosaicml', 'mosaicml-streaming', 'open_clip_torch', 'sentence-transformers')
 
 
 class ProcessFailedError(RuntimeError):

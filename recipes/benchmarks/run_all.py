@@ -11,7 +11,7 @@ import time
 
 from recipes.benchmarks.measuring import BENCH_FOLDER
 
-NAMES = ('cost', 'onnx_runtime', 'stage1_step', 'stage2_step')
+NAMES = ('cost', 'stage1_step', 'stage2_step')
 
 
 def main(names: list[str]) -> int:

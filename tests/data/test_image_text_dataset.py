@@ -24,7 +24,7 @@ from streaming.base.util import clean_stale_shared_memory
 
 from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.captions import text_id
-from llm2clip.data.image_text_dataset import build_image_loader, caption_mix
+from llm2clip.data.image_text_dataset import build_image_loader
 from llm2clip.data.loader import shared_memory
 from llm2clip.data.schema import read_samples, vector_columns, vector_rows
 from llm2clip.data.vectors import dequantize
@@ -170,13 +170,6 @@ def test_image_embeddings_of_several_storage_types(train: bool, tmp_path: Path) 
         expected = torch.from_numpy(vectors[batch['index'] % 8, 0])
         torch.testing.assert_close(dequantize(batch, 'image_embedding').float(), expected, rtol=0, atol=0.02)
         clean_stale_shared_memory()
-
-
-def test_vectors_of_hard_negatives_are_not_drawn_as_captions(tmp_path: Path) -> None:
-    _write_vectors(tmp_path, ['short', 'negative_of_short'], np.ones((1, 2, 4), np.float32), 'float16')
-    vectors = DatasetConfig(str(tmp_path))
-    stream = ImageStreamConfig(local='d', embeddings={'t': vectors}, image_embeddings=vectors)
-    assert caption_mix(stream, ImageDataConfig()) == {'short': 1.0}
 
 
 def test_unreadable_shared_memory_is_no_error(image_dataset: Path, embeddings: Path) -> None:

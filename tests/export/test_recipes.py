@@ -51,26 +51,15 @@ def test_the_teacher_is_the_one_that_the_run_names(
     folder = tmp_path / 'export/llm2clip'
     assert (folder / 'teacher/text_encoder.json').is_file() and (folder / MANIFEST).is_file() and len(loaded) == 2
     run_recipe(monkeypatch, 'export_vision', f'run={run}', f'out={tmp_path}/vision')
-    args = f'run={run}', f'out={tmp_path}/onnx', 'format=onnx', f'teacher={teacher_folder}'
-    capsys.readouterr()
-    run_recipe(monkeypatch, 'export_vision', *args)
-    assert capsys.readouterr().out == f'wrote adapter.onnx, model.onnx, text_encoder.onnx: {tmp_path}/onnx\n'
-    with pytest.raises(ConfigError) as error:
-        run_recipe(monkeypatch, 'export_vision', *args, 'format=native')
-    assert error.value.key == 'teacher'
+    assert capsys.readouterr().out.endswith(f'wrote test_efficientnet: {tmp_path}/vision\n')
 
 
 def test_a_missing_package_is_named(teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ('llm2clip.export.sentence_model', 'llm2clip.modeling.caption_encoder',
-                 'llm2clip.export.onnx_models'):
+    for name in ('llm2clip.export.sentence_model', 'llm2clip.modeling.caption_encoder'):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, 'sentence_transformers', None)
     with pytest.raises(ConfigError, match='needs the extra sentence-transformers'):
         run_recipe(monkeypatch, 'export_sentence_transformers', f'teacher={teacher_folder}', f'out={tmp_path}/st')
-    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-    run = save_run(tmp_path / 's2', trained('timm:test_efficientnet', [teacher_folder]))
-    with pytest.raises(ConfigError, match='needs the extra onnx'):
-        run_recipe(monkeypatch, 'export_vision', f'run={run}', f'out={tmp_path}/onnx', 'format=onnx')
 
 
 def test_several_teachers_are_named_in_order(

@@ -1,28 +1,23 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The teacher in sentence-transformers: the same vectors, with and without instruction, and the same hard negatives."""
+"""The teacher in sentence-transformers: the same vectors, with and without instruction, and hard negatives."""
 
-from itertools import product
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 import transformers
 from datasets import Dataset
-from parts import make_samples, text_encoder_from_config, write_dataset
+from parts import make_samples, text_encoder_from_config
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
-from llm2clip.config import CaptionDataConfig, CaptionStreamConfig, LoraConfig, TextEncoderConfig
+from llm2clip.config import CaptionDataConfig, CaptionPairConfig, CaptionStreamConfig, LoraConfig, TextEncoderConfig
 from llm2clip.data.caption_pair_dataset import build_caption_pair_loader
 from llm2clip.data.captions import text_id
-from llm2clip.data.convert.samples import Sample
 from llm2clip.data.convert.writer import write_splits
-from llm2clip.data.schema import CAPTION, read_samples
-from llm2clip.errors import ConfigError
 from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.registry import build_source
@@ -58,37 +53,19 @@ def test_vectors_are_the_teachers(
 
 
 @pytest.mark.usefixtures('no_leftovers')
-@pytest.mark.parametrize('limits', [{}, {'range_min': 3}, {'relative_margin': 0.01}])
-def test_hard_negatives_are_those_of_the_library(limits: dict[str, Any], llm_folder: Path, tmp_path: Path) -> None:
-    config = TextEncoderConfig(pretrained=str(llm_folder), instruction='Find it: ', chat_template=False)
-    encoder, tokenizer = text_encoder_from_config(config)
+def test_stage_1_trains_on_hard_negatives_of_the_library(llm_folder: Path, tmp_path: Path) -> None:
+    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder)))
     save_teacher(encoder, tokenizer, None, tmp_path / 'teacher')
-    (tmp_path / 'teacher/.cache').mkdir()
-    # One image has a text of another one and lacks a caption, and one has the same text twice.
-    samples = make_samples(12, images=False)
-    shared = samples[0].captions['short']
-    samples += [Sample('x', {'short': shared, 'long': ''}), Sample('y', {'short': 'a wall', 'long': 'a wall'})]
-    write_dataset(samples, tmp_path / 'd', size_limit='2kb')
-    source = {'name': 'hard_negatives', 'dataset': f'{tmp_path}/d/train', 'teacher': f'{tmp_path}/teacher', **limits}
-    with patch('llm2clip.teacher.hard_negatives._TEXTS', 10), patch('llm2clip.teacher.hard_negatives._SCORES', 100):
-        write_splits(*build_source(source), tmp_path / 'mined')
-    # The library hides the captions in a row with the anchor, which must include itself.
-    pairs = [pair for sample in samples for pair in product({*sample.captions.values()} - {'', shared}, repeat=2)]
     export_sentence_transformers(tmp_path / 'teacher', tmp_path / 'st')
-    mined = mine_hard_negatives(
-        Dataset.from_dict(dict(zip(('anchor', 'positive'), map(list, zip(*pairs))))), num_negatives=1, range_max=40,
-        model=SentenceTransformer(str(tmp_path / 'st'), device='cpu', trust_remote_code=True), **limits)
-    negative = dict(zip(mined['anchor'], mined['negative']))
-    assert ('relative_margin' in limits) is (len(negative) < 24)
-    for sample, row in zip(samples, read_samples(tmp_path / 'mined/train'), strict=True):
-        of_key = {f'negative_of_{key}': negative.get(text, '') for key, text in sample.captions.items()}
-        assert {'sample_id': sample.sample_id, **{CAPTION + k: v for k, v in (sample.captions | of_key).items()}} == row
-    # Stage 1 trains each query with its own, if there is one.
-    data = CaptionDataConfig(num_workers=0, num_canonical_nodes=1, streams={
-        's': CaptionStreamConfig(f'{tmp_path}/mined/train')})
-    of_query = {text_id(text): text_id(negative.get(text, '')) for s in samples for text in s.captions.values()}
-    for batch in build_caption_pair_loader(data, tokenizer, 7, 3, train=True).dataloader:
-        assert batch['negative_text_id'].tolist() == [of_query[i] for i in batch['query_text_id'].tolist()]
-    for key, message in (('dataset', 'source.dataset: there is no MDS dataset'), ('teacher', 'is not a teacher')):
-        with pytest.raises(ConfigError, match=message):
-            build_source({**source, key: f'{tmp_path}/nowhere'})
+    pairs = [{'query': sample.captions['short'], 'positive': sample.captions['long']}
+             for sample in make_samples(12, images=False)]
+    model = SentenceTransformer(str(tmp_path / 'st'), device='cpu', trust_remote_code=True)
+    mined: Any = mine_hard_negatives(Dataset.from_list(pairs), model, num_negatives=1)
+    mined.to_json(tmp_path / 'mined.jsonl')
+    write_splits(*build_source({'name': 'text_pairs', 'files': f'{tmp_path}/mined.jsonl'}), tmp_path / 'd')
+    data = CaptionDataConfig(num_workers=0, num_canonical_nodes=1, streams={'s': CaptionStreamConfig(
+        f'{tmp_path}/d/train', pairs=[CaptionPairConfig(['query'], ['positive'], 'negative')])})
+    batch, = build_caption_pair_loader(data, tokenizer, 12, 3, train=True).dataloader
+    negative = {text_id(row['query']): text_id(row['negative']) for row in mined}
+    assert len(negative) == 12
+    assert batch['negative_text_id'].tolist() == [negative[i] for i in batch['query_text_id'].tolist()]

@@ -4,7 +4,9 @@
 """Monitors of a run: metrics of a step, stop at non-finite values, best weights, progress bar."""
 
 import math
+import sys
 import time
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Optional
@@ -16,7 +18,6 @@ from composer.utils import dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from llm2clip.data.text_batches import text_sides
-from llm2clip.io.progress import progress_file
 from llm2clip.io.tensors import write_safetensors
 from llm2clip.models.sharding import whole
 from llm2clip.ranks import broadcast_from_rank0
@@ -185,13 +186,13 @@ class SaveBest(Callback):
 
 
 class ProgressBar(ProgressBarLogger):
-    """Composer's progress bar, with support for runs that resume in the middle of an epoch.
+    """Composer's progress bar, with support for log files and for runs that resume in the middle of an epoch.
 
     Checkpoints do not store its state: Composer 0.32.1 cannot read it back from a sharded checkpoint.
     """
 
     def __init__(self) -> None:
-        super().__init__(progress_file())
+        super().__init__()
         self.hparams_already_logged_to_console = True  # Composer's do not describe the run
 
     def state_dict(self) -> dict[str, Any]:
@@ -199,6 +200,11 @@ class ProgressBar(ProgressBarLogger):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Do nothing, since no state is stored."""
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        super().eval_start(state, logger)
+        if self.eval_pbar is not None:
+            self._adapt_to_log_file(self.eval_pbar.pbar)
 
     def batch_start(self, state: State, logger: Logger) -> None:
         self.epoch_start(state, logger)
@@ -208,5 +214,11 @@ class ProgressBar(ProgressBarLogger):
         super().epoch_start(state, logger)
         if begins and self.train_pbar is not None:
             bar = self.train_pbar.pbar
+            self._adapt_to_log_file(bar)
             # Steps before the resumption are not steps of this process, and do not count in its rate.
             bar.initial = bar.n = int(getattr(state.timestamp, self.train_pbar.timestamp_key))
+
+    def _adapt_to_log_file(self, bar: Any) -> None:
+        """Off a terminal, let metrics wait for the next line that is due; Composer writes a line for each."""
+        if not sys.stderr.isatty():
+            bar.set_postfix = partial(bar.set_postfix, refresh=False)
