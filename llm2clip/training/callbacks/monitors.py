@@ -192,7 +192,7 @@ class ProgressBar(ProgressBarLogger):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(stream=sys.stderr)
         self.hparams_already_logged_to_console = True  # Composer's do not describe the run
 
     def state_dict(self) -> dict[str, Any]:
