@@ -28,7 +28,7 @@ from llm2clip.config import (
     TextEncoderConfig,
     VisionConfig,
 )
-from llm2clip.conversion.official_weights import import_checkpoint, load_initial_weights
+from llm2clip.conversion.official_weights import import_checkpoint
 from llm2clip.evaluation.evaluated_models import load_evaluated_model
 from llm2clip.export.hf import LLM2CLIPConfig, export_folder
 from llm2clip.export.sentence_model import export_sentence_transformers
@@ -40,7 +40,7 @@ from llm2clip.teacher.embedder import Embedded
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import load_llm, save_teacher, teacher_config
 from llm2clip.teacher.sources import SentenceTransformerModel, TeacherFolder
-from llm2clip.training.runs import Stage2Run
+from llm2clip.training.runs import Stage2Run, load_initial_weights
 
 # Enough to know that a way leads to the checks, all of which are tried with the best weights of a run.
 SOME = ('cut', 'nan', 'missing')

@@ -33,7 +33,7 @@ from llm2clip.config import (
     VisionConfig,
 )
 from llm2clip.conversion.llm2vec import import_teacher
-from llm2clip.conversion.official_weights import import_checkpoint, load_initial_weights
+from llm2clip.conversion.official_weights import import_checkpoint
 from llm2clip.errors import ConfigError
 from llm2clip.evaluation.evaluated_models import check_evaluated_model, load_evaluated_model
 from llm2clip.export.hf import export_folder
@@ -43,7 +43,7 @@ from llm2clip.models.towers import load_tower, tower_preprocessing
 from llm2clip.search import load_model
 from llm2clip.teacher.llm import load_llm, load_teacher, save_teacher, teacher_fingerprint
 from llm2clip.teacher.sources import FrozenLLM, SentenceTransformerModel, TeacherFolder
-from llm2clip.training.runs import Stage2Run, load_checkpoint_model
+from llm2clip.training.runs import Stage2Run, load_checkpoint_model, load_initial_weights
 
 AUTO_MAP = {name: 'evil.Evil' for name in (
     'AutoConfig', 'AutoModel', 'AutoModelForCausalLM', 'AutoImageProcessor', 'AutoProcessor')}

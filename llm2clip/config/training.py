@@ -298,7 +298,7 @@ class Stage2Config(TrainConfig):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     initial_weights: Optional[Text] = None
-    """Exported folder with weights to start from, instead of the tower's pretrained ones."""
+    """Exported folder, or folder of a run, with weights to start from, not the tower's pretrained ones."""
     initial_adapter: Optional[Text] = None
     """Adapter folder written by `train_inheritance`.  Use it with `model.visual_projection: pretrained`."""
     train_data: ImageDataConfig = field(default_factory=ImageDataConfig)

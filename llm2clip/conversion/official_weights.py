@@ -32,7 +32,7 @@ import torch
 from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
 from llm2clip.config.ranges import VisualProjection
 from llm2clip.errors import ConfigError
-from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported
+from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.tensors import read_pickle, read_safetensors
 from llm2clip.modeling.checks import check_finite, check_keys
@@ -184,7 +184,7 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
     return Imported(model.eval(), config, llm_embed_dim)
 
 
-def load_initial_weights(
+def load_exported(
     model: LLM2CLIP, config: ModelConfig, teacher: Fingerprint, folder: Union[str, Path]
 ) -> bool:
     """Load the weights that `export_folder` wrote into a model of the same configuration.
@@ -194,31 +194,34 @@ def load_initial_weights(
         a warning says so, since the adapter must learn again.
 
     Raises:
-        ConfigError: There is no exported model, or its configuration differs.
+        ConfigError: Its configuration differs.
         FileError, LoadError: Its weights are damaged, or do not fit this model.
     """
-    exported = check_initial_weights(model, config, folder)
+    exported = check_exported(model, config, folder)
     state = LLM2CLIPModel.from_pretrained(folder, dtype=torch.float32).model.state_dict()
     load_without_lora(model, state, f'initial_weights: {folder}')
     with reading(Path(folder, 'config.json'), 'the fingerprint of a teacher under the key learned_from'):
         if exported.learned_from and teacher == Fingerprint.from_json(exported.learned_from):
             return True
+    return is_same_teacher(teacher, exported.teachers(), folder)
+
+
+def is_same_teacher(teacher: Fingerprint, trained: Fingerprint, folder: Union[str, Path]) -> bool:
+    """Return whether the teacher in training is that of the model in a folder; warn if it is not."""
     try:
-        teacher.check(exported.teachers(), 'training', f'the model in {folder}')
+        teacher.check(trained, 'training', f'the model in {folder}')
     except ValueError as error:
         warnings.warn(f'initial_weights: {error}', stacklevel=2)
         return False
     return True
 
 
-def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[str, Path]) -> LLM2CLIPConfig:
+def check_exported(model: LLM2CLIP, config: ModelConfig, folder: Union[str, Path]) -> LLM2CLIPConfig:
     """Return the configuration of an exported model if it equals that of `model`; weights are not read.
 
     Raises:
-        ConfigError: There is no exported model, or a key differs.
+        ConfigError: A key differs.
     """
-    if not is_exported(folder):
-        raise ConfigError(f'{folder} is no exported folder: it has no config.json of one', 'initial_weights')
     hf_config = LLM2CLIPConfig.from_pretrained(folder)
     hf_config.teachers()
     exported = hf_config.model_config()

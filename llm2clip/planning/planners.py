@@ -29,7 +29,6 @@ from llm2clip.config import (
     TrainConfig,
 )
 from llm2clip.config.teacher import teacher_type
-from llm2clip.conversion.official_weights import check_initial_weights
 from llm2clip.data.image_text_dataset import reads_image_embeddings
 from llm2clip.data.loader import shared_memory
 from llm2clip.data.streams.safe_dataset import padded_epoch_size
@@ -55,6 +54,7 @@ from llm2clip.planning.plan import Plan
 from llm2clip.teacher.clip_text import ClipTextTower
 from llm2clip.teacher.llm import load_llm, teacher_config
 from llm2clip.training import inheritance, stage1, stage2
+from llm2clip.training.runs import check_initial_weights
 from llm2clip.training.text_encoders import TrainedText, load_trained_encoder
 from llm2clip.training.trainer import check_metrics, check_train_config
 

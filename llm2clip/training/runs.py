@@ -14,22 +14,23 @@ import torch
 from composer import Timestamp
 from composer.utils import dist
 
-from llm2clip.config import Stage2Config, TrainConfig
+from llm2clip.config import ModelConfig, Stage2Config, TrainConfig
 from llm2clip.config.loading import read_config, read_resolved, save_config, settings_in_folder
 from llm2clip.config.ranges import RunWeights
-from llm2clip.conversion.official_weights import load_initial_weights
+from llm2clip.conversion import official_weights
 from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.errors import ConfigError, under
+from llm2clip.export.hf import is_exported
 from llm2clip.io.files import reading
 from llm2clip.io.folders import check_replaceable
 from llm2clip.io.tensors import read_safetensors
 from llm2clip.modeling.checks import check_keys
 from llm2clip.models.adapter_folder import load_adapter
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.models.vision_lora import merge_lora
+from llm2clip.models.vision_lora import load_without_lora, merge_lora
 from llm2clip.ranks import broadcast_from_rank0, once_per_node
 from llm2clip.teacher.caption_teacher import TeacherSource
-from llm2clip.teacher.fingerprint import TeacherRecord
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import teacher_fingerprint
 from llm2clip.teacher.sources import teacher_sources
 from llm2clip.training.checkpoints import read_latest
@@ -215,6 +216,66 @@ class Stage2Run:
         for source, fingerprint in zip(sources, expected):
             source.check(fingerprint, 'the run')
         return sources
+
+
+def load_initial_weights(
+    model: LLM2CLIP, config: ModelConfig, teacher: Fingerprint, folder: Union[str, Path]
+) -> bool:
+    """Load the weights of an exported folder, or the latest ones of a stage-2 run, into a model of the same
+    configuration.
+
+    Returns:
+        Whether `teacher`, the fingerprint of the teacher in training, is that of the loaded model.  If not,
+        a warning says so, since the adapter must learn again.
+
+    Raises:
+        ConfigError: There is neither, or its configuration differs.
+        FileError, LoadError: Its weights are damaged, or do not fit this model.
+    """
+    if is_exported(folder):
+        return official_weights.load_exported(model, config, teacher, folder)
+    run = _initial_run(config, folder)
+    load_without_lora(model, run.load_model().state_dict(), f'initial_weights: {folder}')
+    return official_weights.is_same_teacher(teacher, run.final_record.teacher, folder)
+
+
+def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[str, Path]) -> None:
+    """Check that an exported folder or a run has the configuration of `model`; weights are not read.
+
+    Raises:
+        ConfigError: There is neither, or a key differs.
+    """
+    if is_exported(folder):
+        official_weights.check_exported(model, config, folder)
+    else:
+        _initial_run(config, folder)
+
+
+def _initial_run(config: ModelConfig, folder: Union[str, Path]) -> Stage2Run:
+    if not Path(folder, 'config.yaml').is_file():
+        raise ConfigError(f'{folder} is neither an exported folder nor that of a stage-2 run',
+                          'initial_weights')
+    with under('initial_weights'):
+        run = Stage2Run(folder)
+    ours = _described_weights(config)
+    theirs = _described_weights(run.config.model)
+    differences = [f'model.{key}: {ours[key]!r}, but {theirs[key]!r} there'
+                   for key in ours if ours[key] != theirs[key]]
+    if differences:
+        raise ConfigError(f'the model of the run in {folder} is another one: {"; ".join(differences)}',
+                          'initial_weights')
+    return run
+
+
+def _described_weights(config: ModelConfig) -> dict[str, Any]:
+    """Return the settings of a model that change the meaning of its weights."""
+    vision = config.vision
+    return {
+        'vision.name': vision.name, 'vision.image_size': vision.image_size, 'vision.mean': vision.mean,
+        'vision.std': vision.std, 'vision.architecture': vision.architecture, 'adapter': config.adapter,
+        'embed_dim': config.embed_dim, 'visual_projection': config.visual_projection,
+        'visual_projection_expansion': config.visual_projection_expansion,
+        'logit_bias': config.logit_bias is not None}
 
 
 def interpolated(

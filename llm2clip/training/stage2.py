@@ -11,7 +11,6 @@ from composer import Algorithm, DataSpec, Evaluator, Trainer
 from composer.utils import dist, reproducibility
 
 from llm2clip.config import Stage2Config
-from llm2clip.conversion.official_weights import load_initial_weights
 from llm2clip.data.image_text_dataset import build_image_loader, reads_image_embeddings
 from llm2clip.data.streams.safe_dataset import device_batch_size
 from llm2clip.data.zeroshot_sets import zeroshot_set
@@ -29,7 +28,7 @@ from llm2clip.teacher.clip_text import ClipTextTower
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
 from llm2clip.teacher.sources import check_teachers, teacher_source
 from llm2clip.training.algorithms.batches import InitialImages, SelfDistillation, TextEncoderInLoop
-from llm2clip.training.runs import check_teacher, write_settings
+from llm2clip.training.runs import check_teacher, load_initial_weights, write_settings
 from llm2clip.training.text_encoders import TrainedText, text_folders
 from llm2clip.training.trainer import build_trainer, check_metrics, evaluated_metrics, fit, initialize
 from llm2clip.training.zeroshot import zeroshot_classes, zeroshot_evaluator

@@ -26,7 +26,7 @@ from towers import hf_tower
 from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from llm2clip.config import AdapterConfig, LLMTeacherConfig, ModelConfig, VisionConfig
-from llm2clip.conversion.official_weights import import_checkpoint, load_initial_weights
+from llm2clip.conversion.official_weights import import_checkpoint
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.export.hf import LLM2CLIPModel, export_folder
 from llm2clip.modeling.checks import LoadError
@@ -35,7 +35,7 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import load_teacher, teacher_fingerprint
 from llm2clip.teacher.sources import FrozenLLM
-from llm2clip.training.runs import Stage2Run
+from llm2clip.training.runs import Stage2Run, load_initial_weights
 
 State = dict[str, torch.Tensor]
 EVA = VisionConfig('tiny_eva_clip', False, image_size=56, **HALF)
@@ -260,7 +260,7 @@ def test_exported_weights_that_do_not_fit_are_refused(exported: Path, tmp_path: 
     with pytest.raises(LoadError, match=r'adapter\.blocks\.0\.norm\.weight has the shape \(32,\), expected \(48,\)'):
         _load(MODEL, exported, llm_embed_dim=48)
     (tmp_path / 'config.json').write_text('{"model_type": "clip"}')
-    with pytest.raises(ConfigError, match='is no exported folder'):
+    with pytest.raises(ConfigError, match='is neither an exported folder nor that of a stage-2 run'):
         _load(MODEL, tmp_path)
 
 

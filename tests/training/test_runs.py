@@ -109,6 +109,24 @@ def test_missing_initial_weights_are_refused(
         Stage2Run(run, 'best', 0.5).load_model()
 
 
+def test_a_training_begins_with_the_weights_of_a_run(
+    image_dataset: Path, embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / 'first', tmp_path / 'second'
+    args = (*stage2_arguments(image_dataset, embeddings), 'max_duration=1ba', 'train_data.num_workers=0')
+    run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={first}', 'model.vision.lora={}')
+    trained = Stage2Run(first).load_model().state_dict()
+    args = (*args, f'initial_weights={first}', f'save_folder={second}')
+    run_recipe(monkeypatch, 'train_stage2', *args, 'optimizer={name: sgd, lr: 0.0}', 'model.vision.freeze=true')
+    begun = Stage2Run(second)
+    weights, initial = begun.load_model().state_dict(), begun.initial_state()
+    assert weights.keys() == trained.keys() == initial.keys()
+    assert all(torch.equal(weights[name], value) and torch.equal(initial[name], value)
+               for name, value in trained.items())
+    with refused_at('initial_weights', 'model.embed_dim: 24, but 16 there'):
+        run_recipe(monkeypatch, 'train_stage2', *args, 'model.embed_dim=24', f'save_folder={tmp_path}/third')
+
+
 def test_a_run_is_read_where_its_settings_say(tmp_path: Path) -> None:
     """Checkpoints that a run wrote before its `checkpoint_folder` changed are not read; a run that was moved is."""
     run, moved = tmp_path / 'run', tmp_path / 'moved'
