@@ -7,12 +7,13 @@ Exported models contain a copy of this file.  It imports only torch and transfor
 """
 
 import copy
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from itertools import chain, cycle, groupby
+from itertools import accumulate, chain, cycle, groupby
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
@@ -23,6 +24,14 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tokenizers.processors import TemplateProcessing
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedTokenizerBase
+
+varlen_attn: Any = None
+try:
+    from torch.nn.attention import varlen
+    if 'enable_gqa' in inspect.signature(varlen.varlen_attn).parameters:
+        varlen_attn = varlen.varlen_attn
+except ImportError:
+    pass  # an older torch
 
 Tokens = dict[str, torch.Tensor]
 Runs = Sequence[tuple[int, int]]
@@ -248,8 +257,8 @@ def pack(texts: Mapping[str, torch.Tensor], lengths: Sequence[int]) -> dict[str,
 
     Returns:
         Each tensor of `texts` as ``(1, S)``; `position_ids` ``(1, S)``, which restart at 0 for every text;
-        `runs`, the (count, length) of consecutive texts of one length;
-        and `places` ``(B,)``, the position of each text in the row.
+        `runs`, the (count, length) of consecutive texts of one length; `offsets` ``(B + 1,)``, where
+        each text of the row begins, and the end; and `places` ``(B,)``, the position of each text in the row.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     in_order = [lengths[i] for i in order]
@@ -257,6 +266,7 @@ def pack(texts: Mapping[str, torch.Tensor], lengths: Sequence[int]) -> dict[str,
     rows['position_ids'] = [torch.arange(length) for length in in_order]
     packed: dict[str, Any] = {name: torch.cat(parts).unsqueeze(0) for name, parts in rows.items()}
     packed['runs'] = [(len(list(run)), length) for length, run in groupby(in_order)]
+    packed['offsets'] = torch.tensor([0, *accumulate(in_order)], dtype=torch.int32)
     packed['places'] = torch.tensor(order).argsort()
     return packed
 
@@ -314,7 +324,7 @@ class TextEncoder(nn.Module):
     @staticmethod
     def arguments(batch: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
         """Return the arguments of `forward` that a batch holds, whose names there begin with `prefix`."""
-        names = ('input_ids', 'attention_mask', 'embed_mask', 'position_ids', 'runs', 'places')
+        names = ('input_ids', 'attention_mask', 'embed_mask', 'position_ids', 'runs', 'offsets', 'places')
         return {name: batch[prefix + name] for name in names if prefix + name in batch}
 
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
@@ -327,7 +337,8 @@ class TextEncoder(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: Optional[torch.Tensor] = None,
         embed_mask: Optional[torch.Tensor] = None, position_ids: Optional[torch.Tensor] = None,
-        runs: Optional[Runs] = None, places: Optional[torch.Tensor] = None,
+        runs: Optional[Runs] = None, offsets: Optional[torch.Tensor] = None,
+        places: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
         """Embed tokens ``(B, T)`` as vectors ``(B, llm_embed_dim)`` in float32, not normalised.
 
@@ -341,7 +352,7 @@ class TextEncoder(nn.Module):
             # This 4-D mask is not read; without one, transformers would allocate a mask of S x S.
             states = self.llm(
                 input_ids=input_ids, attention_mask=torch.zeros(1, 1, 1, 1, device=input_ids.device),
-                position_ids=position_ids, use_cache=False, runs=runs,
+                position_ids=position_ids, use_cache=False, runs=runs, offsets=offsets,
                 bidirectional=self.config.bidirectional).last_hidden_state
             if embed_mask is None:
                 return states
@@ -377,12 +388,13 @@ def save_llm(llm: Any, bidirectional: bool, folder: Union[str, Path]) -> None:
 
 
 def _attend(
-    implementation: str, module: nn.Module, *args: Any, runs: Optional[Runs] = None, **kwargs: Any
+    implementation: str, module: nn.Module, *args: Any, runs: Optional[Runs] = None,
+    offsets: Optional[torch.Tensor] = None, **kwargs: Any
 ) -> Any:
-    """Attention function for transformers, with `runs` among the arguments if texts are packed."""
+    """Attention function for transformers; packed texts come with `runs` and `offsets`."""
     if runs is not None:
-        return _attend_by_runs(
-            module, *args, runs=runs, implementation=implementation, **kwargs)  # pyright: ignore[reportCallIssue]
+        attend: Any = _attend_by_runs
+        return attend(module, *args, runs=runs, offsets=offsets, implementation=implementation, **kwargs)
     if implementation == 'eager':
         return _eager(module)(module, *args, **kwargs)
     return AttentionInterface()[implementation](module, *args, **kwargs)
@@ -391,6 +403,13 @@ def _attend(
 def _eager(module: nn.Module) -> Callable[..., Any]:
     """Return the attention function in the LLM's own module."""
     return sys.modules[type(module).__module__].eager_attention_forward
+
+
+def has_varlen_kernel(device: torch.device) -> bool:
+    """Whether `varlen_attn` has a kernel for a device, FlashAttention: on NVIDIA GPUs from Ampere on."""
+    if device.type != 'cuda' or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @torch.compiler.disable  # it would recompile for every new set of lengths
@@ -402,6 +421,7 @@ def _attend_by_runs(
     attention_mask: Optional[torch.Tensor],
     *,
     runs: Runs,
+    offsets: Optional[torch.Tensor],
     bidirectional: bool,
     implementation: str,
     scaling: float,
@@ -411,10 +431,10 @@ def _attend_by_runs(
 ) -> tuple[torch.Tensor, None]:
     """Compute attention ``(1, S, H, head_dim)`` within each of the texts that are packed in one row.
 
-    Texts of one length form a batch without padding.  With SDPA, it needs no mask except for a causal sliding
-    window, so that every device can use its fastest kernel.  An LLM with ``eager`` attention, such as Gemma 2
-    with its soft cap on attention scores, runs its own function on the batch.
-    Bidirectional attention ignores the sliding window.
+    With SDPA, one kernel computes all texts where torch has one.  Elsewhere, texts of one length form a batch
+    without padding.  It needs no mask except for a causal sliding window, so that every device can use its
+    fastest kernel.  An LLM with ``eager`` attention, such as Gemma 2 with its soft cap on attention scores,
+    runs its own function on the batch.  Bidirectional attention ignores the sliding window.
     """
     causal = not bidirectional and getattr(module, 'is_causal', True)
     window = None if bidirectional else sliding_window
@@ -423,6 +443,14 @@ def _attend_by_runs(
         if torch.is_autocast_enabled(query.device.type):
             dtype = torch.get_autocast_dtype(query.device.type)
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        fits = query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256 and not dropout
+        if fits and varlen_attn is not None and has_varlen_kernel(query.device):
+            tokens = [x[0].transpose(0, 1) for x in (query, key, value)]
+            longest = max(length for _, length in runs)
+            past = -1 if window is None else window - 1  # -1: all tokens before
+            output = varlen_attn(*tokens, offsets, offsets, longest, longest, scale=scaling, enable_gqa=True,
+                                 window_size=(past, 0 if causal else -1))
+            return output.unsqueeze(0), None
         # Few kernels support grouped-query attention, and torch cannot count the FLOPs of those that do.
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     sizes = [n * length for n, length in runs]

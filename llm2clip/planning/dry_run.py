@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Optional
+from unittest.mock import patch
 
 import torch
 import torch.distributed
@@ -42,6 +43,7 @@ from llm2clip.config import FsdpConfig, TrainConfig
 from llm2clip.data.image_text_dataset import split_columns
 from llm2clip.data.text_batches import pack_sides, text_sides
 from llm2clip.data.vectors import float_vectors
+from llm2clip.modeling import text_encoder
 from llm2clip.modeling.text_encoder import TextEncoder, Tokenized, encode_tokens
 from llm2clip.models.sharding import fsdp2_config, set_up_units
 from llm2clip.models.vision_encoder import VisionEncoder
@@ -329,7 +331,8 @@ def fake_ranks(ranks: int) -> Iterator[None]:
 
 @contextmanager
 def as_on_cuda() -> Iterator[None]:
-    """Make the CPU choose the types of autocast and the dropout kernel, which keeps a mask, as CUDA does."""
+    """Make the CPU choose types of autocast and kernels as CUDA does: one kernel for the attention of packed
+    texts, and a dropout that keeps a mask."""
     def dropout(values: torch.Tensor, p: float, train: bool) -> torch.Tensor:
         if train and 0 < p < 1:
             return torch.native_dropout(values, p, train)[0]
@@ -340,7 +343,8 @@ def as_on_cuda() -> Iterator[None]:
         for operation in _FLOAT32_ON_CUDA:
             library.impl(operation, partial(_in_float32, operation), 'AutocastCPU')
         library.impl('dropout', dropout, 'AutogradCPU')
-        yield
+        with patch.object(text_encoder, 'has_varlen_kernel', lambda device: True):
+            yield
 
 
 def _in_float32(operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -3,20 +3,31 @@
 
 """Captions as tokens: template, instruction, end token, truncation, padding; batches and poolings."""
 
+import itertools
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Optional
 
 import pytest
 import torch
+import torch.nn as nn
 from tokenizers import processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AttentionInterface, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from llm2clip.config import TextEncoderConfig
+from llm2clip.modeling import text_encoder
 from llm2clip.modeling.sentence_transformer import padded_batches
-from llm2clip.modeling.text_encoder import CaptionTokenizer, last_pool, mean_pool, token_batches, weighted_mean_pool
+from llm2clip.modeling.text_encoder import (
+    CaptionTokenizer,
+    last_pool,
+    mean_pool,
+    pack,
+    token_batches,
+    weighted_mean_pool,
+)
 
 # As Llama 3.1's: a system prompt with the date, unless that is given.
 LLAMA = ("{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
@@ -138,6 +149,50 @@ def test_masks_hide_padding_and_header(llm_folder: Path) -> None:
     for row, text in zip(batch['embed_mask'], texts):
         assert row.nonzero().flatten().tolist() == list(range(text.start, len(text.ids)))
     assert texts[0].start > 0
+
+
+def _varlen_attn(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, offsets: torch.Tensor, _: torch.Tensor, longest: int,
+    __: int, *, scale: float, window_size: tuple[int, int], enable_gqa: bool
+) -> torch.Tensor:
+    """`torch.nn.attention.varlen.varlen_attn` as its documentation defines it, one text at a time."""
+    assert enable_gqa and longest == offsets.diff().max() and offsets.dtype == torch.int32
+    before, after = window_size
+    outputs = []
+    for start, end in itertools.pairwise(offsets.tolist()):
+        q, k, v = (x[start:end].transpose(0, 1).float() for x in (query, key, value))
+        k, v = (x.repeat_interleave(len(q) // len(x), 0) for x in (k, v))
+        distance = torch.arange(end - start)[:, None] - torch.arange(end - start)
+        hidden = torch.zeros_like(distance, dtype=torch.bool)
+        if before >= 0:
+            hidden |= distance > before
+        if after >= 0:
+            hidden |= -distance > after
+        scores = (q @ k.transpose(1, 2) * scale).masked_fill(hidden, -torch.inf)
+        outputs.append((scores.softmax(-1) @ v).transpose(0, 1).to(query.dtype))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize(('bidirectional', 'window'), [(True, None), (True, 3), (False, None), (False, 3)])
+def test_one_kernel_for_all_texts_attends_as_one_per_length(
+    bidirectional: bool, window: Optional[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    lengths = [2, 5, 5, 9]
+    batch = pack({'ids': torch.ones(4, 9, dtype=torch.long)}, lengths)
+    inputs = [torch.randn(1, heads, 21, 8, dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2, 2)]
+    arguments: dict[str, Any] = {'runs': batch['runs'], 'offsets': batch['offsets'], 'scaling': 0.4,
+                                 'bidirectional': bidirectional, 'sliding_window': window}
+    results = []
+    for has_kernel in (False, True):
+        monkeypatch.setattr(text_encoder, 'varlen_attn', _varlen_attn)
+        monkeypatch.setattr(text_encoder, 'has_varlen_kernel', lambda device, value=has_kernel: value)
+        output, _ = AttentionInterface()['llm2clip_sdpa'](nn.Module(), *inputs, None, **arguments)
+        weights = torch.linspace(-1, 1, output.numel()).view_as(output)
+        results.append([output, *torch.autograd.grad((output.float() * weights).sum(), inputs)])
+    for one, per_length in zip(*results):
+        assert one.shape == per_length.shape
+        torch.testing.assert_close(one, per_length, rtol=0.03, atol=0.03)
 
 
 def test_poolings_see_the_captions_own_tokens() -> None:
