@@ -443,8 +443,9 @@ def _attend_by_runs(
         if torch.is_autocast_enabled(query.device.type):
             dtype = torch.get_autocast_dtype(query.device.type)
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        fits = query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256 and not dropout
-        if fits and varlen_attn is not None and has_varlen_kernel(query.device):
+        head_dim = query.shape[-1]
+        fits = query.dtype in (torch.bfloat16, torch.float16) and head_dim <= 256 and head_dim % 8 == 0
+        if fits and not dropout and varlen_attn is not None and has_varlen_kernel(query.device):
             tokens = [x[0].transpose(0, 1) for x in (query, key, value)]
             longest = max(length for _, length in runs)
             past = -1 if window is None else window - 1  # -1: all tokens before
