@@ -8,6 +8,9 @@ import itertools
 import json
 import math
 import multiprocessing
+import os
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -104,7 +107,8 @@ def write_parts(jobs: Sequence[PartJob], num_workers: int, progress: tqdm) -> No
             _write_job(i, show_progress=len(jobs) == 1)
             progress.update()
         return
-    pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context('fork'))
+    pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context('fork'),
+                               )
     try:
         for future in as_completed([pool.submit(_write_job, i) for i in range(len(jobs))]):
             future.result()
@@ -112,6 +116,18 @@ def write_parts(jobs: Sequence[PartJob], num_workers: int, progress: tqdm) -> No
     finally:
         # After an error, parts that have begun are finished.
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let this worker end soon after its parent, which may be killed; it would otherwise wait for ever."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write_job(i: int, show_progress: bool = False) -> None:

@@ -5,6 +5,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from parts import UNDECODABLE, make_samples, picture, write_dataset
 from PIL import Image
@@ -143,6 +145,24 @@ def test_a_part_has_one_writer(tmp_path: Path) -> None:
     with locked(part.with_name('.part-part1.lock'), part), expected:
         write_splits(splits, Dropped(), tmp_path / 'out')
     assert write_splits(splits, Dropped(), tmp_path / 'out') == {'train': 12}
+
+
+def test_workers_end_with_a_killed_command(tmp_path: Path) -> None:
+    def wait(dropped: Dropped) -> Iterator[Sample]:
+        (tmp_path / f'{os.getpid()}.begun').touch()
+        time.sleep(60)
+        yield Sample('a', {'short': 'a'})
+
+    splits = {'train': [Part(f'part{n}', wait) for n in range(2)]}
+    command = multiprocessing.get_context('fork').Process(
+        target=write_splits, args=(splits, Dropped(), tmp_path / 'out', WriterConfig(num_workers=2)))
+    command.start()
+    while len(list(tmp_path.glob('*.begun'))) < 2:
+        time.sleep(0.05)
+    workers = [psutil.Process(int(file.stem)) for file in tmp_path.glob('*.begun')]
+    command.kill()
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+    command.join()
 
 
 def test_a_failure_leaves_the_finished_parts(tmp_path: Path) -> None:
