@@ -108,7 +108,7 @@ def write_parts(jobs: Sequence[PartJob], num_workers: int, progress: tqdm) -> No
             progress.update()
         return
     pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context('fork'),
-                               )
+                               initializer=_end_with_parent)
     try:
         for future in as_completed([pool.submit(_write_job, i) for i in range(len(jobs))]):
             future.result()
