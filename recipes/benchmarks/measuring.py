@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import re
-import resource
 import signal
 import statistics
 import subprocess
@@ -126,15 +125,23 @@ def run_alone(module: str, *arguments: object) -> Any:
 
 
 def peak_mb(step: Callable[[], object]) -> float:
-    """Return the peak memory of a step in MiB, beyond the allocated GPU memory or peak RSS before it."""
+    """Return the peak memory of a step in MiB, beyond the allocated or resident memory before it."""
     if DEVICE == 'cuda':
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path('/proc/self/clear_refs').write_text('5')  # the peak begins again, since loading a model has one
+    before = _peak_kib()
     step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return (_peak_kib() - before) / 2**10
+
+
+def _peak_kib() -> int:
+    """Return the peak resident memory of this process; that of `getrusage` includes its parent's."""
+    peak = re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())
+    assert peak is not None
+    return int(peak[1])
 
 
 def seconds_in_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:

@@ -31,6 +31,7 @@ from recipes.benchmarks.measuring import peak_mb, run_alone, seconds_in_turns, w
 from recipes.benchmarks.stage1_step import MICROBATCH, cached_step, plain_step
 
 BATCH, ROUNDS = 32, 7
+BOUNDS = {'plain': 0.8, 'cached': 0.9}
 Step = Callable[[], None]
 
 
@@ -67,8 +68,9 @@ def their_step(dtype: Any, cached: bool) -> Step:
     model = SentenceTransformer(modules=[llm, pooling], device='cpu').train()
     loss: Any = losses.MultipleNegativesRankingLoss(model, scale=STAGE1.logit_scale)
     if cached:
+        # as many texts at once as a microbatch of pairs has
         loss = losses.CachedMultipleNegativesRankingLoss(
-            model, scale=STAGE1.logit_scale, mini_batch_size=MICROBATCH)
+            model, scale=STAGE1.logit_scale, mini_batch_size=2 * MICROBATCH)
     texts = list(zip(*caption_pairs()))
 
     def step() -> None:
@@ -85,7 +87,7 @@ def main() -> None:
     if not (OUT / 'llm').is_dir():
         base(str(OUT))
     for dtype in ('bfloat16', 'float32'):
-        for kind in ('plain', 'cached'):
+        for kind in BOUNDS:
             cached = kind == 'cached'
             steps = {name: make(dtype, cached) for name, make in STEPS.items()}
             seconds = seconds_in_turns(steps, ROUNDS)
@@ -93,9 +95,10 @@ def main() -> None:
                      for name in STEPS}
             numbers = {'seconds': seconds, 'peak_mb': peaks}
             print(dtype, kind, numbers, flush=True)
+            ratio = seconds['llm2clip'] / seconds['sentence-transformers']
             write_result(f'stage1_{kind}_{dtype}', f'seconds of a stage-1 step, {kind}, {dtype}',
-                         'sentence-transformers', seconds['llm2clip'] / seconds['sentence-transformers'],
-                         numbers, at_most=0.8, correct=peaks['llm2clip'] < peaks['sentence-transformers'])
+                         'sentence-transformers', ratio, numbers, at_most=BOUNDS[kind],
+                         correct=peaks['llm2clip'] < peaks['sentence-transformers'])
 
 
 if __name__ == '__main__':
