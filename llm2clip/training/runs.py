@@ -269,13 +269,15 @@ def _initial_run(config: ModelConfig, folder: Union[str, Path]) -> Stage2Run:
 
 def _described_weights(config: ModelConfig) -> dict[str, Any]:
     """Return the settings of a model that change the meaning of its weights."""
-    vision = config.vision
-    return {
-        'vision.name': vision.name, 'vision.image_size': vision.image_size, 'vision.mean': vision.mean,
-        'vision.std': vision.std, 'vision.architecture': vision.architecture, 'adapter': config.adapter,
+    settings = {
         'embed_dim': config.embed_dim, 'visual_projection': config.visual_projection,
         'visual_projection_expansion': config.visual_projection_expansion,
         'logit_bias': config.logit_bias is not None}
+    for name in ('name', 'image_size', 'mean', 'std', 'architecture'):
+        settings[f'vision.{name}'] = getattr(config.vision, name)
+    for name, value in dataclasses.asdict(config.adapter).items():
+        settings[f'adapter.{name}'] = value
+    return settings
 
 
 def interpolated(
