@@ -13,6 +13,7 @@ from typing import Any, Optional
 import pytest
 import torch
 import torch.nn as nn
+from parts import text_encoder_from_config
 from tokenizers import processors
 from transformers import AttentionInterface, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
@@ -22,6 +23,7 @@ from llm2clip.modeling import text_encoder
 from llm2clip.modeling.sentence_transformer import padded_batches
 from llm2clip.modeling.text_encoder import (
     CaptionTokenizer,
+    encode_tokens,
     last_pool,
     mean_pool,
     pack,
@@ -193,6 +195,24 @@ def test_one_kernel_for_all_texts_attends_as_one_per_length(
     for one, per_length in zip(*results):
         assert one.shape == per_length.shape
         torch.testing.assert_close(one, per_length, rtol=0.03, atol=0.03)
+
+
+def test_an_encoder_gives_the_kernel_what_it_packs(llm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TextEncoderConfig(str(llm_folder), dtype='bfloat16', attn_implementation='sdpa')
+    encoder, tokenizer = text_encoder_from_config(config)
+    tokens = tokenizer.tokenize(['a', LONG, 'b'])
+    expected = encode_tokens(encoder.eval(), tokens)
+    called: list[list[int]] = []
+
+    def kernel(*args: Any, **kwargs: Any) -> torch.Tensor:
+        called.append(args[3].tolist())
+        return _varlen_attn(*args, **kwargs)
+
+    monkeypatch.setattr(text_encoder, 'varlen_attn', kernel)
+    monkeypatch.setattr(text_encoder, 'has_varlen_kernel', lambda device: True)
+    torch.testing.assert_close(encode_tokens(encoder, tokens), expected, rtol=0.05, atol=0.05)
+    lengths = sorted(len(text.ids) for text in tokens)
+    assert called == encoder.llm.config.num_hidden_layers * [[0, *itertools.accumulate(lengths)]]
 
 
 def test_poolings_see_the_captions_own_tokens() -> None:

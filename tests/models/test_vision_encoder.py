@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
+from peft.tuners.lora import Linear
 from torch.func import functional_call
 from towers import TOWERS, timm_tower
 
@@ -101,6 +102,7 @@ def test_lora_adds_its_product_to_features_and_gradients(name: str) -> None:
     torch.testing.assert_close(lora(pixels), plain(pixels), rtol=1e-4, atol=1e-5)
     trained = {n: p for n, p in lora.trunk.named_parameters() if p.requires_grad}
     assert {p.dtype for p in trained.values()} == {torch.float32} and all('lora_' in n for n in trained)
+    assert not any(type(module) is Linear for module in lora.modules())  # `LoraLinear` replaces peft's
     for parameter in trained.values():
         torch.nn.init.normal_(parameter, std=0.1)
     sums: dict[str, torch.Tensor] = dict(plain.trunk.named_parameters())

@@ -22,6 +22,7 @@ from llm2clip.errors import ConfigError, FileError
 from llm2clip.modeling.checks import LoadError
 from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder, encode_texts, mean_pool
 from llm2clip.teacher.llm import add_lora, apply_lora_apart, load_llm, load_teacher, save_lora, save_teacher
+from llm2clip.teacher.lora import LoraLinear
 
 LORA = LoraConfig(r=4)
 
@@ -47,6 +48,7 @@ def test_lora_trains_alone_and_merges_into_an_equal_teacher(llm_folder: Path, tm
     encoder, tokenizer = _encoder(llm_folder, 1)
     trainable = {name for name, p in encoder.named_parameters() if p.requires_grad}
     assert len(trainable) == 2 * 7 * 2 and all('lora_' in name for name in trainable)
+    assert sum(isinstance(module, LoraLinear) for module in encoder.modules()) == 2 * 7
     save_teacher(encoder, tokenizer, LORA, tmp_path / 'teacher', tmp_path / 'adapter')
     expected = encode_texts(encoder, tokenizer, TEXTS)
     assert not torch.allclose(encode_texts(*_encoder(llm_folder), TEXTS), expected, atol=1e-2)
