@@ -33,7 +33,7 @@ TOKEN_TOWERS = {
 }
 TOWERS = {
     **TOKEN_TOWERS, 'timm_convnet': timm_tower('test_efficientnet'), 'timm_convnext': timm_tower('convnext_atto'),
-    'timm_resnet': timm_tower('test_resnet'),
+    'timm_resnet': timm_tower('test_resnet'), 'timm_levels': timm_tower('test_efficientnet', feature_levels=2),
 }
 
 

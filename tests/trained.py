@@ -48,12 +48,13 @@ class Trained(NamedTuple):
 
 def trained(
     vision: str, teachers: Sequence[Teacher], adapter: str = 'residual', image_size: Optional[int] = None,
-    seed: int = 3, **options: Any,
+    seed: int = 3, feature_levels: int = 0, **options: Any,
 ) -> Trained:
     """A model with a tower of transformers (its `model_type`) or timm (``timm:`` and a name), for teachers or their
     folders with vectors of 32 values; `options` are those of `ModelConfig`, `seed` is of the weights."""
     if vision.startswith('timm:'):
-        tower = VisionConfig(vision.removeprefix('timm:'), checkpoint='elsewhere.pth', **PIXELS)
+        tower = VisionConfig(vision.removeprefix('timm:'), checkpoint='elsewhere.pth',
+                             feature_levels=feature_levels, **PIXELS)
     else:
         tower = VisionConfig('a folder', architecture={'model_type': vision, **SMALL}, **PIXELS)
     tower.image_size = image_size or (64 if vision.startswith('timm:') else 32)

@@ -145,6 +145,10 @@ class VisionConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: a fifth of the step's FLOPs, for much less memory.  With
     FSDP, `fsdp.activation_checkpointing` does the same."""
+    feature_levels: Natural = 0
+    """Of a timm model, the number of last feature maps (stages of a convolutional network, blocks of a
+    transformer) that are averaged over positions and placed beside the pooled features, each part scaled to
+    length 1.  0: the pooled features alone."""
     freeze_batch_norm: bool = True
     """Use the pretrained statistics of BatchNorm, so that the features of an image do not depend on its
     batch."""

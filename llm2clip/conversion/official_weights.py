@@ -231,6 +231,7 @@ def check_exported(model: LLM2CLIP, config: ModelConfig, folder: Union[str, Path
     # Key -> configured and exported value of each setting that changes the meaning of the weights.
     pairs: dict[str, tuple[Any, Any]] = {
         'vision.image_size': (ours.image_size, theirs.image_size),
+        'vision.feature_levels': (ours.feature_levels, theirs.feature_levels),
         'vision.mean': (list(preprocessing.mean), theirs.mean),
         'vision.std': (list(preprocessing.std), theirs.std),
         'embed_dim': (config.embed_dim, exported.embed_dim),

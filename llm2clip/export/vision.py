@@ -65,6 +65,9 @@ def export_vision(
     Raises:
         ConfigError: The projection does not fit the class, or the export does not give the tower's features.
     """
+    if config.vision.feature_levels:
+        raise ConfigError('has features of several maps (model.vision.feature_levels), but a timm model gives '
+                          'its pooled features only; export_hf exports the whole model', key='run')
     is_timm = isinstance(model.vision_encoder.tower, TimmTower)
     has_place = is_timm or isinstance(model.vision_encoder.trunk, CLIPVisionModel)
     projection = projection and has_place and isinstance(model.visual_projection, nn.Linear)

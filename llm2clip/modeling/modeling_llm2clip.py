@@ -81,12 +81,34 @@ class LLM2CLIPConfig(PretrainedConfig):
         return self.model.get('embed_dim', 0)
 
 
+def timm_features(trunk: Any, pixel_values: torch.Tensor, levels: int) -> torch.Tensor:
+    """Return features of a timm model without its classifier: ``(B, 3, H, W)`` -> ``(B, width)``.
+
+    With `levels`, the means of its last feature maps follow the pooled features.  Maps have no scale in
+    common, so each part is L2-normalised.
+    """
+    if not levels:
+        return trunk(pixel_values)
+    last, maps = trunk.forward_intermediates(pixel_values, indices=levels)
+    parts = [trunk.forward_head(last), *(feature_map.mean((2, 3)) for feature_map in maps)]
+    return torch.cat([F.normalize(part.float(), dim=-1) for part in parts], dim=-1)
+
+
+def timm_width(trunk: Any, levels: int) -> int:
+    """Return the width of `timm_features`."""
+    width = trunk.head_hidden_size
+    if levels:
+        width += sum(level['num_chs'] for level in list(trunk.feature_info)[-levels:])
+    return width
+
+
 class _VisionEncoder(nn.Module):
     """Vision tower from transformers or timm without its classifier: ``(B, 3, H, W)`` -> ``(B, width)``."""
 
     def __init__(self, vision: dict[str, Any]) -> None:
         super().__init__()
         self.is_transformers = bool(vision['architecture'])
+        self.levels: int = vision.get('feature_levels', 0)
         options: dict[str, Any] = {}
         if self.is_transformers:
             fields = dict(vision['architecture'])
@@ -104,12 +126,12 @@ class _VisionEncoder(nn.Module):
                 options['img_size'] = vision['image_size']
             self.trunk = timm.create_model(vision['name'], pretrained=False, **options)
             self.trunk.reset_classifier(0)
-            self.width = self.trunk.num_features
+            self.width = timm_width(self.trunk, self.levels)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        outputs = self.trunk(pixel_values)
         if not self.is_transformers:
-            return outputs
+            return timm_features(self.trunk, pixel_values, self.levels)
+        outputs = self.trunk(pixel_values)
         pooled = getattr(outputs, 'pooler_output', None)
         if pooled is None:
             return outputs.last_hidden_state[:, 0]

@@ -83,6 +83,8 @@ def tower_fingerprint(encoder: VisionEncoder) -> Fingerprint:
     trunk: Any = encoder.trunk
     weights = {name.removeprefix('trunk.'): value for name, value in trunk.state_dict().items()}
     settings = encoder.tower.architecture() or {'timm': trunk.pretrained_cfg['architecture']}
+    if encoder.config.feature_levels:
+        settings['feature_levels'] = encoder.config.feature_levels
     return Fingerprint.of(hash_tensors(weights), {
         'config': hash_settings(settings), 'image_size': preprocessing.image_size,
         'mean': list(preprocessing.mean), 'std': list(preprocessing.std)})

@@ -27,6 +27,7 @@ from llm2clip.data.images import Preprocessing
 from llm2clip.errors import ConfigError, under
 from llm2clip.io.files import reading
 from llm2clip.modeling.checks import check_finite, load_checked, load_config
+from llm2clip.modeling.modeling_llm2clip import timm_features, timm_width
 from llm2clip.teacher.clip_text import load_architecture
 
 # (tokens (B, T, D), number of prefix tokens) -> indices (B, kept) of the patches to keep; None keeps all.
@@ -115,11 +116,24 @@ class TimmTower(Tower):
             if getattr(module, 'inplace', False):
                 module.inplace = False  # autograd would clone the inputs of SiLU and others
         self.trunk: Any = trunk
-        self.width: int = self.trunk.num_features
         self.name = config.name
+        self.levels = config.feature_levels
+        self._check_levels()
+        self.width = timm_width(self.trunk, self.levels)
+
+    def _check_levels(self) -> None:
+        if not self.levels:
+            return
+        if not hasattr(self.trunk, 'forward_intermediates'):
+            raise ConfigError(f'model.vision.feature_levels: timm gives no feature maps of {self.name}, '
+                              'expected 0')
+        num_maps = len(list(self.trunk.feature_info))
+        if self.levels > num_maps:
+            raise ConfigError(f'model.vision.feature_levels: {self.levels}, expected at most {num_maps}, the '
+                              f'feature maps of {self.name}')
 
     def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.trunk(pixel_values)
+        return timm_features(self.trunk, pixel_values, self.levels)
 
     def layer_ids(self) -> dict[str, int]:
         matcher = self.trunk.group_matcher(coarse=False)
@@ -141,6 +155,9 @@ class TimmTower(Tower):
     def on_tokens(self, keep: Keep) -> None:
         if not hasattr(self.trunk, 'patch_drop'):
             raise ConfigError(f'algorithms.patch_dropout: {self.name} has no patches to drop')
+        if self.levels:
+            raise ConfigError('algorithms.patch_dropout: the feature maps of model.vision.feature_levels need '
+                              'all patches; set one of the two')
         self.trunk.patch_drop = _PatchDrop(keep, self.trunk.num_prefix_tokens, isinstance(self.trunk, Eva))
 
     def checkpoint_gradients(self) -> None:
@@ -189,6 +206,9 @@ class TransformersTower(Tower):
         if config.checkpoint is not None:
             raise ConfigError(f'model.vision.checkpoint: {config.name} is a transformers model, whose '
                               'weights are a folder: give it as model.vision.name')
+        if config.feature_levels:
+            raise ConfigError(f'model.vision.feature_levels: {config.name} is a transformers model, expected 0 '
+                              'or a model of timm')
         extra: dict[str, Any] = {}
         # Pretrained weights of these types have no pooler, which would be initialised at random.
         if architecture.model_type in ('vit', 'deit', 'beit'):

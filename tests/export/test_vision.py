@@ -66,6 +66,13 @@ def test_without_projection_and_right_after_training(vision: str, teacher_folder
         assert PATCH_WEIGHT in load_file(tmp_path / 'tower/model.safetensors')
 
 
+def test_features_of_several_maps_are_refused(teacher_folder: Path, tmp_path: Path) -> None:
+    of_run = trained('timm:test_efficientnet', [teacher_folder], feature_levels=1)
+    with pytest.raises(ConfigError, match='^run: .*export_hf'):
+        export_vision(*of_run[:3], tmp_path / 'tower')
+    assert not (tmp_path / 'tower').exists()
+
+
 def test_a_projection_that_does_not_fit_is_refused(teacher_folder: Path, tmp_path: Path) -> None:
     of_run = trained('clip_vision_model', [teacher_folder])
     of_run.model.visual_projection = nn.Linear(32, 32)

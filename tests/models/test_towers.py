@@ -28,7 +28,7 @@ from llm2clip.training.optim import parameter_groups
 
 # How many layers are repeated in each of them.
 BLOCKS = {**dict.fromkeys(('clip', 'siglip', 'vit', 'dinov2'), 3), 'timm_vit': 6, 'timm_eva': 12, 'timm_convnet': 5,
-          'timm_convnext': 12, 'timm_resnet': 3}
+          'timm_convnext': 12, 'timm_resnet': 3, 'timm_levels': 5}
 
 
 def _encoder(config: VisionConfig) -> VisionEncoder:
@@ -57,6 +57,42 @@ def test_an_image_has_its_features_whatever_its_batch(name: str) -> None:
     assert features.shape == (3, encoder.width)
     assert all(torch.equal(buffer, before[buffer_name]) for buffer_name, buffer in encoder.named_buffers())
     torch.testing.assert_close(encoder(images[1:2]), features[1:2], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(('name', 'last_modules'), [
+    ('test_efficientnet', ['blocks.3', 'blocks.4']), ('test_vit', ['blocks.4', 'blocks.5'])])
+def test_means_of_the_last_maps_follow_the_pooled_features(name: str, last_modules: list[str]) -> None:
+    plain = _encoder(timm_tower(name)).eval()
+    encoder = _encoder(timm_tower(name, feature_levels=2)).eval()
+    encoder.load_state_dict(plain.state_dict())
+    maps = []
+    for module in last_modules:
+        plain.trunk.get_submodule(module).register_forward_hook(lambda module, inputs, output: maps.append(output))
+    images = _images(plain)
+    with torch.no_grad():
+        parts = [plain(images)]
+        for feature_map in maps:
+            if name == 'test_vit':
+                parts.append(feature_map[:, 1:].mean(1))
+            else:
+                parts.append(feature_map.mean((2, 3)))
+        expected = torch.cat([nn.functional.normalize(part, dim=-1) for part in parts], dim=1)
+        torch.testing.assert_close(encoder(images), expected)
+    assert encoder.width == expected.shape[1]
+
+
+def test_feature_levels_that_a_tower_lacks_are_refused() -> None:
+    for tower in (timm_tower('test_efficientnet', feature_levels=9), timm_tower('vit_tiny_patch16_224', feature_levels=13),
+                  hf_tower('clip_vision_model', feature_levels=1)):
+        with pytest.raises(ConfigError, match=r'^model\.vision\.feature_levels'):
+            _encoder(tower)
+    with pytest.raises(ConfigError, match=r'^algorithms\.patch_dropout'):
+        _encoder(timm_tower('test_vit', feature_levels=1)).drop_patches(0.5)
+
+
+def test_a_layer_between_pooling_and_classifier_belongs_to_the_tower() -> None:
+    encoder = _encoder(timm_tower('lcnet_035')).eval()
+    assert encoder(_images(encoder)).shape == (3, encoder.width)
 
 
 @pytest.mark.parametrize('name', TOWERS)

@@ -91,12 +91,18 @@ def test_configuration_and_tokenizer_are_part_of_it(
 
 
 def test_timm_towers_with_equal_weights_differ(tmp_path: Path) -> None:
-    """Other paddings and another epsilon of BatchNorm are in the name alone."""
+    """Other paddings and another epsilon of BatchNorm are in the name alone; feature levels are no weights."""
     save_file(timm.create_model('efficientnet_lite0').state_dict(), tmp_path / 'weights.safetensors')
-    plain, tf = (
-        tower_fingerprint(VisionEncoder(timm_tower(name, checkpoint=f'{tmp_path}/weights.safetensors', **HALF)))
-        for name in ('efficientnet_lite0', 'tf_efficientnet_lite0'))
-    assert plain.teachers[0]['weights'] == tf.teachers[0]['weights'] and plain != tf
+
+    def fingerprint(name: str, levels: int) -> Fingerprint:
+        tower = timm_tower(name, checkpoint=f'{tmp_path}/weights.safetensors', feature_levels=levels, **HALF)
+        return tower_fingerprint(VisionEncoder(tower))
+
+    plain, tf, levels = (
+        fingerprint(*tower)
+        for tower in [('efficientnet_lite0', 0), ('tf_efficientnet_lite0', 0), ('efficientnet_lite0', 2)])
+    assert plain.teachers[0]['weights'] == tf.teachers[0]['weights'] == levels.teachers[0]['weights']
+    assert plain != tf and plain != levels
 
 
 def test_a_folder_has_the_hash_of_what_decides_its_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
