@@ -103,9 +103,8 @@ ANNOTATIONS = $(firstword $(wildcard $(addprefix $(DATA)/,Flickr8k.token.txt dat
 PHOTOS = $(firstword $(wildcard $(addprefix $(DATA)/,Flicker8k_Dataset Images images)))
 HOLDOUT := 'source.holdout={val: 1000, test: 1000}'
 SPLITS = $(if $(filter %/captions.txt,$(ANNOTATIONS)),$(HOLDOUT))
-GPU = $(if $(filter gpu,$(HARDWARE)),yamls/stage2/vision/clip_b16.yaml yamls/flickr8k/gpu.yaml)
 
-photographs: $(PHOTOGRAPHS)/report.html  ## the same pipeline on Flickr8k in DATA=…; HARDWARE=gpu trains CLIP B/16
+photographs: $(PHOTOGRAPHS)/report.html  ## the same pipeline on Flickr8k in DATA=…
 
 $(PHOTOGRAPHS)/data/config.yaml: | $(VENV)/.base
 	@[ -n "$(PHOTOS)" ] && [ -n "$(ANNOTATIONS)" ] || { echo 'make photographs DATA=<folder>: expected Flickr8k there,' \
@@ -119,11 +118,14 @@ $(PHOTOGRAPHS)/stage1/teacher/text_encoder.json: | $(PHOTOGRAPHS)/data/config.ya
 $(PHOTOGRAPHS)/embeddings/config.yaml: | $(PHOTOGRAPHS)/stage1/teacher/text_encoder.json
 	$(BIN)/python recipes/extract_embeddings.py yamls/flickr8k/extract.yaml
 
-$(PHOTOGRAPHS)/stage2/finished: | $(PHOTOGRAPHS)/embeddings/config.yaml
-	$(BIN)/python recipes/train_stage2.py yamls/flickr8k/stage2.yaml $(GPU)
+$(PHOTOGRAPHS)/image_embeddings/config.yaml: | $(PHOTOGRAPHS)/data/config.yaml
+	$(BIN)/python recipes/extract_image_embeddings.py yamls/flickr8k/align_extract.yaml
+
+$(PHOTOGRAPHS)/align/finished: | $(PHOTOGRAPHS)/embeddings/config.yaml $(PHOTOGRAPHS)/image_embeddings/config.yaml
+	$(BIN)/python recipes/train_stage2.py yamls/flickr8k/align.yaml
 	@touch $@
 
-$(PHOTOGRAPHS)/evaluate/results.json: | $(PHOTOGRAPHS)/stage2/finished
+$(PHOTOGRAPHS)/evaluate/results.json: | $(PHOTOGRAPHS)/align/finished
 	$(BIN)/python recipes/evaluate.py yamls/flickr8k/evaluate.yaml
 
 $(PHOTOGRAPHS)/export/config.yaml: | $(PHOTOGRAPHS)/evaluate/results.json
@@ -136,9 +138,6 @@ ablations: | $(PHOTOGRAPHS)/embeddings/config.yaml  ## the paper's claims on Fli
 	$(BIN)/python -m recipes.ablations.run align
 	$(BIN)/python -m recipes.ablations.run photograph
 	$(BIN)/python -m recipes.ablations.run stage1
-
-$(PHOTOGRAPHS)/image_embeddings/config.yaml: | $(PHOTOGRAPHS)/data/config.yaml
-	$(BIN)/python recipes/extract_image_embeddings.py yamls/flickr8k/align_extract.yaml
 
 baselines: $(VENV)/.baselines | $(PHOTOGRAPHS)/embeddings/config.yaml $(PHOTOGRAPHS)/image_embeddings/config.yaml  ## compare with open_clip, sentence-transformers
 	for seed in 17 1 2; do SEED=$$seed $(BIN)/python -m recipes.baselines.run || exit 1; done

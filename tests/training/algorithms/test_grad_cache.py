@@ -62,7 +62,7 @@ def test_one_rank_with_dropout(plain: Result, llm_folder: Path) -> None:
     torch.testing.assert_close(cached['random'], naive['random'], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('stage', [1, 2])
+@pytest.mark.parametrize('stage', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_compiled_blocks(stage: int, llm_folder: Path) -> None:
     """With dropout and an uneven microbatch; no compiled module has another name."""
     found, expected = (caption_step(str(llm_folder), 6, 0.3, 'cached', way) if stage == 1
