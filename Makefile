@@ -4,8 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := .uv/bin/uv
 RUN := runs/quickstart
-# Threads that spin while they wait make a CPU that others use too several times slower.
-export OMP_WAIT_POLICY ?= passive
 # Installs the versions of uv.lock for Python 3.11 to 3.13; uv downloads a missing Python.  Bytecode is compiled here:
 # without write access, each process would compile torch and transformers itself, which doubles its start-up time.
 SYNC := UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --locked --inexact --quiet --compile-bytecode
@@ -143,6 +141,9 @@ baselines: $(VENV)/.baselines | $(PHOTOGRAPHS)/embeddings/config.yaml $(PHOTOGRA
 	for seed in 17 1 2; do SEED=$$seed $(BIN)/python -m recipes.baselines.run || exit 1; done
 
 # --------------------------------------------------------------------------------------------------- development
+# Several tests run at once, whose threads would wait for each other's cores if they spun.
+test test-fast test-dist test-slow test-pip-resolution: export OMP_WAIT_POLICY ?= passive
+
 test: $(VENV)/.dev  ## run all tests except slow tests and GPU tests
 	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow' --durations 10
 

@@ -412,6 +412,42 @@ def has_varlen_kernel(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+def _fits_varlen_kernel(query: torch.Tensor, dropout: float) -> bool:
+    """Whether `varlen_attn` computes attention of these queries: in 16 bits, without dropout."""
+    if varlen_attn is None or dropout or query.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    head_dim = query.shape[-1]
+    return head_dim <= 256 and head_dim % 8 == 0 and has_varlen_kernel(query.device)
+
+
+def _attend_in_one_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, offsets: torch.Tensor, longest: int,
+    causal: bool, window: Optional[int], scaling: float,
+) -> torch.Tensor:
+    """Compute attention within each text of a row: queries ``(1, H, S, head_dim)``, and keys and values in as
+    many heads or fewer."""
+    tokens = [states[0].transpose(0, 1) for states in (query, key, value)]
+    past = -1  # all tokens before
+    if window is not None:
+        past = window - 1
+    future = 0 if causal else -1
+    output = varlen_attn(*tokens, offsets, offsets, longest, longest, scale=scaling, enable_gqa=True,
+                         window_size=(past, future))
+    return output.unsqueeze(0)
+
+
+def _visible(length: int, causal: bool, window: Optional[int], device: torch.device) -> torch.Tensor:
+    """Return a mask ``(length, length)``; entry i, j: whether token i attends to token j."""
+    positions = torch.arange(length, device=device)
+    distance = positions[:, None] - positions
+    visible = torch.ones_like(distance, dtype=torch.bool)
+    if causal:
+        visible &= distance >= 0
+    if window is not None:
+        visible &= distance.abs() < window
+    return visible
+
+
 @torch.compiler.disable  # it would recompile for every new set of lengths
 def _attend_by_runs(
     module: nn.Module,
@@ -421,7 +457,7 @@ def _attend_by_runs(
     attention_mask: Optional[torch.Tensor],
     *,
     runs: Runs,
-    offsets: Optional[torch.Tensor],
+    offsets: torch.Tensor,
     bidirectional: bool,
     implementation: str,
     scaling: float,
@@ -438,39 +474,31 @@ def _attend_by_runs(
     """
     causal = not bidirectional and getattr(module, 'is_causal', True)
     window = None if bidirectional else sliding_window
-    eager = _eager(module) if implementation == 'eager' else None
-    if eager is None:
+    is_eager = implementation == 'eager'
+    if not is_eager:
         if torch.is_autocast_enabled(query.device.type):
             dtype = torch.get_autocast_dtype(query.device.type)
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        head_dim = query.shape[-1]
-        fits = query.dtype in (torch.bfloat16, torch.float16) and head_dim <= 256 and head_dim % 8 == 0
-        if fits and not dropout and varlen_attn is not None and has_varlen_kernel(query.device):
-            tokens = [x[0].transpose(0, 1) for x in (query, key, value)]
+        if _fits_varlen_kernel(query, dropout):
             longest = max(length for _, length in runs)
-            past = -1 if window is None else window - 1  # -1: all tokens before
-            output = varlen_attn(*tokens, offsets, offsets, longest, longest, scale=scaling, enable_gqa=True,
-                                 window_size=(past, 0 if causal else -1))
-            return output.unsqueeze(0), None
+            output = _attend_in_one_kernel(query, key, value, offsets, longest, causal, window, scaling)
+            return output, None
         # Few kernels support grouped-query attention, and torch cannot count the FLOPs of those that do.
-        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+        groups = query.shape[1] // key.shape[1]
+        key = key.repeat_interleave(groups, 1)
+        value = value.repeat_interleave(groups, 1)
     sizes = [n * length for n, length in runs]
     outputs = []
     for (n, length), *parts in zip(runs, *(x[0].split(sizes, 1) for x in (query, key, value))):
         q, k, v = (part.unflatten(1, (n, length)).transpose(0, 1) for part in parts)
         mask = None
-        if (eager is not None and causal) or (window is not None and window < length):
-            # mask[i, j]: whether token i attends to token j.
-            positions = torch.arange(length, device=query.device)
-            distance = positions[:, None] - positions
-            mask = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
-            if window is not None:
-                mask = mask & (distance.abs() < window)
-        if eager is not None:
+        if (is_eager and causal) or (window is not None and window < length):
+            mask = _visible(length, causal, window, q.device)
+        if is_eager:
             if mask is not None:
-                mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(
-                    ~mask, torch.finfo(q.dtype).min)[None, None]
-            output, _ = eager(module, q, k, v, mask, scaling=scaling, dropout=dropout, **kwargs)
+                hidden = torch.zeros(1, 1, length, length, dtype=q.dtype, device=q.device)
+                mask = hidden.masked_fill_(~mask, torch.finfo(q.dtype).min)
+            output, _ = _eager(module)(module, q, k, v, mask, scaling=scaling, dropout=dropout, **kwargs)
         else:
             output = F.scaled_dot_product_attention(
                 q, k, v, mask, dropout, scale=scaling, is_causal=causal and mask is None).transpose(1, 2)
