@@ -104,8 +104,8 @@ def _set_up_process() -> None:
     checkpoint of a resumed run.
     """
     sys.stdout.reconfigure(errors='replace')  # pyright: ignore  # file names may contain undecodable bytes
-    # For how long torch's threads spin before they sleep: without spinning, a step of stage 1 on two idle cores
-    # takes 1.8 times as long; with the default, 300,000, four times as long while others use one of them.
+    # For how long torch's threads spin before they sleep.  Without spinning, a step of stage 1 on two idle
+    # cores takes 1.4 times as long; with the default, 300,000, it is far slower when others use a core.
     if 'OMP_WAIT_POLICY' not in os.environ:
         os.environ.setdefault('GOMP_SPINCOUNT', '5000')
     for message in (

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Optional, TypeVar, Union
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf._yaml import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -198,7 +198,8 @@ def _resolve(values: Any, sources: Sequence[str]) -> Any:
     """Return the values of a configuration without interpolations (``${…}``)."""
     try:
         merged = OmegaConf.create(values)
-        missing = sorted(OmegaConf.missing_keys(merged))
+        # Not `OmegaConf.missing_keys`, which also names the keys that refer to a missing one.
+        missing = sorted(key for key, value in leaves(values) if value == MISSING)
         if missing:
             files = ', '.join(dict.fromkeys(sources))
             raise ConfigError(f'required but not set: {", ".join(missing)} (in {files})')

@@ -66,7 +66,7 @@ def export_vision(
         ConfigError: The projection does not fit the class, or the export does not give the tower's features.
     """
     if config.vision.feature_levels:
-        raise ConfigError('has features of several maps (model.vision.feature_levels), but a timm model gives '
+        raise ConfigError('has features of several maps (model.vision.feature_levels), but a timm model has '
                           'its pooled features only; export_hf exports the whole model', key='run')
     is_timm = isinstance(model.vision_encoder.tower, TimmTower)
     has_place = is_timm or isinstance(model.vision_encoder.trunk, CLIPVisionModel)

@@ -156,8 +156,8 @@ class TimmTower(Tower):
         if not hasattr(self.trunk, 'patch_drop'):
             raise ConfigError(f'algorithms.patch_dropout: {self.name} has no patches to drop')
         if self.levels:
-            raise ConfigError('algorithms.patch_dropout: the feature maps of model.vision.feature_levels need '
-                              'all patches; set one of the two')
+            raise ConfigError('algorithms.patch_dropout: the maps of model.vision.feature_levels need all '
+                              'patches; set one of the two')
         self.trunk.patch_drop = _PatchDrop(keep, self.trunk.num_prefix_tokens, isinstance(self.trunk, Eva))
 
     def checkpoint_gradients(self) -> None:
@@ -207,8 +207,8 @@ class TransformersTower(Tower):
             raise ConfigError(f'model.vision.checkpoint: {config.name} is a transformers model, whose '
                               'weights are a folder: give it as model.vision.name')
         if config.feature_levels:
-            raise ConfigError(f'model.vision.feature_levels: {config.name} is a transformers model, expected 0 '
-                              'or a model of timm')
+            raise ConfigError(f'model.vision.feature_levels: {config.name} is a transformers model, expected '
+                              '0, or a model of timm')
         extra: dict[str, Any] = {}
         # Pretrained weights of these types have no pooler, which would be initialised at random.
         if architecture.model_type in ('vit', 'deit', 'beit'):

@@ -11,8 +11,8 @@ ImageNet weights at 128 pixels or SmolLM2-135M with LoRA, the batch, AdamW with 
 gradient clipping of `yamls/flickr8k/`.  They differ in what each of them offers:
 
 - LLM2CLIP reads five captions of an image at once, freezes three blocks and the statistics of BatchNorm, and
-  sets the learning rate of the tower to a third; or it freezes the tower and reads precomputed vectors of
-  both sides.  The latter stops after the ten epochs of `align.yaml`, with time left.
+  sets the learning rate of the tower to a third; or it freezes EfficientNet-Lite2 at 320 pixels and reads
+  precomputed vectors of both sides.  The latter stops after the ten epochs of `align.yaml`.
 - open_clip trains a text tower from scratch.  Its crops and colours are those of LLM2CLIP, without flips.
   Its learning rate is that of LLM2CLIP.
 - sentence-transformers trains LoRA on the LLM beside the tower, which its Router joins, without augmentation.

@@ -88,8 +88,9 @@ def test_an_error_names_key_file_and_line(text: str, key: str, line: int, messag
 def test_an_error_of_the_command_line_says_so() -> None:
     error = _refusal(*REQUIRED, 'sed=3')
     assert (error.key, error.place) == ('sed', 'command line')
-    error = _refusal(*[arg for arg in REQUIRED if not arg.startswith('global')])
-    assert str(error) == 'required but not set: global_train_batch_size (in command line)'
+    # Not `checkpoint_folder`, whose value is in `save_folder` by default.
+    error = _refusal(*[arg for arg in REQUIRED if not arg.startswith(('global', 'save_folder'))])
+    assert str(error) == 'required but not set: global_train_batch_size, save_folder (in command line)'
     assert _refusal(*REQUIRED, 'teacher={type: llm}').key == 'teacher.pretrained'
 
 

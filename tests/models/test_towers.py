@@ -82,7 +82,7 @@ def test_means_of_the_last_maps_follow_the_pooled_features(name: str, last_modul
 
 
 def test_feature_levels_that_a_tower_lacks_are_refused() -> None:
-    for tower in (timm_tower('test_efficientnet', feature_levels=9), timm_tower('vit_tiny_patch16_224', feature_levels=13),
+    for tower in (timm_tower('test_efficientnet', feature_levels=9), timm_tower('test_vit', feature_levels=13),
                   hf_tower('clip_vision_model', feature_levels=1)):
         with pytest.raises(ConfigError, match=r'^model\.vision\.feature_levels'):
             _encoder(tower)
