@@ -5,7 +5,7 @@
 computed with the evaluated weights."""
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
@@ -23,6 +23,7 @@ from llm2clip.data.images import decode_pixels
 from llm2clip.data.zeroshot_sets import ZeroshotSet
 from llm2clip.device import exact_float32, open_device
 from llm2clip.errors import FileError
+from llm2clip.losses.contrastive import all_gather
 from llm2clip.metrics.classification import mean_of_prompts
 from llm2clip.modeling.image_processing_llm2clip import resize_and_crop
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
@@ -199,5 +200,5 @@ def _class_features(model: Any, prompts: Prompts, pixels: torch.Tensor) -> torch
             block['caption'] = [*chain.from_iterable(part)]
         features.append(mean_of_prompts(model(block)['text_features'].unflatten(0, (-1, per_name))))
     # Interleave the names of the ranks, to undo the stride of `names_of_rank`.
-    gathered: Sequence[torch.Tensor] = dist.all_gather(torch.cat(features))
-    return torch.stack(list(gathered), dim=1).flatten(0, 1)[prompts.names.to(pixels.device)]
+    gathered = all_gather(torch.cat(features)).unflatten(0, (dist.get_world_size(), -1))
+    return gathered.transpose(0, 1).flatten(0, 1)[prompts.names.to(pixels.device)]

@@ -6,6 +6,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from composer.utils import dist
 from whole_matrix import MatmulPrecisions
 
 from llm2clip.metrics.retrieval import (
@@ -87,6 +88,14 @@ def test_absent_texts_are_neither_queries_nor_candidates() -> None:
     metric.update(image, text[kept], torch.arange(len(image)), torch.zeros_like(text_id[kept]))
     with pytest.raises(ValueError, match='no image has a caption'):
         metric.compute()
+
+
+def test_a_single_rank_gathers_nothing_from_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    dist.initialize_dist('cpu')
+    monkeypatch.setattr(torch.distributed, 'all_gather', lambda *args, **kwargs: pytest.fail('gathers'))
+    metric = RetrievalRecall(k=1)
+    metric.update(torch.eye(4), torch.eye(4)[:, None], torch.arange(4), torch.arange(1, 5)[:, None])
+    assert metric.compute().item() == 100.0
 
 
 def test_metrics_count_a_repeated_sample_once() -> None:
