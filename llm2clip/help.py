@@ -42,10 +42,8 @@ def help_text(schema: type[Any], doc: str, args: Collection[str] = ()) -> str:
         ConfigError: There is no such key or part.
     """
     for arg in args:
-        if not arg.startswith('-') and not arg.endswith(('.yaml', '.yml')):
-            key = arg.replace('.name=', '.')
-            if '=' not in key:
-                return _key_help(schema, key)
+        if not arg.startswith('-') and '=' not in arg and not arg.endswith(('.yaml', '.yml')):
+            return _key_help(schema, arg)
     description, _, command = _one_line(doc).partition(': ')
     rules = f'{_RANKS} {_RULES}' if schema.uses_ranks else _RULES
     lines = [f'{description}.', '', f'  {command}', '', *textwrap.wrap(rules, _WIDTH)]

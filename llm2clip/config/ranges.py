@@ -118,6 +118,7 @@ PromptName = Annotated[str, _must(lambda name: re.fullmatch(r'\w+', name),
                                   'a name of letters, digits and underscores')]
 Prompt = Annotated[str,
                    _must(lambda text: '{caption}' in text, 'a text with {caption} where the caption goes')]
+Always = Annotated[bool, _must(lambda value: value, 'true')]
 AccuracyMetric = Literal['top1', 'mean_per_class']
 DeviceName = Literal['gpu', 'cpu']
 WeightType = Literal['float32', 'bfloat16', 'float16']

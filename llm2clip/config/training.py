@@ -4,10 +4,9 @@
 """Configuration of `train_stage1`, `train_inheritance` and `train_stage2`."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Optional, Union
+from typing import Annotated, ClassVar, Literal, Optional, Union
 
 from omegaconf import MISSING
 from pydantic import Field
@@ -41,10 +40,7 @@ from llm2clip.config.ranges import (
 )
 from llm2clip.config.recipe import Output
 from llm2clip.config.teacher import Teachers
-from llm2clip.errors import ConfigError
-
-# Optimizers with a fused kernel that torch 2.7 supports for sharded weights (DTensor), too.
-FUSED_SHARDS = ('adamw',)
+from llm2clip.errors import refuse
 
 
 @dataclass
@@ -141,15 +137,15 @@ class TrainConfig(TextPlanConfig, TrainerConfig):
     uses_ranks = True
     has_best_weights: ClassVar[bool] = False
     """Whether other recipes read the weights that the callback `save_best` writes."""
+    # Settings of stage 2 alone.
+    lr_scale = {}
+    layer_decay = 1.0
 
     def check(self) -> None:
         """Raise a ConfigError if keys conflict, whatever the device and the number of ranks."""
-        only_fuses_whole = self.optimizer.get('fused') and self.optimizer.get('name') not in FUSED_SHARDS
         refuse([
             ('algorithms.channels_last', self.fsdp is not None and 'channels_last' in self.algorithms,
              'fsdp cannot shard such weights; leave out one of the two'),
-            ('optimizer.fused', self.fsdp is not None and only_fuses_whole,
-             f'expected false, since only {", ".join(FUSED_SHARDS)} has a fused kernel for sharded weights'),
             ('callbacks.save_best', 'save_best' in self.callbacks and not self.has_best_weights,
              'only the weights of stage 2 can be read from it, expected none here'),
         ])
@@ -164,34 +160,18 @@ class TrainConfig(TextPlanConfig, TrainerConfig):
         """Whether a frozen copy of the initial model gives targets."""
         return False
 
-    def learning_rate_factors(self) -> dict[str, Any]:
-        """Return the keywords of `parameter_groups` that scale the learning rate of parts of the model."""
-        return {}
-
     def outputs(self) -> list[Output]:
         outputs = super().outputs()
-        if not self.plan and '://' not in self.checkpoint_folder:
-            checkpoints = Path(os.path.abspath(self.checkpoint_folder))
-            if not checkpoints.is_relative_to(os.path.abspath(self.save_folder)):
-                outputs.append(Output(str(checkpoints)))
+        checkpoints = Path(os.path.abspath(self.checkpoint_folder))
+        is_inside = checkpoints.is_relative_to(os.path.abspath(self.save_folder))
+        if '://' not in self.checkpoint_folder and not is_inside:
+            outputs.append(Output(self.checkpoint_folder))
         return outputs
 
     def resume_hint(self) -> str:
-        if self.plan or not self.autoresume:
+        if not self.autoresume:
             return ''
         return f'the same command resumes from the newest checkpoint in {self.checkpoint_folder}, if any'
-
-    def check_resumed_run(self) -> None:
-        from llm2clip.config.loading import settings_in_folder  # it imports this module
-        if not self.plan and self.autoresume and any(Path(self.checkpoint_folder).glob('ep*-ba*')):
-            settings_in_folder(self)
-
-
-def refuse(rules: Sequence[tuple[str, object, str]]) -> None:
-    """Raise the ConfigError of the first rule (key, whether it is broken, message) that is broken."""
-    for key, is_broken, message in rules:
-        if is_broken:
-            raise ConfigError(message, key=key)
 
 
 @dataclass
@@ -341,9 +321,6 @@ class Stage2Config(TrainConfig):
     def reads_vectors(self) -> bool:
         """Whether vectors of a frozen LLM are read from embeddings datasets."""
         return not self.text_encoder_in_loop.enabled and not self.reads_captions
-
-    def learning_rate_factors(self) -> dict[str, Any]:
-        return {'lr_scale': self.lr_scale, 'layer_decay': self.layer_decay}
 
     def check(self) -> None:
         vision, largest_dim = self.model.vision, max(self.loss.matryoshka_dims, default=0)

@@ -8,12 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from composer.utils import get_device
 
 from llm2clip.config import TrainConfig
-from llm2clip.config.training import FUSED_SHARDS
 from llm2clip.errors import ConfigError
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.registry import build, check, named
+
+# Optimizers with a fused kernel that torch 2.7 supports for sharded weights (DTensor), too.
+_FUSED_SHARDS = ('adamw',)
 
 
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -25,12 +28,12 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
     name, arguments = named(config.optimizer, 'optimizer')
     lr = arguments.pop('lr')
     weight_decay = arguments.pop('weight_decay', 0.0)
-    groups = parameter_groups(model, lr, weight_decay, **config.learning_rate_factors())
+    groups = parameter_groups(model, lr, weight_decay, config.lr_scale, config.layer_decay)
     if 'betas' in arguments:
         arguments['betas'] = tuple(arguments['betas'])
     can_fuse = 'fused' in inspect.signature(check('optimizer', name, arguments)).parameters
-    on_gpu = config.device == 'gpu' or config.device is None and torch.cuda.is_available()
-    if can_fuse and on_gpu and (config.fsdp is None or name in FUSED_SHARDS):
+    on_gpu = get_device(config.device).name == 'gpu'
+    if can_fuse and on_gpu and (config.fsdp is None or name in _FUSED_SHARDS):
         arguments.setdefault('fused', not arguments.get('foreach'))
     optimizer = build('optimizer', name, {'params': groups, 'lr': lr} | arguments)
     if can_fuse:

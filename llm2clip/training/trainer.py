@@ -15,17 +15,16 @@ from typing import Any, Optional
 
 import torch
 from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
-from composer.core import State, TimeUnit
+from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.models import ComposerModel
 from composer.utils import dist, reproducibility
 
 from llm2clip.config import FsdpConfig, TrainConfig
-from llm2clip.config.loading import check_settings, learned_settings
-from llm2clip.config.training import refuse
+from llm2clip.config.loading import check_settings, learned_settings, settings_in_folder
 from llm2clip.data.streams.safe_dataset import device_batch_size
 from llm2clip.device import open_device
-from llm2clip.errors import ConfigError, FileError, under
+from llm2clip.errors import ConfigError, FileError, refuse, under
 from llm2clip.io.files import is_out_of_shared_memory
 from llm2clip.io.remotes import reaching
 from llm2clip.models.sharding import compile_blocks, fsdp2_config, set_up_units
@@ -39,7 +38,9 @@ from llm2clip.training.optim import build_optimizer
 
 
 def initialize(config: TrainConfig) -> None:
-    """Initialise the process group and check the configuration."""
+    """Initialise the process group and check the configuration, also against that of a run to resume."""
+    if config.autoresume and any(Path(config.checkpoint_folder).glob('ep*-ba*')):
+        settings_in_folder(config)
     device = open_device(config.device, config.precision)
     dist.initialize_dist(device, config.dist_timeout)
     check_train_config(dataclasses.replace(config, device=device.name))
@@ -171,7 +172,9 @@ def build_trainer(
     if checkpoint is not None and dist.get_global_rank() == 0:
         batch = trainer.state.timestamp.batch.value
         trainer.saved_checkpoints.extend(written_checkpoints(config.checkpoint_folder, batch))
-        print(f'{_progress(trainer.state)}, {checkpoint}', flush=True)
+        is_complete = trainer.state.timestamp >= config.max_duration
+        status = 'complete at' if is_complete else 'resumes from'
+        print(f'{status} batch {batch} (max_duration: {config.max_duration}), {checkpoint}', flush=True)
     return trainer
 
 
@@ -202,20 +205,6 @@ def _build_loggers(config: TrainConfig) -> list[LoggerDestination]:
     if config.progress_bar:
         loggers.append(ProgressBar())
     return [*loggers, JSONLLogger(Path(config.save_folder, 'metrics.jsonl'))]
-
-
-def _progress(state: State) -> str:
-    """Say from which batch a run resumes, and of how many, if the batches of an epoch are known."""
-    batch = state.timestamp.batch.value
-    end: Any = state.max_duration
-    epoch: Any = state.dataloader_len
-    if state.timestamp >= end:
-        return f'complete at batch {batch}'
-    if end.unit == TimeUnit.BATCH:
-        return f'resumes from batch {batch} of {end.value}'
-    if end.unit == TimeUnit.EPOCH:
-        return f'resumes from batch {batch} of {end.value * epoch.value}'
-    return f'resumes from batch {batch}'
 
 
 def log_to_wandb(trainer: Trainer, config: TrainConfig, arguments: dict[str, Any], run_id: str) -> None:
