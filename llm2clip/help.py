@@ -197,7 +197,7 @@ def _sorted_fields(schema: type) -> list[tuple[dataclasses.Field[Any], str]]:
     groups = {name: REQUIRED for name, field in fields.items() if _is_required(field)}
     for base in schema.__mro__:
         heading = OPTIONAL
-        if base is not schema and base.__doc__:
+        if base is not schema:
             heading = _class_doc(base).partition('. ')[0].partition(': ')[0].removesuffix('.')
         for name in vars(base).get('__annotations__', {}):
             if name in fields:

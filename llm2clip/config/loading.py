@@ -41,7 +41,7 @@ _SECRET = re.compile(r'://(?!((?<=sftp://)[^\s/?#:@]+@)?(\[[\w:.]*\]|[^\s/?#:@]*
 _STR, _MAP, _NULL, _MERGE = (f'tag:yaml.org,2002:{name}' for name in ('str', 'map', 'null', 'merge'))
 # Pattern in a message of pydantic -> what replaces it.
 _PYDANTIC_WORDS = {
-    r'^\w+ should (be|have) (a valid )?': '', r' after validation, not \d+': '', r', unable to .*': '',
+    '^Value error, ': '', r'^\w+ should (be|have) (a valid )?': '', r' after validation, not \d+': '', r', unable to .*': '',
     '^Field required': 'a value', '^Unexpected keyword .*': 'none, since its type has no such key',
     '^list$': 'a list', r'^(a )?dictionary( or .*)?$': 'a mapping of keys to values',
     'greater than or equal to': 'at least', 'less than or equal to': 'at most',
@@ -121,7 +121,11 @@ def _merge(schema: type[R], sources: Sequence[tuple[str, yaml.Node]]) -> R:
         for merger.source, tree in sources:
             values = merger.merge(schema, values, tree)
         values = _resolve(values, [source for source, _ in sources])
-        _check_secrets(values)
+        for key, value in leaves(values):
+            if isinstance(value, str) and _SECRET.search(value):  # a run would write it into its files
+                raise ConfigError('put no password or token into a URL; Streaming reads credentials from '
+                                  'the environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE '
+                                  'names', key=key)
         config = check_values(schema, values)
         config.check()
         return config
@@ -159,7 +163,12 @@ class _Merger:
         return _Loader('').construct_document(node)
 
     def _mapping(self, kind: Any, values: dict[str, Any], node: yaml.MappingNode, key: str) -> dict[str, Any]:
-        types = _field_types(kind)
+        # Field -> type of a dataclass, or of all text encoders that a field takes; else nothing.
+        types: dict[str, Any] = {}
+        for schema in (*teacher_types(kind).values(), kind):
+            if is_dataclass(schema):
+                hints = typing.get_type_hints(schema, include_extras=True)
+                types.update({field.name: hints[field.name] for field in fields(schema)})
         _Loader('').flatten_mapping(node)
         for name_node, value_node in node.value:
             name = name_node.value
@@ -208,15 +217,6 @@ def _resolve(values: Any, sources: Sequence[str]) -> Any:
         raise ConfigError(str(error).splitlines()[0], key=error.full_key or '') from None
 
 
-def _check_secrets(values: Any) -> None:
-    """Raise a ConfigError for a secret in a URL, because runs write their configuration into files."""
-    for key, value in leaves(values):
-        if isinstance(value, str) and _SECRET.search(value):
-            raise ConfigError('put no password or token into a URL; Streaming reads credentials from the '
-                              'environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names',
-                              key=key)
-
-
 def check_values(kind: Any, values: Any, strict: bool = False) -> Any:
     """Return values as a type reads them; raise a ConfigError for another type, or if they are out of range.
 
@@ -255,8 +255,6 @@ def _key(fault: Mapping[str, Any], values: Any) -> str:
 
 def _expected(fault: Mapping[str, Any]) -> str:
     """Return what an error of pydantic says was expected."""
-    if fault['type'] == 'value_error':
-        return str(fault['ctx']['error'])
     expected = fault['msg']
     for pattern, replacement in _PYDANTIC_WORDS.items():
         expected = re.sub(pattern, replacement, expected)
@@ -312,18 +310,6 @@ def _entry_type(kind: Any) -> Any:
     if typing.get_origin(kind) in (list, dict):
         return plain_type(typing.get_args(kind)[-1])
     return kind if teacher_types(kind) else Any
-
-
-def _field_types(kind: Any) -> dict[str, Any]:
-    """Return field -> type of a dataclass, or of all text encoders that a field takes; else nothing."""
-    schemas = list(teacher_types(kind).values())
-    if is_dataclass(kind):
-        schemas.append(kind)
-    types: dict[str, Any] = {}
-    for schema in schemas:
-        hints = typing.get_type_hints(schema, include_extras=True)
-        types.update({field.name: hints[field.name] for field in fields(schema)})
-    return types
 
 
 def _has_entries(kind: Any) -> bool:
