@@ -40,8 +40,6 @@ def initialize_gloo() -> None:
 
 def raise_on_all_ranks(compute: Callable[[], T]) -> T:
     """Return the result of `compute` on this rank.  All ranks call this; an error on one is raised on all."""
-    if dist.get_world_size() == 1:
-        return compute()
     result = error = copy = None
     try:
         result = compute()

@@ -41,7 +41,8 @@ _SECRET = re.compile(r'://(?!((?<=sftp://)[^\s/?#:@]+@)?(\[[\w:.]*\]|[^\s/?#:@]*
 _STR, _MAP, _NULL, _MERGE = (f'tag:yaml.org,2002:{name}' for name in ('str', 'map', 'null', 'merge'))
 # Pattern in a message of pydantic -> what replaces it.
 _PYDANTIC_WORDS = {
-    '^Value error, ': '', r'^\w+ should (be|have) (a valid )?': '', r' after validation, not \d+': '', r', unable to .*': '',
+    '^Value error, ': '', r'^\w+ should (be|have) (a valid )?': '', r' after validation, not \d+': '',
+    r', unable to .*': '',
     '^Field required': 'a value', '^Unexpected keyword .*': 'none, since its type has no such key',
     '^list$': 'a list', r'^(a )?dictionary( or .*)?$': 'a mapping of keys to values',
     'greater than or equal to': 'at least', 'less than or equal to': 'at most',
@@ -97,8 +98,12 @@ def load_config(schema: type[R], args: Sequence[str]) -> R:
     """
     if not args:
         raise ConfigError('no configuration given: expected YAML files or key=value (--help lists the keys)')
-    sources = [_read_file(arg) for arg in args if '=' not in arg]
-    sources += [(_COMMAND_LINE, _parse_override(arg)) for arg in args if '=' in arg]
+    sources: list[tuple[str, yaml.Node]] = []
+    for arg in sorted(args, key=lambda arg: '=' in arg):  # files come first
+        if '=' in arg:
+            sources.append((_COMMAND_LINE, _parse_override(arg)))
+        else:
+            sources.append(_read_file(arg))
     return _merge(schema, sources)
 
 

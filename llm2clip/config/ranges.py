@@ -38,8 +38,7 @@ def _is_time(value: str) -> bool:
 
 def _is_folder_name(value: str) -> bool:
     # File systems allow 255 bytes; 200 leave room for the suffixes of temporary names.
-    return (value.isprintable() and value[:1] not in ('', '.') and '/' not in value
-            and len(value.encode()) <= 200)
+    return bool(re.fullmatch('[^./][^/]*', value)) and value.isprintable() and len(value.encode()) <= 200
 
 
 def _elsewhere(remote: str, info: ValidationInfo) -> str:

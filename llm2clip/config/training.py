@@ -130,6 +130,19 @@ class TrainerConfig:
 
 
 @dataclass
+class SelfDistillationConfig:
+    """Keep image features close to those of a frozen copy of the initial weights (ProCLIP, arXiv
+    2510.18795)."""
+
+    enabled: bool = False
+    """Add the two terms below to the loss."""
+    instance: Weight = 1.0
+    """Weight of the mean squared distance between the features and those of the copy."""
+    structure: Weight = 1.0
+    """Weight of the mean smooth L1 loss between pairwise distances of the features and those of the copy."""
+
+
+@dataclass
 class TrainConfig(TextPlanConfig, TrainerConfig):
     """Settings of every training."""
 
@@ -137,9 +150,10 @@ class TrainConfig(TextPlanConfig, TrainerConfig):
     uses_ranks = True
     has_best_weights: ClassVar[bool] = False
     """Whether other recipes read the weights that the callback `save_best` writes."""
-    # Settings of stage 2 alone.
+    # Settings of stage 2 alone, as they are in other trainings.
     lr_scale = {}
     layer_decay = 1.0
+    self_distillation = SelfDistillationConfig()
 
     def check(self) -> None:
         """Raise a ConfigError if keys conflict, whatever the device and the number of ranks."""
@@ -154,11 +168,6 @@ class TrainConfig(TextPlanConfig, TrainerConfig):
     def has_negatives(self) -> bool:
         """Whether the samples of a batch are negatives of each other, which the loss needs all at once."""
         return True
-
-    @property
-    def keeps_initial_model(self) -> bool:
-        """Whether a frozen copy of the initial model gives targets."""
-        return False
 
     def outputs(self) -> list[Output]:
         outputs = super().outputs()
@@ -258,19 +267,6 @@ class TextEncoderInLoopConfig:
 
 
 @dataclass
-class SelfDistillationConfig:
-    """Keep image features close to those of a frozen copy of the initial weights (ProCLIP, arXiv
-    2510.18795)."""
-
-    enabled: bool = False
-    """Add the two terms below to the loss."""
-    instance: Weight = 1.0
-    """Weight of the mean squared distance between the features and those of the copy."""
-    structure: Weight = 1.0
-    """Weight of the mean smooth L1 loss between pairwise distances of the features and those of the copy."""
-
-
-@dataclass
 class Stage2Config(TrainConfig):
     """Training of the vision tower and the adapter against the frozen teacher's embeddings."""
 
@@ -301,10 +297,6 @@ class Stage2Config(TrainConfig):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor on the learning rate from each layer of the vision tower to the layer below it."""
     algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
-
-    @property
-    def keeps_initial_model(self) -> bool:
-        return self.self_distillation.enabled
 
     @property
     def begins_at_random(self) -> bool:

@@ -60,7 +60,7 @@ def train(config: InheritanceConfig) -> None:
     trainer = build_trainer(config, model, data, evaluators)
     if dist.get_global_rank() == 0:
         record.write(config.save_folder)
-    write_settings(config, trainer.state.timestamp, {Path(config.adapter_folder): KIND})
+    write_settings(config, trainer.state.timestamp, [Path(config.adapter_folder)])
     fit(trainer, config)
     trainer.close()
     with averaged_weights(trainer.state):

@@ -5,7 +5,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -15,14 +15,13 @@ from composer import Timestamp
 from composer.utils import dist
 
 from llm2clip.config import ModelConfig, Stage2Config, TrainConfig
-from llm2clip.config.loading import read_config, read_resolved, save_config, settings_in_folder
+from llm2clip.config.loading import difference, read_config, read_resolved, save_config, settings_in_folder
 from llm2clip.config.ranges import RunWeights
 from llm2clip.conversion import official_weights
 from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.errors import ConfigError, under
 from llm2clip.export.hf import is_exported
 from llm2clip.io.files import reading
-from llm2clip.io.folders import check_replaceable
 from llm2clip.io.tensors import read_safetensors
 from llm2clip.modeling.checks import check_keys
 from llm2clip.models.adapter_folder import load_adapter
@@ -257,27 +256,22 @@ def _initial_run(config: ModelConfig, folder: Union[str, Path]) -> Stage2Run:
                           'initial_weights')
     with under('initial_weights'):
         run = Stage2Run(folder)
-    ours = _described_weights(config)
-    theirs = _described_weights(run.config.model)
-    differences = [f'model.{key}: {ours[key]!r}, but {theirs[key]!r} there'
-                   for key in ours if ours[key] != theirs[key]]
-    if differences:
-        raise ConfigError(f'the model of the run in {folder} is another one: {"; ".join(differences)}',
+    differing = difference(_described_weights(run.config.model), _described_weights(config))
+    if differing is not None:
+        raise ConfigError(f'the model of the run in {folder} is another one: model.{differing}',
                           'initial_weights')
     return run
 
 
 def _described_weights(config: ModelConfig) -> dict[str, Any]:
     """Return the settings of a model that change the meaning of its weights."""
-    settings = {
+    vision = config.vision
+    return {
         'embed_dim': config.embed_dim, 'visual_projection': config.visual_projection,
         'visual_projection_expansion': config.visual_projection_expansion,
-        'logit_bias': config.logit_bias is not None}
-    for name in ('name', 'image_size', 'mean', 'std', 'architecture'):
-        settings[f'vision.{name}'] = getattr(config.vision, name)
-    for name, value in dataclasses.asdict(config.adapter).items():
-        settings[f'adapter.{name}'] = value
-    return settings
+        'logit_bias': config.logit_bias is not None, 'adapter': dataclasses.asdict(config.adapter),
+        'vision': {'name': vision.name, 'image_size': vision.image_size, 'mean': vision.mean,
+                   'std': vision.std, 'architecture': vision.architecture}}
 
 
 def interpolated(
@@ -317,11 +311,11 @@ def is_complete(config: TrainConfig, result: Path) -> bool:
     return complete
 
 
-def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Path, str]) -> None:
+def write_settings(config: TrainConfig, reached: Timestamp, results: Collection[Path]) -> None:
     """Write the resolved configuration into the folder of a new or resumed run; every rank calls this.
 
-    The folder of a run that has `reached` its end is unchanged.  If an ended run is extended, its `results`
-    (folder -> kind, see `check_replaceable`) are removed.
+    The folder of a run that has `reached` its end is unchanged.  If an ended run is extended, the folders of
+    its `results` are removed.
 
     Raises:
         ConfigError: The run has ended with other settings, or is to be extended but has no checkpoint.
@@ -335,8 +329,7 @@ def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Pat
             if reached.batch == 0 and any(folder.is_dir() and any(folder.iterdir()) for folder in results):
                 raise ConfigError(f'the run in {config.save_folder} has ended, and there is no checkpoint to '
                                   'resume from; choose another save_folder', key='save_folder')
-            for folder, kind in results.items():
-                check_replaceable(folder, kind)
+            for folder in results:
                 shutil.rmtree(folder, ignore_errors=True)
         # last, since `is_complete` must not see it beside old results
         save_config(config, config.save_folder)

@@ -222,12 +222,11 @@ def log_to_wandb(trainer: Trainer, config: TrainConfig, arguments: dict[str, Any
 
 def fit(trainer: Trainer, config: TrainConfig) -> None:
     """Train until `max_duration`; a no-op for a run that has reached it."""
-    assert trainer.state.max_duration is not None
-    if trainer.state.timestamp >= trainer.state.max_duration:
+    if trainer.state.timestamp >= config.max_duration:
         return
     if trainer._rng_state is not None:
         trainer.state.callbacks.append(ResumeRandomState(trainer._rng_state))
-    if config.eval_first and trainer.state.evaluators and trainer.state.timestamp.batch.value == 0:
+    if config.eval_first and trainer.state.timestamp.batch.value == 0:
         trainer.eval()
     try:
         with reaching(config.checkpoint_folder):
