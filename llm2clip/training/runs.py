@@ -19,7 +19,7 @@ from llm2clip.config.loading import difference, read_config, read_resolved, save
 from llm2clip.config.ranges import RunWeights
 from llm2clip.conversion import official_weights
 from llm2clip.data.schema import TEACHER_FILE
-from llm2clip.errors import ConfigError, under
+from llm2clip.errors import ConfigError, refuse, under
 from llm2clip.export.hf import is_exported
 from llm2clip.io.files import reading
 from llm2clip.io.tensors import read_safetensors
@@ -87,12 +87,13 @@ class Stage2Run:
         with under('run'):
             self.config = read_config(Stage2Config, folder)
             self.record = TeacherRecord.read(folder)
-        if weights == 'best' and not Path(folder, BEST_FILE).is_file():
-            raise ConfigError(f'the run in {folder} kept no best ones; add `callbacks: {{save_best: {{}}}}` '
-                              'to a run', key='weights')
-        if wise_ft_alpha != 1 and self.config.begins_at_random:
-            raise ConfigError(f'{wise_ft_alpha:g}, expected 1, since the tower of the run in {folder} began '
-                              'with random weights', key='wise_ft_alpha')
+        refuse([
+            ('weights', weights == 'best' and not Path(folder, BEST_FILE).is_file(),
+             f'the run in {folder} kept no best ones; add `callbacks: {{save_best: {{}}}}` to a run'),
+            ('wise_ft_alpha', wise_ft_alpha != 1 and self.config.begins_at_random,
+             f'{wise_ft_alpha:g}, expected 1, since the tower of the run in {folder} began with random '
+             'weights'),
+        ])
 
     def load_model(self) -> LLM2CLIP:
         """Load the model in evaluation mode; LoRA is merged.
@@ -180,14 +181,13 @@ class Stage2Run:
         A ConfigError if the run has not ended, or other weights than its final ones are requested.
         """
         reason = f'but the run in {self.folder} has trained its text encoder, too, and keeps it as it ended'
-        if self.weights != 'latest':
-            raise ConfigError(f'{self.weights}, {reason}; expected latest', key='weights')
-        if self.wise_ft_alpha != 1:
-            raise ConfigError(f'{self.wise_ft_alpha:g}, {reason}; expected 1', key='wise_ft_alpha')
         folder = self.folder / name
-        if not folder.is_dir():
-            raise ConfigError(f'{folder}: there is none yet; the run trains its text encoder, and writes it '
-                              'when it ends')
+        refuse([
+            ('weights', self.weights != 'latest', f'{self.weights}, {reason}; expected latest'),
+            ('wise_ft_alpha', self.wise_ft_alpha != 1, f'{self.wise_ft_alpha:g}, {reason}; expected 1'),
+            ('', not folder.is_dir(),
+             f'{folder}: there is none yet; the run trains its text encoder, and writes it when it ends'),
+        ])
         return folder
 
     def teachers(self, teacher: Any = None, trust_remote_code: bool = False) -> list[TeacherSource]:

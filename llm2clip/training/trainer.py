@@ -96,16 +96,16 @@ def check_metrics(config: TrainConfig, metrics: Mapping[str, Sequence[str]]) -> 
     """
     if config.eval_first and not metrics:
         raise ConfigError('there is no eval_data, expected something to evaluate', key='eval_first')
-    if 'save_best' not in config.callbacks:
-        return
-    best = SaveBest(**config.callbacks['save_best'])
-    if best.dataloader_label not in metrics:
-        raise ConfigError(f'there is no evaluation called {best.dataloader_label!r}, expected some on which '
-                          f'{best.metric} is computed', key='callbacks.save_best.dataloader_label')
-    computed = metrics[best.dataloader_label]
-    if best.metric not in computed:
-        raise ConfigError(f'{best.metric!r} is never computed on {best.dataloader_label}, '
-                          f'expected {" or ".join(computed)}', key='callbacks.save_best.metric')
+    if 'save_best' in config.callbacks:
+        best = SaveBest(**config.callbacks['save_best'])
+        label = best.dataloader_label
+        computed = metrics.get(label, [])
+        refuse([
+            ('callbacks.save_best.dataloader_label', label not in metrics,
+             f'there is no evaluation called {label!r}, expected some on which {best.metric} is computed'),
+            ('callbacks.save_best.metric', best.metric not in computed,
+             f'{best.metric!r} is never computed on {label}, expected {" or ".join(computed)}'),
+        ])
 
 
 def build_trainer(
