@@ -100,7 +100,7 @@ CropScale = Annotated[list[SampleShare], Field(min_length=2, max_length=2),
                       _must(lambda values: values == sorted(values), 'the smaller value first')]
 CheckpointsKept = Annotated[int, _must(lambda n: n > 0 or n == -1, 'at least 1, or -1 to keep all')]
 # Name -> sampling weight.
-Mix = Annotated[dict[Text, Weight], _must(lambda weights: not weights or sum(weights.values()) > 0,
+Mix = Annotated[dict[Text, Weight], _must(lambda weights: max(weights.values(), default=1) > 0,
                                           'one weight above 0 at least')]
 # Times of Composer and sizes of Streaming, in their notation.
 Time = Annotated[str, _must(_is_time, 'a time above 0, such as 1ep (epochs), 20ba (batches), 3e4sp (samples) '

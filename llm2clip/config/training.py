@@ -39,7 +39,7 @@ from llm2clip.config.ranges import (
     Weight,
 )
 from llm2clip.config.recipe import Output
-from llm2clip.config.teacher import Teachers
+from llm2clip.config.teacher import Teachers, teacher_type
 from llm2clip.errors import refuse
 
 
@@ -218,11 +218,13 @@ class Stage1Config(TrainConfig):
 
     def check(self) -> None:
         super().check()
-        is_mntp = self.objective == 'mntp'
+        if self.objective == 'mntp':
+            refuse([
+                ('algorithms.grad_cache', 'grad_cache' in self.algorithms,
+                 'objective mntp has no negatives; its microbatches need no cache'),
+                ('eval_data', self.eval_data is not None, 'objective mntp has no evaluation'),
+            ])
         refuse([
-            ('algorithms.grad_cache', is_mntp and 'grad_cache' in self.algorithms,
-             'objective mntp has no negatives; its microbatches need no cache'),
-            ('eval_data', is_mntp and self.eval_data is not None, 'objective mntp has no evaluation'),
             ('text_encoder.dtype', self.fsdp is not None and self.text_encoder.dtype != 'float32',
              f'{self.text_encoder.dtype} does not go with fsdp, which needs the float32 of the LoRA weights '
              'everywhere; precision: amp_bf16 computes in bfloat16'),
@@ -348,18 +350,21 @@ class Stage2Config(TrainConfig):
         super().check()
 
     def _check_text_encoder(self) -> None:
-        lora, clip = self.trainable_text.lora is not None, self.trainable_text.clip is not None
+        trains_lora = self.trainable_text.lora is not None
         in_loop = self.text_encoder_in_loop.enabled
-        without_llm = 'there is no LLM, since trainable_text.clip takes its place; expected one of the two'
+        if self.trainable_text.clip is not None:
+            without_llm = 'trainable_text.clip takes the place of the LLM; expected one of the two'
+            refuse([
+                ('trainable_text.lora', trains_lora, without_llm),
+                ('text_encoder_in_loop.enabled', in_loop, without_llm),
+                ('initial_adapter', self.initial_adapter is not None, without_llm),
+            ])
         refuse([
-            ('teacher', lora and not isinstance(self.teacher, str),
+            ('teacher', trains_lora and teacher_type(self.teacher) != 'folder',
              'expected a folder of stage 1, since trainable_text.lora trains its LLM'),
-            ('trainable_text.lora', clip and lora, without_llm),
-            ('text_encoder_in_loop.enabled', clip and in_loop, without_llm),
-            ('initial_adapter', clip and self.initial_adapter is not None, without_llm),
-            ('text_encoder_in_loop.enabled', in_loop and lora,
+            ('text_encoder_in_loop.enabled', in_loop and trains_lora,
              'embeds captions by a frozen LLM, and trainable_text.lora trains it; expected one of the two'),
-            ('teacher', in_loop and (self.teacher is None or isinstance(self.teacher, list)),
+            ('teacher', in_loop and not teacher_type(self.teacher),
              'expected one that embeds captions, since text_encoder_in_loop.enabled is true'),
         ])
 

@@ -193,8 +193,7 @@ class Stage2Run:
     def teachers(self, teacher: Any = None, trust_remote_code: bool = False) -> list[TeacherSource]:
         """Return the checked teachers of the run; none if it has trained CLIP's own text tower.
 
-        `teacher`, a configuration, takes precedence over what the run names.  Weights are hashed only if all
-        other checks pass.
+        `teacher`, a configuration, takes precedence over what the run names.
 
         Raises:
             ConfigError: Too few or too many teachers are named, or one does not exist.
@@ -211,8 +210,7 @@ class Stage2Run:
             raise ConfigError(f'{len(sources)} named here or in the config.yaml of {self.folder}, expected '
                               f'{len(expected)}, in the order of training', key='teacher')
         for source, fingerprint in zip(sources, expected):
-            source.check_encoding(fingerprint, 'the run')
-        for source, fingerprint in zip(sources, expected):
+            source.check_encoding(fingerprint, 'the run')  # before its weights are hashed
             source.check(fingerprint, 'the run')
         return sources
 
