@@ -324,7 +324,7 @@ def write_settings(config: TrainConfig, reached: Timestamp, results: Collection[
             if saved_config is not None and reached >= saved_config.max_duration:
                 return
         else:
-            if reached.batch == 0 and any(folder.is_dir() and any(folder.iterdir()) for folder in results):
+            if reached.batch == 0 and any(any(folder.glob('*')) for folder in results):
                 raise ConfigError(f'the run in {config.save_folder} has ended, and there is no checkpoint to '
                                   'resume from; choose another save_folder', key='save_folder')
             for folder in results:
