@@ -111,7 +111,7 @@ def _parse_override(text: str) -> yaml.Node:
     """Return ``key.sub=value`` as nested mappings."""
     key, value = text.split('=', 1)
     # A shell passes `key=''` as `key=`, which YAML would read as null.
-    tree = _parse(value or "''", f'{key} ({_COMMAND_LINE})') or yaml.ScalarNode(_NULL, '')
+    tree = _parse(value or "''", f'{key} ({_COMMAND_LINE})')
     # A name with a dot stands in brackets: `models[llama3.1_8b].run`.
     for name in reversed(re.split(r'\.(?![^\[]*\])|(?=\[)', key)):
         tree = yaml.MappingNode(_MAP, [(yaml.ScalarNode(_STR, name.strip('[]')), tree)])
@@ -299,15 +299,17 @@ def save_config(config: Any, folder: Union[str, Path]) -> None:
 
 def _read_file(path: str) -> tuple[str, yaml.Node]:
     tree = _parse(read_text(path, 'a YAML file or key=value'), path)
-    if tree is not None and not isinstance(tree, yaml.MappingNode):
+    if tree.tag == _NULL:
+        tree = yaml.MappingNode(_MAP, [])
+    if not isinstance(tree, yaml.MappingNode):
         raise FileError('expected a mapping of keys to values at the top', path)
-    return path, tree or yaml.MappingNode(_MAP, [])
+    return path, tree
 
 
-def _parse(text: str, source: str) -> Optional[yaml.Node]:
+def _parse(text: str, source: str) -> yaml.Node:
     with reading(source, 'YAML'):
         yaml.load(text, _Loader)  # to check keys and aliases; it flattens its nodes, so they are not used
-        return yaml.compose(text, _Loader)
+        return yaml.compose(text, _Loader) or yaml.ScalarNode(_NULL, '')
 
 
 def _entry_type(kind: Any) -> Any:

@@ -166,8 +166,8 @@ class ZeroshotClasses(Algorithm):
         return event == Event.EVAL_BEFORE_FORWARD and state.dataloader_label in self.prompts
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
-        assert state.dataloader_label is not None
-        prompts = self.prompts[state.dataloader_label]
+        label: Any = state.dataloader_label
+        prompts = self.prompts[label]
         pixels = state.batch['pixel_values']
         if state.eval_timestamp.batch.value == 0:
             with get_precision_context(state.precision, state.precision_config):
