@@ -58,7 +58,7 @@ class FsdpConfig:
     mixed_precision: Literal['DEFAULT', 'PURE', 'FULL'] = 'DEFAULT'
     """For a 16-bit `precision`.  `DEFAULT`: gather weights in 16 bits, reduce gradients in float32.  `PURE`:
     both in 16 bits.  `FULL`: both in float32."""
-    reshard_after_forward: Union[bool, int] = True
+    reshard_after_forward: Union[bool, Count] = True
     """Free the gathered weights of a block after its forward pass, and gather them again in the backward
     pass.  `false` keeps them.  A number keeps them sharded over groups of that many neighbouring ranks."""
     replicate: Count = 1

@@ -53,8 +53,7 @@ def check_train_config(config: TrainConfig) -> None:
     """
     name, arguments = named(config.optimizer, 'optimizer')
     build('optimizer', name, {'params': [torch.nn.Parameter(torch.zeros(1))]} | arguments)
-    name, arguments = named(config.scheduler, 'scheduler')
-    build('scheduler', name, arguments)
+    build('scheduler', *named(config.scheduler, 'scheduler'))
     build_all('algorithms', config.algorithms)
     build_all('callbacks', config.callbacks)
     for name, arguments in config.loggers.items():
@@ -71,7 +70,7 @@ def check_train_config(config: TrainConfig) -> None:
          f'{config.precision}, expected fp32, the only one on a CPU'),
         ('fsdp.replicate', ranks % fsdp.replicate,
          f'{fsdp.replicate} copies of the model, expected a number that divides that of the ranks, {ranks}'),
-        ('fsdp.reshard_after_forward', not isinstance(groups, bool) and (groups < 1 or shards % groups),
+        ('fsdp.reshard_after_forward', not isinstance(groups, bool) and shards % groups,
          f'{groups} ranks, expected true, false or a number that divides that of the ranks of a copy of the '
          f'model, {shards}'),
         ('device_train_microbatch_size', microbatch > device_batch,
