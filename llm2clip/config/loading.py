@@ -125,7 +125,15 @@ def _merge(schema: type[R], sources: Sequence[tuple[str, yaml.Node]]) -> R:
     try:
         for merger.source, tree in sources:
             values = merger.merge(schema, values, tree)
-        values = _resolve(values, [source for source, _ in sources])
+        # Not `OmegaConf.missing_keys`, which also names the keys that refer to a missing one.
+        missing = sorted(key for key, value in leaves(values) if value == MISSING)
+        if missing:
+            files = ', '.join(dict.fromkeys(source for source, _ in sources))
+            raise ConfigError(f'required but not set: {", ".join(missing)} (in {files})')
+        try:
+            values = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(str(error).splitlines()[0], key=error.full_key or '') from None
         for key, value in leaves(values):
             if isinstance(value, str) and _SECRET.search(value):  # a run would write it into its files
                 raise ConfigError('put no password or token into a URL; Streaming reads credentials from '
@@ -208,20 +216,6 @@ def _kept(kind: Any, earlier: Any, node: yaml.MappingNode) -> dict[str, Any]:
     return earlier
 
 
-def _resolve(values: Any, sources: Sequence[str]) -> Any:
-    """Return the values of a configuration without interpolations (``${…}``)."""
-    try:
-        merged = OmegaConf.create(values)
-        # Not `OmegaConf.missing_keys`, which also names the keys that refer to a missing one.
-        missing = sorted(key for key, value in leaves(values) if value == MISSING)
-        if missing:
-            files = ', '.join(dict.fromkeys(sources))
-            raise ConfigError(f'required but not set: {", ".join(missing)} (in {files})')
-        return OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0], key=error.full_key or '') from None
-
-
 def check_values(kind: Any, values: Any, strict: bool = False) -> Any:
     """Return values as a type reads them; raise a ConfigError for another type, or if they are out of range.
 
@@ -240,9 +234,14 @@ def check_values(kind: Any, values: Any, strict: bool = False) -> Any:
         value = repr(faults[0]['input'])
         if faults[0]['type'] == 'missing' and not key.endswith(']'):
             value = 'required but not set'
-        # A value of several possible types has an error for each.
-        expected = ' or '.join(_expected(fault) for fault in faults if _key(fault, values) == key)
-        raise ConfigError(f'{value}, expected {expected}', key=key) from None
+        expected = []  # a value of several possible types has an error for each
+        for fault in faults:
+            if _key(fault, values) == key:
+                message = fault['msg']
+                for pattern, replacement in _PYDANTIC_WORDS.items():
+                    message = re.sub(pattern, replacement, message)
+                expected.append(message)
+        raise ConfigError(f'{value}, expected {" or ".join(expected)}', key=key) from None
 
 
 def _key(fault: Mapping[str, Any], values: Any) -> str:
@@ -256,14 +255,6 @@ def _key(fault: Mapping[str, Any], values: Any) -> str:
                 continue
         key += f'[{part}]' if isinstance(part, int) else f'.{part}'
     return key.removeprefix('.')
-
-
-def _expected(fault: Mapping[str, Any]) -> str:
-    """Return what an error of pydantic says was expected."""
-    expected = fault['msg']
-    for pattern, replacement in _PYDANTIC_WORDS.items():
-        expected = re.sub(pattern, replacement, expected)
-    return expected
 
 
 def read_config(schema: type[R], folder: Union[str, Path]) -> R:

@@ -320,7 +320,14 @@ class Stage2Config(TrainConfig):
         vision, largest_dim = self.model.vision, max(self.loss.matryoshka_dims, default=0)
         self._check_text_encoder()
         if self.eval_zeroshot:
-            self._check_zeroshot()
+            refuse([
+                ('teacher', self.teacher is None and self.trainable_text.clip is None,
+                 'required but not set, since it embeds the prompts of eval_zeroshot'),
+                ('eval_zeroshot', len(self.train_data.teachers) > 1 or isinstance(self.teacher, list),
+                 'its prompts are embedded by one teacher, and there are several'),
+                ('eval_zeroshot', not {'eval', 'train'}.isdisjoint(self.eval_zeroshot),
+                 'eval and train are the names of metrics of eval_data and train_data, expected others'),
+            ])
         refuse([
             ('initial_adapter', self.initial_adapter is not None and self.initial_weights is not None,
              'initial_weights has an adapter of its own, expected one of the two'),
@@ -366,16 +373,6 @@ class Stage2Config(TrainConfig):
              'embeds captions by a frozen LLM, and trainable_text.lora trains it; expected one of the two'),
             ('teacher', in_loop and not teacher_type(self.teacher),
              'expected one that embeds captions, since text_encoder_in_loop.enabled is true'),
-        ])
-
-    def _check_zeroshot(self) -> None:
-        refuse([
-            ('teacher', self.teacher is None and self.trainable_text.clip is None,
-             'required but not set, since it embeds the prompts of eval_zeroshot'),
-            ('eval_zeroshot', len(self.train_data.teachers) > 1 or isinstance(self.teacher, list),
-             'its prompts are embedded by one teacher, and there are several'),
-            ('eval_zeroshot', not {'eval', 'train'}.isdisjoint(self.eval_zeroshot),
-             'eval and train are the names of metrics of eval_data and train_data, expected others'),
         ])
 
     def _check_image_embeddings(self, loader: str, data: ImageDataConfig) -> None:

@@ -15,9 +15,6 @@ from llm2clip.errors import ConfigError
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.registry import build, check, named
 
-# Optimizers with a fused kernel that torch 2.7 supports for sharded weights (DTensor), too.
-_FUSED_SHARDS = ('adamw',)
-
 
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
     """Build the configured optimizer over the `parameter_groups` of the model.
@@ -33,7 +30,8 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
         arguments['betas'] = tuple(arguments['betas'])
     can_fuse = 'fused' in inspect.signature(check('optimizer', name, arguments)).parameters
     on_gpu = get_device(config.device).name == 'gpu'
-    if can_fuse and on_gpu and (config.fsdp is None or name in _FUSED_SHARDS):
+    # With sharded weights (DTensor), torch 2.7 supports the fused kernel of AdamW alone.
+    if can_fuse and on_gpu and (config.fsdp is None or name == 'adamw'):
         arguments.setdefault('fused', not arguments.get('foreach'))
     optimizer = build('optimizer', name, {'params': groups, 'lr': lr} | arguments)
     if can_fuse:
