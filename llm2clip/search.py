@@ -105,7 +105,7 @@ def embed_images(
     try:
         _encode_images(config, model, [name for name in files if name not in features], features)
     finally:  # an interruption loses no features
-        features = {name: features[name] for name in files if name in features}
+        features = dict(sorted(features.items()))
         encoded = {name: files[name] for name in features}
         if features and encoded != states:
             content = bytearray(json.dumps(encoded).encode())
