@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from composer.utils import get_device
 
 from llm2clip.config import TrainConfig
 from llm2clip.errors import ConfigError
@@ -29,7 +28,7 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
     if 'betas' in arguments:
         arguments['betas'] = tuple(arguments['betas'])
     can_fuse = 'fused' in inspect.signature(check('optimizer', name, arguments)).parameters
-    on_gpu = get_device(config.device).name == 'gpu'
+    on_gpu = config.device == 'gpu' or config.device is None and torch.cuda.is_available()
     # With sharded weights (DTensor), torch 2.7 supports the fused kernel of AdamW alone.
     if can_fuse and on_gpu and (config.fsdp is None or name == 'adamw'):
         arguments.setdefault('fused', not arguments.get('foreach'))
