@@ -138,13 +138,18 @@ def warn_of_slow_bfloat16(config: Any) -> None:
 
 @contextmanager
 def _timed(config: RecipeConfig) -> Iterator[None]:
-    """Add the duration of the block to seconds.json in the output folder, if that has files."""
+    """Add the duration of the block to seconds.json in the output folder, if the block accepted the
+    configuration and the folder has files."""
+    folder = Path(config.output_folder)
+    is_recorded = config.records_duration and _rank() == 0
     start = time.monotonic()
     try:
         yield
+    except ConfigError:
+        is_recorded = False
+        raise
     finally:
-        folder = Path(config.output_folder)
-        if config.records_duration and _rank() == 0 and any(folder.glob('[!.]*')):
+        if is_recorded and any(folder.glob('[!.]*')):
             path = folder / SECONDS_FILE
             with suppress(FileError):  # a missing duration must not fail the step
                 write_json(path, {'seconds': round(recorded_seconds(path) + time.monotonic() - start, 1)})
