@@ -9,7 +9,6 @@ reported at once.
 
 import atexit
 import dataclasses
-import glob
 import logging
 import multiprocessing
 import os
@@ -26,7 +25,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Optional, TypeVar
 
@@ -45,6 +44,8 @@ from llm2clip.registry import check_names
 R = TypeVar('R', bound=RecipeConfig)
 
 SECONDS_FILE = 'seconds.json'
+# Those that decide what a recipe computes.
+_PACKAGES = ('mosaicml', 'mosaicml-streaming', 'torch', 'transformers')
 _TRACEBACK = 'LLM2CLIP_TRACEBACK'
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _OTHER_RANKS_WAIT = 5.0
@@ -71,31 +72,26 @@ def run_command(schema: type[R], main: Callable[[R], None], args: Optional[Seque
             print(help_text(schema, main.__globals__['__doc__'], args), flush=True)
             return
         if '--version' in args:
-            print(_versions(), flush=True)
+            versions = [f'llm2clip {llm2clip.__version__}', f'Python {platform.python_version()}']
+            versions += [f'{package} {version(package)}' for package in _PACKAGES]
+            print(', '.join(versions), flush=True)
             return
         config = load_config(schema, args)
-        if not config.uses_ranks and 'RANK' in os.environ and _rank('WORLD_SIZE') > 1:
+        if not config.uses_ranks and _rank('WORLD_SIZE') > 1:
             raise ConfigError(f'composer started {_rank("WORLD_SIZE")} ranks, expected one process: start '
                               'this recipe with python')
         check_names(config)
-        if config.plan and _rank() > 0:
-            return  # the first rank plans for all
         recipe = Path(main.__code__.co_filename).stem
         if _rank() == 0:
-            print(f'{recipe}: {shlex.join(args)} -> {config.destination}', file=sys.stderr, flush=True)
+            destination = 'a plan' if config.plan else config.output_folder
+            print(f'{recipe}: {shlex.join(args)} -> {destination}', file=sys.stderr, flush=True)
+        if not config.plan:
             warn_of_slow_bfloat16(config)
-        config.check_resumed_run()  # before the checkpoint is read
-        with lock_outputs(config, recipe), _stoppable(config.resume_hint), _timed(config.step_folder()):
-            main(config)
-
-
-def _versions() -> str:
-    """Return the versions of this package and of those that decide what a recipe computes."""
-    versions = [f'llm2clip {llm2clip.__version__}', f'Python {platform.python_version()}']
-    for package in ('mosaicml', 'mosaicml-streaming', 'torch', 'transformers'):
-        with suppress(PackageNotFoundError):
-            versions.append(f'{package} {version(package)}')
-    return ', '.join(versions)
+            with lock_outputs(config, recipe), _stoppable(config.resume_hint()), _timed(config):
+                main(config)
+        elif _rank() == 0:  # it plans for all
+            with _stoppable():
+                main(config)
 
 
 def _set_up_process() -> None:
@@ -130,12 +126,10 @@ def _rank(variable: str = 'RANK') -> int:
 
 
 def warn_of_slow_bfloat16(config: Any) -> None:
-    """Warn if a configuration uses bfloat16 on a CPU that is slow in it, unless the recipe prints a plan."""
-    if config.plan:
-        return
+    """Warn on the first rank if a configuration uses bfloat16 on a CPU that is slow in it."""
     slow = [f'{key}={value}' for key, value in leaves(dataclasses.asdict(config))
             if value in ('bfloat16', 'amp_bf16')]
-    if slow and not computes_bfloat16():
+    if slow and _rank() == 0 and not computes_bfloat16():
         warnings.warn(
             f'{", ".join(slow)}: this processor has no instructions for bfloat16, and is slower in it than '
             'in float32, 50 times with AVX2 alone; write ${if_bf16:bfloat16,float32}, or '
@@ -143,18 +137,20 @@ def warn_of_slow_bfloat16(config: Any) -> None:
 
 
 @contextmanager
-def _timed(folder: Optional[str]) -> Iterator[None]:
-    """Add the duration of the block to `folder`/seconds.json, if the block accepted the configuration and the
-    folder has files."""
+def _timed(config: RecipeConfig) -> Iterator[None]:
+    """Add the duration of the block to seconds.json in the output folder, if the block accepted the
+    configuration and the folder has files."""
+    folder = Path(config.output_folder)
+    is_recorded = config.records_duration and _rank() == 0
     start = time.monotonic()
     try:
         yield
     except ConfigError:
-        folder = None
+        is_recorded = False
         raise
     finally:
-        if folder and _rank() == 0 and glob.glob(f'{glob.escape(folder)}/*'):
-            path = Path(folder, SECONDS_FILE)
+        if is_recorded and any(folder.glob('[!.]*')):
+            path = folder / SECONDS_FILE
             with suppress(FileError):  # a missing duration must not fail the step
                 write_json(path, {'seconds': round(recorded_seconds(path) + time.monotonic() - start, 1)})
 
@@ -171,10 +167,8 @@ def source_commit() -> Optional[str]:
     """Return the commit of the clone that this package is in, with `-dirty` if a file of it has changed; None
     for an installed package."""
     root = Path(__file__).parents[1]
-    if not (root / '.git').exists():
-        return None
-    command = ['git', '--no-optional-locks', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=7',
-               '--exclude=*']
+    command = ['git', '--no-optional-locks', f'--git-dir={root}/.git', f'--work-tree={root}', 'describe',
+               '--always', '--dirty', '--abbrev=7', '--exclude=*']
     with suppress(OSError, subprocess.CalledProcessError):
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     return None
@@ -205,8 +199,6 @@ def _errors_in_one_line() -> Iterator[None]:
     """Exit with one line, the message and its notes, for errors that are expected."""
     try:
         yield
-    except KeyboardInterrupt:  # before the handlers are installed
-        raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         if os.environ.get(_TRACEBACK) or not _is_expected(error):
             raise
@@ -239,8 +231,6 @@ def _message(error: Exception) -> str:
         message = f'{error.filename}: {error.strerror}'
     elif 'Original Traceback' in message:  # from a worker of a data loader
         message = message.rstrip().splitlines()[-1].split(': ', 1)[-1]
-    if type(error).__module__.startswith('wandb.'):
-        message += '; W&B reads its key from WANDB_API_KEY, and WANDB_MODE=offline needs none'
     message = printable('; '.join([message, *getattr(error, '__notes__', [])]))
     if isinstance(error, (ConfigError, FileError)):
         return message
@@ -252,7 +242,7 @@ _signal = 0
 
 
 @contextmanager
-def _stoppable(resume_hint: Callable[[], str]) -> Iterator[None]:
+def _stoppable(resume_hint: str = '') -> Iterator[None]:
     """On SIGINT and SIGTERM, end the block and its workers and print how the command resumes.  No checkpoint
     is written, because ranks may be anywhere in a step."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -292,8 +282,7 @@ def _stoppable(resume_hint: Callable[[], str]) -> Iterator[None]:
         for bar in list(tqdm._instances):  # pyright: ignore[reportAttributeAccessIssue]
             bar.close()  # so that nothing is drawn below the last line
         if _rank() == 0:
-            hint = resume_hint()
-            last_line = f'stopped; {hint}' if hint else 'stopped'
+            last_line = f'stopped; {resume_hint}' if resume_hint else 'stopped'
             sys.stderr.write(f'\n{last_line}\n')  # at once, since other ranks write there, too
         raise SystemExit(128 + _signal) from None
     finally:

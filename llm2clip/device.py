@@ -47,9 +47,8 @@ def open_device(name: Optional[str], precision: Optional[str] = 'fp32') -> 'Devi
         torch.backends.cudnn.allow_tf32 = precision != 'fp32'
         return device
     libc = ctypes.CDLL(None)
-    if hasattr(libc, 'mallopt'):
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, -1)
     return device
 
 
@@ -63,8 +62,6 @@ def computes_bfloat16() -> bool:
 
     if torch.cuda.is_available():
         return True
-    if not CPU_INFO.is_file():
-        return False
     return not {'avx512_bf16', 'amx_tile', 'bf16'}.isdisjoint(CPU_INFO.read_text().split())
 
 

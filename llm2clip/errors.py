@@ -4,7 +4,7 @@
 """Errors that tell users what to change, and the context that adds the key of the configuration to them."""
 
 import difflib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Union
@@ -57,6 +57,13 @@ def under(key: str) -> Iterator[None]:
         if not error.is_absolute:
             error.key = f'{key}.{error.key}'.strip('.').replace('.[', '[')
         raise
+
+
+def refuse(rules: Sequence[tuple[str, object, str]]) -> None:
+    """Raise the ConfigError of the first rule (key, whether it is broken, message) that is broken."""
+    for key, is_broken, message in rules:
+        if is_broken:
+            raise ConfigError(message, key=key)
 
 
 def nearest(name: str, names: Collection[str]) -> str:

@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import textwrap
 import typing
 from collections.abc import Collection, Iterator, Mapping
@@ -42,19 +43,15 @@ def help_text(schema: type[Any], doc: str, args: Collection[str] = ()) -> str:
         ConfigError: There is no such key or part.
     """
     for arg in args:
-        if not arg.startswith('-') and not arg.endswith(('.yaml', '.yml')):
-            key = arg.replace('.name=', '.')
-            if '=' not in key:
-                return _key_help(schema, key)
+        if not arg.startswith('-') and '=' not in arg and not arg.endswith(('.yaml', '.yml')):
+            return _key_help(schema, arg)
     description, _, command = _one_line(doc).partition(': ')
     rules = f'{_RANKS} {_RULES}' if schema.uses_ranks else _RULES
     lines = [f'{description}.', '', f'  {command}', '', *textwrap.wrap(rules, _WIDTH)]
-    group = ''
-    for entry in entries(schema):
-        if entry.group != group:
-            group = entry.group
-            lines += ['', f'{group}:', '']
-        lines += _entry_lines(entry, entry.depth)
+    for group, members in itertools.groupby(entries(schema), lambda entry: entry.group):
+        lines += ['', f'{group}:', '']
+        for entry in members:
+            lines += _entry_lines(entry, entry.depth)
     for field in dataclasses.fields(schema):
         if field.name in PARTS:
             lines += _names_of_parts(field.name)
@@ -78,9 +75,19 @@ def _key_help(schema: type[Any], key: str) -> str:
             lines += _names_of_parts(key)
         return '\n'.join(lines)
     first, _, name = key.partition('.')
-    if first in PARTS and name:
-        return _part_help(first, name)
-    raise ConfigError(f'there is no key {key!r}; {nearest(key, keys)}')
+    if first not in PARTS or not name:
+        raise ConfigError(f'there is no key {key!r}; {nearest(key, keys)}')
+    part = check(first, name, {})
+    types = argument_types(part)
+    lines = [key]
+    for argument in inspect.signature(part).parameters.values():
+        if argument.name == 'params':  # of an optimizer, from the model
+            continue
+        line = f'  {argument.name}: {_type_name(types.get(argument.name, Any))}'
+        if argument.default is not argument.empty:
+            line += f' = {argument.default!r}'
+        lines.append(line)
+    return '\n'.join([*lines, '', inspect.getdoc(part) or ''])
 
 
 def _without_placeholders(key: str) -> str:
@@ -102,22 +109,6 @@ def _names_of_parts(key: str) -> list[str]:
     names = textwrap.wrap(', '.join(PARTS[key]), _WIDTH - 2)
     return ['', f'Names for {key} (--help {key}.NAME describes one), or module:class:',
             *(f'  {line}' for line in names)]
-
-
-def _part_help(key: str, name: str) -> str:
-    """Return the arguments and the docstring of the part `name` of a key of the configuration."""
-    part = check(key, name, {})
-    types = argument_types(part)
-    lines = [f'{key}.{name}']
-    for argument in inspect.signature(part).parameters.values():
-        if argument.name == 'params':  # of an optimizer, from the model
-            continue
-        line = f'  {argument.name}: {_type_name(types.get(argument.name, Any))}'
-        if argument.default is not argument.empty:
-            line += f' = {argument.default!r}'
-        lines.append(line)
-    lines += ['', inspect.getdoc(part) or '']
-    return '\n'.join(lines)
 
 
 @functools.cache
@@ -199,7 +190,7 @@ def _sorted_fields(schema: type) -> list[tuple[dataclasses.Field[Any], str]]:
     groups = {name: REQUIRED for name, field in fields.items() if _is_required(field)}
     for base in schema.__mro__:
         heading = OPTIONAL
-        if base is not schema and base.__doc__:
+        if base is not schema:
             heading = _class_doc(base).partition('. ')[0].partition(': ')[0].removesuffix('.')
         for name in vars(base).get('__annotations__', {}):
             if name in fields:

@@ -40,8 +40,6 @@ def initialize_gloo() -> None:
 
 def raise_on_all_ranks(compute: Callable[[], T]) -> T:
     """Return the result of `compute` on this rank.  All ranks call this; an error on one is raised on all."""
-    if dist.get_world_size() == 1:
-        return compute()
     result = error = copy = None
     try:
         result = compute()
@@ -83,8 +81,7 @@ def once_per_node(compute: Callable[[], T], result_name: str) -> T:
             outcome = None
             if work is not None and wait([work], timeout=_POLL_SECONDS).done:
                 outcome = [work.exception() or work.result()]
-            gathered = dist.all_gather_object((work is not None, outcome))
-            outcomes = [node_outcome for is_leader, node_outcome in gathered if is_leader]
+            outcomes = dist.all_gather_object(outcome)[::dist.get_local_world_size()]
     first, = outcomes[0]
     for node, (value,) in enumerate(outcomes):
         if isinstance(value, BaseException):

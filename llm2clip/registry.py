@@ -192,23 +192,18 @@ def check(kind: str, name: str, arguments: Mapping[str, Any], key: str = '') -> 
         reference = _reference(kind, name)
         with _errors_as_config_errors(name):
             part = find(reference)
-        _check_kind(part, kind, reference)
+        module = reference.partition(':')[0]
+        expected = 'a function that a module of yours defines'
+        is_valid = inspect.isfunction(part) and part.__module__ == module
+        if kind in _BASES:
+            base: Any = find(_BASES[kind])
+            expected = f'a subclass of {_BASES[kind]}'
+            is_valid = isinstance(part, type) and issubclass(part, base)
+        # The standard library has no parts, but functions that a file must not call.
+        if not is_valid or module.partition('.')[0] in sys.stdlib_module_names:
+            raise ConfigError(f'{reference}, expected {expected}')
         check_arguments(part, name, arguments)
     return part
-
-
-def _check_kind(part: Any, kind: str, reference: str) -> None:
-    """Raise a ConfigError unless a part is a subclass of the base class of its kind or, for a source or a
-    classification set, a function that its module defines.  The standard library has no such functions."""
-    module = reference.partition(':')[0]
-    expected = 'a function that a module of yours defines'
-    is_valid = inspect.isfunction(part) and part.__module__ == module
-    if kind in _BASES:
-        base: Any = find(_BASES[kind])
-        expected = f'a subclass of {_BASES[kind]}'
-        is_valid = isinstance(part, type) and issubclass(part, base)
-    if not is_valid or module.partition('.')[0] in sys.stdlib_module_names:
-        raise ConfigError(f'{reference}, expected {expected}')
 
 
 @contextmanager

@@ -93,12 +93,19 @@ def embed_images(
     states: dict[str, list[int]] = {}
     rows: dict[str, torch.Tensor] = {}
     if path.is_file():
-        states, rows = _read_index(path, metadata)
+        expected = 'features of images; remove it to embed them again'
+        tensors, written = read_safetensors(path, expected)
+        with reading(path, expected):
+            states = parse_json(tensors['files'].numpy().tobytes(), path, dict)
+            rows = dict(zip(states, tensors['features'], strict=True))
+        if written | metadata != written:
+            raise ConfigError(f'{path} is of another model, precision or dim, or of images in another '
+                              'folder; give another `index`, or remove that file', key='index')
     features = {name: rows[name] for name in files if states.get(name) == files[name]}
     try:
         _encode_images(config, model, [name for name in files if name not in features], features)
     finally:  # an interruption loses no features
-        features = {name: features[name] for name in files if name in features}
+        features = dict(sorted(features.items()))
         encoded = {name: files[name] for name in features}
         if features and encoded != states:
             content = bytearray(json.dumps(encoded).encode())
@@ -123,21 +130,6 @@ def _encode_images(
             for reason in batch.unreadable.values():
                 tqdm.write(f'unreadable: {printable(reason)}')
             progress.update(len(batch.positions) + len(batch.unreadable))
-
-
-def _read_index(
-    path: Path, metadata: dict[str, str]
-) -> tuple[dict[str, list[int]], dict[str, torch.Tensor]]:
-    """Read image -> its entry of `find_images`, and image -> features; refuse a file with other metadata."""
-    expected = 'features of images; remove it to embed them again'
-    tensors, written = read_safetensors(path, expected)
-    with reading(path, expected):
-        states = parse_json(tensors['files'].numpy().tobytes(), path, dict)
-        rows = dict(zip(states, tensors['features'], strict=True))
-    if written | metadata != written:
-        raise ConfigError(f'{path} is of another model, precision or dim, or of images in another folder; '
-                          'give another `index`, or remove that file', key='index')
-    return states, rows
 
 
 def embed_query(model: TrainedLLM2CLIP, query: Union[str, Path]) -> torch.Tensor:

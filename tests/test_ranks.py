@@ -44,7 +44,7 @@ except ZeroDivisionError as error:
     say('heard', error)
 llm2clip.ranks._POLL_SECONDS = 0.02
 say('has', once_per_node(lambda: time.sleep(0.1) or f'what {rank} reads', 'teacher x'))  # longer than the other waits
-os.environ['LOCAL_RANK'] = '0'  # as if each rank was the first of a node
+os.environ.update(LOCAL_RANK='0', LOCAL_WORLD_SIZE='1')  # as if each rank was a node
 say('has', once_per_node(lambda: 'the same', 'teacher x'))
 for compute in (lambda: f'hash {rank}', lambda: 1 / (rank == '0')):
     try:

@@ -49,7 +49,7 @@ from llm2clip.config.models import (
     TrainableTextConfig,
     VisionConfig,
 )
-from llm2clip.config.recipe import Output, RecipeConfig
+from llm2clip.config.recipe import RecipeConfig
 from llm2clip.config.teacher import (
     ClipTextTeacherConfig,
     EmbedConfig,
@@ -64,7 +64,5 @@ from llm2clip.config.training import (
     SelfDistillationConfig,
     Stage1Config,
     Stage2Config,
-    TextEncoderInLoopConfig,
     TrainConfig,
 )
-from llm2clip.errors import ConfigError, missing_extra

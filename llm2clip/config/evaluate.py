@@ -26,7 +26,7 @@ from llm2clip.config.ranges import (
 )
 from llm2clip.config.recipe import Output, RecipeConfig
 from llm2clip.config.teacher import Teacher, Teachers
-from llm2clip.errors import ConfigError, under
+from llm2clip.errors import ConfigError, refuse, under
 
 
 @dataclass
@@ -61,16 +61,14 @@ class EvaluatedModelConfig:
 
     def check(self) -> None:
         """Raise a ConfigError if no model or several are named, or a setting does not apply to the model."""
-        given = [name for name in ('run', 'export', 'pretrained') if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ConfigError('expected one of run, export and pretrained; got '
-                              f'{" and ".join(given) or "none"}')
-        if self.wise_ft_alpha != 1 and self.run is None:
-            raise ConfigError(f'{self.wise_ft_alpha:g}, expected 1 or a run, which knows what it began with',
-                              key='wise_ft_alpha')
-        if self.truncate_dim is not None and self.pretrained is not None:
-            raise ConfigError(f'{self.truncate_dim}, expected none for a model of transformers',
-                              key='truncate_dim')
+        refuse([
+            ('', [self.run, self.export, self.pretrained].count(None) != 2,
+             'expected exactly one of run, export and pretrained'),
+            ('wise_ft_alpha', self.wise_ft_alpha != 1 and self.run is None,
+             f'{self.wise_ft_alpha:g}, expected 1 or a run, which knows what it began with'),
+            ('truncate_dim', self.truncate_dim is not None and self.pretrained is not None,
+             f'{self.truncate_dim}, expected none for a model of transformers'),
+        ])
 
 
 @dataclass
@@ -196,30 +194,25 @@ class EvaluateConfig(RecipeConfig):
 
     def check(self) -> None:
         """Raise a ConfigError if there is nothing to evaluate, or `baseline` or `averages` names nothing."""
-        benchmarks = self.retrieval or self.zeroshot or self.linear_probe
-        if self.models and not benchmarks:
-            raise ConfigError('expected a benchmark there, in zeroshot or in linear_probe for the models',
-                              key='retrieval')
-        if not self.models and (benchmarks or self.cra is None):
-            raise ConfigError('{}, expected at least one', key='models')
+        kinds = {'retrieval': self.retrieval, 'zeroshot': self.zeroshot, 'linear_probe': self.linear_probe}
+        has_benchmarks = any(kinds.values())
+        refuse([
+            ('retrieval', self.models and not has_benchmarks,
+             'expected a benchmark there, in zeroshot or in linear_probe for the models'),
+            ('models', not self.models and (has_benchmarks or self.cra is None), '{}, expected at least one'),
+            ('baseline', self.baseline not in (None, *self.models),
+             f'{self.baseline!r}, expected one of models: {", ".join(self.models)}'),
+        ])
         for name, model in self.models.items():
             with under(f'models.{name}'):
                 model.check()
-        if self.baseline is not None and self.baseline not in self.models:
-            raise ConfigError(f'{self.baseline!r}, expected one of models: {", ".join(self.models)}',
-                              key='baseline')
-        self._check_averages()
-
-    def _check_averages(self) -> None:
-        kinds = {'retrieval': self.retrieval, 'zeroshot': self.zeroshot, 'linear_probe': self.linear_probe}
         for name, benchmarks in self.averages.items():
             kind = benchmarks[0].partition('.')[0]
             known = [f'{kind}.{benchmark}' for benchmark in kinds.get(kind, {})]
-            for benchmark in benchmarks:
-                if benchmark not in known:
-                    expected = ', '.join(known) or 'kind.name, such as zeroshot.food101'
-                    raise ConfigError(f'{benchmark!r}, expected benchmarks of one kind: {expected}',
-                                      key=f'averages.{name}')
+            if not {*benchmarks} <= {*known}:
+                expected = ', '.join(known) or 'kind.name, such as zeroshot.food101'
+                raise ConfigError(f'{benchmarks}, expected benchmarks of one kind: {expected}',
+                                  key=f'averages.{name}')
 
 
 @dataclass

@@ -12,7 +12,7 @@ from llm2clip.config.models import VisionConfig
 from llm2clip.config.ranges import Count, RunWeights, Share, Text
 from llm2clip.config.recipe import Output, RecipeConfig
 from llm2clip.config.teacher import ImportedTeacher, Teachers
-from llm2clip.errors import ConfigError
+from llm2clip.errors import refuse
 
 
 @dataclass
@@ -93,7 +93,9 @@ class ImportConfig(RecipeConfig):
 
     def check(self) -> None:
         """Raise a ConfigError if `checkpoint` is set without `vision`, or the tower has LoRA."""
-        if self.checkpoint is not None and self.vision is None:
-            raise ConfigError('required but not set, since checkpoint is', key='vision')
-        if self.vision is not None and self.vision.lora is not None:
-            raise ConfigError('the weights to import have none; expected it unset', key='vision.lora')
+        refuse([
+            ('vision', self.checkpoint is not None and self.vision is None,
+             'required but not set, since checkpoint is'),
+            ('vision.lora', self.vision is not None and self.vision.lora is not None,
+             'the weights to import have none; expected it unset'),
+        ])

@@ -41,7 +41,8 @@ _SECRET = re.compile(r'://(?!((?<=sftp://)[^\s/?#:@]+@)?(\[[\w:.]*\]|[^\s/?#:@]*
 _STR, _MAP, _NULL, _MERGE = (f'tag:yaml.org,2002:{name}' for name in ('str', 'map', 'null', 'merge'))
 # Pattern in a message of pydantic -> what replaces it.
 _PYDANTIC_WORDS = {
-    r'^\w+ should (be|have) (a valid )?': '', r' after validation, not \d+': '', r', unable to .*': '',
+    '^Value error, ': '', r'^\w+ should (be|have) (a valid )?': '', r' after validation, not \d+': '',
+    r', unable to .*': '',
     '^Field required': 'a value', '^Unexpected keyword .*': 'none, since its type has no such key',
     '^list$': 'a list', r'^(a )?dictionary( or .*)?$': 'a mapping of keys to values',
     'greater than or equal to': 'at least', 'less than or equal to': 'at most',
@@ -97,8 +98,12 @@ def load_config(schema: type[R], args: Sequence[str]) -> R:
     """
     if not args:
         raise ConfigError('no configuration given: expected YAML files or key=value (--help lists the keys)')
-    sources = [_read_file(arg) for arg in args if '=' not in arg]
-    sources += [(_COMMAND_LINE, _parse_override(arg)) for arg in args if '=' in arg]
+    sources: list[tuple[str, yaml.Node]] = []
+    for arg in sorted(args, key=lambda arg: '=' in arg):  # files come first
+        if '=' in arg:
+            sources.append((_COMMAND_LINE, _parse_override(arg)))
+        else:
+            sources.append(_read_file(arg))
     return _merge(schema, sources)
 
 
@@ -106,7 +111,7 @@ def _parse_override(text: str) -> yaml.Node:
     """Return ``key.sub=value`` as nested mappings."""
     key, value = text.split('=', 1)
     # A shell passes `key=''` as `key=`, which YAML would read as null.
-    tree = _parse(value or "''", f'{key} ({_COMMAND_LINE})') or yaml.ScalarNode(_NULL, '')
+    tree = _parse(value or "''", f'{key} ({_COMMAND_LINE})')
     # A name with a dot stands in brackets: `models[llama3.1_8b].run`.
     for name in reversed(re.split(r'\.(?![^\[]*\])|(?=\[)', key)):
         tree = yaml.MappingNode(_MAP, [(yaml.ScalarNode(_STR, name.strip('[]')), tree)])
@@ -120,8 +125,20 @@ def _merge(schema: type[R], sources: Sequence[tuple[str, yaml.Node]]) -> R:
     try:
         for merger.source, tree in sources:
             values = merger.merge(schema, values, tree)
-        values = _resolve(values, [source for source, _ in sources])
-        _check_secrets(values)
+        # Not `OmegaConf.missing_keys`, which also names the keys that refer to a missing one.
+        missing = sorted(key for key, value in leaves(values) if value == MISSING)
+        if missing:
+            files = ', '.join(dict.fromkeys(source for source, _ in sources))
+            raise ConfigError(f'required but not set: {", ".join(missing)} (in {files})')
+        try:
+            values = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(str(error).splitlines()[0], key=error.full_key or '') from None
+        for key, value in leaves(values):
+            if isinstance(value, str) and _SECRET.search(value):  # a run would write it into its files
+                raise ConfigError('put no password or token into a URL; Streaming reads credentials from '
+                                  'the environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE '
+                                  'names', key=key)
         config = check_values(schema, values)
         config.check()
         return config
@@ -159,7 +176,12 @@ class _Merger:
         return _Loader('').construct_document(node)
 
     def _mapping(self, kind: Any, values: dict[str, Any], node: yaml.MappingNode, key: str) -> dict[str, Any]:
-        types = _field_types(kind)
+        # Field -> type of a dataclass, or of all text encoders that a field takes; else nothing.
+        types: dict[str, Any] = {}
+        for schema in (*teacher_types(kind).values(), kind):
+            if is_dataclass(schema):
+                hints = typing.get_type_hints(schema, include_extras=True)
+                types.update({field.name: hints[field.name] for field in fields(schema)})
         _Loader('').flatten_mapping(node)
         for name_node, value_node in node.value:
             name = name_node.value
@@ -194,29 +216,6 @@ def _kept(kind: Any, earlier: Any, node: yaml.MappingNode) -> dict[str, Any]:
     return earlier
 
 
-def _resolve(values: Any, sources: Sequence[str]) -> Any:
-    """Return the values of a configuration without interpolations (``${…}``)."""
-    try:
-        merged = OmegaConf.create(values)
-        # Not `OmegaConf.missing_keys`, which also names the keys that refer to a missing one.
-        missing = sorted(key for key, value in leaves(values) if value == MISSING)
-        if missing:
-            files = ', '.join(dict.fromkeys(sources))
-            raise ConfigError(f'required but not set: {", ".join(missing)} (in {files})')
-        return OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0], key=error.full_key or '') from None
-
-
-def _check_secrets(values: Any) -> None:
-    """Raise a ConfigError for a secret in a URL, because runs write their configuration into files."""
-    for key, value in leaves(values):
-        if isinstance(value, str) and _SECRET.search(value):
-            raise ConfigError('put no password or token into a URL; Streaming reads credentials from the '
-                              'environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE names',
-                              key=key)
-
-
 def check_values(kind: Any, values: Any, strict: bool = False) -> Any:
     """Return values as a type reads them; raise a ConfigError for another type, or if they are out of range.
 
@@ -235,9 +234,14 @@ def check_values(kind: Any, values: Any, strict: bool = False) -> Any:
         value = repr(faults[0]['input'])
         if faults[0]['type'] == 'missing' and not key.endswith(']'):
             value = 'required but not set'
-        # A value of several possible types has an error for each.
-        expected = ' or '.join(_expected(fault) for fault in faults if _key(fault, values) == key)
-        raise ConfigError(f'{value}, expected {expected}', key=key) from None
+        expected = []  # a value of several possible types has an error for each
+        for fault in faults:
+            if _key(fault, values) == key:
+                message = fault['msg']
+                for pattern, replacement in _PYDANTIC_WORDS.items():
+                    message = re.sub(pattern, replacement, message)
+                expected.append(message)
+        raise ConfigError(f'{value}, expected {" or ".join(expected)}', key=key) from None
 
 
 def _key(fault: Mapping[str, Any], values: Any) -> str:
@@ -251,16 +255,6 @@ def _key(fault: Mapping[str, Any], values: Any) -> str:
                 continue
         key += f'[{part}]' if isinstance(part, int) else f'.{part}'
     return key.removeprefix('.')
-
-
-def _expected(fault: Mapping[str, Any]) -> str:
-    """Return what an error of pydantic says was expected."""
-    if fault['type'] == 'value_error':
-        return str(fault['ctx']['error'])
-    expected = fault['msg']
-    for pattern, replacement in _PYDANTIC_WORDS.items():
-        expected = re.sub(pattern, replacement, expected)
-    return expected
 
 
 def read_config(schema: type[R], folder: Union[str, Path]) -> R:
@@ -296,15 +290,17 @@ def save_config(config: Any, folder: Union[str, Path]) -> None:
 
 def _read_file(path: str) -> tuple[str, yaml.Node]:
     tree = _parse(read_text(path, 'a YAML file or key=value'), path)
-    if tree is not None and not isinstance(tree, yaml.MappingNode):
+    if tree.tag == _NULL:
+        tree = yaml.MappingNode(_MAP, [])
+    if not isinstance(tree, yaml.MappingNode):
         raise FileError('expected a mapping of keys to values at the top', path)
-    return path, tree or yaml.MappingNode(_MAP, [])
+    return path, tree
 
 
-def _parse(text: str, source: str) -> Optional[yaml.Node]:
+def _parse(text: str, source: str) -> yaml.Node:
     with reading(source, 'YAML'):
         yaml.load(text, _Loader)  # to check keys and aliases; it flattens its nodes, so they are not used
-        return yaml.compose(text, _Loader)
+        return yaml.compose(text, _Loader) or yaml.ScalarNode(_NULL, '')
 
 
 def _entry_type(kind: Any) -> Any:
@@ -312,18 +308,6 @@ def _entry_type(kind: Any) -> Any:
     if typing.get_origin(kind) in (list, dict):
         return plain_type(typing.get_args(kind)[-1])
     return kind if teacher_types(kind) else Any
-
-
-def _field_types(kind: Any) -> dict[str, Any]:
-    """Return field -> type of a dataclass, or of all text encoders that a field takes; else nothing."""
-    schemas = list(teacher_types(kind).values())
-    if is_dataclass(kind):
-        schemas.append(kind)
-    types: dict[str, Any] = {}
-    for schema in schemas:
-        hints = typing.get_type_hints(schema, include_extras=True)
-        types.update({field.name: hints[field.name] for field in fields(schema)})
-    return types
 
 
 def _has_entries(kind: Any) -> bool:

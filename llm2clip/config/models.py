@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from pydantic import Field
 
 from llm2clip.config.ranges import (
+    Always,
     Component,
     Count,
     Dims,
@@ -25,7 +26,6 @@ from llm2clip.config.ranges import (
     WeightType,
 )
 from llm2clip.config.recipe import RecipeConfig
-from llm2clip.errors import ConfigError
 
 
 @dataclass
@@ -249,9 +249,5 @@ class PipelineConfig(TextPlanConfig):
 
     steps: Annotated[dict[str, list[str]], Field(min_length=1)] = MISSING
     """Recipe -> its YAML files and `key=value` overrides, as on its command line."""
-    plan: bool = True
+    plan: Always = True
     """Always true: this recipe only plans."""
-
-    def check(self) -> None:
-        if not self.plan:
-            raise ConfigError('false, expected true, since this recipe only plans', key='plan')

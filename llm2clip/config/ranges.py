@@ -38,8 +38,7 @@ def _is_time(value: str) -> bool:
 
 def _is_folder_name(value: str) -> bool:
     # File systems allow 255 bytes; 200 leave room for the suffixes of temporary names.
-    return (value.isprintable() and value[:1] not in ('', '.') and '/' not in value
-            and len(value.encode()) <= 200)
+    return bool(re.fullmatch('[^./][^/]*', value)) and value.isprintable() and len(value.encode()) <= 200
 
 
 def _elsewhere(remote: str, info: ValidationInfo) -> str:
@@ -101,7 +100,7 @@ CropScale = Annotated[list[SampleShare], Field(min_length=2, max_length=2),
                       _must(lambda values: values == sorted(values), 'the smaller value first')]
 CheckpointsKept = Annotated[int, _must(lambda n: n > 0 or n == -1, 'at least 1, or -1 to keep all')]
 # Name -> sampling weight.
-Mix = Annotated[dict[Text, Weight], _must(lambda weights: not weights or sum(weights.values()) > 0,
+Mix = Annotated[dict[Text, Weight], _must(lambda weights: max(weights.values(), default=1) > 0,
                                           'one weight above 0 at least')]
 # Times of Composer and sizes of Streaming, in their notation.
 Time = Annotated[str, _must(_is_time, 'a time above 0, such as 1ep (epochs), 20ba (batches), 3e4sp (samples) '
@@ -118,6 +117,7 @@ PromptName = Annotated[str, _must(lambda name: re.fullmatch(r'\w+', name),
                                   'a name of letters, digits and underscores')]
 Prompt = Annotated[str,
                    _must(lambda text: '{caption}' in text, 'a text with {caption} where the caption goes')]
+Always = Annotated[bool, _must(lambda value: value, 'true')]
 AccuracyMetric = Literal['top1', 'mean_per_class']
 DeviceName = Literal['gpu', 'cpu']
 WeightType = Literal['float32', 'bfloat16', 'float16']

@@ -38,28 +38,17 @@ class RecipeConfig:
     """Whether the recipe only prints a plan; a setting of `PlanConfig`."""
 
     @property
-    def destination(self) -> str:
-        """Where the results go, in words."""
-        return 'a plan' if self.plan else getattr(self, self.output_key)
+    def output_folder(self) -> str:
+        """Folder that the recipe writes."""
+        return getattr(self, self.output_key)
 
     def outputs(self) -> list[Output]:
         """Return the folders to lock while the recipe runs."""
-        return [] if self.plan else [Output(getattr(self, self.output_key))]
-
-    def step_folder(self) -> Optional[str]:
-        """Return the folder in which the duration is recorded; None if it is not."""
-        if self.plan or not self.records_duration:
-            return None
-        return getattr(self, self.output_key)
+        return [Output(self.output_folder)]
 
     def resume_hint(self) -> str:
         """Return how the same command resumes after a stop; empty if it begins again."""
-        if self.plan or not self.resumes:
-            return ''
-        return 'the same command resumes with what is missing'
+        return 'the same command resumes with what is missing' if self.resumes else ''
 
     def check(self) -> None:
         """Raise a ConfigError if settings conflict."""
-
-    def check_resumed_run(self) -> None:
-        """Raise a ConfigError if the recipe would resume a run that was begun with other settings."""

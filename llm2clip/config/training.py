@@ -4,10 +4,9 @@
 """Configuration of `train_stage1`, `train_inheritance` and `train_stage2`."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Optional, Union
+from typing import Annotated, ClassVar, Literal, Optional, Union
 
 from omegaconf import MISSING
 from pydantic import Field
@@ -40,11 +39,8 @@ from llm2clip.config.ranges import (
     Weight,
 )
 from llm2clip.config.recipe import Output
-from llm2clip.config.teacher import Teachers
-from llm2clip.errors import ConfigError
-
-# Optimizers with a fused kernel that torch 2.7 supports for sharded weights (DTensor), too.
-FUSED_SHARDS = ('adamw',)
+from llm2clip.config.teacher import Teachers, teacher_type
+from llm2clip.errors import refuse
 
 
 @dataclass
@@ -62,7 +58,7 @@ class FsdpConfig:
     mixed_precision: Literal['DEFAULT', 'PURE', 'FULL'] = 'DEFAULT'
     """For a 16-bit `precision`.  `DEFAULT`: gather weights in 16 bits, reduce gradients in float32.  `PURE`:
     both in 16 bits.  `FULL`: both in float32."""
-    reshard_after_forward: Union[bool, int] = True
+    reshard_after_forward: Union[bool, Count] = True
     """Free the gathered weights of a block after its forward pass, and gather them again in the backward
     pass.  `false` keeps them.  A number keeps them sharded over groups of that many neighbouring ranks."""
     replicate: Count = 1
@@ -134,6 +130,19 @@ class TrainerConfig:
 
 
 @dataclass
+class SelfDistillationConfig:
+    """Keep image features close to those of a frozen copy of the initial weights (ProCLIP, arXiv
+    2510.18795)."""
+
+    enabled: bool = False
+    """Add the two terms below to the loss."""
+    instance: Weight = 1.0
+    """Weight of the mean squared distance between the features and those of the copy."""
+    structure: Weight = 1.0
+    """Weight of the mean smooth L1 loss between pairwise distances of the features and those of the copy."""
+
+
+@dataclass
 class TrainConfig(TextPlanConfig, TrainerConfig):
     """Settings of every training."""
 
@@ -141,15 +150,16 @@ class TrainConfig(TextPlanConfig, TrainerConfig):
     uses_ranks = True
     has_best_weights: ClassVar[bool] = False
     """Whether other recipes read the weights that the callback `save_best` writes."""
+    # Settings of stage 2 alone, as they are in other trainings.
+    lr_scale = {}
+    layer_decay = 1.0
+    self_distillation = SelfDistillationConfig()
 
     def check(self) -> None:
         """Raise a ConfigError if keys conflict, whatever the device and the number of ranks."""
-        only_fuses_whole = self.optimizer.get('fused') and self.optimizer.get('name') not in FUSED_SHARDS
         refuse([
             ('algorithms.channels_last', self.fsdp is not None and 'channels_last' in self.algorithms,
              'fsdp cannot shard such weights; leave out one of the two'),
-            ('optimizer.fused', self.fsdp is not None and only_fuses_whole,
-             f'expected false, since only {", ".join(FUSED_SHARDS)} has a fused kernel for sharded weights'),
             ('callbacks.save_best', 'save_best' in self.callbacks and not self.has_best_weights,
              'only the weights of stage 2 can be read from it, expected none here'),
         ])
@@ -159,39 +169,18 @@ class TrainConfig(TextPlanConfig, TrainerConfig):
         """Whether the samples of a batch are negatives of each other, which the loss needs all at once."""
         return True
 
-    @property
-    def keeps_initial_model(self) -> bool:
-        """Whether a frozen copy of the initial model gives targets."""
-        return False
-
-    def learning_rate_factors(self) -> dict[str, Any]:
-        """Return the keywords of `parameter_groups` that scale the learning rate of parts of the model."""
-        return {}
-
     def outputs(self) -> list[Output]:
         outputs = super().outputs()
-        if not self.plan and '://' not in self.checkpoint_folder:
-            checkpoints = Path(os.path.abspath(self.checkpoint_folder))
-            if not checkpoints.is_relative_to(os.path.abspath(self.save_folder)):
-                outputs.append(Output(str(checkpoints)))
+        checkpoints = Path(os.path.abspath(self.checkpoint_folder))
+        is_inside = checkpoints.is_relative_to(os.path.abspath(self.save_folder))
+        if '://' not in self.checkpoint_folder and not is_inside:
+            outputs.append(Output(self.checkpoint_folder))
         return outputs
 
     def resume_hint(self) -> str:
-        if self.plan or not self.autoresume:
+        if not self.autoresume:
             return ''
         return f'the same command resumes from the newest checkpoint in {self.checkpoint_folder}, if any'
-
-    def check_resumed_run(self) -> None:
-        from llm2clip.config.loading import settings_in_folder  # it imports this module
-        if not self.plan and self.autoresume and any(Path(self.checkpoint_folder).glob('ep*-ba*')):
-            settings_in_folder(self)
-
-
-def refuse(rules: Sequence[tuple[str, object, str]]) -> None:
-    """Raise the ConfigError of the first rule (key, whether it is broken, message) that is broken."""
-    for key, is_broken, message in rules:
-        if is_broken:
-            raise ConfigError(message, key=key)
 
 
 @dataclass
@@ -229,11 +218,13 @@ class Stage1Config(TrainConfig):
 
     def check(self) -> None:
         super().check()
-        is_mntp = self.objective == 'mntp'
+        if self.objective == 'mntp':
+            refuse([
+                ('algorithms.grad_cache', 'grad_cache' in self.algorithms,
+                 'objective mntp has no negatives; its microbatches need no cache'),
+                ('eval_data', self.eval_data is not None, 'objective mntp has no evaluation'),
+            ])
         refuse([
-            ('algorithms.grad_cache', is_mntp and 'grad_cache' in self.algorithms,
-             'objective mntp has no negatives; its microbatches need no cache'),
-            ('eval_data', is_mntp and self.eval_data is not None, 'objective mntp has no evaluation'),
             ('text_encoder.dtype', self.fsdp is not None and self.text_encoder.dtype != 'float32',
              f'{self.text_encoder.dtype} does not go with fsdp, which needs the float32 of the LoRA weights '
              'everywhere; precision: amp_bf16 computes in bfloat16'),
@@ -278,19 +269,6 @@ class TextEncoderInLoopConfig:
 
 
 @dataclass
-class SelfDistillationConfig:
-    """Keep image features close to those of a frozen copy of the initial weights (ProCLIP, arXiv
-    2510.18795)."""
-
-    enabled: bool = False
-    """Add the two terms below to the loss."""
-    instance: Weight = 1.0
-    """Weight of the mean squared distance between the features and those of the copy."""
-    structure: Weight = 1.0
-    """Weight of the mean smooth L1 loss between pairwise distances of the features and those of the copy."""
-
-
-@dataclass
 class Stage2Config(TrainConfig):
     """Training of the vision tower and the adapter against the frozen teacher's embeddings."""
 
@@ -323,10 +301,6 @@ class Stage2Config(TrainConfig):
     algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
 
     @property
-    def keeps_initial_model(self) -> bool:
-        return self.self_distillation.enabled
-
-    @property
     def begins_at_random(self) -> bool:
         """Whether the vision tower begins with random weights."""
         vision = self.model.vision
@@ -342,14 +316,18 @@ class Stage2Config(TrainConfig):
         """Whether vectors of a frozen LLM are read from embeddings datasets."""
         return not self.text_encoder_in_loop.enabled and not self.reads_captions
 
-    def learning_rate_factors(self) -> dict[str, Any]:
-        return {'lr_scale': self.lr_scale, 'layer_decay': self.layer_decay}
-
     def check(self) -> None:
         vision, largest_dim = self.model.vision, max(self.loss.matryoshka_dims, default=0)
         self._check_text_encoder()
         if self.eval_zeroshot:
-            self._check_zeroshot()
+            refuse([
+                ('teacher', self.teacher is None and self.trainable_text.clip is None,
+                 'required but not set, since it embeds the prompts of eval_zeroshot'),
+                ('eval_zeroshot', len(self.train_data.teachers) > 1 or isinstance(self.teacher, list),
+                 'its prompts are embedded by one teacher, and there are several'),
+                ('eval_zeroshot', not {'eval', 'train'}.isdisjoint(self.eval_zeroshot),
+                 'eval and train are the names of metrics of eval_data and train_data, expected others'),
+            ])
         refuse([
             ('initial_adapter', self.initial_adapter is not None and self.initial_weights is not None,
              'initial_weights has an adapter of its own, expected one of the two'),
@@ -379,29 +357,22 @@ class Stage2Config(TrainConfig):
         super().check()
 
     def _check_text_encoder(self) -> None:
-        lora, clip = self.trainable_text.lora is not None, self.trainable_text.clip is not None
+        trains_lora = self.trainable_text.lora is not None
         in_loop = self.text_encoder_in_loop.enabled
-        without_llm = 'there is no LLM, since trainable_text.clip takes its place; expected one of the two'
+        if self.trainable_text.clip is not None:
+            without_llm = 'trainable_text.clip takes the place of the LLM; expected one of the two'
+            refuse([
+                ('trainable_text.lora', trains_lora, without_llm),
+                ('text_encoder_in_loop.enabled', in_loop, without_llm),
+                ('initial_adapter', self.initial_adapter is not None, without_llm),
+            ])
         refuse([
-            ('teacher', lora and not isinstance(self.teacher, str),
+            ('teacher', trains_lora and teacher_type(self.teacher) != 'folder',
              'expected a folder of stage 1, since trainable_text.lora trains its LLM'),
-            ('trainable_text.lora', clip and lora, without_llm),
-            ('text_encoder_in_loop.enabled', clip and in_loop, without_llm),
-            ('initial_adapter', clip and self.initial_adapter is not None, without_llm),
-            ('text_encoder_in_loop.enabled', in_loop and lora,
+            ('text_encoder_in_loop.enabled', in_loop and trains_lora,
              'embeds captions by a frozen LLM, and trainable_text.lora trains it; expected one of the two'),
-            ('teacher', in_loop and (self.teacher is None or isinstance(self.teacher, list)),
+            ('teacher', in_loop and not teacher_type(self.teacher),
              'expected one that embeds captions, since text_encoder_in_loop.enabled is true'),
-        ])
-
-    def _check_zeroshot(self) -> None:
-        refuse([
-            ('teacher', self.teacher is None and self.trainable_text.clip is None,
-             'required but not set, since it embeds the prompts of eval_zeroshot'),
-            ('eval_zeroshot', len(self.train_data.teachers) > 1 or isinstance(self.teacher, list),
-             'its prompts are embedded by one teacher, and there are several'),
-            ('eval_zeroshot', not {'eval', 'train'}.isdisjoint(self.eval_zeroshot),
-             'eval and train are the names of metrics of eval_data and train_data, expected others'),
         ])
 
     def _check_image_embeddings(self, loader: str, data: ImageDataConfig) -> None:

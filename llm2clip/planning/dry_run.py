@@ -177,7 +177,7 @@ def dry_run_step(
     microbatch = config.device_train_microbatch_size or device_batch
     uses_grad_cache = 'grad_cache' in config.algorithms
     initial: Optional[InitialImages] = None
-    if config.keeps_initial_model:
+    if config.self_distillation.enabled:
         initial = InitialImages(model.model)  # pyright: ignore[reportArgumentType]
     # Outside FakeTensorMode, because a device mesh needs real tensors.
     mesh = init_device_mesh('cpu', (ranks,)) if ranks > 1 else None

@@ -5,6 +5,7 @@
 (ProCLIP, arXiv 2510.18795)."""
 
 from pathlib import Path
+from typing import Any
 
 from composer import DataSpec, Evaluator
 from composer.utils import dist, reproducibility
@@ -13,7 +14,6 @@ from llm2clip.config import InheritanceConfig
 from llm2clip.data.inheritance_dataset import build_target_loader
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import embedding_dim
-from llm2clip.data.streams.paired_stream import PairedReader
 from llm2clip.errors import under
 from llm2clip.io.folders import check_replaceable
 from llm2clip.models.adapter_folder import KIND, WEIGHTS_FILE, build_adapter, save_adapter
@@ -60,7 +60,7 @@ def train(config: InheritanceConfig) -> None:
     trainer = build_trainer(config, model, data, evaluators)
     if dist.get_global_rank() == 0:
         record.write(config.save_folder)
-    write_settings(config, trainer.state.timestamp, {Path(config.adapter_folder): KIND})
+    write_settings(config, trainer.state.timestamp, [Path(config.adapter_folder)])
     fit(trainer, config)
     trainer.close()
     with averaged_weights(trainer.state):
@@ -77,6 +77,5 @@ def _find_target(data: DataSpec) -> tuple[Fingerprint, int]:
     for stream in others:
         TeacherRecord.read(stream.local).teacher.check(target, f'embeddings dataset {stream.local}',
                                                        f'embeddings dataset {first.local}')
-    shard = dataset.shards[0]
-    assert isinstance(shard, PairedReader)
+    shard: Any = dataset.shards[0]  # a PairedReader
     return target, embedding_dim(shard.images)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from llm2clip.config import TrainConfig
-from llm2clip.config.training import FUSED_SHARDS
 from llm2clip.errors import ConfigError
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.registry import build, check, named
@@ -25,12 +24,13 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
     name, arguments = named(config.optimizer, 'optimizer')
     lr = arguments.pop('lr')
     weight_decay = arguments.pop('weight_decay', 0.0)
-    groups = parameter_groups(model, lr, weight_decay, **config.learning_rate_factors())
+    groups = parameter_groups(model, lr, weight_decay, config.lr_scale, config.layer_decay)
     if 'betas' in arguments:
         arguments['betas'] = tuple(arguments['betas'])
     can_fuse = 'fused' in inspect.signature(check('optimizer', name, arguments)).parameters
     on_gpu = config.device == 'gpu' or config.device is None and torch.cuda.is_available()
-    if can_fuse and on_gpu and (config.fsdp is None or name in FUSED_SHARDS):
+    # With sharded weights (DTensor), torch 2.7 supports the fused kernel of AdamW alone.
+    if can_fuse and on_gpu and (config.fsdp is None or name == 'adamw'):
         arguments.setdefault('fused', not arguments.get('foreach'))
     optimizer = build('optimizer', name, {'params': groups, 'lr': lr} | arguments)
     if can_fuse:

@@ -5,7 +5,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -15,14 +15,13 @@ from composer import Timestamp
 from composer.utils import dist
 
 from llm2clip.config import ModelConfig, Stage2Config, TrainConfig
-from llm2clip.config.loading import read_config, read_resolved, save_config, settings_in_folder
+from llm2clip.config.loading import difference, read_config, read_resolved, save_config, settings_in_folder
 from llm2clip.config.ranges import RunWeights
 from llm2clip.conversion import official_weights
 from llm2clip.data.schema import TEACHER_FILE
-from llm2clip.errors import ConfigError, under
+from llm2clip.errors import ConfigError, refuse, under
 from llm2clip.export.hf import is_exported
 from llm2clip.io.files import reading
-from llm2clip.io.folders import check_replaceable
 from llm2clip.io.tensors import read_safetensors
 from llm2clip.modeling.checks import check_keys
 from llm2clip.models.adapter_folder import load_adapter
@@ -88,12 +87,13 @@ class Stage2Run:
         with under('run'):
             self.config = read_config(Stage2Config, folder)
             self.record = TeacherRecord.read(folder)
-        if weights == 'best' and not Path(folder, BEST_FILE).is_file():
-            raise ConfigError(f'the run in {folder} kept no best ones; add `callbacks: {{save_best: {{}}}}` '
-                              'to a run', key='weights')
-        if wise_ft_alpha != 1 and self.config.begins_at_random:
-            raise ConfigError(f'{wise_ft_alpha:g}, expected 1, since the tower of the run in {folder} began '
-                              'with random weights', key='wise_ft_alpha')
+        refuse([
+            ('weights', weights == 'best' and not Path(folder, BEST_FILE).is_file(),
+             f'the run in {folder} kept no best ones; add `callbacks: {{save_best: {{}}}}` to a run'),
+            ('wise_ft_alpha', wise_ft_alpha != 1 and self.config.begins_at_random,
+             f'{wise_ft_alpha:g}, expected 1, since the tower of the run in {folder} began with random '
+             'weights'),
+        ])
 
     def load_model(self) -> LLM2CLIP:
         """Load the model in evaluation mode; LoRA is merged.
@@ -181,21 +181,19 @@ class Stage2Run:
         A ConfigError if the run has not ended, or other weights than its final ones are requested.
         """
         reason = f'but the run in {self.folder} has trained its text encoder, too, and keeps it as it ended'
-        if self.weights != 'latest':
-            raise ConfigError(f'{self.weights}, {reason}; expected latest', key='weights')
-        if self.wise_ft_alpha != 1:
-            raise ConfigError(f'{self.wise_ft_alpha:g}, {reason}; expected 1', key='wise_ft_alpha')
         folder = self.folder / name
-        if not folder.is_dir():
-            raise ConfigError(f'{folder}: there is none yet; the run trains its text encoder, and writes it '
-                              'when it ends')
+        refuse([
+            ('weights', self.weights != 'latest', f'{self.weights}, {reason}; expected latest'),
+            ('wise_ft_alpha', self.wise_ft_alpha != 1, f'{self.wise_ft_alpha:g}, {reason}; expected 1'),
+            ('', not folder.is_dir(),
+             f'{folder}: there is none yet; the run trains its text encoder, and writes it when it ends'),
+        ])
         return folder
 
     def teachers(self, teacher: Any = None, trust_remote_code: bool = False) -> list[TeacherSource]:
         """Return the checked teachers of the run; none if it has trained CLIP's own text tower.
 
-        `teacher`, a configuration, takes precedence over what the run names.  Weights are hashed only if all
-        other checks pass.
+        `teacher`, a configuration, takes precedence over what the run names.
 
         Raises:
             ConfigError: Too few or too many teachers are named, or one does not exist.
@@ -212,8 +210,7 @@ class Stage2Run:
             raise ConfigError(f'{len(sources)} named here or in the config.yaml of {self.folder}, expected '
                               f'{len(expected)}, in the order of training', key='teacher')
         for source, fingerprint in zip(sources, expected):
-            source.check_encoding(fingerprint, 'the run')
-        for source, fingerprint in zip(sources, expected):
+            source.check_encoding(fingerprint, 'the run')  # before its weights are hashed
             source.check(fingerprint, 'the run')
         return sources
 
@@ -257,27 +254,22 @@ def _initial_run(config: ModelConfig, folder: Union[str, Path]) -> Stage2Run:
                           'initial_weights')
     with under('initial_weights'):
         run = Stage2Run(folder)
-    ours = _described_weights(config)
-    theirs = _described_weights(run.config.model)
-    differences = [f'model.{key}: {ours[key]!r}, but {theirs[key]!r} there'
-                   for key in ours if ours[key] != theirs[key]]
-    if differences:
-        raise ConfigError(f'the model of the run in {folder} is another one: {"; ".join(differences)}',
+    differing = difference(_described_weights(run.config.model), _described_weights(config))
+    if differing is not None:
+        raise ConfigError(f'the model of the run in {folder} is another one: model.{differing}',
                           'initial_weights')
     return run
 
 
 def _described_weights(config: ModelConfig) -> dict[str, Any]:
     """Return the settings of a model that change the meaning of its weights."""
-    settings = {
+    vision = config.vision
+    return {
         'embed_dim': config.embed_dim, 'visual_projection': config.visual_projection,
         'visual_projection_expansion': config.visual_projection_expansion,
-        'logit_bias': config.logit_bias is not None}
-    for name in ('name', 'image_size', 'mean', 'std', 'architecture'):
-        settings[f'vision.{name}'] = getattr(config.vision, name)
-    for name, value in dataclasses.asdict(config.adapter).items():
-        settings[f'adapter.{name}'] = value
-    return settings
+        'logit_bias': config.logit_bias is not None, 'adapter': dataclasses.asdict(config.adapter),
+        'vision': {'name': vision.name, 'image_size': vision.image_size, 'mean': vision.mean,
+                   'std': vision.std, 'architecture': vision.architecture}}
 
 
 def interpolated(
@@ -317,11 +309,11 @@ def is_complete(config: TrainConfig, result: Path) -> bool:
     return complete
 
 
-def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Path, str]) -> None:
+def write_settings(config: TrainConfig, reached: Timestamp, results: Collection[Path]) -> None:
     """Write the resolved configuration into the folder of a new or resumed run; every rank calls this.
 
-    The folder of a run that has `reached` its end is unchanged.  If an ended run is extended, its `results`
-    (folder -> kind, see `check_replaceable`) are removed.
+    The folder of a run that has `reached` its end is unchanged.  If an ended run is extended, the folders of
+    its `results` are removed.
 
     Raises:
         ConfigError: The run has ended with other settings, or is to be extended but has no checkpoint.
@@ -332,11 +324,10 @@ def write_settings(config: TrainConfig, reached: Timestamp, results: Mapping[Pat
             if saved_config is not None and reached >= saved_config.max_duration:
                 return
         else:
-            if reached.batch == 0 and any(folder.is_dir() and any(folder.iterdir()) for folder in results):
+            if reached.batch == 0 and any(any(folder.glob('*')) for folder in results):
                 raise ConfigError(f'the run in {config.save_folder} has ended, and there is no checkpoint to '
                                   'resume from; choose another save_folder', key='save_folder')
-            for folder, kind in results.items():
-                check_replaceable(folder, kind)
+            for folder in results:
                 shutil.rmtree(folder, ignore_errors=True)
         # last, since `is_complete` must not see it beside old results
         save_config(config, config.save_folder)

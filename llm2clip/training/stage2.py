@@ -5,7 +5,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, Optional
 
 from composer import Algorithm, DataSpec, Evaluator, Trainer
 from composer.utils import dist, reproducibility
@@ -24,7 +24,6 @@ from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.towers import tower_preprocessing, train_image_size
 from llm2clip.ranks import broadcast_from_rank0, once_per_node
 from llm2clip.teacher.caption_teacher import CaptionTeacher
-from llm2clip.teacher.clip_text import ClipTextTower
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
 from llm2clip.teacher.sources import check_teachers, teacher_source
 from llm2clip.training.algorithms.batches import InitialImages, SelfDistillation, TextEncoderInLoop
@@ -75,8 +74,6 @@ def make_initial_model(
     config: Stage2Config, record: TeacherRecord, text: Optional[TrainedText] = None
 ) -> ComposerLLM2CLIP:
     """Build the model with the initial weights that the configuration names."""
-    if config.begins_at_random and dist.get_global_rank() == 0:
-        print('model.vision.pretrained is false: the vision tower begins with random weights', flush=True)
     model = make_model(config, record.llm_embed_dim, load_weights=config.initial_weights is None, text=text)
     if config.initial_weights is not None:
         load_initial_weights(model.model, config.model, record.teacher, config.initial_weights)
@@ -140,9 +137,8 @@ def _find_teacher(
 ) -> tuple[TeacherRecord, Optional[CaptionTeacher]]:
     """Find the teacher: that of the embeddings datasets, the untrained one, or the one in the loop."""
     if text is not None:
-        encoder = text.encoder
-        if isinstance(encoder, ClipTextTower):
-            assert config.trainable_text.clip is not None
+        encoder: Any = text.encoder
+        if config.trainable_text.clip is not None:
             settings = dataclasses.asdict(config.trainable_text.clip)
             encoding = {'clip_text': encoder.config.model_type} | settings
             fingerprint = Fingerprint.of('trained with the vision tower', encoding)

@@ -15,17 +15,16 @@ from typing import Any, Optional
 
 import torch
 from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
-from composer.core import State, TimeUnit
+from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.models import ComposerModel
 from composer.utils import dist, reproducibility
 
 from llm2clip.config import FsdpConfig, TrainConfig
-from llm2clip.config.loading import check_settings, learned_settings
-from llm2clip.config.training import refuse
+from llm2clip.config.loading import check_settings, learned_settings, settings_in_folder
 from llm2clip.data.streams.safe_dataset import device_batch_size
 from llm2clip.device import open_device
-from llm2clip.errors import ConfigError, FileError, under
+from llm2clip.errors import ConfigError, FileError, refuse, under
 from llm2clip.io.files import is_out_of_shared_memory
 from llm2clip.io.remotes import reaching
 from llm2clip.models.sharding import compile_blocks, fsdp2_config, set_up_units
@@ -39,7 +38,9 @@ from llm2clip.training.optim import build_optimizer
 
 
 def initialize(config: TrainConfig) -> None:
-    """Initialise the process group and check the configuration."""
+    """Initialise the process group and check the configuration, also against that of a run to resume."""
+    if config.autoresume and any(Path(config.checkpoint_folder).glob('ep*-ba*')):
+        settings_in_folder(config)
     device = open_device(config.device, config.precision)
     dist.initialize_dist(device, config.dist_timeout)
     check_train_config(dataclasses.replace(config, device=device.name))
@@ -52,8 +53,7 @@ def check_train_config(config: TrainConfig) -> None:
     """
     name, arguments = named(config.optimizer, 'optimizer')
     build('optimizer', name, {'params': [torch.nn.Parameter(torch.zeros(1))]} | arguments)
-    name, arguments = named(config.scheduler, 'scheduler')
-    build('scheduler', name, arguments)
+    build('scheduler', *named(config.scheduler, 'scheduler'))
     build_all('algorithms', config.algorithms)
     build_all('callbacks', config.callbacks)
     for name, arguments in config.loggers.items():
@@ -70,7 +70,7 @@ def check_train_config(config: TrainConfig) -> None:
          f'{config.precision}, expected fp32, the only one on a CPU'),
         ('fsdp.replicate', ranks % fsdp.replicate,
          f'{fsdp.replicate} copies of the model, expected a number that divides that of the ranks, {ranks}'),
-        ('fsdp.reshard_after_forward', not isinstance(groups, bool) and (groups < 1 or shards % groups),
+        ('fsdp.reshard_after_forward', not isinstance(groups, bool) and shards % groups,
          f'{groups} ranks, expected true, false or a number that divides that of the ranks of a copy of the '
          f'model, {shards}'),
         ('device_train_microbatch_size', microbatch > device_batch,
@@ -95,16 +95,16 @@ def check_metrics(config: TrainConfig, metrics: Mapping[str, Sequence[str]]) -> 
     """
     if config.eval_first and not metrics:
         raise ConfigError('there is no eval_data, expected something to evaluate', key='eval_first')
-    if 'save_best' not in config.callbacks:
-        return
-    best = SaveBest(**config.callbacks['save_best'])
-    if best.dataloader_label not in metrics:
-        raise ConfigError(f'there is no evaluation called {best.dataloader_label!r}, expected some on which '
-                          f'{best.metric} is computed', key='callbacks.save_best.dataloader_label')
-    computed = metrics[best.dataloader_label]
-    if best.metric not in computed:
-        raise ConfigError(f'{best.metric!r} is never computed on {best.dataloader_label}, '
-                          f'expected {" or ".join(computed)}', key='callbacks.save_best.metric')
+    if 'save_best' in config.callbacks:
+        best = SaveBest(**config.callbacks['save_best'])
+        label = best.dataloader_label
+        computed = metrics.get(label, [])
+        refuse([
+            ('callbacks.save_best.dataloader_label', label not in metrics,
+             f'there is no evaluation called {label!r}, expected some on which {best.metric} is computed'),
+            ('callbacks.save_best.metric', best.metric not in computed,
+             f'{best.metric!r} is never computed on {label}, expected {" or ".join(computed)}'),
+        ])
 
 
 def build_trainer(
@@ -171,7 +171,9 @@ def build_trainer(
     if checkpoint is not None and dist.get_global_rank() == 0:
         batch = trainer.state.timestamp.batch.value
         trainer.saved_checkpoints.extend(written_checkpoints(config.checkpoint_folder, batch))
-        print(f'{_progress(trainer.state)}, {checkpoint}', flush=True)
+        is_complete = trainer.state.timestamp >= config.max_duration
+        status = 'complete at' if is_complete else 'resumes from'
+        print(f'{status} batch {batch} (max_duration: {config.max_duration}), {checkpoint}', flush=True)
     return trainer
 
 
@@ -204,20 +206,6 @@ def _build_loggers(config: TrainConfig) -> list[LoggerDestination]:
     return [*loggers, JSONLLogger(Path(config.save_folder, 'metrics.jsonl'))]
 
 
-def _progress(state: State) -> str:
-    """Say from which batch a run resumes, and of how many, if the batches of an epoch are known."""
-    batch = state.timestamp.batch.value
-    end: Any = state.max_duration
-    epoch: Any = state.dataloader_len
-    if state.timestamp >= end:
-        return f'complete at batch {batch}'
-    if end.unit == TimeUnit.BATCH:
-        return f'resumes from batch {batch} of {end.value}'
-    if end.unit == TimeUnit.EPOCH:
-        return f'resumes from batch {batch} of {end.value * epoch.value}'
-    return f'resumes from batch {batch}'
-
-
 def log_to_wandb(trainer: Trainer, config: TrainConfig, arguments: dict[str, Any], run_id: str) -> None:
     """Add Composer's logger for W&B, after the checkpoint is loaded, which names the W&B run to continue."""
     options = {'dir': os.environ.get('WANDB_DIR', config.save_folder), 'resume': 'allow',
@@ -233,12 +221,11 @@ def log_to_wandb(trainer: Trainer, config: TrainConfig, arguments: dict[str, Any
 
 def fit(trainer: Trainer, config: TrainConfig) -> None:
     """Train until `max_duration`; a no-op for a run that has reached it."""
-    assert trainer.state.max_duration is not None
-    if trainer.state.timestamp >= trainer.state.max_duration:
+    if trainer.state.timestamp >= config.max_duration:
         return
     if trainer._rng_state is not None:
         trainer.state.callbacks.append(ResumeRandomState(trainer._rng_state))
-    if config.eval_first and trainer.state.evaluators and trainer.state.timestamp.batch.value == 0:
+    if config.eval_first and trainer.state.timestamp.batch.value == 0:
         trainer.eval()
     try:
         with reaching(config.checkpoint_folder):

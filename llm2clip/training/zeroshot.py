@@ -145,11 +145,10 @@ def _cached_vectors(
     for label, zeroshot in sets.items():
         num_names = len(zeroshot.names)
         embedded = cached(zeroshot.prompts)[0]  # on rank 0 only
-        if dist.get_world_size() > 1:
-            if dist.get_global_rank() > 0:
-                embedded = torch.empty(num_names * len(zeroshot.templates), record.llm_embed_dim)
-            embedded = device.tensor_to_device(embedded)
-            dist.broadcast(embedded, src=0)
+        if dist.get_global_rank() > 0:
+            embedded = torch.empty(num_names * len(zeroshot.templates), record.llm_embed_dim)
+        embedded = device.tensor_to_device(embedded)
+        dist.broadcast(embedded, src=0)
         vectors[label] = embedded.unflatten(0, (num_names, -1))[names_of_rank(num_names)].cpu()
         del embedded  # before the next set is embedded
     return vectors
@@ -168,8 +167,8 @@ class ZeroshotClasses(Algorithm):
         return event == Event.EVAL_BEFORE_FORWARD and state.dataloader_label in self.prompts
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
-        assert state.dataloader_label is not None
-        prompts = self.prompts[state.dataloader_label]
+        label: Any = state.dataloader_label
+        prompts = self.prompts[label]
         pixels = state.batch['pixel_values']
         if state.eval_timestamp.batch.value == 0:
             with get_precision_context(state.precision, state.precision_config):

@@ -19,7 +19,6 @@ RULES: list[tuple[int, str, list[str]]] = [
     (1, 'eval_data', ['objective=mntp', 'eval_data.streams.s.local=x']),
     (1, 'text_encoder.dtype', ['fsdp={}', 'text_encoder.dtype=bfloat16']),
     (2, 'algorithms.channels_last', ['fsdp={}', 'algorithms.channels_last={}']),
-    (2, 'optimizer.fused', ['fsdp={}', 'optimizer={name: sgd, lr: 1.0, fused: true}']),
     (2, 'model.vision.gradient_checkpointing',
      ['fsdp={activation_checkpointing: true}', 'model.vision.gradient_checkpointing=true']),
     (2, 'teacher', ['trainable_text.lora={}']),

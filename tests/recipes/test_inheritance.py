@@ -51,7 +51,7 @@ def test_two_ranks_learn_what_one_learns_that_is_stopped(
         run_recipe(monkeypatch, 'train_inheritance', *sgd, f'save_folder={tmp_path}/one', f'max_duration={steps}ba',
                    f'adapter_folder={tmp_path}/after{steps}')
     output = capfd.readouterr().out
-    assert 'resumes from batch 4 of 6' in output and f'wrote the adapter to {tmp_path}/after6' in output
+    assert 'resumes from batch 4 (max_duration: 6ba)' in output and f'wrote the adapter to {tmp_path}/after6' in output
     two = [*sgd, 'fsdp={activation_checkpointing: true}', 'algorithms.grad_cache={}', 'device_train_microbatch_size=3',
            'block_size=3']
     run('train_inheritance', tmp_path / 'two', two, 2)

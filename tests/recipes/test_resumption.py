@@ -49,7 +49,7 @@ def test_a_resumed_run_keeps_checkpoints_and_metrics(
     # As after a kill in the step after the checkpoint.
     with metrics.open('a') as file:
         file.write('{"step": 5, "loss/train/total": 99.0}\n{"step": 6, "lo')
-    assert f'resumes from batch 4 of 7, {folder}/checkpoints/ep0-ba4{suffix}\n' in run(7)
+    assert f'resumes from batch 4 (max_duration: 7ba), {folder}/checkpoints/ep0-ba4{suffix}\n' in run(7)
     checkpoints = sorted(path.name for path in (folder / 'checkpoints').glob('ep*'))
     assert checkpoints == [f'ep0-ba6{suffix}', f'ep0-ba7{suffix}']
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -58,7 +58,7 @@ def test_a_resumed_run_keeps_checkpoints_and_metrics(
     assert sorted(found['loss/train/total']) == list(range(7)) and 99.0 not in found['loss/train/total'].values()
     assert sorted(found['logit_scale']) == list(range(1, 8))
     assert sorted(found['metrics/eval/retrieval_recall@10']) == [3, 4, 6, 7]
-    assert f'complete at batch 7, {folder}/checkpoints/ep0-ba7{suffix}\n' in run(7)
+    assert f'complete at batch 7 (max_duration: 7ba), {folder}/checkpoints/ep0-ba7{suffix}\n' in run(7)
     assert read_metrics(metrics) == found
     settings = (folder / 'config.yaml').read_text()
     run(5)
@@ -129,7 +129,8 @@ def test_a_teacher_is_that_of_the_settings_in_its_folder(
         run('max_duration=4ba')
     assert not teacher.exists() and not (tmp_path / 'run/lora').exists()
     capfd.readouterr()
-    assert 'resumes from batch 2 of 4' in (output := run('max_duration=4ba')) and 'wrote the teacher' in output
+    output = run('max_duration=4ba')
+    assert 'resumes from batch 2 (max_duration: 4ba)' in output and 'wrote the teacher' in output
     found, expected = ((tmp_path / name / 'teacher/model.safetensors').read_bytes() for name in ('run', 'whole'))
     assert found == expected != short
     assert 'is complete' in run('max_duration=4ba')

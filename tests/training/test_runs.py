@@ -123,7 +123,7 @@ def test_a_training_begins_with_the_weights_of_a_run(
     assert weights.keys() == trained.keys() == initial.keys()
     assert all(torch.equal(weights[name], value) and torch.equal(initial[name], value)
                for name, value in trained.items())
-    with refused_at('initial_weights', 'model.embed_dim: 24, but 16 there'):
+    with refused_at('initial_weights', 'model.embed_dim is 16, expected 24'):
         run_recipe(monkeypatch, 'train_stage2', *args, 'model.embed_dim=24', f'save_folder={tmp_path}/third')
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Optional, Union
+from typing import Any, Optional, Union
 
 from composer.core import State
 from composer.loggers import Logger, LoggerDestination
@@ -25,7 +25,7 @@ class JSONLLogger(LoggerDestination):
 
     def __init__(self, path: Union[str, Path]) -> None:
         self.path = Path(path)
-        self._file: Optional[BinaryIO] = None
+        self._file: Any = None  # open on rank 0 alone
         self._record: dict[str, Any] = {}
         self._start = 0  # byte offset of the current step's line
 
@@ -57,7 +57,6 @@ class JSONLLogger(LoggerDestination):
         self._write()
 
     def _write(self) -> None:
-        assert self._file is not None
         if len(self._record) > 1:
             self._file.seek(self._start)
             self._file.write(_line(self._record))

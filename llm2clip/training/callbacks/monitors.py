@@ -101,7 +101,10 @@ class NonfiniteError(RuntimeError):
 
 class StopAtNonfinite(Callback):
     """Raise a NonfiniteError on all ranks after a step with a non-finite loss or weight, before a checkpoint
-    of the step is written."""
+    of the step is written.
+
+    It names the samples of all ranks with features that are not finite or, without any, those of this rank.
+    """
 
     def __init__(self) -> None:
         self._sample_ids: list[str] = []
@@ -125,21 +128,18 @@ class StopAtNonfinite(Callback):
         loss = state.total_loss_dict['loss/train/total']
         trained = [weight for weight in state.model.parameters() if weight.requires_grad]
         if not math.isfinite(loss):
-            raise NonfiniteError(f'the loss of step {step} is {loss}; {self._suspects()}')
+            bad: set[int] = set()
+            for rows, finite in self._finite:
+                bad.update(rows.cpu()[~finite.cpu()].tolist())
+            gathered = dist.all_gather_object([self._sample_ids[row] for row in sorted(bad)])
+            sample_ids = [*chain.from_iterable(gathered)]
+            suspects = f'samples: {self._sample_ids}'
+            if sample_ids:
+                suspects = f'samples with features that are not finite: {sample_ids}'
+            raise NonfiniteError(f'the loss of step {step} is {loss}; {suspects}')
         if not math.isfinite(whole(torch.nn.utils.get_total_norm(trained)).item()):
             raise NonfiniteError(f'step {step} made weights that are not finite, although its loss is '
                                  f'finite; samples: {self._sample_ids}')
-
-    def _suspects(self) -> str:
-        """Name the samples of all ranks with features that are not finite, or else those of this rank."""
-        bad: set[int] = set()
-        for rows, finite in self._finite:
-            bad.update(rows.cpu()[~finite.cpu()].tolist())
-        gathered = dist.all_gather_object([self._sample_ids[row] for row in sorted(bad)])
-        sample_ids = [*chain.from_iterable(gathered)]
-        if sample_ids:
-            return f'samples with features that are not finite: {sample_ids}'
-        return f'samples: {self._sample_ids}'
 
 
 class SaveBest(Callback):
