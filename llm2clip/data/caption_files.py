@@ -109,27 +109,24 @@ def read_csv(path: str) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]
     repeated = [name for name in columns if columns.count(name) > 1]
     if repeated:
         raise FileError(f'has two columns {repeated[0]!r}, expected different names', where)
-
-    def records() -> Iterator[tuple[str, dict[str, str]]]:
-        for where, row in rows:
-            if len(row) != len(columns):
-                raise FileError(f'has {len(row)} values, expected {len(columns)}, one per column of '
-                                f'{", ".join(columns)}; a text with commas needs quotes', where)
-            yield where, dict(zip(columns, row))
-
-    return columns, records()
+    return columns, ((where, dict(zip(columns, row))) for where, row in rows)
 
 
 def _csv_rows(path: str) -> Iterator[tuple[str, list[str]]]:
-    """Non-blank rows of a CSV file, the header first."""
+    """Non-blank rows of a CSV file, the header first, all with the same number of values."""
     delimiter = '\t' if path.endswith('.tsv') else ','
     reader = csv.reader(_text_lines(path, newline=''), delimiter=delimiter, strict=True)
+    columns: list[str] = []
     row: Optional[list[str]] = []
     while row is not None:
         where = f'{path}:{reader.line_num + 1}'
         with reading(where, QUOTES):
             row = next(reader, None)
         if row:
+            columns = columns or row
+            if len(row) != len(columns):
+                raise FileError(f'has {len(row)} values, expected {len(columns)}, one per column of '
+                                f'{", ".join(columns)}; a text with commas needs quotes', where)
             yield where, row
 
 

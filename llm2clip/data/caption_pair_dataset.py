@@ -62,9 +62,8 @@ class CaptionPairDataset(SafeDataset):
             instruction = self.tokenizer.instruction if pair.instruction is None else pair.instruction
         else:
             pair, = pairs
-            assert pair.positive is not None
-            positive_key = pair.positive[0]
-            query = sample[CAPTION + pair.query[0]]
+            query_key, positive_key = pair.keys
+            query = sample[CAPTION + query_key]
             positive = sample[CAPTION + positive_key]
             instruction = ''
         # Side -> text and the instruction before it.
@@ -135,7 +134,11 @@ def stream_pairs(config: CaptionDataConfig, *, train: bool) -> dict[str, Sequenc
                 pairs[name] = _checked(config.pairs, train=train)
         else:
             with under(f'streams.{name}'):
-                pairs[name] = _default_pairs(stream, train=train)
+                keys = all_caption_keys(stream, 'pairs')
+            if not train:
+                pairs[name] = [CaptionPairConfig(keys[:1], keys[1:2])]
+            else:
+                pairs[name] = [CaptionPairConfig(keys, keys if len(keys) > 1 else None)]
     return pairs
 
 
@@ -151,14 +154,6 @@ def _checked(pairs: Sequence[CaptionPairConfig], *, train: bool) -> Sequence[Cap
     if not train and (len(pairs) > 1 or len(pairs[0].query) > 1 or len(pairs[0].positive or []) != 1):
         raise ConfigError('evaluation needs one pair with one caption key per side')
     return pairs
-
-
-def _default_pairs(stream: CaptionStreamConfig, *, train: bool) -> list[CaptionPairConfig]:
-    """Directions of a dataset for which none are configured, as `stream_pairs` describes them."""
-    keys = all_caption_keys(stream, 'pairs')
-    if not train:
-        return [CaptionPairConfig(keys[:1], keys[1:2])]
-    return [CaptionPairConfig(keys, keys if len(keys) > 1 else None)]
 
 
 def pair_columns(pairs: Sequence[CaptionPairConfig]) -> list[str]:
@@ -181,8 +176,7 @@ def drop_single_captions(config: CaptionDataConfig) -> Optional[CaptionDataConfi
         with under(f'streams.{name}'):
             if stream.pairs or config.pairs or len(all_caption_keys(stream, 'pairs')) > 1:
                 streams[name] = stream
-    single = ', '.join(name for name in config.streams if name not in streams)
-    if single and dist.get_global_rank() == 0:
-        print(f'eval_data.streams: {single} has one caption per sample, so no pairs: not evaluated',
-              flush=True)
+            elif dist.get_global_rank() == 0:
+                print(f'eval_data.streams: {name} has one caption per sample, so no pairs: not evaluated',
+                      flush=True)
     return dataclasses.replace(config, streams=streams) if streams else None

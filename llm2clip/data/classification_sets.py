@@ -125,7 +125,7 @@ def _read_text_names(path: str, folders: list[str]) -> Union[list[str], dict[str
     lines = [line for _, line in read_lines(path)]
     parts = [line.split(maxsplit=1) for line in lines]
     names = {part[0]: part[1] for part in parts if len(part) == 2}
-    num_named = sum(folder in names for folder in folders)
+    num_named = len(names.keys() & {*folders})
     if len(names) < len(lines) or num_named <= len(folders) / 2:
         return lines
     if not all(map(_CODE.fullmatch, folders)):

@@ -239,7 +239,9 @@ def teacher_embeddings(
     if not teachers and len(text_embeddings) != 1:
         raise ConfigError('expected the embeddings dataset of one teacher, or a choice by `teachers`; there '
                           f'are {len(text_embeddings)} ({names})', 'embeddings')
-    for teacher in teachers:
+    chosen: dict[str, DatasetConfig] = {}
+    for teacher in teachers or text_embeddings:
         if teacher not in text_embeddings:
             raise ConfigError(f'there is no embeddings dataset of {teacher!r}, only of {names}', 'embeddings')
-    return {teacher: text_embeddings[teacher] for teacher in teachers or text_embeddings}
+        chosen[teacher] = text_embeddings[teacher]
+    return chosen

@@ -49,9 +49,9 @@ def _files(path: str, wanted: Container[str], image_places: bool) -> Iterator[di
                 raise FileError(f'the path {name!r} leads out of the tar, expected one inside', path)
             if member.isdir() or _METADATA.match(name):
                 continue
-            file = tar.extractfile(member) if member.isreg() else None
-            if file is None:
+            if not member.isreg():
                 raise FileError(f'{name!r} is a link or a device, expected a file', path)
+            file: Any = tar.extractfile(member)
             suffix = (base_plus_ext(name)[1] or '').lower()
             content = None
             if image_places and suffix in IMAGES:
@@ -66,10 +66,9 @@ def _files(path: str, wanted: Container[str], image_places: bool) -> Iterator[di
 def _check_end(tar: tarfile.TarFile, path: str) -> None:
     """Raise a FileError unless zeros follow the last member: `tarfile` ends at a damaged or missing
     header."""
-    file = tar.fileobj
-    assert file is not None
+    file: Any = tar.fileobj
     file.seek(tar.offset)
-    are_zeros = [not block.strip(b'\0') for block in iter(lambda: file.read(1 << 20), b'')]
-    if not are_zeros or not all(are_zeros):
+    are_zeros = {not block.strip(b'\0') for block in iter(lambda: file.read(1 << 20), b'')}
+    if are_zeros != {True}:
         raise FileError(f'is cut off, or has no header of a file, at byte {tar.offset:,}, expected a '
                         'whole tar, with nothing but zeros at its end', path)

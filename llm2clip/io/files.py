@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 from safetensors import SafetensorError
 
@@ -51,6 +51,15 @@ def parse_json(text: Union[str, bytes], source: Union[str, Path], kind: type = o
 def read_json(path: Union[str, Path], kind: type = object) -> Any:
     """Return the content of a JSON file; arguments and errors as for `parse_json`."""
     return parse_json(read_text(path, 'JSON'), path, kind)
+
+
+def json_damage(path: Path) -> Optional[str]:
+    """Return why a file is not JSON, or None if it is."""
+    try:
+        json.loads(path.read_bytes())
+    except ValueError as error:
+        return f'{error}, expected JSON'
+    return None
 
 
 def printable(text: str) -> str:

@@ -97,10 +97,10 @@ def lock_output(
         finally:
             if part:
                 lock.unlink(missing_ok=True)
-            elif is_new and all(path == record or path.is_dir() for path in folder.rglob('*')):
-                shutil.rmtree(folder, ignore_errors=True)
-            elif {*folder.glob('*')} <= {record}:
+            elif all(path == record or path.is_dir() for path in folder.rglob('*')):
                 record.unlink(missing_ok=True)
+                if is_new:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -113,30 +113,24 @@ def _files(folder: Path) -> dict[str, str]:
     return lines
 
 
-def _foreign_content(folder: Path, kind: str) -> Optional[str]:
-    """Reason why, by its manifest, `atomic_folder` did not write all of a folder for the same kind."""
-    names = sorted(os.listdir(folder))
-    if not names:
-        return None
-    manifest = folder / MANIFEST
-    written = manifest.read_text(errors='replace').splitlines() if manifest.is_file() else []
-    if written[:1] != [f'{kind}, written by llm2clip']:
-        return f'it has no {MANIFEST} that says that it is one (in it: {", ".join(names[:5])})'
-    for name, line in _files(folder).items():
-        if line not in written and not _ADDED.fullmatch(name):
-            return f'{name} has been put into it or changed'
-    return None
-
-
 def check_replaceable(folder: Union[str, Path], kind: str) -> None:
     """Raise a ConfigError if a folder has content that `atomic_folder` did not write for the same kind."""
     folder = Path(os.path.abspath(folder))
-    fault = _foreign_content(folder, kind) if folder.exists() else None
-    if fault is not None:
+    present = sorted(os.listdir(folder)) if folder.exists() else []
+    manifest = folder / MANIFEST
+    written = manifest.read_text(errors='replace').splitlines() if manifest.is_file() else []
+    fault = ''
+    if present and written[:1] != [f'{kind}, written by llm2clip']:
+        fault = f'it has no {MANIFEST} that says that it is one (in it: {", ".join(present[:5])})'
+    else:
+        for name, line in _files(folder).items():
+            if line not in written and not _ADDED.fullmatch(name):
+                fault = f'{name} has been put into it or changed'
+    if fault:
         raise ConfigError(f'{folder} is there already and is not replaced by a new {kind}: {fault}. Choose '
                           'another folder, or remove that one')
     work = folder.with_name(f'{folder.name}.tmp')
-    if work.exists() and not {*os.listdir(work)} <= {'new', 'old'}:
+    if not {*work.glob('*')} <= {work / 'new', work / 'old'}:
         raise ConfigError(f'{work} is in the way of what is written there first; move it elsewhere')
 
 

@@ -97,7 +97,7 @@ def webdataset(
 
 class _TarSample(NamedTuple):
     sample_id: str
-    fields: dict[str, Any]
+    fields: dict[str, Any]  # of its JSON, with its name as ``__key__`` and its text file as ``txt``
     image: bytes
     key: str  # of the row in the tables; empty if there is none
     where: str
@@ -125,7 +125,10 @@ class _TarReader:
             samples: list[_TarSample] = []
             for record in batch:
                 where = f'{path}: sample {record["__key__"]!r}'
-                fields = _fields(record, where)
+                with reading(f'{where}: txt', 'a text in UTF-8'):
+                    text = (record.get('txt') or b'').decode()
+                fields: dict[str, Any] = {'__key__': normal_path(record['__key__']), 'txt': text}
+                fields.update(parse_json(record.get('json', '{}'), where, dict))
                 sample_id = sample_name(field(fields, self.id_field, where), f'{where}: {self.id_field!r}')
                 if is_in_holdout(sample_id, self.holdout, self.seed) is not is_holdout:
                     continue
@@ -135,17 +138,13 @@ class _TarReader:
                 if image is None:
                     dropped.add('no image', sample_id)
                     continue
-                samples.append(_TarSample(sample_id, fields, image, self._key(fields, where), where))
+                key = ''
+                if self.tables is not None:
+                    value = field(fields, self.image_key, where)
+                    if value is not None:
+                        key = sample_name(value, f'{where}: {self.image_key!r}')
+                samples.append(_TarSample(sample_id, fields, image, key, where))
             yield from self._with_captions(samples, dropped)
-
-    def _key(self, fields: Mapping[str, Any], where: str) -> str:
-        """Key of a sample's row in the tables; empty if it has none."""
-        if self.tables is None:
-            return ''
-        key = field(fields, self.image_key, where)
-        if key is None:
-            return ''
-        return sample_name(key, f'{where}: {self.image_key!r}')
 
     def _with_captions(self, samples: Sequence[_TarSample], dropped: Dropped) -> Iterator[Sample]:
         """Yield the samples to keep, with the captions of the tables; one lookup for all."""
@@ -163,15 +162,6 @@ class _TarReader:
                 dropped.add('no row in the tables', sample_id)
             elif not self.selection.filters_out(fields, where, dropped):
                 yield Sample(sample_id, captions, image)
-
-
-def _fields(record: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Fields of the JSON of a tar's sample, with its name as ``__key__`` and its text file as ``txt``."""
-    with reading(f'{where}: txt', 'a text in UTF-8'):
-        text = (record.get('txt') or b'').decode()
-    fields = {'__key__': normal_path(record['__key__']), 'txt': text}
-    fields.update(parse_json(record.get('json', '{}'), where, dict))
-    return fields
 
 
 class CaptionTables(NamedTuple):

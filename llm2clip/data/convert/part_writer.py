@@ -9,8 +9,6 @@ import json
 import math
 import multiprocessing
 import os
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -29,6 +27,7 @@ from llm2clip.data.schema import CAPTION, IMAGE, INDEX, SAMPLE_ID
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.folders import atomic_folder, locked
+from llm2clip.io.processes import end_with_parent
 from llm2clip.io.remotes import OutputFolder
 from llm2clip.modeling.image_processing_llm2clip import FORMATS, MAX_PIXELS, TooManyPixels
 
@@ -104,11 +103,11 @@ def write_parts(jobs: Sequence[PartJob], num_workers: int, progress: tqdm) -> No
     _jobs[:] = jobs
     if num_workers <= 1:
         for i in range(len(jobs)):
-            _write_job(i, show_progress=len(jobs) == 1)
+            _write_job(i)
             progress.update()
         return
     pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context('fork'),
-                               initializer=_end_with_parent)
+                               initializer=end_with_parent, initargs=(os.getpid(),))
     try:
         for future in as_completed([pool.submit(_write_job, i) for i in range(len(jobs))]):
             future.result()
@@ -118,30 +117,18 @@ def write_parts(jobs: Sequence[PartJob], num_workers: int, progress: tqdm) -> No
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """Let this worker end soon after its parent, which may be killed; it would otherwise wait for ever."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _write_job(i: int, show_progress: bool = False) -> None:
+def _write_job(i: int) -> None:
     """Write the part of a job, given by its index."""
     job = _jobs[i]
     folder = job.out.local / job.folder
     lock = folder.with_name(f'.{folder.name}.lock')
     # A worker of a killed command may still be writing.
     with locked(lock, folder):
-        _write_part(job, show_progress)
+        _write_part(job)
         lock.unlink()
 
 
-def _write_part(job: PartJob, show_progress: bool) -> None:
+def _write_part(job: PartJob) -> None:
     """Write one part into its folder and, last, its record."""
     folder = job.out.local / job.folder
     dropped = Dropped()
@@ -158,7 +145,7 @@ def _write_part(job: PartJob, show_progress: bool) -> None:
             columns.update({CAPTION + key: 'str' for key in first.captions})
             words = {key: Counter() for key in first.captions}
             samples = tqdm(itertools.chain([first], usable), desc=job.part.name, unit=' samples',
-                           disable=not show_progress)
+                           disable=len(_jobs) > 1)
             with MDSWriter(out=str(out), columns=columns, hashes=['xxh64'],
                            size_limit=job.config.size_limit) as writer:
                 for sample in samples:

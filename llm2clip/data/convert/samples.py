@@ -132,8 +132,8 @@ def split_holdout(
         counts = {_VAL: holdout}
     if split in counts:
         raise ConfigError(_SAME_NAME.format(split), 'source.split')
-    are_numbers = all(isinstance(n, int) and n > 0 for n in counts.values())
-    if not are_numbers or sum(counts.values()) >= len(images):
+    total = sum(counts.values())
+    if not isinstance(total, int) or min(counts.values()) < 1 or total >= len(images):
         raise ConfigError(f'got {holdout!r}, expected a share between 0 and 1, or a number of images, by '
                           f'which each split has some of the {len(images)} images', 'source.holdout')
     ranked = iter(sorted(images, key=lambda image: (_hash(image, seed), image)))

@@ -55,8 +55,7 @@ def is_written(out: OutputFolder, description: Mapping[str, Any], config: Writer
     path = out.local / CARD_FILE
     card = read_json(path, dict)
     options = _deciding_options(description, config, out)
-    present = [name for name in card.get('inputs', ()) if os.path.isfile(name)]
-    options['inputs'] = {name: _input_identity(name) for name in present}
+    options['inputs'] = {name: _input_identity(name) for name in card.get('inputs', ()) if os.path.isfile(name)}
     check_options(out, path, card, options)
     return True
 
@@ -165,14 +164,20 @@ def _finish(
         if not written[split]:
             raise ValueError(f'split {split!r} has no samples (left out: {left_out.counts()}, by filters: '
                              f'{dict(left_out.filtered)})')
-        # The index names the shards inside the folders of the parts, so no file has to move.
-        shards: list[dict[str, Any]] = []
+        shards = indices[split] = []
         for folder, record in parts.items():
             for shard in record['shards']:
+                # The index names the shards inside the folders of the parts, so no file has to move.
                 shard['raw_data']['basename'] = f'{folder}/{shard["raw_data"]["basename"]}'
                 shards.append(shard)
-        _check_shards(out, split, shards)
-        indices[split] = shards
+                if shard['column_names'] != shards[0]['column_names']:
+                    raise ValueError(f'{folder} of split {split!r} has columns {shard["column_names"]}, but '
+                                     f'the first part has {shards[0]["column_names"]}')
+                path = out.local / split / shard['raw_data']['basename']
+                size = shard['raw_data']['bytes']
+                if out.remote is None and not (path.is_file() and path.stat().st_size == size):
+                    raise FileError(f'is missing or damaged, expected {size:,} bytes; remove {path.parent} to '
+                                    'convert that part again', path)
     card = options | {
         'read': num_written + sum(left_out.counts().values()) + left_out.filtered.total(), 'samples': written,
         'dropped': left_out.counts(), 'filtered': dict(left_out.filtered),
@@ -201,20 +206,6 @@ def _check_dropped(left_out: Dropped, num_written: int, config: WriterConfig, ou
         if not num_excluded:
             raise ConfigError(f'{summary}; expected ids of samples of this source', 'exclude_ids')
         print(f'exclude_ids: {summary}', flush=True)
-
-
-def _check_shards(out: OutputFolder, split: str, shards: Sequence[dict[str, Any]]) -> None:
-    """Check that all shards have the same columns and, without a remote, exist with their recorded sizes."""
-    expected = shards[0]['column_names']
-    for shard in shards:
-        path = out.local / split / shard['raw_data']['basename']
-        size = shard['raw_data']['bytes']
-        if out.remote is None and not (path.is_file() and path.stat().st_size == size):
-            raise FileError(f'is missing or damaged, expected {size:,} bytes; remove {path.parent} to '
-                            'convert that part again', path)
-        if shard['column_names'] != expected:
-            raise ValueError(f'{path.parent.name} of split {split!r} has columns {shard["column_names"]}, '
-                             f'but the first part has {expected}')
 
 
 def _caption_lengths(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:

@@ -221,7 +221,7 @@ def test_no_dataset_is_mixed_with_other_captions_or_options(
     write = part_writer._write_part
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(part_writer, '_write_part',
-                      lambda job, alone: write(job, alone) if job.folder[0] == 't' else 1 / 0)
+                      lambda job: write(job) if job.folder[0] == 't' else 1 / 0)
         prepare('stopped', holdout)
     assert 'samples: train ' in prepare('whole', holdout)
     (tmp_path / 'a.csv').write_text('caption\nof another file\n')
