@@ -106,9 +106,8 @@ def read_csv(path: str) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]
     """
     rows = _csv_rows(path)
     where, columns = next(rows, (path, []))
-    repeated = [name for name in columns if columns.count(name) > 1]
-    if repeated:
-        raise FileError(f'has two columns {repeated[0]!r}, expected different names', where)
+    if len({*columns}) < len(columns):
+        raise FileError(f'has the columns {", ".join(columns)}, expected different names', where)
     return columns, ((where, dict(zip(columns, row))) for where, row in rows)
 
 

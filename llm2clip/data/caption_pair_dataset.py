@@ -151,7 +151,7 @@ def _checked(pairs: Sequence[CaptionPairConfig], *, train: bool) -> Sequence[Cap
                 'null, dropout makes two vectors of it)', f'[{i}]')
         if pair.negative is not None and pair.random_negative:
             raise ConfigError('expected negative or random_negative, got both', f'[{i}]')
-    if not train and (len(pairs) > 1 or len(pairs[0].query) > 1 or len(pairs[0].positive or []) != 1):
+    if not train and (len(pairs) > 1 or len(pairs[0].query) > 1 or len(pairs[0].keys) != 2):
         raise ConfigError('evaluation needs one pair with one caption key per side')
     return pairs
 

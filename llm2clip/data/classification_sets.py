@@ -4,7 +4,6 @@
 """Classification sets: ImageNet-style folders, and tars in the layout of CLIP_benchmark."""
 
 import io
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,7 +20,6 @@ from llm2clip.data.tars import IMAGES, tar_samples
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.io.files import read_json, read_text, reading
 
-_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 # Folder of ImageNet, a WordNet id or a number.  Two of its classes may have the same name, as `crane`.
 _CODE = re.compile(r'n?\d+')
 _CLASSES = 'classnames.txt'
@@ -80,24 +78,22 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
             (``LOC_synset_mapping.txt``).  ``_`` stands for a space.
 
     Raises:
-        ConfigError: `images` has no subfolders, one lacks images or has other files, or the names do not fit.
+        ConfigError: `images` has no subfolders, one is empty, or the names do not fit.
     """
-    folders = sorted(path.name for path in Path(images).iterdir() if path.is_dir() and path.name[0] != '.')
+    folders = sorted(path.name for path in Path(images).glob('[!.]*/'))
     if not folders:
         raise ConfigError(f'{images} has no subfolders, expected one per class', 'images')
     files: list[str] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        names = sorted(name for name in os.listdir(f'{images}/{folder}') if not name.startswith('.'))
-        others = [name for name in names if not name.lower().endswith(_SUFFIXES)]
-        if others or not names:
-            content = others[:1] or 'no files'
-            raise ConfigError(f'{images}/{folder} has {content}, expected the images of a class', 'images')
-        files += [f'{folder}/{name}' for name in names]
-        labels += [label] * len(names)
+        paths = sorted(f'{folder}/{path.name}' for path in Path(images, folder).glob('[!.]*'))
+        if not paths:
+            raise ConfigError(f'{images}/{folder} has no files, expected the images of a class', 'images')
+        files += paths
+        labels += [label] * len(paths)
     source = class_names or images
     names = _read_names(class_names, folders) if class_names else folders
-    classes = [check_text(name, f'{source}: a class name').replace('_', ' ') for name in names]
+    classes = [name.replace('_', ' ') for name in names]
     commonest, count = Counter(classes).most_common(1)[0]
     if count > 1 and not all(map(_CODE.fullmatch, folders)):
         raise ConfigError(f'{count} classes in {source} have the name {commonest!r}', 'class_names')
@@ -115,9 +111,9 @@ def _read_names(path: str, folders: list[str]) -> list[str]:
             if all(isinstance(pair, list) for pair in names.values()):
                 names = dict(names.values())  # of Keras: position -> [folder, name]
             names = [names[folder] for folder in folders]
-        if len(names) != len(folders) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f'{len(names):,} values, or some that are no texts')
-        return names
+        if len(names) != len(folders):
+            raise ValueError(f'{len(names):,} values')
+        return [check_text(name, path) for name in names]
 
 
 def _read_text_names(path: str, folders: list[str]) -> Union[list[str], dict[str, str]]:
@@ -167,8 +163,7 @@ def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet
         FileError: A file is missing or damaged, the set is for retrieval, or a sample has no image or no
             class listed in ``classnames.txt``.
     """
-    classes = [check_text(line.strip(), f'{local}/{_CLASSES}')
-               for line in read_text(f'{local}/{_CLASSES}').splitlines()]
+    classes = [line.strip() for line in read_text(f'{local}/{_CLASSES}').splitlines()]
     kind = 'classification'
     type_file = Path(local, 'dataset_type.txt')
     if type_file.is_file():

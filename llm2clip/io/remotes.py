@@ -70,7 +70,7 @@ class OutputFolder:
             source, target = self.local / name, Path(self.remote, name)
             with atomic_write(target) as partial:
                 shutil.copyfile(source, partial)
-            if not keep and not target.samefile(source):  # a link may lead from one to the other
+            if not keep:
                 source.unlink()
 
     def commit(self, name: str, text: str) -> None:
@@ -90,7 +90,7 @@ class OutputFolder:
 
 @functools.lru_cache(maxsize=4)
 def _downloader(folder: str, process: int) -> Any:
-    """Streaming's downloader for a remote folder, kept per process because connections do not survive a fork."""
+    """Streaming's downloader for a remote folder, one per process since connections do not survive a fork."""
     from streaming.base.storage import CloudDownloader
     return CloudDownloader.get(folder)
 

@@ -78,8 +78,8 @@ def flickr8k(
             by_split[name] = []
             for where, image in read_lines(file):
                 if image not in unlisted:
-                    raise FileError(f'image {image[:60]} is listed twice, or has no captions in {annotations}',
-                                    where)
+                    raise FileError(f'image {image[:60]} is listed twice, or has no captions in '
+                                    f'{annotations}', where)
                 by_split[name].append((image, unlisted.pop(image)))
         by_split[None] = list(unlisted.items())
     return _selected_splits(images, files, by_split, splits, split, holdout, seed)

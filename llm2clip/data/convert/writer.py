@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -55,7 +55,8 @@ def is_written(out: OutputFolder, description: Mapping[str, Any], config: Writer
     path = out.local / CARD_FILE
     card = read_json(path, dict)
     options = _deciding_options(description, config, out)
-    options['inputs'] = {name: _input_identity(name) for name in card.get('inputs', ()) if os.path.isfile(name)}
+    inputs = card.get('inputs', ())
+    options['inputs'] = {name: _input_identity(name) for name in inputs if os.path.isfile(name)}
     check_options(out, path, card, options)
     return True
 
@@ -176,8 +177,8 @@ def _finish(
                 path = out.local / split / shard['raw_data']['basename']
                 size = shard['raw_data']['bytes']
                 if out.remote is None and not (path.is_file() and path.stat().st_size == size):
-                    raise FileError(f'is missing or damaged, expected {size:,} bytes; remove {path.parent} to '
-                                    'convert that part again', path)
+                    raise FileError(f'is missing or damaged, expected {size:,} bytes; remove {path.parent} '
+                                    'to convert that part again', path)
     card = options | {
         'read': num_written + sum(left_out.counts().values()) + left_out.filtered.total(), 'samples': written,
         'dropped': left_out.counts(), 'filtered': dict(left_out.filtered),

@@ -144,8 +144,8 @@ class PairedStream(VerifiedStream):
             descriptions.append(f'{num_samples:,} samples in {len(readers):,} shards of content {content}')
             if descriptions[-1] != descriptions[0]:
                 raise ValueError(f'embeddings dataset {dataset.local} belongs to another dataset than '
-                                 f'{self.local}: it has {descriptions[-1]}, expected {descriptions[0]}, shard '
-                                 'by shard')
+                                 f'{self.local}: it has {descriptions[-1]}, expected {descriptions[0]}, '
+                                 'shard by shard')
         return [PairedReader(images, text_embeddings) for images, *text_embeddings in zip(*shards)]
 
     def set_up_local(self, shards: Sequence[Any], cache_usage_per_shard: NDArray[np.int64]) -> None:
