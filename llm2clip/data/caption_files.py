@@ -7,8 +7,6 @@ All readers check that texts can be written in UTF-8, and raise an error that na
 """
 
 import csv
-import functools
-import os
 import posixpath
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,19 +24,6 @@ def normal_path(name: str) -> str:
     if '://' in name:
         return name
     return posixpath.normpath(name)
-
-
-def check_image_paths(paths: Iterable[str], images: Optional[str], where: str) -> None:
-    """Raise a FileError if two paths, relative to the folder `images` or absolute, name the same file.
-    Links to folders are followed; those to files are not, since this would access the disk for each image."""
-    real_folder = functools.cache(lambda folder: os.path.realpath(os.path.join(images or '', folder)))
-    first_paths: dict[tuple[str, str], str] = {}
-    for path in filter(None, paths):
-        name = check_text(normal_path(path), where)
-        folder, file = posixpath.split(name)
-        first = first_paths.setdefault((real_folder(folder), file), name)
-        if first != name:
-            raise FileError(f'{first!r} and {name!r} are the same image, expected one path for it', where)
 
 
 def read_captions(captions: str, image_column: str, caption_column: str) -> dict[str, list[str]]:

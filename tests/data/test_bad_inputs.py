@@ -118,7 +118,6 @@ FILES: list[tuple[str, str, Content, Arguments, str]] = [
     ('image_folder', 'c.csv', HEADER.encode() + b'a.png,x\na.png,caf\xe9\n', {}, r'c\.csv:3: has the byte 0xe9'),
     ('image_folder', 'c.csv', f'{HEADER}a.png,x\0y\n', {}, r'c\.csv:2: has a NUL'),
     ('image_folder', 'c.csv', 'image;caption\na.png;x\n', {}, r"c\.csv:2 has no 'image'; it has image;caption"),
-    ('image_folder', 'c.csv', f'{HEADER}a.png,x\nup/photos/a.png,y\n', {}, r'c\.csv: .* are the same image'),
     ('image_folder', 'c.csv', f'{HEADER}\na.png,"x\n\ny"\n\nin.png,x,y\n', {}, r'c\.csv:7: has 3 values'),
     ('image_folder', 'c.json', '[{"image": "a.png", "caption": 3}]', {}, r"c\.json, value 0: 'caption': '3'"),
     ('image_folder', 'c.json', '[{"image": "a.png", "caption": "\\ud800"}]', {}, r'.* has the half character U\+D800'),
@@ -146,14 +145,6 @@ def test_a_file_is_named(name: str, file: str, content: Content, options: Argume
     write(file, content)
     of_file = {'captions' if name == 'image_folder' else 'files': file}
     refused(f'^{words}', lambda: convert(**{'name': name, **REQUIRED.get(name, {}), **of_file, **options}))
-
-
-def test_two_tables_that_name_an_image_in_two_ways(tmp_path: Path) -> None:
-    write('a.csv', 't,i\nx,a.png\nx,a.png\n')
-    write('b.csv', f't,i\nx,in.png\nx,{tmp_path}/photos/a.png\n')
-    source = {'name': 'table', 'files': '*.csv', 'captions': 't', **IMAGE}
-    assert len(convert(**source)) == 4
-    refused("source.image_column: 'i': 'a.png' and '/.*/photos/a.png'", lambda: convert(**source, holdout=0.5))
 
 
 def test_without_a_folder_of_images_a_path_may_lead_anywhere(tmp_path: Path) -> None:

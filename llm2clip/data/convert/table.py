@@ -16,7 +16,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from llm2clip.config.ranges import CaptionColumns, FolderName, HoldoutShare, SampleShare, Seed, Text
-from llm2clip.data.caption_files import check_image_paths, normal_path, optional_text, read_csv
+from llm2clip.data.caption_files import normal_path, optional_text, read_csv
 from llm2clip.data.convert.samples import (
     Dropped,
     Filters,
@@ -86,7 +86,7 @@ class _RowReader:
                 sample_id = sample_name(row[self.id_column], f'{where}: {self.id_column!r}')
                 if self.id_column == self.image_column:
                     sample_id = normal_path(sample_id)
-            image = self.image(row, where)
+            image = self._image(row, where)
             if is_in_holdout(image or sample_id, self.holdout, self.seed) is not is_holdout:
                 continue
             if self.selection.samples_out(sample_id, dropped):
@@ -102,7 +102,7 @@ class _RowReader:
                     continue
             yield Sample(sample_id, self._captions(row, where), image)
 
-    def image(self, row: Mapping[str, Any], where: str) -> Union[None, bytes, str]:
+    def _image(self, row: Mapping[str, Any], where: str) -> Union[None, bytes, str]:
         """Encoded image or path of a row; None if it has none."""
         if self.image_column is None:
             return None
@@ -188,12 +188,7 @@ def table(
     for path, schema in schemas.items():
         for name in reader.columns:
             check_column(schema, name, path)
-    if image_column is not None and holdout:
-        where = f'source.image_column: {image_column!r}'
-        with_paths = [path for path in paths if 'binary' not in str(schemas[path].field(image_column).type)]
-        rows = chain.from_iterable(_rows(path, [image_column]) for path in with_paths)
-        image_paths = (str(reader.image(row, where) or '') for row in rows)
-        check_image_paths(image_paths, images, where)
+
 
     def read(path: str, is_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
         return reader.samples(_rows(path, reader.columns), Path(path).name, dropped, is_holdout)
