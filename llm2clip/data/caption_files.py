@@ -145,6 +145,8 @@ def text_field(record: Any, key: str, where: str) -> str:
 
 def optional_text(value: Any, where: str) -> str:
     """Return a text, or an empty one for None; FileError for any other value."""
-    if value is not None and not isinstance(value, str):
+    if value is None:
+        return ''
+    if not isinstance(value, str):
         raise FileError(f'{str(value)[:60]!r}, expected a text', where)
-    return check_text(value or '', where)
+    return check_text(value, where)

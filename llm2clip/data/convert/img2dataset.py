@@ -79,15 +79,17 @@ def webdataset(
     selection = Selection(filters, sample, sample_seed)
     join: Optional[CaptionTables] = None
     table_files: list[str] = []
-    join_options = {'tables': tables, 'table_key': table_key, 'image_key': image_key, 'index': index}
-    missing = [name for name, value in join_options.items() if value is None]
-    if 0 < len(missing) < len(join_options):
-        raise ConfigError(f'required for captions in tables, as {", ".join(join_options)} are',
-                          f'source.{missing[0]}')
-    if tables and table_key and index:
-        join = open_tables(index, tables, table_key, list(captions.values()), selection.columns)
+    required: dict[str, Any] = {
+        'tables': tables, 'table_key': table_key, 'image_key': image_key, 'index': index}
+    missing = [name for name, value in required.items() if value is None]
+    if not missing:
+        join = open_tables(required['index'], required['tables'], required['table_key'],
+                           list(captions.values()), selection.columns)
         table_files = join.files
-    reader = _TarReader(captions, id_field, join, image_key or '', selection, holdout, seed)
+    elif len(missing) < len(required):
+        raise ConfigError(f'required for captions in tables, as {", ".join(required)} are',
+                          f'source.{missing[0]}')
+    reader = _TarReader(captions, id_field, join, required['image_key'], selection, holdout, seed)
     parts: dict[str, list[Part]] = {}
     for name, is_holdout in splits.items():
         parts[name] = [Part(Path(path).stem, partial(reader.read, path, is_holdout), [path, *table_files])
@@ -117,16 +119,13 @@ class _TarReader:
 
     def read(self, path: str, is_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
         """Yield the samples of a tar: the held-out ones or the others."""
-        wanted = {*IMAGES, 'json'}
-        if 'txt' in (*self.captions.values(), *self.selection.columns, self.id_field, self.image_key):
-            wanted.add('txt')
-        records = tar_samples(path, wanted=wanted)
+        records = tar_samples(path, wanted={*IMAGES, 'json', 'txt'})
         for batch in iter(lambda: list(islice(records, _BATCH)), []):
             samples: list[_TarSample] = []
             for record in batch:
                 where = f'{path}: sample {record["__key__"]!r}'
                 with reading(f'{where}: txt', 'a text in UTF-8'):
-                    text = (record.get('txt') or b'').decode()
+                    text = record.get('txt', b'').decode()
                 fields: dict[str, Any] = {'__key__': normal_path(record['__key__']), 'txt': text}
                 fields.update(parse_json(record.get('json', '{}'), where, dict))
                 sample_id = sample_name(field(fields, self.id_field, where), f'{where}: {self.id_field!r}')

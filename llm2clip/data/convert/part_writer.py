@@ -70,10 +70,10 @@ def check_options(
 
 
 def read_record(job: PartJob) -> Optional[dict[str, Any]]:
-    """Return the record of a written part; None if it is incomplete, or empty and written with other options.
+    """Return the record of a written part; None if it is incomplete.
 
     Raises:
-        ConfigError: The options or an input file have changed.
+        ConfigError: The options or an input file have changed, and the part has samples.
         FileError: The record is damaged.
     """
     path = job.out.local / job.folder / PART_FILE
@@ -81,12 +81,8 @@ def read_record(job: PartJob) -> Optional[dict[str, Any]]:
         return None
     record = read_json(path, dict)
     with reading(path, f'the record of a part; remove {path.parent} to convert it again'):
-        try:
+        if record['samples']:
             check_options(job.out, path, record['options'], job.options)
-        except ConfigError:
-            if record['samples']:
-                raise
-            return None
     return record
 
 

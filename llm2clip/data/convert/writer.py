@@ -42,6 +42,8 @@ CARD_FILE = 'dataset.json'
 _NAMED = 1000
 # Bytes; larger input files, and tars, are compared by size alone.
 _COMPARED = 1 << 26
+_DEFAULTS = WriterConfig()
+_UNDESCRIBED: Mapping[str, Any] = {}
 
 
 def is_written(out: OutputFolder, description: Mapping[str, Any], config: WriterConfig) -> bool:
@@ -63,7 +65,7 @@ def is_written(out: OutputFolder, description: Mapping[str, Any], config: Writer
 
 def write_splits(
     splits: Mapping[str, list[Part]], dropped: Dropped, out: Union[str, Path, OutputFolder],
-    config: Optional[WriterConfig] = None, description: Optional[Mapping[str, Any]] = None,
+    config: WriterConfig = _DEFAULTS, description: Mapping[str, Any] = _UNDESCRIBED,
 ) -> Optional[dict[str, int]]:
     """Write one MDS dataset per split, and a dataset card.
 
@@ -87,8 +89,7 @@ def write_splits(
     """
     if not isinstance(out, OutputFolder):
         out = OutputFolder(out)
-    config = config or WriterConfig()
-    options = _deciding_options(description or {}, config, out)
+    options = _deciding_options(description, config, out)
     for split in splits:
         with under('source.split'):
             check_values(FolderName, split)
@@ -103,8 +104,8 @@ def write_splits(
         read_record(job)
     mine = jobs[config.shard_index::config.num_shards]
     todo = [job for job in mine if _is_to_be_written(read_record(job))]
-    workers = '1 process' if config.num_workers == 1 else f'{config.num_workers} processes'
-    print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, by {workers}', flush=True)
+    print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, num_workers={config.num_workers}',
+          flush=True)
     num_done = len(mine) - len(todo)
     with tqdm(total=len(mine), initial=num_done, desc=f'write {out.local.name}', unit=' parts') as bar:
         write_parts(todo, config.num_workers, bar)

@@ -81,6 +81,9 @@ class SafeDataset(StreamingDataset):
         self, streams: Mapping[str, VerifiedStream], config: LoaderConfig, global_batch_size: int, seed: int,
         *, train: bool, batching_method: str = 'random',
     ) -> None:
+        self.config = config
+        self.seed = seed
+        self.train = train
         caches: set[str] = set()
         for name, stream in streams.items():
             for dataset in stream.datasets:
@@ -108,9 +111,6 @@ class SafeDataset(StreamingDataset):
                     f'an epoch takes {stream.choose} samples of it, expected as many as a global batch has, '
                     f'{global_batch_size}, since that comes from one dataset; repeat it, or set it to null',
                     f'streams.{name}')
-        self.config = config
-        self.seed = seed
-        self.train = train
         self.stream_names = list(streams)
         self._verified_streams = list(streams.values())
         self._failure: Optional[Exception] = None
@@ -175,7 +175,7 @@ class SafeDataset(StreamingDataset):
         it resumes.
         """
         ranks = dist.get_world_size()
-        nodes = max(self.num_canonical_nodes or 1, ranks // dist.get_local_world_size())
+        nodes = max(self.config.num_canonical_nodes, ranks // dist.get_local_world_size())
 
         def samples_per_rank(samples: int) -> int:
             return math.ceil(padded_epoch_size(samples, nodes) / ranks)
