@@ -73,7 +73,13 @@ class CaptionPairDataset(SafeDataset):
             if pair.negative is not None:
                 negative = sample[CAPTION + pair.negative]
             elif pair.random_negative:
-                negative = self._text_of_neighbor(index, positive_key, seed)
+                # From the same shard, since others may not be local; empty if the shard has no other sample.
+                shard, position = map(int, self.spanner[index])
+                size = int(self.samples_per_shard[shard])
+                if size > 1:
+                    distance = 1 + xxhash.xxh64_intdigest('another', seed=seed) % (size - 1)
+                    neighbor = index - position + (position + distance) % size
+                    negative = self.get_item(neighbor)[CAPTION + positive_key]
             texts['negative'] = negative, ''
 
         entries: dict[str, Any] = {'index': index, 'sample_id': sample[SAMPLE_ID]}
@@ -84,28 +90,16 @@ class CaptionPairDataset(SafeDataset):
                 entries[side], = self.tokenizer.tokenize([text], prefix)
         return entries
 
-    def _text_of_neighbor(self, index: int, key: str, seed: int) -> str:
-        """Caption of another sample, drawn from the same shard, since other shards may not be local; an empty
-        text if the shard has no other sample."""
-        shard, position = map(int, self.spanner[index])
-        size = int(self.samples_per_shard[shard])
-        if size == 1:
-            return ''
-        distance = 1 + xxhash.xxh64_intdigest('another', seed=seed) % (size - 1)
-        neighbor = index - position + (position + distance) % size
-        return self.get_item(neighbor)[CAPTION + key]
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = {'index': torch.tensor([sample['index'] for sample in samples])}
-        batch['sample_id'] = [sample['sample_id'] for sample in samples]
+        padded: dict[str, torch.Tensor] = {}
         for side in ('query', 'positive', 'negative'):
             if side in samples[0]:
-                texts = [sample[side] for sample in samples]
+                texts = [sample.pop(side) for sample in samples]
                 for name, value in self.tokenizer.pad(texts).items():
-                    batch[f'{side}_{name}'] = value
-                batch[f'{side}_cut'] = torch.tensor([text.cut for text in texts])
-                batch[f'{side}_text_id'] = torch.tensor([sample[f'{side}_text_id'] for sample in samples])
-        return batch
+                    padded[f'{side}_{name}'] = value
+                padded[f'{side}_cut'] = torch.tensor([text.cut for text in texts])
+        return super().collate(samples) | padded
 
 
 def build_caption_pair_loader(
@@ -158,12 +152,11 @@ def _checked(pairs: Sequence[CaptionPairConfig], *, train: bool) -> Sequence[Cap
 
 def pair_columns(pairs: Sequence[CaptionPairConfig]) -> list[str]:
     """Return the caption columns that directions need, sorted."""
-    keys: set[str] = set()
+    keys: set[Optional[str]] = set()
     for pair in pairs:
-        keys.update(pair.keys)
-        if pair.negative:
-            keys.add(pair.negative)
-    return sorted(CAPTION + key for key in keys)
+        keys.update((*pair.keys, pair.negative))
+    keys.discard(None)
+    return sorted(f'{CAPTION}{key}' for key in keys)
 
 
 def drop_single_captions(config: CaptionDataConfig) -> Optional[CaptionDataConfig]:

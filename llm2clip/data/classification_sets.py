@@ -101,11 +101,19 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
 
 
 def _read_names(path: str, folders: list[str]) -> list[str]:
-    """Class name of each folder."""
+    """Class name of each folder.  Lines of a text file are ``<folder> <name>`` if most folders begin one."""
     if path.endswith('.json'):
         names: Any = read_json(path)
     else:
-        names = _read_text_names(path, folders)
+        names = [line for _, line in read_lines(path)]
+        parts = [line.split(maxsplit=1) for line in names]
+        by_folder = {part[0]: part[1] for part in parts if len(part) == 2}
+        num_named = len(by_folder.keys() & {*folders})
+        if len(by_folder) == len(names) and num_named > len(folders) / 2:
+            if not all(map(_CODE.fullmatch, folders)):
+                raise ConfigError(f'{path}: each line may be a name, or a folder and its name; expected a '
+                                  '.json file with an object from folder to name', 'class_names')
+            names = by_folder
     with reading(path, f'one name for each of the {len(folders):,} class folders'):
         if isinstance(names, dict):
             if all(isinstance(pair, list) for pair in names.values()):
@@ -114,20 +122,6 @@ def _read_names(path: str, folders: list[str]) -> list[str]:
         if len(names) != len(folders):
             raise ValueError(f'{len(names):,} values')
         return [check_text(name, path) for name in names]
-
-
-def _read_text_names(path: str, folders: list[str]) -> Union[list[str], dict[str, str]]:
-    """Lines as names in the order of the folders; or folder -> name, if most folders begin a line."""
-    lines = [line for _, line in read_lines(path)]
-    parts = [line.split(maxsplit=1) for line in lines]
-    names = {part[0]: part[1] for part in parts if len(part) == 2}
-    num_named = len(names.keys() & {*folders})
-    if len(names) < len(lines) or num_named <= len(folders) / 2:
-        return lines
-    if not all(map(_CODE.fullmatch, folders)):
-        raise ConfigError(f'{path}: each line may be a name, or a folder and its name; expected a .json file '
-                          'with an object from folder to name', 'class_names')
-    return names
 
 
 @dataclass(frozen=True)

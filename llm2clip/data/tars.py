@@ -53,16 +53,11 @@ def _files(path: str, wanted: Container[str], image_places: bool) -> Iterator[di
             elif suffix in wanted:
                 content = file.read()
             yield {'fname': member.name, 'data': content, '__url__': path}
-        _check_end(tar, path)
+        # `tarfile` ends at a damaged or missing header, but zeros follow the last member of a whole tar.
+        rest: Any = tar.fileobj
+        rest.seek(tar.offset)
+        are_zeros = {not block.strip(b'\0') for block in iter(lambda: rest.read(1 << 20), b'')}
+        if are_zeros != {True}:
+            raise FileError(f'is cut off, or has no header of a file, at byte {tar.offset:,}, expected a '
+                            'whole tar, with nothing but zeros at its end', path)
     yield {}  # ends the last sample
-
-
-def _check_end(tar: tarfile.TarFile, path: str) -> None:
-    """Raise a FileError unless zeros follow the last member: `tarfile` ends at a damaged or missing
-    header."""
-    file: Any = tar.fileobj
-    file.seek(tar.offset)
-    are_zeros = {not block.strip(b'\0') for block in iter(lambda: file.read(1 << 20), b'')}
-    if are_zeros != {True}:
-        raise FileError(f'is cut off, or has no header of a file, at byte {tar.offset:,}, expected a '
-                        'whole tar, with nothing but zeros at its end', path)

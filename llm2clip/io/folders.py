@@ -90,8 +90,7 @@ def lock_output(
         if owner not in ('', recipe):
             raise ConfigError(f'{folder}: was written by {owner}, expected an empty folder or one that '
                               f'{recipe} wrote')
-        if not owner:
-            record.write_text(f'{recipe}\n')  # in place, because the file may be the lock
+        record.write_text(f'{recipe}\n')  # in place, because the file may be the lock
         try:
             yield
         finally:
@@ -164,8 +163,7 @@ def atomic_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Itera
                 (new / MANIFEST).write_text('\n'.join(lines) + '\n')
                 check_replaceable(folder, kind)
             for path in new.rglob('*'):
-                if not path.is_symlink():
-                    path.chmod(mode if path.is_dir() else mode & 0o666)
+                path.chmod(mode if path.is_dir() else mode & 0o666)
     except BaseException:
         shutil.rmtree(work)
         raise

@@ -19,6 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
+import pyarrow
+
 from llm2clip.config.ranges import CaptionColumns, FolderName, HoldoutShare, SampleShare, Seed, Text
 from llm2clip.data.caption_files import field, normal_path, optional_text
 from llm2clip.data.convert.samples import (
@@ -217,7 +219,7 @@ def open_tables(
     with locked(index.with_name(f'.{index.name}.lock'), index, timeout=-1):
         if not (index / _META).is_file():
             with atomic_folder(index, 'an index of captions') as new:
-                _write_tables(new, {path: schema.names for path, schema in schemas.items()}, key, columns)
+                _write_tables(new, schemas, key, columns)
                 write_json(new / _META, identity)
     if read_json(index / _META) != identity:
         raise ConfigError(f'{folder} was built from other tables or columns ({index / _META} has them); '
@@ -226,17 +228,17 @@ def open_tables(
 
 
 def _write_tables(
-    folder: Path, tables: Mapping[str, Sequence[str]], key: str, columns: Sequence[str]
+    folder: Path, tables: Mapping[str, pyarrow.Schema], key: str, columns: Sequence[str]
 ) -> None:
-    """Write the DuckDB file of `tables` (path -> names of all columns) and print its number of rows."""
+    """Write the DuckDB file of `tables` (path -> all columns) and print its number of rows."""
     import duckdb
     options = _OPTIONS | {'memory_limit': '2GB', 'threads': min(8, len(os.sched_getaffinity(0))),
                           'temp_directory': str(folder / 'scratch')}
     with duckdb.connect(str(folder / _DATABASE), config=options) as database:
         database.execute('CREATE TABLE rows (hash UHUGEINT, row VARCHAR)')
-        for path, names in tables.items():
+        for path, schema in tables.items():
             # DuckDB ignores case in names, so columns are named by position.
-            places = {name: f'c{i}' for i, name in enumerate(names)}
+            places = {name: f'c{i}' for i, name in enumerate(schema.names)}
             parameters: dict[str, Any] = {'files': [glob.escape(path)]}
             if path.endswith(('.csv', '.tsv')):
                 expected = 'a CSV file in UTF-8, in which a text with commas or quotes has quotes'

@@ -300,5 +300,4 @@ def _image_folders(path: str) -> list[str]:
     from datasets import config as cache
     from huggingface_hub.constants import HF_HUB_CACHE
     caches = cache.HF_CACHE_HOME, cache.DOWNLOADED_DATASETS_PATH, cache.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE
-    folders = [path] if Path(path).is_dir() else []
-    return [*folders, *map(str, caches)]
+    return [path, *map(str, caches)]
