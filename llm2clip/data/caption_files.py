@@ -67,11 +67,8 @@ def check_text(text: str, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        character = f'the half character U+{code:X}'
-        if 0xDC80 <= code <= 0xDCFF:  # the range of `surrogateescape`
-            character = f'the byte 0x{code - 0xDC00:02x}'
-        raise FileError(f'has {character}, expected a text in UTF-8', where) from None
+        # U+DC80 to U+DCFF stand for the bytes 0x80 to 0xFF that are not UTF-8.
+        raise FileError(f'has {text[error.start]!r}, expected a text in UTF-8', where) from None
     return text
 
 

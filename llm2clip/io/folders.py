@@ -23,11 +23,6 @@ _RECORD = '.llm2clip'
 _ADDED = re.compile(r'(config\.yaml|seconds\.json)(\.\d+\.tmp)?')
 
 
-def stays_inside(name: str) -> bool:
-    """Whether a path, by its parts alone, is relative to a folder and stays inside."""
-    return not name.startswith('/') and '..' not in name.split('/')
-
-
 def inside(folder: Union[str, Path], name: str, source: str, also: Iterable[str] = ()) -> Path:
     """Return the path of a file that the data in `source` name, in a folder or in one of those in `also`.
 

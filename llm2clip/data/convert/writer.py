@@ -127,8 +127,6 @@ def _part_jobs(
     jobs: dict[str, PartJob] = {}
     for split, parts in splits.items():
         for part in parts:
-            with under('the folder of a part'):
-                check_values(FolderName, f'part-{part.name}')
             folder = f'{split}/part-{part.name}'
             if folder in jobs:
                 raise ValueError(f'two input files would be written to {folder}; give them different names')
@@ -197,10 +195,9 @@ def _check_dropped(left_out: Dropped, num_written: int, config: WriterConfig, ou
     num_unusable = sum(left_out.counts().values())
     if num_unusable > config.max_dropped * (num_written + num_unusable):
         examples = {reason: ids[:5] for reason, ids in left_out.reasons.items()}
-        hint = ' Paths are relative to source.images.' if MISSING_FILE in examples else ''
         raise ValueError(f'{num_unusable} of {num_written + num_unusable} samples were left out, more than '
-                         f'max_dropped={config.max_dropped} allows: {examples}.{hint}  To read repaired '
-                         f'images again, remove {out}')
+                         f'max_dropped={config.max_dropped} allows: {examples}.  To read repaired images '
+                         f'again, remove {out}')
     num_ids = len(excluded_ids(config.exclude_ids))
     if num_ids:
         num_excluded = left_out.filtered[EXCLUDED]
