@@ -73,10 +73,8 @@ def writing(path: Union[str, Path]) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError):
-            names_target = error.filename and not error.filename2  # of a copy, the first name is the source
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or names_target:
-                raise
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise FileError(f'cannot be written ({getattr(error, "strerror", error)})', path) from error
 
 

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from llm2clip.config.ranges import Finite, Holdout, Text
 from llm2clip.data.caption_files import check_text, field, normal_path
+from llm2clip.data.images import read_image_file
 from llm2clip.errors import ConfigError, FileError, under
 from llm2clip.io.files import reading
 from llm2clip.io.folders import inside
@@ -163,8 +164,7 @@ def read_image(folders: Sequence[str], name: str, where: str, dropped: Dropped) 
     if not os.path.isfile(path):
         dropped.add(MISSING_FILE, str(path.absolute()))
         return None
-    with reading(path, 'an image'):
-        return path.read_bytes()
+    return read_image_file(path)
 
 
 def sample_name(value: Any, where: str) -> str:

@@ -99,9 +99,6 @@ def write_splits(
                 raise ConfigError(f'{out.local / split} holds another dataset (with {name}), expected an '
                                   'empty folder or one that prepare_data wrote', 'out')
     inputs, jobs = _part_jobs(splits, out, config, options)
-    # Refuse parts that other machines wrote with other options before any work starts.
-    for job in jobs[:config.num_shards]:
-        read_record(job)
     mine = jobs[config.shard_index::config.num_shards]
     todo = [job for job in mine if _is_to_be_written(read_record(job))]
     print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, num_workers={config.num_workers}',
