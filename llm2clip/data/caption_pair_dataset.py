@@ -90,7 +90,6 @@ class CaptionPairDataset(SafeDataset):
                 entries[side], = self.tokenizer.tokenize([text], prefix)
         return entries
 
-
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         padded: dict[str, torch.Tensor] = {}
         for side in ('query', 'positive', 'negative'):

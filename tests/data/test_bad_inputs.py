@@ -195,13 +195,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / 'train'
 
 
-@pytest.mark.parametrize(('file', 'damage'), [
-    ('part.json', lambda part: write(f'{part}/part.json', '{}')),
-    ('shard.00000.mds', lambda part: write(f'{part}/shard.00000.mds', b'x'))])
-def test_a_damaged_part_is_not_continued(file: str, damage: Callable[[str], Any], dataset: Path) -> None:
+def test_a_damaged_part_is_not_continued(dataset: Path) -> None:
     shutil.copytree(dataset / 'part-all', 'out/train/part-all')
-    damage('out/train/part-all')
-    refused(rf'^out/train/part-all/{file}: ', lambda: write_dataset(make_samples(6), Path('out'), size_limit='1kb'))
+    write('out/train/part-all/part.json', '{}')
+    refused('^out/train/part-all/part.json: ', lambda: write_dataset(make_samples(6), Path('out'), size_limit='1kb'))
     assert not Path('out/train/index.json').exists()
 
 

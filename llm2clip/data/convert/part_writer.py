@@ -26,7 +26,7 @@ from llm2clip.data.images import decode_image, encode_image
 from llm2clip.data.schema import CAPTION, IMAGE, INDEX, SAMPLE_ID
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, reading
-from llm2clip.io.folders import atomic_folder, locked
+from llm2clip.io.folders import atomic_folder
 from llm2clip.io.processes import end_with_parent
 from llm2clip.io.remotes import OutputFolder
 from llm2clip.modeling.image_processing_llm2clip import FORMATS, MAX_PIXELS, TooManyPixels
@@ -59,11 +59,13 @@ def check_options(
     out: OutputFolder, path: Path, recorded: Mapping[str, Any], options: Mapping[str, Any]
 ) -> None:
     """Raise a ConfigError if the options differ from those `recorded` in the file `path`."""
-    for name, value in options.items():
-        if name != 'inputs' and recorded.get(name) != value:
+    deciding = dict(options)
+    inputs = deciding.pop('inputs')
+    for name, value in deciding.items():
+        if recorded.get(name) != value:
             raise ConfigError(f'{out} was written with another {name} ({path} has it); choose another out, '
                               'or remove it to convert again', 'out')
-    for file, identity in options['inputs'].items():
+    for file, identity in inputs.items():
         if recorded['inputs'].get(file, identity) != identity:
             raise ConfigError(f'{file}: has changed since {out} was written from it; choose another out, or '
                               f'remove {out} to convert again')
@@ -99,13 +101,13 @@ def write_parts(jobs: Sequence[PartJob], num_workers: int, progress: tqdm) -> No
     _jobs[:] = jobs
     if num_workers <= 1:
         for i in range(len(jobs)):
-            _write_job(i)
+            _write_part(i)
             progress.update()
         return
     pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context('fork'),
                                initializer=end_with_parent, initargs=(os.getpid(),))
     try:
-        for future in as_completed([pool.submit(_write_job, i) for i in range(len(jobs))]):
+        for future in as_completed([pool.submit(_write_part, i) for i in range(len(jobs))]):
             future.result()
             progress.update()
     finally:
@@ -113,19 +115,9 @@ def write_parts(jobs: Sequence[PartJob], num_workers: int, progress: tqdm) -> No
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _write_job(i: int) -> None:
-    """Write the part of a job, given by its index."""
+def _write_part(i: int) -> None:
+    """Write the part of a job, given by its index, into its folder and, last, its record."""
     job = _jobs[i]
-    folder = job.out.local / job.folder
-    lock = folder.with_name(f'.{folder.name}.lock')
-    # A worker of a killed command may still be writing.
-    with locked(lock, folder):
-        _write_part(job)
-        lock.unlink()
-
-
-def _write_part(job: PartJob) -> None:
-    """Write one part into its folder and, last, its record."""
     folder = job.out.local / job.folder
     dropped = Dropped()
     ids: set[str] = set()

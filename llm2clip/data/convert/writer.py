@@ -32,7 +32,7 @@ from llm2clip.data.convert.part_writer import (
 )
 from llm2clip.data.convert.samples import MISSING_FILE, Dropped, Part
 from llm2clip.data.schema import INDEX, read_index
-from llm2clip.errors import ConfigError, FileError, under
+from llm2clip.errors import ConfigError, under
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.remotes import OutputFolder
 
@@ -150,8 +150,9 @@ def _finish(
     left_out = Dropped()
     written: dict[str, int] = {}
     for split, parts in records.items():
-        written[split] = sum(record['samples'] for record in parts.values())
+        written[split] = 0
         for record in parts.values():
+            written[split] += record['samples']
             left_out.update(record['dropped'], record['filtered'])
     num_written = sum(written.values())
     _check_dropped(left_out, num_written, config, out)
@@ -170,11 +171,6 @@ def _finish(
                 if shard['column_names'] != shards[0]['column_names']:
                     raise ValueError(f'{folder} of split {split!r} has columns {shard["column_names"]}, but '
                                      f'the first part has {shards[0]["column_names"]}')
-                path = out.local / split / shard['raw_data']['basename']
-                size = shard['raw_data']['bytes']
-                if out.remote is None and not (path.is_file() and path.stat().st_size == size):
-                    raise FileError(f'is missing or damaged, expected {size:,} bytes; remove {path.parent} '
-                                    'to convert that part again', path)
     card = options | {
         'read': num_written + sum(left_out.counts().values()) + left_out.filtered.total(), 'samples': written,
         'dropped': left_out.counts(), 'filtered': dict(left_out.filtered),
