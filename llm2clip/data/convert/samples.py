@@ -204,17 +204,14 @@ class Filter:
             raise ConfigError('expected min, max or both of a number, the smaller one first, or the values '
                               'that are kept')
 
-    def keeps(self, value: Any, where: str) -> Optional[bool]:
-        """Return whether to keep a value; None if it is blank or NaN; FileError if it should be a number."""
+    def keeps(self, value: Any, where: str) -> bool:
+        """Return whether to keep a value, unless it is blank or NaN; FileError if it should be a number."""
         if value is None or not str(value).strip():
-            return None
+            return False
         if self.values is not None:
             return _as_text(value) in map(_as_text, self.values)
         with reading(where, 'a number'):
-            number = float(value)
-        if math.isnan(number):
-            return None
-        return self.min <= number <= self.max
+            return self.min <= float(value) <= self.max
 
 
 def _as_text(value: Any) -> str:
@@ -258,9 +255,7 @@ class Selection:
     def filters_out(self, fields: Mapping[str, Any], where: str, dropped: Dropped) -> bool:
         """Return whether a filter leaves a sample out, and count it; a missing field raises a ConfigError."""
         for name, condition in self._filters.items():
-            is_kept = condition.keeps(field(fields, name, where), f'{where}: {name!r}')
-            if not is_kept:
-                reason = f'filter {name}' if is_kept is False else f'filter {name}: no value'
-                dropped.filtered[reason] += 1
+            if not condition.keeps(field(fields, name, where), f'{where}: {name!r}'):
+                dropped.filtered[f'filter {name}'] += 1
                 return True
         return False

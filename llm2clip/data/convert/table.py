@@ -16,7 +16,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from llm2clip.config.ranges import CaptionColumns, FolderName, HoldoutShare, SampleShare, Seed, Text
-from llm2clip.data.caption_files import normal_path, optional_text, read_csv
+from llm2clip.data.caption_files import optional_text, read_csv
 from llm2clip.data.convert.samples import (
     Dropped,
     Filters,
@@ -84,8 +84,7 @@ class _RowReader:
             sample_id = f'{name}:{number}'
             if self.id_column:
                 sample_id = sample_name(row[self.id_column], f'{where}: {self.id_column!r}')
-                if self.id_column == self.image_column:
-                    sample_id = normal_path(sample_id)
+
             image = self._image(row, where)
             if is_in_holdout(image or sample_id, self.holdout, self.seed) is not is_holdout:
                 continue
