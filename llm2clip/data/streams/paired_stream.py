@@ -137,7 +137,7 @@ class PairedStream(VerifiedStream):
             content = dataset.content
             if dataset.columns[0].startswith(EMBEDDING):  # of the dataset that it was extracted from
                 path = Path(dataset.local, dataset.split, TEACHER_FILE)
-                if dataset.remote and not path.is_file():
+                if not path.is_file():
                     dataset.download(TEACHER_FILE)
                 content = read_json(path, dict).get('dataset')
             num_samples = sum(map(len, readers))

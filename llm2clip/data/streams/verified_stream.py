@@ -9,7 +9,7 @@ Here a file gets its final name after verification, and `SafeDataset` verifies e
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -106,7 +106,7 @@ class VerifiedStream(Stream):
         path, info = self._file(shard)
         if path.is_file():
             return 0
-        self.download(info.basename, info)
+        self.download(info.basename, partial(file_damage, expected=info))
         return info.bytes
 
     def is_local(self, shard: Reader) -> bool:
@@ -154,12 +154,15 @@ class VerifiedStream(Stream):
     def _source(self, basename: str) -> str:
         return os.path.join(self.remote or self.local, self.split, basename)
 
-    def download(self, basename: str, expected: Optional[FileInfo] = None, to: Optional[str] = None) -> Path:
+    def download(
+        self, basename: str, find_damage: Callable[[Path], Optional[str]] = json_damage,
+        to: Optional[str] = None,
+    ) -> Path:
         """Download a file from the remote, and return its local path.
 
         Args:
             basename: File name in the remote.
-            expected: Size and hashes from the index; unset, the file must be JSON.
+            find_damage: Function that returns what is wrong with a downloaded file, or None.
             to: Local file name, if it differs.
 
         Raises:
@@ -169,7 +172,6 @@ class VerifiedStream(Stream):
         """
         url = self._source(basename)
         path = self._path(to or basename)
-        find_damage = json_damage if expected is None else partial(file_damage, expected=expected)
         try:
             is_there = download(url, path, find_damage, self.download_retry, self.download_timeout)
         except OSError as error:
