@@ -91,9 +91,10 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
             raise ConfigError(f'{images}/{folder} has no files, expected the images of a class', 'images')
         files += paths
         labels += [label] * len(paths)
-    source = class_names or images
-    names = _read_names(class_names, folders) if class_names else folders
-    classes = [name.replace('_', ' ') for name in names]
+    source, classes = images, folders
+    if class_names is not None:
+        source, classes = class_names, _read_names(class_names, folders)
+    classes = [name.replace('_', ' ') for name in classes]
     commonest, count = Counter(classes).most_common(1)[0]
     if count > 1 and not all(map(_CODE.fullmatch, folders)):
         raise ConfigError(f'{count} classes in {source} have the name {commonest!r}', 'class_names')
