@@ -89,7 +89,7 @@ class OutputFolder:
 
 
 @functools.lru_cache(maxsize=4)
-def _downloader(folder: str, process: int) -> Any:
+def _process_downloader(folder: str, process: int) -> Any:
     """Streaming's downloader for a remote folder, one per process since connections do not survive a fork."""
     from streaming.base.storage import CloudDownloader
     return CloudDownloader.get(folder)
@@ -136,7 +136,7 @@ def download(
         except Exception as error:
             if is_missing(error):
                 return False
-            _downloader.cache_clear()
+            _process_downloader.cache_clear()
             problem = f'{remote} cannot be downloaded: {type(error).__name__}: {error}'
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -145,7 +145,7 @@ def download(
 
 def _download_within(timeout: float, remote: str, path: Path) -> None:
     """Download a file in a thread, which is left behind after `timeout` seconds."""
-    downloader = _downloader(os.path.dirname(remote), os.getpid())
+    downloader = _process_downloader(os.path.dirname(remote), os.getpid())
     future: Future[None] = Future()
 
     def work() -> None:
