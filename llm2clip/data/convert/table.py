@@ -238,7 +238,14 @@ def huggingface(
     splits = holdout_splits(split, holdout)
     selection = Selection(filters, sample, sample_seed)
     dataset = _load_dataset(path, config, split)
-    folders = _image_folders(path) if images is None else [check_folder(images)]
+    folders: list[str] = []  # a saved dataset may name any
+    if images is not None:
+        folders = [check_folder(images)]
+    elif not _is_saved(path):
+        from datasets import config as cache
+        from huggingface_hub.constants import HF_HUB_CACHE
+        folders = [path, *map(str, (cache.HF_CACHE_HOME, cache.DOWNLOADED_DATASETS_PATH,
+                                    cache.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE))]
 
     def longest(column: str) -> int:
         return _longest_list(dataset.select_columns([column]).with_format('arrow').iter(_ROWS))
@@ -290,13 +297,3 @@ def _load_dataset(path: str, config: Optional[str], split: str) -> Any:
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
     return dataset
-
-
-def _image_folders(path: str) -> list[str]:
-    """Folders of the library for images that a dataset names; none for a saved one, which may name any."""
-    if _is_saved(path):
-        return []
-    from datasets import config as cache
-    from huggingface_hub.constants import HF_HUB_CACHE
-    caches = cache.HF_CACHE_HOME, cache.DOWNLOADED_DATASETS_PATH, cache.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE
-    return [path, *map(str, caches)]
