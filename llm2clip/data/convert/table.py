@@ -125,30 +125,27 @@ class _RowReader:
 
 
 def _caption_keys(
-    captions: Captions, tables: Mapping[str, pyarrow.Schema], longest: Callable[[str], int]
+    captions: Captions, tables: Mapping[str, pyarrow.Schema],
+    batches: Callable[[str], Iterable[pyarrow.RecordBatch]],
 ) -> dict[str, list[str]]:
-    """Column -> caption keys; `longest` returns the length of a column's longest list."""
+    """Column -> caption keys, one per text of its longest list; `batches` returns the batches of a column."""
     caption_columns = {'': captions} if isinstance(captions, str) else captions
     keys: dict[str, list[str]] = {}
     for key, column in caption_columns.items():
         has_lists = [check_column(schema, column, path) for path, schema in tables.items()]
         keys[column] = [key or '0']
         if any(has_lists):
+            longest = 0
+            for batch in batches(column):
+                lengths = pyarrow.compute.call_function('list_value_length', [batch.column(0)])
+                # The maximum is None if all lists are null.
+                longest = max(longest, pyarrow.compute.call_function('max', [lengths]).as_py() or 0)
             prefix = f'{key}_' if key else ''
-            keys[column] = [f'{prefix}{i}' for i in range(longest(column))]
+            keys[column] = [f'{prefix}{i}' for i in range(longest)]
     all_keys = list(chain.from_iterable(keys.values()))
     if len(set(all_keys)) < len(all_keys) or len(keys) < len(caption_columns):
         raise ConfigError(f'{captions} gives two captions one key, or one column twice', 'source.captions')
     return keys
-
-
-def _longest_list(batches: Iterable[pyarrow.RecordBatch]) -> int:
-    """Length of the longest list in the first column of batches, which may hold nulls."""
-    longest = 0
-    for batch in batches:
-        lengths = pyarrow.compute.call_function('list_value_length', [batch.column(0)])
-        longest = max(longest, pyarrow.compute.call_function('max', [lengths]).as_py() or 0)
-    return longest
 
 
 def table(
@@ -179,10 +176,8 @@ def table(
     folders = [] if images is None else [check_folder(images)]
     schemas = {path: read_schema(path) for path in paths}
 
-    def longest(column: str) -> int:
-        return max(_longest_list(_batches(path, [column])) for path in paths)
-
-    caption_keys = _caption_keys(captions, schemas, longest)
+    caption_keys = _caption_keys(
+        captions, schemas, lambda column: chain.from_iterable(_batches(path, [column]) for path in paths))
     reader = _RowReader(caption_keys, image_column, id_column, folders, holdout, seed, selection)
     for path, schema in schemas.items():
         for name in reader.columns:
@@ -247,11 +242,9 @@ def huggingface(
         folders = [path, *map(str, (cache.HF_CACHE_HOME, cache.DOWNLOADED_DATASETS_PATH,
                                     cache.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE))]
 
-    def longest(column: str) -> int:
-        return _longest_list(dataset.select_columns([column]).with_format('arrow').iter(_ROWS))
-
     schemas = {path: dataset.features.arrow_schema}
-    caption_keys = _caption_keys(captions, schemas, longest)
+    caption_keys = _caption_keys(
+        captions, schemas, lambda column: dataset.select_columns([column]).with_format('arrow').iter(_ROWS))
     reader = _RowReader(caption_keys, image_column, id_column, folders, holdout, seed, selection)
     rows = dataset.select_columns(reader.columns)
 
