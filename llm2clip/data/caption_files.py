@@ -7,8 +7,6 @@ All readers check that texts can be written in UTF-8, and raise an error that na
 """
 
 import csv
-import functools
-import os
 import posixpath
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,19 +24,6 @@ def normal_path(name: str) -> str:
     if '://' in name:
         return name
     return posixpath.normpath(name)
-
-
-def check_image_paths(paths: Iterable[str], images: Optional[str], where: str) -> None:
-    """Raise a FileError if two paths, relative to the folder `images` or absolute, name the same file.
-    Links to folders are followed; those to files are not, since this would access the disk for each image."""
-    real_folder = functools.cache(lambda folder: os.path.realpath(os.path.join(images or '', folder)))
-    first_paths: dict[tuple[str, str], str] = {}
-    for path in filter(None, paths):
-        name = check_text(normal_path(path), where)
-        folder, file = posixpath.split(name)
-        first = first_paths.setdefault((real_folder(folder), file), name)
-        if first != name:
-            raise FileError(f'{first!r} and {name!r} are the same image, expected one path for it', where)
 
 
 def read_captions(captions: str, image_column: str, caption_column: str) -> dict[str, list[str]]:
@@ -82,11 +67,8 @@ def check_text(text: str, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        character = f'the half character U+{code:X}'
-        if 0xDC80 <= code <= 0xDCFF:  # the range of `surrogateescape`
-            character = f'the byte 0x{code - 0xDC00:02x}'
-        raise FileError(f'has {character}, expected a text in UTF-8', where) from None
+        # U+DC80 to U+DCFF stand for the bytes 0x80 to 0xFF that are not UTF-8.
+        raise FileError(f'has {text[error.start]!r}, expected a text in UTF-8', where) from None
     return text
 
 
@@ -106,30 +88,26 @@ def read_csv(path: str) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]
     """
     rows = _csv_rows(path)
     where, columns = next(rows, (path, []))
-    repeated = [name for name in columns if columns.count(name) > 1]
-    if repeated:
-        raise FileError(f'has two columns {repeated[0]!r}, expected different names', where)
-
-    def records() -> Iterator[tuple[str, dict[str, str]]]:
-        for where, row in rows:
-            if len(row) != len(columns):
-                raise FileError(f'has {len(row)} values, expected {len(columns)}, one per column of '
-                                f'{", ".join(columns)}; a text with commas needs quotes', where)
-            yield where, dict(zip(columns, row))
-
-    return columns, records()
+    if len({*columns}) < len(columns):
+        raise FileError(f'has the columns {", ".join(columns)}, expected different names', where)
+    return columns, ((where, dict(zip(columns, row))) for where, row in rows)
 
 
 def _csv_rows(path: str) -> Iterator[tuple[str, list[str]]]:
-    """Non-blank rows of a CSV file, the header first."""
+    """Non-blank rows of a CSV file, the header first, all with the same number of values."""
     delimiter = '\t' if path.endswith('.tsv') else ','
     reader = csv.reader(_text_lines(path, newline=''), delimiter=delimiter, strict=True)
+    columns: list[str] = []
     row: Optional[list[str]] = []
     while row is not None:
         where = f'{path}:{reader.line_num + 1}'
         with reading(where, QUOTES):
             row = next(reader, None)
         if row:
+            columns = columns or row
+            if len(row) != len(columns):
+                raise FileError(f'has {len(row)} values, expected {len(columns)}, one per column of '
+                                f'{", ".join(columns)}; a text with commas needs quotes', where)
             yield where, row
 
 
@@ -164,6 +142,8 @@ def text_field(record: Any, key: str, where: str) -> str:
 
 def optional_text(value: Any, where: str) -> str:
     """Return a text, or an empty one for None; FileError for any other value."""
-    if value is not None and not isinstance(value, str):
+    if value is None:
+        return ''
+    if not isinstance(value, str):
         raise FileError(f'{str(value)[:60]!r}, expected a text', where)
-    return check_text(value or '', where)
+    return check_text(value, where)

@@ -62,9 +62,8 @@ class CaptionPairDataset(SafeDataset):
             instruction = self.tokenizer.instruction if pair.instruction is None else pair.instruction
         else:
             pair, = pairs
-            assert pair.positive is not None
-            positive_key = pair.positive[0]
-            query = sample[CAPTION + pair.query[0]]
+            query_key, positive_key = pair.keys
+            query = sample[CAPTION + query_key]
             positive = sample[CAPTION + positive_key]
             instruction = ''
         # Side -> text and the instruction before it.
@@ -74,7 +73,13 @@ class CaptionPairDataset(SafeDataset):
             if pair.negative is not None:
                 negative = sample[CAPTION + pair.negative]
             elif pair.random_negative:
-                negative = self._text_of_neighbor(index, positive_key, seed)
+                # From the same shard, since others may not be local; empty if the shard has no other sample.
+                shard, position = map(int, self.spanner[index])
+                size = int(self.samples_per_shard[shard])
+                if size > 1:
+                    distance = 1 + xxhash.xxh64_intdigest('another', seed=seed) % (size - 1)
+                    neighbor = index - position + (position + distance) % size
+                    negative = self.get_item(neighbor)[CAPTION + positive_key]
             texts['negative'] = negative, ''
 
         entries: dict[str, Any] = {'index': index, 'sample_id': sample[SAMPLE_ID]}
@@ -85,28 +90,15 @@ class CaptionPairDataset(SafeDataset):
                 entries[side], = self.tokenizer.tokenize([text], prefix)
         return entries
 
-    def _text_of_neighbor(self, index: int, key: str, seed: int) -> str:
-        """Caption of another sample, drawn from the same shard, since other shards may not be local; an empty
-        text if the shard has no other sample."""
-        shard, position = map(int, self.spanner[index])
-        size = int(self.samples_per_shard[shard])
-        if size == 1:
-            return ''
-        distance = 1 + xxhash.xxh64_intdigest('another', seed=seed) % (size - 1)
-        neighbor = index - position + (position + distance) % size
-        return self.get_item(neighbor)[CAPTION + key]
-
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = {'index': torch.tensor([sample['index'] for sample in samples])}
-        batch['sample_id'] = [sample['sample_id'] for sample in samples]
+        padded: dict[str, torch.Tensor] = {}
         for side in ('query', 'positive', 'negative'):
             if side in samples[0]:
-                texts = [sample[side] for sample in samples]
+                texts = [sample.pop(side) for sample in samples]
                 for name, value in self.tokenizer.pad(texts).items():
-                    batch[f'{side}_{name}'] = value
-                batch[f'{side}_cut'] = torch.tensor([text.cut for text in texts])
-                batch[f'{side}_text_id'] = torch.tensor([sample[f'{side}_text_id'] for sample in samples])
-        return batch
+                    padded[f'{side}_{name}'] = value
+                padded[f'{side}_cut'] = torch.tensor([text.cut for text in texts])
+        return super().collate(samples) | padded
 
 
 def build_caption_pair_loader(
@@ -135,7 +127,11 @@ def stream_pairs(config: CaptionDataConfig, *, train: bool) -> dict[str, Sequenc
                 pairs[name] = _checked(config.pairs, train=train)
         else:
             with under(f'streams.{name}'):
-                pairs[name] = _default_pairs(stream, train=train)
+                keys = all_caption_keys(stream, 'pairs')
+            if not train:
+                pairs[name] = [CaptionPairConfig(keys[:1], keys[1:2])]
+            else:
+                pairs[name] = [CaptionPairConfig(keys, keys if len(keys) > 1 else None)]
     return pairs
 
 
@@ -148,27 +144,18 @@ def _checked(pairs: Sequence[CaptionPairConfig], *, train: bool) -> Sequence[Cap
                 'null, dropout makes two vectors of it)', f'[{i}]')
         if pair.negative is not None and pair.random_negative:
             raise ConfigError('expected negative or random_negative, got both', f'[{i}]')
-    if not train and (len(pairs) > 1 or len(pairs[0].query) > 1 or len(pairs[0].positive or []) != 1):
+    if not train and (len(pairs) > 1 or len(pairs[0].query) > 1 or len(pairs[0].keys) != 2):
         raise ConfigError('evaluation needs one pair with one caption key per side')
     return pairs
 
 
-def _default_pairs(stream: CaptionStreamConfig, *, train: bool) -> list[CaptionPairConfig]:
-    """Directions of a dataset for which none are configured, as `stream_pairs` describes them."""
-    keys = all_caption_keys(stream, 'pairs')
-    if not train:
-        return [CaptionPairConfig(keys[:1], keys[1:2])]
-    return [CaptionPairConfig(keys, keys if len(keys) > 1 else None)]
-
-
 def pair_columns(pairs: Sequence[CaptionPairConfig]) -> list[str]:
     """Return the caption columns that directions need, sorted."""
-    keys: set[str] = set()
+    keys: set[Optional[str]] = set()
     for pair in pairs:
-        keys.update(pair.keys)
-        if pair.negative:
-            keys.add(pair.negative)
-    return sorted(CAPTION + key for key in keys)
+        keys.update((*pair.keys, pair.negative))
+    keys.discard(None)
+    return sorted(f'{CAPTION}{key}' for key in keys)
 
 
 def drop_single_captions(config: CaptionDataConfig) -> Optional[CaptionDataConfig]:
@@ -181,8 +168,7 @@ def drop_single_captions(config: CaptionDataConfig) -> Optional[CaptionDataConfi
         with under(f'streams.{name}'):
             if stream.pairs or config.pairs or len(all_caption_keys(stream, 'pairs')) > 1:
                 streams[name] = stream
-    single = ', '.join(name for name in config.streams if name not in streams)
-    if single and dist.get_global_rank() == 0:
-        print(f'eval_data.streams: {single} has one caption per sample, so no pairs: not evaluated',
-              flush=True)
+            elif dist.get_global_rank() == 0:
+                print(f'eval_data.streams: {name} has one caption per sample, so no pairs: not evaluated',
+                      flush=True)
     return dataclasses.replace(config, streams=streams) if streams else None

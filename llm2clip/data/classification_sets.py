@@ -4,7 +4,6 @@
 """Classification sets: ImageNet-style folders, and tars in the layout of CLIP_benchmark."""
 
 import io
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,7 +20,6 @@ from llm2clip.data.tars import IMAGES, tar_samples
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.io.files import read_json, read_text, reading
 
-_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 # Folder of ImageNet, a WordNet id or a number.  Two of its classes may have the same name, as `crane`.
 _CODE = re.compile(r'n?\d+')
 _CLASSES = 'classnames.txt'
@@ -80,24 +78,23 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
             (``LOC_synset_mapping.txt``).  ``_`` stands for a space.
 
     Raises:
-        ConfigError: `images` has no subfolders, one lacks images or has other files, or the names do not fit.
+        ConfigError: `images` has no subfolders, one is empty, or the names do not fit.
     """
-    folders = sorted(path.name for path in Path(images).iterdir() if path.is_dir() and path.name[0] != '.')
+    folders = sorted(path.name for path in Path(images).glob('[!.]*/'))
     if not folders:
         raise ConfigError(f'{images} has no subfolders, expected one per class', 'images')
     files: list[str] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        names = sorted(name for name in os.listdir(f'{images}/{folder}') if not name.startswith('.'))
-        others = [name for name in names if not name.lower().endswith(_SUFFIXES)]
-        if others or not names:
-            content = others[:1] or 'no files'
-            raise ConfigError(f'{images}/{folder} has {content}, expected the images of a class', 'images')
-        files += [f'{folder}/{name}' for name in names]
-        labels += [label] * len(names)
-    source = class_names or images
-    names = _read_names(class_names, folders) if class_names else folders
-    classes = [check_text(name, f'{source}: a class name').replace('_', ' ') for name in names]
+        paths = sorted(f'{folder}/{path.name}' for path in Path(images, folder).glob('[!.]*'))
+        if not paths:
+            raise ConfigError(f'{images}/{folder} has no files, expected the images of a class', 'images')
+        files += paths
+        labels += [label] * len(paths)
+    source, classes = images, folders
+    if class_names is not None:
+        source, classes = class_names, _read_names(class_names, folders)
+    classes = [name.replace('_', ' ') for name in classes]
     commonest, count = Counter(classes).most_common(1)[0]
     if count > 1 and not all(map(_CODE.fullmatch, folders)):
         raise ConfigError(f'{count} classes in {source} have the name {commonest!r}', 'class_names')
@@ -105,33 +102,27 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
 
 
 def _read_names(path: str, folders: list[str]) -> list[str]:
-    """Class name of each folder."""
+    """Class name of each folder.  Lines of a text file are ``<folder> <name>`` if most folders begin one."""
     if path.endswith('.json'):
         names: Any = read_json(path)
     else:
-        names = _read_text_names(path, folders)
+        names = [line for _, line in read_lines(path)]
+        parts = [line.split(maxsplit=1) for line in names]
+        by_folder = {part[0]: part[1] for part in parts if len(part) == 2}
+        num_named = len(by_folder.keys() & {*folders})
+        if len(by_folder) == len(names) and num_named > len(folders) / 2:
+            if not all(map(_CODE.fullmatch, folders)):
+                raise ConfigError(f'{path}: each line may be a name, or a folder and its name; expected a '
+                                  '.json file with an object from folder to name', 'class_names')
+            names = by_folder
     with reading(path, f'one name for each of the {len(folders):,} class folders'):
         if isinstance(names, dict):
             if all(isinstance(pair, list) for pair in names.values()):
                 names = dict(names.values())  # of Keras: position -> [folder, name]
             names = [names[folder] for folder in folders]
-        if len(names) != len(folders) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f'{len(names):,} values, or some that are no texts')
-        return names
-
-
-def _read_text_names(path: str, folders: list[str]) -> Union[list[str], dict[str, str]]:
-    """Lines as names in the order of the folders; or folder -> name, if most folders begin a line."""
-    lines = [line for _, line in read_lines(path)]
-    parts = [line.split(maxsplit=1) for line in lines]
-    names = {part[0]: part[1] for part in parts if len(part) == 2}
-    num_named = sum(folder in names for folder in folders)
-    if len(names) < len(lines) or num_named <= len(folders) / 2:
-        return lines
-    if not all(map(_CODE.fullmatch, folders)):
-        raise ConfigError(f'{path}: each line may be a name, or a folder and its name; expected a .json file '
-                          'with an object from folder to name', 'class_names')
-    return names
+        if len(names) != len(folders):
+            raise ValueError(f'{len(names):,} values')
+        return [check_text(name, path) for name in names]
 
 
 @dataclass(frozen=True)
@@ -167,8 +158,7 @@ def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet
         FileError: A file is missing or damaged, the set is for retrieval, or a sample has no image or no
             class listed in ``classnames.txt``.
     """
-    classes = [check_text(line.strip(), f'{local}/{_CLASSES}')
-               for line in read_text(f'{local}/{_CLASSES}').splitlines()]
+    classes = [line.strip() for line in read_text(f'{local}/{_CLASSES}').splitlines()]
     kind = 'classification'
     type_file = Path(local, 'dataset_type.txt')
     if type_file.is_file():

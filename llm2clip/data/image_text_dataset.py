@@ -119,18 +119,16 @@ class ImageTextDataset(SafeDataset):
             pixels = decode_pixels(sample[IMAGE], sample[SAMPLE_ID])
             entries = {'pixel_values': resize_and_crop(pixels, self.image_size)}
 
-        texts = [captions[CAPTION + caption_key(key)] for key in self.caption_keys]
-        if self.captions:
-            entries['caption'] = texts
-        else:
-            entries |= _stacked([text_embedding(sample.text_embeddings, key, self.texts_as_stored)
-                                 for key in self.caption_keys])
-        text_ids: list[int] = []
-        for key, text in zip(self.caption_keys, texts):
+        texts: list[dict[str, Any]] = []
+        for key in self.caption_keys:
+            caption = captions[CAPTION + caption_key(key)]
+            text: dict[str, Any] = {'caption': caption}
+            if not self.captions:
+                text = text_embedding(sample.text_embeddings, key, self.texts_as_stored)
             # Position and key make an id unique, even if two samples have the same text.
-            text_ids.append(text_id(f'{index}/{key}') if text.strip() else 0)
-        entries['text_id'] = torch.tensor(text_ids)
-        return entries
+            text['text_id'] = torch.tensor(text_id(f'{index}/{key}') if caption.strip() else 0)
+            texts.append(text)
+        return entries | _stacked(texts)
 
     def _image_embedding(self, sample: PairedRow, key: str) -> dict[str, torch.Tensor]:
         """``image_embedding`` ``(D,)`` of the image or a view of it."""
@@ -239,7 +237,9 @@ def teacher_embeddings(
     if not teachers and len(text_embeddings) != 1:
         raise ConfigError('expected the embeddings dataset of one teacher, or a choice by `teachers`; there '
                           f'are {len(text_embeddings)} ({names})', 'embeddings')
-    for teacher in teachers:
+    chosen: dict[str, DatasetConfig] = {}
+    for teacher in teachers or text_embeddings:
         if teacher not in text_embeddings:
             raise ConfigError(f'there is no embeddings dataset of {teacher!r}, only of {names}', 'embeddings')
-    return {teacher: text_embeddings[teacher] for teacher in teachers or text_embeddings}
+        chosen[teacher] = text_embeddings[teacher]
+    return chosen

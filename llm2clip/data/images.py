@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 import torch
 from PIL import Image
@@ -59,18 +59,17 @@ def decode_image(data: bytes, sample_id: str) -> Image.Image:
         return upright_rgb(image)
 
 
-def decode_pixels(data: bytes, sample_id: str, at_least: Optional[int] = None) -> torch.Tensor:
+def decode_pixels(data: bytes, sample_id: str, at_least: float = math.inf) -> torch.Tensor:
     """Decode an image as `decode_image` does, with the same errors, to ``(3, H, W)`` uint8.
 
     Args:
         data, sample_id: As for `decode_image`.
         at_least: Smallest useful size of the shortest side, in pixels.  A JPEG of at least twice this size is
-            decoded at 1/2, 1/4 or 1/8 of its size, which libjpeg does in the DCT domain.  Unset, the size
-            stays.
+            decoded at 1/2, 1/4 or 1/8 of its size, which libjpeg does in the DCT domain.
     """
     with _open(data, sample_id) as image:
         shortest = min(image.size)
-        if image.format == 'JPEG' and image.mode in ('RGB', 'L') and at_least and shortest >= 2 * at_least:
+        if image.format == 'JPEG' and image.mode in ('RGB', 'L') and shortest >= 2 * at_least:
             scale = at_least / shortest
             image.draft('RGB', (math.ceil(image.width * scale), math.ceil(image.height * scale)))
         return pil_to_tensor(upright_rgb(image))

@@ -6,8 +6,6 @@
 import math
 import mmap
 import os
-import threading
-import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Optional
@@ -20,17 +18,13 @@ from llm2clip.config import DatasetConfig, StreamConfig
 from llm2clip.data.schema import CAPTION, caption_keys, read_columns
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.errors import ConfigError
-
-# Interval at which a worker checks that its rank is alive.
-_WATCH_SECONDS = 1.0
+from llm2clip.io.processes import end_with_parent
 
 
 def streaming_dataset(data: DataSpec) -> StreamingDataset:
     """Return the dataset of a loader made by `build_loader`."""
-    assert isinstance(data.dataloader, StreamingDataLoader)
-    dataset = data.dataloader.dataset
-    assert isinstance(dataset, StreamingDataset)
-    return dataset
+    loader: Any = data.dataloader
+    return loader.dataset
 
 
 def stream_arguments(stream: StreamConfig) -> dict[str, Any]:
@@ -86,25 +80,11 @@ def build_loader(dataset: SafeDataset, **data_spec: Any) -> DataSpec:
         persistent_workers=dataset.train and config.num_workers > 0,
         # Composer has initialised CUDA by now.  Only copies from pinned memory to the GPU are asynchronous.
         pin_memory=torch.cuda.is_initialized(),
-        worker_init_fn=partial(_end_with_rank, os.getpid()),
+        worker_init_fn=partial(end_with_parent, os.getpid()),
         # Drawing the workers' seed from the global generator would shift dropout after a resumption.
         generator=torch.Generator().manual_seed(config.shuffle_seed),
     )
     return DataSpec(loader, get_num_samples_in_batch=lambda batch: len(batch['index']), **data_spec)
-
-
-def _end_with_rank(rank: int, worker: int) -> None:
-    """End this worker soon after its rank, with process id `rank`, is killed.
-
-    PyTorch checks this only between two samples.  A worker at Streaming's barrier would wait forever for the
-    workers of another killed rank, and keep its memory.
-    """
-    def watch() -> None:
-        while os.getppid() == rank:
-            time.sleep(_WATCH_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, name=f'end_with_rank_{worker}', daemon=True).start()
 
 
 def shared_memory(batch: Mapping[str, Any], num_workers: int, ranks: int = 1, epoch_samples: int = 0) -> int:

@@ -66,15 +66,14 @@ class MaskedTextDataset(SafeDataset):
         }
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        texts = self.tokenizer.pad([sample['text'] for sample in samples])
-        labels = [torch.tensor(sample['labels']) for sample in samples]
-        return {
-            'index': torch.tensor([sample['index'] for sample in samples]),
-            'sample_id': [sample['sample_id'] for sample in samples],
-            'input_ids': texts['input_ids'],
-            'attention_mask': texts['attention_mask'],
+        texts = [sample.pop('text') for sample in samples]
+        labels = [torch.tensor(sample.pop('labels')) for sample in samples]
+        padded = self.tokenizer.pad(texts)
+        return super().collate(samples) | {
+            'input_ids': padded['input_ids'],
+            'attention_mask': padded['attention_mask'],
             'labels': pad_sequence(labels, batch_first=True, padding_value=_IGNORED),
-            'cut': torch.tensor([sample['text'].cut for sample in samples]),
+            'cut': torch.tensor([text.cut for text in texts]),
         }
 
 

@@ -12,7 +12,6 @@ from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from llm2clip.errors import FileError
 from llm2clip.io.files import reading
-from llm2clip.io.folders import stays_inside
 
 IMAGES = ('jpg', 'jpeg', 'png', 'webp')
 """Suffixes of images."""
@@ -32,8 +31,8 @@ def tar_samples(
             be compressed.
 
     Raises:
-        FileError: The tar is damaged, truncated or followed by data, or a member is a duplicate, a link, or
-            outside of the tar.  The message names the tar.
+        FileError: The tar is damaged, truncated or followed by data, or a member is a duplicate, or a link to
+            a file outside of the tar.  The message names the tar.
     """
     with reading(path, 'a whole tar with every file once'):
         yield from group_by_keys(_files(path, wanted, image_places))
@@ -44,32 +43,21 @@ def _files(path: str, wanted: Container[str], image_places: bool) -> Iterator[di
     with tarfile.open(path, 'r:' if image_places else 'r') as tar:
         for member in iter(tar.next, None):
             tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # tarfile would keep every header
-            name = member.name
-            if not stays_inside(name):
-                raise FileError(f'the path {name!r} leads out of the tar, expected one inside', path)
-            if member.isdir() or _METADATA.match(name):
+            if member.isdir() or _METADATA.match(member.name):
                 continue
-            file = tar.extractfile(member) if member.isreg() else None
-            if file is None:
-                raise FileError(f'{name!r} is a link or a device, expected a file', path)
-            suffix = (base_plus_ext(name)[1] or '').lower()
+            file: Any = tar.extractfile(member)  # fails for a link to a file that is not in the tar
+            suffix = (base_plus_ext(member.name)[1] or '').lower()
             content = None
             if image_places and suffix in IMAGES:
                 content = member.offset_data, member.size
             elif suffix in wanted:
                 content = file.read()
-            yield {'fname': name, 'data': content, '__url__': path}
-        _check_end(tar, path)
+            yield {'fname': member.name, 'data': content, '__url__': path}
+        # `tarfile` ends at a damaged or missing header, but zeros follow the last member of a whole tar.
+        rest: Any = tar.fileobj
+        rest.seek(tar.offset)
+        are_zeros = {not block.strip(b'\0') for block in iter(lambda: rest.read(1 << 20), b'')}
+        if are_zeros != {True}:
+            raise FileError(f'is cut off, or has no header of a file, at byte {tar.offset:,}, expected a '
+                            'whole tar, with nothing but zeros at its end', path)
     yield {}  # ends the last sample
-
-
-def _check_end(tar: tarfile.TarFile, path: str) -> None:
-    """Raise a FileError unless zeros follow the last member: `tarfile` ends at a damaged or missing
-    header."""
-    file = tar.fileobj
-    assert file is not None
-    file.seek(tar.offset)
-    are_zeros = [not block.strip(b'\0') for block in iter(lambda: file.read(1 << 20), b'')]
-    if not are_zeros or not all(are_zeros):
-        raise FileError(f'is cut off, or has no header of a file, at byte {tar.offset:,}, expected a '
-                        'whole tar, with nothing but zeros at its end', path)

@@ -65,11 +65,12 @@ def read_templates(path: Union[str, Path]) -> list[str]:
         ConfigError: There is no template, or a line has no placeholder.
         FileError: The file is missing or damaged.
     """
-    templates = [line.replace('{c}', '{}') for _, line in read_lines(str(path)) if not line.startswith('#')]
-    for line in templates:
-        if '{}' not in line:
-            raise ConfigError(f'{path}: {line!r}, expected a prompt with {{}} for the class name on each '
-                              'line')
+    templates: list[str] = []
+    for where, line in read_lines(str(path)):
+        if not line.startswith('#'):
+            templates.append(line.replace('{c}', '{}'))
+            if '{}' not in templates[-1]:
+                raise ConfigError(f'{where}: {line!r}, expected a prompt with {{}} for the class name')
     if not templates:
         raise ConfigError(f'{path} has no prompt')
     return templates

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 from safetensors import SafetensorError
 
@@ -53,6 +53,15 @@ def read_json(path: Union[str, Path], kind: type = object) -> Any:
     return parse_json(read_text(path, 'JSON'), path, kind)
 
 
+def json_damage(path: Path) -> Optional[str]:
+    """Return why a file is not JSON, or None if it is."""
+    try:
+        json.loads(path.read_bytes())
+    except ValueError as error:
+        return f'{error}, expected JSON'
+    return None
+
+
 def printable(text: str) -> str:
     """Return a text without the control characters and undecodable bytes that file names may contain."""
     return re.sub(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]', '\N{REPLACEMENT CHARACTER}', text)
@@ -64,10 +73,8 @@ def writing(path: Union[str, Path]) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError):
-            names_target = error.filename and not error.filename2  # of a copy, the first name is the source
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or names_target:
-                raise
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise FileError(f'cannot be written ({getattr(error, "strerror", error)})', path) from error
 
 

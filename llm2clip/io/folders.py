@@ -23,11 +23,6 @@ _RECORD = '.llm2clip'
 _ADDED = re.compile(r'(config\.yaml|seconds\.json)(\.\d+\.tmp)?')
 
 
-def stays_inside(name: str) -> bool:
-    """Whether a path, by its parts alone, is relative to a folder and stays inside."""
-    return not name.startswith('/') and '..' not in name.split('/')
-
-
 def inside(folder: Union[str, Path], name: str, source: str, also: Iterable[str] = ()) -> Path:
     """Return the path of a file that the data in `source` name, in a folder or in one of those in `also`.
 
@@ -90,17 +85,16 @@ def lock_output(
         if owner not in ('', recipe):
             raise ConfigError(f'{folder}: was written by {owner}, expected an empty folder or one that '
                               f'{recipe} wrote')
-        if not owner:
-            record.write_text(f'{recipe}\n')  # in place, because the file may be the lock
+        record.write_text(f'{recipe}\n')  # in place, because the file may be the lock
         try:
             yield
         finally:
             if part:
                 lock.unlink(missing_ok=True)
-            elif is_new and all(path == record or path.is_dir() for path in folder.rglob('*')):
-                shutil.rmtree(folder, ignore_errors=True)
-            elif {*folder.glob('*')} <= {record}:
+            elif all(path == record or path.is_dir() for path in folder.rglob('*')):
                 record.unlink(missing_ok=True)
+                if is_new:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -113,30 +107,24 @@ def _files(folder: Path) -> dict[str, str]:
     return lines
 
 
-def _foreign_content(folder: Path, kind: str) -> Optional[str]:
-    """Reason why, by its manifest, `atomic_folder` did not write all of a folder for the same kind."""
-    names = sorted(os.listdir(folder))
-    if not names:
-        return None
-    manifest = folder / MANIFEST
-    written = manifest.read_text(errors='replace').splitlines() if manifest.is_file() else []
-    if written[:1] != [f'{kind}, written by llm2clip']:
-        return f'it has no {MANIFEST} that says that it is one (in it: {", ".join(names[:5])})'
-    for name, line in _files(folder).items():
-        if line not in written and not _ADDED.fullmatch(name):
-            return f'{name} has been put into it or changed'
-    return None
-
-
 def check_replaceable(folder: Union[str, Path], kind: str) -> None:
     """Raise a ConfigError if a folder has content that `atomic_folder` did not write for the same kind."""
     folder = Path(os.path.abspath(folder))
-    fault = _foreign_content(folder, kind) if folder.exists() else None
-    if fault is not None:
+    present = sorted(os.listdir(folder)) if folder.exists() else []
+    manifest = folder / MANIFEST
+    written = manifest.read_text(errors='replace').splitlines() if manifest.is_file() else []
+    fault = ''
+    if present and written[:1] != [f'{kind}, written by llm2clip']:
+        fault = f'it has no {MANIFEST} that says that it is one (in it: {", ".join(present[:5])})'
+    else:
+        for name, line in _files(folder).items():
+            if line not in written and not _ADDED.fullmatch(name):
+                fault = f'{name} has been put into it or changed'
+    if fault:
         raise ConfigError(f'{folder} is there already and is not replaced by a new {kind}: {fault}. Choose '
                           'another folder, or remove that one')
     work = folder.with_name(f'{folder.name}.tmp')
-    if work.exists() and not {*os.listdir(work)} <= {'new', 'old'}:
+    if not {*work.glob('*')} <= {work / 'new', work / 'old'}:
         raise ConfigError(f'{work} is in the way of what is written there first; move it elsewhere')
 
 
@@ -170,8 +158,7 @@ def atomic_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Itera
                 (new / MANIFEST).write_text('\n'.join(lines) + '\n')
                 check_replaceable(folder, kind)
             for path in new.rglob('*'):
-                if not path.is_symlink():
-                    path.chmod(mode if path.is_dir() else mode & 0o666)
+                path.chmod(mode if path.is_dir() else mode & 0o666)
     except BaseException:
         shutil.rmtree(work)
         raise

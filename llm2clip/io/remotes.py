@@ -6,22 +6,29 @@
 Streaming takes seconds to import, so only functions that need it import it.
 """
 
+import functools
+import logging
 import os
+import random
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Optional, Union
+from typing import Any, Optional, Union
 from urllib.parse import urlparse
 
-import backoff
+from llm2clip.errors import ConfigError, FileError
+from llm2clip.io.files import atomic_write, json_damage, writing
 
-from llm2clip.errors import ConfigError
-from llm2clip.io.files import atomic_write, writing
+log = logging.getLogger(__name__)
 
 _ATTEMPTS = 5
+_LONGEST_WAIT = 30
 _REFUSED = re.compile('Credentials|Authentication|SignatureDoesNotMatch|InvalidAccessKeyId|ExpiredToken|'
                       'AccessDenied|NoSuchBucket')
 _LIBRARIES = ('botocore.', 'boto3.', 'google.', 'azure.', 'oci.', 'paramiko.', 'composer.utils.object_store.')
@@ -63,7 +70,7 @@ class OutputFolder:
             source, target = self.local / name, Path(self.remote, name)
             with atomic_write(target) as partial:
                 shutil.copyfile(source, partial)
-            if not keep and not target.samefile(source):  # a link may lead from one to the other
+            if not keep:
                 source.unlink()
 
     def commit(self, name: str, text: str) -> None:
@@ -81,32 +88,78 @@ class OutputFolder:
         shutil.rmtree(staging)
 
 
-def download(remote: str, path: Union[str, Path]) -> bool:
-    """Return whether a remote has a file, after downloading it to `path` atomically, in several attempts."""
+@functools.lru_cache(maxsize=4)
+def _process_downloader(folder: str, process: int) -> Any:
+    """Streaming's downloader for a remote folder, one per process since connections do not survive a fork."""
     from streaming.base.storage import CloudDownloader
+    return CloudDownloader.get(folder)
+
+
+def download(
+    remote: str, path: Union[str, Path], find_damage: Callable[[Path], Optional[str]] = json_damage,
+    attempts: int = _ATTEMPTS, timeout: float = 120.0,
+) -> bool:
+    """Download a file atomically, in several attempts with growing pauses; return whether the remote has it.
+
+    Args:
+        remote: URL or path of the file.
+        path: Local path.
+        find_damage: Function that returns what is wrong with a downloaded file, or None.
+        attempts: Maximum number of attempts.
+        timeout: Maximum seconds of an attempt, which not all of Streaming's downloaders enforce.
+
+    Raises:
+        ConfigError: There are no credentials for the remote.
+        FileError: The disk is full.
+        OSError: The file cannot be downloaded, or is damaged.
+    """
     path = Path(path)
-    # Hugging Face's downloader creates folders beside the file.
+    # Hugging Face's downloader first writes to the file's name in the remote, which may be beside `path`.
     work = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    partial = work / path.name
+    problem = ''
+    for attempt in range(attempts):
+        if attempt:
+            seconds = min(2 ** (attempt - 1), _LONGEST_WAIT)
+            log.warning(f'{problem}; trying again in {seconds} s')
+            time.sleep(seconds + random.random() / 2)
+        try:
+            with reaching(remote), writing(path):
+                _download_within(timeout, remote, partial)
+            damage = find_damage(partial)
+            if damage is None:
+                partial.replace(path)
+                return True
+            problem = f'{remote} is damaged: {damage}'
+        except (ConfigError, FileError):
+            raise
+        except Exception as error:
+            if is_missing(error):
+                return False
+            _process_downloader.cache_clear()
+            problem = f'{remote} cannot be downloaded: {type(error).__name__}: {error}'
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    raise OSError(f'{problem} (tried {attempts} times)')
 
-    @backoff.on_exception(backoff.expo, Exception, max_tries=_ATTEMPTS,
-                          giveup=lambda error: is_missing(error)
-                          or isinstance(error, (ValueError, ImportError)))
-    def attempt() -> None:
-        with reaching(remote), writing(path):
-            CloudDownloader.direct_download(remote, str(work / path.name))
-        if not (work / path.name).exists():  # some downloaders ignore errors
-            raise OSError(f'{remote}: the download ended without a file')
 
-    try:
-        attempt()
-        (work / path.name).replace(path)
-        return True
-    except Exception as error:
-        if is_missing(error):
-            return False
-        raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+def _download_within(timeout: float, remote: str, path: Path) -> None:
+    """Download a file in a thread, which is left behind after `timeout` seconds."""
+    downloader = _process_downloader(os.path.dirname(remote), os.getpid())
+    future: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(downloader.download(remote, str(path), timeout))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    if not wait([future], timeout).done:
+        raise TimeoutError(f'no end after {timeout:.0f} s')
+    future.result()
+    if not path.exists():  # some downloaders ignore errors
+        raise OSError('the download ended without a file')
 
 
 @contextmanager
@@ -119,10 +172,11 @@ def reaching(remote: str) -> Iterator[None]:
         if not is_remote_error(error) and type(error) is not ValueError:
             raise
         error.add_note(f'while reaching {remote}')
-        if not _REFUSED.search(f'{type(error).__name__} {error}'):
+        refusal = _REFUSED.search(f'{type(error).__name__} {error}')
+        if refusal is None:
             raise
         expected = f'credentials: {_CREDENTIALS.get(urlparse(remote).scheme, "those of its library")}'
-        if _code(error) == 'NoSuchBucket':
+        if refusal[0] == 'NoSuchBucket':
             expected = 'a bucket that exists'
         reason = ' '.join(str(error).split())
         raise ConfigError(f'{remote}: no access ({reason}), expected {expected}') from error
@@ -133,16 +187,12 @@ def is_remote_error(error: Exception) -> bool:
     return type(error).__module__.startswith(_LIBRARIES)
 
 
-def _code(error: Exception) -> Optional[str]:
-    """Return the code in S3's answer, if any."""
-    response = getattr(error, 'response', None)
-    return response.get('Error', {}).get('Code') if isinstance(response, dict) else None
-
-
 def is_missing(error: Exception) -> bool:
     """Whether a download failed because the remote has no such file, or does not say whether it has."""
+    from botocore.exceptions import ClientError
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     if isinstance(error, LocalEntryNotFoundError):  # a FileNotFoundError, but without a connection
         return False
-    return (isinstance(error, (FileNotFoundError, EntryNotFoundError))
-            or _code(error) in ('404', '403', 'NoSuchKey'))
+    if isinstance(error, ClientError):  # of S3
+        return error.response['Error']['Code'] in ('404', '403', 'NoSuchKey')
+    return isinstance(error, (FileNotFoundError, EntryNotFoundError))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Optional, Union
 
 import torch
@@ -68,12 +69,13 @@ def open_weights(folder: Union[str, Path]) -> Iterator[Callable[[str], torch.Ten
 
 
 def write_safetensors(
-    path: Union[str, Path], tensors: Mapping[str, torch.Tensor], metadata: Optional[Mapping[str, str]] = None
+    path: Union[str, Path], tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write a safetensors file atomically, with a hash of its values in its metadata."""
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     with atomic_write(path) as partial:
-        save_file(tensors, partial, dict(metadata or {}) | {_HASH: hash_tensors(tensors)})
+        save_file(tensors, partial, dict(metadata) | {_HASH: hash_tensors(tensors)})
 
 
 def published_state(model: Any) -> dict[str, torch.Tensor]:
@@ -100,12 +102,13 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor], digest: Optional[xxhash.xx
     return digest.hexdigest()
 
 
-def read_pickle(path: Union[str, Path], expected: str = 'weights of torch.save') -> Any:
+def read_pickle(path: Union[str, Path]) -> Any:
     """Return what `torch.save` wrote, if it is tensors in plain containers; refuse other pickled objects.
 
     Raises:
         FileError: The file is missing or damaged, or holds other objects.
     """
+    expected = 'weights of torch.save'
     with reading(path, expected):
         try:
             return torch.load(path, map_location='cpu', weights_only=True)

@@ -84,14 +84,9 @@ def test_equal_or_ambiguous_class_names_are_refused(
 
 def test_a_folder_laid_out_wrongly_is_named(images: str, tmp_path: Path) -> None:
     write_images(tmp_path / 'flat', ['ILSVRC2012_val_00000001.JPEG'])
-    write_images(tmp_path / 'other', ['cat/0.png', 'dog/0.png'])
-    (tmp_path / 'other/dog/Thumbs.db').write_text('')
     write_images(tmp_path / 'empty', ['cat/0.png'])
     (tmp_path / 'empty/dog').mkdir()
-    with pytest.raises(FileNotFoundError, match='nowhere'):
-        imagenet_folder(f'{tmp_path}/nowhere')
-    for name, message in (('flat', 'no subfolders'), ('other', r"dog has \['Thumbs.db'\]"),
-                          ('empty', 'dog has no files')):
+    for name, message in (('nowhere', 'no subfolders'), ('flat', 'no subfolders'), ('empty', 'dog has no files')):
         with refused_at('images', message):
             imagenet_folder(f'{tmp_path}/{name}')
 

@@ -53,7 +53,7 @@ def test_a_failed_write_names_the_folder(write: Callable[[Path], None], tmp_path
 
 def test_a_full_disk_is_named_by_libraries_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MDSWriter, 'write', _full)
-    monkeypatch.setattr(CloudDownloader, 'direct_download', _full)
+    monkeypatch.setattr(CloudDownloader, 'download', _full)
     with pytest.raises(FileError) as of_shard:
         write_shard(OutputFolder(tmp_path), 0, [{'a': 1}], {'a': 'int'})
     with pytest.raises(FileError) as of_download:

@@ -11,7 +11,7 @@ from typing import Optional
 import pytest
 
 from llm2clip.errors import ConfigError, FileError
-from llm2clip.io.folders import MANIFEST, atomic_folder, inside, lock_output, stays_inside
+from llm2clip.io.folders import MANIFEST, atomic_folder, inside, lock_output
 
 
 def write(folder: Path, text: str, kind: str = 'model') -> None:
@@ -118,7 +118,7 @@ def test_a_path_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
         for name in ('a/b', './a', 'a/../b', 'up/folder/a', '...'):
             assert inside(tmp_path / folder, name, 'c.csv') == tmp_path / folder / name
             assert inside(tmp_path / folder, f'{tmp_path}/{folder}/{name}', 'c.csv') == tmp_path / folder / name
-            assert stays_inside(name) is (name != 'a/../b')
+
     assert inside('/', '/etc/hostname', 'c.csv') == Path('/etc/hostname')
 
 

@@ -46,7 +46,7 @@ def served(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def s3(served: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    monkeypatch.setattr('llm2clip.data.streams.verified_stream.time', SimpleNamespace(sleep=lambda _: None))
+    monkeypatch.setattr('llm2clip.io.remotes.time', SimpleNamespace(sleep=lambda _: None))
     with s3_server(served) as port:
         proxy = FaultyProxy(port, ['503', 'truncate', 'drop', 'delay'], delay=0.2)
         for name, value in s3_environment(proxy.port).items():

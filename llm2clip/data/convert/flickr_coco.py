@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -71,8 +71,17 @@ def flickr8k(
                 'takes them all', 'source.split_files')
     files = [annotations]
     if split_files:
-        by_split = _listed_splits(by_split.get(None, []), annotations, split_files)
-        files += split_files.values()
+        unlisted = dict(by_split.get(None, []))
+        by_split = {}
+        for name, file in split_files.items():
+            files.append(file)
+            by_split[name] = []
+            for where, image in read_lines(file):
+                if image not in unlisted:
+                    raise FileError(f'image {image[:60]} is listed twice, or has no captions in '
+                                    f'{annotations}', where)
+                by_split[name].append((image, unlisted.pop(image)))
+        by_split[None] = list(unlisted.items())
     return _selected_splits(images, files, by_split, splits, split, holdout, seed)
 
 
@@ -190,16 +199,17 @@ def published_splits(
         ConfigError: A split or the folder does not exist.
         FileError: An image occurs twice.
     """
-    published = [split for split in by_split if split is not None]
+    published: dict[Any, _Images] = dict(by_split)
+    in_no_split = published.pop(None, [])
     captions: dict[str, list[str]] = {}
     names: dict[str, list[str]] = {}
     for split in splits or published:
         if split not in published:
             raise ConfigError(f'there is no {split!r} in {files[0]}; it has {", ".join(sorted(published))}',
                               'source.splits')
-        names[split] = _add_captions(captions, by_split[split], files[0])
+        names[split] = _add_captions(captions, published[split], files[0])
     dropped = Dropped()
-    for image, _ in by_split.get(None, ()):
+    for image, _ in in_no_split:
         dropped.add('in no split', image)
     return image_splits(images, files, numbered_captions(captions), names), dropped
 
@@ -232,47 +242,22 @@ def read_splits(path: str) -> _Splits:
                 splits.setdefault(row['split'], []).append((row['filename'], json.loads(row['raw'])))
             return splits
         content = read_json(path)
-        if isinstance(content, list):  # of ALBEF and BLIP
-            return {None: _list_images(content)}
-        if 'annotations' in content:
-            return {None: _coco_images(content)}
+        captions: defaultdict[Any, list[str]] = defaultdict(list)
+        if isinstance(content, list):  # of ALBEF and BLIP, with a record per caption or per image
+            for record in content:
+                texts = record['caption']
+                if isinstance(texts, str):
+                    texts = [texts]
+                captions[record['image']].extend(texts)
+            return {None: list(captions.items())}
+        if 'annotations' in content:  # COCO's own; some images have no caption
+            for annotation in content['annotations']:
+                captions[annotation['image_id']].append(annotation['caption'])
+            return {None: [(image['file_name'], captions[image['id']]) for image in content['images']]}
         for image in content['images']:  # of Karpathy and Fei-Fei
             name = os.path.join(image.get('filepath', ''), image['filename'])
-            captions = [sentence['raw'] for sentence in image['sentences']]
-            splits.setdefault(image['split'], []).append((name, captions))
-    return splits
-
-
-def _list_images(records: Iterable[Any]) -> _Images:
-    """Images of a list, which has one record per caption for training, or one per image for evaluation."""
-    captions: dict[str, list[str]] = {}
-    for record in records:
-        texts = record['caption']
-        if isinstance(texts, str):
-            texts = [texts]
-        captions.setdefault(record['image'], []).extend(texts)
-    return list(captions.items())
-
-
-def _coco_images(content: Mapping[str, Any]) -> _Images:
-    """Images of COCO's own format; some have no caption."""
-    captions: dict[Any, list[str]] = defaultdict(list)
-    for annotation in content['annotations']:
-        captions[annotation['image_id']].append(annotation['caption'])
-    return [(image['file_name'], captions[image['id']]) for image in content['images']]
-
-
-def _listed_splits(images: _Images, path: str, split_files: Mapping[str, str]) -> _Splits:
-    """Split -> images that its file lists; None -> the images that no file lists."""
-    splits: _Splits = {}
-    unlisted = dict(images)
-    for split, file in split_files.items():
-        splits[split] = []
-        for where, image in read_lines(file):
-            if image not in unlisted:
-                raise FileError(f'image {image[:60]} is listed twice, or has no captions in {path}', where)
-            splits[split].append((image, unlisted.pop(image)))
-    splits[None] = list(unlisted.items())
+            texts = [sentence['raw'] for sentence in image['sentences']]
+            splits.setdefault(image['split'], []).append((name, texts))
     return splits
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Optional
 
 from llm2clip.config.ranges import FolderName, Holdout, Seed
-from llm2clip.data.caption_files import check_image_paths, read_captions
+from llm2clip.data.caption_files import read_captions
 from llm2clip.data.convert.samples import Dropped, Part, Sample, check_folder, read_image, split_holdout
 
 _IMAGES_PER_PART = 10_000
@@ -35,7 +35,6 @@ def image_folder(
             ``test``.
     """
     texts = read_captions(captions, image_column, caption_column)
-    check_image_paths(texts, images, captions)
     splits = split_holdout(texts, holdout, seed, split)
     return image_splits(images, [captions], numbered_captions(texts), splits), Dropped()
 

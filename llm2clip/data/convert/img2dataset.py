@@ -19,6 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
+import pyarrow
+
 from llm2clip.config.ranges import CaptionColumns, FolderName, HoldoutShare, SampleShare, Seed, Text
 from llm2clip.data.caption_files import field, normal_path, optional_text
 from llm2clip.data.convert.samples import (
@@ -79,15 +81,17 @@ def webdataset(
     selection = Selection(filters, sample, sample_seed)
     join: Optional[CaptionTables] = None
     table_files: list[str] = []
-    join_options = {'tables': tables, 'table_key': table_key, 'image_key': image_key, 'index': index}
-    missing = [name for name, value in join_options.items() if value is None]
-    if 0 < len(missing) < len(join_options):
-        raise ConfigError(f'required for captions in tables, as {", ".join(join_options)} are',
-                          f'source.{missing[0]}')
-    if tables and table_key and index:
-        join = open_tables(index, tables, table_key, list(captions.values()), selection.columns)
+    required: dict[str, Any] = {
+        'tables': tables, 'table_key': table_key, 'image_key': image_key, 'index': index}
+    missing = [name for name, value in required.items() if value is None]
+    if not missing:
+        join = open_tables(required['index'], required['tables'], required['table_key'],
+                           list(captions.values()), selection.columns)
         table_files = join.files
-    reader = _TarReader(captions, id_field, join, image_key or '', selection, holdout, seed)
+    elif len(missing) < len(required):
+        raise ConfigError(f'required for captions in tables, as {", ".join(required)} are',
+                          f'source.{missing[0]}')
+    reader = _TarReader(captions, id_field, join, required['image_key'], selection, holdout, seed)
     parts: dict[str, list[Part]] = {}
     for name, is_holdout in splits.items():
         parts[name] = [Part(Path(path).stem, partial(reader.read, path, is_holdout), [path, *table_files])
@@ -97,7 +101,7 @@ def webdataset(
 
 class _TarSample(NamedTuple):
     sample_id: str
-    fields: dict[str, Any]
+    fields: dict[str, Any]  # of its JSON, with its name as ``__key__`` and its text file as ``txt``
     image: bytes
     key: str  # of the row in the tables; empty if there is none
     where: str
@@ -117,15 +121,15 @@ class _TarReader:
 
     def read(self, path: str, is_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
         """Yield the samples of a tar: the held-out ones or the others."""
-        wanted = {*IMAGES, 'json'}
-        if 'txt' in (*self.captions.values(), *self.selection.columns, self.id_field, self.image_key):
-            wanted.add('txt')
-        records = tar_samples(path, wanted=wanted)
+        records = tar_samples(path, wanted={*IMAGES, 'json', 'txt'})
         for batch in iter(lambda: list(islice(records, _BATCH)), []):
             samples: list[_TarSample] = []
             for record in batch:
                 where = f'{path}: sample {record["__key__"]!r}'
-                fields = _fields(record, where)
+                with reading(f'{where}: txt', 'a text in UTF-8'):
+                    text = record.get('txt', b'').decode()
+                fields: dict[str, Any] = {'__key__': normal_path(record['__key__']), 'txt': text}
+                fields.update(parse_json(record.get('json', '{}'), where, dict))
                 sample_id = sample_name(field(fields, self.id_field, where), f'{where}: {self.id_field!r}')
                 if is_in_holdout(sample_id, self.holdout, self.seed) is not is_holdout:
                     continue
@@ -135,17 +139,13 @@ class _TarReader:
                 if image is None:
                     dropped.add('no image', sample_id)
                     continue
-                samples.append(_TarSample(sample_id, fields, image, self._key(fields, where), where))
+                key = ''
+                if self.tables is not None:
+                    value = field(fields, self.image_key, where)
+                    if value is not None:
+                        key = sample_name(value, f'{where}: {self.image_key!r}')
+                samples.append(_TarSample(sample_id, fields, image, key, where))
             yield from self._with_captions(samples, dropped)
-
-    def _key(self, fields: Mapping[str, Any], where: str) -> str:
-        """Key of a sample's row in the tables; empty if it has none."""
-        if self.tables is None:
-            return ''
-        key = field(fields, self.image_key, where)
-        if key is None:
-            return ''
-        return sample_name(key, f'{where}: {self.image_key!r}')
 
     def _with_captions(self, samples: Sequence[_TarSample], dropped: Dropped) -> Iterator[Sample]:
         """Yield the samples to keep, with the captions of the tables; one lookup for all."""
@@ -163,15 +163,6 @@ class _TarReader:
                 dropped.add('no row in the tables', sample_id)
             elif not self.selection.filters_out(fields, where, dropped):
                 yield Sample(sample_id, captions, image)
-
-
-def _fields(record: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Fields of the JSON of a tar's sample, with its name as ``__key__`` and its text file as ``txt``."""
-    with reading(f'{where}: txt', 'a text in UTF-8'):
-        text = (record.get('txt') or b'').decode()
-    fields = {'__key__': normal_path(record['__key__']), 'txt': text}
-    fields.update(parse_json(record.get('json', '{}'), where, dict))
-    return fields
 
 
 class CaptionTables(NamedTuple):
@@ -228,7 +219,7 @@ def open_tables(
     with locked(index.with_name(f'.{index.name}.lock'), index, timeout=-1):
         if not (index / _META).is_file():
             with atomic_folder(index, 'an index of captions') as new:
-                _write_tables(new, {path: schema.names for path, schema in schemas.items()}, key, columns)
+                _write_tables(new, schemas, key, columns)
                 write_json(new / _META, identity)
     if read_json(index / _META) != identity:
         raise ConfigError(f'{folder} was built from other tables or columns ({index / _META} has them); '
@@ -237,17 +228,17 @@ def open_tables(
 
 
 def _write_tables(
-    folder: Path, tables: Mapping[str, Sequence[str]], key: str, columns: Sequence[str]
+    folder: Path, tables: Mapping[str, pyarrow.Schema], key: str, columns: Sequence[str]
 ) -> None:
-    """Write the DuckDB file of `tables` (path -> names of all columns) and print its number of rows."""
+    """Write the DuckDB file of `tables` (path -> all columns) and print its number of rows."""
     import duckdb
     options = _OPTIONS | {'memory_limit': '2GB', 'threads': min(8, len(os.sched_getaffinity(0))),
                           'temp_directory': str(folder / 'scratch')}
     with duckdb.connect(str(folder / _DATABASE), config=options) as database:
         database.execute('CREATE TABLE rows (hash UHUGEINT, row VARCHAR)')
-        for path, names in tables.items():
+        for path, schema in tables.items():
             # DuckDB ignores case in names, so columns are named by position.
-            places = {name: f'c{i}' for i, name in enumerate(names)}
+            places = {name: f'c{i}' for i, name in enumerate(schema.names)}
             parameters: dict[str, Any] = {'files': [glob.escape(path)]}
             if path.endswith(('.csv', '.tsv')):
                 expected = 'a CSV file in UTF-8, in which a text with commas or quotes has quotes'

@@ -9,8 +9,6 @@ import json
 import math
 import multiprocessing
 import os
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -28,7 +26,8 @@ from llm2clip.data.images import decode_image, encode_image
 from llm2clip.data.schema import CAPTION, IMAGE, INDEX, SAMPLE_ID
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, reading
-from llm2clip.io.folders import atomic_folder, locked
+from llm2clip.io.folders import atomic_folder
+from llm2clip.io.processes import end_with_parent
 from llm2clip.io.remotes import OutputFolder
 from llm2clip.modeling.image_processing_llm2clip import FORMATS, MAX_PIXELS, TooManyPixels
 
@@ -60,21 +59,23 @@ def check_options(
     out: OutputFolder, path: Path, recorded: Mapping[str, Any], options: Mapping[str, Any]
 ) -> None:
     """Raise a ConfigError if the options differ from those `recorded` in the file `path`."""
-    for name, value in options.items():
-        if name != 'inputs' and recorded.get(name) != value:
+    deciding = dict(options)
+    inputs = deciding.pop('inputs')
+    for name, value in deciding.items():
+        if recorded.get(name) != value:
             raise ConfigError(f'{out} was written with another {name} ({path} has it); choose another out, '
                               'or remove it to convert again', 'out')
-    for file, identity in options['inputs'].items():
+    for file, identity in inputs.items():
         if recorded['inputs'].get(file, identity) != identity:
             raise ConfigError(f'{file}: has changed since {out} was written from it; choose another out, or '
                               f'remove {out} to convert again')
 
 
 def read_record(job: PartJob) -> Optional[dict[str, Any]]:
-    """Return the record of a written part; None if it is incomplete, or empty and written with other options.
+    """Return the record of a written part; None if it is incomplete.
 
     Raises:
-        ConfigError: The options or an input file have changed.
+        ConfigError: The options or an input file have changed, and the part has samples.
         FileError: The record is damaged.
     """
     path = job.out.local / job.folder / PART_FILE
@@ -82,12 +83,8 @@ def read_record(job: PartJob) -> Optional[dict[str, Any]]:
         return None
     record = read_json(path, dict)
     with reading(path, f'the record of a part; remove {path.parent} to convert it again'):
-        try:
+        if record['samples']:
             check_options(job.out, path, record['options'], job.options)
-        except ConfigError:
-            if record['samples']:
-                raise
-            return None
     return record
 
 
@@ -104,13 +101,13 @@ def write_parts(jobs: Sequence[PartJob], num_workers: int, progress: tqdm) -> No
     _jobs[:] = jobs
     if num_workers <= 1:
         for i in range(len(jobs)):
-            _write_job(i, show_progress=len(jobs) == 1)
+            _write_part(i)
             progress.update()
         return
     pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context('fork'),
-                               initializer=_end_with_parent)
+                               initializer=end_with_parent, initargs=(os.getpid(),))
     try:
-        for future in as_completed([pool.submit(_write_job, i) for i in range(len(jobs))]):
+        for future in as_completed([pool.submit(_write_part, i) for i in range(len(jobs))]):
             future.result()
             progress.update()
     finally:
@@ -118,31 +115,9 @@ def write_parts(jobs: Sequence[PartJob], num_workers: int, progress: tqdm) -> No
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """Let this worker end soon after its parent, which may be killed; it would otherwise wait for ever."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _write_job(i: int, show_progress: bool = False) -> None:
-    """Write the part of a job, given by its index."""
+def _write_part(i: int) -> None:
+    """Write the part of a job, given by its index, into its folder and, last, its record."""
     job = _jobs[i]
-    folder = job.out.local / job.folder
-    lock = folder.with_name(f'.{folder.name}.lock')
-    # A worker of a killed command may still be writing.
-    with locked(lock, folder):
-        _write_part(job, show_progress)
-        lock.unlink()
-
-
-def _write_part(job: PartJob, show_progress: bool) -> None:
-    """Write one part into its folder and, last, its record."""
     folder = job.out.local / job.folder
     dropped = Dropped()
     ids: set[str] = set()
@@ -158,7 +133,7 @@ def _write_part(job: PartJob, show_progress: bool) -> None:
             columns.update({CAPTION + key: 'str' for key in first.captions})
             words = {key: Counter() for key in first.captions}
             samples = tqdm(itertools.chain([first], usable), desc=job.part.name, unit=' samples',
-                           disable=not show_progress)
+                           disable=len(_jobs) > 1)
             with MDSWriter(out=str(out), columns=columns, hashes=['xxh64'],
                            size_limit=job.config.size_limit) as writer:
                 for sample in samples:

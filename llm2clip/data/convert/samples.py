@@ -19,6 +19,7 @@ from pydantic import Field
 
 from llm2clip.config.ranges import Finite, Holdout, Text
 from llm2clip.data.caption_files import check_text, field, normal_path
+from llm2clip.data.images import read_image_file
 from llm2clip.errors import ConfigError, FileError, under
 from llm2clip.io.files import reading
 from llm2clip.io.folders import inside
@@ -132,8 +133,8 @@ def split_holdout(
         counts = {_VAL: holdout}
     if split in counts:
         raise ConfigError(_SAME_NAME.format(split), 'source.split')
-    are_numbers = all(isinstance(n, int) and n > 0 for n in counts.values())
-    if not are_numbers or sum(counts.values()) >= len(images):
+    total = sum(counts.values())
+    if not isinstance(total, int) or min(counts.values()) < 1 or total >= len(images):
         raise ConfigError(f'got {holdout!r}, expected a share between 0 and 1, or a number of images, by '
                           f'which each split has some of the {len(images)} images', 'source.holdout')
     ranked = iter(sorted(images, key=lambda image: (_hash(image, seed), image)))
@@ -163,8 +164,7 @@ def read_image(folders: Sequence[str], name: str, where: str, dropped: Dropped) 
     if not os.path.isfile(path):
         dropped.add(MISSING_FILE, str(path.absolute()))
         return None
-    with reading(path, 'an image'):
-        return path.read_bytes()
+    return read_image_file(path)
 
 
 def sample_name(value: Any, where: str) -> str:
@@ -204,17 +204,14 @@ class Filter:
             raise ConfigError('expected min, max or both of a number, the smaller one first, or the values '
                               'that are kept')
 
-    def keeps(self, value: Any, where: str) -> Optional[bool]:
-        """Return whether to keep a value; None if it is blank or NaN; FileError if it should be a number."""
+    def keeps(self, value: Any, where: str) -> bool:
+        """Return whether to keep a value, unless it is blank or NaN; FileError if it should be a number."""
         if value is None or not str(value).strip():
-            return None
+            return False
         if self.values is not None:
             return _as_text(value) in map(_as_text, self.values)
         with reading(where, 'a number'):
-            number = float(value)
-        if math.isnan(number):
-            return None
-        return self.min <= number <= self.max
+            return self.min <= float(value) <= self.max
 
 
 def _as_text(value: Any) -> str:
@@ -258,9 +255,7 @@ class Selection:
     def filters_out(self, fields: Mapping[str, Any], where: str, dropped: Dropped) -> bool:
         """Return whether a filter leaves a sample out, and count it; a missing field raises a ConfigError."""
         for name, condition in self._filters.items():
-            is_kept = condition.keeps(field(fields, name, where), f'{where}: {name!r}')
-            if not is_kept:
-                reason = f'filter {name}' if is_kept is False else f'filter {name}: no value'
-                dropped.filtered[reason] += 1
+            if not condition.keeps(field(fields, name, where), f'{where}: {name!r}'):
+                dropped.filtered[f'filter {name}'] += 1
                 return True
         return False

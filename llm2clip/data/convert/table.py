@@ -16,7 +16,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from llm2clip.config.ranges import CaptionColumns, FolderName, HoldoutShare, SampleShare, Seed, Text
-from llm2clip.data.caption_files import check_image_paths, normal_path, optional_text, read_csv
+from llm2clip.data.caption_files import optional_text, read_csv
 from llm2clip.data.convert.samples import (
     Dropped,
     Filters,
@@ -84,9 +84,8 @@ class _RowReader:
             sample_id = f'{name}:{number}'
             if self.id_column:
                 sample_id = sample_name(row[self.id_column], f'{where}: {self.id_column!r}')
-                if self.id_column == self.image_column:
-                    sample_id = normal_path(sample_id)
-            image = self.image(row, where)
+
+            image = self._image(row, where)
             if is_in_holdout(image or sample_id, self.holdout, self.seed) is not is_holdout:
                 continue
             if self.selection.samples_out(sample_id, dropped):
@@ -102,7 +101,7 @@ class _RowReader:
                     continue
             yield Sample(sample_id, self._captions(row, where), image)
 
-    def image(self, row: Mapping[str, Any], where: str) -> Union[None, bytes, str]:
+    def _image(self, row: Mapping[str, Any], where: str) -> Union[None, bytes, str]:
         """Encoded image or path of a row; None if it has none."""
         if self.image_column is None:
             return None
@@ -126,30 +125,27 @@ class _RowReader:
 
 
 def _caption_keys(
-    captions: Captions, tables: Mapping[str, pyarrow.Schema], longest: Callable[[str], int]
+    captions: Captions, tables: Mapping[str, pyarrow.Schema],
+    batches: Callable[[str], Iterable[pyarrow.RecordBatch]],
 ) -> dict[str, list[str]]:
-    """Column -> caption keys; `longest` returns the length of a column's longest list."""
+    """Column -> caption keys, one per text of its longest list; `batches` returns the batches of a column."""
     caption_columns = {'': captions} if isinstance(captions, str) else captions
     keys: dict[str, list[str]] = {}
     for key, column in caption_columns.items():
         has_lists = [check_column(schema, column, path) for path, schema in tables.items()]
         keys[column] = [key or '0']
         if any(has_lists):
+            longest = 0
+            for batch in batches(column):
+                lengths = pyarrow.compute.call_function('list_value_length', [batch.column(0)])
+                # The maximum is None if all lists are null.
+                longest = max(longest, pyarrow.compute.call_function('max', [lengths]).as_py() or 0)
             prefix = f'{key}_' if key else ''
-            keys[column] = [f'{prefix}{i}' for i in range(longest(column))]
+            keys[column] = [f'{prefix}{i}' for i in range(longest)]
     all_keys = list(chain.from_iterable(keys.values()))
     if len(set(all_keys)) < len(all_keys) or len(keys) < len(caption_columns):
         raise ConfigError(f'{captions} gives two captions one key, or one column twice', 'source.captions')
     return keys
-
-
-def _longest_list(batches: Iterable[pyarrow.RecordBatch]) -> int:
-    """Length of the longest list in the first column of batches, which may hold nulls."""
-    longest = 0
-    for batch in batches:
-        lengths = pyarrow.compute.call_function('list_value_length', [batch.column(0)])
-        longest = max(longest, pyarrow.compute.call_function('max', [lengths]).as_py() or 0)
-    return longest
 
 
 def table(
@@ -180,20 +176,13 @@ def table(
     folders = [] if images is None else [check_folder(images)]
     schemas = {path: read_schema(path) for path in paths}
 
-    def longest(column: str) -> int:
-        return max(_longest_list(_batches(path, [column])) for path in paths)
-
-    caption_keys = _caption_keys(captions, schemas, longest)
+    caption_keys = _caption_keys(
+        captions, schemas, lambda column: chain.from_iterable(_batches(path, [column]) for path in paths))
     reader = _RowReader(caption_keys, image_column, id_column, folders, holdout, seed, selection)
     for path, schema in schemas.items():
         for name in reader.columns:
             check_column(schema, name, path)
-    if image_column is not None and holdout:
-        where = f'source.image_column: {image_column!r}'
-        with_paths = [path for path in paths if 'binary' not in str(schemas[path].field(image_column).type)]
-        rows = chain.from_iterable(_rows(path, [image_column]) for path in with_paths)
-        image_paths = (str(reader.image(row, where) or '') for row in rows)
-        check_image_paths(image_paths, images, where)
+
 
     def read(path: str, is_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
         return reader.samples(_rows(path, reader.columns), Path(path).name, dropped, is_holdout)
@@ -244,13 +233,18 @@ def huggingface(
     splits = holdout_splits(split, holdout)
     selection = Selection(filters, sample, sample_seed)
     dataset = _load_dataset(path, config, split)
-    folders = _image_folders(path) if images is None else [check_folder(images)]
-
-    def longest(column: str) -> int:
-        return _longest_list(dataset.select_columns([column]).with_format('arrow').iter(_ROWS))
+    folders: list[str] = []  # a saved dataset may name any
+    if images is not None:
+        folders = [check_folder(images)]
+    elif not _is_saved(path):
+        from datasets import config as cache
+        from huggingface_hub.constants import HF_HUB_CACHE
+        folders = [path, *map(str, (cache.HF_CACHE_HOME, cache.DOWNLOADED_DATASETS_PATH,
+                                    cache.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE))]
 
     schemas = {path: dataset.features.arrow_schema}
-    caption_keys = _caption_keys(captions, schemas, longest)
+    caption_keys = _caption_keys(
+        captions, schemas, lambda column: dataset.select_columns([column]).with_format('arrow').iter(_ROWS))
     reader = _RowReader(caption_keys, image_column, id_column, folders, holdout, seed, selection)
     rows = dataset.select_columns(reader.columns)
 
@@ -296,14 +290,3 @@ def _load_dataset(path: str, config: Optional[str], split: str) -> Any:
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
     return dataset
-
-
-def _image_folders(path: str) -> list[str]:
-    """Folders of the library for images that a dataset names; none for a saved one, which may name any."""
-    if _is_saved(path):
-        return []
-    from datasets import config as cache
-    from huggingface_hub.constants import HF_HUB_CACHE
-    caches = cache.HF_CACHE_HOME, cache.DOWNLOADED_DATASETS_PATH, cache.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE
-    folders = [path] if Path(path).is_dir() else []
-    return [*folders, *map(str, caches)]

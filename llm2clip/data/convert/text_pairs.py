@@ -22,7 +22,6 @@ from llm2clip.data.convert.samples import (
     one_part,
     split_holdout,
 )
-from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json
 
 
@@ -37,19 +36,15 @@ def text_pairs(
     Args:
         files: Paths or patterns of JSONL files; a sample's id is ``<file name>:<line>``.
         holdout: Share of the lines in the split ``val``, chosen by the hash of their id.
-        by_file: Make each file a split with the name of the file: ``fever`` for ``fever.jsonl``.
+        by_file: Make each file a split with the name of the file, instead of ``train``: ``fever`` for
+            ``fever.jsonl``.
     """
-    if by_file and holdout:
-        raise ConfigError('expected no holdout, since every file is one split', 'source.by_file')
-    paths = matching_files(files)
     parts: dict[str, list[Part]] = {}
-    for path in paths:
+    for path in matching_files(files):
         splits = holdout_splits(Path(path).stem if by_file else 'train', holdout)
         for split, is_holdout in splits.items():
             read = partial(_pairs, path, holdout, is_holdout)
             parts.setdefault(split, []).append(Part(Path(path).name, read, [path]))
-    if by_file and len(parts) < len(paths):
-        raise ConfigError(f'two of {", ".join(paths)} have one name', 'source.by_file')
     return parts, Dropped()
 
 

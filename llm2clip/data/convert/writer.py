@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -32,7 +32,7 @@ from llm2clip.data.convert.part_writer import (
 )
 from llm2clip.data.convert.samples import MISSING_FILE, Dropped, Part
 from llm2clip.data.schema import INDEX, read_index
-from llm2clip.errors import ConfigError, FileError, under
+from llm2clip.errors import ConfigError, under
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.remotes import OutputFolder
 
@@ -42,6 +42,8 @@ CARD_FILE = 'dataset.json'
 _NAMED = 1000
 # Bytes; larger input files, and tars, are compared by size alone.
 _COMPARED = 1 << 26
+_DEFAULTS = WriterConfig()
+_UNDESCRIBED: Mapping[str, Any] = {}
 
 
 def is_written(out: OutputFolder, description: Mapping[str, Any], config: WriterConfig) -> bool:
@@ -55,15 +57,15 @@ def is_written(out: OutputFolder, description: Mapping[str, Any], config: Writer
     path = out.local / CARD_FILE
     card = read_json(path, dict)
     options = _deciding_options(description, config, out)
-    present = [name for name in card.get('inputs', ()) if os.path.isfile(name)]
-    options['inputs'] = {name: _input_identity(name) for name in present}
+    inputs = card.get('inputs', ())
+    options['inputs'] = {name: _input_identity(name) for name in inputs if os.path.isfile(name)}
     check_options(out, path, card, options)
     return True
 
 
 def write_splits(
     splits: Mapping[str, list[Part]], dropped: Dropped, out: Union[str, Path, OutputFolder],
-    config: Optional[WriterConfig] = None, description: Optional[Mapping[str, Any]] = None,
+    config: WriterConfig = _DEFAULTS, description: Mapping[str, Any] = _UNDESCRIBED,
 ) -> Optional[dict[str, int]]:
     """Write one MDS dataset per split, and a dataset card.
 
@@ -87,8 +89,7 @@ def write_splits(
     """
     if not isinstance(out, OutputFolder):
         out = OutputFolder(out)
-    config = config or WriterConfig()
-    options = _deciding_options(description or {}, config, out)
+    options = _deciding_options(description, config, out)
     for split in splits:
         with under('source.split'):
             check_values(FolderName, split)
@@ -98,13 +99,10 @@ def write_splits(
                 raise ConfigError(f'{out.local / split} holds another dataset (with {name}), expected an '
                                   'empty folder or one that prepare_data wrote', 'out')
     inputs, jobs = _part_jobs(splits, out, config, options)
-    # Refuse parts that other machines wrote with other options before any work starts.
-    for job in jobs[:config.num_shards]:
-        read_record(job)
     mine = jobs[config.shard_index::config.num_shards]
     todo = [job for job in mine if _is_to_be_written(read_record(job))]
-    workers = '1 process' if config.num_workers == 1 else f'{config.num_workers} processes'
-    print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, by {workers}', flush=True)
+    print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, num_workers={config.num_workers}',
+          flush=True)
     num_done = len(mine) - len(todo)
     with tqdm(total=len(mine), initial=num_done, desc=f'write {out.local.name}', unit=' parts') as bar:
         write_parts(todo, config.num_workers, bar)
@@ -126,8 +124,6 @@ def _part_jobs(
     jobs: dict[str, PartJob] = {}
     for split, parts in splits.items():
         for part in parts:
-            with under('the folder of a part'):
-                check_values(FolderName, f'part-{part.name}')
             folder = f'{split}/part-{part.name}'
             if folder in jobs:
                 raise ValueError(f'two input files would be written to {folder}; give them different names')
@@ -154,8 +150,9 @@ def _finish(
     left_out = Dropped()
     written: dict[str, int] = {}
     for split, parts in records.items():
-        written[split] = sum(record['samples'] for record in parts.values())
+        written[split] = 0
         for record in parts.values():
+            written[split] += record['samples']
             left_out.update(record['dropped'], record['filtered'])
     num_written = sum(written.values())
     _check_dropped(left_out, num_written, config, out)
@@ -165,14 +162,15 @@ def _finish(
         if not written[split]:
             raise ValueError(f'split {split!r} has no samples (left out: {left_out.counts()}, by filters: '
                              f'{dict(left_out.filtered)})')
-        # The index names the shards inside the folders of the parts, so no file has to move.
-        shards: list[dict[str, Any]] = []
+        shards = indices[split] = []
         for folder, record in parts.items():
             for shard in record['shards']:
+                # The index names the shards inside the folders of the parts, so no file has to move.
                 shard['raw_data']['basename'] = f'{folder}/{shard["raw_data"]["basename"]}'
                 shards.append(shard)
-        _check_shards(out, split, shards)
-        indices[split] = shards
+                if shard['column_names'] != shards[0]['column_names']:
+                    raise ValueError(f'{folder} of split {split!r} has columns {shard["column_names"]}, but '
+                                     f'the first part has {shards[0]["column_names"]}')
     card = options | {
         'read': num_written + sum(left_out.counts().values()) + left_out.filtered.total(), 'samples': written,
         'dropped': left_out.counts(), 'filtered': dict(left_out.filtered),
@@ -190,10 +188,9 @@ def _check_dropped(left_out: Dropped, num_written: int, config: WriterConfig, ou
     num_unusable = sum(left_out.counts().values())
     if num_unusable > config.max_dropped * (num_written + num_unusable):
         examples = {reason: ids[:5] for reason, ids in left_out.reasons.items()}
-        hint = ' Paths are relative to source.images.' if MISSING_FILE in examples else ''
         raise ValueError(f'{num_unusable} of {num_written + num_unusable} samples were left out, more than '
-                         f'max_dropped={config.max_dropped} allows: {examples}.{hint}  To read repaired '
-                         f'images again, remove {out}')
+                         f'max_dropped={config.max_dropped} allows: {examples}.  To read repaired images '
+                         f'again, remove {out}')
     num_ids = len(excluded_ids(config.exclude_ids))
     if num_ids:
         num_excluded = left_out.filtered[EXCLUDED]
@@ -201,20 +198,6 @@ def _check_dropped(left_out: Dropped, num_written: int, config: WriterConfig, ou
         if not num_excluded:
             raise ConfigError(f'{summary}; expected ids of samples of this source', 'exclude_ids')
         print(f'exclude_ids: {summary}', flush=True)
-
-
-def _check_shards(out: OutputFolder, split: str, shards: Sequence[dict[str, Any]]) -> None:
-    """Check that all shards have the same columns and, without a remote, exist with their recorded sizes."""
-    expected = shards[0]['column_names']
-    for shard in shards:
-        path = out.local / split / shard['raw_data']['basename']
-        size = shard['raw_data']['bytes']
-        if out.remote is None and not (path.is_file() and path.stat().st_size == size):
-            raise FileError(f'is missing or damaged, expected {size:,} bytes; remove {path.parent} to '
-                            'convert that part again', path)
-        if shard['column_names'] != expected:
-            raise ValueError(f'{path.parent.name} of split {split!r} has columns {shard["column_names"]}, '
-                             f'but the first part has {expected}')
 
 
 def _caption_lengths(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:

@@ -29,8 +29,7 @@ class PairedRow(Mapping[str, Any]):
         text_embeddings: The sample's rows of the embeddings datasets, in their order.
     """
 
-    def __init__(self, reader: Reader, idx: int, text_embeddings: Sequence[Reader] = ()) -> None:
-        assert isinstance(reader, MDSReader)
+    def __init__(self, reader: MDSReader, idx: int, text_embeddings: Sequence[MDSReader] = ()) -> None:
         self.text_embeddings = [PairedRow(embeddings, idx) for embeddings in text_embeddings]
         self._reader = reader
         self._data = bytearray(reader.get_sample_data(idx))
@@ -60,7 +59,7 @@ class PairedRow(Mapping[str, Any]):
 class PairedReader(Reader):
     """Reader of one shard of each dataset, with the same samples in the same order."""
 
-    def __init__(self, images: Reader, text_embeddings: Sequence[Reader]) -> None:
+    def __init__(self, images: MDSReader, text_embeddings: Sequence[MDSReader]) -> None:
         super().__init__(
             images.dirname, images.split, images.compression, images.hashes, images.samples, size_limit=None)
         self.images = images
@@ -129,32 +128,41 @@ class PairedStream(VerifiedStream):
             dataset.apply_default(default)
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
-        shards = [dataset.get_shards(world, allow_unsafe_types) for dataset in self.datasets]
-        self.encodings = [columns_of(readers[0])[dataset.columns[0]]
-                          for dataset, readers in zip(self.datasets, shards)]
+        shards: list[list[Any]] = [dataset.get_shards(world, allow_unsafe_types) for dataset in self.datasets]
         self.content = self.datasets[0].content
-        expected, *descriptions = map(_description, self.datasets, shards)
-        for embeddings, actual in zip(self.text_embeddings, descriptions):
-            if actual != expected:
-                raise ValueError(f'embeddings dataset {embeddings.local} belongs to another dataset than '
-                                 f'{self.local}: it has {actual}, expected {expected}, shard by shard')
+        self.encodings = []
+        descriptions: list[str] = []
+        for dataset, readers in zip(self.datasets, shards):
+            self.encodings.append(columns_of(readers[0])[dataset.columns[0]])
+            content = dataset.content
+            if dataset.columns[0].startswith(EMBEDDING):  # of the dataset that it was extracted from
+                path = Path(dataset.local, dataset.split, TEACHER_FILE)
+                if not path.is_file():
+                    dataset.download(TEACHER_FILE)
+                content = read_json(path, dict).get('dataset')
+            num_samples = sum(map(len, readers))
+            descriptions.append(f'{num_samples:,} samples in {len(readers):,} shards of content {content}')
+            if descriptions[-1] != descriptions[0]:
+                raise ValueError(f'embeddings dataset {dataset.local} belongs to another dataset than '
+                                 f'{self.local}: it has {descriptions[-1]}, expected {descriptions[0]}, '
+                                 'shard by shard')
         return [PairedReader(images, text_embeddings) for images, *text_embeddings in zip(*shards)]
 
-    def set_up_local(self, shards: Sequence[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
+    def set_up_local(self, shards: Sequence[Any], cache_usage_per_shard: NDArray[np.int64]) -> None:
         # Count all files, since they can be evicted; `SafeDataset` finds the shards that lack one.
-        for dataset, readers in zip(self.datasets, zip(*map(_readers, shards))):
-            sizes = np.zeros(len(readers), np.int64)
-            dataset.set_up_local(readers, sizes)
+        for k, dataset in enumerate(self.datasets):
+            sizes = np.zeros(len(shards), np.int64)
+            dataset.set_up_local([shard.readers[k] for shard in shards], sizes)
             cache_usage_per_shard += sizes
 
-    def prepare_shard(self, shard: Reader) -> int:
-        return sum(dataset.prepare_shard(reader) for dataset, reader in zip(self.datasets, _readers(shard)))
+    def prepare_shard(self, shard: Any) -> int:
+        return sum(dataset.prepare_shard(reader) for dataset, reader in zip(self.datasets, shard.readers))
 
-    def is_local(self, shard: Reader) -> bool:
-        return all(dataset.is_local(reader) for dataset, reader in zip(self.datasets, _readers(shard)))
+    def is_local(self, shard: Any) -> bool:
+        return all(dataset.is_local(reader) for dataset, reader in zip(self.datasets, shard.readers))
 
-    def discard_damaged(self, shard: Reader) -> int:
-        return sum(dataset.discard_damaged(reader) for dataset, reader in zip(self.datasets, _readers(shard)))
+    def discard_damaged(self, shard: Any) -> int:
+        return sum(dataset.discard_damaged(reader) for dataset, reader in zip(self.datasets, shard.readers))
 
     def get_index_size(self) -> int:
         return sum(dataset.get_index_size() for dataset in self.datasets)
@@ -164,19 +172,3 @@ def are_stored_alike(streams: Iterable[PairedStream]) -> bool:
     """Return whether each stream has one embeddings dataset, and all of these have the same storage type."""
     encodings = {tuple(stream.encodings[1:]) for stream in streams}
     return len(encodings) == 1 and len(encodings.pop()) == 1
-
-
-def _readers(shard: Reader) -> list[Reader]:
-    assert isinstance(shard, PairedReader)
-    return shard.readers
-
-
-def _description(dataset: VerifiedStream, shards: Sequence[Reader]) -> str:
-    """Size and content of a dataset, or of the one that an embeddings dataset was extracted from."""
-    content = dataset.content
-    if dataset.columns[0].startswith(EMBEDDING):
-        path = Path(dataset.local, dataset.split, TEACHER_FILE)
-        if dataset.remote and not path.is_file():
-            dataset.download(TEACHER_FILE)
-        content = read_json(path, dict).get('dataset')
-    return f'{sum(map(len, shards)):,} samples in {len(shards):,} shards of content {content}'

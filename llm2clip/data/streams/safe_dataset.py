@@ -81,6 +81,9 @@ class SafeDataset(StreamingDataset):
         self, streams: Mapping[str, VerifiedStream], config: LoaderConfig, global_batch_size: int, seed: int,
         *, train: bool, batching_method: str = 'random',
     ) -> None:
+        self.config = config
+        self.seed = seed
+        self.train = train
         caches: set[str] = set()
         for name, stream in streams.items():
             for dataset in stream.datasets:
@@ -90,11 +93,11 @@ class SafeDataset(StreamingDataset):
                     raise ConfigError(
                         f'dataset {name} has no remote, and the limit would delete it', 'cache_limit')
         batch_size_key = 'global_train_batch_size' if train else 'global_eval_batch_size'
-        batch_size = device_batch_size(global_batch_size, batch_size_key)
+        self.device_batch = device_batch_size(global_batch_size, batch_size_key)
         epoch_size = int(config.epoch_size) if train and config.epoch_size is not None else None
         self._cache_locks = _lock_caches(caches)
         super().__init__(
-            streams=list(streams.values()), batch_size=batch_size, epoch_size=epoch_size,
+            streams=list(streams.values()), batch_size=self.device_batch, epoch_size=epoch_size,
             shuffle=config.shuffle and train, shuffle_seed=config.shuffle_seed,
             num_canonical_nodes=config.num_canonical_nodes, batching_method=batching_method,
             download_retry=config.download_retry, download_timeout=config.download_timeout,
@@ -108,9 +111,6 @@ class SafeDataset(StreamingDataset):
                     f'an epoch takes {stream.choose} samples of it, expected as many as a global batch has, '
                     f'{global_batch_size}, since that comes from one dataset; repeat it, or set it to null',
                     f'streams.{name}')
-        self.config = config
-        self.seed = seed
-        self.train = train
         self.stream_names = list(streams)
         self._verified_streams = list(streams.values())
         self._failure: Optional[Exception] = None
@@ -175,17 +175,12 @@ class SafeDataset(StreamingDataset):
         it resumes.
         """
         ranks = dist.get_world_size()
-        nodes = max(self.num_canonical_nodes or 1, ranks // dist.get_local_world_size())
+        nodes = max(self.config.num_canonical_nodes, ranks // dist.get_local_world_size())
 
-        def samples_per_rank(samples: int) -> int:
-            return math.ceil(padded_epoch_size(samples, nodes) / ranks)
-
-        if self.batching_method != 'per_stream':
-            return samples_per_rank(self.epoch_size)
-        # Only batches that one stream can fill are delivered.
-        assert self.batch_size is not None
-        batches = sum(samples_per_rank(int(stream.choose)) // self.batch_size for stream in self.streams)
-        return batches * self.batch_size
+        sizes, unit = [self.epoch_size], 1
+        if self.batching_method == 'per_stream':  # only batches that one stream can fill are delivered
+            sizes, unit = [int(stream.choose) for stream in self.streams], self.device_batch
+        return sum(math.ceil(padded_epoch_size(size, nodes) / ranks) // unit * unit for size in sizes)
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
         """Return Streaming's state, with a description of the data."""

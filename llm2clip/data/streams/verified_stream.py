@@ -9,12 +9,9 @@ Here a file gets its final name after verification, and `SafeDataset` verifies e
 
 import logging
 import os
-import random
-import shutil
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -24,26 +21,15 @@ from streaming import Stream
 from streaming.base.constant import TICK
 from streaming.base.format import reader_from_json
 from streaming.base.format.base.reader import FileInfo, Reader
-from streaming.base.storage import CloudDownloader
 from streaming.base.util import wait_for_file_to_exist
 from streaming.base.world import World
 
-from llm2clip.data.schema import (
-    INDEX,
-    SAMPLE_ID,
-    columns_of,
-    dataset_fingerprint,
-    file_damage,
-    json_damage,
-    read_index,
-)
-from llm2clip.errors import ConfigError, FileError
-from llm2clip.io.files import writing
-from llm2clip.io.remotes import is_missing, reaching
+from llm2clip.data.schema import INDEX, SAMPLE_ID, columns_of, dataset_fingerprint, file_damage, read_index
+from llm2clip.errors import FileError
+from llm2clip.io.files import json_damage
+from llm2clip.io.remotes import download
 
 log = logging.getLogger(__name__)
-
-_LONGEST_WAIT = 30
 
 
 class ShardError(RuntimeError):
@@ -69,7 +55,6 @@ class VerifiedStream(Stream):
         super().__init__(**kwargs)
         self.columns = columns
         self.datasets = [self]
-        self._connection: Optional[tuple[int, CloudDownloader]] = None
 
     def open(self, download_retry: int = 5, download_timeout: float = 120.0) -> Any:
         """Return the readers of all shards, for use without a dataset."""
@@ -121,7 +106,7 @@ class VerifiedStream(Stream):
         path, info = self._file(shard)
         if path.is_file():
             return 0
-        self.download(info.basename, info)
+        self.download(info.basename, partial(file_damage, expected=info))
         return info.bytes
 
     def is_local(self, shard: Reader) -> bool:
@@ -169,12 +154,15 @@ class VerifiedStream(Stream):
     def _source(self, basename: str) -> str:
         return os.path.join(self.remote or self.local, self.split, basename)
 
-    def download(self, basename: str, expected: Optional[FileInfo] = None, to: Optional[str] = None) -> Path:
+    def download(
+        self, basename: str, find_damage: Callable[[Path], Optional[str]] = json_damage,
+        to: Optional[str] = None,
+    ) -> Path:
         """Download a file from the remote, and return its local path.
 
         Args:
             basename: File name in the remote.
-            expected: Size and hashes from the index; unset, the file must be JSON.
+            find_damage: Function that returns what is wrong with a downloaded file, or None.
             to: Local file name, if it differs.
 
         Raises:
@@ -184,54 +172,10 @@ class VerifiedStream(Stream):
         """
         url = self._source(basename)
         path = self._path(to or basename)
-        # Hugging Face's downloader first writes to the file's name in the remote, which may be in the cache.
-        work = path.with_name(f'.{path.name}.{os.getpid()}.part')
-        partial = work / path.name
-        problem = ''
-        for attempt in range(self.download_retry):
-            if attempt:
-                wait = min(2 ** (attempt - 1), _LONGEST_WAIT)
-                log.warning(f'{problem}; trying again in {wait} s')
-                time.sleep(wait + random.random() / 2)
-            try:
-                with reaching(url), writing(path):
-                    self._download_within(url, str(partial))
-                damage = json_damage(partial) if expected is None else file_damage(partial, expected)
-                if damage is None:
-                    partial.replace(path)
-                    return path
-                problem = f'{url} is damaged: {damage}'
-            except (ConfigError, FileError):
-                raise
-            except Exception as error:
-                self._connection = None
-                if is_missing(error):
-                    raise ShardError(f'{url} does not exist ({type(error).__name__}: {error})') from error
-                problem = f'{url} cannot be downloaded: {type(error).__name__}: {error}'
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
-        raise ShardError(f'{problem} (tried {self.download_retry} times)')
-
-    def _download_within(self, url: str, path: str) -> None:
-        """Download a file within `download_timeout` seconds, which not all downloaders enforce."""
-        # A connection does not survive a fork.
-        if self._connection is None or self._connection[0] != os.getpid():
-            self._connection = os.getpid(), CloudDownloader.get(self.remote)
-        downloader = self._connection[1]
-        errors: list[BaseException] = []
-
-        def download() -> None:
-            try:
-                downloader.download(url, path, self.download_timeout)
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=download, daemon=True)
-        thread.start()
-        thread.join(self.download_timeout)
-        if thread.is_alive():
-            raise TimeoutError(f'no end after {self.download_timeout:.0f} s (download_timeout)')
-        if errors:
-            raise errors[0]
-        if not os.path.exists(path):  # some downloaders ignore errors
-            raise OSError('the download ended without a file')
+        try:
+            is_there = download(url, path, find_damage, self.download_retry, self.download_timeout)
+        except OSError as error:
+            raise ShardError(str(error)) from error
+        if not is_there:
+            raise ShardError(f'{url} does not exist')
+        return path

@@ -148,7 +148,7 @@ def test_every_image_and_every_row_is_accounted_for(tmp_path: Path, capsys: pyte
     assert _write(source, tmp_path / 'out', num_workers=2, max_dropped=0.5) == {'train': 5}
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
     assert card['dropped'] == {UNDECODABLE: 1, 'no row in the tables': 1, 'no caption': 1}
-    assert card['filtered'] == {'filter language': 1, 'filter score: no value': 1}
+    assert card['filtered'] == {'filter language': 1, 'filter score': 1}
     assert card['read'] == TARS * EACH
     found = {int(row['sample_id']): row['caption.raw'] for row in read_samples(tmp_path / 'out/train')}
     assert found == {i: _captions(i)['raw_caption'] for i in (0, 3, 7, 8, 9)}, 'the first row of a key counts'

@@ -106,7 +106,7 @@ def test_missing_images_are_named_and_read_once_they_are_there(tmp_path: Path) -
     (tmp_path / '0.png').write_bytes(picture(0))
     source = table(f'{tmp_path}/rows.csv', 'text', 'img', images=str(tmp_path))
     left_out = rf"'missing image file': \['{tmp_path}/1.png'\], 'no image': \['rows.csv:3'\]"
-    with pytest.raises(ValueError, match=f'2 of 3 samples were left out.*{left_out}.*relative to source.images'):
+    with pytest.raises(ValueError, match=f'2 of 3 samples were left out.*{left_out}'):
         _written(source, tmp_path / 'out')
     (tmp_path / '1.png').write_bytes(picture(1))
     assert [row['image'] for row in _written(source, tmp_path / 'out')] == [picture(0), picture(1)]
@@ -124,7 +124,7 @@ def test_a_table_is_filtered_and_sampled(tmp_path: Path) -> None:
     english = {i for i in sampled if i % 4}
     scored = english - {1, 2, 3, 7}
     expected = {'not in the sample': 40 - len(sampled), 'filter language': len(sampled) - len(english),
-                'filter score: no value': len(english & {7}), 'filter score': len(english & {1, 2, 3})}
+                'filter score': len(english & {1, 2, 3, 7})}
     assert all(expected.values()) and _card(tmp_path / 'out')['filtered'] == expected
     assert _card(tmp_path / 'out')['read'] == 40 and {row['sample_id'] for row in found} == {f'r{i}' for i in scored}
 

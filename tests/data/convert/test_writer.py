@@ -27,7 +27,6 @@ from llm2clip.data.convert.writer import CARD_FILE, is_written, write_splits
 from llm2clip.data.images import encode_image
 from llm2clip.data.schema import read_samples
 from llm2clip.errors import ConfigError
-from llm2clip.io.folders import locked
 from llm2clip.io.remotes import OutputFolder
 
 pytestmark = pytest.mark.usefixtures('no_leftovers')
@@ -138,15 +137,6 @@ def test_parts_are_in_order_whichever_process_writes_them(num_workers: int, tmp_
     assert (f'{os.getpid()}' in processes) is (num_workers == 1) and len(processes) <= num_workers
 
 
-def test_a_part_has_one_writer(tmp_path: Path) -> None:
-    """Also where the command was killed and its workers are still writing."""
-    splits, part = {'train': [_part(0), _part(1)]}, tmp_path / 'out/train/part-part1'
-    expected = pytest.raises(ConfigError, match=f'{part}: another process is writing there')
-    with locked(part.with_name('.part-part1.lock'), part), expected:
-        write_splits(splits, Dropped(), tmp_path / 'out')
-    assert write_splits(splits, Dropped(), tmp_path / 'out') == {'train': 12}
-
-
 def test_workers_end_with_a_killed_command(tmp_path: Path) -> None:
     def wait(dropped: Dropped) -> Iterator[Sample]:
         (tmp_path / f'{os.getpid()}.begun').touch()
@@ -221,7 +211,7 @@ def test_no_dataset_is_mixed_with_other_captions_or_options(
     write = part_writer._write_part
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(part_writer, '_write_part',
-                      lambda job, alone: write(job, alone) if job.folder[0] == 't' else 1 / 0)
+                      lambda i: write(i) if part_writer._jobs[i].folder[0] == 't' else 1 / 0)
         prepare('stopped', holdout)
     assert 'samples: train ' in prepare('whole', holdout)
     (tmp_path / 'a.csv').write_text('caption\nof another file\n')
