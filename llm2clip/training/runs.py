@@ -269,7 +269,8 @@ def _described_weights(config: ModelConfig) -> dict[str, Any]:
         'visual_projection_expansion': config.visual_projection_expansion,
         'logit_bias': config.logit_bias is not None, 'adapter': dataclasses.asdict(config.adapter),
         'vision': {'name': vision.name, 'image_size': vision.image_size, 'mean': vision.mean,
-                   'std': vision.std, 'architecture': vision.architecture}}
+                   'std': vision.std, 'architecture': vision.architecture,
+                   'feature_levels': vision.feature_levels}}
 
 
 def interpolated(

@@ -123,8 +123,10 @@ def test_a_training_begins_with_the_weights_of_a_run(
     assert weights.keys() == trained.keys() == initial.keys()
     assert all(torch.equal(weights[name], value) and torch.equal(initial[name], value)
                for name, value in trained.items())
-    with refused_at('initial_weights', 'model.embed_dim is 16, expected 24'):
-        run_recipe(monkeypatch, 'train_stage2', *args, 'model.embed_dim=24', f'save_folder={tmp_path}/third')
+    for setting, difference in (('model.embed_dim=24', 'model.embed_dim is 16, expected 24'),
+                                ('model.vision.feature_levels=1', 'model.vision.feature_levels is 0, expected 1')):
+        with refused_at('initial_weights', difference):
+            run_recipe(monkeypatch, 'train_stage2', *args, setting, f'save_folder={tmp_path}/third')
 
 
 def test_a_run_is_read_where_its_settings_say(tmp_path: Path) -> None:
