@@ -85,7 +85,14 @@ class Evaluation:
             with under(f'models.{name}'):
                 check_evaluated_model(model)
         if config.cra is not None:
-            _check_cra(config.cra)
+            columns = [SAMPLE_ID, *(CAPTION + key for key in config.cra.caption_keys)]
+            try:
+                read_columns(config.cra.captions, columns)
+            except (OSError, ValueError) as error:
+                raise ConfigError(str(error), key='cra.captions') from None
+            for name, encoder in config.cra.teachers.items():
+                with under(f'cra.teachers.{name}'):
+                    teacher_source(encoder).check_encoding()
         self.retrieval: dict[str, RetrievalSet] = {}
         for name, benchmark in config.retrieval.items():
             with under(f'retrieval.{name}'):
@@ -129,7 +136,7 @@ class Evaluation:
         for direction in outcomes:
             intervals |= direction.intervals(self.config.bootstrap)
         scores = RetrievalScores.model_validate(result.ranks.recalls() | {
-            'intervals': intervals, 'n_truncated': n_truncated, 'precision': images.model.precision,
+            'intervals': intervals, 'n_truncated': n_truncated,
             'n_without_caption': len(dataset.image_ids) - len(result.images)})
         self._add(images, 'retrieval', name, published_name(name, config), dataset, scores, outcomes)
 
@@ -142,7 +149,7 @@ class Evaluation:
         classes = dataset.classes
         scores, outcomes = zeroshot_metrics(rows(projected), torch.tensor(dataset.labels),
                                             class_features(prompts, classes), classes, self.config.bootstrap)
-        scores = scores.model_copy(update={'n_truncated': n_truncated, 'precision': images.model.precision})
+        scores.n_truncated = n_truncated
         self._add(images, 'zeroshot', name, dataset.name, dataset, scores, outcomes)
 
     def _run_linear_probe(
@@ -155,7 +162,6 @@ class Evaluation:
         scores, outcomes = linear_probe(
             train_states, torch.tensor(train.labels), rows(test_states), torch.tensor(test.labels),
             train.classes, self.config.linear_probe[name].sgd, images.model.device, self.config.bootstrap)
-        scores = scores.model_copy(update={'precision': images.model.precision})
         self._add(images, 'linear_probe', name, test.name, test, scores, outcomes)
 
     def _add(
@@ -163,6 +169,7 @@ class Evaluation:
         scores: Scores, outcomes: Sequence[Outcomes],
     ) -> None:
         """Record and save the scores of a model on the benchmark `kind.name`."""
+        scores.precision = images.model.precision
         # Benchmarks with the same images get the same seed, so that averages resample them together.
         seed = xxhash.xxh32(json.dumps([repr(dataset.read_image), dataset.image_ids])).intdigest()
         result = BenchmarkResult(scores, outcomes, seed)
@@ -195,7 +202,14 @@ class Evaluation:
     def _save(self) -> None:
         """Write all results so far, so that an interrupted evaluation keeps them."""
         content = rounded(self.results)
-        missing = self._missing()
+        missing = []
+        for model in self.config.models:
+            for kind in KINDS:
+                for name in getattr(self.config, kind):
+                    if model not in self._benchmark_results.get(f'{kind}.{name}', {}):
+                        missing.append(f'{model}: {kind}.{name}')
+        if self.config.cra is not None and not self.results.cra:
+            missing.append('cra')
         if missing:
             content = {'missing': missing} | content
         results = Results.model_validate(content)
@@ -206,18 +220,6 @@ class Evaluation:
         write_text(out / 'results.md', markdown(results))
         write_text(out / 'gallery.json', json.dumps(self.galleries))
         write_text(out / 'report.html', report_page(self.config.title, results, self.galleries))
-
-    def _missing(self) -> list[str]:
-        """What the configuration asks for and the results lack."""
-        missing = []
-        for model in self.config.models:
-            for kind in KINDS:
-                for name in getattr(self.config, kind):
-                    if model not in self._benchmark_results.get(f'{kind}.{name}', {}):
-                        missing.append(f'{model}: {kind}.{name}')
-        if self.config.cra is not None and not self.results.cra:
-            missing.append('cra')
-        return missing
 
 
 def _text_features(
@@ -255,24 +257,25 @@ def _check_probe(train: ClassificationSet, test: ClassificationSet) -> None:
                               'expected at least 2', key='train')
 
 
-def _check_cra(config: CRAConfig) -> None:
-    """Raise a ConfigError if caption pairs or encoder folders are invalid; loads no encoder."""
-    try:
-        read_columns(config.captions, [SAMPLE_ID, *(CAPTION + key for key in config.caption_keys)])
-    except (OSError, ValueError) as error:
-        raise ConfigError(str(error), key='cra.captions') from None
-    for name, encoder in config.teachers.items():
-        with under(f'cra.teachers.{name}'):
-            teacher_source(encoder).check_encoding()
-
-
 def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], int]:
     """Return the caption retrieval accuracy of each encoder in percent, and the number of pairs of captions.
 
     Samples that lack one of the two captions are skipped; a ConfigError is raised if no pair is left.  Every
     rank calls this and embeds a share of the texts; only the first rank gets the accuracies.
     """
-    pairs = _caption_pairs(config)
+    samples = []
+    # Not `read_samples`: an image dataset would keep all of its images in memory.
+    for shard in read_index(config.captions)['shards']:
+        for sample in whole_shard(config.captions, shard):
+            samples.append([sample[CAPTION + key] for key in config.caption_keys])
+    pairs = [captions for captions in samples if all(map(str.strip, captions))]
+    if not pairs:
+        raise ConfigError(f'no sample of {config.captions} has all of {config.caption_keys}',
+                          key='cra.caption_keys')
+    if len(pairs) < len(samples) and is_first():
+        print(f'{len(samples) - len(pairs)} of {len(samples)} samples of {config.captions} lack one of '
+              f'{config.caption_keys}', flush=True)
+    pairs = pairs[:config.limit]
     accuracies = {}
     for name, encoder in config.teachers.items():
         # The fingerprint is not used here, and computing it would read all weights once more.
@@ -286,20 +289,3 @@ def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], i
         if is_first():
             accuracies[name] = round(caption_retrieval_accuracy(*vectors), 3)
     return accuracies, len(pairs)
-
-
-def _caption_pairs(config: CRAConfig) -> list[list[str]]:
-    """The two captions of each sample that has both."""
-    samples = []
-    # Not `read_samples`: an image dataset would keep all of its images in memory.
-    for shard in read_index(config.captions)['shards']:
-        for sample in whole_shard(config.captions, shard):
-            samples.append([sample[CAPTION + key] for key in config.caption_keys])
-    pairs = [captions for captions in samples if all(map(str.strip, captions))]
-    if not pairs:
-        raise ConfigError(f'no sample of {config.captions} has all of {config.caption_keys}',
-                          key='cra.caption_keys')
-    if len(pairs) < len(samples) and is_first():
-        print(f'{len(samples) - len(pairs)} of {len(samples)} samples of {config.captions} lack one of '
-              f'{config.caption_keys}', flush=True)
-    return pairs[:config.limit]

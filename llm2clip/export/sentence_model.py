@@ -68,7 +68,14 @@ def export_sentence_transformers(
             reason = _differs(teacher, partial)
         if reason:
             print(f'{out} needs trust_remote_code=True: {reason}', flush=True)
-            _save_code(teacher, prompts, partial)
+            shutil.rmtree(partial)
+            partial.mkdir()
+            model = SentenceTransformer(modules=[CaptionEncoder.load(str(teacher))], prompts=dict(prompts),
+                                        similarity_fn_name='cosine', device='cpu')
+            model.save(str(partial), create_model_card=False)
+            copy_code(['caption_encoder', 'checks', 'text_encoder'], partial)
+            write_json(partial / 'modules.json', [{
+                'idx': 0, 'name': '0', 'path': '', 'type': 'caption_encoder.CaptionEncoder'}])
         teacher_card(teacher, fingerprint, has_code=bool(reason)).save(partial / 'README.md')
 
 
@@ -142,15 +149,3 @@ def _differs(teacher: Union[str, Path], folder: Path) -> str:
     if error > tolerance:
         return f'its own modules compute other vectors here (a relative difference of {error:.1g})'
     return ''
-
-
-def _save_code(teacher: Union[str, Path], prompts: Mapping[str, str], folder: Path) -> None:
-    """Write a teacher as a module whose code is in the folder, in place of what the folder contains."""
-    shutil.rmtree(folder)
-    folder.mkdir()
-    model = SentenceTransformer(modules=[CaptionEncoder.load(str(teacher))], prompts=dict(prompts),
-                                similarity_fn_name='cosine', device='cpu')
-    model.save(str(folder), create_model_card=False)
-    copy_code(['caption_encoder', 'checks', 'text_encoder'], folder)
-    write_json(folder / 'modules.json', [{
-        'idx': 0, 'name': '0', 'path': '', 'type': 'caption_encoder.CaptionEncoder'}])

@@ -11,7 +11,6 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -96,14 +95,13 @@ def add_captions(plan: Plan, config: Stage1Config, key: str) -> None:
                     return
             pairs = stream_pairs(loader, train=is_train)
             columns = {name: dict.fromkeys(pair_columns(pairs[name]), 1.0) for name in pairs}
-            plan.negative = any(pair.has_negative for pair in chain.from_iterable(pairs.values()))
     _add_texts(plan, loader, key, columns)
 
 
-def add_all(plan: Plan, datasets: Mapping[str, DatasetConfig], captions: bool = True) -> None:
-    """Add the datasets of an extraction, with all their captions or without any."""
+def add_all(plan: Plan, datasets: Mapping[str, DatasetConfig]) -> None:
+    """Add the datasets of an extraction with all their captions."""
     streams = {name: CaptionStreamConfig(dataset.local, dataset.remote) for name, dataset in datasets.items()}
-    _add_texts(plan, CaptionDataConfig(streams=streams), 'datasets', {} if captions else None)
+    _add_texts(plan, CaptionDataConfig(streams=streams), 'datasets', {})
 
 
 def on_disk(datasets: Mapping[str, DatasetConfig]) -> dict[str, Any]:
@@ -118,11 +116,11 @@ def _captions(mix: Mapping[str, float]) -> dict[str, float]:
 
 
 def _add_texts(
-    plan: Plan, loader: CaptionDataConfig, key: str, columns: Optional[Mapping[str, Mapping[str, float]]]
+    plan: Plan, loader: CaptionDataConfig, key: str, columns: Mapping[str, Mapping[str, float]]
 ) -> None:
     _add_datasets(plan, loader.streams, loader, key,
                   lambda stream: VerifiedStream(**stream_arguments(stream)),
-                  None if columns is None else lambda name, stream: columns.get(name, {}))
+                  lambda name, stream: columns.get(name, {}))
 
 
 def _add_datasets(
@@ -152,21 +150,16 @@ def _add_datasets(
             with collect_errors(plan.errors, key):
                 plan.llm_embed_dim = common_teacher(opened).llm_embed_dim
     if opened:
-        _count_epoch(plan, [stream for stream, _ in opened], loader)
+        samples = np.array([dataset.samples for dataset in plan.datasets])
+        epoch_size = int(loader.epoch_size) if loader.epoch_size else None
+        Stream.apply_weights([stream for stream, _ in opened], samples, epoch_size, loader.shuffle_seed)
+        for dataset, (stream, _) in zip(plan.datasets, opened):
+            dataset.epoch_samples = int(stream.choose)
+        characters = np.array([dataset.characters for dataset in plan.datasets])
+        drawn = np.array([dataset.epoch_samples for dataset in plan.datasets]) * (characters > 0)
+        if drawn.any():
+            plan.characters = float(np.average(characters, weights=drawn))
     return [shard for _, shard in opened]
-
-
-def _count_epoch(plan: Plan, streams: Sequence[VerifiedStream], loader: Loader) -> None:
-    """Count the samples that an epoch draws from each dataset, and the mean length of their texts."""
-    samples = np.array([dataset.samples for dataset in plan.datasets])
-    epoch_size = int(loader.epoch_size) if loader.epoch_size else None
-    Stream.apply_weights(streams, samples, epoch_size, loader.shuffle_seed)
-    for dataset, stream in zip(plan.datasets, streams):
-        dataset.epoch_samples = int(stream.choose)
-    characters = np.array([dataset.characters for dataset in plan.datasets])
-    drawn = np.array([dataset.epoch_samples for dataset in plan.datasets]) * (characters > 0)
-    if drawn.any():
-        plan.characters = float(np.average(characters, weights=drawn))
 
 
 def _sizes(name: str, shards: Sequence[Reader]) -> DatasetPlan:

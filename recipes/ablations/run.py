@@ -71,10 +71,12 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
             train = *train, f'text_encoder.adapters=[{folder}/warm_start/lora]'
         if variant.results is None:
             run(recipe, *train, *variant.train, f'save_folder={folder}/run')
-            results = retrieval(name) if suite.evaluate else {}
-        else:
+        if variant.results is not None:
             results = json.loads(Path(variant.results).read_text())['retrieval']
-        if not suite.evaluate:
+        elif suite.evaluate:
+            results = retrieval(name)
+        else:
+            results = {}
             for test, local in suite.captions.items():
                 evaluation = evaluate(test, f'cra.captions={local}', 'cra.caption_keys=["0", "1"]',
                                       'cra.batch_tokens=1024', f'cra.teachers.cra={folder}/run/teacher')
@@ -122,20 +124,17 @@ def _test_table(suite: Suite, record: Record, ablation: Ablation, test: str) -> 
     rows = []
     first: list[float] = []
     for variant in ablation.variants:
-        seeds = [results for results in record.by_seed(variant) if all(name in results for name in sets)]
-        if not seeds:
-            continue
+        seeds = record.by_seed(variant)
         scores = [score(results, sets) for results in seeds]
-        mean = f'{statistics.mean(scores):.1f}'
-        if len(scores) > 1:
-            mean += f' ± {statistics.stdev(scores):.1f}'
+        mean = f'{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}'
         by_set = [f'{name} {statistics.mean(score(results, [name]) for results in seeds):.1f}'
                   for name in sets]
         rows.append([variant, mean, _is_worse(scores, first), ', '.join(by_set)])
         first = first or scores
-        if suite.evaluate:
-            chance = statistics.mean(_model(seeds[0][name])['chance@10'] for name in sets)
-            title = f'{test} (chance {chance:.1f})'
+    if suite.evaluate:
+        results = record.by_seed(ablation.variants[0])[0]
+        chance = statistics.mean(_model(results[name])['chance@10'] for name in sets)
+        title += f' (chance {chance:.1f})'
     return markdown_table([title, 'mean', 'worse than the first', 'by set'], rows)
 
 

@@ -75,18 +75,18 @@ def measure(name: str) -> dict[str, dict[str, float]]:
                     f'datasets.train.local={stream.local}'],
                    folder / 'images.log')['seconds']
     texts = recorded_seconds(Path(data.run, 'embeddings', SECONDS_FILE))
+    once = {'LoRA on the LLM': 0.0, 'frozen LLM': 0.0, 'both sides precomputed': texts + images}
     for mode, overrides in MODES.items():
         run = folder / mode.replace(' ', '_').replace(',', '')
-        once = 0.0 if mode in ('LoRA on the LLM', 'frozen LLM') else texts
         if mode == 'both sides precomputed':
-            once += images
             overrides += (f'train_data.streams.{stream_name}.image_embeddings.local={folder}/images/train',)
         measured = watch([sys.executable, 'recipes/train_stage2.py', *data.settings, *overrides,
                           'eval_data=null', f'max_duration={STEPS}ba', f'save_interval={STEPS}ba',
                           f'save_folder={run}'],
                          run.with_suffix('.log'), memory=True,
                          done=partial(occurrences, run / 'metrics.jsonl', '"loss/train/total"'))
-        results[mode] = {'once_seconds': once, 'epoch_seconds': measured['seconds_per_step'] * per_epoch,
+        results[mode] = {'once_seconds': once.get(mode, texts),
+                         'epoch_seconds': measured['seconds_per_step'] * per_epoch,
                          'peak_gib': measured['peak_gib']}
         print(f'{mode}: {results[mode]}', flush=True)
     return results

@@ -88,14 +88,6 @@ def test_a_record_says_which_runs_are_of_another_commit(tmp_path: Path, monkeypa
     assert about['runs'] == {'a': {'commit': 'aaaaaaa and bbbbbbb'}, 'c': {'commit': 'bbbbbbb'}}
 
 
-def test_results_of_an_earlier_version_are_of_an_unknown_commit(tmp_path: Path) -> None:
-    (tmp_path / 'measured.json').write_text('{"a": {"0": 1.0}}')
-    record = Record(tmp_path / 'measured.json')
-    assert record.has('a', 0) and record.by_seed('a') == [1.0]
-    record.add('b', 0, 2.0)
-    assert record.about['commit'] is None and record.about['runs']['b']['torch'] == measuring.torch.__version__
-
-
 def test_every_baseline_gets_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pace that slows down after the first steps costs a second training, not more minutes."""
     trained = []

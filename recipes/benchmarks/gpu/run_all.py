@@ -88,7 +88,7 @@ def main(device: str, names: Sequence[str]) -> int:
     num_failed = sum('error' in results[name] for name in chosen)
     print(f'\n{table(results)}\n\nwrote {whole}\n{len(chosen) - num_failed} of {len(chosen)} cases ran on '
           f'{machine}')
-    return 1 if num_failed else 0
+    return int(num_failed > 0)
 
 
 if __name__ == '__main__':
