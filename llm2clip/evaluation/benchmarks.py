@@ -55,11 +55,14 @@ def check_results(config: EvaluateConfig) -> None:
 
 def _parts(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
     """Key of a model, a set or the text encoders -> settings that change its results."""
-    parts = {'cra': config.cra}
+    parts: dict[str, Any] = {}
     for kind in ('models', *KINDS):
-        parts |= {f'{kind}.{name}': part for name, part in getattr(config, kind).items()}
-    # The number of tokens per forward pass does not change the results.
-    return {key: vars(part) | {'batch_tokens': 0} for key, part in parts.items() if part is not None}
+        for name, part in getattr(config, kind).items():
+            # The number of tokens per forward pass does not change the results.
+            parts[f'{kind}.{name}'] = vars(part) | {'batch_tokens': 0}
+    if config.cra is not None:
+        parts['cra'] = vars(config.cra) | {'batch_tokens': 0}
+    return parts
 
 
 class Evaluation:
@@ -111,8 +114,7 @@ class Evaluation:
         """Evaluate a model on every benchmark, and save the results after each."""
         config = self.config
         images = ImageFeatures(model, model_name, self.kept_features, config.batch_size, config.num_workers)
-        if is_first():
-            self.results.weights[model_name] = images.weights
+        self.results.weights[model_name] = images.weights
         for name, dataset in self.retrieval.items():
             self._run_retrieval(images, name, dataset)
         for name, benchmark in self.zeroshot.items():
@@ -263,18 +265,16 @@ def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], i
     Samples that lack one of the two captions are skipped; a ConfigError is raised if no pair is left.  Every
     rank calls this and embeds a share of the texts; only the first rank gets the accuracies.
     """
-    samples = []
+    pairs = []
     # Not `read_samples`: an image dataset would keep all of its images in memory.
     for shard in read_index(config.captions)['shards']:
         for sample in whole_shard(config.captions, shard):
-            samples.append([sample[CAPTION + key] for key in config.caption_keys])
-    pairs = [captions for captions in samples if all(map(str.strip, captions))]
+            captions = [sample[CAPTION + key] for key in config.caption_keys]
+            if all(map(str.strip, captions)):
+                pairs.append(captions)
     if not pairs:
         raise ConfigError(f'no sample of {config.captions} has all of {config.caption_keys}',
                           key='cra.caption_keys')
-    if len(pairs) < len(samples) and is_first():
-        print(f'{len(samples) - len(pairs)} of {len(samples)} samples of {config.captions} lack one of '
-              f'{config.caption_keys}', flush=True)
     pairs = pairs[:config.limit]
     accuracies = {}
     for name, encoder in config.teachers.items():

@@ -109,10 +109,7 @@ def encode_batches(
 
 @dataclass(frozen=True)
 class KeptRows:
-    """Matrix stored in blocks of rows, one file each, read one at a time; can be iterated repeatedly.
-
-    It has no blocks on ranks other than the first.
-    """
+    """Matrix stored in blocks of rows, one file each, read one at a time; can be iterated repeatedly."""
 
     files: Sequence[Path]
     name: str
@@ -145,19 +142,18 @@ class ImageFeatures:
         return hash_tensors(self.model.model.state_dict())
 
     def encode(self, dataset: EvaluationSet) -> tuple[KeptRows, KeptRows]:
-        """Return features of all N images of a set, on the first rank; every rank calls this.
+        """Return features of all N images of a set, whose files the first rank writes; every rank calls this.
 
         The first are unit vectors ``(N, D)``, the second the pooled states ``(N, W)`` of the tower before the
         projection.
         """
+        ids = dataset.image_ids
+        sources = [self.name, self.weights, self.model.precision, repr(dataset.read_image), ids]
+        key = xxhash.xxh64(json.dumps(sources)).hexdigest()
         files: dict[range, Path] = {}
-        if is_first():
-            ids = dataset.image_ids
-            sources = [self.name, self.weights, self.model.precision, repr(dataset.read_image), ids]
-            key = xxhash.xxh64(json.dumps(sources)).hexdigest()
-            for start in range(0, len(ids), _BLOCK):
-                block = range(start, min(start + _BLOCK, len(ids)))
-                files[block] = self.folder / f'{key}-{start}.safetensors'
+        for start in range(0, len(ids), _BLOCK):
+            block = range(start, min(start + _BLOCK, len(ids)))
+            files[block] = self.folder / f'{key}-{start}.safetensors'
         missing = broadcast_from_rank0(lambda: [block for block, path in files.items() if not path.is_file()])
         total = -(-sum(map(len, missing)) // self.batch_size)
         with tqdm(total=total, desc=f'{self.name} on {dataset.name}', unit=' batches',

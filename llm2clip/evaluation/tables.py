@@ -69,10 +69,7 @@ def markdown(results: Results) -> str:
         for cells in (table.header, ['---'] * len(table.header), *table.rows):
             escaped = [cell.replace('|', '\\|') for cell in cells]
             lines.append(f'| {" | ".join(escaped)} |')
-        part = f'## {table.title}\n\n' + '\n'.join(lines)
-        if table.note:
-            part += f'\n\n{table.note}'
-        parts.append(part)
+        parts += [f'## {table.title}', '\n'.join(lines), table.note]
     return '\n\n'.join(parts) + '\n'
 
 

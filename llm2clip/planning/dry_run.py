@@ -314,9 +314,10 @@ def _run_step(
 
 
 @contextmanager
-def fake_ranks(ranks: int) -> Iterator[None]:
-    """Make this process rank 0 of `ranks`, with collectives that return at once;
+def fake_ranks(ranks: Optional[int]) -> Iterator[None]:
+    """Make this process rank 0 of `ranks`, or of as many as there are, with collectives that return at once;
     ends an existing process group."""
+    ranks = ranks or dist.get_world_size()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     launched = os.environ.pop('WORLD_SIZE', None)

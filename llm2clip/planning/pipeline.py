@@ -6,8 +6,6 @@
 import dataclasses
 from typing import Any
 
-from composer.utils import dist
-
 from llm2clip.config import (
     ExtractConfig,
     ExtractImagesConfig,
@@ -51,7 +49,7 @@ def plan_pipeline(config: PipelineConfig) -> None:
                 shared[field.name] = value
         steps[recipe] = dataclasses.replace(step, **shared)
     plans: dict[str, Plan] = {}
-    with fake_ranks(config.plan_ranks or dist.get_world_size()):
+    with fake_ranks(config.plan_ranks):
         for recipe, step in steps.items():
             plans[recipe] = make_plan(step)
             print(f'{recipe}\n{plans[recipe]}\n', flush=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, Optional
 
+import numpy as np
 from tqdm import tqdm
 
 from llm2clip.config import PlanConfig
@@ -195,19 +196,18 @@ def sum_of(plans: Mapping[str, Plan]) -> str:
     """
     first, *_ = plans.values()
     lines = [f'{"":<22}{"GiB":>6}{"disk":>10}' + ''.join(f'{name:>10}' for name in GPUS)]
-    hours = dict.fromkeys(GPUS, 0.0)
+    hours = np.zeros(len(GPUS))
     for step, plan in plans.items():
         row = f'{step:<22}{plan.cost.peak / _GIB:>6.0f}{_bytes(plan.disk):>10}'
         step_hours = [plan.hours(gpu) if gpu.fits(plan.cost.peak) else math.nan for gpu in GPUS.values()]
         lines.append(f'{row}{_cells(step_hours, 1)} hours')
-        for name, value in zip(GPUS, step_hours):
-            hours[name] += value
+        hours += step_hours
     disk = _bytes(sum(plan.disk for plan in plans.values()))
-    lines.append(f'{"sum":<28}{disk:>10}{_cells(hours.values(), 1)} hours')
+    lines.append(f'{"sum":<28}{disk:>10}{_cells(hours, 1)} hours')
     factors = {'GPU-hours': first.ranks, 'price': first.ranks * (first.options.plan_price or 0)}
     for unit, factor in factors.items():
         if factor:
-            lines.append(' ' * 38 + _cells([factor * total for total in hours.values()], 0) + f' {unit}')
+            lines.append(' ' * 38 + _cells(factor * hours, 0) + f' {unit}')
     return '\n'.join(lines)
 
 

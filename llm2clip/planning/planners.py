@@ -76,7 +76,7 @@ def plan_run(config: PlanConfig) -> None:
     Raises:
         SystemExit: With status 1 if something will stop the run.
     """
-    with fake_ranks(config.plan_ranks or dist.get_world_size()):
+    with fake_ranks(config.plan_ranks):
         plan = make_plan(config)
         print(plan, flush=True)
     if plan.errors:

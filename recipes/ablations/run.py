@@ -54,7 +54,6 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
         return json.loads((out / 'results.json').read_text())
 
     def retrieval(row: str, *keys: str) -> Any:
-        assert suite.evaluate is not None
         keys = (f'run={folder}/run', 'batch_tokens=1024', 'precision=${if_bf16:amp_bf16,fp32}',
                 *variant.encoder, *keys)
         return evaluate(row, suite.evaluate, *(f'models.{row}.{key}' for key in keys))['retrieval']
@@ -65,17 +64,17 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
                 if not Path(step.file).is_file():
                     run(*step.command, log=f'made_{Path(step.file).parent.name}.txt')
         train = (*suite.train, f'seed={seed}', f'train_data.shuffle_seed={seed}')
-        recipe = 'recipes/train_stage2.py' if suite.evaluate else 'recipes/train_stage1.py'
-        if variant.warm_start:
-            run(recipe, *train, *variant.warm_start, f'save_folder={folder}/warm_start', log='warm_start.txt')
-            train = *train, f'text_encoder.adapters=[{folder}/warm_start/lora]'
-        if variant.results is None:
-            run(recipe, *train, *variant.train, f'save_folder={folder}/run')
         if variant.results is not None:
             results = json.loads(Path(variant.results).read_text())['retrieval']
         elif suite.evaluate:
+            run('recipes/train_stage2.py', *train, *variant.train, f'save_folder={folder}/run')
             results = retrieval(name)
         else:
+            if variant.warm_start:
+                run('recipes/train_stage1.py', *train, *variant.warm_start,
+                    f'save_folder={folder}/warm_start', log='warm_start.txt')
+                train = *train, f'text_encoder.adapters=[{folder}/warm_start/lora]'
+            run('recipes/train_stage1.py', *train, *variant.train, f'save_folder={folder}/run')
             results = {}
             for test, local in suite.captions.items():
                 evaluation = evaluate(test, f'cra.captions={local}', 'cra.caption_keys=["0", "1"]',

@@ -56,7 +56,7 @@ class Suite(NamedTuple):
     tests: dict[str, tuple[str, ...]]
     """Name -> evaluation sets; variants are compared by their mean."""
     ablations: tuple[Ablation, ...]
-    evaluate: Optional[str] = None
+    evaluate: str = ''
     """YAML file with the evaluation sets of stage 2; without one, stage 1 is trained."""
     captions: dict[str, str] = {}
     """Evaluation sets of stage 1: name -> dataset, in which the first two captions of an image

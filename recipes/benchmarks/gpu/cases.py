@@ -9,7 +9,7 @@ it.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal
 
 from llm2clip.config import ExtractConfig, Stage1Config, Stage2Config
 
@@ -24,8 +24,8 @@ class Case:
 
     kind: Literal['stage1', 'stage2', 'extraction']
     args: tuple[str, ...]
-    against: Optional[str] = None
-    """Reference case for the ratio of rates."""
+    against: str = ''
+    """Reference case for the ratio of rates, if there is one."""
     small: tuple[str, ...] = ()
     """Overrides of the dry run on a CPU, applied after `args`."""
     warm_up: int = 5
