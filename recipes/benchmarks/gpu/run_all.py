@@ -44,7 +44,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             f'{name:<26}{result["per_second"]:>10,.1f}{shown(rate and result["per_second"] / rate, ".2f"):>7}'
             f'{result["seconds_per_step"]:>10.3f}{shown(result["mfu"], ".1%"):>7}'
             f'{shown(result.get("peak_gib"), ".1f"):>8}{shown(result["plan_peak_gib"], ".1f"):>8}'
-            f'{shown(result["peak_over_plan"], ".2f"):>7}{shown(result["data_wait_share"], ".1%"):>7}  {against}')
+            f'{shown(result["peak_over_plan"], ".2f"):>7}{shown(result["data_wait_share"], ".1%"):>7}  '
+            + against)
     return '\n'.join(lines)
 
 
