@@ -320,14 +320,13 @@ def fake_ranks(ranks: Optional[int]) -> Iterator[None]:
     ranks = ranks or dist.get_world_size()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    launched = os.environ.pop('WORLD_SIZE', None)
-    torch.distributed.init_process_group('fake', store=FakeStore(), rank=0, world_size=ranks)
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
-        if launched is not None:
-            os.environ['WORLD_SIZE'] = launched
+    with patch.dict(os.environ):
+        os.environ.pop('WORLD_SIZE', None)
+        torch.distributed.init_process_group('fake', store=FakeStore(), rank=0, world_size=ranks)
+        try:
+            yield
+        finally:
+            torch.distributed.destroy_process_group()
 
 
 @contextmanager

@@ -4,7 +4,7 @@
 """Requirements and detectable errors of a run, from its configuration and the datasets' indexes alone."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -27,7 +27,6 @@ from llm2clip.config import (
     Stage2Config,
     TextEncoderConfig,
     TextPlanConfig,
-    TrainConfig,
 )
 from llm2clip.config.teacher import teacher_type
 from llm2clip.data.image_text_dataset import reads_image_embeddings
@@ -224,8 +223,7 @@ def _plan_inheritance(config: InheritanceConfig) -> Plan:
         with torch.device('meta'):
             return inheritance.make_model(config, dim, plan.embed_dim), make_batch
 
-    metrics = {} if config.eval_data is None else {'eval': [*ComposerInheritance.metrics]}
-    _measure(plan, config, make_step, metrics)
+    _measure(plan, config, make_step, {'eval': [*ComposerInheritance.metrics]})
     return plan
 
 
@@ -264,8 +262,7 @@ def _plan_stage1(config: Stage1Config) -> Plan:
                 model = _MeanMask(model, config.mntp.mask_probability)
         return model, partial(make_batch, tokens)
 
-    metrics = {} if config.eval_data is None else {'eval': [*CaptionContrastive.metrics]}
-    _measure(plan, config, make_step, metrics, (longest, mean))
+    _measure(plan, config, make_step, {'eval': [*CaptionContrastive.metrics]}, (longest, mean))
     plan.teacher = 4 * sum(plan.modules['text_encoder'])  # in float32, with LoRA merged
     return plan
 
@@ -467,13 +464,13 @@ def _count_tokens(plan: Plan, config: TextPlanConfig, texts: int, longest: int) 
 
 
 def _measure(
-    plan: Plan, config: TrainConfig, make_step: _MakeStep, metrics: Mapping[str, Sequence[str]],
+    plan: Plan, config: Any, make_step: _MakeStep, metrics: dict[str, list[str]],
     lengths: tuple[int, int] = (0, 0), teacher: Optional[EncoderPass] = None,
 ) -> None:
     """Check parts of the configuration, and measure the cost of a step.
 
-    `metrics` are those that each evaluation may compute.  `lengths` are tokens per text: that of the longest
-    text, which decides memory, and the mean, which decides FLOPs.
+    `metrics` are those that each evaluation may compute, if there is one.  `lengths` are tokens per text:
+    that of the longest text, which decides memory, and the mean, which decides FLOPs.
     """
     longest, mean = lengths
     model, make_batch = make_step(longest)
@@ -485,6 +482,8 @@ def _measure(
         else:
             frozen += parameter.numel()
         plan.modules[part] = trainable, frozen
+    if config.eval_data is None:
+        metrics.pop('eval', None)
     with collect_errors(plan.errors):
         check_metrics(config, metrics)
     try:

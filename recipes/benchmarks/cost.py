@@ -21,7 +21,6 @@ from llm2clip.command import SECONDS_FILE, recorded_seconds
 from llm2clip.config import Stage2Config
 from llm2clip.config.loading import load_config
 from llm2clip.data.schema import read_index
-from llm2clip.device import computes_bfloat16
 from recipes.benchmarks.measuring import BENCH_FOLDER, markdown_table, occurrences, watch, write_result
 
 STEPS = 12
@@ -47,7 +46,7 @@ DATA = {
                         0.7, 12),
 }
 LOOP = ('text_encoder_in_loop.batch_tokens=2048',
-        f'text_encoder_in_loop.precision={"amp_bf16" if computes_bfloat16() else "fp32"}')
+        'text_encoder_in_loop.precision=${if_bf16:amp_bf16,fp32}')
 FROZEN = ('model.vision.freeze=true', 'model.vision.freeze_blocks=0', 'lr_scale.vision_encoder=null',
           'lr_scale.visual_projection=null')
 MODES: dict[str, tuple[str, ...]] = {

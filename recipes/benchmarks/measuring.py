@@ -233,6 +233,7 @@ def write_result(
 ) -> None:
     """Write `runs/bench/<name>.json`: how it was measured, the ratio of `subject` to `against`, its bound,
     and the raw numbers.  ``meets`` is true if the ratio is `at_most` that and `correct` is true."""
+    print(f'{name}: {ratio:.3f}, bound {at_most:.2f} ({subject} / {against})', flush=True)
     BENCH_FOLDER.mkdir(parents=True, exist_ok=True)
     write_json(BENCH_FOLDER / f'{name}.json', {
         'name': name, 'what': subject, 'against': against, 'ratio': ratio, 'bound': at_most,

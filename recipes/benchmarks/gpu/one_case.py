@@ -40,7 +40,7 @@ from llm2clip.training import stage1, stage2
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.trainer import fit, initialize
 from recipes.benchmarks.gpu.cases import CASES, OUT, SCHEMAS, SIZES, arguments, window
-from recipes.benchmarks.measuring import DEVICE, describe, hardware
+from recipes.benchmarks.measuring import describe, hardware
 from recipes.benchmarks.random_data import write_captions, write_images, write_llm, write_vectors
 
 Result = dict[str, Any]
@@ -86,7 +86,7 @@ def make_data(kind: str, device: str) -> None:
         'captions': partial(write_captions, sizes.captions),
         'warm_up': partial(write_captions, sizes.warm_up_captions),
         'llm': partial(write_llm, 'yamls/llms/llama3.1_8b/config.json', sizes.llm,
-                       DEVICE)}
+                       'cuda' if device == 'gpu' else 'cpu')}
     if kind == 'stage2':
         writers = {'images': partial(write_images, sizes.images, different=sizes.pictures),
                    'vectors': partial(write_vectors, folder / 'images/train', dim=sizes.teacher_dim)}
