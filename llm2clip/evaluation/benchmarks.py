@@ -19,7 +19,7 @@ from llm2clip.config import CRAConfig, EvaluateConfig, RetrievalConfig
 from llm2clip.config.loading import read_config, save_config
 from llm2clip.data.classification_sets import ClassificationSet
 from llm2clip.data.schema import CAPTION, SAMPLE_ID, read_columns, read_index, whole_shard
-from llm2clip.data.zeroshot_sets import ZeroshotSet, zeroshot_set
+from llm2clip.data.zeroshot_sets import zeroshot_set
 from llm2clip.errors import ConfigError, under
 from llm2clip.evaluation.classifiers import class_features, linear_probe, zeroshot_metrics
 from llm2clip.evaluation.comparison import BenchmarkResult, average_models, compare_with_baseline
@@ -116,55 +116,42 @@ class Evaluation:
         images = ImageFeatures(model, model_name, self.kept_features, config.batch_size, config.num_workers)
         self.results.weights[model_name] = images.weights
         for name, dataset in self.retrieval.items():
-            self._run_retrieval(images, name, dataset)
+            texts, n_truncated = _text_features(images, dataset, dataset.texts)
+            projected, _ = images.encode(dataset)
+            if not is_first():
+                continue
+            settings = config.retrieval[name]
+            result = evaluate_retrieval(dataset, rows(projected), texts, settings.merge_equal_texts,
+                                        model.device)
+            if config.gallery and name not in self.galleries:
+                gallery = make_gallery(dataset, result, config.gallery)
+                self.galleries[name] = {'model': model_name} | gallery
+            outcomes = result.ranks.outcomes(result.images, len(dataset.image_ids))
+            intervals = {}
+            for direction in outcomes:
+                intervals |= direction.intervals(config.bootstrap)
+            scores = RetrievalScores.model_validate(result.ranks.recalls() | {
+                'intervals': intervals, 'n_truncated': n_truncated,
+                'n_without_caption': len(dataset.image_ids) - len(result.images)})
+            self._add(images, 'retrieval', name, published_name(name, settings), dataset, scores, outcomes)
         for name, benchmark in self.zeroshot.items():
-            self._run_zeroshot(images, name, benchmark)
+            dataset = benchmark.dataset
+            prompts, n_truncated = _text_features(images, dataset, benchmark.prompts)
+            projected, _ = images.encode(dataset)
+            if is_first():
+                classes = class_features(prompts, dataset.classes)
+                scores, outcomes = zeroshot_metrics(rows(projected), torch.tensor(dataset.labels), classes,
+                                                    dataset.classes, config.bootstrap)
+                scores.n_truncated = n_truncated
+                self._add(images, 'zeroshot', name, dataset.name, dataset, scores, outcomes)
         for name, (train, test) in self.probes.items():
-            self._run_linear_probe(images, name, train, test)
-
-    def _run_retrieval(self, images: ImageFeatures, name: str, dataset: RetrievalSet) -> None:
-        text_features, n_truncated = _text_features(images, dataset, dataset.texts)
-        projected, _ = images.encode(dataset)
-        if not is_first():
-            return
-        config = self.config.retrieval[name]
-        result = evaluate_retrieval(dataset, rows(projected), text_features,
-                                    merge_equal_texts=config.merge_equal_texts, device=images.model.device)
-        if self.config.gallery and name not in self.galleries:
-            gallery = make_gallery(dataset, result, self.config.gallery)
-            self.galleries[name] = {'model': images.name} | gallery
-        outcomes = result.ranks.outcomes(result.images, len(dataset.image_ids))
-        intervals = {}
-        for direction in outcomes:
-            intervals |= direction.intervals(self.config.bootstrap)
-        scores = RetrievalScores.model_validate(result.ranks.recalls() | {
-            'intervals': intervals, 'n_truncated': n_truncated,
-            'n_without_caption': len(dataset.image_ids) - len(result.images)})
-        self._add(images, 'retrieval', name, published_name(name, config), dataset, scores, outcomes)
-
-    def _run_zeroshot(self, images: ImageFeatures, name: str, benchmark: ZeroshotSet) -> None:
-        dataset = benchmark.dataset
-        prompts, n_truncated = _text_features(images, dataset, benchmark.prompts)
-        projected, _ = images.encode(dataset)
-        if not is_first():
-            return
-        classes = dataset.classes
-        scores, outcomes = zeroshot_metrics(rows(projected), torch.tensor(dataset.labels),
-                                            class_features(prompts, classes), classes, self.config.bootstrap)
-        scores.n_truncated = n_truncated
-        self._add(images, 'zeroshot', name, dataset.name, dataset, scores, outcomes)
-
-    def _run_linear_probe(
-        self, images: ImageFeatures, name: str, train: ClassificationSet, test: ClassificationSet
-    ) -> None:
-        _, train_states = images.encode(train)
-        _, test_states = images.encode(test)
-        if not is_first():
-            return
-        scores, outcomes = linear_probe(
-            train_states, torch.tensor(train.labels), rows(test_states), torch.tensor(test.labels),
-            train.classes, self.config.linear_probe[name].sgd, images.model.device, self.config.bootstrap)
-        self._add(images, 'linear_probe', name, test.name, test, scores, outcomes)
+            _, train_states = images.encode(train)
+            _, test_states = images.encode(test)
+            if is_first():
+                scores, outcomes = linear_probe(
+                    train_states, torch.tensor(train.labels), rows(test_states), torch.tensor(test.labels),
+                    train.classes, config.linear_probe[name].sgd, model.device, config.bootstrap)
+                self._add(images, 'linear_probe', name, test.name, test, scores, outcomes)
 
     def _add(
         self, images: ImageFeatures, kind: str, name: str, set_name: str, dataset: EvaluationSet,

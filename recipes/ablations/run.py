@@ -121,31 +121,22 @@ def _test_table(suite: Suite, record: Record, ablation: Ablation, test: str) -> 
     sets = suite.tests[test]
     title = test
     rows = []
-    first: list[float] = []
+    first = [score(results, sets) for results in record.by_seed(ablation.variants[0])]
     for variant in ablation.variants:
         seeds = record.by_seed(variant)
         scores = [score(results, sets) for results in seeds]
         mean = f'{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}'
         by_set = [f'{name} {statistics.mean(score(results, [name]) for results in seeds):.1f}'
                   for name in sets]
-        rows.append([variant, mean, _is_worse(scores, first), ', '.join(by_set)])
-        first = first or scores
+        num_worse = sum(value < first_value for value, first_value in zip(scores, first))
+        worse = {0: 'no', len(first): 'yes'}.get(num_worse, f'in {num_worse} of {len(first)} seeds')
+        rows.append([variant, mean, worse, ', '.join(by_set)])
+    rows[0][2] = ''
     if suite.evaluate:
         results = record.by_seed(ablation.variants[0])[0]
         chance = statistics.mean(_model(results[name])['chance@10'] for name in sets)
         title += f' (chance {chance:.1f})'
     return markdown_table([title, 'mean', 'worse than the first', 'by set'], rows)
-
-
-def _is_worse(scores: Sequence[float], first: Sequence[float]) -> str:
-    """Whether a variant is worse than the first in the same seeds; empty for the first variant itself."""
-    num_seeds = min(len(first), len(scores))
-    num_worse = sum(score < other for score, other in zip(scores, first))
-    if num_seeds == 0:
-        return ''
-    if num_worse in (0, num_seeds):
-        return 'yes' if num_worse else 'no'
-    return f'in {num_worse} of {num_seeds} seeds'
 
 
 def stop(*_: object) -> None:
