@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from llm2clip.config import ImageDataConfig, ModelConfig, Stage1Config, Stage2Config
 from llm2clip.config.loading import read_config
+from llm2clip.data.loader import positive_weights
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json
 from llm2clip.teacher.fingerprint import Fingerprint
@@ -125,9 +126,9 @@ def _streams(data: ImageDataConfig) -> list[tuple[str, str, str]]:
             share = f'{stream.proportion:g} of the epoch'
         elif stream.repeat is not None:
             share = f'{stream.repeat:g} times'
-        mix = data.caption_weights if stream.caption_weights is None else stream.caption_weights
+        mix = positive_weights(stream.caption_weights, data.caption_weights)
         total = sum(mix.values())
-        captions = ', '.join(f'{key} {100 * weight / total:.3g} %' for key, weight in mix.items() if weight)
+        captions = ', '.join(f'{key} {100 * weight / total:.3g} %' for key, weight in mix.items())
         rows.append((name, share, captions))
     return rows
 

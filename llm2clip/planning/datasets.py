@@ -7,7 +7,7 @@ Only text lengths come from the first shard, if it is on disk.  They are read ev
 `plan_samples` sets.
 """
 
-import dataclasses
+import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -198,11 +198,10 @@ def _count_texts(dataset: DatasetPlan, shard: Reader, columns: Mapping[str, floa
 def _with_caches_in(scratch: str, dataset: Any) -> Any:
     """Return the dataset with temporary caches in place of its own, so that the run's caches stay
     unchanged."""
-    changes: dict[str, Any] = {}
-    if dataset.remote is not None:
-        changes['local'] = tempfile.mkdtemp(dir=scratch)
-    embeddings = getattr(dataset, 'embeddings', {})
-    if embeddings:
-        changes['embeddings'] = {name: _with_caches_in(scratch, vectors)
-                                 for name, vectors in embeddings.items()}
-    return dataclasses.replace(dataset, **changes)
+    dataset = copy.deepcopy(dataset)
+    parts = [dataset, getattr(dataset, 'image_embeddings', None)]
+    parts += getattr(dataset, 'embeddings', {}).values()
+    for part in parts:
+        if part is not None and part.remote is not None:
+            part.local = tempfile.mkdtemp(dir=scratch)
+    return dataset

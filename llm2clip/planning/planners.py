@@ -486,16 +486,13 @@ def _measure(
         metrics.pop('eval', None)
     with collect_errors(plan.errors):
         check_metrics(config, metrics)
-    try:
+    with collect_errors(plan.errors):
         check_train_config(config)
         plan.cost = dry_run_step(model, config, make_batch, teacher)
-    except ConfigError as error:
-        plan.errors.append(str(error))
-        return
-    if mean < longest:
-        model, make_batch = make_step(mean)
-        shorter = dry_run_step(model, config, make_batch, teacher)
-        plan.cost.flops = shorter.flops
-        plan.cost.recomputed = shorter.recomputed
-    if config.fsdp is not None and config.fsdp.activation_cpu_offload:
-        plan.warnings.append('fsdp.activation_cpu_offload: the peak is that without it')
+        if mean < longest:
+            model, make_batch = make_step(mean)
+            shorter = dry_run_step(model, config, make_batch, teacher)
+            plan.cost.flops = shorter.flops
+            plan.cost.recomputed = shorter.recomputed
+        if config.fsdp is not None and config.fsdp.activation_cpu_offload:
+            plan.warnings.append('fsdp.activation_cpu_offload: the peak is that without it')
