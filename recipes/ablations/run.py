@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from recipes.ablations.suite import Ablation, Suite
+from recipes.ablations.suite import Suite
 from recipes.benchmarks.measuring import ProcessFailedError, Record, markdown_table, watch
 
 SEEDS = 0, 1, 2
@@ -75,11 +74,9 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
                     f'save_folder={folder}/warm_start', log='warm_start.txt')
                 train = *train, f'text_encoder.adapters=[{folder}/warm_start/lora]'
             run('recipes/train_stage1.py', *train, *variant.train, f'save_folder={folder}/run')
-            results = {}
-            for test, local in suite.captions.items():
-                evaluation = evaluate(test, f'cra.captions={local}', 'cra.caption_keys=["0", "1"]',
-                                      'cra.batch_tokens=1024', f'cra.teachers.cra={folder}/run/teacher')
-                results[test] = evaluation['cra']['cra']
+            evaluation = evaluate('test', f'cra.captions={suite.captions}', 'cra.caption_keys=["0", "1"]',
+                                  'cra.batch_tokens=1024', f'cra.teachers.cra={folder}/run/teacher')
+            results = {'test': evaluation['cra']['cra']}
             for part in ('run', 'warm_start'):  # each has a teacher as large as its LLM
                 shutil.rmtree(folder / part, ignore_errors=True)
         for row, keys in variant.also.items():
@@ -89,22 +86,12 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
         lanes.put(lane)
 
 
-def score(results: Mapping[str, Any], sets: Sequence[str]) -> float:
-    """Return recall@10 in %, averaged over sets and both directions;
-    for stage 1, caption retrieval accuracy in %."""
-    if isinstance(results[sets[0]], float):
-        return statistics.mean(results[name] for name in sets)
-    recalls = []
-    for name in sets:
-        model = _model(results[name])
-        recalls += [model['image_retrieval_recall@10'], model['text_retrieval_recall@10']]
-    return statistics.mean(recalls)
-
-
-def _model(benchmark: Mapping[str, Any]) -> Mapping[str, float]:
-    """Numbers of an evaluation's only model."""
-    model, = benchmark['models'].values()
-    return model
+def score(result: Any) -> float:
+    """Return recall@10 in %, the mean of both directions; for stage 1, the accuracy of caption retrieval."""
+    if isinstance(result, float):
+        return result
+    model, = result['models'].values()
+    return statistics.mean([model['image_retrieval_recall@10'], model['text_retrieval_recall@10']])
 
 
 def table(suite: Suite, record: Record) -> str:
@@ -113,30 +100,23 @@ def table(suite: Suite, record: Record) -> str:
     lines = [f'{measure}, %: mean ± standard deviation over seeds', '']
     for number, ablation in enumerate(suite.ablations, 1):
         lines += [f'### {number}. {ablation.statement}', '', f'Paper: {ablation.paper}', '']
-        lines += [_test_table(suite, record, ablation, test) for test in ablation.tests]
+        for test, set_name in suite.tests.items():
+            results = [seed[set_name] for seed in record.by_seed(ablation.variants[0])]
+            first = [score(result) for result in results]
+            rows = []
+            for variant in ablation.variants:
+                scores = [score(seed[set_name]) for seed in record.by_seed(variant)]
+                num_worse = sum(value < first_value for value, first_value in zip(scores, first))
+                worse = {0: 'no', len(first): 'yes'}.get(num_worse, f'in {num_worse} of {len(first)} seeds')
+                mean = f'{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}'
+                rows.append([variant, mean, worse])
+            rows[0][2] = ''
+            title = test
+            if suite.evaluate:
+                model, = results[0]['models'].values()
+                title += f' (chance {model["chance@10"]:.1f})'
+            lines.append(markdown_table([title, 'mean', 'worse than the first'], rows))
     return '\n'.join(lines)
-
-
-def _test_table(suite: Suite, record: Record, ablation: Ablation, test: str) -> str:
-    sets = suite.tests[test]
-    title = test
-    rows = []
-    first = [score(results, sets) for results in record.by_seed(ablation.variants[0])]
-    for variant in ablation.variants:
-        seeds = record.by_seed(variant)
-        scores = [score(results, sets) for results in seeds]
-        mean = f'{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}'
-        by_set = [f'{name} {statistics.mean(score(results, [name]) for results in seeds):.1f}'
-                  for name in sets]
-        num_worse = sum(value < first_value for value, first_value in zip(scores, first))
-        worse = {0: 'no', len(first): 'yes'}.get(num_worse, f'in {num_worse} of {len(first)} seeds')
-        rows.append([variant, mean, worse, ', '.join(by_set)])
-    rows[0][2] = ''
-    if suite.evaluate:
-        results = record.by_seed(ablation.variants[0])[0]
-        chance = statistics.mean(_model(results[name])['chance@10'] for name in sets)
-        title += f' (chance {chance:.1f})'
-    return markdown_table([title, 'mean', 'worse than the first', 'by set'], rows)
 
 
 def stop(*_: object) -> None:
