@@ -65,8 +65,13 @@ def _collate(
     samples: list[tuple[int, Union[torch.Tensor, str]]]
 ) -> tuple[list[int], Optional[torch.Tensor], dict[int, str]]:
     """Positions of the readable images, their stacked pixels or None, and position -> error of the others."""
-    readable = {position: pixels for position, pixels in samples if not isinstance(pixels, str)}
-    unreadable = {position: reason for position, reason in samples if isinstance(reason, str)}
+    readable: dict[int, torch.Tensor] = {}
+    unreadable: dict[int, str] = {}
+    for position, pixels in samples:
+        if isinstance(pixels, str):
+            unreadable[position] = pixels
+        else:
+            readable[position] = pixels
     pixel_values = torch.stack([*readable.values()]) if readable else None
     return [*readable], pixel_values, unreadable
 
