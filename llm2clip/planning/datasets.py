@@ -74,9 +74,9 @@ def add_targets(plan: Plan, config: InheritanceConfig, key: str) -> None:
     with collect_errors(plan.errors, key):
         with under(key):
             streams = target_streams(loader)
-        shards = _add_datasets(plan, streams, loader, key,
-                               lambda stream: target_stream(stream, loader, target_mix(stream, loader)))
-        if shards and isinstance(shards[0], PairedReader):
+        shards: Any = _add_datasets(plan, streams, loader, key,
+                                    lambda stream: target_stream(stream, loader, target_mix(stream, loader)))
+        if shards:
             plan.embed_dim = embedding_dim(shards[0].images)
 
 
