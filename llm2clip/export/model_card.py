@@ -80,22 +80,23 @@ def model_card(
     facts['adapter'] = config.adapter.name
     if config.adapter.name == 'residual':
         facts['adapter'] += f', {config.adapter.depth} blocks'
-    dims = str(config.embed_dim)
+    facts['dimensions of the joint space'] = str(config.embed_dim)
     streams: list[tuple[str, str, str]] = []
     training = ''
     if run is not None:
         streams = _streams(run.train_data)
         training = _training(run)
         if config.embed_dim < run.model.embed_dim:
-            dims += f', the first of {run.model.embed_dim}'
+            facts['dimensions of the joint space'] += f', the first of {run.model.embed_dim}'
         shorter = [str(dim) for dim in run.loss.matryoshka_dims if dim < config.embed_dim]
         if shorter:
-            dims += f'; the first {", ".join(shorter)}, scaled to length 1, were trained to be features, too'
-    facts['dimensions of the joint space'] = dims
-    if wise_ft_alpha != 1:
-        averaged = 'of the vision tower ' if run is not None and run.initial_weights is None else ''
-        facts['weights'] = Markup(f'{averaged}{1 - wise_ft_alpha:g} · initial + {wise_ft_alpha:g} · trained '
-                                  '([WiSE-FT](https://arxiv.org/abs/2109.01903))')
+            facts['dimensions of the joint space'] += (
+                f'; the first {", ".join(shorter)}, scaled to length 1, were trained to be features, too')
+        if wise_ft_alpha != 1:
+            averaged = 'of the vision tower ' if run.initial_weights is None else ''
+            facts['weights'] = Markup(
+                f'{averaged}{1 - wise_ft_alpha:g} · initial + {wise_ft_alpha:g} · trained '
+                '([WiSE-FT](https://arxiv.org/abs/2109.01903))')
     return _card(template, data, title=title, facts=facts, teacher=teacher, streams=streams,
                  training=training, licensed=' and '.join([*language_models, tower]),
                  library_name=library_name, **parts)
