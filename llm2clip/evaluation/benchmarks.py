@@ -233,8 +233,8 @@ def published_name(name: str, benchmark: RetrievalConfig) -> str:
 def _check_probe(train: ClassificationSet, test: ClassificationSet) -> None:
     """Raise a ConfigError unless classes are equal, one per image, with at least two training images each."""
     if train.classes != test.classes:
-        raise ConfigError('the classes of train and test differ: '
-                          f'{sorted({*train.classes} ^ {*test.classes})[:5] or "in their order"}')
+        raise ConfigError('train and test do not have the same classes in the same order; only one of them '
+                          f'has {sorted({*train.classes} ^ {*test.classes})[:5]}')
     for part, dataset in (('train', train), ('test', test)):
         if torch.tensor(dataset.labels).ndim != 1:
             raise ConfigError(f'images of {dataset.name} have any number of classes, expected a set with one '

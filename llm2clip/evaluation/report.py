@@ -66,9 +66,8 @@ def write_report(config: ReportConfig) -> Path:
     galleries = {}
     for name in config.galleries:
         if name not in pictures:
-            raise ConfigError(f'{config.results} has pictures of {", ".join(pictures) or "nothing"}, not of '
-                              f'{name}; `evaluate` keeps those of retrieval benchmarks, unless its gallery '
-                              'is 0', key='galleries')
+            raise ConfigError(f'{config.results} has pictures of {[*pictures]}, not of {name}; `evaluate` '
+                              'keeps those of retrieval benchmarks, unless its gallery is 0', key='galleries')
         galleries[name] = pictures[name]
     for step, folder in config.steps.items():
         if not Path(folder).is_dir():

@@ -169,12 +169,15 @@ def _save_transformers(
 
     name = type(native).__name__
     has_pooler = getattr(trunk, 'pooler', 0) is not None
-    arguments = {} if has_pooler else {'add_pooling_layer': False}
-    device = model.logit_scale.device
-    loaded = type(native).from_pretrained(folder, **arguments).eval().to(device)
-    output = 'pooler_output' if has_pooler else 'last_hidden_state'
+    output = 'pooler_output'
+    arguments = {}
     if projection:
         output = 'image_embeds'
+    elif not has_pooler:
+        output = 'last_hidden_state'
+        arguments['add_pooling_layer'] = False
+    device = model.logit_scale.device
+    loaded = type(native).from_pretrained(folder, **arguments).eval().to(device)
 
     def features(pixels: torch.Tensor) -> torch.Tensor:
         values = loaded(pixels)[output]

@@ -162,7 +162,7 @@ def hardware() -> str:
         return torch.cuda.get_device_name()
     names = re.findall(r'^model name\s*: (.*)', Path('/proc/cpuinfo').read_text(), re.M)
     cores = len(os.sched_getaffinity(0))
-    return f'{cores} CPU core{"s" if cores > 1 else ""}, {next(iter(names), platform.machine())}'
+    return f'{cores} CPU cores, {next(iter(names), platform.machine())}'
 
 
 def describe() -> dict[str, Any]:
