@@ -71,7 +71,7 @@ class LLM2CLIPConfig(modeling_llm2clip.LLM2CLIPConfig):
         super().__init__(**kwargs)
 
     def model_config(self) -> ModelConfig:
-        path = Path(self.name_or_path, 'config.json')
+        path = f'{self.name_or_path}/config.json'
         with reading(path, 'a config.json that export_hf wrote'):
             merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), self.model)
             with under(f'{path}: model'):
@@ -80,7 +80,7 @@ class LLM2CLIPConfig(modeling_llm2clip.LLM2CLIPConfig):
 
     def teachers(self) -> Fingerprint:
         """Return the fingerprint of the teachers in this folder; raise a FileError if there is none."""
-        with reading(Path(self.name_or_path, 'config.json'),
+        with reading(f'{self.name_or_path}/config.json',
                      'the fingerprint of a teacher under the key teacher'):
             if not self.teacher:
                 raise ValueError('there is none')

@@ -180,7 +180,7 @@ def dry_run_step(
     if config.keeps_initial_model:
         initial = InitialImages(model.model)  # pyright: ignore[reportArgumentType]
     # Outside FakeTensorMode, because a device mesh needs real tensors.
-    mesh: Any = init_device_mesh('cpu', (ranks,)) if ranks > 1 else None
+    mesh = init_device_mesh('cpu', (ranks,)) if ranks > 1 else None
     sharding = None if mesh is None or config.fsdp is None else _sharding(config.fsdp, mesh)
     with FakeTensorMode(allow_non_fake_inputs=True):
         optimizer = _prepare_model(model, config, sharding, precision, cost)
@@ -193,7 +193,7 @@ def dry_run_step(
             cost.teacher = teacher.load(meter, mesh)
         if initial is not None:
             initial.to_empty(device='cpu')
-            if sharding is not None:
+            if sharding is not None and mesh is not None:
                 initial.shard(mesh)
             cost.copy = meter.add_module(initial)
         with meter, as_on_cuda():
