@@ -3,6 +3,8 @@
 
 """Convert official weights and teachers: python recipes/import_official.py yamls/import/clip_b16.yaml"""
 
+from typing import Any
+
 from llm2clip.command import run_command
 from llm2clip.config import ImportConfig
 from llm2clip.config.loading import save_config
@@ -21,8 +23,9 @@ def main(config: ImportConfig) -> None:
 
     check_replaceable(f'{config.out}/llm2clip', KIND)
     imported = None
-    if config.checkpoint is not None and config.vision is not None:
-        imported = import_checkpoint(config.checkpoint, config.vision)
+    vision: Any = config.vision  # required with `checkpoint`
+    if config.checkpoint is not None:
+        imported = import_checkpoint(config.checkpoint, vision)
     teacher = config.teacher
     if teacher_type(teacher) == 'llm':
         import_teacher(teacher, config.template, f'{config.out}/teacher')

@@ -19,7 +19,7 @@ from llm2clip.config import CRAConfig, EvaluateConfig, RetrievalConfig
 from llm2clip.config.loading import read_config, save_config
 from llm2clip.data.classification_sets import ClassificationSet
 from llm2clip.data.schema import CAPTION, SAMPLE_ID, read_columns, read_index, whole_shard
-from llm2clip.data.zeroshot_sets import ZeroshotSet, zeroshot_set
+from llm2clip.data.zeroshot_sets import zeroshot_set
 from llm2clip.errors import ConfigError, under
 from llm2clip.evaluation.classifiers import class_features, linear_probe, zeroshot_metrics
 from llm2clip.evaluation.comparison import BenchmarkResult, average_models, compare_with_baseline
@@ -55,11 +55,14 @@ def check_results(config: EvaluateConfig) -> None:
 
 def _parts(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
     """Key of a model, a set or the text encoders -> settings that change its results."""
-    parts = {'cra': config.cra}
+    parts: dict[str, Any] = {}
     for kind in ('models', *KINDS):
-        parts |= {f'{kind}.{name}': part for name, part in getattr(config, kind).items()}
-    # The number of tokens per forward pass does not change the results.
-    return {key: vars(part) | {'batch_tokens': 0} for key, part in parts.items() if part is not None}
+        for name, part in getattr(config, kind).items():
+            # The number of tokens per forward pass does not change the results.
+            parts[f'{kind}.{name}'] = vars(part) | {'batch_tokens': 0}
+    if config.cra is not None:
+        parts['cra'] = vars(config.cra) | {'batch_tokens': 0}
+    return parts
 
 
 class Evaluation:
@@ -85,7 +88,14 @@ class Evaluation:
             with under(f'models.{name}'):
                 check_evaluated_model(model)
         if config.cra is not None:
-            _check_cra(config.cra)
+            columns = [SAMPLE_ID, *(CAPTION + key for key in config.cra.caption_keys)]
+            try:
+                read_columns(config.cra.captions, columns)
+            except (OSError, ValueError) as error:
+                raise ConfigError(str(error), key='cra.captions') from None
+            for name, encoder in config.cra.teachers.items():
+                with under(f'cra.teachers.{name}'):
+                    teacher_source(encoder).check_encoding()
         self.retrieval: dict[str, RetrievalSet] = {}
         for name, benchmark in config.retrieval.items():
             with under(f'retrieval.{name}'):
@@ -104,65 +114,51 @@ class Evaluation:
         """Evaluate a model on every benchmark, and save the results after each."""
         config = self.config
         images = ImageFeatures(model, model_name, self.kept_features, config.batch_size, config.num_workers)
-        if is_first():
-            self.results.weights[model_name] = images.weights
+        self.results.weights[model_name] = images.weights
         for name, dataset in self.retrieval.items():
-            self._run_retrieval(images, name, dataset)
+            texts, n_truncated = _text_features(images, dataset, dataset.texts)
+            projected, _ = images.encode(dataset)
+            if not is_first():
+                continue
+            settings = config.retrieval[name]
+            result = evaluate_retrieval(dataset, rows(projected), texts, settings.merge_equal_texts,
+                                        model.device)
+            if config.gallery and name not in self.galleries:
+                gallery = make_gallery(dataset, result, config.gallery)
+                self.galleries[name] = {'model': model_name} | gallery
+            outcomes = result.ranks.outcomes(result.images, len(dataset.image_ids))
+            intervals = {}
+            for direction in outcomes:
+                intervals |= direction.intervals(config.bootstrap)
+            scores = RetrievalScores.model_validate(result.ranks.recalls() | {
+                'intervals': intervals, 'n_truncated': n_truncated,
+                'n_without_caption': len(dataset.image_ids) - len(result.images)})
+            self._add(images, 'retrieval', name, published_name(name, settings), dataset, scores, outcomes)
         for name, benchmark in self.zeroshot.items():
-            self._run_zeroshot(images, name, benchmark)
+            dataset = benchmark.dataset
+            prompts, n_truncated = _text_features(images, dataset, benchmark.prompts)
+            projected, _ = images.encode(dataset)
+            if is_first():
+                classes = class_features(prompts, dataset.classes)
+                scores, outcomes = zeroshot_metrics(rows(projected), torch.tensor(dataset.labels), classes,
+                                                    dataset.classes, config.bootstrap)
+                scores.n_truncated = n_truncated
+                self._add(images, 'zeroshot', name, dataset.name, dataset, scores, outcomes)
         for name, (train, test) in self.probes.items():
-            self._run_linear_probe(images, name, train, test)
-
-    def _run_retrieval(self, images: ImageFeatures, name: str, dataset: RetrievalSet) -> None:
-        text_features, n_truncated = _text_features(images, dataset, dataset.texts)
-        projected, _ = images.encode(dataset)
-        if not is_first():
-            return
-        config = self.config.retrieval[name]
-        result = evaluate_retrieval(dataset, rows(projected), text_features,
-                                    merge_equal_texts=config.merge_equal_texts, device=images.model.device)
-        if self.config.gallery and name not in self.galleries:
-            gallery = make_gallery(dataset, result, self.config.gallery)
-            self.galleries[name] = {'model': images.name} | gallery
-        outcomes = result.ranks.outcomes(result.images, len(dataset.image_ids))
-        intervals = {}
-        for direction in outcomes:
-            intervals |= direction.intervals(self.config.bootstrap)
-        scores = RetrievalScores.model_validate(result.ranks.recalls() | {
-            'intervals': intervals, 'n_truncated': n_truncated, 'precision': images.model.precision,
-            'n_without_caption': len(dataset.image_ids) - len(result.images)})
-        self._add(images, 'retrieval', name, published_name(name, config), dataset, scores, outcomes)
-
-    def _run_zeroshot(self, images: ImageFeatures, name: str, benchmark: ZeroshotSet) -> None:
-        dataset = benchmark.dataset
-        prompts, n_truncated = _text_features(images, dataset, benchmark.prompts)
-        projected, _ = images.encode(dataset)
-        if not is_first():
-            return
-        classes = dataset.classes
-        scores, outcomes = zeroshot_metrics(rows(projected), torch.tensor(dataset.labels),
-                                            class_features(prompts, classes), classes, self.config.bootstrap)
-        scores = scores.model_copy(update={'n_truncated': n_truncated, 'precision': images.model.precision})
-        self._add(images, 'zeroshot', name, dataset.name, dataset, scores, outcomes)
-
-    def _run_linear_probe(
-        self, images: ImageFeatures, name: str, train: ClassificationSet, test: ClassificationSet
-    ) -> None:
-        _, train_states = images.encode(train)
-        _, test_states = images.encode(test)
-        if not is_first():
-            return
-        scores, outcomes = linear_probe(
-            train_states, torch.tensor(train.labels), rows(test_states), torch.tensor(test.labels),
-            train.classes, self.config.linear_probe[name].sgd, images.model.device, self.config.bootstrap)
-        scores = scores.model_copy(update={'precision': images.model.precision})
-        self._add(images, 'linear_probe', name, test.name, test, scores, outcomes)
+            _, train_states = images.encode(train)
+            _, test_states = images.encode(test)
+            if is_first():
+                scores, outcomes = linear_probe(
+                    train_states, torch.tensor(train.labels), rows(test_states), torch.tensor(test.labels),
+                    train.classes, config.linear_probe[name].sgd, model.device, config.bootstrap)
+                self._add(images, 'linear_probe', name, test.name, test, scores, outcomes)
 
     def _add(
         self, images: ImageFeatures, kind: str, name: str, set_name: str, dataset: EvaluationSet,
         scores: Scores, outcomes: Sequence[Outcomes],
     ) -> None:
         """Record and save the scores of a model on the benchmark `kind.name`."""
+        scores.precision = images.model.precision
         # Benchmarks with the same images get the same seed, so that averages resample them together.
         seed = xxhash.xxh32(json.dumps([repr(dataset.read_image), dataset.image_ids])).intdigest()
         result = BenchmarkResult(scores, outcomes, seed)
@@ -195,7 +191,14 @@ class Evaluation:
     def _save(self) -> None:
         """Write all results so far, so that an interrupted evaluation keeps them."""
         content = rounded(self.results)
-        missing = self._missing()
+        missing = []
+        for model in self.config.models:
+            for kind in KINDS:
+                for name in getattr(self.config, kind):
+                    if model not in self._benchmark_results.get(f'{kind}.{name}', {}):
+                        missing.append(f'{model}: {kind}.{name}')
+        if self.config.cra is not None and not self.results.cra:
+            missing.append('cra')
         if missing:
             content = {'missing': missing} | content
         results = Results.model_validate(content)
@@ -206,18 +209,6 @@ class Evaluation:
         write_text(out / 'results.md', markdown(results))
         write_text(out / 'gallery.json', json.dumps(self.galleries))
         write_text(out / 'report.html', report_page(self.config.title, results, self.galleries))
-
-    def _missing(self) -> list[str]:
-        """What the configuration asks for and the results lack."""
-        missing = []
-        for model in self.config.models:
-            for kind in KINDS:
-                for name in getattr(self.config, kind):
-                    if model not in self._benchmark_results.get(f'{kind}.{name}', {}):
-                        missing.append(f'{model}: {kind}.{name}')
-        if self.config.cra is not None and not self.results.cra:
-            missing.append('cra')
-        return missing
 
 
 def _text_features(
@@ -242,8 +233,8 @@ def published_name(name: str, benchmark: RetrievalConfig) -> str:
 def _check_probe(train: ClassificationSet, test: ClassificationSet) -> None:
     """Raise a ConfigError unless classes are equal, one per image, with at least two training images each."""
     if train.classes != test.classes:
-        raise ConfigError('the classes of train and test differ: '
-                          f'{sorted({*train.classes} ^ {*test.classes})[:5] or "in their order"}')
+        raise ConfigError('train and test do not have the same classes in the same order; only one of them '
+                          f'has {sorted({*train.classes} ^ {*test.classes})[:5]}')
     for part, dataset in (('train', train), ('test', test)):
         if torch.tensor(dataset.labels).ndim != 1:
             raise ConfigError(f'images of {dataset.name} have any number of classes, expected a set with one '
@@ -255,24 +246,23 @@ def _check_probe(train: ClassificationSet, test: ClassificationSet) -> None:
                               'expected at least 2', key='train')
 
 
-def _check_cra(config: CRAConfig) -> None:
-    """Raise a ConfigError if caption pairs or encoder folders are invalid; loads no encoder."""
-    try:
-        read_columns(config.captions, [SAMPLE_ID, *(CAPTION + key for key in config.caption_keys)])
-    except (OSError, ValueError) as error:
-        raise ConfigError(str(error), key='cra.captions') from None
-    for name, encoder in config.teachers.items():
-        with under(f'cra.teachers.{name}'):
-            teacher_source(encoder).check_encoding()
-
-
 def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], int]:
     """Return the caption retrieval accuracy of each encoder in percent, and the number of pairs of captions.
 
     Samples that lack one of the two captions are skipped; a ConfigError is raised if no pair is left.  Every
     rank calls this and embeds a share of the texts; only the first rank gets the accuracies.
     """
-    pairs = _caption_pairs(config)
+    pairs = []
+    # Not `read_samples`: an image dataset would keep all of its images in memory.
+    for shard in read_index(config.captions)['shards']:
+        for sample in whole_shard(config.captions, shard):
+            captions = [sample[CAPTION + key] for key in config.caption_keys]
+            if all(map(str.strip, captions)):
+                pairs.append(captions)
+    if not pairs:
+        raise ConfigError(f'no sample of {config.captions} has all of {config.caption_keys}',
+                          key='cra.caption_keys')
+    pairs = pairs[:config.limit]
     accuracies = {}
     for name, encoder in config.teachers.items():
         # The fingerprint is not used here, and computing it would read all weights once more.
@@ -286,20 +276,3 @@ def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], i
         if is_first():
             accuracies[name] = round(caption_retrieval_accuracy(*vectors), 3)
     return accuracies, len(pairs)
-
-
-def _caption_pairs(config: CRAConfig) -> list[list[str]]:
-    """The two captions of each sample that has both."""
-    samples = []
-    # Not `read_samples`: an image dataset would keep all of its images in memory.
-    for shard in read_index(config.captions)['shards']:
-        for sample in whole_shard(config.captions, shard):
-            samples.append([sample[CAPTION + key] for key in config.caption_keys])
-    pairs = [captions for captions in samples if all(map(str.strip, captions))]
-    if not pairs:
-        raise ConfigError(f'no sample of {config.captions} has all of {config.caption_keys}',
-                          key='cra.caption_keys')
-    if len(pairs) < len(samples) and is_first():
-        print(f'{len(samples) - len(pairs)} of {len(samples)} samples of {config.captions} lack one of '
-              f'{config.caption_keys}', flush=True)
-    return pairs[:config.limit]

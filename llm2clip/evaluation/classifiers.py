@@ -157,7 +157,18 @@ def sgd_logits(
         config: Training settings.
         device: Device of the training.
     """
-    mean, deviation = _moments(train)
+    count = 0
+    total = squares = torch.zeros(())
+    for block in train:
+        wide = block.double()
+        count += len(wide)
+        total = total + wide.sum(0)
+        squares = squares + (wide ** 2).sum(0)
+    mean = total / count
+    deviation = (squares / count - mean ** 2).clamp(min=0).sqrt()
+    # Columns that are constant in float32 stay as they are.
+    deviation[deviation <= torch.finfo(torch.float32).eps * mean.abs()] = 1
+    mean, deviation = mean.float(), deviation.float()
     x = torch.empty(len(labels), len(mean), dtype=torch.float16, device=device)
     start = 0
     for block in train:
@@ -180,18 +191,3 @@ def sgd_logits(
             schedule.step()
     with torch.no_grad():
         return torch.cat([head(((block - mean) / deviation).to(device)).cpu() for block in test.split(4096)])
-
-
-def _moments(blocks: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation ``(W,)`` of each column; deviation 1 for columns constant in float32."""
-    count = 0
-    total = squares = torch.zeros(())
-    for block in blocks:
-        wide = block.double()
-        count += len(wide)
-        total = total + wide.sum(0)
-        squares = squares + (wide ** 2).sum(0)
-    mean = total / count
-    deviation = (squares / count - mean ** 2).clamp(min=0).sqrt()
-    deviation[deviation <= torch.finfo(torch.float32).eps * mean.abs()] = 1
-    return mean.float(), deviation.float()

@@ -113,19 +113,22 @@ def average(
     results of the baseline.  Images are resampled within each benchmark, together for the same images.  Mean,
     low and high are in percent.  The interval is None without resamples or with mean average precision.
     """
-    values = [result.scores.value(metric) for result, metric in zip(results, metrics)]
-    if baseline is not None:
-        before = [result.scores.value(metric) for result, metric in zip(baseline, metrics)]
-        values = [new - old for new, old in zip(values, before)]
-    mean = sum(values) / len(values)
-    if not resamples or _MEAN_AP in metrics:
-        return mean, None
+    has_interval = resamples > 0 and _MEAN_AP not in metrics
+    total = 0.0
     draws = torch.zeros(resamples, 1, dtype=torch.float64)
     for i, metric in enumerate(metrics):
-        outcomes = results[i].outcomes_of(metric)
+        value = results[i].scores.value(metric)
         if baseline is not None:
-            outcomes = outcomes.minus(baseline[i].outcomes_of(metric))
-        draws += outcomes.resampled(resamples, results[i].seed)
+            value -= baseline[i].scores.value(metric)
+        total += value
+        if has_interval:
+            outcomes = results[i].outcomes_of(metric)
+            if baseline is not None:
+                outcomes = outcomes.minus(baseline[i].outcomes_of(metric))
+            draws += outcomes.resampled(resamples, results[i].seed)
+    mean = total / len(metrics)
+    if not has_interval:
+        return mean, None
     return mean, (100 * percentile_interval(draws / len(metrics)))[0].tolist()
 
 

@@ -186,13 +186,12 @@ def load_evaluated_model(
     sources = check_evaluated_model(config)
     if config.pretrained is not None:
         return HuggingFaceCLIP(config.pretrained, device, config.precision)
-    if config.export is not None:
-        exported = LLM2CLIPModel.from_pretrained(config.export).eval()
-        model, model_config = exported.model, exported.config.model_config()
-    else:
-        assert config.run is not None
+    if config.run is not None:
         run = Stage2Run(config.run, config.weights, config.wise_ft_alpha)
         model, model_config = run.load_model(), run.config.model
+    else:
+        exported = LLM2CLIPModel.from_pretrained(config.export).eval()
+        model, model_config = exported.model, exported.config.model_config()
     truncate_dims(model, model_config, config.truncate_dim)
     teachers = []
     for source, expected in sources:

@@ -65,8 +65,13 @@ def _collate(
     samples: list[tuple[int, Union[torch.Tensor, str]]]
 ) -> tuple[list[int], Optional[torch.Tensor], dict[int, str]]:
     """Positions of the readable images, their stacked pixels or None, and position -> error of the others."""
-    readable = {position: pixels for position, pixels in samples if not isinstance(pixels, str)}
-    unreadable = {position: reason for position, reason in samples if isinstance(reason, str)}
+    readable: dict[int, torch.Tensor] = {}
+    unreadable: dict[int, str] = {}
+    for position, pixels in samples:
+        if isinstance(pixels, str):
+            unreadable[position] = pixels
+        else:
+            readable[position] = pixels
     pixel_values = torch.stack([*readable.values()]) if readable else None
     return [*readable], pixel_values, unreadable
 
@@ -109,10 +114,7 @@ def encode_batches(
 
 @dataclass(frozen=True)
 class KeptRows:
-    """Matrix stored in blocks of rows, one file each, read one at a time; can be iterated repeatedly.
-
-    It has no blocks on ranks other than the first.
-    """
+    """Matrix stored in blocks of rows, one file each, read one at a time; can be iterated repeatedly."""
 
     files: Sequence[Path]
     name: str
@@ -145,19 +147,18 @@ class ImageFeatures:
         return hash_tensors(self.model.model.state_dict())
 
     def encode(self, dataset: EvaluationSet) -> tuple[KeptRows, KeptRows]:
-        """Return features of all N images of a set, on the first rank; every rank calls this.
+        """Return features of all N images of a set, whose files the first rank writes; every rank calls this.
 
         The first are unit vectors ``(N, D)``, the second the pooled states ``(N, W)`` of the tower before the
         projection.
         """
+        ids = dataset.image_ids
+        sources = [self.name, self.weights, self.model.precision, repr(dataset.read_image), ids]
+        key = xxhash.xxh64(json.dumps(sources)).hexdigest()
         files: dict[range, Path] = {}
-        if is_first():
-            ids = dataset.image_ids
-            sources = [self.name, self.weights, self.model.precision, repr(dataset.read_image), ids]
-            key = xxhash.xxh64(json.dumps(sources)).hexdigest()
-            for start in range(0, len(ids), _BLOCK):
-                block = range(start, min(start + _BLOCK, len(ids)))
-                files[block] = self.folder / f'{key}-{start}.safetensors'
+        for start in range(0, len(ids), _BLOCK):
+            block = range(start, min(start + _BLOCK, len(ids)))
+            files[block] = self.folder / f'{key}-{start}.safetensors'
         missing = broadcast_from_rank0(lambda: [block for block, path in files.items() if not path.is_file()])
         total = -(-sum(map(len, missing)) // self.batch_size)
         with tqdm(total=total, desc=f'{self.name} on {dataset.name}', unit=' batches',

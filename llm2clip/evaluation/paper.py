@@ -50,9 +50,7 @@ def reported_accuracies(kind: str, name: str) -> Reported:
 
 def reported_cra(set_name: Optional[str]) -> Reported:
     """Return the reported caption retrieval accuracy, `CRA`, on a dataset."""
-    if set_name != 'coco':
-        return Reported({})
-    rows = {model: {'CRA': value} for model, value in _PAPER['cra'].items()}
+    rows = {model: {'CRA': value} for model, value in _PAPER['cra'].get(set_name, {}).items()}
     return Reported(rows, f'{_LLM2CLIP}, table A1')
 
 

@@ -63,16 +63,16 @@ def write_report(config: ReportConfig) -> Path:
     with reading(results_file, 'the results that `evaluate` writes'):
         results = Results.model_validate(read_json(results_file, dict))
     pictures = read_json(Path(config.results, 'gallery.json'), dict)
+    galleries = {}
     for name in config.galleries:
         if name not in pictures:
-            raise ConfigError(f'{config.results} has pictures of {", ".join(pictures) or "nothing"}, not of '
-                              f'{name}; `evaluate` keeps those of retrieval benchmarks, unless its gallery '
-                              'is 0', key='galleries')
+            raise ConfigError(f'{config.results} has pictures of {[*pictures]}, not of {name}; `evaluate` '
+                              'keeps those of retrieval benchmarks, unless its gallery is 0', key='galleries')
+        galleries[name] = pictures[name]
     for step, folder in config.steps.items():
         if not Path(folder).is_dir():
             raise ConfigError(f'there is no folder {folder}', key=f'steps.{step}')
     path = Path(config.out, 'report.html')
-    galleries = {name: pictures[name] for name in config.galleries}
     write_text(path, report_page(config.title, results, galleries, config.steps))
     return path
 
@@ -97,7 +97,16 @@ def report_page(
     for step, folder in steps.items():
         metrics = read_metrics(Path(folder, 'metrics.jsonl'))
         if metrics:
-            sections.append(_training_section(step, metrics))
+            rows = []
+            for name, values in metrics.items():
+                if name.startswith(('loss/', 'metrics/')):
+                    first, last = min(values), max(values)
+                    start = f'{values[first]:.4g} (batch {first:,})' if first < last else ''
+                    rows.append([_in_words(name), start, f'{values[last]:.4g} (batch {last:,})'])
+            sections.append(_Section(
+                Table(f'Training: {step}', ['', 'first', 'last'], rows),
+                'Loss, evaluations and, with the callback lr_monitor, learning rates per batch.',
+                curves(metrics)))
         seconds_file = Path(folder, SECONDS_FILE)
         if seconds_file.is_file():
             seconds[step] = recorded_seconds(seconds_file)
@@ -163,18 +172,6 @@ def _picture(table: Table, results: Results) -> Markup:
                 interval = changes.intervals.get(metric, (value, value))
                 series.setdefault(model, {})[label] = value, interval
     return differences([*next(iter(series.values()))], series)
-
-
-def _training_section(step: str, metrics: Mapping[str, Mapping[int, float]]) -> _Section:
-    rows = []
-    for name, values in metrics.items():
-        if name.startswith(('loss/', 'metrics/')):
-            first, last = min(values), max(values)
-            start = f'{values[first]:.4g} (batch {first:,})' if first < last else ''
-            rows.append([_in_words(name), start, f'{values[last]:.4g} (batch {last:,})'])
-    return _Section(Table(f'Training: {step}', ['', 'first', 'last'], rows),
-                    'Loss, evaluations and, with the callback lr_monitor, learning rates per batch.',
-                    curves(metrics))
 
 
 def _in_words(metric: str) -> str:

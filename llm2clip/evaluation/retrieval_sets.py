@@ -4,9 +4,9 @@
 """Retrieval sets: images with captions, from an MDS dataset that `prepare_data` wrote."""
 
 import dataclasses
+import fnmatch
 import itertools
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from typing import Optional
 
 from streaming import LocalDataset
@@ -71,7 +71,7 @@ def open_retrieval_set(local: str, captions: Optional[Sequence[str]] = None) -> 
     if captions is not None:
         matches: list[str] = []
         for pattern in captions:
-            named = [key for key in keys if key == pattern or fnmatchcase(key, pattern)]
+            named = [pattern] if pattern in keys else fnmatch.filter(keys, pattern)
             if not named:
                 raise ConfigError(f'there is no {pattern!r}; {local} has {", ".join(keys)}', 'caption_keys')
             matches += named

@@ -16,8 +16,6 @@ from llm2clip.evaluation.paper import (
 )
 from llm2clip.evaluation.scores import (
     AverageScores,
-    BenchmarkScores,
-    ClassificationScores,
     Differences,
     Results,
     RetrievalScores,
@@ -55,8 +53,9 @@ class Table(NamedTuple):
 
 def result_tables(results: Results) -> list[Table]:
     """Return all tables of an evaluation."""
-    return [*_cra_tables(results), *_retrieval_tables(results), *_accuracy_tables(results),
-            *_average_tables(results), *_comparison_tables(results)]
+    return [*_cra_tables(results), *_retrieval_tables(results), *_accuracy_tables(results, 'zeroshot'),
+            *_accuracy_tables(results, 'linear_probe'), *_average_tables(results),
+            *_comparison_tables(results)]
 
 
 def markdown(results: Results) -> str:
@@ -70,10 +69,7 @@ def markdown(results: Results) -> str:
         for cells in (table.header, ['---'] * len(table.header), *table.rows):
             escaped = [cell.replace('|', '\\|') for cell in cells]
             lines.append(f'| {" | ".join(escaped)} |')
-        part = f'## {table.title}\n\n' + '\n'.join(lines)
-        if table.note:
-            part += f'\n\n{table.note}'
-        parts.append(part)
+        parts += [f'## {table.title}', '\n'.join(lines), table.note]
     return '\n\n'.join(parts) + '\n'
 
 
@@ -83,7 +79,8 @@ def plain(results: Results) -> str:
     for table in result_tables(results):
         rows = []
         for cells in (table.header, *table.rows):
-            rows.append([_INTERVAL.sub('', _shortened(cell)) for cell in cells])
+            rows.append([_INTERVAL.sub('', cell).replace('text→image', 't→i').replace('image→text', 'i→t')
+                         for cell in cells])
         widths = [max(map(len, column)) for column in zip(*rows)]
         lines = [table.title]
         for first, *others in rows:
@@ -92,10 +89,6 @@ def plain(results: Results) -> str:
             lines.append(f'  {"  ".join(cells)}'.rstrip())
         parts.append('\n'.join(lines))
     return '\n\n'.join(parts)
-
-
-def _shortened(cell: str) -> str:
-    return cell.replace('text→image', 't→i').replace('image→text', 'i→t')
 
 
 def _cra_tables(results: Results) -> Iterator[Table]:
@@ -146,31 +139,27 @@ def _retrieval_cells(scores: RetrievalScores) -> list[str]:
     return cells
 
 
-def _accuracy_tables(results: Results) -> Iterator[Table]:
-    """One table per classification benchmark."""
-    for kind in ('zeroshot', 'linear_probe'):
-        for name, benchmark in results.benchmarks(kind).items():
-            yield _accuracy_table(kind, name, benchmark)
-
-
-def _accuracy_table(kind: str, name: str, benchmark: BenchmarkScores[ClassificationScores]) -> Table:
-    """One row per model, then those of the paper."""
-    models = benchmark.models
-    title = f'{_HEADINGS[kind]}: {name}'
-    first = next(iter(models.values()))
-    note = f'{first.n_images:,} images, {first.n_classes:,} classes'
-    if first.mean_average_precision is not None:
-        rows = [[model, _cell(scores, 'mean_average_precision')] for model, scores in models.items()]
-        note += f', any number of them per image; mean average precision in %{_remarks(models)}'
-        return Table(title, ['model', 'mAP'], rows, note, 'accuracy')
-    rows = []
-    for model, scores in models.items():
-        cells = [_cell(scores, metric) for metric in (f'{kind}_top1', f'{kind}_top5', 'mean_per_class')]
-        rows.append([model, *cells, f'{100 / scores.n_classes:.2f}'])
-    reported = reported_accuracies(kind, name)
-    rows += _paper_rows(reported, [f'{kind}_top1'], empty=3)
-    note += f'; %, 95 % bootstrap intervals{_source(reported)}{_remarks(models)}'
-    return Table(title, ['model', 'top-1', 'top-5', 'mean per class', 'chance'], rows, note, 'accuracy')
+def _accuracy_tables(results: Results, kind: str) -> Iterator[Table]:
+    """One table per classification benchmark, with a row per model, then those of the paper."""
+    metrics = [f'{kind}_top1', f'{kind}_top5', 'mean_per_class']
+    for name, benchmark in results.benchmarks(kind).items():
+        models = benchmark.models
+        first = next(iter(models.values()))
+        note = f'{first.n_images:,} images, {first.n_classes:,} classes'
+        rows = []
+        if first.mean_average_precision is not None:
+            header = ['model', 'mAP']
+            rows += [[model, _cell(scores, 'mean_average_precision')] for model, scores in models.items()]
+            note += ', any number of them per image; mean average precision in %'
+        else:
+            header = ['model', 'top-1', 'top-5', 'mean per class', 'chance']
+            for model, scores in models.items():
+                cells = [_cell(scores, metric) for metric in metrics]
+                rows.append([model, *cells, f'{100 / scores.n_classes:.2f}'])
+            reported = reported_accuracies(kind, name)
+            rows += _paper_rows(reported, metrics[:1], empty=3)
+            note += f'; %, 95 % bootstrap intervals{_source(reported)}'
+        yield Table(f'{_HEADINGS[kind]}: {name}', header, rows, note + _remarks(models), 'accuracy')
 
 
 def _average_tables(results: Results) -> Iterator[Table]:

@@ -71,7 +71,7 @@ class LLM2CLIPConfig(modeling_llm2clip.LLM2CLIPConfig):
         super().__init__(**kwargs)
 
     def model_config(self) -> ModelConfig:
-        path = self.name_or_path or 'config.json'
+        path = f'{self.name_or_path}/config.json'
         with reading(path, 'a config.json that export_hf wrote'):
             merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), self.model)
             with under(f'{path}: model'):
@@ -96,29 +96,23 @@ class LLM2CLIPModel(modeling_llm2clip.LLM2CLIPModel):
         return LLM2CLIP(self.config.model_config(), self.config.llm_embed_dim, load_weights=False)
 
 
-def _byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of bytes, for teachers without a lossless one, and for several."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(BPE({byte: i for i, byte in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token='<pad>', split_special_tokens=True,
-        model_input_names=['input_ids', 'attention_mask'], model_max_length=1 << 20)
-
-
 def _caption_tokenizer(teachers: Fingerprint, folder: Path) -> Any:
-    """Return the tokenizer of a single teacher, if it is lossless, or else that of bytes.
+    """Return the tokenizer of a single teacher, if it is lossless, or else one of bytes.
 
     The model decodes `input_ids` to captions, which needs a lossless tokenizer.
     """
+    options: Any = {'model_input_names': ['input_ids', 'attention_mask'], 'split_special_tokens': True}
     if teachers.kinds == ['llm']:
-        tokenizer = load_tokenizer(
-            folder, model_input_names=['input_ids', 'attention_mask'], split_special_tokens=True)
+        tokenizer = load_tokenizer(folder, **options)
         if LLM2CLIPModel.read_tokens(tokenizer, tokenizer([_CAPTION]).input_ids) == [_CAPTION]:
             tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
             return tokenizer
-    return _byte_tokenizer()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(BPE({byte: i for i, byte in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token='<pad>', model_max_length=1 << 20,
+                                   **options)
 
 
 def is_exported(folder: Union[str, Path]) -> bool:

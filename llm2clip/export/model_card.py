@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from llm2clip.config import ImageDataConfig, ModelConfig, Stage1Config, Stage2Config
 from llm2clip.config.loading import read_config
+from llm2clip.data.loader import positive_weights
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json
 from llm2clip.teacher.fingerprint import Fingerprint
@@ -79,22 +80,23 @@ def model_card(
     facts['adapter'] = config.adapter.name
     if config.adapter.name == 'residual':
         facts['adapter'] += f', {config.adapter.depth} blocks'
-    dims = str(config.embed_dim)
+    facts['dimensions of the joint space'] = str(config.embed_dim)
     streams: list[tuple[str, str, str]] = []
     training = ''
     if run is not None:
         streams = _streams(run.train_data)
         training = _training(run)
         if config.embed_dim < run.model.embed_dim:
-            dims += f', the first of {run.model.embed_dim}'
+            facts['dimensions of the joint space'] += f', the first of {run.model.embed_dim}'
         shorter = [str(dim) for dim in run.loss.matryoshka_dims if dim < config.embed_dim]
         if shorter:
-            dims += f'; the first {", ".join(shorter)}, scaled to length 1, were trained to be features, too'
-    facts['dimensions of the joint space'] = dims
-    if wise_ft_alpha != 1:
-        averaged = 'of the vision tower ' if run is not None and run.initial_weights is None else ''
-        facts['weights'] = Markup(f'{averaged}{1 - wise_ft_alpha:g} · initial + {wise_ft_alpha:g} · trained '
-                                  '([WiSE-FT](https://arxiv.org/abs/2109.01903))')
+            facts['dimensions of the joint space'] += (
+                f'; the first {", ".join(shorter)}, scaled to length 1, were trained to be features, too')
+        if wise_ft_alpha != 1:
+            averaged = 'of the vision tower ' if run.initial_weights is None else ''
+            facts['weights'] = Markup(
+                f'{averaged}{1 - wise_ft_alpha:g} · initial + {wise_ft_alpha:g} · trained '
+                '([WiSE-FT](https://arxiv.org/abs/2109.01903))')
     return _card(template, data, title=title, facts=facts, teacher=teacher, streams=streams,
                  training=training, licensed=' and '.join([*language_models, tower]),
                  library_name=library_name, **parts)
@@ -125,9 +127,9 @@ def _streams(data: ImageDataConfig) -> list[tuple[str, str, str]]:
             share = f'{stream.proportion:g} of the epoch'
         elif stream.repeat is not None:
             share = f'{stream.repeat:g} times'
-        mix = data.caption_weights if stream.caption_weights is None else stream.caption_weights
+        mix = positive_weights(stream.caption_weights, data.caption_weights)
         total = sum(mix.values())
-        captions = ', '.join(f'{key} {100 * weight / total:.3g} %' for key, weight in mix.items() if weight)
+        captions = ', '.join(f'{key} {100 * weight / total:.3g} %' for key, weight in mix.items())
         rows.append((name, share, captions))
     return rows
 

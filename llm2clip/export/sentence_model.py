@@ -13,14 +13,13 @@ import torch
 from tokenizers import Regex
 from tokenizers.normalizers import Replace, Sequence
 
-from llm2clip.config import TextEncoderConfig
 from llm2clip.errors import missing_extra
 from llm2clip.export.model_card import teacher_card
 from llm2clip.io.files import write_json
 from llm2clip.io.folders import atomic_folder, check_replaceable
 from llm2clip.modeling import copy_code
 from llm2clip.modeling.checks import keep_readable
-from llm2clip.modeling.text_encoder import CaptionTokenizer, save_llm
+from llm2clip.modeling.text_encoder import save_llm
 from llm2clip.teacher.llm import load_caption_tokenizer, teacher_config, teacher_fingerprint
 
 try:
@@ -62,25 +61,26 @@ def export_sentence_transformers(
         prompts = {'query': config.instruction} if config.instruction else {}
     fingerprint = teacher_fingerprint(teacher)
     with atomic_folder(out, KIND) as partial:
-        reason = _needs_code(config, load_caption_tokenizer(config), prompts)
-        if not reason:
+        if not load_caption_tokenizer(config).tokenizer.is_fast:
+            reason = 'its tokenizer cannot add the tokens around a text'
+        elif config.pooling == 'weighted_mean':
+            reason = 'the module Pooling has other weights than weighted_mean'
+        elif config.pooling == 'mean' and prompts:
+            reason = 'the module Pooling cannot exclude prompts from the mean exactly'
+        else:
             _save_modules(teacher, prompts, partial)
             reason = _differs(teacher, partial)
         if reason:
             print(f'{out} needs trust_remote_code=True: {reason}', flush=True)
-            _save_code(teacher, prompts, partial)
+            shutil.rmtree(partial)
+            partial.mkdir()
+            model = SentenceTransformer(modules=[CaptionEncoder.load(str(teacher))], prompts=dict(prompts),
+                                        similarity_fn_name='cosine', device='cpu')
+            model.save(str(partial), create_model_card=False)
+            copy_code(['caption_encoder', 'checks', 'text_encoder'], partial)
+            write_json(partial / 'modules.json', [{
+                'idx': 0, 'name': '0', 'path': '', 'type': 'caption_encoder.CaptionEncoder'}])
         teacher_card(teacher, fingerprint, has_code=bool(reason)).save(partial / 'README.md')
-
-
-def _needs_code(config: TextEncoderConfig, tokenizer: CaptionTokenizer, prompts: Mapping[str, str]) -> str:
-    """Say why no modules of sentence-transformers embed texts as a teacher does; empty if there are some."""
-    if not tokenizer.tokenizer.is_fast:
-        return 'its tokenizer cannot add the tokens around a text'
-    if config.pooling == 'weighted_mean':
-        return 'the module Pooling has other weights than weighted_mean'
-    if config.pooling == 'mean' and prompts:
-        return 'the module Pooling cannot exclude prompts from the mean exactly'
-    return ''
 
 
 def _save_modules(teacher: Union[str, Path], prompts: Mapping[str, str], folder: Path) -> None:
@@ -142,15 +142,3 @@ def _differs(teacher: Union[str, Path], folder: Path) -> str:
     if error > tolerance:
         return f'its own modules compute other vectors here (a relative difference of {error:.1g})'
     return ''
-
-
-def _save_code(teacher: Union[str, Path], prompts: Mapping[str, str], folder: Path) -> None:
-    """Write a teacher as a module whose code is in the folder, in place of what the folder contains."""
-    shutil.rmtree(folder)
-    folder.mkdir()
-    model = SentenceTransformer(modules=[CaptionEncoder.load(str(teacher))], prompts=dict(prompts),
-                                similarity_fn_name='cosine', device='cpu')
-    model.save(str(folder), create_model_card=False)
-    copy_code(['caption_encoder', 'checks', 'text_encoder'], folder)
-    write_json(folder / 'modules.json', [{
-        'idx': 0, 'name': '0', 'path': '', 'type': 'caption_encoder.CaptionEncoder'}])

@@ -155,27 +155,29 @@ def _save_transformers(
     trunk: Any = model.vision_encoder.trunk
     native: Any = trunk
     if projection:
-        assert isinstance(model.visual_projection, nn.Linear)
-        if model.visual_projection.bias is not None:
+        linear: Any = model.visual_projection
+        if linear.bias is not None:
             raise ConfigError('the projection of CLIPVisionModelWithProjection has no bias, that of this '
                               'model has one; leave it out by projection=false', key='projection')
         config = copy.deepcopy(trunk.config)
-        config.projection_dim = model.visual_projection.out_features
+        config.projection_dim = linear.out_features
         native = CLIPVisionModelWithProjection(config)
-        native.load_state_dict(
-            published_state(trunk) | {'visual_projection.weight': model.visual_projection.weight})
+        native.load_state_dict(published_state(trunk) | {'visual_projection.weight': linear.weight})
     native.save_pretrained(folder, safe_serialization=True, state_dict=published_state(native))
     preprocessing = model.vision_encoder.preprocessing
     save_image_processor(preprocessing, folder)
 
     name = type(native).__name__
     has_pooler = getattr(trunk, 'pooler', 0) is not None
-    arguments = {} if has_pooler else {'add_pooling_layer': False}
-    device = model.logit_scale.device
-    loaded = type(native).from_pretrained(folder, **arguments).eval().to(device)
-    output = 'pooler_output' if has_pooler else 'last_hidden_state'
+    output = 'pooler_output'
+    arguments = {}
     if projection:
         output = 'image_embeds'
+    elif not has_pooler:
+        output = 'last_hidden_state'
+        arguments['add_pooling_layer'] = False
+    device = model.logit_scale.device
+    loaded = type(native).from_pretrained(folder, **arguments).eval().to(device)
 
     def features(pixels: torch.Tensor) -> torch.Tensor:
         values = loaded(pixels)[output]

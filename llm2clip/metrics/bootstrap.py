@@ -28,11 +28,31 @@ class Outcomes(NamedTuple):
         return self._replace(hits=self.hits.double() - other.hits.double())
 
     def resampled(self, resamples: int = 1000, seed: int = 0) -> torch.Tensor:
-        """Return the metrics of queries drawn with replacement, ``(resamples, M)``, as fractions of 1."""
+        """Return the metrics of queries drawn with replacement, ``(resamples, M)``, as fractions of 1.
+
+        A resample of groups without a query is NaN.  A class is resampled to its own size, so that none is
+        ever empty.
+        """
         generator = torch.Generator().manual_seed(seed)
-        if self.classes is not None:
-            return _class_means(self.hits, self.classes, resamples, generator)
-        return _group_means(self.hits, self.group, self.n_groups, resamples, generator)
+        means = []
+        if self.classes is None:
+            ones = torch.ones(len(self.hits), 1, dtype=torch.float64)
+            totals = torch.zeros(self.n_groups, self.hits.shape[1] + 1, dtype=torch.float64)
+            totals.index_add_(0, self.group, torch.cat([self.hits.double(), ones], 1))
+            for _ in range(resamples):
+                drawn = torch.randint(len(totals), (len(totals),), generator=generator)
+                sums = torch.bincount(drawn, minlength=len(totals)).double() @ totals
+                means.append(sums[:-1] / sums[-1])
+        else:
+            order = self.classes.argsort(stable=True)
+            _, sizes = self.classes.unique(return_counts=True)
+            size = sizes.repeat_interleave(sizes)
+            first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+            weighted = self.hits[order].double() / (size * len(sizes))[:, None]
+            for _ in range(resamples):
+                share = torch.rand(len(order), generator=generator, dtype=torch.float64)
+                means.append(weighted[first + (share * size).long()].sum(0))
+        return torch.stack(means)
 
     def intervals(self, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
         """Return metric -> 95 % bootstrap interval (low, high) in percent; empty without resamples."""
@@ -40,38 +60,6 @@ class Outcomes(NamedTuple):
             return {}
         ends = 100 * percentile_interval(self.resampled(resamples, seed))
         return {name: (low, high) for name, (low, high) in zip(self.names, ends.tolist())}
-
-
-def _group_means(
-    values: torch.Tensor, group: torch.Tensor, n_groups: int, resamples: int, generator: torch.Generator
-) -> torch.Tensor:
-    """Means over resampled groups; the queries of a group are not independent.  A resample of groups without
-    a query is NaN."""
-    totals = torch.zeros(n_groups, values.shape[1] + 1, dtype=torch.float64)
-    counted = torch.cat([values.double(), torch.ones(len(values), 1, dtype=torch.float64)], 1)
-    totals.index_add_(0, group, counted)
-    means = []
-    for _ in range(resamples):
-        drawn = torch.randint(len(totals), (len(totals),), generator=generator)
-        sums = torch.bincount(drawn, minlength=len(totals)).double() @ totals
-        means.append(sums[:-1] / sums[-1])
-    return torch.stack(means)
-
-
-def _class_means(
-    values: torch.Tensor, classes: torch.Tensor, resamples: int, generator: torch.Generator
-) -> torch.Tensor:
-    """Means over the classes, each resampled to its own size, so that no class is ever empty."""
-    order = classes.argsort(stable=True)
-    _, sizes = classes.unique(return_counts=True)
-    size = sizes.repeat_interleave(sizes)
-    first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    weighted = values[order].double() / (size * len(sizes))[:, None]
-    means = []
-    for _ in range(resamples):
-        share = torch.rand(len(order), generator=generator, dtype=torch.float64)
-        means.append(weighted[first + (share * size).long()].sum(0))
-    return torch.stack(means)
 
 
 def percentile_interval(means: torch.Tensor, level: float = 0.95) -> torch.Tensor:

@@ -7,11 +7,10 @@ Only text lengths come from the first shard, if it is on disk.  They are read ev
 `plan_samples` sets.
 """
 
-import dataclasses
+import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -75,9 +74,9 @@ def add_targets(plan: Plan, config: InheritanceConfig, key: str) -> None:
     with collect_errors(plan.errors, key):
         with under(key):
             streams = target_streams(loader)
-        shards = _add_datasets(plan, streams, loader, key,
-                               lambda stream: target_stream(stream, loader, target_mix(stream, loader)))
-        if shards and isinstance(shards[0], PairedReader):
+        shards: Any = _add_datasets(plan, streams, loader, key,
+                                    lambda stream: target_stream(stream, loader, target_mix(stream, loader)))
+        if shards:
             plan.embed_dim = embedding_dim(shards[0].images)
 
 
@@ -96,14 +95,13 @@ def add_captions(plan: Plan, config: Stage1Config, key: str) -> None:
                     return
             pairs = stream_pairs(loader, train=is_train)
             columns = {name: dict.fromkeys(pair_columns(pairs[name]), 1.0) for name in pairs}
-            plan.negative = any(pair.has_negative for pair in chain.from_iterable(pairs.values()))
     _add_texts(plan, loader, key, columns)
 
 
-def add_all(plan: Plan, datasets: Mapping[str, DatasetConfig], captions: bool = True) -> None:
-    """Add the datasets of an extraction, with all their captions or without any."""
+def add_all(plan: Plan, datasets: Mapping[str, DatasetConfig]) -> None:
+    """Add the datasets of an extraction with all their captions."""
     streams = {name: CaptionStreamConfig(dataset.local, dataset.remote) for name, dataset in datasets.items()}
-    _add_texts(plan, CaptionDataConfig(streams=streams), 'datasets', {} if captions else None)
+    _add_texts(plan, CaptionDataConfig(streams=streams), 'datasets', {})
 
 
 def on_disk(datasets: Mapping[str, DatasetConfig]) -> dict[str, Any]:
@@ -118,11 +116,11 @@ def _captions(mix: Mapping[str, float]) -> dict[str, float]:
 
 
 def _add_texts(
-    plan: Plan, loader: CaptionDataConfig, key: str, columns: Optional[Mapping[str, Mapping[str, float]]]
+    plan: Plan, loader: CaptionDataConfig, key: str, columns: Mapping[str, Mapping[str, float]]
 ) -> None:
     _add_datasets(plan, loader.streams, loader, key,
                   lambda stream: VerifiedStream(**stream_arguments(stream)),
-                  None if columns is None else lambda name, stream: columns.get(name, {}))
+                  lambda name, stream: columns.get(name, {}))
 
 
 def _add_datasets(
@@ -152,21 +150,16 @@ def _add_datasets(
             with collect_errors(plan.errors, key):
                 plan.llm_embed_dim = common_teacher(opened).llm_embed_dim
     if opened:
-        _count_epoch(plan, [stream for stream, _ in opened], loader)
+        samples = np.array([dataset.samples for dataset in plan.datasets])
+        epoch_size = int(loader.epoch_size) if loader.epoch_size else None
+        Stream.apply_weights([stream for stream, _ in opened], samples, epoch_size, loader.shuffle_seed)
+        for dataset, (stream, _) in zip(plan.datasets, opened):
+            dataset.epoch_samples = int(stream.choose)
+        characters = np.array([dataset.characters for dataset in plan.datasets])
+        drawn = np.array([dataset.epoch_samples for dataset in plan.datasets]) * (characters > 0)
+        if drawn.any():
+            plan.characters = float(np.average(characters, weights=drawn))
     return [shard for _, shard in opened]
-
-
-def _count_epoch(plan: Plan, streams: Sequence[VerifiedStream], loader: Loader) -> None:
-    """Count the samples that an epoch draws from each dataset, and the mean length of their texts."""
-    samples = np.array([dataset.samples for dataset in plan.datasets])
-    epoch_size = int(loader.epoch_size) if loader.epoch_size else None
-    Stream.apply_weights(streams, samples, epoch_size, loader.shuffle_seed)
-    for dataset, stream in zip(plan.datasets, streams):
-        dataset.epoch_samples = int(stream.choose)
-    characters = np.array([dataset.characters for dataset in plan.datasets])
-    drawn = np.array([dataset.epoch_samples for dataset in plan.datasets]) * (characters > 0)
-    if drawn.any():
-        plan.characters = float(np.average(characters, weights=drawn))
 
 
 def _sizes(name: str, shards: Sequence[Reader]) -> DatasetPlan:
@@ -205,11 +198,10 @@ def _count_texts(dataset: DatasetPlan, shard: Reader, columns: Mapping[str, floa
 def _with_caches_in(scratch: str, dataset: Any) -> Any:
     """Return the dataset with temporary caches in place of its own, so that the run's caches stay
     unchanged."""
-    changes: dict[str, Any] = {}
-    if dataset.remote is not None:
-        changes['local'] = tempfile.mkdtemp(dir=scratch)
-    embeddings = getattr(dataset, 'embeddings', {})
-    if embeddings:
-        changes['embeddings'] = {name: _with_caches_in(scratch, vectors)
-                                 for name, vectors in embeddings.items()}
-    return dataclasses.replace(dataset, **changes)
+    dataset = copy.deepcopy(dataset)
+    parts = [dataset, getattr(dataset, 'image_embeddings', None)]
+    parts += getattr(dataset, 'embeddings', {}).values()
+    for part in parts:
+        if part is not None and part.remote is not None:
+            part.local = tempfile.mkdtemp(dir=scratch)
+    return dataset

@@ -262,8 +262,8 @@ def _make_training_state(
     optimizer.step()
     cost.gradients = with_gradients - without_gradients
     cost.optimizer = meter.current - with_gradients
-    for state in optimizer.state.values():
-        cost.checkpoint += sum(value.nbytes for value in state.values() if isinstance(value, torch.Tensor))
+    states = tree_leaves([*optimizer.state.values()])
+    cost.checkpoint += sum(value.nbytes for value in states if isinstance(value, torch.Tensor))
 
 
 def _run_step(
@@ -314,19 +314,19 @@ def _run_step(
 
 
 @contextmanager
-def fake_ranks(ranks: int) -> Iterator[None]:
-    """Make this process rank 0 of `ranks`, with collectives that return at once;
+def fake_ranks(ranks: Optional[int]) -> Iterator[None]:
+    """Make this process rank 0 of `ranks`, or of as many as there are, with collectives that return at once;
     ends an existing process group."""
+    ranks = ranks or dist.get_world_size()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    launched = os.environ.pop('WORLD_SIZE', None)
-    torch.distributed.init_process_group('fake', store=FakeStore(), rank=0, world_size=ranks)
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
-        if launched is not None:
-            os.environ['WORLD_SIZE'] = launched
+    with patch.dict(os.environ):
+        os.environ.pop('WORLD_SIZE', None)
+        torch.distributed.init_process_group('fake', store=FakeStore(), rank=0, world_size=ranks)
+        try:
+            yield
+        finally:
+            torch.distributed.destroy_process_group()
 
 
 @contextmanager
@@ -392,9 +392,7 @@ class Meter(TorchDispatchMode):
         if func is _aten._local_scalar_dense.default:
             return 1
         result = func(*args, **kwargs)
-        for value in tree_leaves(result):
-            if isinstance(value, torch.Tensor):
-                self._add(value)
+        tree_map_only(torch.Tensor, self._add, result)
         if func.overloadpacket in _FLOPS:
             flops = self._times * _FLOPS[func.overloadpacket](*args, **kwargs, out_val=result)
             self.flops += flops

@@ -6,8 +6,6 @@
 import dataclasses
 from typing import Any
 
-from composer.utils import dist
-
 from llm2clip.config import (
     ExtractConfig,
     ExtractImagesConfig,
@@ -35,29 +33,26 @@ def plan_pipeline(config: PipelineConfig) -> None:
         ConfigError: A step is no recipe that can be planned, or its configuration is invalid.
         SystemExit: With status 1 if something will stop a step.
     """
-    steps = {recipe: _load_step(recipe, config) for recipe in config.steps}
+    steps: dict[str, Any] = {}
+    for recipe, arguments in config.steps.items():
+        if recipe not in _SCHEMAS:
+            raise ConfigError(f'expected one of {", ".join(_SCHEMAS)}', key=f'steps.{recipe}')
+        try:
+            step = load_config(_SCHEMAS[recipe], arguments)
+        except ConfigError as error:
+            error.add_note(f'in steps.{recipe}')
+            raise
+        shared: dict[str, Any] = {}  # keys of the plan that are set for all steps
+        for field in dataclasses.fields(config):
+            value = getattr(config, field.name)
+            if value != field.default and hasattr(step, field.name):
+                shared[field.name] = value
+        steps[recipe] = dataclasses.replace(step, **shared)
     plans: dict[str, Plan] = {}
-    with fake_ranks(config.plan_ranks or dist.get_world_size()):
+    with fake_ranks(config.plan_ranks):
         for recipe, step in steps.items():
             plans[recipe] = make_plan(step)
             print(f'{recipe}\n{plans[recipe]}\n', flush=True)
     if any(plan.errors for plan in plans.values()):
         raise SystemExit(1)
     print(sum_of(plans))
-
-
-def _load_step(recipe: str, config: PipelineConfig) -> Any:
-    """Return the configuration of a step, with the keys of the plan that are set for all steps."""
-    if recipe not in _SCHEMAS:
-        raise ConfigError(f'expected one of {", ".join(_SCHEMAS)}', key=f'steps.{recipe}')
-    try:
-        step = load_config(_SCHEMAS[recipe], config.steps[recipe])
-    except ConfigError as error:
-        error.add_note(f'in steps.{recipe}')
-        raise
-    shared: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value != field.default and hasattr(step, field.name):
-            shared[field.name] = value
-    return dataclasses.replace(step, **shared)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, Optional
 
+import numpy as np
 from tqdm import tqdm
 
 from llm2clip.config import PlanConfig
@@ -62,12 +63,11 @@ class Plan:
     unit: str = 'step'  # a training step, or a forward pass (`pass`)
     errors: list[str] = field(default_factory=list)  # errors that will stop the run
     warnings: list[str] = field(default_factory=list)
-    cost: Optional[StepCost] = None  # of one step or forward pass
+    cost: StepCost = field(default_factory=StepCost)  # of one step or forward pass
     steps: Optional[float] = None  # steps or forward passes per GPU
     datasets: list[DatasetPlan] = field(default_factory=list)
     llm_embed_dim: int = 0  # width of the teachers' vectors, concatenated; 0 without any
     embed_dim: int = 0  # width of the targets of inheritance; 0 if unknown
-    negative: bool = False  # whether any pair of captions has a hard negative
     characters: float = 0.0  # mean per drawn text; 0 if unknown
     images: int = 0  # that a frozen tower reads, or whose captions an LLM reads if `plan_samples` is set
     captions: float = 0.0  # of each of the latter
@@ -89,11 +89,9 @@ class Plan:
     @property
     def disk(self) -> int:
         """Bytes that the run leaves on disk."""
-        size = self.teacher + sum(self.vectors.values())
-        if self.cost is not None and self.global_batch:
-            written = 1 if self.checkpoints is None else self.checkpoints
-            size += self.cost.checkpoint * (min(written, self.kept) if self.kept > 0 else written)
-        return size
+        written = 1 if self.checkpoints is None else self.checkpoints
+        checkpoints = min(written, self.kept) if self.kept > 0 else written
+        return self.teacher + sum(self.vectors.values()) + self.cost.checkpoint * checkpoints
 
     def hours(self, gpu: GPU) -> float:
         """Hours of the whole run; NaN if the number of steps is not known."""
@@ -101,7 +99,6 @@ class Plan:
 
     def seconds(self, gpu: GPU) -> float:
         """Seconds of one step or forward pass."""
-        assert self.cost is not None
         peak = gpu.bf16 if self.in_16_bits else gpu.fp32
         return self.cost.flops / (peak * 1e12 * self.options.plan_mfu)
 
@@ -110,10 +107,13 @@ class Plan:
         lines += [f'warning: {warning}' for warning in self.warnings]
         lines += self._schedule()
         if self.modules:
-            lines += self._parameters()
-        if self.cost is not None:
-            lines += self._memory(self.cost)
-            lines += self._gpus(self.cost)
+            lines.append(f'{"parameters":<24}{"trainable":>16}{"frozen":>16}')
+            total = tuple(map(sum, zip(*self.modules.values())))
+            for name, (trainable, frozen) in [*self.modules.items(), ('all', total)]:
+                lines.append(f'  {name:<22}{trainable:>16,}{frozen:>16,}')
+        if self.cost.peak:
+            lines += self._memory()
+            lines += self._gpus()
         if self.shared_memory:
             lines.append(f'workers hold at most {_bytes(self.shared_memory)} per node in /dev/shm')
         for dataset in self.datasets:
@@ -124,7 +124,7 @@ class Plan:
             if dataset.embeddings:
                 line += f' and {_bytes(dataset.embeddings)} of embeddings'
             lines.append(line)
-        if self.cost is not None and self.global_batch:
+        if self.cost.checkpoint:
             written = '' if self.checkpoints is None else f', {self.checkpoints:,} are written'
             kept = f'{self.kept} kept' if self.kept > 0 else 'all kept'
             lines.append(f'a checkpoint is {_bytes(self.cost.checkpoint)}{written}, {kept}')
@@ -157,45 +157,35 @@ class Plan:
             lines.append(f'{self.texts:,} texts through the LLM, {self.tokens:,} tokens')
         return lines
 
-    def _parameters(self) -> list[str]:
-        """Table of the parameters of each part."""
-        lines = [f'{"parameters":<24}{"trainable":>16}{"frozen":>16}']
-        total = tuple(map(sum, zip(*self.modules.values())))
-        for name, (trainable, frozen) in [*self.modules.items(), ('all', total)]:
-            lines.append(f'  {name:<22}{trainable:>16,}{frozen:>16,}')
-        return lines
-
-    def _memory(self, cost: StepCost) -> list[str]:
+    def _memory(self) -> list[str]:
         """Table of the memory of a GPU."""
         lines = [f'{"memory per GPU":<24}{"GiB":>16}']
         for name in ('parameters', 'optimizer', 'ema', 'teacher', 'copy', 'gradients', 'buckets',
                      'activations', 'peak'):
-            size = getattr(cost, name)
+            size = getattr(self.cost, name)
             if size:
                 lines.append(f'  {name:<22}{size / _GIB:>16.3f}')
         return lines
 
-    def _gpus(self, cost: StepCost) -> list[str]:
-        """Table of the time and price on each kind of GPU."""
-        flops = f'{cost.flops / 1e12:,.1f} TFLOP per GPU and {self.unit}'
-        if cost.recomputed:
-            flops += f', of which recomputation {cost.recomputed / cost.flops:.0%}'
-        price = self.options.plan_price
-        columns = f'  {"GPU":<8}{"GiB":>6}{"fits":>6}{"s/" + self.unit:>10}'
+    def _gpus(self) -> list[str]:
+        """Table of the time and, if they are known, hours and price on each kind of GPU."""
+        flops = f'{self.cost.flops / 1e12:,.1f} TFLOP per GPU and {self.unit}'
+        if self.cost.recomputed:
+            flops += f', of which recomputation {self.cost.recomputed / self.cost.flops:.0%}'
+        price = self.options.plan_price or 0
+        known = 1
         if self.steps:
-            columns += f'{"hours":>10}{"GPU-hours":>12}'
-            if price:
-                columns += f'{"price":>14}'
-        lines = [f'{flops}; computed at {self.options.plan_mfu:.0%} of its peak, and never waiting:', columns]
+            known = 3 if price else 2
+        titles = [f'  {"GPU":<8}{"GiB":>6}{"fits":>6}{"s/" + self.unit:>10}',
+                  f'{"hours":>10}{"GPU-hours":>12}', f'{"price":>14}']
+        lines = [f'{flops}; computed at {self.options.plan_mfu:.0%} of its peak, and never waiting:',
+                 ''.join(titles[:known])]
         for name, gpu in GPUS.items():
-            fits = 'yes' if gpu.fits(cost.peak) else 'no'
-            row = f'  {name:<8}{gpu.memory:>6.0f}{fits:>6}{self.seconds(gpu):>10.3f}'
-            if self.steps:
-                hours = self.hours(gpu)
-                row += f'{hours:>10,.1f}{hours * self.ranks:>12,.0f}'
-                if price:
-                    row += f'{hours * self.ranks * price:>14,.0f}'
-            lines.append(row)
+            fits = 'yes' if gpu.fits(self.cost.peak) else 'no'
+            gpu_hours = self.hours(gpu) * self.ranks
+            cells = [f'  {name:<8}{gpu.memory:>6.0f}{fits:>6}{self.seconds(gpu):>10.3f}',
+                     f'{self.hours(gpu):>10,.1f}{gpu_hours:>12,.0f}', f'{gpu_hours * price:>14,.0f}']
+            lines.append(''.join(cells[:known]))
         return lines
 
 
@@ -206,20 +196,18 @@ def sum_of(plans: Mapping[str, Plan]) -> str:
     """
     first, *_ = plans.values()
     lines = [f'{"":<22}{"GiB":>6}{"disk":>10}' + ''.join(f'{name:>10}' for name in GPUS)]
-    hours = dict.fromkeys(GPUS, 0.0)
+    hours = np.zeros(len(GPUS))
     for step, plan in plans.items():
-        assert plan.cost is not None
         row = f'{step:<22}{plan.cost.peak / _GIB:>6.0f}{_bytes(plan.disk):>10}'
         step_hours = [plan.hours(gpu) if gpu.fits(plan.cost.peak) else math.nan for gpu in GPUS.values()]
         lines.append(f'{row}{_cells(step_hours, 1)} hours')
-        for name, value in zip(GPUS, step_hours):
-            hours[name] += value
+        hours += step_hours
     disk = _bytes(sum(plan.disk for plan in plans.values()))
-    lines.append(f'{"sum":<28}{disk:>10}{_cells(hours.values(), 1)} hours')
+    lines.append(f'{"sum":<28}{disk:>10}{_cells(hours, 1)} hours')
     factors = {'GPU-hours': first.ranks, 'price': first.ranks * (first.options.plan_price or 0)}
     for unit, factor in factors.items():
         if factor:
-            lines.append(' ' * 38 + _cells([factor * total for total in hours.values()], 0) + f' {unit}')
+            lines.append(' ' * 38 + _cells(factor * hours, 0) + f' {unit}')
     return '\n'.join(lines)
 
 

@@ -4,8 +4,9 @@
 """Requirements and detectable errors of a run, from its configuration and the datasets' indexes alone."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -26,7 +27,6 @@ from llm2clip.config import (
     Stage2Config,
     TextEncoderConfig,
     TextPlanConfig,
-    TrainConfig,
 )
 from llm2clip.config.teacher import teacher_type
 from llm2clip.data.image_text_dataset import reads_image_embeddings
@@ -63,7 +63,8 @@ _GPUS_PER_NODE, _CHARACTERS_PER_TOKEN = 8, 4
 # Of DreamLIP's seven captions of an image, three have about 100 words, three about 20 and the raw one 10: on
 # average 53 words, which are 70 tokens.  Template and instruction take 10.
 _CAPTION_TOKENS = 80
-_VALUE_BYTES = {'float16': 2, 'float32': 4, 'int8': 1}
+# Bytes per value of a stored vector, and of its scale.
+_STORAGE_BYTES = {'float16': (2, 0), 'float32': (4, 0), 'int8': (1, 4)}
 # Tokens per text -> new model on the meta device, and a function from a number of samples to a batch.
 _MakeStep = Callable[[int], tuple[ComposerModel, Callable[[int], dict[str, Any]]]]
 
@@ -74,7 +75,7 @@ def plan_run(config: PlanConfig) -> None:
     Raises:
         SystemExit: With status 1 if something will stop the run.
     """
-    with fake_ranks(config.plan_ranks or dist.get_world_size()):
+    with fake_ranks(config.plan_ranks):
         plan = make_plan(config)
         print(plan, flush=True)
     if plan.errors:
@@ -124,7 +125,7 @@ def _plan_stage2(config: Stage2Config) -> Plan:
         with collect_errors(plan.errors):
             check_initial_weights(make_model(1).model, config.model, config.initial_weights)
     _measure(plan, config, make_step, stage2.possible_metrics(config), lengths, teacher)
-    if plan.cost is not None:
+    if plan.cost.peak:
         text_width = dim if config.reads_vectors else 0
         batch = image_batch(plan.device_batch, image_size, text_width, captions, image_width)
         plan.shared_memory = shared_memory(batch, config.train_data.num_workers,
@@ -143,7 +144,8 @@ def _trainable_text(config: Stage2Config, llm: Optional[TextEncoderConfig], leng
         names.remove('embed_mask')
         if 'siglip' in encoder.config.model_type:
             names.remove('attention_mask')
-    return TrainedText(encoder, partial(_fake_tokens, length, names))
+    return TrainedText(encoder, lambda texts: {
+        name: torch.ones(len(texts), length, dtype=torch.long) for name in names})
 
 
 def image_batch(
@@ -221,8 +223,7 @@ def _plan_inheritance(config: InheritanceConfig) -> Plan:
         with torch.device('meta'):
             return inheritance.make_model(config, dim, plan.embed_dim), make_batch
 
-    metrics = {} if config.eval_data is None else {'eval': [*ComposerInheritance.metrics]}
-    _measure(plan, config, make_step, metrics)
+    _measure(plan, config, make_step, {'eval': [*ComposerInheritance.metrics]})
     return plan
 
 
@@ -232,18 +233,15 @@ def _plan_stage1(config: Stage1Config) -> Plan:
     longest = config.text_encoder.max_length
     plan = _plan_training(config, add_captions, mixes_datasets=config.objective == 'mntp')
     plan.in_16_bits |= config.text_encoder.dtype != 'float32'
-    if config.plan_samples is not None:
-        pairs = list(config.train_data.pairs)
-        for stream in config.train_data.streams.values():
-            pairs += stream.pairs or []
-        plan.negative = any(pair.has_negative for pair in pairs)
+    data = config.train_data
+    pairs = [stream.pairs or data.pairs for stream in data.streams.values()]
     names = ['input_ids', 'attention_mask']
     if config.objective == 'mntp':
         sides = ['']
     else:
         names.append('embed_mask')
         sides = ['query_', 'positive_']
-        if plan.negative:
+        if any(pair.has_negative for pair in chain.from_iterable(pairs)):
             sides.append('negative_')
     texts = int(plan.steps or 0) * config.global_train_batch_size * len(sides)
     mean = _count_tokens(plan, config, texts, longest)
@@ -264,8 +262,7 @@ def _plan_stage1(config: Stage1Config) -> Plan:
                 model = _MeanMask(model, config.mntp.mask_probability)
         return model, partial(make_batch, tokens)
 
-    metrics = {} if config.eval_data is None else {'eval': [*CaptionContrastive.metrics]}
-    _measure(plan, config, make_step, metrics, (longest, mean))
+    _measure(plan, config, make_step, {'eval': [*CaptionContrastive.metrics]}, (longest, mean))
     plan.teacher = 4 * sum(plan.modules['text_encoder'])  # in float32, with LoRA merged
     return plan
 
@@ -291,7 +288,16 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
         captions = {dataset.name: dataset.texts for dataset in plan.datasets}
     else:
         plan.images = int(config.plan_samples)
-        plan.captions = _captions_per_image(plan, config)
+        available = Plan(config, plan.ranks)
+        add_all(available, on_disk(config.datasets))
+        plan.characters = available.characters
+        plan.captions = config.plan_captions
+        samples = sum(dataset.samples for dataset in available.datasets)
+        if samples:
+            plan.captions = sum(dataset.texts for dataset in available.datasets) / samples
+        else:
+            plan.warnings.append(f'no dataset is on disk, so {config.plan_captions} captions per image are '
+                                 'assumed; plan_captions sets another number')
         captions['all'] = round(plan.images * plan.captions)
     plan.unit = 'pass'
     texts_per_caption = 1 + len(config.prompts)
@@ -314,26 +320,12 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
     return plan
 
 
-def _captions_per_image(plan: Plan, config: ExtractConfig) -> float:
-    """Return the captions of each image of `plan_samples`, from the datasets on disk or from
-    `plan_captions`, and record the length of the former."""
-    there = Plan(config, plan.ranks)
-    add_all(there, on_disk(config.datasets))
-    plan.characters = there.characters
-    samples = sum(dataset.samples for dataset in there.datasets)
-    if samples:
-        return sum(dataset.texts for dataset in there.datasets) / samples
-    plan.warnings.append(f'no dataset is on disk, so {config.plan_captions} captions per image are assumed; '
-                         'plan_captions sets another number')
-    return config.plan_captions
-
-
 def _plan_image_extraction(config: ExtractImagesConfig) -> Plan:
     """Plan the passes of the frozen tower over all images, and the size of their vectors."""
     plan = Plan(config, dist.get_world_size())
     images: dict[str, int] = {}
     if config.plan_samples is None:
-        add_all(plan, config.datasets, captions=False)
+        add_all(plan, config.datasets)
         images = {dataset.name: dataset.samples for dataset in plan.datasets}
     else:
         images['all'] = int(config.plan_samples)
@@ -351,9 +343,9 @@ def _plan_image_extraction(config: ExtractImagesConfig) -> Plan:
 
 
 def _vector_size(dim: int, storage: str) -> int:
-    """Return the bytes of a stored vector of `dim` values; those in int8 have a scale in float32."""
-    size = _VALUE_BYTES[storage] * dim
-    return size + 4 if storage == 'int8' else size
+    """Return the bytes of a stored vector of `dim` values."""
+    of_value, of_scale = _STORAGE_BYTES[storage]
+    return of_value * dim + of_scale
 
 
 def _plan_training(
@@ -456,11 +448,6 @@ def on_meta(config: TextEncoderConfig) -> TextEncoder:
     return TextEncoder(load_llm(config, on_meta=True), config)
 
 
-def _fake_tokens(length: int, names: Sequence[str], texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Return fake output of a tokenizer, `length` tokens per text."""
-    return {name: torch.ones(len(texts), length, dtype=torch.long) for name in names}
-
-
 def _count_tokens(plan: Plan, config: TextPlanConfig, texts: int, longest: int) -> int:
     """Record the number of texts and tokens in the plan, and return the mean number of tokens per text."""
     if config.plan_tokens is not None:
@@ -477,43 +464,35 @@ def _count_tokens(plan: Plan, config: TextPlanConfig, texts: int, longest: int) 
 
 
 def _measure(
-    plan: Plan, config: TrainConfig, make_step: _MakeStep, metrics: Mapping[str, Sequence[str]],
+    plan: Plan, config: Any, make_step: _MakeStep, metrics: dict[str, list[str]],
     lengths: tuple[int, int] = (0, 0), teacher: Optional[EncoderPass] = None,
 ) -> None:
     """Check parts of the configuration, and measure the cost of a step.
 
-    `metrics` are those that each evaluation may compute.  `lengths` are tokens per text: that of the longest
-    text, which decides memory, and the mean, which decides FLOPs.
+    `metrics` are those that each evaluation may compute, if there is one.  `lengths` are tokens per text:
+    that of the longest text, which decides memory, and the mean, which decides FLOPs.
     """
     longest, mean = lengths
     model, make_batch = make_step(longest)
-    plan.modules = _count_parameters(model)
-    with collect_errors(plan.errors):
-        check_metrics(config, metrics)
-    try:
-        check_train_config(config)
-        plan.cost = dry_run_step(model, config, make_batch, teacher)
-    except ConfigError as error:
-        plan.errors.append(str(error))
-        return
-    if mean < longest:
-        model, make_batch = make_step(mean)
-        shorter = dry_run_step(model, config, make_batch, teacher)
-        plan.cost.flops = shorter.flops
-        plan.cost.recomputed = shorter.recomputed
-    if config.fsdp is not None and config.fsdp.activation_cpu_offload:
-        plan.warnings.append('fsdp.activation_cpu_offload: the peak is that without it')
-
-
-def _count_parameters(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
-    """Map each part of a model to the numbers of its trainable and frozen parameters."""
-    counts: dict[str, tuple[int, int]] = {}
     for name, parameter in model.named_parameters():
         part = 'lora' if 'lora_' in name else name.removeprefix('model.').split('.')[0]
-        trainable, frozen = counts.get(part, (0, 0))
+        trainable, frozen = plan.modules.get(part, (0, 0))
         if parameter.requires_grad:
             trainable += parameter.numel()
         else:
             frozen += parameter.numel()
-        counts[part] = (trainable, frozen)
-    return counts
+        plan.modules[part] = trainable, frozen
+    if config.eval_data is None:
+        metrics.pop('eval', None)
+    with collect_errors(plan.errors):
+        check_metrics(config, metrics)
+    with collect_errors(plan.errors):
+        check_train_config(config)
+        plan.cost = dry_run_step(model, config, make_batch, teacher)
+        if mean < longest:
+            model, make_batch = make_step(mean)
+            shorter = dry_run_step(model, config, make_batch, teacher)
+            plan.cost.flops = shorter.flops
+            plan.cost.recomputed = shorter.recomputed
+        if config.fsdp is not None and config.fsdp.activation_cpu_offload:
+            plan.warnings.append('fsdp.activation_cpu_offload: the peak is that without it')

@@ -7,7 +7,7 @@ trained from the vectors of both sides."""
 from collections.abc import Sequence
 from itertools import product
 
-from recipes.ablations.photograph_suite import PHOTOGRAPHS, STREAM, TEST, TESTS, TRAIN, UNTUNED_LLM
+from recipes.ablations.photograph_suite import PHOTOGRAPHS, STREAM, TESTS, TRAIN, UNTUNED_LLM
 from recipes.ablations.suite import Ablation, Step, Suite, Variant, extraction
 
 RUN = f'{PHOTOGRAPHS}/align_ablations'
@@ -105,28 +105,28 @@ VARIANTS = {
 }
 ABLATIONS = (
     Ablation('An LLM after stage 1 is a better teacher than the same LLM untuned', '84.8 against 66.5',
-             ('align', 'untuned_llm'), TEST),
-    Ablation('A longer stage 1 is better', 'none', ('align', 'stage1_of_150_steps'), TEST),
+             ('align', 'untuned_llm')),
+    Ablation('A longer stage 1 is better', 'none', ('align', 'stage1_of_150_steps')),
     Ablation('Features of several depths, more pixels and a larger tower are better', 'none',
              ('align', 'three_levels', 'pooled_features', 'lite0', 'lite0_pooled_features',
-              'lite0_pooled_features_224'), TEST),
+              'lite0_pooled_features_224')),
     Ablation('More captions of an image are better', 'none',
-             ('align', 'one_of_five_at_a_time', 'one_caption'), TEST),
+             ('align', 'one_of_five_at_a_time', 'one_caption')),
     Ablation('Longer captions, each of three people, are better', '83.9 (short and long mixed), 80.5 (short)',
-             ('one_of_seven_at_a_time', 'one_longer_caption_at_a_time', 'one_of_five_at_a_time'), TEST),
+             ('one_of_seven_at_a_time', 'one_longer_caption_at_a_time', 'one_of_five_at_a_time')),
     Ablation('Longer captions help beside all short ones', 'none',
-             ('longer_captions_besides_all_five', 'align'), TEST),
+             ('longer_captions_besides_all_five', 'align')),
     Ablation('Several prompts per caption help (FLAME, arXiv 2411.11927)', 'none',
-             ('prompts', 'prompts_all_15', 'align'), TEST),
+             ('prompts', 'prompts_all_15', 'align')),
     Ablation('A deeper adapter is better', 'depth 4: 80.4, 2: 80.1, 1: 79.2, 0: 78.3',
              ('adapter_depth_4', 'adapter_depth_4_at_a_third_of_the_rate', 'align', 'adapter_depth_1',
-              'adapter_depth_0'), TEST),
+              'adapter_depth_0')),
     Ablation('A larger batch is better', '4,096 in the paper, 32,768 in CLIP',
-             ('batch_2048', 'batch_2048_with_as_many_steps', 'align', 'batch_128'), TEST),
-    Ablation('Augmented views of the images help', 'none', ('four_views', 'two_views', 'align'), TEST),
+             ('batch_2048', 'batch_2048_with_as_many_steps', 'align', 'batch_128')),
+    Ablation('Augmented views of the images help', 'none', ('four_views', 'two_views', 'align')),
     Ablation('An orthogonal projection is a better beginning than the random ones of the official code',
-             'none', ('align', 'projection_clip', 'projection_eva'), TEST),
-    Ablation('A linear projection of the images is better than an MLP', 'none', ('align', 'mlp'), TEST),
+             'none', ('align', 'projection_clip', 'projection_eva')),
+    Ablation('A linear projection of the images is better than an MLP', 'none', ('align', 'mlp')),
 )
 
 SUITE = Suite(RUN, f'{PHOTOGRAPHS}/embeddings/config.yaml', ('yamls/flickr8k/align.yaml', 'eval_data=null'),

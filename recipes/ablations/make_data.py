@@ -22,6 +22,7 @@ from llm2clip.config.loading import package_folder
 from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, read_samples
+from recipes.baselines.run import captions_of
 
 OLD = ('animals & nature', 'food & drink', 'people & body', 'smileys & emotion')
 
@@ -45,7 +46,7 @@ def joined_captions(dataset: str, out: str) -> None:
     for sample in read_samples(dataset):
         name = sample[SAMPLE_ID]
         Path(images, name).write_bytes(sample[IMAGE])
-        captions = [text for key, text in sample.items() if key.startswith(CAPTION) and text]
+        captions = captions_of(sample)
         rows += [(name, text) for text in (*captions, ' '.join(captions[:3]), ' '.join(captions[-3:]))]
     with Path(out, 'captions.csv').open('w', newline='') as file:
         csv.writer(file).writerows(rows)

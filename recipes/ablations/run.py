@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from recipes.ablations.suite import Ablation, Suite
+from recipes.ablations.suite import Suite
 from recipes.benchmarks.measuring import ProcessFailedError, Record, markdown_table, watch
 
 SEEDS = 0, 1, 2
@@ -54,7 +53,6 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
         return json.loads((out / 'results.json').read_text())
 
     def retrieval(row: str, *keys: str) -> Any:
-        assert suite.evaluate is not None
         keys = (f'run={folder}/run', 'batch_tokens=1024', 'precision=${if_bf16:amp_bf16,fp32}',
                 *variant.encoder, *keys)
         return evaluate(row, suite.evaluate, *(f'models.{row}.{key}' for key in keys))['retrieval']
@@ -65,20 +63,20 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
                 if not Path(step.file).is_file():
                     run(*step.command, log=f'made_{Path(step.file).parent.name}.txt')
         train = (*suite.train, f'seed={seed}', f'train_data.shuffle_seed={seed}')
-        recipe = 'recipes/train_stage2.py' if suite.evaluate else 'recipes/train_stage1.py'
-        if variant.warm_start:
-            run(recipe, *train, *variant.warm_start, f'save_folder={folder}/warm_start', log='warm_start.txt')
-            train = *train, f'text_encoder.adapters=[{folder}/warm_start/lora]'
-        if variant.results is None:
-            run(recipe, *train, *variant.train, f'save_folder={folder}/run')
-            results = retrieval(name) if suite.evaluate else {}
-        else:
+        if variant.results is not None:
             results = json.loads(Path(variant.results).read_text())['retrieval']
-        if not suite.evaluate:
-            for test, local in suite.captions.items():
-                evaluation = evaluate(test, f'cra.captions={local}', 'cra.caption_keys=["0", "1"]',
-                                      'cra.batch_tokens=1024', f'cra.teachers.cra={folder}/run/teacher')
-                results[test] = evaluation['cra']['cra']
+        elif suite.evaluate:
+            run('recipes/train_stage2.py', *train, *variant.train, f'save_folder={folder}/run')
+            results = retrieval(name)
+        else:
+            if variant.warm_start:
+                run('recipes/train_stage1.py', *train, *variant.warm_start,
+                    f'save_folder={folder}/warm_start', log='warm_start.txt')
+                train = *train, f'text_encoder.adapters=[{folder}/warm_start/lora]'
+            run('recipes/train_stage1.py', *train, *variant.train, f'save_folder={folder}/run')
+            evaluation = evaluate('test', f'cra.captions={suite.captions}', 'cra.caption_keys=["0", "1"]',
+                                  'cra.batch_tokens=1024', f'cra.teachers.cra={folder}/run/teacher')
+            results = {'test': evaluation['cra']['cra']}
             for part in ('run', 'warm_start'):  # each has a teacher as large as its LLM
                 shutil.rmtree(folder / part, ignore_errors=True)
         for row, keys in variant.also.items():
@@ -88,22 +86,12 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
         lanes.put(lane)
 
 
-def score(results: Mapping[str, Any], sets: Sequence[str]) -> float:
-    """Return recall@10 in %, averaged over sets and both directions;
-    for stage 1, caption retrieval accuracy in %."""
-    if isinstance(results[sets[0]], float):
-        return statistics.mean(results[name] for name in sets)
-    recalls = []
-    for name in sets:
-        model = _model(results[name])
-        recalls += [model['image_retrieval_recall@10'], model['text_retrieval_recall@10']]
-    return statistics.mean(recalls)
-
-
-def _model(benchmark: Mapping[str, Any]) -> Mapping[str, float]:
-    """Numbers of an evaluation's only model."""
-    model, = benchmark['models'].values()
-    return model
+def score(result: Any) -> float:
+    """Return recall@10 in %, the mean of both directions; for stage 1, the accuracy of caption retrieval."""
+    if isinstance(result, float):
+        return result
+    model, = result['models'].values()
+    return statistics.mean([model['image_retrieval_recall@10'], model['text_retrieval_recall@10']])
 
 
 def table(suite: Suite, record: Record) -> str:
@@ -112,42 +100,23 @@ def table(suite: Suite, record: Record) -> str:
     lines = [f'{measure}, %: mean ± standard deviation over seeds', '']
     for number, ablation in enumerate(suite.ablations, 1):
         lines += [f'### {number}. {ablation.statement}', '', f'Paper: {ablation.paper}', '']
-        lines += [_test_table(suite, record, ablation, test) for test in ablation.tests]
+        for test, set_name in suite.tests.items():
+            results = [seed[set_name] for seed in record.by_seed(ablation.variants[0])]
+            first = [score(result) for result in results]
+            rows = []
+            for variant in ablation.variants:
+                scores = [score(seed[set_name]) for seed in record.by_seed(variant)]
+                num_worse = sum(value < first_value for value, first_value in zip(scores, first))
+                worse = {0: 'no', len(first): 'yes'}.get(num_worse, f'in {num_worse} of {len(first)} seeds')
+                mean = f'{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}'
+                rows.append([variant, mean, worse])
+            rows[0][2] = ''
+            title = test
+            if suite.evaluate:
+                model, = results[0]['models'].values()
+                title += f' (chance {model["chance@10"]:.1f})'
+            lines.append(markdown_table([title, 'mean', 'worse than the first'], rows))
     return '\n'.join(lines)
-
-
-def _test_table(suite: Suite, record: Record, ablation: Ablation, test: str) -> str:
-    sets = suite.tests[test]
-    title = test
-    rows = []
-    first: list[float] = []
-    for variant in ablation.variants:
-        seeds = [results for results in record.by_seed(variant) if all(name in results for name in sets)]
-        if not seeds:
-            continue
-        scores = [score(results, sets) for results in seeds]
-        mean = f'{statistics.mean(scores):.1f}'
-        if len(scores) > 1:
-            mean += f' ± {statistics.stdev(scores):.1f}'
-        by_set = [f'{name} {statistics.mean(score(results, [name]) for results in seeds):.1f}'
-                  for name in sets]
-        rows.append([variant, mean, _is_worse(scores, first), ', '.join(by_set)])
-        first = first or scores
-        if suite.evaluate:
-            chance = statistics.mean(_model(seeds[0][name])['chance@10'] for name in sets)
-            title = f'{test} (chance {chance:.1f})'
-    return markdown_table([title, 'mean', 'worse than the first', 'by set'], rows)
-
-
-def _is_worse(scores: Sequence[float], first: Sequence[float]) -> str:
-    """Whether a variant is worse than the first in the same seeds; empty for the first variant itself."""
-    num_seeds = min(len(first), len(scores))
-    num_worse = sum(score < other for score, other in zip(scores, first))
-    if num_seeds == 0:
-        return ''
-    if num_worse in (0, num_seeds):
-        return 'yes' if num_worse else 'no'
-    return f'in {num_worse} of {num_seeds} seeds'
 
 
 def stop(*_: object) -> None:

@@ -39,8 +39,6 @@ class Ablation(NamedTuple):
     statement: str
     paper: str
     variants: tuple[str, ...]
-    tests: tuple[str, ...]
-    """Names of the suite's tests on which the variants are compared."""
 
 
 class Suite(NamedTuple):
@@ -53,14 +51,14 @@ class Suite(NamedTuple):
     train: tuple[str, ...]
     """YAML files and overrides that all variants share."""
     variants: dict[str, Variant]
-    tests: dict[str, tuple[str, ...]]
-    """Name -> evaluation sets; variants are compared by their mean."""
+    tests: dict[str, str]
+    """Name -> evaluation set on which variants are compared."""
     ablations: tuple[Ablation, ...]
-    evaluate: Optional[str] = None
+    evaluate: str = ''
     """YAML file with the evaluation sets of stage 2; without one, stage 1 is trained."""
-    captions: dict[str, str] = {}
-    """Evaluation sets of stage 1: name -> dataset, in which the first two captions of an image
-    should retrieve each other."""
+    captions: str = ''
+    """Evaluation set `test` of stage 1, a dataset in which the first two captions of an image should retrieve
+    each other."""
 
 
 def extraction(out: str, datasets: dict[str, str], *teacher: str) -> Step:

@@ -108,7 +108,7 @@ def captions_of(sample: dict[str, Any]) -> list[str]:
 def recalls_of(images: torch.Tensor, texts: torch.Tensor, captions: list[list[str]]) -> dict[str, float]:
     """Return recalls in % from the features of images and of all their captions."""
     image_of_text = torch.arange(len(captions)).repeat_interleave(torch.tensor([*map(len, captions)]))
-    return rank_both_ways(images, texts, image_of_text).recalls()
+    return recalls(rank_both_ways(images, texts, image_of_text).recalls())
 
 
 def pairs(folder: Path) -> list[tuple[str, str]]:
@@ -157,17 +157,14 @@ def score_by(command: tuple[str, ...], file: str, folder: Path) -> Any:
 
 def open_clip_recalls(folder: Path) -> dict[str, float]:
     checkpoint = f'{folder}/checkpoints/epoch_1.pt'
-    return recalls(score_by((*OPEN_CLIP, 'recall', str(OPEN_CLIP_MODEL), checkpoint), 'recalls.json', folder))
+    return score_by((*OPEN_CLIP, 'recall', str(OPEN_CLIP_MODEL), checkpoint), 'recalls.json', folder)
 
 
 def st_program(task: str, *arguments: str) -> Program:
-    def score(folder: Path) -> dict[str, float]:
-        metrics = score_by((*THEIRS, 'score', task, f'{folder}/final'), 'score.json', folder)
-        return recalls(metrics) if task == 'images' else metrics
-
-    return Program(lambda folder, steps: [*THEIRS, 'train', task, str(OUT), str(folder), str(steps),
-                                          *arguments],
-                   ('steps.txt', 'step'), score)
+    return Program(
+        lambda folder, steps: [*THEIRS, 'train', task, str(OUT), str(folder), str(steps), *arguments],
+        ('steps.txt', 'step'),
+        lambda folder: score_by((*THEIRS, 'score', task, f'{folder}/final'), 'score.json', folder))
 
 
 ALIGN = ('yamls/flickr8k/align.yaml', 'train_data.streams.photographs.embeddings.smollm2.local='

@@ -104,8 +104,10 @@ def train(task: str, out: str, folder: str, steps: str, loss: str) -> None:
     text = [llm, Pooling(llm.get_embedding_dimension(), 'mean')]
     options: dict[str, Any] = {'lr_scheduler_type': 'linear', 'batch_sampler': BatchSamplers.NO_DUPLICATES}
     loss_options: dict[str, Any] = {'scale': STAGE1.logit_scale}
+    data = training_pairs(task, out)
     if task == 'images':
         config = STAGE2
+        data = data.cast_column('positive', datasets.Image())
         width = config.model.embed_dim
         linear = torch.nn.Identity()
         tower = Transformer(f'{out}/tower', module_output_name='sentence_embedding', modality_config={
@@ -122,7 +124,6 @@ def train(task: str, out: str, folder: str, steps: str, loss: str) -> None:
                         'partition_mode': 'per_direction'}
     else:
         model = SentenceTransformer(modules=text, device='cpu')
-    data = training_pairs(task, out)
     optimizer = config.optimizer
     beta1, beta2 = optimizer.get('betas', (0.9, 0.999))
     arguments = SentenceTransformerTrainingArguments(
@@ -153,8 +154,7 @@ def training_pairs(task: str, out: str) -> datasets.Dataset:
             anchor, positive = draw.sample(captions, 2) if task == 'captions' else captions[:1] * 2
             anchors.append(anchor)
             positives.append(positive)
-    data = datasets.Dataset.from_dict({'anchor': anchors, 'positive': positives})
-    return data.cast_column('positive', datasets.Image()) if task == 'images' else data
+    return datasets.Dataset.from_dict({'anchor': anchors, 'positive': positives})
 
 
 def score(task: str, folder: str, dataset: str, file: str) -> None:

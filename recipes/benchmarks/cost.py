@@ -21,7 +21,6 @@ from llm2clip.command import SECONDS_FILE, recorded_seconds
 from llm2clip.config import Stage2Config
 from llm2clip.config.loading import load_config
 from llm2clip.data.schema import read_index
-from llm2clip.device import computes_bfloat16
 from recipes.benchmarks.measuring import BENCH_FOLDER, markdown_table, occurrences, watch, write_result
 
 STEPS = 12
@@ -47,7 +46,7 @@ DATA = {
                         0.7, 12),
 }
 LOOP = ('text_encoder_in_loop.batch_tokens=2048',
-        f'text_encoder_in_loop.precision={"amp_bf16" if computes_bfloat16() else "fp32"}')
+        'text_encoder_in_loop.precision=${if_bf16:amp_bf16,fp32}')
 FROZEN = ('model.vision.freeze=true', 'model.vision.freeze_blocks=0', 'lr_scale.vision_encoder=null',
           'lr_scale.visual_projection=null')
 MODES: dict[str, tuple[str, ...]] = {
@@ -75,18 +74,18 @@ def measure(name: str) -> dict[str, dict[str, float]]:
                     f'datasets.train.local={stream.local}'],
                    folder / 'images.log')['seconds']
     texts = recorded_seconds(Path(data.run, 'embeddings', SECONDS_FILE))
+    once = {'LoRA on the LLM': 0.0, 'frozen LLM': 0.0, 'both sides precomputed': texts + images}
     for mode, overrides in MODES.items():
         run = folder / mode.replace(' ', '_').replace(',', '')
-        once = 0.0 if mode in ('LoRA on the LLM', 'frozen LLM') else texts
         if mode == 'both sides precomputed':
-            once += images
             overrides += (f'train_data.streams.{stream_name}.image_embeddings.local={folder}/images/train',)
         measured = watch([sys.executable, 'recipes/train_stage2.py', *data.settings, *overrides,
                           'eval_data=null', f'max_duration={STEPS}ba', f'save_interval={STEPS}ba',
                           f'save_folder={run}'],
                          run.with_suffix('.log'), memory=True,
                          done=partial(occurrences, run / 'metrics.jsonl', '"loss/train/total"'))
-        results[mode] = {'once_seconds': once, 'epoch_seconds': measured['seconds_per_step'] * per_epoch,
+        results[mode] = {'once_seconds': once.get(mode, texts),
+                         'epoch_seconds': measured['seconds_per_step'] * per_epoch,
                          'peak_gib': measured['peak_gib']}
         print(f'{mode}: {results[mode]}', flush=True)
     return results

@@ -139,9 +139,8 @@ def peak_mb(step: Callable[[], object]) -> float:
 
 def _peak_kib() -> int:
     """Return the peak resident memory of this process; that of `getrusage` includes its parent's."""
-    peak = re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())
-    assert peak is not None
-    return int(peak[1])
+    peak, = re.findall(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())
+    return int(peak)
 
 
 def seconds_in_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -161,10 +160,9 @@ def hardware() -> str:
     """Return the GPU's name, or the number of usable CPU cores and the processor's name."""
     if DEVICE == 'cuda':
         return torch.cuda.get_device_name()
-    cpus = Path('/proc/cpuinfo')
-    names = re.findall(r'^model name\s*: (.*)', cpus.read_text(), re.M) if cpus.is_file() else []
+    names = re.findall(r'^model name\s*: (.*)', Path('/proc/cpuinfo').read_text(), re.M)
     cores = len(os.sched_getaffinity(0))
-    return f'{cores} CPU core{"s" if cores > 1 else ""}, {(names or [platform.machine()])[0]}'
+    return f'{cores} CPU cores, {next(iter(names), platform.machine())}'
 
 
 def describe() -> dict[str, Any]:
@@ -189,9 +187,6 @@ class Record:
     def __init__(self, file: Path) -> None:
         self.file, self._writing, self._now = file, Lock(), describe()
         content = json.loads(file.read_text()) if file.is_file() else {}
-        if content and 'runs' not in content:  # an earlier version wrote the runs alone
-            seeds = sorted(map(int, set().union(*content.values())))
-            content = {'about': dict.fromkeys(self._now) | {'seeds': seeds}, 'runs': content}
         self.about: dict[str, Any] = content.get('about', dict(self._now))
         self.results: dict[str, dict[str, Any]] = content.get('runs', {})
 
@@ -200,25 +195,21 @@ class Record:
 
     def add(self, name: str, seed: int, result: Any) -> None:
         with self._writing:
-            differing = self._differing(name)
+            # The seeds of a run may be of several commits or days.
+            earlier = self.about.get('runs', {}).get(name, {})
+            differing = {}
+            for key in ('date', 'commit', 'torch', 'transformers', 'hardware'):
+                value = self._now[key]
+                if name in self.results:
+                    before = str(earlier.get(key, self.about[key]))
+                    value = before if str(value) in before else f'{before} and {value}'
+                if value != self.about[key]:
+                    differing[key] = value
             if differing:
                 self.about.setdefault('runs', {})[name] = differing
             self.results.setdefault(name, {})[str(seed)] = result
             self.about['seeds'] = sorted({*self.about['seeds'], seed})
             write_json(self.file, {'about': self.about, 'runs': self.results})
-
-    def _differing(self, name: str) -> dict[str, Any]:
-        """What a run has to say besides `about`; its seeds may be of several commits or days."""
-        told = self.about.get('runs', {}).get(name, {})
-        differing = {}
-        for key in ('date', 'commit', 'torch', 'transformers', 'hardware'):
-            value = self._now[key]
-            if name in self.results:
-                earlier = str(told.get(key, self.about[key]))
-                value = earlier if str(value) in earlier else f'{earlier} and {value}'
-            if value != self.about[key]:
-                differing[key] = value
-        return differing
 
     def by_seed(self, name: str) -> list[Any]:
         """Return the results of a variant, ordered by seed."""
@@ -242,6 +233,7 @@ def write_result(
 ) -> None:
     """Write `runs/bench/<name>.json`: how it was measured, the ratio of `subject` to `against`, its bound,
     and the raw numbers.  ``meets`` is true if the ratio is `at_most` that and `correct` is true."""
+    print(f'{name}: {ratio:.3f}, bound {at_most:.2f} ({subject} / {against})', flush=True)
     BENCH_FOLDER.mkdir(parents=True, exist_ok=True)
     write_json(BENCH_FOLDER / f'{name}.json', {
         'name': name, 'what': subject, 'against': against, 'ratio': ratio, 'bound': at_most,

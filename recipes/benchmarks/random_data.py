@@ -88,15 +88,9 @@ def write_llm(config_file: str, changes: Mapping[str, Any], device: str, out: Pa
     """Write an LLM with random bfloat16 weights, from its `config.json` with changes,
     and a tokenizer of `WORDS`."""
     config = LlamaConfig(**json.loads(Path(config_file).read_text()) | changes)
-    with torch.device('meta'):
+    with torch.device(device):
         llm = AutoModel.from_config(config, dtype=torch.bfloat16)
-    state = {}
-    for name, tensor in llm.state_dict().items():
-        if tensor.ndim == 1:
-            state[name] = torch.ones(tensor.shape, dtype=tensor.dtype)
-        else:
-            state[name] = torch.randn(tensor.shape, dtype=tensor.dtype, device=device).mul_(0.02).cpu()
-    llm.save_pretrained(out, state_dict=state, safe_serialization=True)
+    llm.cpu().save_pretrained(out, safe_serialization=True)
     vocabulary = {word: i for i, word in enumerate(['<unk>', '<s>', '</s>', *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token='<unk>'))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

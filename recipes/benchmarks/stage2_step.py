@@ -6,7 +6,6 @@ batch against autograd through the whole logit matrix."""
 
 import json
 import sys
-import time
 from functools import partial
 
 import torch
@@ -34,20 +33,6 @@ def make(batch_size: int) -> tuple[ComposerLLM2CLIP, Batch]:
     return ComposerLLM2CLIP(LLM2CLIP(config, LLM_EMBED_DIM)).to(DEVICE).train(), batch
 
 
-def measure_cache() -> None:
-    peaks = {'cached': {size: run_alone('recipes.benchmarks.stage2_step', 'cached', size)
-                        for size in BATCHES},
-             'plain': {size: run_alone('recipes.benchmarks.stage2_step', 'plain', size)
-                       for size in BATCHES[:2]}}
-    model, batch = make(BATCHES[0])
-    seconds = seconds_in_turns({name: partial(step, model, batch) for name, step in CACHE.items()}, 3)
-    write_result('image_grad_cache', f'seconds per step with GradCache, {BATCHES[0]} images in chunks of '
-                 f'{CHUNK}', 'the plain step', seconds['cached'] / seconds['plain'], seconds, at_most=1.45)
-    write_result('image_grad_cache_memory', f'peak memory at {BATCHES[-1]} images, chunks of {CHUNK}',
-                 f'at {BATCHES[0]}', max(peaks['cached'].values()) / peaks['cached'][BATCHES[0]], peaks,
-                 at_most=1.15)
-
-
 def plain_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     logits = scale.exp() * image @ text.T
     labels = torch.arange(len(logits), device=logits.device)
@@ -66,18 +51,24 @@ def measure_loss(name: str) -> dict[str, float]:
 
     def step() -> None:
         LOSSES[name](*features).backward()
-        if DEVICE == 'cuda':
-            torch.cuda.synchronize()
 
     LOSSES[name](*(feature[:64].detach().requires_grad_() for feature in features)).backward()
     peak = peak_mb(step)
-    start = time.perf_counter()
-    step()
-    return {'seconds': time.perf_counter() - start, 'mb': peak}
+    return {'seconds': seconds_in_turns({name: step}, 1)[name], 'mb': peak}
 
 
 def main() -> None:
-    measure_cache()
+    peaks = {'cached': {size: run_alone('recipes.benchmarks.stage2_step', 'cached', size)
+                        for size in BATCHES},
+             'plain': {size: run_alone('recipes.benchmarks.stage2_step', 'plain', size)
+                       for size in BATCHES[:2]}}
+    model, batch = make(BATCHES[0])
+    seconds = seconds_in_turns({name: partial(step, model, batch) for name, step in CACHE.items()}, 3)
+    write_result('image_grad_cache', f'seconds per step with GradCache, {BATCHES[0]} images in chunks of '
+                 f'{CHUNK}', 'the plain step', seconds['cached'] / seconds['plain'], seconds, at_most=1.45)
+    write_result('image_grad_cache_memory', f'peak memory at {BATCHES[-1]} images, chunks of {CHUNK}',
+                 f'at {BATCHES[0]}', max(peaks['cached'].values()) / peaks['cached'][BATCHES[0]], peaks,
+                 at_most=1.15)
     measured = {name: run_alone('recipes.benchmarks.stage2_step', name, LOSS_BATCH) for name in LOSSES}
     for unit, bound in (('seconds', 1.5), ('mb', 0.25)):
         write_result(f'blockwise_{unit}', f'{unit} of the CLIP loss in blocks, {LOSS_BATCH:,} pairs',

@@ -70,6 +70,17 @@ def test_every_variant_is_a_configuration(name: str, tmp_path: Path, monkeypatch
     assert all(one != other for i, one in enumerate(trained) for other in trained[:i])
 
 
+def test_variants_of_an_ablation_are_compared_with_the_first(tmp_path: Path) -> None:
+    suite, record = SUITES['stage1'], Record(tmp_path / 'measured.json')
+    for ablation in suite.ablations:
+        for i, variant in enumerate(ablation.variants):
+            for seed in range(3):
+                record.add(variant, seed, {'test': 50.0 + seed * (1 - i)})
+    table = run.table(suite, record)
+    assert '| nothing | 51.0 ± 1.0 |  |\n| no gradient clipping | 50.0 ± 0.0 | in 2 of 3 seeds |' in table
+    assert table.count('| Flickr8k | mean | worse than the first |') == 2
+
+
 def test_a_record_says_which_runs_are_of_another_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def add(commit: str, *runs: tuple[str, int]) -> Any:
         monkeypatch.setattr(measuring, 'source_commit', lambda: commit)
@@ -86,14 +97,6 @@ def test_a_record_says_which_runs_are_of_another_commit(tmp_path: Path, monkeypa
     about = add('bbbbbbb', ('a', 2), ('c', 2))['about']
     assert about['commit'] == 'aaaaaaa' and about['seeds'] == [0, 1, 2]
     assert about['runs'] == {'a': {'commit': 'aaaaaaa and bbbbbbb'}, 'c': {'commit': 'bbbbbbb'}}
-
-
-def test_results_of_an_earlier_version_are_of_an_unknown_commit(tmp_path: Path) -> None:
-    (tmp_path / 'measured.json').write_text('{"a": {"0": 1.0}}')
-    record = Record(tmp_path / 'measured.json')
-    assert record.has('a', 0) and record.by_seed('a') == [1.0]
-    record.add('b', 0, 2.0)
-    assert record.about['commit'] is None and record.about['runs']['b']['torch'] == measuring.torch.__version__
 
 
 def test_every_baseline_gets_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ it.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal
 
 from llm2clip.config import ExtractConfig, Stage1Config, Stage2Config
 
@@ -24,8 +24,8 @@ class Case:
 
     kind: Literal['stage1', 'stage2', 'extraction']
     args: tuple[str, ...]
-    against: Optional[str] = None
-    """Reference case for the ratio of rates."""
+    against: str = ''
+    """Reference case for the ratio of rates, if there is one."""
     small: tuple[str, ...] = ()
     """Overrides of the dry run on a CPU, applied after `args`."""
     warm_up: int = 5
@@ -124,22 +124,20 @@ def arguments(name: str, device: str, run: Path) -> list[str]:
     or ``cpu`` (dry run)."""
     case = CASES[name]
     data = OUT / 'data' / device
-    common = [f'device={device}']
-    if case.kind == 'extraction':
-        common += [f'teacher.pretrained={data}/llm', f'out={run}',
-                   f'datasets.warm_up.local={data}/warm_up/train',
-                   f'datasets.captions.local={data}/captions/train']
-    else:
-        common += [f'save_folder={run}', 'run_name=bench', 'autoresume=false', 'progress_bar=false',
-                   f'max_duration={sum(window(name, device))}ba']
-    if case.kind == 'stage1':
-        common += [f'text_encoder.pretrained={data}/llm', f'plan_llm={data}/llm',
+    training = (f'save_folder={run}', 'run_name=bench', 'autoresume=false', 'progress_bar=false',
+                f'max_duration={sum(window(name, device))}ba')
+    by_kind = {
+        'extraction': (f'teacher.pretrained={data}/llm', f'out={run}',
+                       f'datasets.warm_up.local={data}/warm_up/train',
+                       f'datasets.captions.local={data}/captions/train'),
+        'stage1': (*training, f'text_encoder.pretrained={data}/llm', f'plan_llm={data}/llm',
                    'text_encoder.chat_template=false',
-                   f'train_data.streams.captions.local={data}/captions/train']
-    elif case.kind == 'stage2':
-        common += ['train_data.caption_weights={short: 0.5, long: 0.5}', f'train_data.streams.images={{'
-                   f'local: {data}/images/train, repeat: {SIZES[device].repeat}, '
-                   f'embeddings: {{random: {{local: {data}/vectors}}}}}}']
+                   f'train_data.streams.captions.local={data}/captions/train'),
+        'stage2': (*training, 'train_data.caption_weights={short: 0.5, long: 0.5}',
+                   f'train_data.streams.images={{local: {data}/images/train, '
+                   f'repeat: {SIZES[device].repeat}, embeddings: {{random: {{local: {data}/vectors}}}}}}'),
+    }
+    args = [*case.args, f'device={device}', *by_kind[case.kind]]
     if device == 'cpu':
-        common += [*case.small, 'precision=fp32']
-    return [*case.args, *common]
+        args += [*case.small, 'precision=fp32']
+    return args

@@ -8,19 +8,15 @@ A training is planned and built by the functions of its recipe, and runs in Comp
 checkpoints.
 """
 
-import importlib.metadata
 import os
-import re
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from composer import Callback, State, Trainer
@@ -44,11 +40,16 @@ from llm2clip.training import stage1, stage2
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.trainer import fit, initialize
 from recipes.benchmarks.gpu.cases import CASES, OUT, SCHEMAS, SIZES, arguments, window
+from recipes.benchmarks.measuring import describe, hardware
 from recipes.benchmarks.random_data import write_captions, write_images, write_llm, write_vectors
 
 Result = dict[str, Any]
 GIB = 2**30
 MOST_WORKERS = 16
+# Names of boards whose peak is that of `GPUS`; the PCIe and NVL boards of the H100 and H200 are slower.
+BOARDS = {'NVIDIA A100-SXM4-40GB': 'A100', 'NVIDIA A100-SXM4-80GB': 'A100', 'NVIDIA A100-PCIE-40GB': 'A100',
+          'NVIDIA A100 80GB PCIe': 'A100', 'NVIDIA H100 80GB HBM3': 'H100', 'NVIDIA H200': 'H200',
+          'NVIDIA B200': 'B200'}
 
 
 def synchronized_time() -> float:
@@ -74,33 +75,6 @@ def workers(bytes_each: float) -> int:
     error."""
     cores = len(os.sched_getaffinity(0))
     return min(MOST_WORKERS, cores, int(0.9 * shutil.disk_usage('/dev/shm').free / bytes_each))
-
-
-def describe_machine(device: str) -> dict[str, Any]:
-    """Return names and sizes of this machine, and versions of its software."""
-    machine: dict[str, Any] = {'device': 'cpu', 'cores': len(os.sched_getaffinity(0)),
-                               'date': time.strftime('%Y-%m-%d %H:%M:%S%z')}
-    for name in ('torch', 'mosaicml', 'transformers'):
-        machine[name] = importlib.metadata.version(name)
-    if device == 'gpu':
-        machine.update(device=torch.cuda.get_device_name(), gib=torch.cuda.mem_get_info()[1] / GIB,
-                       cudnn=torch.backends.cudnn.version())
-    for name, command in (('driver', ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']),
-                          ('commit', ['git', 'describe', '--always', '--dirty'])):
-        with suppress(OSError, subprocess.CalledProcessError):
-            machine[name] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return machine
-
-
-def peak_of(device: str) -> Optional[float]:
-    """Return the dense bfloat16 peak of a GPU in TFLOP/s by its name, or None if `GPUS` does not list it.
-
-    `GPUS` lists SXM boards.  Among PCIe cards, only the A100 has the same peak.
-    """
-    kind = re.search(r'\b(A100|H100|H200|B200)\b', device)
-    if kind is None or 'NVL' in device or ('PCIe' in device and kind[0] != 'A100'):
-        return None
-    return GPUS[kind[0]].bf16
 
 
 def make_data(kind: str, device: str) -> None:
@@ -182,7 +156,7 @@ def train_stage2(name: str, config: Stage2Config) -> Result:
 
 def run_window(name: str, config: TrainConfig, trainer: Trainer) -> Window:
     """Train without checkpoints, and return what was measured after the warm-up."""
-    measured = Window(*window(name, config.device or 'gpu'))
+    measured = Window(*window(name, str(config.device)))
     others = [callback for callback in trainer.state.callbacks if not isinstance(callback, CheckpointSaver)]
     trainer.state.callbacks = [*others, measured]
     fit(trainer, config)
@@ -241,19 +215,19 @@ def summary(
         'tokens_per_second': tokens / seconds or None, 'tflop_per_step': flops / steps / 1e12,
         'recomputed_tflop_per_step': recomputed / steps / 1e12, 'mfu': None, 'mfu_with_recomputation': None,
         'plan_peak_gib': cost.peak / GIB, 'peak_over_plan': None}
-    top = peak_of(torch.cuda.get_device_name()) if torch.cuda.is_initialized() else None
-    if top is not None:  # MFU as defined in the PaLM paper and for plan_mfu
-        result['mfu'] = flops / (top * 1e12 * seconds)
-        result['mfu_with_recomputation'] = (flops + recomputed) / (top * 1e12 * seconds)
     if peak:
         result['peak_over_plan'] = peak['peak_gib'] / result['plan_peak_gib']
+        board = BOARDS.get(hardware())
+        if board is not None:  # MFU as defined in the PaLM paper and for plan_mfu
+            possible = GPUS[board].bf16 * 1e12 * seconds
+            result['mfu'] = flops / possible
+            result['mfu_with_recomputation'] = (flops + recomputed) / possible
     return result | dict(peak) | more
 
 
 def main(name: str, device: str, path: str) -> None:
     start = time.perf_counter()
     case = CASES[name]
-    machine = describe_machine(device)
     run = OUT / 'runs' / device / name
     shutil.rmtree(run, ignore_errors=True)
     make_data(case.kind, device)
@@ -266,7 +240,7 @@ def main(name: str, device: str, path: str) -> None:
     else:
         result = train_stage1(name, config)
     result = {'case': name, 'args': args} | result
-    write_json(path, result | {'seconds_of_case': time.perf_counter() - start, 'machine': machine})
+    write_json(path, result | {'seconds_of_case': time.perf_counter() - start, 'about': describe()})
     shutil.rmtree(run, ignore_errors=True)  # missing if the case wrote nothing
 
 

@@ -39,13 +39,13 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             lines.append(f'{name:<26}{"failed":>10}  {result["error"]}')
             continue
         against = CASES[name].against
-        rate = results.get(against or '', {}).get('per_second')
+        rate = results.get(against, {}).get('per_second')
         lines.append(
             f'{name:<26}{result["per_second"]:>10,.1f}{shown(rate and result["per_second"] / rate, ".2f"):>7}'
             f'{result["seconds_per_step"]:>10.3f}{shown(result["mfu"], ".1%"):>7}'
             f'{shown(result.get("peak_gib"), ".1f"):>8}{shown(result["plan_peak_gib"], ".1f"):>8}'
             f'{shown(result["peak_over_plan"], ".2f"):>7}{shown(result["data_wait_share"], ".1%"):>7}  '
-            f'{against or ""}')
+            + against)
     return '\n'.join(lines)
 
 
@@ -88,7 +88,7 @@ def main(device: str, names: Sequence[str]) -> int:
     num_failed = sum('error' in results[name] for name in chosen)
     print(f'\n{table(results)}\n\nwrote {whole}\n{len(chosen) - num_failed} of {len(chosen)} cases ran on '
           f'{machine}')
-    return 1 if num_failed else 0
+    return int(num_failed > 0)
 
 
 if __name__ == '__main__':
