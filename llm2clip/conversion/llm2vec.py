@@ -17,7 +17,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 from llm2clip.config import LLMTeacherConfig
 from llm2clip.errors import ConfigError
@@ -60,22 +60,19 @@ def import_teacher(config: LLMTeacherConfig, template: Optional[str], folder: Un
     _check_llm2vec_config(config)
     template = template or _template_by_name(config)
     tokenizer = load_tokenizer(config.pretrained, config.trust_remote_code)
-    tokenizer.chat_template = _chat_template(tokenizer, *TEMPLATES[template])
+    tokenizer.chat_template = None
+    before, after = TEMPLATES[template]
+    if before:
+        missing = [token for token in re.findall(r'<\|\w+\|>', before + after)
+                   if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
+        if missing:
+            raise ConfigError(f'template: the tokenizer has no {" and no ".join(missing)}')
+        if tokenizer.bos_token_id in tokenizer('').input_ids:
+            before = tokenizer.bos_token + before
+        caption = f"{json.dumps(before)} + messages[0]['content'].rstrip() + {json.dumps(after)}"
+        tokenizer.chat_template = f'{{{{ {caption} }}}}'
     config = dataclasses.replace(config, chat_template=template != 'none')
     save_teacher(build_text_encoder(config), CaptionTokenizer(tokenizer, config), None, folder)
-
-
-def _chat_template(tokenizer: Any, before: str, after: str) -> Optional[str]:
-    """Chat template in Jinja; None if nothing surrounds a caption."""
-    if not before:
-        return None
-    missing = [token for token in re.findall(r'<\|\w+\|>', before + after)
-               if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
-    if missing:
-        raise ConfigError(f'template: the tokenizer has no {" and no ".join(missing)}')
-    if tokenizer.bos_token_id in tokenizer('').input_ids:
-        before = tokenizer.bos_token + before
-    return f"{{{{ {json.dumps(before)} + messages[0]['content'].rstrip() + {json.dumps(after)} }}}}"
 
 
 def _check_llm2vec_config(config: LLMTeacherConfig) -> None:

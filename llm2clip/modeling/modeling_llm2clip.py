@@ -138,20 +138,6 @@ class _VisionEncoder(nn.Module):
         return pooled.flatten(1)
 
 
-def _fill_tables(model: PreTrainedModel) -> None:
-    """Recompute timm's non-persistent buffers: checkpoints lack them, and transformers may have dropped
-    them."""
-    module: Any
-    for module in model.modules():
-        if not hasattr(module, 'init_non_persistent_buffers'):
-            continue
-        for name in module._non_persistent_buffers_set:
-            table = module._buffers[name]
-            if table is not None and table.is_meta:
-                module._buffers[name] = torch.empty_like(table, device=model.device)
-        module.init_non_persistent_buffers()  # pyright: ignore[reportCallIssue]
-
-
 class _Towers(nn.Module):
     """The trained modules, with the same parameter names as in training."""
 
@@ -200,8 +186,7 @@ def load_teacher(
         prompt = str(recorded['prompt'])
 
         def embed_sentences(texts: Sequence[str], device: torch.device) -> torch.Tensor:
-            vectors, _ = encode_sentences(model.to(device), texts, prompt, precision=precision)
-            return vectors.cpu()
+            return encode_sentences(model.to(device), texts, prompt, precision=precision)[0].cpu()
 
         return embed_sentences
     encoding = SimpleNamespace(**read_encoding(folder / 'text_encoder.json'))
@@ -265,7 +250,14 @@ class LLM2CLIPModel(PreTrainedModel):
             check_weight_files(Path(pretrained_model_name_or_path))
         kwargs.setdefault('use_safetensors', True)  # exports have no pickled weights
         model, info = load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
-        _fill_tables(model)
+        for module in model.modules():
+            # timm's non-persistent buffers: checkpoints lack them, and transformers may have dropped them.
+            if hasattr(module, 'init_non_persistent_buffers'):
+                for name in module._non_persistent_buffers_set:
+                    table = module._buffers[name]
+                    if table is not None and table.is_meta:
+                        module._buffers[name] = torch.empty_like(table, device=model.device)
+                module.init_non_persistent_buffers()
         model.trust_remote_code = bool(kwargs.get('trust_remote_code'))
         # transformers 4 stores the loaded commit in the configuration; 5 does not.
         model.revision = getattr(model.config, '_commit_hash', None) or kwargs.get('revision')
@@ -365,23 +357,20 @@ class LLM2CLIPModel(PreTrainedModel):
         if not texts:
             return torch.empty(0, self.config.llm_embed_dim)
         if self._teachers is None:
-            self._teachers = self._load_teachers()
+            folder = self._folder()
+            folders = self.teacher_folders(folder)
+            recorded = self.config.teacher.get('concatenated', [self.config.teacher])
+            files = self.config.teacher_files
+            if not len(folders) == len(recorded) == len(files):
+                raise LoadError(f'{folder}: has {len(folders)} teachers, expected {len(recorded)} as '
+                                'config.json says')
+            # A tuple, so that they are not submodules and are not saved with this model.
+            self._teachers = tuple(load_teacher(*teacher, self.trust_remote_code, self.teacher_precision)
+                                   for teacher in zip(folders, recorded, files))
         vectors = [teacher(texts, self.device) for teacher in self._teachers]
         if len(vectors) == 1:
             return vectors[0]
         return torch.cat([F.normalize(part, dim=-1) for part in vectors], dim=-1)
-
-    def _load_teachers(self) -> tuple[Any, ...]:
-        """Load the teachers in a tuple, so that they are not submodules and are not saved with this model."""
-        folder = self._folder()
-        folders = self.teacher_folders(folder)
-        recorded = self.config.teacher.get('concatenated', [self.config.teacher])
-        files = self.config.teacher_files
-        if not len(folders) == len(recorded) == len(files):
-            raise LoadError(f'{folder}: has {len(folders)} teachers, expected {len(recorded)} as config.json '
-                            'says')
-        return tuple(load_teacher(*teacher, self.trust_remote_code, self.teacher_precision)
-                     for teacher in zip(folders, recorded, files))
 
     def forward(
         self, pixel_values: torch.Tensor, text_embedding: Optional[torch.Tensor] = None,

@@ -95,7 +95,13 @@ class CaptionTokenizer:
         if config.chat_template and not self.tokenizer.chat_template:
             raise ValueError('text_encoder.chat_template is on, but the tokenizer has no chat template')
         if config.chat_template is False or not self.tokenizer.chat_template:
-            return self._frame_without_template(config.pooling)
+            bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+            header = [bos] if isinstance(bos, int) else []
+            if config.pooling != 'last':
+                return header, []
+            if not isinstance(eos, int):
+                raise ValueError('text_encoder.pooling: last needs an end token, and the tokenizer has none')
+            return header, [eos]
         caption = f'{_SPACE}{_SENTINEL}{_SPACE}'
         try:
             before, after = self._render(caption).split(_SENTINEL)
@@ -117,15 +123,6 @@ class CaptionTokenizer:
         if header and header[:1] != self._bos():
             header = self._bos() + header
         return header or self.plain(before), footer[:end]
-
-    def _frame_without_template(self, pooling: str) -> tuple[list[int], list[int]]:
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        header = [bos] if isinstance(bos, int) else []
-        if pooling != 'last':
-            return header, []
-        if not isinstance(eos, int):
-            raise ValueError('text_encoder.pooling: last needs an end token, and the tokenizer has none')
-        return header, [eos]
 
     def _render(self, *contents: str) -> str:
         """Apply the chat template to alternating messages of user and assistant."""
@@ -159,18 +156,18 @@ class CaptionTokenizer:
         """Tokenise each text.
 
         Args:
-            texts: Captions, or one string.
+            texts: Captions.
             instruction: Text before each caption that is read but not pooled.
 
         Raises:
             ValueError: A text is empty, or the instruction leaves no room for it.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        texts = list(texts)
         instruction = instruction.strip()
         self._check_room(instruction)
-        empty = [i for i, text in enumerate(texts) if not text.strip()]
-        if empty:
-            raise ValueError(f'caption {empty[0]} of the batch is empty')
+        for i, text in enumerate(texts):
+            if not text.strip():
+                raise ValueError(f'caption {i} of the batch is empty')
         trims_start, trims_end = self.trims
         if trims_end:
             texts = [text.rstrip() for text in texts]
@@ -312,14 +309,11 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.llm = llm
         self.config = config
+        self.llm_embed_dim: int = llm.config.hidden_size
         self.pool = POOLINGS[config.pooling]
         attention = llm.config._attn_implementation
         llm.config._attn_implementation = _PACKED.get(attention, attention)
         self._layer_names = set(getattr(llm, '_no_split_modules', None) or ())
-
-    @property
-    def llm_embed_dim(self) -> int:
-        return self.llm.config.hidden_size
 
     @staticmethod
     def arguments(batch: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -558,22 +552,17 @@ def encode_tokens(
         repeats = int(most) - len(batches)
     vectors = [torch.empty(0, encoder.llm_embed_dim, device=device)]
     for batch in batches + batches[-1:] * repeats:
-        texts = _to_device(pack_tokens([tokens[i] for i in batch]), device)
+        texts = pack_tokens([tokens[i] for i in batch])
+        for name, value in texts.items():
+            if isinstance(value, torch.Tensor):
+                # A copy from pageable memory would wait for the previous batch.
+                pinned = torch.empty_like(value, pin_memory=device.type == 'cuda').copy_(value)
+                texts[name] = pinned.to(device, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'amp_bf16'):
             vectors.append(encoder(**texts).float())
         on_batch(len(batch))
     order = torch.tensor(list(chain.from_iterable(batches)), dtype=torch.long)
     return torch.cat(vectors)[:len(tokens)][order.argsort().to(device, non_blocking=True)]
-
-
-def _to_device(texts: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Copy packed texts from pinned memory; a copy from pageable memory would wait for the previous batch."""
-    copies = dict(texts)
-    for name, value in texts.items():
-        if isinstance(value, torch.Tensor):
-            pinned = torch.empty_like(value, pin_memory=device.type == 'cuda').copy_(value)
-            copies[name] = pinned.to(device, non_blocking=True)
-    return copies
 
 
 def encode_texts(

@@ -42,14 +42,11 @@ class JointLLM2CLIP(ComposerLLM2CLIP):
         save_trainable_only(self, 'text_encoder')
 
     def forward(self, batch: Batch) -> Batch:
-        vectors = self.embed(batch['caption'])
+        vectors = embed_captions(batch['caption'], self.encode)
         return self.model(batch['pixel_values'], vectors, batch.get('sample_seed'))
 
-    def embed(self, captions: Captions) -> torch.Tensor:
-        """Embed captions as ``(B, llm_embed_dim)`` or ``(B, K, llm_embed_dim)``, as `embed_captions`."""
-        return embed_captions(captions, self._encode)
-
-    def _encode(self, texts: Sequence[str]) -> torch.Tensor:
+    def encode(self, texts: Sequence[str]) -> torch.Tensor:
+        """Embed B texts as ``(B, llm_embed_dim)``."""
         arguments = self.tokenize(texts)
         for name, value in arguments.items():
             if isinstance(value, torch.Tensor):

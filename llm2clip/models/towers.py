@@ -118,19 +118,13 @@ class TimmTower(Tower):
         self.trunk: Any = trunk
         self.name = config.name
         self.levels = config.feature_levels
-        self._check_levels()
-        self.width = timm_width(self.trunk, self.levels)
-
-    def _check_levels(self) -> None:
-        if not self.levels:
-            return
-        if not hasattr(self.trunk, 'forward_intermediates'):
-            raise ConfigError(f'model.vision.feature_levels: timm gives no feature maps of {self.name}, '
-                              'expected 0')
-        num_maps = len(list(self.trunk.feature_info))
-        if self.levels > num_maps:
-            raise ConfigError(f'model.vision.feature_levels: {self.levels}, expected at most {num_maps}, the '
-                              f'feature maps of {self.name}')
+        if self.levels:
+            has_maps = hasattr(trunk, 'forward_intermediates')
+            num_maps = len(list(trunk.feature_info)) if has_maps else 0
+            if self.levels > num_maps:
+                raise ConfigError(f'model.vision.feature_levels: {self.levels}, expected at most {num_maps}, '
+                                  f'the feature maps that timm gives of {self.name}')
+        self.width = timm_width(trunk, self.levels)
 
     def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return timm_features(self.trunk, pixel_values, self.levels)
@@ -172,25 +166,23 @@ def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool =
     pretrained = config.pretrained and load_weights and config.checkpoint is None
     with reading(f'model.vision.name: {config.name}', 'a model of timm'):
         trunk: Any = timm.create_model(config.name, pretrained=pretrained, **size)
+    path = config.checkpoint
+    if load_weights and path is not None:
+        # Converted and interpolated as timm does for its own weights.
+        convert = getattr(sys.modules[type(trunk).__module__], 'checkpoint_filter_fn', None)
+        with reading(f'model.vision.checkpoint: {path}', f'weights of {type(trunk).__name__}'):
+            result = timm.models.load_checkpoint(trunk, path, strict=config.remap, remap=config.remap,
+                                                 filter_fn=convert)
+        missing = list(result.missing_keys)
+        if not with_classifier:
+            classifier = f'{trunk.pretrained_cfg["classifier"]}.'
+            missing = [name for name in missing if not name.startswith(classifier)]
+        if missing or result.unexpected_keys:
+            raise ConfigError(f'model.vision.checkpoint: {path} lacks {missing[:3]} of the tower and has '
+                              f'{list(result.unexpected_keys)[:3]} besides')
     if load_weights:
-        if config.checkpoint is not None:
-            _load_timm_checkpoint(trunk, config.checkpoint, config.remap, with_classifier)
-        check_finite(trunk.state_dict(), config.checkpoint or f'model.vision.name: {config.name}')
+        check_finite(trunk.state_dict(), path or f'model.vision.name: {config.name}')
     return trunk
-
-
-def _load_timm_checkpoint(trunk: Any, path: str, remap: bool, with_classifier: bool) -> None:
-    """Load a file of weights, converted and interpolated as timm does for its own weights."""
-    convert = getattr(sys.modules[type(trunk).__module__], 'checkpoint_filter_fn', None)
-    with reading(f'model.vision.checkpoint: {path}', f'weights of {type(trunk).__name__}'):
-        result = timm.models.load_checkpoint(trunk, path, strict=remap, remap=remap, filter_fn=convert)
-    missing = list(result.missing_keys)
-    if not with_classifier:
-        classifier = f'{trunk.pretrained_cfg["classifier"]}.'
-        missing = [name for name in missing if not name.startswith(classifier)]
-    if missing or result.unexpected_keys:
-        raise ConfigError(f'model.vision.checkpoint: {path} lacks {missing[:3]} of the tower and has '
-                          f'{list(result.unexpected_keys)[:3]} besides')
 
 
 def _timm_config(name: str) -> timm.models.PretrainedCfg:

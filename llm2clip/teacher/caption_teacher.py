@@ -30,15 +30,10 @@ _BLOCK = 1024
 class CaptionTeacher(Embedder):
     """Text encoder that embeds captions, `batch_tokens` of their tokens per forward pass."""
 
-    def __init__(
-        self, module: Any, fingerprint: Fingerprint, batch_tokens: int = 4096, precision: str = 'fp32'
-    ) -> None:
-        super().__init__(module, fingerprint, precision)
+    def __init__(self, module: Any, width: int, fingerprint: Fingerprint, batch_tokens: int, precision: str
+                 ) -> None:
+        super().__init__(module, width, fingerprint, precision)
         self.batch_tokens = batch_tokens
-
-    @property
-    def width(self) -> int:
-        return self.module.llm_embed_dim
 
 
 class TeacherSource(ABC):
@@ -97,10 +92,6 @@ class TeacherSource(ABC):
         if expected is not None:
             encoding.check(expected, self.name, reference, ignored=('weights', 'config_and_tokenizer'))
 
-    def check(self, expected: Fingerprint, reference: str) -> None:
-        """Read the weights, and raise a ConfigError if the fingerprint is not the `expected` one."""
-        self.fingerprint().check(expected, self.name, reference)
-
 
 class CachedTeacher:
     """Embeds texts with a cache on disk: one folder below `folder` per teacher and precision.
@@ -132,8 +123,12 @@ class CachedTeacher:
 
         def read_cached() -> list[int]:
             for i, block in enumerate(blocks):
-                if self._file(block).is_file():
-                    results[i] = self._read(block)
+                path = self._file(block)
+                if path.is_file():
+                    expected = f'{len(block)} vectors of captions; remove it, and they are embedded again'
+                    tensors, metadata = read_safetensors(path, expected)
+                    with reading(path, expected):
+                        results[i] = tensors['text_embedding'], int(metadata['truncated'])
             return [i for i in range(len(blocks)) if i not in results]
 
         todo = broadcast_from_rank0(read_cached)
@@ -156,10 +151,3 @@ class CachedTeacher:
 
     def _file(self, texts: Sequence[str]) -> Path:
         return self.folder / f'{xxhash.xxh64(json.dumps(list(texts))).hexdigest()}.safetensors'
-
-    def _read(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
-        path = self._file(texts)
-        expected = f'{len(texts)} vectors of captions; remove it, and they are embedded again'
-        tensors, metadata = read_safetensors(path, expected)
-        with reading(path, expected):
-            return tensors['text_embedding'], int(metadata['truncated'])

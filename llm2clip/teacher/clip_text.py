@@ -94,35 +94,24 @@ class ClipTokenizer:
 
 
 class ClipTextTower(nn.Module):
-    """Text tower of a transformers CLIP or SigLIP with its projection, without the image side."""
+    """Text tower of a transformers CLIP or SigLIP with its projection, without the image side.
+
+    `llm_embed_dim` is the dimension of the text features.
+    """
 
     def __init__(self, trunk: Any) -> None:
         super().__init__()
         self.trunk = trunk
-        self._layers = set(self._text_model.encoder.layers)
-
-    @property
-    def config(self) -> PretrainedConfig:
-        return self.trunk.config
-
-    @property
-    def _text_model(self) -> Any:
-        return getattr(self.trunk, 'text_model', self.trunk)  # SigLIP has no such submodule in transformers 5
-
-    @property
-    def llm_embed_dim(self) -> int:
-        """Dimension of the text features."""
-        head = getattr(self.trunk, 'text_projection', None)
-        if head is None:
-            head = self._text_model.head
-        return head.out_features
+        self.config: PretrainedConfig = trunk.config
+        text_model = getattr(trunk, 'text_model', trunk)  # SigLIP has no such submodule in transformers 5
+        self._layers = set(text_model.encoder.layers)
+        head = getattr(trunk, 'text_projection', None) or text_model.head
+        self.llm_embed_dim: int = head.out_features
 
     def forward(self, input_ids: torch.Tensor, attention_mask: Optional[torch.Tensor] = None) -> torch.Tensor:
         """Return projected features ``(N, llm_embed_dim)``, not normalised, of tokens ``(N, T)``."""
         outputs = self.trunk(input_ids=input_ids, attention_mask=attention_mask)
-        if getattr(outputs, 'text_embeds', None) is None:
-            return outputs.pooler_output
-        return outputs.text_embeds
+        return outputs.get('text_embeds', outputs.get('pooler_output'))
 
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
         """Whether a module is a layer, which FSDP shards and activation checkpointing recomputes alone."""
@@ -195,13 +184,14 @@ class _ClipTextTeacher(CaptionTeacher):
     """
 
     def __init__(self, tower: ClipTextTower, tokenizer: ClipTokenizer, fingerprint: Fingerprint,
-                 batch_tokens: int = 4096, precision: str = 'fp32', cut: bool = False) -> None:
-        super().__init__(tower, fingerprint, batch_tokens, precision)
+                 batch_tokens: int, precision: str, cut: bool) -> None:
+        super().__init__(tower, tower.llm_embed_dim, fingerprint, batch_tokens, precision)
         self.tokenizer, self.cut = tokenizer, cut
 
     def prepare(self, items: Sequence[str]) -> list[ClipTokens]:
         return self.tokenizer.tokenize(items)
 
+    @torch.no_grad()
     def embed_prepared(self, inputs: Sequence[ClipTokens], on_batch: OnBatch) -> Embedded:
         vectors = torch.zeros(len(inputs), self.width, device=self.device)
         embedded = [i for i, text in enumerate(inputs) if self.cut or not text.cut]
@@ -210,19 +200,17 @@ class _ClipTextTeacher(CaptionTeacher):
         batch_size = max(1, self.batch_tokens // self.tokenizer.max_length)
         for start in range(0, len(embedded), batch_size):
             rows = embedded[start:start + batch_size]
-            vectors[rows] = self._features([inputs[i] for i in rows])
+            batch = self.tokenizer.pad([inputs[i] for i in rows])
+            tensors = {name: value.to(self.device) for name, value in batch.items()}
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'amp_bf16'):
+                features = self.module(**tensors).float()
+            vectors[rows] = features
             on_batch(len(rows))
         left_out = len(inputs) - len(embedded)
         on_batch(left_out)
         tokens = sum(len(inputs[i].ids) for i in embedded)
         truncated = sum(inputs[i].cut for i in embedded)
         return Embedded(vectors, tokens, truncated, left_out)
-
-    @torch.no_grad()
-    def _features(self, texts: Sequence[ClipTokens]) -> torch.Tensor:
-        batch = {name: value.to(self.device) for name, value in self.tokenizer.pad(texts).items()}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'amp_bf16'):
-            return self.module(**batch).float()
 
 
 class ClipText(TeacherSource):

@@ -6,6 +6,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
@@ -48,10 +49,7 @@ class Fingerprint:
     @classmethod
     def concatenate(cls, fingerprints: Iterable['Fingerprint']) -> 'Fingerprint':
         """Return the fingerprint of all teachers in the given fingerprints, in order."""
-        teachers: list[dict[str, Any]] = []
-        for fingerprint in fingerprints:
-            teachers += fingerprint.teachers
-        return cls(tuple(teachers))
+        return cls(tuple(chain.from_iterable(fingerprint.teachers for fingerprint in fingerprints)))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> 'Fingerprint':

@@ -146,8 +146,7 @@ def _merge_adapters(llm: PreTrainedModel, config: TextEncoderConfig, on_meta: bo
         with under(f'{config.key}.adapters'):
             for folder in config.adapters:
                 llm = _merge_adapter(llm, folder)
-    if config.adapters:
-        cast_weights(llm, getattr(torch, config.dtype))
+    cast_weights(llm, getattr(torch, config.dtype))
     return llm
 
 

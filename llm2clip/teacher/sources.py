@@ -57,7 +57,7 @@ class LLMTeacher(CaptionTeacher):
 
     def __init__(self, encoder: TextEncoder, tokenizer: CaptionTokenizer, fingerprint: Fingerprint,
                  batch_tokens: int = 4096, precision: str = 'fp32', sharded: bool = False) -> None:
-        super().__init__(encoder, fingerprint, batch_tokens, precision)
+        super().__init__(encoder, encoder.llm_embed_dim, fingerprint, batch_tokens, precision)
         self.tokenizer = tokenizer
         self.sharded = sharded
         # The cast from bfloat16 to float32 is exact.
@@ -160,27 +160,20 @@ class _SentenceTransformerTeacher(CaptionTeacher):
     `batch_tokens` counts padding.
     """
 
-    def __init__(self, model: Any, fingerprint: Fingerprint, prompt: str = '', batch_tokens: int = 4096,
-                 precision: str = 'fp32') -> None:
-        super().__init__(model, fingerprint, batch_tokens, precision)
+    def __init__(self, model: Any, fingerprint: Fingerprint, prompt: str, batch_tokens: int, precision: str
+                 ) -> None:
+        # Custom modules of a model need not report the width.
+        width = len(model.encode('a', show_progress_bar=False))
+        super().__init__(model, width, fingerprint, batch_tokens, precision)
         self.prompt = prompt
-
-    @property
-    def width(self) -> int:
-        # Custom modules of a model need not report it.
-        return self.module.get_sentence_embedding_dimension() or self.embed(['a']).vectors.shape[1]
 
     def prepare(self, items: Sequence[str]) -> Sequence[str]:
         """Return the captions unchanged: `encode` tokenises them, and tokenizers are not thread-safe."""
         return items
 
     def embed_prepared(self, inputs: Sequence[str], on_batch: OnBatch) -> Embedded:
-        vectors, lengths = encode_sentences(
-            self.module, inputs, self.prompt, self.batch_tokens, self.precision, on_batch)
-        limit = self.module.max_seq_length or max(lengths, default=0)
-        tokens = sum(min(length, limit) for length in lengths)
-        truncated = sum(length > limit for length in lengths)
-        return Embedded(vectors, tokens, truncated)
+        return Embedded(*encode_sentences(
+            self.module, inputs, self.prompt, self.batch_tokens, self.precision, on_batch))
 
 
 class SentenceTransformerModel(TeacherSource):

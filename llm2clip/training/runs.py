@@ -214,7 +214,7 @@ class Stage2Run:
         for source, fingerprint in zip(sources, expected):
             source.check_encoding(fingerprint, 'the run')
         for source, fingerprint in zip(sources, expected):
-            source.check(fingerprint, 'the run')
+            source.fingerprint().check(fingerprint, source.name, 'the run')
         return sources
 
 
