@@ -263,7 +263,7 @@ def _check_cra(config: CRAConfig) -> None:
         raise ConfigError(str(error), key='cra.captions') from None
     for name, encoder in config.teachers.items():
         with under(f'cra.teachers.{name}'):
-            teacher_source(encoder).check_encoding()
+            teacher_source(encoder).encoding()
 
 
 def evaluate_cra(config: CRAConfig, device: Device) -> tuple[dict[str, float], int]:

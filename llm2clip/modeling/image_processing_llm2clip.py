@@ -82,7 +82,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         raise ValueError('its pixels are fractions, expected whole numbers of 8 or 16 bits')
     if image.mode in ('I', 'I;16', 'I;16B', 'I;16L'):  # Pillow would clip at 255
         values = np.asarray(image)
-        if image.mode == 'I' and values.size and not 0 <= values.min() <= values.max() < 1 << 16:
+        if image.mode == 'I' and not 0 <= values.min() <= values.max() < 1 << 16:
             raise ValueError(f'its pixels are from {values.min()} to {values.max()}, expected 8 or 16 bits')
         return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8)).convert('RGB')
     if image.mode in ('RGBA', 'LA', 'PA', 'La', 'RGBa') or 'transparency' in image.info:

@@ -122,7 +122,7 @@ class _VisionEncoder(nn.Module):
             # No `import`: transformers would require the package for every exported model.
             timm: Any = importlib.import_module('timm')
             known = timm.get_pretrained_cfg(vision['name'])
-            if known is not None and known.fixed_input_size:
+            if getattr(known, 'fixed_input_size', False):
                 options['img_size'] = vision['image_size']
             self.trunk = timm.create_model(vision['name'], pretrained=False, **options)
             self.trunk.reset_classifier(0)

@@ -552,17 +552,22 @@ def encode_tokens(
         repeats = int(most) - len(batches)
     vectors = [torch.empty(0, encoder.llm_embed_dim, device=device)]
     for batch in batches + batches[-1:] * repeats:
-        texts = pack_tokens([tokens[i] for i in batch])
-        for name, value in texts.items():
-            if isinstance(value, torch.Tensor):
-                # A copy from pageable memory would wait for the previous batch.
-                pinned = torch.empty_like(value, pin_memory=device.type == 'cuda').copy_(value)
-                texts[name] = pinned.to(device, non_blocking=True)
+        texts = to_device(pack_tokens([tokens[i] for i in batch]), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'amp_bf16'):
             vectors.append(encoder(**texts).float())
         on_batch(len(batch))
     order = torch.tensor(list(chain.from_iterable(batches)), dtype=torch.long)
     return torch.cat(vectors)[:len(tokens)][order.argsort().to(device, non_blocking=True)]
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Copy tensors from pinned memory; a copy from pageable memory would wait for the previous batch."""
+    copies = dict(batch)
+    for name, value in batch.items():
+        if isinstance(value, torch.Tensor):
+            pinned = torch.empty_like(value, pin_memory=device.type == 'cuda').copy_(value)
+            copies[name] = pinned.to(device, non_blocking=True)
+    return copies
 
 
 def encode_texts(

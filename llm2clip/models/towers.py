@@ -259,7 +259,7 @@ class TransformersTower(Tower):
 def _architecture(config: VisionConfig) -> PretrainedConfig:
     with under('model.vision'):
         whole = load_architecture(config.name, config.architecture, f'model.vision.name: {config.name}')
-    return whole if config.architecture else getattr(whole, 'vision_config', whole)
+    return getattr(whole, 'vision_config', whole)
 
 
 def _grid(config: Any) -> int:
@@ -296,10 +296,8 @@ def _is_timm(config: VisionConfig) -> bool:
 
 def train_image_size(data: ImageDataConfig, vision: VisionConfig) -> int:
     """Return the side of training images in pixels; a ConfigError if the tower does not support it."""
-    size = data.image_size
-    if size is None or size == vision.image_size:
-        return vision.image_size
-    if not _is_timm(vision) or _timm_config(vision.name).fixed_input_size:
+    size = data.image_size or vision.image_size
+    if size != vision.image_size and (not _is_timm(vision) or _timm_config(vision.name).fixed_input_size):
         raise ConfigError(f'train_data.image_size: {vision.name} takes images of model.vision.image_size, '
                           f'{vision.image_size}, only, not of {size}')
     return size

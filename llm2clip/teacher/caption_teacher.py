@@ -42,7 +42,7 @@ class TeacherSource(ABC):
     name: str
 
     @abstractmethod
-    def _encoding(self) -> dict[str, Any]:
+    def encoding(self) -> dict[str, Any]:
         """Return the encoding settings; raise a ConfigError if there is no such text encoder."""
 
     @abstractmethod
@@ -82,15 +82,14 @@ class TeacherSource(ABC):
         A ValueError if the fingerprint of this text encoder is not `expected`."""
         raise ConfigError(f'teacher: {self.name} cannot be part of an exported model')
 
-    def check_encoding(self, expected: Optional[Fingerprint] = None, reference: str = '') -> None:
+    def check_encoding(self, expected: Fingerprint, reference: str) -> None:
         """Check the text encoder without reading weights.
 
         A ConfigError if there is none, or if it encodes captions differently than the text encoder with the
         fingerprint `expected`, which messages call `reference`.
         """
-        encoding = Fingerprint.of('', self._encoding())
-        if expected is not None:
-            encoding.check(expected, self.name, reference, ignored=('weights', 'config_and_tokenizer'))
+        Fingerprint.of('', self.encoding()).check(expected, self.name, reference,
+                                                  ignored=('weights', 'config_and_tokenizer'))
 
 
 class CachedTeacher:

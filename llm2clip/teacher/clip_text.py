@@ -33,6 +33,7 @@ from llm2clip.modeling.checks import (
     load_config,
     load_tokenizer,
 )
+from llm2clip.modeling.text_encoder import to_device
 from llm2clip.teacher.caption_teacher import CaptionTeacher, TeacherSource
 from llm2clip.teacher.embedder import Embedded, OnBatch
 from llm2clip.teacher.fingerprint import Fingerprint, hash_settings
@@ -200,10 +201,9 @@ class _ClipTextTeacher(CaptionTeacher):
         batch_size = max(1, self.batch_tokens // self.tokenizer.max_length)
         for start in range(0, len(embedded), batch_size):
             rows = embedded[start:start + batch_size]
-            batch = self.tokenizer.pad([inputs[i] for i in rows])
-            tensors = {name: value.to(self.device) for name, value in batch.items()}
+            batch = to_device(self.tokenizer.pad([inputs[i] for i in rows]), self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'amp_bf16'):
-                features = self.module(**tensors).float()
+                features = self.module(**batch).float()
             vectors[rows] = features
             on_batch(len(rows))
         left_out = len(inputs) - len(embedded)
@@ -225,7 +225,7 @@ class ClipText(TeacherSource):
     def __init__(self, name: Union[str, Path], cut: bool = False) -> None:
         self.name, self._cut = str(name), cut
 
-    def _encoding(self) -> dict[str, Any]:
+    def encoding(self) -> dict[str, Any]:
         config = load_config(self.name)
         return {'clip_text': config.model_type, 'too_long': 'cut' if self._cut else 'left out'}
 
@@ -234,7 +234,7 @@ class ClipText(TeacherSource):
         tokenizer = load_clip_tokenizer(ClipTextConfig(self.name))
         settings = hash_settings(tower.config.to_diff_dict(), tokenizer.tokenizer)
         return Fingerprint.of(hash_tensors(published_state(tower.trunk)),
-                              {'config_and_tokenizer': settings} | self._encoding())
+                              {'config_and_tokenizer': settings} | self.encoding())
 
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> CaptionTeacher:

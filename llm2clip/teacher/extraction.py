@@ -247,11 +247,6 @@ def _embed(
             part.vectors[part.rows] = embedded.vectors.cpu()
             counts.update(captions=len(part.rows), tokens=embedded.tokens, truncated=embedded.truncated,
                           left_out=embedded.left_out)
-            if extraction.embeddings.views is None:
-                tokens_per_second = counts['tokens'] / max(progress.format_dict['elapsed'], 1e-9)
-                progress.set_postfix(
-                    {'tokens/s': f'{tokens_per_second:,.0f}', 'truncated': counts['truncated'],
-                     'left out': counts['left_out']}, refresh=False)
         if part.last:
             extraction.write(part.k, part.ids, part.vectors)
             counts.update(shards=1, absent=part.num_absent)

@@ -105,7 +105,7 @@ class TeacherFolder(_LLM):
     def __init__(self, folder: Union[str, Path]) -> None:
         self.name = str(folder)
 
-    def _encoding(self) -> dict[str, Any]:
+    def encoding(self) -> dict[str, Any]:
         return encoding(teacher_config(self.name))
 
     def fingerprint(self) -> Fingerprint:
@@ -118,7 +118,7 @@ class TeacherFolder(_LLM):
         return saved
 
     def _read(self, sharded: bool = False) -> tuple[TextEncoder, CaptionTokenizer]:
-        return load_teacher(self.name, 'float32' if sharded else None)
+        return load_teacher(self.name, in_float32=sharded)
 
 
 class FrozenLLM(_LLM):
@@ -127,7 +127,7 @@ class FrozenLLM(_LLM):
     def __init__(self, config: LLMTeacherConfig) -> None:
         self.name, self._config = config.pretrained, config
 
-    def _encoding(self) -> dict[str, Any]:
+    def encoding(self) -> dict[str, Any]:
         return encoding(self._config)
 
     def fingerprint(self) -> Fingerprint:
@@ -151,7 +151,7 @@ class FrozenLLM(_LLM):
         digest = xxhash.xxh64(str((tokenizer.header, tokenizer.footer, self._config.gguf_file)))
         hash_tensors(encoder.state_dict(), digest)
         settings = hash_settings(encoder.llm.config.to_diff_dict(), tokenizer.tokenizer)
-        return Fingerprint.of(digest.hexdigest(), {'config_and_tokenizer': settings} | self._encoding())
+        return Fingerprint.of(digest.hexdigest(), {'config_and_tokenizer': settings} | self.encoding())
 
 
 class _SentenceTransformerTeacher(CaptionTeacher):
@@ -183,7 +183,7 @@ class SentenceTransformerModel(TeacherSource):
         self.name, self._config = config.name, config
 
     def fingerprint(self) -> Fingerprint:
-        return Fingerprint.of(hash_files(self._folder), self._encoding())
+        return Fingerprint.of(hash_files(self._folder), self.encoding())
 
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> _SentenceTransformerTeacher:
@@ -192,7 +192,7 @@ class SentenceTransformerModel(TeacherSource):
                               'and only an LLM can be spread over the ranks')
         model = load_sentence_transformer(self._folder, self._config.trust_remote_code)
         device.module_to_device(model)
-        return _SentenceTransformerTeacher(model, fingerprint, self._encoding()['prompt'], batch_tokens,
+        return _SentenceTransformerTeacher(model, fingerprint, self.encoding()['prompt'], batch_tokens,
                                            precision)
 
     def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
@@ -201,7 +201,7 @@ class SentenceTransformerModel(TeacherSource):
             target = folder / path.relative_to(self._folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-        saved = Fingerprint.of(hash_files(folder), self._encoding())
+        saved = Fingerprint.of(hash_files(folder), self.encoding())
         saved.check(expected, self.name, 'the model')
         return saved
 
@@ -212,7 +212,7 @@ class SentenceTransformerModel(TeacherSource):
         with reading(f'teacher.name: {self.name}', 'a sentence-transformers model, a folder or on the Hub'):
             return Path(snapshot_download(self.name, ignore_patterns=_FOREIGN_WEIGHTS))
 
-    def _encoding(self) -> dict[str, Any]:
+    def encoding(self) -> dict[str, Any]:
         """Return the prompt; by default it comes from the model's own prompt file."""
         if self._config.prompt is not None:
             return {'prompt': self._config.prompt}
