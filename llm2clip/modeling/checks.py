@@ -110,7 +110,7 @@ def load_checked(
     # transformers would load the adapter's base model instead.
     adapter_error = LoadError(f'{where}: has an adapter_config.json, expected a whole model and no adapter '
                               'to one')
-    if Path(name or '', 'adapter_config.json').is_file():
+    if Path(str(name), 'adapter_config.json').is_file():
         raise adapter_error
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # no table of unexpected weights, which are checked below

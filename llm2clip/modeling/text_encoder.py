@@ -135,9 +135,9 @@ class CaptionTokenizer:
 
     def _bos(self) -> list[int]:
         """BOS token as a list; empty if the tokenizer does not add one."""
-        bos = self.tokenizer.bos_token_id
-        if isinstance(bos, int) and self.tokenizer('').input_ids[:1] == [bos]:
-            return [bos]
+        bos = [self.tokenizer.bos_token_id]
+        if self.tokenizer('').input_ids[:1] == bos:
+            return bos
         return []
 
     def _check_room(self, instruction: str) -> None:
@@ -235,9 +235,10 @@ class CaptionTokenizer:
         path.write_text(json.dumps(fields, indent=2) + '\n', encoding='utf-8')
 
 
-def pad(tokens: Sequence[Tokenized], pad_id: int = 0) -> Tokens:
-    """Pad B texts on the right to `input_ids`, `attention_mask` and `embed_mask`, each ``(B, T)``."""
-    length = max(len(text.ids) for text in tokens)
+def pad(tokens: Sequence[Tokenized], pad_id: int = 0, min_length: int = 0) -> Tokens:
+    """Pad B texts on the right to `input_ids`, `attention_mask` and `embed_mask`, each ``(B, T)``, with T of
+    `min_length` at least."""
+    length = max(min_length, max(len(text.ids) for text in tokens))
     input_ids = torch.full((len(tokens), length), pad_id, dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
     embed_mask = torch.zeros_like(input_ids)
@@ -313,7 +314,7 @@ class TextEncoder(nn.Module):
         self.pool = POOLINGS[config.pooling]
         attention = llm.config._attn_implementation
         llm.config._attn_implementation = _PACKED.get(attention, attention)
-        self._layer_names = set(getattr(llm, '_no_split_modules', None) or ())
+        self._layer_names = set(llm._no_split_modules)
 
     @staticmethod
     def arguments(batch: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -444,19 +445,9 @@ def _visible(length: int, causal: bool, window: Optional[int], device: torch.dev
 
 @torch.compiler.disable  # it would recompile for every new set of lengths
 def _attend_by_runs(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: Optional[torch.Tensor],
-    *,
-    runs: Runs,
-    offsets: torch.Tensor,
-    bidirectional: bool,
-    implementation: str,
-    scaling: float,
-    dropout: float = 0.0,
-    sliding_window: Optional[int] = None,
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+    attention_mask: Optional[torch.Tensor], *, runs: Runs, offsets: torch.Tensor, bidirectional: bool,
+    implementation: str, scaling: float, dropout: float = 0.0, sliding_window: Optional[int] = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Compute attention ``(1, S, H, head_dim)`` within each of the texts that are packed in one row.

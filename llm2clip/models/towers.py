@@ -39,6 +39,8 @@ class Tower(Protocol):
 
     trunk: nn.Module
     width: int
+    no_weight_decay: set[str]
+    """Names of parameters without weight decay; one-dimensional ones never decay."""
 
     def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Compute pooled features, ``(B, 3, H, W)`` -> ``(B, width)``."""
@@ -50,10 +52,6 @@ class Tower(Protocol):
 
     def layer_ids(self) -> dict[str, int]:
         """Map parameter names to layers: 0 for the embeddings, one per block, the last for the rest."""
-        ...
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters without weight decay; one-dimensional ones never decay."""
         ...
 
     def on_tokens(self, keep: Keep) -> None:
@@ -125,6 +123,7 @@ class TimmTower(Tower):
                 raise ConfigError(f'model.vision.feature_levels: {self.levels}, expected at most {num_maps}, '
                                   f'the feature maps that timm gives of {self.name}')
         self.width = timm_width(trunk, self.levels)
+        self.no_weight_decay = set(getattr(trunk, 'no_weight_decay', set)())
 
     def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return timm_features(self.trunk, pixel_values, self.levels)
@@ -142,9 +141,6 @@ class TimmTower(Tower):
         # timm's group numbers may have gaps, since a group may be empty.
         rank = {layer: i for i, layer in enumerate(sorted(set(ids.values())))}
         return {name: rank[layer] for name, layer in ids.items()}
-
-    def no_weight_decay(self) -> set[str]:
-        return set(getattr(self.trunk, 'no_weight_decay', set)())
 
     def on_tokens(self, keep: Keep) -> None:
         if not hasattr(self.trunk, 'patch_drop'):
@@ -215,6 +211,10 @@ class TransformersTower(Tower):
         # Towers of several stages have a width per stage.
         self.width = getattr(architecture, 'hidden_size', None) or architecture.hidden_sizes[-1]
         self.name = config.name
+        parts = {'position_embedding', 'position_embeddings', 'class_embedding', 'cls_token',
+                 'register_tokens'}
+        self.no_weight_decay = {
+            name for name, _ in self.trunk.named_parameters() if parts & set(name.split('.'))}
 
     def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
         outputs = self.trunk(pixel_values)
@@ -238,11 +238,6 @@ class TransformersTower(Tower):
                 outside = len(blocks) + 1
             layers[name] = block_layers.get(parameter, outside)
         return layers
-
-    def no_weight_decay(self) -> set[str]:
-        parts = {'position_embedding', 'position_embeddings', 'class_embedding', 'cls_token',
-                 'register_tokens'}
-        return {name for name, _ in self.trunk.named_parameters() if parts & set(name.split('.'))}
 
     def on_tokens(self, keep: Keep) -> None:
         embeddings = getattr(getattr(self.trunk, 'vision_model', self.trunk), 'embeddings', None)

@@ -39,7 +39,7 @@ class VisionEncoder(nn.Module):
         self.width = self.tower.width
         self.layer_ids = self.tower.layer_ids()
         self.num_layers = max(self.layer_ids.values()) + 1
-        self.no_weight_decay = self.tower.no_weight_decay()
+        self.no_weight_decay = self.tower.no_weight_decay
         self._blocks = set(self.tower.blocks())
         if config.gradient_checkpointing:
             self.tower.checkpoint_gradients()

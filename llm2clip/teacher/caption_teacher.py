@@ -121,6 +121,7 @@ class CachedTeacher:
         results: dict[int, tuple[torch.Tensor, int]] = {}
 
         def read_cached() -> list[int]:
+            missing = []
             for i, block in enumerate(blocks):
                 path = self._file(block)
                 if path.is_file():
@@ -128,7 +129,9 @@ class CachedTeacher:
                     tensors, metadata = read_safetensors(path, expected)
                     with reading(path, expected):
                         results[i] = tensors['text_embedding'], int(metadata['truncated'])
-            return [i for i in range(len(blocks)) if i not in results]
+                else:
+                    missing.append(i)
+            return missing
 
         todo = broadcast_from_rank0(read_cached)
         embedded = round_robin([blocks[i] for i in todo], partial(map, self._embed))

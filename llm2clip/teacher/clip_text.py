@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 import torch.nn as nn
@@ -33,7 +33,7 @@ from llm2clip.modeling.checks import (
     load_config,
     load_tokenizer,
 )
-from llm2clip.modeling.text_encoder import to_device
+from llm2clip.modeling.text_encoder import Tokenized, pad, to_device
 from llm2clip.teacher.caption_teacher import CaptionTeacher, TeacherSource
 from llm2clip.teacher.embedder import Embedded, OnBatch
 from llm2clip.teacher.fingerprint import Fingerprint, hash_settings
@@ -51,13 +51,6 @@ _TOWERS: dict[str, Any] = {
 }
 
 
-class ClipTokens(NamedTuple):
-    """Tokens of one text; `cut` is True if the text exceeded the maximum length and was truncated."""
-
-    ids: list[int]
-    cut: bool
-
-
 class ClipTokenizer:
     """Tokenizer of the CLIP or SigLIP `name` (hub name or local folder), with the padding of its training."""
 
@@ -72,22 +65,18 @@ class ClipTokenizer:
             others = [] if backend.normalizer is None else [backend.normalizer]
             backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *others])
 
-    def tokenize(self, texts: Sequence[str]) -> list[ClipTokens]:
+    def tokenize(self, texts: Sequence[str]) -> list[Tokenized]:
         whole = self.tokenizer(list(texts), verbose=False).input_ids
         cut = self.tokenizer(list(texts), truncation=True, max_length=self.max_length).input_ids
-        return [ClipTokens(ids, len(all_ids) > self.max_length) for ids, all_ids in zip(cut, whole)]
+        return [Tokenized(ids, 0, len(all_ids) - len(ids)) for ids, all_ids in zip(cut, whole)]
 
-    def pad(self, texts: Sequence[ClipTokens]) -> dict[str, torch.Tensor]:
+    def pad(self, texts: Sequence[Tokenized]) -> dict[str, torch.Tensor]:
         """Return ``input_ids`` ``(N, T)`` and, if the model uses one, ``attention_mask`` ``(N, T)``."""
-        length = self.max_length if self._siglip else max(len(text.ids) for text in texts)
-        ids = torch.full((len(texts), length), self.tokenizer.pad_token_id)
-        mask = torch.zeros(len(texts), length, dtype=torch.long)
-        for i, text in enumerate(texts):
-            ids[i, :len(text.ids)] = torch.tensor(text.ids)
-            mask[i, :len(text.ids)] = 1
+        pad_id = self.tokenizer.pad_token_id
         if self._siglip:
-            return {'input_ids': ids}
-        return {'input_ids': ids, 'attention_mask': mask}
+            return {'input_ids': pad(texts, pad_id, self.max_length)['input_ids']}
+        padded = pad(texts, pad_id)
+        return {'input_ids': padded['input_ids'], 'attention_mask': padded['attention_mask']}
 
     def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Tokenise, truncate and pad N texts."""
@@ -189,11 +178,11 @@ class _ClipTextTeacher(CaptionTeacher):
         super().__init__(tower, tower.llm_embed_dim, fingerprint, batch_tokens, precision)
         self.tokenizer, self.cut = tokenizer, cut
 
-    def prepare(self, items: Sequence[str]) -> list[ClipTokens]:
+    def prepare(self, items: Sequence[str]) -> list[Tokenized]:
         return self.tokenizer.tokenize(items)
 
     @torch.no_grad()
-    def embed_prepared(self, inputs: Sequence[ClipTokens], on_batch: OnBatch) -> Embedded:
+    def embed_prepared(self, inputs: Sequence[Tokenized], on_batch: OnBatch) -> Embedded:
         vectors = torch.zeros(len(inputs), self.width, device=self.device)
         embedded = [i for i, text in enumerate(inputs) if self.cut or not text.cut]
         # Batches of similar lengths need little padding.
@@ -209,7 +198,7 @@ class _ClipTextTeacher(CaptionTeacher):
         left_out = len(inputs) - len(embedded)
         on_batch(left_out)
         tokens = sum(len(inputs[i].ids) for i in embedded)
-        truncated = sum(inputs[i].cut for i in embedded)
+        truncated = sum(inputs[i].cut > 0 for i in embedded)
         return Embedded(vectors, tokens, truncated, left_out)
 
 

@@ -236,24 +236,6 @@ def _parts(
             yield _Part(k, ids, vectors, rows, inputs, num_absent, last=rows is parts[-1])
 
 
-def _embed(
-    extraction: _Extraction, numbers: Iterable[int], embedder: Embedder, part_tokens: int, progress: tqdm
-) -> Counter[str]:
-    """Embed and write shards, given by number, and return counts.  A thread reads ahead."""
-    counts: Counter[str] = Counter()
-    for part in _ahead(_parts(extraction, numbers, embedder, part_tokens)):
-        if part.rows:
-            embedded = embedder.embed_prepared(part.inputs, on_batch=progress.update)
-            part.vectors[part.rows] = embedded.vectors.cpu()
-            counts.update(captions=len(part.rows), tokens=embedded.tokens, truncated=embedded.truncated,
-                          left_out=embedded.left_out)
-        if part.last:
-            extraction.write(part.k, part.ids, part.vectors)
-            counts.update(shards=1, absent=part.num_absent)
-            progress.update(part.num_absent)
-    return counts
-
-
 def _ahead(items: Iterable[T]) -> Iterator[T]:
     """Yield the same items; a thread computes the next item while the caller uses the current one."""
     iterator = iter(items)
@@ -310,11 +292,21 @@ def extract_text_embeddings(
     """
     extraction = _Extraction(embeddings)
     mine = extraction.initialize(embedder.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
+    counts: Counter[str] = Counter()
     num_items = sum(len(extraction.shards[k]) for k in mine) * len(extraction.keys)
     with tqdm(total=num_items, unit=' captions' if embeddings.views is None else ' images',
               desc=f'embed {embeddings.out.local.name}', disable=dist.get_local_rank() != 0) as progress:
-        done = _embed(extraction, mine, embedder, part_tokens, progress)
-    total = sum(dist.all_gather_object(done), Counter())
+        for part in _ahead(_parts(extraction, mine, embedder, part_tokens)):
+            if part.rows:
+                embedded = embedder.embed_prepared(part.inputs, on_batch=progress.update)
+                part.vectors[part.rows] = embedded.vectors.cpu()
+                counts.update(captions=len(part.rows), tokens=embedded.tokens, truncated=embedded.truncated,
+                              left_out=embedded.left_out)
+            if part.last:
+                extraction.write(part.k, part.ids, part.vectors)
+                counts.update(shards=1, absent=part.num_absent)
+                progress.update(part.num_absent)
+    total = sum(dist.all_gather_object(counts), Counter())
     if dist.get_global_rank() == 0:
         extraction.finish()
     dist.barrier()
