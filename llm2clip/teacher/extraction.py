@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -144,14 +144,6 @@ class _Extraction:
             text = sample[CAPTION + caption]
             texts[key] = prompt.replace('{caption}', text) if text.strip() else ''
         return texts
-
-    def write(self, k: int, ids: Sequence[str], vectors: torch.Tensor) -> None:
-        """Write the vectors ``(samples * keys, D)`` of shard `k`."""
-        storage = self.embeddings.storage
-        if self.embeddings.normalize:
-            vectors = F.normalize(vectors, dim=-1)
-        rows = vector_rows(ids, self.keys, vectors.numpy().reshape(len(ids), len(self.keys), -1), storage)
-        write_shard(self.out, k, rows, vector_columns(self.keys, vectors.shape[-1], storage))
 
     def finish(self) -> None:
         """Write the index from the entries of all shards."""
@@ -303,7 +295,13 @@ def extract_text_embeddings(
                 counts.update(captions=len(part.rows), tokens=embedded.tokens, truncated=embedded.truncated,
                               left_out=embedded.left_out)
             if part.last:
-                extraction.write(part.k, part.ids, part.vectors)
+                vectors = part.vectors
+                if embeddings.normalize:
+                    vectors = F.normalize(vectors, dim=-1)
+                values = vectors.numpy().reshape(len(part.ids), len(extraction.keys), -1)
+                write_shard(embeddings.out, part.k,
+                            vector_rows(part.ids, extraction.keys, values, embeddings.storage),
+                            vector_columns(extraction.keys, embedder.width, embeddings.storage))
                 counts.update(shards=1, absent=part.num_absent)
                 progress.update(part.num_absent)
     total = sum(dist.all_gather_object(counts), Counter())
