@@ -15,7 +15,6 @@ from composer.utils.parallelism import FSDP2Config
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from llm2clip.config import FsdpConfig
 
@@ -59,7 +58,7 @@ def unwrapped_name(name: str) -> str:
 
 def without_ddp(model: Any) -> Any:
     """Return the model itself, which DDP may have wrapped."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    return getattr(model, 'module', model)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -122,9 +122,7 @@ def load_llm(config: TextEncoderConfig, on_meta: bool = False) -> PreTrainedMode
         ConfigError: The folder is missing, the architecture is not supported, or an adapter does not fit.
         FileError, LoadError: The LLM or an adapter is damaged.
     """
-    # Gemma 3 from 4B on has a vision tower, which is dropped.
-    llm = _load(AutoModel, config, on_meta)
-    return _merge_adapters(getattr(llm, 'language_model', llm), config, on_meta)
+    return _merge_adapters(_load(AutoModel, config, on_meta), config, on_meta)
 
 
 def load_llm_and_head(config: TextEncoderConfig, on_meta: bool = False) -> tuple[PreTrainedModel, nn.Linear]:
@@ -134,11 +132,12 @@ def load_llm_and_head(config: TextEncoderConfig, on_meta: bool = False) -> tuple
     head = nn.Linear(tied.in_features, tied.out_features, bias=False, device='meta')
     weight = tied.weight.detach().to(getattr(torch, config.dtype), copy=True)
     head.weight = nn.Parameter(weight, requires_grad=False)
-    llm = full.get_decoder()
-    return _merge_adapters(getattr(llm, 'language_model', llm), config, on_meta), head
+    return _merge_adapters(full.get_decoder(), config, on_meta), head
 
 
-def _merge_adapters(llm: PreTrainedModel, config: TextEncoderConfig, on_meta: bool) -> PreTrainedModel:
+def _merge_adapters(model: PreTrainedModel, config: TextEncoderConfig, on_meta: bool) -> PreTrainedModel:
+    # Gemma 3 from 4B on has a vision tower, which is dropped.
+    llm = getattr(model, 'language_model', model)
     llm.config.use_cache = False
     if not on_meta:
         with under(f'{config.key}.adapters'):

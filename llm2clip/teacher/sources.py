@@ -224,10 +224,12 @@ class SentenceTransformerModel(TeacherSource):
             # sentence-transformers adds these two to every model.
             prompts = {'query': '', 'document': ''} | settings.get('prompts', {})
             name = self._config.prompt_name or settings.get('default_prompt_name')
-        if name is not None and name not in prompts:
+        if name is None:
+            return {'prompt': ''}
+        if name not in prompts:
             raise ConfigError(f'teacher.prompt_name: {name!r}, expected one of those of {self.name}: '
                               f'{", ".join(prompts)}')
-        return {'prompt': '' if name is None else prompts[name]}
+        return {'prompt': prompts[name]}
 
 
 def teacher_source(config: Any, trust_remote_code: Optional[bool] = None, cut: bool = False) -> TeacherSource:
