@@ -12,7 +12,6 @@ import torch._dynamo
 import torch.nn as nn
 from composer.models import ComposerModel
 from composer.utils.parallelism import FSDP2Config
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
@@ -74,7 +73,7 @@ def set_up_units(model: nn.Module) -> str:
     unit keeps the dtype of its inputs if ``fsdp_float32_inputs_fn`` of its model returns True.
 
     Returns:
-        One line that summarises the sharded and recomputed modules.
+        One line that summarises the sharded modules.
     """
     names = []
     for part, child in model.named_children():  # Composer makes a separate tree of units for each child
@@ -93,11 +92,7 @@ def set_up_units(model: nn.Module) -> str:
                     param.mp_policy = state._mp_policy
             elif takes_float32(unit):
                 state._mp_policy = dataclasses.replace(state._mp_policy, cast_forward_inputs=False)
-    summary = f'FSDP2 shards {len(names)} modules one by one, from {names[0]} to {names[-1]}'
-    recomputed = [module for module in model.modules() if isinstance(module, CheckpointWrapper)]
-    if recomputed:
-        summary += f', {len(recomputed)} of which are recomputed in the backward pass'
-    return summary
+    return f'FSDP2 shards {len(names)} modules one by one, from {names[0]} to {names[-1]}'
 
 
 def compile_blocks(model: ComposerModel, **arguments: Any) -> None:
