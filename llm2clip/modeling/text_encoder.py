@@ -228,8 +228,8 @@ class CaptionTokenizer:
         # transformers would otherwise replace the template by what these fields and the class say.
         path = Path(folder, 'tokenizer_config.json')
         fields = json.loads(path.read_text(encoding='utf-8'))
-        for name in ('add_bos_token', 'add_eos_token'):
-            fields.pop(name, None)
+        fields.pop('add_bos_token', None)
+        fields.pop('add_eos_token', None)
         fields['tokenizer_class'] = 'PreTrainedTokenizerFast'
         fields['model_input_names'] = ['input_ids', 'attention_mask']
         path.write_text(json.dumps(fields, indent=2) + '\n', encoding='utf-8')
