@@ -281,7 +281,7 @@ class LLM2CLIPModel(PreTrainedModel):
 
     def _folder(self) -> Path:
         """Return the folder that this model was loaded from, or its teacher's from the Hub."""
-        name = self.name_or_path
+        name = str(self.name_or_path)
         if not Path(name).is_dir():
             name = snapshot_download(name, revision=self.revision, allow_patterns=f'{_TEACHER_FOLDER}/*')
         return Path(name)
@@ -323,7 +323,7 @@ class LLM2CLIPModel(PreTrainedModel):
             raise ValueError('give either texts or text_embedding or input_ids')
         if input_ids is not None:
             self._tokenizer = self._tokenizer or load_tokenizer(
-                self.name_or_path, revision=self.revision, config=self.config)
+                str(self.name_or_path), revision=self.revision, config=self.config)
             texts = self.read_tokens(self._tokenizer, input_ids)
         if texts is not None:
             text_embedding = self.embed_texts(texts)

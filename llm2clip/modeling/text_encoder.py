@@ -135,7 +135,7 @@ class CaptionTokenizer:
 
     def _bos(self) -> list[int]:
         """BOS token as a list; empty if the tokenizer does not add one."""
-        bos = [self.tokenizer.bos_token_id]
+        bos: list[Any] = [self.tokenizer.bos_token_id]
         if self.tokenizer('').input_ids[:1] == bos:
             return bos
         return []
