@@ -145,7 +145,7 @@ def whole(model: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 OF_TEACHERS: dict[str, Callable[[Path, Trained], object]] = {
     'extraction': lambda folder, _: TeacherFolder(folder).load(CPU).embed(TEXTS),
-    'online training': lambda folder, _: load_teacher(folder, 'float32'),
+    'online training': lambda folder, _: load_teacher(folder, in_float32=True),
     'fingerprint': lambda folder, _: teacher_fingerprint(folder),
     'export': lambda folder, model: export_folder(
         model.model, model.config, model.record, [folder], folder.parent / 'out'),

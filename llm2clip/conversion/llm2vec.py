@@ -17,7 +17,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 from llm2clip.config import LLMTeacherConfig
 from llm2clip.errors import ConfigError
@@ -57,41 +57,33 @@ def import_teacher(config: LLMTeacherConfig, template: Optional[str], folder: Un
         with reading(path, 'the LLM of an adapter under the key base_model_name_or_path'):
             base = str(read_json(path, dict)['base_model_name_or_path'])
         config = dataclasses.replace(config, pretrained=base, adapters=[config.pretrained, *config.adapters])
-    _check_llm2vec_config(config)
+    # Saved with the last adapter or, without adapters, with the LLM.
+    path = Path([config.pretrained, *config.adapters][-1], 'llm2vec_config.json')
+    if path.is_file():
+        saved = read_json(path, dict)
+        pooling = saved.get('pooling_mode', 'mean')
+        expected = {'pooling': _POOLINGS.get(pooling, pooling), 'max_length': saved.get('max_length', 512)}
+        for key, value in expected.items():
+            if getattr(config, key) != value:
+                raise ConfigError(f'teacher.{key}: {getattr(config, key)!r}, but {path} says {value!r}')
+        if not saved.get('skip_instruction', True):
+            raise ConfigError(f'{path}: skip_instruction is false: it would pool the header of the template, '
+                              'which no setting here does')
     template = template or _template_by_name(config)
     tokenizer = load_tokenizer(config.pretrained, config.trust_remote_code)
-    tokenizer.chat_template = _chat_template(tokenizer, *TEMPLATES[template])
+    tokenizer.chat_template = None
+    before, after = TEMPLATES[template]
+    if before:
+        missing = [token for token in re.findall(r'<\|\w+\|>', before + after)
+                   if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
+        if missing:
+            raise ConfigError(f'template: the tokenizer has no {" and no ".join(missing)}')
+        if tokenizer.bos_token_id in tokenizer('').input_ids:
+            before = tokenizer.bos_token + before
+        caption = f"{json.dumps(before)} + messages[0]['content'].rstrip() + {json.dumps(after)}"
+        tokenizer.chat_template = f'{{{{ {caption} }}}}'
     config = dataclasses.replace(config, chat_template=template != 'none')
     save_teacher(build_text_encoder(config), CaptionTokenizer(tokenizer, config), None, folder)
-
-
-def _chat_template(tokenizer: Any, before: str, after: str) -> Optional[str]:
-    """Chat template in Jinja; None if nothing surrounds a caption."""
-    if not before:
-        return None
-    missing = [token for token in re.findall(r'<\|\w+\|>', before + after)
-               if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
-    if missing:
-        raise ConfigError(f'template: the tokenizer has no {" and no ".join(missing)}')
-    if tokenizer.bos_token_id in tokenizer('').input_ids:
-        before = tokenizer.bos_token + before
-    return f"{{{{ {json.dumps(before)} + messages[0]['content'].rstrip() + {json.dumps(after)} }}}}"
-
-
-def _check_llm2vec_config(config: LLMTeacherConfig) -> None:
-    """Compare the settings with those saved with the last adapter or, without adapters, with the LLM."""
-    path = Path([config.pretrained, *config.adapters][-1], 'llm2vec_config.json')
-    if not path.is_file():
-        return
-    saved = read_json(path, dict)
-    pooling = saved.get('pooling_mode', 'mean')
-    expected = {'pooling': _POOLINGS.get(pooling, pooling), 'max_length': saved.get('max_length', 512)}
-    for key, value in expected.items():
-        if getattr(config, key) != value:
-            raise ConfigError(f'teacher.{key}: {getattr(config, key)!r}, but {path} says {value!r}')
-    if not saved.get('skip_instruction', True):
-        raise ConfigError(f'{path}: skip_instruction is false: it would pool the header of the template, '
-                          'which no setting here does')
 
 
 def _template_by_name(config: LLMTeacherConfig) -> str:

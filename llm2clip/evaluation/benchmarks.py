@@ -95,7 +95,7 @@ class Evaluation:
                 raise ConfigError(str(error), key='cra.captions') from None
             for name, encoder in config.cra.teachers.items():
                 with under(f'cra.teachers.{name}'):
-                    teacher_source(encoder).check_encoding()
+                    teacher_source(encoder).encoding()
         self.retrieval: dict[str, RetrievalSet] = {}
         for name, benchmark in config.retrieval.items():
             with under(f'retrieval.{name}'):

@@ -123,7 +123,7 @@ class HuggingFaceCLIP:
         batch = {name: ids.to(self.device) for name, ids in self.tokenizer.pad(tokens).items()}
         with _autocast(self):
             features = _tensor(self.model.get_text_features(**batch))
-        return F.normalize(features.float(), dim=-1).cpu(), sum(text.cut for text in tokens)
+        return F.normalize(features.float(), dim=-1).cpu(), sum(text.cut > 0 for text in tokens)
 
 
 EvaluatedModel = Union[TrainedLLM2CLIP, HuggingFaceCLIP]

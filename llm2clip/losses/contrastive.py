@@ -21,6 +21,7 @@ from typing import Any, Optional, Union
 import torch
 import torch.distributed
 import torch.nn.functional as F
+from composer.utils import dist
 
 from llm2clip.device import in_float32
 
@@ -181,26 +182,20 @@ def ignored_candidates(
     return torch.cat([shared, equal | absent], dim=1)
 
 
-def _single_process() -> bool:
-    return not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
-
-
 def all_gather(rows: torch.Tensor) -> torch.Tensor:
     """Gather every rank's rows ``(B, …)``, equal in shape, in rank order: ``(B * world_size, …)``.
 
     The gradient of a rank's own rows is the sum over all ranks' losses.  DDP and FSDP average the parameters'
     gradients over ranks, which yields the gradient of the mean loss.
     """
-    if _single_process():
+    if dist.get_world_size() == 1:
         return rows
     return _AllGather.apply(rows)  # pyright: ignore[reportReturnType]
 
 
 def _first_row(rows: torch.Tensor) -> int:
     """Index of this rank's first row in the result of `all_gather`."""
-    if _single_process():
-        return 0
-    return torch.distributed.get_rank() * len(rows)
+    return dist.get_global_rank() * len(rows)
 
 
 def _positive_entries(matrix: torch.Tensor, first: int, positives: int = 1) -> torch.Tensor:
@@ -289,8 +284,7 @@ def _sums(logits: '_Logits', first: int, num_symmetric: int, positives: int) -> 
     row_sum = torch.zeros_like(positive_logits)
     column_sum = logits.rows.new_full((num_symmetric,), -torch.inf)
     for block, values in logits:
-        if num_symmetric:
-            column_sum = torch.logaddexp(column_sum, values[:, :num_symmetric].logsumexp(0))
+        column_sum = torch.logaddexp(column_sum, values[:, :num_symmetric].logsumexp(0))
         positive_values = _positive_entries(values, first + block.start, positives)
         positive_logits[:, block] = positive_values
         positive_values.fill_(-torch.inf)
@@ -355,16 +349,12 @@ class _Logits:
             block = slice(start, min(start + self.block_size, len(self.rows)))
             values = self._single_block
             if values is None:
-                values = self._compute(block)
+                values = (self.rows[block] @ self.columns.T).mul_(self.scale)
+                if self.ignored is not None:
+                    values.masked_fill_(self.ignored(block), -torch.inf)
             if self.block_size >= len(self.rows):
                 self._single_block = values
             yield block, values
-
-    def _compute(self, block: slice) -> torch.Tensor:
-        values = (self.rows[block] @ self.columns.T).mul_(self.scale)
-        if self.ignored is not None:
-            values.masked_fill_(self.ignored(block), -torch.inf)
-        return values
 
 
 class _GradientAccumulator:

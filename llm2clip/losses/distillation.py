@@ -11,7 +11,7 @@ from typing import Optional
 import torch
 import torch.nn.functional as F
 
-from llm2clip.device import in_float32
+from llm2clip.device import exact_float32
 from llm2clip.losses.contrastive import all_gather, with_gradients
 
 # Distances are clamped to this minimum, without gradient: the gradient of a distance is unbounded near zero.
@@ -57,19 +57,14 @@ def structure_loss(
     """
     if counted is None:
         counted = torch.ones_like(features[:, 0])
-    features = features.float()
-    targets = targets.float()
-    counted = counted.float()
-    return _structure(features, all_gather(features), targets, all_gather(targets), counted,
-                      all_gather(counted), block_size or len(features))
-
-
-@in_float32
-def _structure(
-    rows: torch.Tensor, columns: torch.Tensor, target_rows: torch.Tensor, target_columns: torch.Tensor,
-    counted_rows: torch.Tensor, counted_columns: torch.Tensor, block_size: int,
-) -> torch.Tensor:
-    with torch.no_grad():
+    rows = features.float()
+    columns = all_gather(rows)
+    target_rows = targets.float()
+    target_columns = all_gather(target_rows)
+    counted_rows = counted.float()
+    counted_columns = all_gather(counted_rows)
+    block_size = block_size or len(rows)
+    with exact_float32(rows.device.type), torch.no_grad():
         total = rows.new_zeros(())
         row_gradient = torch.empty_like(rows)
         column_gradient = torch.zeros_like(columns)
@@ -87,8 +82,9 @@ def _structure(
         num_counted = counted_columns.sum()
         num_pairs = num_counted * (num_counted - 1)  # a sample with itself is not a pair
         mean = num_ranks / num_pairs.clamp(min=1)
+        loss = total * mean
         gradients = (row_gradient.mul_(mean), column_gradient.mul_(mean))
-    return with_gradients(total * mean, (rows, columns), gradients)
+    return with_gradients(loss, (rows, columns), gradients)
 
 
 def _distance(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,6 @@ from .text_encoder import TextEncoder
 # Suffixes of files that decide a teacher's vectors: weights, tokenizer, chat template and configurations.
 TEACHER_SUFFIXES = ('.safetensors', '.bin', '.model', '.json', '.jinja', '.txt')
 _REASON = 300
-_SHOWN = 3
 _ENCODING = {'bidirectional', 'pooling', 'chat_template', 'instruction', 'max_length', 'dtype'}
 
 
@@ -74,16 +73,8 @@ def check_keys(
 
 def _check_names(missing: Collection[str], besides: Collection[str], where: Union[str, Path]) -> None:
     if missing or besides:
-        raise LoadError(f'{where}: the weights lack {some_names(missing)} and have {some_names(besides)} '
+        raise LoadError(f'{where}: the weights lack {sorted(missing)[:3]} and have {sorted(besides)[:3]} '
                         'besides, expected all weights of this model in its shapes, and no others')
-
-
-def some_names(names: Collection[str]) -> str:
-    """Return the first names for a message, and how many more there are."""
-    shown = ', '.join(sorted(names)[:_SHOWN]) or 'nothing'
-    if len(names) > _SHOWN:
-        shown += f' and {len(names) - _SHOWN} more'
-    return shown
 
 
 def load_checked(
@@ -110,7 +101,7 @@ def load_checked(
     # transformers would load the adapter's base model instead.
     adapter_error = LoadError(f'{where}: has an adapter_config.json, expected a whole model and no adapter '
                               'to one')
-    if Path(name or '', 'adapter_config.json').is_file():
+    if Path(str(name), 'adapter_config.json').is_file():
         raise adapter_error
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # no table of unexpected weights, which are checked below

@@ -82,7 +82,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         raise ValueError('its pixels are fractions, expected whole numbers of 8 or 16 bits')
     if image.mode in ('I', 'I;16', 'I;16B', 'I;16L'):  # Pillow would clip at 255
         values = np.asarray(image)
-        if image.mode == 'I' and values.size and not 0 <= values.min() <= values.max() < 1 << 16:
+        if image.mode == 'I' and not 0 <= values.min() <= values.max() < 1 << 16:
             raise ValueError(f'its pixels are from {values.min()} to {values.max()}, expected 8 or 16 bits')
         return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8)).convert('RGB')
     if image.mode in ('RGBA', 'LA', 'PA', 'La', 'RGBa') or 'transparency' in image.info:
@@ -169,32 +169,29 @@ class LLM2CLIPImageProcessor(BaseImageProcessor):
         return BatchFeature({'pixel_values': values}, tensor_type=return_tensors)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Open paths and URLs among images; transformers would drop their transparency."""
+        """Open paths, http(s) URLs and data URIs among images; transformers would drop their transparency.
+        A ValueError names one that is not a readable image."""
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(picture) for picture in image_url_or_urls]
-        if isinstance(image_url_or_urls, str):
-            return _opened(image_url_or_urls)
-        return image_url_or_urls
+        if not isinstance(image_url_or_urls, str):
+            return image_url_or_urls
+        name = image_url_or_urls
+        try:
+            if name.startswith(('http://', 'https://', 'data:')):
+                with urlopen(name, timeout=_TIMEOUT) as response:
+                    data = response.read()
+            else:
+                data = Path(name).read_bytes()
+            image = open_image(data)
+            image.load()
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f'{name[:200]}: expected a readable image ({error})') from error
+        return image
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings without the class name, which transformers finds in the model's configuration.
         With it, transformers would look for a faster processor and warn that there is none."""
         return {name: value for name, value in super().to_dict().items() if name != 'image_processor_type'}
-
-
-def _opened(name: str) -> Image.Image:
-    """Open a path, http(s) URL or data URI; a ValueError names one that is not a readable image."""
-    try:
-        if name.startswith(('http://', 'https://', 'data:')):
-            with urlopen(name, timeout=_TIMEOUT) as response:
-                data = response.read()
-        else:
-            data = Path(name).read_bytes()
-        image = open_image(data)
-        image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f'{name[:200]}: expected a readable image ({error})') from error
-    return image
 
 
 def _pixels(picture: Any) -> torch.Tensor:

@@ -122,7 +122,7 @@ class _VisionEncoder(nn.Module):
             # No `import`: transformers would require the package for every exported model.
             timm: Any = importlib.import_module('timm')
             known = timm.get_pretrained_cfg(vision['name'])
-            if known is not None and known.fixed_input_size:
+            if getattr(known, 'fixed_input_size', False):
                 options['img_size'] = vision['image_size']
             self.trunk = timm.create_model(vision['name'], pretrained=False, **options)
             self.trunk.reset_classifier(0)
@@ -136,20 +136,6 @@ class _VisionEncoder(nn.Module):
         if pooled is None:
             return outputs.last_hidden_state[:, 0]
         return pooled.flatten(1)
-
-
-def _fill_tables(model: PreTrainedModel) -> None:
-    """Recompute timm's non-persistent buffers: checkpoints lack them, and transformers may have dropped
-    them."""
-    module: Any
-    for module in model.modules():
-        if not hasattr(module, 'init_non_persistent_buffers'):
-            continue
-        for name in module._non_persistent_buffers_set:
-            table = module._buffers[name]
-            if table is not None and table.is_meta:
-                module._buffers[name] = torch.empty_like(table, device=model.device)
-        module.init_non_persistent_buffers()  # pyright: ignore[reportCallIssue]
 
 
 class _Towers(nn.Module):
@@ -200,8 +186,7 @@ def load_teacher(
         prompt = str(recorded['prompt'])
 
         def embed_sentences(texts: Sequence[str], device: torch.device) -> torch.Tensor:
-            vectors, _ = encode_sentences(model.to(device), texts, prompt, precision=precision)
-            return vectors.cpu()
+            return encode_sentences(model.to(device), texts, prompt, precision=precision)[0].cpu()
 
         return embed_sentences
     encoding = SimpleNamespace(**read_encoding(folder / 'text_encoder.json'))
@@ -265,7 +250,14 @@ class LLM2CLIPModel(PreTrainedModel):
             check_weight_files(Path(pretrained_model_name_or_path))
         kwargs.setdefault('use_safetensors', True)  # exports have no pickled weights
         model, info = load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
-        _fill_tables(model)
+        for module in model.modules():
+            # timm's non-persistent buffers: checkpoints lack them, and transformers may have dropped them.
+            if hasattr(module, 'init_non_persistent_buffers'):
+                for name in module._non_persistent_buffers_set:
+                    table = module._buffers[name]
+                    if table is not None and table.is_meta:
+                        module._buffers[name] = torch.empty_like(table, device=model.device)
+                module.init_non_persistent_buffers()
         model.trust_remote_code = bool(kwargs.get('trust_remote_code'))
         # transformers 4 stores the loaded commit in the configuration; 5 does not.
         model.revision = getattr(model.config, '_commit_hash', None) or kwargs.get('revision')
@@ -289,7 +281,7 @@ class LLM2CLIPModel(PreTrainedModel):
 
     def _folder(self) -> Path:
         """Return the folder that this model was loaded from, or its teacher's from the Hub."""
-        name = self.name_or_path or '.'
+        name = str(self.name_or_path)
         if not Path(name).is_dir():
             name = snapshot_download(name, revision=self.revision, allow_patterns=f'{_TEACHER_FOLDER}/*')
         return Path(name)
@@ -331,7 +323,7 @@ class LLM2CLIPModel(PreTrainedModel):
             raise ValueError('give either texts or text_embedding or input_ids')
         if input_ids is not None:
             self._tokenizer = self._tokenizer or load_tokenizer(
-                self.name_or_path or '.', revision=self.revision, config=self.config)
+                str(self.name_or_path), revision=self.revision, config=self.config)
             texts = self.read_tokens(self._tokenizer, input_ids)
         if texts is not None:
             text_embedding = self.embed_texts(texts)
@@ -365,23 +357,20 @@ class LLM2CLIPModel(PreTrainedModel):
         if not texts:
             return torch.empty(0, self.config.llm_embed_dim)
         if self._teachers is None:
-            self._teachers = self._load_teachers()
+            folder = self._folder()
+            folders = self.teacher_folders(folder)
+            recorded = self.config.teacher.get('concatenated', [self.config.teacher])
+            files = self.config.teacher_files
+            if not len(folders) == len(recorded) == len(files):
+                raise LoadError(f'{folder}: has {len(folders)} teachers, expected {len(recorded)} as '
+                                'config.json says')
+            # A tuple, so that they are not submodules and are not saved with this model.
+            self._teachers = tuple(load_teacher(*teacher, self.trust_remote_code, self.teacher_precision)
+                                   for teacher in zip(folders, recorded, files))
         vectors = [teacher(texts, self.device) for teacher in self._teachers]
         if len(vectors) == 1:
             return vectors[0]
         return torch.cat([F.normalize(part, dim=-1) for part in vectors], dim=-1)
-
-    def _load_teachers(self) -> tuple[Any, ...]:
-        """Load the teachers in a tuple, so that they are not submodules and are not saved with this model."""
-        folder = self._folder()
-        folders = self.teacher_folders(folder)
-        recorded = self.config.teacher.get('concatenated', [self.config.teacher])
-        files = self.config.teacher_files
-        if not len(folders) == len(recorded) == len(files):
-            raise LoadError(f'{folder}: has {len(folders)} teachers, expected {len(recorded)} as config.json '
-                            'says')
-        return tuple(load_teacher(*teacher, self.trust_remote_code, self.teacher_precision)
-                     for teacher in zip(folders, recorded, files))
 
     def forward(
         self, pixel_values: torch.Tensor, text_embedding: Optional[torch.Tensor] = None,

@@ -79,7 +79,7 @@ def padded_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[i
 def encode_sentences(
     model: Any, texts: Sequence[str], prompt: str = '', batch_tokens: int = 4096, precision: str = 'fp32',
     on_batch: Callable[[int], object] = lambda texts: None,
-) -> tuple[torch.Tensor, list[int]]:
+) -> tuple[torch.Tensor, int, int]:
     """Embed N texts with a SentenceTransformer's own `encode`.
 
     Args:
@@ -91,15 +91,16 @@ def encode_sentences(
         on_batch: Called after each batch with its number of texts.
 
     Returns:
-        Vectors ``(N, D)`` in float32 on the model's device, and the tokens per text with prompt before
-        truncation.
+        Vectors ``(N, D)`` in float32 on the model's device, and the numbers of tokens, prompts included, and
+        of truncated texts.
     """
     if not texts:
-        return torch.empty(0, 0, device=model.device), []
+        return torch.empty(0, 0, device=model.device), 0, 0
     tokens = model.tokenizer([prompt + text for text in texts], truncation=False, verbose=False)
     lengths = [len(ids) for ids in tokens['input_ids']]
     limit = model.max_seq_length or max(lengths)
-    batches = list(padded_batches([min(length, limit) for length in lengths], batch_tokens))
+    num_tokens = [min(length, limit) for length in lengths]
+    batches = list(padded_batches(num_tokens, batch_tokens))
     vectors = []
     for batch in batches:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == 'amp_bf16'):
@@ -108,4 +109,5 @@ def encode_sentences(
         on_batch(len(batch))
     order = torch.tensor(list(chain.from_iterable(batches)))
     # `encode` returns inference tensors, which autograd cannot save; the operations here return normal ones.
-    return torch.cat(vectors)[order.argsort().to(model.device, non_blocking=True)], lengths
+    in_order = torch.cat(vectors)[order.argsort().to(model.device, non_blocking=True)]
+    return in_order, sum(num_tokens), sum(length > limit for length in lengths)

@@ -95,7 +95,13 @@ class CaptionTokenizer:
         if config.chat_template and not self.tokenizer.chat_template:
             raise ValueError('text_encoder.chat_template is on, but the tokenizer has no chat template')
         if config.chat_template is False or not self.tokenizer.chat_template:
-            return self._frame_without_template(config.pooling)
+            bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+            header = [bos] if isinstance(bos, int) else []
+            if config.pooling != 'last':
+                return header, []
+            if not isinstance(eos, int):
+                raise ValueError('text_encoder.pooling: last needs an end token, and the tokenizer has none')
+            return header, [eos]
         caption = f'{_SPACE}{_SENTINEL}{_SPACE}'
         try:
             before, after = self._render(caption).split(_SENTINEL)
@@ -118,15 +124,6 @@ class CaptionTokenizer:
             header = self._bos() + header
         return header or self.plain(before), footer[:end]
 
-    def _frame_without_template(self, pooling: str) -> tuple[list[int], list[int]]:
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        header = [bos] if isinstance(bos, int) else []
-        if pooling != 'last':
-            return header, []
-        if not isinstance(eos, int):
-            raise ValueError('text_encoder.pooling: last needs an end token, and the tokenizer has none')
-        return header, [eos]
-
     def _render(self, *contents: str) -> str:
         """Apply the chat template to alternating messages of user and assistant."""
         messages = [
@@ -138,9 +135,9 @@ class CaptionTokenizer:
 
     def _bos(self) -> list[int]:
         """BOS token as a list; empty if the tokenizer does not add one."""
-        bos = self.tokenizer.bos_token_id
-        if isinstance(bos, int) and self.tokenizer('').input_ids[:1] == [bos]:
-            return [bos]
+        bos: list[Any] = [self.tokenizer.bos_token_id]
+        if self.tokenizer('').input_ids[:1] == bos:
+            return bos
         return []
 
     def _check_room(self, instruction: str) -> None:
@@ -159,18 +156,18 @@ class CaptionTokenizer:
         """Tokenise each text.
 
         Args:
-            texts: Captions, or one string.
+            texts: Captions.
             instruction: Text before each caption that is read but not pooled.
 
         Raises:
             ValueError: A text is empty, or the instruction leaves no room for it.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        texts = list(texts)
         instruction = instruction.strip()
         self._check_room(instruction)
-        empty = [i for i, text in enumerate(texts) if not text.strip()]
-        if empty:
-            raise ValueError(f'caption {empty[0]} of the batch is empty')
+        for i, text in enumerate(texts):
+            if not text.strip():
+                raise ValueError(f'caption {i} of the batch is empty')
         trims_start, trims_end = self.trims
         if trims_end:
             texts = [text.rstrip() for text in texts]
@@ -231,16 +228,17 @@ class CaptionTokenizer:
         # transformers would otherwise replace the template by what these fields and the class say.
         path = Path(folder, 'tokenizer_config.json')
         fields = json.loads(path.read_text(encoding='utf-8'))
-        for name in ('add_bos_token', 'add_eos_token'):
-            fields.pop(name, None)
+        fields.pop('add_bos_token', None)
+        fields.pop('add_eos_token', None)
         fields['tokenizer_class'] = 'PreTrainedTokenizerFast'
         fields['model_input_names'] = ['input_ids', 'attention_mask']
         path.write_text(json.dumps(fields, indent=2) + '\n', encoding='utf-8')
 
 
-def pad(tokens: Sequence[Tokenized], pad_id: int = 0) -> Tokens:
-    """Pad B texts on the right to `input_ids`, `attention_mask` and `embed_mask`, each ``(B, T)``."""
-    length = max(len(text.ids) for text in tokens)
+def pad(tokens: Sequence[Tokenized], pad_id: int = 0, min_length: int = 0) -> Tokens:
+    """Pad B texts on the right to `input_ids`, `attention_mask` and `embed_mask`, each ``(B, T)``, with T of
+    `min_length` at least."""
+    length = max(min_length, max(len(text.ids) for text in tokens))
     input_ids = torch.full((len(tokens), length), pad_id, dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
     embed_mask = torch.zeros_like(input_ids)
@@ -312,14 +310,11 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.llm = llm
         self.config = config
+        self.llm_embed_dim: int = llm.config.hidden_size
         self.pool = POOLINGS[config.pooling]
         attention = llm.config._attn_implementation
         llm.config._attn_implementation = _PACKED.get(attention, attention)
-        self._layer_names = set(getattr(llm, '_no_split_modules', None) or ())
-
-    @property
-    def llm_embed_dim(self) -> int:
-        return self.llm.config.hidden_size
+        self._layer_names = set(llm._no_split_modules)
 
     @staticmethod
     def arguments(batch: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -450,19 +445,9 @@ def _visible(length: int, causal: bool, window: Optional[int], device: torch.dev
 
 @torch.compiler.disable  # it would recompile for every new set of lengths
 def _attend_by_runs(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: Optional[torch.Tensor],
-    *,
-    runs: Runs,
-    offsets: torch.Tensor,
-    bidirectional: bool,
-    implementation: str,
-    scaling: float,
-    dropout: float = 0.0,
-    sliding_window: Optional[int] = None,
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+    attention_mask: Optional[torch.Tensor], *, runs: Runs, offsets: torch.Tensor, bidirectional: bool,
+    implementation: str, scaling: float, dropout: float = 0.0, sliding_window: Optional[int] = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Compute attention ``(1, S, H, head_dim)`` within each of the texts that are packed in one row.
@@ -558,7 +543,7 @@ def encode_tokens(
         repeats = int(most) - len(batches)
     vectors = [torch.empty(0, encoder.llm_embed_dim, device=device)]
     for batch in batches + batches[-1:] * repeats:
-        texts = _to_device(pack_tokens([tokens[i] for i in batch]), device)
+        texts = to_device(pack_tokens([tokens[i] for i in batch]), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'amp_bf16'):
             vectors.append(encoder(**texts).float())
         on_batch(len(batch))
@@ -566,10 +551,10 @@ def encode_tokens(
     return torch.cat(vectors)[:len(tokens)][order.argsort().to(device, non_blocking=True)]
 
 
-def _to_device(texts: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Copy packed texts from pinned memory; a copy from pageable memory would wait for the previous batch."""
-    copies = dict(texts)
-    for name, value in texts.items():
+def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Copy tensors from pinned memory; a copy from pageable memory would wait for the previous batch."""
+    copies = dict(batch)
+    for name, value in batch.items():
         if isinstance(value, torch.Tensor):
             pinned = torch.empty_like(value, pin_memory=device.type == 'cuda').copy_(value)
             copies[name] = pinned.to(device, non_blocking=True)

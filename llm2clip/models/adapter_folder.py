@@ -7,7 +7,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Union
 
-import torch
 import torch.nn as nn
 from composer.utils import dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -82,5 +81,4 @@ def load_adapter(
     weights = Path(folder, WEIGHTS_FILE)
     state = read_safetensors(weights, 'the weights of an adapter').tensors
     check_keys(state, adapter.state_dict(), weights)
-    with torch.no_grad():
-        adapter.load_state_dict(state)
+    adapter.load_state_dict(state)

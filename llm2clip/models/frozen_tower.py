@@ -32,17 +32,14 @@ class FrozenTower(Embedder):
     """Vision tower that embeds images as its pooled features ``(N, width)``, in float32."""
 
     def __init__(self, encoder: VisionEncoder, config: ExtractImagesConfig) -> None:
-        super().__init__(encoder.eval().requires_grad_(False), tower_fingerprint(encoder), config.precision)
+        super().__init__(encoder.eval().requires_grad_(False), encoder.width, tower_fingerprint(encoder),
+                         config.precision)
         self.config = config
         self.image_size = encoder.preprocessing.image_size
         self.transform = train_transform(self.image_size, config.crop_scale, config.color_jitter,
                                          config.grayscale, config.horizontal_flip)
         self._threads = ThreadPoolExecutor(config.num_workers)
         self._generator = threading.Lock()
-
-    @property
-    def width(self) -> int:
-        return self.module.width
 
     def prepare(self, items: Sequence[_Item]) -> torch.Tensor:
         """Decode and crop images to ``(N, 3, image_size, image_size)`` in uint8."""

@@ -31,11 +31,8 @@ class _TextSide(nn.Module):
         """Shard every block of the adapter as its own FSDP unit, and the adapter as the unit around them."""
         return module is self.adapter or self.is_block(module)
 
-    def is_block(self, module: nn.Module) -> bool:
-        """Return whether a module is a repeated layer of the adapter; each one is recomputed separately."""
-        return Adapter.is_block(module)
-
-    activation_checkpointing_fn = is_block
+    # Each block is recomputed separately with `fsdp.activation_checkpointing`.
+    is_block = activation_checkpointing_fn = staticmethod(Adapter.is_block)
 
     def fsdp_float32_inputs_fn(self, module: nn.Module) -> bool:
         """Return whether FSDP leaves the dtype of a module's inputs unchanged, as for text embeddings."""

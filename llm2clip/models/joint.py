@@ -10,6 +10,7 @@ import torch
 import torch.nn as nn
 
 from llm2clip.config import LossConfig, SelfDistillationConfig
+from llm2clip.modeling.text_encoder import to_device
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.sharding import save_trainable_only
 
@@ -42,19 +43,12 @@ class JointLLM2CLIP(ComposerLLM2CLIP):
         save_trainable_only(self, 'text_encoder')
 
     def forward(self, batch: Batch) -> Batch:
-        vectors = self.embed(batch['caption'])
+        vectors = embed_captions(batch['caption'], self.encode)
         return self.model(batch['pixel_values'], vectors, batch.get('sample_seed'))
 
-    def embed(self, captions: Captions) -> torch.Tensor:
-        """Embed captions as ``(B, llm_embed_dim)`` or ``(B, K, llm_embed_dim)``, as `embed_captions`."""
-        return embed_captions(captions, self._encode)
-
-    def _encode(self, texts: Sequence[str]) -> torch.Tensor:
-        arguments = self.tokenize(texts)
-        for name, value in arguments.items():
-            if isinstance(value, torch.Tensor):
-                arguments[name] = value.to(self.model.logit_scale.device, non_blocking=True)
-        return self.text_encoder(**arguments)
+    def encode(self, texts: Sequence[str]) -> torch.Tensor:
+        """Embed B texts as ``(B, llm_embed_dim)``."""
+        return self.text_encoder(**to_device(self.tokenize(texts), self.model.logit_scale.device))
 
 
 def embed_captions(captions: Captions, encode: Callable[[Sequence[str]], torch.Tensor]) -> torch.Tensor:

@@ -150,30 +150,21 @@ def truncate_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) -> M
         return config
     for side in ('visual_projection', 'adapter'):
         layer = getattr(model, side)
-        if isinstance(layer, (Adapter, AlignmentHead)):
-            layer.projection = _first_outputs(layer.projection, config.embed_dim, dim)
-        else:
-            setattr(model, side, _first_outputs(layer, config.embed_dim, dim, bias=side == 'adapter'))
+        if isinstance(layer, nn.Identity):
+            layer = nn.Linear(config.embed_dim, config.embed_dim, bias=side == 'adapter')
+            nn.init.eye_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+            setattr(model, side, layer)
+        last = getattr(layer, 'projection', layer)
+        last.out_features = dim
+        for parameter in last.parameters():
+            parameter.data = parameter.data[:dim].clone()
     adapter = config.adapter
     if adapter.name == 'identity':
         adapter = dataclasses.replace(adapter, name='linear')
     return dataclasses.replace(config, embed_dim=dim, adapter=adapter,
                                visual_projection=projection_kind(model.visual_projection))
-
-
-def _first_outputs(layer: nn.Module, width: int, dim: int, bias: bool = False) -> nn.Linear:
-    """Return a linear layer with the first `dim` of `width` outputs;
-    `bias` adds zeros to a former identity."""
-    if isinstance(layer, nn.Linear):
-        state = layer.state_dict()
-    else:
-        state = {'weight': torch.eye(width)}
-        if bias:
-            state['bias'] = torch.zeros(width)
-    weight = state['weight']
-    shorter = nn.Linear(weight.shape[1], dim, bias='bias' in state, device=weight.device, dtype=weight.dtype)
-    shorter.load_state_dict({name: value[:dim] for name, value in state.items()})
-    return shorter.train(layer.training)
 
 
 class ComposerLLM2CLIP(EvaluatedModel):

@@ -12,10 +12,8 @@ import torch._dynamo
 import torch.nn as nn
 from composer.models import ComposerModel
 from composer.utils.parallelism import FSDP2Config
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from llm2clip.config import FsdpConfig
 
@@ -59,7 +57,7 @@ def unwrapped_name(name: str) -> str:
 
 def without_ddp(model: Any) -> Any:
     """Return the model itself, which DDP may have wrapped."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    return getattr(model, 'module', model)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -75,35 +73,26 @@ def set_up_units(model: nn.Module) -> str:
     unit keeps the dtype of its inputs if ``fsdp_float32_inputs_fn`` of its model returns True.
 
     Returns:
-        One line that summarises the sharded and recomputed modules.
+        One line that summarises the sharded modules.
     """
-    for child in model.children():  # Composer makes a separate tree of units for each child
+    names = []
+    for part, child in model.named_children():  # Composer makes a separate tree of units for each child
         takes_float32 = getattr(child, 'fsdp_float32_inputs_fn', lambda module: False)
-        for module in child.modules():
-            if isinstance(module, FSDPModule):
-                _set_mixed_precision(module, takes_float32(module))
-    names = [unwrapped_name(name) for name, module in model.named_modules() if isinstance(module, FSDPModule)]
-    summary = f'FSDP2 shards {len(names)} modules one by one, from {names[0]} to {names[-1]}'
-    recomputed = [module for module in model.modules() if isinstance(module, CheckpointWrapper)]
-    if recomputed:
-        summary += f', {len(recomputed)} of which are recomputed in the backward pass'
-    return summary
-
-
-def _set_mixed_precision(unit: FSDPModule, takes_float32: bool) -> None:
-    """Keep a unit with only scalars in float32, and the inputs of a unit that `takes_float32`.
-
-    PyTorch reads the policies in the first forward pass: version 2.7 the unit's,
-    2.15 those of its parameters.
-    """
-    state = unit._get_fsdp_state()
-    group: Any = state._fsdp_param_group
-    if group is not None and all(param._orig_size.numel() == 1 for param in group.fsdp_params):
-        state._mp_policy = group.mp_policy = MixedPrecisionPolicy()
-        for param in group.fsdp_params:
-            param.mp_policy = state._mp_policy
-    elif takes_float32:
-        state._mp_policy = dataclasses.replace(state._mp_policy, cast_forward_inputs=False)
+        for name, unit in child.named_modules(prefix=part):
+            if not isinstance(unit, FSDPModule):
+                continue
+            names.append(unwrapped_name(name))
+            # PyTorch reads the policies in the first forward pass: version 2.7 the unit's,
+            # 2.15 those of its parameters.
+            state = unit._get_fsdp_state()
+            group: Any = state._fsdp_param_group
+            if group is not None and all(param._orig_size.numel() == 1 for param in group.fsdp_params):
+                state._mp_policy = group.mp_policy = MixedPrecisionPolicy()
+                for param in group.fsdp_params:
+                    param.mp_policy = state._mp_policy
+            elif takes_float32(unit):
+                state._mp_policy = dataclasses.replace(state._mp_policy, cast_forward_inputs=False)
+    return f'FSDP2 shards {len(names)} modules one by one, from {names[0]} to {names[-1]}'
 
 
 def compile_blocks(model: ComposerModel, **arguments: Any) -> None:
@@ -129,8 +118,8 @@ def save_trainable_only(model: ComposerModel, part: str = '') -> None:
     """
     def frozen(module: nn.Module) -> set[str]:
         weights = chain(module.named_parameters(), module.named_buffers())
-        names = {unwrapped_name(name) for name, weight in weights if not weight.requires_grad}
-        return {name for name in names if name.startswith(part)}
+        names = {unwrapped_name(name): weight for name, weight in weights}
+        return {name for name, weight in names.items() if name.startswith(part) and not weight.requires_grad}
 
     def drop_frozen(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         if module.should_save_peft_only:

@@ -39,6 +39,8 @@ class Tower(Protocol):
 
     trunk: nn.Module
     width: int
+    no_weight_decay: set[str]
+    """Names of parameters without weight decay; one-dimensional ones never decay."""
 
     def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Compute pooled features, ``(B, 3, H, W)`` -> ``(B, width)``."""
@@ -50,10 +52,6 @@ class Tower(Protocol):
 
     def layer_ids(self) -> dict[str, int]:
         """Map parameter names to layers: 0 for the embeddings, one per block, the last for the rest."""
-        ...
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters without weight decay; one-dimensional ones never decay."""
         ...
 
     def on_tokens(self, keep: Keep) -> None:
@@ -118,19 +116,14 @@ class TimmTower(Tower):
         self.trunk: Any = trunk
         self.name = config.name
         self.levels = config.feature_levels
-        self._check_levels()
-        self.width = timm_width(self.trunk, self.levels)
-
-    def _check_levels(self) -> None:
-        if not self.levels:
-            return
-        if not hasattr(self.trunk, 'forward_intermediates'):
-            raise ConfigError(f'model.vision.feature_levels: timm gives no feature maps of {self.name}, '
-                              'expected 0')
-        num_maps = len(list(self.trunk.feature_info))
-        if self.levels > num_maps:
-            raise ConfigError(f'model.vision.feature_levels: {self.levels}, expected at most {num_maps}, the '
-                              f'feature maps of {self.name}')
+        if self.levels:
+            has_maps = hasattr(trunk, 'forward_intermediates')
+            num_maps = len(list(trunk.feature_info)) if has_maps else 0
+            if self.levels > num_maps:
+                raise ConfigError(f'model.vision.feature_levels: {self.levels}, expected at most {num_maps}, '
+                                  f'the feature maps that timm gives of {self.name}')
+        self.width = timm_width(trunk, self.levels)
+        self.no_weight_decay = set(getattr(trunk, 'no_weight_decay', set)())
 
     def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return timm_features(self.trunk, pixel_values, self.levels)
@@ -148,9 +141,6 @@ class TimmTower(Tower):
         # timm's group numbers may have gaps, since a group may be empty.
         rank = {layer: i for i, layer in enumerate(sorted(set(ids.values())))}
         return {name: rank[layer] for name, layer in ids.items()}
-
-    def no_weight_decay(self) -> set[str]:
-        return set(getattr(self.trunk, 'no_weight_decay', set)())
 
     def on_tokens(self, keep: Keep) -> None:
         if not hasattr(self.trunk, 'patch_drop'):
@@ -172,25 +162,23 @@ def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool =
     pretrained = config.pretrained and load_weights and config.checkpoint is None
     with reading(f'model.vision.name: {config.name}', 'a model of timm'):
         trunk: Any = timm.create_model(config.name, pretrained=pretrained, **size)
+    path = config.checkpoint
+    if load_weights and path is not None:
+        # Converted and interpolated as timm does for its own weights.
+        convert = getattr(sys.modules[type(trunk).__module__], 'checkpoint_filter_fn', None)
+        with reading(f'model.vision.checkpoint: {path}', f'weights of {type(trunk).__name__}'):
+            result = timm.models.load_checkpoint(trunk, path, strict=config.remap, remap=config.remap,
+                                                 filter_fn=convert)
+        missing = list(result.missing_keys)
+        if not with_classifier:
+            classifier = f'{trunk.pretrained_cfg["classifier"]}.'
+            missing = [name for name in missing if not name.startswith(classifier)]
+        if missing or result.unexpected_keys:
+            raise ConfigError(f'model.vision.checkpoint: {path} lacks {missing[:3]} of the tower and has '
+                              f'{list(result.unexpected_keys)[:3]} besides')
     if load_weights:
-        if config.checkpoint is not None:
-            _load_timm_checkpoint(trunk, config.checkpoint, config.remap, with_classifier)
-        check_finite(trunk.state_dict(), config.checkpoint or f'model.vision.name: {config.name}')
+        check_finite(trunk.state_dict(), path or f'model.vision.name: {config.name}')
     return trunk
-
-
-def _load_timm_checkpoint(trunk: Any, path: str, remap: bool, with_classifier: bool) -> None:
-    """Load a file of weights, converted and interpolated as timm does for its own weights."""
-    convert = getattr(sys.modules[type(trunk).__module__], 'checkpoint_filter_fn', None)
-    with reading(f'model.vision.checkpoint: {path}', f'weights of {type(trunk).__name__}'):
-        result = timm.models.load_checkpoint(trunk, path, strict=remap, remap=remap, filter_fn=convert)
-    missing = list(result.missing_keys)
-    if not with_classifier:
-        classifier = f'{trunk.pretrained_cfg["classifier"]}.'
-        missing = [name for name in missing if not name.startswith(classifier)]
-    if missing or result.unexpected_keys:
-        raise ConfigError(f'model.vision.checkpoint: {path} lacks {missing[:3]} of the tower and has '
-                          f'{list(result.unexpected_keys)[:3]} besides')
 
 
 def _timm_config(name: str) -> timm.models.PretrainedCfg:
@@ -223,6 +211,10 @@ class TransformersTower(Tower):
         # Towers of several stages have a width per stage.
         self.width = getattr(architecture, 'hidden_size', None) or architecture.hidden_sizes[-1]
         self.name = config.name
+        parts = {'position_embedding', 'position_embeddings', 'class_embedding', 'cls_token',
+                 'register_tokens'}
+        self.no_weight_decay = {
+            name for name, _ in self.trunk.named_parameters() if parts & set(name.split('.'))}
 
     def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
         outputs = self.trunk(pixel_values)
@@ -247,11 +239,6 @@ class TransformersTower(Tower):
             layers[name] = block_layers.get(parameter, outside)
         return layers
 
-    def no_weight_decay(self) -> set[str]:
-        parts = {'position_embedding', 'position_embeddings', 'class_embedding', 'cls_token',
-                 'register_tokens'}
-        return {name for name, _ in self.trunk.named_parameters() if parts & set(name.split('.'))}
-
     def on_tokens(self, keep: Keep) -> None:
         embeddings = getattr(getattr(self.trunk, 'vision_model', self.trunk), 'embeddings', None)
         if embeddings is None or not hasattr(self.trunk.config, 'patch_size'):
@@ -267,7 +254,7 @@ class TransformersTower(Tower):
 def _architecture(config: VisionConfig) -> PretrainedConfig:
     with under('model.vision'):
         whole = load_architecture(config.name, config.architecture, f'model.vision.name: {config.name}')
-    return whole if config.architecture else getattr(whole, 'vision_config', whole)
+    return getattr(whole, 'vision_config', whole)
 
 
 def _grid(config: Any) -> int:
@@ -304,10 +291,8 @@ def _is_timm(config: VisionConfig) -> bool:
 
 def train_image_size(data: ImageDataConfig, vision: VisionConfig) -> int:
     """Return the side of training images in pixels; a ConfigError if the tower does not support it."""
-    size = data.image_size
-    if size is None or size == vision.image_size:
-        return vision.image_size
-    if not _is_timm(vision) or _timm_config(vision.name).fixed_input_size:
+    size = data.image_size or vision.image_size
+    if size != vision.image_size and (not _is_timm(vision) or _timm_config(vision.name).fixed_input_size):
         raise ConfigError(f'train_data.image_size: {vision.name} takes images of model.vision.image_size, '
                           f'{vision.image_size}, only, not of {size}')
     return size

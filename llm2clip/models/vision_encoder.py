@@ -22,7 +22,11 @@ from llm2clip.models.vision_lora import add_lora, dry_forward
 
 class VisionEncoder(nn.Module):
     """A timm or transformers tower without its classifier.
-    Set `load_weights` to False if a checkpoint of the whole model is loaded next."""
+    Set `load_weights` to False if a checkpoint of the whole model is loaded next.
+
+    `width` is that of the pooled features, and `num_layers` the number of layers for learning-rate decay:
+    embeddings, blocks, and the rest.
+    """
 
     def __init__(self, config: VisionConfig, load_weights: bool = True) -> None:
         super().__init__()
@@ -32,8 +36,10 @@ class VisionEncoder(nn.Module):
         self.trunk = self.tower.trunk
         if config.lora is not None:
             add_lora(self.trunk.eval(), config.lora, self.preprocessing.image_size)
+        self.width = self.tower.width
         self.layer_ids = self.tower.layer_ids()
-        self.no_weight_decay = self.tower.no_weight_decay()
+        self.num_layers = max(self.layer_ids.values()) + 1
+        self.no_weight_decay = self.tower.no_weight_decay
         self._blocks = set(self.tower.blocks())
         if config.gradient_checkpointing:
             self.tower.checkpoint_gradients()
@@ -48,16 +54,6 @@ class VisionEncoder(nn.Module):
         self._patch_dropout = 0.0
         self._sample_seed: Optional[torch.Tensor] = None
         self.train()  # frozen parts are in evaluation mode from the beginning
-
-    @property
-    def width(self) -> int:
-        """Width of the tower's pooled features."""
-        return self.tower.width
-
-    @property
-    def num_layers(self) -> int:
-        """Number of layers for learning-rate decay: embeddings, blocks, and the rest."""
-        return max(self.layer_ids.values()) + 1
 
     def drop_patches(self, rate: float) -> None:
         """Leave out the share `rate`, below 1, of an image's patches in training (FLIP, arXiv 2212.00794)."""
@@ -120,38 +116,33 @@ def fuse_frozen_batch_norms(trunk: nn.Module, image_size: int) -> int:
     with copies of them.  Parameters and their names, which checkpoints and exports contain, do not change.
     This saves BatchNorm's passes over the activations.
     """
-    num_fused = 0
-    for conv, norm in _pairs(trunk, image_size):
-        if not conv.weight.requires_grad and not norm.weight.requires_grad:
-            conv.forward = fuse_conv_bn_eval(conv, norm).forward
-            # A BatchNormAct2d contains dropout and activation; a BatchNorm2d contains nothing.
-            norm.forward = nn.Sequential(*norm.children()).forward
-            num_fused += 1
-    return num_fused
-
-
-def _pairs(trunk: nn.Module, image_size: int) -> list[tuple[Any, Any]]:
-    """Return pairs of a convolution and a BatchNorm that run once, the latter on the output of the former."""
-    neighbours: list[tuple[Any, Any]] = []
+    conv: Any
+    norm: Any
+    pairs: list[tuple[Any, Any]] = []
     for module in trunk.modules():
         for conv, norm in pairwise(module.children()):
             if type(conv) in (nn.Conv2d, Conv2dSame) and type(norm) in (nn.BatchNorm2d, BatchNormAct2d):
-                neighbours.append((conv, norm))
-    if not neighbours:
-        return []
+                pairs.append((conv, norm))
+    if not pairs:
+        return 0
     # Outputs of convolutions, and inputs of BatchNorms.
     tensors: dict[nn.Module, list[torch.Tensor]] = defaultdict(list)
     hooks = []
-    for conv, norm in neighbours:
+    for conv, norm in pairs:
         hooks += [
             conv.register_forward_hook(lambda module, inputs, output: tensors[module].append(output)),
             norm.register_forward_pre_hook(lambda module, inputs: tensors[module].append(inputs[0])),
         ]
     dry_forward(trunk, image_size, hooks)
-    pairs = []
-    for conv, norm in neighbours:
+    num_fused = 0
+    for conv, norm in pairs:
         outputs = tensors[conv]
         inputs = tensors[norm]
-        if len(outputs) == len(inputs) == 1 and outputs[0] is inputs[0]:
-            pairs.append((conv, norm))
-    return pairs
+        is_frozen = not conv.weight.requires_grad and not norm.weight.requires_grad
+        # Both have to run once, the BatchNorm on the output of the convolution.
+        if is_frozen and len(outputs) == len(inputs) == 1 and outputs[0] is inputs[0]:
+            conv.forward = fuse_conv_bn_eval(conv, norm).forward
+            # A BatchNormAct2d contains dropout and activation; a BatchNorm2d contains nothing.
+            norm.forward = nn.Sequential(*norm.children()).forward
+            num_fused += 1
+    return num_fused

@@ -30,15 +30,10 @@ _BLOCK = 1024
 class CaptionTeacher(Embedder):
     """Text encoder that embeds captions, `batch_tokens` of their tokens per forward pass."""
 
-    def __init__(
-        self, module: Any, fingerprint: Fingerprint, batch_tokens: int = 4096, precision: str = 'fp32'
-    ) -> None:
-        super().__init__(module, fingerprint, precision)
+    def __init__(self, module: Any, width: int, fingerprint: Fingerprint, batch_tokens: int, precision: str
+                 ) -> None:
+        super().__init__(module, width, fingerprint, precision)
         self.batch_tokens = batch_tokens
-
-    @property
-    def width(self) -> int:
-        return self.module.llm_embed_dim
 
 
 class TeacherSource(ABC):
@@ -47,7 +42,7 @@ class TeacherSource(ABC):
     name: str
 
     @abstractmethod
-    def _encoding(self) -> dict[str, Any]:
+    def encoding(self) -> dict[str, Any]:
         """Return the encoding settings; raise a ConfigError if there is no such text encoder."""
 
     @abstractmethod
@@ -87,19 +82,14 @@ class TeacherSource(ABC):
         A ValueError if the fingerprint of this text encoder is not `expected`."""
         raise ConfigError(f'teacher: {self.name} cannot be part of an exported model')
 
-    def check_encoding(self, expected: Optional[Fingerprint] = None, reference: str = '') -> None:
+    def check_encoding(self, expected: Fingerprint, reference: str) -> None:
         """Check the text encoder without reading weights.
 
         A ConfigError if there is none, or if it encodes captions differently than the text encoder with the
         fingerprint `expected`, which messages call `reference`.
         """
-        encoding = Fingerprint.of('', self._encoding())
-        if expected is not None:
-            encoding.check(expected, self.name, reference, ignored=('weights', 'config_and_tokenizer'))
-
-    def check(self, expected: Fingerprint, reference: str) -> None:
-        """Read the weights, and raise a ConfigError if the fingerprint is not the `expected` one."""
-        self.fingerprint().check(expected, self.name, reference)
+        Fingerprint.of('', self.encoding()).check(expected, self.name, reference,
+                                                  ignored=('weights', 'config_and_tokenizer'))
 
 
 class CachedTeacher:
@@ -131,10 +121,17 @@ class CachedTeacher:
         results: dict[int, tuple[torch.Tensor, int]] = {}
 
         def read_cached() -> list[int]:
+            missing = []
             for i, block in enumerate(blocks):
-                if self._file(block).is_file():
-                    results[i] = self._read(block)
-            return [i for i in range(len(blocks)) if i not in results]
+                path = self._file(block)
+                if path.is_file():
+                    expected = f'{len(block)} vectors of captions; remove it, and they are embedded again'
+                    tensors, metadata = read_safetensors(path, expected)
+                    with reading(path, expected):
+                        results[i] = tensors['text_embedding'], int(metadata['truncated'])
+                else:
+                    missing.append(i)
+            return missing
 
         todo = broadcast_from_rank0(read_cached)
         embedded = round_robin([blocks[i] for i in todo], partial(map, self._embed))
@@ -156,10 +153,3 @@ class CachedTeacher:
 
     def _file(self, texts: Sequence[str]) -> Path:
         return self.folder / f'{xxhash.xxh64(json.dumps(list(texts))).hexdigest()}.safetensors'
-
-    def _read(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
-        path = self._file(texts)
-        expected = f'{len(texts)} vectors of captions; remove it, and they are embedded again'
-        tensors, metadata = read_safetensors(path, expected)
-        with reading(path, expected):
-            return tensors['text_embedding'], int(metadata['truncated'])

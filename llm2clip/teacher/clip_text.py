@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 import torch.nn as nn
@@ -33,6 +33,7 @@ from llm2clip.modeling.checks import (
     load_config,
     load_tokenizer,
 )
+from llm2clip.modeling.text_encoder import Tokenized, pad, to_device
 from llm2clip.teacher.caption_teacher import CaptionTeacher, TeacherSource
 from llm2clip.teacher.embedder import Embedded, OnBatch
 from llm2clip.teacher.fingerprint import Fingerprint, hash_settings
@@ -50,13 +51,6 @@ _TOWERS: dict[str, Any] = {
 }
 
 
-class ClipTokens(NamedTuple):
-    """Tokens of one text; `cut` is True if the text exceeded the maximum length and was truncated."""
-
-    ids: list[int]
-    cut: bool
-
-
 class ClipTokenizer:
     """Tokenizer of the CLIP or SigLIP `name` (hub name or local folder), with the padding of its training."""
 
@@ -71,22 +65,18 @@ class ClipTokenizer:
             others = [] if backend.normalizer is None else [backend.normalizer]
             backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *others])
 
-    def tokenize(self, texts: Sequence[str]) -> list[ClipTokens]:
+    def tokenize(self, texts: Sequence[str]) -> list[Tokenized]:
         whole = self.tokenizer(list(texts), verbose=False).input_ids
         cut = self.tokenizer(list(texts), truncation=True, max_length=self.max_length).input_ids
-        return [ClipTokens(ids, len(all_ids) > self.max_length) for ids, all_ids in zip(cut, whole)]
+        return [Tokenized(ids, 0, len(all_ids) - len(ids)) for ids, all_ids in zip(cut, whole)]
 
-    def pad(self, texts: Sequence[ClipTokens]) -> dict[str, torch.Tensor]:
+    def pad(self, texts: Sequence[Tokenized]) -> dict[str, torch.Tensor]:
         """Return ``input_ids`` ``(N, T)`` and, if the model uses one, ``attention_mask`` ``(N, T)``."""
-        length = self.max_length if self._siglip else max(len(text.ids) for text in texts)
-        ids = torch.full((len(texts), length), self.tokenizer.pad_token_id)
-        mask = torch.zeros(len(texts), length, dtype=torch.long)
-        for i, text in enumerate(texts):
-            ids[i, :len(text.ids)] = torch.tensor(text.ids)
-            mask[i, :len(text.ids)] = 1
+        pad_id = self.tokenizer.pad_token_id
         if self._siglip:
-            return {'input_ids': ids}
-        return {'input_ids': ids, 'attention_mask': mask}
+            return {'input_ids': pad(texts, pad_id, self.max_length)['input_ids']}
+        padded = pad(texts, pad_id)
+        return {'input_ids': padded['input_ids'], 'attention_mask': padded['attention_mask']}
 
     def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Tokenise, truncate and pad N texts."""
@@ -94,35 +84,24 @@ class ClipTokenizer:
 
 
 class ClipTextTower(nn.Module):
-    """Text tower of a transformers CLIP or SigLIP with its projection, without the image side."""
+    """Text tower of a transformers CLIP or SigLIP with its projection, without the image side.
+
+    `llm_embed_dim` is the dimension of the text features.
+    """
 
     def __init__(self, trunk: Any) -> None:
         super().__init__()
         self.trunk = trunk
-        self._layers = set(self._text_model.encoder.layers)
-
-    @property
-    def config(self) -> PretrainedConfig:
-        return self.trunk.config
-
-    @property
-    def _text_model(self) -> Any:
-        return getattr(self.trunk, 'text_model', self.trunk)  # SigLIP has no such submodule in transformers 5
-
-    @property
-    def llm_embed_dim(self) -> int:
-        """Dimension of the text features."""
-        head = getattr(self.trunk, 'text_projection', None)
-        if head is None:
-            head = self._text_model.head
-        return head.out_features
+        self.config: PretrainedConfig = trunk.config
+        text_model = getattr(trunk, 'text_model', trunk)  # SigLIP has no such submodule in transformers 5
+        self._layers = set(text_model.encoder.layers)
+        head = getattr(trunk, 'text_projection', None) or text_model.head
+        self.llm_embed_dim: int = head.out_features
 
     def forward(self, input_ids: torch.Tensor, attention_mask: Optional[torch.Tensor] = None) -> torch.Tensor:
         """Return projected features ``(N, llm_embed_dim)``, not normalised, of tokens ``(N, T)``."""
         outputs = self.trunk(input_ids=input_ids, attention_mask=attention_mask)
-        if getattr(outputs, 'text_embeds', None) is None:
-            return outputs.pooler_output
-        return outputs.text_embeds
+        return outputs.get('text_embeds', outputs.get('pooler_output'))
 
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
         """Whether a module is a layer, which FSDP shards and activation checkpointing recomputes alone."""
@@ -195,14 +174,15 @@ class _ClipTextTeacher(CaptionTeacher):
     """
 
     def __init__(self, tower: ClipTextTower, tokenizer: ClipTokenizer, fingerprint: Fingerprint,
-                 batch_tokens: int = 4096, precision: str = 'fp32', cut: bool = False) -> None:
-        super().__init__(tower, fingerprint, batch_tokens, precision)
+                 batch_tokens: int, precision: str, cut: bool) -> None:
+        super().__init__(tower, tower.llm_embed_dim, fingerprint, batch_tokens, precision)
         self.tokenizer, self.cut = tokenizer, cut
 
-    def prepare(self, items: Sequence[str]) -> list[ClipTokens]:
+    def prepare(self, items: Sequence[str]) -> list[Tokenized]:
         return self.tokenizer.tokenize(items)
 
-    def embed_prepared(self, inputs: Sequence[ClipTokens], on_batch: OnBatch) -> Embedded:
+    @torch.no_grad()
+    def embed_prepared(self, inputs: Sequence[Tokenized], on_batch: OnBatch) -> Embedded:
         vectors = torch.zeros(len(inputs), self.width, device=self.device)
         embedded = [i for i, text in enumerate(inputs) if self.cut or not text.cut]
         # Batches of similar lengths need little padding.
@@ -210,19 +190,16 @@ class _ClipTextTeacher(CaptionTeacher):
         batch_size = max(1, self.batch_tokens // self.tokenizer.max_length)
         for start in range(0, len(embedded), batch_size):
             rows = embedded[start:start + batch_size]
-            vectors[rows] = self._features([inputs[i] for i in rows])
+            batch = to_device(self.tokenizer.pad([inputs[i] for i in rows]), self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'amp_bf16'):
+                features = self.module(**batch).float()
+            vectors[rows] = features
             on_batch(len(rows))
         left_out = len(inputs) - len(embedded)
         on_batch(left_out)
         tokens = sum(len(inputs[i].ids) for i in embedded)
-        truncated = sum(inputs[i].cut for i in embedded)
+        truncated = sum(inputs[i].cut > 0 for i in embedded)
         return Embedded(vectors, tokens, truncated, left_out)
-
-    @torch.no_grad()
-    def _features(self, texts: Sequence[ClipTokens]) -> torch.Tensor:
-        batch = {name: value.to(self.device) for name, value in self.tokenizer.pad(texts).items()}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'amp_bf16'):
-            return self.module(**batch).float()
 
 
 class ClipText(TeacherSource):
@@ -237,7 +214,7 @@ class ClipText(TeacherSource):
     def __init__(self, name: Union[str, Path], cut: bool = False) -> None:
         self.name, self._cut = str(name), cut
 
-    def _encoding(self) -> dict[str, Any]:
+    def encoding(self) -> dict[str, Any]:
         config = load_config(self.name)
         return {'clip_text': config.model_type, 'too_long': 'cut' if self._cut else 'left out'}
 
@@ -246,7 +223,7 @@ class ClipText(TeacherSource):
         tokenizer = load_clip_tokenizer(ClipTextConfig(self.name))
         settings = hash_settings(tower.config.to_diff_dict(), tokenizer.tokenizer)
         return Fingerprint.of(hash_tensors(published_state(tower.trunk)),
-                              {'config_and_tokenizer': settings} | self._encoding())
+                              {'config_and_tokenizer': settings} | self.encoding())
 
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> CaptionTeacher:

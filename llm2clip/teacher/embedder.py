@@ -33,23 +33,20 @@ class Embedder(ABC):
 
     Args:
         module: Network that computes the vectors, in evaluation mode, on its device; callers may move it.
+        width: Number D of a vector's dimensions.
         fingerprint: Fingerprint of the weights and of all settings that decide a vector.
         precision: ``fp32``, or ``amp_bf16`` for autocast.
     """
 
-    def __init__(self, module: Any, fingerprint: Fingerprint, precision: str = 'fp32') -> None:
+    def __init__(self, module: Any, width: int, fingerprint: Fingerprint, precision: str) -> None:
         self.module = module
+        self.width = width
         self.fingerprint = fingerprint
         self.precision = precision
 
     @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
-
-    @property
-    @abstractmethod
-    def width(self) -> int:
-        """Number D of a vector's dimensions."""
 
     @abstractmethod
     def prepare(self, items: Sequence[Any]) -> Any:

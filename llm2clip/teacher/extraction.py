@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,14 +71,6 @@ class EmbeddingsDataset:
     prompts: Mapping[str, str] = field(default_factory=dict)
     """Name -> text around ``{caption}``, in which every caption is embedded, too."""
 
-    @property
-    def name(self) -> str:
-        return self.out.local.name
-
-    @property
-    def unit(self) -> str:
-        return 'captions' if self.views is None else 'images'
-
 
 class _Extraction:
     """The shards of a dataset, and the embeddings dataset that all ranks write together."""
@@ -95,10 +87,10 @@ class _Extraction:
         # Key of a vector -> caption key, and text around the caption.
         self.prompts: dict[str, tuple[str, str]] = {}
         if embeddings.views is not None:
-            columns_of(self.shards[0], [SAMPLE_ID, IMAGE], local)
+            columns_of(self.shards[0], [IMAGE], local)
             self.keys = image_keys(embeddings.views)
             return
-        captions = caption_keys(columns_of(self.shards[0], [SAMPLE_ID], local))
+        captions = caption_keys(columns_of(self.shards[0]))
         if not captions:
             raise ValueError(f'the dataset in {local} has no caption columns')
         for caption in captions:
@@ -153,18 +145,6 @@ class _Extraction:
             texts[key] = prompt.replace('{caption}', text) if text.strip() else ''
         return texts
 
-    def count(self, numbers: Iterable[int]) -> int:
-        """Return the number of items of some shards, including captions that samples lack."""
-        return sum(len(self.shards[k]) for k in numbers) * len(self.keys)
-
-    def write(self, k: int, ids: Sequence[str], vectors: torch.Tensor) -> None:
-        """Write the vectors ``(samples * keys, D)`` of shard `k`."""
-        storage = self.embeddings.storage
-        if self.embeddings.normalize:
-            vectors = F.normalize(vectors, dim=-1)
-        rows = vector_rows(ids, self.keys, vectors.numpy().reshape(len(ids), len(self.keys), -1), storage)
-        write_shard(self.out, k, rows, vector_columns(self.keys, vectors.shape[-1], storage))
-
     def finish(self) -> None:
         """Write the index from the entries of all shards."""
         entries = []
@@ -202,21 +182,25 @@ def _piece(k: int) -> str:
 
 
 class _Part(NamedTuple):
-    """Part of shard `k`: `rows` are indices into the shard's `items`, and `inputs` are these items,
-    prepared."""
+    """Part of shard `k`: `vectors` are those of the whole shard, zero for absent captions; `rows` are the
+    indices of this part in them, and `inputs` are its items, prepared."""
 
     k: int
     ids: list[str]
-    items: list[Any]
+    vectors: torch.Tensor
     rows: list[int]
     inputs: Any
+    num_absent: int
     last: bool
 
 
 def _parts(
     extraction: _Extraction, numbers: Iterable[int], embedder: Embedder, part_tokens: int
 ) -> Iterator[_Part]:
-    """Yield the images or non-empty captions of shards, prepared; at least one part per shard."""
+    """Yield the images or non-empty captions of shards, prepared; at least one part per shard.
+
+    A part has about `part_tokens` tokens, at four characters per token; an image counts as one token.
+    """
     for k in numbers:
         ids: list[str] = []
         items: list[Any] = []
@@ -225,55 +209,23 @@ def _parts(
                 sample = shard[i]
                 ids.append(sample[SAMPLE_ID])
                 items += extraction.items(sample).values()
-        parts = _rows_of_parts(items, part_tokens)
+        parts: list[list[int]] = [[]]  # indices of the items of each part
+        num_characters = num_absent = 0
+        for i, item in enumerate(items):
+            if not item:
+                num_absent += 1
+                continue
+            if num_characters >= 4 * part_tokens:
+                parts.append([])
+                num_characters = 0
+            parts[-1].append(i)
+            num_characters += len(item) if isinstance(item, str) else 4
+        vectors = torch.zeros(len(items), embedder.width)
         for rows in parts:
             inputs = None
             if rows:
                 inputs = embedder.prepare([items[i] for i in rows])
-            yield _Part(k, ids, items, rows, inputs, last=rows is parts[-1])
-
-
-def _rows_of_parts(items: Sequence[Any], part_tokens: int) -> list[list[int]]:
-    """Return the indices of the images or non-empty captions of each part of a shard.
-
-    A part has about `part_tokens` tokens, at four characters per token; an image counts as one token.
-    """
-    parts: list[list[int]] = [[]]
-    num_characters = 0
-    for i, item in enumerate(items):
-        if not item:
-            continue
-        if num_characters >= 4 * part_tokens:
-            parts.append([])
-            num_characters = 0
-        parts[-1].append(i)
-        num_characters += len(item) if isinstance(item, str) else 4
-    return parts
-
-
-def _embed(
-    extraction: _Extraction, numbers: Iterable[int], embedder: Embedder, part_tokens: int, progress: tqdm
-) -> Counter[str]:
-    """Embed and write shards, given by number, and return counts.  A thread reads ahead."""
-    counts: Counter[str] = Counter()
-    vectors = torch.empty(0)
-    for part in _ahead(_parts(extraction, numbers, embedder, part_tokens)):
-        if not len(vectors):
-            vectors = torch.zeros(len(part.items), embedder.width)
-        if part.rows:
-            embedded = embedder.embed_prepared(part.inputs, on_batch=progress.update)
-            vectors[part.rows] = embedded.vectors.cpu()
-            counts.update(captions=len(part.rows), tokens=embedded.tokens, truncated=embedded.truncated,
-                          left_out=embedded.left_out)
-            if extraction.embeddings.views is None:
-                _describe(progress, counts)
-        if part.last:
-            extraction.write(part.k, part.ids, vectors)
-            num_absent = sum(not item for item in part.items)
-            counts.update(shards=1, absent=num_absent)
-            progress.update(num_absent)
-            vectors = torch.empty(0)
-    return counts
+            yield _Part(k, ids, vectors, rows, inputs, num_absent, last=rows is parts[-1])
 
 
 def _ahead(items: Iterable[T]) -> Iterator[T]:
@@ -285,12 +237,6 @@ def _ahead(items: Iterable[T]) -> Iterator[T]:
             following = pool.submit(next, iterator, None)
             yield item
             item = following.result()
-
-
-def _describe(progress: tqdm, total: Mapping[str, int]) -> None:
-    tokens_per_second = total['tokens'] / max(progress.format_dict['elapsed'], 1e-9)
-    progress.set_postfix({'tokens/s': f'{tokens_per_second:,.0f}', 'truncated': total['truncated'],
-                          'left out': total['left_out']}, refresh=False)
 
 
 def run_extraction(
@@ -338,10 +284,27 @@ def extract_text_embeddings(
     """
     extraction = _Extraction(embeddings)
     mine = extraction.initialize(embedder.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
-    with tqdm(total=extraction.count(mine), unit=f' {embeddings.unit}', desc=f'embed {embeddings.name}',
-              disable=dist.get_local_rank() != 0) as progress:
-        done = _embed(extraction, mine, embedder, part_tokens, progress)
-    total = sum(dist.all_gather_object(done), Counter())
+    counts: Counter[str] = Counter()
+    num_items = sum(len(extraction.shards[k]) for k in mine) * len(extraction.keys)
+    with tqdm(total=num_items, unit=' captions' if embeddings.views is None else ' images',
+              desc=f'embed {embeddings.out.local.name}', disable=dist.get_local_rank() != 0) as progress:
+        for part in _ahead(_parts(extraction, mine, embedder, part_tokens)):
+            if part.rows:
+                embedded = embedder.embed_prepared(part.inputs, on_batch=progress.update)
+                part.vectors[part.rows] = embedded.vectors.cpu()
+                counts.update(captions=len(part.rows), tokens=embedded.tokens, truncated=embedded.truncated,
+                              left_out=embedded.left_out)
+            if part.last:
+                vectors = part.vectors
+                if embeddings.normalize:
+                    vectors = F.normalize(vectors, dim=-1)
+                values = vectors.numpy().reshape(len(part.ids), len(extraction.keys), -1)
+                write_shard(embeddings.out, part.k,
+                            vector_rows(part.ids, extraction.keys, values, embeddings.storage),
+                            vector_columns(extraction.keys, embedder.width, embeddings.storage))
+                counts.update(shards=1, absent=part.num_absent)
+                progress.update(part.num_absent)
+    total = sum(dist.all_gather_object(counts), Counter())
     if dist.get_global_rank() == 0:
         extraction.finish()
     dist.barrier()

@@ -6,18 +6,16 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
 import xxhash
 from composer.core import DataSpec
-from streaming import Stream
-from streaming.base.format.base.reader import Reader
 
 from llm2clip.config.loading import difference
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import TEACHER_FILE, embedding_dim
-from llm2clip.data.streams.paired_stream import PairedReader, PairedStream
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, reading, write_text
 from llm2clip.modeling.checks import rope_of_4, teacher_files
@@ -48,10 +46,7 @@ class Fingerprint:
     @classmethod
     def concatenate(cls, fingerprints: Iterable['Fingerprint']) -> 'Fingerprint':
         """Return the fingerprint of all teachers in the given fingerprints, in order."""
-        teachers: list[dict[str, Any]] = []
-        for fingerprint in fingerprints:
-            teachers += fingerprint.teachers
-        return cls(tuple(teachers))
+        return cls(tuple(chain.from_iterable(fingerprint.teachers for fingerprint in fingerprints)))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> 'Fingerprint':
@@ -150,23 +145,23 @@ def teacher_of_embeddings(data: DataSpec) -> TeacherRecord:
                            for i, stream in enumerate(dataset.streams)])
 
 
-def common_teacher(streams: Sequence[tuple[Stream, Reader]]) -> TeacherRecord:
-    """Implement `teacher_of_embeddings` for paired streams, each with one of its shards."""
+def common_teacher(streams: Sequence[tuple[Any, Any]]) -> TeacherRecord:
+    """Implement `teacher_of_embeddings` for instances of PairedStream, each with one of its shards."""
     names: list[str] = []
     fingerprints: list[Fingerprint] = []
     dim = 0
     for stream, shard in streams:
-        assert isinstance(stream, PairedStream) and isinstance(shard, PairedReader)
         folders = [embeddings.local for embeddings in stream.text_embeddings]
-        names.append(', '.join(folders))
-        fingerprints.append(Fingerprint.concatenate(TeacherRecord.read(folder).teacher for folder in folders))
-        if 'clip_text' in fingerprints[-1].kinds:
-            raise ValueError(f'embeddings dataset {names[-1]} holds the features of the text tower of a '
+        name = ', '.join(folders)
+        fingerprint = Fingerprint.concatenate(TeacherRecord.read(folder).teacher for folder in folders)
+        names.append(name)
+        fingerprints.append(fingerprint)
+        if 'clip_text' in fingerprint.kinds:
+            raise ValueError(f'embeddings dataset {name} holds the features of the text tower of a '
                              'CLIP, the targets of train_inheritance, and none of captions that it cannot '
                              'read to their end; expected the vectors of a teacher')
-        dim = sum(map(embedding_dim, shard.text_embeddings))
-    for name, fingerprint in zip(names[1:], fingerprints[1:]):
         fingerprint.check(fingerprints[0], f'embeddings dataset {name}', f'embeddings dataset {names[0]}')
+        dim = sum(map(embedding_dim, shard.text_embeddings))
     return TeacherRecord(fingerprints[0], {'llm_embed_dim': dim})
 
 

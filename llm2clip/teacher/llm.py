@@ -30,7 +30,6 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.config.loading import check_values
-from llm2clip.config.ranges import WeightType
 from llm2clip.errors import ConfigError, FileError, under
 from llm2clip.io.files import read_json, reading, write_json, write_text
 from llm2clip.io.folders import atomic_folder
@@ -123,31 +122,28 @@ def load_llm(config: TextEncoderConfig, on_meta: bool = False) -> PreTrainedMode
         ConfigError: The folder is missing, the architecture is not supported, or an adapter does not fit.
         FileError, LoadError: The LLM or an adapter is damaged.
     """
-    # Gemma 3 from 4B on has a vision tower, which is dropped.
-    llm = _load(AutoModel, config, on_meta)
-    return _merge_adapters(getattr(llm, 'language_model', llm), config, on_meta)
+    return _merge_adapters(_load(AutoModel, config, on_meta), config, on_meta)
 
 
 def load_llm_and_head(config: TextEncoderConfig, on_meta: bool = False) -> tuple[PreTrainedModel, nn.Linear]:
     """Call `load_llm`, and copy the frozen language-model head, since FSDP cannot shard tied weights."""
     full = _load(AutoModelForCausalLM, config, on_meta)
-    tied = full.get_output_embeddings()
-    assert isinstance(tied, nn.Linear)
+    tied: Any = full.get_output_embeddings()
     head = nn.Linear(tied.in_features, tied.out_features, bias=False, device='meta')
     weight = tied.weight.detach().to(getattr(torch, config.dtype), copy=True)
     head.weight = nn.Parameter(weight, requires_grad=False)
-    llm = full.get_decoder()
-    return _merge_adapters(getattr(llm, 'language_model', llm), config, on_meta), head
+    return _merge_adapters(full.get_decoder(), config, on_meta), head
 
 
-def _merge_adapters(llm: PreTrainedModel, config: TextEncoderConfig, on_meta: bool) -> PreTrainedModel:
+def _merge_adapters(model: PreTrainedModel, config: TextEncoderConfig, on_meta: bool) -> PreTrainedModel:
+    # Gemma 3 from 4B on has a vision tower, which is dropped.
+    llm = getattr(model, 'language_model', model)
     llm.config.use_cache = False
     if not on_meta:
         with under(f'{config.key}.adapters'):
             for folder in config.adapters:
                 llm = _merge_adapter(llm, folder)
-    if config.adapters:
-        cast_weights(llm, getattr(torch, config.dtype))
+    cast_weights(llm, getattr(torch, config.dtype))
     return llm
 
 
@@ -160,25 +156,25 @@ def cast_weights(llm: nn.Module, dtype: torch.dtype) -> None:
 
 def set_attention_dropout(llm: nn.Module, probability: float) -> None:
     """Set the dropout of attention weights in every layer; the LLM's saved configuration does not change."""
-    layers: list[Any] = [module for module in llm.modules() if hasattr(module, 'attention_dropout')]
-    assert layers
-    for layer in layers:
-        layer.attention_dropout = probability
+    layer: Any
+    for layer in llm.modules():
+        if hasattr(layer, 'attention_dropout'):
+            layer.attention_dropout = probability
 
 
 def add_lora(llm: PreTrainedModel, config: LoraConfig) -> PeftModel:
     """Freeze the LLM and add trainable LoRA weights, in float32, to its projections; a ConfigError if it has
     no projection with a configured name."""
     arguments = dataclasses.asdict(config)
-    names = arguments.pop('target_modules')
     linear = {name.rsplit('.', 1)[-1] for name, module in llm.named_modules()
               if isinstance(module, nn.Linear)}
-    unknown = sorted(set(names or ()) - linear)
+    names = arguments.pop('target_modules') or linear
+    unknown = sorted(set(names) - linear)
     if unknown:
         raise ConfigError(f'a {llm.config.model_type!r} model has no projection called {", ".join(unknown)}; '
                           f'it has {", ".join(sorted(linear))}', key='target_modules')
     with next(llm.parameters()).device:
-        peft_config = PeftLoraConfig(bias='none', target_modules=sorted(names or linear), **arguments)
+        peft_config = PeftLoraConfig(bias='none', target_modules=sorted(names), **arguments)
         model: Any = get_peft_model(llm, peft_config)
     compute_in_input_dtype(model)
     return model
@@ -315,8 +311,8 @@ def save_teacher(
         encoder, tokenizer: Encoder to save, and its tokenizer.
         lora: LoRA configuration that the encoder was built with.
         folder: Output folder.
-        lora_folder: Output folder for the LoRA weights alone, in peft format,
-            for the LLM with its `adapters`.
+        lora_folder: With `lora`, an output folder for the LoRA weights alone, in peft format, for the LLM
+            with its `adapters`.
     """
     state = get_model_state_dict(encoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_global_rank() == 0:
@@ -324,7 +320,7 @@ def save_teacher(
         whole = build_text_encoder(encoder.config, lora, on_meta=True)
         whole.load_state_dict(state, assign=True)
         llm: Any = whole.llm  # a PeftModel with `lora`
-        if lora is not None and lora_folder is not None:
+        if lora_folder is not None:
             with atomic_folder(lora_folder, LORA_KIND) as out:
                 save_adapter(llm, encoder.config.pretrained, out)
         with atomic_folder(folder, KIND) as out:
@@ -343,18 +339,15 @@ def save_teacher(
 
 def _teacher_card(llm: Any, config: TextEncoderConfig, header: int) -> str:
     """Return a model card that says how transformers alone computes the teacher's vectors."""
-    notes = []
+    notes = ''
     if config.bidirectional:
-        notes.append('Attention is bidirectional (`"is_causal": false` in `config.json`). transformers '
-                     'before 5.2 ignores this and computes wrong vectors.')
-    window = getattr(llm, 'sliding_window', None)
-    if config.bidirectional and window is not None and window < config.max_length:
-        notes.append(f'transformers keeps the sliding window of {window} tokens, which training did not '
-                     'have: vectors of longer texts differ.')
+        notes = ('Attention is bidirectional (`"is_causal": false` in `config.json`). transformers before '
+                 '5.2 ignores this and computes wrong vectors. transformers also keeps the sliding window '
+                 'of a model that has one, and training did not: vectors of longer texts differ.')
     attention = ''
     if getattr(llm, 'attn_logit_softcapping', None) is not None:
         attention = ", attn_implementation='eager'"
-    return _CARD.format(notes='\n'.join(notes), attention=attention, header=header, width=llm.hidden_size,
+    return _CARD.format(notes=notes, attention=attention, header=header, width=llm.hidden_size,
                         pooling=_POOLING[config.pooling], max_length=config.max_length)
 
 
@@ -390,14 +383,15 @@ def teacher_fingerprint(folder: Union[str, Path]) -> Fingerprint:
 
 
 def load_teacher(
-    folder: Union[str, Path], dtype: Optional[WeightType] = None
+    folder: Union[str, Path], in_float32: bool = False
 ) -> tuple[TextEncoder, CaptionTokenizer]:
-    """Load the frozen encoder that `save_teacher` wrote, with weights in `dtype` (unset: that of training).
+    """Load the frozen encoder that `save_teacher` wrote, with weights in the dtype of training or in float32.
 
     In a dtype narrower than float32, LoRA is applied in separate layers, as in training.
     """
     config = teacher_config(folder)
-    config.dtype = dtype or config.dtype
+    if in_float32:
+        config.dtype = 'float32'
     lora = Path(folder, LORA_FILE)
     if config.dtype == 'float32' or not lora.is_file():
         return load_text_encoder(config)

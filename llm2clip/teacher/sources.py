@@ -57,7 +57,7 @@ class LLMTeacher(CaptionTeacher):
 
     def __init__(self, encoder: TextEncoder, tokenizer: CaptionTokenizer, fingerprint: Fingerprint,
                  batch_tokens: int = 4096, precision: str = 'fp32', sharded: bool = False) -> None:
-        super().__init__(encoder, fingerprint, batch_tokens, precision)
+        super().__init__(encoder, encoder.llm_embed_dim, fingerprint, batch_tokens, precision)
         self.tokenizer = tokenizer
         self.sharded = sharded
         # The cast from bfloat16 to float32 is exact.
@@ -105,7 +105,7 @@ class TeacherFolder(_LLM):
     def __init__(self, folder: Union[str, Path]) -> None:
         self.name = str(folder)
 
-    def _encoding(self) -> dict[str, Any]:
+    def encoding(self) -> dict[str, Any]:
         return encoding(teacher_config(self.name))
 
     def fingerprint(self) -> Fingerprint:
@@ -118,7 +118,7 @@ class TeacherFolder(_LLM):
         return saved
 
     def _read(self, sharded: bool = False) -> tuple[TextEncoder, CaptionTokenizer]:
-        return load_teacher(self.name, 'float32' if sharded else None)
+        return load_teacher(self.name, in_float32=sharded)
 
 
 class FrozenLLM(_LLM):
@@ -127,7 +127,7 @@ class FrozenLLM(_LLM):
     def __init__(self, config: LLMTeacherConfig) -> None:
         self.name, self._config = config.pretrained, config
 
-    def _encoding(self) -> dict[str, Any]:
+    def encoding(self) -> dict[str, Any]:
         return encoding(self._config)
 
     def fingerprint(self) -> Fingerprint:
@@ -151,7 +151,7 @@ class FrozenLLM(_LLM):
         digest = xxhash.xxh64(str((tokenizer.header, tokenizer.footer, self._config.gguf_file)))
         hash_tensors(encoder.state_dict(), digest)
         settings = hash_settings(encoder.llm.config.to_diff_dict(), tokenizer.tokenizer)
-        return Fingerprint.of(digest.hexdigest(), {'config_and_tokenizer': settings} | self._encoding())
+        return Fingerprint.of(digest.hexdigest(), {'config_and_tokenizer': settings} | self.encoding())
 
 
 class _SentenceTransformerTeacher(CaptionTeacher):
@@ -160,27 +160,20 @@ class _SentenceTransformerTeacher(CaptionTeacher):
     `batch_tokens` counts padding.
     """
 
-    def __init__(self, model: Any, fingerprint: Fingerprint, prompt: str = '', batch_tokens: int = 4096,
-                 precision: str = 'fp32') -> None:
-        super().__init__(model, fingerprint, batch_tokens, precision)
+    def __init__(self, model: Any, fingerprint: Fingerprint, prompt: str, batch_tokens: int, precision: str
+                 ) -> None:
+        # Custom modules of a model need not report the width.
+        width = len(model.encode('a', show_progress_bar=False))
+        super().__init__(model, width, fingerprint, batch_tokens, precision)
         self.prompt = prompt
-
-    @property
-    def width(self) -> int:
-        # Custom modules of a model need not report it.
-        return self.module.get_sentence_embedding_dimension() or self.embed(['a']).vectors.shape[1]
 
     def prepare(self, items: Sequence[str]) -> Sequence[str]:
         """Return the captions unchanged: `encode` tokenises them, and tokenizers are not thread-safe."""
         return items
 
     def embed_prepared(self, inputs: Sequence[str], on_batch: OnBatch) -> Embedded:
-        vectors, lengths = encode_sentences(
-            self.module, inputs, self.prompt, self.batch_tokens, self.precision, on_batch)
-        limit = self.module.max_seq_length or max(lengths, default=0)
-        tokens = sum(min(length, limit) for length in lengths)
-        truncated = sum(length > limit for length in lengths)
-        return Embedded(vectors, tokens, truncated)
+        return Embedded(*encode_sentences(
+            self.module, inputs, self.prompt, self.batch_tokens, self.precision, on_batch))
 
 
 class SentenceTransformerModel(TeacherSource):
@@ -190,7 +183,7 @@ class SentenceTransformerModel(TeacherSource):
         self.name, self._config = config.name, config
 
     def fingerprint(self) -> Fingerprint:
-        return Fingerprint.of(hash_files(self._folder), self._encoding())
+        return Fingerprint.of(hash_files(self._folder), self.encoding())
 
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> _SentenceTransformerTeacher:
@@ -199,7 +192,7 @@ class SentenceTransformerModel(TeacherSource):
                               'and only an LLM can be spread over the ranks')
         model = load_sentence_transformer(self._folder, self._config.trust_remote_code)
         device.module_to_device(model)
-        return _SentenceTransformerTeacher(model, fingerprint, self._encoding()['prompt'], batch_tokens,
+        return _SentenceTransformerTeacher(model, fingerprint, self.encoding()['prompt'], batch_tokens,
                                            precision)
 
     def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
@@ -208,7 +201,7 @@ class SentenceTransformerModel(TeacherSource):
             target = folder / path.relative_to(self._folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-        saved = Fingerprint.of(hash_files(folder), self._encoding())
+        saved = Fingerprint.of(hash_files(folder), self.encoding())
         saved.check(expected, self.name, 'the model')
         return saved
 
@@ -219,7 +212,7 @@ class SentenceTransformerModel(TeacherSource):
         with reading(f'teacher.name: {self.name}', 'a sentence-transformers model, a folder or on the Hub'):
             return Path(snapshot_download(self.name, ignore_patterns=_FOREIGN_WEIGHTS))
 
-    def _encoding(self) -> dict[str, Any]:
+    def encoding(self) -> dict[str, Any]:
         """Return the prompt; by default it comes from the model's own prompt file."""
         if self._config.prompt is not None:
             return {'prompt': self._config.prompt}
@@ -231,10 +224,12 @@ class SentenceTransformerModel(TeacherSource):
             # sentence-transformers adds these two to every model.
             prompts = {'query': '', 'document': ''} | settings.get('prompts', {})
             name = self._config.prompt_name or settings.get('default_prompt_name')
-        if name is not None and name not in prompts:
+        if name is None:
+            return {'prompt': ''}
+        if name not in prompts:
             raise ConfigError(f'teacher.prompt_name: {name!r}, expected one of those of {self.name}: '
                               f'{", ".join(prompts)}')
-        return {'prompt': '' if name is None else prompts[name]}
+        return {'prompt': prompts[name]}
 
 
 def teacher_source(config: Any, trust_remote_code: Optional[bool] = None, cut: bool = False) -> TeacherSource:

@@ -211,7 +211,7 @@ class Stage2Run:
                               f'{len(expected)}, in the order of training', key='teacher')
         for source, fingerprint in zip(sources, expected):
             source.check_encoding(fingerprint, 'the run')  # before its weights are hashed
-            source.check(fingerprint, 'the run')
+            source.fingerprint().check(fingerprint, source.name, 'the run')
         return sources
 
 

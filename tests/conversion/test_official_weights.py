@@ -117,10 +117,10 @@ def _with(key: str, *shape: int) -> Callable[[State], State]:
 
 
 @pytest.mark.parametrize(('change', 'message'), [
-    (_without('visual.blocks.1.attn.v_proj.bias'), r'lack visual\.blocks\.1\.attn\.v_proj\.bias and have nothing'),
+    (_without('visual.blocks.1.attn.v_proj.bias'), r"lack \['visual\.blocks\.1\.attn\.v_proj\.bias'\] and have \[\]"),
     (_without('text.text_adaptor.3.weight'), r'checkpoint: it lacks text\.text_adaptor\.3\.weight, the projection'),
     (_without('visual.cls_token'), r"no official layout: .*the first are \['logit_scale', 'text"),
-    (_with('text.transformer.embeddings', 4, 4), r'have text\.transformer\.embeddings besides'),
+    (_with('text.transformer.embeddings', 4, 4), r"have \['text\.transformer\.embeddings'\] besides"),
     (_with('logit_scale', 2), r'logit_scale has the shape \(2,\), expected \(1,\)'),
 ])
 def test_every_name_and_shape_is_checked(change: Callable[[State], State], message: str, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from llm2clip.data.schema import dataset_fingerprint, read_index, vector_columns
 from llm2clip.data.vectors import dequantize, float_vectors
 from llm2clip.metrics.retrieval import rank_both_ways
 from llm2clip.modeling.text_encoder import encode_texts
-from llm2clip.models.joint import JointLLM2CLIP
+from llm2clip.models.joint import JointLLM2CLIP, embed_captions
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.teacher.llm import load_teacher, teacher_fingerprint
 from llm2clip.teacher.sources import LLMTeacher
@@ -138,7 +138,7 @@ def test_a_trainable_text_tower_gives_zeros_if_absent() -> None:
         return {'input': torch.tensor([list(text.encode()[:1]) for text in texts])}
 
     model = JointLLM2CLIP(_model(), embedding, tokenize)
-    vectors = model.embed(['a', '', 'b'])
-    assert not vectors[1].any() and torch.equal(vectors[[0, 2]], model.embed(['a', 'b']))
+    vectors = embed_captions(['a', '', 'b'], model.encode)
+    assert not vectors[1].any() and torch.equal(vectors[[0, 2]], model.encode(['a', 'b']))
     outputs = model({'pixel_values': torch.zeros(3, 3, 32, 32), 'caption': [('a', '', 'b'), ('', '', '')]})
     assert outputs['text_features'].shape == (3, 2, 8) and bool(torch.isfinite(outputs['text_features']).all())

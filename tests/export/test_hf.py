@@ -52,7 +52,6 @@ def test_loaded_model_gives_the_same_features(exported: tuple[LLM2CLIP, Path], t
         torch.testing.assert_close(loaded.get_text_features(text_embedding=embedding), expected)
         torch.testing.assert_close(loaded.get_text_features(texts), expected)
         torch.testing.assert_close(loaded.get_text_features(texts[0]), expected[:1])
-        torch.testing.assert_close(encode_texts(*load_teacher(teacher_folder), texts[0]), embedding[:1])
         assert loaded.get_text_features([]).shape == loaded.get_image_features(pixels[:0]).shape == (0, 16)
         logits = loaded(pixels, embedding)['logits_per_image']
     torch.testing.assert_close(logits, model.logit_scale.exp() * model.get_image_features(pixels) @ expected.T)

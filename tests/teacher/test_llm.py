@@ -72,7 +72,7 @@ def test_lora_is_taken_out_of_the_merged_weights_to_the_last_bit(llm_folder: Pat
     assert all(torch.equal(found[name], weight) and found[name].dtype == weight.dtype
                for name, weight in expected.items())
     # A wider type than that of the training is no harm, and needs nothing apart.
-    wide, _ = load_teacher(tmp_path / 'teacher', 'float32')
+    wide, _ = load_teacher(tmp_path / 'teacher', in_float32=True)
     assert not any('lora_' in name for name, _ in wide.named_parameters())
 
 

@@ -95,7 +95,7 @@ def test_the_fingerprint_sees_weights_tokenizer_and_prompt(embedder: Path, tmp_p
         _source(folder, prompt='x').check_encoding(first, 'the run')
     (folder / '1_Pooling/config.json').write_text((folder / '1_Pooling/config.json').read_text() + ' ')
     with pytest.raises(ValueError, match='another teacher than the run: weights is'):
-        _source(folder).check(first, 'the run')
+        _source(folder).fingerprint().check(first, str(folder), 'the run')
 
 
 def test_the_files_that_load_are_copied(embedder: Path, tmp_path: Path) -> None:
