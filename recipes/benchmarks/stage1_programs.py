@@ -28,11 +28,9 @@ from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
 from recipes.baselines.run import OUT, RUN, captions_of
 from recipes.baselines.sentence_transformers_model import STAGE1, base, language_model
 from recipes.benchmarks.measuring import peak_mb, run_alone, seconds_in_turns, write_result
-from recipes.benchmarks.stage1_step import cached_step, plain_step
+from recipes.benchmarks.stage1_step import MICROBATCH, cached_step, plain_step
 
-# Pairs; a microbatch has 32 texts, the default of sentence-transformers' cached loss.
-BATCH, MICROBATCH = 32, 16
-ROUNDS = 7
+BATCH, ROUNDS = 32, 7
 BOUNDS = {'plain': 0.8, 'cached': 0.9}
 Step = Callable[[], None]
 
@@ -70,6 +68,7 @@ def their_step(dtype: Any, cached: bool) -> Step:
     model = SentenceTransformer(modules=[llm, pooling], device='cpu').train()
     loss: Any = losses.MultipleNegativesRankingLoss(model, scale=STAGE1.logit_scale)
     if cached:
+        # as many texts at once as a microbatch of pairs has
         loss = losses.CachedMultipleNegativesRankingLoss(
             model, scale=STAGE1.logit_scale, mini_batch_size=2 * MICROBATCH)
     texts = list(zip(*caption_pairs()))
