@@ -199,6 +199,8 @@ def _errors_in_one_line() -> Iterator[None]:
     """Exit with one line, the message and its notes, for errors that are expected."""
     try:
         yield
+    except KeyboardInterrupt:  # before the handlers are installed
+        raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         if os.environ.get(_TRACEBACK) or not _is_expected(error):
             raise

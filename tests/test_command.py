@@ -115,6 +115,9 @@ def test_what_goes_wrong_while_keys_are_read_is_one_line(monkeypatch: pytest.Mon
                          ('run=\udcff', r'error: run \(command line\): cannot be read \(.*surrogates')):
         with pytest.raises(SystemExit, match=message):
             run_command(ExportVisionConfig, _raises(RuntimeError()), [arg])
+    monkeypatch.setattr('llm2clip.command.load_config', _raises(KeyboardInterrupt()))
+    with pytest.raises(SystemExit, match='130'):
+        run_command(ExportVisionConfig, _raises(RuntimeError()), ['run=r', 'out=o'])
 
 
 def test_the_version_is_printed_with_those_of_libraries(capsys: pytest.CaptureFixture[str]) -> None:

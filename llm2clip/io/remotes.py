@@ -70,7 +70,7 @@ class OutputFolder:
             source, target = self.local / name, Path(self.remote, name)
             with atomic_write(target) as partial:
                 shutil.copyfile(source, partial)
-            if not keep:
+            if not keep and not target.samefile(source):  # a link may lead from one to the other
                 source.unlink()
 
     def commit(self, name: str, text: str) -> None:
@@ -89,10 +89,11 @@ class OutputFolder:
 
 
 @functools.lru_cache(maxsize=4)
-def _process_downloader(folder: str, process: int) -> Any:
-    """Streaming's downloader for a remote folder, one per process since connections do not survive a fork."""
+def _process_downloader(place: str, process: int) -> Any:
+    """Streaming's downloader for the remotes in a place, such as ``s3://bucket``; one per process, since
+    connections do not survive a fork."""
     from streaming.base.storage import CloudDownloader
-    return CloudDownloader.get(folder)
+    return CloudDownloader.get(place)
 
 
 def download(
@@ -145,7 +146,8 @@ def download(
 
 def _download_within(timeout: float, remote: str, path: Path) -> None:
     """Download a file in a thread, which is left behind after `timeout` seconds."""
-    downloader = _process_downloader(os.path.dirname(remote), os.getpid())
+    place = '/'.join(remote.split('/')[:3])  # not the folder, since each part of a dataset has its own
+    downloader = _process_downloader(place, os.getpid())
     future: Future[None] = Future()
 
     def work() -> None:

@@ -344,8 +344,8 @@ def _plan_image_extraction(config: ExtractImagesConfig) -> Plan:
 
 def _vector_size(dim: int, storage: str) -> int:
     """Return the bytes of a stored vector of `dim` values."""
-    of_value, of_scale = _STORAGE_BYTES[storage]
-    return of_value * dim + of_scale
+    value_bytes, scale_bytes = _STORAGE_BYTES[storage]
+    return value_bytes * dim + scale_bytes
 
 
 def _plan_training(

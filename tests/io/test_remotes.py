@@ -133,6 +133,15 @@ def test_a_remote_that_is_the_local_folder_is_refused(tmp_path: Path, monkeypatc
     load_config(ExtractConfig, [*given, 'datasets.train.remote=s3://data', 'out_remote=data/new'])
 
 
+def test_a_published_file_is_kept_where_a_link_makes_it_the_upload(tmp_path: Path) -> None:
+    (tmp_path / 'out/train').mkdir(parents=True)
+    (tmp_path / 'out/train/shard').write_text('samples')
+    (tmp_path / 'remote').mkdir()
+    (tmp_path / 'remote/train').symlink_to(tmp_path / 'out/train')
+    OutputFolder(tmp_path / 'out', f'{tmp_path}/remote').publish('train/shard', keep=False)
+    assert (tmp_path / 'out/train/shard').read_text() == 'samples'
+
+
 def test_a_remote_without_credentials_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_PROFILE'):
         monkeypatch.delenv(name, raising=False)

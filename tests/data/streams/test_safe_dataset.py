@@ -192,8 +192,8 @@ def test_an_unreachable_remote_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv('S3_ENDPOINT_URL', 'http://127.0.0.1:9')
     monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'key')
     monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'not to be seen')
-    config = _config(tmp_path, remote='s3://bucket')
-    message = r's3://bucket/images/index\.json cannot be downloaded: .*tried 2 times'
+    config = _config(tmp_path, remote='s3://unreachable')
+    message = r's3://unreachable/images/index\.json cannot be downloaded: .*tried 2 times'
     with pytest.raises(ShardError, match=message) as error:
         _loader(config)
     assert 'not to be seen' not in str(error.value)
