@@ -111,8 +111,9 @@ def test_every_baseline_gets_the_same_time(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(baselines, 'watch', stand_in)
     program = baselines.Program(lambda folder, steps: [str(steps)], ('steps', 'x'), lambda folder: {'score': 1.0})
-    measured = baselines.measure('p', program, tmp_path / 'p', 5.0)
-    assert trained == [30, 290, 193] and abs(measured['seconds'] - 300) <= 6 and measured['steps'] == 193
-    assert baselines.measure('p', program, tmp_path / 'p', 5.0) == measured and len(trained) == 3
+    measured = baselines.measure('p', program, tmp_path / 'p/seed17', 5.0)
+    assert trained == [30, 290, 193] and abs(measured['seconds'] - 300) <= 9 and measured['steps'] == 193
+    assert baselines.measure('p', program, tmp_path / 'p/seed17', 5.0) == measured and len(trained) == 3
+    assert baselines.measure('p', program, tmp_path / 'p/seed1', 5.0) == measured and trained[3:] == [193]
     converged = program._replace(most_steps=100)
-    assert baselines.measure('c', converged, tmp_path / 'c', 5.0)['steps'] == 100
+    assert baselines.measure('c', converged, tmp_path / 'c/seed17', 5.0)['steps'] == 100
