@@ -38,7 +38,8 @@ class FrozenTower(Embedder):
         self.image_size = encoder.preprocessing.image_size
         self.transform = train_transform(self.image_size, config.crop_scale, config.color_jitter,
                                          config.grayscale, config.horizontal_flip)
-        self._threads = ThreadPoolExecutor(config.num_workers)
+        # Each with one OpenMP thread, since libgomp's threads sleep if there are more than cores.
+        self._threads = ThreadPoolExecutor(config.num_workers, initializer=torch.set_num_threads, initargs=(1,))
         self._generator = threading.Lock()
 
     def prepare(self, items: Sequence[_Item]) -> torch.Tensor:

@@ -231,7 +231,8 @@ def _parts(
 def _ahead(items: Iterable[T]) -> Iterator[T]:
     """Yield the same items; a thread computes the next item while the caller uses the current one."""
     iterator = iter(items)
-    with ThreadPoolExecutor(1) as pool:
+    # With OpenMP threads of its own, it would have more of them than cores, and libgomp's then sleep.
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         item = pool.submit(next, iterator, None).result()
         while item is not None:
             following = pool.submit(next, iterator, None)
