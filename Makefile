@@ -137,7 +137,7 @@ ablations: | $(PHOTOGRAPHS)/embeddings/config.yaml  ## the paper's claims on Fli
 	$(BIN)/python -m recipes.ablations.run photograph
 	$(BIN)/python -m recipes.ablations.run stage1
 
-baselines: $(VENV)/.baselines | $(PHOTOGRAPHS)/embeddings/config.yaml $(PHOTOGRAPHS)/image_embeddings/config.yaml  ## compare with open_clip, sentence-transformers
+baselines: $(VENV)/.baselines | $(PHOTOGRAPHS)/data/config.yaml  ## compare with open_clip, sentence-transformers
 	for seed in 17 1 2; do SEED=$$seed $(BIN)/python -m recipes.baselines.run || exit 1; done
 
 # --------------------------------------------------------------------------------------------------- development
