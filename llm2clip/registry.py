@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from llm2clip.config.loading import check_values
-from llm2clip.config.ranges import Positive, Time, TimeOrZero
+from llm2clip.config.ranges import Positive, TimeOrZero
 from llm2clip.errors import ConfigError, nearest, under
 
 # Name -> ``module:class`` (or function).
@@ -69,7 +69,6 @@ SCHEDULERS: _Registry = {
 ALGORITHMS: _Registry = {
     'channels_last': 'composer.algorithms:ChannelsLast',
     'clamp_logit_scale': 'llm2clip.training.algorithms.weights:ClampLogitScale',
-    'ema': 'llm2clip.training.algorithms.weights:EMA',
     'grad_cache': 'llm2clip.training.algorithms.grad_cache:GradCache',
     'gradient_clipping': 'composer.algorithms:GradientClipping',
     'patch_dropout': 'llm2clip.training.algorithms.batches:PatchDropout',
@@ -107,7 +106,6 @@ _BASES: _Registry = {
 }
 # Types of arguments that other libraries' parts need but do not declare in their signatures.
 _RANGES: Mapping[str, Mapping[str, Any]] = {
-    'ema': {'half_life': typing.Optional[Time]},
     'gradient_clipping': {'clipping_type': typing.Literal['adaptive', 'norm', 'value'],
                           'clipping_threshold': Positive},
 }

@@ -110,7 +110,7 @@ class TrainerConfig:
     """Print metrics to the console."""
     console_log_interval: Time = '10ba'
     """Time between metrics on the console."""
-    dist_timeout: Positive = 300.0
+    dist_timeout: Positive = 1800.0
     """Seconds that a rank waits for the others before the run fails."""
     optimizer: Component = field(default_factory=lambda: {'name': 'adamw', 'lr': MISSING})
     """`name` of an optimizer in `llm2clip/registry.py`, and its arguments; `lr` is required."""

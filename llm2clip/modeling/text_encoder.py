@@ -23,6 +23,7 @@ import torch.distributed
 import torch.nn as nn
 import torch.nn.functional as F
 from tokenizers.processors import TemplateProcessing
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedTokenizerBase
 
 varlen_attn: Any = None
@@ -426,8 +427,10 @@ def _attend_in_one_kernel(
     if window is not None:
         past = window - 1
     future = 0 if causal else -1
-    output = varlen_attn(*tokens, offsets, offsets, longest, longest, scale=scaling, enable_gqa=True,
-                         window_size=(past, future))
+    # On Hopper and Blackwell, cuDNN would go first, and build a plan for every new number of texts.
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        output = varlen_attn(*tokens, offsets, offsets, longest, longest, scale=scaling, enable_gqa=True,
+                             window_size=(past, future))
     return output.unsqueeze(0)
 
 

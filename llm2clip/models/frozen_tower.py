@@ -39,7 +39,8 @@ class FrozenTower(Embedder):
         self.transform = train_transform(self.image_size, config.crop_scale, config.color_jitter,
                                          config.grayscale, config.horizontal_flip)
         # Each with one OpenMP thread, since libgomp's threads sleep if there are more than cores.
-        self._threads = ThreadPoolExecutor(config.num_workers, initializer=torch.set_num_threads, initargs=(1,))
+        self._threads = ThreadPoolExecutor(config.num_workers, initializer=torch.set_num_threads,
+                                           initargs=(1,))
         self._generator = threading.Lock()
 
     def prepare(self, items: Sequence[_Item]) -> torch.Tensor:

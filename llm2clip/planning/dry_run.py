@@ -140,7 +140,6 @@ class StepCost:
 
     parameters: int = 0  # of the model, or of its shards on this rank
     optimizer: int = 0
-    ema: int = 0
     teacher: int = 0
     copy: int = 0  # frozen copy of self-distillation
     gradients: int = 0
@@ -208,9 +207,7 @@ def dry_run_step(
                 for part in batches:
                     part['initial_image_features'] = features.new_zeros(len(part['index']), features.shape[1])
             _run_step(model, optimizer, batches, uses_grad_cache, autocast, meter)
-    if 'ema' in config.algorithms:
-        cost.ema = cost.parameters
-    cost.peak = meter.peak + cost.buckets + cost.ema
+    cost.peak = meter.peak + cost.buckets
     cost.activations = (meter.peak - cost.parameters - cost.optimizer - cost.teacher - cost.copy
                         - cost.gradients)
     cost.flops = int(meter.flops)

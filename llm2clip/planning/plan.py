@@ -160,7 +160,7 @@ class Plan:
     def _memory(self) -> list[str]:
         """Table of the memory of a GPU."""
         lines = [f'{"memory per GPU":<24}{"GiB":>16}']
-        for name in ('parameters', 'optimizer', 'ema', 'teacher', 'copy', 'gradients', 'buckets',
+        for name in ('parameters', 'optimizer', 'teacher', 'copy', 'gradients', 'buckets',
                      'activations', 'peak'):
             size = getattr(self.cost, name)
             if size:

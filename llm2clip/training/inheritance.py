@@ -20,7 +20,6 @@ from llm2clip.models.adapter_folder import KIND, WEIGHTS_FILE, build_adapter, sa
 from llm2clip.models.inherited_adapter import ComposerInheritance
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
 from llm2clip.teacher.sources import check_teachers
-from llm2clip.training.algorithms.weights import averaged_weights
 from llm2clip.training.runs import check_teacher, is_complete, write_settings
 from llm2clip.training.trainer import build_trainer, check_metrics, evaluated_metrics, fit, initialize
 
@@ -63,8 +62,7 @@ def train(config: InheritanceConfig) -> None:
     write_settings(config, trainer.state.timestamp, [Path(config.adapter_folder)])
     fit(trainer, config)
     trainer.close()
-    with averaged_weights(trainer.state):
-        save_adapter(model.model.adapter, config.adapter, embed_dim, record, target, config.adapter_folder)
+    save_adapter(model.model.adapter, config.adapter, embed_dim, record, target, config.adapter_folder)
     if dist.get_global_rank() == 0:
         print(f'wrote the adapter to {config.adapter_folder}', flush=True)
 

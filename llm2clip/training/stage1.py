@@ -28,7 +28,6 @@ from llm2clip.teacher.llm import (
     save_teacher,
     set_attention_dropout,
 )
-from llm2clip.training.algorithms.weights import averaged_weights
 from llm2clip.training.callbacks.monitors import TextMonitor
 from llm2clip.training.runs import is_complete, write_settings
 from llm2clip.training.trainer import build_trainer, check_metrics, evaluated_metrics, fit, initialize
@@ -104,8 +103,7 @@ def train(config: Stage1Config) -> None:
     write_settings(config, trainer.state.timestamp, results)
     fit(trainer, config)
     trainer.close()
-    with averaged_weights(trainer.state):
-        save_teacher(model.text_encoder, tokenizer, config.lora, config.teacher_folder, config.lora_folder)
+    save_teacher(model.text_encoder, tokenizer, config.lora, config.teacher_folder, config.lora_folder)
     if dist.get_global_rank() == 0:
         print(f'wrote the teacher to {config.teacher_folder} and its LoRA weights to {config.lora_folder}',
               flush=True)

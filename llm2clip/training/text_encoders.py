@@ -20,7 +20,6 @@ from llm2clip.teacher.clip_text import KIND as CLIP_TEXT_KIND
 from llm2clip.teacher.clip_text import ClipTextTower, load_clip_text, load_clip_tokenizer, save_clip_text
 from llm2clip.teacher.llm import KIND as TEACHER_KIND
 from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer, save_teacher, teacher_config
-from llm2clip.training.algorithms.weights import averaged_weights
 from llm2clip.training.runs import CLIP_TEXT_FOLDER, TEACHER_FOLDER
 
 KEY = 'trainable_text.clip'
@@ -50,17 +49,16 @@ class TrainedText(NamedTuple):
         return cls(encoder, tokenizer.packed, tokenizer)
 
     def save(self, lora: Optional[LoraConfig], trainer: Trainer, run: str) -> None:
-        """Write the trained encoder, averaged with `ema`, into a run's folder; every rank calls this."""
+        """Write the trained encoder into a run's folder; every rank calls this."""
         model = without_ddp(trainer.state.model)
-        with averaged_weights(trainer.state):
-            if isinstance(self.encoder, TextEncoder):
-                save_teacher(model.text_encoder, self.tokenizer, lora, Path(run, TEACHER_FOLDER))
-                return
-            weights: Any = get_model_state_dict(
-                model.text_encoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-            if dist.get_global_rank() == 0:
-                save_clip_text(self.encoder, weights, self.tokenizer, Path(run, CLIP_TEXT_FOLDER))
-            dist.barrier()
+        if isinstance(self.encoder, TextEncoder):
+            save_teacher(model.text_encoder, self.tokenizer, lora, Path(run, TEACHER_FOLDER))
+            return
+        weights: Any = get_model_state_dict(
+            model.text_encoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        if dist.get_global_rank() == 0:
+            save_clip_text(self.encoder, weights, self.tokenizer, Path(run, CLIP_TEXT_FOLDER))
+        dist.barrier()
 
 
 def load_trained_encoder(

@@ -163,6 +163,7 @@ def build_trainer(
     if 'wandb' in config.loggers:
         log_to_wandb(trainer, config, config.loggers['wandb'], settings.run_id)
     if config.fsdp is not None:
+        open_device(config.device, config.precision)  # Composer has turned TF32 on again
         # Reference cycles keep the unsharded weights alive, which are as large as the model.
         gc.collect()
         sharding = set_up_units(trainer.state.model)

@@ -43,10 +43,10 @@ def test_null_removes_an_entry_of_a_mapping(tmp_path: Path) -> None:
     config = load_config(Stage1Config, [base, path, *STAGE1, 'train_data.streams.c=null'])
     assert list(config.train_data.streams) == ['a', 's']
     # The same holds for arguments of parts, for numbers, and for a mapping as a whole.
-    config = load_config(Stage2Config, [*REQUIRED, 'algorithms.ema={}', 'algorithms.clamp_logit_scale=null',
+    config = load_config(Stage2Config, [*REQUIRED, 'algorithms.patch_dropout={}', 'algorithms.clamp_logit_scale=null',
                                         'lr_scale={adapter: 2, logit_scale: 1}', 'lr_scale.adapter=null',
                                         'loggers.wandb.project=p', 'loggers=null', 'train_data.caption_weights=null'])
-    assert (config.algorithms, config.lr_scale, config.loggers) == ({'ema': {}}, {'logit_scale': 1}, {})
+    assert (config.algorithms, config.lr_scale, config.loggers) == ({'patch_dropout': {}}, {'logit_scale': 1}, {})
 
 
 def test_a_text_encoder_replaces_one_of_another_type(tmp_path: Path) -> None:

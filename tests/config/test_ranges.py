@@ -20,7 +20,7 @@ BAD = {
         'eval_first=perhaps', 'precision=fp8', "checkpoint_folder=''", 'train_data.streams.s=a', 'optimizer.lr=fast',
         'optimizer.betas=[0.9]', 'scheduler.name=cosin', 'scheduler={name: cosine_with_warmup}',
         'callbacks.save_best={label: eval}', 'algorithms.clamp_logit_scale.maximum=0',
-        'algorithms.ema={half_life: 5ba, smoothing: 0.9}', 'algorithms.gradient_clipping={clipping_type: norm}',
+        'algorithms.gradient_clipping={clipping_type: norm}',
         'algorithms.patch_dropout.rate=1', 'loggers.wandb.project=[a]', 'callbacks.save_best={metric: [a]}',
         'fsdp=true', 'fsdp.reshard_after_forward=1.5', 'fsdp.replicate=3', 'compile=true', 'compile.fullgraph=1',
         'train_data.streams.s.caption_weights={a: 0, b: 0}', 'trainable_text.clip={pretrained: true}',

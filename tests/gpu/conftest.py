@@ -106,6 +106,6 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callback], None]:
 
     def watch(stage: int, callback: Callback) -> None:
         monkeypatch.setattr((stage1, stage2)[stage - 1], 'fit',
-                            lambda trainer: (trainer.state.callbacks.append(callback), fit(trainer)))
+                            lambda trainer, config: (trainer.state.callbacks.append(callback), fit(trainer, config)))
 
     return watch

@@ -158,6 +158,7 @@ def _varlen_attn(
     __: int, *, scale: float, window_size: tuple[int, int], enable_gqa: bool
 ) -> torch.Tensor:
     """`torch.nn.attention.varlen.varlen_attn` as its documentation defines it, one text at a time."""
+    assert torch.backends.cuda.flash_sdp_enabled() and not torch.backends.cuda.cudnn_sdp_enabled()
     assert enable_gqa and longest == offsets.diff().max() and offsets.dtype == torch.int32
     before, after = window_size
     outputs = []

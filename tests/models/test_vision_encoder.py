@@ -62,7 +62,7 @@ def test_features_and_gradients_are_those_of_both(make: Any, trained: str, num_f
         parameter.requires_grad_(name.startswith(trained))
     model = copy.deepcopy(plain)
     assert fuse_frozen_batch_norms(model, 64) == num_fused
-    model = copy.deepcopy(model)  # as EMA does it
+    model = copy.deepcopy(model)  # as self-distillation does it
     features, expected = model(IMAGES), plain(IMAGES)
     torch.testing.assert_close(features, expected, rtol=1e-10, atol=1e-10)
     for output in (features, expected):

@@ -113,7 +113,7 @@ def test_a_teacher_is_that_of_the_settings_in_its_folder(
         'train_data.download_retry=2', 'plan_ranks=2')
     for changed, message in (
         ('optimizer.lr=0.01', 'optimizer.lr is 0.05, expected 0.01'),
-        ('algorithms.ema={}', 'algorithms.ema is None, expected {'),
+        ('algorithms.clamp_logit_scale={}', 'algorithms.clamp_logit_scale is None, expected {'),
         ('train_data.streams.s.local=elsewhere', 'train_data.streams.s.local is .*, expected .elsewhere'),
     ):
         with pytest.raises(ConfigError, match=message) as error:

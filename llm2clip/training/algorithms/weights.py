@@ -1,24 +1,18 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Algorithms on gradients and weights: averaging under gloo, clamped temperature, moving average."""
+"""Algorithms on gradients and weights: averaging under gloo, clamped temperature."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import chain
-from typing import Any, Optional
+from typing import Optional
 
-import composer.algorithms
 import torch
 import torch.distributed
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from llm2clip.config.ranges import Positive
-from llm2clip.models.sharding import unwrapped_name, whole
 
 
 class AverageGlooGradients(Algorithm):
@@ -61,65 +55,3 @@ class ClampLogitScale(Algorithm):
         for name, parameter in state.model.named_parameters():
             if name.rsplit('.', 1)[-1] == 'logit_scale':
                 parameter.clamp_(0, math.log(self.maximum))
-
-
-class EMA(composer.algorithms.EMA):
-    """Composer's EMA, which evaluates and saves the averaged weights, with support for FSDP2 and GradCache.
-
-    Under FSDP2, each rank averages its shards.  Checkpoints hold the full average under unwrapped names, so
-    that a run can resume on any number of ranks.  After a checkpoint, Composer would leave the average in the
-    model until the batch starts: after the first pass of GradCache, and after an update at the end of an
-    epoch.
-    """
-
-    def match(self, event: Event, state: State) -> bool:
-        return super().match(event, state) or event == Event.BEFORE_DATALOADER and self.ema_weights_active
-
-    def apply(self, event: Event, state: State, logger: Logger) -> None:
-        self.shard_average(state.model)
-        super().apply(event, state, logger)
-        if event == Event.BEFORE_DATALOADER:
-            self._ensure_training_weights_active(state)
-
-    def state_dict(self) -> dict[str, Any]:
-        result = super().state_dict()
-        average = result['ema_model']
-        for kind, values in average.items():
-            average[kind] = {unwrapped_name(name): whole(value) for name, value in values.items()}
-        return result
-
-    def shard_average(self, model: torch.nn.Module) -> None:
-        """Shard the average like the parameters; it is full after loading, and before sharding."""
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()  # after a forward pass, the outermost unit is still unsharded
-        if self.ema_model is None:
-            return
-        tensors = dict(chain(model.named_parameters(), model.named_buffers()))
-        names = {unwrapped_name(name): name for name in tensors}
-        sharded = {}
-        for average_name, value in self.ema_model.named_parameters_dict.items():
-            name = names[unwrapped_name(average_name)]
-            parameter = tensors[name]
-            if isinstance(parameter, DTensor) and not isinstance(value, DTensor):
-                value = distribute_tensor(value.to(parameter.device), parameter.device_mesh,
-                                          parameter.placements)
-            sharded[name] = value
-        self.ema_model.named_parameters_dict = sharded
-        buffers = self.ema_model.named_buffers_dict
-        self.ema_model.named_buffers_dict = {names[unwrapped_name(name)]: buffers[name] for name in buffers}
-
-
-@contextmanager
-def averaged_weights(state: State) -> Iterator[None]:
-    """Swap in the averaged weights for the duration of the block; a no-op unless `EMA` has started."""
-    ema: Any = next((algorithm for algorithm in state.algorithms if isinstance(algorithm, EMA)), None)
-    if ema is None or not ema.ema_started or ema.ema_weights_active:
-        yield
-        return
-    ema.shard_average(state.model)
-    ema.ema_model.swap_params(state.model)
-    try:
-        yield
-    finally:
-        ema.ema_model.swap_params(state.model)

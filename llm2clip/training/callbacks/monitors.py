@@ -21,7 +21,6 @@ from llm2clip.data.text_batches import text_sides
 from llm2clip.io.tensors import write_safetensors
 from llm2clip.models.sharding import whole
 from llm2clip.ranks import broadcast_from_rank0
-from llm2clip.training.algorithms.weights import averaged_weights
 from llm2clip.training.runs import BEST_FILE
 
 
@@ -145,7 +144,6 @@ class StopAtNonfinite(Callback):
 class SaveBest(Callback):
     """Write the weights to `best.safetensors` when a metric reaches a new maximum, and log ``best/<metric>``.
 
-    With `ema`, these are the averaged weights, which were evaluated.
     Checkpoints store the best value so far.
 
     Args:
@@ -172,16 +170,17 @@ class SaveBest(Callback):
     def eval_end(self, state: State, logger: Logger) -> None:
         if state.dataloader_label != self.dataloader_label:
             return
-        value = float(state.eval_metrics[self.dataloader_label][self.metric].compute())
+        computed = float(state.eval_metrics[self.dataloader_label][self.metric].compute())
+        # Ranks may differ in the last bit, and all of them have to save or none.
+        value = broadcast_from_rank0(lambda: computed)
         if self.best is not None and value <= self.best:
             return
         self.best = value
         logger.log_metrics({f'best/{self.metric}': value})
-        with averaged_weights(state):
-            weights: dict[str, Any] = get_model_state_dict(
-                state.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-            if dist.get_global_rank() == 0:
-                write_safetensors(self.path, weights)
+        weights: dict[str, Any] = get_model_state_dict(
+            state.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        if dist.get_global_rank() == 0:
+            write_safetensors(self.path, weights)
         dist.barrier()
 
 
