@@ -92,6 +92,12 @@ def test_a_bit_of_a_file_with_a_hash(tmp_path: Path) -> None:
     refused(lambda: read_safetensors(tmp_path / 'x'), f'{tmp_path}/x: is damaged')
 
 
+def test_equal_tensors_give_equal_files(tmp_path: Path) -> None:
+    for i in range(20):
+        write_safetensors(tmp_path / str(i), {'a': torch.ones(2)}, {'lora': '{}', 'truncated': '3'})
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def test_values_out_of_range(export: Path) -> None:
     edited(max_length=0)(export / 'teacher/text_encoder.json')
     refused(lambda: teacher_config(export / 'teacher'), 'text_encoder.json: max_length: 0, expected at least 1')

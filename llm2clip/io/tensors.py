@@ -3,6 +3,7 @@
 
 """Files of weights and vectors, read without running code."""
 
+import json
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,9 @@ from llm2clip.errors import FileError
 from llm2clip.io.files import atomic_write, reading
 from llm2clip.modeling.checks import check_finite
 
-_HASH = 'xxh64'
+# All metadata in one entry: safetensors writes several in random order, and the files of equal
+# teachers have to be equal.
+_METADATA, _HASH = 'llm2clip', 'xxh64'
 
 
 class Tensors(NamedTuple):
@@ -39,7 +42,9 @@ def read_safetensors(path: Union[str, Path], expected: str = 'weights in safeten
     """
     with reading(path, expected), safe_open(path, framework='pt') as file:
         values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        content = Tensors(values, file.metadata() or {})
+        metadata = dict(file.metadata() or {})
+        metadata |= json.loads(metadata.pop(_METADATA, '{}'))
+        content = Tensors(values, metadata)
     recorded_hash = content.metadata.get(_HASH)
     if recorded_hash is not None and recorded_hash != hash_tensors(values):
         raise FileError(f'is damaged (its values have another hash), expected {expected}', path)
@@ -75,7 +80,8 @@ def write_safetensors(
     """Write a safetensors file atomically, with a hash of its values in its metadata."""
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     with atomic_write(path) as partial:
-        save_file(tensors, partial, dict(metadata) | {_HASH: hash_tensors(tensors)})
+        entries = dict(metadata) | {_HASH: hash_tensors(tensors)}
+        save_file(tensors, partial, {_METADATA: json.dumps(entries)})
 
 
 def published_state(model: Any) -> dict[str, torch.Tensor]:
