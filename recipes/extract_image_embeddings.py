@@ -18,11 +18,8 @@ def main(config: ExtractImagesConfig) -> None:
     from llm2clip.models.frozen_tower import load_frozen_tower
     from llm2clip.teacher.extraction import run_extraction
 
-    names = ['precision']
-    if config.views:
-        names += ['seed', 'crop_scale', 'color_jitter', 'grayscale', 'horizontal_flip']
-    run_extraction(config, partial(load_frozen_tower, config), 8 * config.batch_size, views=config.views,
-                   settings={name: getattr(config, name) for name in names})
+    run_extraction(config, partial(load_frozen_tower, config), 8 * config.batch_size, of_images=True,
+                   settings={'precision': config.precision})
 
 
 if __name__ == '__main__':

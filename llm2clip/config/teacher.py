@@ -14,16 +14,10 @@ from llm2clip.config.data import DatasetConfig
 from llm2clip.config.models import PlanConfig, TextEncoderConfig, TextPlanConfig, VisionConfig
 from llm2clip.config.ranges import (
     Count,
-    CropScale,
     DeviceName,
     FolderName,
-    Natural,
     OutRemote,
     Positive,
-    Prompt,
-    PromptName,
-    Seed,
-    Share,
     Storage,
     TeacherPrecision,
     Text,
@@ -155,9 +149,6 @@ class ExtractConfig(TextPlanConfig, EmbedConfig):
     """Tokens per forward pass.  Padding counts, except for LLMs, which read packed texts."""
     normalize: bool = False
     """Store vectors of length 1.  The adapter of stage 2 scales them unless `adapter.normalize` is false."""
-    prompts: dict[PromptName, Prompt] = field(default_factory=dict)
-    """Name -> text around `{caption}`.  Every caption is also embedded inside each of these texts, under the
-    key `<caption key>@<name>` (FLAME, arXiv 2411.11927)."""
     plan_captions: Count = 1
     """Captions per image with `plan_samples`, as long as no dataset is on disk."""
 
@@ -169,19 +160,6 @@ class ExtractImagesConfig(PlanConfig, EmbedConfig):
     vision: VisionConfig = field(default_factory=VisionConfig)
     """The tower, with the same settings as `model.vision` of stage 2.  For the tower of a run, `name` is a
     folder that `export_vision` wrote."""
-    views: Natural = 0
-    """Number of augmented views of each image to embed besides the image itself.
-    Training draws one of all."""
-    crop_scale: CropScale = field(default_factory=lambda: [0.6, 1.0])
-    """Minimum and maximum share of the image area in a view."""
-    color_jitter: Annotated[float, Field(ge=0, le=2.5)] = 0.0
-    """Strength of random changes of brightness, contrast and saturation of a view; hue gets a fifth of it."""
-    grayscale: Share = 0.0
-    """Probability of converting a view to grayscale."""
-    horizontal_flip: Share = 0.0
-    """Probability of mirroring a view."""
-    seed: Seed = 17
-    """Seed of the views; with the sample's id and the view's number, it decides the augmentation."""
     batch_size: Count = 64
     """Images per forward pass."""
     num_workers: Count = 4

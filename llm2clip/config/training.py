@@ -392,7 +392,6 @@ class Stage2Config(TrainConfig):
             ('model.vision.freeze', not self.model.vision.freeze,
              f'expected true, since {embeddings} has vectors of the tower'),
             *((key, is_set,
-               f'needs the images or captions, and {embeddings} is read in place of them; '
-               'for augmentation, set `views` of extract_image_embeddings')
+               f'needs the images or captions, and {embeddings} is read in place of them')
               for key, is_set in needs_images.items()),
         ])

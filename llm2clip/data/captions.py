@@ -56,7 +56,7 @@ def draw_captions(
 def _existing_captions(sample: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
     """Caption key -> text of the captions that the sample has; a missing one is stored as an empty text.  A
     sample that has none is a ValueError."""
-    texts = {key: sample[CAPTION + caption_key(key)] for key in keys}
+    texts = {key: sample[CAPTION + key] for key in keys}
     existing = {key: text for key, text in texts.items() if text.strip()}
     if not existing:
         others = [key for key in caption_keys(sample) if sample[CAPTION + key].strip()]
@@ -65,11 +65,6 @@ def _existing_captions(sample: Mapping[str, Any], keys: Iterable[str]) -> dict[s
             f'{", ".join(others) or "no caption at all"}; draw from one that every sample has as well, or '
             f'leave such samples out by prepare_data with require_any_caption=[{",".join(texts)}]')
     return existing
-
-
-def caption_key(vector_key: str) -> str:
-    """Return the caption's key from the key of one of its vectors: ``long`` for ``long@entities``."""
-    return vector_key.partition('@')[0]
 
 
 class DrawnPair(NamedTuple):

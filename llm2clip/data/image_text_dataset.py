@@ -12,7 +12,7 @@ from composer.core import DataSpec
 
 from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.augmentations import pixels_needed, seeded, train_transform
-from llm2clip.data.captions import caption_key, draw, draw_captions, text_id
+from llm2clip.data.captions import draw_captions, text_id
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.loader import (
     all_caption_keys,
@@ -21,7 +21,7 @@ from llm2clip.data.loader import (
     positive_weights,
     stream_arguments,
 )
-from llm2clip.data.schema import CAPTION, EMBEDDING, IMAGE, SAMPLE_ID, caption_keys
+from llm2clip.data.schema import CAPTION, EMBEDDING, IMAGE, SAMPLE_ID
 from llm2clip.data.streams.paired_stream import PairedRow, PairedStream, are_stored_alike
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.vectors import dequantize, float_vectors, stored_vector, text_embedding
@@ -35,9 +35,8 @@ class ImageTextDataset(SafeDataset):
     """Images, each with text embeddings or captions; `ComposerLLM2CLIP` documents the batches.
 
     If the streams have image embeddings, these are read instead of images.  In training, an image is cropped
-    at random, or the vector of one of its views is drawn, and captions are drawn, each time it is read.  In
-    evaluation, an image has all captions; a missing one is an empty text with a zero embedding and
-    ``text_id`` 0.
+    at random, and captions are drawn, each time it is read.  In evaluation, an image has all captions; a
+    missing one is an empty text with a zero embedding and ``text_id`` 0.
 
     Args:
         config: Streams, caption weights and crops.
@@ -85,15 +84,13 @@ class ImageTextDataset(SafeDataset):
         return entries | self._with_all_captions(sample, index)
 
     def _with_drawn_captions(self, sample: PairedRow, index: int) -> dict[str, Any]:
-        """Random crop, or vector of a random view, and drawn captions (on a first axis, if several)."""
+        """Random crop, or vector of the image, and drawn captions (on a first axis, if several)."""
         seed = self.sample_seed(sample)
         mix = self.mixes[self.stream_name(index)]
         captions: Mapping[str, Any] = sample
         if self.image_embeddings:
             captions = _stand_ins(sample, index, mix)
-            views = caption_keys(sample, EMBEDDING)
-            view = views[draw([1] * len(views), seed, 'view')]
-            entries: dict[str, Any] = self._image_embedding(sample, view)
+            entries: dict[str, Any] = self._image_embedding(sample)
         else:
             pixels = decode_pixels(sample[IMAGE], sample[SAMPLE_ID], self.shortest_side)
             entries = {'pixel_values': seeded(self.transform, pixels, seed)}
@@ -114,14 +111,14 @@ class ImageTextDataset(SafeDataset):
         captions: Mapping[str, Any] = sample
         if self.image_embeddings:
             captions = _stand_ins(sample, index, self.caption_keys)
-            entries: dict[str, Any] = self._image_embedding(sample, IMAGE)
+            entries: dict[str, Any] = self._image_embedding(sample)
         else:
             pixels = decode_pixels(sample[IMAGE], sample[SAMPLE_ID])
             entries = {'pixel_values': resize_and_crop(pixels, self.image_size)}
 
         texts: list[dict[str, Any]] = []
         for key in self.caption_keys:
-            caption = captions[CAPTION + caption_key(key)]
+            caption = captions[CAPTION + key]
             text: dict[str, Any] = {'caption': caption}
             if not self.captions:
                 text = text_embedding(sample.text_embeddings, key, self.texts_as_stored)
@@ -130,9 +127,9 @@ class ImageTextDataset(SafeDataset):
             texts.append(text)
         return entries | _stacked(texts)
 
-    def _image_embedding(self, sample: PairedRow, key: str) -> dict[str, torch.Tensor]:
-        """``image_embedding`` ``(D,)`` of the image or a view of it."""
-        stored = stored_vector(sample, key, 'image_embedding')
+    def _image_embedding(self, sample: PairedRow) -> dict[str, torch.Tensor]:
+        """``image_embedding`` ``(D,)`` of the image."""
+        stored = stored_vector(sample, IMAGE, 'image_embedding')
         if self.images_as_stored:
             return stored
         return {'image_embedding': dequantize(stored, 'image_embedding').float()}
@@ -163,7 +160,7 @@ def _stand_ins(sample: PairedRow, index: int, keys: Collection[str]) -> dict[str
     row = sample.text_embeddings[0]
     captions: dict[str, str] = {SAMPLE_ID: sample[SAMPLE_ID]}
     for key in keys:
-        captions[CAPTION + caption_key(key)] = f'{index}/{key}' if row[EMBEDDING + key].any() else ''
+        captions[CAPTION + key] = f'{index}/{key}' if row[EMBEDDING + key].any() else ''
     return captions
 
 
@@ -218,9 +215,7 @@ def paired_stream(
         text_embeddings = teacher_embeddings(stream.embeddings, config.teachers)
     arguments = stream_arguments(stream)
     if stream.image_embeddings is None:
-        # Vectors of prompts and parts have keys of their own, captions in the loop have not.
-        captions = keys if in_loop else map(caption_key, keys)
-        columns = [IMAGE, *dict.fromkeys(CAPTION + caption for caption in captions)]
+        columns = [IMAGE, *(CAPTION + key for key in keys)]
     else:
         arguments |= {'local': stream.image_embeddings.local, 'remote': stream.image_embeddings.remote}
         columns = [EMBEDDING + IMAGE]

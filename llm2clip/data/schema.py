@@ -150,11 +150,6 @@ def read_samples(folder: Union[str, Path]) -> list[dict[str, Any]]:
     return samples
 
 
-def image_keys(views: int) -> list[str]:
-    """Return the keys of an image's vectors: of the image itself, and of its augmented views."""
-    return [IMAGE, *(f'view{i}' for i in range(1, views + 1))]
-
-
 def vector_columns(keys: Sequence[str], dim: int, storage: str) -> dict[str, str]:
     """Return the column names and MDS types of an embeddings dataset.  A vector takes ``2 * dim`` bytes in
     float16, ``4 * dim`` in float32, and ``dim + 4`` in int8."""

@@ -3,18 +3,15 @@
 
 """Frozen vision tower that embeds images once, before a training (SAIL, arXiv 2412.04616)."""
 
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-import xxhash
 from composer.core import DataSpec
 from composer.devices import Device
 
 from llm2clip.config import ExtractImagesConfig
-from llm2clip.data.augmentations import pixels_needed, seeded, train_transform
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.device import exact_float32
@@ -24,8 +21,8 @@ from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.teacher.embedder import Embedded, Embedder, OnBatch
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, hash_settings
 
-_Item = tuple[bytes, str, int]
-"""File of an image, its sample id, and the number of the view; 0 is the image, cropped as in evaluation."""
+_Item = tuple[bytes, str]
+"""File of an image, and its sample id."""
 
 
 class FrozenTower(Embedder):
@@ -36,25 +33,17 @@ class FrozenTower(Embedder):
                          config.precision)
         self.config = config
         self.image_size = encoder.preprocessing.image_size
-        self.transform = train_transform(self.image_size, config.crop_scale, config.color_jitter,
-                                         config.grayscale, config.horizontal_flip)
         # Each with one OpenMP thread, since libgomp's threads sleep if there are more than cores.
         self._threads = ThreadPoolExecutor(config.num_workers, initializer=torch.set_num_threads,
                                            initargs=(1,))
-        self._generator = threading.Lock()
 
     def prepare(self, items: Sequence[_Item]) -> torch.Tensor:
-        """Decode and crop images to ``(N, 3, image_size, image_size)`` in uint8."""
+        """Decode and crop images, as in evaluation, to ``(N, 3, image_size, image_size)`` in uint8."""
         return torch.stack([*self._threads.map(self._pixels, items)])
 
     def _pixels(self, item: _Item) -> torch.Tensor:
-        data, sample_id, view = item
-        if not view:
-            return resize_and_crop(decode_pixels(data, sample_id), self.image_size)
-        image = decode_pixels(data, sample_id, pixels_needed(self.image_size, self.config.crop_scale[0]))
-        view_seed = xxhash.xxh64_intdigest(f'{sample_id}/view{view}', seed=self.config.seed)
-        with self._generator:  # the random generator belongs to all threads
-            return seeded(self.transform, image, view_seed)
+        data, sample_id = item
+        return resize_and_crop(decode_pixels(data, sample_id), self.image_size)
 
     @torch.inference_mode()
     def embed_prepared(self, inputs: torch.Tensor, on_batch: OnBatch) -> Embedded:

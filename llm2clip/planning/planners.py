@@ -300,8 +300,7 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
                                  'assumed; plan_captions sets another number')
         captions['all'] = round(plan.images * plan.captions)
     plan.unit = 'pass'
-    texts_per_caption = 1 + len(config.prompts)
-    texts = plan.epoch_samples = texts_per_caption * sum(captions.values())
+    texts = plan.epoch_samples = sum(captions.values())
     encoder = _teacher_config(config)
     if teacher_type(config.teacher) not in ('folder', 'llm'):
         plan.errors.append(f'teacher.type: {config.teacher.type!r}, but only the extraction of an LLM is '
@@ -315,7 +314,7 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
         forward = EncoderPass(on_meta(encoder), tokens, config.batch_tokens, config.precision)
         plan.cost = forward.dry_run()
         plan.steps = texts / forward.captions / plan.ranks
-        size = texts_per_caption * _vector_size(forward.encoder.llm_embed_dim, config.storage)
+        size = _vector_size(forward.encoder.llm_embed_dim, config.storage)
         plan.vectors = {name: number * size for name, number in captions.items()}
     return plan
 
@@ -330,14 +329,13 @@ def _plan_image_extraction(config: ExtractImagesConfig) -> Plan:
     else:
         images['all'] = int(config.plan_samples)
     plan.unit = 'pass'
-    views = 1 + config.views
-    plan.images = plan.epoch_samples = views * sum(images.values())
+    plan.images = plan.epoch_samples = sum(images.values())
     plan.in_16_bits = config.precision != 'fp32'
     with torch.device('meta'):
         tower = VisionEncoder(config.vision, load_weights=False)
     plan.cost = dry_run_tower(tower, config.batch_size, config.precision)
     plan.steps = plan.epoch_samples / config.batch_size / plan.ranks
-    size = views * _vector_size(tower.width, config.storage)
+    size = _vector_size(tower.width, config.storage)
     plan.vectors = {name: number * size for name, number in images.items()}
     return plan
 

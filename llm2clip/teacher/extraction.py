@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, Optional, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -33,7 +33,6 @@ from llm2clip.data.schema import (
     check_shard,
     columns_of,
     dataset_fingerprint,
-    image_keys,
     read_index,
     vector_columns,
     vector_rows,
@@ -66,10 +65,8 @@ class EmbeddingsDataset:
     """Store L2-normalised vectors."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Further settings of the vectors to record in ``teacher.json``, such as the precision."""
-    views: Optional[int] = None
-    """Embed images, and this number of augmented views of each, instead of captions."""
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    """Name -> text around ``{caption}``, in which every caption is embedded, too."""
+    of_images: bool = False
+    """Embed images instead of captions."""
 
 
 class _Extraction:
@@ -84,23 +81,13 @@ class _Extraction:
         if dist.get_local_rank() == 0:
             self.stream.set_up_local(self.shards, np.zeros(len(self.shards), np.int64))
         dist.barrier()
-        # Key of a vector -> caption key, and text around the caption.
-        self.prompts: dict[str, tuple[str, str]] = {}
-        if embeddings.views is not None:
+        if embeddings.of_images:
             columns_of(self.shards[0], [IMAGE], local)
-            self.keys = image_keys(embeddings.views)
+            self.keys = [IMAGE]
             return
-        captions = caption_keys(columns_of(self.shards[0]))
-        if not captions:
+        self.keys = caption_keys(columns_of(self.shards[0]))
+        if not self.keys:
             raise ValueError(f'the dataset in {local} has no caption columns')
-        for caption in captions:
-            if '@' in caption:
-                raise ConfigError(f'{local}: has the caption key {caption!r}, expected none with @, which '
-                                  'separates caption and prompt in the key of a vector')
-            self.prompts[caption] = (caption, '{caption}')
-            for name, prompt in embeddings.prompts.items():
-                self.prompts[f'{caption}@{name}'] = (caption, prompt)
-        self.keys = list(self.prompts)
 
     def initialize(self, fingerprint: Fingerprint) -> list[int]:
         """Write or check the record of dataset and teacher; return the missing shards.
@@ -108,8 +95,6 @@ class _Extraction:
         embeddings = self.embeddings
         vectors: dict[str, Any] = {'storage': embeddings.storage, 'normalized': embeddings.normalize}
         vectors.update(embeddings.settings)
-        if embeddings.prompts:
-            vectors['prompts'] = dict(embeddings.prompts)
         dataset = dataset_fingerprint(read_index(embeddings.dataset.local))
         facts = {'dataset': dataset, 'caption_keys': self.keys, 'vectors': vectors}
         if self.out.remote:
@@ -134,16 +119,13 @@ class _Extraction:
             shutil.rmtree(unfinished, ignore_errors=True)
         return [k for k in range(len(self.shards)) if not out.fetch(_piece(k))]
 
-    def items(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """Map the keys of a sample's vectors to the items to embed: texts, empty for a missing caption, or
-        (image, sample id, view)."""
-        if self.embeddings.views is not None:
-            return {key: (sample[IMAGE], sample[SAMPLE_ID], view) for view, key in enumerate(self.keys)}
-        texts: dict[str, str] = {}
-        for key, (caption, prompt) in self.prompts.items():
-            text = sample[CAPTION + caption]
-            texts[key] = prompt.replace('{caption}', text) if text.strip() else ''
-        return texts
+    def items(self, sample: Mapping[str, Any]) -> list[Any]:
+        """Return what to embed of a sample, in the order of the keys: (image, sample id), or the captions, of
+        which a missing one is empty."""
+        if self.embeddings.of_images:
+            return [(sample[IMAGE], sample[SAMPLE_ID])]
+        captions = [sample[CAPTION + key] for key in self.keys]
+        return [caption if caption.strip() else '' for caption in captions]
 
     def finish(self) -> None:
         """Write the index from the entries of all shards."""
@@ -208,7 +190,7 @@ def _parts(
             for i in range(len(shard)):
                 sample = shard[i]
                 ids.append(sample[SAMPLE_ID])
-                items += extraction.items(sample).values()
+                items += extraction.items(sample)
         parts: list[list[int]] = [[]]  # indices of the items of each part
         num_characters = num_absent = 0
         for i, item in enumerate(items):
@@ -253,7 +235,7 @@ def run_extraction(
         out = OutputFolder(f'{config.out}/{name}', remote)
         embeddings = EmbeddingsDataset(dataset, out, config.storage, **options)
         counts = extract_text_embeddings(embeddings, embedder, part_tokens)
-        if embeddings.views is not None:
+        if embeddings.of_images:
             counts = {'shards': counts['shards'], 'images': counts['captions']}
         summary = ', '.join(f'{number} {unit}' for unit, number in counts.items())
         summaries.append(f'{name}: {summary.replace("_", " ")}')
@@ -287,7 +269,7 @@ def extract_text_embeddings(
     mine = extraction.initialize(embedder.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
     counts: Counter[str] = Counter()
     num_items = sum(len(extraction.shards[k]) for k in mine) * len(extraction.keys)
-    with tqdm(total=num_items, unit=' captions' if embeddings.views is None else ' images',
+    with tqdm(total=num_items, unit=' images' if embeddings.of_images else ' captions',
               desc=f'embed {embeddings.out.local.name}', disable=dist.get_local_rank() != 0) as progress:
         for part in _ahead(_parts(extraction, mine, embedder, part_tokens)):
             if part.rows:

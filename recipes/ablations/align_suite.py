@@ -5,7 +5,6 @@
 trained from the vectors of both sides."""
 
 from collections.abc import Sequence
-from itertools import product
 
 from recipes.ablations.photograph_suite import PHOTOGRAPHS, STREAM, TESTS, TRAIN, UNTUNED_LLM
 from recipes.ablations.suite import Ablation, Step, Suite, Variant, extraction
@@ -14,31 +13,21 @@ RUN = f'{PHOTOGRAPHS}/align_ablations'
 TEACHER = f'{PHOTOGRAPHS}/stage1/teacher'
 
 
-def _images(views: int, name: str = '', dataset: str = TRAIN, vision: Sequence[str] = ()) -> tuple[Step, str]:
-    """Return the step that embeds a dataset's images with `views` views, and the override that reads them.
+def _images(name: str, dataset: str = TRAIN, vision: Sequence[str] = ()) -> tuple[Step, str]:
+    """Return the step that embeds a dataset's images, and the override that reads them.
     `vision` are overrides of the tower."""
-    out = f'{RUN}/images_{name or views}'
+    out = f'{RUN}/images_{name}'
     step = Step(f'{out}/config.yaml', (
         'recipes/extract_image_embeddings.py', 'yamls/flickr8k/align_extract.yaml',
-        f'datasets.train.local={dataset}', 'datasets.val=null', f'views={views}', 'horizontal_flip=0.5',
-        f'out={out}', *(f'vision.{key}' for key in vision)))
+        f'datasets.train.local={dataset}', 'datasets.val=null', f'out={out}',
+        *(f'vision.{key}' for key in vision)))
     return step, f'{STREAM}.image_embeddings.local={out}/train'
 
 
-def _captions(*suffixes: str) -> tuple[str, ...]:
-    """Return the overrides that draw each image's captions and, for every suffix, what was made of them."""
-    weights = ', '.join(f'"{i}{suffix}": 1.0' for suffix, i in product(('', *suffixes), range(5)))
-    return (READ, f'{STREAM}.embeddings.smollm2.local={RUN}/texts/train',
-            f'train_data.caption_weights={{{weights}}}')
-
-
-(IMAGES, READ), (TWO, READ_TWO), (FOUR, READ_FOUR) = map(_images, (0, 2, 4))
-TEXTS = extraction(
-    f'{RUN}/texts', {'train': TRAIN}, f'teacher={TEACHER}', 'prompts={objects: "{caption} The '
-    'objects in this picture:", scene: "{caption} The place and the mood of this picture:"}')
+IMAGES, READ = _images('train')
 FILES = f'{RUN}/files'
 JOINED_DATA = f'{RUN}/joined'
-JOINED_IMAGES, READ_JOINED = _images(0, 'joined', f'{JOINED_DATA}/train')
+JOINED_IMAGES, READ_JOINED = _images('joined', f'{JOINED_DATA}/train')
 JOINED = (f'{STREAM}.local={JOINED_DATA}/train', READ_JOINED,
           f'{STREAM}.embeddings.smollm2.local={RUN}/joined_embeddings/train')
 MAKE_JOINED = (
@@ -65,7 +54,7 @@ def _plain(*train: str) -> Variant:
 
 def _tower(name: str, *vision: str) -> Variant:
     """Return the variant of another tower, which `vision` overrides."""
-    step, read = _images(0, name, vision=vision)
+    step, read = _images(name, vision=vision)
     return Variant((read, *(f'model.vision.{key}' for key in vision)), needs=(step,))
 
 
@@ -87,9 +76,6 @@ VARIANTS = {
     'one_of_seven_at_a_time': Variant((*JOINED, ONE), needs=MAKE_JOINED),
     'longer_captions_besides_all_five': Variant((*JOINED, 'train_data.captions_per_image=7'),
                                                 needs=MAKE_JOINED),
-    'prompts': Variant(_captions('@objects', '@scene'), needs=(IMAGES, TEXTS)),
-    'prompts_all_15': Variant((*_captions('@objects', '@scene'), 'train_data.captions_per_image=15'),
-                              needs=(IMAGES, TEXTS)),
     'adapter_depth_0': _plain('model.adapter.depth=0'),
     'adapter_depth_1': _plain('model.adapter.depth=1'),
     'adapter_depth_4': _plain('model.adapter.depth=4'),
@@ -97,8 +83,6 @@ VARIANTS = {
     'batch_128': _plain('global_train_batch_size=128'),
     'batch_2048': _plain('global_train_batch_size=2048'),
     'batch_2048_with_as_many_steps': _plain('global_train_batch_size=2048', 'max_duration=110ba'),
-    'two_views': Variant((READ_TWO,), needs=(TWO,)),
-    'four_views': Variant((READ_FOUR,), needs=(FOUR,)),
     'projection_clip': _plain('model.visual_projection_init=clip'),
     'projection_eva': _plain('model.visual_projection_init=eva'),
     'mlp': _plain('model.visual_projection=mlp', 'model.visual_projection_expansion=2'),
@@ -116,14 +100,11 @@ ABLATIONS = (
              ('one_of_seven_at_a_time', 'one_longer_caption_at_a_time', 'one_of_five_at_a_time')),
     Ablation('Longer captions help beside all short ones', 'none',
              ('longer_captions_besides_all_five', 'align')),
-    Ablation('Several prompts per caption help (FLAME, arXiv 2411.11927)', 'none',
-             ('prompts', 'prompts_all_15', 'align')),
     Ablation('A deeper adapter is better', 'depth 4: 80.4, 2: 80.1, 1: 79.2, 0: 78.3',
              ('adapter_depth_4', 'adapter_depth_4_at_a_third_of_the_rate', 'align', 'adapter_depth_1',
               'adapter_depth_0')),
     Ablation('A larger batch is better', '4,096 in the paper, 32,768 in CLIP',
              ('batch_2048', 'batch_2048_with_as_many_steps', 'align', 'batch_128')),
-    Ablation('Augmented views of the images help', 'none', ('four_views', 'two_views', 'align')),
     Ablation('An orthogonal projection is a better beginning than the random ones of the official code',
              'none', ('align', 'projection_clip', 'projection_eva')),
     Ablation('A linear projection of the images is better than an MLP', 'none', ('align', 'mlp')),

@@ -43,7 +43,7 @@ BAD = {
         "out=''", 'size_limit=big', 'image_quality=0', 'shard_index=1', "require_any_caption=['']",
         'out_remote=sftp://host/x',
     ],
-    'extract_embeddings': ['datasets={}', 'datasets={../../x: {local: d}}', 'teacher=[a, b]', 'prompts.x=a'],
+    'extract_embeddings': ['datasets={}', 'datasets={../../x: {local: d}}', 'teacher=[a, b]'],
     'evaluate': [
         'models={}', 'models=[a]', 'models.m.text=llms', 'models.m.weights=newest', 'models.m.wise_ft_alpha=-0.1',
         'cra=true', 'cra.caption_keys=[a]', 'baseline=n', 'averages.a=[]', 'averages.a=retrieval.r',

@@ -170,11 +170,11 @@ def test_extraction(image_dataset: Path, llm_folder: Path, tmp_path: Path, monke
     assert more.texts == captions * 1_000_000 and more.tokens / more.texts == plan.tokens / plan.texts
     there = make_plan(load_config(ExtractConfig, [*args, 'plan_samples=1e6', 'plan_tokens=16']))
     assert there.tokens == 16 * there.texts and there.steps == there.texts / 4
-    # Without data, the number and the length of the captions are assumed; a prompt doubles the number.
+    # Without data, the number and the length of the captions are assumed.
     missing = [*args[1:], 'teacher=/nowhere', f'plan_llm={llm_folder}', 'plan_samples=1e6', 'plan_captions=7',
-               'datasets.s.local=/nowhere', 'batch_tokens=1024', 'prompts.p="{caption}!"']
+               'datasets.s.local=/nowhere', 'batch_tokens=1024']
     absent = make_plan(load_config(ExtractConfig, missing))
-    assert absent.cost and absent.texts == 14_000_000 and absent.tokens == 80 * absent.texts
+    assert absent.cost and absent.texts == 7_000_000 and absent.tokens == 80 * absent.texts
     assert absent.vectors == {'all': absent.texts * (llm.llm_embed_dim + 4)}
     assert '1,000,000 images with 7 captions each' in str(absent) and 'mean of 80 tokens is assumed' in str(absent)
     assert len(make_plan(load_config(ExtractConfig, [*args[1:], 'teacher=/nowhere'])).errors) == 1
@@ -182,12 +182,12 @@ def test_extraction(image_dataset: Path, llm_folder: Path, tmp_path: Path, monke
 
 def test_image_extraction(image_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / 'out'
-    args = [f'datasets.s.local={image_dataset}', f'out={out}', 'device=cpu', 'batch_size=16', 'views=1',
+    args = [f'datasets.s.local={image_dataset}', f'out={out}', 'device=cpu', 'batch_size=16',
             'vision={name: test_vit, image_size: 64, pretrained: false}']
     plan = make_plan(load_config(ExtractImagesConfig, args))
     with torch.device('meta'):
         tower = VisionEncoder(VisionConfig('test_vit', image_size=64), load_weights=False)
-    images = 2 * plan.datasets[0].samples
+    images = plan.datasets[0].samples
     assert plan.cost and plan.steps == images / 16 and not plan.errors and not plan.in_16_bits
     assert plan.cost.parameters == Meter().add_module(tower) < plan.cost.peak
     with FlopCounterMode(display=False) as counter:
@@ -199,7 +199,7 @@ def test_image_extraction(image_dataset: Path, tmp_path: Path, monkeypatch: pyte
     written = sum(path.stat().st_size for path in out.rglob('*.mds'))
     assert plan.vectors == {'s': images * 2 * tower.width} and plan.vectors['s'] < written
     more = make_plan(load_config(ExtractImagesConfig, [*args, 'plan_samples=3e6', 'storage=int8']))
-    assert more.vectors == {'all': 6_000_000 * (tower.width + 4)} and more.steps == 6_000_000 / 16
+    assert more.vectors == {'all': 3_000_000 * (tower.width + 4)} and more.steps == 3_000_000 / 16
 
 
 def test_lengths_of_captions(

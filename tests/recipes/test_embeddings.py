@@ -1,10 +1,9 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Embeddings of images, and of captions by several prompts: extracted, trained on, exported."""
+"""Embeddings of images: extracted, trained on, exported."""
 
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +15,12 @@ from parts import make_samples, picture, write_dataset, write_text_embeddings
 from recipes_in_process import run_recipe
 from safetensors.torch import save_file
 
-from llm2clip.config import ExtractImagesConfig, Stage2Config, VisionConfig
-from llm2clip.config.loading import load_config
-from llm2clip.data.captions import caption_key, text_id
+from llm2clip.config import VisionConfig
 from llm2clip.data.images import decode_pixels
-from llm2clip.data.schema import EMBEDDING, read_columns, read_samples
-from llm2clip.modeling.text_encoder import encode_texts
-from llm2clip.models.frozen_tower import FrozenTower
+from llm2clip.data.schema import EMBEDDING, read_samples
 from llm2clip.models.vision_encoder import VisionEncoder
-from llm2clip.teacher.llm import load_teacher
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.runs import Stage2Run
-from llm2clip.training.stage2 import make_loaders
 
 
 @pytest.fixture(scope='module')
@@ -60,30 +53,19 @@ def stage2(folder: Path, *args: str, images: str = '') -> list[str]:
             f'model.vision={tower(folder)}', 'model.vision.freeze=true', 'train_data.crop_scale=[1.0, 1.0]', *args]
 
 
-def test_vectors_equal_the_tower_and_views_are_deterministic(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vectors_are_features_of_the_tower(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = VisionEncoder(VisionConfig('test_vit', checkpoint=f'{folder}/tower.safetensors', image_size=32)).eval()
     pixels = [decode_pixels(sample['image'], '') for sample in read_samples(folder / 'data/train')]
     with torch.no_grad():
         expected = encoder(torch.stack(pixels)).numpy()
-    views = ['views=2', 'horizontal_flip=0.5', 'crop_scale=[0.3, 0.6]']
-    plain = extract(monkeypatch, folder, tmp_path / 'plain', 'storage=float32', 'batch_size=7')
-    first, again = (extract(monkeypatch, folder, tmp_path / name, 'num_workers=3', *views) for name in ('a', 'b'))
-    np.testing.assert_allclose([sample[EMBEDDING + 'image'] for sample in plain], expected, rtol=1e-5, atol=1e-6)
-    for one, other in zip(first, again, strict=True):
-        assert all(np.array_equal(one[name], other[name]) for name in one)
-        assert one[EMBEDDING + 'view1'].dtype == np.float16
-        assert np.abs(one[EMBEDDING + 'view1'] - one[EMBEDDING + 'view2']).max() > 0.01
-    with pytest.raises(ValueError, match='begun for another dataset or teacher: .*seed'):
-        extract(monkeypatch, folder, tmp_path / 'a', *views, 'seed=3')
-    # A view depends on the seed, the sample and its number alone.
-    image = read_samples(folder / 'data/train')[0]['image']
-    items = [(image, 'a', 1), (image, 'a', 2), (image, 'b', 1)]
-    configs = [ExtractImagesConfig(crop_scale=[0.3, 0.6], seed=seed) for seed in (0, 0, 1)]
-    pixels, same, others = (FrozenTower(encoder.train(), config).prepare(items) for config in configs)
-    assert not encoder.training
-    assert torch.equal(pixels, same) and len(torch.cat([pixels, others]).unique(dim=0)) == 6
+    vectors = extract(monkeypatch, folder, tmp_path / 'vectors', 'storage=float32', 'batch_size=7')
+    np.testing.assert_allclose([sample[EMBEDDING + 'image'] for sample in vectors], expected, rtol=1e-5, atol=1e-6)
+    first, again = (extract(monkeypatch, folder, tmp_path / name, 'num_workers=3') for name in ('a', 'b'))
+    for row, other in zip(first, again, strict=True):
+        assert row[EMBEDDING + 'image'].dtype == np.float16
+        assert np.array_equal(row[EMBEDDING + 'image'], other[EMBEDDING + 'image'])
+    with pytest.raises(ValueError, match='begun for another dataset or teacher: .*storage'):
+        extract(monkeypatch, folder, tmp_path / 'a', 'storage=int8')
 
 
 @pytest.mark.dist
@@ -108,7 +90,7 @@ def test_training_on_vectors_is_training_with_the_frozen_tower(
 def test_heads_export_and_truncate(
     folder: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extract(monkeypatch, folder, tmp_path / 'vectors', 'views=1', 'storage=int8')
+    extract(monkeypatch, folder, tmp_path / 'vectors', 'storage=int8')
     heads = ['model.visual_projection=glu', 'model.visual_projection_expansion=2', 'model.adapter={name: mlp}',
              'loss={matryoshka_dims: [8, 16]}', 'max_duration=2ba']
     run_recipe(monkeypatch, 'train_stage2', *stage2(folder, *heads, images=str(tmp_path / 'vectors/images')),
@@ -133,51 +115,3 @@ def test_wrong_vectors_are_refused_before_training(
     with pytest.raises(ValueError, match=message):
         run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={tmp_path}/run')
     assert not (tmp_path / 'run/checkpoints').exists()
-
-
-@pytest.mark.usefixtures('no_leftovers')
-def test_stage2_draws_them_by_keys_of_their_own(
-    stage2_args: list[str], teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    samples = make_samples(32)
-    samples[5].captions['long'] = ''
-    write_dataset(samples, tmp_path / 'images')
-    extract = [f'teacher={teacher_folder}', f'datasets.s.local={tmp_path}/images/train', f'out={tmp_path}/out',
-               'device=cpu', "prompts.brief='in a word, {caption} is'", "prompts.mood='the mood of {caption}'"]
-    run_recipe(monkeypatch, 'extract_embeddings', *extract)
-    out = tmp_path / 'out/s'
-    names = [key + name for key in ('long', 'short') for name in ('', '@brief', '@mood')]
-    assert {*read_columns(out)} == {'sample_id', *(f'text_embedding.{name}' for name in names)}
-    rows, encoder = read_samples(out), load_teacher(teacher_folder)
-    prompts = {'': '{caption}', '@brief': 'in a word, {caption} is', '@mood': 'the mood of {caption}'}
-    for key, (name, prompt) in product(('short', 'long'), prompts.items()):
-        captions = [sample.captions[key] for sample in samples]
-        expected = encode_texts(*encoder, [prompt.replace('{caption}', text or '-') for text in captions]).numpy()
-        expected[[not text for text in captions]] = 0
-        found = np.stack([row[f'text_embedding.{key}{name}'] for row in rows])
-        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
-    for changed, part in (("prompts.brief='{caption}?'", 'vectors.prompts.brief'), ('prompts=null', 'caption_keys')):
-        with pytest.raises(ValueError, match=f'was begun for another dataset or teacher: {part} is'):
-            run_recipe(monkeypatch, 'extract_embeddings', *extract, changed)
-
-    args = [arg for arg in stage2_args if 'eval' not in arg and 'caption_weights' not in arg] + [
-        f'train_data.streams.s.local={tmp_path}/images/train', f'train_data.streams.s.embeddings.tiny.local={out}',
-        'train_data.num_workers=0', 'train_data.captions_per_image=2', 'max_duration=4ba']
-    weights = [f'train_data.caption_weights.{name}=1' for name in names[1:]]
-    data, _ = make_loaders(load_config(Stage2Config, [*args, *weights, f'save_folder={tmp_path}/run']))
-    of_sample, drawn = {sample.sample_id: (sample, row) for sample, row in zip(samples, rows)}, set()
-    for batch in data.dataloader:
-        for sample_id, both, text_ids in zip(batch['sample_id'], batch['text_embedding'], batch['text_id']):
-            sample, row = of_sample[sample_id]
-            for vector, text in zip(both.numpy(), text_ids):
-                found = {name for name in names[1:] if (row[f'text_embedding.{name}'] == vector).all()
-                         and text == text_id(sample.captions[caption_key(name)])}
-                assert found and vector.any()
-                drawn |= found
-    assert drawn == {*names[1:]}
-    del data
-    run_recipe(monkeypatch, 'train_stage2', *args, *weights, f'save_folder={tmp_path}/run')
-    assert len({*losses(tmp_path / 'run').values()}) == 4
-    with pytest.raises(ValueError, match="column 'caption.long@brief' is missing"):
-        run_recipe(monkeypatch, 'train_stage2', *args, *weights, f'save_folder={tmp_path}/other',
-                   'text_encoder_in_loop.enabled=true', f'teacher={teacher_folder}')
