@@ -73,9 +73,8 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
     Args:
         images: Folder that contains the class folders.
         class_names: File with the class names; unset, the folder names.  ``.json``: an object from folder to
-            name, a list in folder order, or Keras's ``imagenet_class_index.json``.  Text: one name per line
-            in folder order, or for ImageNet's folders ``<folder> <name>`` per line
-            (``LOC_synset_mapping.txt``).  ``_`` stands for a space.
+            name, or a list in folder order.  Text: one name per line in folder order.  ``_`` stands for a
+            space.
 
     Raises:
         ConfigError: `images` has no subfolders, one is empty, or the names do not fit.
@@ -102,23 +101,17 @@ def imagenet_folder(images: str, class_names: Optional[str] = None) -> Classific
 
 
 def _read_names(path: str, folders: list[str]) -> list[str]:
-    """Class name of each folder.  Lines of a text file are ``<folder> <name>`` if most folders begin one."""
+    """Class name of each folder."""
     if path.endswith('.json'):
         names: Any = read_json(path)
     else:
         names = [line for _, line in read_lines(path)]
-        parts = [line.split(maxsplit=1) for line in names]
-        by_folder = {part[0]: part[1] for part in parts if len(part) == 2}
-        num_named = len(by_folder.keys() & {*folders})
-        if len(by_folder) == len(names) and num_named > len(folders) / 2:
-            if not all(map(_CODE.fullmatch, folders)):
-                raise ConfigError(f'{path}: each line may be a name, or a folder and its name; expected a '
-                                  '.json file with an object from folder to name', 'class_names')
-            names = by_folder
+        first_words = {line.split()[0] for line in names if ' ' in line}
+        if len(first_words.intersection(folders)) > len(folders) / 2:
+            raise ConfigError(f'{path}: each line may be a name, or a folder and its name; expected a .json '
+                              'file with an object from folder to name', 'class_names')
     with reading(path, f'one name for each of the {len(folders):,} class folders'):
         if isinstance(names, dict):
-            if all(isinstance(pair, list) for pair in names.values()):
-                names = dict(names.values())  # of Keras: position -> [folder, name]
             names = [names[folder] for folder in folders]
         if len(names) != len(folders):
             raise ValueError(f'{len(names):,} values')

@@ -38,8 +38,6 @@ _COCO_CN = 'imageid.human-written-caption.txt'
 _NUMBERED = re.compile(r'(?P<image>[^#\s,]+)(?:#\S*)?\s+(?P<caption>.+)')
 # `1007129816.jpg,A caption`
 _COMMA = re.compile(r'(?P<image>[^\s,]+\.jpg),(?P<caption>.*)')
-# `一条:q 狗:n 。:wj`: words with part-of-speech tags
-_SEGMENTED = re.compile(r'\S+:[a-z]+[0-9]*(?:\s+\S+:[a-z]+[0-9]*)*')
 
 
 def flickr8k(
@@ -130,9 +128,8 @@ def flickr_cn(images: Optional[str], annotations: str) -> tuple[dict[str, list[P
 
     Args:
         images: Folder of Flickr30k's images; null for captions alone.
-        annotations: ``flickr30k_cn_test.txt`` of Flickr30k-CNA or ``flickr30k_test_zh.txt`` of
-            CLIP_benchmark, with the same translations; or ``seg.flickr30kzhmbosontest.caption.txt`` of the
-            original package, with words that are joined again.
+        annotations: ``flickr30k_cn_test.txt`` of Flickr30k-CNA, or ``flickr30k_test_zh.txt`` of
+            CLIP_benchmark, with the same translations.
     """
     return published_splits(images, [annotations], {'test': captions_of_lines(annotations)})
 
@@ -282,12 +279,9 @@ def captions_of_lines(path: str) -> _Images:
 
 
 def _numbered_captions(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Image and caption of each line.  Chinese words with part-of-speech tags are joined."""
+    """Image and caption of each line."""
     for where, line in lines:
-        image, caption = _parts(_NUMBERED, line, where)
-        if _SEGMENTED.fullmatch(caption):
-            caption = ''.join(word.rsplit(':', 1)[0] for word in caption.split())
-        yield image, caption
+        yield _parts(_NUMBERED, line, where)
 
 
 def _comma_captions(lines: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:

@@ -204,10 +204,6 @@ def test_other_files_of_flickr30k_have_the_same_test_split(file: str, tmp_path: 
 
 
 @pytest.mark.parametrize(['file', 'lines'], [
-    # The original package marks each word's part of speech.
-    ('seg.flickr30kzhmbosontest.caption.txt',
-     ['1009692167#zhm#1 一:m 条:q 狗:n 站:vi 在:p John:nx A:nx .:wj Noble:nx 前:f 。:wj',
-      '1021439420#zhm#1 两:m 条:q 狗:n']),
     ('flickr30k_test_zh.txt', ['image,caption', '1009692167.jpg,一条狗站在JohnA.Noble前。', '1021439420.jpg,两条狗']),
     ('plain.txt', ['1009692167 一条狗站在JohnA.Noble前。', '1021439420\t两条狗']),
     ('headless.txt', ['1009692167.jpg,一条狗站在JohnA.Noble前。', '1021439420.jpg,两条狗']),
