@@ -191,7 +191,8 @@ def _sorted_fields(schema: type) -> list[tuple[dataclasses.Field[Any], str]]:
     for base in schema.__mro__:
         heading = OPTIONAL
         if base is not schema:
-            heading = _class_doc(base).partition('. ')[0].partition(': ')[0].removesuffix('.')
+            first_sentence = _class_doc(base).partition('. ')[0]
+            heading = first_sentence.partition(': ')[0].removesuffix('.')
         for name in vars(base).get('__annotations__', {}):
             if name in fields:
                 groups.setdefault(name, heading)

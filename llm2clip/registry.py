@@ -171,9 +171,10 @@ def check_arguments(part: Callable[..., Any], name: str, arguments: Mapping[str,
         if argument not in types:
             continue
         options = [types[argument], *typing.get_args(types[argument])]
-        if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options):
-            value = tuple(value)  # YAML has no tuples
+        takes_tuple = any(typing.get_origin(option) is tuple for option in options)
         takes_time = any(hasattr(option, 'from_timestring') for option in options)  # Composer's Time
+        if takes_tuple and isinstance(value, list):
+            value = tuple(value)  # YAML has no tuples
         with under(argument):
             check_values(types[argument], value, strict=True)
             if takes_time and isinstance(value, str):

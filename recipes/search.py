@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from llm2clip.command import run_command
 from llm2clip.config import SearchConfig
@@ -19,12 +20,15 @@ def main(config: SearchConfig) -> None:
     from llm2clip.io.files import printable
     from llm2clip.search import embed_images, embed_query, is_image, load_model, nearest
 
-    queries = config.query if isinstance(config.query, list) else [config.query]
-    if config.query is None:
-        queries = []
+    queries: list[Any] = []
+    if isinstance(config.query, list):
+        queries = config.query
+    elif config.query is not None:
+        queries = [config.query]
     for query in queries:
         is_text = isinstance(query, str) and query.strip() != ''
-        if not is_text or is_image(query) and not os.path.isfile(query):
+        is_missing = is_text and is_image(query) and not os.path.isfile(query)
+        if not is_text or is_missing:
             raise ConfigError(f'expected a text or the path of an image file, found {query!r}', key='query')
     model, fingerprint = load_model(config, open_device(config.device, config.precision), queries)
     paths, images = embed_images(config, model, fingerprint)

@@ -210,9 +210,11 @@ def _kept(kind: Any, earlier: Any, node: yaml.MappingNode) -> dict[str, Any]:
     """Return the earlier values that a mapping adds to: none if it describes another type of text encoder."""
     if not isinstance(earlier, dict):
         return _defaults(kind) if is_dataclass(kind) else {}
-    type_names = [value.value for name, value in node.value if name.value == 'type']
-    if teacher_types(kind) and 'type' in earlier and type_names not in ([], [earlier['type']]):
-        return {}
+    if not teacher_types(kind) or 'type' not in earlier:
+        return earlier
+    for name, value in node.value:
+        if name.value == 'type' and value.value != earlier['type']:
+            return {}
     return earlier
 
 

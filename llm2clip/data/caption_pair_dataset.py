@@ -138,13 +138,17 @@ def stream_pairs(config: CaptionDataConfig, *, train: bool) -> dict[str, Sequenc
 def _checked(pairs: Sequence[CaptionPairConfig], *, train: bool) -> Sequence[CaptionPairConfig]:
     """The same directions; a ConfigError if a part would be ignored, or evaluation cannot use them."""
     for i, pair in enumerate(pairs):
-        if pair.positive is not None and len(pair.positive) == 1 and pair.positive[0] in pair.query:
+        positives = pair.positive or []
+        if len(positives) == 1 and positives[0] in pair.query:
             raise ConfigError(
-                f'a caption cannot be its own positive; both sides are {pair.positive[0]!r} (with positive: '
+                f'a caption cannot be its own positive; both sides are {positives[0]!r} (with positive: '
                 'null, dropout makes two vectors of it)', f'[{i}]')
         if pair.negative is not None and pair.random_negative:
             raise ConfigError('expected negative or random_negative, got both', f'[{i}]')
-    if not train and (len(pairs) > 1 or len(pairs[0].query) > 1 or len(pairs[0].keys) != 2):
+    if train:
+        return pairs
+    first = pairs[0]
+    if len(pairs) > 1 or len(first.query) > 1 or len(first.keys) != 2:
         raise ConfigError('evaluation needs one pair with one caption key per side')
     return pairs
 

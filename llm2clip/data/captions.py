@@ -3,7 +3,6 @@
 
 """Choice of a sample's captions: a pure function of (seed, epoch, sample id)."""
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -86,17 +85,27 @@ def draw_pair(sample: Mapping[str, Any], pairs: Sequence[CaptionPairConfig], see
     Raises:
         ValueError: The sample has none of the directions' captions.
     """
-    all_keys = dict.fromkeys(itertools.chain.from_iterable(pair.keys for pair in pairs))
+    all_keys: dict[str, None] = {}
+    for pair in pairs:
+        all_keys.update(dict.fromkeys(pair.keys))
     texts = _existing_captions(sample, all_keys)
-    queries = [[key for key in pair.query if _positives(key, pair, texts)] for pair in pairs]
-    is_single = not any(queries)
-    if is_single:
-        queries = [[key for key in pair.keys if key in texts] for pair in pairs]
-    usable = [(pair, keys) for pair, keys in zip(pairs, queries) if keys]
-    pair, keys = usable[draw([pair.weight for pair, _ in usable], seed)]
-    query = keys[draw([1] * len(keys), seed, 'query')]
-    positives = [query] if is_single else _positives(query, pair, texts)
-    positive = positives[draw([1] * len(positives), seed, 'positive')]
+    # Each direction that the sample has captions for: query -> its possible positives.
+    usable: list[tuple[CaptionPairConfig, dict[str, list[str]]]] = []
+    for pair in pairs:
+        positives = {query: _positives(query, pair, texts) for query in pair.query}
+        positives = {query: keys for query, keys in positives.items() if keys}
+        if positives:
+            usable.append((pair, positives))
+    if not usable:  # one caption is both
+        for pair in pairs:
+            own = {key: [key] for key in pair.keys if key in texts}
+            if own:
+                usable.append((pair, own))
+    pair, positives = usable[draw([pair.weight for pair, _ in usable], seed)]
+    queries = list(positives)
+    query = queries[draw([1] * len(queries), seed, 'query')]
+    keys = positives[query]
+    positive = keys[draw([1] * len(keys), seed, 'positive')]
     return DrawnPair(pair, texts[query], texts[positive], positive)
 
 

@@ -46,7 +46,8 @@ def _files(path: str, wanted: Container[str], image_places: bool) -> Iterator[di
             if member.isdir() or _METADATA.match(member.name):
                 continue
             file: Any = tar.extractfile(member)  # fails for a link to a file that is not in the tar
-            suffix = (base_plus_ext(member.name)[1] or '').lower()
+            _, suffix = base_plus_ext(member.name)
+            suffix = (suffix or '').lower()
             content = None
             if image_places and suffix in IMAGES:
                 content = member.offset_data, member.size

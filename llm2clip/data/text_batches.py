@@ -56,10 +56,15 @@ def pack_sides(batch: dict[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
     others = dict(batch)
     texts: dict[str, torch.Tensor] = {}
     for name, value in batch.items():
-        if name.startswith(sides[0]) and isinstance(value, torch.Tensor) and value.ndim == 2:
-            name = name.removeprefix(sides[0])
-            parts = [others.pop(side + name) for side in sides]
-            texts[name] = torch.cat([F.pad(part, (0, longest - part.shape[1])) for part in parts])
+        has_tokens = isinstance(value, torch.Tensor) and value.ndim == 2
+        if not has_tokens or not name.startswith(sides[0]):
+            continue
+        name = name.removeprefix(sides[0])
+        parts: list[torch.Tensor] = []
+        for side in sides:
+            part = others.pop(side + name)
+            parts.append(F.pad(part, (0, longest - part.shape[1])))
+        texts[name] = torch.cat(parts)
     del texts[_MASK]
     packed = pack(texts, lengths)
     if torch.cuda.is_initialized():  # copies from pinned memory to the GPU are asynchronous

@@ -243,11 +243,22 @@ def _source(reported: Reported) -> str:
 def _remarks(scores: Mapping[str, Scores], sets: Mapping[str, RetrievalScores] = {}) -> str:
     """Remarks on truncated texts and bfloat16, for the models of a set or the sets of a model, and on images
     left out of `sets`."""
-    names_by_remark = {
-        'texts that were too long and lost their end': [
-            f'{name} {entry.n_truncated:,}' for name, entry in scores.items() if entry.n_truncated],
-        'images left out since they have no caption of the set': [
-            f'{name} {entry.n_without_caption:,}' for name, entry in sets.items() if entry.n_without_caption],
-        'computed in bfloat16': [name for name, entry in scores.items() if entry.precision == 'amp_bf16'],
-    }
-    return ''.join(f'; {remark}: {", ".join(names)}' for remark, names in names_by_remark.items() if names)
+    truncated: list[str] = []
+    in_bfloat16: list[str] = []
+    for name, entry in scores.items():
+        if entry.n_truncated:
+            truncated.append(f'{name} {entry.n_truncated:,}')
+        if entry.precision == 'amp_bf16':
+            in_bfloat16.append(name)
+    without_caption: list[str] = []
+    for name, entry in sets.items():
+        if entry.n_without_caption:
+            without_caption.append(f'{name} {entry.n_without_caption:,}')
+    remarks = ''
+    if truncated:
+        remarks += f'; texts that were too long and lost their end: {", ".join(truncated)}'
+    if without_caption:
+        remarks += f'; images left out since they have no caption of the set: {", ".join(without_caption)}'
+    if in_bfloat16:
+        remarks += f'; computed in bfloat16: {", ".join(in_bfloat16)}'
+    return remarks

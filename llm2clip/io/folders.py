@@ -110,11 +110,16 @@ def _files(folder: Path) -> dict[str, str]:
 def check_replaceable(folder: Union[str, Path], kind: str) -> None:
     """Raise a ConfigError if a folder has content that `atomic_folder` did not write for the same kind."""
     folder = Path(os.path.abspath(folder))
-    present = sorted(os.listdir(folder)) if folder.exists() else []
+    present: list[str] = []
+    if folder.exists():
+        present = sorted(os.listdir(folder))
     manifest = folder / MANIFEST
-    written = manifest.read_text(errors='replace').splitlines() if manifest.is_file() else []
+    written: list[str] = []
+    if manifest.is_file():
+        written = manifest.read_text(errors='replace').splitlines()
+    is_ours = written[:1] == [f'{kind}, written by llm2clip']
     fault = ''
-    if present and written[:1] != [f'{kind}, written by llm2clip']:
+    if present and not is_ours:
         fault = f'it has no {MANIFEST} that says that it is one (in it: {", ".join(present[:5])})'
     else:
         for name, line in _files(folder).items():

@@ -128,12 +128,16 @@ def check_no_code(fields: Mapping[str, Any], where: Union[str, Path]) -> None:
     for key, value in fields.items():
         if isinstance(value, PretrainedConfig):
             value = vars(value)
-        is_kernel = 'attn_implementation' in str(key) and '/' in str(value)
+        text = str(value)
         is_class = key == 'auto_map' and value
-        if is_kernel or is_class or '${' in str(value):
-            raise LoadError(f'{where}: {key} names code, {str(value)[:80]}, expected none: data does not '
-                            'decide which code runs')
-        parts = value if isinstance(value, (list, tuple)) else [value]
+        is_kernel = 'attn_implementation' in str(key) and '/' in text
+        is_computed = '${' in text
+        if is_class or is_kernel or is_computed:
+            raise LoadError(f'{where}: {key} names code, {text[:80]}, expected none: data does not decide '
+                            'which code runs')
+        parts = [value]
+        if isinstance(value, (list, tuple)):
+            parts = list(value)
         for part in parts:
             if isinstance(part, Mapping):
                 check_no_code(part, f'{where}: {key}')

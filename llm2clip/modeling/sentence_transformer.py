@@ -49,18 +49,22 @@ def _refuse_foreign_classes(folder: Path) -> None:
     for path in sorted(folder.rglob('*.json')):
         with loading(path, 'JSON'):
             content = json.loads(path.read_text(encoding='utf-8'))
-        modules = content if isinstance(content, list) else [content]
+        modules = [content]
+        if isinstance(content, list):
+            modules = content
+        names: list[Any] = []
         for module in modules:
             if not isinstance(module, dict):
                 continue
-            names = [module.get(key) for key in ('type', 'activation_function', 'tokenizer_class')]
+            names += [module.get(key) for key in ('type', 'activation_function', 'tokenizer_class')]
             types = module.get('types')
             if isinstance(types, dict):
                 names += types.values()
-            for name in names:
-                if '.' in str(name) and not str(name).startswith(_TRUSTED_CLASSES):
-                    raise LoadError(f'{path}: names the class {name}, expected one of sentence-transformers; '
-                                    'trust_remote_code=true lets it run')
+        for name in map(str, names):
+            is_path = '.' in name
+            if is_path and not name.startswith(_TRUSTED_CLASSES):
+                raise LoadError(f'{path}: names the class {name}, expected one of sentence-transformers; '
+                                'trust_remote_code=true lets it run')
         if path.name == 'config.json' and isinstance(content, dict):
             check_no_code(content | {'auto_map': None}, path)
 

@@ -117,9 +117,12 @@ def save_trainable_only(model: ComposerModel, part: str = '') -> None:
     ValueError.
     """
     def frozen(module: nn.Module) -> set[str]:
-        weights = chain(module.named_parameters(), module.named_buffers())
-        names = {unwrapped_name(name): weight for name, weight in weights}
-        return {name for name, weight in names.items() if name.startswith(part) and not weight.requires_grad}
+        names: set[str] = set()
+        for wrapped_name, weight in chain(module.named_parameters(), module.named_buffers()):
+            name = unwrapped_name(wrapped_name)
+            if name.startswith(part) and not weight.requires_grad:
+                names.add(name)
+        return names
 
     def drop_frozen(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         if module.should_save_peft_only:

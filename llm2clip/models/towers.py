@@ -159,11 +159,13 @@ def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool =
     size: dict[str, Any] = {}
     if _timm_config(config.name).fixed_input_size:
         size['img_size'] = config.image_size
-    pretrained = config.pretrained and load_weights and config.checkpoint is None
+    path = config.checkpoint
+    pretrained = config.pretrained and load_weights and path is None
     with reading(f'model.vision.name: {config.name}', 'a model of timm'):
         trunk: Any = timm.create_model(config.name, pretrained=pretrained, **size)
-    path = config.checkpoint
-    if load_weights and path is not None:
+    if not load_weights:
+        return trunk
+    if path is not None:
         # Converted and interpolated as timm does for its own weights.
         convert = getattr(sys.modules[type(trunk).__module__], 'checkpoint_filter_fn', None)
         with reading(f'model.vision.checkpoint: {path}', f'weights of {type(trunk).__name__}'):
@@ -176,8 +178,7 @@ def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool =
         if missing or result.unexpected_keys:
             raise ConfigError(f'model.vision.checkpoint: {path} lacks {missing[:3]} of the tower and has '
                               f'{list(result.unexpected_keys)[:3]} besides')
-    if load_weights:
-        check_finite(trunk.state_dict(), path or f'model.vision.name: {config.name}')
+    check_finite(trunk.state_dict(), path or f'model.vision.name: {config.name}')
     return trunk
 
 

@@ -116,6 +116,12 @@ class Plan:
             lines += self._gpus()
         if self.shared_memory:
             lines.append(f'workers hold at most {_bytes(self.shared_memory)} per node in /dev/shm')
+        lines += self._files()
+        return '\n'.join(lines)
+
+    def _files(self) -> list[str]:
+        """Datasets that the run reads, and what it writes."""
+        lines: list[str] = []
         for dataset in self.datasets:
             line = f'{dataset.name}: {dataset.samples:,} samples in {dataset.shards:,} shards'
             if self.global_batch:
@@ -125,13 +131,18 @@ class Plan:
                 line += f' and {_bytes(dataset.embeddings)} of embeddings'
             lines.append(line)
         if self.cost.checkpoint:
-            written = '' if self.checkpoints is None else f', {self.checkpoints:,} are written'
-            kept = f'{self.kept} kept' if self.kept > 0 else 'all kept'
-            lines.append(f'a checkpoint is {_bytes(self.cost.checkpoint)}{written}, {kept}')
+            line = f'a checkpoint is {_bytes(self.cost.checkpoint)}'
+            if self.checkpoints is not None:
+                line += f', {self.checkpoints:,} are written'
+            kept = 'all'
+            if self.kept > 0:
+                kept = f'{self.kept}'
+            lines.append(f'{line}, {kept} kept')
         if self.teacher:
             lines.append(f'the teacher is {_bytes(self.teacher)}')
-        lines += [f'{name}: {_bytes(size)} of vectors' for name, size in self.vectors.items()]
-        return '\n'.join(lines)
+        for name, size in self.vectors.items():
+            lines.append(f'{name}: {_bytes(size)} of vectors')
+        return lines
 
     def _schedule(self) -> list[str]:
         """GPUs, samples per step, steps and texts."""

@@ -389,7 +389,8 @@ def _plan_training(
 
 def _check_sizes(plan: Plan, cache_limit: Optional[Union[int, str]]) -> None:
     """Add an error if an epoch is shorter than a global batch, or the cache too small for the shards."""
-    if plan.epoch_samples and (plan.epoch_samples < plan.global_batch or not plan.epoch_steps):
+    is_short = plan.epoch_samples < plan.global_batch or not plan.epoch_steps
+    if plan.epoch_samples and is_short:
         plan.errors.append(f'global_train_batch_size: {plan.global_batch:,}, but an epoch of train_data has '
                            f'{plan.epoch_samples:,} samples, expected at least one global batch')
     needed = 4 * max((dataset.largest_shard for dataset in plan.datasets), default=0)

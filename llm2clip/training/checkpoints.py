@@ -156,8 +156,9 @@ def _newest_remote(store: ObjectStore, folder: str) -> Optional[tuple[str, list[
     path = parse_uri(folder)[2].strip('/')
     prefix = f'{path}/'.removeprefix('/')  # empty for a whole bucket
     names = [name.removeprefix(prefix) for name in store.list_objects(prefix)]
-    for _, name in _newest_first({name.split('/')[0] for name in names}):
-        if name in names:
+    top_level = {name.split('/')[0] for name in names}
+    for _, name in _newest_first(top_level):
+        if name in names:  # a file
             return name, [name], prefix
         objects = [object_name for object_name in names if object_name.startswith(f'{name}/')]
         if f'{name}/{_METADATA}' not in objects:

@@ -73,10 +73,12 @@ def parameter_groups(
         if part is not None:
             unused.discard(part)
             scale = lr_scale[part] * scale
-        decay = weight_decay if parameter.ndim > 1 and parameter not in no_decay else 0.0
+        decay = weight_decay
+        if parameter.ndim < 2 or parameter in no_decay:
+            decay = 0.0
         groups.setdefault((lr * scale, decay), []).append(parameter)
     if unused:
         names = ', '.join(sorted(unused))
         raise ConfigError(f'no trainable part of the model is called {names}', key='lr_scale')
-    return [{'params': group, 'lr': rate, 'weight_decay': decay}
-            for (rate, decay), group in sorted(groups.items(), key=lambda item: item[0])]
+    by_rate = sorted(groups.items(), key=lambda item: item[0])
+    return [{'params': group, 'lr': rate, 'weight_decay': decay} for (rate, decay), group in by_rate]

@@ -115,7 +115,8 @@ def zeroshot_classes(
     vectors: dict[str, torch.Tensor] = {}
     if not config.reads_captions:
         device = open_device(config.device, config.precision)
-        with exact_float32('cuda' if device.name == 'gpu' else device.name):
+        device_type = 'cuda' if device.name == 'gpu' else device.name
+        with exact_float32(device_type):
             if in_loop is not None and config.text_encoder_in_loop.sharded:
                 for label, prompts in texts.items():
                     embedded = in_loop.embed([*chain.from_iterable(prompts)]).vectors.cpu()

@@ -129,19 +129,22 @@ def _caption_keys(
     batches: Callable[[str], Iterable[pyarrow.RecordBatch]],
 ) -> dict[str, list[str]]:
     """Column -> caption keys, one per text of its longest list; `batches` returns the batches of a column."""
-    caption_columns = {'': captions} if isinstance(captions, str) else captions
+    caption_columns = captions
+    if isinstance(captions, str):
+        caption_columns = {'': captions}
     keys: dict[str, list[str]] = {}
     for key, column in caption_columns.items():
         has_lists = [check_column(schema, column, path) for path, schema in tables.items()]
-        keys[column] = [key or '0']
-        if any(has_lists):
-            longest = 0
-            for batch in batches(column):
-                lengths = pyarrow.compute.call_function('list_value_length', [batch.column(0)])
-                # The maximum is None if all lists are null.
-                longest = max(longest, pyarrow.compute.call_function('max', [lengths]).as_py() or 0)
-            prefix = f'{key}_' if key else ''
-            keys[column] = [f'{prefix}{i}' for i in range(longest)]
+        if not any(has_lists):
+            keys[column] = [key or '0']
+            continue
+        longest = 0
+        for batch in batches(column):
+            lengths = pyarrow.compute.call_function('list_value_length', [batch.column(0)])
+            # The maximum is None if all lists are null.
+            longest = max(longest, pyarrow.compute.call_function('max', [lengths]).as_py() or 0)
+        prefix = f'{key}_' if key else ''
+        keys[column] = [f'{prefix}{i}' for i in range(longest)]
     all_keys = list(chain.from_iterable(keys.values()))
     if len(set(all_keys)) < len(all_keys) or len(keys) < len(caption_columns):
         raise ConfigError(f'{captions} gives two captions one key, or one column twice', 'source.captions')
