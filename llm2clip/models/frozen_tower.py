@@ -15,6 +15,7 @@ from llm2clip.config import ExtractImagesConfig
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.device import exact_float32
+from llm2clip.errors import under
 from llm2clip.io.tensors import hash_tensors
 from llm2clip.modeling.image_processing_llm2clip import resize_and_crop
 from llm2clip.models.vision_encoder import VisionEncoder
@@ -59,7 +60,9 @@ class FrozenTower(Embedder):
 
 def load_frozen_tower(config: ExtractImagesConfig, device: Device) -> FrozenTower:
     """Load the tower of an extraction."""
-    tower = FrozenTower(VisionEncoder(config.vision), config)
+    with under('vision'):
+        encoder = VisionEncoder(config.vision)
+    tower = FrozenTower(encoder, config)
     device.module_to_device(tower.module).fuse_frozen_batch_norms()
     return tower
 

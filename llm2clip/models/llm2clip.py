@@ -15,7 +15,7 @@ from torchmetrics import Metric
 
 from llm2clip.config import LossConfig, ModelConfig, SelfDistillationConfig
 from llm2clip.config.ranges import VisualProjection
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, under
 from llm2clip.losses.contrastive import clip_loss, siglip_loss
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.classification import MeanAveragePrecision, MeanPerClass, ZeroshotTop1
@@ -38,7 +38,8 @@ class LLM2CLIP(nn.Module):
 
     def __init__(self, config: ModelConfig, llm_embed_dim: int, load_weights: bool = True) -> None:
         super().__init__()
-        self.vision_encoder = VisionEncoder(config.vision, load_weights)
+        with under('model.vision'):
+            self.vision_encoder = VisionEncoder(config.vision, load_weights)
         self.visual_projection = _visual_projection(config, self.vision_encoder.width, load_weights)
         self.adapter = build_adapter(config.adapter, llm_embed_dim, config.embed_dim)
         # One-dimensional, since FSDP2 cannot shard a scalar.
@@ -110,12 +111,13 @@ def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> n
     if config.visual_projection in ('pretrained', 'identity'):
         projection: Any = nn.Identity()
         if config.visual_projection == 'pretrained':
-            projection = load_projection(config.vision, config.embed_dim, load_weights)
+            with under('model.vision'):
+                projection = load_projection(config.vision, config.embed_dim, load_weights)
         width = getattr(projection, 'out_features', width)
         if width != config.embed_dim:
-            raise ConfigError(f'model.embed_dim: {config.embed_dim} is not the width of the features of '
-                              f'{config.vision.name}, {width}, as model.visual_projection: '
-                              f'{config.visual_projection} needs')
+            raise ConfigError(f'{config.embed_dim} is not the width of the features of {config.vision.name}, '
+                              f'{width}, as model.visual_projection: {config.visual_projection} needs',
+                              key='model.embed_dim')
         return projection
     if config.visual_projection in ('mlp', 'glu'):
         return AlignmentHead(width, config.embed_dim, config.visual_projection_expansion,

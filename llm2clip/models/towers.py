@@ -24,7 +24,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from llm2clip.config import ImageDataConfig, VisionConfig
 from llm2clip.data.images import Preprocessing
-from llm2clip.errors import ConfigError, under
+from llm2clip.errors import ConfigError
 from llm2clip.io.files import reading
 from llm2clip.modeling.checks import check_finite, load_checked, load_config
 from llm2clip.modeling.modeling_llm2clip import timm_features, timm_width
@@ -120,8 +120,8 @@ class TimmTower(Tower):
             has_maps = hasattr(trunk, 'forward_intermediates')
             num_maps = len(list(trunk.feature_info)) if has_maps else 0
             if self.levels > num_maps:
-                raise ConfigError(f'model.vision.feature_levels: {self.levels}, expected at most {num_maps}, '
-                                  f'the feature maps that timm gives of {self.name}')
+                raise ConfigError(f'{self.levels}, expected at most {num_maps}, the feature maps that timm '
+                                  f'gives of {self.name}', key='feature_levels')
         self.width = timm_width(trunk, self.levels)
         self.no_weight_decay = set(getattr(trunk, 'no_weight_decay', set)())
 
@@ -144,10 +144,10 @@ class TimmTower(Tower):
 
     def on_tokens(self, keep: Keep) -> None:
         if not hasattr(self.trunk, 'patch_drop'):
-            raise ConfigError(f'algorithms.patch_dropout: {self.name} has no patches to drop')
+            raise ConfigError(f'{self.name} has no patches to drop', key='algorithms.patch_dropout')
         if self.levels:
-            raise ConfigError('algorithms.patch_dropout: the maps of model.vision.feature_levels need all '
-                              'patches; set one of the two')
+            raise ConfigError('the maps of model.vision.feature_levels need all patches; set one of the two',
+                              key='algorithms.patch_dropout')
         self.trunk.patch_drop = _PatchDrop(keep, self.trunk.num_prefix_tokens, isinstance(self.trunk, Eva))
 
     def checkpoint_gradients(self) -> None:
@@ -161,14 +161,14 @@ def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool =
         size['img_size'] = config.image_size
     path = config.checkpoint
     pretrained = config.pretrained and load_weights and path is None
-    with reading(f'model.vision.name: {config.name}', 'a model of timm'):
+    with reading(config.name, 'a model of timm'):
         trunk: Any = timm.create_model(config.name, pretrained=pretrained, **size)
     if not load_weights:
         return trunk
     if path is not None:
         # Converted and interpolated as timm does for its own weights.
         convert = getattr(sys.modules[type(trunk).__module__], 'checkpoint_filter_fn', None)
-        with reading(f'model.vision.checkpoint: {path}', f'weights of {type(trunk).__name__}'):
+        with reading(path, f'weights of {type(trunk).__name__}'):
             result = timm.models.load_checkpoint(trunk, path, strict=config.remap, remap=config.remap,
                                                  filter_fn=convert)
         missing = list(result.missing_keys)
@@ -176,9 +176,9 @@ def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool =
             classifier = f'{trunk.pretrained_cfg["classifier"]}.'
             missing = [name for name in missing if not name.startswith(classifier)]
         if missing or result.unexpected_keys:
-            raise ConfigError(f'model.vision.checkpoint: {path} lacks {missing[:3]} of the tower and has '
-                              f'{list(result.unexpected_keys)[:3]} besides')
-    check_finite(trunk.state_dict(), path or f'model.vision.name: {config.name}')
+            raise ConfigError(f'{path} lacks {missing[:3]} of the tower and has '
+                              f'{list(result.unexpected_keys)[:3]} besides', key='checkpoint')
+    check_finite(trunk.state_dict(), path or config.name)
     return trunk
 
 
@@ -193,19 +193,19 @@ class TransformersTower(Tower):
     def __init__(self, config: VisionConfig, load_weights: bool) -> None:
         architecture = _architecture(config)
         if config.checkpoint is not None:
-            raise ConfigError(f'model.vision.checkpoint: {config.name} is a transformers model, whose '
-                              'weights are a folder: give it as model.vision.name')
+            raise ConfigError(f'{config.name} is a transformers model, whose weights are a folder: give it '
+                              'as name', key='checkpoint')
         if config.feature_levels:
-            raise ConfigError(f'model.vision.feature_levels: {config.name} is a transformers model, expected '
-                              '0, or a model of timm')
+            raise ConfigError(f'{config.name} is a transformers model, expected 0, or a model of timm',
+                              key='feature_levels')
         extra: dict[str, Any] = {}
         # Pretrained weights of these types have no pooler, which would be initialised at random.
         if architecture.model_type in ('vit', 'deit', 'beit'):
             extra['add_pooling_layer'] = False
         if config.pretrained and load_weights:
             trunk, _ = load_checked(
-                AutoModel.from_pretrained, config.name, where=f'model.vision.name: {config.name}', more=True,
-                config=architecture, dtype=torch.float32, trust_remote_code=False, **extra)
+                AutoModel.from_pretrained, config.name, more=True, config=architecture, dtype=torch.float32,
+                trust_remote_code=False, **extra)
         else:
             trunk = AutoModel.from_config(architecture, dtype=torch.float32, trust_remote_code=False, **extra)
         self.trunk: Any = _at_image_size(trunk, config.image_size, extra)
@@ -243,7 +243,7 @@ class TransformersTower(Tower):
     def on_tokens(self, keep: Keep) -> None:
         embeddings = getattr(getattr(self.trunk, 'vision_model', self.trunk), 'embeddings', None)
         if embeddings is None or not hasattr(self.trunk.config, 'patch_size'):
-            raise ConfigError(f'algorithms.patch_dropout: {self.name} has no patches to drop')
+            raise ConfigError(f'{self.name} has no patches to drop', key='algorithms.patch_dropout')
         patches = _grid(self.trunk.config) ** 2
         embeddings.register_forward_hook(lambda module, inputs, tokens: _keep_patches(
             keep, tokens, tokens.shape[1] - patches)[0])
@@ -253,8 +253,7 @@ class TransformersTower(Tower):
 
 
 def _architecture(config: VisionConfig) -> PretrainedConfig:
-    with under('model.vision'):
-        whole = load_architecture(config.name, config.architecture, f'model.vision.name: {config.name}')
+    whole = load_architecture(config.name, config.architecture)
     return getattr(whole, 'vision_config', whole)
 
 
@@ -294,8 +293,8 @@ def train_image_size(data: ImageDataConfig, vision: VisionConfig) -> int:
     """Return the side of training images in pixels; a ConfigError if the tower does not support it."""
     size = data.image_size or vision.image_size
     if size != vision.image_size and (not _is_timm(vision) or _timm_config(vision.name).fixed_input_size):
-        raise ConfigError(f'train_data.image_size: {vision.name} takes images of model.vision.image_size, '
-                          f'{vision.image_size}, only, not of {size}')
+        raise ConfigError(f'{size}, but {vision.name} only takes images of model.vision.image_size, '
+                          f'{vision.image_size}', key='train_data.image_size')
     return size
 
 
@@ -307,7 +306,7 @@ def tower_preprocessing(config: VisionConfig) -> Preprocessing:
         FileError: The image processor of a transformers tower lacks image_mean or image_std.
     """
     if (config.mean is None) != (config.std is None):
-        raise ConfigError('model.vision.mean, model.vision.std: only one is set, expected both or neither')
+        raise ConfigError('only one of mean and std is set, expected both or neither', key='mean')
     if config.mean and config.std:
         return Preprocessing(config.image_size, tuple(config.mean), tuple(config.std))
     if _is_timm(config):
@@ -316,10 +315,10 @@ def tower_preprocessing(config: VisionConfig) -> Preprocessing:
     if '/' not in config.name and not os.path.isdir(config.name):
         near = difflib.get_close_matches(config.name, timm.list_models(), 1)
         hint = ''.join(f'; did you mean {name!r}?' for name in near)
-        raise ConfigError(f'model.vision.name: {config.name!r} is not a model of timm, a folder, or '
-                          f'OWNER/NAME on the Hugging Face hub{hint}')
-    with reading(f'model.vision.name: {config.name}', 'an image processor with image_mean and image_std, or '
-                 'model.vision.mean and .std'):
+        raise ConfigError(f'{config.name!r} is not a model of timm, a folder, or OWNER/NAME on the Hugging '
+                          f'Face hub{hint}', key='name')
+    with reading(config.name, 'an image processor with image_mean and image_std, or `mean` and `std` in the '
+                 'configuration'):
         data, _ = ImageProcessingMixin.get_image_processor_dict(config.name)
         return Preprocessing(config.image_size, tuple(data['image_mean']), tuple(data['image_std']))
 
@@ -349,9 +348,8 @@ def load_projection(config: VisionConfig, embed_dim: int, load_weights: bool = T
     if not load_weights:
         return nn.Linear(architecture.hidden_size, embed_dim, bias=False)
     # `projection_dim` may differ between the configurations of the whole model and its vision part.
-    where = f'model.vision.name: {config.name}'
-    whole = load_config(config.name, where)
+    whole = load_config(config.name)
     architecture.projection_dim = getattr(whole, 'projection_dim', architecture.projection_dim)
-    model, _ = load_checked(with_projection.from_pretrained, config.name, where=where, more=True,
+    model, _ = load_checked(with_projection.from_pretrained, config.name, more=True,
                             config=architecture, dtype=torch.float32)
     return model.visual_projection

@@ -45,8 +45,8 @@ class VisionEncoder(nn.Module):
             self.tower.checkpoint_gradients()
         last = self.num_layers - 1
         if not 0 <= config.freeze_blocks < last:
-            raise ConfigError(f'model.vision.freeze_blocks: {config.freeze_blocks} is not between 0 and '
-                              f'{last - 1}, the blocks of {config.name}')
+            raise ConfigError(f'{config.freeze_blocks} is not between 0 and {last - 1}, the blocks of '
+                              f'{config.name}', key='freeze_blocks')
         for name, parameter in self.trunk.named_parameters():
             in_frozen_block = config.freeze_blocks > 0 and self.layer_ids[name] <= config.freeze_blocks
             if config.freeze or in_frozen_block:

@@ -60,8 +60,8 @@ def add_lora(trunk: nn.Module, config: LoraConfig, image_size: int) -> None:
     names = arguments.pop('target_modules') or parts
     unknown = sorted(set(names) - parts)
     if unknown:
-        raise ConfigError('model.vision.lora.target_modules: the tower has no projection called '
-                          f'{", ".join(unknown)}; it has {", ".join(sorted(parts))}')
+        raise ConfigError(f'the tower has no projection called {", ".join(unknown)}; it has '
+                          f'{", ".join(sorted(parts))}', key='lora.target_modules')
     targets = '|'.join(re.escape(name) for name, part in last.items() if part in names)
     with next(trunk.parameters()).device:
         inject_adapter_in_model(PeftLoraConfig(bias='none', target_modules=targets, **arguments), trunk)

@@ -32,7 +32,7 @@ from llm2clip.config.teacher import teacher_type
 from llm2clip.data.image_text_dataset import reads_image_embeddings
 from llm2clip.data.loader import shared_memory
 from llm2clip.data.streams.safe_dataset import padded_epoch_size
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, under
 from llm2clip.modeling.checks import load_config
 from llm2clip.modeling.text_encoder import TextEncoder
 from llm2clip.models.caption_contrastive import CaptionContrastive
@@ -331,7 +331,7 @@ def _plan_image_extraction(config: ExtractImagesConfig) -> Plan:
     plan.unit = 'pass'
     plan.images = plan.epoch_samples = sum(images.values())
     plan.in_16_bits = config.precision != 'fp32'
-    with torch.device('meta'):
+    with under('vision'), torch.device('meta'):
         tower = VisionEncoder(config.vision, load_weights=False)
     plan.cost = dry_run_tower(tower, config.batch_size, config.precision)
     plan.steps = plan.epoch_samples / config.batch_size / plan.ranks

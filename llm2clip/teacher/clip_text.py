@@ -133,15 +133,15 @@ def load_clip_tokenizer(config: ClipTextConfig) -> ClipTokenizer:
     return ClipTokenizer(config.name, load_architecture(config.name, config.architecture))
 
 
-def load_architecture(name: str, architecture: Mapping[str, Any], where: str = '') -> PretrainedConfig:
+def load_architecture(name: str, architecture: Mapping[str, Any]) -> PretrainedConfig:
     """Build the transformers configuration of a `model_type` and its fields, or load that of `name`.
 
     Raises:
         ConfigError: There is no configuration with these fields.
-        LoadError: That of `name`, called `where` in messages, cannot be loaded.
+        LoadError: That of `name` cannot be loaded.
     """
     if not architecture:
-        return load_config(name, where)
+        return load_config(name)
     fields = dict(architecture)
     check_no_code(fields, 'architecture')
     model_type: Any = fields.pop('model_type', None)

@@ -21,7 +21,7 @@ from llm2clip.models.adapter_folder import load_adapter
 from llm2clip.models.frozen_tower import check_tower
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
-from llm2clip.models.towers import tower_preprocessing, train_image_size
+from llm2clip.models.towers import train_image_size
 from llm2clip.ranks import broadcast_from_rank0, once_per_node
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
@@ -42,7 +42,7 @@ def make_loaders(config: Stage2Config) -> tuple[DataSpec, list[Evaluator]]:
                                   train=True, captions=captions)
     if config.eval_data is None:
         return data, []
-    image_size = tower_preprocessing(config.model.vision).image_size
+    image_size = config.model.vision.image_size
     with under('eval_data'):
         eval_data = build_image_loader(config.eval_data, image_size, config.global_eval_batch_size,
                                        config.seed, train=False, captions=captions)
@@ -93,7 +93,7 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
             for name, source in config.eval_zeroshot.items()}
     data, retrieval = make_loaders(config)
     evaluators = list(retrieval)
-    image_size = tower_preprocessing(config.model.vision).image_size
+    image_size = config.model.vision.image_size
     batch_size = device_batch_size(config.global_eval_batch_size, 'global_eval_batch_size')
     for name, zeroshot in sets.items():
         evaluators.append(
