@@ -10,7 +10,7 @@ import copy
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from itertools import accumulate, chain, cycle, groupby
@@ -35,7 +35,6 @@ except ImportError:
     pass  # an older torch
 
 Tokens = dict[str, torch.Tensor]
-Runs = Sequence[tuple[int, int]]
 _SENTINEL, _ANSWER = '\u2063caption\u2063', '\u2063answer\u2063'
 _SPACE = '\u2003'
 # Fixed date for all chat templates: Llama 3.1 and others write the current date into the prompt.
@@ -250,13 +249,26 @@ def pad(tokens: Sequence[Tokenized], pad_id: int = 0, min_length: int = 0) -> To
     return {'input_ids': input_ids, 'attention_mask': attention_mask, 'embed_mask': embed_mask}
 
 
+class Runs:
+    """The (count, length) of consecutive texts of one length in a row.
+
+    It is no list, because `torch.compile` would compile layers anew for every length of a list.
+    """
+
+    def __init__(self, runs: Iterable[tuple[int, int]]) -> None:
+        self._runs = list(runs)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self._runs)
+
+
 def pack(texts: Mapping[str, torch.Tensor], lengths: Sequence[int]) -> dict[str, Any]:
     """Pack B texts, padded on the right as ``(B, T)``, into one row of S tokens without padding,
     shortest text first.
 
     Returns:
         Each tensor of `texts` as ``(1, S)``; `position_ids` ``(1, S)``, which restart at 0 for every text;
-        `runs`, the (count, length) of consecutive texts of one length; `offsets` ``(B + 1,)``, where
+        `runs`, the `Runs` of the row; `offsets` ``(B + 1,)``, where
         each text of the row begins, and the end; and `places` ``(B,)``, the position of each text in the row.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
@@ -264,7 +276,7 @@ def pack(texts: Mapping[str, torch.Tensor], lengths: Sequence[int]) -> dict[str,
     rows = {name: [value[i, :lengths[i]] for i in order] for name, value in texts.items()}
     rows['position_ids'] = [torch.arange(length) for length in in_order]
     packed: dict[str, Any] = {name: torch.cat(parts).unsqueeze(0) for name, parts in rows.items()}
-    packed['runs'] = [(len(list(run)), length) for length, run in groupby(in_order)]
+    packed['runs'] = Runs((len(list(run)), length) for length, run in groupby(in_order))
     packed['offsets'] = torch.tensor([0, *accumulate(in_order)], dtype=torch.int32)
     packed['places'] = torch.tensor(order).argsort()
     return packed

@@ -168,7 +168,7 @@ def _load_timm(config: VisionConfig, load_weights: bool, with_classifier: bool =
     if path is not None:
         # Converted and interpolated as timm does for its own weights.
         convert = getattr(sys.modules[type(trunk).__module__], 'checkpoint_filter_fn', None)
-        with reading(path, f'weights of {type(trunk).__name__}'):
+        with reading(f'checkpoint: {path}', f'weights of {type(trunk).__name__}'):
             result = timm.models.load_checkpoint(trunk, path, strict=config.remap, remap=config.remap,
                                                  filter_fn=convert)
         missing = list(result.missing_keys)

@@ -3,6 +3,7 @@
 
 """Captions as tokens: template, instruction, end token, truncation, padding; batches and poolings."""
 
+import copy
 import itertools
 from collections.abc import Callable
 from datetime import datetime
@@ -15,6 +16,7 @@ import torch
 import torch.nn as nn
 from parts import text_encoder_from_config
 from tokenizers import processors
+from torch._dynamo.testing import CompileCounter
 from transformers import AttentionInterface, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
@@ -214,6 +216,21 @@ def test_an_encoder_gives_the_kernel_what_it_packs(llm_folder: Path, monkeypatch
     torch.testing.assert_close(encode_tokens(encoder, tokens), expected, rtol=0.05, atol=0.05)
     lengths = sorted(len(text.ids) for text in tokens)
     assert called == encoder.llm.config.num_hidden_layers * [[0, *itertools.accumulate(lengths)]]
+
+
+def test_compiled_layers_serve_all_lengths(llm_folder: Path) -> None:
+    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(str(llm_folder), attn_implementation='sdpa'))
+    plain = copy.deepcopy(encoder)
+    torch.compiler.reset()
+    counter = CompileCounter()
+    for layer in encoder.llm.layers:
+        layer.compile(backend=counter)
+    compiled: list[int] = []
+    for n in range(2, 8):
+        tokens = tokenizer.tokenize([' '.join('abc' * k) for k in range(1, n)])
+        torch.testing.assert_close(encode_tokens(encoder, tokens), encode_tokens(plain, tokens))
+        compiled.append(counter.frame_count)
+    assert compiled[0] > 0 and len(set(compiled[2:])) == 1
 
 
 def test_poolings_see_the_captions_own_tokens() -> None:

@@ -82,7 +82,7 @@ def test_nodes_without_a_common_checkpoint_folder_do_not_train(
 
 
 @pytest.mark.parametrize(('stage', 'wrong', 'key'), [
-    (1, 'lr_scale={vision: 1.0}', 'lr_scale'), (2, 'model.vision.checkpoint=/nowhere', 'model.vision.checkpoint'),
+    (1, 'lr_scale={vision: 1.0}', 'lr_scale'), (2, 'model.vision.checkpoint=/nowhere', 'checkpoint: /nowhere'),
     (2, 'initial_weights=/nowhere', 'initial_weights')])
 def test_a_refused_first_start_leaves_nothing(
     stage: int, wrong: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
@@ -113,7 +113,8 @@ def test_a_teacher_is_that_of_the_settings_in_its_folder(
         'train_data.download_retry=2', 'plan_ranks=2')
     for changed, message in (
         ('optimizer.lr=0.01', 'optimizer.lr is 0.05, expected 0.01'),
-        ('algorithms.clamp_logit_scale={}', 'algorithms.clamp_logit_scale is None, expected {'),
+        ('algorithms.gradient_clipping={clipping_type: norm, clipping_threshold: 1.0}',
+         'algorithms.gradient_clipping is None, expected {'),
         ('train_data.streams.s.local=elsewhere', 'train_data.streams.s.local is .*, expected .elsewhere'),
     ):
         with pytest.raises(ConfigError, match=message) as error:

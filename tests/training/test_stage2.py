@@ -103,7 +103,7 @@ def test_training_images_may_have_another_size_than_the_towers(image_dataset: Pa
     loaders = train.dataloader, evaluator.dataloader.dataloader
     assert [next(iter(loader))['pixel_values'].shape[-1] for loader in loaders] == [32, 64]
     config.model.vision = VisionConfig('test_vit', False, image_size=64)
-    with pytest.raises(ConfigError, match='^train_data.image_size: test_vit takes images of .*image_size, 64'):
+    with pytest.raises(ConfigError, match='^train_data.image_size: 32, but test_vit only takes images of .*, 64'):
         make_loaders(config)
 
 

@@ -129,9 +129,7 @@ def _caption_keys(
     batches: Callable[[str], Iterable[pyarrow.RecordBatch]],
 ) -> dict[str, list[str]]:
     """Column -> caption keys, one per text of its longest list; `batches` returns the batches of a column."""
-    caption_columns = captions
-    if isinstance(captions, str):
-        caption_columns = {'': captions}
+    caption_columns: Mapping[str, str] = {'': captions} if isinstance(captions, str) else captions
     keys: dict[str, list[str]] = {}
     for key, column in caption_columns.items():
         has_lists = [check_column(schema, column, path) for path, schema in tables.items()]
