@@ -90,6 +90,7 @@ def run_command(schema: type[R], main: Callable[[R], None], args: Optional[Seque
             with lock_outputs(config, recipe), _stoppable(config.resume_hint()), _timed(config):
                 main(config)
         elif _rank() == 0:  # it plans for all
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             with _stoppable():
                 main(config)
 

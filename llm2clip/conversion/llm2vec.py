@@ -51,7 +51,8 @@ def import_teacher(config: LLMTeacherConfig, template: Optional[str], folder: Un
             or the saved settings disagree.
     """
     if config.chat_template is not None:
-        raise ConfigError('teacher.chat_template: LLM2Vec has templates of its own; say which by `template`')
+        raise ConfigError('LLM2Vec has templates of its own; say which by `template`',
+                          'teacher.chat_template')
     path = Path(config.pretrained, 'adapter_config.json')
     if path.is_file():
         with reading(path, 'the LLM of an adapter under the key base_model_name_or_path'):
@@ -65,7 +66,7 @@ def import_teacher(config: LLMTeacherConfig, template: Optional[str], folder: Un
         expected = {'pooling': _POOLINGS.get(pooling, pooling), 'max_length': saved.get('max_length', 512)}
         for key, value in expected.items():
             if getattr(config, key) != value:
-                raise ConfigError(f'teacher.{key}: {getattr(config, key)!r}, but {path} says {value!r}')
+                raise ConfigError(f'{getattr(config, key)!r}, but {path} says {value!r}', f'teacher.{key}')
         if not saved.get('skip_instruction', True):
             raise ConfigError(f'{path}: skip_instruction is false: it would pool the header of the template, '
                               'which no setting here does')
@@ -77,7 +78,7 @@ def import_teacher(config: LLMTeacherConfig, template: Optional[str], folder: Un
         missing = [token for token in re.findall(r'<\|\w+\|>', before + after)
                    if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
         if missing:
-            raise ConfigError(f'template: the tokenizer has no {" and no ".join(missing)}')
+            raise ConfigError(f'the tokenizer has no {" and no ".join(missing)}', 'template')
         if tokenizer.bos_token_id in tokenizer('').input_ids:
             before = tokenizer.bos_token + before
         caption = f"{json.dumps(before)} + messages[0]['content'].rstrip() + {json.dumps(after)}"
@@ -94,5 +95,5 @@ def _template_by_name(config: LLMTeacherConfig) -> str:
     for template, pattern in _NAMES.items():
         if re.search(pattern, names):
             return template
-    raise ConfigError(f'template: which one LLM2Vec used cannot be told from the name {config.pretrained}; '
-                      f'say one of {", ".join(TEMPLATES)}')
+    raise ConfigError(f'which one LLM2Vec used cannot be told from the name {config.pretrained}; say one of '
+                      f'{", ".join(TEMPLATES)}', 'template')

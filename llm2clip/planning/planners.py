@@ -303,8 +303,8 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
     texts = plan.epoch_samples = sum(captions.values())
     encoder = _teacher_config(config)
     if teacher_type(config.teacher) not in ('folder', 'llm'):
-        plan.errors.append(f'teacher.type: {config.teacher.type!r}, but only the extraction of an LLM is '
-                           'planned')
+        plan.warnings.append(f'teacher.type: only the extraction of an LLM is planned, not of '
+                             f'{config.teacher.type}')
     elif encoder is None:
         plan.errors.append(f'teacher: there is none in {config.teacher}; plan_llm lets it be planned before '
                            'it is there')

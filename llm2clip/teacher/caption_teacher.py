@@ -80,7 +80,7 @@ class TeacherSource(ABC):
     def save(self, folder: Path, expected: Fingerprint) -> Fingerprint:
         """Save the text encoder as a folder for an exported model, and return the fingerprint of that folder.
         A ValueError if the fingerprint of this text encoder is not `expected`."""
-        raise ConfigError(f'teacher: {self.name} cannot be part of an exported model')
+        raise ConfigError(f'{self.name} cannot be part of an exported model', 'teacher')
 
     def check_encoding(self, expected: Fingerprint, reference: str) -> None:
         """Check the text encoder without reading weights.

@@ -111,8 +111,8 @@ class _Extraction:
                 raise ValueError(f'{out.local} was begun for another dataset or teacher: {differing}; '
                                  'remove it to extract again')
         elif out.fetch(INDEX):
-            raise ConfigError(f'out: {out.local} holds a dataset that is no embeddings dataset, expected '
-                              'an empty folder or an embeddings dataset')
+            raise ConfigError(f'{out.local} holds a dataset that is no embeddings dataset, expected an empty '
+                              'folder or an embeddings dataset', 'out')
         else:
             out.commit(TEACHER_FILE, record.to_text())
         for unfinished in out.local.glob('shard.*.tmp.*'):  # of a killed process: no rank has begun

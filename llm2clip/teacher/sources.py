@@ -188,8 +188,8 @@ class SentenceTransformerModel(TeacherSource):
     def _load(self, device: Device, fingerprint: Fingerprint, batch_tokens: int, precision: str, sharded: bool
               ) -> _SentenceTransformerTeacher:
         if sharded:
-            raise ConfigError(f'text_encoder_in_loop.sharded: {self.name} is a sentence-transformers model, '
-                              'and only an LLM can be spread over the ranks')
+            raise ConfigError(f'{self.name} is a sentence-transformers model, and only an LLM can be spread '
+                              'over the ranks', 'text_encoder_in_loop.sharded')
         model = load_sentence_transformer(self._folder, self._config.trust_remote_code)
         device.module_to_device(model)
         return _SentenceTransformerTeacher(model, fingerprint, self.encoding()['prompt'], batch_tokens,
@@ -227,8 +227,8 @@ class SentenceTransformerModel(TeacherSource):
         if name is None:
             return {'prompt': ''}
         if name not in prompts:
-            raise ConfigError(f'teacher.prompt_name: {name!r}, expected one of those of {self.name}: '
-                              f'{", ".join(prompts)}')
+            raise ConfigError(f'{name!r}, expected one of those of {self.name}: {", ".join(prompts)}',
+                              'teacher.prompt_name', is_absolute=True)
         return {'prompt': prompts[name]}
 
 

@@ -178,6 +178,8 @@ def test_extraction(image_dataset: Path, llm_folder: Path, tmp_path: Path, monke
     assert absent.vectors == {'all': absent.texts * (llm.llm_embed_dim + 4)}
     assert '1,000,000 images with 7 captions each' in str(absent) and 'mean of 80 tokens is assumed' in str(absent)
     assert len(make_plan(load_config(ExtractConfig, [*args[1:], 'teacher=/nowhere'])).errors) == 1
+    other = make_plan(load_config(ExtractConfig, [*args[1:], 'teacher={type: sentence_transformers, name: x}']))
+    assert not other.errors and other.warnings and other.steps is None
 
 
 def test_image_extraction(image_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
