@@ -182,11 +182,13 @@ def test_extraction(image_dataset: Path, llm_folder: Path, tmp_path: Path, monke
     assert not other.errors and other.warnings and other.steps is None
 
 
-def test_image_extraction(image_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_extraction(
+    args: list[str], image_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / 'out'
-    args = [f'datasets.s.local={image_dataset}', f'out={out}', 'device=cpu', 'batch_size=16',
-            'vision={name: test_vit, image_size: 64, pretrained: false}']
-    plan = make_plan(load_config(ExtractImagesConfig, args))
+    extract = [f'datasets.s.local={image_dataset}', f'out={out}', 'device=cpu', 'batch_size=16',
+               'vision={name: test_vit, image_size: 64, pretrained: false}']
+    plan = make_plan(load_config(ExtractImagesConfig, extract))
     with torch.device('meta'):
         tower = VisionEncoder(VisionConfig('test_vit', image_size=64), load_weights=False)
     images = plan.datasets[0].samples
@@ -195,13 +197,17 @@ def test_image_extraction(image_dataset: Path, tmp_path: Path, monkeypatch: pyte
     with FlopCounterMode(display=False) as counter:
         tower.eval()(torch.empty(16, 3, 64, 64, device='meta'))
     assert plan.cost.flops == pytest.approx(counter.get_total_flops(), rel=0.2)  # attention has no formula on meta
-    run_recipe(monkeypatch, 'extract_image_embeddings', *args, 'plan=true')
+    run_recipe(monkeypatch, 'extract_image_embeddings', *extract, 'plan=true')
     assert not out.exists()
-    run_recipe(monkeypatch, 'extract_image_embeddings', *args)
+    run_recipe(monkeypatch, 'extract_image_embeddings', *extract)
     written = sum(path.stat().st_size for path in out.rglob('*.mds'))
     assert plan.vectors == {'s': images * 2 * tower.width} and plan.vectors['s'] < written
-    more = make_plan(load_config(ExtractImagesConfig, [*args, 'plan_samples=3e6', 'storage=int8']))
+    more = make_plan(load_config(ExtractImagesConfig, [*extract, 'plan_samples=3e6', 'storage=int8']))
     assert more.vectors == {'all': 3_000_000 * (tower.width + 4)} and more.steps == 3_000_000 / 16
+    cache = tmp_path / 'cache'
+    stream = f'train_data.streams.s.image_embeddings={{local: {cache}, remote: {out}/s}}'
+    vision = 'model.vision={name: test_vit, image_size: 64, pretrained: false, freeze: true}'
+    assert not stage2(*args, stream, vision, 'model.vision.image_size=64').errors and not cache.exists()
 
 
 def test_lengths_of_captions(

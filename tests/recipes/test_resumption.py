@@ -46,6 +46,9 @@ def test_a_resumed_run_keeps_checkpoints_and_metrics(
 
     suffix, metrics = '' if kind == 'sharded' else '-rank0.pt', folder / 'metrics.jsonl'
     assert 'resumes from' not in run(4)
+    with pytest.raises(ConfigError, match='train_data.streams.s.local is'):  # before the dataset is opened
+        run_recipe(monkeypatch, 'train_stage2', *args, 'train_data.streams.s.local=elsewhere', 'max_duration=7ba')
+    capfd.readouterr()
     # As after a kill in the step after the checkpoint.
     with metrics.open('a') as file:
         file.write('{"step": 5, "loss/train/total": 99.0}\n{"step": 6, "lo')
