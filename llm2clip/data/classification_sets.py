@@ -106,7 +106,8 @@ def _read_names(path: str, folders: list[str]) -> list[str]:
         names: Any = read_json(path)
     else:
         names = [line for _, line in read_lines(path)]
-        first_words = {line.split()[0] for line in names if ' ' in line}
+        words = map(str.split, names)
+        first_words = {first for first, *others in words if others}
         if len(first_words.intersection(folders)) > len(folders) / 2:
             raise ConfigError(f'{path}: each line may be a name, or a folder and its name; expected a .json '
                               'file with an object from folder to name', 'class_names')
