@@ -138,8 +138,8 @@ def test_a_recipe_of_one_process_refuses_several_ranks(monkeypatch: pytest.Monke
 
 def test_a_log_file_has_a_state_of_a_progress_bar_per_ten_seconds(tmp_path: Path) -> None:
     """Of a bar of tqdm, and of that of a training, which draws at each metric."""
-    log = _python(f'''
-        import time
+    output, log = _python(f'''
+        import sys, time
         from llm2clip.command import run_command
         from llm2clip.config import PrepareConfig
 
@@ -161,9 +161,11 @@ def test_a_log_file_has_a_state_of_a_progress_bar_per_ten_seconds(tmp_path: Path
                 bar.log_metrics({{'loss/train/total': 0.5}})
                 bar.batch_end(state, None)
             bar.close(state, None)
+            print('timm' in sys.modules, 'wandb' in sys.modules)  # timm would import wandb, which is slow
 
         run_command(PrepareConfig, main, ['out={tmp_path}/out', 'source.name=emoji'])
-        ''').communicate()[1]
+        ''').communicate()
+    assert output == 'True False\n'
     assert re.findall(r'embed: +(\d+)%', log) == ['0', '100']
     shown = re.findall(r'train +(\d+)%', log)
     assert shown[0] == '0' and set(shown[1:]) == {'100'} and 'loss/train/total=0.5' in log
