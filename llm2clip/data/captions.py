@@ -46,7 +46,9 @@ def draw_captions(
     for i in range(n):
         remaining = remaining or list(texts)
         weights = [mix[key] for key in remaining]
-        purpose = f'caption {i}' if i else 'caption'
+        purpose = 'caption'
+        if i:
+            purpose += f' {i}'
         key = remaining.pop(draw(weights, seed, purpose))
         drawn.append((key, texts[key]))
     return drawn

@@ -189,7 +189,10 @@ def _class_features(model: Any, prompts: Prompts, pixels: torch.Tensor) -> torch
     Each block of prompts goes through the model with this image; every rank has the same number of blocks."""
     inputs = prompts.inputs
     per_name = len(inputs[0])
-    size = max(1, (_ROWS if isinstance(inputs, torch.Tensor) else _TEXTS) // per_name)
+    most_rows = _TEXTS
+    if isinstance(inputs, torch.Tensor):
+        most_rows = _ROWS
+    size = max(1, most_rows // per_name)
     features = []
     for start in range(0, len(inputs), size):
         part = inputs[start:start + size]
