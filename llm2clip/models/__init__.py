@@ -3,7 +3,7 @@
 
 import sys
 
-# timm imports wandb if it can, a third of the time until a recipe begins, and nothing here uses it.
+# timm imports wandb if it can, which takes seconds at the start of each recipe, and nothing here uses it.
 if 'wandb' not in sys.modules:
     sys.modules['wandb'] = None  # pyright: ignore[reportArgumentType]
     import timm  # noqa: F401
