@@ -21,7 +21,7 @@ from llm2clip.errors import FileError
 from llm2clip.io.files import atomic_write, reading
 from llm2clip.modeling.checks import check_finite
 
-# All metadata in one entry: safetensors writes several in random order, and the files of equal
+# Metadata is one entry: safetensors writes several in random order, and files of equal
 # teachers have to be equal.
 _METADATA, _HASH = 'llm2clip', 'xxh64'
 

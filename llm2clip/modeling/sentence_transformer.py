@@ -61,8 +61,7 @@ def _refuse_foreign_classes(folder: Path) -> None:
             if isinstance(types, dict):
                 names += types.values()
         for name in map(str, names):
-            is_path = '.' in name
-            if is_path and not name.startswith(_TRUSTED_CLASSES):
+            if '.' in name and not name.startswith(_TRUSTED_CLASSES):
                 raise LoadError(f'{path}: names the class {name}, expected one of sentence-transformers; '
                                 'trust_remote_code=true lets it run')
         if path.name == 'config.json' and isinstance(content, dict):

@@ -268,8 +268,8 @@ def pack(texts: Mapping[str, torch.Tensor], lengths: Sequence[int]) -> dict[str,
 
     Returns:
         Each tensor of `texts` as ``(1, S)``; `position_ids` ``(1, S)``, which restart at 0 for every text;
-        `runs`, the `Runs` of the row; `offsets` ``(B + 1,)``, where
-        each text of the row begins, and the end; and `places` ``(B,)``, the position of each text in the row.
+        `runs`, the `Runs` of the row; `offsets` ``(B + 1,)``, where each text of the row begins, and the end;
+        and `places` ``(B,)``, the position of each text in the row.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     in_order = [lengths[i] for i in order]
