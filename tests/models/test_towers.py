@@ -14,13 +14,15 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
+from composer.devices import DeviceCPU
 from safetensors.torch import save_file
 from towers import HALF, SMALL, TOKEN_TOWERS, TOWERS, hf_tower, projected, timm_tower
 from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModel
 
-from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
+from llm2clip.config import AdapterConfig, ExtractImagesConfig, ModelConfig, VisionConfig
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.modeling.image_processing_llm2clip import normalize
+from llm2clip.models.frozen_tower import load_frozen_tower
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.models.towers import tower_preprocessing
 from llm2clip.models.vision_encoder import VisionEncoder, kept_patches
@@ -210,6 +212,16 @@ def test_frozen_blocks_have_no_gradients(name: str) -> None:
     config.freeze_blocks = 9
     with pytest.raises(ConfigError, match='^freeze_blocks'):
         _encoder(config)
+
+
+def test_errors_of_a_tower_name_the_key_of_the_recipe() -> None:
+    vision = timm_tower('test_vit', freeze_blocks=99)
+    with pytest.raises(ConfigError) as error:
+        LLM2CLIP(ModelConfig(vision), 8)
+    assert error.value.key == 'model.vision.freeze_blocks'
+    with pytest.raises(ConfigError) as error:
+        load_frozen_tower(ExtractImagesConfig(vision=vision), DeviceCPU())
+    assert error.value.key == 'vision.freeze_blocks'
 
 
 @pytest.mark.parametrize('name', TOKEN_TOWERS)
