@@ -4,11 +4,13 @@
 """Compare LLM2CLIP with open_clip and sentence-transformers on Flickr8k: make baselines
 
 Every program has the same minutes on the same CPU: 25 for a model of images and texts, 5 for a text encoder.
-A short training, or that of an earlier seed, measures its pace, which gives the number of steps.  Stage 1 and
-the extraction of LLM2CLIP count as its time.  A training that deviates from its minutes by more than 5 % is
-repeated with a corrected number of steps.  All use the photographs and captions of `make photographs`,
-EfficientNet-Lite0 with ImageNet weights at 128 pixels or SmolLM2-135M with LoRA, the batch, AdamW with weight
-decay, warm-up, and gradient clipping of `yamls/flickr8k/`.  They differ in what each of them offers:
+Stage 1 and the extraction of LLM2CLIP count as its time.  The paces of the programs give the numbers of
+steps, the same for all seeds.  To measure them, the programs of a table take turns of 20 seconds, so that
+a slow minute of the machine affects all alike; meanwhile, they need 20 GiB of memory together.
+
+All programs use the photographs and captions of `make photographs`, EfficientNet-Lite0 with ImageNet weights
+at 128 pixels or SmolLM2-135M with LoRA, the batch, AdamW with weight decay, warm-up, and gradient clipping of
+`yamls/flickr8k/`.  They differ in what each of them offers:
 
 - LLM2CLIP reads five captions of an image at once, freezes three blocks and the statistics of BatchNorm, and
   sets the learning rate of the tower to a third.  Its stage 1 has 150 steps, to leave time for the tower.
@@ -35,7 +37,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import torch
 
@@ -43,14 +45,14 @@ from llm2clip.command import SECONDS_FILE, recorded_seconds
 from llm2clip.config import Stage2Config
 from llm2clip.config.loading import load_config
 from llm2clip.data.schema import CAPTION, IMAGE, SAMPLE_ID, read_samples
-from llm2clip.io.files import write_json
 from llm2clip.metrics.retrieval import rank_both_ways
-from recipes.benchmarks.measuring import Record, kept, markdown_table, occurrences, watch
+from recipes.benchmarks.measuring import Record, kept, markdown_table, occurrences, paces_in_turns, watch
 
 RUN = Path('runs/flickr8k')
 OUT = RUN / 'baselines'
 TEST = RUN / 'data/test'
-SIZE, PACED_STEPS, TRIES, TOLERANCE = 128, 30, 4, 0.05
+SIZE = 128
+PACED_STEPS = 1_000  # of trainings that are killed earlier
 SEED = int(os.environ.get('SEED', '17'))
 OPEN_CLIP_MODEL = OUT / f'open_clip_seed{SEED}'
 THEIRS = (sys.executable, '-m', 'recipes.baselines.sentence_transformers_model')
@@ -67,8 +69,8 @@ class Program(NamedTuple):
     """File in the folder, and the text that the file has once for every finished step."""
     score: Callable[[Path], dict[str, float]]
     """Output folder -> accuracies in %."""
-    most_steps: float = float('inf')
-    """Steps after which it has converged; more time would only overfit."""
+    steps: Optional[int] = None
+    """Steps after which it has converged, before its minutes are over; more would only overfit."""
     before: tuple[str, ...] = ()
     """Steps of `prepare` whose time counts."""
 
@@ -226,40 +228,54 @@ def prepare() -> None:
                                            OUT / f'{step}.log'))
 
 
-def measure(name: str, program: Program, out: Path, minutes: float) -> dict[str, float]:
-    """Train for the given minutes, less those of the steps before; return the time, memory and accuracy.
-
-    `out` is the folder of a seed.  The pace is kept beside it, for the other seeds.
-    """
-    def train(folder: Path, steps: int) -> dict[str, Any]:
-        shutil.rmtree(folder, ignore_errors=True)
-        progress_file, text = program.progress
-        finished = partial(occurrences, folder / progress_file, text)
-        return {'steps': steps} | watch(program.command(folder, steps), folder.with_suffix('.log'), finished,
-                                        memory=True)
-
+def plan_steps(programs: dict[str, Program], minutes: float, out: Path) -> dict[str, dict[str, float]]:
+    """Return the steps of every program, and the pace that fills its minutes with them."""
+    trainings = {}
     out.mkdir(parents=True, exist_ok=True)
-    before = sum(recorded_seconds(OUT / step / SECONDS_FILE) for step in program.before)
-    pace_file = out.parent / 'pace.json'
-    pace = kept(pace_file, partial(train, out / 'pace', PACED_STEPS))
-    steps = (60 * minutes - before - pace['first_step']) / pace['seconds_per_step']
-    for attempt in range(1, TRIES + 1):
-        steps = int(min(steps, program.most_steps))
-        if steps < PACED_STEPS:
-            raise SystemExit(f'{name}: {minutes:g} minutes are too few; {before / 60:.0f} are spent before '
-                             'the training')
-        trained = kept(out / f'trained_{attempt}.json', partial(train, out / 'run', steps))
-        left = 60 * minutes - before - trained['seconds']
-        converged = steps == program.most_steps and left > 0
-        if converged or abs(left) <= TOLERANCE * 60 * minutes:
-            break
-        steps += left / trained['seconds_per_step']
-    else:
-        raise SystemExit(f'{name}: {TRIES} trainings deviated from {minutes:g} minutes by more than '
-                         f'{TOLERANCE:.0%}; is the machine idle?')
-    write_json(pace_file, trained)
-    scores = kept(out / 'score.json', partial(program.score, out / 'run'))
-    return {'before': before} | trained | scores
+    for name, program in programs.items():
+        if program.steps is None:
+            folder = out / folder_name(name)
+            shutil.rmtree(folder, ignore_errors=True)
+            trainings[name] = (program.command(folder, PACED_STEPS),
+                               partial(occurrences, folder / program.progress[0], program.progress[1]))
+    paces = paces_in_turns(trainings, out, warm_up=5, rounds=6, seconds=20.0)
+    plan: dict[str, dict[str, float]] = {}
+    for name, program in programs.items():
+        if program.steps is not None:
+            plan[name] = {'steps': program.steps}
+            continue
+        left = 60 * minutes - seconds_before(program) - paces[name]['first_step']
+        if left < 0:
+            raise SystemExit(f'{name}: {minutes:g} minutes are too few; they end before the first step')
+        plan[name] = {'steps': 1 + int(left / paces[name]['seconds_per_step'])} | paces[name]
+    return plan
+
+
+def seconds_before(program: Program) -> float:
+    """Return the seconds that the steps before a training took."""
+    return sum(recorded_seconds(OUT / step / SECONDS_FILE) for step in program.before)
+
+
+def folder_name(name: str) -> str:
+    return name.replace(',', '').replace(' ', '_')
+
+
+def measure(program: Program, planned: dict[str, float], folder: Path) -> dict[str, float]:
+    """Train for the planned steps; return the times, the memory and the accuracies.
+
+    The times are those of the plan if it has some, since the machine may have been slower or faster now.
+    """
+    def train() -> dict[str, Any]:
+        shutil.rmtree(folder / 'run', ignore_errors=True)
+        finished = partial(occurrences, folder / 'run' / program.progress[0], program.progress[1])
+        command = program.command(folder / 'run', int(planned['steps']))
+        return watch(command, folder / 'run.log', finished, memory=True)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    trained = kept(folder / 'trained.json', train)
+    del trained['seconds']
+    scores = kept(folder / 'score.json', lambda: program.score(folder / 'run'))
+    return {'before': seconds_before(program)} | trained | planned | scores
 
 
 def to_markdown(record: Record) -> str:
@@ -272,7 +288,7 @@ def to_markdown(record: Record) -> str:
         columns: list[str] = []
         for name in programs:
             seeds = record.by_seed(f'{title}: {name}')
-            columns = [*COLUMNS, *(key for key in seeds[0] if key not in (*COLUMNS, 'seconds'))]
+            columns = [*COLUMNS, *(key for key in seeds[0] if key not in COLUMNS)]
             means = [statistics.mean(seed[key] for seed in seeds) for key in columns]
             rows.append([name, *(f'{mean:.1f}' for mean in means)])
         lines += [f'### {title}', '', markdown_table(['', *(COLUMNS.get(key, key) for key in columns)], rows)]
@@ -286,10 +302,12 @@ def main(minutes: float = 25.0, minutes_of_texts: float = 5.0) -> None:
     record = Record(OUT / 'baselines.json')
     record.about['settings'] = f'{lengths} minutes'
     for title, programs in TABLES.items():
+        out = OUT / folder_name(title)
+        plan = kept(out / 'plan.json', partial(plan_steps, programs, lengths[title], out / 'paces'))
         for name, program in programs.items():
             if not record.has(f'{title}: {name}', SEED):
-                out = OUT / f'{title} {name}'.replace(',', '').replace(' ', '_') / f'seed{SEED}'
-                record.add(f'{title}: {name}', SEED, measure(name, program, out, lengths[title]))
+                folder = out / folder_name(name) / f'seed{SEED}'
+                record.add(f'{title}: {name}', SEED, measure(program, plan[name], folder))
     text = to_markdown(record)
     (OUT / 'baselines.md').write_text(text)
     print(text)

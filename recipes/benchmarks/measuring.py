@@ -81,9 +81,7 @@ def watch(
                 peak = max(peak, _proportional_memory(process))
             time.sleep(_LOOKS)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _kill(process)
     if process.returncode:
         raise ProcessFailedError(f'{log.read_text(errors="replace")[-4000:]}\n{" ".join(command)} failed '
                                  f'with the status {process.returncode}')
@@ -95,6 +93,78 @@ def watch(
         last, num_last = steps[-1]
         measured.update(first_step=first, seconds_per_step=(last - first) / (num_last - num_first))
     return measured
+
+
+def paces_in_turns(
+    trainings: Mapping[str, tuple[Sequence[str], Callable[[], int]]], logs: Path, warm_up: int, rounds: int,
+    seconds: float,
+) -> dict[str, dict[str, float]]:
+    """Return the paces of trainings that run in turns: a slow minute of the machine affects all alike.
+
+    All are started and stay in memory; signals stop those that wait.  They are killed at the end.
+
+    Args:
+        trainings: Name -> command, and a function that returns the number of finished steps.
+        logs: Folder for their outputs.
+        warm_up: Steps after the start that do not count.
+        rounds: Turns of each training.
+        seconds: Length of a turn, which ends with a step.
+
+    Returns:
+        Name -> ``first_step``, the seconds from the start to the end of the first step, and
+        ``seconds_per_step``.  A ProcessFailedError reports a training that ended.
+    """
+    processes: dict[str, psutil.Popen] = {}
+    paces: dict[str, dict[str, float]] = {}
+    running = dict.fromkeys(trainings, 0.0)
+    steps = dict.fromkeys(trainings, 0)
+
+    def next_step(name: str) -> int:
+        """Wait for a training to finish a step; return the number of its steps."""
+        finished = trainings[name][1]
+        before = finished()
+        while (now := finished()) == before:
+            if processes[name].poll() is not None:
+                raise ProcessFailedError(f'{logs / name}.log: the training ended')
+            time.sleep(_LOOKS)
+        return now
+
+    logs.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, (command, _) in trainings.items():
+            start = time.monotonic()
+            with Path(f'{logs / name}.log').open('w') as file:
+                processes[name] = psutil.Popen(command, stdout=file, stderr=subprocess.STDOUT,
+                                               start_new_session=True)
+            next_step(name)
+            paces[name] = {'first_step': time.monotonic() - start}
+            while next_step(name) < warm_up:
+                pass
+            os.killpg(processes[name].pid, signal.SIGSTOP)
+        for _ in range(rounds):
+            for name in trainings:
+                os.killpg(processes[name].pid, signal.SIGCONT)
+                first = last = next_step(name)
+                start = now = time.monotonic()
+                while now < start + seconds:
+                    last = next_step(name)
+                    now = time.monotonic()
+                os.killpg(processes[name].pid, signal.SIGSTOP)
+                running[name] += now - start
+                steps[name] += last - first
+    finally:
+        for process in processes.values():
+            _kill(process)
+    for name, pace in paces.items():
+        pace['seconds_per_step'] = running[name] / steps[name]
+    return paces
+
+
+def _kill(process: psutil.Popen) -> None:
+    """Kill the process group of a process that was started as its leader."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def occurrences(file: Path, text: str) -> int:

@@ -5,6 +5,9 @@
 
 import importlib
 import json
+import sys
+import time
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -99,21 +102,63 @@ def test_a_record_says_which_runs_are_of_another_commit(tmp_path: Path, monkeypa
     assert about['runs'] == {'a': {'commit': 'aaaaaaa and bbbbbbb'}, 'c': {'commit': 'bbbbbbb'}}
 
 
+STEPS = """
+import sys, time
+while True:
+    time.sleep(float(sys.argv[2]))
+    with open(sys.argv[1], 'a') as file:
+        file.write('step ')
+"""
+
+
+def test_paces_are_measured_in_turns(tmp_path: Path) -> None:
+    def training(name: str, program: str, seconds: float) -> Any:
+        progress = tmp_path / name
+        command = [sys.executable, '-c', program, str(progress), str(seconds)]
+        return command, partial(measuring.occurrences, progress, 'step')
+
+    trainings = {'quick': training('quick', STEPS, 0.01), 'slow': training('slow', STEPS, 0.3)}
+    paces = measuring.paces_in_turns(trainings, tmp_path / 'logs', warm_up=2, rounds=2, seconds=0.5)
+    assert 0.2 < paces['slow']['seconds_per_step'] < 10
+    assert 0 < paces['quick']['seconds_per_step'] < paces['slow']['seconds_per_step']
+    assert paces['quick']['first_step'] > 0
+    finished = (tmp_path / 'quick').read_text()
+    trainings['ends'] = training('ends', 'pass', 0)
+    with pytest.raises(measuring.ProcessFailedError, match='ends.log'):
+        measuring.paces_in_turns(trainings, tmp_path / 'logs', warm_up=2, rounds=2, seconds=0.5)
+    assert (tmp_path / 'quick').read_text() != finished
+    finished = (tmp_path / 'quick').read_text()
+    time.sleep(0.1)
+    assert (tmp_path / 'quick').read_text() == finished, 'it still runs'
+
+
 def test_every_baseline_gets_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pace that slows down after the first steps costs a second training, not more minutes."""
+    """What runs before a training counts as its time; a program that converges earlier has fixed steps."""
+    def paces(trainings: dict[str, Any], *_: Any, **__: Any) -> dict[str, dict[str, float]]:
+        return {name: {'first_step': 10.0, 'seconds_per_step': 2.0} for name in trainings}
+
+    monkeypatch.setattr(baselines, 'paces_in_turns', paces)
+    monkeypatch.setattr(baselines, 'recorded_seconds', lambda path: 30.0)
+    program = baselines.Program(lambda folder, steps: [str(steps)], ('steps', 'x'), lambda folder: {'score': 1.0})
+    programs = {'p': program, 'after two': program._replace(before=('a', 'b')),
+                'converged': program._replace(steps=110)}
+    plan = baselines.plan_steps(programs, 5.0, tmp_path)
+    assert plan['p'] == {'steps': 146, 'first_step': 10.0, 'seconds_per_step': 2.0}
+    assert plan['after two']['steps'] == 116
+    assert plan['converged'] == {'steps': 110}
+
+
+def test_a_finished_baseline_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = []
 
     def stand_in(command: list[str], log: Path, *_: Any, **__: Any) -> dict[str, float]:
-        steps = int(command[0])
-        trained.append(steps)
-        pace = 1.0 if steps == baselines.PACED_STEPS else 1.5
-        return {'seconds': 10 + pace * steps, 'first_step': 10.0, 'seconds_per_step': pace, 'peak_gib': 1.0}
+        trained.append(command)
+        return {'seconds': 70.0, 'seconds_per_step': 1.0, 'peak_gib': 1.0}
 
     monkeypatch.setattr(baselines, 'watch', stand_in)
     program = baselines.Program(lambda folder, steps: [str(steps)], ('steps', 'x'), lambda folder: {'score': 1.0})
-    measured = baselines.measure('p', program, tmp_path / 'p/seed17', 5.0)
-    assert trained == [30, 290, 193] and abs(measured['seconds'] - 300) <= 9 and measured['steps'] == 193
-    assert baselines.measure('p', program, tmp_path / 'p/seed17', 5.0) == measured and len(trained) == 3
-    assert baselines.measure('p', program, tmp_path / 'p/seed1', 5.0) == measured and trained[3:] == [193]
-    converged = program._replace(most_steps=100)
-    assert baselines.measure('c', converged, tmp_path / 'c/seed17', 5.0)['steps'] == 100
+    planned = {'steps': 60, 'seconds_per_step': 2.0}
+    expected = {'before': 0, 'peak_gib': 1.0, 'score': 1.0} | planned
+    assert baselines.measure(program, planned, tmp_path / 'seed17') == expected
+    assert baselines.measure(program, planned, tmp_path / 'seed17') == expected
+    assert trained == [['60']]
