@@ -5,6 +5,8 @@
 
 import importlib
 import json
+import os
+import signal
 import sys
 import time
 from functools import partial
@@ -111,7 +113,16 @@ while True:
 """
 
 
-def test_paces_are_measured_in_turns(tmp_path: Path) -> None:
+def test_paces_are_measured_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signals = []
+    kill = os.killpg
+
+    def killpg(process: int, number: int) -> None:
+        signals.append((process, number))
+        kill(process, number)
+
+    monkeypatch.setattr(os, 'killpg', killpg)
+
     def training(name: str, program: str, seconds: float) -> Any:
         progress = tmp_path / name
         command = [sys.executable, '-c', program, str(progress), str(seconds)]
@@ -122,6 +133,9 @@ def test_paces_are_measured_in_turns(tmp_path: Path) -> None:
     assert 0.2 < paces['slow']['seconds_per_step'] < 10
     assert 0 < paces['quick']['seconds_per_step'] < paces['slow']['seconds_per_step']
     assert paces['quick']['first_step'] > 0
+    quick, slow = signals[0][0], signals[1][0]
+    turns = [(quick, signal.SIGCONT), (quick, signal.SIGSTOP), (slow, signal.SIGCONT), (slow, signal.SIGSTOP)]
+    assert signals[:10] == [(quick, signal.SIGSTOP), (slow, signal.SIGSTOP), *turns, *turns]
     finished = (tmp_path / 'quick').read_text()
     trainings['ends'] = training('ends', 'pass', 0)
     with pytest.raises(measuring.ProcessFailedError, match='ends.log'):
