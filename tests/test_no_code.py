@@ -337,8 +337,9 @@ def test_the_consent_of_a_run_is_not_that_of_the_user(embedder: Path, tmp_path: 
 @pytest.mark.parametrize('planted', PLANTS)
 def test_the_llm_of_sentence_transformers_runs_no_code(planted: str, embedder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(embedder, tmp_path / 'folder')
-    edited(model_args={'trust_remote_code': True}, tokenizer_args={'trust_remote_code': True},
+    edited(model_args={'trust_remote_code': True, 'weights_only': False}, tokenizer_args={'trust_remote_code': True},
            config_args={'trust_remote_code': True})(folder / 'sentence_bert_config.json')
+    edited(dtype=None)(folder / 'config.json')  # transformers would look for it in the weights
     PLANTS[planted](folder)
     attempt(lambda: SentenceTransformerModel(SentenceTransformersTeacherConfig(str(folder))).load(CPU).embed(TEXTS))
 

@@ -116,7 +116,7 @@ class _VisionEncoder(nn.Module):
             if architecture.model_type in ('vit', 'deit', 'beit'):
                 options['add_pooling_layer'] = False
             self.trunk: Any = AutoModel.from_config(
-                architecture, dtype=torch.float32, trust_remote_code=False, **options)
+                architecture, dtype=torch.get_default_dtype(), trust_remote_code=False, **options)
             self.width: int = getattr(architecture, 'hidden_size', None) or architecture.hidden_sizes[-1]
         else:
             # No `import`: transformers would require the package for every exported model.
@@ -217,12 +217,14 @@ class LLM2CLIPModel(PreTrainedModel):
 
     config_class = LLM2CLIPConfig
     main_input_name = 'pixel_values'
+    # With `device_map='auto'`, all towers are on one device.
+    _no_split_modules = ['_Towers', 'LLM2CLIP']
     trust_remote_code = False
     """Whether to run code that comes with a sentence-transformers teacher."""
     teacher_precision = 'fp32'
     """Precision of the teachers: ``fp32``, or ``amp_bf16`` for autocast."""
-    revision: Optional[str] = None
-    """Revision of a model on the Hub, used for its teacher and tokenizer too."""
+    hub_options: dict[str, Any] = {}
+    """Revision of a model on the Hub, token and cache folder, used for its teacher and tokenizer too."""
 
     def __init__(self, config: LLM2CLIPConfig) -> None:
         super().__init__(config)
@@ -259,13 +261,17 @@ class LLM2CLIPModel(PreTrainedModel):
                         module._buffers[name] = torch.empty_like(table, device=model.device)
                 module.init_non_persistent_buffers()
         model.trust_remote_code = bool(kwargs.get('trust_remote_code'))
+        model.hub_options = {name: kwargs.get(name) for name in ('revision', 'token', 'cache_dir')}
         # transformers 4 stores the loaded commit in the configuration; 5 does not.
-        model.revision = getattr(model.config, '_commit_hash', None) or kwargs.get('revision')
+        model.hub_options['revision'] = getattr(model.config, '_commit_hash', None) or kwargs.get('revision')
         model.config.weight_files = {}  # outdated once this model is saved again
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """Save the model, with the teacher and code of the folder that it was loaded from."""
+        if kwargs.get('push_to_hub'):
+            raise ValueError('push_to_hub would leave out the teacher, expected none: save without it, then '
+                             'publish the folder with hf upload')
         if self.name_or_path and kwargs.get('is_main_process', True):
             source = self._folder()
             target = Path(save_directory)
@@ -283,7 +289,7 @@ class LLM2CLIPModel(PreTrainedModel):
         """Return the folder that this model was loaded from, or its teacher's from the Hub."""
         name = str(self.name_or_path)
         if not Path(name).is_dir():
-            name = snapshot_download(name, revision=self.revision, allow_patterns=f'{_TEACHER_FOLDER}/*')
+            name = snapshot_download(name, allow_patterns=f'{_TEACHER_FOLDER}/*', **self.hub_options)
         return Path(name)
 
     @staticmethod
@@ -301,7 +307,7 @@ class LLM2CLIPModel(PreTrainedModel):
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return L2-normalised features ``(B, embed_dim)`` of ``(B, 3, H, W)`` from the image processor."""
         pooled = self.model.vision_encoder(pixel_values.to(self.dtype))
-        return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
+        return F.normalize(self.model.visual_projection(pooled.to(self.dtype)).float(), dim=-1)
 
     def get_text_features(
         self, texts: Optional[Sequence[str]] = None, text_embedding: Optional[torch.Tensor] = None,
@@ -323,7 +329,7 @@ class LLM2CLIPModel(PreTrainedModel):
             raise ValueError('give either texts or text_embedding or input_ids')
         if input_ids is not None:
             self._tokenizer = self._tokenizer or load_tokenizer(
-                str(self.name_or_path), revision=self.revision, config=self.config)
+                str(self.name_or_path), config=self.config, **self.hub_options)
             texts = self.read_tokens(self._tokenizer, input_ids)
         if texts is not None:
             text_embedding = self.embed_texts(texts)

@@ -36,7 +36,9 @@ def load_sentence_transformer(folder: Path, trust_remote_code: bool = False) -> 
     # No `import`: transformers would require the package for every exported model.
     library: Any = importlib.import_module('sentence_transformers')
     with loading(folder, 'a sentence-transformers model'):
-        model = library.SentenceTransformer(str(folder), device='cpu', trust_remote_code=trust_remote_code)
+        # Otherwise, settings in the folder could allow pickled weights to run code.
+        model = library.SentenceTransformer(str(folder), device='cpu', trust_remote_code=trust_remote_code,
+                                            model_kwargs={'weights_only': True})
     check_finite(model.state_dict(), folder)
     for module in model.modules():
         check_rope(getattr(module, 'config', None), folder)

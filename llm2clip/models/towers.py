@@ -207,7 +207,9 @@ class TransformersTower(Tower):
                 AutoModel.from_pretrained, config.name, more=True, config=architecture, dtype=torch.float32,
                 trust_remote_code=False, **extra)
         else:
-            trunk = AutoModel.from_config(architecture, dtype=torch.float32, trust_remote_code=False, **extra)
+            # While transformers loads an exported model, the default dtype is the one to load it in.
+            trunk = AutoModel.from_config(architecture, dtype=torch.get_default_dtype(),
+                                          trust_remote_code=False, **extra)
         self.trunk: Any = _at_image_size(trunk, config.image_size, extra)
         # Towers of several stages have a width per stage.
         self.width = getattr(architecture, 'hidden_size', None) or architecture.hidden_sizes[-1]

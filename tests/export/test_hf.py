@@ -13,6 +13,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 import yaml
+from accelerate import infer_auto_device_map
 from huggingface_hub import ModelCard
 from parts import make_samples
 from PIL import Image
@@ -146,17 +147,55 @@ def test_an_llm_of_transformers_5_is_read_by_4_or_refused(tmp_path: Path) -> Non
         'tokenizer_class': 'PreTrainedTokenizerFast', 'additional_special_tokens': ['<x>']}
 
 
-@pytest.mark.parametrize('kind', [hf.LLM2CLIPModel, modeling_llm2clip.LLM2CLIPModel])
+BOTH_KINDS = pytest.mark.parametrize('kind', [hf.LLM2CLIPModel, modeling_llm2clip.LLM2CLIPModel])
+
+
+@BOTH_KINDS
+@pytest.mark.parametrize('vision, levels', [('clip_vision_model', 0), ('timm:test_efficientnet', 1)])
+def test_a_model_loads_in_bfloat16(
+    vision: str, levels: int, kind: type[hf.LLM2CLIPModel], causal_teacher: Path, tmp_path: Path
+) -> None:
+    of_run = trained(vision, [causal_teacher], feature_levels=levels)
+    export_folder(*of_run, tmp_path / 'model')
+    texts = ['a red square', 'two']
+    for load in (lambda: kind.from_pretrained(tmp_path / 'model', dtype=torch.bfloat16),
+                 lambda: kind.from_pretrained(tmp_path / 'model').bfloat16()):
+        loaded = load()
+        assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+        with torch.no_grad():
+            images, captions = loaded.get_image_features(of_run.pixels()), loaded.get_text_features(texts)
+            expected = of_run.model.get_image_features(of_run.pixels())
+            expected_captions = of_run.model.get_text_features(of_run.vectors(texts))
+        torch.testing.assert_close(images, expected, rtol=0, atol=0.03)
+        torch.testing.assert_close(captions, expected_captions, rtol=0, atol=0.03)
+
+
+@BOTH_KINDS
+def test_the_towers_are_on_one_device(kind: type[hf.LLM2CLIPModel], exported: tuple[LLM2CLIP, Path]) -> None:
+    loaded: Any = kind.from_pretrained(exported[1])
+    size = loaded.get_memory_footprint()
+    devices = infer_auto_device_map(loaded, {0: int(0.8 * size), 1: 2 * size}, loaded._no_split_modules)
+    assert set(devices.values()) == {1}
+
+
+@BOTH_KINDS
 def test_the_teacher_comes_from_the_hub_when_it_is_asked_for(
     kind: type[hf.LLM2CLIPModel], exported: tuple[LLM2CLIP, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = kind.from_pretrained(exported[1])
     expected = loaded.embed_texts(['a red square'])
-    from_hub, download = kind.from_pretrained(exported[1], revision='abc'), Mock(return_value=str(exported[1]))
+    options: Any = {'revision': 'abc', 'token': 'hf_x', 'cache_dir': 'scratch'}
+    from_hub, download = kind.from_pretrained(exported[1], **options), Mock(return_value=str(exported[1]))
     from_hub.name_or_path = 'user/model'
     monkeypatch.setattr(modeling_llm2clip, 'snapshot_download', download)
     torch.testing.assert_close(from_hub.embed_texts(['a red square']), expected)
-    download.assert_called_once_with('user/model', revision='abc', allow_patterns='teacher/*')
+    download.assert_called_once_with('user/model', allow_patterns='teacher/*', **options)
+
+
+def test_a_model_is_not_published_without_its_teacher(exported: tuple[LLM2CLIP, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='hf upload'):
+        AutoModel.from_pretrained(exported[1]).save_pretrained(tmp_path / 'again', push_to_hub=True)
+    assert not (tmp_path / 'again').exists()
 
 
 def test_readme_snippet_runs(
