@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from composer.utils import dist
-from launched import Launched, finish, may_have_own_memory, wait_until
+from launched import SGD, Launched, finish, losses, may_have_own_memory, wait_until
 from recipes_in_process import run_recipe
 
 from llm2clip.data.schema import dataset_fingerprint, read_index
@@ -72,6 +72,17 @@ def test_a_resumed_run_keeps_checkpoints_and_metrics(
         _exclude_a_shard(images, vectors)
         with pytest.raises(ConfigError, match='the data have changed since the checkpoint was written'):
             run(9)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_run_resumes_at_the_end_of_an_epoch(
+    workers: int, stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = [*stage2_args, *SGD, 'save_interval=1ep', f'train_data.num_workers={workers}']
+    run_recipe(monkeypatch, 'train_stage2', *args, 'max_duration=4ep', f'save_folder={tmp_path}/whole')
+    for epochs in (1, 3, 4):
+        run_recipe(monkeypatch, 'train_stage2', *args, f'max_duration={epochs}ep', f'save_folder={tmp_path}/resumed')
+    assert losses(tmp_path / 'resumed') == losses(tmp_path / 'whole')
 
 
 def test_nodes_without_a_common_checkpoint_folder_do_not_train(

@@ -183,8 +183,15 @@ class SafeDataset(StreamingDataset):
         return sum(math.ceil(padded_epoch_size(size, nodes) / ranks) // unit * unit for size in sizes)
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
-        """Return Streaming's state, with a description of the data."""
-        return super().state_dict(num_samples, from_beginning) | {'data': self._data()}
+        """Return Streaming's state, with a description of the data.
+
+        At the end of an epoch, Composer asks for the state at sample 0 of the next one, which Streaming has
+        not begun: its own state would repeat the epoch that has ended.
+        """
+        state = super().state_dict(num_samples, from_beginning)
+        if num_samples == 0 and state['epoch'] == self.next_epoch - 1:
+            state['epoch'] = self.next_epoch
+        return state | {'data': self._data()}
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
         """Load a state; with changed data, Streaming would resume at the same position of another order.
