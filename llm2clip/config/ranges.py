@@ -50,9 +50,10 @@ def _elsewhere(remote: str, info: ValidationInfo) -> str:
     return remote
 
 
-# Schemes that Streaming writes to and reads from, and those of Composer's checkpoints.
-_WRITABLE_SCHEMES = ('s3', 'gs', 'oci', 'azure', 'azure-dl', 'hf', 'dbfs', 'alipan')
-_READABLE_SCHEMES = (*_WRITABLE_SCHEMES, 'sftp')
+# Schemes that Streaming reads from, and those of Composer's checkpoints.  Streaming also writes to the
+# first ones; its uploader for `azure` writes to another container than its downloader reads from.
+_WRITABLE_SCHEMES = ('s3', 'gs', 'oci', 'azure-dl', 'dbfs', 'alipan')
+_READABLE_SCHEMES = (*_WRITABLE_SCHEMES, 'azure', 'hf', 'sftp')
 _CHECKPOINT_SCHEMES = ('s3', 'gs', 'oci', 'azure', 'dbfs')
 
 

@@ -82,7 +82,7 @@ class OutputFolder:
         partial.parent.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         with writing(path):
-            partial.write_text(text)
+            partial.write_text(text, encoding='utf-8', errors='replace')
         OutputFolder(staging, self.remote).publish(name)
         partial.replace(path)
         shutil.rmtree(staging)
@@ -197,4 +197,6 @@ def is_missing(error: Exception) -> bool:
         return False
     if isinstance(error, ClientError):  # of S3
         return error.response['Error']['Code'] in ('404', '403', 'NoSuchKey')
+    if is_remote_error(error):  # of Google Cloud, Azure and Oracle, which name the status differently
+        return 404 in [getattr(error, name, None) for name in ('code', 'status_code', 'status')]
     return isinstance(error, (FileNotFoundError, EntryNotFoundError))

@@ -48,6 +48,8 @@ from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 
 T = TypeVar('T')
 
+# Bytes of the vectors of a shard: MDS has 32 bits for a position, and ids take some of them.
+_LARGEST_SHARD = 2**32 - 2**28
 _COUNTED = ('shards', 'captions', 'tokens', 'truncated', 'left_out', 'absent')
 
 
@@ -144,6 +146,11 @@ class _Extraction:
 def write_shard(out: OutputFolder, k: int, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
     """Write one shard, and last its index entry, which marks the shard as finished."""
     name = f'shard.{k:05}.mds'
+    size = sum(value.nbytes for row in rows for value in row.values() if isinstance(value, np.ndarray))
+    if size > _LARGEST_SHARD:
+        raise ConfigError(f'{out.local / name} would have {size:,} bytes of embeddings, expected less than '
+                          f'{_LARGEST_SHARD:,}, since shards count bytes in 32 bits; write the dataset with '
+                          'a smaller size_limit')
     partial = out.local / f'{name}.tmp.{os.getpid()}'
     # A restarted container has the same process ids.
     mds = MDSWriter(out=str(partial), columns=columns, hashes=['xxh64'], size_limit=None, exist_ok=True)

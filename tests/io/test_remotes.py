@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import boto3
 import pytest
@@ -26,7 +27,7 @@ from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_samples
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.errors import ConfigError
-from llm2clip.io.remotes import OutputFolder, download, reaching
+from llm2clip.io.remotes import OutputFolder, download, is_missing, reaching
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
@@ -155,3 +156,11 @@ def test_a_remote_without_credentials_is_named(tmp_path: Path, monkeypatch: pyte
                   lambda: find_checkpoint('s3://bucket/run', False), lambda: read_latest('s3://bucket/run')):
         with pytest.raises(ConfigError, match='s3://bucket.*: no access .*, expected credentials: AWS_ACCESS_KEY_ID'):
             reach()
+
+
+@pytest.mark.parametrize('module, name, arguments', [
+    ('google.api_core.exceptions', 'NotFound', ['no such object']),
+    ('oci.exceptions', 'ServiceError', [404, 'ObjectNotFound', {}, 'no such object'])])
+def test_a_missing_file_is_recognised_in_every_store(module: str, name: str, arguments: list[Any]) -> None:
+    missing = getattr(pytest.importorskip(module), name)(*arguments)
+    assert is_missing(missing) and not is_missing(OSError(404))

@@ -20,8 +20,10 @@ from llm2clip.config import DatasetConfig, TextEncoderConfig
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.schema import read_columns, read_index, read_samples, vector_columns, vector_rows
 from llm2clip.data.vectors import dequantize, stored_vector
+from llm2clip.errors import ConfigError
 from llm2clip.io.remotes import OutputFolder
 from llm2clip.modeling.text_encoder import Tokenized, encode_texts
+from llm2clip.teacher import extraction
 from llm2clip.teacher.embedder import Embedded
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings, write_shard
 from llm2clip.teacher.fingerprint import Fingerprint
@@ -179,3 +181,11 @@ def test_embeddings_of_another_teacher_are_refused_by_field(
     with pytest.raises(ValueError, match="another dataset or teacher: teacher.pooling is 'mean', expected 'last'"):
         extract_text_embeddings(EmbeddingsDataset(DatasetConfig(local=str(image_dataset)), OutputFolder(embeddings)),
                                 teacher)
+
+
+def test_a_shard_beyond_the_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extraction, '_LARGEST_SHARD', 100)
+    rows = vector_rows(['a', 'b'], ['raw'], np.ones((2, 1, 32), np.float32), 'float16')
+    with pytest.raises(ConfigError, match='shard.00000.mds would have 128 bytes'):
+        extraction.write_shard(OutputFolder(tmp_path), 0, rows, vector_columns(['raw'], 32, 'float16'))
+    assert not [*tmp_path.glob('*')]

@@ -100,7 +100,7 @@ def write_splits(
                                   'empty folder or one that prepare_data wrote', 'out')
     inputs, jobs = _part_jobs(splits, out, config, options)
     mine = jobs[config.shard_index::config.num_shards]
-    todo = [job for job in mine if _is_to_be_written(read_record(job))]
+    todo = [job for job in mine if _is_to_be_written(read_record(job), job.options)]
     print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, num_workers={config.num_workers}',
           flush=True)
     num_done = len(mine) - len(todo)
@@ -135,9 +135,11 @@ def _part_jobs(
     return inputs, list(jobs.values())
 
 
-def _is_to_be_written(record: Optional[dict[str, Any]]) -> bool:
-    """Whether a part is incomplete, has no samples, or lacked image files that exist now."""
-    if record is None or not record['samples']:
+def _is_to_be_written(record: Optional[dict[str, Any]], options: Mapping[str, Any]) -> bool:
+    """Whether a part is incomplete, has only unusable samples, or lacked image files that exist now."""
+    if record is None:
+        return True
+    if not record['samples'] and (record['dropped'] or record['options'] != options):
         return True
     return any(map(os.path.isfile, record['dropped'].get(MISSING_FILE, ())))
 

@@ -189,6 +189,21 @@ def test_a_part_without_samples_does_not_block_the_next_try(tmp_path: Path) -> N
         write(three, 'third')
 
 
+def test_an_empty_part_is_read_once(tmp_path: Path) -> None:
+    """As the held-out samples of most tars are, if few are held out."""
+    reads: list[str] = []
+
+    def read(dropped: Dropped) -> list[Sample]:
+        reads.append('empty')
+        return []
+
+    def write(source: str) -> Any:
+        return write_splits({'train': [Part('empty', read), Part('three', lambda dropped: make_samples(3))]},
+                            Dropped(), tmp_path / 'out', description={'source': source})
+
+    assert write('x') == write('x') == {'train': 3} and reads == ['empty']
+
+
 @pytest.fixture
 def prepare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
