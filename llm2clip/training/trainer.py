@@ -41,8 +41,8 @@ def initialize(config: TrainConfig) -> None:
     """Initialise the process group and check the configuration, also against that of a run to resume."""
     if any(Path(config.checkpoint_folder).glob('ep*-ba*')):
         if not config.autoresume:
-            raise ConfigError(f'false, but {config.checkpoint_folder} has checkpoints of a run, expected true '
-                              'or another save_folder', key='autoresume')
+            raise ConfigError(f'false, but {config.checkpoint_folder} has checkpoints of a run, expected '
+                              'true, or another save_folder', key='autoresume')
         settings_in_folder(config)
     device = open_device(config.device, config.precision)
     dist.initialize_dist(device, config.dist_timeout)
