@@ -227,7 +227,9 @@ def written_checkpoints(folder: str, batch: int) -> list[str]:
     `save_num_checkpoints_to_keep`.  Checkpoints after `batch`, where the run resumes,
     are left out: it overwrites them.
     """
-    checkpoints = reversed(_checkpoints(Path(parse_uri(folder)[2])))
+    if '://' in folder:
+        return []
+    checkpoints = reversed(_checkpoints(Path(folder)))
     paths = [path for written_at, path in checkpoints if written_at <= batch]
     # For a sharded checkpoint, Composer lists a file inside its folder.
     return [str(path / _METADATA if path.is_dir() else path) for path in paths]

@@ -39,7 +39,10 @@ from llm2clip.training.optim import build_optimizer
 
 def initialize(config: TrainConfig) -> None:
     """Initialise the process group and check the configuration, also against that of a run to resume."""
-    if config.autoresume and any(Path(config.checkpoint_folder).glob('ep*-ba*')):
+    if any(Path(config.checkpoint_folder).glob('ep*-ba*')):
+        if not config.autoresume:
+            raise ConfigError(f'false, but {config.checkpoint_folder} has checkpoints of a run, expected '
+                              'true, or another save_folder', key='autoresume')
         settings_in_folder(config)
     device = open_device(config.device, config.precision)
     dist.initialize_dist(device, config.dist_timeout)
@@ -169,6 +172,8 @@ def build_trainer(
         sharding = set_up_units(trainer.state.model)
         if dist.get_global_rank() == 0:
             print(sharding, flush=True)
+    if '://' in config.checkpoint_folder and dist.get_global_rank() > 0:
+        trainer.state.callbacks.append(RemoveUploaded(trainer))
     if checkpoint is not None and dist.get_global_rank() == 0:
         batch = trainer.state.timestamp.batch.value
         trainer.saved_checkpoints.extend(written_checkpoints(config.checkpoint_folder, batch))
@@ -256,6 +261,23 @@ class KeepSettings(Callback):
         settings = json.loads(state['settings'])
         self.run_id = settings.pop('run_id', self.run_id)
         check_settings(settings, self.config, f'the run in {self.config.checkpoint_folder}')
+
+
+class RemoveUploaded(Callback):
+    """Remove the temporary files of sharded checkpoints for an object store, on a rank other than the first.
+
+    The uploader has its own copies.  Composer 0.32.1 removes the temporary files of rank 0 only.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        for path in self.trainer.saved_checkpoints:
+            shutil.rmtree(Path(path).parent, ignore_errors=True)
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        self.batch_checkpoint(state, logger)
 
 
 class ResumeRandomState(Callback):

@@ -13,6 +13,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
@@ -86,12 +87,14 @@ def test_a_run_resumes_on_other_numbers_of_ranks(
     args += ['fsdp.state_dict_type=sharded', 'checkpoint_folder=s3://bucket/run/checkpoints']
     (tmp_path / 'served/bucket').mkdir(parents=True)
     found: dict[int, float] = {}
-    with s3_server(tmp_path / 'served') as port:
+    with s3_server(tmp_path / 'served') as port, TemporaryDirectory() as temporary:  # short, for names of sockets
+        monkeypatch.setenv('TMPDIR', temporary)
         for name, value in s3_environment(port).items():
             monkeypatch.setenv(name, value)
         for ranks, steps in ((2, 10), (1, 20), (2, 30)):
             run('train_stage2', tmp_path / f'to{steps}', [*args, f'max_duration={steps}ba'], ranks)
             assert [path.name for path in (tmp_path / 'served/bucket/run/checkpoints').glob(f'ep*-ba{steps}')]
+            assert not [*Path(temporary).rglob('__1_*')]  # shards of the second rank
             before, found = found, {**found, **losses(tmp_path / f'to{steps}')}
             assert sorted(found) == list(range(steps)) and before.items() <= found.items()
         # Read back from the bucket, shards joined.

@@ -20,19 +20,23 @@ class JSONLLogger(LoggerDestination):
     """Write the metrics of each step as a line of a file, on rank 0: ``{"step": …, "<metric>": …, …}``.
 
     The line of the current step is rewritten with every new metric, so that a kill loses none.  A resumed run
-    continues the same file, from which metrics after the checkpoint are removed.
+    continues the same file.  Its first metric removes those after the checkpoint, so a start that is refused
+    changes nothing.
     """
 
     def __init__(self, path: Union[str, Path]) -> None:
         self.path = Path(path)
-        self._file: Any = None  # open on rank 0 alone
+        self._begins_at: Optional[int] = None  # number of batches of the loaded checkpoint, on rank 0 alone
+        self._file: Any = None  # open after the first metric
         self._record: dict[str, Any] = {}
         self._start = 0  # byte offset of the current step's line
 
     def after_load(self, state: State, logger: Logger) -> None:
-        if dist.get_global_rank() > 0:
-            return
-        step = state.timestamp.batch.value
+        if dist.get_global_rank() == 0:
+            self._begins_at = state.timestamp.batch.value
+
+    def _open(self, step: int) -> None:
+        """Open the file behind the metrics that were logged before the checkpoint of `step` batches."""
         # Keep metrics of step n that were logged before the checkpoint of n batches, such as an evaluation,
         # since they are not logged again.  The loss of step n is, and replaces the one here.
         records: dict[int, dict[str, Any]] = {}
@@ -48,8 +52,10 @@ class JSONLLogger(LoggerDestination):
         self._write()
 
     def log_metrics(self, metrics: dict[str, Any], step: Optional[int] = None) -> None:
-        if self._file is None:
+        if self._begins_at is None:
             return
+        if self._file is None:
+            self._open(self._begins_at)
         if step != self._record['step']:
             self._start = self._file.seek(0, 2)
             self._record = {'step': step}
@@ -65,7 +71,7 @@ class JSONLLogger(LoggerDestination):
     def close(self, state: State, logger: Logger) -> None:
         if self._file is not None:
             self._file.close()
-            self._file = None
+        self._begins_at = self._file = None
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

@@ -18,7 +18,7 @@ from composer.utils import dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from llm2clip.data.text_batches import text_sides
-from llm2clip.io.tensors import write_safetensors
+from llm2clip.io.tensors import read_safetensors, write_safetensors
 from llm2clip.models.sharding import whole
 from llm2clip.ranks import broadcast_from_rank0
 from llm2clip.training.runs import BEST_FILE
@@ -144,7 +144,8 @@ class StopAtNonfinite(Callback):
 class SaveBest(Callback):
     """Write the weights to `best.safetensors` when a metric reaches a new maximum, and log ``best/<metric>``.
 
-    Checkpoints store the best value so far.
+    Checkpoints store the best value so far, and the file its own, since no checkpoint follows the evaluation
+    at the end of a run.
 
     Args:
         metric: Name of an evaluation metric.
@@ -157,15 +158,20 @@ class SaveBest(Callback):
         folder: Optional[str] = None
     ) -> None:
         self.metric, self.dataloader_label = metric, dataloader_label
+        self.metric_key = f'{dataloader_label}/{metric}'
         self.path = Path(folder or '.', BEST_FILE)
         self.best: Optional[float] = None
+        self.in_file = -math.inf  # value of the weights in a file of this run
 
     def state_dict(self) -> dict[str, Any]:
         return {'best': self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the best value so far, unless its file has stayed on another machine."""
-        self.best = state['best'] if broadcast_from_rank0(self.path.is_file) else None
+        if broadcast_from_rank0(self.path.is_file):
+            self.best = state['best']
+            metadata = broadcast_from_rank0(lambda: read_safetensors(self.path).metadata)
+            self.in_file = float(metadata.get(self.metric_key, -math.inf))
 
     def eval_end(self, state: State, logger: Logger) -> None:
         if state.dataloader_label != self.dataloader_label:
@@ -177,10 +183,12 @@ class SaveBest(Callback):
             return
         self.best = value
         logger.log_metrics({f'best/{self.metric}': value})
+        if value < self.in_file:
+            return
         weights: dict[str, Any] = get_model_state_dict(
             state.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if dist.get_global_rank() == 0:
-            write_safetensors(self.path, weights)
+            write_safetensors(self.path, weights, {self.metric_key: str(value)})
         dist.barrier()
 
 

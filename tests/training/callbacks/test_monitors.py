@@ -12,6 +12,7 @@ import torch
 from composer.utils import get_device
 from small_training import make_batches, train
 
+from llm2clip.io.tensors import read_safetensors, write_safetensors
 from llm2clip.training.algorithms.grad_cache import GradCache
 from llm2clip.training.callbacks.monitors import NonfiniteError, SaveBest, StopAtNonfinite, TextMonitor
 from llm2clip.training.runs import BEST_FILE
@@ -51,6 +52,26 @@ def test_a_best_value_without_its_file_does_not_count(tmp_path: Path) -> None:
     callback = SaveBest(folder=str(tmp_path))
     callback.load_state_dict({'best': 80.0})  # on a new machine
     assert callback.best is None
-    (tmp_path / BEST_FILE).touch()
+    write_safetensors(tmp_path / BEST_FILE, {'x': torch.ones(1)})
     callback.load_state_dict({'best': 80.0})
     assert callback.best == 80.0
+
+
+def test_the_best_weights_of_the_last_evaluation_stay(tmp_path: Path) -> None:
+    """No checkpoint knows its value."""
+    state: Any = SimpleNamespace(dataloader_label='eval', model=torch.nn.Linear(1, 1))
+    logger: Any = SimpleNamespace(log_metrics=lambda metrics: None)
+
+    def evaluate(callback: SaveBest, value: float) -> float:
+        state.eval_metrics = {'eval': {callback.metric: SimpleNamespace(compute=lambda: value)}}
+        callback.eval_end(state, logger)
+        return float(read_safetensors(tmp_path / BEST_FILE).metadata['eval/retrieval_recall@10'])
+
+    callback = SaveBest(folder=str(tmp_path))
+    assert evaluate(callback, 60.0) == 60.0
+    saved = callback.state_dict()
+    assert evaluate(callback, 61.5) == 61.5
+    resumed = SaveBest(folder=str(tmp_path))
+    resumed.load_state_dict(saved)
+    assert evaluate(resumed, 60.5) == 61.5 and resumed.best == 60.5
+    assert evaluate(resumed, 62.0) == 62.0
