@@ -47,8 +47,9 @@ class JSONLLogger(LoggerDestination):
         earlier = sorted(records.keys() & range(step))
         with atomic_write(self.path) as partial:
             partial.write_bytes(b''.join(_line(records[n]) for n in earlier))
-        self._file = self.path.open('r+b', buffering=0)
-        self._start = self._file.seek(0, 2)
+        file = self.path.open('r+b', buffering=0)
+        self._file = file
+        self._start = file.seek(0, 2)
         self._write()
 
     def log_metrics(self, metrics: dict[str, Any], step: Optional[int] = None) -> None:
