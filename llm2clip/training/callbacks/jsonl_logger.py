@@ -47,9 +47,8 @@ class JSONLLogger(LoggerDestination):
         earlier = sorted(records.keys() & range(step))
         with atomic_write(self.path) as partial:
             partial.write_bytes(b''.join(_line(records[n]) for n in earlier))
-        file = self.path.open('r+b', buffering=0)
-        self._file = file
-        self._start = file.seek(0, 2)
+        self._file = self.path.open('r+b', buffering=0)
+        self._start = self._file.seek(0, 2)
         self._write()
 
     def log_metrics(self, metrics: dict[str, Any], step: Optional[int] = None) -> None:
@@ -57,8 +56,9 @@ class JSONLLogger(LoggerDestination):
             return
         if self._file is None:
             self._open(self._begins_at)
+        file: Any = self._file
         if step != self._record['step']:
-            self._start = self._file.seek(0, 2)
+            self._start = file.seek(0, 2)
             self._record = {'step': step}
         self._record.update({name: float(value) for name, value in metrics.items()})
         self._write()
