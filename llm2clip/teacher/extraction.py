@@ -146,7 +146,7 @@ class _Extraction:
 def write_shard(out: OutputFolder, k: int, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
     """Write one shard, and last its index entry, which marks the shard as finished."""
     name = f'shard.{k:05}.mds'
-    size = sum(value.nbytes for row in rows for value in row.values() if isinstance(value, np.ndarray))
+    size = len(rows) * sum(value.nbytes for value in rows[0].values() if isinstance(value, np.ndarray))
     if size > _LARGEST_SHARD:
         raise ConfigError(f'{out.local / name} would have {size:,} bytes of embeddings, expected less than '
                           f'{_LARGEST_SHARD:,}, since shards count bytes in 32 bits; write the dataset with '

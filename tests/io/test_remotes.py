@@ -164,3 +164,8 @@ def test_a_remote_without_credentials_is_named(tmp_path: Path, monkeypatch: pyte
 def test_a_missing_file_is_recognised_in_every_store(module: str, name: str, arguments: list[Any]) -> None:
     missing = getattr(pytest.importorskip(module), name)(*arguments)
     assert is_missing(missing) and not is_missing(OSError(404))
+
+
+def test_a_committed_file_may_name_undecodable_paths(tmp_path: Path) -> None:
+    OutputFolder(tmp_path).commit('card.json', 'café \udcff')
+    assert (tmp_path / 'card.json').read_text(encoding='utf-8') == 'café ?'

@@ -136,9 +136,14 @@ def test_a_teacher_is_that_of_the_settings_in_its_folder(
         assert error.value.key == 'save_folder'
     with pytest.raises(ConfigError, match='is there already, but not of a run in'):
         run('max_duration=2ba', f'teacher_folder={teacher}', folder='other')
+    metrics = (tmp_path / 'run/metrics.jsonl').read_bytes()
     with pytest.raises(ConfigError, match='has ended, and there is no checkpoint to resume from'):
         run('max_duration=4ba', f'checkpoint_folder={tmp_path}/lost')
+    with pytest.raises(ConfigError, match='has checkpoints of a run') as error:
+        run('max_duration=4ba', 'autoresume=false')
+    assert error.value.key == 'autoresume'
     assert (teacher / 'model.safetensors').read_bytes() == short
+    assert metrics and (tmp_path / 'run/metrics.jsonl').read_bytes() == metrics
     with monkeypatch.context() as killed, pytest.raises(ZeroDivisionError):
         killed.setattr('llm2clip.training.stage1.fit', lambda *_: 1 / 0)
         run('max_duration=4ba')

@@ -27,8 +27,8 @@ class JSONLLogger(LoggerDestination):
     def __init__(self, path: Union[str, Path]) -> None:
         self.path = Path(path)
         self._begins_at: Optional[int] = None  # number of batches of the loaded checkpoint, on rank 0 alone
-        self._file: Any = None  # open after the first metric
-        self._record: dict[str, Any] = {}
+        self._file: Any = None
+        self._record: dict[str, Any] = {}  # empty until the first metric opens the file
         self._start = 0  # byte offset of the current step's line
 
     def after_load(self, state: State, logger: Logger) -> None:
@@ -54,11 +54,10 @@ class JSONLLogger(LoggerDestination):
     def log_metrics(self, metrics: dict[str, Any], step: Optional[int] = None) -> None:
         if self._begins_at is None:
             return
-        if self._file is None:
+        if not self._record:
             self._open(self._begins_at)
-        file: Any = self._file
         if step != self._record['step']:
-            self._start = file.seek(0, 2)
+            self._start = self._file.seek(0, 2)
             self._record = {'step': step}
         self._record.update({name: float(value) for name, value in metrics.items()})
         self._write()
