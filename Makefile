@@ -145,10 +145,10 @@ baselines: $(VENV)/.baselines | $(PHOTOGRAPHS)/data/config.yaml  ## compare with
 test test-fast test-dist test-slow test-pip-resolution: export OMP_WAIT_POLICY ?= passive
 
 test: $(VENV)/.dev  ## run all tests except slow tests and GPU tests
-	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow' --durations 10
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow and not faults' --durations 10
 
 test-fast: $(VENV)/.dev  ## run the tests without training and exports (a minute)
-	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow and not dist and not long'
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow and not faults and not dist and not long'
 
 test-dist: $(VENV)/.dev  ## run the tests that start two ranks
 	$(BIN)/python -m pytest -m 'dist and not slow'
