@@ -9,7 +9,7 @@ RUN := runs/quickstart
 SYNC := UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --locked --inexact --quiet --compile-bytecode
 
 .DEFAULT_GOAL := help
-.PHONY: help install plan quickstart demo photographs ablations baselines test test-fast test-dist test-slow test-gpu test-pip-resolution lint dist docs bench bench-gpu clean
+.PHONY: help install plan quickstart demo photographs ablations baselines test test-fast test-dist test-slow test-faults test-gpu test-pip-resolution lint dist docs bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -142,7 +142,7 @@ baselines: $(VENV)/.baselines | $(PHOTOGRAPHS)/data/config.yaml  ## compare with
 
 # --------------------------------------------------------------------------------------------------- development
 # Several tests run at once, whose threads would wait for each other's cores if they spun.
-test test-fast test-dist test-slow test-pip-resolution: export OMP_WAIT_POLICY ?= passive
+test test-fast test-dist test-slow test-faults test-pip-resolution: export OMP_WAIT_POLICY ?= passive
 
 test: $(VENV)/.dev  ## run all tests except slow tests and GPU tests
 	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow and not faults' --durations 10
@@ -155,6 +155,11 @@ test-dist: $(VENV)/.dev  ## run the tests that start two ranks
 
 test-slow: $(VENV)/.dev  ## run the slow tests: 110 kills, a bad connection, 64 workers (an hour)
 	$(BIN)/python -m pytest -m slow -s
+
+# Finished cases are in runs/faults; `make test-faults` goes on with the others.
+test-faults: $(VENV)/.dev  ## kill each recipe, or let a call fail, at every call that changes files (an hour; resumable)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m faults; status=$$?; \
+		$(BIN)/python tests/faults.py results/faults.json; exit $$status
 
 DEVICE ?= gpu
 test-gpu: $(VENV)/.dev  ## run the tests that need a GPU; DEVICE=cpu checks these tests on the CPU

@@ -3,9 +3,10 @@
 
 // Counts the calls of a run that change files below a folder, and lets one of them fail or kill the run.
 //
-// Loaded by LD_PRELOAD.  The environment decides, when a process makes its first such call:
+// Loaded by LD_PRELOAD.  Calls that bypass the C library are not seen: safetensors renames in this way, after its last
+// write.  The environment decides, when a process makes its first such call:
 //   FAULTS_FOLDER  absolute path of the folder
-//   FAULTS_LOG     file that receives a line per call: number, name, path
+//   FAULTS_LOG     file that receives a line per call, separated by tabs: number, name, path, path before a rename, inode
 //   FAULTS_COUNT   file of 16 bytes with the number of calls so far, of all processes of the run
 //   FAULTS_AT      number of the call that goes wrong
 //   FAULTS_KIND    kill (before the call), torn (after half of a write), or the number of an error, which all later
@@ -62,14 +63,18 @@ static void full_path(char *out, int base, const char *path) {
 }
 
 // Count a call.  Returns the error it has to have, 0 for none, or -1 for a write of which half is done.
-static int fault(const char *name, int base, const char *path, int needs_room) {
-    char name_of_file[PATH_MAX], line[PATH_MAX + 64];
+static int fault2(const char *name, int base, const char *path, int needs_room, int old_base, const char *old) {
+    char name_of_file[PATH_MAX], old_name[PATH_MAX] = "", line[2 * PATH_MAX + 64];
     prepare();
     if (!length || inside) return 0;
     full_path(name_of_file, base, path);
     if (strncmp(name_of_file, folder, length)) return 0;
     long number = atomic_fetch_add(&shared->calls, 1);
-    int n = snprintf(line, sizeof line, "%ld %s %s\n", number, name, name_of_file);
+    if (old) full_path(old_name, old_base, old);
+    struct stat file = {0};
+    if (!path) fstat(base, &file);
+    int n = snprintf(line, sizeof line, "%ld\t%s\t%s\t%s\t%ld\n", number, name, name_of_file, old_name,
+                     (long)file.st_ino);
     syscall(SYS_write, log_file, line, n);
     if (number == at && !error_number && !torn) syscall(SYS_kill, 0, SIGKILL);
     if (number == at && torn) return -1;
@@ -79,18 +84,23 @@ static int fault(const char *name, int base, const char *path, int needs_room) {
     return number == at ? error_number : 0;
 }
 
+static int fault(const char *name, int base, const char *path, int needs_room) {
+    return fault2(name, base, path, needs_room, AT_FDCWD, NULL);
+}
+
 #define NEXT(name) static __typeof__(name) *next; if (!next) next = dlsym(RTLD_NEXT, #name)
 #define FAIL(value) do { if (wrong > 0) { errno = wrong; return value; } } while (0)
 
 #define TWO_PATHS(name, room) \
     int name(const char *from, const char *to) { \
-        NEXT(name); int wrong = fault(#name, AT_FDCWD, to, room); FAIL(-1); return next(from, to); }
+        NEXT(name); int wrong = fault2(#name, AT_FDCWD, to, room, AT_FDCWD, from); FAIL(-1); return next(from, to); }
 TWO_PATHS(rename, 0)
 TWO_PATHS(link, 1)
 TWO_PATHS(symlink, 1)
 #define TWO_PATHS_AT(name) \
     int name(int base, const char *from, int to_base, const char *to REST) { \
-        NEXT(name); int wrong = fault(#name, to_base, to, ROOM); FAIL(-1); return next(base, from, to_base, to PASS); }
+        NEXT(name); int wrong = fault2(#name, to_base, to, ROOM, base, from); FAIL(-1); \
+        return next(base, from, to_base, to PASS); }
 #define REST
 #define PASS
 #define ROOM 0

@@ -1,25 +1,42 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Faults at single calls of a recipe to the system: the run is killed there, or the call fails."""
+"""Faults at single calls of a recipe to the system: the run is killed there, or the call fails.
 
-import os
+As a program, it writes results/faults.json from the counts of `test_faults.py`.
+"""
+
+import datetime
+import json
+import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from launched import Launched
+import torch
+from launched import ROOT, Launched
 
+from llm2clip.command import source_commit
+
+ROWS = ROOT / 'runs/faults'
+"""Counts of each case and kind of fault."""
+COLUMNS = ['kills', 'torn writes', 'errors', 'wrong results', 'refusals', 'tracebacks', 'hangs', 'leftovers']
 SOURCE = Path(__file__).with_name('faults.c')
 
 
 class Call(NamedTuple):
-    """A call that changes files: the position among all calls of the run, its name, and the path."""
+    """A call that changes files: the position among all calls of the run, its name, and the path.
+
+    `old` is the path before a rename, or of what a link leads to.  Only a call on an open file has its `inode`.
+    """
 
     number: int
     name: str
     path: Path
+    old: str
+    inode: int
 
 
 class Fault(NamedTuple):
@@ -64,6 +81,31 @@ class WatchedRun:
         """Return the calls so far, in order."""
         calls = []
         for line in self.calls_file.read_text().splitlines():
-            number, name, path = line.split(' ', 2)
-            calls.append(Call(int(number), name, Path(path)))
+            number, name, path, old, inode = line.split('\t')
+            calls.append(Call(int(number), name, Path(path), old, int(inode)))
         return sorted(calls)
+
+
+def write_record(path: Path) -> None:
+    """Write the table of all cases: the number of faults of each kind, and of what went wrong."""
+    runs: dict[str, dict[str, dict[str, int]]] = {}
+    for file in sorted(ROWS.glob('*.json')):
+        row = json.loads(file.read_text())
+        counts = runs.setdefault(row['case'], {'0': dict.fromkeys(COLUMNS, 0)})['0']
+        faults = {'kill': 'kills', 'torn': 'torn writes'}.get(row['kind'], 'errors')
+        counts[faults] += row['positions']
+        for column in COLUMNS[3:]:
+            counts[column] += row.get(column, 0)
+    totals = {column: sum(run['0'][column] for run in runs.values()) for column in COLUMNS}
+    about = {
+        'what': 'Faults at single calls that change files, each followed by the same command without a fault',
+        'command': 'make test-faults', 'date': str(datetime.date.today()), 'commit': source_commit(),
+        'torch': torch.__version__, 'hardware': f'{platform.machine()}, CPU', 'seeds': [0]}
+    table = {'of': 'recipe', 'digits': 0, 'columns': {column: [column] for column in COLUMNS},
+             'rows': {name: name for name in [*runs, 'all']}}
+    record = {'about': about, 'tables': {'faults': table}, 'runs': {**runs, 'all': {'0': totals}}}
+    path.write_text(json.dumps(record, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    write_record(Path(sys.argv[1]))

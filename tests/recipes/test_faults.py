@@ -9,6 +9,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -19,8 +20,8 @@ from typing import Any, NamedTuple, Optional
 
 import pytest
 import torch
-from faults import Call, Fault, WatchedRun, build
-from launched import ROOT, SHARDED, contents, run, stage1_arguments, stage2_arguments, weights
+from faults import ROWS, Call, Fault, WatchedRun, build
+from launched import SHARDED, contents, run, stage1_arguments, stage2_arguments, weights
 from official_parts import HF_CONFIG, hf_state
 from parts import picture
 from remotes import s3_environment, s3_remove, s3_server
@@ -28,24 +29,26 @@ from safetensors.torch import save_file
 from set_files import write_images
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(7200)]
-ROWS = ROOT / 'runs/faults'
 # Seconds that a run may take, which takes a few when nothing goes wrong.
 PATIENCE = 120.0
 STRUCTURAL = ('open', 'rename', 'renameat', 'renameat2', 'unlink', 'unlinkat', 'remove', 'rmdir', 'mkdir', 'mkdirat',
               'symlink', 'symlinkat', 'link', 'linkat', 'fsync')
 NAMED = tuple(name for name in STRUCTURAL if name != 'fsync')
 CREATING = ('open', 'mkdir', 'mkdirat', 'symlink', 'symlinkat', 'link', 'linkat', 'fsync')
-# Kind of fault -> the calls at each of which it happens, and how many of all writes.
+# Kind of fault -> the calls that it happens at, the first of them, every how many, and the number of writes.
 KINDS = {
-    'kill': (STRUCTURAL, 0),
-    'torn': ((), 50),
-    'EIO': (STRUCTURAL, 50),
-    'ENOSPC': (CREATING, 50),
-    'EDQUOT': (CREATING, 50),
-    'EACCES': (NAMED, 0),
+    'kill': (STRUCTURAL, 0, 1, 0),
+    'torn': ((), 0, 1, 50),
+    'EIO': (STRUCTURAL, 0, 1, 15),
+    'ENOSPC': (CREATING, 0, 2, 10),
+    'EDQUOT': (CREATING, 1, 2, 10),
+    'EACCES': (NAMED, 0, 1, 0),
 }
 # What differs between two undisturbed runs: times, logs and checkpoints, whose losses and weights are compared.
 DIFFERS = r'(^|/)(seconds\.json|metrics\.jsonl|checkpoints/.*|captions\.duckdb)$'
+
+# What is renamed while it is written, or can be written again.
+PASSING = re.compile(r'\.latest|/latest-|seconds\.json|config\.yaml|\.tmp/|/cache/')
 
 
 class Inputs(NamedTuple):
@@ -246,15 +249,34 @@ class Place:
 
     def faults(self, kind: str) -> list[Fault]:
         """Return where to put the faults of a kind."""
-        calls, num_writes = KINDS[kind]
-        chosen = [call for call in self.calls if call.name in calls]
-        if kind != 'kill':
-            chosen = chosen[::self.case.every]
-        writes = [call for call in self.calls if call.name == 'write' or call.name == 'writev']
-        step = max(1, len(writes) // max(1, num_writes // self.case.every))
-        chosen += writes[::step][:num_writes]
+        names, first, step, num_writes = KINDS[kind]
+        if kind not in ('kill', 'torn'):
+            step *= self.case.every
+            num_writes //= self.case.every
+        calls = _changes(self.calls)
+        chosen = [call for call in calls if call.name in names][first::step]
+        writes = [call for call in calls if call.name.startswith('write')]
+        if num_writes:
+            chosen += writes[::-(-len(writes) // num_writes)]
         number = kind if kind in ('kill', 'torn') else str(getattr(errno, kind))
         return [Fault(call.number, number) for call in chosen]
+
+
+def _changes(calls: list[Call]) -> list[Call]:
+    """Leave out the creation of folders that are there already, which changes nothing."""
+    changes: list[Call] = []
+    folders: set[Path] = set()
+    for call in calls:
+        if call.name.startswith('mkdir'):
+            if call.path in folders:
+                continue
+            folders.add(call.path)
+        elif call.name in ('rmdir', 'unlinkat'):
+            folders.discard(call.path)
+        elif call.name.startswith('rename'):
+            folders.clear()
+        changes.append(call)
+    return changes
 
 
 def _same(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
@@ -329,3 +351,25 @@ def test_a_fault_at_any_call_loses_nothing(case: Case, kind: str, inputs: Inputs
             f'{column}: {text}' for column, texts in problems.items() for text in texts))
     row.write_text(json.dumps({'case': case.name, 'kind': kind, 'positions': len(faults), **counts}))
     assert not counts, row.with_suffix('.txt')
+
+
+@pytest.mark.parametrize('case', CASES, ids=lambda case: case.name.replace(', ', '-'))
+def test_what_a_rename_publishes_is_on_the_disk(case: Case, inputs: Inputs, tmp_path: Path) -> None:
+    """Files are flushed after their last write and before the rename, and the folder is after it."""
+    with tempfile.TemporaryDirectory(prefix='f') as work, s3_server(inputs.bucket.parent) as port:
+        calls = Place(case, inputs, Path(work), port).calls
+    unflushed: dict[int, Path] = {}  # inode -> path, which safetensors changes by a call that is not seen
+    not_durable: dict[Path, Call] = {}  # folder -> the last rename in it
+    for call in calls:
+        if call.name == 'write':
+            unflushed[call.inode] = call.path
+        elif call.name == 'fsync':
+            unflushed.pop(call.inode, None)
+            not_durable.pop(call.path, None)
+        elif call.name.startswith(('unlink', 'remove')):
+            unflushed = {inode: path for inode, path in unflushed.items() if path != call.path}
+        elif call.name.startswith('rename') and not PASSING.search(str(call.path)):
+            lost = [path for path in unflushed.values() if path.is_relative_to(call.old)]
+            assert not lost, f'{call.path} is published before {lost} are flushed'
+            not_durable[call.path.parent] = call
+    assert not not_durable
