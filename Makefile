@@ -159,7 +159,7 @@ test-slow: $(VENV)/.dev  ## run the slow tests: 110 kills, a bad connection, 64 
 # Finished cases are in runs/faults; `make test-faults` goes on with the others.
 test-faults: $(VENV)/.dev  ## kill each recipe, or let a call fail, at every call that changes files (an hour; resumable)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m faults; status=$$?; \
-		$(BIN)/python tests/faults.py results/faults.json; exit $$status
+		PYTHONPATH=. $(BIN)/python tests/faults.py results/faults.json; exit $$status
 
 DEVICE ?= gpu
 test-gpu: $(VENV)/.dev  ## run the tests that need a GPU; DEVICE=cpu checks these tests on the CPU

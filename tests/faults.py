@@ -6,19 +6,16 @@
 As a program, it writes results/faults.json from the counts of `test_faults.py`.
 """
 
-import datetime
 import json
-import platform
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-import torch
 from launched import ROOT, Launched
 
-from llm2clip.command import source_commit
+from recipes.benchmarks.measuring import describe
 
 ROWS = ROOT / 'runs/faults'
 """Counts of each case and kind of fault."""
@@ -97,10 +94,9 @@ def write_record(path: Path) -> None:
         for column in COLUMNS[3:]:
             counts[column] += row.get(column, 0)
     totals = {column: sum(run['0'][column] for run in runs.values()) for column in COLUMNS}
-    about = {
+    about = describe() | {
         'what': 'Faults at single calls that change files, each followed by the same command without a fault',
-        'command': 'make test-faults', 'date': str(datetime.date.today()), 'commit': source_commit(),
-        'torch': torch.__version__, 'hardware': f'{platform.machine()}, CPU', 'seeds': [0]}
+        'command': 'make test-faults', 'seeds': [0]}
     table = {'of': 'recipe', 'digits': 0, 'columns': {column: [column] for column in COLUMNS},
              'rows': {name: name for name in [*runs, 'all']}}
     record = {'about': about, 'tables': {'faults': table}, 'runs': {**runs, 'all': {'0': totals}}}

@@ -227,6 +227,7 @@ class Place:
             folder.mkdir()
         if self.case.remote:
             s3_remove(self.port, 'bucket', 'out/')
+        self.shared_before = len(os.listdir('/dev/shm'))
 
     def start(self, fault: Optional[Fault] = None) -> WatchedRun:
         return WatchedRun(self.command, self.out, self.work, self.case.ranks, fault, self.env)
@@ -244,7 +245,7 @@ class Place:
         """Return the paths of all files, and how many files are in the temporary folder and in shared memory."""
         names = Counter(str(path.relative_to(self.out)) for path in self.out.rglob('*'))
         names['temporary files'] = len([*self.temporary.rglob('*')])
-        names['shared memory'] = len(os.listdir('/dev/shm'))
+        names['shared memory'] = len(os.listdir('/dev/shm')) - self.shared_before
         return names
 
     def faults(self, kind: str) -> list[Fault]:
