@@ -19,6 +19,8 @@ class Output:
     """Files that the recipe writes.  Unset: all in the folder."""
     part: int = 0
     """Index of this process among those that share the folder."""
+    is_shared: bool = False
+    """Whether other processes may share the folder."""
     is_replaced: bool = False
     """The recipe replaces the folder as a whole, instead of adding files over time."""
 
