@@ -144,7 +144,7 @@ def test_the_lock_of_a_process_that_ends_is_awaited(tmp_path: Path, monkeypatch:
             holds.set()
             signal.pause()
 
-    process = context.Process(target=hold)
+    process = context.Process(target=hold, daemon=True)
     process.start()
     assert holds.wait(60)
     said: list[str] = []

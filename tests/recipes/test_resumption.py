@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from composer.utils import dist
-from launched import SGD, Launched, alive, finish, losses, may_have_own_memory, wait_until
+from launched import SGD, Launched, alive, finish, losses, may_have_own_memory, run, wait_until
 from recipes_in_process import run_recipe
 
 from llm2clip.data.schema import dataset_fingerprint, read_index
@@ -188,6 +188,30 @@ def test_full_shared_memory_is_named(stage2_args: list[str], tmp_path: Path) -> 
                       "runpy.run_path('recipes/train_stage2.py', run_name='__main__')")
     run = Launched([str(script), *stage2_args, f'save_folder={tmp_path}/run'], log, own=tmp_path)
     assert 'error: /dev/shm: ' in finish(run, log, ok=False)
+
+
+DEADLY = """
+import itertools, os, runpy, signal
+from llm2clip.data.streams.safe_dataset import SafeDataset
+read, samples = SafeDataset.get_item, itertools.count()
+
+def read_or_die(dataset, index, retry=7):
+    if next(samples) == 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(dataset, index, retry)
+
+SafeDataset.get_item = read_or_die
+runpy.run_path('recipes/train_stage2.py', run_name='__main__')
+"""
+
+
+def test_a_killed_loader_worker_ends_a_training_with_one_line(stage2_args: list[str], tmp_path: Path) -> None:
+    script, log = tmp_path / 'deadly.py', tmp_path / 'run.log'
+    script.write_text(DEADLY)
+    args = [*stage2_args, 'train_data.num_workers=2', f'save_folder={tmp_path}/run']
+    said = finish(Launched([str(script), *args], log), log, ok=False)
+    assert said.count('error: num_workers: ') == 1 and 'Traceback' not in said, said
+    assert 'wrote the model' in run('train_stage2', tmp_path / 'run', args)
 
 
 @pytest.mark.dist
