@@ -13,6 +13,7 @@ import logging
 import multiprocessing
 import os
 import platform
+import re
 import resource
 import shlex
 import signal
@@ -39,7 +40,6 @@ from llm2clip.errors import ConfigError, FileError
 from llm2clip.help import help_text
 from llm2clip.io.files import is_out_of_shared_memory, printable, read_json, write_json
 from llm2clip.io.folders import lock_output, locked
-from llm2clip.io.processes import is_killed_worker
 from llm2clip.registry import check_names
 
 R = TypeVar('R', bound=RecipeConfig)
@@ -48,6 +48,9 @@ SECONDS_FILE = 'seconds.json'
 # Those that decide what a recipe computes.
 _PACKAGES = ('mosaicml', 'mosaicml-streaming', 'torch', 'transformers')
 _TRACEBACK = 'LLM2CLIP_TRACEBACK'
+# Messages of PyTorch and concurrent.futures.
+_KILLED_WORKER = re.compile(r'DataLoader worker \(pid.*(killed by signal|exited unexpectedly)|'
+                            'process pool was terminated abruptly')
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _OTHER_RANKS_WAIT = 5.0
 
@@ -192,8 +195,7 @@ def lock_outputs(config: RecipeConfig, recipe: str) -> ExitStack:
             held.enter_context(locked(lock, folder))
             held.callback(lock.unlink)
         else:
-            held.enter_context(lock_output(output.folder, output.recipe or recipe, output.names, output.part,
-                                           output.is_shared))
+            held.enter_context(lock_output(output.folder, output.recipe or recipe, output.names, output.part))
     return held
 
 
@@ -216,11 +218,10 @@ def _errors_in_one_line() -> Iterator[None]:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether an error is meant for the user: one of this project, the system, W&B or an object store, or that
-    of a killed worker."""
+    """Whether an error is meant for the user: of this project, the system, W&B, a remote or a worker."""
     from llm2clip.io.remotes import is_remote_error
     if (isinstance(error, OSError) or type(error).__module__.startswith(('llm2clip.', 'wandb.'))
-            or is_remote_error(error) or is_out_of_shared_memory(error) or is_killed_worker(error)):
+            or is_remote_error(error) or is_out_of_shared_memory(error) or _KILLED_WORKER.search(str(error))):
         return True
     # `modeling` raises plain ValueErrors, because exports carry its modules along.
     frame, _ = list(traceback.walk_tb(error.__traceback__))[-1]
@@ -233,7 +234,7 @@ def _message(error: Exception) -> str:
     if is_out_of_shared_memory(error):
         message = ('/dev/shm: full, expected room for the batches of the loader workers; in Docker, '
                    'raise --shm-size, or lower num_workers')
-    elif is_killed_worker(error):
+    elif _KILLED_WORKER.search(message):
         message = ('num_workers: a worker process was killed, most likely because the memory was full; lower '
                    'num_workers or provide more memory, and run the same command again')
     elif isinstance(error, OSError) and error.filename and error.strerror:

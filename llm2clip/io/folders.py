@@ -45,22 +45,19 @@ def inside(folder: Union[str, Path], name: str, source: str, also: Iterable[str]
 
 @contextmanager
 def locked(
-    path: Union[str, Path], folder: Union[str, Path], timeout: Optional[float] = None
+    path: Union[str, Path], folder: Union[str, Path], timeout: float = LOCK_SECONDS
 ) -> Iterator[None]:
     """Hold a lock file, which the system releases when this process ends; forked processes do not hold it.
 
-    A ConfigError that names the locked `folder` is raised if another process holds it for `timeout` seconds:
-    unset, LOCK_SECONDS; -1 waits for it.
+    A ConfigError that names the locked `folder` is raised if another process holds it for `timeout` seconds;
+    -1 waits for it.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     with suppress(Timeout):
         lock.acquire(timeout=0)
     if not lock.is_locked:
-        if timeout is None:
-            timeout = LOCK_SECONDS
-        limit = '' if timeout < 0 else f' up to {timeout:g} s'
-        print(f'waiting{limit} for another process, which holds {path}', file=sys.stderr, flush=True)
+        print(f'waiting for another process, which holds {path}', file=sys.stderr, flush=True)
         try:
             lock.acquire(timeout=timeout)
         except Timeout:
@@ -72,7 +69,7 @@ def locked(
         lock.release()
 
 
-def remove_leftovers(folder: Union[str, Path]) -> None:
+def _remove_leftovers(folder: Path) -> None:
     """Remove the temporary files and folders of killed processes from a folder that this process has locked.
 
     Folders inside that other processes may have locked are left alone.
@@ -82,34 +79,31 @@ def remove_leftovers(folder: Union[str, Path]) -> None:
             path = Path(root, name)
             target = path.with_suffix('')
             locks = (path / _RECORD, path / CACHE_LOCK, target.with_name(f'.{target.name}.lock'))
-            if any(lock.exists() for lock in locks):
-                folders.remove(name)
-            elif path.suffix == '.tmp' and {*os.listdir(path)} <= {'new', 'old'}:
-                _clear_work(target)
+            if any(map(Path.exists, locks)):
                 folders.remove(name)
             elif _TEMPORARY.fullmatch(name):
                 shutil.rmtree(path, ignore_errors=True)
-                folders.remove(name)
+            elif path.suffix == '.tmp' and {*os.listdir(path)} <= {'new', 'old'}:
+                _clear_work(target)
         for name in filter(_TEMPORARY.fullmatch, files):
             Path(root, name).unlink(missing_ok=True)
 
 
 @contextmanager
 def lock_output(
-    folder: Union[str, Path], recipe: str, names: Optional[Sequence[str]] = None, part: int = 0,
-    is_shared: bool = False,
+    folder: Union[str, Path], recipe: str, names: Optional[Sequence[str]] = None,
+    part: Optional[int] = None,
 ) -> Iterator[None]:
     """Lock a folder to which one recipe adds files over time.
 
     The folder is created if it does not exist, and removed again if the block leaves no file there.  What
-    killed processes left in it is removed, unless other machines may be writing there.
+    killed processes left in it is removed, unless others share it.
 
     Args:
         folder: Output folder of the recipe.
         recipe: Its name, which a hidden file records.
         names: Files that the recipe writes; unset, all in the folder.
-        part: Index of this process among those that share the folder.
-        is_shared: Whether there are other such processes.
+        part: Index of this process among those that share the folder; unset, there are no others.
 
     Raises:
         ConfigError: The folder has files that the recipe did not write, or another process writes there.
@@ -125,15 +119,16 @@ def lock_output(
     lock = folder / f'{_RECORD}.{part}' if part else record
     with locked(lock, folder):
         record.touch()
-        owner = record.read_text()
-        if owner != f'{recipe}\n':
-            if owner.endswith('\n'):  # else it was not written to its end, and the folder is still empty
-                raise ConfigError(f'{folder}: was written by {owner.strip()}, expected an empty folder or one '
-                                  f'that {recipe} wrote')
-            with writing(record):
-                record.write_text(f'{recipe}\n')  # in place, because the file may be the lock
-        if not is_shared:
-            remove_leftovers(folder)
+        owner = record.read_text().rpartition('\n')[0]  # empty if a killed process has not written the end
+        if owner not in ('', recipe):
+            raise ConfigError(f'{folder}: was written by {owner}, expected an empty folder or one that '
+                              f'{recipe} wrote')
+        # In place, because the file may be the lock, and the same bytes again, so that a kill tears nothing.
+        with writing(record), record.open('r+') as file:
+            file.write(f'{recipe}\n')
+            file.truncate()
+        if part is None:
+            _remove_leftovers(folder)
         try:
             yield
         finally:
@@ -182,7 +177,7 @@ def check_replaceable(folder: Union[str, Path], kind: str) -> None:
 
 
 def _clear_work(folder: Path) -> Path:
-    """Remove what a killed `atomic_folder` left beside `folder`, and return the path of its temporary folder."""
+    """Remove what a killed `atomic_folder` left beside `folder`; return the path of its temporary folder."""
     work = folder.with_name(f'{folder.name}.tmp')
     old = work / 'old'  # the replaced folder
     if old.exists() and not folder.exists():  # killed between the two renames

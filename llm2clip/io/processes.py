@@ -1,10 +1,9 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Worker processes: they do not outlive the process that started them, and may be killed."""
+"""Worker processes that do not outlive the process that started them."""
 
 import os
-import re
 import threading
 import time
 
@@ -21,10 +20,3 @@ def end_with_parent(parent: int, worker: int = 0) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name=f'end_with_parent_{worker}', daemon=True).start()
-
-
-def is_killed_worker(error: BaseException) -> bool:
-    """Whether an error of PyTorch or concurrent.futures says that a worker ended by itself, as one that the
-    system kills for memory does."""
-    return re.search(r'DataLoader worker \(pid.*(killed by signal|exited unexpectedly)|'
-                     'process pool was terminated abruptly', str(error)) is not None

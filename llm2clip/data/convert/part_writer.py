@@ -10,7 +10,7 @@ import math
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -164,10 +164,7 @@ def _usable(part: Part, dropped: Dropped, config: WriterConfig) -> Iterator[Samp
     """Yield the usable samples, without white space around captions, and record the others in `dropped`."""
     needed = config.require_any_caption
     excluded = excluded_ids(config.exclude_ids)
-    samples = part.read(dropped)
-    if not isinstance(samples, Iterable):
-        raise ConfigError(f'part {part.name} is {samples!r:.60}, expected samples', 'source')
-    for sample in samples:
+    for sample in part.read(dropped):
         if not isinstance(sample, Sample):
             raise ConfigError(f'part {part.name} yields {sample!r:.60}, expected samples', 'source')
         check_text(sample.sample_id, f'the id of sample {sample.sample_id!r}')
