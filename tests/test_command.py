@@ -4,6 +4,7 @@
 """Recipes read the configuration before heavy imports, print errors in one line, and end at Ctrl-C."""
 
 import contextlib
+import inspect
 import json
 import multiprocessing
 import os
@@ -294,7 +295,7 @@ def _writes(recipe: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize('recipe', ['train_stage2', 'search', 'export_vision'])
 def test_an_output_has_one_writer(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')
-    monkeypatch.setattr(locked.__wrapped__, '__defaults__', (0,))
+    monkeypatch.setattr(inspect.unwrap(locked), '__defaults__', (0,))
     args = _writes(recipe, tmp_path / 'out')
     expected = pytest.raises(ConfigError, match=f'{tmp_path}/out: another process is writing there')
     with lock_outputs(load_config(SCHEMAS[recipe], args), recipe), expected:
@@ -318,7 +319,7 @@ def test_folders_of_others_are_refused(recipe: str, tmp_path: Path, monkeypatch:
 
 
 def test_machines_share_a_folder_that_workers_do_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locked.__wrapped__, '__defaults__', (0,))
+    monkeypatch.setattr(inspect.unwrap(locked), '__defaults__', (0,))
     first, second = (PrepareConfig(out=f'{tmp_path}/out', shard_index=i, num_shards=2) for i in range(2))
     with lock_outputs(first, 'prepare_data'):
         (tmp_path / 'out/train').mkdir()
