@@ -73,10 +73,11 @@ $(RUN)/stage2/finished: | $(RUN)/embeddings/config.yaml
 	$(call step,5,train_stage2.py yamls/stage2/quickstart.yaml)
 	@touch $@
 
-$(RUN)/evaluate/results.json: | $(RUN)/stage2/finished
+$(RUN)/evaluate/finished: | $(RUN)/stage2/finished
 	$(call step,6,evaluate.py yamls/eval/quickstart.yaml)
+	@touch $@
 
-$(RUN)/export/config.yaml: | $(RUN)/evaluate/results.json
+$(RUN)/export/config.yaml: | $(RUN)/evaluate/finished
 	$(call step,7,export_hf.py yamls/export/quickstart.yaml)
 
 $(RUN)/report.html: | $(RUN)/export/config.yaml
@@ -123,10 +124,11 @@ $(PHOTOGRAPHS)/align/finished: | $(PHOTOGRAPHS)/embeddings/config.yaml $(PHOTOGR
 	$(BIN)/python recipes/train_stage2.py yamls/flickr8k/align.yaml
 	@touch $@
 
-$(PHOTOGRAPHS)/evaluate/results.json: | $(PHOTOGRAPHS)/align/finished
+$(PHOTOGRAPHS)/evaluate/finished: | $(PHOTOGRAPHS)/align/finished
 	$(BIN)/python recipes/evaluate.py yamls/flickr8k/evaluate.yaml
+	@touch $@
 
-$(PHOTOGRAPHS)/export/config.yaml: | $(PHOTOGRAPHS)/evaluate/results.json
+$(PHOTOGRAPHS)/export/config.yaml: | $(PHOTOGRAPHS)/evaluate/finished
 	$(BIN)/python recipes/export_hf.py yamls/flickr8k/export.yaml
 
 $(PHOTOGRAPHS)/report.html: | $(PHOTOGRAPHS)/export/config.yaml

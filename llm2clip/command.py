@@ -13,6 +13,7 @@ import logging
 import multiprocessing
 import os
 import platform
+import re
 import resource
 import shlex
 import signal
@@ -47,6 +48,9 @@ SECONDS_FILE = 'seconds.json'
 # Those that decide what a recipe computes.
 _PACKAGES = ('mosaicml', 'mosaicml-streaming', 'torch', 'transformers')
 _TRACEBACK = 'LLM2CLIP_TRACEBACK'
+# Messages of PyTorch and concurrent.futures.
+_KILLED_WORKER = re.compile(r'DataLoader worker \(pid.*(killed by signal|exited unexpectedly)|'
+                            'process pool was terminated abruptly')
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _OTHER_RANKS_WAIT = 5.0
 
@@ -214,10 +218,10 @@ def _errors_in_one_line() -> Iterator[None]:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether an error is meant for the user: one of this project, the system, W&B or an object store."""
+    """Whether an error is meant for the user: of this project, the system, W&B, a remote or a worker."""
     from llm2clip.io.remotes import is_remote_error
     if (isinstance(error, OSError) or type(error).__module__.startswith(('llm2clip.', 'wandb.'))
-            or is_remote_error(error) or is_out_of_shared_memory(error)):
+            or is_remote_error(error) or is_out_of_shared_memory(error) or _KILLED_WORKER.search(str(error))):
         return True
     # `modeling` raises plain ValueErrors, because exports carry its modules along.
     frame, _ = list(traceback.walk_tb(error.__traceback__))[-1]
@@ -230,6 +234,9 @@ def _message(error: Exception) -> str:
     if is_out_of_shared_memory(error):
         message = ('/dev/shm: full, expected room for the batches of the loader workers; in Docker, '
                    'raise --shm-size, or lower num_workers')
+    elif _KILLED_WORKER.search(message):
+        message = ('num_workers: a worker process was killed, most likely because the memory was full; lower '
+                   'num_workers or provide more memory, and run the same command again')
     elif isinstance(error, OSError) and error.filename and error.strerror:
         message = f'{error.filename}: {error.strerror}'
     elif 'Original Traceback' in message:  # from a worker of a data loader

@@ -17,6 +17,7 @@ def main(config: PrepareConfig) -> None:
     out = OutputFolder(config.out, config.out_remote)
     description = {'source': config.source}
     if is_written(out, description, config):
+        save_config(config, config.out)  # a killed call may have written all but that
         print(f'{out} is complete; convert new input files into another `out`')
         return
     splits, dropped = build_source(config.source)

@@ -87,6 +87,17 @@ def have_own_memory() -> None:
             raise OSError(ctypes.get_errno(), 'no shared memory of its own')
 
 
+def alive(group: int) -> set[int]:
+    """Processes of a group that have not ended."""
+    found = set()
+    for path in Path('/proc').glob('[0-9]*/stat'):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            state, _, of, *_ = path.read_text().rsplit(')', 1)[1].split()
+            if int(of) == group and state not in 'ZX':
+                found.add(int(path.parent.name))
+    return found
+
+
 class Launched:
     """A script on one or several ranks, in a process group of its own, as Composer's launcher starts it.
 
@@ -127,12 +138,14 @@ class Launched:
         atexit.register(lambda: self.kill() if self.poll() is None else None)
 
     def kill(self) -> None:
-        """Kill all processes at once, as the loss of a machine does."""
+        """Kill all processes at once, as the loss of a machine does, and wait until all have ended."""
         with contextlib.suppress(ProcessLookupError):  # it has ended
             while os.getpgid(self.pid) != self.pid:
                 time.sleep(0.001)  # it has not come to having a group of its own
             os.killpg(self.pid, signal.SIGKILL)
         self.wait()
+        while alive(self.pid):  # the ranks, until the system has freed their memory
+            time.sleep(0.01)
 
     def poll(self) -> Optional[int]:
         return self._process.exitcode

@@ -41,7 +41,7 @@ def s3_server(folder: Path) -> Iterator[int]:
                '--auth-key', f'{S3_KEY},{S3_SECRET}', '--force-path-style']
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(200):
+        for _ in range(2000):  # 100 s at most
             with socket.socket() as client:
                 # A connection to a port that nobody listens on may be one to itself.
                 if client.connect_ex(('127.0.0.1', port)) == 0 and client.getsockname() != client.getpeername():

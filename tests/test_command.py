@@ -4,6 +4,7 @@
 """Recipes read the configuration before heavy imports, print errors in one line, and end at Ctrl-C."""
 
 import contextlib
+import inspect
 import json
 import multiprocessing
 import os
@@ -13,11 +14,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from recipes_in_process import REQUIRED, SCHEMAS
+from torch.utils.data import DataLoader, Dataset
 from wandb.errors import UsageError
 
 from llm2clip import command
@@ -26,6 +29,7 @@ from llm2clip.config import ExportVisionConfig, PrepareConfig
 from llm2clip.config.loading import load_config
 from llm2clip.data.streams.verified_stream import ShardError
 from llm2clip.errors import ConfigError
+from llm2clip.io.folders import locked
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,6 +111,26 @@ def test_a_fault_of_a_program_keeps_its_traceback(error: Exception, monkeypatch:
     monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
     with pytest.raises(type(error)):
         run_command(ExportVisionConfig, _raises(error), ['run=r', 'out=o'])
+
+
+class Deadly(Dataset):
+    def __getitem__(self, index: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
+
+    def load(config: Any) -> None:
+        list(DataLoader(Deadly(), sampler=[0], num_workers=1, multiprocessing_context='fork'))
+
+    def convert(config: Any) -> None:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('fork')) as pool:
+            pool.submit(Deadly().__getitem__, 0).result()
+
+    for main in (load, convert):
+        with pytest.raises(SystemExit, match='error: num_workers: '):
+            run_command(ExportVisionConfig, main, ['run=r', 'out=o'])
 
 
 def test_what_goes_wrong_while_keys_are_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +226,7 @@ def test_a_signal_ends_a_recipe_and_its_workers(number: signal.Signals, rank: in
     assert process.stdout is not None
     worker = int(process.stdout.readline())
     os.killpg(process.pid, number)  # as a terminal sends it: to both
-    log = process.communicate(timeout=20)[1]
+    log = process.communicate(timeout=120)[1]
     assert process.returncode == status
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
@@ -249,7 +273,7 @@ def test_spawned_processes_end_with_a_killed_recipe(tmp_path: Path) -> None:
     assert process.stdout is not None and process.stdout.readline() == b'8\n'
     process.kill()
     try:
-        process.communicate(timeout=20)  # until the last process has closed it
+        process.communicate(timeout=120)  # until the last process has closed it
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -271,6 +295,7 @@ def _writes(recipe: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize('recipe', ['train_stage2', 'search', 'export_vision'])
 def test_an_output_has_one_writer(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')
+    monkeypatch.setattr(inspect.unwrap(locked), '__defaults__', (0,))
     args = _writes(recipe, tmp_path / 'out')
     expected = pytest.raises(ConfigError, match=f'{tmp_path}/out: another process is writing there')
     with lock_outputs(load_config(SCHEMAS[recipe], args), recipe), expected:
@@ -293,7 +318,8 @@ def test_folders_of_others_are_refused(recipe: str, tmp_path: Path, monkeypatch:
         _call(recipe, *_writes(recipe, tmp_path / 'run'))
 
 
-def test_machines_share_a_folder_that_workers_do_not_hold(tmp_path: Path) -> None:
+def test_machines_share_a_folder_that_workers_do_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspect.unwrap(locked), '__defaults__', (0,))
     first, second = (PrepareConfig(out=f'{tmp_path}/out', shard_index=i, num_shards=2) for i in range(2))
     with lock_outputs(first, 'prepare_data'):
         (tmp_path / 'out/train').mkdir()

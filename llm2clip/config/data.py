@@ -231,7 +231,7 @@ class PrepareConfig(WriterConfig, RecipeConfig):
     """`name` of the source and its arguments."""
 
     def outputs(self) -> list[Output]:
-        return [Output(self.out, part=self.shard_index)]
+        return [Output(self.out, part=self.shard_index if self.num_shards > 1 else None)]
 
     def check(self) -> None:
         """Raise a ConfigError if `shard_index` is not below `num_shards`."""

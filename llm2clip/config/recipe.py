@@ -17,8 +17,8 @@ class Output:
     """Name of the recipe that the folder belongs to.  Unset: the recipe that runs."""
     names: Optional[Sequence[str]] = None
     """Files that the recipe writes.  Unset: all in the folder."""
-    part: int = 0
-    """Index of this process among those that share the folder."""
+    part: Optional[int] = None
+    """Index of this process among those that share the folder.  Unset: there are no others."""
     is_replaced: bool = False
     """The recipe replaces the folder as a whole, instead of adding files over time."""
 

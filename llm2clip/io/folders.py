@@ -6,8 +6,9 @@
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Optional, Union
 
@@ -21,6 +22,12 @@ MANIFEST = 'MANIFEST'
 _RECORD = '.llm2clip'
 # Files that recipes add to a finished folder, and temporary ones that a killed process left.
 _ADDED = re.compile(r'(config\.yaml|seconds\.json)(\.\d+\.tmp)?')
+CACHE_LOCK = '.in_use'
+"""Lock file in the cache of a remote dataset."""
+# Temporary names of atomic_write, OutputFolder.commit, download, safetensors and check_shared.
+_TEMPORARY = re.compile(r'.+\.\d+\.tmp|\.staging\.\d+\..+|\..+\.\d+\.part|\.tmp\w{6}|\.[0-9a-f]{32}')
+LOCK_SECONDS = 60.0
+"""Maximum wait for a lock, since a killed process holds it until the system has freed its memory."""
 
 
 def inside(folder: Union[str, Path], name: str, source: str, also: Iterable[str] = ()) -> Path:
@@ -37,35 +44,66 @@ def inside(folder: Union[str, Path], name: str, source: str, also: Iterable[str]
 
 
 @contextmanager
-def locked(path: Union[str, Path], folder: Union[str, Path], timeout: int = 0) -> Iterator[None]:
+def locked(
+    path: Union[str, Path], folder: Union[str, Path], timeout: float = LOCK_SECONDS
+) -> Iterator[None]:
     """Hold a lock file, which the system releases when this process ends; forked processes do not hold it.
 
     A ConfigError that names the locked `folder` is raised if another process holds it for `timeout` seconds;
     -1 waits for it.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    with suppress(Timeout):
+        lock.acquire(timeout=0)
+    if not lock.is_locked:
+        print(f'waiting for another process, which holds {path}', file=sys.stderr, flush=True)
+        try:
+            lock.acquire(timeout=timeout)
+        except Timeout:
+            raise ConfigError(f'{folder}: another process is writing there and holds {path}, expected to be '
+                              'the only one; wait for it, stop it, or choose another folder') from None
     try:
-        lock = FileLock(path, timeout=timeout).acquire()
-    except Timeout:
-        raise ConfigError(f'{folder}: another process is writing there and holds {path}, expected to be the '
-                          'only one; wait for it, stop it, or choose another folder') from None
-    with lock:
         yield
+    finally:
+        lock.release()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders of killed processes from a folder that this process has locked.
+
+    Folders inside that other processes may have locked are left alone.
+    """
+    for root, folders, files in os.walk(folder):
+        for name in [*folders]:
+            path = Path(root, name)
+            target = path.with_suffix('')
+            locks = (path / _RECORD, path / CACHE_LOCK, target.with_name(f'.{target.name}.lock'))
+            if any(map(Path.exists, locks)):
+                folders.remove(name)
+            elif _TEMPORARY.fullmatch(name):
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.suffix == '.tmp' and {*os.listdir(path)} <= {'new', 'old'}:
+                _clear_work(target)
+        for name in filter(_TEMPORARY.fullmatch, files):
+            Path(root, name).unlink(missing_ok=True)
 
 
 @contextmanager
 def lock_output(
-    folder: Union[str, Path], recipe: str, names: Optional[Sequence[str]] = None, part: int = 0
+    folder: Union[str, Path], recipe: str, names: Optional[Sequence[str]] = None,
+    part: Optional[int] = None,
 ) -> Iterator[None]:
     """Lock a folder to which one recipe adds files over time.
 
-    The folder is created if it does not exist, and removed again if the block leaves no file there.
+    The folder is created if it does not exist, and removed again if the block leaves no file there.  What
+    killed processes left in it is removed, unless others share it.
 
     Args:
         folder: Output folder of the recipe.
         recipe: Its name, which a hidden file records.
         names: Files that the recipe writes; unset, all in the folder.
-        part: Index of this process among those that share the folder.
+        part: Index of this process among those that share the folder; unset, there are no others.
 
     Raises:
         ConfigError: The folder has files that the recipe did not write, or another process writes there.
@@ -81,11 +119,16 @@ def lock_output(
     lock = folder / f'{_RECORD}.{part}' if part else record
     with locked(lock, folder):
         record.touch()
-        owner = record.read_text().strip()
+        owner = record.read_text().rpartition('\n')[0]  # empty if a killed process has not written the end
         if owner not in ('', recipe):
             raise ConfigError(f'{folder}: was written by {owner}, expected an empty folder or one that '
                               f'{recipe} wrote')
-        record.write_text(f'{recipe}\n')  # in place, because the file may be the lock
+        # In place, because the file may be the lock, and the same bytes again, so that a kill tears nothing.
+        with writing(record), record.open('r+') as file:
+            file.write(f'{recipe}\n')
+            file.truncate()
+        if part is None:
+            _remove_leftovers(folder)
         try:
             yield
         finally:
@@ -133,6 +176,16 @@ def check_replaceable(folder: Union[str, Path], kind: str) -> None:
         raise ConfigError(f'{work} is in the way of what is written there first; move it elsewhere')
 
 
+def _clear_work(folder: Path) -> Path:
+    """Remove what a killed `atomic_folder` left beside `folder`; return the path of its temporary folder."""
+    work = folder.with_name(f'{folder.name}.tmp')
+    old = work / 'old'  # the replaced folder
+    if old.exists() and not folder.exists():  # killed between the two renames
+        old.replace(folder)
+    shutil.rmtree(work, ignore_errors=True)
+    return work
+
+
 @contextmanager
 def atomic_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Iterator[Path]:
     """Yield a temporary folder that replaces `folder` when the block ends without an exception.
@@ -147,12 +200,8 @@ def atomic_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Itera
     folder = Path(os.path.abspath(folder))
     if kind is not None:
         check_replaceable(folder, kind)
-    work = folder.with_name(f'{folder.name}.tmp')
+    work = _clear_work(folder)
     new = work / 'new'
-    old = work / 'old'  # the replaced folder
-    if old.exists() and not folder.exists():  # killed between the two renames below
-        old.replace(folder)
-    shutil.rmtree(work, ignore_errors=True)
     new.mkdir(parents=True)
     mode = new.stat().st_mode & 0o777  # of the umask; safetensors and temporary files have a stricter one
     try:
@@ -168,6 +217,6 @@ def atomic_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Itera
         shutil.rmtree(work)
         raise
     if folder.exists():
-        folder.replace(old)
+        folder.replace(work / 'old')
     new.replace(folder)
     shutil.rmtree(work)

@@ -109,6 +109,13 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return [(batch, folder / name) for batch, name in _newest_first(path.name for path in folder.glob('*'))]
 
 
+def _remove(checkpoint: Path) -> None:
+    if checkpoint.is_dir():
+        shutil.rmtree(checkpoint)
+    else:
+        checkpoint.unlink()
+
+
 def newest_checkpoint(folder: Path) -> Optional[Path]:
     """Return the newest complete checkpoint of a local folder: a file, a folder of shards, or None.
     `latest-rank0.pt` is set to point to it.  Newer, incomplete ones of a killed run are removed,
@@ -139,10 +146,7 @@ def newest_checkpoint(folder: Path) -> Optional[Path]:
         warnings.warn(f'removed incomplete checkpoints: {"; ".join(damaged.values())}; resuming from '
                       f'{newest.name}', stacklevel=2)
     for unfinished in damaged:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)
-        else:
-            unfinished.unlink()
+        _remove(unfinished)
     if newest is not None:
         new = folder / '.latest.tmp'
         new.unlink(missing_ok=True)
@@ -220,8 +224,10 @@ def find_checkpoint(folder: str, sharded: bool) -> Optional[str]:
     return checkpoint
 
 
-def written_checkpoints(folder: str, batch: int) -> list[str]:
+def written_checkpoints(folder: str, batch: int, num_to_keep: int) -> list[str]:
     """List local checkpoints of previous processes, oldest first, in the format of Composer's saver.
+
+    More than `num_to_keep`, unless that is -1, are removed: a process was killed before it did so.
 
     Without this list, Composer 0.32.1 counts only checkpoints of its own process towards
     `save_num_checkpoints_to_keep`.  Checkpoints after `batch`, where the run resumes,
@@ -231,6 +237,10 @@ def written_checkpoints(folder: str, batch: int) -> list[str]:
         return []
     checkpoints = reversed(_checkpoints(Path(folder)))
     paths = [path for written_at, path in checkpoints if written_at <= batch]
+    if num_to_keep > 0:
+        for surplus in paths[:-num_to_keep]:
+            _remove(surplus)
+        paths = paths[-num_to_keep:]
     # For a sharded checkpoint, Composer lists a file inside its folder.
     return [str(path / _METADATA if path.is_dir() else path) for path in paths]
 

@@ -176,7 +176,8 @@ def build_trainer(
         trainer.state.callbacks.append(RemoveUploaded(trainer))
     if checkpoint is not None and dist.get_global_rank() == 0:
         batch = trainer.state.timestamp.batch.value
-        trainer.saved_checkpoints.extend(written_checkpoints(config.checkpoint_folder, batch))
+        trainer.saved_checkpoints.extend(
+            written_checkpoints(config.checkpoint_folder, batch, config.save_num_checkpoints_to_keep))
         is_complete = trainer.state.timestamp >= config.max_duration
         status = 'complete at' if is_complete else 'resumes from'
         print(f'{status} batch {batch} (max_duration: {config.max_duration}), {checkpoint}', flush=True)

@@ -3,15 +3,18 @@
 
 """A folder is replaced as a whole, only by one of the same kind, and nothing is lost on the way."""
 
+import multiprocessing
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Optional
 
 import pytest
 
 from llm2clip.errors import ConfigError, FileError
-from llm2clip.io.folders import MANIFEST, atomic_folder, inside, lock_output
+from llm2clip.io import folders
+from llm2clip.io.folders import MANIFEST, atomic_folder, inside, lock_output, locked
 
 
 def write(folder: Path, text: str, kind: str = 'model') -> None:
@@ -130,3 +133,63 @@ def test_only_a_new_folder_is_removed_after_an_error(tmp_path: Path) -> None:
                 (tmp_path / 'new/checkpoints').mkdir()
             raise KeyboardInterrupt
     assert os.listdir(tmp_path) == ['there'] and not os.listdir(tmp_path / 'there')
+
+
+def test_the_lock_of_a_process_that_ends_is_awaited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = multiprocessing.get_context('fork')
+    holds = context.Event()
+
+    def hold() -> None:
+        with locked(tmp_path / 'lock', tmp_path):
+            holds.set()
+            signal.pause()
+
+    process = context.Process(target=hold, daemon=True)
+    process.start()
+    assert holds.wait(60)
+    said: list[str] = []
+
+    def note(text: str, **options: object) -> None:
+        said.append(text)
+        process.kill()  # after the first attempt
+
+    monkeypatch.setattr(folders, 'print', note, raising=False)
+    with locked(tmp_path / 'lock', tmp_path):
+        assert len(said) == 1 and f'{tmp_path}/lock' in said[0]
+        with pytest.raises(ConfigError, match=f'{tmp_path}: another process'), \
+                locked(tmp_path / 'lock', tmp_path, timeout=0.01):
+            pass
+    process.join()
+
+
+def test_a_torn_record_belongs_to_nobody(tmp_path: Path) -> None:
+    record = tmp_path / '.llm2clip'
+    for torn in ('', 'train_st', 'evaluate', 'train_inherita'):
+        record.write_text(torn)
+        with lock_output(tmp_path, 'evaluate'):
+            assert record.read_text() == 'evaluate\n'
+            (tmp_path / 'results.json').touch()
+    with pytest.raises(ConfigError, match='was written by evaluate'), lock_output(tmp_path, 'search'):
+        pass
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / 'teacher').mkdir()
+    leftovers = [
+        'best.safetensors.12.tmp', '.tmpAb3dEf', 'checkpoints/.0123456789abcdef0123456789abcdef',
+        '.staging.12.host/train/part.json', 'train/.index.json.12.part/index.json', 'train/shard.00000.mds.12.tmp',
+        'teacher.tmp/old/weights', 'teacher.tmp/new/weights']
+    kept = ['.llm2clip', 'best.safetensors', 'notes.tmp', '12.tmp', 'mine.tmp/new/a', 'mine.tmp/b', 'lora/weights',
+            'other/.llm2clip', 'other/a.12.tmp', 'cache/.in_use', 'cache/.index.json.12.part/a', '.exported.lock',
+            'exported.tmp/new/a']
+    interrupted = 'lora.tmp/old/weights'  # between two renames: it is the only copy
+    for name in [*leftovers, *kept, interrupted]:
+        if name != 'lora/weights':
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+    before = contents(tmp_path).keys()
+    with lock_output(tmp_path, 'train', part=0):
+        assert contents(tmp_path).keys() == before
+    with lock_output(tmp_path, 'train'):
+        assert contents(tmp_path).keys() == {*kept}
+        assert not [*tmp_path.glob('teacher.tmp'), *tmp_path.glob('.staging*'), *tmp_path.glob('lora.tmp')]

@@ -21,7 +21,13 @@ from small_training import train
 
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.modeling.checks import LoadError
-from llm2clip.training.checkpoints import find_checkpoint, newest_checkpoint, read_latest, read_model
+from llm2clip.training.checkpoints import (
+    find_checkpoint,
+    newest_checkpoint,
+    read_latest,
+    read_model,
+    written_checkpoints,
+)
 
 
 def _train(folder: Path, sharded: bool, **options: Any) -> Trainer:
@@ -83,6 +89,14 @@ def test_the_newest_is_found(folder: Path, sharded: bool) -> None:
     with refused_at('fsdp.state_dict_type'):
         find_checkpoint(str(folder), not sharded)
     assert find_checkpoint(str(folder / 'nothing'), sharded) is None
+
+
+def test_a_checkpoint_that_a_killed_run_should_have_removed_is_removed(folder: Path, sharded: bool) -> None:
+    names = [_name(batch, sharded) for batch in (1, 2, 3)]
+    for num_to_keep, expected in ((-1, names), (3, names), (2, names[1:])):
+        written = written_checkpoints(str(folder), 3, num_to_keep)
+        assert [Path(path).relative_to(folder).parts[0] for path in written] == expected
+        assert sorted(path.name for path in folder.glob('ep*')) == expected
 
 
 def test_a_checkpoint_on_a_failing_disk_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

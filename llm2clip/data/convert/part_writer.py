@@ -10,7 +10,7 @@ import math
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -24,7 +24,7 @@ from llm2clip.data.caption_files import check_text
 from llm2clip.data.convert.samples import Dropped, Part, Sample
 from llm2clip.data.images import decode_image, encode_image
 from llm2clip.data.schema import CAPTION, IMAGE, INDEX, SAMPLE_ID
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, FileError
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.folders import atomic_folder
 from llm2clip.io.processes import end_with_parent
@@ -111,8 +111,8 @@ def write_parts(jobs: Sequence[PartJob], num_workers: int, progress: tqdm) -> No
             future.result()
             progress.update()
     finally:
-        # After an error, parts that have begun are finished.
-        pool.shutdown(wait=False, cancel_futures=True)
+        # After an error, parts that have begun are finished, before the folder's lock is released.
+        pool.shutdown(cancel_futures=True)
 
 
 def _write_part(i: int) -> None:
@@ -124,7 +124,7 @@ def _write_part(i: int) -> None:
     words: dict[str, Counter[int]] = {}
     shards: list[dict[str, Any]] = []
     with atomic_folder(folder) as out:
-        usable = _usable(job.part.read(dropped), dropped, job.config)
+        usable = _usable(job.part, dropped, job.config)
         first = next(usable, None)
         if first is not None:
             columns = {SAMPLE_ID: 'str'}
@@ -138,10 +138,11 @@ def _write_part(i: int) -> None:
                            size_limit=job.config.size_limit) as writer:
                 for sample in samples:
                     if sample.sample_id in ids:
-                        raise ValueError(f'sample id {sample.sample_id!r} occurs twice in {folder}')
+                        raise FileError(f'sample id {sample.sample_id!r} occurs twice, expected unique ids',
+                                        folder)
                     if sample.captions.keys() != words.keys():
-                        raise ValueError(f'sample {sample.sample_id!r} has captions '
-                                         f'{sorted(sample.captions)}, expected {sorted(words)}')
+                        raise FileError(f'sample {sample.sample_id!r} has captions '
+                                        f'{sorted(sample.captions)}, expected {sorted(words)}', folder)
                     ids.add(sample.sample_id)
                     row: dict[str, Any] = {SAMPLE_ID: sample.sample_id, IMAGE: sample.image}
                     for key, text in sample.captions.items():
@@ -159,11 +160,13 @@ def _write_part(i: int) -> None:
     job.out.commit(f'{job.folder}/{PART_FILE}', json.dumps(record))
 
 
-def _usable(samples: Iterable[Sample], dropped: Dropped, config: WriterConfig) -> Iterator[Sample]:
+def _usable(part: Part, dropped: Dropped, config: WriterConfig) -> Iterator[Sample]:
     """Yield the usable samples, without white space around captions, and record the others in `dropped`."""
     needed = config.require_any_caption
     excluded = excluded_ids(config.exclude_ids)
-    for sample in samples:
+    for sample in part.read(dropped):
+        if not isinstance(sample, Sample):
+            raise ConfigError(f'part {part.name} yields {sample!r:.60}, expected samples', 'source')
         check_text(sample.sample_id, f'the id of sample {sample.sample_id!r}')
         if not {*needed} <= sample.captions.keys():
             raise ConfigError(f'{needed}, but the samples have {", ".join(sample.captions)}',

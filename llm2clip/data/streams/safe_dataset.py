@@ -37,8 +37,8 @@ from llm2clip.data.captions import sample_seed
 from llm2clip.data.schema import SAMPLE_ID
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.errors import ConfigError
+from llm2clip.io.folders import CACHE_LOCK
 
-_LOCK_FILE = '.in_use'
 _LOCK_SECONDS = 30.0
 
 
@@ -240,7 +240,7 @@ def _lock_caches(caches: set[str]) -> list[FileLock]:
     if dist.get_local_rank() == 0:
         for folder in sorted(caches):
             os.makedirs(folder, exist_ok=True)
-            locks.append(FileLock(os.path.join(folder, _LOCK_FILE), timeout=_LOCK_SECONDS))
+            locks.append(FileLock(os.path.join(folder, CACHE_LOCK), timeout=_LOCK_SECONDS))
             try:
                 locks[-1].acquire()
             except Timeout:
