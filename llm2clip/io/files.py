@@ -15,19 +15,19 @@ from typing import Any, Optional, Union
 
 from llm2clip.errors import FileError
 
-# Texts, since errors of libraries in Rust and C++ have no `errno`.
-_FULL = re.compile('No space left on device|Disk quota exceeded|File too large')
+# Texts, since errors of libraries in Rust and C++ have no `errno`.  The last is DuckDB's.
+_UNWRITABLE = re.compile('No space left on device|Disk quota exceeded|File too large|fsync failed')
 _FAILING = re.compile('Input/output error')
 
 
 @contextmanager
 def reading(path: Union[str, Path], expected: str) -> Iterator[None]:
     """Turn a library's error about a file into a FileError; errors of this project pass unchanged, and so do
-    those of a library that writes what it has read to a full disk."""
+    those of a library that cannot write what it has read."""
     try:
         yield
     except Exception as error:
-        if type(error).__module__.startswith('llm2clip.') or _FULL.search(str(error)):
+        if type(error).__module__.startswith('llm2clip.') or _UNWRITABLE.search(str(error)):
             raise
         reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
         reason = ' '.join(reason.split())
@@ -76,7 +76,7 @@ def writing(path: Union[str, Path]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = _FULL.search(str(error))
+        reason = _UNWRITABLE.search(str(error))
         named_file = getattr(error, 'filename', getattr(error, 'path', None))
         if named_file is None:  # else it may be one that is read
             reason = reason or _FAILING.search(str(error))

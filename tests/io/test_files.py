@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from llm2clip.errors import FileError
-from llm2clip.io.files import atomic_write
+from llm2clip.io.files import atomic_write, reading, writing
 from llm2clip.io.folders import atomic_folder
 from llm2clip.io.remotes import OutputFolder, download
 from llm2clip.teacher.extraction import write_shard
@@ -95,6 +95,12 @@ def test_a_failed_write_names_the_folder(write: Callable[[Path], None], code: in
     with pytest.raises(FileError, match=os.strerror(code)) as error, atomic_folder(tmp_path / 'made') as folder:
         write(folder)
     assert error.value.path == f'{tmp_path}/made'
+
+
+def test_a_table_is_not_blamed_for_what_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(FileError) as error, writing(tmp_path / 'index'), reading(tmp_path / 'table', 'a table'):
+        raise RuntimeError('FATAL Error: fsync failed!')  # as DuckDB raises it
+    assert error.value.path == f'{tmp_path}/index'
 
 
 def test_an_error_while_another_file_is_read_keeps_its_name(tmp_path: Path) -> None:
