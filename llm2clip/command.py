@@ -156,8 +156,10 @@ def _timed(config: RecipeConfig) -> Iterator[None]:
     finally:
         if is_recorded and any(folder.glob('[!.]*')):
             path = folder / SECONDS_FILE
-            with suppress(FileError):  # a missing duration must not fail the step
+            try:
                 write_json(path, {'seconds': round(recorded_seconds(path) + time.monotonic() - start, 1)})
+            except (FileError, OSError) as error:
+                warnings.warn(f'the duration of this step is not recorded: {error}', stacklevel=2)
 
 
 def recorded_seconds(path: Path) -> float:

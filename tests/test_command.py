@@ -16,6 +16,7 @@ import textwrap
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -233,6 +234,14 @@ def test_a_signal_ends_a_recipe_and_its_workers(number: signal.Signals, rank: in
     last = 'stopped; the same command resumes with what is missing'
     assert log.endswith(f'\n{last}\n') is (rank == 0) and 'Traceback' not in log, log
     assert (folder / 'seconds.json').exists() is (rank == 0)
+
+
+def test_a_duration_that_cannot_be_written_fails_nothing(tmp_path: Path) -> None:
+    (tmp_path / 'seconds.json').mkdir()
+    config: Any = SimpleNamespace(output_folder=str(tmp_path), records_duration=True)
+    (tmp_path / 'result').touch()
+    with pytest.warns(UserWarning, match='seconds.json'), command._timed(config):
+        pass
 
 
 def test_a_stopped_plan_mentions_no_checkpoint() -> None:

@@ -24,7 +24,7 @@ from llm2clip.errors import ConfigError
 from llm2clip.evaluation.scores import Results
 from llm2clip.evaluation.tables import LABELS, Table, result_tables
 from llm2clip.io.files import read_json, read_text, reading, write_text
-from llm2clip.training.callbacks.jsonl_logger import read_metrics
+from llm2clip.training.callbacks.jsonl_logger import METRICS_FILE, read_metrics
 
 # `$` in names must not start a formula, and a fixed salt makes equal pictures byte-identical.
 _style = matplotlib.rc_context({'text.parse_math': False, 'svg.hashsalt': 'llm2clip'})
@@ -95,7 +95,7 @@ def report_page(
     seconds = {}
     configurations = {}
     for step, folder in steps.items():
-        metrics = read_metrics(Path(folder, 'metrics.jsonl'))
+        metrics = read_metrics(Path(folder, METRICS_FILE))
         if metrics:
             rows = []
             for name, values in metrics.items():

@@ -13,18 +13,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from safetensors import SafetensorError
-
 from llm2clip.errors import FileError
+
+# Texts, since errors of libraries in Rust and C++ have no `errno`.  The last is DuckDB's.
+_UNWRITABLE = re.compile('No space left on device|Disk quota exceeded|File too large|fsync failed')
+_FAILING = re.compile('Input/output error|Permission denied|Read-only file system')
 
 
 @contextmanager
 def reading(path: Union[str, Path], expected: str) -> Iterator[None]:
-    """Turn a library's error about a file into a FileError; errors of this project pass unchanged."""
+    """Turn a library's error about a file into a FileError; errors of this project pass unchanged, and so do
+    those of a library that cannot write what it has read."""
     try:
         yield
     except Exception as error:
-        if type(error).__module__.startswith('llm2clip.'):
+        if type(error).__module__.startswith('llm2clip.') or _UNWRITABLE.search(str(error)):
             raise
         reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
         reason = ' '.join(reason.split())
@@ -69,13 +72,38 @@ def printable(text: str) -> str:
 
 @contextmanager
 def writing(path: Union[str, Path]) -> Iterator[None]:
-    """Raise a FileError that names what the block writes if the disk is full."""
+    """Raise a FileError that names what the block writes if the disk is full, fails or may not be
+    written."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        reason = _UNWRITABLE.search(str(error))
+        named_file = getattr(error, 'filename', getattr(error, 'path', None))
+        if named_file is None:  # else it may be one that is read
+            reason = reason or _FAILING.search(str(error))
+        if reason is None:
             raise
-        raise FileError(f'cannot be written ({getattr(error, "strerror", error)})', path) from error
+        raise FileError(f'cannot be written ({reason[0]})', path) from error
+
+
+def flush(path: Union[str, Path]) -> None:
+    """Have the system write a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of folders on some network file systems
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def durable_rename(new: Path, path: Path) -> None:
+    """Rename a file, or a folder of flushed files; a loss of power leaves the old or the whole new one."""
+    with writing(path):
+        flush(new)
+        new.replace(path)
+        flush(path.parent)
 
 
 def is_out_of_shared_memory(error: BaseException) -> bool:
@@ -100,7 +128,7 @@ def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
             mode = partial.stat().st_mode
             yield partial
             partial.chmod(mode)
-            partial.replace(path)
+        durable_rename(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ from typing import Optional, Union
 from filelock import FileLock, Timeout
 
 from llm2clip.errors import ConfigError, FileError
-from llm2clip.io.files import writing
+from llm2clip.io.files import durable_rename, flush, writing
 
 MANIFEST = 'MANIFEST'
 # Hidden file with the name of the recipe that adds files to a folder over time.
@@ -213,10 +213,11 @@ def atomic_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Itera
                 check_replaceable(folder, kind)
             for path in new.rglob('*'):
                 path.chmod(mode if path.is_dir() else mode & 0o666)
+                flush(path)
     except BaseException:
         shutil.rmtree(work)
         raise
     if folder.exists():
         folder.replace(work / 'old')
-    new.replace(folder)
+    durable_rename(new, folder)
     shutil.rmtree(work)

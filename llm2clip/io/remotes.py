@@ -23,7 +23,7 @@ from typing import Any, Optional, Union
 from urllib.parse import urlparse
 
 from llm2clip.errors import ConfigError, FileError
-from llm2clip.io.files import atomic_write, json_damage, writing
+from llm2clip.io.files import atomic_write, durable_rename, json_damage, writing
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class OutputFolder:
         with writing(path):
             partial.write_text(text, encoding='utf-8', errors='replace')
         OutputFolder(staging, self.remote).publish(name)
-        partial.replace(path)
+        durable_rename(partial, path)
         shutil.rmtree(staging)
 
 

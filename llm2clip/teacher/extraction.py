@@ -40,7 +40,7 @@ from llm2clip.data.schema import (
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.device import open_device
 from llm2clip.errors import ConfigError
-from llm2clip.io.files import read_json, writing
+from llm2clip.io.files import durable_rename, read_json, writing
 from llm2clip.io.remotes import OutputFolder
 from llm2clip.ranks import broadcast_from_rank0, is_first
 from llm2clip.teacher.embedder import Embedder
@@ -158,7 +158,7 @@ def write_shard(out: OutputFolder, k: int, rows: list[dict[str, Any]], columns: 
         for row in rows:
             writer.write(row)
     entry, = read_json(partial / INDEX, dict)['shards']
-    os.replace(partial / entry['raw_data']['basename'], out.local / name)
+    durable_rename(partial / entry['raw_data']['basename'], out.local / name)
     entry['raw_data']['basename'] = name
     shutil.rmtree(partial)
     out.publish(name)

@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Find the newest complete checkpoint to resume from, and read it without running code.
+"""Write checkpoints that survive a loss of power, find the newest complete one, and read it without running
+code.
 
 Composer's own autoresume trusts the `latest` link, which may be missing after a kill.  It also lets all nodes
 create and delete the same file in a folder that they may share.
@@ -25,13 +26,15 @@ from typing import Any, BinaryIO, Optional
 import numpy as np
 import torch
 import torch.torch_version
-from composer.utils import dist, maybe_create_object_store_from_uri, parse_uri
+from composer import State
+from composer.utils import checkpoint, dist, maybe_create_object_store_from_uri, parse_uri
 from composer.utils.object_store import ObjectStore
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from llm2clip.errors import ConfigError, FileError
-from llm2clip.io.files import reading
+from llm2clip.io.files import flush, reading
 from llm2clip.io.remotes import reaching
 from llm2clip.io.tensors import read_pickle
 from llm2clip.modeling.checks import check_finite
@@ -57,6 +60,47 @@ _EXPECTED = 'a checkpoint of this project'
 _NAME = re.compile(r'ep\d+-ba(\d+)(-rank0\.pt)?')
 # Errors of the system that a damaged file can cause: a missing part, and a seek to before its start.
 _DAMAGE = (None, errno.ENOENT, errno.EINVAL)
+
+
+def _save_flushed(state: State, filename: str, **options: Any) -> Optional[str]:
+    """Composer's `save_checkpoint`, which also flushes the files, before Composer deletes older checkpoints,
+    and raises a FileError with the system's reason if they cannot be written."""
+    try:
+        saved = _save_checkpoint(state, filename, **options)
+        if saved is not None:
+            # A sharded checkpoint is a folder, and `saved` the file of this rank in it.
+            for path in (saved, *Path(saved).parents[:2]):
+                flush(path)
+    except (OSError, RuntimeError, CheckpointException) as error:  # the last is not an Exception
+        path = Path(checkpoint.get_save_filename(state, filename))
+        raise FileError(f'cannot be written ({_write_failure(error, path.parent)})', path) from error
+    return saved
+
+
+# Composer calls it by this name.  A callback would come too late, or before the checkpoint.
+_save_checkpoint = checkpoint.save_checkpoint
+checkpoint.save_checkpoint = _save_flushed
+
+
+def _write_failure(error: BaseException, folder: Path) -> str:
+    """Return the system's reason why a checkpoint in a folder was not written, or the first line of torch's.
+
+    torch's errors have no `errno`, and lose their context on the way to other ranks.
+    """
+    causes = [error.__context__, error]
+    if isinstance(error, CheckpointException):
+        causes = [failure for failure, _ in error.failures.values()]
+    for cause in causes:
+        if isinstance(cause, OSError):
+            return str(cause.strerror)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(2**26))  # some may be free on a full disk
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as reason:
+        return str(reason.strerror)
+    return str(causes[-1]).partition('\n')[0]
 
 
 class _Index(pickle.Unpickler):

@@ -8,8 +8,8 @@ import gc
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
@@ -19,19 +19,19 @@ from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.models import ComposerModel
 from composer.utils import dist, reproducibility
+from torch.distributed.checkpoint.api import CheckpointException
 
 from llm2clip.config import FsdpConfig, TrainConfig
 from llm2clip.config.loading import check_settings, learned_settings, settings_in_folder
 from llm2clip.data.streams.safe_dataset import device_batch_size
 from llm2clip.device import open_device
-from llm2clip.errors import ConfigError, FileError, refuse, under
-from llm2clip.io.files import is_out_of_shared_memory
+from llm2clip.errors import ConfigError, refuse, under
 from llm2clip.io.remotes import reaching
 from llm2clip.models.sharding import compile_blocks, fsdp2_config, set_up_units
 from llm2clip.ranks import broadcast_from_rank0
 from llm2clip.registry import build, build_all, check, check_arguments, named
 from llm2clip.training.algorithms.weights import AverageGlooGradients
-from llm2clip.training.callbacks.jsonl_logger import JSONLLogger
+from llm2clip.training.callbacks.jsonl_logger import METRICS_FILE, JSONLLogger, read_metrics
 from llm2clip.training.callbacks.monitors import ProgressBar, SaveBest, StepMonitor, StopAtNonfinite
 from llm2clip.training.checkpoints import check_shared, find_checkpoint, written_checkpoints
 from llm2clip.training.optim import build_optimizer
@@ -131,7 +131,7 @@ def build_trainer(
         checkpoint = find_checkpoint(config.checkpoint_folder, sharded)
     if config.compile is not None:
         compile_blocks(model, **config.compile)
-    trainer = reaching(config.checkpoint_folder)(Trainer)(
+    trainer = reaching(config.checkpoint_folder)(_naming_callbacks(config)(Trainer))(
         model=model,
         optimizers=optimizer,
         schedulers=build('scheduler', *named(config.scheduler, 'scheduler')),
@@ -184,6 +184,21 @@ def build_trainer(
     return trainer
 
 
+@contextmanager
+def _naming_callbacks(config: TrainConfig) -> Iterator[None]:
+    """Name a callback whose state is not in a sharded checkpoint, since the run began without it."""
+    try:
+        yield
+    except CheckpointException as error:
+        for name, arguments in config.callbacks.items():
+            kind = check('callbacks', name, arguments).__qualname__
+            if f'state.callbacks.{kind}.' in str(error):
+                raise ConfigError('its state is not in the sharded checkpoint, since the run began without '
+                                  'it; expected only callbacks without a state to be added later',
+                                  f'callbacks.{name}') from error
+        raise
+
+
 def _build_algorithms(config: TrainConfig, train_data: DataSpec) -> list[Algorithm]:
     """Build the configured algorithms; `GradCache` splits batches as the loader does."""
     arguments = dict(config.algorithms)
@@ -210,7 +225,7 @@ def _build_loggers(config: TrainConfig) -> list[LoggerDestination]:
     loggers: list[LoggerDestination] = build_all('loggers', arguments)
     if config.progress_bar:
         loggers.append(ProgressBar())
-    return [*loggers, JSONLLogger(Path(config.save_folder, 'metrics.jsonl'))]
+    return [*loggers, JSONLLogger(Path(config.save_folder, METRICS_FILE))]
 
 
 def log_to_wandb(trainer: Trainer, config: TrainConfig, arguments: dict[str, Any], run_id: str) -> None:
@@ -227,23 +242,28 @@ def log_to_wandb(trainer: Trainer, config: TrainConfig, arguments: dict[str, Any
 
 
 def fit(trainer: Trainer, config: TrainConfig) -> None:
-    """Train until `max_duration`; a no-op for a run that has reached it."""
+    """Train until `max_duration`, and evaluate; a no-op for a run that has done both."""
     if trainer.state.timestamp >= config.max_duration:
+        if broadcast_from_rank0(lambda: _lacks_last_evaluation(trainer, config)):
+            trainer.eval()
         return
     if trainer._rng_state is not None:
         trainer.state.callbacks.append(ResumeRandomState(trainer._rng_state))
     if config.eval_first and trainer.state.timestamp.batch.value == 0:
         trainer.eval()
-    try:
-        with reaching(config.checkpoint_folder):
-            trainer.fit()
-    except BaseException as error:  # torch's CheckpointException is not an Exception
-        # Checkpoints for an object store are written to a temporary folder first.
-        folder = tempfile.gettempdir() if '://' in config.checkpoint_folder else config.checkpoint_folder
-        is_full = shutil.disk_usage(folder).free < 2**20  # torch's errors have no errno
-        if is_full and not is_out_of_shared_memory(error):  # `run_command` names /dev/shm
-            raise FileError('no checkpoint can be written, since the disk is full', folder) from error
-        raise
+    with reaching(config.checkpoint_folder):
+        trainer.fit()
+
+
+def _lacks_last_evaluation(trainer: Trainer, config: TrainConfig) -> bool:
+    """Whether a complete run was stopped in the evaluation at its end, which follows the last checkpoint."""
+    logged = read_metrics(Path(config.save_folder, METRICS_FILE))
+    batch = trainer.state.timestamp.batch.value
+    for label, names in evaluated_metrics(trainer.state.evaluators).items():
+        if batch not in logged.get(f'metrics/{label}/{names[0]}', {}):
+            return True
+    savers = [callback for callback in trainer.state.callbacks if isinstance(callback, SaveBest)]
+    return any(logged[f'metrics/{saver.metric_key}'][batch] > saver.in_file for saver in savers)
 
 
 class KeepSettings(Callback):

@@ -9,11 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from disks import Disk, largest_file
+from safetensors.torch import save_file
 from streaming import MDSWriter
 from streaming.base.storage import CloudDownloader
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from llm2clip.errors import FileError
-from llm2clip.io.files import atomic_write
+from llm2clip.io.files import atomic_write, reading, writing
 from llm2clip.io.folders import atomic_folder
 from llm2clip.io.remotes import OutputFolder, download
 from llm2clip.teacher.extraction import write_shard
@@ -35,6 +40,32 @@ def test_what_is_made_gets_the_permissions_of_the_umask(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in made if path.is_file()} == {0o660}
 
 
+def test_what_is_renamed_outlives_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
+    for _ in range(2):
+        with atomic_folder(tmp_path / 'model', 'model') as partial:
+            (partial / 'inside').mkdir()
+            (partial / 'inside/weights').write_text('1')
+    with atomic_write(tmp_path / 'file') as partial:
+        partial.write_text('1')
+    OutputFolder(tmp_path).commit('folder/teacher.json', '{}')
+    write_shard(OutputFolder(tmp_path), 0, [{'a': 1}], {'a': 'int'})
+    disk.check_names(tmp_path)
+
+
+def test_a_folder_that_cannot_be_flushed_is_left_to_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: int) -> None:
+        if os.path.isdir(f'/proc/self/fd/{file}'):
+            raise OSError(errno.EINVAL, 'Invalid argument')
+
+    monkeypatch.setattr(os, 'fsync', refuse)
+    with atomic_folder(tmp_path / 'model') as partial:
+        (partial / 'weights').write_text('1')
+    assert (tmp_path / 'model/weights').is_file()
+
+
 def _full(*args: object, **kwargs: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -43,12 +74,48 @@ def _full_for_a_copy(folder: Path) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'source', None, 'copy')  # as shutil.copyfile raises it
 
 
-@pytest.mark.parametrize('write', [_full, _full_for_a_copy])
-def test_a_failed_write_names_the_folder(write: Callable[[Path], None], tmp_path: Path) -> None:
-    with pytest.raises(FileError, match='cannot be written .No space left') as error, \
-            atomic_folder(tmp_path / 'made') as folder:
+def _failing(folder: Path) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def _too_large(folder: Path) -> None:
+    with largest_file(100):
+        save_file({'x': torch.ones(100)}, folder / 'weights')
+
+
+def _too_large_vocabulary(folder: Path) -> None:
+    with largest_file(100):
+        Tokenizer(WordLevel({f'{i}': i for i in range(100)})).save(str(folder / 'tokenizer.json'))
+
+
+@pytest.mark.parametrize(('write', 'code'), [
+    (_full, errno.ENOSPC), (_full_for_a_copy, errno.ENOSPC), (_failing, errno.EIO), (_too_large, errno.EFBIG),
+    (_too_large_vocabulary, errno.EFBIG)])
+def test_a_failed_write_names_the_folder(write: Callable[[Path], None], code: int, tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=os.strerror(code)) as error, atomic_folder(tmp_path / 'made') as folder:
         write(folder)
     assert error.value.path == f'{tmp_path}/made'
+
+
+def test_a_table_is_not_blamed_for_what_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(FileError) as error, writing(tmp_path / 'index'), reading(tmp_path / 'table', 'a table'):
+        raise RuntimeError('FATAL Error: fsync failed!')  # as DuckDB raises it
+    assert error.value.path == f'{tmp_path}/index'
+
+
+def test_an_error_while_another_file_is_read_keeps_its_name(tmp_path: Path) -> None:
+    for named in (OSError(errno.EIO, os.strerror(errno.EIO), 'photo.jpg'), FileError('is damaged', 'photo.jpg'),
+                  ConnectionResetError(errno.ECONNRESET, 'Connection reset by peer')):
+        with pytest.raises(type(named)) as error, atomic_write(tmp_path / 'file'):
+            raise named
+        assert error.value is named
+
+
+def test_a_failed_flush_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, 'fsync', _failing)
+    with pytest.raises(FileError, match=os.strerror(errno.EIO)) as error, atomic_write(tmp_path / 'file') as partial:
+        partial.write_text('1')
+    assert error.value.path == f'{tmp_path}/file' and not os.listdir(tmp_path)
 
 
 def test_a_full_disk_is_named_by_libraries_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from composer.utils import dist
@@ -20,6 +21,7 @@ from recipes_in_process import run_recipe
 
 from llm2clip.data.schema import dataset_fingerprint, read_index
 from llm2clip.errors import ConfigError, FileError
+from llm2clip.io.tensors import read_safetensors
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 
 
@@ -72,6 +74,45 @@ def test_a_resumed_run_keeps_checkpoints_and_metrics(
         _exclude_a_shard(images, vectors)
         with pytest.raises(ConfigError, match='the data have changed since the checkpoint was written'):
             run(9)
+
+
+def test_a_run_that_is_stopped_in_its_last_evaluation_is_evaluated(
+    stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the metrics are known, and before the best weights are written."""
+    args = [*stage2_args, 'callbacks.save_best={}', 'train_data.num_workers=0', 'eval_interval=100ba']
+
+    def best(folder: Path) -> Any:
+        metrics = read_metrics(folder / 'metrics.jsonl')
+        return metrics['metrics/eval/retrieval_recall@10'], read_safetensors(folder / 'best.safetensors').metadata
+
+    def stop(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={tmp_path}/whole')
+    for place in ('llm2clip.models.evaluated_model.EvaluatedModel.eval_forward',
+                  'llm2clip.training.callbacks.monitors.write_safetensors'):
+        folder = tmp_path / place.rpartition('.')[2]
+        with monkeypatch.context() as stopped, pytest.raises(ZeroDivisionError):
+            stopped.setattr(place, stop)
+            run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={folder}')
+        assert (folder / 'checkpoints/ep0-ba6-rank0.pt').is_file() and not (folder / 'best.safetensors').exists()
+        run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={folder}')
+        assert best(folder) == best(tmp_path / 'whole')
+        with monkeypatch.context() as stopped:
+            stopped.setattr('composer.Trainer.eval', stop)
+            run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={folder}')
+
+
+def test_a_callback_with_a_state_that_comes_later_is_named(
+    stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = [*stage2_args, 'fsdp.state_dict_type=sharded', 'train_data.num_workers=0', f'save_folder={tmp_path}/run']
+    run_recipe(monkeypatch, 'train_stage2', *args, 'max_duration=2ba')
+    args += ['callbacks={lr_monitor: {}, save_best: {}}', 'max_duration=4ba']
+    with pytest.raises(ConfigError) as error:
+        run_recipe(monkeypatch, 'train_stage2', *args)
+    assert error.value.key == 'callbacks.save_best'
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -178,7 +219,8 @@ def test_a_full_disk_is_named(stage2_args: list[str], tmp_path: Path, kind: str)
         output = finish(Launched(['recipes/train_stage2.py', *args], log, 2), log, ok=False)
     finally:
         subprocess.run(['umount', '--lazy', disk], check=True)
-    assert f'error: {disk}/run: no checkpoint can be written, since the disk is full' in output
+    assert re.search(f'error: {disk}/run/ep.*: cannot be written .No space left on device', output)
+    assert 'Traceback' not in output
 
 
 @pytest.mark.skipif(not may_have_own_memory(), reason='mounts nothing')

@@ -16,6 +16,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from composer import Trainer
 from composer.utils.parallelism import FSDP2Config
+from disks import Disk, largest_file
 from refusals import refused_at
 from small_training import train
 
@@ -108,6 +109,30 @@ def test_a_checkpoint_on_a_failing_disk_is_kept(folder: Path, monkeypatch: pytes
     with pytest.raises(FileError):
         newest_checkpoint(folder)
     assert sorted(os.listdir(folder)) == before
+
+
+def test_a_checkpoint_is_on_the_disk_before_older_ones_are_removed(
+    sharded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    _train(tmp_path, sharded, save_num_checkpoints_to_keep=1)
+    for batch in (2, 3):
+        newest, older = (tmp_path / _name(n, sharded) for n in (batch, batch - 1))
+        removed = disk.calls.index(('remove', str(older)))
+        flushed = [path for call, path in disk.calls[:removed] if call == 'flush']
+        linked = disk.calls.index(('remove', str(tmp_path / 'latest-rank0.pt')))
+        assert str(newest) in flushed and flushed[-2:].count(str(tmp_path)), flushed
+        assert ('flush', str(tmp_path)) in disk.calls[:linked]
+        if sharded:
+            assert {str(newest / '__0_0.distcp'), f'{newest}/.metadata.tmp'} <= {*flushed}
+        del disk.calls[:removed + 1]
+
+
+@pytest.mark.parametrize('size', [100, 1500])
+def test_a_checkpoint_that_cannot_be_written_is_named(sharded: bool, size: int, tmp_path: Path) -> None:
+    with largest_file(size), pytest.raises(FileError, match=os.strerror(errno.EFBIG)) as error:
+        _train(tmp_path, sharded)
+    assert error.value.path.startswith(f'{tmp_path}/{_name(1, sharded)}')
 
 
 @pytest.mark.parametrize('how', ['flipped', 'cut', 'unfinished'])

@@ -259,6 +259,7 @@ def _write_tables(
                          'WHERE hash IS NOT NULL GROUP BY hash ORDER BY hash')
         (rows, with_key, different), = database.sql(
             'SELECT count(*), count(hash), (SELECT count(*) FROM keys) FROM rows').fetchall()
+        database.execute('CHECKPOINT')  # closing would hide an error
     if not with_key:
         raise ConfigError(f'no row of {", ".join(tables)} has a {key!r}', 'source.tables')
     print(f'source.tables: {rows:,} rows, of which {rows - with_key:,} have no {key!r} and '

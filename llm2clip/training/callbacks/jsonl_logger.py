@@ -13,7 +13,9 @@ from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
-from llm2clip.io.files import atomic_write
+from llm2clip.io.files import atomic_write, writing
+
+METRICS_FILE = 'metrics.jsonl'
 
 
 class JSONLLogger(LoggerDestination):
@@ -64,9 +66,10 @@ class JSONLLogger(LoggerDestination):
 
     def _write(self) -> None:
         if len(self._record) > 1:
-            self._file.seek(self._start)
-            self._file.write(_line(self._record))
-            self._file.truncate()
+            with writing(self.path):
+                self._file.seek(self._start)
+                self._file.write(_line(self._record))
+                self._file.truncate()
 
     def close(self, state: State, logger: Logger) -> None:
         if self._file is not None:

@@ -17,6 +17,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import webdataset as wds
+from disks import largest_file
 from parts import UNDECODABLE, picture
 from refusals import refused_at
 
@@ -244,6 +245,15 @@ def test_a_key_or_caption_of_another_type_is_refused(column: str, tmp_path: Path
     _write_table(tmp_path / 'c.parquet', [{'url': 'u', 'raw_caption': 'x', column: [1.5]}])
     with pytest.raises(ConfigError, match=f"column '{column}' holds list<.*>, expected texts"):
         _open(tmp_path)
+
+
+@pytest.mark.parametrize('rows', [4, 20_000])
+def test_an_index_that_cannot_be_written_is_named_and_not_the_table(rows: int, tmp_path: Path) -> None:
+    """With few rows, DuckDB writes all of them when it closes the file."""
+    _write_table(tmp_path / 'c.parquet', [{'url': _url(i), **_captions(i)} for i in range(rows)])
+    with largest_file(100_000), refused_at(tmp_path / 'index', 'File too large'):
+        _open(tmp_path)
+    assert not (tmp_path / 'index').exists()
 
 
 def test_an_index_of_other_columns_or_damaged_is_named(tmp_path: Path) -> None:
