@@ -12,6 +12,7 @@ This module relies on these parts of StreamingDataset in Streaming 0.13:
 
 - `_ready_thread`, which is overridden: it advances `ready_index`, up to which samples are delivered;
 - `_shard_states`: the `_ShardState` of each shard, shared by all processes of a node;
+- `get_partitions`, which `streaming.base.batching.random` calls by its name: it is replaced;
 - names in shared memory, six digits per dataset and a suffix: ``_locals`` holds the folders of the dataset.
 """
 
@@ -24,10 +25,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
+import numpy as np
 import xxhash
 from composer.utils import dist
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 from streaming import StreamingDataset
+from streaming.base import partition
+from streaming.base.batching import random as random_batching
 from streaming.base.constant import LOCALS, TICK
 from streaming.base.dataset import _ShardState
 from torch.utils.data import default_collate
@@ -92,6 +97,7 @@ class SafeDataset(StreamingDataset):
                 elif config.cache_limit is not None:
                     raise ConfigError(
                         f'dataset {name} has no remote, and the limit would delete it', 'cache_limit')
+        _check_weights(streams, config.epoch_size)
         batch_size_key = 'global_train_batch_size' if train else 'global_eval_batch_size'
         self.device_batch = device_batch_size(global_batch_size, batch_size_key)
         epoch_size = int(config.epoch_size) if train and config.epoch_size is not None else None
@@ -105,6 +111,13 @@ class SafeDataset(StreamingDataset):
         if train and self.epoch_size < global_batch_size:
             raise ConfigError(f'{global_batch_size}, but an epoch has {self.epoch_size} samples, expected at '
                               'least one global batch', batch_size_key, is_absolute=True)
+        sizes = [self.epoch_size]
+        if batching_method == 'per_stream':
+            sizes = [int(stream.choose) for stream in streams.values()]
+        if self.shuffle and min(sizes) < config.num_canonical_nodes:
+            raise ConfigError(f'{config.num_canonical_nodes}, but an epoch takes {min(sizes)} samples of a '
+                              'dataset, expected at most as many canonical nodes as samples',
+                              'num_canonical_nodes')
         for name, stream in streams.items():
             if batching_method == 'per_stream' and int(stream.choose) < global_batch_size:
                 raise ConfigError(
@@ -228,6 +241,33 @@ class SafeDataset(StreamingDataset):
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return a batch of samples, as torch collates them."""
         return default_collate(samples)
+
+
+def _check_weights(streams: Mapping[str, VerifiedStream], epoch_size: Optional[Any]) -> None:
+    """Raise a ConfigError if `proportion`, `repeat` and `epoch_size` do not go together."""
+    weighted = [name for name, stream in streams.items() if hasattr(stream, 'proportion')]
+    repeated = [name for name, stream in streams.items() if hasattr(stream, 'repeat')]
+    rest = [name for name in streams if name not in weighted]
+    if repeated and weighted:
+        raise ConfigError('expected none, since a dataset has a proportion; set one of the two for all',
+                          f'streams.{repeated[0]}.repeat')
+    if repeated and epoch_size is not None:
+        raise ConfigError('expected none, since epoch_size decides how much of a dataset an epoch takes; '
+                          'set proportion instead', f'streams.{repeated[0]}.repeat')
+    if weighted and rest:
+        raise ConfigError('required but not set, since other datasets have one',
+                          f'streams.{rest[0]}.proportion')
+
+
+def _partitions(algorithm: str, *arguments: Any) -> NDArray[np.int64]:
+    """Return Streaming's partitions for any position in an epoch.
+
+    Streaming repeats samples to fill its canonical nodes, but refuses to resume from a position among those.
+    """
+    return partition.algos[algorithm](*arguments)
+
+
+random_batching.get_partitions = _partitions
 
 
 def _lock_caches(caches: set[str]) -> list[FileLock]:

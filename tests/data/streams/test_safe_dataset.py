@@ -21,6 +21,7 @@ from refusals import refused_at
 from streaming.base.format.base.reader import FileInfo
 from streaming.base.storage import CloudDownloader
 from streaming.base.storage.download import LocalDownloader
+from streaming.base.util import clean_stale_shared_memory
 from torch.utils.data import DataLoader
 
 from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig
@@ -347,3 +348,74 @@ def test_a_downloader_is_not_shared_between_processes(
     monkeypatch.setattr(CloudDownloader, 'download', download)
     assert _indices(_loader(_config(tmp_path, workers=2))) == list(range(64))
     assert users
+
+
+# Settings of the data -> the number of samples of an epoch of 8-sample batches.
+EPOCHS: dict[str, dict[str, Any]] = {
+    'padded': {},
+    'proportions': {'a.proportion': 1.0, 'b.proportion': 2.0},
+    'repeats': {'b.repeat': 1.5},
+    'epoch_size': {'epoch_size': 45},
+    'five captions': {'captions_per_image': 5},
+}
+
+
+@pytest.mark.parametrize('options', EPOCHS.values(), ids=EPOCHS)
+def test_any_checkpoint_continues_as_an_undisturbed_run(options: dict[str, Any], tmp_path: Path) -> None:
+    """After each batch, also the last one, and at the beginning of the next epoch; twice in a row."""
+    for name, n in (('a', 37), ('b', 30)):
+        write_dataset(make_samples(n, prefix=name), tmp_path / name, size_limit='8kb')
+
+    def loader() -> DataLoader:
+        clean_stale_shared_memory()
+        streams = {name: ImageStreamConfig(f'{tmp_path}/{name}/train') for name in 'ab'}
+        config = ImageDataConfig(streams=streams, num_workers=0, num_canonical_nodes=16)
+        for key, value in options.items():
+            stream, _, field = key.rpartition('.')
+            setattr(streams[stream] if stream else config, field, value)
+        return build_image_loader(config, IMAGE_SIZE, 8, 5, train=True, captions=True).dataloader
+
+    def read(loader: DataLoader) -> list[Any]:
+        """What identifies the samples of an epoch: their seeds, captions, and pixels."""
+        return [(batch['sample_id'], batch['caption'], batch['sample_seed'].tolist(), batch['pixel_values'].sum())
+                for batch in loader]
+
+    whole = loader()
+    epochs = [read(whole) for _ in range(2)]
+    num_batches = len(whole)
+    assert len(epochs[0]) == num_batches > 4 and epochs[0] != epochs[1]
+    del whole
+    for done in (1, num_batches - 2, num_batches - 1, num_batches):
+        first = loader()
+        batches = iter(first)
+        for _ in range(done):
+            next(batches)
+        state = first.dataset.state_dict(8 * done, True)
+        del first, batches
+        second = loader()
+        second.dataset.load_state_dict(state)
+        assert read(second) == epochs[0][done:]
+        if done < num_batches:  # otherwise the next checkpoint is that of the next epoch
+            state = second.dataset.state_dict(0, True)
+            del second
+            second = loader()
+            second.dataset.load_state_dict(state)
+        assert read(second) == epochs[1]
+        del second
+
+
+@pytest.mark.parametrize(('options', 'key'), [
+    ({'b.repeat': 2.0, 'epoch_size': 32}, 'streams.b.repeat'), ({'a.proportion': 1.0}, 'streams.b.proportion'),
+    ({'a.proportion': 1.0, 'b.repeat': 1.0}, 'streams.b.repeat'), ({'num_canonical_nodes': 32}, 'num_canonical_nodes')])
+def test_settings_of_an_epoch_that_do_not_go_together_are_refused(
+    options: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    for name in 'ab':
+        write_dataset(make_samples(10, prefix=name), tmp_path / name)
+    streams = {name: ImageStreamConfig(f'{tmp_path}/{name}/train') for name in 'ab'}
+    config = ImageDataConfig(streams=streams, num_workers=0, num_canonical_nodes=4)
+    for name, value in options.items():
+        stream, _, field = name.rpartition('.')
+        setattr(streams[stream] if stream else config, field, value)
+    with refused_at(key):
+        build_image_loader(config, IMAGE_SIZE, 4, 5, train=True, captions=True)
