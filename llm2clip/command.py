@@ -240,7 +240,8 @@ def _message(error: Exception) -> str:
         message = ('num_workers: a worker process was killed, most likely because the memory was full; lower '
                    'num_workers or provide more memory, and run the same command again')
     elif isinstance(error, OSError) and error.filename and error.strerror:
-        message = f'{error.filename}: {error.strerror}'
+        path = error.filename2 or error.filename  # the new name, of a rename or a link
+        message = f'{path}: {error.strerror}'
     elif 'Original Traceback' in message:  # from a worker of a data loader
         message = message.rstrip().splitlines()[-1].split(': ', 1)[-1]
     message = printable('; '.join([message, *getattr(error, '__notes__', [])]))

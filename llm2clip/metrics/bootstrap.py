@@ -30,8 +30,8 @@ class Outcomes(NamedTuple):
     def resampled(self, resamples: int = 1000, seed: int = 0) -> torch.Tensor:
         """Return the metrics of queries drawn with replacement, ``(resamples, M)``, as fractions of 1.
 
-        A resample of groups without a query is NaN.  A class is resampled to its own size, so that none is
-        ever empty.
+        A resample of groups without a query is NaN.  Of n queries of a class, n - 1 are drawn, so that the
+        variance of small classes is not underestimated (Rao and Wu, 1988, section 2.3).
         """
         generator = torch.Generator().manual_seed(seed)
         means = []
@@ -44,14 +44,16 @@ class Outcomes(NamedTuple):
                 sums = torch.bincount(drawn, minlength=len(totals)).double() @ totals
                 means.append(sums[:-1] / sums[-1])
         else:
-            order = self.classes.argsort(stable=True)
+            hits = self.hits[self.classes.argsort(stable=True)].double()
             _, sizes = self.classes.unique(return_counts=True)
-            size = sizes.repeat_interleave(sizes)
-            first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-            weighted = self.hits[order].double() / (size * len(sizes))[:, None]
+            num_drawn = (sizes - 1).clamp(min=1)
+            # Class of each draw: its first row, its size, and the weight of a row in the mean over classes.
+            first = (sizes.cumsum(0) - sizes).repeat_interleave(num_drawn)
+            size = sizes.repeat_interleave(num_drawn)
+            weight = (num_drawn * len(sizes)).double().reciprocal().repeat_interleave(num_drawn)
             for _ in range(resamples):
-                share = torch.rand(len(order), generator=generator, dtype=torch.float64)
-                means.append(weighted[first + (share * size).long()].sum(0))
+                share = torch.rand(len(first), generator=generator, dtype=torch.float64)
+                means.append(weight @ hits[first + (share * size).long()])
         return torch.stack(means)
 
     def intervals(self, resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:

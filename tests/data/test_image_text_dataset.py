@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from llm2clip.data.captions import text_id
 from llm2clip.data.image_text_dataset import build_image_loader
 from llm2clip.data.loader import shared_memory
 from llm2clip.data.schema import read_samples, vector_columns, vector_rows
+from llm2clip.data.streams.paired_stream import are_stored_alike
 from llm2clip.data.vectors import dequantize
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.modeling.text_encoder import encode_texts
@@ -240,6 +242,16 @@ def test_embeddings_of_another_dataset_is_refused(
     shutil.copy(embeddings / 'teacher.json', tmp_path / 'embeddings' / 'teacher.json')
     with pytest.raises(ValueError, match="is 's00.*' in .* but 't00.*' in the embeddings dataset"):
         next(iter(_loader(_config(image_dataset, tmp_path / 'embeddings'), train=False)))
+
+
+@pytest.mark.parametrize(('encodings', 'alike'), [
+    (['float16', 'float16'], True), (['float16', 'int8'], False), (['float16'], True)])
+def test_vectors_stay_as_stored_where_all_datasets_store_them_alike(encodings: list[str], alike: bool) -> None:
+    def streams(*more: str) -> Any:
+        return [SimpleNamespace(encodings=['bytes', encoding, *more]) for encoding in encodings]
+
+    assert are_stored_alike(streams()) is alike
+    assert not are_stored_alike(streams('float16'))  # of two teachers, which are concatenated
 
 
 def test_each_tensor_takes_whole_pages_of_shared_memory() -> None:

@@ -4,6 +4,7 @@
 """Every kind of image becomes upright RGB, the fast way and the plain one."""
 
 import base64
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -142,6 +143,14 @@ def test_flipped_images_are_mirrored() -> None:
         plain, mirrored = (seeded(train_transform(64, (0.5, 1.0), 0.4, horizontal_flip=share), pixels, seed)
                            for share in (0.0, 1.0))
         assert torch.equal(mirrored, plain.flip(-1)) and not torch.equal(mirrored, plain)
+
+
+def test_wide_and_high_crops_are_equally_frequent() -> None:
+    crop, = train_transform(240, (0.1, 0.2)).transforms
+    torch.manual_seed(0)
+    boxes = [crop.make_params([torch.empty(3, 1000, 1000)]) for _ in range(4000)]
+    logarithms = [math.log(box['width'] / box['height']) for box in boxes]
+    assert abs(sum(logarithms) / 4000) < 0.01  # 0.03, if the aspect were drawn linearly
 
 
 def test_crops_keep_their_share_and_stay_inside() -> None:

@@ -36,6 +36,15 @@ def test_each_class_counts_the_same_and_is_drawn_by_itself() -> None:
     means = Outcomes(('a', 'b'), values, torch.arange(7), 7, classes).resampled(300)
     # What is the same within each class is the same in every resample, with one image as with four.
     assert (means[:, 0] - 5 / 3).abs().max() < 1e-12
-    # One of two in a class, and one of four: k / 2 and m / 4 of two and of four draws, over three classes.
-    assert {round(12 * mean) for mean in means[:, 1].tolist()} == {0, 1, 2, 3, 4, 5, 6, 7}
+    # One of two in a class, and one of four: k and m / 3 of one and of three draws, over three classes.
+    assert {round(9 * mean) for mean in means[:, 1].tolist()} == {0, 1, 2, 3, 4, 5, 6}
     assert means[:, 1].mean().item() == pytest.approx((1 / 2 + 1 / 4) / 3, abs=0.02)
+
+
+def test_the_variance_of_small_classes_is_not_underestimated() -> None:
+    hits = torch.tensor([1, 1, 1, 1, 1, 0, 0, 0] * 3 + [1, 0, 1, 1])
+    classes = torch.tensor([0] * 8 + [1] * 8 + [2] * 8 + [3] * 4)
+    outcomes = Outcomes(('mean',), hits[:, None], torch.arange(28), 28, classes)
+    expected = sum(hits[classes == c].float().var() / (classes == c).sum() for c in range(4)) / 4 ** 2
+    found = outcomes.resampled(20_000).var()
+    assert float(found) == pytest.approx(float(expected), rel=0.04)

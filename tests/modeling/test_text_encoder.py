@@ -178,7 +178,7 @@ def _varlen_attn(
     return torch.cat(outputs)
 
 
-@pytest.mark.parametrize(('bidirectional', 'window'), [(True, None), (True, 3), (False, None), (False, 3)])
+@pytest.mark.parametrize(('bidirectional', 'window'), [(True, None), (True, 3), (False, None), (False, 3), (False, 4)])
 def test_one_kernel_for_all_texts_attends_as_one_per_length(
     bidirectional: bool, window: Optional[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,6 @@
 
 import errno
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -227,7 +226,6 @@ class Place:
             folder.mkdir()
         if self.case.remote:
             s3_remove(self.port, 'bucket', 'out/')
-        self.shared_before = len(os.listdir('/dev/shm'))
 
     def start(self, fault: Optional[Fault] = None) -> WatchedRun:
         return WatchedRun(self.command, self.out, self.work, self.case.ranks, fault, self.env)
@@ -242,11 +240,8 @@ class Place:
         return found
 
     def all_names(self) -> Counter[str]:
-        """Return the paths of all files, and how many files are in the temporary folder and in shared memory."""
-        names = Counter(str(path.relative_to(self.out)) for path in self.out.rglob('*'))
-        names['temporary files'] = len([*self.temporary.rglob('*')])
-        names['shared memory'] = len(os.listdir('/dev/shm')) - self.shared_before
-        return names
+        """Return the paths of all files below the folder; what is left in /tmp and /dev/shm is not counted."""
+        return Counter(str(path.relative_to(self.out)) for path in self.out.rglob('*'))
 
     def faults(self, kind: str) -> list[Fault]:
         """Return where to put the faults of a kind."""

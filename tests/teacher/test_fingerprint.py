@@ -13,13 +13,14 @@ import timm
 from recipes_in_process import run_recipe
 from safetensors.torch import save_file
 from towers import HALF, timm_tower
+from transformers import AutoTokenizer
 
 from llm2clip.config import LLMTeacherConfig, VisionConfig
 from llm2clip.errors import ConfigError
 from llm2clip.models.frozen_tower import tower_fingerprint
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.teacher.clip_text import ClipText
-from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, hash_files
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, hash_files, hash_settings
 from llm2clip.teacher.llm import teacher_fingerprint
 from llm2clip.teacher.sources import FrozenLLM
 
@@ -88,6 +89,14 @@ def test_configuration_and_tokenizer_are_part_of_it(
     (tmp_path / 'copy' / file).write_text(json.dumps(about))
     with pytest.raises(ValueError, match='a comes from another t[a-z]+ than b: config'):
         fingerprint(tmp_path / 'copy').check(expected, 'a', 'b')
+
+
+@pytest.mark.parametrize('token', ['bos_token', 'eos_token', 'pad_token'])
+def test_special_tokens_are_part_of_it(token: str, llm_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(llm_folder)
+    before = hash_settings({}, tokenizer)
+    setattr(tokenizer, token, 'a')
+    assert hash_settings({}, tokenizer) != before
 
 
 def test_timm_towers_with_equal_weights_differ(tmp_path: Path) -> None:

@@ -188,8 +188,7 @@ class SafeDataset(StreamingDataset):
         it resumes.
         """
         ranks = dist.get_world_size()
-        nodes = max(self.config.num_canonical_nodes, ranks // dist.get_local_world_size())
-
+        nodes = self.config.num_canonical_nodes
         sizes, unit = [self.epoch_size], 1
         if self.batching_method == 'per_stream':  # only batches that one stream can fill are delivered
             sizes, unit = [int(stream.choose) for stream in self.streams], self.device_batch

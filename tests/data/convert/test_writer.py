@@ -58,11 +58,13 @@ def test_every_sample_is_written_or_counted_by_reason(tmp_path: Path) -> None:
 
 
 def test_only_large_images_are_made_smaller(tmp_path: Path) -> None:
-    samples = [Sample(f'{size}', {'short': 'a'}, picture(1, size)) for size in (40, 200)]
+    wide = encode_image(Image.new('RGB', (200, 50)), 'PNG')
+    images = {'small': picture(1, 40), 'large': picture(1, 200), 'wide': wide}
+    samples = [Sample(name, {'short': 'a'}, image) for name, image in images.items()]
     write_dataset(samples, tmp_path / 'out', image_max_side=64)
-    small, large = read_samples(tmp_path / 'out/train')
-    assert small['image'] == picture(1, 40)
-    assert Image.open(io.BytesIO(large['image'])).size == (64, 64)
+    small, large, wide = (row['image'] for row in read_samples(tmp_path / 'out/train'))
+    assert small == picture(1, 40)
+    assert Image.open(io.BytesIO(large)).size == (64, 64) and Image.open(io.BytesIO(wide)).size == (64, 16)
 
 
 OTHER = Sample('x', {'short': 'a'}, picture(0))
