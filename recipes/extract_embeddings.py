@@ -19,8 +19,7 @@ def main(config: ExtractConfig) -> None:
 
     load = partial(teacher_source(config.teacher).load, batch_tokens=config.batch_tokens,
                    precision=config.precision)
-    run_extraction(config, load, 8 * config.batch_tokens, normalize=config.normalize,
-                   settings={'precision': config.precision})
+    run_extraction(config, load, 8 * config.batch_tokens, settings={'precision': config.precision})
 
 
 if __name__ == '__main__':

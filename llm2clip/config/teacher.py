@@ -147,8 +147,6 @@ class ExtractConfig(TextPlanConfig, EmbedConfig):
     encoder."""
     batch_tokens: Count = 4096
     """Tokens per forward pass.  Padding counts, except for LLMs, which read packed texts."""
-    normalize: bool = False
-    """Store vectors of length 1.  The adapter of stage 2 scales them unless `adapter.normalize` is false."""
     plan_captions: Count = 1
     """Captions per image with `plan_samples`, as long as no dataset is on disk."""
 

@@ -217,7 +217,8 @@ def paired_stream(
     if stream.image_embeddings is None:
         columns = [IMAGE, *(CAPTION + key for key in keys)]
     else:
-        arguments |= {'local': stream.image_embeddings.local, 'remote': stream.image_embeddings.remote}
+        arguments |= {'local': stream.image_embeddings.local, 'remote': stream.image_embeddings.remote,
+                      'source': DatasetConfig(stream.local, stream.remote)}
         columns = [EMBEDDING + IMAGE]
     return PairedStream(
         text_embeddings=text_embeddings.values(), columns=columns,

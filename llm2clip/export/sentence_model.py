@@ -5,13 +5,11 @@
 
 import copy
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
-from tokenizers import Regex
-from tokenizers.normalizers import Replace, Sequence
 
 from llm2clip.errors import missing_extra
 from llm2clip.export.model_card import teacher_card
@@ -34,7 +32,6 @@ KIND = 'sentence-transformers model'
 # These names of classes and fields are older than version 5; it reads them, and so do other programs.
 _CLASSES = 'sentence_transformers.models.'
 _POOLING_FIELDS = {'mean': 'pooling_mode_mean_tokens', 'last': 'pooling_mode_lasttoken'}
-_MARKER = '\u2063'
 _TEXTS = ['a', 'A red square on a wall.', 'Ein Café, 3 × 4 m: “schön”', 'a text that is truncated ' * 300]
 
 
@@ -86,9 +83,7 @@ def export_sentence_transformers(
 def _save_modules(teacher: Union[str, Path], prompts: Mapping[str, str], folder: Path) -> None:
     """Write a teacher as modules of sentence-transformers.
 
-    The mean excludes the header.  If this consists of special tokens, the module WordWeights gives them the
-    weight 0.  Otherwise Pooling excludes it as the prompt of each text: this is an invisible character that
-    the tokenizer drops, and the length of a prompt is measured with the header.
+    The mean excludes the header: the module WordWeights gives its tokens, which no text has, the weight 0.
     """
     model = CaptionEncoder.load(str(teacher))
     config, tokenizer = model.encoder.config, copy.copy(model.caption_tokenizer)
@@ -96,22 +91,13 @@ def _save_modules(teacher: Union[str, Path], prompts: Mapping[str, str], folder:
     fast.chat_template = None  # sentence-transformers would apply it
     tokenizer.tokenizer = fast
     prompts = {name: f'{prompt.strip()} ' for name, prompt in prompts.items()}
-    default_prompt_name = None
     modules = ['Transformer']
     if config.pooling == 'mean' and tokenizer.header:
-        header, special = set(tokenizer.header), set(fast.all_special_ids)
-        if header <= special and not header & set(tokenizer.footer):
-            modules.append('WordWeights')
-            words = [str(i) for i in range(model.encoder.llm.config.vocab_size)]
-            (folder / '1_WordWeights').mkdir()
-            WordWeights(words, {str(i): 0.0 for i in header}).save(str(folder / '1_WordWeights'))
-        else:
-            normalizers = [Replace(Regex(f'^{_MARKER}'), '')]
-            if fast.backend_tokenizer.normalizer is not None:
-                normalizers.append(fast.backend_tokenizer.normalizer)
-            fast.backend_tokenizer.normalizer = Sequence(normalizers)
-            prompts = {'query': _MARKER, 'document': _MARKER}
-            default_prompt_name = 'document'
+        tokenizer.header = _copy_tokens(model.encoder.llm, fast, tokenizer.header)
+        modules.append('WordWeights')
+        words = [str(i) for i in range(model.encoder.llm.config.vocab_size)]
+        (folder / '1_WordWeights').mkdir()
+        WordWeights(words, {str(i): 0.0 for i in tokenizer.header}).save(str(folder / '1_WordWeights'))
     modules.append('Pooling')
     save_llm(model.encoder.llm, config.bidirectional, folder)
     tokenizer.save(folder)
@@ -125,18 +111,33 @@ def _save_modules(teacher: Union[str, Path], prompts: Mapping[str, str], folder:
     pooling.mkdir()
     write_json(pooling / 'config.json', {
         'word_embedding_dimension': model.encoder.llm_embed_dim, _POOLING_FIELDS[config.pooling]: True,
-        'include_prompt': default_prompt_name is None})
+        'include_prompt': True})
     write_json(folder / 'config_sentence_transformers.json', {
-        'prompts': prompts, 'default_prompt_name': default_prompt_name, 'similarity_fn_name': 'cosine'})
+        'prompts': prompts, 'default_prompt_name': None, 'similarity_fn_name': 'cosine'})
+
+
+def _copy_tokens(llm: Any, tokenizer: Any, ids: Sequence[int]) -> list[int]:
+    """Add tokens that the LLM reads like `ids`, and that stand for no text; return their ids."""
+    names = [f'\u2063header {i}\u2063' for i in range(len(ids))]
+    tokenizer.add_tokens(names, special_tokens=True)
+    copies: list[int] = tokenizer.convert_tokens_to_ids(names)
+    # The matrix may have rows beyond the tokenizer's tokens.
+    llm.resize_token_embeddings(max(llm.config.vocab_size, copies[-1] + 1), mean_resizing=False)
+    with torch.no_grad():
+        weights = llm.get_input_embeddings().weight
+        weights[copies] = weights[ids]
+    return copies
 
 
 def _differs(teacher: Union[str, Path], folder: Path) -> str:
     """Say that the modules in a folder give other vectors than the teacher; empty if they give the same."""
     options: Any = {'convert_to_tensor': True}
-    expected = SentenceTransformer(modules=[CaptionEncoder.load(str(teacher))], device='cpu').encode(
-        _TEXTS, **options)
+    encoder = CaptionEncoder.load(str(teacher))
+    tokenizer = encoder.caption_tokenizer
+    texts = [*_TEXTS, f'{tokenizer.tokenizer.decode(tokenizer.header)} as a text']
+    expected = SentenceTransformer(modules=[encoder], device='cpu').encode(texts, **options)
     model = SentenceTransformer(str(folder), device='cpu')
-    vectors = model.encode(_TEXTS, **options).float()
+    vectors = model.encode(texts, **options).float()
     error = float((vectors - expected).abs().max() / expected.abs().max())
     tolerance = 1e-5 if model.dtype == torch.float32 else 2e-2
     if error > tolerance:

@@ -84,7 +84,10 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         if image.mode == 'I' and not 0 <= values.min() <= values.max() < 1 << 16:
             raise ValueError(f'its pixels are from {values.min()} to {values.max()}, expected 8 or 16 bits')
-        return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8)).convert('RGB')
+        grey = (values.astype(np.uint16) >> 8).astype(np.uint8)
+        if 'transparency' in image.info:  # one of the 65,536 greys
+            grey[values == image.info['transparency']] = 255
+        return Image.fromarray(grey).convert('RGB')
     if image.mode in ('RGBA', 'LA', 'PA', 'La', 'RGBa') or 'transparency' in image.info:
         image = image.convert('RGBA')
         return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')

@@ -281,6 +281,16 @@ class LLM2CLIPModel(PreTrainedModel):
                     shutil.copy(path, target)
         return super().save_pretrained(save_directory, *args, **kwargs)
 
+    def push_to_hub(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Publish the model with its teacher; a ValueError for several teachers, and for others with folders,
+        which transformers cannot upload."""
+        if list((self._folder() / _TEACHER_FOLDER).glob('*/')):
+            raise ValueError('push_to_hub cannot upload the folders in teacher/, expected files: publish '
+                             'the folder that export_hf wrote with hf upload')
+        return super().push_to_hub(*args, **kwargs)
+
     def __getstate__(self) -> dict[str, Any]:
         # Other processes, such as those of `SentenceTransformer.encode(device=[…])`, load their own teachers.
         return vars(self) | {'_teachers': None}

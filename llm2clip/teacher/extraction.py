@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from composer.devices import Device
 from composer.utils import dist
 from streaming import MDSWriter
@@ -63,8 +62,6 @@ class EmbeddingsDataset:
     """Output folder of the embeddings dataset."""
     storage: str = 'float16'
     """``float16``, ``float32`` or ``int8``."""
-    normalize: bool = False
-    """Store L2-normalised vectors."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Further settings of the vectors to record in ``teacher.json``, such as the precision."""
     of_images: bool = False
@@ -95,8 +92,8 @@ class _Extraction:
         """Write or check the record of dataset and teacher; return the missing shards.
         Every rank calls this."""
         embeddings = self.embeddings
-        vectors: dict[str, Any] = {'storage': embeddings.storage, 'normalized': embeddings.normalize}
-        vectors.update(embeddings.settings)
+        # Earlier versions could store vectors of length 1, and recorded that.
+        vectors = {'storage': embeddings.storage, 'normalized': False} | dict(embeddings.settings)
         dataset = dataset_fingerprint(read_index(embeddings.dataset.local))
         facts = {'dataset': dataset, 'caption_keys': self.keys, 'vectors': vectors}
         if self.out.remote:
@@ -285,10 +282,7 @@ def extract_text_embeddings(
                 counts.update(captions=len(part.rows), tokens=embedded.tokens, truncated=embedded.truncated,
                               left_out=embedded.left_out)
             if part.last:
-                vectors = part.vectors
-                if embeddings.normalize:
-                    vectors = F.normalize(vectors, dim=-1)
-                values = vectors.numpy().reshape(len(part.ids), len(extraction.keys), -1)
+                values = part.vectors.numpy().reshape(len(part.ids), len(extraction.keys), -1)
                 write_shard(embeddings.out, part.k,
                             vector_rows(part.ids, extraction.keys, values, embeddings.storage),
                             vector_columns(extraction.keys, embedder.width, embeddings.storage))

@@ -46,11 +46,12 @@ def train(config: InheritanceConfig) -> None:
         evaluators.append(Evaluator(label='eval', metric_names=[*ComposerInheritance.metrics],
                                     dataloader=loader))
     check_metrics(config, evaluated_metrics(evaluators))
-    record = teacher_of_embeddings(data)
+    record = teacher_of_embeddings(data, config.adapter)
     target, embed_dim = _find_target(data)
     check_teachers(config.teacher, record.teacher, 'the embeddings dataset of train_data')
     for evaluator in evaluators:
-        teacher_of_embeddings(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
+        eval_record = teacher_of_embeddings(evaluator.dataloader, config.adapter)
+        eval_record.teacher.check(record.teacher, 'eval_data', 'train_data')
         _find_target(evaluator.dataloader)[0].check(target, 'the target of eval_data', 'that of train_data')
     if dist.get_global_rank() == 0:
         check_teacher(record, config.save_folder)

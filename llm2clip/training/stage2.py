@@ -152,10 +152,12 @@ def _find_teacher(
             open_device(config.device, config.precision), in_loop.batch_tokens, in_loop.precision,
             sharded=in_loop.sharded)
         return TeacherRecord(teacher.fingerprint, {'llm_embed_dim': teacher.width}), teacher
-    record = teacher_of_embeddings(data)
+    adapter = config.model.adapter
+    record = teacher_of_embeddings(data, adapter)
     check_teachers(config.teacher, record.teacher, 'the embeddings dataset of train_data')
     for evaluator in retrieval:
-        teacher_of_embeddings(evaluator.dataloader).teacher.check(record.teacher, 'eval_data', 'train_data')
+        eval_record = teacher_of_embeddings(evaluator.dataloader, adapter)
+        eval_record.teacher.check(record.teacher, 'eval_data', 'train_data')
     return record, None
 
 

@@ -4,6 +4,7 @@
 """The joined stream and both loaders: right pairs, right order, clear errors, and the shared memory of workers."""
 
 import dataclasses
+import json
 import mmap
 import multiprocessing
 import os
@@ -23,11 +24,12 @@ from refusals import refused_at
 from streaming import MDSWriter
 from streaming.base.util import clean_stale_shared_memory
 
-from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig
+from llm2clip.config import AdapterConfig, DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.captions import text_id
+from llm2clip.data.convert.samples import Sample
 from llm2clip.data.image_text_dataset import build_image_loader
 from llm2clip.data.loader import shared_memory
-from llm2clip.data.schema import read_samples, vector_columns, vector_rows
+from llm2clip.data.schema import dataset_fingerprint, read_index, read_samples, vector_columns, vector_rows
 from llm2clip.data.streams.paired_stream import are_stored_alike
 from llm2clip.data.vectors import dequantize
 from llm2clip.errors import ConfigError, FileError
@@ -132,7 +134,7 @@ def test_embeddings_of_several_teachers_are_concatenated(
         batch = next(iter(spec.dataloader))
         assert ('text_embedding_scale' in batch) is (names == ['other'])
         vectors[len(names), names[0]] = dequantize(batch).float()
-        record = teacher_of_embeddings(spec)
+        record = teacher_of_embeddings(spec, AdapterConfig())
         assert record.llm_embed_dim == 32 * len(names) and len(record.teacher) == len(names)
         clean_stale_shared_memory()
     tiny, other, both = vectors[1, 'tiny'], vectors[1, 'other'], vectors[2, 'other']
@@ -155,12 +157,14 @@ def _write_vectors(out: Path, keys: list[str], vectors: np.ndarray, storage: str
 def test_image_embeddings_of_several_storage_types(train: bool, tmp_path: Path) -> None:
     """The datasets have the same sample ids, and no captions are equal because of that."""
     vectors = np.random.default_rng(0).standard_normal((8, 1, 4)).astype(np.float32)
+    write_dataset([Sample(f'{i}', {'x': 'a'}) for i in range(8)], tmp_path / 'd')
+    dataset = dataset_fingerprint(read_index(tmp_path / 'd/train'))
     for name, key, storage in (('texts', 'x', 'float16'), ('a', 'image', 'float16'), ('b', 'image', 'int8')):
         _write_vectors(tmp_path / name, [key], vectors, storage)
-        (tmp_path / name / 'teacher.json').write_text('{"dataset": "d"}')
+        (tmp_path / name / 'teacher.json').write_text(json.dumps({'dataset': dataset}))
 
     def stream(name: str) -> ImageStreamConfig:
-        return ImageStreamConfig(local='d', embeddings={'t': DatasetConfig(str(tmp_path / 'texts'))},
+        return ImageStreamConfig(str(tmp_path / 'd/train'), embeddings={'t': DatasetConfig(str(tmp_path / 'texts'))},
                                  image_embeddings=DatasetConfig(str(tmp_path / name)))
 
     for names, dtype in (('a', torch.float16), ('b', torch.int8), ('ab', torch.float32)):
@@ -252,6 +256,27 @@ def test_vectors_stay_as_stored_where_all_datasets_store_them_alike(encodings: l
 
     assert are_stored_alike(streams()) is alike
     assert not are_stored_alike(streams('float16'))  # of two teachers, which are concatenated
+
+
+def test_a_run_does_not_resume_on_other_embeddings(
+    image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    """Of the same captions by the same teacher; checkpoints of earlier versions do not describe them."""
+    write_text_embeddings(image_dataset, tmp_path / 'again', teacher_folder)
+    write_text_embeddings(image_dataset, tmp_path / 'int8', teacher_folder, storage='int8')
+    loader: Any = _loader(_config(image_dataset, embeddings))
+    next(iter(loader))
+    state = loader.state_dict()
+    del loader
+    older = state | {'data': {name: value for name, value in state['data'].items() if name != 'embeddings'}}
+    for folder, saved in (('again', state), ('again', older), ('int8', older)):
+        clean_stale_shared_memory()
+        resumed: Any = _loader(_config(image_dataset, tmp_path / folder))
+        resumed.load_state_dict(saved)
+    clean_stale_shared_memory()
+    resumed = _loader(_config(image_dataset, tmp_path / 'int8'))
+    with refused_at('train_data', 'the data have changed .*embeddings'):
+        resumed.load_state_dict(state)
 
 
 def test_each_tensor_takes_whole_pages_of_shared_memory() -> None:

@@ -81,13 +81,26 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert (np.abs(found[0, :, 0].astype(int) - np.arange(256)) <= 1).all()
 
 
+@pytest.mark.parametrize('orientation', [1, 6])
+def test_a_transparent_grey_of_sixteen_bits_is_white(orientation: int) -> None:
+    ramp = np.array([[0, 1000, 40_000, 40_001, 65_535]], np.uint16)
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    grey = encode(Image.fromarray(ramp), 'PNG', exif=exif)
+    end_of_header = grey.index(b'IHDR') + 4 + 13 + 4
+    found = both(grey[:end_of_header] + _chunk(b'tRNS', struct.pack('>H', 40_000)) + grey[end_of_header:])
+    assert found[..., 0].ravel().tolist() == [0, 3, 255, 156, 255]
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+
 def _bomb() -> bytes:
     """A PNG whose header promises more pixels than may be decoded."""
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-
     side = int((MAX_PIXELS * 1.2) ** 0.5)
-    return b'\x89PNG\r\n\x1a\n' + b''.join(chunk(kind, data) for kind, data in (
+    return b'\x89PNG\r\n\x1a\n' + b''.join(_chunk(kind, data) for kind, data in (
         (b'IHDR', struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0)), (b'IDAT', zlib.compress(b'')), (b'IEND', b'')))
 
 

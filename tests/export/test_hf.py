@@ -23,7 +23,7 @@ from timm.models import build_model_with_cfg, register_model
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from trained import trained
-from transformers import AutoImageProcessor, AutoModel, AutoProcessor, LlamaConfig, pipeline
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, LlamaConfig, PreTrainedModel, pipeline
 
 from llm2clip.config import ImageDataConfig, ImageStreamConfig, ModelConfig, Stage1Config, Stage2Config, VisionConfig
 from llm2clip.config.loading import load_config, save_config
@@ -106,6 +106,23 @@ def test_other_towers_and_several_teachers(
     # The names of transformers 4, whichever version this is.
     names = load_file(tmp_path / 'model/model.safetensors')
     assert any('.trunk.vision_model.' in name for name in names) == (not vision.startswith('timm'))
+
+
+def test_a_folder_in_the_teacher_is_not_pushed(
+    exported: tuple[LLM2CLIP, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would fail on it after creating the repository."""
+    upload = Mock(return_value='done')
+    monkeypatch.setattr(PreTrainedModel, 'push_to_hub', upload)
+    folder = shutil.copytree(exported[1], tmp_path / 'model')
+    for kind in (hf.LLM2CLIPModel, modeling_llm2clip.LLM2CLIPModel):
+        model = kind.from_pretrained(folder)
+        assert model.push_to_hub('user/model', private=True) == 'done'
+        (folder / 'teacher/0').mkdir()
+        with pytest.raises(ValueError, match='hf upload'):
+            model.push_to_hub('user/model')
+        (folder / 'teacher/0').rmdir()
+    assert upload.call_count == 2
 
 
 def test_eleven_teachers_keep_their_order(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.registry import build_source
 from llm2clip.teacher.llm import cast_weights, load_teacher, save_teacher
 
-TEXTS = ['a red square', 'a', 'a purple stripe painted by somebody who likes green']
+TEXTS = ['a red square', 'a <s> and </s> b', '<s>user\n a', 'a', 'a purple stripe painted by somebody who likes green']
 
 
 @pytest.mark.parametrize(('options', 'has_code'), [

@@ -3,6 +3,7 @@
 
 """Embeddings of images: extracted, trained on, exported."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,13 +106,33 @@ def test_heads_export_and_truncate(
     ('train_data.streams.t={local: x, embeddings: {tiny: {local: x}}}', r'streams\.t\.image_embeddings: required'),
     ('train_data.streams.s.image_embeddings.local=gone', 'no MDS dataset in gone'),
     ('train_data.streams.s.image_embeddings.local=TEXTS', r'embedding\.image'),
+    ('train_data.streams.s.local=gone', 'no MDS dataset in gone'),
+    ('eval_data.streams.s.local=OTHER', 'images/images belongs to another dataset than .*other/train'),
 ])
 def test_wrong_vectors_are_refused_before_training(
     wrong: str, message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not (folder / 'images/images').is_dir():
         extract(monkeypatch, folder, folder / 'images')
-    args = stage2(folder, wrong.replace('TEXTS', f'{folder}/texts'), images=f'{folder}/images/images')
+    samples = make_samples(48)
+    samples[7].captions['short'] = 'a wolf'
+    write_dataset(samples, tmp_path / 'other', size_limit='8kb')
+    wrong = wrong.replace('TEXTS', f'{folder}/texts').replace('OTHER', f'{tmp_path}/other/train')
+    args = stage2(folder, wrong, images=f'{folder}/images/images')
     with pytest.raises(ValueError, match=message):
         run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={tmp_path}/run')
     assert not (tmp_path / 'run/checkpoints').exists()
+
+
+def test_an_index_is_enough_of_the_dataset(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here or in a remote, also for a plan."""
+    extract(monkeypatch, folder, tmp_path / 'vectors')
+    (tmp_path / 'kept').mkdir()
+    shutil.copy(folder / 'data/train/index.json', tmp_path / 'kept')
+    args = stage2(folder, f'train_data.streams.s.local={tmp_path}/kept', f'eval_data.streams.s.local={tmp_path}/cache',
+                  f'eval_data.streams.s.remote={tmp_path}/kept', 'max_duration=1ba', 'train_data.num_workers=0',
+                  images=f'{tmp_path}/vectors/images')
+    run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={tmp_path}/run', 'plan=true')
+    assert not (tmp_path / 'cache').exists()
+    run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={tmp_path}/run')
+    assert [path.name for path in (tmp_path / 'cache').glob('[!.]*')] == ['index.json']

@@ -92,7 +92,7 @@ class PairedStream(VerifiedStream):
 
     Every dataset keeps its own remote and cache.  Shard k of an embeddings dataset must hold the samples of
     shard k of the first dataset, in order, as `extract_embeddings` writes it.  Sample ids are compared on
-    each read.
+    each read.  All embeddings must have been extracted from the content of the image dataset, or of `source`.
 
     Args:
         local: Folder or cache of the image dataset, or of the first embeddings dataset.
@@ -100,6 +100,7 @@ class PairedStream(VerifiedStream):
         remote: Remote of the first dataset.
         columns: Columns that the first dataset must have.  If these are vectors, it is an embeddings dataset.
         embedding_columns: Columns that every other embeddings dataset must have.
+        source: Dataset that the embeddings were extracted from, of which only the index is read.
         **weights: ``proportion`` and ``repeat``, passed to ``Stream``.
 
     Attributes:
@@ -113,27 +114,31 @@ class PairedStream(VerifiedStream):
 
     def __init__(
         self, local: str, text_embeddings: Iterable[DatasetConfig], columns: Sequence[str],
-        embedding_columns: Sequence[str], remote: Optional[str] = None, **weights: Any,
+        embedding_columns: Sequence[str], remote: Optional[str] = None,
+        source: Optional[DatasetConfig] = None, **weights: Any,
     ) -> None:
         super().__init__(local=local, remote=remote, **weights)
         self.text_embeddings = [
             VerifiedStream(local=dataset.local, remote=dataset.remote, columns=embedding_columns)
             for dataset in text_embeddings]
         self.datasets = [VerifiedStream(local=local, remote=remote, columns=columns), *self.text_embeddings]
+        self.compared = list(self.datasets)
+        if source is not None:
+            dataset = VerifiedStream(local=source.local, remote=source.remote, columns=[SAMPLE_ID])
+            self.compared.insert(0, dataset)
         self.encodings: list[str] = []
 
     def apply_default(self, default: dict[str, Any]) -> None:
         super().apply_default(default)
-        for dataset in self.datasets:
+        for dataset in self.compared:
             dataset.apply_default(default)
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
-        shards: list[list[Any]] = [dataset.get_shards(world, allow_unsafe_types) for dataset in self.datasets]
-        self.content = self.datasets[0].content
-        self.encodings = []
+        shards: list[list[Any]] = [dataset.get_shards(world, allow_unsafe_types) for dataset in self.compared]
+        encodings: list[str] = []
         descriptions: list[str] = []
-        for dataset, readers in zip(self.datasets, shards):
-            self.encodings.append(columns_of(readers[0])[dataset.columns[0]])
+        for dataset, readers in zip(self.compared, shards):
+            encodings.append(columns_of(readers[0])[dataset.columns[0]])
             content = dataset.content
             if dataset.columns[0].startswith(EMBEDDING):  # of the dataset that it was extracted from
                 path = Path(dataset.local, dataset.split, TEACHER_FILE)
@@ -144,9 +149,12 @@ class PairedStream(VerifiedStream):
             descriptions.append(f'{num_samples:,} samples in {len(readers):,} shards of content {content}')
             if descriptions[-1] != descriptions[0]:
                 raise ValueError(f'embeddings dataset {dataset.local} belongs to another dataset than '
-                                 f'{self.local}: it has {descriptions[-1]}, expected {descriptions[0]}, '
-                                 'shard by shard')
-        return [PairedReader(images, text_embeddings) for images, *text_embeddings in zip(*shards)]
+                                 f'{self.compared[0].local}: it has {descriptions[-1]}, expected '
+                                 f'{descriptions[0]}, shard by shard')
+        self.content = self.datasets[0].content
+        first = len(self.compared) - len(self.datasets)  # after the source
+        self.encodings = encodings[first:]
+        return [PairedReader(images, text_embeddings) for images, *text_embeddings in zip(*shards[first:])]
 
     def set_up_local(self, shards: Sequence[Any], cache_usage_per_shard: NDArray[np.int64]) -> None:
         # Count all files, since they can be evicted; `SafeDataset` finds the shards that lack one.

@@ -212,7 +212,8 @@ class SafeDataset(StreamingDataset):
             ConfigError: The data have changed since the state was saved.
         """
         saved = obj['data']
-        current = self._data()
+        # Older checkpoints do not describe the embeddings.
+        current = {name: value for name, value in self._data().items() if name in saved}
         if saved != current:
             raise ConfigError(
                 f'the data have changed since the checkpoint was written (then {saved}, now {current}), '
@@ -221,11 +222,15 @@ class SafeDataset(StreamingDataset):
         super().load_state_dict(obj)
 
     def _data(self) -> dict[str, Any]:
-        """Number of samples and shards, and a hash of their content; of images with embeddings datasets, only
-        the images count."""
-        contents = ' '.join(stream.content for stream in self._verified_streams)
-        content = xxhash.xxh64_hexdigest(contents)
-        return {'samples': self.num_samples, 'shards': self.num_shards, 'content': content}
+        """Number of samples and shards, and hashes of the content of the datasets and of the embeddings
+        datasets that are read beside them."""
+        contents = [stream.content for stream in self._verified_streams]
+        embeddings: list[str] = []
+        for stream in self._verified_streams:
+            embeddings += [dataset.content for dataset in stream.datasets[1:]]
+        return {'samples': self.num_samples, 'shards': self.num_shards,
+                'content': xxhash.xxh64_hexdigest(' '.join(contents)),
+                'embeddings': xxhash.xxh64_hexdigest(' '.join(embeddings))}
 
     # ------------------------------------------------------------ samples
     def stream_name(self, index: int) -> str:

@@ -182,7 +182,7 @@ def extract(config: ExtractConfig) -> Result:
 
     def run(name: str) -> dict[str, int]:
         out = OutputFolder(Path(config.out, name))
-        dataset = EmbeddingsDataset(config.datasets[name], out, config.storage, config.normalize)
+        dataset = EmbeddingsDataset(config.datasets[name], out, config.storage)
         return extract_text_embeddings(dataset, teacher)
 
     run('warm_up')
