@@ -58,8 +58,12 @@ _CHECKPOINT_SCHEMES = ('s3', 'gs', 'oci', 'azure', 'dbfs')
 
 
 def _path_or(schemes: Sequence[str]) -> AfterValidator:
-    return _must(lambda place: urlparse(place).scheme in ('', *schemes),
-                 f'a path, or a URL of {", ".join(schemes)}')
+    """A path, or a URL of one of the schemes without `#` and `?`, at which Streaming and Composer cut it off."""
+    def is_usable(place: str) -> bool:
+        scheme = urlparse(place).scheme
+        return scheme == '' or scheme in schemes and not {'#', '?'} & {*place}
+
+    return _must(is_usable, f'a path, or a URL of {", ".join(schemes)} without # and ?')
 
 
 # A part that is chosen by name: usually `name` and its arguments.

@@ -59,6 +59,10 @@ class OutputFolder:
         if self.remote is None:
             return
         if urlparse(self.remote).scheme:
+            for name in names:
+                if {'#', '?'} & {*name}:  # Streaming would cut the URL off there, and overwrite other objects
+                    raise FileError('cannot be uploaded, expected a name without # and ?; rename the input',
+                                    self.local / name)
             from streaming.base.storage import CloudUploader
             with reaching(self.remote):
                 uploader = CloudUploader.get((str(self.local), self.remote), keep_local=keep, retry=_ATTEMPTS,

@@ -41,7 +41,7 @@ BAD = {
     ],
     'prepare_data': [
         "out=''", 'size_limit=big', 'image_quality=0', 'shard_index=1', "require_any_caption=['']",
-        'out_remote=sftp://host/x',
+        'out_remote=sftp://host/x', "out_remote='s3://bucket/a#1'",
     ],
     'extract_embeddings': ['datasets={}', 'datasets={../../x: {local: d}}', 'teacher=[a, b]'],
     'evaluate': [

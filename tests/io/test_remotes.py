@@ -26,7 +26,7 @@ from llm2clip.data.convert.samples import Dropped, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_samples
 from llm2clip.data.streams.verified_stream import VerifiedStream
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, FileError
 from llm2clip.io.remotes import OutputFolder, download, is_missing, reaching
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.sources import TeacherFolder
@@ -169,3 +169,10 @@ def test_a_missing_file_is_recognised_in_every_store(module: str, name: str, arg
 def test_a_committed_file_may_name_undecodable_paths(tmp_path: Path) -> None:
     OutputFolder(tmp_path).commit('card.json', 'café \udcff')
     assert (tmp_path / 'card.json').read_text(encoding='utf-8') == 'café ?'
+
+
+@pytest.mark.parametrize('name', ['train/part-a#1/shard.00000.mds', 'train/part-a?b/shard.00000.mds'])
+def test_a_name_at_which_a_url_ends_is_not_uploaded(name: str, tmp_path: Path) -> None:
+    with pytest.raises(FileError) as error:
+        OutputFolder(tmp_path, 's3://bucket').publish('train/part-b/shard.00000.mds', name)
+    assert error.value.path == f'{tmp_path}/{name}'
