@@ -60,9 +60,14 @@ def uploaded(payload: Any) -> Optional[str]:
     return None
 
 
+async def refuse_url(url: str, cache_dir: str) -> str:
+    raise ConfigError(f'{url} is a URL, expected an upload')
+
+
 def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> Any:
     """Return a Gradio page with three tabs: search by text, search by image, and zero-shot classification."""
     import gradio as gr
+    from gradio import processing_utils
 
     from llm2clip.io.files import printable
     from llm2clip.search import classify, embed_query, nearest, thumbnail
@@ -118,6 +123,8 @@ def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> 
     examples = [[thumbnail(path, 800)] for path in paths[::-(-len(paths) // 6)]]
     gallery: dict[str, Any] = dict(show_label=False, columns=5, object_fit='cover', height='max-content',
                                    buttons=[], format='jpeg')
+    # Gradio would download a URL in a request before `uploaded` sees it.
+    processing_utils.async_ssrf_protected_download = refuse_url
     with gr.Blocks(title='LLM2CLIP') as page:
         gr.Markdown(f'# LLM2CLIP\n{len(paths):,} images of `{config.images}`, model `{config.model}`')
         with gr.Tab('Text search'):

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import timm
 import torch
@@ -342,6 +344,59 @@ def test_the_llm_of_sentence_transformers_runs_no_code(planted: str, embedder: P
     edited(dtype=None)(folder / 'config.json')  # transformers would look for it in the weights
     PLANTS[planted](folder)
     attempt(lambda: SentenceTransformerModel(SentenceTransformersTeacherConfig(str(folder))).load(CPU).embed(TEXTS))
+
+
+@pytest.mark.parametrize('options', [
+    {'model_args': {'attn_implementation': 'evil/kernel'}}, {'config_kwargs': {'attn_implementation': 'evil/kernel'}},
+    {'model_kwargs': {'use_kernels': True}}, {'model_args': {'kernel_config': {'RMSNorm': 'evil/kernel:RMSNorm'}}},
+    {'model_args': {'attn_implementation': {'': 'evil/kernel'}, 'allow_all_kernels': True}},
+    {'model_args': {'gguf_file': 'evil.gguf'}}])
+def test_options_of_sentence_transformers_fetch_no_kernel(
+    options: dict[str, Any], embedder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(embedder, tmp_path / 'folder')
+    edited(**options)(folder / 'sentence_bert_config.json')
+    with pytest.raises(ValueError, match=r'sentence_bert_config\.json.* names code'):
+        SentenceTransformerModel(SentenceTransformersTeacherConfig(str(folder))).load(CPU)
+
+
+def write_gguf(folder: Path) -> None:
+    """A Llama of one layer, quantized."""
+    folder.mkdir()
+    writer = gguf.GGUFWriter(folder / 'llm.gguf', 'llama')
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_dimension_count(8)
+    writer.add_vocab_size(40)
+    writer.add_token_list([f't{i}' for i in range(40)])
+    shapes = {'token_embd': (40, 32), 'blk.0.ffn_gate': (64, 32), 'blk.0.ffn_up': (64, 32), 'blk.0.ffn_down': (32, 64)}
+    shapes |= {f'blk.0.attn_{name}': (32, 32) for name in ('q', 'k', 'v', 'output')}
+    kind = gguf.GGMLQuantizationType.Q8_0
+    for name, shape in shapes.items():
+        writer.add_tensor(f'{name}.weight', gguf.quantize(np.ones(shape, np.float32), kind), raw_dtype=kind)
+    for name in ('output_norm', 'blk.0.attn_norm', 'blk.0.ffn_norm'):
+        writer.add_tensor(f'{name}.weight', np.ones(32, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_weights_in_gguf_fetch_no_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: Path) -> None:
+    """And they are unpacked, also where the package that fetches kernels is installed."""
+    write_gguf(tmp_path / 'llm')
+    monkeypatch.setattr('transformers.utils.import_utils.is_kernels_available', lambda: True)
+    for name in ('quantizers.quantizer_gguf.get_gguf_kernel', 'integrations.gguf.kernels.kernelize_ggml_layers',
+                 'integrations.hub_kernels.get_kernel'):
+        with suppress(AttributeError, ImportError):  # transformers 4 has none
+            monkeypatch.setattr(f'transformers.{name}', lambda *args, **options: marker.touch())
+    llm = load_llm(TextEncoderConfig(str(tmp_path / 'llm'), gguf_file='llm.gguf'))
+    assert all(weight.dtype == torch.float32 for weight in llm.parameters())
 
 
 def test_values_of_the_environment_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

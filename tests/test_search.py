@@ -208,7 +208,7 @@ def test_the_page_answers_opens_uploads_alone_and_bounds_queries(
     model_folder: Path, model: Model, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     httpx = pytest.importorskip('httpx')
-    pytest.importorskip('gradio')
+    processing_utils = pytest.importorskip('gradio.processing_utils')
     for name in ('GRADIO_ANALYTICS_ENABLED', 'GRADIO_RUN_HISTORY', 'GRADIO_TEMP_DIR', 'no_proxy'):
         monkeypatch.setenv(name, '')  # so that what the recipe puts there is undone
         monkeypatch.delenv(name)
@@ -239,6 +239,9 @@ def test_the_page_answers_opens_uploads_alone_and_bounds_queries(
         for path in (photos / '2.png', photos / 'pipe'):
             assert 'caption' not in ask(by_image, {'path': str(path)})
             assert 'Choose an image first.' in ask(zeroshot, {'path': str(path)}, 'a, b')
+        for event in (by_text, by_image):
+            ask(event, {'path': 'http://a.example/2.png', 'meta': {'_type': 'gradio.FileData'}})
+        assert not urls
         assert httpx.get(f'{url}/gradio_api/file={photos}/2.png').status_code == 403
         assert 'cannot be decoded' in ask(by_image, upload('a.jpg', b'a'))
         photo = upload('2.png', (photos / '2.png').read_bytes())
@@ -252,4 +255,8 @@ def test_the_page_answers_opens_uploads_alone_and_bounds_queries(
         raise SystemExit(130)  # as Ctrl-C does
 
     monkeypatch.setattr('gradio.Blocks.block_thread', visit)
+    urls: list[str] = []
+    monkeypatch.setattr('gradio.processing_utils.async_ssrf_protected_get', lambda url: urls.append(url))
+    monkeypatch.setattr('gradio.processing_utils.async_ssrf_protected_download',
+                        processing_utils.async_ssrf_protected_download)  # so that what the recipe changes is undone
     run_recipe(monkeypatch, 'demo', *args)

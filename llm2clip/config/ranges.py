@@ -58,7 +58,7 @@ _CHECKPOINT_SCHEMES = ('s3', 'gs', 'oci', 'azure', 'dbfs')
 
 
 def _path_or(schemes: Sequence[str]) -> AfterValidator:
-    """A path, or a URL of one of the schemes without `#` and `?`, at which Streaming and Composer cut it off."""
+    """A path, or a URL of one of the schemes without ``#`` and ``?``, where Streaming would cut it off."""
     def is_usable(place: str) -> bool:
         scheme = urlparse(place).scheme
         return scheme == '' or scheme in schemes and not {'#', '?'} & {*place}

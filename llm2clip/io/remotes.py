@@ -15,8 +15,8 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _ATTEMPTS = 5
 _LONGEST_WAIT = 30
+_DOWNLOADS = 16  # at once
 _REFUSED = re.compile('Credentials|Authentication|SignatureDoesNotMatch|InvalidAccessKeyId|ExpiredToken|'
                       'AccessDenied|NoSuchBucket')
 _LIBRARIES = ('botocore.', 'boto3.', 'google.', 'azure.', 'oci.', 'paramiko.', 'composer.utils.object_store.')
@@ -54,6 +55,26 @@ class OutputFolder:
         path = self.local / name
         return path.is_file() or self.remote is not None and download(os.path.join(self.remote, name), path)
 
+    def fetch_all(self, names: Iterable[str]) -> list[bool]:
+        """Call `fetch` for each file, with several downloads at once."""
+        with ThreadPoolExecutor(_DOWNLOADS) as pool:
+            return list(pool.map(self.fetch, names))
+
+    def existing(self, names: Sequence[str]) -> set[str]:
+        """Return which of the files, all in the same folder, are here or in the remote."""
+        existing = {name for name in names if (self.local / name).is_file()}
+        if self.remote is None or len(existing) == len(names):
+            return existing
+        if not urlparse(self.remote).scheme:
+            return existing | {name for name in names if Path(self.remote, name).is_file()}
+        try:
+            with reaching(self.remote):
+                uploader = _process_uploader(self.local, self.remote, True, os.getpid())
+                objects = uploader.list_objects(os.path.commonprefix(names))
+        except NotImplementedError:  # Streaming cannot list all stores
+            return {name for name, is_here in zip(names, self.fetch_all(names)) if is_here}
+        return existing.union(os.path.basename(key) for key in objects).intersection(names)
+
     def publish(self, *names: str, keep: bool = True) -> None:
         """Upload files in this order; without `keep`, delete them here afterwards."""
         if self.remote is None:
@@ -63,10 +84,8 @@ class OutputFolder:
                 if {'#', '?'} & {*name}:  # Streaming would cut the URL off there, and overwrite other objects
                     raise FileError('cannot be uploaded, expected a name without # and ?; rename the input',
                                     self.local / name)
-            from streaming.base.storage import CloudUploader
             with reaching(self.remote):
-                uploader = CloudUploader.get((str(self.local), self.remote), keep_local=keep, retry=_ATTEMPTS,
-                                             exist_ok=True)
+                uploader = _process_uploader(self.local, self.remote, keep, os.getpid())
                 for name in names:
                     uploader.upload_file(name)
             return
@@ -90,6 +109,13 @@ class OutputFolder:
         OutputFolder(staging, self.remote).publish(name)
         durable_rename(partial, path)
         shutil.rmtree(staging)
+
+
+@functools.lru_cache(maxsize=8)
+def _process_uploader(local: Path, remote: str, keep: bool, process: int) -> Any:
+    """Streaming's uploader from a folder to its remote; one per process, as for downloads."""
+    from streaming.base.storage import CloudUploader
+    return CloudUploader.get((str(local), remote), keep_local=keep, retry=_ATTEMPTS, exist_ok=True)
 
 
 @functools.lru_cache(maxsize=4)

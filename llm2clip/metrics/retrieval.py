@@ -14,8 +14,9 @@ from torchmetrics.utilities import dim_zero_cat
 from llm2clip.device import in_float32
 from llm2clip.metrics.bootstrap import Outcomes
 
-# Maximum number of scores in memory.
+# Maximum number of scores in memory, and of queries at once on a CPU, whose cache holds few scores.
 _SCORES = 2**27
+_CPU_QUERIES = 384
 _KS = (1, 5, 10)
 
 
@@ -32,24 +33,31 @@ def retrieval_ranks(
         candidates: ``(C, D)``.
         right: ``(P, 2)`` distinct pairs (query, candidate); every query occurs in at least one.
         chunk: Queries scored at once, with ``chunk * C`` float32 scores in memory.  None: half a gigabyte of
-            scores.
+            scores, or fewer on a CPU.
     """
-    chunk = chunk or max(1, _SCORES // len(candidates))
+    if chunk is None:
+        chunk = max(1, _SCORES // len(candidates))
+        if candidates.device.type == 'cpu':
+            chunk = min(chunk, _CPU_QUERIES)
     right = right[right[:, 0].argsort()]
     counts = torch.bincount(right[:, 0], minlength=len(queries))
     assert counts.all(), 'a query has no right candidate'
     ends = counts.cumsum(0)
     candidates = candidates.float()
+    # One buffer for all chunks: the system takes long to give memory.
+    buffer = torch.empty(min(chunk, len(queries)), len(candidates), device=candidates.device)
     ranks = []
     for start in range(0, len(queries), chunk):
         stop = min(start + chunk, len(queries))
         rows, columns = right[int(ends[start] - counts[start]):int(ends[stop - 1])].T
         rows = rows - start
-        scores = queries[start:stop].float() @ candidates.T
+        scores = torch.matmul(queries[start:stop].float(), candidates.T, out=buffer[:stop - start])
         right_scores = scores[rows, columns]
         best = torch.full((stop - start,), -torch.inf, device=scores.device)
         best = best.scatter_reduce(0, rows, right_scores, 'amax')
-        at_least = (~(scores < best[:, None])).sum(1)
+        # In place and in float32, which counts exactly up to 2**24: a sum of booleans would need eight bytes
+        # for each.
+        at_least = len(candidates) - scores.lt_(best[:, None]).sum(1).long()
         ranks.append(at_least - torch.bincount(rows[~(right_scores < best[rows])], minlength=stop - start))
     return torch.cat(ranks)
 

@@ -23,6 +23,8 @@ from .text_encoder import TextEncoder
 # Suffixes of files that decide a teacher's vectors: weights, tokenizer, chat template and configurations.
 TEACHER_SUFFIXES = ('.safetensors', '.bin', '.model', '.json', '.jinja', '.txt')
 _REASON = 300
+# Options of `from_pretrained` with which transformers 5 fetches compiled code from the Hub.
+_KERNEL_OPTIONS = ('use_kernels', 'kernel_config', 'allow_all_kernels', 'gguf_file')
 _ENCODING = {'bidirectional', 'pooling', 'chat_template', 'instruction', 'max_length', 'dtype'}
 
 
@@ -130,7 +132,7 @@ def check_no_code(fields: Mapping[str, Any], where: Union[str, Path]) -> None:
             value = vars(value)
         text = str(value)
         is_class = key == 'auto_map' and value
-        is_kernel = 'attn_implementation' in str(key) and '/' in text
+        is_kernel = key in _KERNEL_OPTIONS and value or 'attn_implementation' in str(key) and '/' in text
         is_computed = '${' in text
         if is_class or is_kernel or is_computed:
             raise LoadError(f'{where}: {key} names code, {text[:80]}, expected none: data does not decide '

@@ -21,6 +21,8 @@ from .checks import LoadError, check_finite, check_no_code, check_rope, loading
 
 # Prefixes of the classes that a sentence-transformers folder may name: modules and activations.
 _TRUSTED_CLASSES = ('sentence_transformers.', 'torch.nn.')
+# Keys of a folder whose values sentence-transformers passes to transformers, in its old and its new terms.
+_PASSED_ON = ('model_args', 'model_kwargs', 'config_args', 'config_kwargs')
 
 
 def load_sentence_transformer(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -46,8 +48,8 @@ def load_sentence_transformer(folder: Path, trust_remote_code: bool = False) -> 
 
 
 def _refuse_foreign_classes(folder: Path) -> None:
-    """Raise a LoadError if a local folder names custom classes, which sentence-transformers runs even without
-    trust."""
+    """Raise a LoadError if a local folder names custom classes or Hub kernels, which sentence-transformers
+    runs even without trust."""
     for path in sorted(folder.rglob('*.json')):
         with loading(path, 'JSON'):
             content = json.loads(path.read_text(encoding='utf-8'))
@@ -62,6 +64,7 @@ def _refuse_foreign_classes(folder: Path) -> None:
             types = module.get('types')
             if isinstance(types, dict):
                 names += types.values()
+            check_no_code({key: module.get(key) for key in _PASSED_ON}, path)
         for name in map(str, names):
             if '.' in name and not name.startswith(_TRUSTED_CLASSES):
                 raise LoadError(f'{path}: names the class {name}, expected one of sentence-transformers; '

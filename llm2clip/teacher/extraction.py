@@ -77,6 +77,7 @@ class _Extraction:
         local = embeddings.dataset.local
         self.stream = VerifiedStream(local=local, remote=embeddings.dataset.remote)
         self.shards = self.stream.open()
+        self.pieces = [_piece(k) for k in range(len(self.shards))]
         if dist.get_local_rank() == 0:
             self.stream.set_up_local(self.shards, np.zeros(len(self.shards), np.int64))
         dist.barrier()
@@ -116,7 +117,8 @@ class _Extraction:
             out.commit(TEACHER_FILE, record.to_text())
         for unfinished in out.local.glob('shard.*.tmp.*'):  # of a killed process: no rank has begun
             shutil.rmtree(unfinished, ignore_errors=True)
-        return [k for k in range(len(self.shards)) if not out.fetch(_piece(k))]
+        finished = out.existing(self.pieces)
+        return [k for k, piece in enumerate(self.pieces) if piece not in finished]
 
     def items(self, sample: Mapping[str, Any]) -> list[Any]:
         """Return what to embed of a sample, in the order of the keys: (image, sample id), or the captions, of
@@ -129,9 +131,9 @@ class _Extraction:
     def finish(self) -> None:
         """Write the index from the entries of all shards."""
         entries = []
-        for k in range(len(self.shards)):
-            path = self.out.local / _piece(k)
-            if not self.out.fetch(path.name):
+        for piece, is_here in zip(self.pieces, self.out.fetch_all(self.pieces)):
+            path = self.out.local / piece
+            if not is_here:
                 raise FileNotFoundError(f'{path}, which another machine has written, is not here: machines '
                                         'that do not share the folder need out_remote')
             entry = read_json(path, dict)

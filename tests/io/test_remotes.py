@@ -18,6 +18,7 @@ from launched import stage2_arguments
 from parts import make_samples, write_dataset, write_text_embeddings
 from recipes_in_process import run_recipe
 from remotes import FaultyProxy, s3_environment, s3_server
+from streaming.base.storage import CloudUploader
 
 from llm2clip.command import run_command
 from llm2clip.config import DatasetConfig, ExtractConfig, PrepareConfig
@@ -90,6 +91,53 @@ def test_conversion_and_extraction_write_to_s3(
     client = boto3.client('s3', endpoint_url=os.environ['S3_ENDPOINT_URL'])
     keys = {item['Key'] for item in client.list_objects_v2(Bucket='out')['Contents']}
     assert {'photos/dataset.json', 'photos/train/index.json', 'embeddings/teacher.json'} <= keys
+
+
+def test_one_client_uploads_all_files(served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clients: list[str] = []
+    create = boto3.session.Session.client
+
+    def counted(session: Any, service: str, **options: Any) -> Any:
+        clients.append(service)
+        return create(session, service, **options)
+
+    monkeypatch.setattr(boto3.session.Session, 'client', counted)
+    out = OutputFolder(tmp_path / 'out', 's3://uploads/folder')
+    out.local.mkdir()
+    (served / 'uploads').mkdir()
+    with s3_server(served) as port:
+        for name, value in s3_environment(port).items():
+            monkeypatch.setenv(name, value)
+        for i in range(5):
+            (out.local / f'{i}.mds').write_text(f'{i}')
+            out.publish(f'{i}.mds')
+            out.commit(f'{i}.json', '{}')
+    assert len(clients) == 2  # of the folder, and of where files wait to be committed
+    assert {path.name for path in (served / 'uploads/folder').iterdir()} == {
+        f'{i}.{suffix}' for i in range(5) for suffix in ('mds', 'json')}
+    assert (served / 'uploads/folder/4.mds').read_text() == '4'
+
+
+def test_finished_files_are_listed_in_pages(served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f'shard.{i:05}.json' for i in range(1300)]
+    folder = served / 'many/folder'
+    folder.mkdir(parents=True)
+    for name in [*names[:1200], 'shard.00000.mds', 'index.json']:
+        (folder / name).write_text('{}')
+    (tmp_path / names[1250]).write_text('{}')
+    with s3_server(served) as port:
+        proxy = FaultyProxy(port, [''], every=10**6)
+        for name, value in s3_environment(proxy.port).items():
+            monkeypatch.setenv(name, value)
+        out = OutputFolder(tmp_path, 's3://many/folder')
+        assert out.existing(names) == {*names[:1200], names[1250]}
+        assert proxy.requests < 10
+        assert out.fetch_all(names[1190:1210]) == [True] * 10 + [False] * 10
+        assert (tmp_path / names[1199]).read_text() == '{}'
+        monkeypatch.setattr('streaming.base.storage.S3Uploader.list_objects', CloudUploader.list_objects)
+        assert out.existing(names[1190:1210]) == {*names[1190:1200]}  # as of stores that cannot be listed
+        proxy.close()
+    assert OutputFolder(tmp_path / 'new', str(folder)).existing(names) == {*names[:1200]}
 
 
 def test_errors_of_an_object_store_name_the_remote(

@@ -55,6 +55,25 @@ def test_chunks_do_not_matter() -> None:
     assert torch.equal(retrieval_ranks(x, y, right, chunk=5), retrieval_ranks(x, y, right, chunk=100))
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_ranks_count_wrong_candidates_to_the_last_one(dtype: torch.dtype) -> None:
+    """With more queries than a CPU scores at once, several right candidates, ties and NaN."""
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(1000, 3, generator=generator).round().to(dtype)
+    candidates = torch.randn(50, 3, generator=generator).round().to(dtype)
+    candidates[7] = torch.nan
+    is_right = torch.rand(1000, 50, generator=generator) < 0.05
+    is_right[:, 3] |= ~is_right.any(1)
+    scores = queries.float() @ candidates.float().T
+    expected = []
+    for row, right in zip(scores, is_right):
+        best = row[right].max()
+        expected.append(int((~right & ~(row < best)).sum()))
+    keep = ~is_right[:, 7]  # a right candidate with a NaN score finds nothing, as tested below
+    ranks = retrieval_ranks(queries, candidates, is_right.nonzero())
+    assert ranks.dtype == torch.int64 and torch.equal(ranks[keep], torch.tensor(expected)[keep])
+
+
 def test_ties_and_nan_scores_find_nothing() -> None:
     same = torch.ones(5, 3)
     assert caption_retrieval_accuracy(same, same) == 0.0
