@@ -142,8 +142,8 @@ def _part_jobs(
 
 
 def _is_to_be_written(job: PartJob, is_finished: bool) -> bool:
-    """Whether a part is incomplete, has only unusable samples, lacked image files that exist now, or is part of
-    an unfinished dataset and was written from input files that have changed."""
+    """Whether a part is incomplete, has only unusable samples, lacked image files that exist now or, in an
+    unfinished dataset, was written from input files that have changed."""
     record = read_record(job, of_any_inputs=not is_finished)
     if record is None or record['options']['inputs'] != job.options['inputs']:
         return True
