@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-import wrapt
 from composer.core import Algorithm, Callback, Event, State
 from composer.loggers import Logger, ProgressBarLogger
 from composer.utils import dist
@@ -193,13 +192,6 @@ class SaveBest(Callback):
         dist.barrier()
 
 
-class LogFile(wrapt.ObjectProxy):
-    """A stream without the control sequence that moves the cursor up, which only terminals understand."""
-
-    def write(self, text: str) -> int:
-        return self.__wrapped__.write(text.replace('\x1b[A', ''))
-
-
 class ProgressBar(ProgressBarLogger):
     """Composer's progress bar, with support for log files and for runs that resume in the middle of an epoch.
 
@@ -207,7 +199,7 @@ class ProgressBar(ProgressBarLogger):
     """
 
     def __init__(self) -> None:
-        super().__init__(stream=sys.stderr if sys.stderr.isatty() else LogFile(sys.stderr))
+        super().__init__(stream=sys.stderr)
         self.hparams_already_logged_to_console = True  # Composer's do not describe the run
 
     def state_dict(self) -> dict[str, Any]:
@@ -223,13 +215,11 @@ class ProgressBar(ProgressBarLogger):
 
     def eval_end(self, state: State, logger: Logger) -> None:
         """Print the metrics in a line of their own, since the bar is cut at the width of the terminal."""
-        values: dict[str, str] = {}
-        if self.eval_pbar is not None:
-            values = self.eval_pbar.metrics
+        bar = self.eval_pbar
         super().eval_end(state, logger)
-        if values:
-            shown = ', '.join(f'{name.rpartition("/")[2]} {value}' for name, value in values.items())
-            print(f'{state.dataloader_label}: {shown}', file=self.stream, flush=True)
+        if bar is not None:
+            values = [f'{name.rpartition("/")[2]} {value}' for name, value in bar.metrics.items()]
+            print(f'{state.dataloader_label}: {", ".join(values)}', file=sys.stderr, flush=True)
 
     def batch_start(self, state: State, logger: Logger) -> None:
         self.epoch_start(state, logger)
@@ -245,6 +235,8 @@ class ProgressBar(ProgressBarLogger):
             bar.refresh()
 
     def _adapt_to_log_file(self, bar: Any) -> None:
-        """Off a terminal, let metrics wait for the next line that is due; Composer writes a line for each."""
+        """Off a terminal, let metrics wait for the next line that is due, since Composer writes a line for
+        each, and never move the cursor up."""
         if not sys.stderr.isatty():
             bar.set_postfix = partial(bar.set_postfix, refresh=False)
+            bar.moveto = lambda lines: bar.fp.write('\n' * lines)
