@@ -20,7 +20,7 @@ $(UV):
 	.uv/bin/pip install --quiet uv==0.13.9
 
 $(VENV)/.base: pyproject.toml uv.lock | $(UV)
-	@echo 'installing (2 to 4 minutes, 7 GB)'
+	@echo 'installing (a minute with a fast connection, 7 GB)'
 	$(SYNC) --group quickstart
 	@touch $@
 

@@ -121,8 +121,10 @@ def _set_up_process() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    # In seconds; tqdm reads both when it is imported.  Without a delay, each file of weights draws a bar.
+    os.environ.setdefault('TQDM_DELAY', '1')
     if not sys.stderr.isatty():
-        os.environ.setdefault('TQDM_MININTERVAL', '10')  # seconds; read by tqdm when it is imported
+        os.environ.setdefault('TQDM_MININTERVAL', '10')
 
 
 def _rank(variable: str = 'RANK') -> int:

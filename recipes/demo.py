@@ -34,9 +34,13 @@ def main(config: DemoConfig) -> None:
         from gradio.themes import Default, LocalFont
     except ImportError as error:
         raise missing_extra('the page', 'demo', error) from None
+    from llm2clip.data.caption_files import read_captions
     from llm2clip.device import open_device
     from llm2clip.search import embed_images, load_model
 
+    captions: dict[str, list[str]] = {}
+    if config.captions is not None:
+        captions, _ = read_captions(config.captions, config.image_column, config.caption_column)
     model, fingerprint = load_model(config, open_device(config.device, config.precision), ['a text'])
     paths, images = embed_images(config, model, fingerprint)
     font = LocalFont('Source Sans Pro', weights=(400, 700))
@@ -44,7 +48,7 @@ def main(config: DemoConfig) -> None:
     # Uploads, examples and thumbnails, the only files that are served.
     with TemporaryDirectory() as folder:
         os.environ['GRADIO_TEMP_DIR'] = folder
-        page = make_page(config, model, paths, images)
+        page = make_page(config, model, paths, images, captions)
         page.launch(server_name=config.host, server_port=config.port, share=False, quiet=True,
                     max_file_size='100mb', prevent_thread_lock=True, theme=theme, css=PHONE, footer_links=[])
         print(f'{len(paths):,} images: open {page.local_url}, Ctrl-C ends it', flush=True)
@@ -64,7 +68,9 @@ async def refuse_url(url: str, cache_dir: str) -> str:
     raise ConfigError(f'{url} is a URL, expected an upload')
 
 
-def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> Any:
+def make_page(
+    config: DemoConfig, model: Any, paths: list[str], images: Any, captions: dict[str, list[str]]
+) -> Any:
     """Return a Gradio page with three tabs: search by text, search by image, and zero-shot classification."""
     import gradio as gr
     from gradio import processing_utils
@@ -75,8 +81,9 @@ def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> 
     def search(query: Any) -> list[tuple[Any, str]]:
         results = []
         for i, score in nearest(images, embed_query(model, query), config.top):
-            name = printable(os.path.relpath(paths[i], config.images))
-            results.append((thumbnail(paths[i], 800), f'{score:.3f}  {name}'))
+            name = os.path.relpath(paths[i], config.images)
+            label = ': '.join([f'{score:.3f}  {name}', *captions.get(name, [])[:1]])
+            results.append((thumbnail(paths[i], 800), printable(label)))
         return results
 
     def search_text(text: str) -> Any:
@@ -126,21 +133,24 @@ def make_page(config: DemoConfig, model: Any, paths: list[str], images: Any) -> 
     # Gradio would download a URL in a request before `uploaded` sees it.
     processing_utils.async_ssrf_protected_download = refuse_url
     with gr.Blocks(title='LLM2CLIP') as page:
-        gr.Markdown(f'# LLM2CLIP\n{len(paths):,} images of `{config.images}`, model `{config.model}`')
-        with gr.Tab('Text search'):
+        gr.Markdown(f'# LLM2CLIP\nSearch the {len(paths):,} images of `{config.images}` by a text or an image, '
+                    'or let the model choose which of your labels fits an image best. Model: '
+                    f'`{config.model}`. If it was trained on these images, it finds them more easily than '
+                    'new ones.')
+        with gr.Tab('Search by text'):
             with gr.Row(equal_height=True):
                 text = gr.Textbox(label='Text', show_label=False, placeholder='a dog on the beach', scale=6)
                 button = gr.Button('Search', variant='primary', min_width=96)
             gr.on([text.submit, button.click], **event(search_text, [text], gr.Gallery(**gallery)))
-        with gr.Tab('Image search'), gr.Row():
+        with gr.Tab('Search by image'), gr.Row():
             image = image_input()
             with gr.Column(scale=3):
                 image.change(**event(search_image, [image], gr.Gallery(**gallery)))
-        with gr.Tab('Zero-shot'), gr.Row():
+        with gr.Tab('Classify an image'), gr.Row():
             image = image_input()
             with gr.Column(scale=2):
-                labels = gr.Textbox(label='Labels, separated by commas or lines', placeholder='dog, cat',
-                                    lines=3)
+                labels = gr.Textbox(label='What may be in the image? Separate labels by commas or lines',
+                                    placeholder='dog, cat', lines=3)
                 button = gr.Button('Classify', variant='primary')
                 button.click(**event(classify_image, [image, labels], gr.Label(label='Probabilities')))
     return page

@@ -163,7 +163,8 @@ def test_a_recipe_of_one_process_refuses_several_ranks(monkeypatch: pytest.Monke
 
 
 def test_a_log_file_has_a_state_of_a_progress_bar_per_ten_seconds(tmp_path: Path) -> None:
-    """Of a bar of tqdm, and of that of a training, which draws at each metric."""
+    """Of a bar of tqdm that takes a second, and of that of a training, which draws at each metric.  The values of an
+    evaluation are a whole line."""
     output, log = _python(f'''
         import sys, time
         from llm2clip.command import run_command
@@ -177,6 +178,8 @@ def test_a_log_file_has_a_state_of_a_progress_bar_per_ten_seconds(tmp_path: Path
 
             for _ in tqdm(range(300), 'embed'):
                 time.sleep(0.001)
+            for _ in tqdm(range(1), 'long', mininterval=0):
+                time.sleep(1)
             bar = ProgressBar()
             state = SimpleNamespace(timestamp=Timestamp(), max_duration=Time.from_timestring('300ba'),
                                     dataloader_label='train', dataloader_len=300)
@@ -186,13 +189,19 @@ def test_a_log_file_has_a_state_of_a_progress_bar_per_ten_seconds(tmp_path: Path
                 state.timestamp = Timestamp(batch=step + 1)
                 bar.log_metrics({{'loss/train/total': 0.5}})
                 bar.batch_end(state, None)
+            state.dataloader_label = 'val'
+            bar.eval_start(state, None)
+            bar.log_metrics({{f'metrics/val/image_retrieval_recall@{{k}}': k / 20 for k in range(1, 11)}})
+            bar.eval_end(state, None)
             bar.close(state, None)
             print('timm' in sys.modules, 'wandb' in sys.modules)  # timm would import wandb, which is slow
 
         run_command(PrepareConfig, main, ['out={tmp_path}/out', 'source.name=emoji'])
         ''').communicate()
     assert output == 'True False\n'
-    assert re.findall(r'embed: +(\d+)%', log) == ['0', '100']
+    assert 'embed' not in log and re.findall(r'long: +(\d+)%', log)[-1] == '100' and '\x1b' not in log
+    values = ', '.join(f'image_retrieval_recall@{k} {k / 20:.4f}' for k in range(1, 11))
+    assert f'\nval: {values}\n' in log
     shown = re.findall(r'train +(\d+)%', log)
     assert shown[0] == '0' and set(shown[1:]) == {'100'} and 'loss/train/total=0.5' in log
 

@@ -214,7 +214,9 @@ def test_the_page_answers_opens_uploads_alone_and_bounds_queries(
         monkeypatch.delenv(name)
     port = free_port()
     url, args = f'http://127.0.0.1:{port}', [f'model={model_folder}', f'images={photos}', f'port={port}', 'top=9',
-                                             'device=cpu', 'num_workers=0', f'index={tmp_path}/index']
+                                             'device=cpu', 'num_workers=0', f'index={tmp_path}/index',
+                                             f'captions={tmp_path}/captions.csv', 'caption_column=text']
+    (tmp_path / 'captions.csv').write_text('image,text\n./2.png,noise of seed 2\n2.png,more\n')
     write_photo(photos / os.fsdecode(b'\xff.png'), 9)
     texts = AutoModel.from_pretrained(model_folder).get_text_features(TEXTS)
     logits = model[0].model.logit_scale.exp() * direct(model_folder, [photos / '2.png']) @ texts.T
@@ -245,7 +247,7 @@ def test_the_page_answers_opens_uploads_alone_and_bounds_queries(
         assert httpx.get(f'{url}/gradio_api/file={photos}/2.png').status_code == 403
         assert 'cannot be decoded' in ask(by_image, upload('a.jpg', b'a'))
         photo = upload('2.png', (photos / '2.png').read_bytes())
-        assert '1.000  2.png' in ask(by_image, photo)
+        assert '1.000  2.png: noise of seed 2"' in ask(by_image, photo)
         answer = ask(zeroshot, photo, '\n'.join(TEXTS))
         found = [float(value) for value in re.findall(r'"confidence": ?([\d.e-]+)', answer)]
         assert found == pytest.approx(sorted(logits.softmax(-1)[0].tolist(), reverse=True), abs=1e-3)

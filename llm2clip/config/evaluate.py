@@ -281,6 +281,12 @@ class SearchConfig(ImageFolderConfig):
 class DemoConfig(ImageFolderConfig):
     """Page that searches a folder of images and classifies images."""
 
+    captions: Optional[Text] = None
+    """Caption file of the images, as of the source `image_folder`, to show an image's first caption."""
+    image_column: Text = 'image'
+    """Column of that file with the image's path inside `images`."""
+    caption_column: Text = 'caption'
+    """Column of that file with the text."""
     host: Text = '127.0.0.1'
     """Address to serve the page on.  `0.0.0.0` lets everybody search who reaches this machine: there is no
     login."""

@@ -17,6 +17,7 @@ from llm2clip.errors import ConfigError, FileError
 from llm2clip.io.files import parse_json, read_json, reading
 
 QUOTES = 'a row in which every quote that is opened is closed, and one in a text is doubled'
+UTF8 = 'a text in UTF-8 (save a spreadsheet as "CSV UTF-8", not as .xlsx and not in Windows-1252)'
 
 
 def normal_path(name: str) -> str:
@@ -26,8 +27,11 @@ def normal_path(name: str) -> str:
     return posixpath.normpath(name)
 
 
-def read_captions(captions: str, image_column: str, caption_column: str) -> dict[str, list[str]]:
-    """Read image (its `normal_path`) -> captions, both in the order of the file.  Empty captions are skipped.
+def read_captions(
+    captions: str, image_column: str, caption_column: str
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Read image (its `normal_path`) -> captions, both in the order of the file, without empty captions; and
+    the places of the rows that name no image.
 
     Args:
         captions: ``.json`` (a list of objects), ``.jsonl`` or ``.jsonlines`` (an object per line), ``.tsv``,
@@ -36,7 +40,7 @@ def read_captions(captions: str, image_column: str, caption_column: str) -> dict
         caption_column: Column with the text; in JSON it may also be a list of texts.
 
     Raises:
-        ConfigError, FileError: The file is missing or damaged, or lacks a column.
+        ConfigError, FileError: The file is missing or damaged, lacks a column, or names no image.
     """
     suffix = Path(captions).suffix
     records: Iterable[tuple[str, Any]]
@@ -47,14 +51,20 @@ def read_captions(captions: str, image_column: str, caption_column: str) -> dict
     else:
         _, records = read_csv(captions)
     texts: dict[str, list[str]] = {}
+    without_image: list[str] = []
     for where, record in records:
-        image = normal_path(text_field(record, image_column, where))
+        image = text_field(record, image_column, where)
+        if not image.strip():
+            without_image.append(where)
+            continue
         values = field(record, caption_column, where)
         if not isinstance(values, list):
             values = [values]
         lines = [optional_text(value, f'{where}: {caption_column!r}') for value in values]
-        texts.setdefault(image, []).extend(line for line in lines if line.strip())
-    return texts
+        texts.setdefault(normal_path(image), []).extend(line for line in lines if line.strip())
+    if not texts:
+        raise FileError(f'has no row with a text in {image_column!r}, expected one row per caption', captions)
+    return texts, without_image
 
 
 def check_text(text: str, where: str) -> str:
@@ -63,12 +73,12 @@ def check_text(text: str, where: str) -> str:
     A NUL character, an unpaired surrogate or an undecodable byte raises a FileError that names `where`.
     """
     if '\0' in text:
-        raise FileError('has a NUL character, expected a text in UTF-8', where)
+        raise FileError(f'has a NUL character, expected {UTF8}', where)
     try:
         text.encode()
     except UnicodeEncodeError as error:
         # U+DC80 to U+DCFF stand for the bytes 0x80 to 0xFF that are not UTF-8.
-        raise FileError(f'has {text[error.start]!r}, expected a text in UTF-8', where) from None
+        raise FileError(f'has {text[error.start]!r}, expected {UTF8}', where) from None
     return text
 
 
@@ -83,19 +93,24 @@ def _text_lines(path: str, newline: Optional[str] = None) -> Iterator[str]:
 def read_csv(path: str) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
     """Return the columns of a CSV or ``.tsv`` file, and an iterator of its rows, each with ``<path>:<line>``.
 
+    White space around values is removed, and blank rows are skipped.
+
     Raises:
         FileError: The file is not a valid table; the message names file and line.
     """
     rows = _csv_rows(path)
     where, columns = next(rows, (path, []))
-    if len({*columns}) < len(columns):
+    names = list(filter(None, columns))
+    if len({*names}) < len(names):
         raise FileError(f'has the columns {", ".join(columns)}, expected different names', where)
     return columns, ((where, dict(zip(columns, row))) for where, row in rows)
 
 
 def _csv_rows(path: str) -> Iterator[tuple[str, list[str]]]:
     """Non-blank rows of a CSV file, the header first, all with the same number of values."""
-    delimiter = '\t' if path.endswith('.tsv') else ','
+    header = next(filter(str.strip, _text_lines(path)), '')
+    usual = '\t' if path.endswith('.tsv') else ','
+    delimiter = max(f'{usual};\t,', key=header.count)  # the usual one if none is more frequent
     reader = csv.reader(_text_lines(path, newline=''), delimiter=delimiter, strict=True)
     columns: list[str] = []
     row: Optional[list[str]] = []
@@ -103,12 +118,13 @@ def _csv_rows(path: str) -> Iterator[tuple[str, list[str]]]:
         where = f'{path}:{reader.line_num + 1}'
         with reading(where, QUOTES):
             row = next(reader, None)
-        if row:
-            columns = columns or row
-            if len(row) != len(columns):
-                raise FileError(f'has {len(row)} values, expected {len(columns)}, one per column of '
-                                f'{", ".join(columns)}; a text with commas needs quotes', where)
-            yield where, row
+        cells = [cell.strip() for cell in row or ()]
+        if any(cells):
+            columns = columns or cells
+            if len(cells) != len(columns):
+                raise FileError(f'has {len(cells)} values, expected {len(columns)}, one per column of '
+                                f'{", ".join(columns)}; a text with {delimiter!r} needs quotes', where)
+            yield where, cells
 
 
 def read_lines(path: str) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -227,5 +228,9 @@ def _portable(model: LLM2CLIP, config: ModelConfig) -> dict[str, Any]:
 AutoConfig.register('llm2clip', LLM2CLIPConfig)
 AutoModel.register(LLM2CLIPConfig, LLM2CLIPModel)
 AutoModelForZeroShotImageClassification.register(LLM2CLIPConfig, LLM2CLIPModel)
-# transformers calls image processors slow if they do not derive from its torchvision class.
-AutoImageProcessor.register(LLM2CLIPConfig, slow_image_processor_class=LLM2CLIPImageProcessor)
+# transformers 4 calls image processors slow if they do not derive from its torchvision class, and accepts no
+# others as fast; transformers 5 warns if a model has only a slow one.
+processors: dict[str, Any] = {'slow_image_processor_class': LLM2CLIPImageProcessor}
+if version('transformers') >= '5':
+    processors['fast_image_processor_class'] = LLM2CLIPImageProcessor
+AutoImageProcessor.register(LLM2CLIPConfig, **processors)

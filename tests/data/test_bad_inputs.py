@@ -117,7 +117,7 @@ FILES: list[tuple[str, str, Content, Arguments, str]] = [
     ('image_folder', 'c.csv', f'{HEADER}a.png,x\na.png,"one\nb.png,two\n', {}, r'c\.csv:3: .*quote'),
     ('image_folder', 'c.csv', HEADER.encode() + b'a.png,x\na.png,caf\xe9\n', {}, r'c\.csv:3: has .\\udce9'),
     ('image_folder', 'c.csv', f'{HEADER}a.png,x\0y\n', {}, r'c\.csv:2: has a NUL'),
-    ('image_folder', 'c.csv', 'image;caption\na.png;x\n', {}, r"c\.csv:2 has no 'image'; it has image;caption"),
+    ('image_folder', 'c.csv', 'image|caption\na.png;x\n', {}, r"c\.csv:2 has no 'image'; it has image\|caption"),
     ('image_folder', 'c.csv', f'{HEADER}\na.png,"x\n\ny"\n\nin.png,x,y\n', {}, r'c\.csv:7: has 3 values'),
     ('image_folder', 'c.json', '[{"image": "a.png", "caption": 3}]', {}, r"c\.json, value 0: 'caption': '3'"),
     ('image_folder', 'c.json', '[{"image": "a.png", "caption": "\\ud800"}]', {}, r'.* has .\\ud800'),

@@ -4,6 +4,7 @@
 """The exported folder: the same numbers, loaded by transformers, as the README says, and its model card."""
 
 import io
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+import transformers
 import yaml
 from accelerate import infer_auto_device_map
 from huggingface_hub import ModelCard
@@ -58,6 +60,16 @@ def test_loaded_model_gives_the_same_features(exported: tuple[LLM2CLIP, Path], t
     torch.testing.assert_close(logits, model.logit_scale.exp() * model.get_image_features(pixels) @ expected.T)
     with pytest.raises(ValueError, match='either texts or text_embedding'):
         loaded.get_text_features()
+
+
+def test_the_processor_loads_without_a_warning(
+    exported: tuple[LLM2CLIP, Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger('transformers'), 'propagate', True)
+    transformers.utils.logging.warning_once.cache_clear()
+    with caplog.at_level('WARNING', logger='transformers.models.auto.image_processing_auto'):
+        AutoImageProcessor.from_pretrained(exported[1])
+    assert 'torchvision backend' not in caplog.text
 
 
 @torch.no_grad()

@@ -34,9 +34,7 @@ def image_folder(
             hash of their path.  A mapping split -> number of images makes several splits, such as ``val`` and
             ``test``.
     """
-    texts = read_captions(captions, image_column, caption_column)
-    splits = split_holdout(texts, holdout, seed, split)
-    return image_splits(images, [captions], numbered_captions(texts), splits), Dropped()
+    return _numbered_splits(images, captions, image_column, caption_column, holdout, seed, split)
 
 
 def caption_csv(
@@ -44,9 +42,25 @@ def caption_csv(
     seed: Seed = 0,
 ) -> tuple[dict[str, list[Part]], Dropped]:
     """Captions without images, grouped by the value of `image_column`.  Arguments as for `image_folder`."""
-    texts = read_captions(captions, image_column, caption_column)
-    splits = split_holdout(texts, holdout, seed)
-    return image_splits(None, [captions], numbered_captions(texts), splits), Dropped()
+    return _numbered_splits(None, captions, image_column, caption_column, holdout, seed, 'train')
+
+
+def _numbered_splits(
+    images: Optional[str], captions: str, image_column: str, caption_column: str, holdout: Holdout, seed: int,
+    split: str,
+) -> tuple[dict[str, list[Part]], Dropped]:
+    """Splits of a caption file.  A part without samples counts the rows that name no image."""
+    texts, without_image = read_captions(captions, image_column, caption_column)
+    splits = split_holdout(texts, holdout, seed, split)
+    parts = image_splits(images, [captions], numbered_captions(texts), splits)
+
+    def no_samples(dropped: Dropped) -> Sequence[Sample]:
+        dropped.add('no image', *without_image)
+        return []
+
+    if without_image:
+        parts[split].append(Part('without-image', no_samples, [captions]))
+    return parts, Dropped()
 
 
 def numbered_captions(captions: Mapping[str, Iterable[str]]) -> dict[str, dict[str, str]]:

@@ -71,11 +71,12 @@ def check_options(
                               f'remove {out} to convert again')
 
 
-def read_record(job: PartJob) -> Optional[dict[str, Any]]:
+def read_record(job: PartJob, any_inputs: bool = False) -> Optional[dict[str, Any]]:
     """Return the record of a written part; None if it is incomplete.
 
     Raises:
-        ConfigError: The options or an input file have changed, and the part has samples.
+        ConfigError: The options or, unless `any_inputs`, an input file have changed, and the part has
+            samples.
         FileError: The record is damaged.
     """
     path = job.out.local / job.folder / PART_FILE
@@ -83,8 +84,11 @@ def read_record(job: PartJob) -> Optional[dict[str, Any]]:
         return None
     record = read_json(path, dict)
     with reading(path, f'the record of a part; remove {path.parent} to convert it again'):
+        options = dict(job.options)
+        if any_inputs:
+            options['inputs'] = {}
         if record['samples']:
-            check_options(job.out, path, record['options'], job.options)
+            check_options(job.out, path, record['options'], options)
     return record
 
 

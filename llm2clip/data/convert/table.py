@@ -16,7 +16,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from llm2clip.config.ranges import CaptionColumns, FolderName, HoldoutShare, SampleShare, Seed, Text
-from llm2clip.data.caption_files import optional_text, read_csv
+from llm2clip.data.caption_files import UTF8, optional_text, read_csv
 from llm2clip.data.convert.samples import (
     Dropped,
     Filters,
@@ -44,7 +44,7 @@ def read_schema(path: str) -> pyarrow.Schema:
     """Return the columns of a table and their types, which are texts for CSV and TSV files."""
     if path.endswith(('.csv', '.tsv')):
         return pyarrow.schema([(name, pyarrow.string()) for name in read_csv(path)[0]])
-    with reading(path, 'a Parquet file'), pyarrow.parquet.ParquetFile(path) as file:
+    with reading(path, f'a Parquet file, or .csv, {UTF8}'), pyarrow.parquet.ParquetFile(path) as file:
         return file.schema_arrow
 
 
@@ -183,7 +183,6 @@ def table(
     for path, schema in schemas.items():
         for name in reader.columns:
             check_column(schema, name, path)
-
 
     def read(path: str, is_holdout: bool, dropped: Dropped) -> Iterator[Sample]:
         return reader.samples(_rows(path, reader.columns), Path(path).name, dropped, is_holdout)

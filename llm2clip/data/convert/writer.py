@@ -7,11 +7,15 @@ One process writes each part of a split into a folder of shards, ``<split>/part-
 complete, on any machine, one index over all shards in the split's folder makes the dataset readable.
 """
 
+import csv
 import hashlib
 import json
+import math
 import os
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -32,12 +36,13 @@ from llm2clip.data.convert.part_writer import (
 )
 from llm2clip.data.convert.samples import MISSING_FILE, Dropped, Part
 from llm2clip.data.schema import INDEX, read_index
-from llm2clip.errors import ConfigError, under
-from llm2clip.io.files import read_json, reading
+from llm2clip.errors import ConfigError, FileError, under
+from llm2clip.io.files import atomic_write, read_json, reading
 from llm2clip.io.remotes import OutputFolder
 
 CARD_FILE = 'dataset.json'
 """Dataset card, written last: a folder with a card is complete."""
+LEFT_OUT_FILE = 'left_out.csv'
 # Ids per reason for omission in the card; the records of the parts list all ids.
 _NAMED = 1000
 # Bytes; larger input files, and tars, are compared by size alone.
@@ -100,7 +105,8 @@ def write_splits(
                                   'empty folder or one that prepare_data wrote', 'out')
     inputs, jobs = _part_jobs(splits, out, config, options)
     mine = jobs[config.shard_index::config.num_shards]
-    todo = [job for job in mine if _is_to_be_written(read_record(job), job.options)]
+    is_finished = out.fetch(CARD_FILE)
+    todo = [job for job in mine if _is_to_be_written(job, is_finished)]
     print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, num_workers={config.num_workers}',
           flush=True)
     num_done = len(mine) - len(todo)
@@ -135,11 +141,13 @@ def _part_jobs(
     return inputs, list(jobs.values())
 
 
-def _is_to_be_written(record: Optional[dict[str, Any]], options: Mapping[str, Any]) -> bool:
-    """Whether a part is incomplete, has only unusable samples, or lacked image files that exist now."""
-    if record is None:
+def _is_to_be_written(job: PartJob, is_finished: bool) -> bool:
+    """Whether a part is incomplete, has only unusable samples, lacked image files that exist now or, in an
+    unfinished dataset, was written from input files that have changed."""
+    record = read_record(job, any_inputs=not is_finished)
+    if record is None or record['options']['inputs'] != job.options['inputs']:
         return True
-    if not record['samples'] and (record['dropped'] or record['options'] != options):
+    if not record['samples'] and (record['dropped'] or record['options'] != job.options):
         return True
     return any(map(os.path.isfile, record['dropped'].get(MISSING_FILE, ())))
 
@@ -188,11 +196,17 @@ def _finish(
 def _check_dropped(left_out: Dropped, num_written: int, config: WriterConfig, out: OutputFolder) -> None:
     """Raise an error if too many samples of the parts are unusable, or `exclude_ids` names none of them."""
     num_unusable = sum(left_out.counts().values())
-    if num_unusable > config.max_dropped * (num_written + num_unusable):
-        examples = {reason: ids[:5] for reason, ids in left_out.reasons.items()}
-        raise ValueError(f'{num_unusable} of {num_written + num_unusable} samples were left out, more than '
-                         f'max_dropped={config.max_dropped} allows: {examples}.  To read repaired images '
-                         f'again, remove {out}')
+    num_read = num_written + num_unusable
+    path = out.local / LEFT_OUT_FILE
+    path.unlink(missing_ok=True)
+    if num_unusable > config.max_dropped * num_read:
+        _write_left_out(path, left_out.reasons)
+        counts = ', '.join(f'{n} {reason}' for reason, n in left_out.counts().items())
+        needed = math.ceil(100 * num_unusable / num_read) / 100
+        raise FileError(f'lists {num_unusable} of {num_read} samples, which cannot be used ({counts}), and '
+                        'files with similar names; max_dropped allows a share of '
+                        f'{config.max_dropped}; mend the input and repeat the command, or set '
+                        f'max_dropped={needed}; to read repaired images again, remove {out}', path)
     num_ids = len(excluded_ids(config.exclude_ids))
     if num_ids:
         num_excluded = left_out.filtered[EXCLUDED]
@@ -200,6 +214,31 @@ def _check_dropped(left_out: Dropped, num_written: int, config: WriterConfig, ou
         if not num_excluded:
             raise ConfigError(f'{summary}; expected ids of samples of this source', 'exclude_ids')
         print(f'exclude_ids: {summary}', flush=True)
+
+
+def _write_left_out(path: Path, reasons: Mapping[str, Sequence[str]]) -> None:
+    """Write a CSV file of unusable samples, given as reason -> ids or paths of missing files.
+
+    Beside a missing file is the name of one in its folder that differs only in case, white space, punctuation
+    or suffix.
+    """
+    similar: dict[tuple[str, str], str] = {}  # folder and letters of a name -> name
+    for folder in {*map(os.path.dirname, reasons.get(MISSING_FILE, ()))}:
+        if os.path.isdir(folder):
+            names = sorted(os.listdir(folder), reverse=True)  # so that a.jpg replaces a.txt
+            similar.update({_letters(f'{folder}/{name}'): name for name in names})
+    with atomic_write(path) as partial, open(
+            partial, 'w', encoding='utf-8-sig', errors='replace', newline='') as file:
+        rows = csv.writer(file)
+        rows.writerow(['reason', 'sample', 'similar file'])
+        for reason, ids in reasons.items():
+            rows.writerows([reason, sample_id, similar.get(_letters(sample_id))] for sample_id in ids)
+
+
+def _letters(path: str) -> tuple[str, str]:
+    """Folder of a path, and letters and digits of its name in lower case, without its suffix."""
+    stem = unicodedata.normalize('NFKC', Path(path).stem).casefold()
+    return os.path.dirname(path), re.sub(r'[\W_]+', '', stem)
 
 
 def _caption_lengths(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:

@@ -213,6 +213,14 @@ class ProgressBar(ProgressBarLogger):
         if self.eval_pbar is not None:
             self._adapt_to_log_file(self.eval_pbar.pbar)
 
+    def eval_end(self, state: State, logger: Logger) -> None:
+        """Print the metrics in a line of their own, since the bar is cut at the width of the terminal."""
+        bar = self.eval_pbar
+        super().eval_end(state, logger)
+        if bar is not None:
+            values = [f'{name.rpartition("/")[2]} {value}' for name, value in bar.metrics.items()]
+            print(f'{state.dataloader_label}: {", ".join(values)}', file=sys.stderr, flush=True)
+
     def batch_start(self, state: State, logger: Logger) -> None:
         self.epoch_start(state, logger)
 
@@ -224,8 +232,11 @@ class ProgressBar(ProgressBarLogger):
             self._adapt_to_log_file(bar)
             # Steps before the resumption are not steps of this process, and do not count in its rate.
             bar.initial = bar.n = int(getattr(state.timestamp, self.train_pbar.timestamp_key))
+            bar.refresh()
 
     def _adapt_to_log_file(self, bar: Any) -> None:
-        """Off a terminal, let metrics wait for the next line that is due; Composer writes a line for each."""
+        """Off a terminal, let metrics wait for the next line that is due, since Composer writes a line for
+        each, and never move the cursor up."""
         if not sys.stderr.isatty():
             bar.set_postfix = partial(bar.set_postfix, refresh=False)
+            bar.moveto = lambda lines: bar.fp.write('\n' * lines)

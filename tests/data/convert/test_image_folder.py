@@ -17,6 +17,9 @@ ROWS = [('a.png', 'red, round'), ('b/c.png', 'blue'), ('a.png', 'a ball')]
 OBJECTS = [{'image': image, 'caption': caption} for image, caption in ROWS]
 CAPTION_FILES = {
     'captions.csv': '\ufeffimage,caption\n' + ''.join(f'\n{image},"{caption}"\n' for image, caption in ROWS),
+    'spaces.csv': 'image , caption,\n' + ''.join(f' {image},"\u00a0{caption} ",\n , ,\n' for image, caption in ROWS),
+    'semicolons.csv': '\nimage;caption\n' + ''.join(f'{image};{caption}\n;\n' for image, caption in ROWS),
+    'tabs.csv': 'caption\timage\n' + ''.join(f'{caption}\t{image}\n' for image, caption in ROWS),
     'captions.tsv': 'n\tcaption\timage\n' + ''.join(f'1\t{caption}\t{image}\n' for image, caption in ROWS),
     'captions.json': json.dumps(OBJECTS),
     'captions.jsonl': '\n'.join(map(json.dumps, OBJECTS)) + '\n\n',
@@ -46,6 +49,31 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
         image_folder(images, 'nowhere.csv')
     with refused_at('source.images'):
         image_folder('nowhere', csv, 'file', 'text')
+
+
+@pytest.mark.parametrize(('content', 'place'), [
+    (b'', 'c.csv'), (b'image,caption\n', 'c.csv'), (b'image,caption\n,red\n', 'c.csv'),
+    ('image,caption\na.png,grün\n'.encode('cp1252'), 'c.csv:2'), ('image\tcaption\n'.encode('utf-16'), 'c.csv:1'),
+    (b'PK\x03\x04\x14\x00\x06\x00\x08\x00\x00\x00!\x00', 'c.csv:1')])
+def test_a_file_without_usable_text_is_named(
+    content: bytes, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = set_files.image_folder(Path())['images']
+    Path('c.csv').write_bytes(content)
+    with refused_at(place, 'CSV UTF-8' if ':' in place else ''):
+        image_folder(images, 'c.csv', holdout=1)
+
+
+@pytest.mark.parametrize('with_images', [True, False])
+def test_rows_without_an_image_are_counted(with_images: bool, tmp_path: Path) -> None:
+    images, csv = set_files.image_folder(tmp_path)['images'], f'{tmp_path}/c.csv'
+    Path(csv).write_text('image,caption\na.png,red\n,blue\n,\n ,green\n')
+    splits, _ = image_folder(images, csv) if with_images else caption_csv(csv)
+    dropped = Dropped()
+    samples = [sample for part in splits['train'] for sample in part.read(dropped)]
+    assert [sample.captions for sample in samples] == [{'0': 'red'}]
+    assert dropped.reasons == {'no image': [f'{csv}:3', f'{csv}:5']}
 
 
 def test_all_spellings_of_a_path_are_one_image(tmp_path: Path) -> None:

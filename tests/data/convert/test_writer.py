@@ -3,6 +3,7 @@
 
 """Datasets are written whole or not at all, in parts by several processes and machines, stopped and continued."""
 
+import csv
 import io
 import json
 import multiprocessing
@@ -15,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+import set_files
 from parts import UNDECODABLE, make_samples, picture, write_dataset
 from PIL import Image
 from recipes_in_process import run_recipe
@@ -22,6 +24,7 @@ from refusals import refused_at
 
 from llm2clip.config import WriterConfig
 from llm2clip.data.convert import part_writer
+from llm2clip.data.convert.image_folder import image_folder
 from llm2clip.data.convert.samples import Dropped, Part, Sample, one_part
 from llm2clip.data.convert.writer import CARD_FILE, is_written, write_splits
 from llm2clip.data.images import encode_image
@@ -83,12 +86,61 @@ def test_samples_that_do_not_fit_together_are_refused(parts: list[Part], words: 
 
 def test_too_many_bad_samples_are_counted_over_all_parts(tmp_path: Path) -> None:
     splits = {'train': [_part(0), *one_part([Sample('b', {'short': 'a', 'long': 'b'}, b'x')])]}
-    with pytest.raises(ValueError, match='1 of 7 samples were left out, more than max_dropped=0.02.*undecodable image'):
+    with refused_at(tmp_path / 'out/left_out.csv', '1 of 7 samples.*undecodable image.*set max_dropped=0.15'):
         write_splits(splits, Dropped(), tmp_path / 'out')
     assert not OutputFolder(tmp_path / 'out').fetch(CARD_FILE) and not (tmp_path / 'out/train/index.json').exists()
     assert write_splits(splits, Dropped(), tmp_path / 'out', WriterConfig(max_dropped=0.2)) == {'train': 6}
     card = json.loads((tmp_path / 'out/dataset.json').read_text())
     assert card['dropped_ids'] == {UNDECODABLE: ['b']}
+    assert not (tmp_path / 'out/left_out.csv').exists()
+
+
+def test_unusable_samples_are_listed_with_similar_files(tmp_path: Path) -> None:
+    photos, captions, out = tmp_path / 'photos', tmp_path / 'captions.csv', tmp_path / 'out'
+    similar = {'a/DSC 01.jpg': 'dsc_01.JPG', 'u\u0308.png': '\u00fc.png', 'c.jpeg': 'c.png', 'd.png': None,
+               'e.png': 'e.png'}
+    for name, file in similar.items():
+        if file is not None:
+            path = photos / Path(name).with_name(file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(0))
+    (photos / 'e.png').write_bytes(b'damaged')
+    captions.write_text('image,caption\n' + ''.join(f'{name},a\n' for name in [*similar, '']))
+
+    def write() -> Any:
+        return write_splits(*image_folder(str(photos), str(captions)), out)
+
+    with refused_at(out / 'left_out.csv', '6 of 6 samples'):
+        write()
+    with open(out / 'left_out.csv', encoding='utf-8-sig', newline='') as file:
+        rows = list(csv.reader(file))
+    del similar['e.png']
+    missing = [['missing image file', f'{photos}/{name}', file or ''] for name, file in similar.items()]
+    assert rows[1:] == [*missing, [UNDECODABLE, 'e.png', ''], ['no image', f'{captions}:7', '']]
+    captions.write_text('image,caption\nc.png,a\n')
+    assert write() == {'train': 1} and not (out / 'left_out.csv').exists()
+
+
+def test_an_unfinished_dataset_follows_its_input_files(tmp_path: Path) -> None:
+    """Parts of a machine are written again; those of another machine, from other files, are refused."""
+    images, file = set_files.image_folder(tmp_path).values()
+    rows = Path(file).read_text()
+
+    def write(out: str, holdout: int = 1, **settings: Any) -> Any:
+        config = WriterConfig(**settings)
+        return write_splits(*image_folder(images, file, holdout=holdout), tmp_path / out, config, {'holdout': holdout})
+
+    Path(file).write_text(f'{rows}missing.png,c\n')
+    with refused_at(tmp_path / 'out/left_out.csv'):
+        write('out')
+    assert write('shared', num_shards=2, max_dropped=1) is None
+    Path(file).write_text(rows.replace('ball', 'box'))
+    with refused_at('out', 'another holdout'):
+        write('out', holdout=0)
+    assert write('out') == {'train': 1, 'val': 1}
+    assert 'a box' in {row['caption.1'] for split in ('train', 'val') for row in read_samples(tmp_path / 'out' / split)}
+    with refused_at('', f'{file}: has changed since'):
+        write('shared', num_shards=2, shard_index=1)
 
 
 def test_machines_share_the_parts_and_only_a_remote(tmp_path: Path) -> None:
@@ -213,7 +265,7 @@ def test_a_part_without_samples_does_not_block_the_next_try(tmp_path: Path) -> N
         return write_splits(splits, Dropped(), tmp_path / out, description={'source': source})
 
     for source, out in (('wrong', 'same'), ('wrong', 'other'), ('right', 'other')):
-        with pytest.raises(ValueError, match='1 of 1 samples were left out'):
+        with refused_at(tmp_path / out / 'left_out.csv', '1 of 1 samples'):
             write(empty, source, out)
     assert write(three, 'wrong', 'same') == {'train': 3}, 'the options of the failure'
     assert write(three, 'right') == {'train': 3}, 'options that differ from those of the first failure'
@@ -271,9 +323,11 @@ def test_no_dataset_is_mixed_with_other_captions_or_options(
         with pytest.raises(ConfigError, match=f'written with another {option.split("=")[0].split(".")[0]}'):
             prepare('whole', holdout, option)
     captions.write_text(captions.read_text().replace('caption of 7', 'caption of 9'))
-    for out in ('stopped', 'whole'):
-        with pytest.raises(ConfigError, match=f'{captions}: has changed since {tmp_path}/{out} was written'):
-            prepare(out, holdout)
+    with pytest.raises(ConfigError, match=f'{captions}: has changed since {tmp_path}/whole was written'):
+        prepare('whole', holdout)
+    prepare('stopped', holdout)
+    texts = [row['caption.0'] for split in ('train', 'val') for row in read_samples(tmp_path / 'stopped' / split)]
+    assert texts.count('caption of 9') == 2
     captions.unlink()
     prepare('whole', holdout)  # which needs it no more
 
