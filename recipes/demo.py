@@ -133,8 +133,8 @@ def make_page(
     # Gradio would download a URL in a request before `uploaded` sees it.
     processing_utils.async_ssrf_protected_download = refuse_url
     with gr.Blocks(title='LLM2CLIP') as page:
-        gr.Markdown(f'# LLM2CLIP\nSearch the {len(paths):,} images of `{config.images}` by a text or an image, '
-                    'or let the model choose which of your labels fits an image best. Model: '
+        gr.Markdown(f'# LLM2CLIP\nSearch the {len(paths):,} images of `{config.images}` by a text or an '
+                    'image, or let the model choose which of your labels fits an image best. Model: '
                     f'`{config.model}`. If it was trained on these images, it finds them more easily than '
                     'new ones.')
         with gr.Tab('Search by text'):

@@ -361,7 +361,11 @@ def learned_settings(config: TrainConfig) -> dict[str, Any]:
         left_out = set(_MAY_CHANGE)
         if node.get('remote'):
             left_out.add('local')
-        return {str(name): learned(value) for name, value in node.items() if name not in left_out}
+        deciding: dict[str, Any] = {}
+        for name, value in node.items():
+            if name not in left_out:
+                deciding[str(name)] = learned(value)
+        return deciding
 
     return learned(OmegaConf.to_container(OmegaConf.structured(config)))
 

@@ -117,7 +117,11 @@ def _positives(query: str, pair: CaptionPairConfig, texts: Mapping[str, str]) ->
         return []
     if pair.positive is None:
         return [query]
-    return [key for key in pair.positive if key != query and key in texts]
+    positives: list[str] = []
+    for key in pair.positive:
+        if key != query and key in texts:
+            positives.append(key)
+    return positives
 
 
 def text_id(text: str) -> int:

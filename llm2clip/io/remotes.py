@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Optional, Union
 from urllib.parse import urlparse
@@ -62,18 +62,22 @@ class OutputFolder:
 
     def existing(self, names: Sequence[str]) -> set[str]:
         """Return which of the files, all in the same folder, are here or in the remote."""
-        existing = {name for name in names if (self.local / name).is_file()}
-        if self.remote is None or len(existing) == len(names):
-            return existing
-        if not urlparse(self.remote).scheme:
-            return existing | {name for name in names if Path(self.remote, name).is_file()}
-        try:
-            with reaching(self.remote):
-                uploader = _process_uploader(self.local, self.remote, True, os.getpid())
-                objects = uploader.list_objects(os.path.commonprefix(names))
-        except NotImplementedError:  # Streaming cannot list all stores
-            return {name for name, is_here in zip(names, self.fetch_all(names)) if is_here}
-        return existing.union(os.path.basename(key) for key in objects).intersection(names)
+        existing = {path.name for path in self.local.glob('*')}
+        if self.remote is not None and not existing.issuperset(names):
+            existing |= self._remote_names(names)
+        return existing.intersection(names)
+
+    def _remote_names(self, names: Sequence[str]) -> set[str]:
+        """Return the names of the remote's files that begin as the given ones do, from one listing; files of
+        a remote that Streaming cannot list are downloaded."""
+        remote = str(self.remote)
+        if urlparse(remote).scheme:
+            with suppress(NotImplementedError), reaching(remote):
+                uploader = _process_uploader(self.local, remote, True, os.getpid())
+                keys = uploader.list_objects(os.path.commonprefix(names))
+                return set(map(os.path.basename, keys))
+        self.fetch_all(names)
+        return {path.name for path in self.local.glob('*')}
 
     def publish(self, *names: str, keep: bool = True) -> None:
         """Upload files in this order; without `keep`, delete them here afterwards."""

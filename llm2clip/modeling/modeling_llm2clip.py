@@ -306,8 +306,12 @@ class LLM2CLIPModel(PreTrainedModel):
     def teacher_folders(folder: Path) -> list[Path]:
         """Return the folder of the teacher, or of each teacher, in an exported folder."""
         # Only whole numbers: a sentence-transformers model has folders such as 1_Pooling.
-        several = [path for path in (folder / _TEACHER_FOLDER).glob('[0-9]*') if path.name.isdecimal()]
-        return sorted(several, key=lambda path: int(path.name)) or [folder / _TEACHER_FOLDER]
+        several: list[Path] = []
+        for path in (folder / _TEACHER_FOLDER).glob('[0-9]*'):
+            if path.name.isdecimal():
+                several.append(path)
+        several.sort(key=lambda path: int(path.name))
+        return several or [folder / _TEACHER_FOLDER]
 
     @staticmethod
     def read_tokens(tokenizer: Any, input_ids: torch.Tensor) -> list[str]:

@@ -133,10 +133,13 @@ class TimmTower(Tower):
         if isinstance(matcher, dict):  # it is a function for some convolutional networks
             for part, patterns in matcher.items():
                 if isinstance(patterns, (list, tuple)):
-                    # Drop the patterns that assign everything after the last block to that block (timm's
-                    # MATCH_PREV_GROUP): parameters without a pattern form a separate last layer.
-                    matcher[part] = [(names, layer) for names, layer in patterns
-                                     if layer != (99999,) or re.compile(names).groups > 0]
+                    kept: list[Any] = []
+                    for names, layer in patterns:
+                        # Drop the patterns that assign everything after the last block to that block (timm's
+                        # MATCH_PREV_GROUP): parameters without a pattern form a separate last layer.
+                        if layer != (99999,) or re.compile(names).groups > 0:
+                            kept.append((names, layer))
+                    matcher[part] = kept
         ids = group_parameters(self.trunk, matcher, reverse=True)
         # timm's group numbers may have gaps, since a group may be empty.
         rank = {layer: i for i, layer in enumerate(sorted(set(ids.values())))}

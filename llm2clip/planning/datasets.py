@@ -108,8 +108,11 @@ def add_all(plan: Plan, datasets: Mapping[str, DatasetConfig]) -> None:
 
 def on_disk(datasets: Mapping[str, DatasetConfig]) -> dict[str, Any]:
     """Return the datasets that have an index here and no remote."""
-    return {name: dataset for name, dataset in datasets.items()
-            if dataset.remote is None and Path(dataset.local, INDEX).is_file()}
+    present: dict[str, DatasetConfig] = {}
+    for name, dataset in datasets.items():
+        if dataset.remote is None and Path(dataset.local, INDEX).is_file():
+            present[name] = dataset
+    return present
 
 
 def _captions(mix: Mapping[str, float]) -> dict[str, float]:

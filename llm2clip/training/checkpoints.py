@@ -145,8 +145,12 @@ def _check_checkpoint(path: Path) -> None:
 
 def _newest_first(names: Iterable[str]) -> list[tuple[int, str]]:
     """Return (batch, name) of the names that Composer gives to checkpoints, newest first."""
-    matches = {name: _NAME.fullmatch(name) for name in names}
-    return sorted(((int(match[1]), name) for name, match in matches.items() if match), reverse=True)
+    checkpoints: list[tuple[int, str]] = []
+    for name in names:
+        match = _NAME.fullmatch(name)
+        if match is not None:
+            checkpoints.append((int(match[1]), name))
+    return sorted(checkpoints, reverse=True)
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:

@@ -105,7 +105,11 @@ def our_accuracy(folder: Path) -> dict[str, float]:
 
 
 def captions_of(sample: dict[str, Any]) -> list[str]:
-    return [text for key, text in sorted(sample.items()) if key.startswith(CAPTION) and text]
+    captions = []
+    for key, text in sorted(sample.items()):
+        if key.startswith(CAPTION) and text:
+            captions.append(text)
+    return captions
 
 
 def recalls_of(images: torch.Tensor, texts: torch.Tensor, captions: list[list[str]]) -> dict[str, float]:

@@ -41,7 +41,7 @@ from llm2clip.config import LoaderConfig
 from llm2clip.data.captions import sample_seed
 from llm2clip.data.schema import SAMPLE_ID
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
-from llm2clip.errors import ConfigError
+from llm2clip.errors import ConfigError, refuse
 from llm2clip.io.folders import CACHE_LOCK
 
 _LOCK_SECONDS = 30.0
@@ -249,18 +249,18 @@ class SafeDataset(StreamingDataset):
 
 def _check_weights(streams: Mapping[str, VerifiedStream], epoch_size: Optional[Any]) -> None:
     """Raise a ConfigError if `proportion`, `repeat` and `epoch_size` do not go together."""
-    weighted = [name for name, stream in streams.items() if hasattr(stream, 'proportion')]
-    repeated = [name for name, stream in streams.items() if hasattr(stream, 'repeat')]
-    rest = [name for name in streams if name not in weighted]
-    if repeated and weighted:
-        raise ConfigError('expected none, since a dataset has a proportion; set one of the two for all',
-                          f'streams.{repeated[0]}.repeat')
-    if repeated and epoch_size is not None:
-        raise ConfigError('expected none, since epoch_size decides how much of a dataset an epoch takes; '
-                          'set proportion instead', f'streams.{repeated[0]}.repeat')
-    if weighted and rest:
-        raise ConfigError('required but not set, since other datasets have one',
-                          f'streams.{rest[0]}.proportion')
+    has_proportions = any(hasattr(stream, 'proportion') for stream in streams.values())
+    for name, stream in streams.items():
+        is_repeated = hasattr(stream, 'repeat')
+        refuse([
+            (f'streams.{name}.repeat', is_repeated and has_proportions,
+             'expected none, since a dataset has a proportion; set one of the two for all'),
+            (f'streams.{name}.repeat', is_repeated and epoch_size is not None,
+             'expected none, since epoch_size decides how much of a dataset an epoch takes; set proportion '
+             'instead'),
+            (f'streams.{name}.proportion', has_proportions and not hasattr(stream, 'proportion'),
+             'required but not set, since other datasets have one'),
+        ])
 
 
 def _partitions(algorithm: str, *arguments: Any) -> NDArray[np.int64]:

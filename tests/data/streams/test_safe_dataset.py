@@ -11,12 +11,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Optional
 
 import pytest
 from parts import make_samples, write_dataset, write_text_embeddings
+from recipes_in_process import as_if_a_process_ended
 from refusals import refused_at
 from streaming.base.format.base.reader import FileInfo
 from streaming.base.storage import CloudDownloader
@@ -380,6 +382,11 @@ def test_any_checkpoint_continues_as_an_undisturbed_run(options: dict[str, Any],
         return [(batch['sample_id'], batch['caption'], batch['sample_seed'].tolist(), batch['pixel_values'].sum())
                 for batch in loader]
 
+    with as_if_a_process_ended():  # which closes the files of many datasets
+        _check_checkpoints(loader, read)
+
+
+def _check_checkpoints(loader: Callable[[], DataLoader], read: Callable[[DataLoader], list[Any]]) -> None:
     whole = loader()
     epochs = [read(whole) for _ in range(2)]
     num_batches = len(whole)
