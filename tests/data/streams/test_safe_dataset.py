@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Optional
@@ -382,33 +381,30 @@ def test_any_checkpoint_continues_as_an_undisturbed_run(options: dict[str, Any],
         return [(batch['sample_id'], batch['caption'], batch['sample_seed'].tolist(), batch['pixel_values'].sum())
                 for batch in loader]
 
-    with as_if_a_process_ended():  # which closes the files of many datasets
-        _check_checkpoints(loader, read)
-
-
-def _check_checkpoints(loader: Callable[[], DataLoader], read: Callable[[DataLoader], list[Any]]) -> None:
-    whole = loader()
-    epochs = [read(whole) for _ in range(2)]
-    num_batches = len(whole)
+    with as_if_a_process_ended():
+        whole = loader()
+        epochs = [read(whole) for _ in range(2)]
+        num_batches = len(whole)
+        del whole
     assert len(epochs[0]) == num_batches > 4 and epochs[0] != epochs[1]
-    del whole
     for done in (1, num_batches - 2, num_batches - 1, num_batches):
-        first = loader()
-        batches = iter(first)
-        for _ in range(done):
-            next(batches)
-        state = first.dataset.state_dict(8 * done, True)
-        del first, batches
-        second = loader()
-        second.dataset.load_state_dict(state)
-        assert read(second) == epochs[0][done:]
-        if done < num_batches:  # otherwise the next checkpoint is that of the next epoch
-            state = second.dataset.state_dict(0, True)
-            del second
+        with as_if_a_process_ended():  # which closes the files of three datasets
+            first = loader()
+            batches = iter(first)
+            for _ in range(done):
+                next(batches)
+            state = first.dataset.state_dict(8 * done, True)
+            del first, batches
             second = loader()
             second.dataset.load_state_dict(state)
-        assert read(second) == epochs[1]
-        del second
+            assert read(second) == epochs[0][done:]
+            if done < num_batches:  # otherwise the next checkpoint is that of the next epoch
+                state = second.dataset.state_dict(0, True)
+                del second
+                second = loader()
+                second.dataset.load_state_dict(state)
+            assert read(second) == epochs[1]
+            del second
 
 
 @pytest.mark.parametrize(('options', 'key'), [
