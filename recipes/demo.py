@@ -126,8 +126,8 @@ def make_page(
     gallery: dict[str, Any] = dict(show_label=False, columns=5, object_fit='cover', height='max-content',
                                    buttons=[], format='jpeg')
     with gr.Blocks(title='LLM2CLIP') as page:
-        gr.Markdown(f'# LLM2CLIP\nSearch the {len(paths):,} images of `{config.images}` by a text or an image, '
-                    'or let the model choose which of your labels fits an image best. Model: '
+        gr.Markdown(f'# LLM2CLIP\nSearch the {len(paths):,} images of `{config.images}` by a text or an '
+                    'image, or let the model choose which of your labels fits an image best. Model: '
                     f'`{config.model}`. If it was trained on these images, it finds them more easily than '
                     'new ones.')
         with gr.Tab('Search by text'):
