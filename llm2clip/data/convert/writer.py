@@ -201,10 +201,10 @@ def _check_dropped(left_out: Dropped, num_written: int, config: WriterConfig, ou
     path.unlink(missing_ok=True)
     if num_unusable > config.max_dropped * num_read:
         _write_left_out(path, left_out.reasons)
-        counts = ', '.join(f'{n} {reason}' for reason, n in left_out.counts().items())
+        counts = [f'{len(ids)} {reason}, such as {ids[0]}' for reason, ids in left_out.reasons.items() if ids]
         needed = math.ceil(100 * num_unusable / num_read) / 100
-        raise FileError(f'lists {num_unusable} of {num_read} samples, which cannot be used ({counts}), and '
-                        'files with similar names; max_dropped allows a share of '
+        raise FileError(f'lists {num_unusable} of {num_read} samples, which cannot be used '
+                        f'({"; ".join(counts)}), and files with similar names; max_dropped allows a share of '
                         f'{config.max_dropped}; mend the input and repeat the command, or set '
                         f'max_dropped={needed}; to read repaired images again, remove {out}', path)
     num_ids = len(excluded_ids(config.exclude_ids))
