@@ -5,7 +5,9 @@
 
 import json
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Union
 
@@ -27,6 +29,7 @@ from llm2clip.models.llm2clip import check_truncate_dim, truncate_dims
 
 SUFFIXES = ('.avif', '.bmp', '.gif', '.jfif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 INDEX_FILE = 'images.safetensors'
+_BLOCK = 2048  # images
 
 
 def is_image(query: str) -> bool:
@@ -68,10 +71,16 @@ def load_model(
 def find_images(folder: str) -> dict[str, list[int]]:
     """Return path inside the folder -> size in bytes and modification time in ns, for images not hidden."""
     images = {}
-    for path in Path(folder).rglob('*'):
-        name = str(path.relative_to(folder))
-        if is_image(name) and '/.' not in f'/{name}' and path.is_file():
-            images[name] = [path.stat().st_size, path.stat().st_mtime_ns]
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        inside = parent[len(folder):].lstrip('/')
+        for name in names:
+            if not is_image(name) or name.startswith('.'):
+                continue
+            with suppress(OSError):  # a broken link
+                state = os.stat(os.path.join(parent, name))
+                if stat.S_ISREG(state.st_mode):
+                    images[os.path.join(inside, name)] = [state.st_size, state.st_mtime_ns]
     if not images:
         raise ConfigError(f'there is no image in {folder}, expected files that end in {", ".join(SUFFIXES)}',
                           key='images')
@@ -81,7 +90,8 @@ def find_images(folder: str) -> dict[str, list[int]]:
 def embed_images(
     config: ImageFolderConfig, model: TrainedLLM2CLIP, fingerprint: str
 ) -> tuple[list[str], torch.Tensor]:
-    """Return the paths of N readable images and their features ``(N, D)``; encodes only new or changed files.
+    """Return the paths of N readable images and their features ``(N, D)`` in float16, mapped from the file if
+    it has all of them; encodes only new or changed files.
 
     Raises:
         ConfigError: No image can be read, or `config.index` has features of another model or folder.
@@ -91,30 +101,45 @@ def embed_images(
     path = Path(config.index, INDEX_FILE)
     metadata = {'model': fingerprint, 'images': json.dumps(os.path.abspath(config.images))}
     states: dict[str, list[int]] = {}
-    rows: dict[str, torch.Tensor] = {}
+    stored = torch.empty(0)
     if path.is_file():
         expected = 'features of images; remove it to embed them again'
         tensors, written = read_safetensors(path, expected)
         with reading(path, expected):
-            states = parse_json(tensors['files'].numpy().tobytes(), path, dict)
-            rows = dict(zip(states, tensors['features'], strict=True))
+            text = tensors['files'].numpy().tobytes()
+            stored = tensors['features']
+            states = files
+            if text != json.dumps(files).encode():  # writing is faster than parsing
+                states = parse_json(text, path, dict)
+            if len(stored) != len(states):
+                raise ValueError(f'{len(states)} files and {len(stored)} features')
         if written | metadata != written:
             raise ConfigError(f'{path} is of another model, precision or dim, or of images in another '
                               'folder; give another `index`, or remove that file', key='index')
-    features = {name: rows[name] for name in files if states.get(name) == files[name]}
+        if states == files:
+            return _paths(config, states), stored
+    position = {name: i for i, name in enumerate(states) if states[name] == files.get(name)}
+    encoded: dict[str, torch.Tensor] = {}
+    names = [*states]
+    features = stored
     try:
-        _encode_images(config, model, [name for name in files if name not in features], features)
+        _encode_images(config, model, [name for name in files if name not in position], encoded)
     finally:  # an interruption loses no features
-        features = dict(sorted(features.items()))
-        encoded = {name: files[name] for name in features}
-        if features and encoded != states:
-            content = bytearray(json.dumps(encoded).encode())
-            write_safetensors(path, {'files': torch.frombuffer(content, dtype=torch.uint8),
-                                     'features': torch.stack(list(features.values()))}, metadata)
-    if not features:
+        if encoded or len(position) < len(states):
+            rows = {name: stored[i] for name, i in position.items()} | encoded
+            names = sorted(rows)
+            if names:
+                features = torch.stack([rows[name] for name in names])
+                content = bytearray(json.dumps({name: files[name] for name in names}).encode())
+                write_safetensors(path, {'files': torch.frombuffer(content, dtype=torch.uint8),
+                                         'features': features}, metadata)
+    if not names:
         raise ConfigError(f'none in {config.images} can be read', key='images')
-    paths = [os.path.join(config.images, name) for name in features]
-    return paths, torch.stack(list(features.values())).float()
+    return _paths(config, names), features
+
+
+def _paths(config: ImageFolderConfig, names: Iterable[str]) -> list[str]:
+    return [os.path.join(config.images, name) for name in names]
 
 
 def _encode_images(
@@ -145,9 +170,14 @@ def embed_query(model: TrainedLLM2CLIP, query: Union[str, Path]) -> torch.Tensor
 
 
 def nearest(images: torch.Tensor, query: torch.Tensor, top: int) -> list[tuple[int, float]]:
-    """Return positions and cosine similarities of the `top` images ``(N, D)`` nearest to a query ``(D,)``."""
-    scores, best = (images @ query).sort(descending=True, stable=True)
-    return [*zip(best.tolist(), scores.tolist())][:top]
+    """Return positions and cosine similarities of the `top` images ``(N, D)`` nearest to a query ``(D,)``, of
+    equal ones the first."""
+    # In blocks that fit the cache, since all images in float32 would need twice their memory.
+    scores = torch.cat([block.float() @ query for block in images.split(_BLOCK)])
+    least = scores.topk(min(top, len(scores))).values[-1]
+    candidates = (~(scores < least)).nonzero()[:, 0]
+    values, order = scores[candidates].sort(descending=True, stable=True)
+    return [*zip(candidates[order].tolist(), values.tolist())][:top]
 
 
 def classify(model: TrainedLLM2CLIP, image: Path, labels: Sequence[str]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 
 """The features follow their folder, and answers are those of the exported model."""
 
+import json
 import os
 import re
 import shutil
@@ -25,8 +26,9 @@ from llm2clip.config import SearchConfig
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.evaluation.evaluated_models import TrainedLLM2CLIP
 from llm2clip.export.hf import export_folder
+from llm2clip.io.tensors import read_safetensors, write_safetensors
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.search import INDEX_FILE, embed_images, find_images, load_model
+from llm2clip.search import INDEX_FILE, embed_images, find_images, load_model, nearest
 
 TEXTS = ['a red square', 'a green circle number 7']
 Model = tuple[TrainedLLM2CLIP, str]
@@ -96,7 +98,7 @@ def test_only_new_and_changed_files_are_read(
     found = embed(model, photos, index, batch_size=3)
     assert sorted(reads) == ['2.png', os.fsdecode(b'caf\xe9.png'), 'odd/3.png'] and len(found) == 8
     images = direct(model_folder, [photos / path for path in found])
-    torch.testing.assert_close(torch.stack([*found.values()]), images, atol=1e-3, rtol=0)
+    torch.testing.assert_close(torch.stack([*found.values()]).float(), images, atol=1e-3, rtol=0)
     (photos / '2.png').unlink()
     assert len(embed(model, photos, index)) == 7
 
@@ -158,6 +160,34 @@ def test_images_are_found_by_suffix_in_every_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         find_images(str(tmp_path / 'nowhere'))
     assert error.value.key == 'images'
+
+
+@pytest.mark.parametrize('count', [1, 7, 5000])
+@pytest.mark.parametrize('levels', [2, 1000])
+def test_the_nearest_are_those_of_a_full_sort(count: int, levels: int) -> None:
+    """Of many equal similarities, too, and beside an undefined one."""
+    generator = torch.Generator().manual_seed(count)
+    images = torch.randint(levels, (count, 4), generator=generator).half()
+    query = torch.randint(-2, 3, (4,), generator=generator).float()
+    if count > 7:
+        images[4321] = torch.nan
+    scores, order = (images.float() @ query).sort(descending=True, stable=True)
+    for top in (1, 5, 6000):
+        found = nearest(images, query, top)
+        assert [position for position, _ in found] == order[:top].tolist()
+        assert [score for _, score in found] == pytest.approx(scores[:top].tolist(), nan_ok=True)
+
+
+def test_an_index_whose_files_are_not_sorted_keeps_its_rows(model: Model, photos: Path, tmp_path: Path) -> None:
+    before = embed(model, photos, tmp_path)
+    tensors, metadata = read_safetensors(tmp_path / INDEX_FILE)
+    files = json.loads(bytes(tensors['files'].tolist()))
+    text = bytearray(json.dumps(dict(reversed(files.items()))).encode())
+    features = tensors['features'].flip(0)
+    write_safetensors(tmp_path / INDEX_FILE, {
+        'files': torch.frombuffer(text, dtype=torch.uint8), 'features': features}, metadata)
+    after = embed(model, photos, tmp_path)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.fixture
