@@ -84,7 +84,7 @@ def _remove_leftovers(folder: Path) -> None:
             elif _TEMPORARY.fullmatch(name):
                 shutil.rmtree(path, ignore_errors=True)
             elif path.suffix == '.tmp' and {*os.listdir(path)} <= {'new', 'old'}:
-                _clear_work(target)
+                clear_work(target)
         for name in filter(_TEMPORARY.fullmatch, files):
             Path(root, name).unlink(missing_ok=True)
 
@@ -176,7 +176,7 @@ def check_replaceable(folder: Union[str, Path], kind: str) -> None:
         raise ConfigError(f'{work} is in the way of what is written there first; move it elsewhere')
 
 
-def _clear_work(folder: Path) -> Path:
+def clear_work(folder: Path) -> Path:
     """Remove what a killed `atomic_folder` left beside `folder`; return the path of its temporary folder."""
     work = folder.with_name(f'{folder.name}.tmp')
     old = work / 'old'  # the replaced folder
@@ -200,7 +200,7 @@ def atomic_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Itera
     folder = Path(os.path.abspath(folder))
     if kind is not None:
         check_replaceable(folder, kind)
-    work = _clear_work(folder)
+    work = clear_work(folder)
     new = work / 'new'
     new.mkdir(parents=True)
     mode = new.stat().st_mode & 0o777  # of the umask; safetensors and temporary files have a stricter one

@@ -125,8 +125,11 @@ class _Extraction:
         which a missing one is empty."""
         if self.embeddings.of_images:
             return [(sample[IMAGE], sample[SAMPLE_ID])]
-        captions = [sample[CAPTION + key] for key in self.keys]
-        return [caption if caption.strip() else '' for caption in captions]
+        captions: list[str] = []
+        for key in self.keys:
+            caption = sample[CAPTION + key]
+            captions.append(caption if caption.strip() else '')
+        return captions
 
     def finish(self) -> None:
         """Write the index from the entries of all shards."""

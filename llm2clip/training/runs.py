@@ -194,10 +194,12 @@ class Stage2Run:
         """Raise the error of `TeacherRecord.check_length` for the embeddings of training that still exist."""
         for stream in self.config.train_data.streams.values():
             for embeddings in stream.embeddings.values():
-                if Path(embeddings.local, TEACHER_FILE).is_file():
-                    record = TeacherRecord.read(embeddings.local)
-                    if record.teacher == self.record.teacher:  # vectors of several teachers are always scaled
-                        record.check_length(self.config.model.adapter, embeddings.local)
+                if not Path(embeddings.local, TEACHER_FILE).is_file():
+                    continue
+                record = TeacherRecord.read(embeddings.local)
+                is_only_teacher = record.teacher == self.record.teacher
+                if is_only_teacher:  # the vectors of several teachers are always scaled
+                    record.check_length(self.config.model.adapter, embeddings.local)
 
     def teachers(self, teacher: Any = None, trust_remote_code: bool = False) -> list[TeacherSource]:
         """Return the checked teachers of the run; none if it has trained CLIP's own text tower.

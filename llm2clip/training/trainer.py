@@ -262,8 +262,12 @@ def _lacks_last_evaluation(trainer: Trainer, config: TrainConfig) -> bool:
     for label, names in evaluated_metrics(trainer.state.evaluators).items():
         if batch not in logged.get(f'metrics/{label}/{names[0]}', {}):
             return True
-    savers = [callback for callback in trainer.state.callbacks if isinstance(callback, SaveBest)]
-    return any(logged[f'metrics/{saver.metric_key}'][batch] > saver.in_file for saver in savers)
+    for callback in trainer.state.callbacks:
+        if isinstance(callback, SaveBest):
+            value = logged[f'metrics/{callback.metric_key}'][batch]
+            if value > callback.in_file:
+                return True
+    return False
 
 
 class KeepSettings(Callback):

@@ -9,6 +9,7 @@
 import errno
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -222,6 +223,9 @@ class Place:
             folder.mkdir()
         if self.case.remote:
             s3_remove(self.port, 'bucket', 'out/')
+        if 'PYTEST_XDIST_WORKER' in os.environ:  # which has shared memory of its own
+            for segment in Path('/dev/shm').iterdir():
+                segment.unlink()
 
     def start(self, fault: Optional[Fault] = None) -> WatchedRun:
         return WatchedRun(self.command, self.out, self.work, self.case.ranks, fault, self.env)

@@ -38,7 +38,7 @@ from llm2clip.data.convert.table import check_column, read_schema
 from llm2clip.data.tars import IMAGES, tar_samples
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import parse_json, read_json, reading, write_json
-from llm2clip.io.folders import atomic_folder, locked
+from llm2clip.io.folders import atomic_folder, clear_work, locked
 
 # Images per lookup in the tables.
 _BATCH = 256
@@ -217,6 +217,7 @@ def open_tables(
         identity['tables'].append([Path(path).name, stat.st_size, stat.st_mtime_ns])
     index = Path(os.path.abspath(folder))
     with locked(index.with_name(f'.{index.name}.lock'), index, timeout=-1):
+        clear_work(index)
         if not (index / _META).is_file():
             with atomic_folder(index, 'an index of captions') as new:
                 _write_tables(new, schemas, key, columns)

@@ -13,7 +13,8 @@ This module relies on these parts of StreamingDataset in Streaming 0.13:
 - `_ready_thread`, which is overridden: it advances `ready_index`, up to which samples are delivered;
 - `_shard_states`: the `_ShardState` of each shard, shared by all processes of a node;
 - `get_partitions`, which `streaming.base.batching.random` calls by its name: it is replaced;
-- names in shared memory, six digits per dataset and a suffix: ``_locals`` holds the folders of the dataset.
+- names in shared memory, six digits per dataset (`_shm_prefix_int`) and a suffix: ``_locals`` holds the
+  folders of the dataset.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ import math
 import multiprocessing
 import os
 import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -45,6 +47,10 @@ from llm2clip.errors import ConfigError, refuse
 from llm2clip.io.folders import CACHE_LOCK
 
 _LOCK_SECONDS = 30.0
+_SHARED_MEMORY = Path('/dev/shm')
+_MARKER = 'llm2clip'
+# Seconds after which the shared memory of a process that has not locked its marker belongs to nobody.
+_STALE_SECONDS = 60.0
 
 
 def device_batch_size(global_batch_size: int, key: str) -> int:
@@ -102,12 +108,15 @@ class SafeDataset(StreamingDataset):
         self.device_batch = device_batch_size(global_batch_size, batch_size_key)
         epoch_size = int(config.epoch_size) if train and config.epoch_size is not None else None
         self._cache_locks = _lock_caches(caches)
+        _remove_stale_memory()
         super().__init__(
             streams=list(streams.values()), batch_size=self.device_batch, epoch_size=epoch_size,
             shuffle=config.shuffle and train, shuffle_seed=config.shuffle_seed,
             num_canonical_nodes=config.num_canonical_nodes, batching_method=batching_method,
             download_retry=config.download_retry, download_timeout=config.download_timeout,
             cache_limit=config.cache_limit)
+        if dist.get_local_rank() == 0:
+            self._cache_locks.append(_mark_memory(self, self._shm_prefix_int))
         if train and self.epoch_size < global_batch_size:
             raise ConfigError(f'{global_batch_size}, but an epoch has {self.epoch_size} samples, expected at '
                               'least one global batch', batch_size_key, is_absolute=True)
@@ -274,6 +283,36 @@ def _partitions(algorithm: str, *arguments: Any) -> NDArray[np.int64]:
 random_batching.get_partitions = _partitions
 
 
+def _mark_memory(dataset: SafeDataset, prefix: int) -> FileLock:
+    """Lock a marker beside a dataset's shared memory, as long as this process and the dataset exist."""
+    marker = _SHARED_MEMORY / f'{prefix:06}_{_MARKER}'
+    lock = FileLock(marker)
+    lock.acquire()
+    process = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == process:
+            marker.unlink(missing_ok=True)
+
+    weakref.finalize(dataset, remove)
+    return lock
+
+
+def _remove_stale_memory() -> None:
+    """Remove the shared memory of datasets whose processes were killed: nobody holds the lock of the marker.
+
+    Streaming opens the memory of every earlier dataset when it makes a new one, and may run out of files.
+    """
+    for marker in _SHARED_MEMORY.glob(f'[0-9]*_{_MARKER}'):
+        segments = list(_SHARED_MEMORY.glob(f'{marker.name.partition("_")[0]}_*'))
+        # It may be another user's.
+        with contextlib.suppress(Timeout, OSError), FileLock(marker, timeout=0):
+            age = time.time() - max(segment.stat().st_mtime for segment in segments)
+            if age > _STALE_SECONDS:
+                for segment in segments:
+                    segment.unlink(missing_ok=True)
+
+
 def _lock_caches(caches: set[str]) -> list[FileLock]:
     """Lock caches, on the first rank of a node, and remove the registrations of killed runs that used them.
 
@@ -289,11 +328,11 @@ def _lock_caches(caches: set[str]) -> list[FileLock]:
                 locks[-1].acquire()
             except Timeout:
                 raise ShardError(f'{folder} is the cache of another run that is still alive') from None
-        for registered in Path('/dev/shm').glob(f'[0-9]*_{LOCALS}'):
+        for registered in _SHARED_MEMORY.glob(f'[0-9]*_{LOCALS}'):
             # It may be another user's, or of a run that has just ended.
             with contextlib.suppress(OSError):
                 if caches.intersection(os.fsdecode(registered.read_bytes()[4:]).split('\0')):
-                    for segment in registered.parent.glob(f'{registered.name.partition("_")[0]}_*'):
+                    for segment in _SHARED_MEMORY.glob(f'{registered.name.partition("_")[0]}_*'):
                         segment.unlink(missing_ok=True)
     dist.barrier()
     return locks

@@ -29,7 +29,7 @@ from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.image_text_dataset import build_image_loader
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import file_damage
-from llm2clip.data.streams import verified_stream
+from llm2clip.data.streams import safe_dataset, verified_stream
 from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.io.remotes import OutputFolder
@@ -330,6 +330,53 @@ def test_only_the_cache_of_a_run_that_ended_can_be_used(
             os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert _indices(_loader(config)) == list(range(64))
+
+
+@pytest.mark.parametrize('fate', ['killed', 'alive', 'another program'])
+def test_only_shared_memory_of_killed_runs_is_removed(
+    fate: str, originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run without remotes, whose folders no lock protects."""
+    shared = tmp_path / 'shm'  # in place of /dev/shm, for which other tests' runs are strangers
+    shared.mkdir()
+    monkeypatch.setattr(safe_dataset, '_SHARED_MEMORY', shared)
+    for name in ('000007_locals', '000007_epoch_data'):
+        (shared / name).write_bytes(b'')
+        os.utime(shared / name, (0, 0))
+    marker = shared / '000007_llm2clip'
+    holder = subprocess.Popen([sys.executable, '-c', HOLDER, str(marker)], stdout=subprocess.PIPE)
+    assert holder.stdout is not None and holder.stdout.readline()
+    if fate == 'killed':
+        holder.kill()
+        holder.wait()
+    if fate == 'another program':
+        marker.unlink()
+    else:
+        os.utime(marker, (0, 0))
+    safe_dataset._remove_stale_memory()
+    holder.kill()
+    holder.wait()
+    assert bool([*shared.iterdir()]) is (fate != 'killed')
+
+
+HOLDER = """
+import sys, time
+from filelock import FileLock
+with FileLock(sys.argv[1]):
+    print('held', flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_marker_of_shared_memory_goes_with_the_dataset(originals: Path, tmp_path: Path) -> None:
+    config = ImageDataConfig(streams={'s': ImageStreamConfig(f'{originals}/train')}, num_workers=0,
+                             num_canonical_nodes=4)
+    with as_if_a_process_ended():
+        loader = build_image_loader(config, IMAGE_SIZE, 8, 5, train=True, captions=True).dataloader
+        marker = Path(f'/dev/shm/{loader.dataset._shm_prefix_int:06}_llm2clip')
+        assert marker.is_file()
+        del loader
+    assert not marker.exists()
 
 
 def test_a_downloader_is_not_shared_between_processes(

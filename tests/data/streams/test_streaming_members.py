@@ -50,4 +50,5 @@ def test_nothing_else_touches_what_is_private_in_streaming() -> None:
     touched = {str(path.relative_to(ROOT)): names for folder in ('llm2clip', 'recipes')
                for path in sorted((ROOT / folder).rglob('*.py')) if 'streaming' in path.read_text()
                if (names := _private_names(path) & upstream)}
-    assert touched == {'llm2clip/data/streams/safe_dataset.py': {'_ready_thread', '_shard_states', '_ShardState'}}
+    assert touched == {'llm2clip/data/streams/safe_dataset.py': {
+        '_ready_thread', '_shard_states', '_ShardState', '_shm_prefix_int'}}
