@@ -280,7 +280,7 @@ def _partitions(algorithm: str, *arguments: Any) -> NDArray[np.int64]:
     return partition.algos[algorithm](*arguments)
 
 
-random_batching.get_partitions = _partitions
+random_batching.get_partitions = _partitions  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _mark_memory(dataset: SafeDataset, prefix: int) -> FileLock:
