@@ -18,6 +18,7 @@ This module relies on these parts of StreamingDataset in Streaming 0.13:
 """
 
 import contextlib
+import fcntl
 import math
 import multiprocessing
 import os
@@ -116,7 +117,7 @@ class SafeDataset(StreamingDataset):
             download_retry=config.download_retry, download_timeout=config.download_timeout,
             cache_limit=config.cache_limit)
         if dist.get_local_rank() == 0:
-            self._cache_locks.append(_mark_memory(self, self._shm_prefix_int))
+            _mark_memory(self, self._shm_prefix_int)
         if train and self.epoch_size < global_batch_size:
             raise ConfigError(f'{global_batch_size}, but an epoch has {self.epoch_size} samples, expected at '
                               'least one global batch', batch_size_key, is_absolute=True)
@@ -283,19 +284,19 @@ def _partitions(algorithm: str, *arguments: Any) -> NDArray[np.int64]:
 random_batching.get_partitions = _partitions  # pyright: ignore[reportPrivateImportUsage]
 
 
-def _mark_memory(dataset: SafeDataset, prefix: int) -> FileLock:
+def _mark_memory(dataset: SafeDataset, prefix: int) -> None:
     """Lock a marker beside a dataset's shared memory, as long as this process and the dataset exist."""
-    marker = _SHARED_MEMORY / f'{prefix:06}_{_MARKER}'
-    lock = FileLock(marker)
-    lock.acquire()
+    path = _SHARED_MEMORY / f'{prefix:06}_{_MARKER}'
+    marker = path.open('a')
+    fcntl.flock(marker, fcntl.LOCK_EX)
     process = os.getpid()
 
     def remove() -> None:
         if os.getpid() == process:
-            marker.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        marker.close()
 
     weakref.finalize(dataset, remove)
-    return lock
 
 
 def _remove_stale_memory() -> None:
@@ -303,10 +304,11 @@ def _remove_stale_memory() -> None:
 
     Streaming opens the memory of every earlier dataset when it makes a new one, and may run out of files.
     """
-    for marker in _SHARED_MEMORY.glob(f'[0-9]*_{_MARKER}'):
-        segments = list(_SHARED_MEMORY.glob(f'{marker.name.partition("_")[0]}_*'))
-        # It may be another user's.
-        with contextlib.suppress(Timeout, OSError), FileLock(marker, timeout=0):
+    for path in _SHARED_MEMORY.glob(f'[0-9]*_{_MARKER}'):
+        segments = list(_SHARED_MEMORY.glob(f'{path.name.partition("_")[0]}_*'))
+        # It may be another user's, in use, or removed by its own process.
+        with contextlib.suppress(OSError), path.open('r') as marker:
+            fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
             age = time.time() - max(segment.stat().st_mtime for segment in segments)
             if age > _STALE_SECONDS:
                 for segment in segments:
