@@ -31,7 +31,7 @@ class Outcomes(NamedTuple):
         """Return the metrics of queries drawn with replacement, ``(resamples, M)``, as fractions of 1.
 
         A resample of groups without a query is NaN.  Of n queries of a class, n - 1 are drawn, so that the
-        variance of small classes is not underestimated (Rao and Wu, 1988, section 2.3).
+        variance of small classes is not underestimated (the bootstrap of Rao and Wu, 1988).
         """
         generator = torch.Generator().manual_seed(seed)
         means = []

@@ -256,6 +256,16 @@ def test_an_index_that_cannot_be_written_is_named_and_not_the_table(rows: int, t
     assert not (tmp_path / 'index').exists()
 
 
+def test_a_complete_index_loses_what_a_kill_left_beside_it(tmp_path: Path) -> None:
+    _write_table(tmp_path / 'c.csv', [{'url': _url(0), **_captions(0)}])
+    _open(tmp_path)
+    built = (tmp_path / 'index/captions.duckdb').stat().st_mtime_ns
+    (tmp_path / 'index.tmp').mkdir()
+    _open(tmp_path)
+    assert not (tmp_path / 'index.tmp').exists()
+    assert (tmp_path / 'index/captions.duckdb').stat().st_mtime_ns == built
+
+
 def test_an_index_of_other_columns_or_damaged_is_named(tmp_path: Path) -> None:
     _write_table(tmp_path / 'c.csv', [{'url': _url(i), **_captions(i)} for i in range(4)])
     assert _open(tmp_path).find([_url(3), 'no']) == {_url(3): {'raw_caption': None}}
