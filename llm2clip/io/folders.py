@@ -21,6 +21,7 @@ MANIFEST = 'MANIFEST'
 # Hidden file with the name of the recipe that adds files to a folder over time.
 _RECORD = '.llm2clip'
 # Files that recipes add to a finished folder, and temporary ones that a killed process left.
+_ADDED_NAMES = ('config.yaml', 'seconds.json')
 _ADDED = re.compile(r'(config\.yaml|seconds\.json)(\.\d+\.tmp)?')
 CACHE_LOCK = '.in_use'
 """Lock file in the cache of a remote dataset."""
@@ -89,6 +90,14 @@ def _remove_leftovers(folder: Path) -> None:
             Path(root, name).unlink(missing_ok=True)
 
 
+def _remove_partial_files(folder: Path, names: Sequence[str]) -> None:
+    """Remove what killed processes left of some files; all others in the folder are the user's."""
+    for name in names:
+        for path in folder.glob(f'{name}.*.tmp'):
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
+
 @contextmanager
 def lock_output(
     folder: Union[str, Path], recipe: str, names: Optional[Sequence[str]] = None,
@@ -127,8 +136,11 @@ def lock_output(
         with writing(record), record.open('r+') as file:
             file.write(f'{recipe}\n')
             file.truncate()
-        if part is None:
-            _remove_leftovers(folder)
+        if owner and part is None:  # else nothing in the folder is of this recipe, or others share it
+            if names is None:
+                _remove_leftovers(folder)
+            else:
+                _remove_partial_files(folder, [*names, *_ADDED_NAMES])
         try:
             yield
         finally:

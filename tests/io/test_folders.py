@@ -187,9 +187,30 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
         if name != 'lora/weights':
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).touch()
+    (tmp_path / '.llm2clip').write_text('train\n')
     before = contents(tmp_path).keys()
     with lock_output(tmp_path, 'train', part=0):
         assert contents(tmp_path).keys() == before
     with lock_output(tmp_path, 'train'):
         assert contents(tmp_path).keys() == {*kept}
         assert not [*tmp_path.glob('teacher.tmp'), *tmp_path.glob('.staging*'), *tmp_path.glob('lora.tmp')]
+
+
+@pytest.mark.parametrize('names', [None, ['report.html']])
+def test_files_of_the_user_in_an_output_folder_stay(names: Optional[list[str]], tmp_path: Path) -> None:
+    """A recipe that writes a few files may share a folder, and a new folder may have hidden files."""
+    mine = [f'.{"a" * 32}', '.tmpAb3dEf', '.hidden/notes.12.tmp']
+    if names is not None:
+        mine += ['notes.12.tmp', 'photos/notes.12.tmp', 'photos/work.tmp/new/a', '.staging.12.host/a']
+    for name in mine:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with lock_output(tmp_path, 'report', names):
+        (tmp_path / 'report.html').touch()
+    assert {*mine} < contents(tmp_path).keys()
+    if names is None:
+        return
+    for partial in ('report.html.12.tmp', 'seconds.json.12.tmp'):
+        (tmp_path / partial).touch()
+    with lock_output(tmp_path, 'report', names):
+        assert contents(tmp_path).keys() == {*mine, 'report.html', '.llm2clip'}
