@@ -47,7 +47,7 @@ static void prepare(void) {
     const char *kind = getenv("FAULTS_KIND");
     torn = kind && !strcmp(kind, "torn");
     error_number = kind ? atoi(kind) : 0;
-    snprintf(folder, sizeof folder, "%s/", wanted);  // below the folder, which exists
+    snprintf(folder, sizeof folder, "%s", wanted);
     length = strlen(folder);
 }
 
@@ -68,7 +68,8 @@ static int fault2(const char *name, int base, const char *path, int needs_room, 
     prepare();
     if (!length || inside) return 0;
     full_path(name_of_file, base, path);
-    if (strncmp(name_of_file, folder, length)) return 0;
+    // The folder itself, or a path below it.
+    if (strncmp(name_of_file, folder, length) || (name_of_file[length] && name_of_file[length] != '/')) return 0;
     long number = atomic_fetch_add(&shared->calls, 1);
     if (old) full_path(old_name, old_base, old);
     struct stat file = {0};

@@ -183,14 +183,21 @@ def check_replaceable(folder: Union[str, Path], kind: str) -> None:
     if fault:
         raise ConfigError(f'{folder} is there already and is not replaced by a new {kind}: {fault}. Choose '
                           'another folder, or remove that one')
+    _temporary_folder(folder)
+
+
+def _temporary_folder(folder: Path) -> Path:
+    """Return the path of the temporary folder of `atomic_folder`; a ConfigError if it has other content."""
     work = folder.with_name(f'{folder.name}.tmp')
     if not {*work.glob('*')} <= {work / 'new', work / 'old'}:
         raise ConfigError(f'{work} is in the way of what is written there first; move it elsewhere')
+    return work
 
 
 def clear_work(folder: Path) -> Path:
-    """Remove what a killed `atomic_folder` left beside `folder`; return the path of its temporary folder."""
-    work = folder.with_name(f'{folder.name}.tmp')
+    """Remove what a killed `atomic_folder` left beside `folder`; return the path of its temporary folder.
+    A ConfigError if something else is there."""
+    work = _temporary_folder(folder)
     old = work / 'old'  # the replaced folder
     if old.exists() and not folder.exists():  # killed between the two renames
         old.replace(folder)

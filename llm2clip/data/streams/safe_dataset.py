@@ -285,10 +285,13 @@ random_batching.get_partitions = _partitions  # pyright: ignore[reportPrivateImp
 
 
 def _mark_memory(dataset: SafeDataset, prefix: int) -> None:
-    """Lock a marker beside a dataset's shared memory, as long as this process and the dataset exist."""
+    """Lock a marker beside a dataset's shared memory, as long as this process and the dataset exist.
+
+    The lock is shared, since a released dataset may live on when the next one takes its number.
+    """
     path = _SHARED_MEMORY / f'{prefix:06}_{_MARKER}'
     marker = path.open('a')
-    fcntl.flock(marker, fcntl.LOCK_EX)
+    fcntl.flock(marker, fcntl.LOCK_SH)
     process = os.getpid()
 
     def remove() -> None:

@@ -264,6 +264,11 @@ def test_a_complete_index_loses_what_a_kill_left_beside_it(tmp_path: Path) -> No
     _open(tmp_path)
     assert not (tmp_path / 'index.tmp').exists()
     assert (tmp_path / 'index/captions.duckdb').stat().st_mtime_ns == built
+    (tmp_path / 'index.tmp').mkdir()
+    (tmp_path / 'index.tmp/notes').touch()
+    with refused_at('', 'index.tmp is in the way'):
+        _open(tmp_path)
+    assert (tmp_path / 'index.tmp/notes').is_file()
 
 
 def test_an_index_of_other_columns_or_damaged_is_named(tmp_path: Path) -> None:

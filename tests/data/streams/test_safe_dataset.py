@@ -379,6 +379,16 @@ def test_the_marker_of_shared_memory_goes_with_the_dataset(originals: Path, tmp_
     assert not marker.exists()
 
 
+def test_the_next_dataset_takes_the_number_of_a_released_one(originals: Path) -> None:
+    config = ImageDataConfig(streams={'s': ImageStreamConfig(f'{originals}/train')}, num_workers=0,
+                             num_canonical_nodes=4)
+    datasets = []
+    for _ in range(2):
+        with as_if_a_process_ended():
+            datasets.append(build_image_loader(config, IMAGE_SIZE, 8, 5, train=True, captions=True).dataloader.dataset)
+    assert datasets[0]._shm_prefix_int == datasets[1]._shm_prefix_int
+
+
 def test_a_downloader_is_not_shared_between_processes(
     remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
