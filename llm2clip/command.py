@@ -47,6 +47,8 @@ R = TypeVar('R', bound=RecipeConfig)
 SECONDS_FILE = 'seconds.json'
 # Those that decide what a recipe computes.
 _PACKAGES = ('mosaicml', 'mosaicml-streaming', 'torch', 'transformers')
+# Message of Gloo.
+_LOST_RANK = re.compile('gloo.*Connection (closed|reset) by peer')
 _TRACEBACK = 'LLM2CLIP_TRACEBACK'
 # Messages of PyTorch and concurrent.futures.
 _KILLED_WORKER = re.compile(r'DataLoader worker \(pid.*(killed by signal|exited unexpectedly)|'
@@ -225,7 +227,8 @@ def _is_expected(error: Exception) -> bool:
     """Whether an error is meant for the user: of this project, the system, W&B, a remote or a worker."""
     from llm2clip.io.remotes import is_remote_error
     if (isinstance(error, OSError) or type(error).__module__.startswith(('llm2clip.', 'wandb.'))
-            or is_remote_error(error) or is_out_of_shared_memory(error) or _KILLED_WORKER.search(str(error))):
+            or is_remote_error(error) or is_out_of_shared_memory(error) or _KILLED_WORKER.search(str(error))
+            or _LOST_RANK.search(str(error))):
         return True
     # `modeling` raises plain ValueErrors, because exports carry its modules along.
     frame, _ = list(traceback.walk_tb(error.__traceback__))[-1]
@@ -241,6 +244,8 @@ def _message(error: Exception) -> str:
     elif _KILLED_WORKER.search(message):
         message = ('num_workers: a worker process was killed, most likely because the memory was full; lower '
                    'num_workers or provide more memory, and run the same command again')
+    elif _LOST_RANK.search(message):
+        message = 'another rank has ended, and its own error says why'
     elif isinstance(error, OSError) and error.filename and error.strerror:
         path = error.filename2 or error.filename  # the new name, of a rename or a link
         message = f'{path}: {error.strerror}'

@@ -134,6 +134,7 @@ class Launched:
         os.environ.update(before)
         assert self._process.pid is not None
         self.pid = self._process.pid
+        self._code: Optional[int] = None
         # Of a test that ran out of time: the tests would wait for it when they end.
         atexit.register(lambda: self.kill() if self.poll() is None else None)
 
@@ -148,13 +149,19 @@ class Launched:
             time.sleep(0.01)
 
     def poll(self) -> Optional[int]:
-        return self._process.exitcode
+        if self._code is None:
+            self._code = self._process.exitcode
+            if self._code is not None:
+                self._process.close()  # its open files
+        return self._code
 
     def wait(self, timeout: Optional[float] = None) -> int:
-        self._process.join(timeout)
-        if self._process.exitcode is None:
+        if self._code is None:
+            self._process.join(timeout)
+        code = self.poll()
+        if code is None:
             raise subprocess.TimeoutExpired('run', timeout or 0)
-        return self._process.exitcode
+        return code
 
 
 def _lead(command: list[str], log: Path, of_rank: list[dict[str, str]], own_memory: bool, grace: float) -> None:

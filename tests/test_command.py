@@ -93,6 +93,7 @@ PASSED_ON = ('Caught ShardError in DataLoader worker process 0.\nOriginal Traceb
     (ConfigError('caption \x1b[2J\x9b1m\r of\n日本 é'), 'caption �[2J�1m� of\n日本 é'),  # nothing for a terminal
     (RuntimeError('unable to allocate shared memory(shm) for file </torch_1>'), '/dev/shm: full'),
     (OSError(5, 'Input/output error', 'ep0-ba4.pt', None, '/run/latest'), f'/run/latest: Input/output error{HINT}'),
+    (RuntimeError('[/pytorch/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:1'), 'another rank'),
     (UsageError('api_key not configured (no-tty)'), 'api_key not configured'),
 ])
 def test_an_expected_error_becomes_one_line(error: Exception, line: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,9 +29,9 @@ from llm2clip.data.zeroshot_sets import read_templates
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.models.towers import tower_preprocessing
 from llm2clip.registry import CLASSIFICATION_SETS, check, named
+from llm2clip.training.config_checks import check_metrics, check_train_config
 from llm2clip.training.optim import parameter_groups
 from llm2clip.training.stage2 import possible_metrics
-from llm2clip.training.trainer import check_metrics, check_train_config
 
 LAUNCHERS = ['yamls/cluster/skypilot.yaml', 'yamls/cluster/slurm.sbatch']
 FILES = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')} - {*LAUNCHERS})

@@ -239,4 +239,5 @@ def atomic_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Itera
     if folder.exists():
         folder.replace(work / 'old')
     durable_rename(new, folder)
-    shutil.rmtree(work)
+    with writing(folder):
+        shutil.rmtree(work)

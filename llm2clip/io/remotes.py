@@ -112,7 +112,8 @@ class OutputFolder:
             partial.write_text(text, encoding='utf-8', errors='replace')
         OutputFolder(staging, self.remote).publish(name)
         durable_rename(partial, path)
-        shutil.rmtree(staging)
+        with writing(path):
+            shutil.rmtree(staging)
 
 
 @functools.lru_cache(maxsize=8)
@@ -132,7 +133,7 @@ def _process_downloader(place: str, process: int) -> Any:
 
 def download(
     remote: str, path: Union[str, Path], find_damage: Callable[[Path], Optional[str]] = json_damage,
-    attempts: int = _ATTEMPTS, timeout: float = 120.0,
+    attempts: int = _ATTEMPTS, timeout: float = 120.0, work: Optional[Path] = None,
 ) -> bool:
     """Download a file atomically, in several attempts with growing pauses; return whether the remote has it.
 
@@ -142,6 +143,7 @@ def download(
         find_damage: Function that returns what is wrong with a downloaded file, or None.
         attempts: Maximum number of attempts.
         timeout: Maximum seconds of an attempt, which not all of Streaming's downloaders enforce.
+        work: Temporary folder, on the disk of `path`.  Unset: one beside `path`.
 
     Raises:
         ConfigError: There are no credentials for the remote.
@@ -150,7 +152,7 @@ def download(
     """
     path = Path(path)
     # Hugging Face's downloader first writes to the file's name in the remote, which may be beside `path`.
-    work = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    work = work or path.with_name(f'.{path.name}.{os.getpid()}.part')
     partial = work / path.name
     problem = ''
     for attempt in range(attempts):
@@ -163,6 +165,7 @@ def download(
                 _download_within(timeout, remote, partial)
             damage = find_damage(partial)
             if damage is None:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 partial.replace(path)
                 return True
             problem = f'{remote} is damaged: {damage}'

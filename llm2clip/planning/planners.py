@@ -54,9 +54,9 @@ from llm2clip.planning.plan import Plan
 from llm2clip.teacher.clip_text import ClipTextTower
 from llm2clip.teacher.llm import load_llm, teacher_config
 from llm2clip.training import inheritance, stage1, stage2
+from llm2clip.training.config_checks import check_metrics, check_train_config
 from llm2clip.training.runs import check_initial_weights
 from llm2clip.training.text_encoders import TrainedText, load_trained_encoder
-from llm2clip.training.trainer import check_metrics, check_train_config
 
 _UNKNOWN_DIM, _UNKNOWN_EMBED_DIM = 4096, 768
 _GPUS_PER_NODE, _CHARACTERS_PER_TOKEN = 8, 4

@@ -162,7 +162,8 @@ def write_shard(out: OutputFolder, k: int, rows: list[dict[str, Any]], columns: 
     entry, = read_json(partial / INDEX, dict)['shards']
     durable_rename(partial / entry['raw_data']['basename'], out.local / name)
     entry['raw_data']['basename'] = name
-    shutil.rmtree(partial)
+    with writing(out.local / name):
+        shutil.rmtree(partial)
     out.publish(name)
     out.commit(_piece(k), json.dumps(entry))
 

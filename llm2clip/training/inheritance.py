@@ -15,25 +15,19 @@ from llm2clip.data.inheritance_dataset import build_target_loader
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import embedding_dim
 from llm2clip.errors import under
-from llm2clip.io.folders import check_replaceable
 from llm2clip.models.adapter_folder import KIND, WEIGHTS_FILE, build_adapter, save_adapter
 from llm2clip.models.inherited_adapter import ComposerInheritance
-from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
-from llm2clip.teacher.sources import check_teachers
-from llm2clip.training.runs import check_teacher, is_complete, write_settings
-from llm2clip.training.trainer import build_trainer, check_metrics, evaluated_metrics, fit, initialize
-
-
-def make_model(config: InheritanceConfig, llm_embed_dim: int, embed_dim: int) -> ComposerInheritance:
-    """Build a new adapter, `llm_embed_dim` (teacher) -> `embed_dim` (CLIP), with the configured loss."""
-    adapter = build_adapter(config.adapter, llm_embed_dim, embed_dim)
-    return ComposerInheritance(adapter, config.instance, config.structure, config.block_size)
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
+from llm2clip.training.config_checks import check_metrics, evaluated_metrics
+from llm2clip.training.run_folder import is_complete
+from llm2clip.training.teachers import check_teacher_of_run, teacher_of_data
+from llm2clip.training.trainer import Parts, initialize, run_training
 
 
 def train(config: InheritanceConfig) -> None:
     """Train or resume a run, and write the adapter; a no-op for a run that has reached `max_duration`."""
-    check_replaceable(config.adapter_folder, KIND)
-    initialize(config)
+    results = {Path(config.adapter_folder): KIND}
+    initialize(config, results)
     if is_complete(config, Path(config.adapter_folder, WEIGHTS_FILE)):
         return
     with under('train_data'):
@@ -46,26 +40,23 @@ def train(config: InheritanceConfig) -> None:
         evaluators.append(Evaluator(label='eval', metric_names=[*ComposerInheritance.metrics],
                                     dataloader=loader))
     check_metrics(config, evaluated_metrics(evaluators))
-    record = teacher_of_embeddings(data, config.adapter)
+    record = teacher_of_data(config.teacher, config.adapter, data, evaluators)
     target, embed_dim = _find_target(data)
-    check_teachers(config.teacher, record.teacher, 'the embeddings dataset of train_data')
     for evaluator in evaluators:
-        eval_record = teacher_of_embeddings(evaluator.dataloader, config.adapter)
-        eval_record.teacher.check(record.teacher, 'eval_data', 'train_data')
         _find_target(evaluator.dataloader)[0].check(target, 'the target of eval_data', 'that of train_data')
-    if dist.get_global_rank() == 0:
-        check_teacher(record, config.save_folder)
+    check_teacher_of_run(record, config.save_folder)
     reproducibility.seed_all(config.seed)
     model = make_model(config, record.llm_embed_dim, embed_dim)
-    trainer = build_trainer(config, model, data, evaluators)
-    if dist.get_global_rank() == 0:
-        record.write(config.save_folder)
-    write_settings(config, trainer.state.timestamp, [Path(config.adapter_folder)])
-    fit(trainer, config)
-    trainer.close()
+    run_training(config, Parts(model, data, evaluators, teacher=record), results)
     save_adapter(model.model.adapter, config.adapter, embed_dim, record, target, config.adapter_folder)
     if dist.get_global_rank() == 0:
         print(f'wrote the adapter to {config.adapter_folder}', flush=True)
+
+
+def make_model(config: InheritanceConfig, llm_embed_dim: int, embed_dim: int) -> ComposerInheritance:
+    """Build a new adapter, `llm_embed_dim` (teacher) -> `embed_dim` (CLIP), with the configured loss."""
+    adapter = build_adapter(config.adapter, llm_embed_dim, embed_dim)
+    return ComposerInheritance(adapter, config.instance, config.structure, config.block_size)
 
 
 def _find_target(data: DataSpec) -> tuple[Fingerprint, int]:

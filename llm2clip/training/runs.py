@@ -4,18 +4,15 @@
 """Folders of runs: settings, trained models and their teachers, interpolation with initial weights."""
 
 import dataclasses
-import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
-from composer import Timestamp
-from composer.utils import dist
 
-from llm2clip.config import ModelConfig, Stage2Config, TrainConfig
-from llm2clip.config.loading import difference, read_config, read_resolved, save_config, settings_in_folder
+from llm2clip.config import ModelConfig, Stage2Config
+from llm2clip.config.loading import difference, read_config, read_resolved
 from llm2clip.config.ranges import RunWeights
 from llm2clip.conversion import official_weights
 from llm2clip.data.schema import TEACHER_FILE
@@ -27,7 +24,7 @@ from llm2clip.modeling.checks import check_keys
 from llm2clip.models.adapter_folder import load_adapter
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.vision_lora import load_without_lora, merge_lora
-from llm2clip.ranks import broadcast_from_rank0, once_per_node
+from llm2clip.ranks import once_per_node
 from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import teacher_fingerprint
@@ -37,16 +34,6 @@ from llm2clip.training.checkpoints import read_latest
 BEST_FILE = 'best.safetensors'
 # Folders of the trained text encoders inside the run's folder.
 TEACHER_FOLDER, CLIP_TEXT_FOLDER = 'teacher', 'clip_text'
-
-
-def check_teacher(record: TeacherRecord, run: Union[str, Path]) -> None:
-    """Raise a ConfigError if the run in a folder was begun with another teacher."""
-    if not Path(run, TEACHER_FILE).is_file():
-        return
-    differing = TeacherRecord.read(run).difference(record)
-    if differing is not None:
-        raise ConfigError(f'the run in {run} was begun with another teacher: {differing}; choose another '
-                          'save_folder')
 
 
 def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
@@ -299,51 +286,3 @@ def interpolated(
         if name in initial and value.is_floating_point():
             result[name] = torch.lerp(initial[name].to(value), value, share)
     return result
-
-
-def is_complete(config: TrainConfig, result: Path) -> bool:
-    """Return whether a run has ended at the configured `max_duration`, with its result; every rank calls
-    this.  `result` is a file that exists only after the end of a run.
-
-    Raises:
-        ConfigError: The run has ended, but with other settings, or the result belongs to another run.
-    """
-    def compute() -> bool:
-        if not result.is_file():
-            return False
-        saved_config = settings_in_folder(config)
-        if saved_config is None:
-            raise ConfigError(f'{result.parent} is there already, but not of a run in {config.save_folder}, '
-                              'which has no config.yaml; choose another folder for the result')
-        return saved_config.max_duration == config.max_duration
-
-    complete = broadcast_from_rank0(compute)
-    if complete and dist.get_global_rank() == 0:
-        print(f'{result.parent} is complete')
-    return complete
-
-
-def write_settings(config: TrainConfig, reached: Timestamp, results: Collection[Path]) -> None:
-    """Write the resolved configuration into the folder of a new or resumed run; every rank calls this.
-
-    The folder of a run that has `reached` its end is unchanged.  If an ended run is extended, the folders of
-    its `results` are removed.
-
-    Raises:
-        ConfigError: The run has ended with other settings, or is to be extended but has no checkpoint.
-    """
-    def write() -> None:
-        if reached >= config.max_duration:
-            saved_config = settings_in_folder(config)
-            if saved_config is not None and reached >= saved_config.max_duration:
-                return
-        else:
-            if reached.batch == 0 and any(any(folder.glob('*')) for folder in results):
-                raise ConfigError(f'the run in {config.save_folder} has ended, and there is no checkpoint to '
-                                  'resume from; choose another save_folder', key='save_folder')
-            for folder in results:
-                shutil.rmtree(folder, ignore_errors=True)
-        # last, since `is_complete` must not see it beside old results
-        save_config(config, config.save_folder)
-
-    broadcast_from_rank0(write)

@@ -4,16 +4,15 @@
 """Stage 1: fine-tune the LLM into a text encoder (LLM2CLIP section 3.1)."""
 
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
-from composer import Evaluator, Trainer
+from composer import Evaluator
 from composer.utils import dist, reproducibility
 
 from llm2clip.config import CaptionDataConfig, Stage1Config
 from llm2clip.data.caption_pair_dataset import build_caption_pair_loader, drop_single_captions, stream_pairs
 from llm2clip.data.masked_text_dataset import build_masked_text_loader
 from llm2clip.errors import ConfigError, under
-from llm2clip.io.folders import check_replaceable
 from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.masked_next_token import MaskedNextTokenPrediction
@@ -29,10 +28,27 @@ from llm2clip.teacher.llm import (
     set_attention_dropout,
 )
 from llm2clip.training.callbacks.monitors import TextMonitor
-from llm2clip.training.runs import is_complete, write_settings
-from llm2clip.training.trainer import build_trainer, check_metrics, evaluated_metrics, fit, initialize
+from llm2clip.training.config_checks import check_metrics, evaluated_metrics
+from llm2clip.training.run_folder import is_complete
+from llm2clip.training.trainer import Parts, initialize, run_training
 
 Model = Union[CaptionContrastive, MaskedNextTokenPrediction]
+
+
+def train(config: Stage1Config) -> None:
+    """Train or resume a run, and write the teacher and its LoRA weights; a no-op after `max_duration`."""
+    results = {Path(config.teacher_folder): KIND, Path(config.lora_folder): LORA_KIND}
+    initialize(config, results)
+    if is_complete(config, Path(config.teacher_folder, ENCODER_FILE)):
+        return
+    tokenizer = load_caption_tokenizer(config.text_encoder)
+    parts = make_parts(config, tokenizer)
+    encoder: Any = parts.model.text_encoder  # the trainer may wrap the model
+    run_training(config, parts, results)
+    save_teacher(encoder, tokenizer, config.lora, config.teacher_folder, config.lora_folder)
+    if dist.get_global_rank() == 0:
+        print(f'wrote the teacher to {config.teacher_folder} and its LoRA weights to {config.lora_folder}',
+              flush=True)
 
 
 def make_model(config: Stage1Config, on_meta: bool = False) -> Model:
@@ -51,8 +67,8 @@ def make_model(config: Stage1Config, on_meta: bool = False) -> Model:
                               config.mask_equal_texts)
 
 
-def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Trainer, Model]:
-    """Build the trainer, and the model, which the trainer may have wrapped; call `initialize` before."""
+def make_parts(config: Stage1Config, tokenizer: CaptionTokenizer) -> Parts:
+    """Open the data and build the model; call `initialize` before."""
     reproducibility.seed_all(config.seed)
     batch = config.global_train_batch_size
     evaluators = []
@@ -73,7 +89,7 @@ def make_trainer(config: Stage1Config, tokenizer: CaptionTokenizer) -> tuple[Tra
     check_metrics(config, evaluated_metrics(evaluators))
     model = make_model(config, on_meta=config.fsdp is not None and dist.get_global_rank() > 0)
     monitor = TextMonitor(config.text_encoder.max_length)
-    return build_trainer(config, model, data, evaluators, more_callbacks=[monitor]), model
+    return Parts(model, data, evaluators, callbacks=[monitor])
 
 
 def _check_dropout(data: CaptionDataConfig, attention_dropout: float, lora_dropout: float) -> None:
@@ -88,22 +104,3 @@ def _check_dropout(data: CaptionDataConfig, attention_dropout: float, lora_dropo
                 raise ConfigError(f'0, expected more, such as 0.1: {reason}', key='attention_dropout')
             if dist.get_global_rank() == 0:
                 print(f'{reason} (unsupervised SimCSE)', flush=True)
-
-
-def train(config: Stage1Config) -> None:
-    """Train or resume a run, and write the teacher and its LoRA weights; a no-op after `max_duration`."""
-    results = {Path(config.teacher_folder): KIND, Path(config.lora_folder): LORA_KIND}
-    for folder, kind in results.items():
-        check_replaceable(folder, kind)
-    initialize(config)
-    if is_complete(config, Path(config.teacher_folder, ENCODER_FILE)):
-        return
-    tokenizer = load_caption_tokenizer(config.text_encoder)
-    trainer, model = make_trainer(config, tokenizer)
-    write_settings(config, trainer.state.timestamp, results)
-    fit(trainer, config)
-    trainer.close()
-    save_teacher(model.text_encoder, tokenizer, config.lora, config.teacher_folder, config.lora_folder)
-    if dist.get_global_rank() == 0:
-        print(f'wrote the teacher to {config.teacher_folder} and its LoRA weights to {config.lora_folder}',
-              flush=True)

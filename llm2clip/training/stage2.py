@@ -3,11 +3,11 @@
 
 """Stage 2: train the vision tower against a teacher, usually a frozen one (LLM2CLIP section 3.2)."""
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Optional
 
-from composer import Algorithm, DataSpec, Evaluator, Trainer
+from composer import Algorithm, Callback, DataSpec, Evaluator
+from composer.core import State
+from composer.loggers import Logger
 from composer.utils import dist, reproducibility
 
 from llm2clip.config import Stage2Config
@@ -16,21 +16,81 @@ from llm2clip.data.streams.safe_dataset import device_batch_size
 from llm2clip.data.zeroshot_sets import zeroshot_set
 from llm2clip.device import open_device
 from llm2clip.errors import under
-from llm2clip.io.folders import check_replaceable
 from llm2clip.models.adapter_folder import load_adapter
 from llm2clip.models.frozen_tower import check_tower
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
+from llm2clip.models.sharding import without_ddp
 from llm2clip.models.towers import train_image_size
-from llm2clip.ranks import broadcast_from_rank0, once_per_node
-from llm2clip.teacher.caption_teacher import CaptionTeacher
-from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
-from llm2clip.teacher.sources import check_teachers, teacher_source
+from llm2clip.ranks import broadcast_from_rank0
+from llm2clip.teacher.fingerprint import TeacherRecord
+from llm2clip.teacher.sources import teacher_source
 from llm2clip.training.algorithms.batches import InitialImages, SelfDistillation, TextEncoderInLoop
-from llm2clip.training.runs import check_teacher, load_initial_weights, write_settings
+from llm2clip.training.config_checks import check_metrics, evaluated_metrics
+from llm2clip.training.runs import load_initial_weights
+from llm2clip.training.teachers import check_teacher_of_run, teacher_of_data
 from llm2clip.training.text_encoders import TrainedText, text_folders
-from llm2clip.training.trainer import build_trainer, check_metrics, evaluated_metrics, fit, initialize
+from llm2clip.training.trainer import Parts, initialize, run_training
 from llm2clip.training.zeroshot import zeroshot_classes, zeroshot_evaluator
+
+
+def train(config: Stage2Config) -> None:
+    """Train or resume a run; a no-op for a complete run."""
+    folders = text_folders(config.trainable_text, config.save_folder)
+    initialize(config, folders)
+    text = TrainedText.load(config) if config.reads_captions else None
+    run_training(config, make_parts(config, text), folders)
+    if text is not None and not broadcast_from_rank0(lambda: all(folder.is_dir() for folder in folders)):
+        text.save(config.trainable_text.lora, config.save_folder)
+    if dist.get_global_rank() == 0:
+        text_results = ''.join(f' and the text encoder to {folder}' for folder in folders)
+        print(f'wrote the model to {config.checkpoint_folder}{text_results}', flush=True)
+
+
+def make_parts(config: Stage2Config, text: Optional[TrainedText] = None) -> Parts:
+    """Open the data, and build the model and what changes its batches; call `initialize` before.
+
+    `text` is the text encoder to train, if the configuration has one.
+    """
+    sets = {name: zeroshot_set(source, f'eval_zeroshot.{name}')
+            for name, source in config.eval_zeroshot.items()}
+    data, retrieval = make_loaders(config)
+    evaluators = list(retrieval)
+    batch_size = device_batch_size(config.global_eval_batch_size, 'global_eval_batch_size')
+    for name, zeroshot in sets.items():
+        evaluators.append(zeroshot_evaluator(zeroshot, name, config.model.vision.image_size, batch_size,
+                                             config.train_data.num_workers))
+    check_metrics(config, evaluated_metrics(evaluators))
+
+    algorithms: list[Algorithm] = []
+    teacher_in_loop = None
+    if text is not None:
+        record = text.record(config)
+    elif config.text_encoder_in_loop.enabled:
+        in_loop = config.text_encoder_in_loop
+        teacher_in_loop = teacher_source(config.teacher).load(
+            open_device(config.device, config.precision), in_loop.batch_tokens, in_loop.precision,
+            sharded=in_loop.sharded)
+        record = TeacherRecord(teacher_in_loop.fingerprint, {'llm_embed_dim': teacher_in_loop.width})
+        algorithms.append(TextEncoderInLoop(teacher_in_loop))
+    else:
+        record = teacher_of_data(config.teacher, config.model.adapter, data, retrieval)
+    check_teacher_of_run(record, config.save_folder)
+    if sets:
+        algorithms.append(zeroshot_classes(config, sets, record, teacher_in_loop))
+
+    reproducibility.seed_all(config.seed)
+    model = make_initial_model(config, record, text)
+    _check_image_embeddings(config, model, data, retrieval)
+    if config.self_distillation.enabled:
+        # Copied before a checkpoint is loaded, since the initial model is the target.
+        device = open_device(config.device, config.precision)
+        initial = InitialImages(model.model).on(device, sharded=config.fsdp is not None)
+        algorithms.append(SelfDistillation(initial, data.split_batch))
+    callbacks: list[Callback] = []
+    if config.fsdp is None and config.compile is None:
+        callbacks.append(FuseBatchNorms())
+    return Parts(model, data, evaluators, algorithms, callbacks, record)
 
 
 def make_loaders(config: Stage2Config) -> tuple[DataSpec, list[Evaluator]]:
@@ -84,33 +144,10 @@ def make_initial_model(
     return model
 
 
-def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Trainer:
-    """Build the trainer and record the teacher; call `initialize` before.
-
-    `text` is the text encoder to train, if the configuration has one.
-    """
-    sets = {name: zeroshot_set(source, f'eval_zeroshot.{name}')
-            for name, source in config.eval_zeroshot.items()}
-    data, retrieval = make_loaders(config)
-    evaluators = list(retrieval)
-    image_size = config.model.vision.image_size
-    batch_size = device_batch_size(config.global_eval_batch_size, 'global_eval_batch_size')
-    for name, zeroshot in sets.items():
-        evaluators.append(
-            zeroshot_evaluator(zeroshot, name, image_size, batch_size, config.train_data.num_workers))
-    check_metrics(config, evaluated_metrics(evaluators))
-
-    record, in_loop = _find_teacher(config, data, retrieval, text)
-    algorithms: list[Algorithm] = []
-    if in_loop is not None:
-        algorithms.append(TextEncoderInLoop(in_loop))
-    if dist.get_global_rank() == 0:
-        check_teacher(record, config.save_folder)
-    if sets:
-        algorithms.append(zeroshot_classes(config, sets, record, in_loop))
-
-    reproducibility.seed_all(config.seed)
-    model = make_initial_model(config, record, text)
+def _check_image_embeddings(
+    config: Stage2Config, model: ComposerLLM2CLIP, data: DataSpec, retrieval: list[Evaluator]
+) -> None:
+    """Raise a ConfigError if stored features of images are not those of the model's tower."""
     loaders = [('train_data', config.train_data, data)]
     if config.eval_data is not None:
         loaders.append(('eval_data', config.eval_data, retrieval[0].dataloader))
@@ -118,62 +155,10 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
         if reads_image_embeddings(settings):
             with under(key):
                 check_tower(model.model.vision_encoder, loader)
-    if config.self_distillation.enabled:
-        # Copied before a checkpoint is loaded, since the initial model is the target.
-        device = open_device(config.device, config.precision)
-        initial = InitialImages(model.model).on(device, sharded=config.fsdp is not None)
-        algorithms.append(SelfDistillation(initial, data.split_batch))
-    trainer = build_trainer(config, model, data, evaluators, algorithms)
-    if config.fsdp is None and config.compile is None:
-        # All weights are loaded by now, those of a checkpoint too.
-        model.model.vision_encoder.fuse_frozen_batch_norms()
-    if dist.get_global_rank() == 0:
-        record.write(config.save_folder)
-    return trainer
 
 
-def _find_teacher(
-    config: Stage2Config, data: DataSpec, retrieval: Sequence[Evaluator], text: Optional[TrainedText]
-) -> tuple[TeacherRecord, Optional[CaptionTeacher]]:
-    """Find the teacher: that of the embeddings datasets, the untrained one, or the one in the loop."""
-    if text is not None:
-        encoder: Any = text.encoder
-        if config.trainable_text.clip is not None:
-            settings = dataclasses.asdict(config.trainable_text.clip)
-            encoding = {'clip_text': encoder.config.model_type} | settings
-            fingerprint = Fingerprint.of('trained with the vision tower', encoding)
-        else:
-            source = teacher_source(config.teacher)
-            fingerprint = once_per_node(source.fingerprint, f'teacher {source.name}')
-        return TeacherRecord(fingerprint, {'llm_embed_dim': encoder.llm_embed_dim}), None
-    if config.text_encoder_in_loop.enabled:
-        in_loop = config.text_encoder_in_loop
-        teacher = teacher_source(config.teacher).load(
-            open_device(config.device, config.precision), in_loop.batch_tokens, in_loop.precision,
-            sharded=in_loop.sharded)
-        return TeacherRecord(teacher.fingerprint, {'llm_embed_dim': teacher.width}), teacher
-    adapter = config.model.adapter
-    record = teacher_of_embeddings(data, adapter)
-    check_teachers(config.teacher, record.teacher, 'the embeddings dataset of train_data')
-    for evaluator in retrieval:
-        eval_record = teacher_of_embeddings(evaluator.dataloader, adapter)
-        eval_record.teacher.check(record.teacher, 'eval_data', 'train_data')
-    return record, None
+class FuseBatchNorms(Callback):
+    """Fuse the BatchNorms of a frozen tower, once the weights of a checkpoint are loaded."""
 
-
-def train(config: Stage2Config) -> None:
-    """Train or resume a run; a no-op for a complete run."""
-    folders = text_folders(config.trainable_text, config.save_folder)
-    for folder, kind in folders.items():
-        check_replaceable(folder, kind)
-    initialize(config)
-    text = TrainedText.load(config) if config.reads_captions else None
-    trainer = make_trainer(config, text)
-    write_settings(config, trainer.state.timestamp, folders)
-    fit(trainer, config)
-    if text is not None and not broadcast_from_rank0(lambda: all(folder.is_dir() for folder in folders)):
-        text.save(config.trainable_text.lora, trainer, config.save_folder)
-    trainer.close()
-    if dist.get_global_rank() == 0:
-        text_results = ''.join(f' and the text encoder to {folder}' for folder in folders)
-        print(f'wrote the model to {config.checkpoint_folder}{text_results}', flush=True)
+    def after_load(self, state: State, logger: Logger) -> None:
+        without_ddp(state.model).model.vision_encoder.fuse_frozen_batch_norms()

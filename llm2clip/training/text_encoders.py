@@ -8,18 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
-from composer import Trainer
 from composer.utils import dist, reproducibility
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from llm2clip.config import LoraConfig, Stage2Config, TextEncoderConfig, TrainableTextConfig
 from llm2clip.errors import under
 from llm2clip.modeling.text_encoder import TextEncoder
-from llm2clip.models.sharding import without_ddp
+from llm2clip.ranks import once_per_node
 from llm2clip.teacher.clip_text import KIND as CLIP_TEXT_KIND
 from llm2clip.teacher.clip_text import ClipTextTower, load_clip_text, load_clip_tokenizer, save_clip_text
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import KIND as TEACHER_KIND
 from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer, save_teacher, teacher_config
+from llm2clip.teacher.sources import teacher_source
 from llm2clip.training.runs import CLIP_TEXT_FOLDER, TEACHER_FOLDER
 
 KEY = 'trainable_text.clip'
@@ -48,14 +49,24 @@ class TrainedText(NamedTuple):
         tokenizer = load_caption_tokenizer(llm)
         return cls(encoder, tokenizer.packed, tokenizer)
 
-    def save(self, lora: Optional[LoraConfig], trainer: Trainer, run: str) -> None:
+    def record(self, config: Stage2Config) -> TeacherRecord:
+        """Return the record of the encoder before training; every rank calls this."""
+        if config.trainable_text.clip is None:
+            source = teacher_source(config.teacher)
+            fingerprint = once_per_node(source.fingerprint, f'teacher {source.name}')
+        else:
+            encoding = {'clip_text': self.encoder.config.model_type}
+            encoding |= dataclasses.asdict(config.trainable_text.clip)
+            fingerprint = Fingerprint.of('trained with the vision tower', encoding)
+        return TeacherRecord(fingerprint, {'llm_embed_dim': self.encoder.llm_embed_dim})
+
+    def save(self, lora: Optional[LoraConfig], run: str) -> None:
         """Write the trained encoder into a run's folder; every rank calls this."""
-        model = without_ddp(trainer.state.model)
         if isinstance(self.encoder, TextEncoder):
-            save_teacher(model.text_encoder, self.tokenizer, lora, Path(run, TEACHER_FOLDER))
+            save_teacher(self.encoder, self.tokenizer, lora, Path(run, TEACHER_FOLDER))
             return
         weights: Any = get_model_state_dict(
-            model.text_encoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+            self.encoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if dist.get_global_rank() == 0:
             save_clip_text(self.encoder, weights, self.tokenizer, Path(run, CLIP_TEXT_FOLDER))
         dist.barrier()

@@ -11,7 +11,7 @@ from recipes_in_process import REQUIRED, SCHEMAS
 from llm2clip.config import ranges
 from llm2clip.config.loading import check_values, load_config
 from llm2clip.errors import ConfigError
-from llm2clip.training.trainer import check_train_config
+from llm2clip.training.config_checks import check_train_config
 
 PARTS = ('optimizer.', 'scheduler.', 'algorithms.', 'callbacks.', 'loggers.')
 # Recipe -> overrides, of which each is refused; ranges of single numbers are tested with their types below.

@@ -9,7 +9,7 @@ from recipes_in_process import REQUIRED, SCHEMAS
 
 from llm2clip.config.loading import load_config
 from llm2clip.errors import ConfigError
-from llm2clip.training.trainer import check_train_config
+from llm2clip.training.config_checks import check_train_config
 
 ZEROSHOT = 'eval_zeroshot.z.source={name: clip_benchmark, local: x}'
 VECTORS = 'train_data.streams.s.image_embeddings.local=x'

@@ -240,8 +240,12 @@ class Place:
         return found
 
     def all_names(self) -> Counter[str]:
-        """Return the paths of all files below the folder; what is left in /tmp and /dev/shm is not counted."""
-        return Counter(str(path.relative_to(self.out)) for path in self.out.rglob('*'))
+        """Return the paths of all files below the folder, without whole shards of a cache, which serve the next run.
+
+        What is left in /tmp and /dev/shm is not counted.
+        """
+        names = [path.relative_to(self.out) for path in self.out.rglob('*')]
+        return Counter(str(name) for name in names if name.parts[0] != 'cache' or name.suffix != '.mds')
 
     def faults(self, kind: str) -> list[Fault]:
         """Return where to put faults: kills at each call, torn writes in some, and errors at each in turn."""

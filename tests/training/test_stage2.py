@@ -42,9 +42,10 @@ from llm2clip.models.towers import tower_preprocessing
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
 from llm2clip.teacher.llm import teacher_fingerprint
 from llm2clip.training import stage2
+from llm2clip.training.config_checks import check_metrics
 from llm2clip.training.runs import Stage2Run
-from llm2clip.training.stage2 import make_loaders, make_trainer
-from llm2clip.training.trainer import check_metrics, initialize
+from llm2clip.training.stage2 import make_loaders, make_parts
+from llm2clip.training.trainer import build_trainer, initialize
 
 TOWER = VisionConfig('test_efficientnet', False, image_size=32)
 
@@ -95,8 +96,8 @@ def test_a_run_has_one_teacher(
     def make(evaluation: Path, teacher: Path) -> None:
         config = _run(tmp_path / 'run', _data(image_dataset, embeddings), teacher=str(teacher),
                       model=ModelConfig(TOWER), eval_data=_data(image_dataset, evaluation))
-        initialize(config)
-        make_trainer(config)
+        initialize(config, {})
+        make_parts(config)
 
     with pytest.raises(ValueError, match=f'train_data comes from another teacher than {causal_teacher}'):
         make(embeddings, causal_teacher)
@@ -145,7 +146,7 @@ def test_training_and_evaluation_refuse_such_vectors(
     for train_data, eval_data in ((data, None), (_data(image_dataset, embeddings), data)):
         config = _run(tmp_path / 'run', train_data, eval_data=eval_data, model=ModelConfig(TOWER, linear))
         with as_if_a_process_ended(), pytest.raises(ConfigError, match=f'dataset {scaled} '):
-            make_trainer(config)
+            make_parts(config)
     # Those of several teachers are scaled to length 1 in any case.
     both = _data(image_dataset, scaled, teachers=['tiny', 'other'])
     both.streams['s'].embeddings['other'] = DatasetConfig(str(embeddings))
@@ -181,10 +182,11 @@ def test_sharding_frees_the_whole_weights(
     config = load_config(Stage2Config, [
         *stage2_arguments(image_dataset, embeddings), f'save_folder={tmp_path}/run',
         'train_data.num_workers=0', 'fsdp.state_dict_type=sharded'])
-    initialize(config)
+    initialize(config, {})
     gc.disable()
     try:
-        trainer = make_trainer(config)
+        parts = make_parts(config)
+        trainer = build_trainer(config, parts.model, parts.train_data, parts.evaluators)
         kept = [ref for ref in whole if ref() is not None]
     finally:
         gc.enable()

@@ -21,7 +21,7 @@ from llm2clip.config import ZeroshotConfig
 from llm2clip.data.zeroshot_sets import zeroshot_set
 from llm2clip.errors import FileError
 from llm2clip.teacher.sources import TeacherFolder
-from llm2clip.training import stage2, zeroshot
+from llm2clip.training import trainer, zeroshot
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.zeroshot import names_of_rank, zeroshot_evaluator
 
@@ -60,7 +60,7 @@ class _Watched:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.loaded: list[weakref.ref[torch.nn.Module]] = []
         self.alive: list[bool] = []
-        load, fit = TeacherFolder.load, stage2.fit
+        load, fit = TeacherFolder.load, trainer.fit
 
         def watched_load(*args: Any, **options: Any) -> Any:
             teacher: Any = load(*args, **options)
@@ -72,7 +72,7 @@ class _Watched:
             fit(*args)
 
         monkeypatch.setattr(TeacherFolder, 'load', watched_load)
-        monkeypatch.setattr(stage2, 'fit', watched_fit)
+        monkeypatch.setattr(trainer, 'fit', watched_fit)
 
 
 @pytest.mark.long

@@ -9,6 +9,7 @@ Here a file gets its final name after verification, and `SafeDataset` verifies e
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -71,22 +72,34 @@ class VerifiedStream(Stream):
                 message = (f'{self._source(INDEX)} did not come to {path} within '
                            f'{self.download_timeout:.0f} s (download_timeout)')
                 wait_for_file_to_exist(str(path), TICK, self.download_timeout, message)
-            elif path.is_file():
-                current = self.download(INDEX, to=f'{INDEX}.{os.getpid()}.now')
-                is_same = current.read_bytes() == path.read_bytes()
-                current.unlink()
-                if not is_same:
-                    raise ShardError(
-                        f'{self._source(INDEX)} is not the index that {self.local} was filled with: the '
-                        f'dataset was written anew; remove {self.local}')
             else:
-                self.download(INDEX)
+                self._fetch_index(path)
         index = read_index(path.parent)
         self.content = dataset_fingerprint(index)
         shards = [reader_from_json(self.local, self.split, shard) for shard in index['shards']]
         # All shards of an index have the same columns.
         columns_of(shards[0], [SAMPLE_ID, *self.columns], self.local)
         return shards
+
+    def _fetch_index(self, path: Path) -> None:
+        """Download the index, or compare it with the local one; remove downloads of killed processes."""
+        for left in [*path.parent.glob('.*.part'), *path.parent.glob(f'{INDEX}.*.now')]:
+            process = left.name.split('.')[-2]
+            if Path('/proc', process).exists():
+                continue
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+        if not path.is_file():
+            self.download(INDEX)
+            return
+        current = self.download(INDEX, to=f'{INDEX}.{os.getpid()}.now')
+        is_same = current.read_bytes() == path.read_bytes()
+        current.unlink()
+        if not is_same:
+            raise ShardError(f'{self._source(INDEX)} is not the index that {self.local} was filled with: the '
+                             f'dataset was written anew; remove {self.local}')
 
     def set_up_local(self, shards: Sequence[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
         """Count the files with the right size as present; without a remote, all files must be present."""
@@ -172,8 +185,9 @@ class VerifiedStream(Stream):
         """
         url = self._source(basename)
         path = self._path(to or basename)
+        work = self._path(f'.{(to or basename).replace(os.sep, "_")}.{os.getpid()}.part')
         try:
-            is_there = download(url, path, find_damage, self.download_retry, self.download_timeout)
+            is_there = download(url, path, find_damage, self.download_retry, self.download_timeout, work)
         except OSError as error:
             raise ShardError(str(error)) from error
         if not is_there:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from composer import Callback, State, Trainer
+from composer import Callback, State
 from composer.callbacks import CheckpointSaver
 from composer.loggers import Logger
 from composer.utils import dist
@@ -38,7 +38,7 @@ from llm2clip.teacher.llm import load_caption_tokenizer
 from llm2clip.teacher.sources import teacher_source
 from llm2clip.training import stage1, stage2
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
-from llm2clip.training.trainer import fit, initialize
+from llm2clip.training.trainer import Parts, build_trainer, fit, initialize
 from recipes.benchmarks.gpu.cases import CASES, OUT, SCHEMAS, SIZES, arguments, window
 from recipes.benchmarks.measuring import describe, hardware
 from recipes.benchmarks.random_data import write_captions, write_images, write_llm, write_vectors
@@ -137,9 +137,9 @@ def make_checked_plan(config: Any) -> Any:
 def train_stage1(name: str, config: Stage1Config) -> Result:
     config.plan_tokens = config.text_encoder.max_length  # the actual mean is known only afterwards
     make_checked_plan(config)
-    initialize(config)
-    trainer, _ = stage1.make_trainer(config, load_caption_tokenizer(config.text_encoder))
-    measured = run_window(name, config, trainer)
+    initialize(config, {})
+    parts = stage1.make_parts(config, load_caption_tokenizer(config.text_encoder))
+    measured = run_window(name, config, parts)
     config.plan_tokens = round(measured.tokens / (2 * measured.steps * config.global_train_batch_size))
     with fake_ranks(1):
         plan = make_plan(config)
@@ -150,12 +150,14 @@ def train_stage2(name: str, config: Stage2Config) -> Result:
     config.train_data.num_workers = 1
     plan = make_checked_plan(config)
     config.train_data.num_workers = workers(plan.shared_memory)
-    initialize(config)
-    return training_summary(config, plan, run_window(name, config, stage2.make_trainer(config)))
+    initialize(config, {})
+    return training_summary(config, plan, run_window(name, config, stage2.make_parts(config)))
 
 
-def run_window(name: str, config: TrainConfig, trainer: Trainer) -> Window:
+def run_window(name: str, config: TrainConfig, parts: Parts) -> Window:
     """Train without checkpoints, and return what was measured after the warm-up."""
+    trainer = build_trainer(config, parts.model, parts.train_data, parts.evaluators, parts.algorithms,
+                            parts.callbacks)
     measured = Window(*window(name, str(config.device)))
     others = [callback for callback in trainer.state.callbacks if not isinstance(callback, CheckpointSaver)]
     trainer.state.callbacks = [*others, measured]

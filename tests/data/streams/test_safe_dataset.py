@@ -110,6 +110,18 @@ def test_a_corrupt_and_a_missing_shard_stop_the_run(remotes: tuple[Path, Path], 
         list(_loader(_config(tmp_path, 'other', workers=2)))
 
 
+def test_downloads_of_killed_processes_are_removed(remotes: tuple[Path, Path], tmp_path: Path) -> None:
+    ended = subprocess.Popen(['true'])
+    ended.wait()
+    cache = tmp_path / 'cache/images'
+    for process in (ended.pid, os.getppid()):
+        (cache / f'.part-all_shard.00003.mds.{process}.part').mkdir(parents=True)
+        (cache / f'index.json.{process}.now').touch()
+    assert _indices(_loader(_config(tmp_path))) == list(range(64))
+    assert {path.name for path in cache.glob('*.*.*')} == {
+        f'.part-all_shard.00003.mds.{os.getppid()}.part', f'index.json.{os.getppid()}.now'}
+
+
 def test_nobody_waits_for_a_shard_that_failed_elsewhere(remotes: tuple[Path, Path], tmp_path: Path) -> None:
     _flip(path := remotes[0] / 'part-all/shard.00003.mds')
     dataset: Any = _loader(_config(tmp_path)).dataset
