@@ -405,12 +405,8 @@ class Visible(NamedTuple):
         """Return a mask ``(length, length)``; entry i, j: whether token i attends to token j."""
         positions = torch.arange(length, device=device)
         distance = positions[:, None] - positions
-        visible = torch.ones_like(distance, dtype=torch.bool)
-        if self.before >= 0:
-            visible &= distance <= self.before
-        if self.after >= 0:
-            visible &= -distance <= self.after
-        return visible
+        before, after = (length if number < 0 else number for number in self)
+        return (distance <= before) & (-distance <= after)
 
 
 def _attend(
@@ -418,8 +414,7 @@ def _attend(
 ) -> Any:
     """Attention function for transformers; `runs`, `offsets` and `bidirectional` come with packed texts."""
     if runs is not None:
-        attend: Any = _attend_packed
-        return attend(implementation, module, *args, runs=runs, **kwargs)
+        return _attend_packed(implementation, module, *args, runs=runs, **kwargs)
     if implementation == 'eager':
         return _eager(module)(module, *args, **kwargs)
     return AttentionInterface()[implementation](module, *args, **kwargs)
@@ -448,7 +443,7 @@ def _attend_packed(
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         if _fits_varlen_kernel(query, dropout):
             longest = max(length for _, length in runs)
-            return _attend_in_one_kernel(visible, query, key, value, offsets, longest, scaling), None
+            return _attend_in_one_kernel(visible, (query, key, value), offsets, longest, scaling), None
         # Few kernels support grouped-query attention, and torch cannot count the FLOPs of those that do.
         groups = query.shape[1] // key.shape[1]
         key = key.repeat_interleave(groups, 1)
@@ -506,12 +501,11 @@ def _fits_varlen_kernel(query: torch.Tensor, dropout: float) -> bool:
 
 
 def _attend_in_one_kernel(
-    visible: Visible, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, offsets: torch.Tensor,
-    longest: int, scaling: float,
+    visible: Visible, states: Sequence[torch.Tensor], offsets: torch.Tensor, longest: int, scaling: float
 ) -> torch.Tensor:
     """Compute attention within each text of a row: queries ``(1, H, S, head_dim)``, and keys and values in as
     many heads or fewer."""
-    tokens = [states[0].transpose(0, 1) for states in (query, key, value)]
+    tokens = [row.transpose(0, 1) for row, in states]
     # On Hopper and Blackwell, cuDNN would go first, and build a plan for every new number of texts.
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         output = varlen_attn(*tokens, offsets, offsets, longest, longest, scale=scaling, enable_gqa=True,
