@@ -142,7 +142,7 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
         LoadError: A weight is missing, unexpected, not finite or of another shape.
     """
     state = _read_weights(Path(checkpoint))
-    layout, config, llm_embed_dim = _infer_config(state, _read_architecture(Path(checkpoint), vision))
+    layout, config, llm_embed_dim = _infer_config(state, vision, Path(checkpoint, 'config.json'))
     model = LLM2CLIP(config, llm_embed_dim, load_weights=False)
     ours = model.state_dict()
     names = _official_names(layout, config.adapter.depth, ours)
@@ -156,7 +156,7 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
     return Imported(model.eval(), config, llm_embed_dim)
 
 
-def _infer_config(state: _State, vision: VisionConfig) -> tuple[_Layout, ModelConfig, int]:
+def _infer_config(state: _State, vision: VisionConfig, path: Path) -> tuple[_Layout, ModelConfig, int]:
     """Return the layout, the configuration of the model, and the width of its text embeddings."""
     layouts = [layout for layout in _LAYOUTS if any(name.startswith(layout.sign) for name in state)]
     if not layouts:
@@ -173,25 +173,20 @@ def _infer_config(state: _State, vision: VisionConfig) -> tuple[_Layout, ModelCo
     embed_dim, llm_embed_dim = state[projection].shape
     hidden_dim = state[f'{layout.adapter}0.fn.0.weight'].shape[0]
     adapter = AdapterConfig('residual', depth, hidden_dim // llm_embed_dim, layout.normalize)
+    if path.is_file():
+        # Shapes do not determine heads, activation and epsilon; the folder's own configuration does.
+        with reading(path, 'the vision_config of a CLIP'):
+            fields = {'model_type': 'clip_vision_model'}
+            fields.update(read_json(path, dict).get('vision_config', {}))
+        for name, value in vision.architecture.items():
+            if fields.setdefault(name, value) != value:
+                raise ConfigError(f'{value!r}, but {path} says {fields[name]!r}',
+                                  f'vision.architecture.{name}')
+        vision = dataclasses.replace(vision, architecture=fields)
     config = ModelConfig(vision, adapter, embed_dim, layout.visual_projection)
     if 'logit_bias' in state:
         config.logit_bias = 0.0
     return layout, config, llm_embed_dim
-
-
-def _read_architecture(checkpoint: Path, vision: VisionConfig) -> VisionConfig:
-    """Complete `vision` by a folder's own configuration, which has the heads, activation and epsilon that
-    shapes do not determine."""
-    path = checkpoint / 'config.json'
-    if not path.is_file():
-        return vision
-    with reading(path, 'the vision_config of a CLIP'):
-        fields = {'model_type': 'clip_vision_model'}
-        fields.update(read_json(path, dict).get('vision_config', {}))
-    for name, value in vision.architecture.items():
-        if fields.setdefault(name, value) != value:
-            raise ConfigError(f'{value!r}, but {path} says {fields[name]!r}', f'vision.architecture.{name}')
-    return dataclasses.replace(vision, architecture=fields)
 
 
 def load_exported(

@@ -43,6 +43,8 @@ from .text_encoder import CaptionTokenizer, encode_texts
 CODE = ('modeling_llm2clip', 'adapter', 'checks', 'image_processing_llm2clip', 'sentence_transformer',
         'text_encoder')
 _TEACHER_FOLDER = 'teacher'
+# Pretrained weights of these types have no pooler, which would be initialised at random.
+TRUNK_OPTIONS: dict[str, dict[str, bool]] = dict.fromkeys(('vit', 'deit', 'beit'), {'add_pooling_layer': False})
 
 
 class LLM2CLIPConfig(PretrainedConfig):
@@ -81,18 +83,10 @@ class LLM2CLIPConfig(PretrainedConfig):
         return self.model.get('embed_dim', 0)
 
 
-def no_pooler(architecture: PretrainedConfig) -> dict[str, Any]:
-    """Return the option to build a tower without the pooler that pretrained weights of its type lack."""
-    if architecture.model_type in ('vit', 'deit', 'beit'):
-        return {'add_pooling_layer': False}
-    return {}
-
-
 def new_trunk(architecture: PretrainedConfig) -> Any:
-    """Build a tower of transformers with new weights."""
-    # While transformers loads an exported model, the default dtype is the one to load it in.
+    """Build a tower of transformers in the default dtype: that of an exported model while it loads."""
     return AutoModel.from_config(architecture, dtype=torch.get_default_dtype(), trust_remote_code=False,
-                                 **no_pooler(architecture))
+                                 **TRUNK_OPTIONS.get(architecture.model_type, {}))
 
 
 class VisionEncoder(nn.Module):
@@ -136,7 +130,7 @@ class Towers(nn.Module):
         logit_scale: float = 0.0, logit_bias: Optional[float] = None,
     ) -> None:
         super().__init__()
-        self.vision_encoder = vision_encoder
+        self.vision_encoder: Any = vision_encoder
         self.visual_projection = visual_projection
         self.adapter = adapter
         # One-dimensional, since FSDP2 cannot shard a scalar.
@@ -149,8 +143,7 @@ class Towers(nn.Module):
 def _exported_trunk(vision: Mapping[str, Any]) -> Any:
     if vision['architecture']:
         fields = dict(vision['architecture'])
-        architecture = AutoConfig.for_model(fields.pop('model_type'), **fields)
-        return new_trunk(architecture)
+        return new_trunk(AutoConfig.for_model(fields.pop('model_type'), **fields))
     # No `import`: transformers would require the package for every exported model.
     timm: Any = importlib.import_module('timm')
     size: dict[str, Any] = {}

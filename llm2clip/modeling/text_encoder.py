@@ -468,9 +468,8 @@ def _attend_eagerly(visible: Visible, module: nn.Module, *states: torch.Tensor, 
     mask = None
     if visible != Visible():
         query = states[0]
-        hidden = ~visible.mask(query.shape[2], query.device)
-        mask = torch.zeros(1, 1, *hidden.shape, dtype=query.dtype, device=query.device)
-        mask.masked_fill_(hidden, torch.finfo(query.dtype).min)
+        hidden = ~visible.mask(query.shape[2], query.device)[None, None]
+        mask = torch.zeros_like(hidden, dtype=query.dtype).masked_fill(hidden, torch.finfo(query.dtype).min)
     return _eager(module)(module, *states, mask, **kwargs)[0]
 
 

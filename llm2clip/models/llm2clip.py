@@ -43,7 +43,6 @@ class LLM2CLIP(Towers):
         projection = _visual_projection(config, vision_encoder.width, load_weights)
         adapter = build_adapter(config.adapter, llm_embed_dim, config.embed_dim)
         super().__init__(vision_encoder, projection, adapter, math.log(config.logit_scale), config.logit_bias)
-        self.vision_encoder: VisionEncoder = vision_encoder
 
     # Composer only looks up these methods on the direct children of a ComposerModel.
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:

@@ -27,7 +27,7 @@ from llm2clip.data.images import Preprocessing
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import reading
 from llm2clip.modeling.checks import check_finite, load_checked, load_config
-from llm2clip.modeling.modeling_llm2clip import new_trunk, no_pooler
+from llm2clip.modeling.modeling_llm2clip import TRUNK_OPTIONS, new_trunk
 from llm2clip.teacher.clip_text import load_architecture
 
 # (tokens (B, T, D), number of prefix tokens) -> indices (B, kept) of the patches to keep; None keeps all.
@@ -195,7 +195,7 @@ class TransformersTower(Tower):
         if config.pretrained and load_weights:
             trunk, _ = load_checked(
                 AutoModel.from_pretrained, config.name, more=True, config=architecture, dtype=torch.float32,
-                trust_remote_code=False, **no_pooler(architecture))
+                trust_remote_code=False, **TRUNK_OPTIONS.get(architecture.model_type, {}))
         else:
             trunk = new_trunk(architecture)
         self.trunk: Any = _at_image_size(trunk, config.image_size)
