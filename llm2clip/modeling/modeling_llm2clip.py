@@ -44,7 +44,7 @@ CODE = ('modeling_llm2clip', 'adapter', 'checks', 'image_processing_llm2clip', '
         'text_encoder')
 _TEACHER_FOLDER = 'teacher'
 # Pretrained weights of these types have no pooler, which would be initialised at random.
-TRUNK_OPTIONS: dict[str, dict[str, bool]] = dict.fromkeys(('vit', 'deit', 'beit'), {'add_pooling_layer': False})
+TRUNK_OPTIONS: dict[str, Any] = dict.fromkeys(('vit', 'deit', 'beit'), {'add_pooling_layer': False})
 
 
 class LLM2CLIPConfig(PretrainedConfig):
@@ -98,7 +98,7 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, trunk: Any, levels: int = 0) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.trunk: Any = trunk
         self.levels = levels
         if isinstance(trunk, PreTrainedModel):
             # Towers of several stages have a width per stage.

@@ -414,7 +414,8 @@ def _attend(
 ) -> Any:
     """Attention function for transformers; `runs`, `offsets` and `bidirectional` come with packed texts."""
     if runs is not None:
-        return _attend_packed(implementation, module, *args, runs=runs, **kwargs)
+        attend: Any = _attend_packed
+        return attend(implementation, module, *args, runs=runs, **kwargs)
     if implementation == 'eager':
         return _eager(module)(module, *args, **kwargs)
     return AttentionInterface()[implementation](module, *args, **kwargs)
@@ -481,7 +482,8 @@ def _attend_by_sdpa(visible: Visible, *states: torch.Tensor, **kwargs: Any) -> t
     if 0 <= visible.before < length - 1:
         mask = visible.mask(length, states[0].device)
     is_causal = mask is None and visible.after == 0
-    return F.scaled_dot_product_attention(*states, mask, is_causal=is_causal, **kwargs).transpose(1, 2)
+    attend: Any = F.scaled_dot_product_attention
+    return attend(*states, mask, is_causal=is_causal, **kwargs).transpose(1, 2)
 
 
 def has_varlen_kernel(device: torch.device) -> bool:
