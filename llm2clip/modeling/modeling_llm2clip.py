@@ -106,7 +106,7 @@ class VisionEncoder(nn.Module):
         else:
             self.width = trunk.head_hidden_size
         if levels:
-            self.width += sum(level['num_chs'] for level in list(trunk.feature_info)[-levels:])
+            self.width += sum(level['num_chs'] for level in list(self.trunk.feature_info)[-levels:])
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if self.levels:
