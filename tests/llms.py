@@ -29,6 +29,10 @@ CONFIGS: dict[str, Callable[..., PretrainedConfig]] = {
         text_config=transformers.Gemma3TextConfig(**SMALL, **GEMMA, **k), vision_config=VISION, mm_tokens_per_image=4,
         image_token_index=399, boi_token_index=397, eoi_token_index=398),
     'phi3': lambda **k: transformers.Phi3Config(**SMALL, sliding_window=WINDOW, **k),
+    'olmo2': lambda **k: transformers.Olmo2Config(**SMALL, **k),
+    'granite': lambda **k: transformers.GraniteConfig(**SMALL, **k),
+    'smollm3': lambda **k: transformers.SmolLM3Config(
+        **SMALL, use_sliding_window=True, sliding_window=WINDOW, no_rope_layer_interval=2, **k),
 }
 TEXTS = ['a red square', 'a blue circle on a wall', 'a', 'a purple stripe painted by somebody who likes green']
 

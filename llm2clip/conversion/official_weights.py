@@ -142,6 +142,22 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
         LoadError: A weight is missing, unexpected, not finite or of another shape.
     """
     state = _read_weights(Path(checkpoint))
+    layout, config, llm_embed_dim = _infer_config(state, vision, Path(checkpoint, 'config.json'))
+    model = LLM2CLIP(config, llm_embed_dim, load_weights=False)
+    ours = model.state_dict()
+    names = _official_names(layout, config.adapter.depth, ours)
+    # Ours are not scalars, which FSDP2 cannot shard.
+    for name in {'logit_scale', 'logit_bias'} & state.keys():
+        state[name] = torch.atleast_1d(state[name])
+    state = {name: value for name, value in state.items() if not re.fullmatch(layout.left_out, name)}
+    check_keys(state, {names[name]: value for name, value in ours.items()},
+               f'{checkpoint}, for {vision.name} with images of {vision.image_size} pixels')
+    model.load_state_dict({name: state[official] for name, official in names.items()})
+    return Imported(model.eval(), config, llm_embed_dim)
+
+
+def _infer_config(state: _State, vision: VisionConfig, path: Path) -> tuple[_Layout, ModelConfig, int]:
+    """Return the layout, the configuration of the model, and the width of its text embeddings."""
     layouts = [layout for layout in _LAYOUTS if any(name.startswith(layout.sign) for name in state)]
     if not layouts:
         signs = ' or '.join(layout.sign for layout in _LAYOUTS)
@@ -157,7 +173,6 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
     embed_dim, llm_embed_dim = state[projection].shape
     hidden_dim = state[f'{layout.adapter}0.fn.0.weight'].shape[0]
     adapter = AdapterConfig('residual', depth, hidden_dim // llm_embed_dim, layout.normalize)
-    path = Path(checkpoint, 'config.json')
     if path.is_file():
         # Shapes do not determine heads, activation and epsilon; the folder's own configuration does.
         with reading(path, 'the vision_config of a CLIP'):
@@ -171,17 +186,7 @@ def import_checkpoint(checkpoint: Union[str, Path], vision: VisionConfig) -> Imp
     config = ModelConfig(vision, adapter, embed_dim, layout.visual_projection)
     if 'logit_bias' in state:
         config.logit_bias = 0.0
-    model = LLM2CLIP(config, llm_embed_dim, load_weights=False)
-    ours = model.state_dict()
-    names = _official_names(layout, depth, ours)
-    # Ours are not scalars, which FSDP2 cannot shard.
-    for name in {'logit_scale', 'logit_bias'} & state.keys():
-        state[name] = torch.atleast_1d(state[name])
-    state = {name: value for name, value in state.items() if not re.fullmatch(layout.left_out, name)}
-    check_keys(state, {names[name]: value for name, value in ours.items()},
-               f'{checkpoint}, for {vision.name} with images of {vision.image_size} pixels')
-    model.load_state_dict({name: state[official] for name, official in names.items()})
-    return Imported(model.eval(), config, llm_embed_dim)
+    return layout, config, llm_embed_dim
 
 
 def load_exported(

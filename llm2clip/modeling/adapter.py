@@ -86,3 +86,13 @@ def make_adapter(
     if name in ('mlp', 'glu'):
         return AlignmentHead(llm_embed_dim, embed_dim, expansion, gated=name == 'glu')
     return {'linear': nn.Linear, 'identity': nn.Identity}[name](llm_embed_dim, embed_dim)
+
+
+def make_projection(width: int, embed_dim: int, name: str, expansion: int) -> nn.Module:
+    """Build the projection of images ``linear``, ``affine``, ``mlp``, ``glu`` or ``identity`` with new
+    weights."""
+    if name == 'identity':
+        return nn.Identity()
+    if name in ('mlp', 'glu'):
+        return AlignmentHead(width, embed_dim, expansion, gated=name == 'glu')
+    return nn.Linear(width, embed_dim, bias=name == 'affine')

@@ -5,8 +5,8 @@
 
 Exported models contain a copy of this file, which ``trust_remote_code=True`` runs with the files that it
 imports.  They need only torch and transformers, timm for a timm vision tower, and sentence-transformers for
-such a teacher.  In this package, `llm2clip.export.hf.LLM2CLIPModel` builds the same model from the training
-modules; each export compares both.
+such a teacher.  In this package, `llm2clip.export.hf.LLM2CLIPModel` builds the model as training does, whose
+classes derive from those here; each export compares both.
 """
 
 import importlib
@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.utils.generic import ModelOutput
 
 # Relative, since the copies in an exported model are not part of a package `llm2clip`.
-from .adapter import AlignmentHead, make_adapter
+from .adapter import make_adapter, make_projection
 from .checks import (
     LoadError,
     check_no_code,
@@ -43,6 +43,8 @@ from .text_encoder import CaptionTokenizer, encode_texts
 CODE = ('modeling_llm2clip', 'adapter', 'checks', 'image_processing_llm2clip', 'sentence_transformer',
         'text_encoder')
 _TEACHER_FOLDER = 'teacher'
+# Pretrained weights of these types have no pooler, which would be initialised at random.
+TRUNK_OPTIONS: dict[str, Any] = dict.fromkeys(('vit', 'deit', 'beit'), {'add_pooling_layer': False})
 
 
 class LLM2CLIPConfig(PretrainedConfig):
@@ -81,82 +83,75 @@ class LLM2CLIPConfig(PretrainedConfig):
         return self.model.get('embed_dim', 0)
 
 
-def timm_features(trunk: Any, pixel_values: torch.Tensor, levels: int) -> torch.Tensor:
-    """Return features of a timm model without its classifier: ``(B, 3, H, W)`` -> ``(B, width)``.
+def new_trunk(architecture: PretrainedConfig) -> Any:
+    """Build a tower of transformers in the default dtype: that of an exported model while it loads."""
+    return AutoModel.from_config(architecture, dtype=torch.get_default_dtype(), trust_remote_code=False,
+                                 **TRUNK_OPTIONS.get(architecture.model_type, {}))
 
-    With `levels`, the means of its last feature maps follow the pooled features.  Maps have no scale in
-    common, so each part is L2-normalised.
+
+class VisionEncoder(nn.Module):
+    """Vision tower from transformers or timm without its classifier: ``(B, 3, H, W)`` -> ``(B, width)``.
+
+    With `levels`, the means of a timm model's last feature maps follow the pooled features.  Maps have no
+    scale in common, so each part is L2-normalised.
     """
-    if not levels:
-        return trunk(pixel_values)
-    last, maps = trunk.forward_intermediates(pixel_values, indices=levels)
-    parts = [trunk.forward_head(last), *(feature_map.mean((2, 3)) for feature_map in maps)]
-    return torch.cat([F.normalize(part.float(), dim=-1) for part in parts], dim=-1)
 
-
-def timm_width(trunk: Any, levels: int) -> int:
-    """Return the width of `timm_features`."""
-    width = trunk.head_hidden_size
-    if levels:
-        width += sum(level['num_chs'] for level in list(trunk.feature_info)[-levels:])
-    return width
-
-
-class _VisionEncoder(nn.Module):
-    """Vision tower from transformers or timm without its classifier: ``(B, 3, H, W)`` -> ``(B, width)``."""
-
-    def __init__(self, vision: dict[str, Any]) -> None:
+    def __init__(self, trunk: Any, levels: int = 0) -> None:
         super().__init__()
-        self.is_transformers = bool(vision['architecture'])
-        self.levels: int = vision.get('feature_levels', 0)
-        options: dict[str, Any] = {}
-        if self.is_transformers:
-            fields = dict(vision['architecture'])
-            architecture = AutoConfig.for_model(fields.pop('model_type'), **fields)
-            if architecture.model_type in ('vit', 'deit', 'beit'):
-                options['add_pooling_layer'] = False
-            self.trunk: Any = AutoModel.from_config(
-                architecture, dtype=torch.get_default_dtype(), trust_remote_code=False, **options)
-            self.width: int = getattr(architecture, 'hidden_size', None) or architecture.hidden_sizes[-1]
+        self.trunk: Any = trunk
+        self.levels = levels
+        if isinstance(trunk, PreTrainedModel):
+            # Towers of several stages have a width per stage.
+            self.width: int = getattr(trunk.config, 'hidden_size', None) or trunk.config.hidden_sizes[-1]
         else:
-            # No `import`: transformers would require the package for every exported model.
-            timm: Any = importlib.import_module('timm')
-            known = timm.get_pretrained_cfg(vision['name'])
-            if getattr(known, 'fixed_input_size', False):
-                options['img_size'] = vision['image_size']
-            self.trunk = timm.create_model(vision['name'], pretrained=False, **options)
-            self.trunk.reset_classifier(0)
-            self.width = timm_width(self.trunk, self.levels)
+            self.width = trunk.head_hidden_size
+        if levels:
+            self.width += sum(level['num_chs'] for level in list(self.trunk.feature_info)[-levels:])
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        if not self.is_transformers:
-            return timm_features(self.trunk, pixel_values, self.levels)
+        if self.levels:
+            last, maps = self.trunk.forward_intermediates(pixel_values, indices=self.levels)
+            parts = [self.trunk.forward_head(last), *(feature_map.mean((2, 3)) for feature_map in maps)]
+            return torch.cat([F.normalize(part.float(), dim=-1) for part in parts], dim=-1)
         outputs = self.trunk(pixel_values)
+        if isinstance(outputs, torch.Tensor):
+            return outputs
         pooled = getattr(outputs, 'pooler_output', None)
         if pooled is None:
             return outputs.last_hidden_state[:, 0]
         return pooled.flatten(1)
 
 
-class _Towers(nn.Module):
-    """The trained modules, with the same parameter names as in training."""
+class Towers(nn.Module):
+    """The trained modules: `llm2clip.models.llm2clip.LLM2CLIP` in training, and these in an export."""
 
-    def __init__(self, model: dict[str, Any], llm_embed_dim: int) -> None:
+    def __init__(
+        self, vision_encoder: VisionEncoder, visual_projection: nn.Module, adapter: nn.Module,
+        logit_scale: float = 0.0, logit_bias: Optional[float] = None,
+    ) -> None:
         super().__init__()
-        embed_dim = model['embed_dim']
-        self.vision_encoder = _VisionEncoder(model['vision'])
-        width = self.vision_encoder.width
-        projection = model.get('visual_projection', 'linear')
-        if projection in ('mlp', 'glu'):
-            self.visual_projection = AlignmentHead(
-                width, embed_dim, model['visual_projection_expansion'], gated=projection == 'glu')
-        elif projection == 'identity':
-            self.visual_projection = nn.Identity()
-        else:
-            self.visual_projection = nn.Linear(width, embed_dim, bias=projection == 'affine')
-        self.adapter = make_adapter(llm_embed_dim, embed_dim, **model['adapter'])
-        self.logit_scale = nn.Parameter(torch.zeros(1))
-        self.logit_bias = None if model['logit_bias'] is None else nn.Parameter(torch.zeros(1))
+        self.vision_encoder: Any = vision_encoder
+        self.visual_projection = visual_projection
+        self.adapter = adapter
+        # One-dimensional, since FSDP2 cannot shard a scalar.
+        self.logit_scale = nn.Parameter(torch.full((1,), logit_scale))
+        self.logit_bias: Optional[nn.Parameter] = None
+        if logit_bias is not None:
+            self.logit_bias = nn.Parameter(torch.full((1,), float(logit_bias)))
+
+
+def _exported_trunk(vision: Mapping[str, Any]) -> Any:
+    if vision['architecture']:
+        fields = dict(vision['architecture'])
+        return new_trunk(AutoConfig.for_model(fields.pop('model_type'), **fields))
+    # No `import`: transformers would require the package for every exported model.
+    timm: Any = importlib.import_module('timm')
+    size: dict[str, Any] = {}
+    if getattr(timm.get_pretrained_cfg(vision['name']), 'fixed_input_size', False):
+        size['img_size'] = vision['image_size']
+    trunk = timm.create_model(vision['name'], pretrained=False, **size)
+    trunk.reset_classifier(0)
+    return trunk
 
 
 def load_teacher(
@@ -218,7 +213,7 @@ class LLM2CLIPModel(PreTrainedModel):
     config_class = LLM2CLIPConfig
     main_input_name = 'pixel_values'
     # With `device_map='auto'`, all towers are on one device.
-    _no_split_modules = ['_Towers', 'LLM2CLIP']
+    _no_split_modules = ['Towers', 'LLM2CLIP']
     trust_remote_code = False
     """Whether to run code that comes with a sentence-transformers teacher."""
     teacher_precision = 'fp32'
@@ -234,7 +229,14 @@ class LLM2CLIPModel(PreTrainedModel):
         self.post_init()
 
     def _make_towers(self) -> Any:
-        return _Towers(self.config.model, self.config.llm_embed_dim)
+        model = self.config.model
+        vision = model['vision']
+        vision_encoder = VisionEncoder(_exported_trunk(vision), vision.get('feature_levels', 0))
+        projection = make_projection(
+            vision_encoder.width, model['embed_dim'], model.get('visual_projection', 'linear'),
+            model.get('visual_projection_expansion', 0))
+        adapter = make_adapter(self.config.llm_embed_dim, model['embed_dim'], **model['adapter'])
+        return Towers(vision_encoder, projection, adapter, logit_bias=model['logit_bias'])
 
     def _init_weights(self, module: nn.Module) -> None:
         """No-op: all weights come from the folder."""

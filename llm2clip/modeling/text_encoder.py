@@ -395,22 +395,95 @@ def save_llm(llm: Any, bidirectional: bool, folder: Union[str, Path]) -> None:
     llm.save_pretrained(folder, safe_serialization=True)
 
 
+class Visible(NamedTuple):
+    """Number of tokens of a text, before and after each token, that it attends to; -1: all."""
+
+    before: int = -1
+    after: int = -1
+
+    def mask(self, length: int, device: torch.device) -> torch.Tensor:
+        """Return a mask ``(length, length)``; entry i, j: whether token i attends to token j."""
+        positions = torch.arange(length, device=device)
+        distance = positions[:, None] - positions
+        before, after = (length if number < 0 else number for number in self)
+        return (distance <= before) & (-distance <= after)
+
+
 def _attend(
-    implementation: str, module: nn.Module, *args: Any, runs: Optional[Runs] = None,
-    offsets: Optional[torch.Tensor] = None, **kwargs: Any
+    implementation: str, module: nn.Module, *args: Any, runs: Optional[Runs] = None, **kwargs: Any
 ) -> Any:
-    """Attention function for transformers; packed texts come with `runs` and `offsets`."""
+    """Attention function for transformers; `runs`, `offsets` and `bidirectional` come with packed texts."""
     if runs is not None:
-        attend: Any = _attend_by_runs
-        return attend(module, *args, runs=runs, offsets=offsets, implementation=implementation, **kwargs)
+        attend: Any = _attend_packed
+        return attend(implementation, module, *args, runs=runs, **kwargs)
     if implementation == 'eager':
         return _eager(module)(module, *args, **kwargs)
     return AttentionInterface()[implementation](module, *args, **kwargs)
 
 
+@torch.compiler.disable  # it would recompile for every new set of lengths
+def _attend_packed(
+    implementation: str, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+    attention_mask: Optional[torch.Tensor], *, runs: Runs, offsets: torch.Tensor, bidirectional: bool,
+    scaling: float, dropout: float = 0.0, sliding_window: Optional[int] = None, **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Compute attention ``(1, S, H, head_dim)`` within each of the texts that are packed in one row.
+
+    With SDPA, one kernel computes all texts where torch has one.  Elsewhere, texts of one length form a batch
+    without padding.  Bidirectional attention ignores the sliding window.
+    """
+    visible = Visible()
+    if not bidirectional:
+        before = -1 if sliding_window is None else sliding_window - 1
+        visible = Visible(before, 0 if getattr(module, 'is_causal', True) else before)
+    if implementation == 'eager':
+        attend = partial(_attend_eagerly, visible, module, scaling=scaling, dropout=dropout, **kwargs)
+    else:
+        if torch.is_autocast_enabled(query.device.type):
+            dtype = torch.get_autocast_dtype(query.device.type)
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        if _fits_varlen_kernel(query, dropout):
+            longest = max(length for _, length in runs)
+            return _attend_in_one_kernel(visible, (query, key, value), offsets, longest, scaling), None
+        # Few kernels support grouped-query attention, and torch cannot count the FLOPs of those that do.
+        groups = query.shape[1] // key.shape[1]
+        key = key.repeat_interleave(groups, 1)
+        value = value.repeat_interleave(groups, 1)
+        attend = partial(_attend_by_sdpa, visible, scale=scaling, dropout_p=dropout)
+    sizes = [n * length for n, length in runs]
+    outputs = []
+    for (n, length), *parts in zip(runs, *(states[0].split(sizes, 1) for states in (query, key, value))):
+        output = attend(*(part.unflatten(1, (n, length)).transpose(0, 1) for part in parts))
+        outputs.append(output.reshape(1, n * length, *output.shape[2:]))
+    return torch.cat(outputs, 1), None
+
+
 def _eager(module: nn.Module) -> Callable[..., Any]:
     """Return the attention function in the LLM's own module."""
     return sys.modules[type(module).__module__].eager_attention_forward
+
+
+def _attend_eagerly(visible: Visible, module: nn.Module, *states: torch.Tensor, **kwargs: Any) -> Any:
+    """Compute attention by the LLM's own function, such as Gemma 2's with its soft cap on attention scores:
+    queries, keys and values ``(n, H, length, head_dim)`` -> ``(n, length, H, head_dim)``."""
+    mask = None
+    if visible != Visible():
+        query = states[0]
+        hidden = ~visible.mask(query.shape[2], query.device)[None, None]
+        mask = torch.zeros_like(hidden, dtype=query.dtype).masked_fill(hidden, torch.finfo(query.dtype).min)
+    return _eager(module)(module, *states, mask, **kwargs)[0]
+
+
+def _attend_by_sdpa(visible: Visible, *states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    """Compute attention by torch, with shapes as above.  Only a sliding window needs a mask, so that every
+    device can use its fastest kernel."""
+    length = states[0].shape[2]
+    mask = None
+    if 0 <= visible.before < length - 1:
+        mask = visible.mask(length, states[0].device)
+    is_causal = mask is None and visible.after == 0
+    attend: Any = F.scaled_dot_product_attention
+    return attend(*states, mask, is_causal=is_causal, **kwargs).transpose(1, 2)
 
 
 def has_varlen_kernel(device: torch.device) -> bool:
@@ -429,81 +502,16 @@ def _fits_varlen_kernel(query: torch.Tensor, dropout: float) -> bool:
 
 
 def _attend_in_one_kernel(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, offsets: torch.Tensor, longest: int,
-    causal: bool, window: Optional[int], scaling: float,
+    visible: Visible, states: Sequence[torch.Tensor], offsets: torch.Tensor, longest: int, scaling: float
 ) -> torch.Tensor:
     """Compute attention within each text of a row: queries ``(1, H, S, head_dim)``, and keys and values in as
     many heads or fewer."""
-    tokens = [states[0].transpose(0, 1) for states in (query, key, value)]
-    past = -1  # all tokens before
-    if window is not None:
-        past = window - 1
-    future = 0 if causal else -1
+    tokens = [row.transpose(0, 1) for row, in states]
     # On Hopper and Blackwell, cuDNN would go first, and build a plan for every new number of texts.
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         output = varlen_attn(*tokens, offsets, offsets, longest, longest, scale=scaling, enable_gqa=True,
-                             window_size=(past, future))
+                             window_size=visible)
     return output.unsqueeze(0)
-
-
-def _visible(length: int, causal: bool, window: Optional[int], device: torch.device) -> torch.Tensor:
-    """Return a mask ``(length, length)``; entry i, j: whether token i attends to token j."""
-    positions = torch.arange(length, device=device)
-    distance = positions[:, None] - positions
-    visible = torch.ones_like(distance, dtype=torch.bool)
-    if causal:
-        visible &= distance >= 0
-    if window is not None:
-        visible &= distance.abs() < window
-    return visible
-
-
-@torch.compiler.disable  # it would recompile for every new set of lengths
-def _attend_by_runs(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    attention_mask: Optional[torch.Tensor], *, runs: Runs, offsets: torch.Tensor, bidirectional: bool,
-    implementation: str, scaling: float, dropout: float = 0.0, sliding_window: Optional[int] = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Compute attention ``(1, S, H, head_dim)`` within each of the texts that are packed in one row.
-
-    With SDPA, one kernel computes all texts where torch has one.  Elsewhere, texts of one length form a batch
-    without padding.  It needs no mask except for a causal sliding window, so that every device can use its
-    fastest kernel.  An LLM with ``eager`` attention, such as Gemma 2 with its soft cap on attention scores,
-    runs its own function on the batch.  Bidirectional attention ignores the sliding window.
-    """
-    causal = not bidirectional and getattr(module, 'is_causal', True)
-    window = None if bidirectional else sliding_window
-    is_eager = implementation == 'eager'
-    if not is_eager:
-        if torch.is_autocast_enabled(query.device.type):
-            dtype = torch.get_autocast_dtype(query.device.type)
-            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        if _fits_varlen_kernel(query, dropout):
-            longest = max(length for _, length in runs)
-            output = _attend_in_one_kernel(query, key, value, offsets, longest, causal, window, scaling)
-            return output, None
-        # Few kernels support grouped-query attention, and torch cannot count the FLOPs of those that do.
-        groups = query.shape[1] // key.shape[1]
-        key = key.repeat_interleave(groups, 1)
-        value = value.repeat_interleave(groups, 1)
-    sizes = [n * length for n, length in runs]
-    outputs = []
-    for (n, length), *parts in zip(runs, *(x[0].split(sizes, 1) for x in (query, key, value))):
-        q, k, v = (part.unflatten(1, (n, length)).transpose(0, 1) for part in parts)
-        mask = None
-        if (is_eager and causal) or (window is not None and window < length):
-            mask = _visible(length, causal, window, q.device)
-        if is_eager:
-            if mask is not None:
-                hidden = torch.zeros(1, 1, length, length, dtype=q.dtype, device=q.device)
-                mask = hidden.masked_fill_(~mask, torch.finfo(q.dtype).min)
-            output, _ = _eager(module)(module, q, k, v, mask, scaling=scaling, dropout=dropout, **kwargs)
-        else:
-            output = F.scaled_dot_product_attention(
-                q, k, v, mask, dropout, scale=scaling, is_causal=causal and mask is None).transpose(1, 2)
-        outputs.append(output.reshape(1, n * length, *output.shape[2:]))
-    return torch.cat(outputs, 1), None
 
 
 # Attention implementation -> wrapper that also takes packed texts.  An LLM keeps the wrapper permanently,

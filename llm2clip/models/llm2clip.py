@@ -20,7 +20,8 @@ from llm2clip.losses.contrastive import clip_loss, siglip_loss
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.classification import MeanAveragePrecision, MeanPerClass, ZeroshotTop1
 from llm2clip.metrics.retrieval import RetrievalRecall
-from llm2clip.modeling.adapter import Adapter, AlignmentHead
+from llm2clip.modeling.adapter import Adapter, AlignmentHead, make_projection
+from llm2clip.modeling.modeling_llm2clip import Towers
 from llm2clip.models.adapter_folder import build_adapter
 from llm2clip.models.evaluated_model import EvaluatedModel
 from llm2clip.models.towers import load_projection
@@ -29,7 +30,7 @@ from llm2clip.models.vision_encoder import VisionEncoder
 Batch = dict[str, torch.Tensor]
 
 
-class LLM2CLIP(nn.Module):
+class LLM2CLIP(Towers):
     """Vision tower and text adapter that map images and text embeddings to a joint space.
 
     `llm_embed_dim` is the width of the text embeddings, `config.embed_dim` that of the joint space.
@@ -37,16 +38,11 @@ class LLM2CLIP(nn.Module):
     """
 
     def __init__(self, config: ModelConfig, llm_embed_dim: int, load_weights: bool = True) -> None:
-        super().__init__()
         with under('model.vision'):
-            self.vision_encoder = VisionEncoder(config.vision, load_weights)
-        self.visual_projection = _visual_projection(config, self.vision_encoder.width, load_weights)
-        self.adapter = build_adapter(config.adapter, llm_embed_dim, config.embed_dim)
-        # One-dimensional, since FSDP2 cannot shard a scalar.
-        self.logit_scale = nn.Parameter(torch.full((1,), math.log(config.logit_scale)))
-        self.logit_bias: Optional[nn.Parameter] = None
-        if config.logit_bias is not None:
-            self.logit_bias = nn.Parameter(torch.full((1,), float(config.logit_bias)))
+            vision_encoder = VisionEncoder(config.vision, load_weights)
+        projection = _visual_projection(config, vision_encoder.width, load_weights)
+        adapter = build_adapter(config.adapter, llm_embed_dim, config.embed_dim)
+        super().__init__(vision_encoder, projection, adapter, math.log(config.logit_scale), config.logit_bias)
 
     # Composer only looks up these methods on the direct children of a ComposerModel.
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
@@ -119,10 +115,10 @@ def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> n
                               f'{width}, as model.visual_projection: {config.visual_projection} needs',
                               key='model.embed_dim')
         return projection
-    if config.visual_projection in ('mlp', 'glu'):
-        return AlignmentHead(width, config.embed_dim, config.visual_projection_expansion,
-                             gated=config.visual_projection == 'glu')
-    projection = nn.Linear(width, config.embed_dim, bias=config.visual_projection == 'affine')
+    projection = make_projection(width, config.embed_dim, config.visual_projection,
+                                 config.visual_projection_expansion)
+    if not isinstance(projection, nn.Linear):
+        return projection
     if config.visual_projection_init == 'orthogonal':
         # Orthogonal rows distort the angles between the pretrained tower's features least.
         nn.init.orthogonal_(projection.weight)

@@ -27,7 +27,7 @@ from llm2clip.data.images import Preprocessing
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import reading
 from llm2clip.modeling.checks import check_finite, load_checked, load_config
-from llm2clip.modeling.modeling_llm2clip import timm_features, timm_width
+from llm2clip.modeling.modeling_llm2clip import TRUNK_OPTIONS, new_trunk
 from llm2clip.teacher.clip_text import load_architecture
 
 # (tokens (B, T, D), number of prefix tokens) -> indices (B, kept) of the patches to keep; None keeps all.
@@ -38,13 +38,8 @@ class Tower(Protocol):
     """Interface of an image model to the vision encoder, independent of the model's library."""
 
     trunk: nn.Module
-    width: int
     no_weight_decay: set[str]
     """Names of parameters without weight decay; one-dimensional ones never decay."""
-
-    def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Compute pooled features, ``(B, 3, H, W)`` -> ``(B, width)``."""
-        ...
 
     def architecture(self) -> dict[str, Any]:
         """Return the `VisionConfig.architecture` that rebuilds the model; empty if its name suffices."""
@@ -108,7 +103,7 @@ class TimmTower(Tower):
 
     def __init__(self, config: VisionConfig, load_weights: bool) -> None:
         trunk = _load_timm(config, load_weights)
-        trunk.reset_classifier(0)  # pyright: ignore[reportCallIssue]
+        trunk.reset_classifier(0)
         module: Any
         for module in trunk.modules():
             if getattr(module, 'inplace', False):
@@ -122,11 +117,7 @@ class TimmTower(Tower):
             if self.levels > num_maps:
                 raise ConfigError(f'{self.levels}, expected at most {num_maps}, the feature maps that timm '
                                   f'gives of {self.name}', key='feature_levels')
-        self.width = timm_width(trunk, self.levels)
         self.no_weight_decay = set(getattr(trunk, 'no_weight_decay', set)())
-
-    def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return timm_features(self.trunk, pixel_values, self.levels)
 
     def layer_ids(self) -> dict[str, int]:
         matcher = self.trunk.group_matcher(coarse=False)
@@ -201,33 +192,18 @@ class TransformersTower(Tower):
         if config.feature_levels:
             raise ConfigError(f'{config.name} is a transformers model, expected 0, or a model of timm',
                               key='feature_levels')
-        extra: dict[str, Any] = {}
-        # Pretrained weights of these types have no pooler, which would be initialised at random.
-        if architecture.model_type in ('vit', 'deit', 'beit'):
-            extra['add_pooling_layer'] = False
         if config.pretrained and load_weights:
             trunk, _ = load_checked(
                 AutoModel.from_pretrained, config.name, more=True, config=architecture, dtype=torch.float32,
-                trust_remote_code=False, **extra)
+                trust_remote_code=False, **TRUNK_OPTIONS.get(architecture.model_type, {}))
         else:
-            # While transformers loads an exported model, the default dtype is the one to load it in.
-            trunk = AutoModel.from_config(architecture, dtype=torch.get_default_dtype(),
-                                          trust_remote_code=False, **extra)
-        self.trunk: Any = _at_image_size(trunk, config.image_size, extra)
-        # Towers of several stages have a width per stage.
-        self.width = getattr(architecture, 'hidden_size', None) or architecture.hidden_sizes[-1]
+            trunk = new_trunk(architecture)
+        self.trunk: Any = _at_image_size(trunk, config.image_size)
         self.name = config.name
         parts = {'position_embedding', 'position_embeddings', 'class_embedding', 'cls_token',
                  'register_tokens'}
         self.no_weight_decay = {
             name for name, _ in self.trunk.named_parameters() if parts & set(name.split('.'))}
-
-    def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        outputs = self.trunk(pixel_values)
-        pooled = getattr(outputs, 'pooler_output', None)
-        if pooled is None:
-            return outputs.last_hidden_state[:, 0]
-        return pooled.flatten(1)
 
     def architecture(self) -> dict[str, Any]:
         return self.trunk.config.to_diff_dict()
@@ -266,14 +242,13 @@ def _grid(config: Any) -> int:
     return config.image_size // config.patch_size
 
 
-def _at_image_size(trunk: Any, image_size: int, arguments: dict[str, Any]) -> PreTrainedModel:
+def _at_image_size(trunk: Any, image_size: int) -> PreTrainedModel:
     """Return the tower for another resolution, with position embeddings interpolated as timm does."""
     if getattr(trunk.config, 'image_size', image_size) == image_size:
         return trunk
     architecture = copy.deepcopy(trunk.config)
     architecture.image_size = image_size
-    resized: Any = AutoModel.from_config(architecture, dtype=torch.float32, trust_remote_code=False,
-                                         **arguments)
+    resized = new_trunk(architecture)
     state = trunk.state_dict()
     for name, value in resized.state_dict().items():
         if state[name].shape != value.shape:

@@ -15,12 +15,13 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from llm2clip.config import VisionConfig
 from llm2clip.errors import ConfigError
+from llm2clip.modeling import modeling_llm2clip
 from llm2clip.modeling.image_processing_llm2clip import normalize
 from llm2clip.models.towers import load_tower, tower_preprocessing
 from llm2clip.models.vision_lora import add_lora, dry_forward
 
 
-class VisionEncoder(nn.Module):
+class VisionEncoder(modeling_llm2clip.VisionEncoder):
     """A timm or transformers tower without its classifier.
     Set `load_weights` to False if a checkpoint of the whole model is loaded next.
 
@@ -29,14 +30,14 @@ class VisionEncoder(nn.Module):
     """
 
     def __init__(self, config: VisionConfig, load_weights: bool = True) -> None:
-        super().__init__()
-        self.preprocessing = tower_preprocessing(config)
+        preprocessing = tower_preprocessing(config)
+        tower = load_tower(config, load_weights)
+        super().__init__(tower.trunk, config.feature_levels)
+        self.preprocessing = preprocessing
         self.config = config
-        self.tower = load_tower(config, load_weights)
-        self.trunk = self.tower.trunk
+        self.tower = tower
         if config.lora is not None:
             add_lora(self.trunk.eval(), config.lora, self.preprocessing.image_size)
-        self.width = self.tower.width
         self.layer_ids = self.tower.layer_ids()
         self.num_layers = max(self.layer_ids.values()) + 1
         self.no_weight_decay = self.tower.no_weight_decay
@@ -95,7 +96,7 @@ class VisionEncoder(nn.Module):
         if pixel_values.dtype == torch.uint8:
             pixel_values = normalize(pixel_values, self.preprocessing.mean, self.preprocessing.std)
         self._sample_seed = sample_seed
-        return self.tower.pooled(pixel_values)
+        return super().forward(pixel_values)
 
 
 def kept_patches(sample_seed: torch.Tensor, patches: int, rate: float) -> torch.Tensor:

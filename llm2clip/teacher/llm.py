@@ -51,7 +51,8 @@ BASE_FILE = 'base_model.json'
 ENCODER_FILE = 'text_encoder.json'
 LORA_FILE = 'lora.safetensors'
 # Architectures that use a 4-D mask unchanged in every layer, so that it can make attention bidirectional.
-ARCHITECTURES = ('gemma2', 'gemma3', 'gemma3_text', 'llama', 'mistral', 'phi3', 'qwen2', 'qwen3')
+ARCHITECTURES = ('gemma2', 'gemma3', 'gemma3_text', 'granite', 'llama', 'mistral', 'olmo2', 'phi3', 'qwen2',
+                 'qwen3', 'smollm3')
 _POOLING = {
     'mean': 'vectors = (states * mask).sum(1) / mask.sum(1)',
     'weighted_mean': 'mask = mask * mask.cumsum(1)\nvectors = (states * mask).sum(1) / mask.sum(1)',

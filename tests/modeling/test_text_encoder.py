@@ -178,9 +178,11 @@ def _varlen_attn(
     return torch.cat(outputs)
 
 
-@pytest.mark.parametrize(('bidirectional', 'window'), [(True, None), (True, 3), (False, None), (False, 3), (False, 4)])
+@pytest.mark.parametrize(('bidirectional', 'is_causal', 'window'), [
+    (True, True, None), (True, True, 3), (False, True, None), (False, True, 3), (False, True, 4), (False, False, None),
+    (False, False, 3)])
 def test_one_kernel_for_all_texts_attends_as_one_per_length(
-    bidirectional: bool, window: Optional[int], monkeypatch: pytest.MonkeyPatch
+    bidirectional: bool, is_causal: bool, window: Optional[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     lengths = [2, 5, 5, 9]
@@ -188,11 +190,13 @@ def test_one_kernel_for_all_texts_attends_as_one_per_length(
     inputs = [torch.randn(1, heads, 21, 8, dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2, 2)]
     arguments: dict[str, Any] = {'runs': batch['runs'], 'offsets': batch['offsets'], 'scaling': 0.4,
                                  'bidirectional': bidirectional, 'sliding_window': window}
+    layer: Any = nn.Module()
+    layer.is_causal = is_causal  # False in EmbeddingGemma, an LLM with `use_bidirectional_attention`
     results = []
     for has_kernel in (False, True):
         monkeypatch.setattr(text_encoder, 'varlen_attn', _varlen_attn)
         monkeypatch.setattr(text_encoder, 'has_varlen_kernel', lambda device, value=has_kernel: value)
-        output, _ = AttentionInterface()['llm2clip_sdpa'](nn.Module(), *inputs, None, **arguments)
+        output, _ = AttentionInterface()['llm2clip_sdpa'](layer, *inputs, None, **arguments)
         weights = torch.linspace(-1, 1, output.numel()).view_as(output)
         results.append([output, *torch.autograd.grad((output.float() * weights).sum(), inputs)])
     for one, per_length in zip(*results):
