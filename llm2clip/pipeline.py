@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Steps of a pipeline: each a recipe with its arguments, checked, planned, and run in a process of its own."""
+"""Steps of a pipeline, each a recipe with its arguments: checked, planned, and run in their own processes."""
 
 import dataclasses
 import os
@@ -65,18 +65,17 @@ def load_steps(config: PipelineConfig) -> list[Step]:
     steps: list[Step] = []
     for name, words in config.steps.items():
         try:
-            steps.append(_load_step(name, words, config.ranks))
+            step = _load_step(name, words, config.ranks)
         except (ConfigError, FileError) as error:
-            raise ConfigError(str(error), key=f'steps.{name}') from None
-    names = [*config.steps]
-    first = 0
-    for key, chosen in (('start', [config.start]), ('only', config.only or [])):
-        for name in chosen:
-            if name is not None and name not in names:
-                raise ConfigError(f'there is no step {name!r}; {nearest(name, names)}', key=key)
-    if config.start is not None:
-        first = names.index(config.start)
-    return [step for step in steps[first:] if config.only is None or step.name in config.only]
+            key = f'steps.{name}'
+            step_error = ConfigError(str(error), key=key)
+            step_error.place = config.places.get(key, '')
+            raise step_error from None
+        if steps or name == (config.start or name):
+            steps.append(step)
+    if config.only is None:
+        return steps
+    return [step for step in steps if step.name in config.only]
 
 
 def _load_step(name: str, words: Sequence[str], ranks: int) -> Step:
@@ -103,11 +102,12 @@ def _in_repository(word: str) -> str:
 
 
 def plan_steps(config: PipelineConfig, steps: Sequence[Step]) -> None:
-    """Print the plan of each training and extraction, and then the sum.
+    """Print the plan of each training and extraction, and then the sum of those that could be planned.
 
     Raises:
         SystemExit: With status 1 if something will stop a step.
     """
+    from llm2clip.modeling.checks import LoadError
     from llm2clip.planning.dry_run import fake_ranks
     from llm2clip.planning.plan import Plan, sum_of
     from llm2clip.planning.planners import make_plan
@@ -118,14 +118,24 @@ def plan_steps(config: PipelineConfig, steps: Sequence[Step]) -> None:
         if field.name.startswith('plan_') and value != field.default:
             shared[field.name] = value
     plans: dict[str, Plan] = {}
+    will_fail = False
     with fake_ranks(shared['plan_ranks']):
         for step in steps:
-            if isinstance(step.config, PlanConfig):
-                keys = {key: value for key, value in shared.items() if hasattr(step.config, key)}
-                plans[step.name] = make_plan(dataclasses.replace(step.config, **keys))
-                print(f'{step.name}\n{plans[step.name]}\n', flush=True)
-    print(sum_of(plans))
-    if any(plan.errors for plan in plans.values()):
+            if not isinstance(step.config, PlanConfig):
+                continue
+            keys = {key: value for key, value in shared.items() if hasattr(step.config, key)}
+            try:
+                plan = make_plan(dataclasses.replace(step.config, **keys))
+            except (ConfigError, LoadError) as error:  # such as a tower that is not there
+                print(f'{step.name}\nnot planned: {error}\n', flush=True)
+                continue
+            print(f'{step.name}\n{plan}\n', flush=True)
+            will_fail |= bool(plan.errors)
+            if plan.cost.flops:
+                plans[step.name] = plan
+    if plans:
+        print(sum_of(plans))
+    if will_fail:
         raise SystemExit(1)
 
 

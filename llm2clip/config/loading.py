@@ -146,6 +146,7 @@ def _merge(schema: type[R], sources: Sequence[tuple[str, yaml.Node]]) -> R:
             del values[name]
         config = check_values(schema, values)
         config.check()
+        config.places = merger.places
         return config
     except ConfigError as error:
         error.place = merger.places.get(error.key, '')

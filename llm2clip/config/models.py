@@ -25,6 +25,7 @@ from llm2clip.config.ranges import (
     WeightType,
 )
 from llm2clip.config.recipe import Output, RecipeConfig
+from llm2clip.errors import ConfigError, nearest
 
 
 @dataclass
@@ -279,6 +280,8 @@ class PipelineConfig(TextPlanConfig):
         return []
 
     def check(self) -> None:
-        """Raise a ConfigError if a step cannot be started with its arguments."""
-        from llm2clip.pipeline import load_steps
-        load_steps(self)
+        """Raise a ConfigError if `start` or `only` name no step."""
+        for key, names in (('start', [self.start or next(iter(self.steps))]), ('only', self.only or [])):
+            for name in names:
+                if name not in self.steps:
+                    raise ConfigError(f'there is no step {name!r}; {nearest(name, self.steps)}', key=key)
