@@ -23,12 +23,8 @@ from llm2clip.registry import check_names
 
 _ROOT = Path(__file__).parents[1]
 # What recipes import.  A process that is forked afterwards has them at once.
-_MODULES = (
-    'composer.algorithms', 'llm2clip.data.convert.writer', 'llm2clip.evaluation.benchmarks',
-    'llm2clip.evaluation.evaluated_models', 'llm2clip.evaluation.report', 'llm2clip.export.hf',
-    'llm2clip.export.vision', 'llm2clip.models.frozen_tower', 'llm2clip.teacher.extraction',
-    'llm2clip.teacher.sources', 'llm2clip.training.inheritance', 'llm2clip.training.stage1',
-    'llm2clip.training.stage2')
+_MODULES = ('composer.algorithms', 'llm2clip.evaluation.benchmarks', 'llm2clip.evaluation.evaluated_models',
+            'llm2clip.export.hf', 'llm2clip.training.stage1', 'llm2clip.training.stage2')
 
 
 class Step(NamedTuple):

@@ -66,7 +66,7 @@ def test_commands_load(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(('page', 'files'), [
-    ('docs/getting-started/quickstart.md', ['quickstart']), ('docs/guides/hardware.md', ['paper_cc3m']),
+    ('docs/getting-started/quickstart.md', ['quickstart']),
     ('docs/guides/reproduce.md', ['paper_cc3m', 'paper'])])
 def test_a_page_shows_the_steps_of_its_pipeline(page: str, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)

@@ -280,7 +280,9 @@ class PipelineConfig(TextPlanConfig):
         return []
 
     def check(self) -> None:
-        """Raise a ConfigError if `start` or `only` name no step."""
+        """Raise a ConfigError if `start` or `only` name no step, or both are set."""
+        if self.start is not None and self.only is not None:
+            raise ConfigError('expected `start` or `only`, not both', key='start')
         for key, names in (('start', [self.start or next(iter(self.steps))]), ('only', self.only or [])):
             for name in names:
                 if name not in self.steps:

@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from launched import ROOT, Launched, assert_same_weights, contents, finish, losses, wait_until, weights
+from launched import ROOT, Launched, alive, assert_same_weights, contents, finish, losses, wait_until, weights
 from recipes_in_process import run_recipe
 
 from llm2clip.config import PipelineConfig
@@ -30,14 +30,14 @@ def file(stage1_args: list[str], stage2_args: list[str], image_dataset: Path, tm
     embeddings = '${folder}/embeddings/s'
     text_side = [f'{data}.streams.s.embeddings.tiny.local={embeddings}' for data in ('train_data', 'eval_data')]
     steps = {
-        'stage1': ['train_stage1', *stage1_args, 'max_duration=4ba', 'save_folder=${folder}/stage1'],
+        'stage1': ['train_stage1', *stage1_args, 'max_duration=${first}', 'save_folder=${folder}/stage1'],
         'embeddings': ['extract_embeddings', 'teacher=${folder}/stage1/teacher', f'datasets.s.local={image_dataset}',
                        'out=${folder}/embeddings', 'device=cpu', '${extra}'],
         'stage2': ['train_stage2', *stage2_args, *text_side, 'max_duration=${duration}',
                    'save_folder=${folder}/stage2'],
     }
     path = tmp_path / 'pipeline.yaml'
-    path.write_text(json.dumps({'folder': '???', 'duration': '4ba', 'extra': '', 'steps': steps,
+    path.write_text(json.dumps({'folder': '???', 'first': '4ba', 'duration': '4ba', 'extra': '', 'steps': steps,
                                 'end': 'results: ${folder}'}))
     return path
 
@@ -94,6 +94,18 @@ def test_a_signal_ends_the_step_and_then_the_run(number: signal.Signals, file: P
     assert process.wait(timeout=120) == 128 + number
     assert log.read_text().count('\nstopped; the same command resumes') == 2  # of the step, and of the run
     assert not Path(f'/proc/{step}').exists() and 'Traceback' not in log.read_text()
+
+
+@pytest.mark.dist
+def test_a_signal_ends_the_ranks_of_a_step(file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / 'run'
+    process = _start(file, f'folder={folder}', 'ranks=2', 'first=9000ba')
+    wait_until(lambda: max(losses(folder / 'stage1'), default=0) > 1, process, Path(f'{folder}.log'))
+    runner, launcher = _children(process.pid)
+    assert len(Path(f'/proc/{launcher}/task/{launcher}/children').read_text().split()) == 2
+    os.kill(runner, signal.SIGTERM)
+    assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    assert alive(process.pid) <= {process.pid}
 
 
 def _children(pid: int) -> tuple[int, int]:
