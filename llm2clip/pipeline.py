@@ -61,17 +61,16 @@ def load_steps(config: PipelineConfig) -> list[Step]:
     steps: list[Step] = []
     for name, words in config.steps.items():
         try:
-            step = _load_step(name, words, config.ranks)
+            steps.append(_load_step(name, words, config.ranks))
         except (ConfigError, FileError) as error:
             key = f'steps.{name}'
             step_error = ConfigError(str(error), key=key)
             step_error.place = config.places.get(key, '')
             raise step_error from None
-        if steps or name == (config.start or name):
-            steps.append(step)
-    if config.only is None:
-        return steps
-    return [step for step in steps if step.name in config.only]
+    names = [*config.steps]
+    first = names.index(config.start or names[0])
+    wanted = config.only or names[first:]
+    return [step for step in steps if step.name in wanted]
 
 
 def _load_step(name: str, words: Sequence[str], ranks: int) -> Step:

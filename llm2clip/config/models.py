@@ -283,7 +283,9 @@ class PipelineConfig(TextPlanConfig):
         """Raise a ConfigError if `start` or `only` name no step, or both are set."""
         if self.start is not None and self.only is not None:
             raise ConfigError('expected `start` or `only`, not both', key='start')
-        for key, names in (('start', [self.start or next(iter(self.steps))]), ('only', self.only or [])):
-            for name in names:
-                if name not in self.steps:
-                    raise ConfigError(f'there is no step {name!r}; {nearest(name, self.steps)}', key=key)
+        chosen = {name: 'only' for name in self.only or []}
+        if self.start is not None:
+            chosen[self.start] = 'start'
+        for name, key in chosen.items():
+            if name not in self.steps:
+                raise ConfigError(f'there is no step {name!r}; {nearest(name, self.steps)}', key=key)
