@@ -1,4 +1,4 @@
-# Everything runs in .venv. Finished targets are skipped; interrupted ones resume.
+# Everything runs in .venv. Interrupted targets resume.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -39,56 +39,21 @@ $(VENV)/.baselines: $(VENV)/.base
 install: $(VENV)/.base  ## install the requirements of the recipes and the quickstart into .venv
 
 plan: $(VENV)/.base  ## hours, price and disk of CLIP L/14-336 with Llama-3.1-8B on 3M images and 8 GPUs, without a GPU
-	$(BIN)/python recipes/plan.py yamls/plan/paper.yaml
+	$(BIN)/python recipes/run.py yamls/pipelines/paper_cc3m.yaml plan=true
 
 # --------------------------------------------------------------------------------------------------- quickstart
-# $(call step,number,recipe and its file): runs a step of the quickstart and prints how long it took.
-define step
-	@echo 'step $(1) of 8: $(BIN)/python recipes/$(2)'
-	@start=$$(date +%s); $(BIN)/python recipes/$(2); status=$$?; \
-		[ $$status = 0 ] && echo "step $(1) of 8 took $$(($$(date +%s) - start)) s"; exit $$status
-endef
+quickstart: $(VENV)/.base  ## install, then data → stage 1 → embeddings → stage 2 → evaluation → export → report
+	$(BIN)/python recipes/run.py yamls/pipelines/quickstart.yaml
 
-quickstart: $(RUN)/report.html  ## install, then data → stage 1 → embeddings → stage 2 → evaluation → export → report
-	@$(BIN)/python -c "import json; sets = json.load(open('$(RUN)/evaluate/results.json'))['retrieval']; \
-		recall = lambda name: sets[name]['models']['llm2clip']['image_retrieval_recall@10']; \
-		print(f'text → image R@10: {recall(\"unseen_style\"):.1f} % on the unseen style,', \
-			f'{recall(\"unseen_concepts\"):.1f} % on unseen concepts')"
-	@echo 'report: $(RUN)/report.html'
-	@echo 'make demo serves a page that searches and classifies images with this model'
-
-$(RUN)/data/emoji/config.yaml: | $(VENV)/.base
-	$(call step,1,prepare_data.py yamls/data/quickstart_emoji.yaml)
-
-$(RUN)/data/wikipedia/config.yaml: | $(RUN)/data/emoji/config.yaml
-	$(call step,2,prepare_data.py yamls/data/quickstart_wikipedia.yaml)
-
-$(RUN)/stage1/teacher/text_encoder.json: | $(RUN)/data/wikipedia/config.yaml
-	$(call step,3,train_stage1.py yamls/stage1/quickstart.yaml)
-
-$(RUN)/embeddings/config.yaml: | $(RUN)/stage1/teacher/text_encoder.json
-	$(call step,4,extract_embeddings.py yamls/extract/quickstart.yaml)
-
-$(RUN)/stage2/finished: | $(RUN)/embeddings/config.yaml
-	$(call step,5,train_stage2.py yamls/stage2/quickstart.yaml)
-	@touch $@
-
-$(RUN)/evaluate/finished: | $(RUN)/stage2/finished
-	$(call step,6,evaluate.py yamls/eval/quickstart.yaml)
-	@touch $@
-
-$(RUN)/export/config.yaml: | $(RUN)/evaluate/finished
-	$(call step,7,export_hf.py yamls/export/quickstart.yaml)
-
-$(RUN)/report.html: | $(RUN)/export/config.yaml
-	$(call step,8,report.py yamls/report/quickstart.yaml)
+$(RUN)/report.html:
+	$(MAKE) quickstart
 
 demo: $(VENV)/.demo | $(RUN)/images  ## search and classify on a page, with the quickstart's model; IMAGES=… a folder
 	$(BIN)/python recipes/demo.py model=$(RUN)/export/llm2clip images=$(or $(IMAGES),$(RUN)/images) \
 		index=$(RUN)/search$(subst /,_,$(IMAGES))
 
 # Emoji in the style that was not trained on, as files that are named after them.
-$(RUN)/images: | $(RUN)/export/config.yaml
+$(RUN)/images: | $(RUN)/report.html
 	@rm -rf $@.tmp && mkdir $@.tmp
 	@$(BIN)/python -c "from pathlib import Path; from llm2clip.data.schema import read_samples; \
 		[Path('$@.tmp', sample['caption.short'] + '.png').write_bytes(sample['image']) \
@@ -100,46 +65,23 @@ PHOTOGRAPHS := runs/flickr8k
 # Captions of Flickr8k: the official file, Karpathy's, or Kaggle's, which has no splits.
 ANNOTATIONS = $(firstword $(wildcard $(addprefix $(DATA)/,Flickr8k.token.txt dataset_flickr8k.json captions.txt)))
 PHOTOS = $(firstword $(wildcard $(addprefix $(DATA)/,Flicker8k_Dataset Images images)))
-HOLDOUT := 'source.holdout={val: 1000, test: 1000}'
+HOLDOUT := "splits='source.holdout={val: 1000, test: 1000}'"
 SPLITS = $(if $(filter %/captions.txt,$(ANNOTATIONS)),$(HOLDOUT))
 
-photographs: $(PHOTOGRAPHS)/report.html  ## the same pipeline on Flickr8k in DATA=…
-
-$(PHOTOGRAPHS)/data/config.yaml: | $(VENV)/.base
+photographs: $(VENV)/.base  ## the same pipeline on Flickr8k in DATA=…
 	@[ -n "$(PHOTOS)" ] && [ -n "$(ANNOTATIONS)" ] || { echo 'make photographs DATA=<folder>: expected Flickr8k there,' \
 		'Flicker8k_Dataset/ (or Images/) with Flickr8k.token.txt, dataset_flickr8k.json or captions.txt'; exit 1; }
-	$(BIN)/python recipes/prepare_data.py yamls/flickr8k/prepare.yaml source.images=$(PHOTOS) \
-		source.annotations=$(ANNOTATIONS) $(SPLITS)
+	$(BIN)/python recipes/run.py yamls/pipelines/photographs.yaml images=$(PHOTOS) annotations=$(ANNOTATIONS) $(SPLITS)
 
-$(PHOTOGRAPHS)/stage1/teacher/text_encoder.json: | $(PHOTOGRAPHS)/data/config.yaml
-	$(BIN)/python recipes/train_stage1.py yamls/flickr8k/stage1.yaml
+$(PHOTOGRAPHS)/report.html:
+	$(MAKE) photographs
 
-$(PHOTOGRAPHS)/embeddings/config.yaml: | $(PHOTOGRAPHS)/stage1/teacher/text_encoder.json
-	$(BIN)/python recipes/extract_embeddings.py yamls/flickr8k/extract.yaml
-
-$(PHOTOGRAPHS)/image_embeddings/config.yaml: | $(PHOTOGRAPHS)/data/config.yaml
-	$(BIN)/python recipes/extract_image_embeddings.py yamls/flickr8k/align_extract.yaml
-
-$(PHOTOGRAPHS)/align/finished: | $(PHOTOGRAPHS)/embeddings/config.yaml $(PHOTOGRAPHS)/image_embeddings/config.yaml
-	$(BIN)/python recipes/train_stage2.py yamls/flickr8k/align.yaml
-	@touch $@
-
-$(PHOTOGRAPHS)/evaluate/finished: | $(PHOTOGRAPHS)/align/finished
-	$(BIN)/python recipes/evaluate.py yamls/flickr8k/evaluate.yaml
-	@touch $@
-
-$(PHOTOGRAPHS)/export/config.yaml: | $(PHOTOGRAPHS)/evaluate/finished
-	$(BIN)/python recipes/export_hf.py yamls/flickr8k/export.yaml
-
-$(PHOTOGRAPHS)/report.html: | $(PHOTOGRAPHS)/export/config.yaml
-	$(BIN)/python recipes/report.py yamls/flickr8k/report.yaml
-
-ablations: | $(PHOTOGRAPHS)/embeddings/config.yaml  ## the paper's claims on Flickr8k (hours; resumable)
+ablations: | $(PHOTOGRAPHS)/report.html  ## the paper's claims on Flickr8k (hours; resumable)
 	$(BIN)/python -m recipes.ablations.run align
 	$(BIN)/python -m recipes.ablations.run photograph
 	$(BIN)/python -m recipes.ablations.run stage1
 
-baselines: $(VENV)/.baselines | $(PHOTOGRAPHS)/data/config.yaml  ## compare with open_clip, sentence-transformers
+baselines: $(VENV)/.baselines | $(PHOTOGRAPHS)/report.html  ## compare with open_clip, sentence-transformers
 	for seed in 17 1 2; do SEED=$$seed $(BIN)/python -m recipes.baselines.run || exit 1; done
 
 # --------------------------------------------------------------------------------------------------- development

@@ -43,6 +43,7 @@ from llm2clip.io.folders import lock_output, locked
 from llm2clip.registry import check_names
 
 R = TypeVar('R', bound=RecipeConfig)
+T = TypeVar('T')
 
 SECONDS_FILE = 'seconds.json'
 # Those that decide what a recipe computes.
@@ -57,8 +58,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _OTHER_RANKS_WAIT = 5.0
 
 
-def run_command(schema: type[R], main: Callable[[R], None], args: Optional[Sequence[str]] = None) -> None:
-    """Read the configuration and call `main` with it, or print the help for ``--help``, or ``--version``.
+def run_command(
+    schema: type[R], main: Callable[[R], T], args: Optional[Sequence[str]] = None
+) -> Optional[T]:
+    """Read the configuration and return `main` of it, or print the help for ``--help``, or ``--version``.
 
     The elapsed time is added to seconds.json in the folder of the step.  An error in the user's input becomes
     one line, unless ``LLM2CLIP_TRACEBACK=1`` is in the environment.  Ctrl-C and SIGTERM end the command with
@@ -76,12 +79,12 @@ def run_command(schema: type[R], main: Callable[[R], None], args: Optional[Seque
         if '-h' in args or '--help' in args:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader of a pipe may close it early
             print(help_text(schema, main.__globals__['__doc__'], args), flush=True)
-            return
+            return None
         if '--version' in args:
             versions = [f'llm2clip {llm2clip.__version__}', f'Python {platform.python_version()}']
             versions += [f'{package} {version(package)}' for package in _PACKAGES]
             print(', '.join(versions), flush=True)
-            return
+            return None
         config = load_config(schema, args)
         if not config.uses_ranks and _rank('WORLD_SIZE') > 1:
             raise ConfigError(f'composer started {_rank("WORLD_SIZE")} ranks, expected one process: start '
@@ -94,11 +97,12 @@ def run_command(schema: type[R], main: Callable[[R], None], args: Optional[Seque
         if not config.plan:
             warn_of_slow_bfloat16(config)
             with lock_outputs(config, recipe), _stoppable(config.resume_hint()), _timed(config):
-                main(config)
-        elif _rank() == 0:  # it plans for all
+                return main(config)
+        if _rank() == 0:  # it plans for all
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             with _stoppable():
-                main(config)
+                return main(config)
+    return None
 
 
 def _set_up_process() -> None:
@@ -334,5 +338,5 @@ def _end_with_parent() -> None:
 
 # Composer spawns processes that upload checkpoints.  Each imports the recipe, and thereby this module, before
 # it knows its parent, and would otherwise wait for work forever when the training is killed.
-if '__mp_main__' in sys.modules:
+if sys.modules.get('__mp_main__') is not sys.modules['__main__']:
     threading.Thread(target=_end_with_parent, daemon=True).start()

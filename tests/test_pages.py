@@ -22,8 +22,10 @@ from setuptools import build_meta
 from sphinx.cmd.build import build_main
 from trained import trained
 
+from llm2clip.config import PipelineConfig
 from llm2clip.config.loading import load_config
 from llm2clip.export.hf import export_folder
+from llm2clip.pipeline import load_steps
 from recipes.benchmarks.measuring import describe
 
 TABLES, SITE = (runpy.run_path(str(ROOT / f'docs/{name}.py')) for name in ('tables', 'conf'))
@@ -61,6 +63,17 @@ def test_commands_load(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
         elif recipe is not None and '--help' not in words:  # a YAML file without a folder is the reader's own
             args = [word for word in words[recipe + 1:] if not re.fullmatch(r'\w+\.yaml', word)]
             load_config(SCHEMAS[Path(words[recipe]).stem], args)
+
+
+@pytest.mark.parametrize(('page', 'files'), [
+    ('docs/getting-started/quickstart.md', ['quickstart']),
+    ('docs/guides/reproduce.md', ['paper_cc3m', 'paper'])])
+def test_a_page_shows_the_steps_of_its_pipeline(page: str, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    blocks = ''.join(re.findall(r'```bash\n(.*?)```', Path(page).read_text(), re.S)).replace('\\\n', ' ')
+    shown = [shlex.split(line, comments=True) for line in blocks.splitlines()]
+    for step in load_steps(load_config(PipelineConfig, [f'yamls/pipelines/{file}.yaml' for file in files])):
+        assert shlex.split(str(step)) in shown
 
 
 @pytest.mark.parametrize('page', PAGES)

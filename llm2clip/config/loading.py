@@ -89,7 +89,8 @@ def load_config(schema: type[R], args: Sequence[str]) -> R:
     """Return a configuration: YAML files, merged from left to right, and then overrides ``key.sub=value``.
 
     ``${package:NAME}`` becomes the folder of an installed Python package.  ``${if_bf16:A,B}`` becomes A where
-    bfloat16 is fast, and B elsewhere.
+    bfloat16 is fast, and B elsewhere.  ``${NAME}`` becomes the value of another key, also of one that the
+    schema lacks, if a file defines it at the top.
 
     Raises:
         ConfigError: A key is unknown (the message has the nearest valid name), missing, or of the wrong type,
@@ -123,7 +124,9 @@ def _merge(schema: type[R], sources: Sequence[tuple[str, yaml.Node]]) -> R:
     merger = _Merger()
     values: Any = _defaults(schema)
     try:
+        text = ''.join(yaml.serialize(tree) for _, tree in sources)
         for merger.source, tree in sources:
+            merger.add_names(schema, tree, text)
             values = merger.merge(schema, values, tree)
         # Not `OmegaConf.missing_keys`, which also names the keys that refer to a missing one.
         missing = sorted(key for key, value in leaves(values) if value == MISSING)
@@ -139,8 +142,11 @@ def _merge(schema: type[R], sources: Sequence[tuple[str, yaml.Node]]) -> R:
                 raise ConfigError('put no password or token into a URL; Streaming reads credentials from '
                                   'the environment or, for SFTP, the key file that COMPOSER_SFTP_KEY_FILE '
                                   'names', key=key)
+        for name in merger.names:
+            del values[name]
         config = check_values(schema, values)
         config.check()
+        config.places = merger.places
         return config
     except ConfigError as error:
         error.place = merger.places.get(error.key, '')
@@ -160,6 +166,17 @@ class _Merger:
         """Where the next tree comes from."""
         self.places: dict[str, str] = {}
         """Key -> source and line of the last tree that sets it."""
+        self.names: set[str] = set()
+        """Further keys at the top, which files define for interpolations."""
+
+    def add_names(self, schema: Any, tree: yaml.Node, text: str) -> None:
+        """Add the keys at the top of a file that the schema lacks and that `text` refers to (``${name}``)."""
+        if self.source == _COMMAND_LINE:
+            return
+        keys = {field.name for field in fields(schema)}
+        for node, _ in tree.value:
+            if node.value not in keys and re.search(rf'\$\{{{re.escape(node.value)}[.[}}]', text):
+                self.names.add(node.value)
 
     def merge(self, kind: Any, earlier: Any, node: yaml.Node, key: str = '') -> Any:
         """Return the value of a node of type `kind`, with the earlier values of a mapping."""
@@ -187,8 +204,8 @@ class _Merger:
             name = name_node.value
             value_key = f'{key}.{name}'.removeprefix('.')
             self._record(value_key, name_node)
-            if types and name not in types:
-                raise ConfigError(f'unknown key; {nearest(name, types)}', key=value_key)
+            if types and name not in types and value_key not in self.names:
+                raise ConfigError(f'unknown key; {nearest(name, {*types, *self.names})}', key=value_key)
             value_type = types.get(name, _entry_type(kind))
             is_null = value_node.tag == _NULL
             if is_null and _has_entries(value_type):

@@ -10,7 +10,6 @@ from omegaconf import MISSING
 from pydantic import Field
 
 from llm2clip.config.ranges import (
-    Always,
     Component,
     Count,
     Dims,
@@ -25,7 +24,8 @@ from llm2clip.config.ranges import (
     VisualProjection,
     WeightType,
 )
-from llm2clip.config.recipe import RecipeConfig
+from llm2clip.config.recipe import Output, RecipeConfig
+from llm2clip.errors import ConfigError, nearest
 
 
 @dataclass
@@ -252,9 +252,40 @@ class TextPlanConfig(PlanConfig):
 
 @dataclass
 class PipelineConfig(TextPlanConfig):
-    """Several recipes, planned together.  Keys that are set here apply to all of them."""
+    """Several recipes, one after another.  Further keys of its file are names that steps refer to."""
 
-    steps: Annotated[dict[str, list[str]], Field(min_length=1)] = MISSING
-    """Recipe -> its YAML files and `key=value` overrides, as on its command line."""
-    plan: Always = True
-    """Always true: this recipe only plans."""
+    resumes = True
+    records_duration = False
+    steps: Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)] = MISSING
+    """Name of a step -> its recipe, YAML files and `key=value` overrides.  `${folder}` in them is the value
+    of the key `folder` of the same file; empty ones are left out, and null removes a step."""
+    ranks: SmallCount = 1
+    """GPUs to use in recipes that Composer's launcher can start on several."""
+    start: Optional[Text] = None
+    """Name of the first step to run.  Unset: the first of all."""
+    only: Optional[Texts] = None
+    """Names of the steps to run.  Unset: all."""
+    print: bool = False
+    """Print the command of each step, and exit."""
+    end: str = ''
+    """Text to print after the last step."""
+
+    @property
+    def output_folder(self) -> str:
+        """What the recipe runs, since it writes nothing itself."""
+        return f'{len(self.steps)} steps'
+
+    def outputs(self) -> list[Output]:
+        """Return no folder: each step locks its own."""
+        return []
+
+    def check(self) -> None:
+        """Raise a ConfigError if `start` or `only` name no step, or both are set."""
+        if self.start is not None and self.only is not None:
+            raise ConfigError('expected `start` or `only`, not both', key='start')
+        chosen = {name: 'only' for name in self.only or []}
+        if self.start is not None:
+            chosen[self.start] = 'start'
+        for name, key in chosen.items():
+            if name not in self.steps:
+                raise ConfigError(f'there is no step {name!r}; {nearest(name, self.steps)}', key=key)

@@ -3,7 +3,7 @@
 
 """What the configuration of a recipe says about its run: what it writes, and how it resumes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
@@ -36,6 +36,8 @@ class RecipeConfig:
     """Whether Composer's launcher may start several processes of the recipe."""
     plan = False
     """Whether the recipe only prints a plan; a setting of `PlanConfig`."""
+    places: Mapping[str, str] = {}
+    """Key -> file and line that set it, or the command line."""
 
     @property
     def output_folder(self) -> str:

@@ -201,7 +201,8 @@ class Plan:
 
 
 def sum_of(plans: Mapping[str, Plan]) -> str:
-    """Return a table of several runs, one after another: memory, disk and hours of each, and the sums.
+    """Return a table of several runs, one after another: memory, disk and hours of each, and of all: the
+    largest memory, and the sums of the others.
 
     A dash stands for a GPU whose memory is too small, or for an unknown number of steps.
     """
@@ -214,7 +215,8 @@ def sum_of(plans: Mapping[str, Plan]) -> str:
         lines.append(f'{row}{_cells(step_hours, 1)} hours')
         hours += step_hours
     disk = _bytes(sum(plan.disk for plan in plans.values()))
-    lines.append(f'{"sum":<28}{disk:>10}{_cells(hours, 1)} hours')
+    peak = max(plan.cost.peak for plan in plans.values())
+    lines.append(f'{"all":<22}{peak / _GIB:>6.0f}{disk:>10}{_cells(hours, 1)} hours')
     factors = {'GPU-hours': first.ranks, 'price': first.ranks * (first.options.plan_price or 0)}
     for unit, factor in factors.items():
         if factor:

@@ -1,0 +1,163 @@
+# Copyright 2026 llm2clip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A pipeline is checked before it starts, resumes after a kill at any step, and ends at a signal as its steps do."""
+
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from launched import ROOT, Launched, alive, assert_same_weights, contents, finish, losses, wait_until, weights
+from recipes_in_process import run_recipe
+
+from llm2clip.config import PipelineConfig
+from llm2clip.config.loading import load_config
+from llm2clip.errors import ConfigError
+from llm2clip.pipeline import load_steps
+
+PARTS = ('stage1', 'embeddings', 'stage2')  # folders of the steps
+# What differs between two undisturbed runs: times, logs and checkpoints, whose losses and weights are compared.
+DIFFERS = r'(^|/)(seconds\.json|metrics\.jsonl|checkpoints/.*|config\.yaml|\..*)$'
+
+
+@pytest.fixture
+def file(stage1_args: list[str], stage2_args: list[str], image_dataset: Path, tmp_path: Path) -> Path:
+    """Three steps in the folder of the name `folder`."""
+    embeddings = '${folder}/embeddings/s'
+    text_side = [f'{data}.streams.s.embeddings.tiny.local={embeddings}' for data in ('train_data', 'eval_data')]
+    steps = {
+        'stage1': ['train_stage1', *stage1_args, 'max_duration=${first}', 'save_folder=${folder}/stage1'],
+        'embeddings': ['extract_embeddings', 'teacher=${folder}/stage1/teacher', f'datasets.s.local={image_dataset}',
+                       'out=${folder}/embeddings', 'device=cpu', '${extra}'],
+        'stage2': ['train_stage2', *stage2_args, *text_side, 'max_duration=${duration}',
+                   'save_folder=${folder}/stage2'],
+    }
+    path = tmp_path / 'pipeline.yaml'
+    path.write_text(json.dumps({'folder': '???', 'first': '4ba', 'duration': '4ba', 'extra': '', 'steps': steps,
+                                'end': 'results: ${folder}'}))
+    return path
+
+
+def _start(*args: object) -> Launched:
+    return Launched([str(ROOT / 'recipes/run.py'), *map(str, args)], Path(f'{args[1]}.log'.removeprefix('folder=')))
+
+
+def _finish(*args: object, ok: bool = True) -> str:
+    log = Path(f'{args[1]}.log'.removeprefix('folder='))
+    log.unlink(missing_ok=True)
+    return finish(_start(*args), log, ok)
+
+
+def _assert_same(found: Path, expected: Path) -> None:
+    for stage in ('stage1', 'stage2'):
+        assert losses(found / stage) == losses(expected / stage)
+    assert_same_weights(weights(found / 'stage2'), weights(expected / 'stage2'))
+    assert contents(found, DIFFERS) == contents(expected, DIFFERS)
+
+
+@pytest.mark.timeout(600)
+def test_killed_at_every_step_and_resumed_equals_undisturbed(file: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    output = _finish(file, f'folder={whole}')
+    assert [int(n) for n in re.findall(r'took \d+ s, (\d) steps remain', output)] == [2, 1, 0]
+    assert output.rstrip().endswith(f'results: {whole}')
+    for part in PARTS:
+        process = _start(file, f'folder={killed}')
+        wait_until((killed / part).exists, process, Path(f'{killed}.log'))
+        process.kill()
+    _finish(file, f'folder={killed}')
+    _assert_same(killed, whole)
+
+    # A finished step stays as it is; another setting is refused or repeated, as by the recipe alone.
+    shutil.copytree(killed, tmp_path / 'before')
+    _finish(file, f'folder={killed}')
+    _assert_same(killed, tmp_path / 'before')
+    output = _finish(file, f'folder={killed}', 'extra=storage=int8', ok=False)
+    assert re.search(r'\nerror: .*storage', output) and '[3/3]' not in output
+    assert f'this resumes: python {ROOT}/recipes/run.py {file} folder={killed} extra=storage=int8' in output
+    output = _finish(file, f'folder={killed}', 'start=stage2', 'duration=6ba')
+    assert max(losses(killed / 'stage2')) == 5 and '[1/1] stage2' in output
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_and_then_the_run(number: signal.Signals, file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / 'run'
+    process = _start(file, f'folder={folder}', 'duration=9000ba', 'only=[stage1, embeddings, stage2]')
+    log = Path(f'{folder}.log')
+    wait_until(lambda: max(losses(folder / 'stage2'), default=0) > 1, process, log)
+    runner, step = _children(process.pid)
+    os.kill(runner, number)
+    assert process.wait(timeout=120) == 128 + number
+    assert log.read_text().count('\nstopped; the same command resumes') == 2  # of the step, and of the run
+    assert not Path(f'/proc/{step}').exists() and 'Traceback' not in log.read_text()
+
+
+@pytest.mark.dist
+def test_a_signal_ends_the_ranks_of_a_step(file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / 'run'
+    process = _start(file, f'folder={folder}', 'ranks=2', 'first=9000ba')
+    wait_until(lambda: max(losses(folder / 'stage1'), default=0) > 1, process, Path(f'{folder}.log'))
+    runner, launcher = _children(process.pid)
+    assert len(Path(f'/proc/{launcher}/task/{launcher}/children').read_text().split()) == 2
+    os.kill(runner, signal.SIGTERM)
+    assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    assert alive(process.pid) <= {process.pid}
+
+
+def _children(pid: int) -> tuple[int, int]:
+    """Process that runs the pipeline, and that of the step."""
+    child, = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+    step = Path(f'/proc/{child}/task/{child}/children').read_text().split()[-1]
+    return int(child), int(step)
+
+
+def test_commands_are_printed(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / 'recipes').symlink_to(ROOT / 'recipes')
+    run_recipe(monkeypatch, 'run', str(file), f'folder={tmp_path}/a b', 'ranks=2', 'only=[stage2, embeddings]',
+               'print=true')
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.match(r"composer -n 2 (\S*)recipes/(\w+)\.py '?\w+", line)[2] for line in lines] == [  # type: ignore
+        'extract_embeddings', 'train_stage2']
+    assert f"'out={tmp_path}/a b/embeddings'" in lines[0] and "''" not in lines[0]
+
+
+def test_files_of_the_repository_are_read_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    step, *_ = load_steps(load_config(PipelineConfig, [str(ROOT / 'yamls/pipelines/quickstart.yaml')]))
+    for path in (step.recipe, step.args[0]):
+        assert Path(path).is_file()
+    shutil.copytree(ROOT / 'yamls/data', 'yamls/data')
+    step, *_ = load_steps(load_config(PipelineConfig, [str(ROOT / 'yamls/pipelines/quickstart.yaml')]))
+    assert step.args == ['yamls/data/quickstart_emoji.yaml']
+
+
+@pytest.mark.parametrize(('line', 'key', 'message'), [
+    ('folder: x\nsteps: {a: [prepare_dat, out=o]}', 'folder', 'unknown key'),  # no step refers to it
+    ('steps: {a: [prepare_dat, out=o]}', 'steps.a', 'prepare_data'),
+    ('steps: {a: [run, x.yaml]}', 'steps.a', 'unknown recipe'),
+    ('steps: {a: [prepare_data, absent.yaml]}', 'steps.a', 'absent.yaml'),
+    ('steps: {a: [prepare_data, source.name=emoji, out=o, outt=p]}', 'steps.a', 'outt'),
+    ('steps: {a: [prepare_data, source.name=emojy, out=o]}', 'steps.a', 'emoji'),
+    ("steps: {a: [prepare_data, 'out=${folder}']}", 'steps.a[1]', 'folder'),
+    ("x: ${y}\ny: ${x}\nsteps: {a: [prepare_data, 'out=${x}']}", 'steps.a[1]', 'Recursive'),
+    ("steps: {a: []}", 'steps.a', 'at least 1'),
+    ('steps: {a: [prepare_data, source.name=emoji, out=o]}\nstart: b', 'start', "'b'"),
+    ('steps: {a: [prepare_data, source.name=emoji, out=o]}\nonly: [b]', 'only', "'b'"),
+])
+def test_a_bad_pipeline_is_refused_by_file_and_step(line: str, key: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / 'bad.yaml'
+    file.write_text(line)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_steps(load_config(PipelineConfig, [str(file)]))
+    assert error.value.key == key and error.value.place.startswith(f'{file}:')
+
+
+def test_a_name_without_a_value_is_required(file: Path) -> None:
+    with pytest.raises(ConfigError, match=f'folder .*{file}'):
+        load_config(PipelineConfig, [str(file)])
