@@ -16,6 +16,19 @@ from composer.utils import dist
 S = TypeVar('S')
 T = TypeVar('T')
 
+# What the package uses of Composer's process group.  Other modules import it from here.
+all_gather_object = dist.all_gather_object
+all_reduce = dist.all_reduce
+barrier = dist.barrier
+broadcast = dist.broadcast
+broadcast_object_list = dist.broadcast_object_list
+get_global_rank = dist.get_global_rank
+get_local_rank = dist.get_local_rank
+get_local_world_size = dist.get_local_world_size
+get_sampler = dist.get_sampler
+get_world_size = dist.get_world_size
+initialize_dist = dist.initialize_dist
+
 # Seconds that ranks wait for one another.  Long, because rank 0 may compute metrics for hours, and gloo
 # notices at once that a rank has ended.
 _TIMEOUT_SECONDS = 30 * 24 * 3600.0
@@ -29,13 +42,13 @@ class RankError(RuntimeError):
 
 def is_first() -> bool:
     """Whether this is rank 0, which has the results of shared work and writes files."""
-    return dist.get_global_rank() == 0
+    return get_global_rank() == 0
 
 
 def initialize_gloo() -> None:
     """Connect several ranks by gloo, also on GPUs, because gloo notices at once that a rank has ended."""
-    if dist.get_world_size() > 1:
-        dist.initialize_dist('cpu', _TIMEOUT_SECONDS)
+    if get_world_size() > 1:
+        initialize_dist('cpu', _TIMEOUT_SECONDS)
 
 
 def raise_on_all_ranks(compute: Callable[[], T]) -> T:
@@ -50,7 +63,7 @@ def raise_on_all_ranks(compute: Callable[[], T]) -> T:
         except Exception:
             copy = RuntimeError(f'{type(error).__name__}: {error}')
     with _explain_lost_rank():
-        errors = dist.all_gather_object(copy)
+        errors = all_gather_object(copy)
     first = error or next(filter(None, errors), None)
     if first is not None:
         raise first
@@ -61,7 +74,7 @@ def broadcast_from_rank0(compute: Callable[[], T]) -> T:
     """Return the result of `compute`, called on rank 0, on all ranks; errors as for `raise_on_all_ranks`."""
     result = [raise_on_all_ranks(lambda: compute() if is_first() else None)]
     with _explain_lost_rank():
-        dist.broadcast_object_list(result)
+        broadcast_object_list(result)
     return result[0]  # pyright: ignore[reportReturnType]
 
 
@@ -72,16 +85,16 @@ def once_per_node(compute: Callable[[], T], result_name: str) -> T:
         ValueError: The nodes have different results; the message contains `result_name`.
         Exception: An error of `compute` on one node, on all ranks.
     """
-    if not torch.distributed.is_initialized() or dist.get_world_size() == 1:
+    if not torch.distributed.is_initialized() or get_world_size() == 1:
         return compute()
     outcomes: list[Any] = [None]
     with ThreadPoolExecutor(1) as pool:
-        work = pool.submit(compute) if dist.get_local_rank() == 0 else None
+        work = pool.submit(compute) if get_local_rank() == 0 else None
         while None in outcomes:  # because one collective at the end would time out after long work
             outcome = None
             if work is not None and wait([work], timeout=_POLL_SECONDS).done:
                 outcome = [work.exception() or work.result()]
-            outcomes = dist.all_gather_object(outcome)[::dist.get_local_world_size()]
+            outcomes = all_gather_object(outcome)[::get_local_world_size()]
     first, = outcomes[0]
     for node, (value,) in enumerate(outcomes):
         if isinstance(value, BaseException):
@@ -102,8 +115,8 @@ def round_robin(items: Sequence[S], work: Callable[[Sequence[S]], Iterable[T]]) 
         items: The same on every rank.
         work: Items -> iterator over their results, in order; each rank calls it once, with its share.
     """
-    rank = dist.get_global_rank()
-    num_ranks = dist.get_world_size()
+    rank = get_global_rank()
+    num_ranks = get_world_size()
     if num_ranks == 1:
         yield from work(items)
         return

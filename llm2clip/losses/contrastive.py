@@ -21,9 +21,9 @@ from typing import Any, Optional, Union
 import torch
 import torch.distributed
 import torch.nn.functional as F
-from composer.utils import dist
 
 from llm2clip.device import in_float32
+from llm2clip.ranks import get_global_rank, get_world_size
 
 _Ignored = Callable[[slice], torch.Tensor]
 """R of this rank's rows -> mask ``(R, C)`` of columns that these rows exclude, which are never positives."""
@@ -188,14 +188,14 @@ def all_gather(rows: torch.Tensor) -> torch.Tensor:
     The gradient of a rank's own rows is the sum over all ranks' losses.  DDP and FSDP average the parameters'
     gradients over ranks, which yields the gradient of the mean loss.
     """
-    if dist.get_world_size() == 1:
+    if get_world_size() == 1:
         return rows
     return _AllGather.apply(rows)  # pyright: ignore[reportReturnType]
 
 
 def _first_row(rows: torch.Tensor) -> int:
     """Index of this rank's first row in the result of `all_gather`."""
-    return dist.get_global_rank() * len(rows)
+    return get_global_rank() * len(rows)
 
 
 def _positive_entries(matrix: torch.Tensor, first: int, positives: int = 1) -> torch.Tensor:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 import torch
-from composer.utils import dist
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from llm2clip.device import in_float32
 from llm2clip.metrics.bootstrap import Outcomes
+from llm2clip.ranks import get_world_size
 
 # Maximum number of scores in memory, and of queries at once on a CPU, whose cache holds few scores.
 _SCORES = 2**27
@@ -169,7 +169,7 @@ def caption_retrieval_accuracy(first: torch.Tensor, second: torch.Tensor) -> flo
 
 
 def _has_other_ranks() -> bool:
-    return dist.get_world_size() > 1
+    return get_world_size() > 1
 
 
 class Collected(Metric):

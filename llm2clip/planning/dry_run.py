@@ -28,7 +28,6 @@ from composer.distributed.activation_checkpointing import apply_ac, generate_com
 from composer.distributed.fsdp2 import prepare_fully_shard
 from composer.distributed.fsdp2_utils import generate_composer_model_policy, sync_optimizer_and_model_params
 from composer.models import ComposerModel
-from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -47,6 +46,7 @@ from llm2clip.modeling import text_encoder
 from llm2clip.modeling.text_encoder import TextEncoder, Tokenized, encode_tokens
 from llm2clip.models.sharding import fsdp2_config, set_up_units
 from llm2clip.models.vision_encoder import VisionEncoder
+from llm2clip.ranks import get_world_size
 from llm2clip.teacher.llm import shard_encoder
 from llm2clip.training.algorithms.batches import InitialImages
 from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows
@@ -169,7 +169,7 @@ def dry_run_step(
     """
     cost = StepCost()
     meter = Meter()
-    ranks = dist.get_world_size()
+    ranks = get_world_size()
     precision = Precision(precision_of(config))
     autocast = torch.autocast('cpu', _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
     device_batch = config.global_train_batch_size // ranks
@@ -224,7 +224,7 @@ def _prepare_model(
     optimizer = build_optimizer(config, model)
     # In stage 1, the state dict has only the trainable weights.
     cost.checkpoint = sum(value.nbytes for value in model.state_dict().values())
-    if dist.get_world_size() > 1 and sharding is None:
+    if get_world_size() > 1 and sharding is None:
         cost.buckets = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     # As in Composer, but without its check of the device, which excludes mixed precision on a CPU.
     if config.fsdp is not None:
@@ -314,7 +314,7 @@ def _run_step(
 def fake_ranks(ranks: Optional[int]) -> Iterator[None]:
     """Make this process rank 0 of `ranks`, or of as many as there are, with collectives that return at once;
     ends an existing process group."""
-    ranks = ranks or dist.get_world_size()
+    ranks = ranks or get_world_size()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     with patch.dict(os.environ):

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from composer.core import Time, TimeUnit
 from composer.models import ComposerModel
-from composer.utils import dist
 from streaming.base.util import bytes_to_int
 from tqdm import tqdm
 
@@ -51,6 +50,7 @@ from llm2clip.planning.datasets import (
 )
 from llm2clip.planning.dry_run import EncoderPass, dry_run_step, dry_run_tower, fake_ranks, precision_of
 from llm2clip.planning.plan import Plan
+from llm2clip.ranks import get_world_size
 from llm2clip.teacher.clip_text import ClipTextTower
 from llm2clip.teacher.llm import load_llm, teacher_config
 from llm2clip.training import inheritance, stage1, stage2
@@ -281,7 +281,7 @@ class _MeanMask(MaskedNextTokenPrediction):
 
 def _plan_extraction(config: ExtractConfig) -> Plan:
     """Plan the passes of the teacher over all captions, and the size of their vectors."""
-    plan = Plan(config, dist.get_world_size())
+    plan = Plan(config, get_world_size())
     captions: dict[str, int] = {}
     if config.plan_samples is None:
         add_all(plan, config.datasets)
@@ -321,7 +321,7 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
 
 def _plan_image_extraction(config: ExtractImagesConfig) -> Plan:
     """Plan the passes of the frozen tower over all images, and the size of their vectors."""
-    plan = Plan(config, dist.get_world_size())
+    plan = Plan(config, get_world_size())
     images: dict[str, int] = {}
     if config.plan_samples is None:
         add_all(plan, config.datasets)
@@ -354,7 +354,7 @@ def _plan_training(
     `add_datasets` adds the datasets that it reads by ``train_data`` or ``eval_data``.  Without
     `mixes_datasets`, each global batch comes from one of them.
     """
-    plan = Plan(config, dist.get_world_size())
+    plan = Plan(config, get_world_size())
     if config.plan_samples is None:
         add_datasets(plan, config, 'train_data')
         if config.eval_data is not None:

@@ -15,8 +15,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from composer.devices import Device
-from composer.utils import dist
 from streaming import MDSWriter
 from tqdm import tqdm
 
@@ -37,11 +35,20 @@ from llm2clip.data.schema import (
     vector_rows,
 )
 from llm2clip.data.streams.verified_stream import VerifiedStream
-from llm2clip.device import open_device
+from llm2clip.device import Device, get_device, set_up_process
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import durable_rename, read_json, writing
 from llm2clip.io.remotes import OutputFolder
-from llm2clip.ranks import broadcast_from_rank0, is_first
+from llm2clip.ranks import (
+    all_gather_object,
+    barrier,
+    broadcast_from_rank0,
+    get_global_rank,
+    get_local_rank,
+    get_world_size,
+    initialize_dist,
+    is_first,
+)
 from llm2clip.teacher.embedder import Embedder
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 
@@ -78,9 +85,9 @@ class _Extraction:
         self.stream = VerifiedStream(local=local, remote=embeddings.dataset.remote)
         self.shards = self.stream.open()
         self.pieces = [_piece(k) for k in range(len(self.shards))]
-        if dist.get_local_rank() == 0:
+        if get_local_rank() == 0:
             self.stream.set_up_local(self.shards, np.zeros(len(self.shards), np.int64))
-        dist.barrier()
+        barrier()
         if embeddings.of_images:
             columns_of(self.shards[0], [IMAGE], local)
             self.keys = [IMAGE]
@@ -235,8 +242,9 @@ def run_extraction(
     config: EmbedConfig, load: Callable[[Device], Embedder], part_tokens: int, **options: Any
 ) -> None:
     """Write the embeddings datasets of a recipe; `options` are further fields of `EmbeddingsDataset`."""
-    device = open_device(config.device, config.precision)
-    dist.initialize_dist(device, config.dist_timeout)
+    device = get_device(config.device)
+    set_up_process(device, config.precision)
+    initialize_dist(device, config.dist_timeout)
     embedder = load(device)
     summaries: list[str] = []
     for name, dataset in config.datasets.items():
@@ -275,11 +283,11 @@ def extract_text_embeddings(
             and `out` has no remote.
     """
     extraction = _Extraction(embeddings)
-    mine = extraction.initialize(embedder.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
+    mine = extraction.initialize(embedder.fingerprint)[get_global_rank()::get_world_size()]
     counts: Counter[str] = Counter()
     num_items = sum(len(extraction.shards[k]) for k in mine) * len(extraction.keys)
     with tqdm(total=num_items, unit=' images' if embeddings.of_images else ' captions',
-              desc=f'embed {embeddings.out.local.name}', disable=dist.get_local_rank() != 0) as progress:
+              desc=f'embed {embeddings.out.local.name}', disable=get_local_rank() != 0) as progress:
         for part in _ahead(_parts(extraction, mine, embedder, part_tokens)):
             if part.rows:
                 embedded = embedder.embed_prepared(part.inputs, on_batch=progress.update)
@@ -293,8 +301,8 @@ def extract_text_embeddings(
                             vector_columns(extraction.keys, embedder.width, embeddings.storage))
                 counts.update(shards=1, absent=part.num_absent)
                 progress.update(part.num_absent)
-    total = sum(dist.all_gather_object(counts), Counter())
-    if dist.get_global_rank() == 0:
+    total = sum(all_gather_object(counts), Counter())
+    if is_first():
         extraction.finish()
-    dist.barrier()
+    barrier()
     return {name: total[name] for name in _COUNTED}

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import xxhash
-from composer.devices import Device
-from composer.utils import dist
 from huggingface_hub import snapshot_download
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -22,14 +20,15 @@ from llm2clip.config import (
     LLMTeacherConfig,
     SentenceTransformersTeacherConfig,
 )
-from llm2clip.device import computes_bfloat16
+from llm2clip.config.loading import computes_bfloat16
+from llm2clip.device import Device
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.tensors import hash_tensors
 from llm2clip.modeling.checks import teacher_files
 from llm2clip.modeling.sentence_transformer import encode_sentences, load_sentence_transformer
 from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
-from llm2clip.ranks import once_per_node
+from llm2clip.ranks import barrier, get_local_rank, get_local_world_size, get_world_size, once_per_node
 from llm2clip.teacher.caption_teacher import CaptionTeacher, TeacherSource
 from llm2clip.teacher.clip_text import ClipText
 from llm2clip.teacher.embedder import Embedded, OnBatch
@@ -89,13 +88,13 @@ class _LLM(TeacherSource):
             teacher = LLMTeacher(encoder, tokenizer, fingerprint, batch_tokens, precision)
             device.module_to_device(encoder)
             return teacher
-        for _ in range(dist.get_local_rank()):  # wait for the lower ranks of this host
-            dist.barrier()
+        for _ in range(get_local_rank()):  # wait for the lower ranks of this host
+            barrier()
         encoder, tokenizer = self._read(sharded=True)
-        mesh = init_device_mesh('cpu' if device.name == 'cpu' else 'cuda', (dist.get_world_size(),))
+        mesh = init_device_mesh('cpu' if device.name == 'cpu' else 'cuda', (get_world_size(),))
         shard_encoder(encoder, mesh)
-        for _ in range(dist.get_local_world_size() - dist.get_local_rank()):
-            dist.barrier()
+        for _ in range(get_local_world_size() - get_local_rank()):
+            barrier()
         return LLMTeacher(encoder, tokenizer, fingerprint, batch_tokens, precision, sharded=True)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from composer import DataSpec, Evaluator
-from composer.utils import dist, reproducibility
+from composer.utils import reproducibility
 
 from llm2clip.config import InheritanceConfig
 from llm2clip.data.inheritance_dataset import build_target_loader
@@ -18,6 +18,7 @@ from llm2clip.errors import under
 from llm2clip.io.folders import check_replaceable
 from llm2clip.models.adapter_folder import KIND, WEIGHTS_FILE, build_adapter, save_adapter
 from llm2clip.models.inherited_adapter import ComposerInheritance
+from llm2clip.ranks import is_first
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
 from llm2clip.teacher.sources import check_teachers
 from llm2clip.training.runs import check_teacher, is_complete, write_settings
@@ -53,18 +54,18 @@ def train(config: InheritanceConfig) -> None:
         eval_record = teacher_of_embeddings(evaluator.dataloader, config.adapter)
         eval_record.teacher.check(record.teacher, 'eval_data', 'train_data')
         _find_target(evaluator.dataloader)[0].check(target, 'the target of eval_data', 'that of train_data')
-    if dist.get_global_rank() == 0:
+    if is_first():
         check_teacher(record, config.save_folder)
     reproducibility.seed_all(config.seed)
     model = make_model(config, record.llm_embed_dim, embed_dim)
     trainer = build_trainer(config, model, data, evaluators)
-    if dist.get_global_rank() == 0:
+    if is_first():
         record.write(config.save_folder)
     write_settings(config, trainer.state.timestamp, [Path(config.adapter_folder)])
     fit(trainer, config)
     trainer.close()
     save_adapter(model.model.adapter, config.adapter, embed_dim, record, target, config.adapter_folder)
-    if dist.get_global_rank() == 0:
+    if is_first():
         print(f'wrote the adapter to {config.adapter_folder}', flush=True)
 
 

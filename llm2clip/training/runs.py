@@ -12,7 +12,6 @@ from typing import Any, Optional, Union
 
 import torch
 from composer import Timestamp
-from composer.utils import dist
 
 from llm2clip.config import ModelConfig, Stage2Config, TrainConfig
 from llm2clip.config.loading import difference, read_config, read_resolved, save_config, settings_in_folder
@@ -27,7 +26,7 @@ from llm2clip.modeling.checks import check_keys
 from llm2clip.models.adapter_folder import load_adapter
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.vision_lora import load_without_lora, merge_lora
-from llm2clip.ranks import broadcast_from_rank0, once_per_node
+from llm2clip.ranks import broadcast_from_rank0, is_first, once_per_node
 from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import teacher_fingerprint
@@ -318,7 +317,7 @@ def is_complete(config: TrainConfig, result: Path) -> bool:
         return saved_config.max_duration == config.max_duration
 
     complete = broadcast_from_rank0(compute)
-    if complete and dist.get_global_rank() == 0:
+    if complete and is_first():
         print(f'{result.parent} is complete')
     return complete
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 from composer import Algorithm, DataSpec, Evaluator, Trainer
-from composer.utils import dist, reproducibility
+from composer.utils import reproducibility
 
 from llm2clip.config import Stage2Config
 from llm2clip.data.image_text_dataset import build_image_loader, reads_image_embeddings
 from llm2clip.data.streams.safe_dataset import device_batch_size
 from llm2clip.data.zeroshot_sets import zeroshot_set
-from llm2clip.device import open_device
+from llm2clip.device import get_device
 from llm2clip.errors import under
 from llm2clip.io.folders import check_replaceable
 from llm2clip.models.adapter_folder import load_adapter
@@ -22,7 +22,7 @@ from llm2clip.models.frozen_tower import check_tower
 from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.towers import train_image_size
-from llm2clip.ranks import broadcast_from_rank0, once_per_node
+from llm2clip.ranks import broadcast_from_rank0, is_first, once_per_node
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
 from llm2clip.teacher.sources import check_teachers, teacher_source
@@ -104,7 +104,7 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
     algorithms: list[Algorithm] = []
     if in_loop is not None:
         algorithms.append(TextEncoderInLoop(in_loop))
-    if dist.get_global_rank() == 0:
+    if is_first():
         check_teacher(record, config.save_folder)
     if sets:
         algorithms.append(zeroshot_classes(config, sets, record, in_loop))
@@ -120,14 +120,14 @@ def make_trainer(config: Stage2Config, text: Optional[TrainedText] = None) -> Tr
                 check_tower(model.model.vision_encoder, loader)
     if config.self_distillation.enabled:
         # Copied before a checkpoint is loaded, since the initial model is the target.
-        device = open_device(config.device, config.precision)
+        device = get_device(config.device)
         initial = InitialImages(model.model).on(device, sharded=config.fsdp is not None)
         algorithms.append(SelfDistillation(initial, data.split_batch))
     trainer = build_trainer(config, model, data, evaluators, algorithms)
     if config.fsdp is None and config.compile is None:
         # All weights are loaded by now, those of a checkpoint too.
         model.model.vision_encoder.fuse_frozen_batch_norms()
-    if dist.get_global_rank() == 0:
+    if is_first():
         record.write(config.save_folder)
     return trainer
 
@@ -149,8 +149,7 @@ def _find_teacher(
     if config.text_encoder_in_loop.enabled:
         in_loop = config.text_encoder_in_loop
         teacher = teacher_source(config.teacher).load(
-            open_device(config.device, config.precision), in_loop.batch_tokens, in_loop.precision,
-            sharded=in_loop.sharded)
+            get_device(config.device), in_loop.batch_tokens, in_loop.precision, sharded=in_loop.sharded)
         return TeacherRecord(teacher.fingerprint, {'llm_embed_dim': teacher.width}), teacher
     adapter = config.model.adapter
     record = teacher_of_embeddings(data, adapter)
@@ -174,6 +173,6 @@ def train(config: Stage2Config) -> None:
     if text is not None and not broadcast_from_rank0(lambda: all(folder.is_dir() for folder in folders)):
         text.save(config.trainable_text.lora, trainer, config.save_folder)
     trainer.close()
-    if dist.get_global_rank() == 0:
+    if is_first():
         text_results = ''.join(f' and the text encoder to {folder}' for folder in folders)
         print(f'wrote the model to {config.checkpoint_folder}{text_results}', flush=True)

@@ -18,17 +18,17 @@ from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
 from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.models import ComposerModel
-from composer.utils import dist, reproducibility
+from composer.utils import reproducibility
 from torch.distributed.checkpoint.api import CheckpointException
 
 from llm2clip.config import FsdpConfig, TrainConfig
 from llm2clip.config.loading import check_settings, learned_settings, settings_in_folder
 from llm2clip.data.streams.safe_dataset import device_batch_size
-from llm2clip.device import open_device
+from llm2clip.device import get_device, set_up_process
 from llm2clip.errors import ConfigError, refuse, under
 from llm2clip.io.remotes import reaching
 from llm2clip.models.sharding import compile_blocks, fsdp2_config, set_up_units
-from llm2clip.ranks import broadcast_from_rank0
+from llm2clip.ranks import broadcast_from_rank0, get_world_size, initialize_dist, is_first
 from llm2clip.registry import build, build_all, check, check_arguments, named
 from llm2clip.training.algorithms.weights import AverageGlooGradients
 from llm2clip.training.callbacks.jsonl_logger import METRICS_FILE, JSONLLogger, read_metrics
@@ -44,8 +44,9 @@ def initialize(config: TrainConfig) -> None:
             raise ConfigError(f'false, but {config.checkpoint_folder} has checkpoints of a run, expected '
                               'true, or another save_folder', key='autoresume')
         settings_in_folder(config)
-    device = open_device(config.device, config.precision)
-    dist.initialize_dist(device, config.dist_timeout)
+    device = get_device(config.device)
+    set_up_process(device, config.precision)
+    initialize_dist(device, config.dist_timeout)
     check_train_config(dataclasses.replace(config, device=device.name))
 
 
@@ -66,7 +67,7 @@ def check_train_config(config: TrainConfig) -> None:
             check_arguments(torch.compile, 'torch.compile', config.compile)
     device_batch = device_batch_size(config.global_train_batch_size, 'global_train_batch_size')
     microbatch = config.device_train_microbatch_size or device_batch
-    fsdp, ranks = config.fsdp or FsdpConfig(), dist.get_world_size()
+    fsdp, ranks = config.fsdp or FsdpConfig(), get_world_size()
     groups, shards = fsdp.reshard_after_forward, ranks // fsdp.replicate
     refuse([
         ('precision', config.device == 'cpu' and config.precision not in (None, 'fp32'),
@@ -157,24 +158,24 @@ def build_trainer(
         progress_bar=False,
         log_to_console=config.log_to_console,
         console_log_interval=config.console_log_interval,
-        device=open_device(config.device, config.precision),
+        device=get_device(config.device),
         precision=config.precision,
         seed=config.seed,
         dist_timeout=config.dist_timeout,
         parallelism_config=None if config.fsdp is None else {'fsdp': fsdp2_config(config.fsdp)},
     )
+    set_up_process(trainer.state.device, config.precision)  # Composer may have turned TF32 on again
     if 'wandb' in config.loggers:
         log_to_wandb(trainer, config, config.loggers['wandb'], settings.run_id)
     if config.fsdp is not None:
-        open_device(config.device, config.precision)  # Composer has turned TF32 on again
         # Reference cycles keep the unsharded weights alive, which are as large as the model.
         gc.collect()
         sharding = set_up_units(trainer.state.model)
-        if dist.get_global_rank() == 0:
+        if is_first():
             print(sharding, flush=True)
-    if '://' in config.checkpoint_folder and dist.get_global_rank() > 0:
+    if '://' in config.checkpoint_folder and not is_first():
         trainer.state.callbacks.append(RemoveUploaded(trainer))
-    if checkpoint is not None and dist.get_global_rank() == 0:
+    if checkpoint is not None and is_first():
         batch = trainer.state.timestamp.batch.value
         trainer.saved_checkpoints.extend(
             written_checkpoints(config.checkpoint_folder, batch, config.save_num_checkpoints_to_keep))
@@ -232,7 +233,7 @@ def log_to_wandb(trainer: Trainer, config: TrainConfig, arguments: dict[str, Any
     """Add Composer's logger for W&B, after the checkpoint is loaded, which names the W&B run to continue."""
     options = {'dir': os.environ.get('WANDB_DIR', config.save_folder), 'resume': 'allow',
                'config': learned_settings(config)}
-    if dist.get_global_rank() == 0 and 'WANDB_RUN_ID' not in os.environ:
+    if is_first() and 'WANDB_RUN_ID' not in os.environ:
         options['id'] = run_id
     options.update(arguments.get('init_kwargs', {}))
     logger = build('loggers', 'wandb', arguments | {'init_kwargs': options}, 'loggers.wandb')

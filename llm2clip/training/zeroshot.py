@@ -12,22 +12,21 @@ from typing import Any, NamedTuple, Optional, Union
 
 import torch
 from composer import DataSpec, Evaluator
-from composer.core import Algorithm, Event, State, get_precision_context
-from composer.devices import Device
+from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
-from composer.utils import dist
 from torch.utils.data import DataLoader, Dataset
 
 from llm2clip.config import Stage2Config
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.zeroshot_sets import ZeroshotSet
-from llm2clip.device import exact_float32, open_device
+from llm2clip.device import Device, exact_float32, get_device, get_precision_context
 from llm2clip.errors import FileError
 from llm2clip.losses.contrastive import all_gather
 from llm2clip.metrics.classification import mean_of_prompts
 from llm2clip.modeling.image_processing_llm2clip import resize_and_crop
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
 from llm2clip.models.sharding import without_ddp
+from llm2clip.ranks import broadcast, get_global_rank, get_sampler, get_world_size, is_first
 from llm2clip.teacher.caption_teacher import CachedTeacher, CaptionTeacher
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.sources import teacher_source
@@ -47,7 +46,7 @@ class _Images(Dataset):
         self.ids, self.read_image, self.labels = dataset.image_ids, dataset.read_image, dataset.labels
         self.subject = f'eval_zeroshot.{label}: {dataset.name}'
         self.image_size = image_size
-        self.length = -(-len(self.ids) // dist.get_world_size()) * dist.get_world_size()
+        self.length = -(-len(self.ids) // get_world_size()) * get_world_size()
 
     def __len__(self) -> int:
         return self.length
@@ -72,7 +71,7 @@ def zeroshot_evaluator(
     """
     images = _Images(zeroshot, label, image_size)
     loader = DataLoader(
-        images, batch_size, sampler=dist.get_sampler(images), num_workers=num_workers,
+        images, batch_size, sampler=get_sampler(images), num_workers=num_workers,
         pin_memory=torch.cuda.is_initialized(),
         # A separate generator: drawing the workers' seed from the global one would change the training.
         generator=torch.Generator().manual_seed(0))
@@ -95,8 +94,8 @@ class Prompts(NamedTuple):
 def names_of_rank(count: int) -> list[int]:
     """Indices of this rank's share of `count` names, with a stride of the world size.
     Every rank has the same number of names, with the first names repeated if needed."""
-    ranks = dist.get_world_size()
-    return [i % count for i in range(dist.get_global_rank(), -(-count // ranks) * ranks, ranks)]
+    ranks = get_world_size()
+    return [i % count for i in range(get_global_rank(), -(-count // ranks) * ranks, ranks)]
 
 
 def zeroshot_classes(
@@ -114,7 +113,7 @@ def zeroshot_classes(
         texts[label] = [[template.replace('{}', name) for template in zeroshot.templates] for name in names]
     vectors: dict[str, torch.Tensor] = {}
     if not config.reads_captions:
-        device = open_device(config.device, config.precision)
+        device = get_device(config.device)
         device_type = 'cuda' if device.name == 'gpu' else device.name
         with exact_float32(device_type):
             if in_loop is not None and config.text_encoder_in_loop.sharded:
@@ -146,10 +145,10 @@ def _cached_vectors(
     for label, zeroshot in sets.items():
         num_names = len(zeroshot.names)
         embedded = cached(zeroshot.prompts)[0]  # on rank 0 only
-        if dist.get_global_rank() > 0:
+        if not is_first():
             embedded = torch.empty(num_names * len(zeroshot.templates), record.llm_embed_dim)
         embedded = device.tensor_to_device(embedded)
-        dist.broadcast(embedded, src=0)
+        broadcast(embedded, src=0)
         vectors[label] = embedded.unflatten(0, (num_names, -1))[names_of_rank(num_names)].cpu()
         del embedded  # before the next set is embedded
     return vectors
@@ -203,5 +202,5 @@ def _class_features(model: Any, prompts: Prompts, pixels: torch.Tensor) -> torch
             block['caption'] = [*chain.from_iterable(part)]
         features.append(mean_of_prompts(model(block)['text_features'].unflatten(0, (-1, per_name))))
     # Interleave the names of the ranks, to undo the stride of `names_of_rank`.
-    gathered = all_gather(torch.cat(features)).unflatten(0, (dist.get_world_size(), -1))
+    gathered = all_gather(torch.cat(features)).unflatten(0, (get_world_size(), -1))
     return gathered.transpose(0, 1).flatten(0, 1)[prompts.names.to(pixels.device)]

@@ -129,10 +129,12 @@ def test_the_teacher_in_the_loop_embeds_the_prompts(
 def test_each_rank_has_its_share_of_images_and_names(sets: Path, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of nine images in batches of two, also where there are more ranks than images."""
     one = zeroshot_set(ZeroshotConfig({'name': 'clip_benchmark', 'local': f'{sets}/several'}), 'z')
-    monkeypatch.setattr(dist, 'get_world_size', lambda: ranks)
+    for module in (dist, zeroshot):
+        monkeypatch.setattr(module, 'get_world_size', lambda: ranks)
     images, names = [], []
     for rank in range(ranks):
-        monkeypatch.setattr(dist, 'get_global_rank', lambda: rank)  # noqa: B023
+        for module in (dist, zeroshot):
+            monkeypatch.setattr(module, 'get_global_rank', lambda: rank)  # noqa: B023
         loader: Any = zeroshot_evaluator(one, 'z', 32, 2, 0).dataloader.dataloader
         images.append([batch['index'].tolist() for batch in loader])
         names.append(names_of_rank(5))

@@ -30,7 +30,6 @@ from typing import Any, Optional
 
 import numpy as np
 import xxhash
-from composer.utils import dist
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from streaming import StreamingDataset
@@ -46,6 +45,7 @@ from llm2clip.data.schema import SAMPLE_ID
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.errors import ConfigError, refuse
 from llm2clip.io.folders import CACHE_LOCK
+from llm2clip.ranks import barrier, get_local_rank, get_world_size
 
 _LOCK_SECONDS = 30.0
 _SHARED_MEMORY = Path('/dev/shm')
@@ -56,7 +56,7 @@ _STALE_SECONDS = 60.0
 
 def device_batch_size(global_batch_size: int, key: str) -> int:
     """Return this rank's share of a global batch; raise a ConfigError if the ranks cannot share it evenly."""
-    world = dist.get_world_size()
+    world = get_world_size()
     if global_batch_size % world:
         raise ConfigError(f'{global_batch_size} is not divisible by the number of ranks, {world}', key,
                           is_absolute=True)
@@ -116,7 +116,7 @@ class SafeDataset(StreamingDataset):
             num_canonical_nodes=config.num_canonical_nodes, batching_method=batching_method,
             download_retry=config.download_retry, download_timeout=config.download_timeout,
             cache_limit=config.cache_limit)
-        if dist.get_local_rank() == 0:
+        if get_local_rank() == 0:
             _mark_memory(self, self._shm_prefix_int)
         if train and self.epoch_size < global_batch_size:
             raise ConfigError(f'{global_batch_size}, but an epoch has {self.epoch_size} samples, expected at '
@@ -197,7 +197,7 @@ class SafeDataset(StreamingDataset):
         reads ``len(loader)`` batches: it would leave out images of an evaluation, and lengthen an epoch that
         it resumes.
         """
-        ranks = dist.get_world_size()
+        ranks = get_world_size()
         nodes = self.config.num_canonical_nodes
         sizes, unit = [self.epoch_size], 1
         if self.batching_method == 'per_stream':  # only batches that one stream can fill are delivered
@@ -325,7 +325,7 @@ def _lock_caches(caches: set[str]) -> list[FileLock]:
     memory outlives a killed run; a file lock does not.
     """
     locks: list[FileLock] = []
-    if dist.get_local_rank() == 0:
+    if get_local_rank() == 0:
         for folder in sorted(caches):
             os.makedirs(folder, exist_ok=True)
             locks.append(FileLock(os.path.join(folder, CACHE_LOCK), timeout=_LOCK_SECONDS))
@@ -339,5 +339,5 @@ def _lock_caches(caches: set[str]) -> list[FileLock]:
                 if caches.intersection(os.fsdecode(registered.read_bytes()[4:]).split('\0')):
                     for segment in _SHARED_MEMORY.glob(f'{registered.name.partition("_")[0]}_*'):
                         segment.unlink(missing_ok=True)
-    dist.barrier()
+    barrier()
     return locks

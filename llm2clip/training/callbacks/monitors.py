@@ -14,13 +14,12 @@ from typing import Any, Optional
 import torch
 from composer.core import Algorithm, Callback, Event, State
 from composer.loggers import Logger, ProgressBarLogger
-from composer.utils import dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from llm2clip.data.text_batches import text_sides
 from llm2clip.io.tensors import read_safetensors, write_safetensors
 from llm2clip.models.sharding import whole
-from llm2clip.ranks import broadcast_from_rank0
+from llm2clip.ranks import all_gather_object, all_reduce, barrier, broadcast_from_rank0, is_first
 from llm2clip.training.runs import BEST_FILE
 
 
@@ -79,7 +78,7 @@ class TextMonitor(Callback):
         if 'positive_text_id' in batch:
             counts.append(int((batch['query_text_id'] == batch['positive_text_id']).sum()))
         totals = state.device.tensor_to_device(torch.tensor(counts))
-        dist.all_reduce(totals)
+        all_reduce(totals)
         cut, texts, *equal = totals.tolist()
         self.cut += cut
         self.texts += texts
@@ -89,7 +88,7 @@ class TextMonitor(Callback):
         logger.log_metrics(metrics)
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        if self.cut and dist.get_global_rank() == 0:
+        if self.cut and is_first():
             print(f'{self.cut} of {self.texts} texts were longer than '
                   f'text_encoder.max_length={self.max_length} tokens and were cut', flush=True)
 
@@ -130,7 +129,7 @@ class StopAtNonfinite(Callback):
             bad: set[int] = set()
             for rows, finite in self._finite:
                 bad.update(rows.cpu()[~finite.cpu()].tolist())
-            gathered = dist.all_gather_object([self._sample_ids[row] for row in sorted(bad)])
+            gathered = all_gather_object([self._sample_ids[row] for row in sorted(bad)])
             sample_ids = [*chain.from_iterable(gathered)]
             suspects = f'samples: {self._sample_ids}'
             if sample_ids:
@@ -187,9 +186,9 @@ class SaveBest(Callback):
             return
         weights: dict[str, Any] = get_model_state_dict(
             state.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-        if dist.get_global_rank() == 0:
+        if is_first():
             write_safetensors(self.path, weights, {self.metric_key: str(value)})
-        dist.barrier()
+        barrier()
 
 
 class ProgressBar(ProgressBarLogger):
