@@ -355,7 +355,7 @@ def plain_type(hint: Any) -> Any:
 _MAY_CHANGE = {
     'max_duration',
     'eval_data', 'eval_zeroshot', 'global_eval_batch_size', 'eval_interval', 'eval_first', 'callbacks',
-    'loggers', 'progress_bar', 'log_to_console', 'console_log_interval', 'run_name',
+    'loggers', 'progress_bar', 'log_to_console', 'console_log_interval', 'log_gradient_norms', 'run_name',
     'save_folder', 'save_interval', 'save_num_checkpoints_to_keep', 'checkpoint_folder', 'autoresume',
     'teacher_folder', 'adapter_folder', 'lora_folder', 'cache_limit',
     'device', 'device_train_microbatch_size', 'dist_timeout', 'compile', 'fsdp', 'gradient_checkpointing',

@@ -120,7 +120,7 @@ def build_trainer(
     # Composer runs the algorithms of an `after_…` event in reverse order: gradients are averaged, then
     # measured, then clipped.
     algorithms = _build_algorithms(config, train_data)
-    algorithms += [*more_algorithms, StepMonitor(), AverageGlooGradients()]
+    algorithms += [*more_algorithms, StepMonitor(config.log_gradient_norms), AverageGlooGradients()]
     settings = KeepSettings(config)
     callbacks: list[Callback] = [settings, StopAtNonfinite()]
     callbacks += [*_build_callbacks(config), *more_callbacks]
