@@ -32,9 +32,9 @@ def get_device(name: Optional[str]) -> Device:
         device = utils.get_device(name)
     except ValueError as error:
         raise ConfigError(f'{name}, expected cpu: {error}', key='device') from None
-    if device.name == 'gpu':  # Composer 0.32.1 has turned TF32 on
-        torch.set_float32_matmul_precision(matmul_precision)
-        torch.backends.cudnn.allow_tf32 = cudnn_tf32
+    # Composer 0.32.1 turns TF32 on.
+    torch.set_float32_matmul_precision(matmul_precision)
+    torch.backends.cudnn.allow_tf32 = cudnn_tf32
     return device
 
 
