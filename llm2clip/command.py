@@ -34,8 +34,7 @@ import wrapt
 
 import llm2clip
 from llm2clip.config import RecipeConfig
-from llm2clip.config.loading import leaves, load_config
-from llm2clip.device import computes_bfloat16
+from llm2clip.config.loading import computes_bfloat16, leaves, load_config
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.help import help_text
 from llm2clip.io.files import is_out_of_shared_memory, printable, read_json, write_json

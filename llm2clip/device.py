@@ -1,68 +1,61 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The device of a command, fast bfloat16, and exact float32.
+"""The device of a command, what a command sets for its process, and exact float32.
 
-Functions import PyTorch when they need it, because a configuration is read before.
+Other modules import Composer's devices and its contexts of a precision from here.
 """
 
 import ctypes
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional, TypeVar
+from typing import Any, Optional, TypeVar
+
+import torch
+from composer import core, devices, utils
 
 from llm2clip.errors import ConfigError
 
-if TYPE_CHECKING:
-    from composer.devices import Device
-
 T = TypeVar('T')
-CPU_INFO = Path('/proc/cpuinfo')
+Device = devices.Device
+get_precision_context = core.get_precision_context
 # Constants of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
-def open_device(name: Optional[str], precision: Optional[str] = 'fp32') -> 'Device':
-    """Return the device of a command.
-
-    On a GPU, TF32 is off if the precision is ``fp32``; Composer 0.32.1 always turns it on.  On a CPU, glibc's
-    malloc keeps freed memory, because zero-filled new pages would take a quarter of a stage-2 step.
-
-    Args:
-        name: ``gpu``, a ConfigError if there is none, or ``cpu``.  None: a GPU if there is one.
-        precision: In Composer's notation.  None: Composer's default, 16 bits on a GPU.
-    """
-    import torch
-    from composer.utils import get_device
-
+def get_device(name: Optional[str]) -> Device:
+    """Return ``gpu``, a ConfigError if there is none, or ``cpu``.  None: a GPU if there is one."""
+    matmul_precision = torch.get_float32_matmul_precision()
+    cudnn_tf32 = torch.backends.cudnn.allow_tf32
     try:
-        device = get_device(name)
+        device = utils.get_device(name)
     except ValueError as error:
         raise ConfigError(f'{name}, expected cpu: {error}', key='device') from None
+    # Composer 0.32.1 turns TF32 on.
+    torch.set_float32_matmul_precision(matmul_precision)
+    torch.backends.cudnn.allow_tf32 = cudnn_tf32
+    return device
+
+
+def set_up_process(device: Device, precision: Optional[str] = 'fp32') -> None:
+    """Set TF32 of a GPU, or malloc on a CPU, for the rest of the process.
+
+    TF32 is off if the precision is ``fp32``.  glibc's malloc keeps freed memory, because zero-filled new
+    pages would take a quarter of a stage-2 step.
+
+    Args:
+        device: From `get_device`.
+        precision: In Composer's notation.  None: Composer's default, 16 bits on a GPU.
+    """
     if device.name == 'gpu':
         # Not `matmul.allow_tf32`: if the two disagree, torch 2.15 refuses to report it to `exact_float32`.
         torch.set_float32_matmul_precision('highest' if precision == 'fp32' else 'high')
         torch.backends.cudnn.allow_tf32 = precision != 'fp32'
-        return device
+        return
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, -1)
-    return device
-
-
-def computes_bfloat16() -> bool:
-    """Whether this machine has a GPU, or a processor with bfloat16 instructions according to Linux.
-
-    On other processors, PyTorch 2.7 multiplies bfloat16 matrices more slowly than float32 ones: 58 times on
-    an AMD EPYC with AVX2, and also with AVX-512 alone (pytorch#146508).
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        return True
-    return not {'avx512_bf16', 'amx_tile', 'bf16'}.isdisjoint(CPU_INFO.read_text().split())
 
 
 @contextmanager
@@ -72,8 +65,6 @@ def exact_float32(device_type: str) -> Iterator[None]:
     TF32 is a setting of the process, read when an operation begins.  The backward pass runs after the block;
     compute it inside the block if it has matrix products.
     """
-    import torch
-
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision('highest')
     try:

@@ -11,7 +11,7 @@ from typing import Any, Optional, TypeVar
 
 import torch
 import torch.distributed
-from composer.utils import dist
+from composer.utils import dist as dist  # for other modules too
 
 S = TypeVar('S')
 T = TypeVar('T')

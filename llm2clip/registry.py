@@ -78,7 +78,6 @@ CALLBACKS: _Registry = {
     'logit_scale_monitor': 'llm2clip.training.callbacks.monitors:LogitScaleMonitor',
     'lr_monitor': 'composer.callbacks:LRMonitor',
     'memory_monitor': 'composer.callbacks:MemoryMonitor',
-    'optimizer_monitor': 'composer.callbacks:OptimizerMonitor',
     'runtime_estimator': 'composer.callbacks:RuntimeEstimator',
     'save_best': 'llm2clip.training.callbacks.monitors:SaveBest',
     'speed_monitor': 'composer.callbacks:SpeedMonitor',

@@ -13,12 +13,12 @@ from typing import Union
 
 import torch
 import xxhash
-from composer.devices import Device
 from PIL import Image
 from tqdm import tqdm
 
 from llm2clip.config import ImageFolderConfig
 from llm2clip.data.images import ImageFiles, decode_pixels, read_image_file
+from llm2clip.device import Device
 from llm2clip.errors import ConfigError
 from llm2clip.evaluation.evaluated_models import TrainedLLM2CLIP
 from llm2clip.evaluation.image_features import encode_batches

@@ -35,13 +35,15 @@ def main(config: DemoConfig) -> None:
     except ImportError as error:
         raise missing_extra('the page', 'demo', error) from None
     from llm2clip.data.caption_files import read_captions
-    from llm2clip.device import open_device
+    from llm2clip.device import get_device, set_up_process
     from llm2clip.search import embed_images, load_model
 
     captions: dict[str, list[str]] = {}
     if config.captions is not None:
         captions, _ = read_captions(config.captions, config.image_column, config.caption_column)
-    model, fingerprint = load_model(config, open_device(config.device, config.precision), ['a text'])
+    device = get_device(config.device)
+    set_up_process(device, config.precision)
+    model, fingerprint = load_model(config, device, ['a text'])
     paths, images = embed_images(config, model, fingerprint)
     font = LocalFont('Source Sans Pro', weights=(400, 700))
     theme = Default(primary_hue='blue', font=[font, 'sans-serif'])

@@ -9,7 +9,7 @@ from llm2clip.errors import under
 
 
 def main(config: EvaluateConfig) -> None:
-    from llm2clip.device import open_device
+    from llm2clip.device import get_device, set_up_process
     from llm2clip.evaluation.benchmarks import Evaluation, check_results
     from llm2clip.evaluation.evaluated_models import load_evaluated_model
     from llm2clip.ranks import initialize_gloo, is_first
@@ -17,7 +17,8 @@ def main(config: EvaluateConfig) -> None:
     initialize_gloo()
     check_results(config)
     evaluation = Evaluation(config)
-    device = open_device(config.device)
+    device = get_device(config.device)
+    set_up_process(device)
     for name, model in config.models.items():
         with under(f'models.{name}'):
             evaluated = load_evaluated_model(model, config.cache, device)

@@ -16,7 +16,7 @@ from llm2clip.errors import ConfigError
 
 
 def main(config: SearchConfig) -> None:
-    from llm2clip.device import open_device
+    from llm2clip.device import get_device, set_up_process
     from llm2clip.io.files import printable
     from llm2clip.search import embed_images, embed_query, is_image, load_model, nearest
 
@@ -30,7 +30,9 @@ def main(config: SearchConfig) -> None:
         is_missing = is_text and is_image(query) and not os.path.isfile(query)
         if not is_text or is_missing:
             raise ConfigError(f'expected a text or the path of an image file, found {query!r}', key='query')
-    model, fingerprint = load_model(config, open_device(config.device, config.precision), queries)
+    device = get_device(config.device)
+    set_up_process(device, config.precision)
+    model, fingerprint = load_model(config, device, queries)
     paths, images = embed_images(config, model, fingerprint)
     for query in queries:
         features = embed_query(model, Path(query) if is_image(query) else query)

@@ -14,32 +14,38 @@ from composer.devices import DeviceCPU
 
 from llm2clip.command import warn_of_slow_bfloat16
 from llm2clip.config import ExtractConfig, LoraConfig, Stage1Config, TextEncoderConfig
-from llm2clip.config.loading import load_config, read_config, save_config
-from llm2clip.device import computes_bfloat16, exact_float32, open_device
+from llm2clip.config.loading import computes_bfloat16, load_config, read_config, save_config
+from llm2clip.device import exact_float32, get_device, set_up_process
 from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer, save_teacher
 from llm2clip.teacher.sources import TeacherFolder
 
 
 def test_tf32_is_off_where_float32_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = SimpleNamespace(name='gpu')
-    monkeypatch.setattr('composer.utils.get_device', lambda name: gpu)
     backends: Any = torch.backends.cuda.matmul, torch.backends.cudnn
+
+    def make_device(name: str) -> Any:
+        for backend in backends:
+            backend.allow_tf32 = True  # as Composer does
+        return SimpleNamespace(name='gpu')
+
+    monkeypatch.setattr('composer.utils.get_device', make_device)
     try:
         for precision, allowed in (('amp_bf16', True), ('fp32', False), (None, True)):
-            torch.backends.cuda.matmul.allow_tf32 = True  # as Composer's device sets it
-            open_device('gpu', precision)
-            with exact_float32('cpu'):
-                assert not torch.backends.cuda.matmul.allow_tf32
-            assert [backend.allow_tf32 for backend in backends] == [allowed, allowed]
+            set_up_process(make_device('gpu'), precision)
+            for _ in range(2):
+                with exact_float32('cpu'):
+                    assert not torch.backends.cuda.matmul.allow_tf32
+                assert [backend.allow_tf32 for backend in backends] == [allowed, allowed]
+                get_device('gpu')
     finally:
-        open_device('gpu', 'fp32')
+        set_up_process(make_device('gpu'), 'fp32')
 
 
 def test_a_gpu_that_is_not_there_is_refused_by_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with pytest.raises(ValueError, match='^device: gpu'):
-        open_device('gpu')
+        get_device('gpu')
 
 
 STAGE1 = ['yamls/stage1/smollm2_135m_cpu.yaml', 'train_data.streams.captions.local=d', 'eval_data=null']
@@ -53,7 +59,7 @@ def test_a_gpu_or_instructions_of_the_processor_compute_bfloat16(
 ) -> None:
     (tmp_path / 'cpuinfo').write_text(f'processor : 0\nflags : {instructions}\n')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
-    monkeypatch.setattr('llm2clip.device.CPU_INFO', tmp_path / 'cpuinfo')
+    monkeypatch.setattr('llm2clip.config.loading.CPU_INFO', tmp_path / 'cpuinfo')
     assert computes_bfloat16() is expected
 
 

@@ -58,19 +58,24 @@ def test_an_underscore_alone_makes_a_name_private() -> None:
         assert '__all__' not in path.read_text(), path
 
 
+def imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Yield the name that an import binds, and the dotted name of what it imports, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.asname or alias.name.split('.')[0], alias.name
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                yield alias.asname or alias.name, f'{node.module}.{alias.name}'
+
+
 def imported_packages(path: Path) -> set[str]:
-    """Return the parts of the package that a module imports, inside functions too, but not for type checkers."""
+    """Return the parts of the package that a module imports, but not for type checkers."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == 'TYPE_CHECKING':
             node.body = []
-    names: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names += [f'{node.module}.{alias.name}' for alias in node.names]
-    return {name.split('.')[1] for name in names if name.startswith('llm2clip.')}
+    return {name.split('.')[1] for _, name in imports(tree) if name.startswith('llm2clip.')}
 
 
 def test_imports_never_go_back() -> None:
@@ -80,6 +85,59 @@ def test_imports_never_go_back() -> None:
         if package != '__init__':
             back = imported_packages(path) & {*ORDER[:ORDER.index(package)]}
             assert not back, f'{path.relative_to(ROOT)} imports {", ".join(sorted(back))}'
+
+
+def test_ranks_and_device_are_the_only_doors_to_those_of_composer() -> None:
+    doors = re.compile(r'composer\.(devices|utils\.(dist|get_device|device)|core\.get_precision_context)\b')
+    for path in [*MODULES, *RECIPES]:
+        passed = [name for _, name in imports(ast.parse(path.read_text())) if doors.match(name)]
+        assert not passed or path.name in ('ranks.py', 'device.py'), f'{path} imports {passed}'
+
+
+def members_of_libraries(tree: ast.AST) -> set[str]:
+    """Return the names with an underscore that a module uses of libraries, and the names that it replaces there."""
+    members: set[str] = set()
+    libraries: set[str] = set()
+    for bound, name in imports(tree):
+        if not name.startswith(('llm2clip', 'recipes')):
+            libraries.add(bound)
+            members.update(part for part in name.split('.') if part.startswith('_'))
+    defined = {'_exit', '_replace', 'allow_tf32'}  # not here, but documented
+    read_of_self: set[str] = set()
+    set_on_self: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            set_on_self.add(node.id)  # by the body of a class
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == 'getattr':
+            members.update(re.findall(r"^'(_\w+)'$", ast.unparse(node.args[1])))
+        elif isinstance(node, ast.Attribute):
+            is_set = isinstance(node.ctx, ast.Store)
+            owner = ast.unparse(node.value)
+            is_module = owner.replace('.', '').isidentifier() and owner.split('.')[0] in libraries
+            if owner == 'self':
+                (set_on_self if is_set else read_of_self).add(node.attr)
+            elif node.attr.startswith('_') or is_set and is_module:
+                members.add(node.attr)
+    members |= {name for name in read_of_self - set_on_self if name.startswith('_')}
+    return {name for name in members - defined if not name.startswith('__')}
+
+
+def test_private_and_replaced_members_of_libraries_are_listed() -> None:
+    page = (ROOT / 'docs/development/contributing.md').read_text()
+    listed: dict[str, set[str]] = {}
+    for members, modules in re.findall(r'^\| \w+, (`.*?) \| (`.*?) \| ', page, re.M):
+        for module in re.findall(r'`(.*?)`', modules):
+            listed.setdefault(module, set()).update(re.findall(r'`(\w+)`', members))
+    for path in [*MODULES, *RECIPES]:
+        text = path.read_text()
+        names = tuple(listed.pop(str(path.relative_to(ROOT)), []))
+        unlisted = [name for name in members_of_libraries(ast.parse(text)) if not name.startswith(names)]
+        assert not unlisted, f'contributing.md does not list {unlisted} of {path}'
+        unused = [name for name in names if not re.search(rf'\b{name}', text)]
+        assert not unused, f'contributing.md lists {unused}, which {path} does not use'
+    assert not listed, 'contributing.md lists modules that do not exist'
 
 
 def test_every_module_has_a_test_file() -> None:

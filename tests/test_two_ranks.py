@@ -20,7 +20,7 @@ from composer.utils.parallelism import FSDP2Config
 from launched import Launched, finish
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
-from whole_matrix import CASES, own_rows, sample, whole_matrix
+from whole_matrix import CASES, LEAVES, assert_close, own_rows, sample, whole_matrix
 
 from llm2clip.config import AdapterConfig, LossConfig, ModelConfig, VisionConfig
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
@@ -39,10 +39,10 @@ def loss_of_rows(case: str, block_size: int) -> dict[str, Any]:
     value = own_rows(case, leaves, ids[rows], block_size or None)
     value.backward()
     ranks = dist.all_gather_object((value.item(), [leaf.grad for leaf in leaves]))
-    gradients = []
-    for parts in zip(*(gradients for _, gradients in ranks)):
+    gradients = {}
+    for name, *parts in zip(LEAVES, *(gradients for _, gradients in ranks), strict=True):
         if parts[0] is not None:
-            gradients.append(torch.cat(parts) / len(ranks) if parts[0].ndim > 1 else torch.stack(parts).mean(0))
+            gradients[name] = torch.cat(parts) / len(ranks) if parts[0].ndim > 1 else torch.stack(parts).mean(0)
     return {'value': sum(value for value, _ in ranks) / len(ranks), 'gradients': gradients}
 
 
@@ -91,9 +91,10 @@ def test_the_mean_over_ranks_is_the_loss_of_the_global_batch(found: dict[Any, An
     whole.backward()
     result = found[case, block_size]
     assert result['value'] == pytest.approx(whole.item(), rel=1e-6)
-    expected = [leaf.grad for leaf in leaves if leaf.grad is not None]
-    for gradient, other in zip(result['gradients'], expected, strict=True):
-        torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-6)
+    expected = {name: leaf.grad for name, leaf in zip(LEAVES, leaves, strict=True) if leaf.grad is not None}
+    assert result['gradients'].keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert_close(result['gradients'][name], gradient, name, rtol=1e-5, atol=1e-6)
 
 
 def test_temperature_bias_and_vectors_are_not_rounded_by_fsdp(found: dict[Any, Any]) -> None:

@@ -18,10 +18,16 @@ CASES = ('clip', 'clip, equal texts', 'siglip', 'siglip, equal texts', 'clip, 3 
 N = 11
 DIMS = [2, 3, 5]
 """Of the prefixes; features have five dimensions."""
+LEAVES = ('left features', 'right features', 'logit scale', 'logit bias')
 
 
 def unit(n: int, d: int, seed: int) -> torch.Tensor:
     return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor, name: str, **tolerances: float) -> None:
+    """Like torch's, with the name of the value in the error."""
+    torch.testing.assert_close(found, expected, msg=lambda message: f'{name}: {message}', **tolerances)
 
 
 def sample(case: str = '', n: int = N) -> tuple[list[torch.Tensor], torch.Tensor]:

@@ -110,6 +110,8 @@ class TrainerConfig:
     """Print metrics to the console."""
     console_log_interval: Time = '10ba'
     """Time between metrics on the console."""
+    log_gradient_norms: bool = False
+    """Log `gradient_norm/NAME`, the L2 norm of each parameter's gradient before clipping, after each step."""
     dist_timeout: Positive = 1800.0
     """Seconds that a rank waits for the others before the run fails."""
     optimizer: Component = field(default_factory=lambda: {'name': 'adamw', 'lr': MISSING})

@@ -10,7 +10,6 @@ from typing import Any, Optional
 import torch
 import xxhash
 from composer.core import DataSpec
-from composer.utils import dist
 
 from llm2clip.config import CaptionDataConfig, CaptionPairConfig, CaptionStreamConfig
 from llm2clip.data.captions import draw_pair, text_id
@@ -20,6 +19,7 @@ from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.data.text_batches import count_tokens, split_packed
 from llm2clip.errors import ConfigError, under
+from llm2clip.ranks import is_first
 
 
 class CaptionPairDataset(SafeDataset):
@@ -172,7 +172,7 @@ def drop_single_captions(config: CaptionDataConfig) -> Optional[CaptionDataConfi
         with under(f'streams.{name}'):
             if stream.pairs or config.pairs or len(all_caption_keys(stream, 'pairs')) > 1:
                 streams[name] = stream
-            elif dist.get_global_rank() == 0:
+            elif is_first():
                 print(f'eval_data.streams: {name} has one caption per sample, so no pairs: not evaluated',
                       flush=True)
     return dataclasses.replace(config, streams=streams) if streams else None

@@ -11,13 +11,13 @@ from typing import Any, Optional, Union
 
 import torch
 import torch.nn.functional as F
-from composer.devices import Device
 from transformers import AutoImageProcessor, AutoModel
 
 from llm2clip.config import ClipTextConfig, EvaluatedModelConfig
 from llm2clip.config.ranges import TeacherPrecision
 from llm2clip.data.images import decode_image, decode_pixels
 from llm2clip.data.vectors import concatenate
+from llm2clip.device import Device
 from llm2clip.errors import ConfigError, under
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported
 from llm2clip.io.files import reading

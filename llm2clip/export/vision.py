@@ -14,7 +14,6 @@ import timm
 import timm.models
 import torch
 import torch.nn as nn
-from composer.devices import DeviceCPU
 from markupsafe import Markup
 from PIL import Image
 from timm.data.config import resolve_model_data_config
@@ -31,6 +30,7 @@ from transformers import (
 
 from llm2clip.config import ModelConfig, Stage2Config
 from llm2clip.data.images import Preprocessing
+from llm2clip.device import get_device
 from llm2clip.errors import ConfigError
 from llm2clip.export.check import check_pictures, check_pixels, check_same, noise
 from llm2clip.export.hf import KIND as MODEL_KIND
@@ -204,7 +204,7 @@ def export_clip(
     Raises:
         ConfigError: A part does not fit a `CLIPModel`, or the export gives other features.
     """
-    text: Any = ClipText(clip_text, cut=True).load(DeviceCPU())
+    text: Any = ClipText(clip_text, cut=True).load(get_device('cpu'))
     text_tower = text.module.trunk
     vision_tower: Any = model.vision_encoder.trunk
     preprocessing = model.vision_encoder.preprocessing

@@ -21,9 +21,9 @@ from typing import Any, Optional, Union
 import torch
 import torch.distributed
 import torch.nn.functional as F
-from composer.utils import dist
 
 from llm2clip.device import in_float32
+from llm2clip.ranks import dist
 
 _Ignored = Callable[[slice], torch.Tensor]
 """R of this rank's rows -> mask ``(R, C)`` of columns that these rows exclude, which are never positives."""

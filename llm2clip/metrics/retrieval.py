@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 import torch
-from composer.utils import dist
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from llm2clip.device import in_float32
 from llm2clip.metrics.bootstrap import Outcomes
+from llm2clip.ranks import dist
 
 # Maximum number of scores in memory, and of queries at once on a CPU, whose cache holds few scores.
 _SCORES = 2**27

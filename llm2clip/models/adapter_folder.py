@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Union
 
 import torch.nn as nn
-from composer.utils import dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from llm2clip.config import AdapterConfig
@@ -18,6 +17,7 @@ from llm2clip.io.folders import atomic_folder
 from llm2clip.io.tensors import read_safetensors, write_safetensors
 from llm2clip.modeling.adapter import make_adapter
 from llm2clip.modeling.checks import check_keys
+from llm2clip.ranks import dist, is_first
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 
 KIND = 'adapter of the text side'
@@ -45,7 +45,7 @@ def save_adapter(
     (output).  Every rank calls this; rank 0 writes the folder atomically."""
     state: Any = get_model_state_dict(adapter,
                                       options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if dist.get_global_rank() == 0:
+    if is_first():
         description = {'adapter': dataclasses.asdict(config), 'embed_dim': embed_dim,
                        'teacher': record.teacher.to_json(), 'target': target.to_json()}
         with atomic_folder(folder, KIND) as out:

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from composer.core import DataSpec
-from composer.devices import Device
 
 from llm2clip.config import ExtractImagesConfig
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.loader import streaming_dataset
-from llm2clip.device import exact_float32
+from llm2clip.device import Device, exact_float32
 from llm2clip.errors import under
 from llm2clip.io.tensors import hash_tensors
 from llm2clip.modeling.image_processing_llm2clip import resize_and_crop

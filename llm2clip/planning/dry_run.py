@@ -28,7 +28,6 @@ from composer.distributed.activation_checkpointing import apply_ac, generate_com
 from composer.distributed.fsdp2 import prepare_fully_shard
 from composer.distributed.fsdp2_utils import generate_composer_model_policy, sync_optimizer_and_model_params
 from composer.models import ComposerModel
-from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -47,6 +46,7 @@ from llm2clip.modeling import text_encoder
 from llm2clip.modeling.text_encoder import TextEncoder, Tokenized, encode_tokens
 from llm2clip.models.sharding import fsdp2_config, set_up_units
 from llm2clip.models.vision_encoder import VisionEncoder
+from llm2clip.ranks import dist
 from llm2clip.teacher.llm import shard_encoder
 from llm2clip.training.algorithms.batches import InitialImages
 from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from composer.core import Time, TimeUnit
 from composer.models import ComposerModel
-from composer.utils import dist
 from streaming.base.util import bytes_to_int
 from tqdm import tqdm
 
@@ -51,6 +50,7 @@ from llm2clip.planning.datasets import (
 )
 from llm2clip.planning.dry_run import EncoderPass, dry_run_step, dry_run_tower, fake_ranks, precision_of
 from llm2clip.planning.plan import Plan
+from llm2clip.ranks import dist
 from llm2clip.teacher.clip_text import ClipTextTower
 from llm2clip.teacher.llm import load_llm, teacher_config
 from llm2clip.training import inheritance, stage1, stage2

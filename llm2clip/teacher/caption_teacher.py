@@ -12,9 +12,9 @@ from typing import Any, Optional, Union
 
 import torch
 import xxhash
-from composer.devices import Device
 from tqdm import tqdm
 
+from llm2clip.device import Device
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import reading, write_text
 from llm2clip.io.tensors import read_safetensors, write_safetensors

@@ -9,7 +9,6 @@ from typing import Any, Optional, Union
 
 import torch
 import torch.nn as nn
-from composer.devices import Device
 from tokenizers import normalizers
 from transformers import (
     AutoConfig,
@@ -23,6 +22,7 @@ from transformers import (
 )
 
 from llm2clip.config import ClipTextConfig
+from llm2clip.device import Device
 from llm2clip.errors import ConfigError, under
 from llm2clip.io.folders import atomic_folder
 from llm2clip.io.tensors import hash_tensors, published_state

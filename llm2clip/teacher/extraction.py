@@ -15,8 +15,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from composer.devices import Device
-from composer.utils import dist
 from streaming import MDSWriter
 from tqdm import tqdm
 
@@ -37,11 +35,11 @@ from llm2clip.data.schema import (
     vector_rows,
 )
 from llm2clip.data.streams.verified_stream import VerifiedStream
-from llm2clip.device import open_device
+from llm2clip.device import Device, get_device, set_up_process
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import durable_rename, read_json, writing
 from llm2clip.io.remotes import OutputFolder
-from llm2clip.ranks import broadcast_from_rank0, is_first
+from llm2clip.ranks import broadcast_from_rank0, dist, is_first
 from llm2clip.teacher.embedder import Embedder
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 
@@ -236,7 +234,8 @@ def run_extraction(
     config: EmbedConfig, load: Callable[[Device], Embedder], part_tokens: int, **options: Any
 ) -> None:
     """Write the embeddings datasets of a recipe; `options` are further fields of `EmbeddingsDataset`."""
-    device = open_device(config.device, config.precision)
+    device = get_device(config.device)
+    set_up_process(device, config.precision)
     dist.initialize_dist(device, config.dist_timeout)
     embedder = load(device)
     summaries: list[str] = []
@@ -295,7 +294,7 @@ def extract_text_embeddings(
                 counts.update(shards=1, absent=part.num_absent)
                 progress.update(part.num_absent)
     total = sum(dist.all_gather_object(counts), Counter())
-    if dist.get_global_rank() == 0:
+    if is_first():
         extraction.finish()
     dist.barrier()
     return {name: total[name] for name in _COUNTED}

@@ -11,7 +11,6 @@ from typing import Any, Optional, Union
 import torch
 import torch.nn as nn
 import xxhash
-from composer.utils import dist
 from peft import LoraConfig as PeftLoraConfig
 from peft import (
     PeftConfig,
@@ -43,6 +42,7 @@ from llm2clip.modeling.checks import (
     read_encoding,
 )
 from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder, save_llm
+from llm2clip.ranks import dist, is_first
 from llm2clip.teacher.fingerprint import Fingerprint, hash_files
 from llm2clip.teacher.lora import compute_in_input_dtype
 
@@ -316,7 +316,7 @@ def save_teacher(
             with its `adapters`.
     """
     state = get_model_state_dict(encoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if dist.get_global_rank() == 0:
+    if is_first():
         # peft cannot merge shards, so an unsharded model adopts the gathered weights without a copy.
         whole = build_text_encoder(encoder.config, lora, on_meta=True)
         whole.load_state_dict(state, assign=True)

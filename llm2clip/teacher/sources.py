@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import xxhash
-from composer.devices import Device
-from composer.utils import dist
 from huggingface_hub import snapshot_download
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -22,14 +20,15 @@ from llm2clip.config import (
     LLMTeacherConfig,
     SentenceTransformersTeacherConfig,
 )
-from llm2clip.device import computes_bfloat16
+from llm2clip.config.loading import computes_bfloat16
+from llm2clip.device import Device
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.tensors import hash_tensors
 from llm2clip.modeling.checks import teacher_files
 from llm2clip.modeling.sentence_transformer import encode_sentences, load_sentence_transformer
 from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
-from llm2clip.ranks import once_per_node
+from llm2clip.ranks import dist, once_per_node
 from llm2clip.teacher.caption_teacher import CaptionTeacher, TeacherSource
 from llm2clip.teacher.clip_text import ClipText
 from llm2clip.teacher.embedder import Embedded, OnBatch

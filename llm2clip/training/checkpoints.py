@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import torch.torch_version
 from composer import State
-from composer.utils import checkpoint, dist, maybe_create_object_store_from_uri, parse_uri
+from composer.utils import checkpoint, maybe_create_object_store_from_uri, parse_uri
 from composer.utils.object_store import ObjectStore
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -38,7 +38,7 @@ from llm2clip.io.files import flush, reading
 from llm2clip.io.remotes import reaching
 from llm2clip.io.tensors import read_pickle
 from llm2clip.modeling.checks import check_finite
-from llm2clip.ranks import broadcast_from_rank0, is_first
+from llm2clip.ranks import broadcast_from_rank0, dist, is_first
 
 # Types in a Composer checkpoint beside tensors and plain containers.
 torch.serialization.add_safe_globals([

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from composer import Evaluator
-from composer.utils import dist
 
 from llm2clip.config import FsdpConfig, TrainConfig
 from llm2clip.data.streams.safe_dataset import device_batch_size
 from llm2clip.errors import ConfigError, refuse, under
+from llm2clip.ranks import dist
 from llm2clip.registry import build, build_all, check, check_arguments, named
 from llm2clip.training.callbacks.monitors import SaveBest
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from composer import DataSpec, Evaluator
-from composer.utils import dist, reproducibility
+from composer.utils import reproducibility
 
 from llm2clip.config import InheritanceConfig
 from llm2clip.data.inheritance_dataset import build_target_loader
@@ -17,6 +17,7 @@ from llm2clip.data.schema import embedding_dim
 from llm2clip.errors import under
 from llm2clip.models.adapter_folder import KIND, WEIGHTS_FILE, build_adapter, save_adapter
 from llm2clip.models.inherited_adapter import ComposerInheritance
+from llm2clip.ranks import is_first
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.training.config_checks import check_metrics, evaluated_metrics
 from llm2clip.training.run_folder import is_complete
@@ -49,7 +50,7 @@ def train(config: InheritanceConfig) -> None:
     model = make_model(config, record.llm_embed_dim, embed_dim)
     run_training(config, Parts(model, data, evaluators, teacher=record), results)
     save_adapter(model.model.adapter, config.adapter, embed_dim, record, target, config.adapter_folder)
-    if dist.get_global_rank() == 0:
+    if is_first():
         print(f'wrote the adapter to {config.adapter_folder}', flush=True)
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from composer import Trainer
 from composer.loggers import LoggerDestination
-from composer.utils import dist
 
 from llm2clip.config import TrainConfig
 from llm2clip.config.loading import learned_settings
+from llm2clip.ranks import is_first
 from llm2clip.registry import build, build_all
 from llm2clip.training.callbacks.jsonl_logger import METRICS_FILE, JSONLLogger
 from llm2clip.training.callbacks.monitors import ProgressBar
@@ -33,7 +33,7 @@ def log_to_wandb(trainer: Trainer, config: TrainConfig, arguments: dict[str, Any
     """Add Composer's logger for W&B, after the checkpoint is loaded, which names the W&B run to continue."""
     options = {'dir': os.environ.get('WANDB_DIR', config.save_folder), 'resume': 'allow',
                'config': learned_settings(config)}
-    if dist.get_global_rank() == 0 and 'WANDB_RUN_ID' not in os.environ:
+    if is_first() and 'WANDB_RUN_ID' not in os.environ:
         options['id'] = run_id
     options.update(arguments.get('init_kwargs', {}))
     logger = build('loggers', 'wandb', arguments | {'init_kwargs': options}, 'loggers.wandb')

@@ -8,12 +8,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from composer import Timestamp
-from composer.utils import dist
 
 from llm2clip.config import TrainConfig
 from llm2clip.config.loading import save_config, settings_in_folder
 from llm2clip.errors import ConfigError
-from llm2clip.ranks import broadcast_from_rank0
+from llm2clip.ranks import broadcast_from_rank0, is_first
 
 
 def is_complete(config: TrainConfig, result: Path) -> bool:
@@ -33,7 +32,7 @@ def is_complete(config: TrainConfig, result: Path) -> bool:
         return saved_config.max_duration == config.max_duration
 
     complete = broadcast_from_rank0(compute)
-    if complete and dist.get_global_rank() == 0:
+    if complete and is_first():
         print(f'{result.parent} is complete')
     return complete
 

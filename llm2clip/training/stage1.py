@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from composer import Evaluator
-from composer.utils import dist, reproducibility
+from composer.utils import reproducibility
 
 from llm2clip.config import CaptionDataConfig, Stage1Config
 from llm2clip.data.caption_pair_dataset import build_caption_pair_loader, drop_single_captions, stream_pairs
@@ -16,6 +16,7 @@ from llm2clip.errors import ConfigError, under
 from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.masked_next_token import MaskedNextTokenPrediction
+from llm2clip.ranks import is_first
 from llm2clip.teacher.llm import (
     ENCODER_FILE,
     KIND,
@@ -46,7 +47,7 @@ def train(config: Stage1Config) -> None:
     encoder: Any = parts.model.text_encoder  # the trainer may wrap the model
     run_training(config, parts, results)
     save_teacher(encoder, tokenizer, config.lora, config.teacher_folder, config.lora_folder)
-    if dist.get_global_rank() == 0:
+    if is_first():
         print(f'wrote the teacher to {config.teacher_folder} and its LoRA weights to {config.lora_folder}',
               flush=True)
 
@@ -87,7 +88,7 @@ def make_parts(config: Stage1Config, tokenizer: CaptionTokenizer) -> Parts:
             evaluators.append(Evaluator(label='eval', metric_names=[*CaptionContrastive.metrics],
                                         dataloader=loader))
     check_metrics(config, evaluated_metrics(evaluators))
-    model = make_model(config, on_meta=config.fsdp is not None and dist.get_global_rank() > 0)
+    model = make_model(config, on_meta=config.fsdp is not None and not is_first())
     monitor = TextMonitor(config.text_encoder.max_length)
     return Parts(model, data, evaluators, callbacks=[monitor])
 
@@ -102,5 +103,5 @@ def _check_dropout(data: CaptionDataConfig, attention_dropout: float, lora_dropo
                       'vectors of it')
             if not attention_dropout and not lora_dropout:
                 raise ConfigError(f'0, expected more, such as 0.1: {reason}', key='attention_dropout')
-            if dist.get_global_rank() == 0:
+            if is_first():
                 print(f'{reason} (unsupervised SimCSE)', flush=True)

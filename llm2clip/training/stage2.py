@@ -8,13 +8,13 @@ from typing import Optional
 from composer import Algorithm, Callback, DataSpec, Evaluator
 from composer.core import State
 from composer.loggers import Logger
-from composer.utils import dist, reproducibility
+from composer.utils import reproducibility
 
 from llm2clip.config import Stage2Config
 from llm2clip.data.image_text_dataset import build_image_loader, reads_image_embeddings
 from llm2clip.data.streams.safe_dataset import device_batch_size
 from llm2clip.data.zeroshot_sets import zeroshot_set
-from llm2clip.device import open_device
+from llm2clip.device import get_device
 from llm2clip.errors import under
 from llm2clip.models.adapter_folder import load_adapter
 from llm2clip.models.frozen_tower import check_tower
@@ -22,7 +22,7 @@ from llm2clip.models.joint import JointLLM2CLIP
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.sharding import without_ddp
 from llm2clip.models.towers import train_image_size
-from llm2clip.ranks import broadcast_from_rank0
+from llm2clip.ranks import broadcast_from_rank0, is_first
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.sources import teacher_source
 from llm2clip.training.algorithms.batches import InitialImages, SelfDistillation, TextEncoderInLoop
@@ -42,7 +42,7 @@ def train(config: Stage2Config) -> None:
     run_training(config, make_parts(config, text), folders)
     if text is not None and not broadcast_from_rank0(lambda: all(folder.is_dir() for folder in folders)):
         text.save(config.trainable_text.lora, config.save_folder)
-    if dist.get_global_rank() == 0:
+    if is_first():
         text_results = ''.join(f' and the text encoder to {folder}' for folder in folders)
         print(f'wrote the model to {config.checkpoint_folder}{text_results}', flush=True)
 
@@ -69,8 +69,7 @@ def make_parts(config: Stage2Config, text: Optional[TrainedText] = None) -> Part
     elif config.text_encoder_in_loop.enabled:
         in_loop = config.text_encoder_in_loop
         teacher_in_loop = teacher_source(config.teacher).load(
-            open_device(config.device, config.precision), in_loop.batch_tokens, in_loop.precision,
-            sharded=in_loop.sharded)
+            get_device(config.device), in_loop.batch_tokens, in_loop.precision, sharded=in_loop.sharded)
         record = TeacherRecord(teacher_in_loop.fingerprint, {'llm_embed_dim': teacher_in_loop.width})
         algorithms.append(TextEncoderInLoop(teacher_in_loop))
     else:
@@ -84,7 +83,7 @@ def make_parts(config: Stage2Config, text: Optional[TrainedText] = None) -> Part
     _check_image_embeddings(config, model, data, retrieval)
     if config.self_distillation.enabled:
         # Copied before a checkpoint is loaded, since the initial model is the target.
-        device = open_device(config.device, config.precision)
+        device = get_device(config.device)
         initial = InitialImages(model.model).on(device, sharded=config.fsdp is not None)
         algorithms.append(SelfDistillation(initial, data.split_batch))
     callbacks: list[Callback] = []

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Union
 
 from composer import DataSpec, Evaluator
-from composer.utils import dist
 
 from llm2clip.config import AdapterConfig
 from llm2clip.config.teacher import Teachers
 from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.errors import ConfigError
+from llm2clip.ranks import is_first
 from llm2clip.teacher.fingerprint import TeacherRecord, teacher_of_embeddings
 from llm2clip.teacher.sources import check_teachers
 
@@ -36,7 +36,7 @@ def teacher_of_data(
 
 def check_teacher_of_run(record: TeacherRecord, run: Union[str, Path]) -> None:
     """Raise a ConfigError, on rank 0, if the run in a folder was begun with another teacher."""
-    if dist.get_global_rank() > 0 or not Path(run, TEACHER_FILE).is_file():
+    if not is_first() or not Path(run, TEACHER_FILE).is_file():
         return
     differing = TeacherRecord.read(run).difference(record)
     if differing is not None:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
-from composer.utils import dist, reproducibility
+from composer.utils import reproducibility
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from llm2clip.config import LoraConfig, Stage2Config, TextEncoderConfig, TrainableTextConfig
 from llm2clip.errors import under
 from llm2clip.modeling.text_encoder import TextEncoder
-from llm2clip.ranks import once_per_node
+from llm2clip.ranks import dist, is_first, once_per_node
 from llm2clip.teacher.clip_text import KIND as CLIP_TEXT_KIND
 from llm2clip.teacher.clip_text import ClipTextTower, load_clip_text, load_clip_tokenizer, save_clip_text
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
@@ -44,7 +44,7 @@ class TrainedText(NamedTuple):
             return cls(load_trained_encoder(config.trainable_text), tokenizer, tokenizer)
         # LoRA is merged in float32, and FSDP needs one dtype for all weights.
         llm = dataclasses.replace(teacher_config(config.teacher), dtype='float32')
-        on_meta = config.fsdp is not None and dist.get_global_rank() > 0
+        on_meta = config.fsdp is not None and not is_first()
         encoder = load_trained_encoder(config.trainable_text, llm, on_meta)
         tokenizer = load_caption_tokenizer(llm)
         return cls(encoder, tokenizer.packed, tokenizer)
@@ -67,7 +67,7 @@ class TrainedText(NamedTuple):
             return
         weights: Any = get_model_state_dict(
             self.encoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-        if dist.get_global_rank() == 0:
+        if is_first():
             save_clip_text(self.encoder, weights, self.tokenizer, Path(run, CLIP_TEXT_FOLDER))
         dist.barrier()
 

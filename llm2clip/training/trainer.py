@@ -12,16 +12,15 @@ from typing import Optional
 
 from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
 from composer.models import ComposerModel
-from composer.utils import dist
 
 from llm2clip.config import TrainConfig
 from llm2clip.config.loading import settings_in_folder
-from llm2clip.device import open_device
+from llm2clip.device import get_device, set_up_process
 from llm2clip.errors import ConfigError
 from llm2clip.io.folders import check_replaceable
 from llm2clip.io.remotes import reaching
 from llm2clip.models.sharding import compile_blocks, fsdp2_config, set_up_units
-from llm2clip.ranks import broadcast_from_rank0
+from llm2clip.ranks import broadcast_from_rank0, dist, is_first
 from llm2clip.registry import build, build_all, named
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.training.algorithms.weights import AverageGlooGradients
@@ -67,7 +66,8 @@ def initialize(config: TrainConfig, results: Mapping[Path, str]) -> None:
             raise ConfigError(f'false, but {config.checkpoint_folder} has checkpoints of a run, expected '
                               'true, or another save_folder', key='autoresume')
         settings_in_folder(config)
-    device = open_device(config.device, config.precision)
+    device = get_device(config.device)
+    set_up_process(device, config.precision)
     dist.initialize_dist(device, config.dist_timeout)
     check_train_config(dataclasses.replace(config, device=device.name))
 
@@ -79,7 +79,7 @@ def run_training(config: TrainConfig, parts: Parts, results: Collection[Path]) -
     """
     trainer = build_trainer(config, parts.model, parts.train_data, parts.evaluators, parts.algorithms,
                             parts.callbacks)
-    if parts.teacher is not None and dist.get_global_rank() == 0:
+    if parts.teacher is not None and is_first():
         parts.teacher.write(config.save_folder)
     write_settings(config, trainer.state.timestamp, results)
     fit(trainer, config)
@@ -98,7 +98,7 @@ def build_trainer(
     # Composer runs the algorithms of an `after_…` event in reverse order: gradients are averaged, then
     # measured, then clipped.
     algorithms = _build_algorithms(config, train_data)
-    algorithms += [*more_algorithms, StepMonitor(), AverageGlooGradients()]
+    algorithms += [*more_algorithms, StepMonitor(config.log_gradient_norms), AverageGlooGradients()]
     settings = KeepSettings(config)
     callbacks: list[Callback] = [settings, StopAtNonfinite()]
     callbacks += [*_build_callbacks(config), *more_callbacks]
@@ -136,24 +136,24 @@ def build_trainer(
         progress_bar=False,
         log_to_console=config.log_to_console,
         console_log_interval=config.console_log_interval,
-        device=open_device(config.device, config.precision),
+        device=get_device(config.device),
         precision=config.precision,
         seed=config.seed,
         dist_timeout=config.dist_timeout,
         parallelism_config=None if config.fsdp is None else {'fsdp': fsdp2_config(config.fsdp)},
     )
+    set_up_process(trainer.state.device, config.precision)  # Composer may have turned TF32 on again
     if 'wandb' in config.loggers:
         log_to_wandb(trainer, config, config.loggers['wandb'], settings.run_id)
     if config.fsdp is not None:
-        open_device(config.device, config.precision)  # Composer has turned TF32 on again
         # Reference cycles keep the unsharded weights alive, which are as large as the model.
         gc.collect()
         sharding = set_up_units(trainer.state.model)
-        if dist.get_global_rank() == 0:
+        if is_first():
             print(sharding, flush=True)
-    if '://' in config.checkpoint_folder and dist.get_global_rank() > 0:
+    if '://' in config.checkpoint_folder and not is_first():
         trainer.state.callbacks.append(RemoveUploaded(trainer))
-    if checkpoint is not None and dist.get_global_rank() == 0:
+    if checkpoint is not None and is_first():
         batch = trainer.state.timestamp.batch.value
         trainer.saved_checkpoints.extend(
             written_checkpoints(config.checkpoint_folder, batch, config.save_num_checkpoints_to_keep))

@@ -12,22 +12,21 @@ from typing import Any, NamedTuple, Optional, Union
 
 import torch
 from composer import DataSpec, Evaluator
-from composer.core import Algorithm, Event, State, get_precision_context
-from composer.devices import Device
+from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
-from composer.utils import dist
 from torch.utils.data import DataLoader, Dataset
 
 from llm2clip.config import Stage2Config
 from llm2clip.data.images import decode_pixels
 from llm2clip.data.zeroshot_sets import ZeroshotSet
-from llm2clip.device import exact_float32, open_device
+from llm2clip.device import Device, exact_float32, get_device, get_precision_context
 from llm2clip.errors import FileError
 from llm2clip.losses.contrastive import all_gather
 from llm2clip.metrics.classification import mean_of_prompts
 from llm2clip.modeling.image_processing_llm2clip import resize_and_crop
 from llm2clip.models.llm2clip import ComposerLLM2CLIP
 from llm2clip.models.sharding import without_ddp
+from llm2clip.ranks import dist, is_first
 from llm2clip.teacher.caption_teacher import CachedTeacher, CaptionTeacher
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.teacher.sources import teacher_source
@@ -114,7 +113,7 @@ def zeroshot_classes(
         texts[label] = [[template.replace('{}', name) for template in zeroshot.templates] for name in names]
     vectors: dict[str, torch.Tensor] = {}
     if not config.reads_captions:
-        device = open_device(config.device, config.precision)
+        device = get_device(config.device)
         device_type = 'cuda' if device.name == 'gpu' else device.name
         with exact_float32(device_type):
             if in_loop is not None and config.text_encoder_in_loop.sharded:
@@ -146,7 +145,7 @@ def _cached_vectors(
     for label, zeroshot in sets.items():
         num_names = len(zeroshot.names)
         embedded = cached(zeroshot.prompts)[0]  # on rank 0 only
-        if dist.get_global_rank() > 0:
+        if not is_first():
             embedded = torch.empty(num_names * len(zeroshot.templates), record.llm_embed_dim)
         embedded = device.tensor_to_device(embedded)
         dist.broadcast(embedded, src=0)

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 
 from llm2clip.config import LoraConfig, TextEncoderConfig
-from llm2clip.config.loading import package_folder
+from llm2clip.config.loading import computes_bfloat16, package_folder
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Dropped
 from llm2clip.data.convert.text_pairs import wikipedia_summaries
 from llm2clip.data.text_batches import split_by_length, split_packed
-from llm2clip.device import computes_bfloat16
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
 from llm2clip.training.algorithms.grad_cache import cache_gradients, surrogate_loss, with_rows

@@ -8,7 +8,7 @@ from typing import Optional
 
 import pytest
 import torch
-from whole_matrix import CASES, MatmulPrecisions, own_rows, sample, whole_matrix
+from whole_matrix import CASES, LEAVES, MatmulPrecisions, assert_close, own_rows, sample, whole_matrix
 
 from llm2clip.losses.contrastive import ignored_candidates
 
@@ -21,9 +21,11 @@ def test_blocks_give_values_and_gradients_of_the_whole_matrix(case: str, block_s
         leaves, ids = sample(case)
         value = loss(case, leaves, ids)
         (3 * value).backward()
-        results.append([value, *(leaf.grad for leaf in leaves if leaf.grad is not None)])
-    for found, expected in zip(results[1], results[0], strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        gradients = {name: leaf.grad for name, leaf in zip(LEAVES, leaves, strict=True) if leaf.grad is not None}
+        results.append({'value': value, **gradients})
+    assert results[1].keys() == results[0].keys()
+    for name, expected in results[0].items():
+        assert_close(results[1][name], expected, name, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('case', CASES)

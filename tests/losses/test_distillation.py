@@ -8,7 +8,7 @@ from typing import Optional
 import pytest
 import torch
 import torch.nn.functional as F
-from whole_matrix import MatmulPrecisions, unit
+from whole_matrix import MatmulPrecisions, assert_close, unit
 
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.models.inherited_adapter import ComposerInheritance
@@ -32,7 +32,7 @@ def test_structure_loss_and_gradient_equal_those_of_all_pairs(block_size: Option
     # Along the features, where normalised ones do not move, the two differ.
     tangent = torch.eye(6, dtype=torch.float64) - plain.detach()[:, :, None] * plain.detach()[:, None]
     found, wanted = ((tangent @ gradient[:, :, None])[..., 0] for gradient in (features.grad.double(), plain.grad))
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
+    assert_close(found, wanted, 'features', rtol=1e-5, atol=1e-7)
 
 
 def test_equal_features_have_no_gradient() -> None:
@@ -53,7 +53,7 @@ def test_uncounted_samples_do_not_change_the_losses(block_size: Optional[int]) -
     expected = structure_loss(some, targets[counted]) + instance_loss(some, targets[counted])
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    torch.testing.assert_close(features.grad[counted], some.grad, rtol=1e-5, atol=1e-7)
+    assert_close(features.grad[counted], some.grad, 'features', rtol=1e-5, atol=1e-7)
     assert not features.grad[~counted].any()
     nothing = torch.zeros(N, dtype=torch.bool)
     assert structure_loss(features, targets, block_size, nothing) == instance_loss(features, targets, nothing) == 0

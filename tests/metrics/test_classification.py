@@ -8,7 +8,14 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from llm2clip.metrics import classification
-from llm2clip.metrics.classification import MeanAveragePrecision, MeanPerClass, ZeroshotTop1, class_ranks, class_scores
+from llm2clip.metrics.classification import (
+    MeanAveragePrecision,
+    MeanPerClass,
+    ZeroshotTop1,
+    average_precision,
+    class_ranks,
+    class_scores,
+)
 
 
 def test_classes_of_the_same_features_have_the_same_scores() -> None:
@@ -33,6 +40,17 @@ def test_ranks_are_the_same_in_any_number_of_blocks(monkeypatch: pytest.MonkeyPa
 
 def test_scores_that_are_no_numbers_are_wrong() -> None:
     assert class_ranks(torch.eye(3) * torch.nan, torch.eye(3), torch.arange(3)).tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize('size', [0.1, 30.0])  # cosines, and logits whose sigmoid is 1
+def test_average_precision_of_ties_and_of_a_class_without_images(size: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = size * torch.randn(200, 4, generator=generator)
+    scores[50:100] = scores[:50]
+    targets = torch.rand(200, 4, generator=generator).lt(0.1).long()
+    targets[:, 2] = 0
+    expected = [average_precision_score(targets[:, c], scores[:, c]) if c != 2 else 0 for c in range(4)]
+    assert average_precision(scores, targets).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_metrics_take_batches_in_any_order_and_repeated_images() -> None:

@@ -92,7 +92,7 @@ def test_a_teacher_is_never_in_memory_in_a_wider_type(tmp_path: Path) -> None:
     save_lora(add_lora(llm, LoraConfig(r=2)), LoraConfig(r=2), tmp_path / 'lora.safetensors')
     del llm
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what `open_device` kept, if a test before this one has called it
+    ctypes.CDLL(None).malloc_trim(0)  # what `set_up_process` keeps, if a test before this one has called it
     before, peak, ended = _memory(), 0, threading.Event()
 
     def watch() -> None:

@@ -30,7 +30,6 @@ from typing import Any, Optional
 
 import numpy as np
 import xxhash
-from composer.utils import dist
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from streaming import StreamingDataset
@@ -46,6 +45,7 @@ from llm2clip.data.schema import SAMPLE_ID
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.errors import ConfigError, refuse
 from llm2clip.io.folders import CACHE_LOCK
+from llm2clip.ranks import dist
 
 _LOCK_SECONDS = 30.0
 _SHARED_MEMORY = Path('/dev/shm')

@@ -11,18 +11,17 @@ from typing import Annotated, Any, Optional
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from composer.core import Algorithm, Event, State, get_precision_context
-from composer.devices import Device
+from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
-from composer.utils import dist
 from pydantic import Field
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from llm2clip.device import exact_float32
+from llm2clip.device import Device, exact_float32, get_precision_context
 from llm2clip.models.joint import Captions, embed_captions
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.vision_encoder import VisionEncoder
+from llm2clip.ranks import dist
 from llm2clip.teacher.caption_teacher import CaptionTeacher
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
-from composer.core import Algorithm, Event, State, get_precision_context
+from composer.core import Algorithm, Event, State
 from composer.core.data_spec import default_split_batch
 from composer.loggers import Logger
 
+from llm2clip.device import get_precision_context
 from llm2clip.models.sharding import without_ddp
 
 Batch = dict[str, Any]

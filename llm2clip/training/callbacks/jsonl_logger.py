@@ -11,9 +11,9 @@ from typing import Any, Optional, Union
 
 from composer.core import State
 from composer.loggers import Logger, LoggerDestination
-from composer.utils import dist
 
 from llm2clip.io.files import atomic_write, writing
+from llm2clip.ranks import is_first
 
 METRICS_FILE = 'metrics.jsonl'
 
@@ -34,7 +34,7 @@ class JSONLLogger(LoggerDestination):
         self._start = 0  # byte offset of the current step's line
 
     def after_load(self, state: State, logger: Logger) -> None:
-        if dist.get_global_rank() == 0:
+        if is_first():
             self._begins_at = state.timestamp.batch.value
 
     def _open(self, step: int) -> None:

@@ -14,13 +14,13 @@ from typing import Any, Optional
 import torch
 from composer.core import Algorithm, Callback, Event, State
 from composer.loggers import Logger, ProgressBarLogger
-from composer.utils import dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.nn.utils import get_total_norm
 
 from llm2clip.data.text_batches import text_sides
 from llm2clip.io.tensors import read_safetensors, write_safetensors
-from llm2clip.models.sharding import whole
-from llm2clip.ranks import broadcast_from_rank0
+from llm2clip.models.sharding import unwrapped_name, whole
+from llm2clip.ranks import broadcast_from_rank0, dist, is_first
 from llm2clip.training.runs import BEST_FILE
 
 
@@ -35,12 +35,14 @@ class LogitScaleMonitor(Callback):
 
 class StepMonitor(Algorithm):
     """Log ``gradient_norm``, the L2 norm of a step's gradients before clipping, and ``time/data_wait``, the
-    seconds that rank 0 waited for the batch.
+    seconds that rank 0 waited for the batch.  With `per_parameter`, log ``gradient_norm/<name>`` of each
+    parameter, too.
 
     It is an algorithm because callbacks run after all algorithms: clipping, and `GradCache`'s first pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, per_parameter: bool = False) -> None:
+        self.per_parameter = per_parameter
         self._start = time.monotonic()
 
     def match(self, event: Event, state: State) -> bool:
@@ -52,9 +54,14 @@ class StepMonitor(Algorithm):
         elif event == Event.AFTER_DATALOADER:
             logger.log_metrics({'time/data_wait': time.monotonic() - self._start})
         else:
-            gradients = [parameter.grad for parameter in state.model.parameters()
-                         if parameter.grad is not None]
-            logger.log_metrics({'gradient_norm': whole(torch.nn.utils.get_total_norm(gradients)).item()})
+            gradients: dict[str, torch.Tensor] = {}
+            for name, parameter in state.model.named_parameters():
+                if parameter.grad is not None:
+                    gradients[f'gradient_norm/{unwrapped_name(name)}'] = parameter.grad
+            norms = {'gradient_norm': get_total_norm(gradients.values())}
+            if self.per_parameter:
+                norms.update((name, get_total_norm([gradient])) for name, gradient in gradients.items())
+            logger.log_metrics({name: whole(norm).item() for name, norm in norms.items()})
 
 
 class TextMonitor(Callback):
@@ -89,7 +96,7 @@ class TextMonitor(Callback):
         logger.log_metrics(metrics)
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        if self.cut and dist.get_global_rank() == 0:
+        if self.cut and is_first():
             print(f'{self.cut} of {self.texts} texts were longer than '
                   f'text_encoder.max_length={self.max_length} tokens and were cut', flush=True)
 
@@ -136,7 +143,7 @@ class StopAtNonfinite(Callback):
             if sample_ids:
                 suspects = f'samples with features that are not finite: {sample_ids}'
             raise NonfiniteError(f'the loss of step {step} is {loss}; {suspects}')
-        if not math.isfinite(whole(torch.nn.utils.get_total_norm(trained)).item()):
+        if not math.isfinite(whole(get_total_norm(trained)).item()):
             raise NonfiniteError(f'step {step} made weights that are not finite, although its loss is '
                                  f'finite; samples: {self._sample_ids}')
 
@@ -187,7 +194,7 @@ class SaveBest(Callback):
             return
         weights: dict[str, Any] = get_model_state_dict(
             state.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-        if dist.get_global_rank() == 0:
+        if is_first():
             write_safetensors(self.path, weights, {self.metric_key: str(value)})
         dist.barrier()
 

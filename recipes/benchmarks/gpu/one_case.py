@@ -22,17 +22,17 @@ import torch
 from composer import Callback, State
 from composer.callbacks import CheckpointSaver
 from composer.loggers import Logger
-from composer.utils import dist
 
 from llm2clip.config import ExtractConfig, Stage1Config, Stage2Config, TrainConfig
 from llm2clip.config.loading import load_config
-from llm2clip.device import open_device
+from llm2clip.device import get_device, set_up_process
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import write_json
 from llm2clip.io.remotes import OutputFolder
 from llm2clip.planning.dry_run import fake_ranks
 from llm2clip.planning.plan import GPUS
 from llm2clip.planning.planners import make_plan
+from llm2clip.ranks import dist
 from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
 from llm2clip.teacher.llm import load_caption_tokenizer
 from llm2clip.teacher.sources import teacher_source
@@ -178,7 +178,8 @@ def training_summary(config: Any, plan: Any, measured: Window) -> Result:
 
 def extract(config: ExtractConfig) -> Result:
     """Measure an extraction as in `extract_embeddings`, from reading the first shard to writing the last."""
-    device = open_device(config.device, config.precision)
+    device = get_device(config.device)
+    set_up_process(device, config.precision)
     dist.initialize_dist(device, config.dist_timeout)
     teacher: Any = teacher_source(config.teacher).load(device, config.batch_tokens, config.precision)
 

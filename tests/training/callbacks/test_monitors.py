@@ -3,18 +3,21 @@
 
 """A broken batch or step stops the training before a checkpoint is written; texts are counted; best values are kept."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from composer.algorithms import GradientClipping
+from composer.loggers import InMemoryLogger
 from composer.utils import get_device
 from small_training import make_batches, train
 
 from llm2clip.io.tensors import read_safetensors, write_safetensors
 from llm2clip.training.algorithms.grad_cache import GradCache
-from llm2clip.training.callbacks.monitors import NonfiniteError, SaveBest, StopAtNonfinite, TextMonitor
+from llm2clip.training.callbacks.monitors import NonfiniteError, SaveBest, StepMonitor, StopAtNonfinite, TextMonitor
 from llm2clip.training.runs import BEST_FILE
 
 
@@ -32,6 +35,21 @@ def test_nonfinite_weights_never_reach_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(NonfiniteError, match='step 0 made weights that are not finite'):
         train(tmp_path, lr=float('inf'), callbacks=[StopAtNonfinite()])
     assert not [*tmp_path.glob('ep*')]
+
+
+@pytest.mark.parametrize('per_parameter', [False, True])
+def test_norms_of_gradients_are_those_before_clipping(tmp_path: Path, per_parameter: bool) -> None:
+    norms = []
+    for algorithms in ([], [GradientClipping('norm', 1e-3)]):
+        logged = InMemoryLogger()
+        algorithms = [*algorithms, StepMonitor(per_parameter)]
+        model = train(tmp_path, 1, 0.0, algorithms=algorithms, loggers=[logged]).state.model
+        norms.append({name: values[0][1] for name, values in logged.data.items() if name.startswith('gradient_norm')})
+    assert norms[0] == norms[1] and norms[0]['gradient_norm'] > 1e-2
+    parts = {name: norm for name, norm in norms[0].items() if '/' in name}
+    assert set(parts) == {f'gradient_norm/{name}' for name, _ in model.named_parameters() if per_parameter}
+    if per_parameter:
+        assert math.hypot(*parts.values()) == pytest.approx(norms[0]['gradient_norm'])
 
 
 def test_cut_texts_are_counted_over_a_resumption(capsys: pytest.CaptureFixture[str]) -> None:
