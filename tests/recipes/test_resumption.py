@@ -185,7 +185,7 @@ def test_a_teacher_is_that_of_the_settings_in_its_folder(
     assert (teacher / 'model.safetensors').read_bytes() == short
     assert metrics and (tmp_path / 'run/metrics.jsonl').read_bytes() == metrics
     with monkeypatch.context() as killed, pytest.raises(ZeroDivisionError):
-        killed.setattr('llm2clip.training.stage1.fit', lambda *_: 1 / 0)
+        killed.setattr('llm2clip.training.trainer.fit', lambda *_: 1 / 0)
         run('max_duration=4ba')
     assert not teacher.exists() and not (tmp_path / 'run/lora').exists()
     capfd.readouterr()
