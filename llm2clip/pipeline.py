@@ -48,7 +48,7 @@ class Step(NamedTuple):
         if self.ranks > 1:
             launcher = [sys.executable, '-m', 'composer.cli', '-n', str(self.ranks)]
             os.execv(sys.executable, [*launcher, self.recipe, *self.args])
-        sys.argv = [self.recipe, *self.args]
+        sys.argv[:] = [self.recipe, *self.args]
         runpy.run_path(self.recipe, run_name='__main__')
 
 
