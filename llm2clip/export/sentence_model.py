@@ -4,7 +4,6 @@
 """Export of a teacher as a sentence-transformers folder, without code where standard modules suffice."""
 
 import copy
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -13,7 +12,7 @@ import torch
 
 from llm2clip.errors import missing_extra
 from llm2clip.export.model_card import teacher_card
-from llm2clip.io.files import write_json
+from llm2clip.io.files import remove_folder, write_json
 from llm2clip.io.folders import atomic_folder, check_replaceable
 from llm2clip.modeling import copy_code
 from llm2clip.modeling.checks import keep_readable
@@ -69,7 +68,7 @@ def export_sentence_transformers(
             reason = _differs(teacher, partial)
         if reason:
             print(f'{out} needs trust_remote_code=True: {reason}', flush=True)
-            shutil.rmtree(partial)
+            remove_folder(partial)
             partial.mkdir()
             model = SentenceTransformer(modules=[CaptionEncoder.load(str(teacher))], prompts=dict(prompts),
                                         similarity_fn_name='cosine', device='cpu')

@@ -106,6 +106,14 @@ def durable_rename(new: Path, path: Path) -> None:
         flush(path.parent)
 
 
+def remove_folder(folder: Union[str, Path]) -> None:
+    """Remove a folder with its files; a FileError names the folder, where shutil would name a part."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise FileError(f'cannot be removed ({error.strerror})', folder) from error
+
+
 def is_out_of_shared_memory(error: BaseException) -> bool:
     """Whether an error says that /dev/shm is full, where loader workers keep batches."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

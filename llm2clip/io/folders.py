@@ -15,7 +15,7 @@ from typing import Optional, Union
 from filelock import FileLock, Timeout
 
 from llm2clip.errors import ConfigError, FileError
-from llm2clip.io.files import durable_rename, flush, writing
+from llm2clip.io.files import durable_rename, flush, remove_folder, writing
 
 MANIFEST = 'MANIFEST'
 # Hidden file with the name of the recipe that adds files to a folder over time.
@@ -239,5 +239,4 @@ def atomic_folder(folder: Union[str, Path], kind: Optional[str] = None) -> Itera
     if folder.exists():
         folder.replace(work / 'old')
     durable_rename(new, folder)
-    with writing(folder):
-        shutil.rmtree(work)
+    remove_folder(work)

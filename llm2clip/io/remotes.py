@@ -23,7 +23,7 @@ from typing import Any, Optional, Union
 from urllib.parse import urlparse
 
 from llm2clip.errors import ConfigError, FileError
-from llm2clip.io.files import atomic_write, durable_rename, json_damage, writing
+from llm2clip.io.files import atomic_write, durable_rename, json_damage, remove_folder, writing
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +112,7 @@ class OutputFolder:
             partial.write_text(text, encoding='utf-8', errors='replace')
         OutputFolder(staging, self.remote).publish(name)
         durable_rename(partial, path)
-        with writing(path):
-            shutil.rmtree(staging)
+        remove_folder(staging)
 
 
 @functools.lru_cache(maxsize=8)

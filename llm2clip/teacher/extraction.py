@@ -37,7 +37,7 @@ from llm2clip.data.schema import (
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.device import Device, get_device, set_up_process
 from llm2clip.errors import ConfigError
-from llm2clip.io.files import durable_rename, read_json, writing
+from llm2clip.io.files import durable_rename, read_json, remove_folder, writing
 from llm2clip.io.remotes import OutputFolder
 from llm2clip.ranks import broadcast_from_rank0, dist, is_first
 from llm2clip.teacher.embedder import Embedder
@@ -160,8 +160,7 @@ def write_shard(out: OutputFolder, k: int, rows: list[dict[str, Any]], columns: 
     entry, = read_json(partial / INDEX, dict)['shards']
     durable_rename(partial / entry['raw_data']['basename'], out.local / name)
     entry['raw_data']['basename'] = name
-    with writing(out.local / name):
-        shutil.rmtree(partial)
+    remove_folder(partial)
     out.publish(name)
     out.commit(_piece(k), json.dumps(entry))
 

@@ -14,7 +14,6 @@ import io
 import os
 import pickle
 import re
-import shutil
 import tempfile
 import uuid
 import warnings
@@ -34,7 +33,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from llm2clip.errors import ConfigError, FileError
-from llm2clip.io.files import flush, reading
+from llm2clip.io.files import flush, reading, remove_folder
 from llm2clip.io.remotes import reaching
 from llm2clip.io.tensors import read_pickle
 from llm2clip.modeling.checks import check_finite
@@ -159,7 +158,7 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 def _remove(checkpoint: Path) -> None:
     if checkpoint.is_dir():
-        shutil.rmtree(checkpoint)
+        remove_folder(checkpoint)
     else:
         checkpoint.unlink()
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from llm2clip.errors import FileError
-from llm2clip.io.files import atomic_write, reading, writing
+from llm2clip.io.files import atomic_write, reading, remove_folder, writing
 from llm2clip.io.folders import atomic_folder
 from llm2clip.io.remotes import OutputFolder, download
 from llm2clip.teacher.extraction import write_shard
@@ -127,3 +127,15 @@ def test_a_full_disk_is_named_by_libraries_too(tmp_path: Path, monkeypatch: pyte
         download('s3://bucket/file', tmp_path / 'file')
     assert [error.value.path for error in (of_shard, of_download)] == [
         f'{tmp_path}/shard.00000.mds', f'{tmp_path}/file']
+
+
+def test_a_folder_that_cannot_be_removed_is_named_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'outer/inner').mkdir(parents=True)
+
+    def refuse(path: str, **_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(os, 'rmdir', refuse)
+    with pytest.raises(FileError, match='Permission denied') as error:
+        remove_folder(tmp_path / 'outer')
+    assert str(tmp_path / 'outer') in str(error.value)

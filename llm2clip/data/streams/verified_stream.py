@@ -84,8 +84,7 @@ class VerifiedStream(Stream):
     def _fetch_index(self, path: Path) -> None:
         """Download the index, or compare it with the local one; remove downloads of killed processes."""
         for left in [*path.parent.glob('.*.part'), *path.parent.glob(f'{INDEX}.*.now')]:
-            process = left.name.split('.')[-2]
-            if Path('/proc', process).exists():
+            if _is_running(left.name.split('.')[-2]):
                 continue
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
@@ -193,3 +192,12 @@ class VerifiedStream(Stream):
         if not is_there:
             raise ShardError(f'{url} does not exist')
         return path
+
+
+def _is_running(process: str) -> bool:
+    """Whether a process runs; a container without init keeps killed ones as zombies."""
+    try:
+        status = Path('/proc', process, 'status').read_text()
+    except OSError:
+        return False
+    return '\nState:\tZ' not in status

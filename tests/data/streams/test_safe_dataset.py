@@ -111,10 +111,11 @@ def test_a_corrupt_and_a_missing_shard_stop_the_run(remotes: tuple[Path, Path], 
 
 
 def test_downloads_of_killed_processes_are_removed(remotes: tuple[Path, Path], tmp_path: Path) -> None:
-    ended = subprocess.Popen(['true'])
+    ended, zombie = subprocess.Popen(['true']), subprocess.Popen(['true'])
     ended.wait()
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
     cache = tmp_path / 'cache/images'
-    for process in (ended.pid, os.getppid()):
+    for process in (ended.pid, zombie.pid, os.getppid()):
         (cache / f'.part-all_shard.00003.mds.{process}.part').mkdir(parents=True)
         (cache / f'index.json.{process}.now').touch()
     assert _indices(_loader(_config(tmp_path))) == list(range(64))
