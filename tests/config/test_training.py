@@ -4,6 +4,7 @@
 """Settings of a training that contradict each other are refused by the key of one of them."""
 
 import pytest
+from composer.utils import dist
 from recipes_in_process import REQUIRED, SCHEMAS
 
 from llm2clip.config.loading import load_config
@@ -61,7 +62,7 @@ def test_contradicting_settings_are_refused(stage: int, key: str, args: list[str
 
 
 def test_fsdp_sizes_divide_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('llm2clip.training.trainer.get_world_size', lambda: 8)
+    monkeypatch.setattr(dist, 'get_world_size', lambda: 8)
     args = ['global_train_batch_size=24', 'global_eval_batch_size=24', 'fsdp.replicate=2']
     allowed = [*REQUIRED['train_stage2'], *args, 'fsdp.reshard_after_forward=2']
     check_train_config(load_config(SCHEMAS['train_stage2'], allowed))

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from composer.utils import dist
 from parts import check_resumed, make_samples, write_dataset, write_text_embeddings
 from refusals import refused_at
 from streaming import MDSWriter
@@ -96,7 +97,8 @@ def test_a_loader_knows_how_many_batches_an_epoch_has(
     assert train or {at for batch in batches for at in batch} == {*range(64)}
     if train:
         check_resumed(lambda: _loader(config, train, 10))
-    monkeypatch.setattr('llm2clip.data.streams.safe_dataset.get_world_size', lambda: 5)
+    monkeypatch.setattr(dist, 'get_world_size', lambda: 5)
+    monkeypatch.setattr(dist, 'get_local_world_size', lambda: 5)
     assert len(loader.dataset) == 20  # of 96, the same number on each rank
 
 

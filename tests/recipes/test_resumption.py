@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from composer.utils import dist
 from launched import SGD, Launched, alive, finish, losses, may_have_own_memory, run, wait_until
 from recipes_in_process import run_recipe
 
@@ -129,7 +130,7 @@ def test_nodes_without_a_common_checkpoint_folder_do_not_train(
     stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Another node does not see the file that this one sees.
-    monkeypatch.setattr('llm2clip.training.checkpoints.all_gather_object', lambda seen: [seen, False])
+    monkeypatch.setattr(dist, 'all_gather_object', lambda seen: [seen, False] if seen is True else [seen])
     with pytest.raises(ConfigError) as error:
         run_recipe(monkeypatch, 'train_stage2', *stage2_args, f'save_folder={tmp_path}/run')
     assert error.value.key == 'checkpoint_folder' and not (tmp_path / 'run').exists()
