@@ -280,6 +280,8 @@ def _stoppable(resume_hint: str = '') -> Iterator[None]:
         elif not _signal:
             _signal = number
             signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch would raise an error when a worker ends
+            # A `__del__` that runs now swallows and reports the exit; then the next batch lacks its workers.
+            sys.unraisablehook = lambda _: None
             for worker in multiprocessing.active_children():
                 worker.kill()  # a worker that was just forked may miss any other signal
             raise SystemExit(128 + number)

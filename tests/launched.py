@@ -126,7 +126,9 @@ class Launched:
             if own is not None:
                 one['TMPDIR'] = str(own)
         before = os.environ.copy()
-        os.environ['OMP_NUM_THREADS'] = '1'  # which the server, started by the first run, reads when it imports torch
+        # The server, started by the first run, reads these when it imports torch and tqdm.
+        os.environ['OMP_NUM_THREADS'] = '1'
+        os.environ.pop('TQDM_DELAY', None)  # of a recipe that a test has run in this process
         self._process = _WARM.Process(target=_lead, args=(list(map(str, command)), log, of_rank, own is not None,
                                                   grace))
         self._process.start()

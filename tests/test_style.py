@@ -102,7 +102,7 @@ def members_of_libraries(tree: ast.AST) -> set[str]:
         if not name.startswith(('llm2clip', 'recipes')):
             libraries.add(bound)
             members.update(part for part in name.split('.') if part.startswith('_'))
-    defined = {'_exit', '_replace', 'allow_tf32'}  # not here, but documented
+    defined = {'_exit', '_replace', 'allow_tf32', 'unraisablehook'}  # not here, but documented
     read_of_self: set[str] = set()
     set_on_self: set[str] = set()
     for node in ast.walk(tree):
