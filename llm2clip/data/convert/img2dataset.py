@@ -80,21 +80,21 @@ def webdataset(
     paths = matching_files(files)
     selection = Selection(filters, sample, sample_seed)
     join: Optional[CaptionTables] = None
-    table_files: list[str] = []
+    shared_files: list[str] = []
     required: dict[str, Any] = {
         'tables': tables, 'table_key': table_key, 'image_key': image_key, 'index': index}
     missing = [name for name, value in required.items() if value is None]
     if not missing:
         join = open_tables(required['index'], required['tables'], required['table_key'],
                            list(captions.values()), selection.columns)
-        table_files = join.files
+        shared_files = [join.description]
     elif len(missing) < len(required):
         raise ConfigError(f'required for captions in tables, as {", ".join(required)} are',
                           f'source.{missing[0]}')
     reader = _TarReader(captions, id_field, join, required['image_key'], selection, holdout, seed)
     parts: dict[str, list[Part]] = {}
     for name, is_holdout in splits.items():
-        parts[name] = [Part(Path(path).stem, partial(reader.read, path, is_holdout), [path, *table_files])
+        parts[name] = [Part(Path(path).stem, partial(reader.read, path, is_holdout), [path, *shared_files])
                        for path in paths]
     return parts, Dropped()
 
@@ -169,7 +169,7 @@ class CaptionTables(NamedTuple):
     """Rows of tables by key, which any number of processes may read at once."""
 
     database: str
-    files: list[str]
+    description: str  # file with the names, sizes and times of the tables
     columns: list[str]
 
     def find(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -225,7 +225,7 @@ def open_tables(
     if read_json(index / _META) != identity:
         raise ConfigError(f'{folder} was built from other tables or columns ({index / _META} has them); '
                           'remove it or choose another folder', 'source.index')
-    return CaptionTables(str(index / _DATABASE), paths, columns)
+    return CaptionTables(str(index / _DATABASE), f'{folder}/{_META}', columns)
 
 
 def _write_tables(

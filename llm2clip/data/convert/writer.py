@@ -15,7 +15,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -112,14 +112,42 @@ def write_splits(
     num_done = len(mine) - len(todo)
     with tqdm(total=len(mine), initial=num_done, desc=f'write {out.local.name}', unit=' parts') as bar:
         write_parts(todo, config.num_workers, bar)
-    records: dict[str, dict[str, dict[str, Any]]] = {split: {} for split in splits}  # split -> part's folder
+    written = {split: _Split() for split in splits}
+    left_out = Dropped()
     for job in jobs:
         record = read_record(job)
         if record is None:
             return None
         split, folder = job.folder.rsplit('/', 1)
-        records[split][folder] = record
-    return _finish(records, dropped, out, config, options | {'inputs': inputs})
+        written[split].add(folder, record)
+        left_out.update(record['dropped'], record['filtered'])
+    _check_dropped(left_out, sum(split.samples for split in written.values()), config, out)
+    left_out.update(dropped.reasons, dropped.filtered)
+    return _finish(written, left_out, out, options | {'inputs': inputs})
+
+
+class _Split:
+    """What is kept of the records of a split's parts, of which there may be a hundred thousand."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.words: dict[str, Counter[int]] = {}
+        """Caption key -> number of words -> number of captions."""
+        self.shards: list[str] = []
+        """Entries of the index as JSON, which takes a fifth of their memory."""
+        self.columns: dict[str, str] = {}
+        """Columns of a shard -> folder of the first part with them."""
+
+    def add(self, folder: str, record: Mapping[str, Any]) -> None:
+        """Add the record of a part."""
+        self.samples += record['samples']
+        for key, counts in record['words'].items():
+            self.words.setdefault(key, Counter()).update({int(n): count for n, count in counts.items()})
+        for shard in record['shards']:
+            # The index names the shards inside the folders of the parts, so no file has to move.
+            shard['raw_data']['basename'] = f'{folder}/{shard["raw_data"]["basename"]}'
+            self.columns.setdefault(str(shard['column_names']), folder)
+            self.shards.append(json.dumps(shard, sort_keys=True))
 
 
 def _part_jobs(
@@ -153,42 +181,27 @@ def _is_to_be_written(job: PartJob, is_finished: bool) -> bool:
 
 
 def _finish(
-    records: Mapping[str, Mapping[str, dict[str, Any]]], dropped: Dropped, out: OutputFolder,
-    config: WriterConfig, options: dict[str, Any],
+    splits: Mapping[str, _Split], left_out: Dropped, out: OutputFolder, options: dict[str, Any]
 ) -> dict[str, int]:
     """Check all parts together, then write the indices and, last, the card."""
-    left_out = Dropped()
-    written: dict[str, int] = {}
-    for split, parts in records.items():
-        written[split] = 0
-        for record in parts.values():
-            written[split] += record['samples']
-            left_out.update(record['dropped'], record['filtered'])
-    num_written = sum(written.values())
-    _check_dropped(left_out, num_written, config, out)
-    left_out.update(dropped.reasons, dropped.filtered)
-    indices: dict[str, list[dict[str, Any]]] = {}
-    for split, parts in records.items():
-        if not written[split]:
-            raise ValueError(f'split {split!r} has no samples (left out: {left_out.counts()}, by filters: '
+    for name, split in splits.items():
+        if not split.samples:
+            raise ValueError(f'split {name!r} has no samples (left out: {left_out.counts()}, by filters: '
                              f'{dict(left_out.filtered)})')
-        shards = indices[split] = []
-        for folder, record in parts.items():
-            for shard in record['shards']:
-                # The index names the shards inside the folders of the parts, so no file has to move.
-                shard['raw_data']['basename'] = f'{folder}/{shard["raw_data"]["basename"]}'
-                shards.append(shard)
-                if shard['column_names'] != shards[0]['column_names']:
-                    raise ValueError(f'{folder} of split {split!r} has columns {shard["column_names"]}, but '
-                                     f'the first part has {shards[0]["column_names"]}')
+        if len(split.columns) > 1:
+            (first, _), (columns, folder), *_ = split.columns.items()
+            raise ValueError(f'{folder} of split {name!r} has columns {columns}, but the first part has '
+                             f'{first}')
+    written = {name: split.samples for name, split in splits.items()}
+    num_read = sum(written.values()) + sum(left_out.counts().values()) + left_out.filtered.total()
     card = options | {
-        'read': num_written + sum(left_out.counts().values()) + left_out.filtered.total(), 'samples': written,
+        'read': num_read, 'samples': written,
         'dropped': left_out.counts(), 'filtered': dict(left_out.filtered),
         'dropped_ids': {reason: ids[:_NAMED] for reason, ids in left_out.reasons.items()},
-        'captions': {split: _caption_lengths(parts.values()) for split, parts in records.items()},
+        'captions': {name: _caption_lengths(split.words) for name, split in splits.items()},
     }
-    for split, shards in indices.items():
-        out.commit(f'{split}/{INDEX}', json.dumps({'version': 2, 'shards': shards}, sort_keys=True))
+    for name, split in splits.items():
+        out.commit(f'{name}/{INDEX}', f'{{"shards": [{", ".join(split.shards)}], "version": 2}}')
     out.commit(CARD_FILE, json.dumps(card, indent=2, ensure_ascii=False, default=str) + '\n')
     return written
 
@@ -241,12 +254,8 @@ def _letters(path: str) -> tuple[str, str]:
     return os.path.dirname(path), re.sub(r'[\W_]+', '', stem)
 
 
-def _caption_lengths(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
+def _caption_lengths(words: Mapping[str, Counter[int]]) -> dict[str, dict[str, int]]:
     """Caption key -> number of captions, number of absent ones, and quantiles of the words per caption."""
-    words: dict[str, Counter[int]] = {}
-    for record in records:
-        for key, counts in record['words'].items():
-            words.setdefault(key, Counter()).update({int(n): count for n, count in counts.items()})
     lengths: dict[str, dict[str, int]] = {}
     for key, counts in words.items():
         num_absent = counts.pop(0, 0)

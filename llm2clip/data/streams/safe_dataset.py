@@ -13,6 +13,7 @@ This module relies on these parts of StreamingDataset in Streaming 0.13:
 - `_ready_thread`, which is overridden: it advances `ready_index`, up to which samples are delivered;
 - `_shard_states`: the `_ShardState` of each shard, shared by all processes of a node;
 - `get_partitions`, which `streaming.base.batching.random` calls by its name: it is replaced;
+- `Spanner`, which `streaming.base.dataset` calls by its name: it is replaced;
 - names in shared memory, six digits per dataset (`_shm_prefix_int`) and a suffix: ``_locals`` holds the
   folders of the dataset.
 """
@@ -33,6 +34,7 @@ import xxhash
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from streaming import StreamingDataset
+from streaming.base import dataset as streaming_dataset
 from streaming.base import partition
 from streaming.base.batching import random as random_batching
 from streaming.base.constant import LOCALS, TICK
@@ -282,6 +284,26 @@ def _partitions(algorithm: str, *arguments: Any) -> NDArray[np.int64]:
 
 
 random_batching.get_partitions = _partitions  # pyright: ignore[reportPrivateImportUsage]
+
+
+class ShardFinder:
+    """Finds the shard of a sample by bisection.
+
+    Streaming's `Spanner` first lists the shard of every sample, with 8 bytes a sample in every process.
+    """
+
+    def __init__(self, shard_sizes: NDArray[np.int64]) -> None:
+        self._starts = np.concatenate([np.zeros(1, np.int64), shard_sizes.cumsum()])
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        """Return the shard of a sample, and the position of the sample in it."""
+        if not 0 <= index < self._starts[-1]:
+            raise IndexError(f'{index}, expected the index of one of {self._starts[-1]} samples')
+        shard = int(np.searchsorted(self._starts, index, side='right')) - 1
+        return shard, index - int(self._starts[shard])
+
+
+streaming_dataset.Spanner = ShardFinder  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _mark_memory(dataset: SafeDataset, prefix: int) -> None:

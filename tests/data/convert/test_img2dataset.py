@@ -128,6 +128,8 @@ def test_captions_of_tables_give_the_same_shards_as_in_tars(
     assert _write(source, tmp_path / 'out') == {'train': TARS * EACH}
     assert _shards(tmp_path / 'out') == expected
     assert {path.name for path in (tmp_path / 'index').iterdir()} == {'MANIFEST', 'index.json', 'captions.duckdb'}
+    for record in (tmp_path / 'out').glob('*/part-*/part.json'):  # else the number of tables times that of the tars
+        assert len(json.loads(record.read_text())['options']['inputs']) == 2
 
 
 def _joined(tars: str, folder: Path, table: str = 'c.csv', captions: Any = CAPTIONS, **arguments: Any) -> Any:
@@ -202,7 +204,7 @@ def test_a_killed_index_is_built_again_by_one_of_two_processes(tars: str, tmp_pa
     with refused_at('source.index'):
         convert()
     shutil.rmtree(tmp_path / 'index')
-    with pytest.raises(ConfigError, match=r'c\.csv: has changed since .* was written from it'):
+    with pytest.raises(ConfigError, match=r'index/index\.json: has changed since .* was written from it'):
         convert()
 
 

@@ -15,11 +15,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Optional
 
+import numpy as np
 import pytest
 from parts import make_samples, write_dataset, write_text_embeddings
 from recipes_in_process import as_if_a_process_ended
 from refusals import refused_at
 from streaming.base.format.base.reader import FileInfo
+from streaming.base.spanner import Spanner
 from streaming.base.storage import CloudDownloader
 from streaming.base.storage.download import LocalDownloader
 from streaming.base.util import clean_stale_shared_memory
@@ -30,7 +32,7 @@ from llm2clip.data.image_text_dataset import build_image_loader
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import file_damage
 from llm2clip.data.streams import safe_dataset, verified_stream
-from llm2clip.data.streams.safe_dataset import SafeDataset
+from llm2clip.data.streams.safe_dataset import SafeDataset, ShardFinder
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.io.remotes import OutputFolder
 
@@ -305,7 +307,7 @@ import os, sys, time
 from pathlib import Path
 sys.path.insert(0, 'tests'); sys.path.insert(0, 'tests/data/streams')
 from test_safe_dataset import _config, _loader
-from llm2clip.data.streams.safe_dataset import SafeDataset
+from llm2clip.data.streams.safe_dataset import SafeDataset, ShardFinder
 
 def wait_in_the_second_epoch(dataset, epoch, sample_in_epoch, work=SafeDataset._get_work):
     if epoch:
@@ -400,6 +402,7 @@ def test_the_next_dataset_takes_the_number_of_a_released_one(originals: Path) ->
         with as_if_a_process_ended():
             datasets.append(build_image_loader(config, IMAGE_SIZE, 8, 5, train=True, captions=True).dataloader.dataset)
     assert datasets[0]._shm_prefix_int == datasets[1]._shm_prefix_int
+    assert isinstance(datasets[0].spanner, ShardFinder)  # not Streaming's
 
 
 def test_a_downloader_is_not_shared_between_processes(
@@ -492,3 +495,14 @@ def test_settings_of_an_epoch_that_do_not_go_together_are_refused(
         setattr(streams[stream] if stream else config, field, value)
     with refused_at(key):
         build_image_loader(config, IMAGE_SIZE, 4, 5, train=True, captions=True)
+
+
+@pytest.mark.parametrize('sizes', [[1], [5], [3, 1, 4], [1500, 700, 1, 1, 2048], [0, 2, 0, 3]])
+def test_a_sample_is_in_the_shard_that_streaming_says(sizes: list[int]) -> None:
+    found = ShardFinder(np.array(sizes))
+    expected = Spanner(np.array(sizes))
+    for index in range(sum(sizes)):
+        assert found[index] == expected[index]
+    for index in (-1, sum(sizes)):
+        with pytest.raises(IndexError):
+            found[index]
