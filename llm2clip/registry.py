@@ -101,7 +101,7 @@ PARTS: Mapping[str, _Registry] = {
 _BASES: _Registry = {
     'optimizer': 'torch.optim:Optimizer', 'scheduler': 'composer.optim:ComposerScheduler',
     'algorithms': 'composer:Algorithm', 'callbacks': 'composer:Callback',
-    'loggers': 'composer.loggers:LoggerDestination',
+    'loggers': 'composer.loggers:LoggerDestination', 'loss': 'torch.nn:Module',
 }
 # Types of arguments that other libraries' parts need but do not declare in their signatures.
 _RANGES: Mapping[str, Mapping[str, Any]] = {
@@ -118,10 +118,11 @@ def find(reference: str) -> Callable[..., Any]:
 
 def _reference(kind: str, name: str) -> str:
     """Return the ``module:class`` of a name, or the name itself if it has that form."""
-    if name in PARTS[kind]:
-        return PARTS[kind][name]
+    names = PARTS.get(kind, {})  # a loss of the registry is a function, and not one of them
+    if name in names:
+        return names[name]
     if re.fullmatch(r'\w[\w.]*:\w+', name) is None:
-        raise ConfigError(f'there is no {name!r}; {nearest(name, PARTS[kind])}')
+        raise ConfigError(f'there is no {name!r}; {nearest(name, names)}')
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for a launched script, Python adds only the folder of the script
     return name

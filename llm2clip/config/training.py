@@ -156,6 +156,7 @@ class TrainConfig(TextPlanConfig, TrainerConfig):
     lr_scale = {}
     layer_decay = 1.0
     self_distillation = SelfDistillationConfig()
+    loss = LossConfig()
 
     def check(self) -> None:
         """Raise a ConfigError if keys conflict, whatever the device and the number of ranks."""
@@ -349,7 +350,13 @@ class Stage2Config(TrainConfig):
              self.model.visual_projection == 'pretrained' and vision.feature_levels > 0,
              'the pretrained one has no place for the maps of model.vision.feature_levels, expected linear'),
             ('model.logit_bias', (self.loss.name == 'siglip') != (self.model.logit_bias is not None),
-             'loss.name: siglip needs one, which starts at -10, and clip has none'),
+             'loss.name: siglip needs one, which starts at -10, and other losses have none'),
+            ('loss.arguments', self.loss.arguments and not self.loss.is_custom,
+             f'{self.loss.name} takes none, but the keys beside them'),
+            ('loss.mask_equal_texts', self.loss.mask_equal_texts and self.loss.is_custom,
+             f'a setting of clip and siglip, expected false with {self.loss.name}'),
+            ('loss.matryoshka_dims', self.loss.matryoshka_dims and self.loss.is_custom,
+             f'a setting of clip and siglip, expected none with {self.loss.name}'),
             ('loss.matryoshka_dims', largest_dim > self.model.embed_dim,
              f'{largest_dim}, expected at most model.embed_dim, {self.model.embed_dim}'),
         ])

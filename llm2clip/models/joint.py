@@ -44,7 +44,7 @@ class JointLLM2CLIP(ComposerLLM2CLIP):
 
     def forward(self, batch: Batch) -> Batch:
         vectors = embed_captions(batch['caption'], self.encode)
-        return self.model(batch['pixel_values'], vectors, batch.get('sample_seed'))
+        return self._with_loss(self.model(batch['pixel_values'], vectors, batch.get('sample_seed')))
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         """Embed B texts as ``(B, llm_embed_dim)``."""

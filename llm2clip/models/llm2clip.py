@@ -24,6 +24,7 @@ from llm2clip.modeling.adapter import Adapter, AlignmentHead, make_projection
 from llm2clip.modeling.modeling_llm2clip import Towers
 from llm2clip.models.adapter_folder import build_adapter
 from llm2clip.models.evaluated_model import EvaluatedModel
+from llm2clip.models.loss_module import build_loss
 from llm2clip.models.towers import load_projection
 from llm2clip.models.vision_encoder import VisionEncoder
 
@@ -195,11 +196,18 @@ class ComposerLLM2CLIP(EvaluatedModel):
         self.model = model
         self.self_distillation = self_distillation or SelfDistillationConfig()
         self.loss_config = loss or LossConfig()
+        self.loss_module = build_loss(self.loss_config) if self.loss_config.is_custom else None
 
     def forward(self, batch: Batch) -> Batch:
         """Return the outputs of `LLM2CLIP` for this rank's samples."""
         key = 'image_embedding' if 'image_embedding' in batch else 'pixel_values'
-        return self.model(batch[key], batch['text_embedding'], batch.get('sample_seed'))
+        return self._with_loss(self.model(batch[key], batch['text_embedding'], batch.get('sample_seed')))
+
+    def _with_loss(self, outputs: Batch) -> Batch:
+        """Add the parameters of a loss of the user to the outputs."""
+        if self.loss_module is None:
+            return outputs
+        return outputs | self.loss_module(outputs['image_features'])
 
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *_: Any) -> torch.Tensor:
         """Return this rank's part of the loss; the mean over ranks is the loss of the global batch."""
@@ -210,7 +218,9 @@ class ComposerLLM2CLIP(EvaluatedModel):
         text_id = None
         if config.mask_equal_texts:
             text_id = batch['text_id'].to(scale.device)
-        if config.name == 'siglip':
+        if self.loss_module is not None:
+            loss = self.loss_module.global_loss(outputs)
+        elif config.name == 'siglip':
             loss = siglip_loss(images, texts, scale, outputs['logit_bias'], text_id, config.block_size,
                                config.matryoshka_dims)
         else:
