@@ -3,9 +3,14 @@
 
 """Losses as users write them, for `loss.name: user_losses:CLASS`."""
 
+from typing import Any
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from composer import Algorithm, Event, Logger, State
+
+SETTINGS: dict[str, Any] = {}
 
 
 class Bilinear(nn.Module):
@@ -24,3 +29,13 @@ class Bilinear(nn.Module):
         logits = self.scale * texts @ self.matrix(image_features).T
         owner = torch.arange(len(texts), device=texts.device) // text_features.shape[1]
         return F.cross_entropy(logits, owner)
+
+
+class Halved(Algorithm):
+    """The loss of a microbatch, halved."""
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.AFTER_LOSS
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        state.loss = state.loss / 2

@@ -225,11 +225,6 @@ class LossConfig:
     (Matryoshka).  Example: `[64, 128, 256, 512, 1280]`, the last being `model.embed_dim`.
     Empty: one loss over all dimensions."""
 
-    @property
-    def is_custom(self) -> bool:
-        """Whether the loss is a class of the user."""
-        return ':' in self.name
-
 
 @dataclass
 class PlanConfig(RecipeConfig):

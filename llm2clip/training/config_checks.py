@@ -12,7 +12,7 @@ from llm2clip.config import FsdpConfig, TrainConfig
 from llm2clip.data.streams.safe_dataset import device_batch_size
 from llm2clip.device import get_device
 from llm2clip.errors import ConfigError, refuse, under
-from llm2clip.models.loss_module import build_loss
+from llm2clip.models.llm2clip import build_loss
 from llm2clip.ranks import dist
 from llm2clip.registry import build, build_all, check, check_arguments, named
 from llm2clip.training.callbacks.monitors import SaveBest
@@ -33,8 +33,7 @@ def check_train_config(config: TrainConfig) -> None:
     algorithms = dict(zip(config.algorithms, build_all('algorithms', config.algorithms)))
     if 'grad_cache' in algorithms:
         _check_grad_cache(algorithms, config)
-    if config.loss.is_custom:
-        build_loss(config.loss)
+    build_loss(config.loss)
     build_all('callbacks', config.callbacks)
     for name, arguments in config.loggers.items():
         check('loggers', name, arguments, f'loggers.{name}')
@@ -68,9 +67,9 @@ def _check_grad_cache(algorithms: Mapping[str, Algorithm], config: TrainConfig) 
     state = State(torch.nn.Identity(), config.seed, config.run_name, get_device(config.device))
     for name, algorithm in algorithms.items():
         if name != 'grad_cache' and any(algorithm.match(event, state) for event in _MICROBATCH_EVENTS):
-            raise ConfigError('acts between the forward and the backward pass of a microbatch, but grad_cache '
-                              'has computed the loss of the whole batch before; expected loss.name: '
-                              'module:class for a loss of your own', key=f'algorithms.{name}')
+            raise ConfigError('changes the loss of a microbatch, but grad_cache has computed that of the '
+                              'whole batch before; expected loss.name: module:class for a loss of your own',
+                              key=f'algorithms.{name}')
 
 
 def evaluated_metrics(evaluators: Sequence[Evaluator]) -> dict[str, list[str]]:
