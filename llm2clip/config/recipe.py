@@ -41,7 +41,7 @@ class RecipeConfig:
     """Whether the recipe only prints a plan; a setting of `PlanConfig`."""
     places = dict[str, str]()
     """Key -> file and line that set it, or the command line."""
-    modules: list[Text] = field(default_factory=list)
+    modules: list[Text] = field(default_factory=list, kw_only=True)
     """Python modules of yours to import first, from the Python path or the current folder, such as one that
     registers a vision tower with timm."""
 
