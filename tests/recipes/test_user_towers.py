@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from parts import picture
 from recipes_in_process import example_of_the_page, run_recipe
 from refusals import refused_at
 from safetensors.torch import load_file, save_file
 
 from llm2clip.config import VisionConfig
-from llm2clip.data.schema import read_samples
+from llm2clip.data.schema import EMBEDDING, read_samples
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.runs import Stage2Run
@@ -77,9 +78,11 @@ def test_the_tower_of_the_page_is_trained_evaluated_and_exported(
     assert list(folder.glob('results/*.json'))
     run_recipe(monkeypatch, 'extract_image_embeddings', *common, TOWER % '', 'out=vectors',
                f'datasets.d.local={image_dataset}')
-    assert len(read_samples(folder / 'vectors/d')[0]['image_embedding']) == 64
+    assert len(read_samples(folder / 'vectors/d')[0][EMBEDDING + 'image']) == 64
     run_recipe(monkeypatch, 'export_hf', MODULES, 'run=run', 'out=export')
     run_recipe(monkeypatch, 'export_vision', MODULES, 'run=run', 'out=vision')
+    (folder / 'pictures').mkdir()
+    (folder / 'pictures/a.jpg').write_bytes(picture(1))
     run_recipe(monkeypatch, 'search', *common, 'model=export/llm2clip', 'images=pictures', 'query=a square')
 
     pixels = torch.randn(3, 3, 32, 32)
