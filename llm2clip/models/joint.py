@@ -42,9 +42,9 @@ class JointLLM2CLIP(ComposerLLM2CLIP):
         self.text_encoder, self.tokenize = text_encoder, tokenize
         save_trainable_only(self, 'text_encoder')
 
-    def forward(self, batch: Batch) -> Batch:
+    def features(self, batch: Batch) -> Batch:
         vectors = embed_captions(batch['caption'], self.encode)
-        return self._with_loss(self.model(batch['pixel_values'], vectors, batch.get('sample_seed')))
+        return self.model(batch['pixel_values'], vectors, batch.get('sample_seed'))
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         """Embed B texts as ``(B, llm_embed_dim)``."""

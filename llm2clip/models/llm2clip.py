@@ -239,15 +239,16 @@ class ComposerLLM2CLIP(EvaluatedModel):
         self.loss_module = build_loss(self.loss_config)
 
     def forward(self, batch: Batch) -> Batch:
-        """Return the outputs of `LLM2CLIP` for this rank's samples."""
-        key = 'image_embedding' if 'image_embedding' in batch else 'pixel_values'
-        return self._with_loss(self.model(batch[key], batch['text_embedding'], batch.get('sample_seed')))
-
-    def _with_loss(self, outputs: Batch) -> Batch:
-        """Add the parameters of a loss of the user to the outputs."""
+        """Return the outputs of `LLM2CLIP` for this rank's samples, and the parameters of a loss of the user."""
+        outputs = self.features(batch)
         if self.loss_module is None:
             return outputs
         return outputs | self.loss_module(outputs['image_features'])
+
+    def features(self, batch: Batch) -> Batch:
+        """Return the outputs of `LLM2CLIP` for this rank's samples."""
+        key = 'image_embedding' if 'image_embedding' in batch else 'pixel_values'
+        return self.model(batch[key], batch['text_embedding'], batch.get('sample_seed'))
 
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *_: Any) -> torch.Tensor:
         """Return this rank's part of the loss; the mean over ranks is the loss of the global batch."""
