@@ -38,4 +38,5 @@ class Halved(Algorithm):
         return event == Event.AFTER_LOSS
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
+        assert isinstance(state.loss, torch.Tensor)
         state.loss = state.loss / 2

@@ -239,7 +239,7 @@ class ComposerLLM2CLIP(EvaluatedModel):
         self.loss_module = build_loss(self.loss_config)
 
     def forward(self, batch: Batch) -> Batch:
-        """Return the outputs of `LLM2CLIP` for this rank's samples, and the parameters of a loss of the user."""
+        """Return `features` and, if the loss is the user's, its parameters."""
         outputs = self.features(batch)
         if self.loss_module is None:
             return outputs

@@ -17,10 +17,6 @@ from llm2clip.ranks import dist
 from llm2clip.registry import build, build_all, check, check_arguments, named
 from llm2clip.training.callbacks.monitors import SaveBest
 
-# Between the first pass of GradCache and the gradients of a microbatch.
-_MICROBATCH_EVENTS = (Event.BEFORE_FORWARD, Event.AFTER_FORWARD, Event.BEFORE_LOSS, Event.AFTER_LOSS,
-                      Event.BEFORE_BACKWARD)
-
 
 def check_train_config(config: TrainConfig) -> None:
     """Check parts, device and ranks before anything is loaded; errors are ConfigErrors.
@@ -64,9 +60,11 @@ def check_train_config(config: TrainConfig) -> None:
 
 def _check_grad_cache(algorithms: Mapping[str, Algorithm], config: TrainConfig) -> None:
     """Raise a ConfigError for an algorithm that changes a microbatch, its outputs or its loss."""
+    events = (Event.BEFORE_FORWARD, Event.AFTER_FORWARD, Event.BEFORE_LOSS, Event.AFTER_LOSS,
+              Event.BEFORE_BACKWARD)
     state = State(torch.nn.Identity(), config.seed, config.run_name, get_device(config.device))
     for name, algorithm in algorithms.items():
-        if name != 'grad_cache' and any(algorithm.match(event, state) for event in _MICROBATCH_EVENTS):
+        if name != 'grad_cache' and any(algorithm.match(event, state) for event in events):
             raise ConfigError('changes the loss of a microbatch, but grad_cache has computed that of the '
                               'whole batch before; expected loss.name: module:class for a loss of your own',
                               key=f'algorithms.{name}')
