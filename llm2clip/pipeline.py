@@ -59,9 +59,10 @@ def load_steps(config: PipelineConfig) -> list[Step]:
         ConfigError: There is no such recipe, or its configuration is invalid.  The key is that of the step.
     """
     steps: list[Step] = []
-    for name, words in config.steps.items():
+    modules = [f'modules={config.modules}'] if config.modules else []
+    for name, (recipe, *args) in config.steps.items():
         try:
-            steps.append(_load_step(name, words, config.ranks))
+            steps.append(_load_step(name, recipe, [*modules, *args], config.ranks))
         except (ConfigError, FileError) as error:
             key = f'steps.{name}'
             step_error = ConfigError(str(error), key=key)
@@ -73,13 +74,12 @@ def load_steps(config: PipelineConfig) -> list[Step]:
     return [step for step in steps if step.name in wanted]
 
 
-def _load_step(name: str, words: Sequence[str], ranks: int) -> Step:
-    recipe, *args = words
+def _load_step(name: str, recipe: str, args: Sequence[str], ranks: int) -> Step:
     recipes = {path.stem: path for path in (_ROOT / 'recipes').glob('*.py') if path.stem != 'run'}
     if recipe not in recipes:
         raise ConfigError(f'unknown recipe {recipe!r}; {nearest(recipe, recipes)}')
     path = os.path.relpath(recipes[recipe])
-    args = [_in_repository(word) for word in args if word]
+    args = [_in_repository(arg) for arg in args if arg]
     main = runpy.run_path(path)['main']
     config = load_config(typing.get_type_hints(main)['config'], args)
     check_names(config)

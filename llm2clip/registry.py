@@ -101,7 +101,7 @@ PARTS: Mapping[str, _Registry] = {
 _BASES: _Registry = {
     'optimizer': 'torch.optim:Optimizer', 'scheduler': 'composer.optim:ComposerScheduler',
     'algorithms': 'composer:Algorithm', 'callbacks': 'composer:Callback',
-    'loggers': 'composer.loggers:LoggerDestination',
+    'loggers': 'composer.loggers:LoggerDestination', 'loss': 'torch.nn:Module',
 }
 # Types of arguments that other libraries' parts need but do not declare in their signatures.
 _RANGES: Mapping[str, Mapping[str, Any]] = {
@@ -118,7 +118,7 @@ def find(reference: str) -> Callable[..., Any]:
 
 def _reference(kind: str, name: str) -> str:
     """Return the ``module:class`` of a name, or the name itself if it has that form."""
-    if name in PARTS[kind]:
+    if name in PARTS.get(kind, ()):
         return PARTS[kind][name]
     if re.fullmatch(r'\w[\w.]*:\w+', name) is None:
         raise ConfigError(f'there is no {name!r}; {nearest(name, PARTS[kind])}')
@@ -136,7 +136,12 @@ def named(component: Mapping[str, Any], key: str) -> tuple[str, dict[str, Any]]:
 
 
 def check_names(config: Any) -> None:
-    """Raise a ConfigError for an unknown name.  Parts are not imported, because that takes seconds."""
+    """Import the modules of the user, and raise a ConfigError for an unknown name of a part.  Parts are not
+    imported, because that takes seconds."""
+    for i, module in enumerate(config.modules):
+        sys.path.append(os.getcwd())
+        with _errors_as_config_errors(f'{module}:', f'modules[{i}]'):
+            importlib.import_module(module)
     for key in ('source', 'optimizer', 'scheduler'):
         if hasattr(config, key):
             name, _ = named(getattr(config, key), key)

@@ -51,6 +51,7 @@ NEGATIVES = ['', *(f'a blue circle {"or so " * (i % 3)}{i}' for i in range(1, N)
 # Trained text encoders in stage 2: the LLM by LoRA, CLIP's own text tower.
 JOINT: dict[str, dict[str, Any]] = {'lora': {'captions': 3}, 'clip': {'lora': False}}
 PREFIXES = LossConfig(matryoshka_dims=[2, 8, 16], mask_equal_texts=True, block_size=3)
+CUSTOM = LossConfig('user_losses:Bilinear', {'dim': 16})
 Result = dict[str, torch.Tensor]
 
 
@@ -225,6 +226,8 @@ def main(llm: str, clip: str, out: str) -> None:
         results[f'captions/{name}/units'] = dict(_Keep.units)
         results[f'images/{name}/3 captions, distilled'] = image_step(2, way, captions=3, distilled=True)
         results[f'images/{name}/prefixes'] = image_step(2, way, captions=3, loss=PREFIXES)
+        for size in (None, 2):
+            results[f'images/{name}/custom/{size}'] = image_step(size, way, captions=3, loss=CUSTOM)
         results[f'inheritance/{name}'] = inheritance_step(2, way)
         results[f'inheritance/{name}/units'] = dict(_Keep.units)
         for case, of in JOINT.items():

@@ -48,6 +48,13 @@ REQUIRED = {
 }
 
 
+def example_of_the_page(part: str) -> str:
+    """The Python code of a page that has a part of the user."""
+    pages = ''.join(page.read_text() for page in (ROOT / 'docs').rglob('*.md'))
+    example, = (code for code in re.findall(r'```python\n(.*?)```', pages, re.S) if part in code)
+    return example
+
+
 def run_recipe(monkeypatch: pytest.MonkeyPatch, name: str, *args: str) -> None:
     monkeypatch.setenv('LLM2CLIP_TRACEBACK', '1')  # errors as they are raised
     monkeypatch.setattr(sys, 'argv', [f'recipes/{name}.py', *args])

@@ -74,7 +74,7 @@ def test_required_keys_come_first_and_the_others_in_groups() -> None:
         if not entry.depth:
             groups.setdefault(entry.group, []).append(entry.key)
     first, second, *others = groups
-    assert first == 'Required' and second == 'Optional' and len(others) == 3
+    assert first == 'Required' and second == 'Optional' and len(others) == 4
     assert groups['Required'] == ['save_folder', 'run_name', 'max_duration', 'global_train_batch_size', 'optimizer',
                                   'model']
     assert 'loss' in groups['Optional'] and any('plan' in groups[other] for other in others)
@@ -90,5 +90,5 @@ def test_help_about_a_key_prints_that_part() -> None:
     assert all(f'{key}.'.startswith('model.vision.') for key in keys) and 'model.vision.lora.r' in keys
     assert 'cosine_with_warmup' in help_text(schema, '', ['scheduler', '--help'])
     assert _keys(help_text(schema, '', ['train_data.streams.local'])) == ['train_data.streams.<name>.local']
-    with pytest.raises(ConfigError, match="no key 'modle'; did you mean 'model'"):
-        help_text(schema, '', ['--help', 'modle'])
+    with pytest.raises(ConfigError, match="no key 'mdel'; did you mean 'model'"):
+        help_text(schema, '', ['--help', 'mdel'])

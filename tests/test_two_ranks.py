@@ -7,7 +7,7 @@ As a script, on two ranks, this file writes what they compute."""
 
 import sys
 from functools import partial
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 import torch
@@ -46,16 +46,35 @@ def loss_of_rows(case: str, block_size: int) -> dict[str, Any]:
     return {'value': sum(value for value, _ in ranks) / len(ranks), 'gradients': gradients}
 
 
-def images_in_bfloat16() -> dict[str, Any]:
-    """Take a sharded step; return scalars with their gradients, and inputs and types of gathered weights of modules."""
-    torch.manual_seed(0)
+def sharded_in_bfloat16(loss: LossConfig, logit_bias: Optional[float]) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A model and a batch."""
     config = ModelConfig(VisionConfig('test_vit', False, image_size=32), AdapterConfig(depth=1), embed_dim=16,
-                         logit_scale=100.0, logit_bias=BIAS)
-    model = ComposerLLM2CLIP(LLM2CLIP(config, 8), LossConfig(name='siglip'))
+                         logit_scale=100.0, logit_bias=logit_bias)
+    model = ComposerLLM2CLIP(LLM2CLIP(config, 8), loss)
     batch = {'index': torch.arange(4), 'pixel_values': torch.randn(4, 3, 32, 32), 'text_embedding': torch.randn(4, 8)}
     sharding = FSDP2Config(device_mesh=init_device_mesh('cpu', (dist.get_world_size(),)))
     prepare_fully_shard(model, sharding, Precision.AMP_BF16, generate_composer_model_policy(model))
     set_up_units(model)
+    return model, batch
+
+
+def loss_of_the_user_in_bfloat16() -> dict[str, torch.Tensor]:
+    """A matrix of the loss, as the loss gets it and as it is."""
+    torch.manual_seed(0)
+    model, batch = sharded_in_bfloat16(LossConfig('user_losses:Bilinear', {'dim': 16}), None)
+    with torch.autocast('cpu', torch.bfloat16):
+        outputs = model(batch)
+        loss = model.loss(outputs, batch)
+    loss.backward()
+    matrix = model.loss_module.loss.matrix.weight
+    return {'loss': loss.detach(), 'output': outputs['loss.matrix.weight'].detach(),
+            'matrix': matrix.full_tensor().detach(), 'gradient': matrix.grad.full_tensor()}
+
+
+def images_in_bfloat16() -> dict[str, Any]:
+    """Take a sharded step; return scalars with their gradients, and inputs and types of gathered weights of modules."""
+    torch.manual_seed(0)
+    model, batch = sharded_in_bfloat16(LossConfig('siglip'), BIAS)
     weights: dict[str, set[torch.dtype]] = {}
     inputs: dict[str, torch.Tensor] = {}
 
@@ -112,9 +131,17 @@ def test_temperature_bias_and_vectors_are_not_rounded_by_fsdp(found: dict[Any, A
     assert images['weights'] == {'adapter': {torch.bfloat16}, 'block': {torch.bfloat16}}
 
 
+def test_parameters_of_a_loss_are_not_rounded_by_fsdp(found: dict[Any, Any]) -> None:
+    result = found['loss of the user']
+    assert torch.equal(result['output'], result['matrix'].flatten())
+    assert result['loss'].dtype == torch.float32 and not torch.equal(result['matrix'].bfloat16(), result['matrix'])
+    assert not torch.equal(result['gradient'].bfloat16(), result['gradient'])
+
+
 if __name__ == '__main__':
     dist.initialize_dist(get_device('cpu'), 120)
     results: dict[Any, Any] = {(case, block): loss_of_rows(case, block) for case in CASES for block in (0, 4)}
     results['images'] = images_in_bfloat16()
+    results['loss of the user'] = loss_of_the_user_in_bfloat16()
     if dist.get_global_rank() == 0:
         torch.save(results, sys.argv[1])

@@ -377,7 +377,7 @@ _MAY_CHANGE = {
     'teacher_folder', 'adapter_folder', 'lora_folder', 'cache_limit',
     'device', 'device_train_microbatch_size', 'dist_timeout', 'compile', 'fsdp', 'gradient_checkpointing',
     'block_size', 'grad_cache', 'num_workers', 'download_retry', 'download_timeout',
-    *(field.name for field in fields(TextPlanConfig))}
+    *(field.name for field in fields(TextPlanConfig))}  # `modules` among them
 
 
 def learned_settings(config: TrainConfig) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from llm2clip.config.ranges import (
     Count,
     Dims,
     Finite,
+    LossName,
     Natural,
     Positive,
     SampleCount,
@@ -210,8 +211,11 @@ class ModelConfig:
 class LossConfig:
     """Loss of stage 2, over the global batch."""
 
-    name: Literal['clip', 'siglip'] = 'clip'
-    """`clip`: cross-entropy over all candidates.  `siglip`: a sigmoid per pair."""
+    name: LossName = 'clip'
+    """`clip`: cross-entropy over all candidates.  `siglip`: a sigmoid per pair.  `module:class`: your own
+    `torch.nn.Module`."""
+    arguments: Component = field(default_factory=dict)
+    """Arguments of the class, of a loss of your own."""
     mask_equal_texts: bool = False
     """Do not use samples of the global batch with the same caption as each other's negatives."""
     block_size: Optional[Count] = None

@@ -118,6 +118,8 @@ Duration = Annotated[str, _must(lambda value: _is_time(value) and not value.ends
 Size = Annotated[str, _must(
     lambda value: re.fullmatch(r'(?i)\s*\d*\.?\d*[1-9]\d*\.?\d*([kmgtpezy]?b)?\s*', value),
     'a size above 0, such as 64mb or 200gb')]
+LossName = Annotated[str, _must(lambda name: re.fullmatch(r'clip|siglip|\w[\w.]*:\w+', name),
+                                'clip, siglip or module:class')]
 AccuracyMetric = Literal['top1', 'mean_per_class']
 DeviceName = Literal['gpu', 'cpu']
 WeightType = Literal['float32', 'bfloat16', 'float16']

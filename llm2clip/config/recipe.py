@@ -3,9 +3,11 @@
 
 """What the configuration of a recipe says about its run: what it writes, and how it resumes."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Optional
+
+from llm2clip.config.ranges import Text
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,9 @@ class Output:
     """The recipe replaces the folder as a whole, instead of adding files over time."""
 
 
+@dataclass
 class RecipeConfig:
-    """Configuration of a recipe; by default, of one process that begins again after a stop."""
+    """Settings of every recipe.  By default, it is one process that begins again after a stop."""
 
     output_key: ClassVar[str] = 'out'
     """Key of the folder that the recipe writes."""
@@ -36,8 +39,11 @@ class RecipeConfig:
     """Whether Composer's launcher may start several processes of the recipe."""
     plan = False
     """Whether the recipe only prints a plan; a setting of `PlanConfig`."""
-    places: Mapping[str, str] = {}
+    places = dict[str, str]()
     """Key -> file and line that set it, or the command line."""
+    modules: list[Text] = field(default_factory=list, kw_only=True)
+    """Python modules of yours to import first, from the Python path or the current folder, such as one that
+    registers a vision tower with timm."""
 
     @property
     def output_folder(self) -> str:

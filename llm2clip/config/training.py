@@ -156,6 +156,7 @@ class TrainConfig(TextPlanConfig, TrainerConfig):
     lr_scale = {}
     layer_decay = 1.0
     self_distillation = SelfDistillationConfig()
+    loss = LossConfig()
 
     def check(self) -> None:
         """Raise a ConfigError if keys conflict, whatever the device and the number of ranks."""
@@ -349,7 +350,11 @@ class Stage2Config(TrainConfig):
              self.model.visual_projection == 'pretrained' and vision.feature_levels > 0,
              'the pretrained one has no place for the maps of model.vision.feature_levels, expected linear'),
             ('model.logit_bias', (self.loss.name == 'siglip') != (self.model.logit_bias is not None),
-             'loss.name: siglip needs one, which starts at -10, and clip has none'),
+             'loss.name: siglip needs one, which starts at -10, and other losses have none'),
+            ('loss.arguments', self.loss.arguments and ':' not in self.loss.name,
+             f'loss.name: {self.loss.name} takes none, but the keys beside them'),
+            ('loss.name', ':' in self.loss.name and (self.loss.mask_equal_texts or self.loss.matryoshka_dims),
+             'expected clip or siglip, since mask_equal_texts and matryoshka_dims are theirs'),
             ('loss.matryoshka_dims', largest_dim > self.model.embed_dim,
              f'{largest_dim}, expected at most model.embed_dim, {self.model.embed_dim}'),
         ])

@@ -34,6 +34,7 @@ from llm2clip.modeling import copy_code, modeling_llm2clip
 from llm2clip.modeling.checks import checksum, checksums, keep_readable, load_tokenizer
 from llm2clip.modeling.image_processing_llm2clip import LLM2CLIPImageProcessor
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
+from llm2clip.models.towers import copy_registration
 from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.sources import TeacherFolder
@@ -174,6 +175,9 @@ def export_folder(
                                                  preprocessing.std)
         image_processor.save_pretrained(partial)
         copy_code(modeling_llm2clip.CODE, partial)
+        if copy_registration(model.vision_encoder.trunk, partial):
+            with (partial / 'modeling_llm2clip.py').open('a') as code:
+                code.write('\n\nfrom .vision_tower import *  # registers it with timm\n')
         card = model_card(config, saved, run, wise_ft_alpha, pipeline_tag='zero-shot-image-classification',
                           teachers=[source.name for source in sources])
         card.save(partial / 'README.md')

@@ -41,7 +41,7 @@ from llm2clip.io.tensors import published_state
 from llm2clip.modeling.checks import keep_readable, load_tokenizer
 from llm2clip.modeling.image_processing_llm2clip import upright_rgb
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.models.towers import TimmTower
+from llm2clip.models.towers import TimmTower, copy_registration
 from llm2clip.teacher.clip_text import ClipText
 from llm2clip.teacher.fingerprint import TeacherRecord
 
@@ -85,9 +85,10 @@ def export_vision(
         else:
             library = 'transformers'
             name, values = _save_transformers(model, unfinished, projection, expected)
+        has_code = copy_registration(model.vision_encoder.trunk, unfinished)
         card = model_card(config, record.teacher, run, wise_ft_alpha, template='vision.md.j2',
                           title=f'Vision tower of LLM2CLIP, {name}', projection=projection,
-                          upright_source=upright_source(), library_name=library,
+                          upright_source=upright_source(), library_name=library, has_code=has_code,
                           pipeline_tag='image-feature-extraction', **values)
         card.save(unfinished / 'README.md')
     return name

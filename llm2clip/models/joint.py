@@ -42,7 +42,7 @@ class JointLLM2CLIP(ComposerLLM2CLIP):
         self.text_encoder, self.tokenize = text_encoder, tokenize
         save_trainable_only(self, 'text_encoder')
 
-    def forward(self, batch: Batch) -> Batch:
+    def features(self, batch: Batch) -> Batch:
         vectors = embed_captions(batch['caption'], self.encode)
         return self.model(batch['pixel_values'], vectors, batch.get('sample_seed'))
 

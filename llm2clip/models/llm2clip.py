@@ -11,12 +11,14 @@ from typing import Any, Optional
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.func import functional_call
 from torchmetrics import Metric
 
 from llm2clip.config import LossConfig, ModelConfig, SelfDistillationConfig
 from llm2clip.config.ranges import VisualProjection
+from llm2clip.device import exact_float32
 from llm2clip.errors import ConfigError, under
-from llm2clip.losses.contrastive import clip_loss, siglip_loss
+from llm2clip.losses.contrastive import all_gather, clip_loss, siglip_loss
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.classification import MeanAveragePrecision, MeanPerClass, ZeroshotTop1
 from llm2clip.metrics.retrieval import RetrievalRecall
@@ -26,6 +28,7 @@ from llm2clip.models.adapter_folder import build_adapter
 from llm2clip.models.evaluated_model import EvaluatedModel
 from llm2clip.models.towers import load_projection
 from llm2clip.models.vision_encoder import VisionEncoder
+from llm2clip.registry import build, check
 
 Batch = dict[str, torch.Tensor]
 
@@ -165,6 +168,44 @@ def truncate_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) -> M
                                visual_projection=projection_kind(model.visual_projection))
 
 
+class LossModule(nn.Module):
+    """Wrapper of a module that maps, in float32, ``image_features`` ``(N, D)`` and ``text_features``
+    ``(N, K, D)`` of the global batch and ``logit_scale`` ``(1,)`` to its loss, a scalar; every rank does so.
+
+    Its parameters are outputs of the model's forward pass, as `logit_scale` is, so that GradCache, DDP and
+    FSDP2 treat them in the same way.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, anything: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return name -> parameter, flattened.  On GPUs, FSDP2 of torch 2.7 requires the unused input."""
+        return {name: parameter.flatten().clone() for name, parameter in self.named_parameters()}
+
+    def global_loss(self, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the loss of the global batch from this rank's outputs of the model and of `forward`."""
+        texts = outputs['text_features']
+        if texts.ndim == 2:
+            texts = texts[:, None]
+        inputs = all_gather(outputs['image_features']), all_gather(texts), outputs['logit_scale']
+        parameters = {name.removeprefix('loss.'): outputs[name].view(parameter.shape)
+                      for name, parameter in self.named_parameters()}
+        # DDP waits for a gradient of every output, also of those that the module does not use.
+        zero = 0 * torch.stack([value.sum() for value in outputs.values()]).sum()
+        with exact_float32(texts.device.type):
+            return functional_call(self.loss, parameters, inputs) + zero
+
+
+def build_loss(config: LossConfig) -> Optional[LossModule]:
+    """Build the module that ``loss.name`` and ``loss.arguments`` select; None for a loss of this package."""
+    if ':' not in config.name:
+        return None
+    check('loss', config.name, {}, 'loss.name')
+    return LossModule(build('loss', config.name, config.arguments, 'loss.arguments'))
+
+
 class ComposerLLM2CLIP(EvaluatedModel):
     """Stage-2 training on text embeddings.
 
@@ -195,8 +236,16 @@ class ComposerLLM2CLIP(EvaluatedModel):
         self.model = model
         self.self_distillation = self_distillation or SelfDistillationConfig()
         self.loss_config = loss or LossConfig()
+        self.loss_module = build_loss(self.loss_config)
 
     def forward(self, batch: Batch) -> Batch:
+        """Return `features` and, if the loss is the user's, its parameters."""
+        outputs = self.features(batch)
+        if self.loss_module is None:
+            return outputs
+        return outputs | self.loss_module(outputs['image_features'])
+
+    def features(self, batch: Batch) -> Batch:
         """Return the outputs of `LLM2CLIP` for this rank's samples."""
         key = 'image_embedding' if 'image_embedding' in batch else 'pixel_values'
         return self.model(batch[key], batch['text_embedding'], batch.get('sample_seed'))
@@ -210,7 +259,9 @@ class ComposerLLM2CLIP(EvaluatedModel):
         text_id = None
         if config.mask_equal_texts:
             text_id = batch['text_id'].to(scale.device)
-        if config.name == 'siglip':
+        if self.loss_module is not None:
+            loss = self.loss_module.global_loss(outputs)
+        elif config.name == 'siglip':
             loss = siglip_loss(images, texts, scale, outputs['logit_bias'], text_id, config.block_size,
                                config.matryoshka_dims)
         else:

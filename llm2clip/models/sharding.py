@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from llm2clip.config import FsdpConfig
+from llm2clip.models.llm2clip import LossModule
 
 # Blocks of one class share this limit.  Blocks of a convolutional network differ in shape, and each block is
 # compiled again for evaluation, for passes without gradients, and for varying sequence lengths.  torch's
@@ -69,8 +70,9 @@ def set_up_units(model: nn.Module) -> str:
     """Set mixed precision of a model's FSDP2 units, after sharding and before the first forward pass.
 
     Composer 0.32.1 gives every FSDP2 unit the same `MixedPrecisionPolicy`, which rounds weights and inputs in
-    16-bit precisions: a temperature of 100 becomes 98.9.  Here, a unit with only scalars stays float32.  A
-    unit keeps the dtype of its inputs if ``fsdp_float32_inputs_fn`` of its model returns True.
+    16-bit precisions: a temperature of 100 becomes 98.9.  Here, a unit with only scalars stays float32, and
+    so do the parameters of a loss.  A unit keeps the dtype of its inputs if ``fsdp_float32_inputs_fn`` of its
+    model returns True.
 
     Returns:
         One line that summarises the sharded modules.
@@ -86,9 +88,11 @@ def set_up_units(model: nn.Module) -> str:
             # 2.15 those of its parameters.
             state = unit._get_fsdp_state()
             group: Any = state._fsdp_param_group
-            if group is not None and all(param._orig_size.numel() == 1 for param in group.fsdp_params):
+            params = [] if group is None else group.fsdp_params
+            is_scalar = all(param._orig_size.numel() == 1 for param in params)
+            if group is not None and (is_scalar or isinstance(unit, LossModule)):
                 state._mp_policy = group.mp_policy = MixedPrecisionPolicy()
-                for param in group.fsdp_params:
+                for param in params:
                     param.mp_policy = state._mp_policy
             elif takes_float32(unit):
                 state._mp_policy = dataclasses.replace(state._mp_policy, cast_forward_inputs=False)

@@ -5,10 +5,13 @@
 
 import copy
 import difflib
+import inspect
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Optional, Protocol
 
 import timm
@@ -32,6 +35,9 @@ from llm2clip.teacher.clip_text import load_architecture
 
 # (tokens (B, T, D), number of prefix tokens) -> indices (B, kept) of the patches to keep; None keeps all.
 Keep = Callable[[torch.Tensor, int], Optional[torch.Tensor]]
+# What training and exports need of a model of timm, the user's too, beside its forward pass.
+_INTERFACE = ('head_hidden_size', 'num_features', 'num_classes', 'pretrained_cfg', 'reset_classifier',
+              'get_classifier', 'group_matcher')
 
 
 class Tower(Protocol):
@@ -103,6 +109,10 @@ class TimmTower(Tower):
 
     def __init__(self, config: VisionConfig, load_weights: bool) -> None:
         trunk = _load_timm(config, load_weights)
+        missing = [name for name in _INTERFACE if not hasattr(trunk, name)]
+        if missing:
+            raise ConfigError(f'{config.name} lacks {", ".join(missing)}, which docs/guides/stage2.md '
+                              'describes', key='name')
         trunk.reset_classifier(0)
         module: Any
         for module in trunk.modules():
@@ -145,6 +155,8 @@ class TimmTower(Tower):
         self.trunk.patch_drop = _PatchDrop(keep, self.trunk.num_prefix_tokens, isinstance(self.trunk, Eva))
 
     def checkpoint_gradients(self) -> None:
+        if not hasattr(self.trunk, 'set_grad_checkpointing'):
+            raise ConfigError(f'{self.name} has no set_grad_checkpointing', key='gradient_checkpointing')
         self.trunk.set_grad_checkpointing(True)
 
 
@@ -269,6 +281,16 @@ def _is_timm(config: VisionConfig) -> bool:
     return config.name.startswith(('hf-hub:', 'local-dir:')) or timm.is_model(config.name)
 
 
+def copy_registration(trunk: Any, folder: Path) -> bool:
+    """Copy the module by which the user registers a tower with timm into an exported folder; return whether
+    there is one.  Its copy is vision_tower.py."""
+    name = getattr(trunk, 'pretrained_cfg', {}).get('architecture', '')
+    if not timm.is_model(name) or timm.models.model_entrypoint(name).__module__.startswith('timm.'):
+        return False
+    shutil.copy(inspect.getfile(timm.models.model_entrypoint(name)), folder / 'vision_tower.py')
+    return True
+
+
 def train_image_size(data: ImageDataConfig, vision: VisionConfig) -> int:
     """Return the side of training images in pixels; a ConfigError if the tower does not support it."""
     size = data.image_size or vision.image_size
@@ -295,8 +317,8 @@ def tower_preprocessing(config: VisionConfig) -> Preprocessing:
     if '/' not in config.name and not os.path.isdir(config.name):
         near = difflib.get_close_matches(config.name, timm.list_models(), 1)
         hint = ''.join(f'; did you mean {name!r}?' for name in near)
-        raise ConfigError(f'{config.name!r} is not a model of timm, a folder, or OWNER/NAME on the Hugging '
-                          f'Face hub{hint}', key='name')
+        raise ConfigError(f'{config.name!r} is not a model of timm, of one of the `modules`, a folder, or '
+                          f'OWNER/NAME on the Hugging Face hub{hint}', key='name')
     with reading(config.name, 'an image processor with image_mean and image_std, or `mean` and `std` in the '
                  'configuration'):
         data, _ = ImageProcessingMixin.get_image_processor_dict(config.name)

@@ -6,11 +6,13 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from composer import Evaluator
+from composer import Algorithm, Evaluator, Event, State
 
 from llm2clip.config import FsdpConfig, TrainConfig
 from llm2clip.data.streams.safe_dataset import device_batch_size
+from llm2clip.device import get_device
 from llm2clip.errors import ConfigError, refuse, under
+from llm2clip.models.llm2clip import build_loss
 from llm2clip.ranks import dist
 from llm2clip.registry import build, build_all, check, check_arguments, named
 from llm2clip.training.callbacks.monitors import SaveBest
@@ -24,7 +26,10 @@ def check_train_config(config: TrainConfig) -> None:
     name, arguments = named(config.optimizer, 'optimizer')
     build('optimizer', name, {'params': [torch.nn.Parameter(torch.zeros(1))]} | arguments)
     build('scheduler', *named(config.scheduler, 'scheduler'))
-    build_all('algorithms', config.algorithms)
+    algorithms = dict(zip(config.algorithms, build_all('algorithms', config.algorithms)))
+    if 'grad_cache' in algorithms:
+        _check_grad_cache(algorithms, config)
+    build_loss(config.loss)
     build_all('callbacks', config.callbacks)
     for name, arguments in config.loggers.items():
         check('loggers', name, arguments, f'loggers.{name}')
@@ -51,6 +56,18 @@ def check_train_config(config: TrainConfig) -> None:
          'would only see the negatives inside it. Add `algorithms: {grad_cache: {}}`, which keeps the loss '
          'that of the global batch, or leave the key out, or lower global_train_batch_size.'),
     ])
+
+
+def _check_grad_cache(algorithms: Mapping[str, Algorithm], config: TrainConfig) -> None:
+    """Raise a ConfigError for an algorithm that changes a microbatch, its outputs or its loss."""
+    events = (Event.BEFORE_FORWARD, Event.AFTER_FORWARD, Event.BEFORE_LOSS, Event.AFTER_LOSS,
+              Event.BEFORE_BACKWARD)
+    state = State(torch.nn.Identity(), config.seed, config.run_name, get_device(config.device))
+    for name, algorithm in algorithms.items():
+        if name != 'grad_cache' and any(algorithm.match(event, state) for event in events):
+            raise ConfigError('changes the loss of a microbatch, but grad_cache has computed that of the '
+                              'whole batch before; expected loss.name: module:class for a loss of your own',
+                              key=f'algorithms.{name}')
 
 
 def evaluated_metrics(evaluators: Sequence[Evaluator]) -> dict[str, list[str]]:

@@ -38,6 +38,17 @@ RULES: list[tuple[int, str, list[str]]] = [
                                     'model.vision.feature_levels=1']),
     (2, 'model.logit_bias', ['loss.name=siglip']),
     (2, 'model.logit_bias', ['model.logit_bias=-10']),
+    (2, 'loss.name', ['loss.name=clap']),
+    (2, 'loss.name', ['loss.name=no_module:Loss']),
+    (2, 'loss.name', ['loss.name=user_losses:SETTINGS']),
+    (2, 'loss.name', ['loss.name=user_losses:Bilinear', 'loss.arguments.dim=8', 'loss.matryoshka_dims=[8]']),
+    (2, 'loss.name', ['loss.name=user_losses:Bilinear', 'loss.arguments.dim=8', 'loss.mask_equal_texts=true']),
+    (2, 'loss.arguments', ['loss.arguments.dim=8']),
+    (2, 'loss.arguments', ['loss.name=user_losses:Bilinear']),
+    (2, 'loss.arguments.dims', ['loss.name=user_losses:Bilinear', 'loss.arguments.dims=8']),
+    (2, 'loss.arguments.dim', ['loss.name=user_losses:Bilinear', 'loss.arguments.dim=x']),
+    (2, 'algorithms.user_losses:Halved', ['algorithms={grad_cache: {}, user_losses:Halved: {}}']),
+    (2, 'algorithms.user_losses:Halved', ['algorithms={user_losses:Halved: {}, grad_cache: {}}']),
     (2, 'model.vision.freeze', [VECTORS]),
     (2, 'train_data.horizontal_flip', [VECTORS, 'model.vision.freeze=true', 'train_data.horizontal_flip=0.5']),
     # Parts, device and ranks.
@@ -59,6 +70,16 @@ def refused_key(stage: int, args: list[str]) -> str:
 @pytest.mark.parametrize(('stage', 'key', 'args'), RULES)
 def test_contradicting_settings_are_refused(stage: int, key: str, args: list[str]) -> None:
     assert refused_key(stage, args) == key
+
+
+def test_algorithms_that_leave_the_loss_alone_go_with_grad_cache() -> None:
+    algorithms = '{grad_cache: {}, clamp_logit_scale: {}, gradient_clipping: {}, channels_last: {}, patch_dropout: {}}'
+    check_train_config(load_config(SCHEMAS['train_stage2'], [
+        *REQUIRED['train_stage2'], f'algorithms={algorithms}',
+        'algorithms.gradient_clipping={clipping_type: norm, clipping_threshold: 1}', 'device=cpu']))
+    # Without it, a whole batch of one rank has no other samples.
+    check_train_config(load_config(SCHEMAS['train_stage2'], [
+        *REQUIRED['train_stage2'], 'algorithms={user_losses:Halved: {}}']))
 
 
 def test_fsdp_sizes_divide_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

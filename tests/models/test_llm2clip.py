@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from composer.core import Event
 
-from llm2clip.config import AdapterConfig, ModelConfig, SelfDistillationConfig, VisionConfig
+from llm2clip.config import AdapterConfig, LossConfig, ModelConfig, SelfDistillationConfig, VisionConfig
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.modeling.adapter import Adapter
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP, truncate_dims
@@ -89,6 +89,24 @@ def test_self_distillation_is_towards_the_model_before_training() -> None:
     for parameter in model.parameters():
         parameter.data.add_(1)
     assert torch.equal(initial(batch['pixel_values']), targets)
+
+
+@pytest.mark.parametrize('captions', [1, 3])
+def test_a_loss_of_the_user_gets_all_features_and_has_all_gradients(captions: int) -> None:
+    model = ComposerLLM2CLIP(LLM2CLIP(TINY, 8), LossConfig('user_losses:Bilinear', {'dim': 16, 'scale': 3.0}))
+    assert model.loss_module is not None
+    texts = (4,) if captions == 1 else (4, captions)
+    outputs = model({'pixel_values': torch.randn(4, 3, 32, 32), 'text_embedding': torch.randn(*texts, 8)})
+    images, texts, scale = (outputs[name] for name in ('image_features', 'text_features', 'logit_scale'))
+    module = model.loss_module.loss
+    expected = module(images, texts.view(4, captions, 16), scale)
+    weights = [*module.parameters(), model.model.adapter.projection.weight]
+    with torch.autocast('cpu', torch.bfloat16):
+        loss = model.loss(outputs, {})
+    assert loss.ndim == 0 and torch.equal(loss, expected) and module.scale.item() == 3
+    for found, gradient in zip(torch.autograd.grad(loss, weights, retain_graph=True),
+                               torch.autograd.grad(expected, weights), strict=True):
+        torch.testing.assert_close(found, gradient)
 
 
 def test_checkpoint_with_other_names_is_loaded_in_order(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,16 @@ def test_a_bad_pipeline_is_refused_by_file_and_step(line: str, key: str, message
 def test_a_name_without_a_value_is_required(file: Path) -> None:
     with pytest.raises(ConfigError, match=f'folder .*{file}'):
         load_config(PipelineConfig, [str(file)])
+
+
+def test_every_step_imports_the_modules_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('sys.path', [*sys.path])
+    Path('user_module.py').touch()
+    steps = ['steps={a: [prepare_data, out=o, source.name=emoji], b: [report, results=r, out=o, steps.x=y]}']
+    for step in load_steps(load_config(PipelineConfig, [*steps, 'modules=[user_module]'])):
+        assert step.config.modules == ['user_module'] and "modules=['user_module']" in step.args
+    assert sys.modules.pop('user_module').__file__ == f'{tmp_path}/user_module.py'
+    with pytest.raises(ConfigError) as error:
+        load_steps(load_config(PipelineConfig, [*steps, 'modules=[no_module]']))
+    assert error.value.key == 'steps.a' and 'no_module' in str(error.value)

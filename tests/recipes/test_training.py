@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+import user_losses
 from gradients import COPIES
 from launched import SGD, SHARDED, Launched, assert_same_weights, finish, losses, may_have_own_memory, run, weights
 from parts import make_samples, write_dataset
-from recipes_in_process import ROOT, run_recipe
+from recipes_in_process import example_of_the_page, run_recipe
 from remotes import free_port
 from safetensors.torch import load_file, save_file
 
@@ -226,22 +227,44 @@ def test_a_corrupt_shard_stops_both_ranks(
     assert any(named) and all(ok or 'another rank has ended' in output for ok, output in zip(named, outputs)), outputs
 
 
-def test_the_example_of_an_own_part_trains_and_nothing_warns(
+def test_the_loss_of_the_page_trains_and_nothing_warns(
     stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    pages = ''.join(page.read_text() for page in (ROOT / 'docs').rglob('*.md'))
-    example, = re.findall(r'```python\n(from composer .*?)```', pages, re.S)
-    (tmp_path / 'my_parts.py').write_text(example)
+    """With two captions per image, and in microbatches by GradCache."""
+    (tmp_path / 'my_parts.py').write_text(example_of_the_page('class Closer'))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'path', [*sys.path])
     # As most shipped files: no evaluation, and a scheduler that may begin at once.
-    args = [*stage2_args, 'eval_data=null', 'max_duration=1ba', 'scheduler={name: linear_with_warmup, t_warmup: 0ba}']
-    for weight in (0.0, 10.0):
-        own = f'algorithms.my_parts:Closer.weight={weight}'
-        run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={weight}', own)
-    without, added = (losses(tmp_path / name)[0] for name in ('0.0', '10.0'))
-    assert without + 1 < added <= without + 40
+    args = [*stage2_args, *SGD, 'eval_data=null', 'max_duration=2ba',
+            'scheduler={name: linear_with_warmup, t_warmup: 0ba}']
+    closer = 'loss={name: my_parts:Closer, arguments: {weight: %s}}'
+    several, cached = 'train_data.captions_per_image=2', ['algorithms.grad_cache={}', 'device_train_microbatch_size=3']
+    variants = {'clip': [], 'without': [closer % 0.0], 'several': [closer % 0.0, several],
+                'added': [closer % 10, several], 'cached': [closer % 10, several, *cached]}
+    for name, extra in variants.items():
+        run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={name}', *extra)
+    found = {name: losses(tmp_path / name) for name in variants}
+    assert found['without'] == pytest.approx(found['clip'], rel=1e-5)
+    assert found['several'][0] + 1 < found['added'][0] <= found['several'][0] + 40
+    assert found['cached'] == pytest.approx(found['added'], rel=1e-5)
     assert [str(warning.message) for warning in recwarn if 'composer' in warning.filename] == []
+
+
+@pytest.mark.dist
+def test_parameters_of_a_loss_are_trained_saved_and_resumed(stage2_args: list[str], tmp_path: Path) -> None:
+    shutil.copy(user_losses.__file__, tmp_path)
+    script = tmp_path / 'train.py'  # beside it, where Python looks for modules
+    script.write_text("import runpy\nrunpy.run_path('recipes/train_stage2.py', run_name='__main__')\n")
+    args = [*stage2_args, *SGD, 'train_data.captions_per_image=2', 'lr_scale={loss_module: 2}',
+            'loss={name: user_losses:Bilinear, arguments: {dim: 16}}']
+    for name, ranks, extra in (('one', 1, []), ('two', 2, [*SHARDED, 'max_duration=3ba']), ('two', 2, SHARDED)):
+        log = tmp_path / f'{name}.log'
+        finish(Launched([str(script), *args, f'save_folder={tmp_path / name}', *extra], log, ranks), log)
+    assert_same_losses(tmp_path / 'two', tmp_path / 'one')
+    found, expected = (weights(tmp_path / name) for name in ('two', 'one'))
+    assert_same_weights(found, expected)
+    assert found['loss_module.loss.scale'] != 5 and found['loss_module.loss.matrix.weight'].shape == (16, 16)
+    Stage2Run(tmp_path / 'two').load_model()
 
 
 @pytest.mark.dist

@@ -10,7 +10,18 @@ import gradients
 import pytest
 import torch
 from filelock import FileLock
-from gradients import COMPILED, JOINT, PREFIXES, WAYS, Result, caption_step, image_step, inheritance_step, joint_step
+from gradients import (
+    COMPILED,
+    CUSTOM,
+    JOINT,
+    PREFIXES,
+    WAYS,
+    Result,
+    caption_step,
+    image_step,
+    inheritance_step,
+    joint_step,
+)
 from launched import Launched, finish
 
 from llm2clip.training.algorithms.grad_cache import GradCache
@@ -104,6 +115,17 @@ def test_stage2(two_ranks: dict[str, Any]) -> None:
     assert not torch.allclose(prefixes['loss'], plain['loss'], rtol=1e-3)
     for found in (image_step(3, captions=3, loss=PREFIXES), *(two_ranks[f'images/{way}/prefixes'] for way in WAYS)):
         _assert_equal(found, prefixes)
+
+
+@pytest.mark.dist
+def test_a_loss_of_the_user_sees_all_ranks_and_microbatches(two_ranks: dict[str, Any]) -> None:
+    """Several captions per image, a matrix among its parameters, and a temperature that it does not use."""
+    expected = image_step(None, captions=3, loss=CUSTOM)
+    assert expected.pop('model.logit_scale') == 0
+    cases = [f'images/{way}/custom/{size}' for way in WAYS for size in (None, 2)]
+    for found in (image_step(3, captions=3, loss=CUSTOM), *(two_ranks[case] for case in cases)):
+        assert found.pop('model.logit_scale') == 0
+        _assert_equal(found, expected, part='loss_module.loss.matrix')
 
 
 @pytest.mark.dist
