@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Evaluate trained models side by side: python recipes/evaluate.py yamls/eval/quickstart.yaml"""
+"""Evaluate trained models side by side: python recipes/evaluate.py yamls/quickstart/steps.yaml"""
 
 from llm2clip.command import run_command
 from llm2clip.config import EvaluateConfig

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Export a trained model as a Hugging Face folder:
-python recipes/export_hf.py yamls/export/quickstart.yaml"""
+python recipes/export_hf.py yamls/quickstart/steps.yaml"""
 
 from llm2clip.command import run_command
 from llm2clip.config import ExportConfig

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Embed captions with a teacher: python recipes/extract_embeddings.py yamls/extract/quickstart.yaml"""
+"""Embed captions with a teacher: python recipes/extract_embeddings.py yamls/quickstart/steps.yaml"""
 
 from llm2clip.command import run_command
 from llm2clip.config import ExtractConfig

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Embed images with a frozen vision tower:
-python recipes/extract_image_embeddings.py yamls/extract/images/dinov2_l.yaml"""
+python recipes/extract_image_embeddings.py yamls/custom_data/steps.yaml"""
 
 from llm2clip.command import run_command
 from llm2clip.config import ExtractImagesConfig

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Convert official weights and teachers: python recipes/import_official.py yamls/import/clip_b16.yaml"""
+"""Convert official weights and teachers: python recipes/import_official.py yamls/parts/tower/clip_b16.yaml"""
 
 from typing import Any
 

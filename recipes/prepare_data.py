@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Convert raw files to MDS datasets: python recipes/prepare_data.py yamls/data/quickstart_emoji.yaml"""
+"""Convert raw files to MDS datasets: python recipes/prepare_data.py yamls/quickstart/steps.yaml"""
 
 from llm2clip.command import run_command
 from llm2clip.config import PrepareConfig

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Write one HTML report of a whole pipeline: python recipes/report.py yamls/report/quickstart.yaml"""
+"""Write one HTML report of a whole pipeline: python recipes/report.py yamls/quickstart/steps.yaml"""
 
 from llm2clip.command import run_command
 from llm2clip.config import ReportConfig

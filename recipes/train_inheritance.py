@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Align the adapter with CLIP:
-python recipes/train_inheritance.py yamls/inheritance/paper.yaml yamls/stage2/data/cc3m.yaml
-yamls/stage2/teacher/llama3.1_8b.yaml yamls/inheritance/target/clip_l14_336.yaml"""
+python recipes/train_inheritance.py yamls/inheritance/paper.yaml yamls/parts/tower/clip_l14_336.yaml
+yamls/parts/data/cc3m.yaml yamls/parts/teacher/llama3.1_8b.yaml"""
 
 from llm2clip.command import run_command
 from llm2clip.config import InheritanceConfig

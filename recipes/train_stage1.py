@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Fine-tune an LLM as a text encoder: python recipes/train_stage1.py yamls/stage1/quickstart.yaml"""
+"""Fine-tune an LLM as a text encoder: python recipes/train_stage1.py yamls/quickstart/steps.yaml"""
 
 from llm2clip.command import run_command
 from llm2clip.config import Stage1Config

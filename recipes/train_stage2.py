@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Train a vision tower with a teacher: python recipes/train_stage2.py yamls/stage2/quickstart.yaml"""
+"""Train a vision tower with a teacher: python recipes/train_stage2.py yamls/quickstart/steps.yaml"""
 
 from llm2clip.command import run_command
 from llm2clip.config import Stage2Config

@@ -71,7 +71,7 @@ def test_a_yaml_takes_what_is_fast_and_the_run_says_which(
     monkeypatch.setattr('llm2clip.command.computes_bfloat16', lambda: fast)
     config = load_config(Stage1Config, STAGE1)
     assert config.text_encoder.dtype == dtype
-    assert load_config(ExtractConfig, ['yamls/extract/quickstart.yaml']).precision == precision
+    assert load_config(ExtractConfig, ['yamls/quickstart/steps.yaml']).precision == precision
     with warnings.catch_warnings(action='error'):
         warn_of_slow_bfloat16(config)
     if not fast:

@@ -84,7 +84,7 @@ def test_required_keys_come_first_and_the_others_in_groups() -> None:
 
 def test_help_about_a_key_prints_that_part() -> None:
     schema = SCHEMAS['train_stage2']
-    text = help_text(schema, _doc('train_stage2'), ['--help', 'model.vision', 'yamls/stage2/quickstart.yaml'])
+    text = help_text(schema, _doc('train_stage2'), ['--help', 'model.vision', 'yamls/quickstart/steps.yaml'])
     keys = _keys(text)
     assert keys[:2] == ['model.vision', 'model.vision.name']
     assert all(f'{key}.'.startswith('model.vision.') for key in keys) and 'model.vision.lora.r' in keys

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from parts import write_dataset
 from recipes_in_process import ROOT, SCHEMAS, run_recipe
 
-from llm2clip.config import ExtractConfig, PrepareConfig, Stage1Config, Stage2Config, TrainConfig
+from llm2clip.config import ExtractConfig, InheritanceConfig, PrepareConfig, Stage1Config, Stage2Config, TrainConfig
 from llm2clip.config.loading import leaves, load_config
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.image_text_dataset import caption_mix
@@ -35,8 +35,8 @@ from llm2clip.training.stage2 import possible_metrics
 
 LAUNCHERS = ['yamls/cluster/skypilot.yaml', 'yamls/cluster/slurm.sbatch']
 FILES = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')} - {*LAUNCHERS})
-VISION, DATA, CAPTIONS, TEACHER = (sorted(path.stem for path in ROOT.glob(f'yamls/stage2/{kind}/*.yaml'))
-                                   for kind in ('vision', 'data', 'captions', 'teacher'))
+TOWER, DATA, TEACHER = (sorted(path.stem for path in ROOT.glob(f'yamls/parts/{kind}/*.yaml'))
+                        for kind in ('tower', 'data', 'teacher'))
 # The rows of the paper's table 1 with LLM2CLIP: tower -> amounts of data.
 TABLE_1 = {'clip_b16': ['15m'], 'eva02_b16': ['15m'], 'clip_l14': ['15m'], 'eva02_l14': ['3m', '15m', '60m'],
            'clip_l14_336': ['15m', '60m'], 'eva02_l14_336': ['15m', '60m'], 'siglip2_so400m': ['60m']}
@@ -90,7 +90,8 @@ def _named(config: Any) -> Iterator[str]:
     """Every path below `runs` or `data` in a configuration; of sources below `runs` alone: users have the others."""
     for key, value in leaves(dataclasses.asdict(config)):
         places = ('runs/',) if re.search('(^|[.])(source|linear_probe)[.]', key) else ('runs/', 'data/')
-        if isinstance(value, str) and value.startswith(places):
+        unread = isinstance(config, Stage2Config) and '.embeddings.clip_text.' in key  # for train_inheritance
+        if isinstance(value, str) and value.startswith(places) and not unread:
             yield value
 
 
@@ -106,9 +107,9 @@ def test_commands_load_and_every_folder_they_read_has_a_source() -> None:
                 error.add_note(f'a command in the head of {file}')
                 raise
     written = {folder for _, _, config in runs for folder in _written(config)}
-    data = [str(path) for path in ROOT.glob('yamls/extract/data/*.yaml')]
-    for teacher in ROOT.glob('yamls/extract/teacher/*.yaml'):
-        written |= _written(load_config(ExtractConfig, [str(teacher), *data]))
+    data = [str(path) for path in ROOT.glob('yamls/parts/data/*.yaml')]
+    for teacher in ROOT.glob('yamls/parts/teacher/*.yaml'):
+        written |= _written(load_config(ExtractConfig, [str(ROOT / 'yamls/extract/paper.yaml'), str(teacher), *data]))
     for file, args, config in runs:
         said = ' '.join(line for yaml_file in {file, *(arg for arg in args if arg.endswith('.yaml'))}
                         for line in _head(yaml_file) if not line.startswith(('python ', 'composer ')))
@@ -119,7 +120,8 @@ def test_commands_load_and_every_folder_they_read_has_a_source() -> None:
 
 
 def _stage2(*fragments: str) -> Stage2Config:
-    return load_config(Stage2Config, [str(ROOT / f'yamls/stage2/{file}.yaml') for file in ('paper', *fragments)])
+    files = ['stage2/paper', *(f'parts/{file}' if '/' in file else f'stage2/{file}' for file in fragments)]
+    return load_config(Stage2Config, [str(ROOT / f'yamls/{file}.yaml') for file in files])
 
 
 @pytest.fixture(scope='module')
@@ -133,7 +135,7 @@ def captions_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_text_pairs_of_the_paper_are_those_that_are_prepared() -> None:
     """Each under the official code's instructions, to the letter, and a semicolon."""
-    prepared = load_config(PrepareConfig, [str(ROOT / 'yamls/data/echo.yaml'), 'out=data/echo']).source['files']
+    prepared = load_config(PrepareConfig, [str(ROOT / 'yamls/prepare/echo.yaml'), 'out=data/echo']).source['files']
     streams = load_config(Stage1Config, _commands('yamls/stage1/paper.yaml')[0][1]).train_data.streams
     assert [stream.local for name, stream in streams.items() if name != 'captions'] == [
         f'data/echo/{Path(file).stem}' for file in prepared] and len(prepared) == 14
@@ -147,20 +149,20 @@ def test_the_text_pairs_of_the_paper_are_those_that_are_prepared() -> None:
 
 @pytest.mark.long
 # Of those that name an LLM, one: the stand-in takes its place.
-@pytest.mark.parametrize('file', [file for file in FILES if 'yamls/stage1/' in file and (
-    'plan_llm' not in (ROOT / file).read_text() and 'captions_only' not in file)])
+@pytest.mark.parametrize('file', [file for file in FILES if 'captions_only' not in file and (
+    'yamls/stage1/' in file or file == 'yamls/quickstart/steps.yaml')])
 def test_stage1_trains_a_stand_in(
     file: str, llm_folder: Path, captions_dataset: Path, text_pairs_dataset: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, args = _commands(file)[0]
+    recipe, args = next(command for command in _commands(file) if command[0] == 'train_stage1')
     stand_in = [f'text_encoder.pretrained={llm_folder}', 'text_encoder.gguf_file=null', 'text_encoder.dtype=float32',
                 'global_train_batch_size=8', 'global_eval_batch_size=8', 'device_train_microbatch_size=8', 'device=cpu',
                 'precision=fp32', 'max_duration=1ba', f'save_folder={tmp_path}/run', 'train_data.num_workers=0',
                 'train_data.num_canonical_nodes=8', 'progress_bar=false', 'text_encoder.adapters=[]']
     config = load_config(Stage1Config, args)
     assert config.text_encoder.bidirectional and config.lora.r == 16
-    assert config.logit_scale == (20.0 if file.endswith(('quickstart.yaml', 'simcse.yaml')) else 50.0)
+    assert config.logit_scale == (20.0 if file.endswith(('quickstart/steps.yaml', 'simcse.yaml')) else 50.0)
     for name in config.train_data.streams:
         captions = name in ('captions', 'emoji', 'wikipedia')
         (tmp_path / name).symlink_to(captions_dataset if captions else text_pairs_dataset)
@@ -177,22 +179,38 @@ def test_stage1_trains_a_stand_in(
     assert OmegaConf.load(tmp_path / 'run/config.yaml').lora == OmegaConf.structured(config.lora)
 
 
-def test_teachers_are_the_same_in_extraction_and_stage2() -> None:
+def test_the_steps_of_a_teacher_go_together() -> None:
+    """Extraction and stage 2 read the teacher that stage 1 writes, if it does, and stage 2 the extraction's folder."""
     for teacher in TEACHER:
-        extract = load_config(ExtractConfig, _commands(f'yamls/extract/teacher/{teacher}.yaml')[0][1])
-        stage2 = load_config(Stage2Config, _commands(f'yamls/stage2/teacher/{teacher}.yaml')[0][1])
-        if dataclasses.is_dataclass(found := extract.teacher):
-            found = dataclasses.replace(found, trust_remote_code=False)  # a command says so, not the file
-        assert found == stage2.teacher, teacher
+        part = str(ROOT / f'yamls/parts/teacher/{teacher}.yaml')
+        data = str(ROOT / 'yamls/parts/data/cc3m.yaml')
+        extract = load_config(ExtractConfig, [str(ROOT / 'yamls/extract/paper.yaml'), part, data, 'data=x'])
+        stage2 = load_config(Stage2Config, [str(ROOT / 'yamls/stage2/paper.yaml'), part, data, 'data=x',
+                                            str(ROOT / 'yamls/parts/tower/clip_b16.yaml')])
+        assert extract.teacher == stage2.teacher, teacher
+        assert stage2.train_data.streams['cc3m'].embeddings['teacher'].local == f'{extract.out}/cc3m'
+        assert extract.out == f'x/embeddings/{teacher}'
+        if isinstance(stage2.teacher, str):
+            stage1 = load_config(Stage1Config, [str(ROOT / 'yamls/stage1/paper.yaml'), part])
+            assert stage1.teacher_folder == stage2.teacher
 
+
+def test_the_features_of_a_text_tower_are_where_inheritance_reads_them() -> None:
+    for tower in TOWER:
+        commands = dict(_commands(f'yamls/parts/tower/{tower}.yaml'))
+        if 'train_inheritance' in commands:
+            targets = load_config(ExtractConfig, commands['extract_embeddings'])
+            inheritance = load_config(InheritanceConfig, commands['train_inheritance'])
+            data = inheritance.train_data
+            assert data.streams['cc3m'].embeddings[data.target].local == f'{targets.out}/cc3m'
+            stage2 = _stage2(f'tower/{tower}', 'data/cc3m', 'teacher/llama3.1_8b', 'inheritance')
+            assert stage2.initial_adapter == inheritance.adapter_folder
 
 
 def test_the_steps_for_one_gpu_go_together() -> None:
     """One tower and teacher in all steps, and an adapter that the alignment can take over."""
-    steps = 'extract_images', 'extract_targets', 'extract', 'inheritance', 'align', 'evaluate'
-    commands = [_commands(f'yamls/one_gpu/{step}.yaml')[0] for step in steps]
-    images, targets, texts, inheritance, align, evaluate = (
-        load_config(SCHEMAS[recipe], args) for recipe, args in commands)
+    texts, targets, images, inheritance, align, evaluate = (
+        load_config(SCHEMAS[recipe], args) for recipe, args in _commands('yamls/one_gpu/steps.yaml')[3:9])
     assert images.vision == dataclasses.replace(align.model.vision, architecture={}, freeze=False)
     assert images.vision.name == targets.teacher.name == evaluate.models['before'].pretrained
     assert texts.teacher == inheritance.teacher == align.teacher
@@ -200,24 +218,24 @@ def test_the_steps_for_one_gpu_go_together() -> None:
     assert align.initial_adapter == inheritance.adapter_folder
 
 
-@pytest.mark.parametrize('vision', VISION)
-def test_fragments_build_every_tower_and_row_of_the_paper(vision: str) -> None:
+@pytest.mark.parametrize('tower', TOWER)
+def test_fragments_build_every_tower_and_row_of_the_paper(tower: str) -> None:
     assert sum(1 + len(data) for data in TABLE_1.values()) == 18
-    scales = TABLE_1.get(vision, ['15m'])
-    configs = {data: _stage2(f'vision/{vision}', *(f'data/{name}' for name in SETS[data]), 'teacher/llama3.1_8b')
+    scales = TABLE_1.get(tower, ['15m'])
+    configs = {data: _stage2(f'tower/{tower}', *(f'data/{name}' for name in SETS[data]), 'teacher/llama3.1_8b')
                for data in scales}
     for data, config in configs.items():
         check_train_config(config)
         assert list(config.train_data.streams) == SETS[data]
     config = configs[scales[0]]
-    tower, size = config.model.vision, config.model.vision.image_size
+    size = config.model.vision.image_size
     with torch.device('meta'):
         model = LLM2CLIP(config.model, 4096, load_weights=False)
         outputs = model(torch.empty(2, 3, size, size), torch.empty(2, 4096))
-    assert tower_preprocessing(tower).image_size == size == (336 if '336' in vision else 224)
-    official = vision.endswith('official_code')
+    assert tower_preprocessing(config.model.vision).image_size == size == (336 if '336' in tower else 224)
+    official = tower.endswith('official_code')
     assert outputs['image_features'].shape == outputs['text_features'].shape == (2, 1152 if official else 1280)
-    kind = 'affine' if 'eva02' in vision else 'identity' if official else 'linear'
+    kind = 'affine' if 'eva02' in tower else 'identity' if official else 'linear'
     assert projection_kind(model.visual_projection) == kind
     groups = parameter_groups(model, config.optimizer['lr'], 0.05, layer_decay=config.layer_decay)
     assert config.model.logit_scale == pytest.approx(1 / 0.07 if official else 100)
@@ -225,26 +243,16 @@ def test_fragments_build_every_tower_and_row_of_the_paper(vision: str) -> None:
     assert min(group['lr'] for group in groups) == pytest.approx(1e-5 * decay)
 
 
-@pytest.fixture(scope='module')
-def teacher_names() -> set[str]:
-    names = [_stage2('vision/clip_b16', 'data/cc3m', f'teacher/{teacher}').train_data.teachers for teacher in TEACHER]
-    assert len(names) == 12
-    return {name for name, in names}
-
-
 @pytest.mark.parametrize('data', SETS)
-def test_data_captions_and_teachers_go_together(data: str, teacher_names: set[str]) -> None:
+def test_data_and_captions_go_together(data: str) -> None:
     assert sorted({name for names in SETS.values() for name in names}) == DATA
     of_data = [f'data/{name}' for name in SETS[data]]
-    streams = _stage2('vision/clip_b16', *of_data, 'teacher/llama3.1_8b').train_data.streams
-    assert all(teacher_names <= stream.embeddings.keys() for stream in streams.values())
     dense, short = ({f'{length}{model}' for model in ('IB', 'SV', 'LLA')} for length in ('long', 'short'))
     mixes = {'': {'raw': 3, **dict.fromkeys(dense, 1)}, 'official_code': {'shortSV': 1, 'longSV': 1},
-             'all_six': dict.fromkeys(dense | short, 1)}
-    assert sorted(mixes) == ['', *CAPTIONS]
+             'six_captions': dict.fromkeys(dense | short, 1)}
     for captions, mix in mixes.items():
-        fragments = [*of_data, *([f'captions/{captions}'] if captions else []), 'teacher/llama3.1_8b']
-        config = _stage2('vision/clip_b16', *fragments)
+        fragments = [*of_data, *([captions] if captions else []), 'teacher/llama3.1_8b']
+        config = _stage2('tower/clip_b16', *fragments)
         for stream in SETS[data]:
             expected = {'raw': 0.5, 'long': 0.5} if stream == 'recap' else mix
             assert caption_mix(config.train_data.streams[stream], config.train_data) == expected
@@ -253,7 +261,7 @@ def test_data_captions_and_teachers_go_together(data: str, teacher_names: set[st
 def test_every_classification_set_has_a_fragment() -> None:
     sources = {path.stem: [entry[key] for section in yaml.safe_load(path.read_text()).values()
                            for entry in section.values() for key in ('source', 'train', 'test') if key in entry]
-               for path in ROOT.glob('yamls/eval/sets/*.yaml')}
+               for path in ROOT.glob('yamls/eval/sets/*.yaml') if '\nprepare_data:' not in path.read_text()}
     assert {source['name'] for of_file in sources.values() for source in of_file} == {*CLASSIFICATION_SETS}
 
 

@@ -39,6 +39,13 @@ _COMMAND_LINE = 'command line'
 _SECRET = re.compile(r'://(?!((?<=sftp://)[^\s/?#:@]+@)?(\[[\w:.]*\]|[^\s/?#:@]*)(:\d*)?([\s/?#]|$))'
                      r'|://[^\s?#]*\?[^\s#]*=')
 _STR, _MAP, _NULL, _MERGE = (f'tag:yaml.org,2002:{name}' for name in ('str', 'map', 'null', 'merge'))
+# Section of a file -> schema of the recipe that alone reads it.
+_SECTIONS = {
+    'prepare_data': 'PrepareConfig', 'train_stage1': 'Stage1Config', 'extract_embeddings': 'ExtractConfig',
+    'extract_image_embeddings': 'ExtractImagesConfig', 'train_inheritance': 'InheritanceConfig',
+    'train_stage2': 'Stage2Config', 'evaluate': 'EvaluateConfig', 'export_hf': 'ExportConfig',
+    'report': 'ReportConfig', 'import_official': 'ImportConfig',
+}
 # Pattern in a message of pydantic -> what replaces it.
 _PYDANTIC_WORDS = {
     '^Value error, ': '', r'^\w+ should (be|have) (a valid )?': '', r' after validation, not \d+': '',
@@ -103,7 +110,8 @@ def load_config(schema: type[R], args: Sequence[str]) -> R:
 
     ``${package:NAME}`` becomes the folder of an installed Python package.  ``${if_bf16:A,B}`` becomes A where
     bfloat16 is fast, and B elsewhere.  ``${NAME}`` becomes the value of another key, also of one that the
-    schema lacks, if a file defines it at the top.
+    schema lacks, if a file defines it at the top.  A mapping at the top of a file with the name of a recipe,
+    such as ``train_stage2``, holds settings of that recipe, which override those beside it; others ignore it.
 
     Raises:
         ConfigError: A key is unknown (the message has the nearest valid name), missing, or of the wrong type,
@@ -139,8 +147,10 @@ def _merge(schema: type[R], sources: Sequence[tuple[str, yaml.Node]]) -> R:
     try:
         text = ''.join(yaml.serialize(tree) for _, tree in sources)
         for merger.source, tree in sources:
-            merger.add_names(schema, tree, text)
-            values = merger.merge(schema, values, tree)
+            parts = [tree] if merger.source == _COMMAND_LINE else _parts(schema, tree)
+            for part in parts:
+                merger.add_names(schema, part, text)
+                values = merger.merge(schema, values, part)
         # Not `OmegaConf.missing_keys`, which also names the keys that refer to a missing one.
         missing = sorted(key for key, value in leaves(values) if value == MISSING)
         if missing:
@@ -164,6 +174,14 @@ def _merge(schema: type[R], sources: Sequence[tuple[str, yaml.Node]]) -> R:
     except ConfigError as error:
         error.place = merger.places.get(error.key, '')
         raise
+
+
+def _parts(schema: type[RecipeConfig], tree: yaml.Node) -> list[yaml.Node]:
+    """Return what a file sets for all recipes, and then its section for one of them."""
+    sections = {name.value: node for name, node in tree.value
+                if name.value in _SECTIONS and isinstance(node, yaml.MappingNode)}
+    tree.value = [(name, node) for name, node in tree.value if name.value not in sections]
+    return [tree, *(node for name, node in sections.items() if _SECTIONS[name] == schema.__name__)]
 
 
 def _defaults(schema: Any) -> Any:

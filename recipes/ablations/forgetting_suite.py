@@ -13,9 +13,8 @@ from recipes.ablations.suite import Ablation, Step, Suite, Variant, clip_text_to
 QUICKSTART, RUN = 'runs/quickstart', 'runs/ablations/forgetting'
 TEACHER = f'{QUICKSTART}/stage1/teacher'
 CLIP = f'{RUN}/clip'
-TRAIN = ('yamls/stage2/quickstart.yaml', 'yamls/ablations/train.yaml',
-         'yamls/ablations/forgetting_train.yaml')
-EVALUATE = 'yamls/ablations/forgetting_evaluate.yaml'
+TRAIN = ('yamls/quickstart/steps.yaml', 'yamls/ablations/forgetting.yaml')
+EVALUATE = 'yamls/ablations/forgetting.yaml'
 STREAM = 'train_data.streams.emoji'
 SETS = {name: f'{RUN}/data/{name}' for name in ('old_train', 'new_train')}
 

@@ -40,7 +40,7 @@ class Data(NamedTuple):
 
 DATA = {
     # The whole tower is trained, as in the paper.
-    'quickstart': Data('runs/quickstart', ('yamls/stage2/quickstart.yaml', 'model.vision.freeze_blocks=0'),
+    'quickstart': Data('runs/quickstart', ('yamls/quickstart/steps.yaml', 'model.vision.freeze_blocks=0'),
                        0.5, 16),
     'photographs': Data('runs/flickr8k', ('yamls/flickr8k/stage2.yaml', 'train_data.captions_per_image=1'),
                         0.7, 12),

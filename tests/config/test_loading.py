@@ -49,6 +49,21 @@ def test_null_removes_an_entry_of_a_mapping(tmp_path: Path) -> None:
     assert (config.algorithms, config.lr_scale, config.loggers) == ({'patch_dropout': {}}, {'logit_scale': 1}, {})
 
 
+def test_a_section_is_for_the_recipe_of_its_name(tmp_path: Path) -> None:
+    text = ('width: 7\nteacher: t\ntrain_stage2: {checkpoint_folder: "${teacher}-${width}", model: {embed_dim: 3}}\n'
+            'train_inheritance: {teacher: u, checkpoint_folder: "${teacher}"}\nevaluate: {absent: "${x.y}"}\n')
+    path = _write(tmp_path / 'a.yaml', text)
+    later = _write(tmp_path / 'b.yaml', 'checkpoint_folder: b\n')
+    config = load_config(Stage2Config, [path, *REQUIRED])
+    assert (config.teacher, config.model.embed_dim, config.checkpoint_folder) == ('t', 3, 't-7')
+    assert load_config(Stage2Config, [path, later, *REQUIRED]).checkpoint_folder == 'b'
+    inherited = load_config(SCHEMAS['train_inheritance'], [path, *OF_RECIPE['train_inheritance']])
+    assert (inherited.teacher, inherited.checkpoint_folder) == ('u', 'u')
+    error = _refusal(_write(tmp_path / 'a.yaml', text.replace('model', 'modell')), *REQUIRED)
+    assert (error.key, error.place) == ('modell', f'{path}:3')
+    assert _refusal(*REQUIRED, 'train_inheritance.seed=3').key == 'train_inheritance'
+
+
 def test_a_text_encoder_replaces_one_of_another_type(tmp_path: Path) -> None:
     folder = _write(tmp_path / 'a.yaml', 'teacher: runs/stage1/teacher\n')
     model = _write(tmp_path / 'b.yaml', 'teacher: {type: sentence_transformers, name: x, prompt_name: query}\n')

@@ -30,12 +30,12 @@ TEXTS = ['a red square', 'a blue circle on a wall', 'a red square', 'a purple st
 
 def _config(*files: str, **options: Any) -> Stage1Config:
     return load_config(Stage1Config, [
-        *(str(ROOT / f'yamls/stage1/{file}.yaml') for file in ('paper', 'llama3_8b', *files)),
+        *(str(ROOT / f'yamls/{file}.yaml') for file in ('stage1/paper', 'parts/teacher/llama3_8b', *files)),
         *(f'{key}={value}' for key, value in options.items())])
 
 
 @pytest.mark.parametrize('negatives', [False, True])
-@pytest.mark.parametrize('files', [[], ['official_code']])
+@pytest.mark.parametrize('files', [[], ['stage1/official_code']])
 def test_the_loss_is_the_official_one(files: list[str], negatives: bool) -> None:
     """Written out: a query finds its positive among those of all, and all hard negatives, by cosine × 50."""
     query = unit(64, 32, 0)
@@ -68,7 +68,7 @@ def test_the_loss_is_the_official_one(files: list[str], negatives: bool) -> None
 
 @pytest.mark.parametrize('packed', [False, True])
 def test_simcse_makes_two_vectors_of_a_caption(packed: bool, llm_folder: Path) -> None:
-    config = _config('captions_only', 'simcse', **{'text_encoder.pretrained': llm_folder})
+    config = _config('stage1/captions_only', 'stage1/simcse', **{'text_encoder.pretrained': llm_folder})
     assert config.train_data.pairs[0].positive is None and config.attention_dropout == 0.3
     model = make_model(config)
     tokens = load_caption_tokenizer(config.text_encoder)(TEXTS)
@@ -87,7 +87,7 @@ def test_simcse_makes_two_vectors_of_a_caption(packed: bool, llm_folder: Path) -
     scores[0, 2] = scores[2, 0] = -torch.inf
     torch.testing.assert_close(model.loss(outputs, batch), F.cross_entropy(scores, torch.arange(4)))
     # LoRA begins without effect, so its dropout alone makes no difference, and none is left when embedding.
-    without = make_model(_config('captions_only', 'simcse', **{
+    without = make_model(_config('stage1/captions_only', 'stage1/simcse', **{
         'text_encoder.pretrained': llm_folder, 'attention_dropout': 0})).train()(batch)
     evaluated = model.eval()(batch)
     for same in (without, evaluated):

@@ -25,31 +25,35 @@ CONFIGS: dict[str, Any] = {'train_stage1': Stage1Config, 'train_stage2': Stage2C
                            'train_inheritance': InheritanceConfig, 'extract_embeddings': ExtractConfig,
                            'extract_image_embeddings': ExtractImagesConfig}
 
-# Files and arguments that change no shape of a step: neither data nor captions nor the weights of the LLM do.
-SAME_SHAPES = re.compile(
-    'yamls/(stage2/(captions|teacher|watch_zeroshot|continue_official|data)|cluster|stage1/captions)')
+# Recipes and files that change no shape of a step: neither data nor captions nor the weights of the LLM do.
+SAME_SHAPES = re.compile(r'train_(stage2|inheritance) yamls/parts/teacher|\w+ yamls/(parts/data|cluster|'
+                         'stage1/captions|stage2/(six_captions|watch_zeroshot|continue_official))')
 # With one shallow LLM for all, these decide neither optimizer nor sharding; tests/test_yamls.py builds all towers.
-SAME_PARTS = re.compile(
-    f'{SAME_SHAPES.pattern}|yamls/(extract|inheritance/target|stage2/vision|stage1/(llama|qwen|smollm|r1))')
+SAME_PARTS = re.compile(rf'{SAME_SHAPES.pattern}|\w+ yamls/(extract|parts)')
+EMBEDDERS = {str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')
+             if 'type: sentence_transformers' in path.read_text()}
+
+
+def _reads_the_hub(recipe: str, line: str) -> bool:
+    """Whether a line extracts by an encoder other than an LLM and timm's towers, or trains CLIP's text tower."""
+    if recipe == 'extract_embeddings':
+        return 'yamls/parts/tower' in line or not EMBEDDERS.isdisjoint(line.split())
+    return 'clip_directly' in line or recipe == 'extract_image_embeddings' and 'one_gpu' in line
 
 
 def _lines(same: 're.Pattern[str]') -> list[tuple[str, ...]]:
-    """Recipe and arguments, one of those that differ in nothing but arguments that match `same`."""
+    """Recipe and arguments, one of those that differ in nothing but files that match `same`."""
     lines: dict[tuple[str, ...], tuple[str, ...]] = {}
     for path in sorted(ROOT.glob('yamls/**/*.yaml')):
-        text = path.read_text()
-        if 'clip_text' in text:
-            continue  # of an LLM alone, the extraction is planned
-        for line in itertools.takewhile(lambda line: line.startswith('#'), text.splitlines()):
+        for line in itertools.takewhile(lambda line: line.startswith('#'), path.read_text().splitlines()):
             words = shlex.split(line[2:]) if line.startswith(('# composer ', '# python recipes/')) else []
             at = next((i for i, word in enumerate(words) if word.startswith('recipes/')), 0)
             recipe = Path(words[at]).stem if words else ''
             small = any(name in line for name in ('yamls/custom_data/', 'uickstart', 'yamls/flickr8k/'))
-            from_hub = recipe.startswith('extract') and ('sentence_transformers' in text or 'name: google/' in text)
-            if recipe in CONFIGS and not from_hub and (not small or 'gpu' in line):
+            if recipe in CONFIGS and not _reads_the_hub(recipe, line) and (not small or 'gpu' in line):
                 args = [arg for arg in words[at + 1:] if not arg.startswith((
                     'text_encoder.pretrained=', 'text_encoder.chat_template='))]
-                lines.setdefault((recipe, *(arg for arg in args if not same.match(arg))), (recipe, *args))
+                lines.setdefault((recipe, *(arg for arg in args if not same.match(f'{recipe} {arg}'))), (recipe, *args))
     return list(lines.values())
 
 

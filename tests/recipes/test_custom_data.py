@@ -58,7 +58,8 @@ def _run(monkeypatch: pytest.MonkeyPatch, llm_folder: Path, recipe: str, *files:
         args += ['progress_bar=false', 'train_data.num_workers=0']
     if recipe == 'train_stage1':
         args.append(f'text_encoder.pretrained={llm_folder}')
-    run_recipe(monkeypatch, recipe, *(str(ROOT / f'yamls/custom_data/{file}.yaml') for file in files), *args)
+    paths = [str(ROOT / f'yamls/custom_data/{file}.yaml') for file in ('steps', *files)]
+    run_recipe(monkeypatch, recipe, *paths, *args)
 
 
 def test_every_step_from_its_file(
@@ -67,11 +68,9 @@ def test_every_step_from_its_file(
     folder, rows = own
     monkeypatch.chdir(folder)
     run = partial(_run, monkeypatch, llm_folder)
-    run('prepare_data', 'prepare', 'languages')
-    for recipe, files in (('train_stage1', ['stage1']), ('extract_embeddings', ['extract']),
-                          ('extract_image_embeddings', ['extract_images']),
-                          ('train_stage2', ['stage2', 'align']), ('evaluate', ['evaluate', 'evaluate_languages']),
-                          ('export_hf', ['export']), ('report', ['report'])):
+    run('prepare_data', 'languages')
+    for recipe, files in (('train_stage1', []), ('extract_embeddings', []), ('extract_image_embeddings', []),
+                          ('train_stage2', ['align']), ('evaluate', ['languages']), ('export_hf', []), ('report', [])):
         run(recipe, *files)
 
     holdout = {sample['sample_id'] for sample in read_samples('data/custom/val')}
@@ -94,12 +93,12 @@ def test_one_caption_per_image(
     lines = [f'{row["image"]},a picture of {i}\n' for i, row in enumerate(rows)]
     Path('captions.csv').write_text('image,caption\n' + ''.join(lines))
     run = partial(_run, monkeypatch, llm_folder)
-    run('prepare_data', 'prepare')
+    run('prepare_data')
     with pytest.raises(ConfigError) as error:
-        run('train_stage1', 'stage1', more=['attention_dropout=0.0'])
+        run('train_stage1', more=['attention_dropout=0.0'])
     assert error.value.key == 'attention_dropout'
     capsys.readouterr()
-    run('train_stage1', 'stage1', more=['eval_data.streams.val.local=data/custom/val'])
+    run('train_stage1', more=['eval_data.streams.val.local=data/custom/val'])
     said = capsys.readouterr().out
     assert 'a caption of train_data.streams.photos is paired with itself' in said
     assert 'eval_data.streams: val has one caption per sample' in said

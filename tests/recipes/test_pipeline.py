@@ -133,9 +133,9 @@ def test_files_of_the_repository_are_read_from_any_folder(tmp_path: Path, monkey
     step, *_ = load_steps(load_config(PipelineConfig, [str(ROOT / 'yamls/pipelines/quickstart.yaml')]))
     for path in (step.recipe, step.args[0]):
         assert Path(path).is_file()
-    shutil.copytree(ROOT / 'yamls/data', 'yamls/data')
+    shutil.copytree(ROOT / 'yamls/quickstart', 'yamls/quickstart')
     step, *_ = load_steps(load_config(PipelineConfig, [str(ROOT / 'yamls/pipelines/quickstart.yaml')]))
-    assert step.args == ['yamls/data/quickstart_emoji.yaml']
+    assert step.args == ['yamls/quickstart/steps.yaml']
 
 
 @pytest.mark.parametrize(('line', 'key', 'message'), [

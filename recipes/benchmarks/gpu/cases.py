@@ -63,15 +63,15 @@ _SMALL_TOWER = (
         ('num_attention_heads', 2))))
 _SMALL_MICROBATCH = (*_SMALL_TOWER, 'device_train_microbatch_size=4')
 _CACHE = 'algorithms.grad_cache={}'
-_B16 = (*_STAGE2, 'yamls/stage2/vision/clip_b16.yaml', 'model.vision.gradient_checkpointing=false')
-_L14 = (*_STAGE2, 'yamls/stage2/vision/clip_l14_336.yaml', 'model.vision.gradient_checkpointing=true')
+_B16 = (*_STAGE2, 'yamls/parts/tower/clip_b16.yaml', 'model.vision.gradient_checkpointing=false')
+_L14 = (*_STAGE2, 'yamls/parts/tower/clip_l14_336.yaml', 'model.vision.gradient_checkpointing=true')
 _L14_WHOLE = (*_L14, 'model.vision.gradient_checkpointing=false')
 _FSDP = ('yamls/stage2/fsdp.yaml', 'fsdp.activation_checkpointing=false')
 
 # Pairs of two long captions of an image.  About half of the captions exceed max_length, the length that the
 # plan assumes for all texts.
 _LLM = (
-    'yamls/stage1/paper.yaml', 'yamls/stage1/captions_only.yaml', 'yamls/stage1/llama3.1_8b.yaml',
+    'yamls/stage1/paper.yaml', 'yamls/stage1/captions_only.yaml', 'yamls/parts/teacher/llama3.1_8b.yaml',
     'global_train_batch_size=64', 'scheduler.t_warmup=0ba', 'text_encoder.max_length=128',
     'train_data.pairs=[{query: [long], positive: [other]}]', 'train_data.num_workers=4')
 _LORA = (*_LLM, 'fsdp=null', 'text_encoder.dtype=bfloat16', 'device_train_microbatch_size=16')
