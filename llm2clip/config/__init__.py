@@ -47,6 +47,7 @@ from llm2clip.config.models import (
     TextEncoderConfig,
     TextPlanConfig,
     TrainableTextConfig,
+    TowerConfig,
     VisionConfig,
 )
 from llm2clip.config.recipe import RecipeConfig

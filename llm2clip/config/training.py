@@ -346,8 +346,9 @@ class Stage2Config(TrainConfig):
              self.model.visual_projection == 'pretrained' and self.begins_at_random,
              'there is no pretrained one, since model.vision.pretrained is false'),
             ('model.visual_projection',
-             self.model.visual_projection == 'pretrained' and vision.feature_levels > 0,
-             'the pretrained one has no place for the maps of model.vision.feature_levels, expected linear'),
+             self.model.visual_projection == 'pretrained' and (vision.feature_levels or vision.beside),
+             'the pretrained one has no place for the features of model.vision.feature_levels and beside, '
+             'expected linear'),
             ('model.logit_bias', (self.loss.name == 'siglip') != (self.model.logit_bias is not None),
              'loss.name: siglip needs one, which starts at -10, and clip has none'),
             ('loss.matryoshka_dims', largest_dim > self.model.embed_dim,

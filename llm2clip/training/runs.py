@@ -270,7 +270,8 @@ def _described_weights(config: ModelConfig) -> dict[str, Any]:
         'logit_bias': config.logit_bias is not None, 'adapter': dataclasses.asdict(config.adapter),
         'vision': {'name': vision.name, 'image_size': vision.image_size, 'mean': vision.mean,
                    'std': vision.std, 'architecture': vision.architecture,
-                   'feature_levels': vision.feature_levels}}
+                   'feature_levels': vision.feature_levels, 'beside': [
+                       (tower.name, tower.architecture, tower.feature_levels) for tower in vision.beside]}}
 
 
 def interpolated(
