@@ -192,6 +192,9 @@ class ModelConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     embed_dim: SmallCount = 1280
     """Width of the joint space."""
+    heads: SmallCount = 1
+    """Number of pairs of projection and adapter, each with a loss of its own and `embed_dim` / `heads`
+    dimensions.  Cosine similarities are the means of theirs, as in an ensemble."""
     visual_projection: VisualProjection = 'linear'
     """From the tower's width to `embed_dim`: `linear`, `affine` (with a bias), `identity` (for equal widths)
     or `pretrained`, the tower's original projection to the space of its CLIP.  `mlp` and `glu` (gated) are

@@ -351,6 +351,10 @@ class Stage2Config(TrainConfig):
              'expected linear'),
             ('model.logit_bias', (self.loss.name == 'siglip') != (self.model.logit_bias is not None),
              'loss.name: siglip needs one, which starts at -10, and clip has none'),
+            ('model.heads', self.model.embed_dim % self.model.heads,
+             f'{self.model.heads}, expected a divisor of model.embed_dim, {self.model.embed_dim}'),
+            ('loss.matryoshka_dims', self.model.heads > 1 and self.loss.matryoshka_dims,
+             'the features of several model.heads have no first dimensions of their own, expected none'),
             ('loss.matryoshka_dims', largest_dim > self.model.embed_dim,
              f'{largest_dim}, expected at most model.embed_dim, {self.model.embed_dim}'),
         ])

@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.utils.generic import ModelOutput
 
 # Relative, since the copies in an exported model are not part of a package `llm2clip`.
-from .adapter import make_adapter, make_projection
+from .adapter import make_adapter, make_heads, make_projection
 from .checks import (
     LoadError,
     check_no_code,
@@ -245,10 +245,12 @@ class LLM2CLIPModel(PreTrainedModel):
     def _make_towers(self) -> Any:
         model = self.config.model
         vision_encoder = _exported_encoder(model['vision'])
-        projection = make_projection(
-            vision_encoder.width, model['embed_dim'], model.get('visual_projection', 'linear'),
-            model.get('visual_projection_expansion', 0))
-        adapter = make_adapter(self.config.llm_embed_dim, model['embed_dim'], **model['adapter'])
+        heads = model.get('heads', 1)
+        dim = model['embed_dim'] // heads
+        projection = make_heads(heads, lambda: make_projection(
+            vision_encoder.width, dim, model.get('visual_projection', 'linear'),
+            model.get('visual_projection_expansion', 0)))
+        adapter = make_heads(heads, lambda: make_adapter(self.config.llm_embed_dim, dim, **model['adapter']))
         return Towers(vision_encoder, projection, adapter, logit_bias=model['logit_bias'])
 
     def _init_weights(self, module: nn.Module) -> None:

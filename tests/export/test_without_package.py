@@ -33,7 +33,7 @@ def models(teacher_folder: Path, causal_teacher: Path, weighted_teacher: Path, e
     sentences = SentenceTransformerModel(SentenceTransformersTeacherConfig(str(embedder), 'query'))
     return {'clip': trained('clip_vision_model', [teacher_folder, causal_teacher, sentences], 'linear'),
             'siglip': trained('siglip_vision_model', [weighted_teacher], 'identity', logit_bias=-10.0),
-            'timm': trained('timm:test_vit', [causal_teacher], feature_levels=2, beside=BESIDE)}
+            'timm': trained('timm:test_vit', [causal_teacher], feature_levels=2, beside=BESIDE, heads=2)}
 
 
 @pytest.fixture(scope='module')
