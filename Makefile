@@ -28,6 +28,10 @@ $(VENV)/.dev: $(VENV)/.base
 	$(SYNC) --group dev
 	@touch $@
 
+$(VENV)/.photographs: $(VENV)/.base
+	$(SYNC) --group photographs
+	@touch $@
+
 $(VENV)/.demo: $(VENV)/.base
 	$(SYNC) --extra demo
 	@touch $@
@@ -68,7 +72,7 @@ PHOTOS = $(firstword $(wildcard $(addprefix $(DATA)/,Flicker8k_Dataset Images im
 HOLDOUT := "splits='source.holdout={val: 1000, test: 1000}'"
 SPLITS = $(if $(filter %/captions.txt,$(ANNOTATIONS)),$(HOLDOUT))
 
-photographs: $(VENV)/.base  ## the same pipeline on Flickr8k in DATA=…
+photographs: $(VENV)/.photographs  ## the same pipeline on Flickr8k in DATA=…
 	@[ -n "$(PHOTOS)" ] && [ -n "$(ANNOTATIONS)" ] || { echo 'make photographs DATA=<folder>: expected Flickr8k there,' \
 		'Flicker8k_Dataset/ (or Images/) with Flickr8k.token.txt, dataset_flickr8k.json or captions.txt'; exit 1; }
 	$(BIN)/python recipes/run.py yamls/pipelines/photographs.yaml images=$(PHOTOS) annotations=$(ANNOTATIONS) $(SPLITS)

@@ -10,7 +10,15 @@ from typing import Any, NamedTuple, Optional, Union
 import torch
 from composer.devices import DeviceCPU
 
-from llm2clip.config import AdapterConfig, ImageDataConfig, ImageStreamConfig, ModelConfig, Stage2Config, VisionConfig
+from llm2clip.config import (
+    AdapterConfig,
+    ImageDataConfig,
+    ImageStreamConfig,
+    ModelConfig,
+    Stage2Config,
+    TowerConfig,
+    VisionConfig,
+)
 from llm2clip.config.loading import save_config
 from llm2clip.data.vectors import concatenate
 from llm2clip.models.llm2clip import LLM2CLIP
@@ -48,7 +56,7 @@ class Trained(NamedTuple):
 
 def trained(
     vision: str, teachers: Sequence[Teacher], adapter: str = 'residual', image_size: Optional[int] = None,
-    seed: int = 3, feature_levels: int = 0, **options: Any,
+    seed: int = 3, feature_levels: int = 0, beside: Sequence[TowerConfig] = (), **options: Any,
 ) -> Trained:
     """A model with a tower of transformers (its `model_type`) or timm (``timm:`` and a name), for teachers or their
     folders with vectors of 32 values; `options` are those of `ModelConfig`, `seed` is of the weights."""
@@ -58,6 +66,7 @@ def trained(
     else:
         tower = VisionConfig('a folder', architecture={'model_type': vision, **SMALL}, **PIXELS)
     tower.image_size = image_size or (64 if vision.startswith('timm:') else 32)
+    tower.beside = list(beside)
     width = 32 * len(teachers)
     config = ModelConfig(tower, AdapterConfig(adapter, depth=2), **{'embed_dim': width, **options})
     fingerprint = Fingerprint.concatenate(_source(teacher).fingerprint() for teacher in teachers)

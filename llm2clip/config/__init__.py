@@ -46,6 +46,7 @@ from llm2clip.config.models import (
     PlanConfig,
     TextEncoderConfig,
     TextPlanConfig,
+    TowerConfig,
     TrainableTextConfig,
     VisionConfig,
 )

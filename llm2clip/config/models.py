@@ -114,8 +114,8 @@ class MNTPConfig:
 
 
 @dataclass
-class VisionConfig:
-    """A vision tower from timm or transformers."""
+class TowerConfig:
+    """Architecture, weights and features of a vision tower from timm or transformers."""
 
     name: Text = MISSING
     """timm model (also `hf-hub:…`, `local-dir:…`), or hub name or local folder of a Hugging Face image
@@ -129,6 +129,16 @@ class VisionConfig:
     architecture: Component = field(default_factory=dict)
     """Content of a `config.json`, with `model_type` (`clip_vision_model`, …),
     instead of the one in `name`."""
+    feature_levels: Natural = 0
+    """Of a timm model, the number of last feature maps (stages of a convolutional network, blocks of a
+    transformer) that are averaged over positions and placed beside the pooled features, each part scaled to
+    length 1.  0: the pooled features alone."""
+
+
+@dataclass
+class VisionConfig(TowerConfig):
+    """A vision tower, or several that read the same pixels."""
+
     image_size: SmallCount = 224
     """Side of the square input image in pixels; position embeddings are interpolated to it."""
     mean: Optional[Annotated[list[Share], Field(min_length=3, max_length=3)]] = None
@@ -146,13 +156,11 @@ class VisionConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: a fifth of the step's FLOPs, for much less memory.  With
     FSDP, `fsdp.activation_checkpointing` does the same."""
-    feature_levels: Natural = 0
-    """Of a timm model, the number of last feature maps (stages of a convolutional network, blocks of a
-    transformer) that are averaged over positions and placed beside the pooled features, each part scaled to
-    length 1.  0: the pooled features alone."""
     freeze_batch_norm: bool = True
     """Use the pretrained statistics of BatchNorm, so that the features of an image do not depend on its
     batch."""
+    beside: list[TowerConfig] = field(default_factory=list)
+    """Further towers, always frozen, whose features follow those of the first."""
 
 
 @dataclass
@@ -185,6 +193,9 @@ class ModelConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     embed_dim: SmallCount = 1280
     """Width of the joint space."""
+    heads: SmallCount = 1
+    """Number of pairs of projection and adapter, each with a loss of its own and `embed_dim` / `heads`
+    dimensions.  Cosine similarities are the means of theirs, as in an ensemble."""
     visual_projection: VisualProjection = 'linear'
     """From the tower's width to `embed_dim`: `linear`, `affine` (with a bias), `identity` (for equal widths)
     or `pretrained`, the tower's original projection to the space of its CLIP.  `mlp` and `glu` (gated) are

@@ -320,48 +320,67 @@ class Stage2Config(TrainConfig):
         return not self.text_encoder_in_loop.enabled and not self.reads_captions
 
     def check(self) -> None:
-        vision, largest_dim = self.model.vision, max(self.loss.matryoshka_dims, default=0)
         self._check_text_encoder()
         if self.eval_zeroshot:
-            refuse([
-                ('teacher', self.teacher is None and self.trainable_text.clip is None,
-                 'required but not set, since it embeds the prompts of eval_zeroshot'),
-                ('eval_zeroshot', len(self.train_data.teachers) > 1 or isinstance(self.teacher, list),
-                 'its prompts are embedded by one teacher, and there are several'),
-                ('eval_zeroshot', not {'eval', 'train'}.isdisjoint(self.eval_zeroshot),
-                 'eval and train are the names of metrics of eval_data and train_data, expected others'),
-            ])
+            self._check_zeroshot()
+        self._check_model()
+        self._check_loss()
+        for key, data in {'train_data': self.train_data, 'eval_data': self.eval_data}.items():
+            if data is not None and any(stream.image_embeddings for stream in data.streams.values()):
+                self._check_image_embeddings(key, data)
+        super().check()
+
+    def _check_zeroshot(self) -> None:
+        refuse([
+            ('teacher', self.teacher is None and self.trainable_text.clip is None,
+             'required but not set, since it embeds the prompts of eval_zeroshot'),
+            ('eval_zeroshot', len(self.train_data.teachers) > 1 or isinstance(self.teacher, list),
+             'its prompts are embedded by one teacher, and there are several'),
+            ('eval_zeroshot', not {'eval', 'train'}.isdisjoint(self.eval_zeroshot),
+             'eval and train are the names of metrics of eval_data and train_data, expected others'),
+        ])
+
+    def _check_model(self) -> None:
+        vision = self.model.vision
+        projection = self.model.visual_projection
         refuse([
             ('initial_adapter', self.initial_adapter is not None and self.initial_weights is not None,
              'initial_weights has an adapter of its own, expected one of the two'),
             ('model.visual_projection',
-             self.initial_adapter is not None and self.model.visual_projection in ('linear', 'affine'),
-             f'{self.model.visual_projection} begins with random weights, expected pretrained, since '
-             'initial_adapter leads into the space of the pretrained CLIP'),
+             self.initial_adapter is not None and projection in ('linear', 'affine'),
+             f'{projection} begins with random weights, expected pretrained, since initial_adapter leads into '
+             'the space of the pretrained CLIP'),
             ('model.vision.lora', vision.freeze and vision.lora is not None,
              'model.vision.freeze freezes these weights, too; set one of the two'),
             ('model.vision.gradient_checkpointing',
              vision.gradient_checkpointing and self.fsdp is not None and self.fsdp.activation_checkpointing,
              'fsdp.activation_checkpointing recomputes the activations, too; set one of the two'),
-            ('model.visual_projection',
-             self.model.visual_projection == 'pretrained' and self.begins_at_random,
+            ('model.visual_projection', projection == 'pretrained' and self.begins_at_random,
              'there is no pretrained one, since model.vision.pretrained is false'),
             ('model.visual_projection',
-             self.model.visual_projection == 'pretrained' and vision.feature_levels > 0,
-             'the pretrained one has no place for the maps of model.vision.feature_levels, expected linear'),
-            ('model.logit_bias', (self.loss.name == 'siglip') != (self.model.logit_bias is not None),
+             projection == 'pretrained' and (vision.feature_levels or vision.beside),
+             'the pretrained one has no place for the features of model.vision.feature_levels and beside, '
+             'expected linear'),
+            ('model.heads', self.model.embed_dim % self.model.heads,
+             f'{self.model.heads}, expected a divisor of model.embed_dim, {self.model.embed_dim}'),
+        ])
+
+    def _check_loss(self) -> None:
+        loss = self.loss
+        is_own = ':' in loss.name
+        largest_dim = max(loss.matryoshka_dims, default=0)
+        refuse([
+            ('model.logit_bias', (loss.name == 'siglip') != (self.model.logit_bias is not None),
              'loss.name: siglip needs one, which starts at -10, and other losses have none'),
-            ('loss.arguments', self.loss.arguments and ':' not in self.loss.name,
-             f'loss.name: {self.loss.name} takes none, but the keys beside them'),
-            ('loss.name', ':' in self.loss.name and (self.loss.mask_equal_texts or self.loss.matryoshka_dims),
+            ('loss.arguments', loss.arguments and not is_own,
+             f'loss.name: {loss.name} takes none, but the keys beside them'),
+            ('loss.name', is_own and (loss.mask_equal_texts or loss.matryoshka_dims),
              'expected clip or siglip, since mask_equal_texts and matryoshka_dims are theirs'),
+            ('loss.matryoshka_dims', self.model.heads > 1 and loss.matryoshka_dims,
+             'the features of several model.heads have no first dimensions of their own, expected none'),
             ('loss.matryoshka_dims', largest_dim > self.model.embed_dim,
              f'{largest_dim}, expected at most model.embed_dim, {self.model.embed_dim}'),
         ])
-        for key, data in {'train_data': self.train_data, 'eval_data': self.eval_data}.items():
-            if data is not None and any(stream.image_embeddings for stream in data.streams.values()):
-                self._check_image_embeddings(key, data)
-        super().check()
 
     def _check_text_encoder(self) -> None:
         trains_lora = self.trainable_text.lora is not None

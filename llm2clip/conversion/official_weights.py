@@ -237,9 +237,11 @@ def check_exported(model: LLM2CLIP, config: ModelConfig, folder: Union[str, Path
     pairs: dict[str, tuple[Any, Any]] = {
         'vision.image_size': (ours.image_size, theirs.image_size),
         'vision.feature_levels': (ours.feature_levels, theirs.feature_levels),
+        'vision.beside': (len(ours.beside), len(theirs.beside)),
         'vision.mean': (list(preprocessing.mean), theirs.mean),
         'vision.std': (list(preprocessing.std), theirs.std),
         'embed_dim': (config.embed_dim, exported.embed_dim),
+        'heads': (config.heads, exported.heads),
         'visual_projection': (projection_kind(model.visual_projection), exported.visual_projection),
         'logit_bias': (config.logit_bias is not None, exported.logit_bias is not None),
     }

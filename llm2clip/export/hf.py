@@ -191,11 +191,10 @@ def _published(exported: LLM2CLIPModel) -> dict[str, torch.Tensor]:
     Only in 4, CLIP and SigLIP towers are a submodule of their class.
     """
     state = exported.state_dict()
-    trunk = exported.model.vision_encoder.trunk
-    if not isinstance(trunk, (CLIPVisionModel, SiglipVisionModel)) or hasattr(trunk, 'vision_model'):
-        return state
-    prefix = 'model.vision_encoder.trunk.'
-    return {name.replace(prefix, f'{prefix}vision_model.'): value for name, value in state.items()}
+    for path, trunk in exported.named_modules():
+        if isinstance(trunk, (CLIPVisionModel, SiglipVisionModel)) and not hasattr(trunk, 'vision_model'):
+            state = {name.replace(f'{path}.', f'{path}.vision_model.'): value for name, value in state.items()}
+    return state
 
 
 def _check_export(kind: Any, folder: Path, model: LLM2CLIP, llm_embed_dim: int) -> None:
@@ -218,14 +217,15 @@ def _portable(model: LLM2CLIP, config: ModelConfig) -> dict[str, Any]:
     fields = dataclasses.asdict(config.merged)
     fields['visual_projection'] = projection_kind(model.visual_projection)
     vision = model.vision_encoder
-    # A timm model from a folder or the Hub is rebuilt from the name of its architecture.
-    name = public_name(config.vision.name)
-    if ':' in config.vision.name:
-        pretrained_cfg: Any = vision.trunk.pretrained_cfg
-        name = pretrained_cfg['architecture']
-    fields['vision'].update(name=name, pretrained=False, checkpoint=None, remap=False,
-                            mean=list(vision.preprocessing.mean), std=list(vision.preprocessing.std),
-                            architecture=vision.tower.architecture())
+    fields['vision'].update(mean=list(vision.preprocessing.mean), std=list(vision.preprocessing.std))
+    for tower, encoder in zip([fields['vision'], *fields['vision']['beside']], [vision, *vision.beside]):
+        # A timm model from a folder or the Hub is rebuilt from the name of its architecture.
+        name = public_name(tower['name'])
+        if ':' in tower['name']:
+            pretrained_cfg: Any = encoder.trunk.pretrained_cfg
+            name = pretrained_cfg['architecture']
+        tower.update(name=name, pretrained=False, checkpoint=None, remap=False,
+                     architecture=encoder.tower.architecture())
     return fields
 
 

@@ -5,7 +5,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -71,11 +71,11 @@ def model_card(
     data = ModelCardData(library_name=library_name, pipeline_tag=pipeline_tag, license='other',
                          tags=['llm2clip', 'clip', 'vision', 'arxiv:2411.04997'])
     language_models = [language_model(name) for name in teachers]
-    tower = public_name(config.vision.name)
+    towers = ' and '.join(public_name(tower.name) for tower in [config.vision, *config.vision.beside])
     facts: dict[str, Any] = {}
     if language_models:
         facts['language model'] = ', '.join(language_models)
-    facts['vision tower'] = tower
+    facts['vision tower'] = towers
     facts['image size'] = config.vision.image_size
     facts['adapter'] = config.adapter.name
     if config.adapter.name == 'residual':
@@ -98,7 +98,7 @@ def model_card(
                 f'{averaged}{1 - wise_ft_alpha:g} · initial + {wise_ft_alpha:g} · trained '
                 '([WiSE-FT](https://arxiv.org/abs/2109.01903))')
     return _card(template, data, title=title, facts=facts, teacher=teacher, streams=streams,
-                 training=training, licensed=' and '.join([*language_models, tower]),
+                 training=training, licensed=' and '.join([*language_models, towers]),
                  library_name=library_name, **parts)
 
 
@@ -134,15 +134,23 @@ def _streams(data: ImageDataConfig) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _tower(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a vision tower that are set, without folders."""
+    settings = {key: value for key, value in values.items() if value not in (None, {}, [])}
+    for key in settings.keys() & {'name', 'checkpoint'}:
+        settings[key] = public_name(settings[key])
+    return settings
+
+
 def _training(run: Stage2Config) -> Markup:
     """The part of the configuration that decides the weights, as a YAML block."""
     values = dataclasses.asdict(run)
     keys = ('max_duration', 'global_train_batch_size', 'seed', 'precision', 'loss', 'optimizer', 'scheduler',
             'lr_scale', 'layer_decay', 'algorithms', 'model')
     chosen = {key: values[key] for key in keys if values[key] not in (None, {}, [])}
-    vision = {key: value for key, value in values['model']['vision'].items() if value not in (None, {}, [])}
-    for key in vision.keys() & {'name', 'checkpoint'}:
-        vision[key] = public_name(vision[key])
+    vision = _tower(values['model']['vision'])
+    if 'beside' in vision:
+        vision['beside'] = [*map(_tower, vision['beside'])]
     chosen['model']['vision'] = vision
     texts = run.trainable_text
     if texts.lora is not None:

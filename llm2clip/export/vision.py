@@ -65,9 +65,10 @@ def export_vision(
     Raises:
         ConfigError: The projection does not fit the class, or the export does not give the tower's features.
     """
-    if config.vision.feature_levels:
-        raise ConfigError('has features of several maps (model.vision.feature_levels), but a timm model has '
-                          'its pooled features only; export_hf exports the whole model', key='run')
+    if config.vision.feature_levels or config.vision.beside:
+        raise ConfigError('has features of several maps or towers (model.vision.feature_levels, beside), but '
+                          'a model of timm or transformers has its pooled features only; export_hf exports '
+                          'the whole model', key='run')
     is_timm = isinstance(model.vision_encoder.tower, TimmTower)
     has_place = is_timm or isinstance(model.vision_encoder.trunk, CLIPVisionModel)
     projection = projection and has_place and isinstance(model.visual_projection, nn.Linear)
@@ -215,6 +216,7 @@ def export_clip(
     fitting = {
         f'the text tower {type(text_tower).__name__}': isinstance(text_tower, CLIPTextModelWithProjection),
         f'the vision tower {type(vision_tower).__name__}': isinstance(vision_tower, CLIPVisionModel),
+        'model.vision.beside': not config.vision.beside,
         'model.visual_projection': isinstance(projection, nn.Linear) and projection.bias is None,
         'model.adapter': isinstance(adapter, nn.Identity) or has_linear_adapter,
         'model.logit_bias': model.logit_bias is None,

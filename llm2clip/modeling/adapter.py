@@ -6,6 +6,8 @@
 Exported models contain a copy of this file.  It imports only torch.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -75,6 +77,20 @@ class AlignmentHead(nn.Module):
         if self.gate is None:
             return self.projection(F.gelu(self.up(x)))
         return self.projection(F.relu6(self.gate(x)) * self.up(x))
+
+
+class Heads(nn.ModuleList):
+    """Heads that are independent of each other: their features, each scaled to length 1, are concatenated.
+    The cosine similarity of two sides with as many heads is the mean of those of each pair."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(…, width)`` -> ``(…, len(self) * embed_dim)``."""
+        return torch.cat([F.normalize(head(x).float(), dim=-1) for head in self], dim=-1)
+
+
+def make_heads(number: int, make: Callable[[], nn.Module]) -> nn.Module:
+    """Return what `make` returns, or that many of them as `Heads`."""
+    return make() if number == 1 else Heads(make() for _ in range(number))
 
 
 def make_adapter(

@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.utils.generic import ModelOutput
 
 # Relative, since the copies in an exported model are not part of a package `llm2clip`.
-from .adapter import make_adapter, make_projection
+from .adapter import make_adapter, make_heads, make_projection
 from .checks import (
     LoadError,
     check_no_code,
@@ -93,13 +93,14 @@ class VisionEncoder(nn.Module):
     """Vision tower from transformers or timm without its classifier: ``(B, 3, H, W)`` -> ``(B, width)``.
 
     With `levels`, the means of a timm model's last feature maps follow the pooled features.  Maps have no
-    scale in common, so each part is L2-normalised.
+    scale in common, so each part is L2-normalised.  The features of the towers `beside` this one come last.
     """
 
-    def __init__(self, trunk: Any, levels: int = 0) -> None:
+    def __init__(self, trunk: Any, levels: int = 0, beside: Sequence['VisionEncoder'] = ()) -> None:
         super().__init__()
         self.trunk: Any = trunk
         self.levels = levels
+        self.beside = nn.ModuleList(beside)
         if isinstance(trunk, PreTrainedModel):
             # Towers of several stages have a width per stage.
             self.width: int = getattr(trunk.config, 'hidden_size', None) or trunk.config.hidden_sizes[-1]
@@ -107,8 +108,15 @@ class VisionEncoder(nn.Module):
             self.width = trunk.head_hidden_size
         if levels:
             self.width += sum(level['num_chs'] for level in list(self.trunk.feature_info)[-levels:])
+        self.width += sum(encoder.width for encoder in beside)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        features = self._features(pixel_values)
+        if not self.beside:
+            return features
+        return torch.cat([features, *(encoder(pixel_values) for encoder in self.beside)], dim=-1)
+
+    def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if self.levels:
             last, maps = self.trunk.forward_intermediates(pixel_values, indices=self.levels)
             parts = [self.trunk.forward_head(last), *(feature_map.mean((2, 3)) for feature_map in maps)]
@@ -138,6 +146,12 @@ class Towers(nn.Module):
         self.logit_bias: Optional[nn.Parameter] = None
         if logit_bias is not None:
             self.logit_bias = nn.Parameter(torch.full((1,), float(logit_bias)))
+
+
+def _exported_encoder(vision: Mapping[str, Any]) -> VisionEncoder:
+    beside = [_exported_encoder(tower | {'image_size': vision['image_size']})
+              for tower in vision.get('beside', [])]
+    return VisionEncoder(_exported_trunk(vision), vision.get('feature_levels', 0), beside)
 
 
 def _exported_trunk(vision: Mapping[str, Any]) -> Any:
@@ -230,12 +244,13 @@ class LLM2CLIPModel(PreTrainedModel):
 
     def _make_towers(self) -> Any:
         model = self.config.model
-        vision = model['vision']
-        vision_encoder = VisionEncoder(_exported_trunk(vision), vision.get('feature_levels', 0))
-        projection = make_projection(
-            vision_encoder.width, model['embed_dim'], model.get('visual_projection', 'linear'),
-            model.get('visual_projection_expansion', 0))
-        adapter = make_adapter(self.config.llm_embed_dim, model['embed_dim'], **model['adapter'])
+        vision_encoder = _exported_encoder(model['vision'])
+        heads = model.get('heads', 1)
+        dim = model['embed_dim'] // heads
+        projection = make_heads(heads, lambda: make_projection(
+            vision_encoder.width, dim, model.get('visual_projection', 'linear'),
+            model.get('visual_projection_expansion', 0)))
+        adapter = make_heads(heads, lambda: make_adapter(self.config.llm_embed_dim, dim, **model['adapter']))
         return Towers(vision_encoder, projection, adapter, logit_bias=model['logit_bias'])
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -67,17 +67,19 @@ def load_frozen_tower(config: ExtractImagesConfig, device: Device) -> FrozenTowe
 
 
 def tower_fingerprint(encoder: VisionEncoder) -> Fingerprint:
-    """Return the fingerprint of an unsharded tower: hashes of weights and configuration,
-    and preprocessing."""
+    """Return the fingerprint of unsharded towers, for each: hashes of weights and configuration, and
+    preprocessing."""
     preprocessing = encoder.preprocessing
     trunk: Any = encoder.trunk
     weights = {name.removeprefix('trunk.'): value for name, value in trunk.state_dict().items()}
     settings = encoder.tower.architecture() or {'timm': trunk.pretrained_cfg['architecture']}
     if encoder.config.feature_levels:
         settings['feature_levels'] = encoder.config.feature_levels
-    return Fingerprint.of(hash_tensors(weights), {
+    own = Fingerprint.of(hash_tensors(weights), {
         'config': hash_settings(settings), 'image_size': preprocessing.image_size,
         'mean': list(preprocessing.mean), 'std': list(preprocessing.std)})
+    beside: Any = encoder.beside
+    return Fingerprint.concatenate([own, *map(tower_fingerprint, beside)])
 
 
 def check_tower(encoder: VisionEncoder, data: DataSpec) -> None:

@@ -22,7 +22,7 @@ from llm2clip.losses.contrastive import all_gather, clip_loss, siglip_loss
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.classification import MeanAveragePrecision, MeanPerClass, ZeroshotTop1
 from llm2clip.metrics.retrieval import RetrievalRecall
-from llm2clip.modeling.adapter import Adapter, AlignmentHead, make_projection
+from llm2clip.modeling.adapter import Adapter, AlignmentHead, Heads, make_heads, make_projection
 from llm2clip.modeling.modeling_llm2clip import Towers
 from llm2clip.models.adapter_folder import build_adapter
 from llm2clip.models.evaluated_model import EvaluatedModel
@@ -43,9 +43,13 @@ class LLM2CLIP(Towers):
     def __init__(self, config: ModelConfig, llm_embed_dim: int, load_weights: bool = True) -> None:
         with under('model.vision'):
             vision_encoder = VisionEncoder(config.vision, load_weights)
-        projection = _visual_projection(config, vision_encoder.width, load_weights)
-        adapter = build_adapter(config.adapter, llm_embed_dim, config.embed_dim)
+        head = dataclasses.replace(config, embed_dim=config.embed_dim // config.heads)
+        projection = make_heads(
+            config.heads, lambda: _visual_projection(head, vision_encoder.width, load_weights))
+        adapter = make_heads(
+            config.heads, lambda: build_adapter(config.adapter, llm_embed_dim, head.embed_dim))
         super().__init__(vision_encoder, projection, adapter, math.log(config.logit_scale), config.logit_bias)
+        self.heads = config.heads
 
     # Composer only looks up these methods on the direct children of a ComposerModel.
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
@@ -98,7 +102,9 @@ class LLM2CLIP(Towers):
 
 
 def projection_kind(projection: nn.Module) -> VisualProjection:
-    """Return the kind of a projection layer, pretrained or not."""
+    """Return the kind of a projection layer, pretrained or not, or that of each head."""
+    if isinstance(projection, Heads):
+        projection = projection[0]
     if isinstance(projection, AlignmentHead):
         return 'mlp' if projection.gate is None else 'glu'
     if isinstance(projection, nn.Linear):
@@ -135,7 +141,10 @@ def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> n
 
 
 def check_truncate_dim(dim: Optional[int], config: ModelConfig) -> None:
-    """Raise a ConfigError for `truncate_dim` if a model's features have fewer than `dim` dimensions."""
+    """Raise a ConfigError for `truncate_dim` if a model's features have fewer than `dim` dimensions, or
+    several heads."""
+    if dim is not None and config.heads > 1:
+        raise ConfigError(f'the model has {config.heads} heads, expected 1', key='truncate_dim')
     if dim is not None and dim > config.embed_dim:
         raise ConfigError(f'{dim}, expected at most the {config.embed_dim} dimensions of the model',
                           key='truncate_dim')
@@ -261,11 +270,18 @@ class ComposerLLM2CLIP(EvaluatedModel):
             text_id = batch['text_id'].to(scale.device)
         if self.loss_module is not None:
             loss = self.loss_module.global_loss(outputs)
-        elif config.name == 'siglip':
-            loss = siglip_loss(images, texts, scale, outputs['logit_bias'], text_id, config.block_size,
-                               config.matryoshka_dims)
         else:
-            loss = clip_loss(images, texts, scale, text_id, config.block_size, config.matryoshka_dims)
+            heads = self.model.heads
+            losses = []
+            # The features of a head have the length 1 / sqrt(heads).
+            for image_part, text_part in zip((images * heads).chunk(heads, -1), texts.chunk(heads, -1)):
+                if config.name == 'siglip':
+                    losses.append(siglip_loss(image_part, text_part, scale, outputs['logit_bias'], text_id,
+                                              config.block_size, config.matryoshka_dims))
+                else:
+                    losses.append(clip_loss(image_part, text_part, scale, text_id, config.block_size,
+                                            config.matryoshka_dims))
+            loss = torch.stack(losses).mean()
         if 'initial_image_features' in batch:
             targets = batch['initial_image_features'].to(images.device)
             weights = self.self_distillation

@@ -14,7 +14,8 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch.nn.utils import fuse_conv_bn_eval
 
 from llm2clip.config import VisionConfig
-from llm2clip.errors import ConfigError
+from llm2clip.data.images import Preprocessing
+from llm2clip.errors import ConfigError, under
 from llm2clip.modeling import modeling_llm2clip
 from llm2clip.modeling.image_processing_llm2clip import normalize
 from llm2clip.models.towers import load_tower, tower_preprocessing
@@ -32,7 +33,7 @@ class VisionEncoder(modeling_llm2clip.VisionEncoder):
     def __init__(self, config: VisionConfig, load_weights: bool = True) -> None:
         preprocessing = tower_preprocessing(config)
         tower = load_tower(config, load_weights)
-        super().__init__(tower.trunk, config.feature_levels)
+        super().__init__(tower.trunk, config.feature_levels, _load_beside(config, preprocessing, load_weights))
         self.preprocessing = preprocessing
         self.config = config
         self.tower = tower
@@ -74,6 +75,7 @@ class VisionEncoder(modeling_llm2clip.VisionEncoder):
 
     def train(self, mode: bool = True) -> 'VisionEncoder':
         super().train(mode)
+        self.beside.eval()
         if self.config.freeze:
             self.trunk.eval()
         if self.config.freeze_batch_norm:
@@ -88,6 +90,9 @@ class VisionEncoder(modeling_llm2clip.VisionEncoder):
             training = self.training
             fuse_frozen_batch_norms(self.trunk.eval(), self.preprocessing.image_size)
             self.train(training)
+        encoder: Any
+        for encoder in self.beside:
+            encoder.fuse_frozen_batch_norms()
 
     def forward(self, pixel_values: torch.Tensor, sample_seed: Optional[torch.Tensor] = None) -> torch.Tensor:
         """Encode images ``(B, 3, H, W)``, in uint8 as loaders return them or normalised, as ``(B, width)``;
@@ -97,6 +102,22 @@ class VisionEncoder(modeling_llm2clip.VisionEncoder):
             pixel_values = normalize(pixel_values, self.preprocessing.mean, self.preprocessing.std)
         self._sample_seed = sample_seed
         return super().forward(pixel_values)
+
+
+def _load_beside(
+    config: VisionConfig, preprocessing: Preprocessing, load_weights: bool
+) -> list[VisionEncoder]:
+    encoders = []
+    for i, tower in enumerate(config.beside):
+        with under(f'beside.[{i}]'):
+            encoder = VisionEncoder(
+                VisionConfig(**vars(tower), image_size=config.image_size, mean=config.mean, std=config.std,
+                             freeze=True), load_weights)
+            if encoder.preprocessing != preprocessing:
+                raise ConfigError(f'{tower.name} has another mean and std of pixels than {config.name}, and '
+                                  'both read the same pixels', key='name')
+        encoders.append(encoder)
+    return encoders
 
 
 def kept_patches(sample_seed: torch.Tensor, patches: int, rate: float) -> torch.Tensor:

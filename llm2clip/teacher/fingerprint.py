@@ -93,7 +93,7 @@ class Fingerprint:
         if differing is not None:
             if len(self) == len(expected) == 1:
                 differing = differing.removeprefix('teacher 1.')
-            embedder = 'tower' if expected.kinds == ['frozen_tower'] else 'teacher'
+            embedder = 'tower' if 'frozen_tower' in expected.kinds else 'teacher'
             raise ConfigError(f'{name} comes from another {embedder} than {reference}: {differing}')
 
 

@@ -265,12 +265,13 @@ def _described_weights(config: ModelConfig) -> dict[str, Any]:
     """Return the settings of a model that change the meaning of its weights."""
     vision = config.vision
     return {
-        'embed_dim': config.embed_dim, 'visual_projection': config.visual_projection,
+        'embed_dim': config.embed_dim, 'heads': config.heads, 'visual_projection': config.visual_projection,
         'visual_projection_expansion': config.visual_projection_expansion,
         'logit_bias': config.logit_bias is not None, 'adapter': dataclasses.asdict(config.adapter),
         'vision': {'name': vision.name, 'image_size': vision.image_size, 'mean': vision.mean,
                    'std': vision.std, 'architecture': vision.architecture,
-                   'feature_levels': vision.feature_levels}}
+                   'feature_levels': vision.feature_levels, 'beside': [
+                       (tower.name, tower.architecture, tower.feature_levels) for tower in vision.beside]}}
 
 
 def interpolated(

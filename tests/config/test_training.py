@@ -36,6 +36,8 @@ RULES: list[tuple[int, str, list[str]]] = [
     (2, 'model.visual_projection', ['model.visual_projection=pretrained', 'model.vision.pretrained=false']),
     (2, 'model.visual_projection', ['model.visual_projection=pretrained', 'model.vision.pretrained=true',
                                     'model.vision.feature_levels=1']),
+    (2, 'model.heads', ['model.heads=3']),
+    (2, 'loss.matryoshka_dims', ['model.heads=2', 'loss.matryoshka_dims=[64, 1280]']),
     (2, 'model.logit_bias', ['loss.name=siglip']),
     (2, 'model.logit_bias', ['model.logit_bias=-10']),
     (2, 'loss.name', ['loss.name=clap']),

@@ -13,9 +13,9 @@ import pytest
 import torch
 from parts import make_samples
 from safetensors.torch import load_file, save_file
-from trained import Trained, trained
+from trained import SMALL, Trained, trained
 
-from llm2clip.config import SentenceTransformersTeacherConfig
+from llm2clip.config import SentenceTransformersTeacherConfig, TowerConfig
 from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.export.sentence_model import export_sentence_transformers
@@ -23,6 +23,8 @@ from llm2clip.teacher.sources import SentenceTransformerModel
 
 pytestmark = pytest.mark.long
 
+BESIDE = [TowerConfig('test_efficientnet', checkpoint='/elsewhere/second.pth', feature_levels=1),
+          TowerConfig('a folder', architecture={'model_type': 'clip_vision_model', **SMALL, 'image_size': 64})]
 TEXTS = [text for sample in make_samples(5) for text in sample.captions.values()]
 
 
@@ -31,7 +33,7 @@ def models(teacher_folder: Path, causal_teacher: Path, weighted_teacher: Path, e
     sentences = SentenceTransformerModel(SentenceTransformersTeacherConfig(str(embedder), 'query'))
     return {'clip': trained('clip_vision_model', [teacher_folder, causal_teacher, sentences], 'linear'),
             'siglip': trained('siglip_vision_model', [weighted_teacher], 'identity', logit_bias=-10.0),
-            'timm': trained('timm:test_vit', [causal_teacher], feature_levels=2)}
+            'timm': trained('timm:test_vit', [causal_teacher], feature_levels=2, beside=BESIDE, heads=2)}
 
 
 @pytest.fixture(scope='module')

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from composer.core import Event
 
 from llm2clip.config import AdapterConfig, LossConfig, ModelConfig, SelfDistillationConfig, VisionConfig
+from llm2clip.errors import ConfigError
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.modeling.adapter import Adapter
-from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP, truncate_dims
+from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP, check_truncate_dim, truncate_dims
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.training.algorithms.batches import InitialImages
 from llm2clip.training.algorithms.weights import ClampLogitScale
@@ -51,6 +52,30 @@ def test_features_are_normalised_and_start_as_in_clip() -> None:
     assert scale.shape == (1,) and scale.exp().item() == pytest.approx(1 / 0.07, rel=1e-5)
     weight = model.visual_projection.weight
     torch.testing.assert_close(weight @ weight.T, torch.eye(16), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('loss', ['clip', 'siglip'])
+def test_each_head_is_a_model_of_its_own(loss: Any) -> None:
+    config = dataclasses.replace(TINY, heads=2, logit_bias=-2.0 if loss == 'siglip' else None)
+    whole = ComposerLLM2CLIP(LLM2CLIP(config, 8).eval(), LossConfig(loss))
+    batch = {'pixel_values': torch.randn(4, 3, 32, 32), 'text_embedding': torch.randn(4, 3, 8)}
+    features = whole(batch)
+    similarities, losses = [], []
+    for i in range(2):
+        head = LLM2CLIP(dataclasses.replace(config, heads=1, embed_dim=8), 8).eval()
+        head.load_state_dict({
+            name.replace(f'.{i}.', '.', 1) if name.startswith((f'visual_projection.{i}.', f'adapter.{i}.')) else name: value
+            for name, value in whole.model.state_dict().items()}, strict=False)
+        alone = ComposerLLM2CLIP(head, LossConfig(loss))
+        outputs = alone(batch)
+        similarities.append(outputs['image_features'] @ outputs['text_features'].flatten(0, 1).T)
+        losses.append(alone.loss(outputs, batch))
+    found = features['image_features'] @ features['text_features'].flatten(0, 1).T
+    torch.testing.assert_close(found, sum(similarities) / 2)
+    torch.testing.assert_close(whole.loss(features, batch), sum(losses) / 2)
+    assert (similarities[0] - similarities[1]).abs().max() > 0.1
+    with pytest.raises(ConfigError, match='^truncate_dim: '):
+        check_truncate_dim(4, config)
 
 
 def test_visual_projection_begins_as_in_the_official_code() -> None:

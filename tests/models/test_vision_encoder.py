@@ -13,9 +13,9 @@ import torch
 import torch.nn as nn
 from peft.tuners.lora import Linear
 from torch.func import functional_call
-from towers import TOWERS, timm_tower
+from towers import HALF, SMALL, TOWERS, timm_tower
 
-from llm2clip.config import LoraConfig, VisionConfig
+from llm2clip.config import LoraConfig, TowerConfig, VisionConfig
 from llm2clip.errors import ConfigError
 from llm2clip.models.vision_encoder import VisionEncoder, fuse_frozen_batch_norms
 from llm2clip.models.vision_lora import merge_lora
@@ -82,6 +82,31 @@ def test_only_frozen_layers_are_fused() -> None:
     fused = [name for name, module in encoder.named_modules() if 'forward' in vars(module)]
     assert {name.rpartition('.')[0] for name in fused} == {'trunk', 'trunk.blocks.0.0', 'trunk.blocks.1.0'}
     assert encoder.training
+
+
+def test_features_of_several_towers_are_those_of_each() -> None:
+    first = timm_tower('test_efficientnet', feature_levels=1, **HALF)
+    second = TowerConfig('test_vit', pretrained=False, feature_levels=2)
+    third = TowerConfig('a folder', architecture={'model_type': 'clip_vision_model', **SMALL, 'image_size': 64})
+    encoder = VisionEncoder(dataclasses.replace(first, beside=[second, third]), load_weights=False).train()
+    pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    parts = []
+    for config, trained in zip((first, second, third), (encoder, *encoder.beside)):
+        alone = VisionEncoder(VisionConfig(**{**vars(first), **vars(config)}), load_weights=False).eval()
+        alone.trunk.load_state_dict(trained.trunk.state_dict())
+        parts.append(alone(pixels))
+    features = encoder(pixels)
+    assert features.shape[1] == encoder.width and torch.equal(features, torch.cat(parts, dim=1))
+    trainable = {name.split('.')[0] for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+    assert trainable == {'trunk'}
+    encoder.fuse_frozen_batch_norms()
+    torch.testing.assert_close(encoder(pixels), features, rtol=1e-4, atol=1e-5)
+
+
+def test_towers_of_other_pixels_are_refused() -> None:
+    other = TowerConfig('tf_efficientnet_b0', pretrained=False)
+    with pytest.raises(ConfigError, match=r'^beside\[0\].name: '):
+        VisionEncoder(timm_tower('vit_tiny_patch16_224', image_size=224, beside=[other]))
 
 
 LORA = LoraConfig(r=4, lora_alpha=6, lora_dropout=0.0)

@@ -30,6 +30,7 @@ def folder(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp('both')
     torch.manual_seed(0)
     save_file(timm.create_model('test_vit').state_dict(), folder / 'tower.safetensors')
+    save_file(timm.create_model('test_vit2').state_dict(), folder / 'second.safetensors')
     samples = [replace(sample, image=picture(i, 32)) for i, sample in enumerate(make_samples(48))]
     for sample in samples[::3]:
         sample.captions['long'] = ''
@@ -40,6 +41,10 @@ def folder(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def tower(folder: Path) -> str:
     return f'{{name: test_vit, image_size: 32, checkpoint: {folder}/tower.safetensors}}'
+
+
+def beside(folder: Path) -> str:
+    return f'vision.beside=[{{name: test_vit2, checkpoint: {folder}/second.safetensors, feature_levels: 1}}]'
 
 
 def extract(monkeypatch: pytest.MonkeyPatch, folder: Path, out: Path, *args: str) -> list[dict[str, np.ndarray]]:
@@ -88,12 +93,12 @@ def test_training_on_vectors_is_training_with_the_frozen_tower(
         torch.testing.assert_close(*(model.get_image_features(noise) for model in models), rtol=1e-4, atol=1e-4)
 
 
-def test_heads_export_and_truncate(
+def test_heads_on_two_towers_export_and_truncate(
     folder: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extract(monkeypatch, folder, tmp_path / 'vectors', 'storage=int8')
-    heads = ['model.visual_projection=glu', 'model.visual_projection_expansion=2', 'model.adapter={name: mlp}',
-             'loss={matryoshka_dims: [8, 16]}', 'max_duration=2ba']
+    extract(monkeypatch, folder, tmp_path / 'vectors', 'storage=int8', beside(folder))
+    heads = [f'model.{beside(folder)}', 'model.visual_projection=glu', 'model.visual_projection_expansion=2',
+             'model.adapter={name: mlp}', 'loss={matryoshka_dims: [8, 16]}', 'max_duration=2ba']
     run_recipe(monkeypatch, 'train_stage2', *stage2(folder, *heads, images=str(tmp_path / 'vectors/images')),
                f'save_folder={tmp_path}/run')
     for dim in ([], ['truncate_dim=8']):  # the features of an export are compared with those of the run
@@ -103,6 +108,7 @@ def test_heads_export_and_truncate(
 
 @pytest.mark.parametrize(('wrong', 'message'), [
     ('model.vision={mean: [0.1, 0.1, 0.1], std: [1.0, 1.0, 1.0]}', 'comes from another tower than model.vision: mean'),
+    ('model.vision.beside=[{name: test_vit2, pretrained: false}]', 'comes from another tower than model.vision'),
     ('train_data.streams.t={local: x, embeddings: {tiny: {local: x}}}', r'streams\.t\.image_embeddings: required'),
     ('train_data.streams.s.image_embeddings.local=gone', 'no MDS dataset in gone'),
     ('train_data.streams.s.image_embeddings.local=TEXTS', r'embedding\.image'),
