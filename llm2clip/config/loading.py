@@ -147,8 +147,7 @@ def _merge(schema: type[R], sources: Sequence[tuple[str, yaml.Node]]) -> R:
     try:
         text = ''.join(yaml.serialize(tree) for _, tree in sources)
         for merger.source, tree in sources:
-            parts = [tree] if merger.source == _COMMAND_LINE else _parts(schema, tree)
-            for part in parts:
+            for part in _parts(schema, tree, merger.source):
                 merger.add_names(schema, part, text)
                 values = merger.merge(schema, values, part)
         # Not `OmegaConf.missing_keys`, which also names the keys that refer to a missing one.
@@ -176,8 +175,10 @@ def _merge(schema: type[R], sources: Sequence[tuple[str, yaml.Node]]) -> R:
         raise
 
 
-def _parts(schema: type[RecipeConfig], tree: yaml.Node) -> list[yaml.Node]:
+def _parts(schema: type[RecipeConfig], tree: yaml.Node, source: str) -> list[yaml.Node]:
     """Return what a file sets for all recipes, and then its section for one of them."""
+    if source == _COMMAND_LINE:
+        return [tree]
     sections = {name.value: node for name, node in tree.value
                 if name.value in _SECTIONS and isinstance(node, yaml.MappingNode)}
     tree.value = [(name, node) for name, node in tree.value if name.value not in sections]

@@ -348,8 +348,8 @@ class Stage2Config(TrainConfig):
              'initial_weights has an adapter of its own, expected one of the two'),
             ('model.visual_projection',
              self.initial_adapter is not None and projection in ('linear', 'affine'),
-             f'{projection} begins with random weights, expected pretrained, since initial_adapter leads into '
-             'the space of the pretrained CLIP'),
+             f'{projection} begins with random weights, expected pretrained, since initial_adapter leads '
+             'into the space of the pretrained CLIP'),
             ('model.vision.lora', vision.freeze and vision.lora is not None,
              'model.vision.freeze freezes these weights, too; set one of the two'),
             ('model.vision.gradient_checkpointing',

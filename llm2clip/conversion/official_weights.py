@@ -183,7 +183,7 @@ def _infer_config(state: _State, vision: VisionConfig, path: Path) -> tuple[_Lay
                 raise ConfigError(f'{value!r}, but {path} says {fields[name]!r}',
                                   f'vision.architecture.{name}')
         vision = dataclasses.replace(vision, architecture=fields)
-    config = ModelConfig(vision, adapter, embed_dim, layout.visual_projection)
+    config = ModelConfig(vision, adapter, embed_dim, visual_projection=layout.visual_projection)
     if 'logit_bias' in state:
         config.logit_bias = 0.0
     return layout, config, llm_embed_dim

@@ -33,7 +33,8 @@ class VisionEncoder(modeling_llm2clip.VisionEncoder):
     def __init__(self, config: VisionConfig, load_weights: bool = True) -> None:
         preprocessing = tower_preprocessing(config)
         tower = load_tower(config, load_weights)
-        super().__init__(tower.trunk, config.feature_levels, _load_beside(config, preprocessing, load_weights))
+        beside = _load_beside(config, preprocessing, load_weights)
+        super().__init__(tower.trunk, config.feature_levels, beside)
         self.preprocessing = preprocessing
         self.config = config
         self.tower = tower
