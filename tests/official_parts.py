@@ -20,9 +20,11 @@ def tiny_eva_clip(pretrained: bool = False, **kwargs: Any) -> Eva:
     """EVA02-CLIP with two blocks, 32 wide."""
     del pretrained
     sizes = {'img_size': 56, 'num_classes': 16, **{k: v for k, v in kwargs.items() if k in ('img_size', 'num_classes')}}
-    return Eva(patch_size=14, embed_dim=32, depth=2, num_heads=2, mlp_ratio=4 * 2 / 3, qkv_fused=False,
-               swiglu_mlp=True, scale_mlp=True, scale_attn_inner=True, use_rot_pos_emb=True, ref_feat_shape=(4, 4),
-               global_pool='token', **sizes)
+    model = Eva(patch_size=14, embed_dim=32, depth=2, num_heads=2, mlp_ratio=4 * 2 / 3, qkv_fused=False,
+                swiglu_mlp=True, scale_mlp=True, scale_attn_inner=True, use_rot_pos_emb=True, ref_feat_shape=(4, 4),
+                global_pool='token', **sizes)
+    model.pretrained_cfg = {}
+    return model
 
 
 # `layer: 32 64` stands for `layer.weight 32 64` and `layer.bias 32`; a prefix stands before all that follow it.
