@@ -46,8 +46,8 @@ from llm2clip.config.models import (
     PlanConfig,
     TextEncoderConfig,
     TextPlanConfig,
-    TrainableTextConfig,
     TowerConfig,
+    TrainableTextConfig,
     VisionConfig,
 )
 from llm2clip.config.recipe import RecipeConfig

@@ -189,7 +189,8 @@ def _published(exported: LLM2CLIPModel) -> dict[str, torch.Tensor]:
     state = exported.state_dict()
     for path, trunk in exported.named_modules():
         if isinstance(trunk, (CLIPVisionModel, SiglipVisionModel)) and not hasattr(trunk, 'vision_model'):
-            state = {name.replace(f'{path}.', f'{path}.vision_model.'): value for name, value in state.items()}
+            inner = f'{path}.vision_model.'
+            state = {name.replace(f'{path}.', inner): value for name, value in state.items()}
     return state
 
 

@@ -33,7 +33,8 @@ class VisionEncoder(modeling_llm2clip.VisionEncoder):
     def __init__(self, config: VisionConfig, load_weights: bool = True) -> None:
         preprocessing = tower_preprocessing(config)
         tower = load_tower(config, load_weights)
-        super().__init__(tower.trunk, config.feature_levels, _load_beside(config, preprocessing, load_weights))
+        beside = _load_beside(config, preprocessing, load_weights)
+        super().__init__(tower.trunk, config.feature_levels, beside)
         self.preprocessing = preprocessing
         self.config = config
         self.tower = tower
@@ -110,9 +111,9 @@ def _load_beside(
     encoders = []
     for i, tower in enumerate(config.beside):
         with under(f'beside.[{i}]'):
-            encoder = VisionEncoder(
-                VisionConfig(**vars(tower), image_size=config.image_size, mean=config.mean, std=config.std,
-                             freeze=True), load_weights)
+            settings = VisionConfig(**vars(tower), image_size=config.image_size, mean=config.mean,
+                                    std=config.std, freeze=True)
+            encoder = VisionEncoder(settings, load_weights)
             if encoder.preprocessing != preprocessing:
                 raise ConfigError(f'{tower.name} has another mean and std of pixels than {config.name}, and '
                                   'both read the same pixels', key='name')

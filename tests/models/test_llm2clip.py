@@ -63,9 +63,9 @@ def test_each_head_is_a_model_of_its_own(loss: Any) -> None:
     similarities, losses = [], []
     for i in range(2):
         head = LLM2CLIP(dataclasses.replace(config, heads=1, embed_dim=8), 8).eval()
-        head.load_state_dict({
-            name.replace(f'.{i}.', '.', 1) if name.startswith((f'visual_projection.{i}.', f'adapter.{i}.')) else name: value
-            for name, value in whole.model.state_dict().items()}, strict=False)
+        head.vision_encoder.load_state_dict(whole.model.vision_encoder.state_dict())
+        for side in ('visual_projection', 'adapter'):
+            getattr(head, side).load_state_dict(getattr(whole.model, side)[i].state_dict())
         alone = ComposerLLM2CLIP(head, LossConfig(loss))
         outputs = alone(batch)
         similarities.append(outputs['image_features'] @ outputs['text_features'].flatten(0, 1).T)
