@@ -193,8 +193,8 @@ def _published(exported: LLM2CLIPModel) -> dict[str, torch.Tensor]:
     state = exported.state_dict()
     for path, trunk in exported.named_modules():
         if isinstance(trunk, (CLIPVisionModel, SiglipVisionModel)) and not hasattr(trunk, 'vision_model'):
-            longer = f'{path}.vision_model.'
-            state = {name.replace(f'{path}.', longer): value for name, value in state.items()}
+            inner = f'{path}.vision_model.'
+            state = {name.replace(f'{path}.', inner): value for name, value in state.items()}
     return state
 
 

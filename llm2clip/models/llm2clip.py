@@ -17,7 +17,7 @@ from torchmetrics import Metric
 from llm2clip.config import LossConfig, ModelConfig, SelfDistillationConfig
 from llm2clip.config.ranges import VisualProjection
 from llm2clip.device import exact_float32
-from llm2clip.errors import ConfigError, under
+from llm2clip.errors import ConfigError, refuse, under
 from llm2clip.losses.contrastive import all_gather, clip_loss, siglip_loss
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.classification import MeanAveragePrecision, MeanPerClass, ZeroshotTop1
@@ -143,11 +143,12 @@ def _visual_projection(config: ModelConfig, width: int, load_weights: bool) -> n
 def check_truncate_dim(dim: Optional[int], config: ModelConfig) -> None:
     """Raise a ConfigError for `truncate_dim` if a model's features have fewer than `dim` dimensions, or
     several heads."""
-    if dim is not None and config.heads > 1:
-        raise ConfigError(f'the model has {config.heads} heads, expected 1', key='truncate_dim')
-    if dim is not None and dim > config.embed_dim:
-        raise ConfigError(f'{dim}, expected at most the {config.embed_dim} dimensions of the model',
-                          key='truncate_dim')
+    if dim is not None:
+        refuse([
+            ('truncate_dim', config.heads > 1, f'the model has {config.heads} heads, expected 1'),
+            ('truncate_dim', dim > config.embed_dim,
+             f'{dim}, expected at most the {config.embed_dim} dimensions of the model'),
+        ])
 
 
 def truncate_dims(model: LLM2CLIP, config: ModelConfig, dim: Optional[int]) -> ModelConfig:

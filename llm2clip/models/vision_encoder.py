@@ -111,9 +111,9 @@ def _load_beside(
     encoders = []
     for i, tower in enumerate(config.beside):
         with under(f'beside.[{i}]'):
-            encoder = VisionEncoder(
-                VisionConfig(**vars(tower), image_size=config.image_size, mean=config.mean, std=config.std,
-                             freeze=True), load_weights)
+            settings = VisionConfig(**vars(tower), image_size=config.image_size, mean=config.mean,
+                                    std=config.std, freeze=True)
+            encoder = VisionEncoder(settings, load_weights)
             if encoder.preprocessing != preprocessing:
                 raise ConfigError(f'{tower.name} has another mean and std of pixels than {config.name}, and '
                                   'both read the same pixels', key='name')

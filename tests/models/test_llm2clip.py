@@ -63,10 +63,9 @@ def test_each_head_is_a_model_of_its_own(loss: Any) -> None:
     similarities, losses = [], []
     for i in range(2):
         head = LLM2CLIP(dataclasses.replace(config, heads=1, embed_dim=8), 8).eval()
-        state = whole.model.state_dict()
-        for layer in ('visual_projection', 'adapter'):
-            state = {name.replace(f'{layer}.{i}.', f'{layer}.'): value for name, value in state.items()}
-        head.load_state_dict(state, strict=False)
+        head.vision_encoder.load_state_dict(whole.model.vision_encoder.state_dict())
+        for side in ('visual_projection', 'adapter'):
+            getattr(head, side).load_state_dict(getattr(whole.model, side)[i].state_dict())
         alone = ComposerLLM2CLIP(head, LossConfig(loss))
         outputs = alone(batch)
         similarities.append(outputs['image_features'] @ outputs['text_features'].flatten(0, 1).T)
