@@ -282,7 +282,9 @@ def test_a_cache_with_another_teacher_stays_within_its_limit(remotes: tuple[Path
         shutil.rmtree(tmp_path / 'cache/embeddings')
         loader = _loader(_config(tmp_path, cache_limit=str(limit)))
         assert _indices(loader) == list(range(64))
-        assert _used(tmp_path / 'cache') <= loader.dataset.cache_usage <= limit
+        # This thread and the one that downloads ahead may each have found space for a shard.
+        in_flight = max(shard.get_max_size() for shard in loader.dataset.shards)
+        assert _used(tmp_path / 'cache') <= loader.dataset.cache_usage <= limit + in_flight
         _forget(loader)
 
 
