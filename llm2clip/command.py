@@ -280,8 +280,8 @@ def _stoppable(resume_hint: str = '') -> Iterator[None]:
         elif not _signal:
             _signal = number
             signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch would raise an error when a worker ends
-            # A `__del__` that runs now swallows and reports the exit; then the next batch lacks its workers.
-            sys.unraisablehook = lambda _: None
+            signal.signal(signal.SIGALRM, stop_again)
+            sys.unraisablehook = raise_again
             for worker in multiprocessing.active_children():
                 worker.kill()  # a worker that was just forked may miss any other signal
             raise SystemExit(128 + number)
@@ -289,6 +289,14 @@ def _stoppable(resume_hint: str = '') -> Iterator[None]:
             os._exit(128 + number)
         # Ignore a second SIGTERM: the launcher sends one after a Ctrl-C,
         # which this process has received itself.
+
+    def raise_again(unraisable: Any) -> None:
+        """If a `__del__` was running and swallowed the exit, raise it again when that has ended."""
+        if isinstance(unraisable.exc_value, SystemExit):
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+    def stop_again(number: int, frame: Any) -> None:
+        raise SystemExit(128 + _signal)
 
     def install(*_: Any) -> None:
         for number in _SIGNALS:

@@ -247,6 +247,30 @@ def test_a_signal_ends_a_recipe_and_its_workers(number: signal.Signals, rank: in
     assert (folder / 'seconds.json').exists() is (rank == 0)
 
 
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_destructor_does_not_swallow_a_signal(number: signal.Signals, tmp_path: Path) -> None:
+    process = _python(f'''
+        import os, time
+        from llm2clip.command import run_command
+        from llm2clip.config import PrepareConfig
+
+        class Resource:
+            def __del__(self):
+                os.kill(os.getpid(), {int(number)})
+                time.sleep(0.1)  # where the handler raises the exit
+
+        def main(config):
+            resource = Resource()
+            del resource
+            time.sleep(60)
+
+        run_command(PrepareConfig, main, ['out={tmp_path}/out', 'source.name=emoji'])
+        ''')
+    log = process.communicate(timeout=50)[1]
+    assert process.returncode == 128 + number
+    assert log.count('stopped; ') == 1 and 'Traceback' not in log, log
+
+
 def test_a_duration_that_cannot_be_written_fails_nothing(tmp_path: Path) -> None:
     (tmp_path / 'seconds.json').mkdir()
     config: Any = SimpleNamespace(output_folder=str(tmp_path), records_duration=True)

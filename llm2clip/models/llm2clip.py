@@ -262,33 +262,39 @@ class ComposerLLM2CLIP(EvaluatedModel):
 
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch, *_: Any) -> torch.Tensor:
         """Return this rank's part of the loss; the mean over ranks is the loss of the global batch."""
-        config = self.loss_config
         images = outputs['image_features']
         texts = outputs['text_features']
-        scale = outputs['logit_scale']
+        heads = self.model.heads
         text_id = None
-        if config.mask_equal_texts:
-            text_id = batch['text_id'].to(scale.device)
+        if self.loss_config.mask_equal_texts:
+            text_id = batch['text_id'].to(images.device)
         if self.loss_module is not None:
             loss = self.loss_module.global_loss(outputs)
+        elif heads == 1:
+            loss = self._contrastive_loss(images, texts, outputs, text_id)
         else:
-            heads = self.model.heads
-            losses = []
             # The features of a head have the length 1 / sqrt(heads).
-            for image_part, text_part in zip((images * heads).chunk(heads, -1), texts.chunk(heads, -1)):
-                if config.name == 'siglip':
-                    losses.append(siglip_loss(image_part, text_part, scale, outputs['logit_bias'], text_id,
-                                              config.block_size, config.matryoshka_dims))
-                else:
-                    losses.append(clip_loss(image_part, text_part, scale, text_id, config.block_size,
-                                            config.matryoshka_dims))
+            parts = zip((images * heads).chunk(heads, -1), texts.chunk(heads, -1))
+            losses = [self._contrastive_loss(*features, outputs, text_id) for features in parts]
             loss = torch.stack(losses).mean()
         if 'initial_image_features' in batch:
             targets = batch['initial_image_features'].to(images.device)
             weights = self.self_distillation
             loss = (loss + weights.instance * instance_loss(images, targets)
-                    + weights.structure * structure_loss(images, targets, config.block_size))
+                    + weights.structure * structure_loss(images, targets, self.loss_config.block_size))
         return loss
+
+    def _contrastive_loss(
+        self, images: torch.Tensor, texts: torch.Tensor, outputs: Mapping[str, torch.Tensor],
+        text_id: Optional[torch.Tensor],
+    ) -> torch.Tensor:
+        """Return the loss of the features of one head."""
+        config = self.loss_config
+        scale = outputs['logit_scale']
+        if config.name == 'siglip':
+            return siglip_loss(images, texts, scale, outputs['logit_bias'], text_id, config.block_size,
+                               config.matryoshka_dims)
+        return clip_loss(images, texts, scale, text_id, config.block_size, config.matryoshka_dims)
 
     def update_metric(self, batch: Batch, outputs: Batch, metric: Metric) -> None:
         if 'label' in batch:

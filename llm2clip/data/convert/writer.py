@@ -134,7 +134,7 @@ class _Split:
         self.words: dict[str, Counter[int]] = {}
         """Caption key -> number of words -> number of captions."""
         self.shards: list[str] = []
-        """Entries of the index as JSON, which takes a fifth of their memory."""
+        """Entries of the index as JSON, which takes less memory."""
         self.columns: dict[str, str] = {}
         """Columns of a shard -> folder of the first part with them."""
 
