@@ -246,12 +246,14 @@ def test_fragments_build_every_tower_and_row_of_the_paper(tower: str) -> None:
 @pytest.mark.parametrize('data', SETS)
 def test_data_and_captions_go_together(data: str) -> None:
     assert sorted({name for names in SETS.values() for name in names}) == DATA
-    of_data = [f'data/{name}' for name in SETS[data]]
+    datasets = [f'data/{name}' for name in SETS[data]]
     dense, short = ({f'{length}{model}' for model in ('IB', 'SV', 'LLA')} for length in ('long', 'short'))
     mixes = {'': {'raw': 3, **dict.fromkeys(dense, 1)}, 'official_code': {'shortSV': 1, 'longSV': 1},
              'six_captions': dict.fromkeys(dense | short, 1)}
     for captions, mix in mixes.items():
-        fragments = [*of_data, *([captions] if captions else []), 'teacher/llama3.1_8b']
+        fragments = [*datasets, 'teacher/llama3.1_8b']
+        if captions:
+            fragments.insert(len(datasets), captions)
         config = _stage2('tower/clip_b16', *fragments)
         for stream in SETS[data]:
             expected = {'raw': 0.5, 'long': 0.5} if stream == 'recap' else mix

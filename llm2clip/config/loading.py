@@ -396,7 +396,7 @@ _MAY_CHANGE = {
     'teacher_folder', 'adapter_folder', 'lora_folder', 'cache_limit',
     'device', 'device_train_microbatch_size', 'dist_timeout', 'compile', 'fsdp', 'gradient_checkpointing',
     'block_size', 'grad_cache', 'num_workers', 'download_retry', 'download_timeout',
-    *(field.name for field in fields(TextPlanConfig))}  # `modules` among them
+    *(field.name for field in fields(TextPlanConfig))}
 
 
 def learned_settings(config: TrainConfig) -> dict[str, Any]:

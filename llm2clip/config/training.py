@@ -373,7 +373,7 @@ class Stage2Config(TrainConfig):
             ('model.logit_bias', (loss.name == 'siglip') != (self.model.logit_bias is not None),
              'loss.name: siglip needs one, which starts at -10, and other losses have none'),
             ('loss.arguments', loss.arguments and not is_own,
-             f'loss.name: {loss.name} takes none, but the keys beside them'),
+             f'loss.name: {loss.name} takes none, expected module:class as the name'),
             ('loss.name', is_own and (loss.mask_equal_texts or loss.matryoshka_dims),
              'expected clip or siglip, since mask_equal_texts and matryoshka_dims are theirs'),
             ('loss.matryoshka_dims', self.model.heads > 1 and loss.matryoshka_dims,

@@ -452,7 +452,8 @@ def _attend_packed(
         attend = partial(_attend_by_sdpa, visible, scale=scaling, dropout_p=dropout)
     sizes = [n * length for n, length in runs]
     outputs = []
-    for (n, length), *parts in zip(runs, *(states[0].split(sizes, 1) for states in (query, key, value))):
+    split_states = [states[0].split(sizes, 1) for states in (query, key, value)]
+    for (n, length), *parts in zip(runs, *split_states):
         output = attend(*(part.unflatten(1, (n, length)).transpose(0, 1) for part in parts))
         outputs.append(output.reshape(1, n * length, *output.shape[2:]))
     return torch.cat(outputs, 1), None

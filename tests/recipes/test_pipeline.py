@@ -122,8 +122,9 @@ def test_commands_are_printed(
     (tmp_path / 'recipes').symlink_to(ROOT / 'recipes')
     run_recipe(monkeypatch, 'run', str(file), f'folder={tmp_path}/a b', 'ranks=2', 'only=[stage2, embeddings]',
                'print=true')
-    lines = capsys.readouterr().out.splitlines()
-    assert [re.match(r"composer -n 2 (\S*)recipes/(\w+)\.py '?\w+", line)[2] for line in lines] == [  # type: ignore
+    output = capsys.readouterr().out
+    lines = output.splitlines()
+    assert re.findall(r"^composer -n 2 \S*recipes/(\w+)\.py '?\w+", output, re.M) == [
         'extract_embeddings', 'train_stage2']
     assert f"'out={tmp_path}/a b/embeddings'" in lines[0] and "''" not in lines[0]
 

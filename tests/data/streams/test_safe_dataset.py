@@ -501,10 +501,10 @@ def test_settings_of_an_epoch_that_do_not_go_together_are_refused(
 
 @pytest.mark.parametrize('sizes', [[1], [5], [3, 1, 4], [1500, 700, 1, 1, 2048], [0, 2, 0, 3]])
 def test_a_sample_is_in_the_shard_that_streaming_says(sizes: list[int]) -> None:
-    found = ShardFinder(np.array(sizes))
-    expected = Spanner(np.array(sizes))
+    finder = ShardFinder(np.array(sizes))
+    spanner = Spanner(np.array(sizes))
     for index in range(sum(sizes)):
-        assert found[index] == expected[index]
+        assert finder[index] == spanner[index]
     for index in (-1, sum(sizes)):
         with pytest.raises(IndexError):
-            found[index]
+            finder[index]
