@@ -48,7 +48,7 @@ from llm2clip.modeling import text_encoder
 from llm2clip.modeling.text_encoder import TextEncoder, Tokenized, encode_tokens
 from llm2clip.models.sharding import fsdp2_config, set_up_units
 from llm2clip.models.vision_encoder import VisionEncoder
-from llm2clip.planning.roofline import COLLECTIVES, Kernel, accessed, bytes_of, received_bytes
+from llm2clip.planning.roofline import COLLECTIVES, Chain, Kernel, accessed, bytes_of, received_bytes
 from llm2clip.ranks import dist
 from llm2clip.teacher.llm import shard_encoder
 from llm2clip.training.algorithms.batches import InitialImages
@@ -181,7 +181,7 @@ def dry_run_step(
     as from the loader; `teacher` is the frozen teacher in the loop.
     """
     cost = StepCost()
-    meter = Meter()
+    meter = Meter(compiled=config.compile is not None)
     ranks = dist.get_world_size()
     precision = Precision(precision_of(config))
     autocast = torch.autocast('cpu', _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
@@ -374,7 +374,7 @@ class Meter(TorchDispatchMode):
     frozen parameters.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, compiled: bool = False) -> None:
         super().__init__()
         self.current = 0  # bytes of live tensors that were added or made inside, less those that FSDP2 freed
         self.peak = 0  # maximum of `current`
@@ -383,6 +383,9 @@ class Meter(TorchDispatchMode):
         self.received = 0.0  # bytes from other ranks
         self._sizes: dict[int, int] = {}
         self._times, self._again, self._backward = 1.0, False, False
+        self._compiled = compiled
+        self._fuses = False
+        self._chain = Chain()
 
     def add_module(self, module: nn.Module) -> int:
         """Count the parameters and buffers of a module that was made outside, and return their bytes."""
@@ -398,8 +401,11 @@ class Meter(TorchDispatchMode):
         A backward pass runs without gradients itself; only recomputation inside it enables them.
         """
         self._times, self._again, self._backward = times, again, backward
+        self._fuses = self._compiled
         yield
+        self._end_chain()
         self._times, self._again, self._backward = 1.0, False, False
+        self._fuses = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -416,11 +422,23 @@ class Meter(TorchDispatchMode):
         if func.namespace in COLLECTIVES:
             self.received += self._times * received_bytes(func, args, dist.get_world_size())
         else:
-            read, written = accessed(func, args, kwargs, result)
-            if written:
-                in_16_bits = any(tensor.itemsize == 2 for tensor in read)
-                self.kernels[Kernel(flops, bytes_of(read) + bytes_of(written), in_16_bits)] += self._times
+            self._count(flops, *accessed(func, args, kwargs, result))
         return result
+
+    def _count(self, flops: float, read: list[torch.Tensor], written: list[torch.Tensor]) -> None:
+        """Count a kernel, or make it part of one with its neighbours if those are compiled."""
+        if self._fuses and not flops:
+            self._chain.add(read, written)
+            return
+        self._end_chain()
+        if written:
+            in_16_bits = any(tensor.itemsize == 2 for tensor in read)
+            self.kernels[Kernel(flops, bytes_of(read) + bytes_of(written), in_16_bits)] += self._times
+
+    def _end_chain(self) -> None:
+        kernel = self._chain.end(self._sizes)
+        if kernel.size:
+            self.kernels[kernel] += self._times
 
     def _add(self, tensor: torch.Tensor) -> None:
         if isinstance(tensor, DTensor):

@@ -7,7 +7,7 @@ whichever takes longer.
 Collectives run beside the kernels.  Gaps between kernels, and waiting for data, do not count.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -125,3 +125,26 @@ def received_bytes(func: Any, args: Any, ranks: int) -> float:
     if 'reduce' in name and 'scatter' not in name:
         return 2 * max(sizes) * (ranks - 1) / ranks
     return max(sizes, default=0) - min(sizes, default=0)
+
+
+class Chain:
+    """Operations that a compiler makes one kernel: it reads what was made before, and writes what remains."""
+
+    def __init__(self) -> None:
+        self._read: dict[tuple[int, int], int] = {}
+        self._made: dict[int, int] = {}
+
+    def add(self, read: list[torch.Tensor], written: list[torch.Tensor]) -> None:
+        for tensor in read:
+            key = id(tensor.untyped_storage())
+            if key not in self._made:
+                self._read[key, int(tensor.storage_offset())] = bytes_of([tensor])
+        for tensor in written:
+            self._made[id(tensor.untyped_storage())] = bytes_of([tensor])
+
+    def end(self, alive: Container[int]) -> Kernel:
+        """Return the kernel, given the storages that are still there, and begin a new chain."""
+        kept = sum(size for key, size in self._made.items() if key in alive)
+        kernel = Kernel(size=sum(self._read.values()) + kept)
+        self._read, self._made = {}, {}
+        return kernel

@@ -77,6 +77,20 @@ def test_collectives_at_pretended_ranks() -> None:
                 assert meter.received == passes * whole * (ranks - 1) / ranks and not meter.kernels
 
 
+def test_compiled_chains() -> None:
+    """One kernel reads what came from outside, and writes what is used later."""
+    def run(a: torch.Tensor, b: torch.Tensor) -> None:
+        y = ((a * 2 + b).relu() + a) @ b
+        y.exp().sum()
+
+    with FakeTensorMode():
+        a, b = torch.empty(N, N), torch.empty(N, N)
+        with Meter(compiled=True) as meter, meter.counting(3):
+            run(a, b)
+    flops = 2 * N**3
+    assert meter.kernels == {Kernel(0, 3 * SQUARE): 3, Kernel(flops, 3 * SQUARE): 3, Kernel(0, SQUARE): 3}
+
+
 def test_the_time_of_two_operations() -> None:
     gpu = GPU(80, 100, 10, 2, 0.5, reached_flops=0.5, reached_bandwidth=0.8)
     kernels: dict[Kernel, float] = {Kernel(1e12, 1e9, in_16_bits=True): 3, Kernel(1e9, 2e12): 0.5}
