@@ -31,11 +31,18 @@ def get_device(name: Optional[str]) -> Device:
     try:
         device = utils.get_device(name)
     except ValueError as error:
-        raise ConfigError(f'{name}, expected cpu: {error}', key='device') from None
+        raise ConfigError(f'{name}, expected cpu: {error}; {no_gpu()}', key='device') from None
     # Composer 0.32.1 turns TF32 on.
     torch.set_float32_matmul_precision(matmul_precision)
     torch.backends.cudnn.allow_tf32 = cudnn_tf32
     return device
+
+
+def no_gpu() -> str:
+    """Return why PyTorch uses no GPU."""
+    if torch.version.cuda is None:
+        return f'PyTorch {torch.__version__} was built without CUDA'
+    return f'PyTorch sees no GPU, or nvidia-smi no driver for CUDA {torch.version.cuda}'
 
 
 def set_up_process(device: Device, precision: Optional[str] = 'fp32') -> None:

@@ -16,9 +16,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
+import xxhash
+
+from llm2clip.command import SECONDS_FILE
 from llm2clip.config import PipelineConfig, PlanConfig, RecipeConfig
-from llm2clip.config.loading import load_config
+from llm2clip.config.loading import leaves, load_config
 from llm2clip.errors import ConfigError, FileError, nearest
+from llm2clip.io.files import write_text
 from llm2clip.registry import check_names
 
 _ROOT = Path(__file__).parents[1]
@@ -50,6 +54,25 @@ class Step(NamedTuple):
             os.execv(sys.executable, [*launcher, self.recipe, *self.args])
         sys.argv[:] = [self.recipe, *self.args]
         runpy.run_path(self.recipe, run_name='__main__')
+
+    @property
+    def record(self) -> Path:
+        """File with the `state` in which a recipe that would repeat its work has ended."""
+        return Path(self.config.output_folder, '.finished')
+
+    def state(self) -> tuple[str, str]:
+        """Return hashes of all that the step depends on, and of its output folder: of the settings, and of
+        path, size and time of the files that they name and of those in folders that they name."""
+        inputs, outputs = xxhash.xxh3_128(), xxhash.xxh3_128()
+        for key, value in leaves(dataclasses.asdict(self.config)):
+            inputs.update(f'{key}={value}\n')
+            if not isinstance(value, str):
+                continue
+            for path in [Path(value), *sorted(Path(value).rglob('[!.]*'))]:
+                if path.is_file() and path.name != SECONDS_FILE:
+                    digest = outputs if path.is_relative_to(self.config.output_folder) else inputs
+                    digest.update(f'{path} {path.stat().st_size} {path.stat().st_mtime_ns}\n')
+        return inputs.hexdigest(), outputs.hexdigest()
 
 
 def load_steps(config: PipelineConfig) -> list[Step]:
@@ -135,7 +158,8 @@ def plan_steps(config: PipelineConfig, steps: Sequence[Step]) -> None:
 
 
 def run_steps(config: PipelineConfig, steps: Sequence[Step]) -> Optional[Step]:
-    """Run each step in a forked process; stop at the first that fails.
+    """Run each step in a forked process; stop at the first that fails.  A recipe that would repeat its work
+    is skipped if neither its settings nor any file has changed since it ended.
 
     Returns:
         In a process that was forked, the step that it has to run.  None when all have ended.
@@ -150,6 +174,13 @@ def run_steps(config: PipelineConfig, steps: Sequence[Step]) -> Optional[Step]:
         title = f'[{i + 1}/{len(steps)}] {step.name}'
         print(f'{title}: {step}', file=sys.stderr, flush=True)
         sys.stdout.flush()
+        before = ('', '')
+        if step.config.repeats:
+            before = step.state()
+            if step.record.is_file() and step.record.read_text().split() == [*before]:
+                print(f'{title}: {step.config.output_folder} is complete', file=sys.stderr, flush=True)
+                continue
+            step.record.unlink(missing_ok=True)
         start = time.monotonic()
         status = _fork(step)
         if status is None:
@@ -159,6 +190,8 @@ def run_steps(config: PipelineConfig, steps: Sequence[Step]) -> Optional[Step]:
             print(f'{title} failed after {seconds}; this resumes: {shlex.join(["python", *sys.argv])}',
                   file=sys.stderr, flush=True)
             raise SystemExit(status)
+        if step.config.repeats:
+            write_text(step.record, f'{before[0]} {step.state()[1]}')
         print(f'{title} took {seconds}, {len(steps) - i - 1} steps remain', file=sys.stderr, flush=True)
     if config.end:
         print(config.end)

@@ -39,7 +39,7 @@ from llm2clip.device import Device, get_device, set_up_process
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import durable_rename, read_json, remove_folder, writing
 from llm2clip.io.remotes import OutputFolder
-from llm2clip.ranks import broadcast_from_rank0, dist, is_first
+from llm2clip.ranks import broadcast_from_rank0, dist, initialize_gloo, is_first
 from llm2clip.teacher.embedder import Embedder
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 
@@ -235,7 +235,7 @@ def run_extraction(
     """Write the embeddings datasets of a recipe; `options` are further fields of `EmbeddingsDataset`."""
     device = get_device(config.device)
     set_up_process(device, config.precision)
-    dist.initialize_dist(device, config.dist_timeout)
+    initialize_gloo()
     embedder = load(device)
     summaries: list[str] = []
     for name, dataset in config.datasets.items():

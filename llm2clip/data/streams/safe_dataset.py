@@ -98,14 +98,7 @@ class SafeDataset(StreamingDataset):
         self.config = config
         self.seed = seed
         self.train = train
-        caches: set[str] = set()
-        for name, stream in streams.items():
-            for dataset in stream.datasets:
-                if dataset.remote is not None:
-                    caches.add(os.path.abspath(os.path.join(dataset.local, dataset.split)))
-                elif config.cache_limit is not None:
-                    raise ConfigError(
-                        f'dataset {name} has no remote, and the limit would delete it', 'cache_limit')
+        caches = _cache_folders(streams, config.cache_limit)
         _check_weights(streams, config.epoch_size)
         batch_size_key = 'global_train_batch_size' if train else 'global_eval_batch_size'
         self.device_batch = device_batch_size(global_batch_size, batch_size_key)
@@ -123,19 +116,14 @@ class SafeDataset(StreamingDataset):
         if train and self.epoch_size < global_batch_size:
             raise ConfigError(f'{global_batch_size}, but an epoch has {self.epoch_size} samples, expected at '
                               'least one global batch', batch_size_key, is_absolute=True)
-        sizes = [self.epoch_size]
+        chosen = {'': self.epoch_size}
         if batching_method == 'per_stream':
-            sizes = [int(stream.choose) for stream in streams.values()]
-        if self.shuffle and min(sizes) < config.num_canonical_nodes:
-            raise ConfigError(f'{config.num_canonical_nodes}, but an epoch takes {min(sizes)} samples of a '
-                              'dataset, expected at most as many canonical nodes as samples',
+            chosen = {name: int(stream.choose) for name, stream in streams.items()}
+            _check_batches_of_streams(chosen, global_batch_size)
+        if self.shuffle and min(chosen.values()) < config.num_canonical_nodes:
+            raise ConfigError(f'{config.num_canonical_nodes}, but an epoch takes {min(chosen.values())} '
+                              'samples of a dataset, expected at most as many canonical nodes as samples',
                               'num_canonical_nodes')
-        for name, stream in streams.items():
-            if batching_method == 'per_stream' and int(stream.choose) < global_batch_size:
-                raise ConfigError(
-                    f'an epoch takes {stream.choose} samples of it, expected as many as a global batch has, '
-                    f'{global_batch_size}, since that comes from one dataset; repeat it, or set it to null',
-                    f'streams.{name}')
         self.stream_names = list(streams)
         self._verified_streams = list(streams.values())
         self._failure: Optional[Exception] = None
@@ -257,6 +245,28 @@ class SafeDataset(StreamingDataset):
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return a batch of samples, as torch collates them."""
         return default_collate(samples)
+
+
+def _cache_folders(streams: Mapping[str, VerifiedStream], cache_limit: Optional[Any]) -> set[str]:
+    """Return the folders of datasets that have a remote; raise a ConfigError if a limit would delete another."""
+    folders: set[str] = set()
+    for name, stream in streams.items():
+        for dataset in stream.datasets:
+            if dataset.remote is not None:
+                folders.add(os.path.abspath(os.path.join(dataset.local, dataset.split)))
+            elif cache_limit is not None:
+                raise ConfigError(f'dataset {name} has no remote, and the limit would delete it', 'cache_limit')
+    return folders
+
+
+def _check_batches_of_streams(chosen: Mapping[str, int], global_batch_size: int) -> None:
+    """Raise a ConfigError if an epoch takes fewer samples of a stream than a global batch has."""
+    for name, samples in chosen.items():
+        if samples < global_batch_size:
+            raise ConfigError(
+                f'an epoch takes {samples} samples of it, expected as many as a global batch has, '
+                f'{global_batch_size}, since that comes from one dataset; repeat it, or set it to null',
+                f'streams.{name}')
 
 
 def _check_weights(streams: Mapping[str, VerifiedStream], epoch_size: Optional[Any]) -> None:
