@@ -248,14 +248,15 @@ class SafeDataset(StreamingDataset):
 
 
 def _cache_folders(streams: Mapping[str, VerifiedStream], cache_limit: Optional[Any]) -> set[str]:
-    """Return the folders of datasets that have a remote; raise a ConfigError if a limit would delete another."""
+    """Return the folders of datasets with a remote; raise a ConfigError if a limit would delete others."""
     folders: set[str] = set()
     for name, stream in streams.items():
         for dataset in stream.datasets:
             if dataset.remote is not None:
                 folders.add(os.path.abspath(os.path.join(dataset.local, dataset.split)))
             elif cache_limit is not None:
-                raise ConfigError(f'dataset {name} has no remote, and the limit would delete it', 'cache_limit')
+                raise ConfigError(
+                    f'dataset {name} has no remote, and the limit would delete it', 'cache_limit')
     return folders
 
 

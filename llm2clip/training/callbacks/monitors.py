@@ -78,8 +78,8 @@ class StepMonitor(Algorithm):
         elif len(self._waits) == _WAITS and is_first():
             share = sum(self._waits[1:]) / (time.monotonic() - self._first_batch)
             if share > _WAITING_SHARE:
-                warnings.warn(f'train_data.num_workers: training waits for data in {share:.0%} of its time; more '
-                              'workers, smaller images or a faster disk help', stacklevel=2)
+                warnings.warn(f'train_data.num_workers: training waits for data in {share:.0%} of its time; '
+                              'more workers, smaller images or a faster disk help', stacklevel=2)
 
 
 class TextMonitor(Callback):

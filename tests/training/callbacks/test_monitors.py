@@ -17,9 +17,9 @@ from composer.loggers import InMemoryLogger
 from composer.utils import get_device
 from small_training import make_batches, train
 
-from llm2clip.training.callbacks import monitors
 from llm2clip.io.tensors import read_safetensors, write_safetensors
 from llm2clip.training.algorithms.grad_cache import GradCache
+from llm2clip.training.callbacks import monitors
 from llm2clip.training.callbacks.monitors import NonfiniteError, SaveBest, StepMonitor, StopAtNonfinite, TextMonitor
 from llm2clip.training.runs import BEST_FILE
 
