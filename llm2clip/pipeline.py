@@ -61,17 +61,21 @@ class Step(NamedTuple):
         return Path(self.config.output_folder, '.finished')
 
     def state(self) -> tuple[str, str]:
-        """Return hashes of all that the step depends on, and of its output folder: of the settings, and of
-        path, size and time of the files that they name and of those in folders that they name."""
+        """Return hashes of all that the step depends on, and of its output folder: of the settings and of the
+        files that they name or whose folder they name, by content for JSON and YAML, else by size and time."""
         inputs, outputs = xxhash.xxh3_128(), xxhash.xxh3_128()
         for key, value in leaves(dataclasses.asdict(self.config)):
             inputs.update(f'{key}={value}\n')
             if not isinstance(value, str):
                 continue
             for path in [Path(value), *sorted(Path(value).rglob('[!.]*'))]:
-                if path.is_file() and path.name != SECONDS_FILE:
-                    digest = outputs if path.is_relative_to(self.config.output_folder) else inputs
-                    digest.update(f'{path} {path.stat().st_size} {path.stat().st_mtime_ns}\n')
+                if not path.is_file() or path.name == SECONDS_FILE:
+                    continue
+                size, version = path.stat().st_size, path.stat().st_mtime_ns
+                if path.suffix in ('.json', '.yaml'):  # steps that have nothing to do may write them again
+                    version = xxhash.xxh3_64_intdigest(path.read_bytes())
+                digest = outputs if path.is_relative_to(self.config.output_folder) else inputs
+                digest.update(f'{path} {size} {version}\n')
         return inputs.hexdigest(), outputs.hexdigest()
 
 

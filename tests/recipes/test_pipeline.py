@@ -39,8 +39,8 @@ def file(stage1_args: list[str], stage2_args: list[str], image_dataset: Path, tm
                        'out=${folder}/embeddings', 'device=cpu', '${extra}'],
         'stage2': ['train_stage2', *stage2_args, *text_side, 'max_duration=${duration}',
                    'save_folder=${folder}/stage2'],
-        'evaluate': ['evaluate', 'models.m.run=${folder}/stage2', f'retrieval.s.local={image_dataset}',
-                     'out=${folder}/evaluate', 'device=cpu'],
+        'evaluate': ['evaluate', 'models.m={run: ${folder}/stage2, teacher: ${folder}/stage1/teacher}',
+                     f'retrieval.s.local={image_dataset}', 'out=${folder}/evaluate', 'device=cpu'],
     }
     path = tmp_path / 'pipeline.yaml'
     path.write_text(json.dumps({'folder': '???', 'first': '4ba', 'duration': '4ba', 'extra': '', 'steps': steps,
@@ -117,8 +117,7 @@ def test_a_step_is_skipped_only_if_nothing_has_changed(tmp_path: Path, monkeypat
     assert repeats() and not repeats()
     assert repeats('bootstrap=10') and not repeats('bootstrap=10') and repeats()
     changes: list[Callable[[], object]] = [
-        lambda: weights_file.write_text('2'), lambda: os.utime(weights_file), weights_file.with_suffix('.new').touch,
-        weights_file.unlink, lambda: Path('images/index.json').write_text('{}'), result.unlink,
+        lambda: weights_file.write_text('2'), lambda: os.utime(weights_file), weights_file.with_suffix('.new').touch, weights_file.unlink, lambda: Path('images/index.json').write_text('{}'), result.unlink,
         lambda: result.write_text('changed')]
     for change in changes:
         change()
