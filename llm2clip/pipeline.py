@@ -61,8 +61,8 @@ class Step(NamedTuple):
         return Path(self.config.output_folder, '.finished')
 
     def state(self) -> tuple[str, str]:
-        """Return hashes of all that the step depends on, and of its output folder: of the settings and of the
-        files that they name or whose folder they name, by content for JSON and YAML, else by size and time."""
+        """Return hashes of what the step depends on, and of its output folder: of the settings and the files
+        that they name or whose folder they name, by content for JSON and YAML, else by size and time."""
         inputs, outputs = xxhash.xxh3_128(), xxhash.xxh3_128()
         for key, value in leaves(dataclasses.asdict(self.config)):
             inputs.update(f'{key}={value}\n')
@@ -129,7 +129,7 @@ def plan_steps(config: PipelineConfig, steps: Sequence[Step]) -> None:
     Raises:
         SystemExit: With status 1 if something will stop a step.
     """
-    from llm2clip.modeling.checks import LoadError
+    from llm2clip.modeling.loading import LoadError
     from llm2clip.planning.dry_run import fake_ranks
     from llm2clip.planning.plan import Plan, sum_of
     from llm2clip.planning.planners import make_plan

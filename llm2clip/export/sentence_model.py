@@ -15,7 +15,7 @@ from llm2clip.export.model_card import teacher_card
 from llm2clip.io.files import remove_folder, write_json
 from llm2clip.io.folders import atomic_folder, check_replaceable
 from llm2clip.modeling import copy_code
-from llm2clip.modeling.checks import keep_readable
+from llm2clip.modeling.loading import keep_readable
 from llm2clip.modeling.text_encoder import save_llm
 from llm2clip.teacher.llm import load_caption_tokenizer, teacher_config, teacher_fingerprint
 

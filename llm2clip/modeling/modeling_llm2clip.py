@@ -26,7 +26,7 @@ from transformers.utils.generic import ModelOutput
 
 # Relative, since the copies in an exported model are not part of a package `llm2clip`.
 from .adapter import make_adapter, make_heads, make_projection
-from .checks import (
+from .loading import (
     LoadError,
     check_no_code,
     check_weight_files,

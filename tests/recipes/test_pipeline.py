@@ -117,7 +117,8 @@ def test_a_step_is_skipped_only_if_nothing_has_changed(tmp_path: Path, monkeypat
     assert repeats() and not repeats()
     assert repeats('bootstrap=10') and not repeats('bootstrap=10') and repeats()
     changes: list[Callable[[], object]] = [
-        lambda: weights_file.write_text('2'), lambda: os.utime(weights_file), weights_file.with_suffix('.new').touch, weights_file.unlink, lambda: Path('images/index.json').write_text('{}'), result.unlink,
+        lambda: weights_file.write_text('2'), lambda: os.utime(weights_file), weights_file.with_suffix('.new').touch,
+        weights_file.unlink, lambda: Path('images/index.json').write_text('{}'), result.unlink,
         lambda: result.write_text('changed')]
     for change in changes:
         change()

@@ -33,7 +33,7 @@ from llm2clip.planning.dry_run import fake_ranks
 from llm2clip.planning.plan import GPUS
 from llm2clip.planning.planners import make_plan
 from llm2clip.ranks import dist
-from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
+from llm2clip.teacher.extraction import ExtractionTask, write_embeddings
 from llm2clip.teacher.llm import load_caption_tokenizer
 from llm2clip.teacher.sources import teacher_source
 from llm2clip.training import stage1, stage2
@@ -185,8 +185,8 @@ def extract(config: ExtractConfig) -> Result:
 
     def run(name: str) -> dict[str, int]:
         out = OutputFolder(Path(config.out, name))
-        dataset = EmbeddingsDataset(config.datasets[name], out, config.storage)
-        return extract_text_embeddings(dataset, teacher)
+        dataset = ExtractionTask(config.datasets[name], out, config.storage)
+        return write_embeddings(dataset, teacher)
 
     run('warm_up')
     before = memory()
