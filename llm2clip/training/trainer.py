@@ -148,8 +148,10 @@ def build_trainer(
     if 'wandb' in config.loggers:
         log_to_wandb(trainer, config, config.loggers['wandb'], settings.run_id)
     if trainer.state.device_mesh is not None:
+        # PyTorch 2.7 has the private function alone.
+        set_timeout = getattr(distributed_c10d, 'set_timeout', distributed_c10d._set_pg_timeout)
         for group in trainer.state.device_mesh.get_all_groups():  # those of replicas would have 10 minutes
-            distributed_c10d._set_pg_timeout(timedelta(seconds=config.dist_timeout), group)
+            set_timeout(timedelta(seconds=config.dist_timeout), group)
     if config.fsdp is not None:
         # Reference cycles keep the unsharded weights alive, which are as large as the model.
         gc.collect()
