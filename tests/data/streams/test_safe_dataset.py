@@ -509,8 +509,7 @@ def test_the_order_of_an_epoch_is_that_of_streaming(
 
 
 @pytest.mark.parametrize(('options', 'key'), [
-    ({'num_canonical_nodes': 32}, 'num_canonical_nodes'), ({'b.repeat': 0.05}, 'streams.b'),
-    ({'a.proportion': 99.0, 'b.proportion': 0.1}, 'streams.b')])
+    ({'num_canonical_nodes': 32}, 'num_canonical_nodes'), ({'b.repeat': 0.05}, 'streams.b')])
 def test_settings_of_an_epoch_that_do_not_go_together_are_refused(
     options: dict[str, Any], key: str, tmp_path: Path
 ) -> None:
