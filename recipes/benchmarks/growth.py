@@ -48,6 +48,8 @@ SIZES = (1_000, 10_000, 100_000, 124_000)  # tars
 SAMPLES, LEFT_OUT, SHARD_BYTES = 8_065, 40, 240_000_000  # per tar
 RANKS, WORKERS, BATCH = 8, 8, 4_096
 ORDERED = 12_400  # tars, beyond which the order of an epoch does not fit the memory of this machine
+# Orders of an epoch: position in it, and the divisor of its size.
+DRAWN = {'order': (0.0, None), 'resume': (0.9, None), 'shortened': (0.0, 10)}
 
 
 def parts(numbers: Sequence[int]) -> dict[str, list[Part]]:
@@ -140,15 +142,12 @@ def order(dataset: SafeDataset, position: float) -> None:
 
 def step(task: str, tars: int) -> Callable[[], object]:
     """Return the function of a task, after what it needs."""
-    if task == 'order':
-        return partial(order, open_dataset(), 0)
-    if task == 'resume':
-        return partial(order, open_dataset(), 0.9)
-    if task == 'shortened':
-        return partial(order, open_dataset(epoch_size=SAMPLES * tars // 10), 0)
-    tasks: dict[str, Callable[[int], object]] = {
-        'finish': convert, 'repeat': repeat, 'share': end_share, 'missing': find_missing, 'plan': plan}
-    return partial(tasks[task], tars) if task in tasks else open_dataset
+    if task in DRAWN:
+        position, share = DRAWN[task]
+        return partial(order, open_dataset(epoch_size=share and SAMPLES * tars // share), position)
+    return {'finish': partial(convert, tars), 'repeat': partial(repeat, tars),
+            'share': partial(end_share, tars), 'missing': partial(find_missing, tars),
+            'plan': partial(plan, tars), 'open': open_dataset}[task]
 
 
 def measure(task: str, tars: int) -> dict[str, float]:
@@ -163,10 +162,10 @@ def main() -> None:
     runs: dict[str, Any] = {}
     for tars in SIZES:
         write_data(tars)
-        for task in ('finish', 'repeat', 'share', 'missing', 'plan', 'open', 'order', 'resume', 'shortened'):
+        for task in ('finish', 'repeat', 'share', 'missing', 'plan', 'open', *DRAWN):
             if task == 'repeat':
                 write_embeddings()
-            if tars <= ORDERED or task not in ('order', 'resume', 'shortened'):
+            if tars <= ORDERED or task not in DRAWN:
                 numbers = run_alone('recipes.benchmarks.growth', task, tars)
                 runs.setdefault(task, {}).setdefault('-', {})[str(tars)] = numbers
                 print(tars, task, numbers, flush=True)
