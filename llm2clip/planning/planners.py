@@ -384,6 +384,11 @@ def _plan_training(
     if interval and plan.steps is not None:
         plan.checkpoints = -(-plan.steps // interval)
     _check_sizes(plan, config.train_data.cache_limit)
+    for dataset in plan.datasets:
+        least = 1 if mixes_datasets else plan.global_batch
+        if dataset.epoch_samples < least:
+            plan.errors.append(f'train_data.streams.{dataset.name}: an epoch takes {dataset.epoch_samples:,} '
+                               f'samples of it, expected at least {least:,}')
     return plan
 
 
