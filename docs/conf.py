@@ -126,8 +126,8 @@ def recipe_page(recipe: Path) -> str:
 
 
 def key_row(entry: Entry, anchors: set[str]) -> str:
-    """Return a key as a row of a table.  Its first mention has an anchor, without `[]` and `<name>`; long keys
-    break after a dot."""
+    """Return a key as a row of a table.  Its first mention has an anchor, without `[]` and `<name>`.  A long
+    key breaks after a dot."""
     anchor = entry.key.replace('[]', '').replace('.<name>', '')
     link = f'<a href="#{anchor}">'
     if anchor not in anchors:

@@ -82,14 +82,17 @@ def seeds_of(run: dict[str, Any]) -> str:
 
 
 def origin(record: dict[str, Any], name: Optional[str]) -> str:
-    """Return one small line on how most rows of a table were measured.  It unfolds to the rows that differ."""
+    """Return one small line on how most rows of a table were measured, which unfolds to the rows that
+    differ."""
     spec = record['tables'][name] if name else [*record['tables'].values()].pop(0)
     facts: dict[str, tuple[str, ...]] = {}
     for label, run in spec['rows'].items():
         about = record['about'] | record['about'].get('runs', {}).get(run, {})
         if 'published' not in about:
-            facts[label] = (f'commit {about["commit"] or "not recorded"}', about['date'], f'torch {about["torch"]}',
-                            about['hardware'], seeds_of(record['runs'][run]), about.get('fixed') or '')
+            commit = about['commit'] or 'not recorded'
+            seeds = seeds_of(record['runs'][run])
+            facts[label] = (f'commit {commit}', about['date'], f'torch {about["torch"]}', about['hardware'],
+                            seeds, about.get('fixed') or '')
     most = Counter(facts.values()).most_common(1)[0][0]
     line = ', '.join(fact for fact in most if fact)
     line = f'{line[0].upper()}{line[1:]}'
