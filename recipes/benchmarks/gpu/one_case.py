@@ -32,7 +32,7 @@ from llm2clip.io.remotes import OutputFolder
 from llm2clip.planning.dry_run import fake_ranks
 from llm2clip.planning.plan import GPUS
 from llm2clip.planning.planners import make_plan
-from llm2clip.ranks import dist
+from llm2clip.ranks import initialize_gloo
 from llm2clip.teacher.extraction import ExtractionTask, write_embeddings
 from llm2clip.teacher.llm import load_caption_tokenizer
 from llm2clip.teacher.sources import teacher_source
@@ -180,7 +180,7 @@ def extract(config: ExtractConfig) -> Result:
     """Measure an extraction as in `extract_embeddings`, from reading the first shard to writing the last."""
     device = get_device(config.device)
     set_up_process(device, config.precision)
-    dist.initialize_dist(device, config.dist_timeout)
+    initialize_gloo()
     teacher: Any = teacher_source(config.teacher).load(device, config.batch_tokens, config.precision)
 
     def run(name: str) -> dict[str, int]:
