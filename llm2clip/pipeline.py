@@ -129,7 +129,7 @@ def plan_steps(config: PipelineConfig, steps: Sequence[Step]) -> None:
     Raises:
         SystemExit: With status 1 if something will stop a step.
     """
-    from llm2clip.modeling.loading import LoadError
+    from llm2clip.modeling.loaders import LoadError
     from llm2clip.planning.dry_run import fake_ranks
     from llm2clip.planning.plan import Plan, sum_of
     from llm2clip.planning.planners import make_plan

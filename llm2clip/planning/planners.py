@@ -32,7 +32,7 @@ from llm2clip.data.image_text_dataset import reads_image_embeddings
 from llm2clip.data.loader import shared_memory
 from llm2clip.data.streams.safe_dataset import padded_epoch_size
 from llm2clip.errors import ConfigError, under
-from llm2clip.modeling.loading import load_config
+from llm2clip.modeling.loaders import load_config
 from llm2clip.modeling.text_encoder import TextEncoder
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.inherited_adapter import ComposerInheritance

@@ -19,11 +19,11 @@ from llm2clip.errors import ConfigError, refuse, under
 from llm2clip.export.hf import is_exported
 from llm2clip.io.files import reading
 from llm2clip.io.tensors import read_safetensors
-from llm2clip.modeling.loading import check_keys
+from llm2clip.modeling.loaders import check_keys
 from llm2clip.models.adapter_folder import load_adapter
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.vision_lora import load_without_lora, merge_lora
-from llm2clip.official import weights as official_weights
+from llm2clip.official import official_weights
 from llm2clip.ranks import once_per_node
 from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
