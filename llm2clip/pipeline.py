@@ -66,7 +66,7 @@ class Step(NamedTuple):
         inputs, outputs = xxhash.xxh3_128(), xxhash.xxh3_128()
         for key, value in leaves(dataclasses.asdict(self.config)):
             inputs.update(f'{key}={value}\n')
-            if not isinstance(value, str):
+            if not isinstance(value, str) or not os.path.exists(value):
                 continue
             for path in [Path(value), *sorted(Path(value).rglob('[!.]*'))]:
                 if not path.is_file() or path.name == SECONDS_FILE:

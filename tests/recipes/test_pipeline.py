@@ -108,7 +108,9 @@ def test_a_step_is_skipped_only_if_nothing_has_changed(tmp_path: Path, monkeypat
 
     def repeats(*args: str) -> bool:
         before = len(calls)
-        steps = ['evaluate', 'models.m.run=run', 'retrieval.r.local=images', 'out=results', *args]
+        # Neither text is a path: one is too long, and the other would be the current folder.
+        texts = [f'title={"x" * 300}', 'models.m.teacher={type: llm, pretrained: x, instruction: ""}']
+        steps = ['evaluate', 'models.m.run=run', 'retrieval.r.local=images', 'out=results', *texts, *args]
         config = load_config(PipelineConfig, [f'steps={json.dumps({"a": steps})}'])
         with suppress(SystemExit):
             run_steps(config, load_steps(config))

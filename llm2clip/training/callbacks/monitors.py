@@ -48,7 +48,8 @@ class StepMonitor(Algorithm):
     def __init__(self, per_parameter: bool = False) -> None:
         self.per_parameter = per_parameter
         self._start = time.monotonic()
-        self._waits: list[float] = []  # seconds, for the batches of this process
+        self._batches = 0  # of this process
+        self._waited = 0.0  # seconds, without those for the first batch
         self._first_batch = self._start
 
     def match(self, event: Event, state: State) -> bool:
@@ -72,11 +73,13 @@ class StepMonitor(Algorithm):
             logger.log_metrics({name: whole(norm).item() for name, norm in norms.items()})
 
     def _warn_of_waits(self, wait: float) -> None:
-        self._waits.append(wait)
-        if len(self._waits) == 1:  # the workers had to start
+        self._batches += 1
+        if self._batches == 1:  # the workers had to start
             self._first_batch = time.monotonic()
-        elif len(self._waits) == _WAITS and is_first():
-            share = sum(self._waits[1:]) / (time.monotonic() - self._first_batch)
+            return
+        self._waited += wait
+        if self._batches == _WAITS and is_first():
+            share = self._waited / (time.monotonic() - self._first_batch)
             if share > _WAITING_SHARE:
                 warnings.warn(f'train_data.num_workers: training waits for data in {share:.0%} of its time; '
                               'more workers, smaller images or a faster disk help', stacklevel=2)
