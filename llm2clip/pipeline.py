@@ -184,7 +184,6 @@ def run_steps(config: PipelineConfig, steps: Sequence[Step]) -> Optional[Step]:
             if step.record.is_file() and step.record.read_text().split() == [*before]:
                 print(f'{title}: {step.config.output_folder} is complete', file=sys.stderr, flush=True)
                 continue
-            step.record.unlink(missing_ok=True)
         start = time.monotonic()
         status = _fork(step)
         if status is None:
