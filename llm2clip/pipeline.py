@@ -63,7 +63,8 @@ class Step(NamedTuple):
     def state(self) -> tuple[str, str]:
         """Return hashes of what the step depends on, and of its output folder: of the settings and the files
         that they name or whose folder they name, by content for JSON and YAML, else by size and time."""
-        inputs, outputs = xxhash.xxh3_128(), xxhash.xxh3_128()
+        inputs = xxhash.xxh3_128()
+        outputs = xxhash.xxh3_128()
         for key, value in leaves(dataclasses.asdict(self.config)):
             inputs.update(f'{key}={value}\n')
             if not isinstance(value, str) or not os.path.exists(value):
@@ -71,11 +72,12 @@ class Step(NamedTuple):
             for path in [Path(value), *sorted(Path(value).rglob('[!.]*'))]:
                 if not path.is_file() or path.name == SECONDS_FILE:
                     continue
-                size, version = path.stat().st_size, path.stat().st_mtime_ns
+                stat = path.stat()
+                version = stat.st_mtime_ns
                 if path.suffix in ('.json', '.yaml'):  # steps that have nothing to do may write them again
                     version = xxhash.xxh3_64_intdigest(path.read_bytes())
                 digest = outputs if path.is_relative_to(self.config.output_folder) else inputs
-                digest.update(f'{path} {size} {version}\n')
+                digest.update(f'{path} {stat.st_size} {version}\n')
         return inputs.hexdigest(), outputs.hexdigest()
 
 

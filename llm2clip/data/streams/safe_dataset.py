@@ -115,10 +115,12 @@ class SafeDataset(StreamingDataset):
         if train and self.epoch_size < global_batch_size:
             raise ConfigError(f'{global_batch_size}, but an epoch has {self.epoch_size} samples, expected at '
                               'least one global batch', batch_size_key, is_absolute=True)
-        smallest, least = self.epoch_size, 1
+        smallest = self.epoch_size
         if batching_method == 'per_stream':  # a global batch comes from one dataset
-            smallest, least = min(int(stream.choose) for stream in streams.values()), global_batch_size
-        _check_chosen(streams, least)
+            smallest = min(int(stream.choose) for stream in streams.values())
+            _check_chosen(streams, global_batch_size)
+        else:
+            _check_chosen(streams, 1)
         if self.shuffle and smallest < config.num_canonical_nodes:
             raise ConfigError(f'{config.num_canonical_nodes}, but an epoch takes {smallest} samples of a '
                               'dataset, expected at most as many canonical nodes as samples',

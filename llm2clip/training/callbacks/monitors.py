@@ -25,7 +25,8 @@ from llm2clip.ranks import broadcast_from_rank0, dist, is_first
 from llm2clip.training.runs import BEST_FILE
 
 # Batches after which waiting for data is judged, and the share of the time above which it is too long.
-_WAITS, _WAITING_SHARE = 100, 0.1
+_WAITS = 100
+_WAITING_SHARE = 0.1
 
 
 class LogitScaleMonitor(Callback):
