@@ -55,27 +55,25 @@ def setup(app: Any) -> None:
 def add_navigation(app: Any, docname: str, source: list[str]) -> None:
     """Append a hidden toctree for each list of links below a heading of the index or the page of recipes.
 
-    The pages therefore list their links once, and GitHub shows them.
+    The pages therefore list their links once, and GitHub shows them.  The site leaves out the index's list,
+    which is the sidebar's.
     """
     if docname not in ('index', 'reference/recipes'):
         return
+    lines = [source[0].partition('## All pages')[0]]
     for caption, links in re.findall(r'^##+ (.+)\n\n((?:- \[.*\n)+)', source[0], re.M):
         pages = re.findall(r'^- \[.*?\]\((.+?)\.\w+\)', links, re.M)
-        lines = ['', '```{toctree}', ':hidden:', f':caption: {caption}', '', *pages, '```', '']
-        source[0] += '\n'.join(lines)
+        lines += ['', '```{toctree}', ':hidden:', f':caption: {caption}', '', *pages, '```', '']
+    source[0] = '\n'.join(lines)
 
 
 def link_keys(app: Any, doctree: nodes.document) -> None:
-    """Let pages link to the keys of the generated pages, as in ``train_stage2.md#train_data.streams``, and
-    show the link beside each key."""
+    """Let pages link to the keys of the generated pages, as in ``train_stage2.md#train_data.streams``."""
     metadata = app.env.metadata[app.env.docname]
-    for anchor in list(doctree.findall(nodes.raw)):
-        match = re.fullmatch(r'<a id="(.+)">', anchor.astext())
+    for anchor in doctree.findall(nodes.raw):
+        match = re.match('<a id="(.+?)"', anchor.astext())
         if match:
-            key = match[1]
-            metadata['myst_slugs'][key] = (anchor.line, key, key)
-            link = f'<a class="headerlink" href="#{key}" title="Link to this key">#</a>'
-            anchor.parent.append(nodes.raw('', link, format='html'))
+            metadata['myst_slugs'][match[1]] = (anchor.line, match[1], match[1])
 
 
 def add_meta_tags(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
@@ -101,10 +99,8 @@ def write(path: Path, text: str) -> None:
 
 
 def recipe_page(recipe: Path) -> str:
-    """Return the page of a recipe: its purpose, its command, and its keys.
-
-    A heading stands before each group of keys and each key with others below it; these are nested lists.
-    """
+    """Return the page of a recipe: its purpose, its command, and a table of keys per group and per key with
+    keys below it."""
     code = recipe.read_text()
     schema = getattr(llm2clip.config, re.findall(r'run_command\((\w+)', code)[0])
     doc = ast.get_docstring(ast.parse(code)) or ''
@@ -112,20 +108,15 @@ def recipe_page(recipe: Path) -> str:
     lines = [f'# {recipe.stem}', '', f'{description}.', '', '```bash', folded(command), '```', '',
              'A key without a default is required. `<name>` is a name that you choose; `[]` is one entry of '
              'a list.', '']
-    groups: dict[str, list[list[Entry]]] = {}
-    for entry in entries(schema):
-        blocks = groups.setdefault(entry.group, [])
-        if entry.depth == 0:
-            blocks.append([])
-        blocks[-1].append(entry)
+    tables: dict[str, list[str]] = {}
     anchors: set[str] = set()
-    for group, blocks in groups.items():
-        lines += [f'## {group}', '']
-        for key, *below in sorted(blocks, key=lambda block: len(block) > 1):
-            if below:
-                lines += [f'### {key.key}', '']
-            for entry in (key, *below):
-                lines += entry_lines(entry, anchors)
+    for entry in entries(schema):
+        heading = f'## {entry.group}'
+        if entry.depth:
+            heading = f'### `{entry.key.rpartition(".")[0]}`'
+        tables.setdefault(heading, []).append(key_row(entry, anchors))
+    for heading, rows in tables.items():
+        lines += [heading, '', '| key | type = default | meaning |', '|---|---|---|', *rows, '']
     for key, names in PARTS.items():
         if key in schema.__dataclass_fields__:
             lines += [f'## Names for {key}', '',
@@ -134,21 +125,25 @@ def recipe_page(recipe: Path) -> str:
     return '\n'.join(lines)
 
 
-def entry_lines(entry: Entry, anchors: set[str]) -> list[str]:
-    """Return a key as an item of a list.  Its first mention has an anchor, without `[]` and `<name>`."""
-    indent = '  ' * entry.depth
+def key_row(entry: Entry, anchors: set[str]) -> str:
+    """Return a key as a row of a table.  Its first mention has an anchor, without `[]` and `<name>`.  A long
+    key breaks after a dot."""
     anchor = entry.key.replace('[]', '').replace('.<name>', '')
-    line = f'{indent}- '
+    link = f'<a href="#{anchor}">'
     if anchor not in anchors:
         anchors.add(anchor)
-        line += f'<a id="{anchor}"></a>'
-    line += f'**`{entry.key}`** `{entry.kind}`'
+        link = f'<a id="{anchor}" href="#{anchor}">'
+    key = html.escape(entry.key).replace('.', '.<wbr>')
+    kind = f'`{entry.kind}`'
     if entry.default:
-        line += f' = `{entry.default}`'
-    lines = [line, '']
-    if entry.doc:
-        lines += [f'{indent}  {escaped(entry.doc)}', '']
-    return lines
+        kind += f' = `{entry.default}`'
+    return row(f'{link}<code>{key}</code></a>', kind, escaped(entry.doc))
+
+
+def row(*cells: str) -> str:
+    """Return a row of a Markdown table."""
+    text = ' | '.join(cell.replace('|', '\\|') for cell in cells)
+    return f'| {text} |'
 
 
 def folded(command: str) -> str:
@@ -175,7 +170,7 @@ def yaml_page() -> str:
                 if not re.match(r'(composer|python|sky|kubectl|sbatch|RAY_)', text):
                     comment.append(text)
             sentence = re.split(r'(?<=[.;:])\s', ' '.join(comment))[0]
-            lines.append(f'| `{path.name}` | {escaped(sentence).replace("|", "&#124;")} |')
+            lines.append(row(f'`{path.name}`', escaped(sentence)))
         lines.append('')
     return '\n'.join(lines)
 

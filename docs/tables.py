@@ -18,6 +18,7 @@ import json
 import re
 import statistics
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, Optional
 
@@ -81,29 +82,29 @@ def seeds_of(run: dict[str, Any]) -> str:
 
 
 def origin(record: dict[str, Any], name: Optional[str]) -> str:
-    """Return one line on how a table was measured.  Values that do not hold for most rows are in brackets."""
+    """Return one small line on how most rows of a table were measured, which unfolds to the rows that
+    differ."""
     spec = record['tables'][name] if name else [*record['tables'].values()].pop(0)
-    fields: dict[str, dict[str, list[str]]] = {}
+    facts: dict[str, tuple[str, ...]] = {}
     for label, run in spec['rows'].items():
         about = record['about'] | record['about'].get('runs', {}).get(run, {})
-        if 'published' in about:
-            continue
-        values = {
-            'commit': f'commit {about["commit"] or "not recorded"}', 'date': about['date'],
-            'torch': f'torch {about["torch"]}', 'hardware': about['hardware'],
-            'seeds': seeds_of(record['runs'][run]), 'fixed': about.get('fixed') or ''}
-        for field, value in values.items():
-            fields.setdefault(field, {}).setdefault(value, []).append(label)
-    parts = []
-    for labels in fields.values():
-        most, *others = sorted(labels, key=lambda value: -len(labels[value]))
-        exceptions = []
-        for value in others:
-            few = labels[value] if len(labels[value]) <= 2 else [f'{len(labels[value])} rows']
-            exceptions.append(f'{"; ".join(few)}: {value}')
-        parts.append(most + (f' ({"; ".join(exceptions)})' if exceptions else ''))
-    line = ', '.join(part for part in parts if part)
-    return f'{line[0].upper()}{line[1:]}.'
+        if 'published' not in about:
+            commit = about['commit'] or 'not recorded'
+            seeds = seeds_of(record['runs'][run])
+            facts[label] = (f'commit {commit}', about['date'], f'torch {about["torch"]}', about['hardware'],
+                            seeds, about.get('fixed') or '')
+    most = Counter(facts.values()).most_common(1)[0][0]
+    line = ', '.join(fact for fact in most if fact)
+    line = f'{line[0].upper()}{line[1:]}'
+    rows = []
+    for label, values in facts.items():
+        if values != most:
+            differing = [value for value, common in zip(values, most) if value not in ('', common)]
+            rows.append(f'- {label}: {", ".join(differing)}')
+    if not rows:
+        return f'<small>{line}.</small>'
+    return '\n'.join([f'<details><summary><small>{line}; some rows differ.</small></summary>', '', *rows, '',
+                      '</details>'])
 
 
 def rewritten(text: str) -> str:

@@ -95,11 +95,11 @@ def run_command(
             print(f'{recipe}: {shlex.join(args)} -> {destination}', file=sys.stderr, flush=True)
         if not config.plan:
             warn_of_slow_bfloat16(config)
-            with lock_outputs(config, recipe), _stoppable(config.resume_hint()), _timed(config):
+            with lock_outputs(config, recipe), _Stoppable(config.resume_hint()), _timed(config):
                 return main(config)
         if _rank() == 0:  # it plans for all
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-            with _stoppable():
+            with _Stoppable():
                 return main(config)
     return None
 
@@ -260,79 +260,75 @@ def _message(error: Exception) -> str:
     return f'{message} ({_TRACEBACK}=1 shows where)'
 
 
-_signal = 0
-"""Number of the signal that requested the end; 0 if none did."""
+class Stopped(SystemExit):
+    """Exit that SIGINT or SIGTERM has requested."""
 
 
-@contextmanager
-def _stoppable(resume_hint: str = '') -> Iterator[None]:
-    """On SIGINT and SIGTERM, end the block and its workers and print how the command resumes.  No checkpoint
+class _Stoppable:
+    """On SIGINT and SIGTERM, ends a block and its workers and prints how the command resumes.  No checkpoint
     is written, because ranks may be anywhere in a step."""
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    main = os.getpid()
 
-    def stop(number: int, frame: Any) -> None:
-        global _signal
-        if os.getpid() != main:  # a worker: its parent ends it, also on Ctrl-C, which both receive
+    def __init__(self, resume_hint: str = '') -> None:
+        self.last_line = f'stopped; {resume_hint}' if resume_hint else 'stopped'
+        self.process = os.getpid()
+        self.handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        self.signal = 0  # number of the signal; 0 if there was none
+
+    def __enter__(self) -> None:
+        self.install()
+        # Importing it replaces the handlers, and workers that inherit Composer's end with an error.
+        wrapt.register_post_import_hook(self.install, 'composer.core.engine')
+        # Runs after Composer has closed everything, because Composer registers later.
+        atexit.register(self.end_without_report)
+
+    def __exit__(self, kind: Any, error: Optional[BaseException], trace: Any) -> None:
+        if not self.signal:
+            for number, handler in self.handlers.items():
+                signal.signal(number, handler)
+        elif error is not None:
+            # This also hides errors that libraries raise because their workers are gone.
+            from tqdm import tqdm
+            for bar in list(tqdm._instances):  # pyright: ignore[reportAttributeAccessIssue]
+                bar.close()  # so that nothing is drawn below the last line
+            if _rank() == 0:
+                sys.stderr.write(f'\n{self.last_line}\n')  # at once, since other ranks write there, too
+            raise Stopped(128 + self.signal) from None
+
+    def install(self, *_: Any) -> None:
+        for number in _SIGNALS:
+            signal.signal(number, self.stop)
+
+    def stop(self, number: int, frame: Any) -> None:
+        if os.getpid() != self.process:  # a worker: its parent ends it, also on Ctrl-C, which both receive
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
-        elif not _signal:
-            _signal = number
+        elif not self.signal:
+            self.signal = number
             signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch would raise an error when a worker ends
-            signal.signal(signal.SIGALRM, stop_again)
-            sys.unraisablehook = raise_again
+            signal.signal(signal.SIGALRM, self.exit)
+            sys.unraisablehook = self.exit_after_destructor
             for worker in multiprocessing.active_children():
                 worker.kill()  # a worker that was just forked may miss any other signal
-            raise SystemExit(128 + number)
+            self.exit()
         elif number == signal.SIGINT:  # second Ctrl-C: end at once
             os._exit(128 + number)
         # Ignore a second SIGTERM: the launcher sends one after a Ctrl-C,
         # which this process has received itself.
 
-    def raise_again(unraisable: Any) -> None:
-        """If a `__del__` was running and swallowed the exit, raise it again when that has ended."""
-        if isinstance(unraisable.exc_value, SystemExit):
+    def exit(self, *_: Any) -> None:
+        raise Stopped(128 + self.signal)
+
+    def exit_after_destructor(self, unraisable: Any) -> None:
+        """Exit again soon if a `__del__` was running, which swallows the exit."""
+        if isinstance(unraisable.exc_value, Stopped):
             signal.setitimer(signal.ITIMER_REAL, 0.01)
 
-    def stop_again(number: int, frame: Any) -> None:
-        raise SystemExit(128 + _signal)
-
-    def install(*_: Any) -> None:
-        for number in _SIGNALS:
-            signal.signal(number, stop)
-
-    install()
-    # Importing it replaces the handlers, and workers that inherit Composer's end with an error.
-    wrapt.register_post_import_hook(install, 'composer.core.engine')
-    try:
-        yield
-    except BaseException:
-        if not _signal:
-            raise
-        # This also hides errors that libraries raise because their workers are gone.
-        from tqdm import tqdm
-        for bar in list(tqdm._instances):  # pyright: ignore[reportAttributeAccessIssue]
-            bar.close()  # so that nothing is drawn below the last line
-        if _rank() == 0:
-            last_line = f'stopped; {resume_hint}' if resume_hint else 'stopped'
-            sys.stderr.write(f'\n{last_line}\n')  # at once, since other ranks write there, too
-        raise SystemExit(128 + _signal) from None
-    finally:
-        if not _signal:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-@atexit.register
-def _end_without_report() -> None:
-    """Die of SIGTERM on all but a node's first rank; else Composer's launcher prints the rank's whole output.
-
-    Registered before Composer is imported, this runs after Composer has closed everything.
-    """
-    if _signal and _rank('LOCAL_RANK') > 0:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
+    def end_without_report(self) -> None:
+        """Die of SIGTERM on all but a node's first rank; else the launcher prints the rank's whole output."""
+        if self.signal and _rank('LOCAL_RANK') > 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _end_with_parent() -> None:

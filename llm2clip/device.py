@@ -30,12 +30,22 @@ def get_device(name: Optional[str]) -> Device:
     cudnn_tf32 = torch.backends.cudnn.allow_tf32
     try:
         device = utils.get_device(name)
-    except ValueError as error:
-        raise ConfigError(f'{name}, expected cpu: {error}', key='device') from None
+    except ValueError:
+        raise ConfigError(f'{name}, expected cpu; {why_no_gpu()}', key='device') from None
     # Composer 0.32.1 turns TF32 on.
     torch.set_float32_matmul_precision(matmul_precision)
     torch.backends.cudnn.allow_tf32 = cudnn_tf32
     return device
+
+
+def why_no_gpu() -> str:
+    """Return for an error why a command uses no GPU."""
+    if torch.cuda.is_available():
+        return 'there is a GPU, but device is cpu'
+    if torch.version.cuda is None:
+        return f'PyTorch {torch.__version__} was built without CUDA'
+    return (f'PyTorch sees no GPU; nvidia-smi shows whether there is one, with a driver for CUDA '
+            f'{torch.version.cuda}')
 
 
 def set_up_process(device: Device, precision: Optional[str] = 'fp32') -> None:

@@ -16,9 +16,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
+import xxhash
+
+from llm2clip.command import SECONDS_FILE
 from llm2clip.config import PipelineConfig, PlanConfig, RecipeConfig
-from llm2clip.config.loading import load_config
+from llm2clip.config.loading import leaves, load_config
 from llm2clip.errors import ConfigError, FileError, nearest
+from llm2clip.io.files import write_text
 from llm2clip.registry import check_names
 
 _ROOT = Path(__file__).parents[1]
@@ -50,6 +54,31 @@ class Step(NamedTuple):
             os.execv(sys.executable, [*launcher, self.recipe, *self.args])
         sys.argv[:] = [self.recipe, *self.args]
         runpy.run_path(self.recipe, run_name='__main__')
+
+    @property
+    def record(self) -> Path:
+        """File with the `state` in which a recipe that would repeat its work has ended."""
+        return Path(self.config.output_folder, '.finished')
+
+    def state(self) -> tuple[str, str]:
+        """Return hashes of what the step depends on, and of its output folder: of the settings and the files
+        that they name or whose folder they name, by content for JSON and YAML, else by size and time."""
+        inputs = xxhash.xxh3_128()
+        outputs = xxhash.xxh3_128()
+        for key, value in leaves(dataclasses.asdict(self.config)):
+            inputs.update(f'{key}={value}\n')
+            if not isinstance(value, str) or not os.path.exists(value):
+                continue
+            for path in [Path(value), *sorted(Path(value).rglob('[!.]*'))]:
+                if not path.is_file() or path.name == SECONDS_FILE:
+                    continue
+                stat = path.stat()
+                version = stat.st_mtime_ns
+                if path.suffix in ('.json', '.yaml'):  # steps that have nothing to do may write them again
+                    version = xxhash.xxh3_64_intdigest(path.read_bytes())
+                digest = outputs if path.is_relative_to(self.config.output_folder) else inputs
+                digest.update(f'{path} {stat.st_size} {version}\n')
+        return inputs.hexdigest(), outputs.hexdigest()
 
 
 def load_steps(config: PipelineConfig) -> list[Step]:
@@ -102,7 +131,7 @@ def plan_steps(config: PipelineConfig, steps: Sequence[Step]) -> None:
     Raises:
         SystemExit: With status 1 if something will stop a step.
     """
-    from llm2clip.modeling.checks import LoadError
+    from llm2clip.modeling.loaders import LoadError
     from llm2clip.planning.dry_run import fake_ranks
     from llm2clip.planning.plan import Plan, sum_of
     from llm2clip.planning.planners import make_plan
@@ -135,7 +164,8 @@ def plan_steps(config: PipelineConfig, steps: Sequence[Step]) -> None:
 
 
 def run_steps(config: PipelineConfig, steps: Sequence[Step]) -> Optional[Step]:
-    """Run each step in a forked process; stop at the first that fails.
+    """Run each step in a forked process; stop at the first that fails.  A recipe that would repeat its work
+    is skipped if neither its settings nor any file has changed since it ended.
 
     Returns:
         In a process that was forked, the step that it has to run.  None when all have ended.
@@ -150,6 +180,12 @@ def run_steps(config: PipelineConfig, steps: Sequence[Step]) -> Optional[Step]:
         title = f'[{i + 1}/{len(steps)}] {step.name}'
         print(f'{title}: {step}', file=sys.stderr, flush=True)
         sys.stdout.flush()
+        before = ('', '')
+        if step.config.repeats:
+            before = step.state()
+            if step.record.is_file() and step.record.read_text().split() == [*before]:
+                print(f'{title}: {step.config.output_folder} is complete', file=sys.stderr, flush=True)
+                continue
         start = time.monotonic()
         status = _fork(step)
         if status is None:
@@ -159,6 +195,8 @@ def run_steps(config: PipelineConfig, steps: Sequence[Step]) -> Optional[Step]:
             print(f'{title} failed after {seconds}; this resumes: {shlex.join(["python", *sys.argv])}',
                   file=sys.stderr, flush=True)
             raise SystemExit(status)
+        if step.config.repeats:
+            write_text(step.record, f'{before[0]} {step.state()[1]}')
         print(f'{title} took {seconds}, {len(steps) - i - 1} steps remain', file=sys.stderr, flush=True)
     if config.end:
         print(config.end)

@@ -100,24 +100,9 @@ def embed_images(
     files = find_images(config.images)
     path = Path(config.index, INDEX_FILE)
     metadata = {'model': fingerprint, 'images': json.dumps(os.path.abspath(config.images))}
-    states: dict[str, list[int]] = {}
-    stored = torch.empty(0)
-    if path.is_file():
-        expected = 'features of images; remove it to embed them again'
-        tensors, written = read_safetensors(path, expected)
-        with reading(path, expected):
-            text = tensors['files'].numpy().tobytes()
-            stored = tensors['features']
-            states = files
-            if text != json.dumps(files).encode():  # writing is faster than parsing
-                states = parse_json(text, path, dict)
-            if len(stored) != len(states):
-                raise ValueError(f'{len(states)} files and {len(stored)} features')
-        if written | metadata != written:
-            raise ConfigError(f'{path} is of another model, precision or dim, or of images in another '
-                              'folder; give another `index`, or remove that file', key='index')
-        if states == files:
-            return _paths(config, states), stored
+    states, stored = _stored_features(path, metadata, files)
+    if states == files:
+        return _paths(config, states), stored
     position = {name: i for i, name in enumerate(states) if states[name] == files.get(name)}
     encoded: dict[str, torch.Tensor] = {}
     names = [*states]
@@ -136,6 +121,34 @@ def embed_images(
     if not names:
         raise ConfigError(f'none in {config.images} can be read', key='images')
     return _paths(config, names), features
+
+
+def _stored_features(
+    path: Path, metadata: dict[str, str], files: dict[str, list[int]]
+) -> tuple[dict[str, list[int]], torch.Tensor]:
+    """Return the images of a file of features with their states, as `find_images` does, and the features;
+    none if there is no file.
+
+    Raises:
+        ConfigError: The metadata differ.
+        FileError, LoadError: The file is damaged.
+    """
+    if not path.is_file():
+        return {}, torch.empty(0)
+    expected = 'features of images; remove it to embed them again'
+    tensors, written = read_safetensors(path, expected)
+    with reading(path, expected):
+        text = tensors['files'].numpy().tobytes()
+        features = tensors['features']
+        states = files
+        if text != json.dumps(files).encode():  # writing is faster than parsing
+            states = parse_json(text, path, dict)
+        if len(features) != len(states):
+            raise ValueError(f'{len(states)} files and {len(features)} features')
+    if written | metadata != written:
+        raise ConfigError(f'{path} is of another model, precision or dim, or of images in another '
+                          'folder; give another `index`, or remove that file', key='index')
+    return states, features
 
 
 def _paths(config: ImageFolderConfig, names: Iterable[str]) -> list[str]:

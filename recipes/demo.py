@@ -139,16 +139,16 @@ def make_page(
                     'image, or let the model choose which of your labels fits an image best. Model: '
                     f'`{config.model}`. If it was trained on these images, it finds them more easily than '
                     'new ones.')
-        with gr.Tab('Search by text'):
+        with gr.Tab('By text'):
             with gr.Row(equal_height=True):
                 text = gr.Textbox(label='Text', show_label=False, placeholder='a dog on the beach', scale=6)
                 button = gr.Button('Search', variant='primary', min_width=96)
             gr.on([text.submit, button.click], **event(search_text, [text], gr.Gallery(**gallery)))
-        with gr.Tab('Search by image'), gr.Row():
+        with gr.Tab('By image'), gr.Row():
             image = image_input()
             with gr.Column(scale=3):
                 image.change(**event(search_image, [image], gr.Gallery(**gallery)))
-        with gr.Tab('Classify an image'), gr.Row():
+        with gr.Tab('Classify'), gr.Row():
             image = image_input()
             with gr.Column(scale=2):
                 labels = gr.Textbox(label='What may be in the image? Separate labels by commas or lines',

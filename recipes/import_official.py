@@ -13,11 +13,11 @@ from llm2clip.errors import ConfigError
 
 
 def main(config: ImportConfig) -> None:
-    from llm2clip.conversion.llm2vec import import_teacher
-    from llm2clip.conversion.official_weights import import_checkpoint
     from llm2clip.export.hf import KIND, export_folder
     from llm2clip.io.folders import check_replaceable
-    from llm2clip.modeling.checks import load_config
+    from llm2clip.modeling.loaders import load_config
+    from llm2clip.official.llm2vec import import_teacher
+    from llm2clip.official.official_weights import import_checkpoint
     from llm2clip.teacher.fingerprint import TeacherRecord
     from llm2clip.teacher.llm import teacher_config, teacher_fingerprint
 

@@ -25,7 +25,7 @@ from towers import write_clip
 from trained import trained
 from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
-import llm2clip.command
+from llm2clip.command import Stopped
 from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.data.convert.samples import Sample
 from llm2clip.export.hf import export_folder
@@ -79,10 +79,8 @@ def pytest_pyfunc_call() -> Iterator[None]:
     """End the session, not only the test, when a recipe in this process took Ctrl-C for its own."""
     try:
         return (yield)
-    except SystemExit:
-        if llm2clip.command._signal:
-            raise KeyboardInterrupt from None
-        raise
+    except Stopped:
+        raise KeyboardInterrupt from None
 
 
 @pytest.fixture(autouse=True, scope='session')

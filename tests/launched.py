@@ -218,6 +218,7 @@ def _run_rank(command: list[str], env: dict[str, str]) -> NoReturn:
         context._concrete_contexts['spawn'] = context._concrete_contexts['fork']
         resource_tracker._resource_tracker.__init__()
         sys.argv, sys.path[0] = command, str(Path(command[0]).parent)
+        sys.path += filter(None, env.get('PYTHONPATH', '').split(os.pathsep))
         sys.stdout, sys.stderr = (os.fdopen(fd, 'w', buffering=1) for fd in (1, 2))
         runpy.run_path(command[0], run_name='__main__')
         code = 0

@@ -20,7 +20,7 @@ from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.io.remotes import OutputFolder
 from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder
-from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
+from llm2clip.teacher.extraction import ExtractionTask, write_embeddings
 from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
 from llm2clip.teacher.sources import TeacherFolder
 
@@ -80,5 +80,5 @@ def write_dataset(samples: list[Sample], out: Path, **options: Any) -> Optional[
 
 def write_text_embeddings(dataset: Path, out: Path, teacher: Path, **options: Any) -> dict[str, int]:
     part_tokens = options.pop('part_tokens', 32768)
-    embeddings = EmbeddingsDataset(DatasetConfig(local=str(dataset)), OutputFolder(out), **options)
-    return extract_text_embeddings(embeddings, TeacherFolder(teacher).load(DeviceCPU()), part_tokens)
+    embeddings = ExtractionTask(DatasetConfig(local=str(dataset)), OutputFolder(out), **options)
+    return write_embeddings(embeddings, TeacherFolder(teacher).load(DeviceCPU()), part_tokens)

@@ -28,13 +28,13 @@ from llm2clip.config import (
     TextEncoderConfig,
     VisionConfig,
 )
-from llm2clip.conversion.official_weights import import_checkpoint
 from llm2clip.evaluation.evaluated_models import load_evaluated_model
 from llm2clip.export.hf import LLM2CLIPConfig, export_folder
 from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.io.tensors import read_safetensors, write_safetensors
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import load_tower
+from llm2clip.official.official_weights import import_checkpoint
 from llm2clip.teacher.caption_teacher import CachedTeacher
 from llm2clip.teacher.embedder import Embedded
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord

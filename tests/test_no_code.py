@@ -34,14 +34,14 @@ from llm2clip.config import (
     TextEncoderConfig,
     VisionConfig,
 )
-from llm2clip.conversion.llm2vec import import_teacher
-from llm2clip.conversion.official_weights import import_checkpoint
 from llm2clip.errors import ConfigError
 from llm2clip.evaluation.evaluated_models import check_evaluated_model, load_evaluated_model
 from llm2clip.export.hf import export_folder
 from llm2clip.export.sentence_model import export_sentence_transformers
 from llm2clip.modeling import modeling_llm2clip
 from llm2clip.models.towers import load_tower, tower_preprocessing
+from llm2clip.official.llm2vec import import_teacher
+from llm2clip.official.official_weights import import_checkpoint
 from llm2clip.search import load_model
 from llm2clip.teacher.llm import load_llm, load_teacher, save_teacher, teacher_fingerprint
 from llm2clip.teacher.sources import FrozenLLM, SentenceTransformerModel, TeacherFolder

@@ -18,7 +18,7 @@ MODULES = sorted((ROOT / 'llm2clip').rglob('*.py'))
 RECIPES = sorted((ROOT / 'recipes').rglob('*.py'))
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 # From what uses everything to what uses nothing; packages of one line may use one another in the order given.
-LAYERS = [['pipeline'], ['planning', 'search'], ['evaluation'], ['training', 'conversion', 'export'], ['models'],
+LAYERS = [['pipeline'], ['planning', 'search'], ['evaluation'], ['training', 'official', 'export'], ['models'],
           ['teacher'], ['data'], ['losses', 'metrics'], ['command'], ['help'], ['registry'], ['config'], ['io'],
           ['modeling'], ['ranks', 'device', 'errors']]
 ORDER = [package for layer in LAYERS for package in layer]

@@ -209,8 +209,8 @@ def test_the_features_of_a_text_tower_are_where_inheritance_reads_them() -> None
 
 def test_the_steps_for_one_gpu_go_together() -> None:
     """One tower and teacher in all steps, and an adapter that the alignment can take over."""
-    texts, targets, images, inheritance, align, evaluate = (
-        load_config(SCHEMAS[recipe], args) for recipe, args in _commands('yamls/one_gpu/steps.yaml')[3:9])
+    texts, targets, images, inheritance, align, _, evaluate = (
+        load_config(SCHEMAS[recipe], args) for recipe, args in _commands('yamls/one_gpu/steps.yaml')[3:10])
     assert images.vision == dataclasses.replace(align.model.vision, architecture={}, freeze=False)
     assert images.vision.name == targets.teacher.name == evaluate.models['before'].pretrained
     assert texts.teacher == inheritance.teacher == align.teacher

@@ -114,7 +114,7 @@ class LoaderConfig:
     shuffle_seed: Seed = 9176
     """Seed of the shuffle."""
     epoch_size: Optional[SampleCount] = None
-    """Samples per epoch.  Their order takes 48 bytes per sample on each node.
+    """Samples per epoch.  Their order takes 33 bytes per sample on each node.
     Unset: the samples of all datasets."""
     num_canonical_nodes: SmallCount = 64
     """Keeps the sample order the same for any number of nodes that divides it or is a multiple of it."""

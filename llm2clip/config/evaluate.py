@@ -158,6 +158,7 @@ class EvaluateConfig(RecipeConfig):
 
     uses_ranks = True
     resumes = True
+    repeats = True
 
     retrieval: dict[Text, RetrievalConfig] = field(default_factory=dict)
     """Name in the tables -> retrieval benchmark: images and their captions.  The names `flickr30k`, `coco`,

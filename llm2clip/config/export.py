@@ -31,6 +31,8 @@ class _RunWeightsConfig(RecipeConfig):
 class ExportConfig(_RunWeightsConfig):
     """Stage-2 run and teacher -> one Hugging Face folder."""
 
+    repeats = True
+
     truncate_dim: Optional[Count] = None
     """Number of feature dimensions to keep, from the first on (see `loss.matryoshka_dims`).  Unset: all."""
     teacher: Teachers = None

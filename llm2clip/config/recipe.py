@@ -35,6 +35,8 @@ class RecipeConfig:
     """Whether the recipe adds its duration to seconds.json in its output folder."""
     resumes: ClassVar[bool] = False
     """Whether the same command keeps what a stopped one has finished."""
+    repeats: ClassVar[bool] = False
+    """Whether the same command does everything again when all is finished, in minutes."""
     uses_ranks: ClassVar[bool] = False
     """Whether Composer's launcher may start several processes of the recipe."""
     plan = False

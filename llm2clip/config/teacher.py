@@ -17,7 +17,6 @@ from llm2clip.config.ranges import (
     DeviceName,
     FolderName,
     OutRemote,
-    Positive,
     Storage,
     TeacherPrecision,
     Text,
@@ -134,8 +133,6 @@ class EmbedConfig(RecipeConfig):
     """`fp32`, or `amp_bf16` for a forward pass in bfloat16."""
     device: Optional[DeviceName] = None
     """`gpu` or `cpu`.  Unset: a GPU if there is one."""
-    dist_timeout: Positive = 3600.0
-    """Seconds that ranks wait at the end for the slowest one."""
 
 
 @dataclass

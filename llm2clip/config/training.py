@@ -6,7 +6,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Optional, Union
+from typing import Annotated, Any, ClassVar, Literal, Optional, Union
 
 from omegaconf import MISSING
 from pydantic import Field
@@ -40,7 +40,7 @@ from llm2clip.config.ranges import (
 )
 from llm2clip.config.recipe import Output
 from llm2clip.config.teacher import Teachers, teacher_type
-from llm2clip.errors import refuse
+from llm2clip.errors import refuse, under
 
 
 @dataclass
@@ -166,6 +166,9 @@ class TrainConfig(TextPlanConfig, TrainerConfig):
             ('callbacks.save_best', 'save_best' in self.callbacks and not self.has_best_weights,
              'only the weights of stage 2 can be read from it, expected none here'),
         ])
+        training: Any = self
+        with under('train_data'):
+            _check_epoch(training.train_data)
 
     @property
     def has_negatives(self) -> bool:
@@ -184,6 +187,20 @@ class TrainConfig(TextPlanConfig, TrainerConfig):
         if not self.autoresume:
             return ''
         return f'the same command resumes from the newest checkpoint in {self.checkpoint_folder}, if any'
+
+
+def _check_epoch(data: Any) -> None:
+    """Raise a ConfigError if `proportion`, `repeat` and `epoch_size` of a loader do not go together."""
+    has_proportions = any(stream.proportion is not None for stream in data.streams.values())
+    for name, stream in data.streams.items():
+        refuse([
+            (f'streams.{name}.repeat',
+             stream.repeat is not None and (has_proportions or data.epoch_size is not None),
+             'expected none beside epoch_size or a proportion, which decide how much of a dataset an epoch '
+             'takes; set proportion for all datasets instead'),
+            (f'streams.{name}.proportion', has_proportions and stream.proportion is None,
+             'required but not set, since other datasets have one'),
+        ])
 
 
 @dataclass

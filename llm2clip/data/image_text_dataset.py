@@ -232,7 +232,7 @@ def teacher_embeddings(
     names = ', '.join(text_embeddings) or 'none'
     if not teachers and len(text_embeddings) != 1:
         raise ConfigError('expected the embeddings dataset of one teacher, or a choice by `teachers`; there '
-                          f'are {len(text_embeddings)} ({names})', 'embeddings')
+                          f'are {len(text_embeddings)} ({names}); null removes one', 'embeddings')
     chosen: dict[str, DatasetConfig] = {}
     for teacher in teachers or text_embeddings:
         if teacher not in text_embeddings:

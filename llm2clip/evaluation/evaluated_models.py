@@ -21,8 +21,8 @@ from llm2clip.device import Device
 from llm2clip.errors import ConfigError, under
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported
 from llm2clip.io.files import reading
-from llm2clip.modeling.checks import load_checked, load_config
 from llm2clip.modeling.image_processing_llm2clip import resize_and_crop
+from llm2clip.modeling.loaders import load_checked, load_config
 from llm2clip.models.llm2clip import LLM2CLIP, check_truncate_dim, truncate_dims
 from llm2clip.ranks import once_per_node, round_robin, rows
 from llm2clip.teacher.caption_teacher import CachedTeacher, TeacherSource

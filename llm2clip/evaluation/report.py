@@ -175,20 +175,21 @@ def _picture(table: Table, results: Results) -> Markup:
 
 
 def _in_words(metric: str) -> str:
-    """Return the name of a logged metric for readers, such as `retrieval recall@10 on eval_data`."""
+    """Return the name of a logged metric for readers, such as `retrieval recall@10`."""
     kind, _, rest = metric.partition('/')
+    data, _, name = rest.partition('/')
     if kind == 'loss':
-        return 'training loss, ' + rest.removeprefix('train/')
+        return 'training loss' if name == 'total' else f'training loss, {name}'
     if kind == 'metrics':
-        data, _, number = rest.partition('/')
-        return f'{number.replace("_", " ")} on {"eval_data" if data == "eval" else data}'
-    return re.sub(r'lr-(\w+)/group(\d+)', r'\1, group \2', metric)
+        words = {'cra': 'caption retrieval accuracy'}.get(name, name.replace('_', ' '))
+        return words if data == 'eval' else f'{words} on {data}'
+    return re.sub(r'lr-\w+/group(\d+)', r'parameter group \1', metric)
 
 
 def _svg(figure: Figure) -> Markup:
     figure.tight_layout()
     buffer = io.StringIO()
-    figure.savefig(buffer, format='svg', metadata={'Date': None})
+    figure.savefig(buffer, format='svg', metadata={'Date': None}, transparent=True)
     document = buffer.getvalue()
     return Markup(document[document.index('<svg'):])
 

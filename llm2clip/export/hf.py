@@ -31,8 +31,8 @@ from llm2clip.export.model_card import model_card, public_name
 from llm2clip.io.files import read_json, reading, write_json
 from llm2clip.io.folders import atomic_folder
 from llm2clip.modeling import copy_code, modeling_llm2clip
-from llm2clip.modeling.checks import checksum, checksums, keep_readable, load_tokenizer
 from llm2clip.modeling.image_processing_llm2clip import LLM2CLIPImageProcessor
+from llm2clip.modeling.loaders import checksum, checksums, keep_readable, load_tokenizer
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.models.towers import copy_registration
 from llm2clip.teacher.caption_teacher import TeacherSource

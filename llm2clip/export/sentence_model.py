@@ -15,7 +15,7 @@ from llm2clip.export.model_card import teacher_card
 from llm2clip.io.files import remove_folder, write_json
 from llm2clip.io.folders import atomic_folder, check_replaceable
 from llm2clip.modeling import copy_code
-from llm2clip.modeling.checks import keep_readable
+from llm2clip.modeling.loaders import keep_readable
 from llm2clip.modeling.text_encoder import save_llm
 from llm2clip.teacher.llm import load_caption_tokenizer, teacher_config, teacher_fingerprint
 
@@ -73,7 +73,7 @@ def export_sentence_transformers(
             model = SentenceTransformer(modules=[CaptionEncoder.load(str(teacher))], prompts=dict(prompts),
                                         similarity_fn_name='cosine', device='cpu')
             model.save(str(partial), create_model_card=False)
-            copy_code(['caption_encoder', 'checks', 'text_encoder'], partial)
+            copy_code(['caption_encoder', 'loaders', 'text_encoder'], partial)
             write_json(partial / 'modules.json', [{
                 'idx': 0, 'name': '0', 'path': '', 'type': 'caption_encoder.CaptionEncoder'}])
         teacher_card(teacher, fingerprint, has_code=bool(reason)).save(partial / 'README.md')

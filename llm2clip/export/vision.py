@@ -38,8 +38,8 @@ from llm2clip.export.model_card import model_card
 from llm2clip.io.files import write_json
 from llm2clip.io.folders import atomic_folder
 from llm2clip.io.tensors import published_state
-from llm2clip.modeling.checks import keep_readable, load_tokenizer
 from llm2clip.modeling.image_processing_llm2clip import upright_rgb
+from llm2clip.modeling.loaders import keep_readable, load_tokenizer
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.towers import TimmTower, copy_registration
 from llm2clip.teacher.clip_text import ClipText

@@ -57,6 +57,8 @@ class OutputFolder:
 
     def fetch_all(self, names: Iterable[str]) -> list[bool]:
         """Call `fetch` for each file, with several downloads at once."""
+        if self.remote is None:
+            return list(map(self.fetch, names))
         with ThreadPoolExecutor(_DOWNLOADS) as pool:
             return list(pool.map(self.fetch, names))
 

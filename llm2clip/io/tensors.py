@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from llm2clip.errors import FileError
 from llm2clip.io.files import atomic_write, reading
-from llm2clip.modeling.checks import check_finite
+from llm2clip.modeling.loaders import check_finite
 
 # Metadata is one entry: safetensors writes several in random order, and files of equal
 # teachers have to be equal.

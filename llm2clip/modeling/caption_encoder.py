@@ -18,7 +18,7 @@ import torch
 from sentence_transformers.base.modules import InputModule
 
 # Relative, since the copies in an exported model are not part of a package `llm2clip`.
-from .checks import keep_readable, load_encoder, load_tokenizer, read_encoding
+from .loaders import keep_readable, load_encoder, load_tokenizer, read_encoding
 from .text_encoder import CaptionTokenizer, TextEncoder, save_llm
 
 

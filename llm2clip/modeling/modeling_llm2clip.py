@@ -26,7 +26,7 @@ from transformers.utils.generic import ModelOutput
 
 # Relative, since the copies in an exported model are not part of a package `llm2clip`.
 from .adapter import make_adapter, make_heads, make_projection
-from .checks import (
+from .loaders import (
     LoadError,
     check_no_code,
     check_weight_files,
@@ -40,7 +40,7 @@ from .sentence_transformer import encode_sentences, load_sentence_transformer
 from .text_encoder import CaptionTokenizer, encode_texts
 
 # Modules that an exported folder carries, this one included.
-CODE = ('modeling_llm2clip', 'adapter', 'checks', 'image_processing_llm2clip', 'sentence_transformer',
+CODE = ('modeling_llm2clip', 'adapter', 'loaders', 'image_processing_llm2clip', 'sentence_transformer',
         'text_encoder')
 _TEACHER_FOLDER = 'teacher'
 # Pretrained weights of these types have no pooler, which would be initialised at random.

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 # Relative, since the copies in an exported model are not part of a package `llm2clip`.
-from .checks import LoadError, check_finite, check_no_code, check_rope, loading
+from .loaders import LoadError, check_finite, check_no_code, check_rope, loading
 
 # Prefixes of the classes that a sentence-transformers folder may name: modules and activations.
 _TRUSTED_CLASSES = ('sentence_transformers.', 'torch.nn.')

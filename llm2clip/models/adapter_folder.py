@@ -16,7 +16,7 @@ from llm2clip.io.files import read_json, reading, write_json
 from llm2clip.io.folders import atomic_folder
 from llm2clip.io.tensors import read_safetensors, write_safetensors
 from llm2clip.modeling.adapter import make_adapter
-from llm2clip.modeling.checks import check_keys
+from llm2clip.modeling.loaders import check_keys
 from llm2clip.ranks import dist, is_first
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from llm2clip.losses.contrastive import ignored_candidates, info_nce
 from llm2clip.metrics.retrieval import CaptionRetrievalAccuracy
 from llm2clip.modeling.text_encoder import TextEncoder
-from llm2clip.models.evaluated_model import EvaluatedModel
+from llm2clip.models.model_with_metrics import ModelWithMetrics
 from llm2clip.models.sharding import save_trainable_only
 
 Batch = dict[str, Any]
@@ -33,7 +33,7 @@ class _LogitScale(nn.Module):
         return self.logit_scale.clone()
 
 
-class CaptionContrastive(EvaluatedModel):
+class CaptionContrastive(ModelWithMetrics):
     """Contrastive fine-tuning of a text encoder.
 
     A batch holds the samples' ``index`` ``(B,)`` and ``query_*`` and ``positive_*`` tensors: `input_ids`,

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from llm2clip.losses.distillation import instance_loss, structure_loss
 from llm2clip.metrics.retrieval import RetrievalRecall
 from llm2clip.modeling.adapter import Adapter
-from llm2clip.models.evaluated_model import EvaluatedModel
+from llm2clip.models.model_with_metrics import ModelWithMetrics
 
 Batch = dict[str, torch.Tensor]
 
@@ -43,7 +43,7 @@ class _TextSide(nn.Module):
         return F.normalize(self.adapter(text_embedding.float()).float(), dim=-1)
 
 
-class ComposerInheritance(EvaluatedModel):
+class ComposerInheritance(ModelWithMetrics):
     """Training of a text adapter against the text features of CLIP's own tower.
 
     A batch has one caption per sample: ``text_embedding`` ``(B, llm_embed_dim)`` and its ``target``

@@ -25,7 +25,7 @@ from llm2clip.metrics.retrieval import RetrievalRecall
 from llm2clip.modeling.adapter import Adapter, AlignmentHead, Heads, make_heads, make_projection
 from llm2clip.modeling.modeling_llm2clip import Towers
 from llm2clip.models.adapter_folder import build_adapter
-from llm2clip.models.evaluated_model import EvaluatedModel
+from llm2clip.models.model_with_metrics import ModelWithMetrics
 from llm2clip.models.towers import load_projection
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.registry import build, check
@@ -216,7 +216,7 @@ def build_loss(config: LossConfig) -> Optional[LossModule]:
     return LossModule(build('loss', config.name, config.arguments, 'loss.arguments'))
 
 
-class ComposerLLM2CLIP(EvaluatedModel):
+class ComposerLLM2CLIP(ModelWithMetrics):
     """Stage-2 training on text embeddings.
 
     A training batch holds ``pixel_values`` ``(B, 3, H, W)`` in uint8, ``text_embedding``

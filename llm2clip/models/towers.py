@@ -29,7 +29,7 @@ from llm2clip.config import ImageDataConfig, VisionConfig
 from llm2clip.data.images import Preprocessing
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import reading
-from llm2clip.modeling.checks import check_finite, load_checked, load_config
+from llm2clip.modeling.loaders import check_finite, load_checked, load_config
 from llm2clip.modeling.modeling_llm2clip import TRUNK_OPTIONS, new_trunk
 from llm2clip.teacher.clip_text import load_architecture
 

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from llm2clip.config import LoraConfig
 from llm2clip.errors import ConfigError
-from llm2clip.modeling.checks import check_keys
+from llm2clip.modeling.loaders import check_keys
 from llm2clip.teacher.lora import compute_in_input_dtype
 
 

@@ -114,6 +114,9 @@ class Plan:
             line = f'{dataset.name}: {dataset.samples:,} samples in {dataset.shards:,} shards'
             if self.global_batch:
                 line += f', {dataset.epoch_samples:,} per epoch'
+            if self.global_batch and self.steps and self.epoch_steps:
+                epochs = self.steps / self.epoch_steps
+                line += f', {epochs * dataset.epoch_samples / dataset.samples:.3g} epochs of it in all'
             line += f'; {_bytes(dataset.size)}'
             if dataset.embeddings:
                 line += f' and {_bytes(dataset.embeddings)} of embeddings'

@@ -32,7 +32,7 @@ from llm2clip.data.image_text_dataset import reads_image_embeddings
 from llm2clip.data.loader import shared_memory
 from llm2clip.data.streams.safe_dataset import padded_epoch_size
 from llm2clip.errors import ConfigError, under
-from llm2clip.modeling.checks import load_config
+from llm2clip.modeling.loaders import load_config
 from llm2clip.modeling.text_encoder import TextEncoder
 from llm2clip.models.caption_contrastive import CaptionContrastive
 from llm2clip.models.inherited_adapter import ComposerInheritance
@@ -380,6 +380,11 @@ def _plan_training(
     if interval and plan.steps is not None:
         plan.checkpoints = -(-plan.steps // interval)
     _check_sizes(plan, config.train_data.cache_limit)
+    for dataset in plan.datasets:
+        least = 1 if mixes_datasets else plan.global_batch
+        if dataset.epoch_samples < least:
+            plan.errors.append(f'train_data.streams.{dataset.name}: an epoch takes {dataset.epoch_samples:,} '
+                               f'samples of it, expected at least {least:,}')
     return plan
 
 

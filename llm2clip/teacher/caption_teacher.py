@@ -18,7 +18,7 @@ from llm2clip.device import Device
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import reading, write_text
 from llm2clip.io.tensors import read_safetensors, write_safetensors
-from llm2clip.modeling.checks import check_finite
+from llm2clip.modeling.loaders import check_finite
 from llm2clip.ranks import broadcast_from_rank0, is_first, once_per_node, round_robin, rows
 from llm2clip.teacher.embedder import Embedder
 from llm2clip.teacher.fingerprint import Fingerprint

@@ -26,7 +26,7 @@ from llm2clip.device import Device
 from llm2clip.errors import ConfigError, under
 from llm2clip.io.folders import atomic_folder
 from llm2clip.io.tensors import hash_tensors, published_state
-from llm2clip.modeling.checks import (
+from llm2clip.modeling.loaders import (
     check_no_code,
     keep_readable,
     load_checked,

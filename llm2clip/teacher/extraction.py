@@ -39,7 +39,7 @@ from llm2clip.device import Device, get_device, set_up_process
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import durable_rename, read_json, remove_folder, writing
 from llm2clip.io.remotes import OutputFolder
-from llm2clip.ranks import broadcast_from_rank0, dist, is_first
+from llm2clip.ranks import broadcast_from_rank0, dist, initialize_gloo, is_first
 from llm2clip.teacher.embedder import Embedder
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 
@@ -51,7 +51,7 @@ _COUNTED = ('shards', 'captions', 'tokens', 'truncated', 'left_out', 'absent')
 
 
 @dataclass(frozen=True)
-class EmbeddingsDataset:
+class ExtractionTask:
     """Input, output and format of one embeddings dataset, of captions or of images."""
 
     dataset: DatasetConfig
@@ -69,17 +69,17 @@ class EmbeddingsDataset:
 class _Extraction:
     """The shards of a dataset, and the embeddings dataset that all ranks write together."""
 
-    def __init__(self, embeddings: EmbeddingsDataset) -> None:
-        self.embeddings = embeddings
-        self.out = embeddings.out
-        local = embeddings.dataset.local
-        self.stream = VerifiedStream(local=local, remote=embeddings.dataset.remote)
+    def __init__(self, task: ExtractionTask) -> None:
+        self.task = task
+        self.out = task.out
+        local = task.dataset.local
+        self.stream = VerifiedStream(local=local, remote=task.dataset.remote)
         self.shards = self.stream.open()
         self.pieces = [_piece(k) for k in range(len(self.shards))]
         if dist.get_local_rank() == 0:
             self.stream.set_up_local(self.shards, np.zeros(len(self.shards), np.int64))
         dist.barrier()
-        if embeddings.of_images:
+        if task.of_images:
             columns_of(self.shards[0], [IMAGE], local)
             self.keys = [IMAGE]
             return
@@ -90,10 +90,10 @@ class _Extraction:
     def initialize(self, fingerprint: Fingerprint) -> list[int]:
         """Write or check the record of dataset and teacher; return the missing shards.
         Every rank calls this."""
-        embeddings = self.embeddings
+        task = self.task
         # Earlier versions could store vectors of length 1, and recorded that.
-        vectors = {'storage': embeddings.storage, 'normalized': False} | dict(embeddings.settings)
-        dataset = dataset_fingerprint(read_index(embeddings.dataset.local))
+        vectors = {'storage': task.storage, 'normalized': False} | dict(task.settings)
+        dataset = dataset_fingerprint(read_index(task.dataset.local))
         facts = {'dataset': dataset, 'caption_keys': self.keys, 'vectors': vectors}
         if self.out.remote:
             facts['out_remote'] = self.out.remote
@@ -121,7 +121,7 @@ class _Extraction:
     def items(self, sample: Mapping[str, Any]) -> list[Any]:
         """Return what to embed of a sample, in the order of the keys: (image, sample id), or the captions, of
         which a missing one is empty."""
-        if self.embeddings.of_images:
+        if self.task.of_images:
             return [(sample[IMAGE], sample[SAMPLE_ID])]
         captions: list[str] = []
         for key in self.keys:
@@ -232,18 +232,18 @@ def _ahead(items: Iterable[T]) -> Iterator[T]:
 def run_extraction(
     config: EmbedConfig, load: Callable[[Device], Embedder], part_tokens: int, **options: Any
 ) -> None:
-    """Write the embeddings datasets of a recipe; `options` are further fields of `EmbeddingsDataset`."""
+    """Write the embeddings datasets of a recipe; `options` are further fields of `ExtractionTask`."""
     device = get_device(config.device)
     set_up_process(device, config.precision)
-    dist.initialize_dist(device, config.dist_timeout)
+    initialize_gloo()
     embedder = load(device)
     summaries: list[str] = []
     for name, dataset in config.datasets.items():
         remote = None if config.out_remote is None else os.path.join(config.out_remote, name)
         out = OutputFolder(f'{config.out}/{name}', remote)
-        embeddings = EmbeddingsDataset(dataset, out, config.storage, **options)
-        counts = extract_text_embeddings(embeddings, embedder, part_tokens)
-        if embeddings.of_images:
+        task = ExtractionTask(dataset, out, config.storage, **options)
+        counts = write_embeddings(task, embedder, part_tokens)
+        if task.of_images:
             counts = {'shards': counts['shards'], 'images': counts['captions']}
         summary = ', '.join(f'{number} {unit}' for unit, number in counts.items())
         summaries.append(f'{name}: {summary.replace("_", " ")}')
@@ -253,8 +253,8 @@ def run_extraction(
         print(f'wrote {config.out}', flush=True)
 
 
-def extract_text_embeddings(
-    embeddings: EmbeddingsDataset, embedder: Embedder, part_tokens: int = 32768
+def write_embeddings(
+    task: ExtractionTask, embedder: Embedder, part_tokens: int = 32768
 ) -> dict[str, int]:
     """Write an embeddings dataset; the ranks of all nodes share the missing shards.
 
@@ -273,12 +273,12 @@ def extract_text_embeddings(
         FileNotFoundError: A shard was written on a machine that does not share `out`,
             and `out` has no remote.
     """
-    extraction = _Extraction(embeddings)
+    extraction = _Extraction(task)
     mine = extraction.initialize(embedder.fingerprint)[dist.get_global_rank()::dist.get_world_size()]
     counts: Counter[str] = Counter()
     num_items = sum(len(extraction.shards[k]) for k in mine) * len(extraction.keys)
-    with tqdm(total=num_items, unit=' images' if embeddings.of_images else ' captions',
-              desc=f'embed {embeddings.out.local.name}', disable=dist.get_local_rank() != 0) as progress:
+    with tqdm(total=num_items, unit=' images' if task.of_images else ' captions',
+              desc=f'embed {task.out.local.name}', disable=dist.get_local_rank() != 0) as progress:
         for part in _ahead(_parts(extraction, mine, embedder, part_tokens)):
             if part.rows:
                 embedded = embedder.embed_prepared(part.inputs, on_batch=progress.update)
@@ -287,9 +287,9 @@ def extract_text_embeddings(
                               left_out=embedded.left_out)
             if part.last:
                 values = part.vectors.numpy().reshape(len(part.ids), len(extraction.keys), -1)
-                write_shard(embeddings.out, part.k,
-                            vector_rows(part.ids, extraction.keys, values, embeddings.storage),
-                            vector_columns(extraction.keys, embedder.width, embeddings.storage))
+                write_shard(task.out, part.k,
+                            vector_rows(part.ids, extraction.keys, values, task.storage),
+                            vector_columns(extraction.keys, embedder.width, task.storage))
                 counts.update(shards=1, absent=part.num_absent)
                 progress.update(part.num_absent)
     total = sum(dist.all_gather_object(counts), Counter())

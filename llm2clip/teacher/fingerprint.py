@@ -19,7 +19,7 @@ from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import TEACHER_FILE, embedding_dim
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, reading, write_text
-from llm2clip.modeling.checks import rope_of_4, teacher_files
+from llm2clip.modeling.loaders import rope_of_4, teacher_files
 
 Kind = Literal['llm', 'sentence_transformers', 'clip_text', 'frozen_tower']
 _CONCATENATED = 'concatenated'

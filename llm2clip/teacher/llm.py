@@ -33,7 +33,7 @@ from llm2clip.errors import ConfigError, FileError, under
 from llm2clip.io.files import read_json, reading, write_json, write_text
 from llm2clip.io.folders import atomic_folder
 from llm2clip.io.tensors import open_weights, read_safetensors, write_safetensors
-from llm2clip.modeling.checks import (
+from llm2clip.modeling.loaders import (
     check_finite,
     keep_readable,
     load_checked,

@@ -25,7 +25,7 @@ from llm2clip.device import Device
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.tensors import hash_tensors
-from llm2clip.modeling.checks import teacher_files
+from llm2clip.modeling.loaders import teacher_files
 from llm2clip.modeling.sentence_transformer import encode_sentences, load_sentence_transformer
 from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
 from llm2clip.ranks import dist, once_per_node

@@ -36,7 +36,7 @@ from llm2clip.errors import ConfigError, FileError
 from llm2clip.io.files import flush, reading, remove_folder
 from llm2clip.io.remotes import reaching
 from llm2clip.io.tensors import read_pickle
-from llm2clip.modeling.checks import check_finite
+from llm2clip.modeling.loaders import check_finite
 from llm2clip.ranks import broadcast_from_rank0, dist, is_first
 
 # Types in a Composer checkpoint beside tensors and plain containers.

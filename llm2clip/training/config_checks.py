@@ -10,7 +10,7 @@ from composer import Algorithm, Evaluator, Event, State
 
 from llm2clip.config import FsdpConfig, TrainConfig
 from llm2clip.data.streams.safe_dataset import device_batch_size
-from llm2clip.device import get_device
+from llm2clip.device import get_device, why_no_gpu
 from llm2clip.errors import ConfigError, refuse, under
 from llm2clip.models.llm2clip import build_loss
 from llm2clip.ranks import dist
@@ -42,7 +42,7 @@ def check_train_config(config: TrainConfig) -> None:
     groups, shards = fsdp.reshard_after_forward, ranks // fsdp.replicate
     refuse([
         ('precision', config.device == 'cpu' and config.precision not in (None, 'fp32'),
-         f'{config.precision}, expected fp32, the only one on a CPU'),
+         f'{config.precision}, expected fp32, the only one on a CPU; {why_no_gpu()}'),
         ('fsdp.replicate', ranks % fsdp.replicate,
          f'{fsdp.replicate} copies of the model, expected a number that divides that of the ranks, {ranks}'),
         ('fsdp.reshard_after_forward', not isinstance(groups, bool) and shards % groups,

@@ -14,16 +14,16 @@ import torch
 from llm2clip.config import ModelConfig, Stage2Config
 from llm2clip.config.loading import difference, read_config, read_resolved
 from llm2clip.config.ranges import RunWeights
-from llm2clip.conversion import official_weights
 from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.errors import ConfigError, refuse, under
 from llm2clip.export.hf import is_exported
 from llm2clip.io.files import reading
 from llm2clip.io.tensors import read_safetensors
-from llm2clip.modeling.checks import check_keys
+from llm2clip.modeling.loaders import check_keys
 from llm2clip.models.adapter_folder import load_adapter
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.vision_lora import load_without_lora, merge_lora
+from llm2clip.official import official_weights
 from llm2clip.ranks import once_per_node
 from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord

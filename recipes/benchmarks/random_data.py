@@ -21,7 +21,7 @@ from llm2clip.data.convert.samples import Dropped, Sample, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.io.remotes import OutputFolder
 from llm2clip.teacher.embedder import Embedded
-from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
+from llm2clip.teacher.extraction import ExtractionTask, write_embeddings
 from llm2clip.teacher.fingerprint import Fingerprint
 
 WORDS = [f'w{i}' for i in range(1000)]  # each is one token
@@ -63,7 +63,7 @@ def write_images(n: int, out: Path, different: int) -> None:
 
 
 class _RandomTeacher:
-    """Teacher with random vectors, as far as `extract_text_embeddings` uses it."""
+    """Teacher with random vectors, as far as `write_embeddings` uses it."""
 
     fingerprint = Fingerprint.of('random', {})
 
@@ -80,7 +80,7 @@ class _RandomTeacher:
 def write_vectors(images: Path, out: Path, dim: int) -> None:
     """Write random int8 text embeddings of a dataset's captions."""
     teacher: Any = _RandomTeacher(dim)
-    extract_text_embeddings(EmbeddingsDataset(DatasetConfig(local=str(images)), OutputFolder(out), 'int8'),
+    write_embeddings(ExtractionTask(DatasetConfig(local=str(images)), OutputFolder(out), 'int8'),
                             teacher)
 
 

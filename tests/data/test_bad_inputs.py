@@ -28,7 +28,7 @@ from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.io.remotes import OutputFolder
 from llm2clip.registry import build_source
-from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
+from llm2clip.teacher.extraction import ExtractionTask, write_embeddings
 from llm2clip.teacher.sources import TeacherFolder
 
 Content = Union[str, bytes]
@@ -208,9 +208,9 @@ def test_the_dataset_of_somebody_else_is_not_overwritten(teacher_folder: Path) -
         writer.write({'sample_id': '0', 'caption.a': 'x'})
     index = (folder / 'index.json').read_bytes()
     refused('out: .*/train holds another dataset', lambda: write_dataset(make_samples(2), out))
-    embeddings = EmbeddingsDataset(DatasetConfig(local=str(folder)), OutputFolder(folder))
+    embeddings = ExtractionTask(DatasetConfig(local=str(folder)), OutputFolder(folder))
     teacher = TeacherFolder(teacher_folder).load(DeviceCPU())
-    refused('out: .* that is no embeddings dataset', lambda: extract_text_embeddings(embeddings, teacher))
+    refused('out: .* that is no embeddings dataset', lambda: write_embeddings(embeddings, teacher))
     assert (folder / 'index.json').read_bytes() == index
 
 

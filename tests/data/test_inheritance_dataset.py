@@ -19,7 +19,7 @@ from llm2clip.data.schema import read_samples
 from llm2clip.data.vectors import dequantize, stored_vector
 from llm2clip.io.remotes import OutputFolder
 from llm2clip.teacher.embedder import Embedded
-from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
+from llm2clip.teacher.extraction import ExtractionTask, write_embeddings
 from llm2clip.teacher.fingerprint import Fingerprint, teacher_of_embeddings
 
 DIM, LONGEST = 6, 76
@@ -51,7 +51,7 @@ def target(text: str) -> torch.Tensor:
 @pytest.fixture
 def config(image_dataset: Path, embeddings: Path, tmp_path: Path,
            no_leftovers: None) -> Iterator[InheritanceDataConfig]:
-    extract_text_embeddings(EmbeddingsDataset(DatasetConfig(str(image_dataset)), OutputFolder(tmp_path / 'targets')),
+    write_embeddings(ExtractionTask(DatasetConfig(str(image_dataset)), OutputFolder(tmp_path / 'targets')),
                             Targets(LONGEST))
     by_name = {'tiny': DatasetConfig(str(embeddings)), 'clip_text': DatasetConfig(str(tmp_path / 'targets'))}
     stream = ImageStreamConfig('/no/images/are/read', embeddings=by_name)

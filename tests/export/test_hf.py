@@ -34,7 +34,7 @@ from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.export.model_card import language_model, model_card
 from llm2clip.io.files import read_json, write_json
-from llm2clip.modeling import checks, modeling_llm2clip
+from llm2clip.modeling import loaders, modeling_llm2clip
 from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.teacher.fingerprint import Fingerprint
@@ -158,10 +158,10 @@ def test_an_llm_of_transformers_5_is_read_by_4_or_refused(tmp_path: Path) -> Non
     write_json(tmp_path / 'tokenizer_config.json', {
         'tokenizer_class': 'TokenizersBackend', 'extra_special_tokens': ['<x>']})
     if hasattr(LlamaConfig(), 'rope_theta'):  # transformers 4
-        with pytest.raises(checks.LoadError, match='rope_parameters this version does not read'):
-            checks.load_config(tmp_path)
-    checks.keep_readable(tmp_path)
-    checks.load_config(tmp_path)
+        with pytest.raises(loaders.LoadError, match='rope_parameters this version does not read'):
+            loaders.load_config(tmp_path)
+    loaders.keep_readable(tmp_path)
+    loaders.load_config(tmp_path)
     longrope = {'short_factor': [1.0], 'long_factor': [2.0]}
     for written, expected in (
             ({**rope, 'rope_theta': 3e4}, {'rope_theta': 3e4, 'rope_scaling': rope}),
@@ -170,7 +170,7 @@ def test_an_llm_of_transformers_5_is_read_by_4_or_refused(tmp_path: Path) -> Non
             ({**longrope, 'rope_type': 'longrope', 'rope_theta': 1e4, 'partial_rotary_factor': 0.75},
              {'rope_theta': 1e4, 'partial_rotary_factor': 0.75, 'rope_scaling': {'type': 'longrope', **longrope}})):
         write_json(tmp_path / 'config.json', {'rope_parameters': written})
-        checks.keep_readable(tmp_path)
+        loaders.keep_readable(tmp_path)
         assert read_json(tmp_path / 'config.json', dict) == expected
     assert read_json(tmp_path / 'tokenizer_config.json', dict) == {
         'tokenizer_class': 'PreTrainedTokenizerFast', 'additional_special_tokens': ['<x>']}

@@ -29,7 +29,7 @@ from llm2clip.data.schema import read_samples
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.io.remotes import OutputFolder, download, is_missing, reaching
-from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
+from llm2clip.teacher.extraction import ExtractionTask, write_embeddings
 from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
 from llm2clip.training.checkpoints import find_checkpoint, read_latest
@@ -81,12 +81,12 @@ def test_conversion_and_extraction_write_to_s3(
     samples = make_samples(20)
     write_splits({'train': one_part(samples)}, Dropped(), OutputFolder(tmp_path / 'out', 's3://out/photos'))
     dataset = DatasetConfig(local=str(tmp_path / 'cache'), remote='s3://out/photos/train')
-    embeddings = EmbeddingsDataset(dataset, OutputFolder(tmp_path / 'embeddings', 's3://out/embeddings'))
-    extract_text_embeddings(embeddings, TeacherFolder(teacher_folder).load(DeviceCPU()))
+    embeddings = ExtractionTask(dataset, OutputFolder(tmp_path / 'embeddings', 's3://out/embeddings'))
+    write_embeddings(embeddings, TeacherFolder(teacher_folder).load(DeviceCPU()))
     assert [row['sample_id'] for row in read_samples(served / 'out/photos/train')] == \
         [row['sample_id'] for row in read_samples(served / 'out/embeddings')] == [s.sample_id for s in samples]
     shutil.rmtree(tmp_path / 'embeddings')
-    done = extract_text_embeddings(embeddings, TeacherFolder(teacher_folder).load(DeviceCPU()))
+    done = write_embeddings(embeddings, TeacherFolder(teacher_folder).load(DeviceCPU()))
     assert done['shards'] == 0
     client = boto3.client('s3', endpoint_url=os.environ['S3_ENDPOINT_URL'])
     keys = {item['Key'] for item in client.list_objects_v2(Bucket='out')['Contents']}

@@ -71,6 +71,7 @@ def test_steps_and_data_are_those_of_the_loader(args: list[str], image_dataset: 
     assert plan.modules['adapter'] == (sum(p.numel() for p in LLM2CLIP(config.model, 32).adapter.parameters()), 0)
     assert plan.modules['visual_projection'] == (256 * 16, 0) and not plan.errors
     assert '102 samples and 13 steps per epoch; 39 steps, 312 samples in all' in str(plan)
+    assert '102 per epoch, 4.78 epochs of it in all;' in str(plan)
 
 
 def test_batches_are_of_one_stream(image_dataset: Path, llm_folder: Path, tmp_path: Path, no_leftovers: None) -> None:
@@ -86,6 +87,7 @@ def test_batches_are_of_one_stream(image_dataset: Path, llm_folder: Path, tmp_pa
     assert [data.epoch_samples for data in plan.datasets] == [78, 31]
     assert plan.epoch_steps == sum(1 for _ in loader.dataloader) == 80 // 8 + 32 // 8
     assert plan.texts == 2 * 8 * plan.steps == 2 * 8 * 28 and 0 < plan.tokens < 32 * plan.texts
+    assert '78 per epoch, 2.44 epochs' in str(plan) and '31 per epoch, 1.38 epochs' in str(plan)
     trainable, frozen = plan.modules['lora']
     assert trainable > 0 == frozen and plan.modules['text_encoder'][0] == 0 and plan.modules['scale'] == (1, 0)
     # Of checkpoints, only what is trained, with the state of Adam.
@@ -103,6 +105,7 @@ def test_a_plan_names_what_will_stop_the_run(args: list[str], tmp_path: Path, mo
         'device_train_microbatch_size: ': ['device_train_microbatch_size=3'],
         'global_train_batch_size: 128': ['global_train_batch_size=128'],
         'global_train_batch_size: 64': ['global_train_batch_size=64', 'train_data.streams.s.repeat=0.97'],
+        'train_data.streams.s: ': ['train_data.streams.s.repeat=0.01'],
         'train_data.cache_limit: ': ['train_data.cache_limit=10kb'],
         'callbacks.save_best.dataloader_label: ': ['callbacks.save_best={}'],
         'precision: amp_bf16': ['precision=amp_bf16'],

@@ -9,18 +9,21 @@ import re
 import shutil
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from launched import ROOT, Launched, alive, assert_same_weights, contents, finish, losses, wait_until, weights
 from recipes_in_process import run_recipe
 
+from llm2clip import pipeline
 from llm2clip.config import PipelineConfig
 from llm2clip.config.loading import load_config
 from llm2clip.errors import ConfigError
-from llm2clip.pipeline import load_steps
+from llm2clip.pipeline import Step, load_steps, run_steps
 
-PARTS = ('stage1', 'embeddings', 'stage2')  # folders of the steps
+PARTS = ('stage1', 'embeddings', 'stage2', 'evaluate')  # folders of the steps
 # What differs between two undisturbed runs: times, logs and checkpoints, whose losses and weights are compared.
 DIFFERS = r'(^|/)(seconds\.json|metrics\.jsonl|checkpoints/.*|config\.yaml|\..*)$'
 
@@ -36,6 +39,8 @@ def file(stage1_args: list[str], stage2_args: list[str], image_dataset: Path, tm
                        'out=${folder}/embeddings', 'device=cpu', '${extra}'],
         'stage2': ['train_stage2', *stage2_args, *text_side, 'max_duration=${duration}',
                    'save_folder=${folder}/stage2'],
+        'evaluate': ['evaluate', 'models.m={run: ${folder}/stage2, teacher: ${folder}/stage1/teacher}',
+                     f'retrieval.s.local={image_dataset}', 'out=${folder}/evaluate', 'device=cpu'],
     }
     path = tmp_path / 'pipeline.yaml'
     path.write_text(json.dumps({'folder': '???', 'first': '4ba', 'duration': '4ba', 'extra': '', 'steps': steps,
@@ -64,7 +69,7 @@ def _assert_same(found: Path, expected: Path) -> None:
 def test_killed_at_every_step_and_resumed_equals_undisturbed(file: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
     output = _finish(file, f'folder={whole}')
-    assert [int(n) for n in re.findall(r'took \d+ s, (\d) steps remain', output)] == [2, 1, 0]
+    assert [int(n) for n in re.findall(r'took \d+ s, (\d) steps remain', output)] == [3, 2, 1, 0]
     assert output.rstrip().endswith(f'results: {whole}')
     for part in PARTS:
         process = _start(file, f'folder={killed}')
@@ -75,13 +80,62 @@ def test_killed_at_every_step_and_resumed_equals_undisturbed(file: Path, tmp_pat
 
     # A finished step stays as it is; another setting is refused or repeated, as by the recipe alone.
     shutil.copytree(killed, tmp_path / 'before')
-    _finish(file, f'folder={killed}')
+    assert f'[4/4] evaluate: {killed}/evaluate is complete' in _finish(file, f'folder={killed}')
     _assert_same(killed, tmp_path / 'before')
     output = _finish(file, f'folder={killed}', 'extra=storage=int8', ok=False)
-    assert re.search(r'\nerror: .*storage', output) and '[3/3]' not in output
+    assert re.search(r'\nerror: .*storage', output) and '[3/4]' not in output
     assert f'this resumes: python {ROOT}/recipes/run.py {file} folder={killed} extra=storage=int8' in output
     output = _finish(file, f'folder={killed}', 'start=stage2', 'duration=6ba')
-    assert max(losses(killed / 'stage2')) == 5 and '[1/1] stage2' in output
+    assert max(losses(killed / 'stage2')) == 5 and '[1/2] stage2' in output
+
+
+def test_a_step_is_skipped_only_if_nothing_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, '_MODULES', ())
+    for folder in ('run/checkpoints', 'images'):
+        Path(folder).mkdir(parents=True)
+    weights_file, result = Path('run/checkpoints/weights'), Path('results/results.json')
+    weights_file.write_text('1')
+    calls: list[str] = []
+
+    def evaluate(step: Step) -> int:
+        calls.append(step.name)
+        result.parent.mkdir(exist_ok=True)
+        result.write_text(str(len(calls)))
+        return int(Path('fails').exists())
+
+    monkeypatch.setattr(pipeline, '_fork', evaluate)
+
+    def repeats(*args: str) -> bool:
+        before = len(calls)
+        # Neither text is a path: one is too long, and the other would be the current folder.
+        texts = [f'title={"x" * 300}', 'models.m.teacher={type: llm, pretrained: x, instruction: ""}']
+        steps = ['evaluate', 'models.m.run=run', 'retrieval.r.local=images', 'out=results', *texts, *args]
+        config = load_config(PipelineConfig, [f'steps={json.dumps({"a": steps})}'])
+        with suppress(SystemExit):
+            run_steps(config, load_steps(config))
+        return len(calls) > before
+
+    assert repeats() and not repeats()
+    assert repeats('bootstrap=10') and not repeats('bootstrap=10') and repeats()
+    changes: list[Callable[[], object]] = [
+        lambda: weights_file.write_text('2'), lambda: os.utime(weights_file), weights_file.with_suffix('.new').touch,
+        weights_file.unlink, lambda: Path('images/index.json').write_text('{}'), result.unlink,
+        lambda: result.write_text('changed')]
+    for change in changes:
+        change()
+        assert repeats() and not repeats()
+    # What a failed step has written is not finished, even if everything is later as it was before.
+    weights_file.write_text('3')
+    time_of_weights = weights_file.stat().st_mtime_ns
+    assert repeats()
+    weights_file.write_text('4')
+    Path('fails').touch()
+    assert repeats()
+    Path('fails').unlink()
+    weights_file.write_text('3')
+    os.utime(weights_file, ns=(time_of_weights, time_of_weights))
+    assert repeats() and not repeats()
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

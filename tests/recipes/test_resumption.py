@@ -90,7 +90,7 @@ def test_a_run_that_is_stopped_in_its_last_evaluation_is_evaluated(
         raise ZeroDivisionError
 
     run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={tmp_path}/whole')
-    for place in ('llm2clip.models.evaluated_model.EvaluatedModel.eval_forward',
+    for place in ('llm2clip.models.model_with_metrics.ModelWithMetrics.eval_forward',
                   'llm2clip.training.callbacks.monitors.write_safetensors'):
         folder = tmp_path / place.rpartition('.')[2]
         with monkeypatch.context() as stopped, pytest.raises(ZeroDivisionError):

@@ -14,7 +14,18 @@ import timm
 import torch
 import user_losses
 from gradients import COPIES
-from launched import SGD, SHARDED, Launched, assert_same_weights, finish, losses, may_have_own_memory, run, weights
+from launched import (
+    ROOT,
+    SGD,
+    SHARDED,
+    Launched,
+    assert_same_weights,
+    finish,
+    losses,
+    may_have_own_memory,
+    run,
+    weights,
+)
 from parts import make_samples, write_dataset
 from recipes_in_process import example_of_the_page, run_recipe
 from remotes import free_port
@@ -87,8 +98,11 @@ def test_best_weights_of_a_sharded_run(stage2_args: list[str], tmp_path: Path) -
     run('train_stage2', tmp_path / 'one', args)
     sharded = 'fsdp={state_dict_type: sharded, activation_checkpointing: true}'
     # Begun compiled and spread over both ranks; resumed uncompiled, a whole copy on each.
-    for steps, extra in ((3, 'compile={backend: eager, fullgraph: true}'), (6, f'fsdp.replicate={COPIES}')):
-        run('train_stage2', tmp_path / 'two', [*args, sharded, extra, f'max_duration={steps}ba'], 2)
+    copies = [f'fsdp.replicate={COPIES}', 'dist_timeout=777.0',
+              'callbacks={"user_callbacks:GroupsHaveTimeout": {seconds: 777}}']
+    for steps, extra in ((3, ['compile={backend: eager, fullgraph: true}']), (6, copies)):
+        run('train_stage2', tmp_path / 'two', [*args, sharded, *extra, f'max_duration={steps}ba'], 2,
+            PYTHONPATH=str(ROOT / 'tests'))
     best = []
     for name in ('one', 'two'):
         metrics = read_metrics(tmp_path / name / 'metrics.jsonl')

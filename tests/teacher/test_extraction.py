@@ -24,7 +24,7 @@ from llm2clip.io.remotes import OutputFolder
 from llm2clip.modeling.text_encoder import Tokenized, encode_texts
 from llm2clip.teacher import extraction
 from llm2clip.teacher.embedder import Embedded
-from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings, write_shard
+from llm2clip.teacher.extraction import ExtractionTask, write_embeddings, write_shard
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.llm import load_teacher
 from llm2clip.teacher.sources import LLMTeacher, TeacherFolder
@@ -91,13 +91,13 @@ def test_only_downloaded_shards_are_removed(teacher_folder: Path, tmp_path: Path
     shutil.copytree(remote, local)
     missing = sorted(local.rglob('*.mds'))[1]
     kept = missing.rename(tmp_path / 'kept')
-    extract_text_embeddings(EmbeddingsDataset(DatasetConfig(str(local), str(remote)), OutputFolder(tmp_path / 'out')),
+    write_embeddings(ExtractionTask(DatasetConfig(str(local), str(remote)), OutputFolder(tmp_path / 'out')),
                             teacher)
     first, second, *others = shards(remote)
     assert shards(local) == [first, *others]
     # Nor does anything go without the remote.
     kept.rename(missing)
-    extract_text_embeddings(EmbeddingsDataset(DatasetConfig(str(local)), OutputFolder(tmp_path / 'again')), teacher)
+    write_embeddings(ExtractionTask(DatasetConfig(str(local)), OutputFolder(tmp_path / 'again')), teacher)
     assert shards(local) == [first, second, *others]
 
 
@@ -142,8 +142,8 @@ def test_counts_of_tokens_and_truncated_captions(llm_folder: Path, tmp_path: Pat
     write_dataset(samples, tmp_path / 'd')
     encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder), max_length=64))
     teacher = LLMTeacher(encoder.eval(), tokenizer, Fingerprint(({},)))
-    embeddings = EmbeddingsDataset(DatasetConfig(local=str(tmp_path / 'd/train')), OutputFolder(tmp_path / 'out'))
-    done = extract_text_embeddings(embeddings, teacher)
+    embeddings = ExtractionTask(DatasetConfig(local=str(tmp_path / 'd/train')), OutputFolder(tmp_path / 'out'))
+    done = write_embeddings(embeddings, teacher)
     tokens = tokenizer.tokenize([text for sample in samples for text in sample.captions.values()])
     assert done == {'shards': 1, 'captions': 6, 'tokens': sum(len(t.ids) for t in tokens), 'truncated': 1,
                     'left_out': 0, 'absent': 0}
@@ -154,20 +154,20 @@ def test_extraction_takes_remotes(image_dataset: Path, embeddings: Path, teacher
     dataset = DatasetConfig(local=str(tmp_path / 'cache'), remote=str(image_dataset))
     teacher = TeacherFolder(teacher_folder).load(DeviceCPU())
     remote = tmp_path / 'bucket' / 'embeddings'
-    extract_text_embeddings(EmbeddingsDataset(dataset, OutputFolder(tmp_path / 'out', str(remote))), teacher)
+    write_embeddings(ExtractionTask(dataset, OutputFolder(tmp_path / 'out', str(remote))), teacher)
     assert read_index(remote) == read_index(embeddings)
     np.testing.assert_array_equal(_vectors(remote, 'long'), _vectors(embeddings, 'long'))
     assert not list((tmp_path / 'cache').rglob('*.mds')), 'shards stay in the cache'
     shutil.rmtree(tmp_path / 'out')
     (remote / 'index.json').unlink()
     (remote / 'shard.00001.json').unlink()
-    done = extract_text_embeddings(EmbeddingsDataset(dataset, OutputFolder(tmp_path / 'out', str(remote))), teacher)
+    done = write_embeddings(ExtractionTask(dataset, OutputFolder(tmp_path / 'out', str(remote))), teacher)
     assert done['shards'] == 1 and read_index(remote) == read_index(embeddings)
     assert not list(remote.glob('*.part'))
     # Another remote, or one that is added later, would lack the shards that are done.
     for out, before in ((tmp_path / 'out', f"'{remote}'"), (embeddings, None)):
         with pytest.raises(ValueError, match=f"out_remote is {before}, expected '.*other'"):
-            extract_text_embeddings(EmbeddingsDataset(dataset, OutputFolder(out, str(tmp_path / 'other'))), teacher)
+            write_embeddings(ExtractionTask(dataset, OutputFolder(out, str(tmp_path / 'other'))), teacher)
     assert not (tmp_path / 'other').exists()
 
 
@@ -177,7 +177,7 @@ def test_embeddings_of_another_teacher_are_refused_by_field(
     teacher = TeacherFolder(teacher_folder).load(DeviceCPU())
     teacher.fingerprint = Fingerprint(({**teacher.fingerprint.to_json(), 'pooling': 'last'},))
     with pytest.raises(ValueError, match="another dataset or teacher: teacher.pooling is 'mean', expected 'last'"):
-        extract_text_embeddings(EmbeddingsDataset(DatasetConfig(local=str(image_dataset)), OutputFolder(embeddings)),
+        write_embeddings(ExtractionTask(DatasetConfig(local=str(image_dataset)), OutputFolder(embeddings)),
                                 teacher)
 
 

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from llm2clip.config import LoraConfig, TextEncoderConfig
 from llm2clip.errors import ConfigError, FileError
-from llm2clip.modeling.checks import LoadError
+from llm2clip.modeling.loaders import LoadError
 from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder, encode_texts, mean_pool
 from llm2clip.teacher.llm import add_lora, apply_lora_apart, load_llm, load_teacher, save_lora, save_teacher
 from llm2clip.teacher.lora import LoraLinear

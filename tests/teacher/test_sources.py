@@ -24,7 +24,7 @@ from llm2clip.config import ClipTextConfig, SentenceTransformersTeacherConfig
 from llm2clip.data.schema import read_samples
 from llm2clip.data.vectors import dequantize, stored_vector
 from llm2clip.errors import ConfigError, FileError
-from llm2clip.modeling.checks import LoadError
+from llm2clip.modeling.loaders import LoadError
 from llm2clip.teacher.clip_text import ClipText, load_clip_tokenizer
 from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.sources import SentenceTransformerModel

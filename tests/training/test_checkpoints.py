@@ -21,7 +21,7 @@ from refusals import refused_at
 from small_training import train
 
 from llm2clip.errors import ConfigError, FileError
-from llm2clip.modeling.checks import LoadError
+from llm2clip.modeling.loaders import LoadError
 from llm2clip.training.checkpoints import (
     find_checkpoint,
     newest_checkpoint,

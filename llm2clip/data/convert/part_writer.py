@@ -71,8 +71,13 @@ def check_options(
                               f'remove {out} to convert again')
 
 
+def fetch_records(out: OutputFolder, jobs: Sequence[PartJob]) -> bool:
+    """Download the records of parts that only the remote has, and return whether all parts are complete."""
+    return all(out.fetch_all(f'{job.folder}/{PART_FILE}' for job in jobs))
+
+
 def read_record(job: PartJob, any_inputs: bool = False) -> Optional[dict[str, Any]]:
-    """Return the record of a written part; None if it is incomplete.
+    """Return the record of a written part; None if it is not here, and so incomplete.
 
     Raises:
         ConfigError: The options or, unless `any_inputs`, an input file have changed, and the part has
@@ -80,7 +85,7 @@ def read_record(job: PartJob, any_inputs: bool = False) -> Optional[dict[str, An
         FileError: The record is damaged.
     """
     path = job.out.local / job.folder / PART_FILE
-    if not job.out.fetch(f'{job.folder}/{PART_FILE}'):
+    if not path.is_file():
         return None
     record = read_json(path, dict)
     with reading(path, f'the record of a part; remove {path.parent} to convert it again'):

@@ -31,6 +31,7 @@ from llm2clip.data.convert.part_writer import (
     PartJob,
     check_options,
     excluded_ids,
+    fetch_records,
     read_record,
     write_parts,
 )
@@ -106,12 +107,16 @@ def write_splits(
     inputs, jobs = _part_jobs(splits, out, config, options)
     mine = jobs[config.shard_index::config.num_shards]
     is_finished = out.fetch(CARD_FILE)
+    fetch_records(out, mine)
     todo = [job for job in mine if _is_to_be_written(job, is_finished)]
     print(f'{out}: {len(todo)} of {len(mine)} parts are to be written, num_workers={config.num_workers}',
           flush=True)
     num_done = len(mine) - len(todo)
     with tqdm(total=len(mine), initial=num_done, desc=f'write {out.local.name}', unit=' parts') as bar:
         write_parts(todo, config.num_workers, bar)
+    # Other machines that are not done lack their last part.
+    if not fetch_records(out, jobs[-config.num_shards:]) or not fetch_records(out, jobs):
+        return None
     written = {split: _Split() for split in splits}
     left_out = Dropped()
     for job in jobs:

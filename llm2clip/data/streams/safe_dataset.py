@@ -13,7 +13,7 @@ This module relies on these parts of StreamingDataset in Streaming 0.13:
 - `_ready_thread`, which is overridden: it advances `ready_index`, up to which samples are delivered;
 - `_shard_states`: the `_ShardState` of each shard, shared by all processes of a node;
 - `get_partitions`, which `streaming.base.batching.random` calls by its name: it is replaced;
-- `Spanner`, which `streaming.base.dataset` calls by its name: it is replaced;
+- `Spanner` and `get_sampling`, which `streaming.base.dataset` calls by their names: they are replaced;
 - names in shared memory, six digits per dataset (`_shm_prefix_int`) and a suffix: ``_locals`` holds the
   folders of the dataset.
 """
@@ -45,7 +45,7 @@ from llm2clip.config import LoaderConfig
 from llm2clip.data.captions import sample_seed
 from llm2clip.data.schema import SAMPLE_ID
 from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
-from llm2clip.errors import ConfigError, refuse
+from llm2clip.errors import ConfigError
 from llm2clip.io.folders import CACHE_LOCK
 from llm2clip.ranks import dist
 
@@ -98,15 +98,7 @@ class SafeDataset(StreamingDataset):
         self.config = config
         self.seed = seed
         self.train = train
-        caches: set[str] = set()
-        for name, stream in streams.items():
-            for dataset in stream.datasets:
-                if dataset.remote is not None:
-                    caches.add(os.path.abspath(os.path.join(dataset.local, dataset.split)))
-                elif config.cache_limit is not None:
-                    raise ConfigError(
-                        f'dataset {name} has no remote, and the limit would delete it', 'cache_limit')
-        _check_weights(streams, config.epoch_size)
+        caches = _cache_folders(streams, config.cache_limit)
         batch_size_key = 'global_train_batch_size' if train else 'global_eval_batch_size'
         self.device_batch = device_batch_size(global_batch_size, batch_size_key)
         epoch_size = int(config.epoch_size) if train and config.epoch_size is not None else None
@@ -123,19 +115,16 @@ class SafeDataset(StreamingDataset):
         if train and self.epoch_size < global_batch_size:
             raise ConfigError(f'{global_batch_size}, but an epoch has {self.epoch_size} samples, expected at '
                               'least one global batch', batch_size_key, is_absolute=True)
-        sizes = [self.epoch_size]
-        if batching_method == 'per_stream':
-            sizes = [int(stream.choose) for stream in streams.values()]
-        if self.shuffle and min(sizes) < config.num_canonical_nodes:
-            raise ConfigError(f'{config.num_canonical_nodes}, but an epoch takes {min(sizes)} samples of a '
+        smallest = self.epoch_size
+        if batching_method == 'per_stream':  # a global batch comes from one dataset
+            smallest = min(int(stream.choose) for stream in streams.values())
+            _check_chosen(streams, global_batch_size)
+        else:
+            _check_chosen(streams, 1)
+        if self.shuffle and smallest < config.num_canonical_nodes:
+            raise ConfigError(f'{config.num_canonical_nodes}, but an epoch takes {smallest} samples of a '
                               'dataset, expected at most as many canonical nodes as samples',
                               'num_canonical_nodes')
-        for name, stream in streams.items():
-            if batching_method == 'per_stream' and int(stream.choose) < global_batch_size:
-                raise ConfigError(
-                    f'an epoch takes {stream.choose} samples of it, expected as many as a global batch has, '
-                    f'{global_batch_size}, since that comes from one dataset; repeat it, or set it to null',
-                    f'streams.{name}')
         self.stream_names = list(streams)
         self._verified_streams = list(streams.values())
         self._failure: Optional[Exception] = None
@@ -187,6 +176,14 @@ class SafeDataset(StreamingDataset):
         return super().get_item(sample_id, retry)
 
     # ------------------------------------------------------------ epochs
+    def resample_streams(self, epoch: int, stream_id: Optional[int] = None) -> Any:
+        """Return the shards' sizes and the samples of an epoch; without an array of samples if all are read
+        once."""
+        sizes = self.samples_per_stream.tolist()
+        if stream_id is None and [stream.choose for stream in self.streams] == sizes:
+            return self.samples_per_shard, AllSamples()
+        return super().resample_streams(epoch, stream_id)
+
     @property
     def epoch(self) -> int:
         """Current epoch, 0 before the first; no worker begins one before all have ended the previous one."""
@@ -259,20 +256,25 @@ class SafeDataset(StreamingDataset):
         return default_collate(samples)
 
 
-def _check_weights(streams: Mapping[str, VerifiedStream], epoch_size: Optional[Any]) -> None:
-    """Raise a ConfigError if `proportion`, `repeat` and `epoch_size` do not go together."""
-    has_proportions = any(hasattr(stream, 'proportion') for stream in streams.values())
+def _cache_folders(streams: Mapping[str, VerifiedStream], cache_limit: Optional[Any]) -> set[str]:
+    """Return the folders of datasets with a remote; raise a ConfigError if a limit would delete others."""
+    folders: set[str] = set()
     for name, stream in streams.items():
-        is_repeated = hasattr(stream, 'repeat')
-        refuse([
-            (f'streams.{name}.repeat', is_repeated and has_proportions,
-             'expected none, since a dataset has a proportion; set one of the two for all'),
-            (f'streams.{name}.repeat', is_repeated and epoch_size is not None,
-             'expected none, since epoch_size decides how much of a dataset an epoch takes; set proportion '
-             'instead'),
-            (f'streams.{name}.proportion', has_proportions and not hasattr(stream, 'proportion'),
-             'required but not set, since other datasets have one'),
-        ])
+        for dataset in stream.datasets:
+            if dataset.remote is not None:
+                folders.add(os.path.abspath(os.path.join(dataset.local, dataset.split)))
+            elif cache_limit is not None:
+                raise ConfigError(
+                    f'dataset {name} has no remote, and the limit would delete it', 'cache_limit')
+    return folders
+
+
+def _check_chosen(streams: Mapping[str, VerifiedStream], least: int) -> None:
+    """Raise a ConfigError if an epoch takes fewer samples of a stream than `least`."""
+    for name, stream in streams.items():
+        if int(stream.choose) < least:
+            raise ConfigError(f'an epoch takes {stream.choose} samples of it, expected at least {least}; '
+                              'repeat it, or set it to null', f'streams.{name}')
 
 
 def _partitions(algorithm: str, *arguments: Any) -> NDArray[np.int64]:
@@ -304,6 +306,32 @@ class ShardFinder:
 
 
 streaming_dataset.Spanner = ShardFinder  # pyright: ignore[reportPrivateImportUsage]
+
+
+class AllSamples:
+    """Stands for an array of the numbers from 0 on, which Streaming indexes."""
+
+    def __getitem__(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        return numbers
+
+
+def samples_per_shard(
+    sizes: NDArray[np.int64], choose: int, granularity: int, seed: int, epoch: int, use_epoch: bool
+) -> NDArray[np.int64]:
+    """Return how many of `choose` samples are drawn from each shard, the same as Streaming's `get_sampling`,
+    which counts them one by one and keeps three arrays of all samples."""
+    assert granularity == 1
+    repeats, rest = divmod(choose, int(sizes.sum()))
+    counts = sizes * repeats
+    if rest:
+        generator = np.random.default_rng(seed + epoch if use_epoch else seed)
+        drawn = generator.permutation(int(sizes.sum()))[:rest]
+        shards = np.searchsorted(sizes.cumsum(), drawn, side='right')
+        counts += np.bincount(shards, minlength=len(sizes))
+    return counts
+
+
+streaming_dataset.get_sampling = samples_per_shard  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _mark_memory(dataset: SafeDataset, prefix: int) -> None:

@@ -7,6 +7,7 @@ Streaming checks hashes only on request, after a file has its final name, and ne
 Here a file gets its final name after verification, and `SafeDataset` verifies existing files at first use.
 """
 
+import copy
 import logging
 import os
 import shutil
@@ -76,9 +77,16 @@ class VerifiedStream(Stream):
                 self._fetch_index(path)
         index = read_index(path.parent)
         self.content = dataset_fingerprint(index)
-        shards = [reader_from_json(self.local, self.split, shard) for shard in index['shards']]
         # All shards of an index have the same columns.
-        columns_of(shards[0], [SAMPLE_ID, *self.columns], self.local)
+        first = reader_from_json(self.local, self.split, index['shards'][0])
+        columns_of(first, [SAMPLE_ID, *self.columns], self.local)
+        shards: list[Reader] = []
+        for shard in index['shards']:
+            reader: Any = copy.copy(first)  # `reader_from_json` takes ten times as long
+            reader.samples = shard['samples']
+            reader.raw_data = FileInfo(**shard['raw_data'])
+            reader.file_pairs = [(reader.raw_data, None)]
+            shards.append(reader)
         return shards
 
     def _fetch_index(self, path: Path) -> None:

@@ -6,6 +6,7 @@
 import math
 import sys
 import time
+import warnings
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -23,6 +24,10 @@ from llm2clip.models.sharding import unwrapped_name, whole
 from llm2clip.ranks import broadcast_from_rank0, dist, is_first
 from llm2clip.training.runs import BEST_FILE
 
+# Batches after which waiting for data is judged, and the share of the time above which it is too long.
+_WAITS = 100
+_WAITING_SHARE = 0.1
+
 
 class LogitScaleMonitor(Callback):
     """Log ``logit_scale``, the factor on the cosine similarities, after each step."""
@@ -35,8 +40,8 @@ class LogitScaleMonitor(Callback):
 
 class StepMonitor(Algorithm):
     """Log ``gradient_norm``, the L2 norm of a step's gradients before clipping, and ``time/data_wait``, the
-    seconds that rank 0 waited for the batch.  With `per_parameter`, log ``gradient_norm/<name>`` of each
-    parameter, too.
+    seconds that rank 0 waited for the batch; warn after 100 steps if it waited for a tenth of the time.  With
+    `per_parameter`, log ``gradient_norm/<name>`` of each parameter, too.
 
     It is an algorithm because callbacks run after all algorithms: clipping, and `GradCache`'s first pass.
     """
@@ -44,6 +49,9 @@ class StepMonitor(Algorithm):
     def __init__(self, per_parameter: bool = False) -> None:
         self.per_parameter = per_parameter
         self._start = time.monotonic()
+        self._batches = 0  # of this process
+        self._waited = 0.0  # seconds, without those for the first batch
+        self._first_batch = self._start
 
     def match(self, event: Event, state: State) -> bool:
         return event in (Event.BEFORE_DATALOADER, Event.AFTER_DATALOADER, Event.AFTER_TRAIN_BATCH)
@@ -52,7 +60,9 @@ class StepMonitor(Algorithm):
         if event == Event.BEFORE_DATALOADER:
             self._start = time.monotonic()
         elif event == Event.AFTER_DATALOADER:
-            logger.log_metrics({'time/data_wait': time.monotonic() - self._start})
+            wait = time.monotonic() - self._start
+            logger.log_metrics({'time/data_wait': wait})
+            self._warn_of_waits(wait)
         else:
             gradients: dict[str, torch.Tensor] = {}
             for name, parameter in state.model.named_parameters():
@@ -62,6 +72,18 @@ class StepMonitor(Algorithm):
             if self.per_parameter:
                 norms.update((name, get_total_norm([gradient])) for name, gradient in gradients.items())
             logger.log_metrics({name: whole(norm).item() for name, norm in norms.items()})
+
+    def _warn_of_waits(self, wait: float) -> None:
+        self._batches += 1
+        if self._batches == 1:  # the workers had to start
+            self._first_batch = time.monotonic()
+            return
+        self._waited += wait
+        if self._batches == _WAITS and is_first():
+            share = self._waited / (time.monotonic() - self._first_batch)
+            if share > _WAITING_SHARE:
+                warnings.warn(f'train_data.num_workers: training waits for data in {share:.0%} of its time; '
+                              'more workers, smaller images or a faster disk help', stacklevel=2)
 
 
 class TextMonitor(Callback):

@@ -32,8 +32,8 @@ from llm2clip.io.remotes import OutputFolder
 from llm2clip.planning.dry_run import fake_ranks
 from llm2clip.planning.planners import make_plan
 from llm2clip.planning.roofline import GPUS
-from llm2clip.ranks import dist
-from llm2clip.teacher.extraction import EmbeddingsDataset, extract_text_embeddings
+from llm2clip.ranks import initialize_gloo
+from llm2clip.teacher.extraction import ExtractionTask, write_embeddings
 from llm2clip.teacher.llm import load_caption_tokenizer
 from llm2clip.teacher.sources import teacher_source
 from llm2clip.training import stage1, stage2
@@ -180,13 +180,13 @@ def extract(config: ExtractConfig) -> Result:
     """Measure an extraction as in `extract_embeddings`, from reading the first shard to writing the last."""
     device = get_device(config.device)
     set_up_process(device, config.precision)
-    dist.initialize_dist(device, config.dist_timeout)
+    initialize_gloo()
     teacher: Any = teacher_source(config.teacher).load(device, config.batch_tokens, config.precision)
 
     def run(name: str) -> dict[str, int]:
         out = OutputFolder(Path(config.out, name))
-        dataset = EmbeddingsDataset(config.datasets[name], out, config.storage)
-        return extract_text_embeddings(dataset, teacher)
+        dataset = ExtractionTask(config.datasets[name], out, config.storage)
+        return write_embeddings(dataset, teacher)
 
     run('warm_up')
     before = memory()

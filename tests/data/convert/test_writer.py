@@ -165,6 +165,30 @@ def test_machines_share_the_parts_and_only_a_remote(tmp_path: Path) -> None:
         write_splits(splits, Dropped(), OutputFolder(tmp_path / 'third', str(remote)), first, {'source': 'other'})
 
 
+def test_a_machine_that_ends_first_looks_at_few_parts_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise, a hundred machines that share a hundred thousand parts would look ten million times."""
+    looks: list[str] = []
+    fetch = OutputFolder.fetch
+
+    def fetch_and_count(out: OutputFolder, name: str) -> bool:
+        looks.append(name)
+        return fetch(out, name)
+
+    monkeypatch.setattr(OutputFolder, 'fetch', fetch_and_count)
+    splits = {'train': [_part(n) for n in range(20)]}
+
+    def write(shard: int) -> Any:
+        return write_splits(splits, Dropped(), tmp_path / 'out', WriterConfig(shard_index=shard, num_shards=4))
+
+    for shard in (1, 2, 0):
+        assert write(shard) is None
+        assert len(looks) == 1 + 1 + 5 + 4  # index, card, the parts of this machine, and one of each
+        looks.clear()
+    assert write(3) == {'train': 120}
+
+
 def test_a_remote_is_not_added_later(tmp_path: Path) -> None:
     """It would lack the parts that were written without it."""
     splits, remote = {'train': [_part(0), _part(1)]}, str(tmp_path / 'bucket')

@@ -20,14 +20,19 @@ import pytest
 from parts import make_samples, write_dataset, write_text_embeddings
 from recipes_in_process import as_if_a_process_ended
 from refusals import refused_at
+from streaming import StreamingDataset
+from streaming.base import dataset as dataset_module
+from streaming.base.batching import generate_work
 from streaming.base.format.base.reader import FileInfo
+from streaming.base.sampling import get_sampling
 from streaming.base.spanner import Spanner
 from streaming.base.storage import CloudDownloader
 from streaming.base.storage.download import LocalDownloader
 from streaming.base.util import clean_stale_shared_memory
+from streaming.base.world import World
 from torch.utils.data import DataLoader
 
-from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig
+from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig, LoaderConfig
 from llm2clip.data.image_text_dataset import build_image_loader
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import file_damage
@@ -482,9 +487,29 @@ def test_any_checkpoint_continues_as_an_undisturbed_run(options: dict[str, Any],
             del second
 
 
+@pytest.mark.parametrize('method', ['random', 'per_stream'])
+@pytest.mark.parametrize(('epoch_size', 'repeat'), [(None, None), (45, None), (None, 2.5)])
+def test_the_order_of_an_epoch_is_that_of_streaming(
+    method: str, epoch_size: Optional[int], repeat: Optional[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, n in (('a', 37), ('b', 30)):
+        write_dataset(make_samples(n, prefix=name), tmp_path / name, size_limit='8kb')
+    streams = {name: VerifiedStream(local=f'{tmp_path}/{name}/train', repeat=repeat) for name in 'ab'}
+    config = LoaderConfig(num_canonical_nodes=4, epoch_size=epoch_size)
+    world = World(1, 1, 2, 0)
+    with as_if_a_process_ended():
+        dataset = SafeDataset(streams, config, 4, 5, train=True, batching_method=method)
+        dataset.shuffle_block_size = 64
+        ours = [generate_work(method, dataset, world, epoch, 0) for epoch in range(3)]
+        monkeypatch.setattr(dataset_module, 'get_sampling', get_sampling)
+        monkeypatch.setattr(SafeDataset, 'resample_streams', StreamingDataset.resample_streams)
+        for epoch in range(3):
+            np.testing.assert_array_equal(ours[epoch], generate_work(method, dataset, world, epoch, 0))
+        del dataset
+
+
 @pytest.mark.parametrize(('options', 'key'), [
-    ({'b.repeat': 2.0, 'epoch_size': 32}, 'streams.b.repeat'), ({'a.proportion': 1.0}, 'streams.b.proportion'),
-    ({'a.proportion': 1.0, 'b.repeat': 1.0}, 'streams.b.repeat'), ({'num_canonical_nodes': 32}, 'num_canonical_nodes')])
+    ({'num_canonical_nodes': 32}, 'num_canonical_nodes'), ({'b.repeat': 0.05}, 'streams.b')])
 def test_settings_of_an_epoch_that_do_not_go_together_are_refused(
     options: dict[str, Any], key: str, tmp_path: Path
 ) -> None:
@@ -495,7 +520,7 @@ def test_settings_of_an_epoch_that_do_not_go_together_are_refused(
     for name, value in options.items():
         stream, _, field = name.rpartition('.')
         setattr(streams[stream] if stream else config, field, value)
-    with refused_at(key):
+    with as_if_a_process_ended(), refused_at(key):
         build_image_loader(config, IMAGE_SIZE, 4, 5, train=True, captions=True)
 
 

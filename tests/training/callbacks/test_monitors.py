@@ -4,6 +4,7 @@
 """A broken batch or step stops the training before a checkpoint is written; texts are counted; best values are kept."""
 
 import math
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from composer.algorithms import GradientClipping
+from composer.core import Event
 from composer.loggers import InMemoryLogger
 from composer.utils import get_device
 from small_training import make_batches, train
 
 from llm2clip.io.tensors import read_safetensors, write_safetensors
 from llm2clip.training.algorithms.grad_cache import GradCache
+from llm2clip.training.callbacks import monitors
 from llm2clip.training.callbacks.monitors import NonfiniteError, SaveBest, StepMonitor, StopAtNonfinite, TextMonitor
 from llm2clip.training.runs import BEST_FILE
 
@@ -50,6 +53,21 @@ def test_norms_of_gradients_are_those_before_clipping(tmp_path: Path, per_parame
     assert set(parts) == {f'gradient_norm/{name}' for name, _ in model.named_parameters() if per_parameter}
     if per_parameter:
         assert math.hypot(*parts.values()) == pytest.approx(norms[0]['gradient_norm'])
+
+
+@pytest.mark.parametrize(('wait', 'warns'), [(0.09, False), (0.13, True)])
+def test_waiting_for_data_is_warned_of_once(wait: float, warns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(monitors, 'time', SimpleNamespace(monotonic=lambda: now))
+    monitor, state = StepMonitor(), SimpleNamespace(model=torch.nn.Identity())
+    logged: Any = SimpleNamespace(log_metrics=lambda metrics: None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        for step in range(300):
+            for event, seconds in ((Event.BEFORE_DATALOADER, wait if step else 60.0), (Event.AFTER_DATALOADER, 0.9)):
+                monitor.apply(event, state, logged)  # pyright: ignore[reportArgumentType]
+                now += seconds
+    assert [str(warning.message).split(':')[0] for warning in caught] == ['train_data.num_workers'] * warns
 
 
 def test_cut_texts_are_counted_over_a_resumption(capsys: pytest.CaptureFixture[str]) -> None:

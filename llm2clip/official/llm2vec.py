@@ -22,7 +22,7 @@ from typing import Optional, Union
 from llm2clip.config import LLMTeacherConfig
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, reading
-from llm2clip.modeling.checks import load_tokenizer
+from llm2clip.modeling.loaders import load_tokenizer
 from llm2clip.modeling.text_encoder import CaptionTokenizer
 from llm2clip.teacher.llm import build_text_encoder, save_teacher
 

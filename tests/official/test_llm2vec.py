@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
 from llm2clip.config import LLMTeacherConfig
-from llm2clip.conversion.llm2vec import import_teacher
 from llm2clip.errors import ConfigError
 from llm2clip.modeling.text_encoder import encode_texts
+from llm2clip.official.llm2vec import import_teacher
 from llm2clip.teacher.llm import load_teacher, teacher_config
 
 SPECIAL = ['<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>', '<|im_start|>', '<|im_end|>']

@@ -26,12 +26,12 @@ from towers import hf_tower
 from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from llm2clip.config import AdapterConfig, LLMTeacherConfig, ModelConfig, VisionConfig
-from llm2clip.conversion.official_weights import import_checkpoint
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.export.hf import LLM2CLIPModel, export_folder
-from llm2clip.modeling.checks import LoadError
+from llm2clip.modeling.loaders import LoadError
 from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.models.llm2clip import LLM2CLIP
+from llm2clip.official.official_weights import import_checkpoint
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.teacher.llm import load_teacher, teacher_fingerprint
 from llm2clip.teacher.sources import FrozenLLM

@@ -9,7 +9,7 @@ from composer.models import ComposerModel
 from torchmetrics import Metric
 
 
-class EvaluatedModel(ComposerModel):
+class ModelWithMetrics(ComposerModel):
     """Composer model that computes the metrics of its class in evaluations, from its forward pass."""
 
     metrics: dict[str, type[Metric]]

@@ -35,7 +35,7 @@ from llm2clip.errors import ConfigError
 from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.tensors import read_pickle, read_safetensors
-from llm2clip.modeling.checks import check_finite, check_keys
+from llm2clip.modeling.loaders import check_finite, check_keys
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.models.vision_lora import load_without_lora
 from llm2clip.teacher.fingerprint import Fingerprint
