@@ -261,7 +261,7 @@ def _plan_stage1(config: Stage1Config) -> Plan:
                 model = _MeanMask(model, config.mntp.mask_probability)
         return model, partial(make_batch, tokens)
 
-    _measure(plan, config, make_step, {'eval': [*CaptionContrastive.metrics]}, (longest, mean))
+    _measure(plan, config, make_step, {'eval': [*CaptionContrastive.metrics]}, (longest, mean), sides=len(sides))
     plan.teacher = 4 * sum(plan.modules['text_encoder'])  # in float32, with LoRA merged
     return plan
 
@@ -465,12 +465,13 @@ def _count_tokens(plan: Plan, config: TextPlanConfig, texts: int, longest: int) 
 
 def _measure(
     plan: Plan, config: Any, make_step: _MakeStep, metrics: dict[str, list[str]],
-    lengths: tuple[int, int] = (0, 0), teacher: Optional[EncoderPass] = None,
+    lengths: tuple[int, int] = (0, 0), teacher: Optional[EncoderPass] = None, sides: int = 1,
 ) -> None:
     """Check parts of the configuration, and measure the cost of a step.
 
     `metrics` are those that each evaluation may compute, if there is one.  `lengths` are tokens per text:
-    that of the longest text, which decides memory, and the mean, which decides FLOPs.
+    that of the longest text, which decides memory, and the mean, which decides FLOPs.  A sample has `sides`
+    texts.
     """
     longest, mean = lengths
     model, make_batch = make_step(longest)
@@ -488,10 +489,22 @@ def _measure(
         check_metrics(config, metrics)
     with collect_errors(plan.errors):
         check_train_config(config)
-        plan.cost = dry_run_step(model, config, make_batch, teacher)
+        plan.cost = dry_run_step(model, _in_microbatches(config, plan, sides * longest), make_batch, teacher)
         if mean < longest:
             model, make_batch = make_step(mean)
+            config = _in_microbatches(config, plan, sides * mean)
             shorter = dry_run_step(model, config, make_batch, teacher)
             plan.cost.take_work(shorter)
+            plan.microbatch = config.device_train_microbatch_size or plan.device_batch
         if config.fsdp is not None and config.fsdp.activation_cpu_offload:
             plan.warnings.append('fsdp.activation_cpu_offload: the peak is that without it')
+
+
+def _in_microbatches(config: Any, plan: Plan, sample_tokens: int) -> Any:
+    """Return the configuration with the microbatch size that its `device_train_microbatch_tokens`, if there
+    are any, allow for samples of so many tokens."""
+    tokens = getattr(config, 'device_train_microbatch_tokens', None)
+    if tokens is None:
+        return config
+    size = min(max(1, tokens // sample_tokens), plan.microbatch)
+    return dataclasses.replace(config, device_train_microbatch_size=size)
