@@ -261,7 +261,8 @@ def _plan_stage1(config: Stage1Config) -> Plan:
                 model = _MeanMask(model, config.mntp.mask_probability)
         return model, partial(make_batch, tokens)
 
-    _measure(plan, config, make_step, {'eval': [*CaptionContrastive.metrics]}, (longest, mean), sides=len(sides))
+    _measure(plan, config, make_step, {'eval': [*CaptionContrastive.metrics]}, (longest, mean),
+             sides=len(sides))
     plan.teacher = 4 * sum(plan.modules['text_encoder'])  # in float32, with LoRA merged
     return plan
 
