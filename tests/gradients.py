@@ -8,6 +8,7 @@ negative, two that share a text.
 """
 
 import sys
+from functools import partial
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -48,6 +49,8 @@ N = 10
 QUERIES = [f'a {"very " * (i % 4)}red square number {i}' for i in range(N - 1)] + ['a red square number 0']
 POSITIVES = [f'number {i}, {"painted " * (i * 5 % 7)}on a wall' for i in range(N)]
 NEGATIVES = ['', *(f'a blue circle {"or so " * (i % 3)}{i}' for i in range(1, N))]
+# So many tokens per microbatch that the first of two ranks needs two, and the second three.
+TOKENS = 124
 # Trained text encoders in stage 2: the LLM by LoRA, CLIP's own text tower.
 JOINT: dict[str, dict[str, Any]] = {'lora': {'captions': 3}, 'clip': {'lora': False}}
 PREFIXES = LossConfig(matryoshka_dims=[2, 8, 16], mask_equal_texts=True, block_size=3)
@@ -104,7 +107,9 @@ def _rows() -> slice:
     return slice(dist.get_global_rank() * share, (dist.get_global_rank() + 1) * share)
 
 
-def caption_step(llm: str, microbatch_size: int, dropout: float, kind: str, way: Way = WAYS['ddp']) -> Result:
+def caption_step(
+    llm: str, microbatch_size: int, dropout: float, kind: str, way: Way = WAYS['ddp'], max_tokens: Optional[int] = None,
+) -> Result:
     """One step of stage 1; `kind` is ``plain``, of padded texts, ``cached`` or ``in_one_graph``."""
     torch.manual_seed(0)
     encoder, tokenizer = text_encoder_from_config(
@@ -117,7 +122,7 @@ def caption_step(llm: str, microbatch_size: int, dropout: float, kind: str, way:
         batch.update({f'{side}_{k}': v[_rows()] for k, v in tokenizer.pad(tokens).items()})
         batch[f'{side}_text_id'] = torch.tensor([text_id(text) for text in texts])[_rows()]
     return _step(model, batch, microbatch_size if kind == 'cached' else None,
-                 split_packed if kind == 'cached' else lambda batch, _: [batch], way)
+                 partial(split_packed, max_tokens=max_tokens) if kind == 'cached' else lambda batch, _: [batch], way)
 
 
 def image_step(
@@ -221,6 +226,7 @@ def main(llm: str, clip: str, out: str) -> None:
     for name, way in WAYS.items():
         for size in (5, 2):
             results[f'captions/{name}/{size}'] = caption_step(llm, size, 0.0, 'cached', way)
+        results[f'captions/{name}/tokens'] = caption_step(llm, N, 0.0, 'cached', way, TOKENS)
         for kind in ('cached', 'in_one_graph'):
             results[f'dropout/{name}/{kind}'] = caption_step(llm, 3, 0.3, kind, way)
         results[f'captions/{name}/units'] = dict(_Keep.units)

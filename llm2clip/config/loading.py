@@ -394,7 +394,8 @@ _MAY_CHANGE = {
     'loggers', 'progress_bar', 'log_to_console', 'console_log_interval', 'log_gradient_norms', 'run_name',
     'save_folder', 'save_interval', 'save_num_checkpoints_to_keep', 'checkpoint_folder', 'autoresume',
     'teacher_folder', 'adapter_folder', 'lora_folder', 'cache_limit',
-    'device', 'device_train_microbatch_size', 'dist_timeout', 'compile', 'fsdp', 'gradient_checkpointing',
+    'device', 'device_train_microbatch_size', 'device_train_microbatch_tokens', 'dist_timeout', 'compile',
+    'fsdp', 'gradient_checkpointing',
     'block_size', 'grad_cache', 'num_workers', 'download_retry', 'download_timeout',
     *(field.name for field in fields(TextPlanConfig))}
 

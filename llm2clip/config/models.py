@@ -248,8 +248,9 @@ class PlanConfig(RecipeConfig):
     plan_samples: Optional[SampleCount] = None
     """Samples per epoch, or images to embed, for data that is not available yet.
     Of datasets on disk, only captions are then read, for their lengths."""
-    plan_mfu: Annotated[float, Field(gt=0, le=1)] = 0.4
-    """Assumed fraction of the peak FLOP/s of a GPU, for all FLOPs of a step including recomputation."""
+    plan_mfu: Optional[Annotated[float, Field(gt=0, le=1)]] = None
+    """Fraction of the peak FLOP/s of a GPU, for all FLOPs of a step including recomputation.
+    Unset: the time follows from FLOPs, bytes in memory and bytes of collectives."""
     plan_price: Optional[Positive] = None
     """Price of one GPU-hour, in any currency."""
 

@@ -209,6 +209,9 @@ class Stage1Config(TrainConfig):
 
     objective: Literal['contrastive', 'mntp'] = 'contrastive'
     """`contrastive` on pairs of captions, or `mntp`, the optional warm start on single texts."""
+    device_train_microbatch_tokens: Optional[Count] = None
+    """Tokens per forward pass at most, without padding.  Each step has as few passes as its texts need, and
+    all ranks equally many.  Needs `algorithms.grad_cache` or `objective: mntp`."""
     algorithms: dict[str, Component] = field(default_factory=lambda: {'clamp_logit_scale': {}})
     text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -244,7 +247,14 @@ class Stage1Config(TrainConfig):
                  'objective mntp has no negatives; its microbatches need no cache'),
                 ('eval_data', self.eval_data is not None, 'objective mntp has no evaluation'),
             ])
+        tokens = self.device_train_microbatch_tokens
         refuse([
+            ('device_train_microbatch_tokens', tokens and tokens < 3 * self.text_encoder.max_length,
+             f'{tokens}, expected at least three texts of text_encoder.max_length, '
+             f'{self.text_encoder.max_length}'),
+            ('device_train_microbatch_tokens',
+             tokens and self.has_negatives and 'grad_cache' not in self.algorithms,
+             'passes see only their own negatives; expected `algorithms: {grad_cache: {}}` with it'),
             ('text_encoder.dtype', self.fsdp is not None and self.text_encoder.dtype != 'float32',
              f'{self.text_encoder.dtype} does not go with fsdp, which needs the float32 of the LoRA weights '
              'everywhere; precision: amp_bf16 computes in bfloat16'),

@@ -5,6 +5,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Optional
 
 import torch
@@ -102,11 +103,15 @@ class CaptionPairDataset(SafeDataset):
 
 
 def build_caption_pair_loader(
-    config: CaptionDataConfig, tokenizer: Any, global_batch_size: int, seed: int, *, train: bool
+    config: CaptionDataConfig, tokenizer: Any, global_batch_size: int, seed: int, *, train: bool,
+    microbatch_tokens: Optional[int] = None,
 ) -> DataSpec:
-    """Build the loader of stage 1 from a `CaptionPairDataset`, which has the same arguments."""
+    """Build the loader of stage 1 from a `CaptionPairDataset`, which has the same arguments.
+
+    In training, a microbatch has at most `microbatch_tokens`.
+    """
     dataset = CaptionPairDataset(config, tokenizer, global_batch_size, seed, train=train)
-    split_batch = split_packed if train else None
+    split_batch = partial(split_packed, max_tokens=microbatch_tokens) if train else None
     return build_loader(dataset, split_batch=split_batch, get_num_tokens_in_batch=count_tokens)
 
 

@@ -4,7 +4,8 @@
 """Dataset and loader of the MNTP warm start: masked texts."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -78,11 +79,16 @@ class MaskedTextDataset(SafeDataset):
 
 
 def build_masked_text_loader(
-    config: CaptionDataConfig, tokenizer: Any, mntp: MNTPConfig, global_batch_size: int, seed: int
+    config: CaptionDataConfig, tokenizer: Any, mntp: MNTPConfig, global_batch_size: int, seed: int,
+    microbatch_tokens: Optional[int] = None,
 ) -> DataSpec:
-    """Build the loader of the MNTP warm start from a `MaskedTextDataset`, which has the same arguments."""
+    """Build the loader of the MNTP warm start from a `MaskedTextDataset`, which has the same arguments.
+
+    A microbatch has at most `microbatch_tokens`.
+    """
     dataset = MaskedTextDataset(config, tokenizer, mntp, global_batch_size, seed)
-    return build_loader(dataset, split_batch=split_packed, get_num_tokens_in_batch=count_tokens)
+    split_batch = partial(split_packed, max_tokens=microbatch_tokens)
+    return build_loader(dataset, split_batch=split_batch, get_num_tokens_in_batch=count_tokens)
 
 
 def text_mixes(config: CaptionDataConfig) -> dict[str, dict[str, float]]:

@@ -1,22 +1,24 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Dry run of one training step: memory and FLOPs of one GPU, from the step of rank 0 on fake tensors.
+"""Dry run of one training step: memory and work of one GPU, from the step of rank 0 on fake tensors.
 
 Model, optimizer, sharding, loss and GradCache are the real ones.  Only one of several equal microbatches
 runs.  Fake CPU tensors need neither a GPU nor a CUDA build.  Where memory or FLOPs differ between CPU and
 CUDA, the dry run follows CUDA: operations that autocast computes in float32, the mask of dropout,
-the FLOPs of attention.
+the FLOPs of attention, the fused optimizer.
 """
 
+import dataclasses
 import os
 import warnings
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Optional
+from typing import Any, Optional, Union
 from unittest.mock import patch
 
 import torch
@@ -46,6 +48,7 @@ from llm2clip.modeling import text_encoder
 from llm2clip.modeling.text_encoder import TextEncoder, Tokenized, encode_tokens
 from llm2clip.models.sharding import fsdp2_config, set_up_units
 from llm2clip.models.vision_encoder import VisionEncoder
+from llm2clip.planning.roofline import COLLECTIVES, Chain, Kernel, accessed, bytes_of, received_bytes
 from llm2clip.ranks import dist
 from llm2clip.teacher.llm import shard_encoder
 from llm2clip.training.algorithms.batches import InitialImages
@@ -102,12 +105,12 @@ class EncoderPass:
         encode_tokens(self.encoder, tokens, self.batch_tokens, self.precision, self.sharded)
 
     def dry_run(self) -> 'StepCost':
-        """Measure memory and FLOPs of one forward pass."""
+        """Measure memory and work of one forward pass."""
         return _dry_run_pass('teacher', self.load, self.run)
 
 
 def dry_run_tower(encoder: VisionEncoder, batch_size: int, precision: str) -> 'StepCost':
-    """Measure memory and FLOPs of one forward pass of a frozen vision tower on the meta device."""
+    """Measure memory and work of one forward pass of a frozen vision tower on the meta device."""
     size = encoder.preprocessing.image_size
 
     def load(meter: 'Meter') -> int:
@@ -123,7 +126,7 @@ def dry_run_tower(encoder: VisionEncoder, batch_size: int, precision: str) -> 'S
 
 
 def _dry_run_pass(part: str, load: Callable[['Meter'], int], run: Callable[[], None]) -> 'StepCost':
-    """Measure memory and FLOPs of `run`, a forward pass; `load` returns the bytes of its weights, which
+    """Measure memory and work of `run`, a forward pass; `load` returns the bytes of its weights, which
     count as the `part` of the cost."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         meter = Meter()
@@ -131,12 +134,15 @@ def _dry_run_pass(part: str, load: Callable[['Meter'], int], run: Callable[[], N
         with meter, as_on_cuda():
             run()
     activations = meter.peak - weights
-    return StepCost(**{part: weights}, activations=activations, peak=meter.peak, flops=int(meter.flops))
+    cost = StepCost(activations=activations, peak=meter.peak)
+    setattr(cost, part, weights)
+    cost.take_work(meter)
+    return cost
 
 
 @dataclass
 class StepCost:
-    """Memory of one GPU in bytes, and its FLOPs per step."""
+    """Memory of one GPU in bytes, and its work per step."""
 
     parameters: int = 0  # of the model, or of its shards on this rank
     optimizer: int = 0
@@ -149,6 +155,13 @@ class StepCost:
     checkpoint: int = 0  # size of a checkpoint: weights and optimizer state of all GPUs
     flops: int = 0
     recomputed: int = 0  # part of the FLOPs that recomputes to save memory
+    kernels: dict[Kernel, float] = field(default_factory=dict)  # how often each runs
+    received: float = 0.0  # bytes from other ranks
+
+    def take_work(self, other: Union['Meter', 'StepCost']) -> None:
+        """Copy the work of a step."""
+        self.flops, self.recomputed = int(other.flops), int(other.recomputed)
+        self.kernels, self.received = other.kernels, other.received
 
 
 def precision_of(config: TrainConfig) -> str:
@@ -168,7 +181,7 @@ def dry_run_step(
     as from the loader; `teacher` is the frozen teacher in the loop.
     """
     cost = StepCost()
-    meter = Meter()
+    meter = Meter(compiled=config.compile is not None)
     ranks = dist.get_world_size()
     precision = Precision(precision_of(config))
     autocast = torch.autocast('cpu', _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
@@ -196,7 +209,8 @@ def dry_run_step(
                 initial.shard(mesh)
             cost.copy = meter.add_module(initial)
         with meter, as_on_cuda():
-            _make_training_state(model, optimizer, cost, meter)
+            with meter.counting(0):
+                _make_training_state(model, optimizer, cost, meter)
             meter.peak = meter.current
             if teacher is not None:
                 with meter.counting(device_batch * teacher.captions_per_image / teacher.captions):
@@ -210,8 +224,9 @@ def dry_run_step(
     cost.peak = meter.peak + cost.buckets
     cost.activations = (meter.peak - cost.parameters - cost.optimizer - cost.teacher - cost.copy
                         - cost.gradients)
-    cost.flops = int(meter.flops)
-    cost.recomputed = int(meter.recomputed)
+    cost.take_work(meter)
+    if ranks > 1:
+        cost.received += 2 * cost.buckets * (ranks - 1) / ranks
     return cost
 
 
@@ -221,7 +236,7 @@ def _prepare_model(
 ) -> torch.optim.Optimizer:
     """Fill the model with fakes, shard it and return its optimizer; record the sizes in `cost`."""
     model.train().to_empty(device='cpu')  # fake, inside FakeTensorMode
-    optimizer = build_optimizer(config, model)
+    optimizer = build_optimizer(dataclasses.replace(config, device=config.device or 'gpu'), model)
     # In stage 1, the state dict has only the trainable weights.
     cost.checkpoint = sum(value.nbytes for value in model.state_dict().values())
     if dist.get_world_size() > 1 and sharding is None:
@@ -353,19 +368,24 @@ def _in_float32(operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
 
 
 class Meter(TorchDispatchMode):
-    """Measure the memory of tensors and the FLOPs of matrix products, convolutions and attention.
+    """Measure the memory of tensors, and the work of kernels and collectives.
 
     Reading the value of a fake tensor, which has none, returns 1.  Torch's own MemTracker does not support
     frozen parameters.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, compiled: bool = False) -> None:
         super().__init__()
         self.current = 0  # bytes of live tensors that were added or made inside, less those that FSDP2 freed
         self.peak = 0  # maximum of `current`
         self.flops = self.recomputed = 0.0  # total, and those of recomputation
+        self.kernels: dict[Kernel, float] = defaultdict(float)
+        self.received = 0.0  # bytes from other ranks
         self._sizes: dict[int, int] = {}
         self._times, self._again, self._backward = 1.0, False, False
+        self._compiled = compiled
+        self._fuses = False
+        self._chain = Chain()
 
     def add_module(self, module: nn.Module) -> int:
         """Count the parameters and buffers of a module that was made outside, and return their bytes."""
@@ -376,13 +396,16 @@ class Meter(TorchDispatchMode):
 
     @contextmanager
     def counting(self, times: float = 1.0, again: bool = False, backward: bool = False) -> Iterator[None]:
-        """Count the FLOPs of the block several times, as recomputation, or as a backward pass.
+        """Count the work of the block several times, as recomputation, or as a backward pass.
 
         A backward pass runs without gradients itself; only recomputation inside it enables them.
         """
         self._times, self._again, self._backward = times, again, backward
+        self._fuses = self._compiled
         yield
+        self._end_chain()
         self._times, self._again, self._backward = 1.0, False, False
+        self._fuses = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -390,12 +413,32 @@ class Meter(TorchDispatchMode):
             return 1
         result = func(*args, **kwargs)
         tree_map_only(torch.Tensor, self._add, result)
+        flops = 0.0
         if func.overloadpacket in _FLOPS:
-            flops = self._times * _FLOPS[func.overloadpacket](*args, **kwargs, out_val=result)
-            self.flops += flops
+            flops = _FLOPS[func.overloadpacket](*args, **kwargs, out_val=result)
+            self.flops += self._times * flops
             if self._again or (self._backward and torch.is_grad_enabled()):
-                self.recomputed += flops
+                self.recomputed += self._times * flops
+        if func.namespace in COLLECTIVES:
+            self.received += self._times * received_bytes(func, args, dist.get_world_size())
+        else:
+            self._count(flops, *accessed(func, args, kwargs, result))
         return result
+
+    def _count(self, flops: float, read: list[torch.Tensor], written: list[torch.Tensor]) -> None:
+        """Count a kernel, or make it part of one with its neighbours if those are compiled."""
+        if self._fuses and not flops:
+            self._chain.add(read, written)
+            return
+        self._end_chain()
+        if written:
+            in_16_bits = any(tensor.itemsize == 2 for tensor in read)
+            self.kernels[Kernel(flops, bytes_of(read) + bytes_of(written), in_16_bits)] += self._times
+
+    def _end_chain(self) -> None:
+        kernel = self._chain.end(self._sizes)
+        if kernel.size:
+            self.kernels[kernel] += self._times
 
     def _add(self, tensor: torch.Tensor) -> None:
         if isinstance(tensor, DTensor):

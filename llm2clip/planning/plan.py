@@ -7,35 +7,17 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, Optional
+from typing import Optional
 
 import numpy as np
 from tqdm import tqdm
 
 from llm2clip.config import PlanConfig
 from llm2clip.planning.dry_run import StepCost
+from llm2clip.planning.roofline import GPU, GPUS
 
 _GIB = 2**30
 _bytes = partial(tqdm.format_sizeof, suffix='B')
-# Share of memory for tensors, beside CUDA's context, NCCL's buffers and fragmentation.
-_USABLE = 0.9
-
-
-class GPU(NamedTuple):
-    """Memory and dense peaks of a GPU."""
-
-    memory: float  # GiB, as torch sees it
-    bf16: float  # TFLOP/s
-    fp32: float  # TFLOP/s, without TF32
-
-    def fits(self, peak: int) -> bool:
-        """Whether `peak` bytes are at most nine tenths of the memory."""
-        return peak <= _USABLE * self.memory * _GIB
-
-
-# NVIDIA's data sheets, SXM boards: A100 80GB, H100, H200, B200 (HGX).
-GPUS = {'A100': GPU(79, 312, 19.5), 'H100': GPU(79, 989, 67), 'H200': GPU(139, 989, 67),
-        'B200': GPU(178, 2250, 75)}
 
 
 @dataclass
@@ -59,7 +41,6 @@ class Plan:
 
     options: PlanConfig
     ranks: int
-    in_16_bits: bool = True  # whether matrix products are in 16 bits
     unit: str = 'step'  # a training step, or a forward pass (`pass`)
     errors: list[str] = field(default_factory=list)  # errors that will stop the run
     warnings: list[str] = field(default_factory=list)
@@ -98,9 +79,16 @@ class Plan:
         return self.seconds(gpu) * (self.steps or math.nan) / 3600
 
     def seconds(self, gpu: GPU) -> float:
-        """Seconds of one step or forward pass."""
-        peak = gpu.bf16 if self.in_16_bits else gpu.fp32
-        return self.cost.flops / (peak * 1e12 * self.options.plan_mfu)
+        """Seconds of one step or forward pass: by the roofline, or at `plan_mfu` of the peak."""
+        if self.options.plan_mfu is not None:
+            return self.peak_seconds(gpu) / self.options.plan_mfu
+        busy, _ = gpu.busy(self.cost.kernels)
+        return max(busy, self.cost.received / (gpu.reached_bandwidth * gpu.link * 1e12))
+
+    def peak_seconds(self, gpu: GPU) -> float:
+        """Seconds of the FLOPs alone, at the GPU's peak."""
+        kernels = self.cost.kernels.items()
+        return sum(times * kernel.flops / gpu.flop_rate(kernel) for kernel, times in kernels)
 
     def __str__(self) -> str:
         lines = [f'WILL FAIL: {error}' for error in self.errors]
@@ -182,22 +170,29 @@ class Plan:
         return lines
 
     def _gpus(self) -> list[str]:
-        """Table of the time and, if they are known, hours and price on each kind of GPU."""
-        flops = f'{self.cost.flops / 1e12:,.1f} TFLOP per GPU and {self.unit}'
+        """Table of the time, the fraction of the peak, the share of the time in which memory is the limit,
+        and, if they are known, hours and price on each kind of GPU."""
+        work = f'{self.cost.flops / 1e12:,.1f} TFLOP per GPU and {self.unit}'
         if self.cost.recomputed:
-            flops += f', of which recomputation {self.cost.recomputed / self.cost.flops:.0%}'
+            work += f', of which recomputation {self.cost.recomputed / self.cost.flops:.0%}'
+        moved = sum(times * kernel.size for kernel, times in self.cost.kernels.items())
+        work += f'; {_bytes(moved)} moved in memory'
+        if self.cost.received:
+            work += f', {_bytes(self.cost.received)} received'
         price = self.options.plan_price or 0
         known = 1
         if self.steps:
             known = 3 if price else 2
-        titles = [f'  {"GPU":<8}{"GiB":>6}{"fits":>6}{"s/" + self.unit:>10}',
+        titles = [f'  {"GPU":<8}{"GiB":>6}{"fits":>6}{"s/" + self.unit:>10}{"of peak":>9}{"memory":>8}',
                   f'{"hours":>10}{"GPU-hours":>12}', f'{"price":>14}']
-        lines = [f'{flops}; computed at {self.options.plan_mfu:.0%} of its peak, and never waiting:',
-                 ''.join(titles[:known])]
+        lines = [work, ''.join(titles[:known])]
         for name, gpu in GPUS.items():
             fits = 'yes' if gpu.fits(self.cost.peak) else 'no'
             gpu_hours = self.hours(gpu) * self.ranks
-            cells = [f'  {name:<8}{gpu.memory:>6.0f}{fits:>6}{self.seconds(gpu):>10.3f}',
+            seconds = self.seconds(gpu)
+            busy, memory_bound = gpu.busy(self.cost.kernels)
+            shares = f'{self.peak_seconds(gpu) / seconds:>9.0%}{memory_bound / busy:>8.0%}'
+            cells = [f'  {name:<8}{gpu.memory:>6.0f}{fits:>6}{seconds:>10.3f}{shares}',
                      f'{self.hours(gpu):>10,.1f}{gpu_hours:>12,.0f}', f'{gpu_hours * price:>14,.0f}']
             lines.append(''.join(cells[:known]))
         return lines
@@ -210,23 +205,23 @@ def sum_of(plans: Mapping[str, Plan]) -> str:
     A dash stands for a GPU whose memory is too small, or for an unknown number of steps.
     """
     first, *_ = plans.values()
-    lines = [f'{"":<22}{"GiB":>6}{"disk":>10}' + ''.join(f'{name:>10}' for name in GPUS)]
+    lines = [f'{"":<16}{"GiB":>6}{"disk":>9}' + ''.join(f'{name:>8}' for name in GPUS)]
     hours = np.zeros(len(GPUS))
     for step, plan in plans.items():
-        row = f'{step:<22}{plan.cost.peak / _GIB:>6.0f}{_bytes(plan.disk):>10}'
+        row = f'{step:<16}{plan.cost.peak / _GIB:>6.0f}{_bytes(plan.disk):>9}'
         step_hours = [plan.hours(gpu) if gpu.fits(plan.cost.peak) else math.nan for gpu in GPUS.values()]
         lines.append(f'{row}{_cells(step_hours, 1)} hours')
         hours += step_hours
     disk = _bytes(sum(plan.disk for plan in plans.values()))
     peak = max(plan.cost.peak for plan in plans.values())
-    lines.append(f'{"all":<22}{peak / _GIB:>6.0f}{disk:>10}{_cells(hours, 1)} hours')
+    lines.append(f'{"all":<16}{peak / _GIB:>6.0f}{disk:>9}{_cells(hours, 1)} hours')
     factors = {'GPU-hours': first.ranks, 'price': first.ranks * (first.options.plan_price or 0)}
     for unit, factor in factors.items():
         if factor:
-            lines.append(' ' * 38 + _cells(factor * hours, 0) + f' {unit}')
+            lines.append(' ' * 31 + _cells(factor * hours, 0) + f' {unit}')
     return '\n'.join(lines)
 
 
 def _cells(values: Iterable[float], digits: int) -> str:
     """Return numbers as cells of a table, and a dash for NaN."""
-    return ''.join(f'{"-":>10}' if math.isnan(value) else f'{value:>10,.{digits}f}' for value in values)
+    return ''.join(f'{"-":>8}' if math.isnan(value) else f'{value:>8,.{digits}f}' for value in values)

@@ -48,7 +48,7 @@ from llm2clip.planning.datasets import (
     collect_errors,
     on_disk,
 )
-from llm2clip.planning.dry_run import EncoderPass, dry_run_step, dry_run_tower, fake_ranks, precision_of
+from llm2clip.planning.dry_run import EncoderPass, dry_run_step, dry_run_tower, fake_ranks
 from llm2clip.planning.plan import Plan
 from llm2clip.ranks import dist
 from llm2clip.teacher.clip_text import ClipTextTower
@@ -232,7 +232,6 @@ def _plan_stage1(config: Stage1Config) -> Plan:
     config = dataclasses.replace(config, text_encoder=_described(config.text_encoder, config.plan_llm))
     longest = config.text_encoder.max_length
     plan = _plan_training(config, add_captions, mixes_datasets=config.objective == 'mntp')
-    plan.in_16_bits |= config.text_encoder.dtype != 'float32'
     data = config.train_data
     pairs = [stream.pairs or data.pairs for stream in data.streams.values()]
     names = ['input_ids', 'attention_mask']
@@ -262,7 +261,8 @@ def _plan_stage1(config: Stage1Config) -> Plan:
                 model = _MeanMask(model, config.mntp.mask_probability)
         return model, partial(make_batch, tokens)
 
-    _measure(plan, config, make_step, {'eval': [*CaptionContrastive.metrics]}, (longest, mean))
+    _measure(plan, config, make_step, {'eval': [*CaptionContrastive.metrics]}, (longest, mean),
+             sides=len(sides))
     plan.teacher = 4 * sum(plan.modules['text_encoder'])  # in float32, with LoRA merged
     return plan
 
@@ -310,7 +310,6 @@ def _plan_extraction(config: ExtractConfig) -> Plan:
                            'it is there')
     else:
         tokens = _count_tokens(plan, config, texts, encoder.max_length)
-        plan.in_16_bits = config.precision != 'fp32' or encoder.dtype != 'float32'
         forward = EncoderPass(on_meta(encoder), tokens, config.batch_tokens, config.precision)
         plan.cost = forward.dry_run()
         plan.steps = texts / forward.captions / plan.ranks
@@ -330,7 +329,6 @@ def _plan_image_extraction(config: ExtractImagesConfig) -> Plan:
         images['all'] = int(config.plan_samples)
     plan.unit = 'pass'
     plan.images = plan.epoch_samples = sum(images.values())
-    plan.in_16_bits = config.precision != 'fp32'
     with under('vision'), torch.device('meta'):
         tower = VisionEncoder(config.vision, load_weights=False)
     plan.cost = dry_run_tower(tower, config.batch_size, config.precision)
@@ -366,7 +364,6 @@ def _plan_training(
         measured = Plan(config, plan.ranks)
         add_datasets(measured, dataclasses.replace(config, train_data=data), 'train_data')
         plan.characters = measured.characters
-    plan.in_16_bits = precision_of(config) != 'fp32'
     plan.global_batch = config.global_train_batch_size
     plan.device_batch = plan.global_batch // plan.ranks
     plan.microbatch = config.device_train_microbatch_size or plan.device_batch
@@ -469,12 +466,13 @@ def _count_tokens(plan: Plan, config: TextPlanConfig, texts: int, longest: int) 
 
 def _measure(
     plan: Plan, config: Any, make_step: _MakeStep, metrics: dict[str, list[str]],
-    lengths: tuple[int, int] = (0, 0), teacher: Optional[EncoderPass] = None,
+    lengths: tuple[int, int] = (0, 0), teacher: Optional[EncoderPass] = None, sides: int = 1,
 ) -> None:
     """Check parts of the configuration, and measure the cost of a step.
 
     `metrics` are those that each evaluation may compute, if there is one.  `lengths` are tokens per text:
-    that of the longest text, which decides memory, and the mean, which decides FLOPs.
+    that of the longest text, which decides memory, and the mean, which decides FLOPs.  A sample has `sides`
+    texts.
     """
     longest, mean = lengths
     model, make_batch = make_step(longest)
@@ -492,11 +490,22 @@ def _measure(
         check_metrics(config, metrics)
     with collect_errors(plan.errors):
         check_train_config(config)
-        plan.cost = dry_run_step(model, config, make_batch, teacher)
+        plan.cost = dry_run_step(model, _in_microbatches(config, plan, sides * longest), make_batch, teacher)
         if mean < longest:
             model, make_batch = make_step(mean)
+            config = _in_microbatches(config, plan, sides * mean)
             shorter = dry_run_step(model, config, make_batch, teacher)
-            plan.cost.flops = shorter.flops
-            plan.cost.recomputed = shorter.recomputed
+            plan.cost.take_work(shorter)
+            plan.microbatch = config.device_train_microbatch_size or plan.device_batch
         if config.fsdp is not None and config.fsdp.activation_cpu_offload:
             plan.warnings.append('fsdp.activation_cpu_offload: the peak is that without it')
+
+
+def _in_microbatches(config: Any, plan: Plan, sample_tokens: int) -> Any:
+    """Return the configuration with the microbatch size that its `device_train_microbatch_tokens`, if there
+    are any, allow for samples of so many tokens."""
+    tokens = getattr(config, 'device_train_microbatch_tokens', None)
+    if tokens is None:
+        return config
+    size = min(max(1, tokens // sample_tokens), plan.microbatch)
+    return dataclasses.replace(config, device_train_microbatch_size=size)

@@ -75,11 +75,14 @@ def make_parts(config: Stage1Config, tokenizer: CaptionTokenizer) -> Parts:
     evaluators = []
     if config.objective == 'mntp':
         with under('train_data'):
-            data = build_masked_text_loader(config.train_data, tokenizer, config.mntp, batch, config.seed)
+            data = build_masked_text_loader(config.train_data, tokenizer, config.mntp, batch, config.seed,
+                                            config.device_train_microbatch_tokens)
     else:
         _check_dropout(config.train_data, config.attention_dropout, config.lora.lora_dropout)
         with under('train_data'):
-            data = build_caption_pair_loader(config.train_data, tokenizer, batch, config.seed, train=True)
+            data = build_caption_pair_loader(
+                config.train_data, tokenizer, batch, config.seed, train=True,
+                microbatch_tokens=config.device_train_microbatch_tokens)
         with under('eval_data'):
             eval_data = config.eval_data and drop_single_captions(config.eval_data)
             loader = eval_data and build_caption_pair_loader(

@@ -62,6 +62,8 @@ RULES: list[tuple[int, str, list[str]]] = [
     (2, 'device_train_microbatch_size', ['fsdp={}', 'device_train_microbatch_size=4']),
     (2, 'precision', ['fsdp={}', 'device=cpu', 'precision=amp_bf16']),
     (1, 'device_train_microbatch_size', ['device_train_microbatch_size=4']),
+    (1, 'device_train_microbatch_tokens', ['device_train_microbatch_tokens=4096']),
+    (1, 'device_train_microbatch_tokens', ['device_train_microbatch_tokens=64', 'algorithms.grad_cache={}']),
 ]
 
 

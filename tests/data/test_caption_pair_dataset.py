@@ -5,6 +5,7 @@
 clear errors."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,32 @@ def test_microbatches_hold_every_text_with_little_padding(tokenizer: CaptionToke
         for side in texts:
             for ids, mask in zip(part[f'{side}_input_ids'], part[f'{side}_attention_mask'] == 1):
                 assert torch.equal(found[next(places)], ids[mask])
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_microbatches_of_a_number_of_tokens(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any lengths, number of tokens, and needs of another rank."""
+    draw = random.Random(seed)
+    n, longest = draw.randint(1, 20), draw.randint(1, 9)
+    batch: dict[str, Any] = {'index': torch.arange(n)}
+    for side in ('query_', 'positive_'):
+        lengths = torch.tensor([[draw.randint(1, longest)] for _ in range(n)])
+        batch[side + 'attention_mask'] = (torch.arange(longest) < lengths).long()
+        batch[side + 'input_ids'] = torch.arange(n * longest).reshape(n, longest)
+        batch[side + 'row'] = torch.arange(n)
+    max_tokens, size, others = draw.randint(2 * longest, 40 * longest), draw.randint(1, n), draw.randint(1, n)
+    alone = split_by_length(batch, size, max_tokens)
+    monkeypatch.setattr('llm2clip.ranks.dist.all_gather_object', lambda count: [count, others])
+    parts = split_by_length(batch, size, max_tokens)
+    assert len(parts) == max(len(alone), others) and all(1 <= len(part['index']) <= size for part in parts)
+    assert all(count_tokens(part)['total'] <= max_tokens for part in parts)
+    for side in ('query_row', 'positive_row'):
+        assert sorted(torch.cat([part[side] for part in parts]).tolist()) == list(range(n))
+    # No two neighbouring parts fit into one, without the needs of another rank.
+    for first, second in zip(alone, alone[1:]):
+        fits = len(first['index']) < size
+        tokens = sum(int(second[f'{side}_attention_mask'].sum(1).max()) for side in ('query', 'positive'))
+        assert not fits or count_tokens(first)['total'] + tokens > max_tokens
 
 
 def test_a_fifth_of_the_own_tokens_is_masked_and_remembered() -> None:

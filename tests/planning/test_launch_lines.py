@@ -17,8 +17,9 @@ from llm2clip.config import ExtractConfig, ExtractImagesConfig, InheritanceConfi
 from llm2clip.config.loading import load_config
 from llm2clip.planning import dry_run
 from llm2clip.planning.dry_run import fake_ranks
-from llm2clip.planning.plan import GPUS, Plan
+from llm2clip.planning.plan import Plan
 from llm2clip.planning.planners import make_plan
+from llm2clip.planning.roofline import GPUS
 
 ROOT = Path(__file__).parents[2]
 CONFIGS: dict[str, Any] = {'train_stage1': Stage1Config, 'train_stage2': Stage2Config,

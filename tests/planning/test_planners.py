@@ -33,8 +33,9 @@ from llm2clip.errors import ConfigError
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.planning.dry_run import Meter, StepCost, fake_ranks
-from llm2clip.planning.plan import GPUS, Plan, sum_of
+from llm2clip.planning.plan import Plan, sum_of
 from llm2clip.planning.planners import make_plan, on_meta
+from llm2clip.planning.roofline import GPUS
 from llm2clip.teacher.clip_text import load_clip_text
 from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
 
@@ -52,6 +53,10 @@ def args(image_dataset: Path, embeddings: Path, tmp_path: Path) -> list[str]:
 
 def stage2(*args: str) -> Plan:
     return make_plan(load_config(Stage2Config, list(args)))
+
+
+def products_in_16_bits(plan: Plan) -> set[bool]:
+    return {kernel.in_16_bits for kernel in plan.cost.kernels if kernel.flops}
 
 
 def test_steps_and_data_are_those_of_the_loader(args: list[str], image_dataset: Path, no_leftovers: None) -> None:
@@ -141,7 +146,8 @@ def test_the_recipe_prints_the_plan(
 def test_a_plan_needs_no_data(args: list[str]) -> None:
     missing = str(stage2(*args, 'train_data.streams.s.local=/nowhere'))
     assert 'no data is there: plan_samples=' in missing and '0 samples' not in missing
-    plan = stage2(*args, 'train_data.streams.s.local=/nowhere', 'plan_samples=15e6', 'plan_price=2.5')
+    plan = stage2(*args, 'train_data.streams.s.local=/nowhere', 'plan_samples=15e6', 'plan_price=2.5',
+                  'plan_mfu=0.4')
     assert (plan.epoch_samples, plan.epoch_steps, plan.steps) == (15_000_000, 1_875_000, 5_625_000) and not plan.errors
     assert plan.cost
     seconds = plan.cost.flops / (67e12 * 0.4)  # the run computes in float32
@@ -160,7 +166,8 @@ def test_extraction(image_dataset: Path, llm_folder: Path, tmp_path: Path, monke
     llm = on_meta(TextEncoderConfig(str(llm_folder)))
     assert plan.texts == texts and plan.cost and plan.cost.teacher == Meter().add_module(llm) and not plan.errors
     # Without autocast, products have the dtype of the weights.
-    assert not plan.in_16_bits and make_plan(load_config(ExtractConfig, [*args, 'teacher.dtype=bfloat16'])).in_16_bits
+    assert products_in_16_bits(plan) == {False}
+    assert products_in_16_bits(make_plan(load_config(ExtractConfig, [*args, 'teacher.dtype=bfloat16']))) == {True}
     run_recipe(monkeypatch, 'extract_embeddings', *args)
     written = sum(path.stat().st_size for path in out.rglob('*.mds'))
     assert plan.vectors['s'] == texts * (llm.llm_embed_dim + 4)  # a byte per number and a float32 scale per vector
@@ -195,7 +202,7 @@ def test_image_extraction(
     with torch.device('meta'):
         tower = VisionEncoder(VisionConfig('test_vit', image_size=64), load_weights=False)
     images = plan.datasets[0].samples
-    assert plan.cost and plan.steps == images / 16 and not plan.errors and not plan.in_16_bits
+    assert plan.cost and plan.steps == images / 16 and not plan.errors and products_in_16_bits(plan) == {False}
     assert plan.cost.parameters == Meter().add_module(tower) < plan.cost.peak
     with FlopCounterMode(display=False) as counter:
         tower.eval()(torch.empty(16, 3, 64, 64, device='meta'))

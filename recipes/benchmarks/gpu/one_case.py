@@ -30,8 +30,8 @@ from llm2clip.errors import ConfigError
 from llm2clip.io.files import write_json
 from llm2clip.io.remotes import OutputFolder
 from llm2clip.planning.dry_run import fake_ranks
-from llm2clip.planning.plan import GPUS
 from llm2clip.planning.planners import make_plan
+from llm2clip.planning.roofline import GPUS
 from llm2clip.ranks import initialize_gloo
 from llm2clip.teacher.extraction import ExtractionTask, write_embeddings
 from llm2clip.teacher.llm import load_caption_tokenizer
@@ -49,7 +49,7 @@ MOST_WORKERS = 16
 # Names of boards whose peak is that of `GPUS`; the PCIe and NVL boards of the H100 and H200 are slower.
 BOARDS = {'NVIDIA A100-SXM4-40GB': 'A100', 'NVIDIA A100-SXM4-80GB': 'A100', 'NVIDIA A100-PCIE-40GB': 'A100',
           'NVIDIA A100 80GB PCIe': 'A100', 'NVIDIA H100 80GB HBM3': 'H100', 'NVIDIA H200': 'H200',
-          'NVIDIA B200': 'B200'}
+          'NVIDIA B200': 'B200', 'NVIDIA L40S': 'L40S', 'NVIDIA GeForce RTX 4090': 'RTX4090'}
 
 
 def synchronized_time() -> float:

@@ -65,6 +65,10 @@ def test_one_rank(plain: Result, llm_folder: Path, microbatch_size: int) -> None
     _assert_equal(caption_step(str(llm_folder), microbatch_size, 0.0, 'cached'), plain)
 
 
+def test_one_rank_with_a_number_of_tokens(plain: Result, llm_folder: Path) -> None:
+    _assert_equal(caption_step(str(llm_folder), gradients.N, 0.0, 'cached', max_tokens=gradients.TOKENS), plain)
+
+
 def test_one_rank_with_dropout(plain: Result, llm_folder: Path) -> None:
     cached, naive = (caption_step(str(llm_folder), 3, 0.3, kind) for kind in ('cached', 'in_one_graph'))
     _assert_equal(cached, naive)
@@ -89,7 +93,7 @@ def test_compiled_blocks_on_two_ranks(two_ranks: dict[str, Any]) -> None:
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize('case', ['ddp/5', 'ddp/2', 'fsdp/5', 'fsdp/2', 'hsdp/2'])
+@pytest.mark.parametrize('case', ['ddp/5', 'ddp/2', 'ddp/tokens', 'fsdp/5', 'fsdp/2', 'fsdp/tokens', 'hsdp/2'])
 def test_two_ranks(plain: Result, two_ranks: dict[str, Any], case: str) -> None:
     _assert_equal(two_ranks[f'captions/{case}'], plain)
 
