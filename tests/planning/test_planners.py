@@ -245,7 +245,6 @@ def test_lengths_of_captions(
         assert mean == pytest.approx(sum(w * n for w, n in drawn) / sum(w for w, _ in drawn), rel=0.01)
 
 
-@pytest.mark.usefixtures('without_step')
 def test_a_pipeline(
     args: list[str], image_dataset: Path, llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str]
@@ -265,6 +264,8 @@ def test_a_pipeline(
     assert table[3].split()[1] == f'{max(plan.cost.peak for plan in plans) / 2**30:.0f}'
     assert table[3].split()[4] == f'{hours:,.1f}' and table[5].split()[1] == f'{hours * 2 * 3:,.0f}'
     assert plans[0].cost and plans[1].cost and plans[1].disk == 2 * plans[1].cost.checkpoint
+    hours = 2 * plans[1].hours(GPUS['H100'])
+    assert sum_of({'a': plans[1], 'b': plans[1]}).splitlines()[3].split()[4] == f'{hours:,.1f}'
     plans[0].cost.peak = 100 * 2**30
     assert sum_of({'big': plans[0]}).splitlines()[1].split()[3:5] == ['-', '-']
     with pytest.raises(SystemExit, match='1'):
