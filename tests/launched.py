@@ -128,6 +128,7 @@ class Launched:
         before = os.environ.copy()
         # The server, started by the first run, reads these when it imports torch and tqdm.
         os.environ['OMP_NUM_THREADS'] = '1'
+        os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT / 'tests'), os.environ.get('PYTHONPATH', '')])  # for warm
         os.environ.pop('TQDM_DELAY', None)  # of a recipe that a test has run in this process
         self._process = _WARM.Process(target=_lead, args=(list(map(str, command)), log, of_rank, own is not None,
                                                   grace))
