@@ -3,15 +3,12 @@
 
 """A dataset either delivers every sample or stops promptly and says why.  Each case has a time limit."""
 
-import contextlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import time
-from multiprocessing import resource_tracker
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Optional
@@ -19,6 +16,7 @@ from typing import Any, Optional
 import numpy as np
 import pytest
 from filelock import FileLock
+from launched import Launched, alive, wait_until
 from parts import make_samples, write_dataset, write_text_embeddings
 from recipes_in_process import as_if_a_process_ended
 from refusals import refused_at
@@ -312,46 +310,47 @@ def test_a_state_of_other_data_is_refused(tmp_path: Path) -> None:
             changed.load_state_dict(state)
 
 
-def _train(folder: Path, say: int) -> None:
-    """One of two ranks, as it were: in the second epoch its workers wait for those of the other one, and say so."""
-    os.setsid()
-    resource_tracker._resource_tracker.__init__()  # as in a process that begins
-    work = SafeDataset._get_work
+# One of two ranks, as it were: in the second epoch its workers wait for those of the other one.
+WAITING = """
+import os, sys, time
+from pathlib import Path
+sys.path[:0] = ['tests', 'tests/data/streams']
+from test_safe_dataset import _config, _loader
+from llm2clip.data.streams.safe_dataset import SafeDataset
 
-    def wait_in_the_second_epoch(dataset: SafeDataset, epoch: int, sample_in_epoch: int) -> Any:
-        if epoch:
-            os.write(say, b'w')
-            time.sleep(600)
-        return work(dataset, epoch, sample_in_epoch)
+def wait_in_the_second_epoch(dataset, epoch, sample_in_epoch, work=SafeDataset._get_work):
+    if epoch:
+        os.write(1, f'{os.getppid()}\\n'.encode())  # whole, where two workers write at once
+        time.sleep(600)
+    return work(dataset, epoch, sample_in_epoch)
 
-    SafeDataset._get_work = wait_in_the_second_epoch
-    loader = _loader(_config(folder, workers=2))
-    list(loader)
-    next(iter(loader))
+SafeDataset._get_work = wait_in_the_second_epoch
+loader = _loader(_config(Path(sys.argv[1]), workers=2))
+list(loader)
+next(iter(loader))
+"""
 
 
+@pytest.mark.timeout(300)
 def test_only_the_cache_of_a_run_that_ended_can_be_used(
     remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Workers whose rank was killed end by themselves, also where they wait for others."""
-    said, say = os.pipe()
-    process = multiprocessing.get_context('fork').Process(target=_train, args=(tmp_path, say))
-    process.start()
-    os.close(say)
-    assert os.read(said, 1) == os.read(said, 1) == b'w'
+    script, log = tmp_path / 'waiting.py', tmp_path / 'log'
+    script.write_text(WAITING)
+    process = Launched([str(script), str(tmp_path)], log)
+    wait_until(lambda: log.is_file() and log.read_text().count('\n') == 2, process, log)
     config = _config(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr('llm2clip.data.streams.safe_dataset._LOCK_SECONDS', 0.5)
         with pytest.raises(ShardError, match='cache/embeddings is the cache of another run that is still alive'):
             _loader(config)
-    process.kill()
-    try:
-        assert not os.read(said, 1)  # which waits as long as any of them is there
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        os.close(said)
-    process.join()
+    os.kill(int(log.read_text().split()[0]), signal.SIGKILL)
+    assert process.wait(SECONDS) == 128 + signal.SIGKILL
+    deadline = time.monotonic() + SECONDS
+    while alive(process.pid):
+        assert time.monotonic() < deadline, alive(process.pid)
+        time.sleep(0.1)
     assert _indices(_loader(config)) == list(range(64))
 
 
