@@ -67,7 +67,7 @@ def stage2_arguments(images: Path, embeddings: Path) -> list[str]:
 # longer than the run itself.
 _WARM = multiprocessing.get_context('forkserver')
 _WARM.set_forkserver_preload(['llm2clip.training.stage1', 'llm2clip.training.stage2', 'llm2clip.teacher.extraction',
-                              'llm2clip.evaluation.benchmarks', 'composer.algorithms', 'wandb'])
+                              'llm2clip.evaluation.benchmarks', 'composer.algorithms', 'wandb', 'warm'])
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -128,6 +128,7 @@ class Launched:
         before = os.environ.copy()
         # The server, started by the first run, reads these when it imports torch and tqdm.
         os.environ['OMP_NUM_THREADS'] = '1'
+        os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT / 'tests'), os.environ.get('PYTHONPATH', '')])  # for warm
         os.environ.pop('TQDM_DELAY', None)  # of a recipe that a test has run in this process
         self._process = _WARM.Process(target=_lead, args=(list(map(str, command)), log, of_rank, own is not None,
                                                   grace))

@@ -49,12 +49,6 @@ def test_recall_equals_naive(keys: int, kind: str) -> None:
     assert result['n_texts'] == (20 if kind == 'shared' else 40) * keys
 
 
-def test_chunks_do_not_matter() -> None:
-    x, y = torch.randn(33, 4), torch.randn(33, 4)
-    right = torch.arange(33)[:, None].expand(-1, 2)
-    assert torch.equal(retrieval_ranks(x, y, right, chunk=5), retrieval_ranks(x, y, right, chunk=100))
-
-
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
 def test_ranks_count_wrong_candidates_to_the_last_one(dtype: torch.dtype) -> None:
     """With more queries than a CPU scores at once, several right candidates, ties and NaN."""

@@ -88,14 +88,15 @@ def test_visual_projection_begins_as_in_the_official_code() -> None:
         assert model.visual_projection.weight.mean().abs().item() < deviation / 100
 
 
-def test_logit_scale_is_clamped_to_0_and_ln_100() -> None:
+def test_logit_scale_alone_is_clamped_to_0_and_ln_100() -> None:
     model, clamp = LLM2CLIP(TINY, 8), ClampLogitScale()
     state: Any = SimpleNamespace(model=model)
     assert clamp.match(Event.BATCH_END, state)
     for value, expected in ((9.0, math.log(100)), (-1.0, 0.0), (2.0, 2.0)):
         torch.nn.init.constant_(model.logit_scale, value)
+        torch.nn.init.constant_(model.adapter.projection.bias, value)
         clamp.apply(Event.BATCH_END, state, state)
-        assert model.logit_scale.item() == pytest.approx(expected)
+        assert model.logit_scale.item() == pytest.approx(expected) and model.adapter.projection.bias[0] == value
 
 
 def test_self_distillation_is_towards_the_model_before_training() -> None:

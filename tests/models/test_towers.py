@@ -15,6 +15,7 @@ import timm
 import torch
 import torch.nn as nn
 from composer.devices import DeviceCPU
+from refusals import refused_at
 from safetensors.torch import save_file
 from towers import HALF, SMALL, TOKEN_TOWERS, TOWERS, hf_tower, projected, timm_tower
 from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModel
@@ -216,12 +217,10 @@ def test_frozen_blocks_have_no_gradients(name: str) -> None:
 
 def test_errors_of_a_tower_name_the_key_of_the_recipe() -> None:
     vision = timm_tower('test_vit', freeze_blocks=99)
-    with pytest.raises(ConfigError) as error:
+    with refused_at('model.vision.freeze_blocks'):
         LLM2CLIP(ModelConfig(vision), 8)
-    assert error.value.key == 'model.vision.freeze_blocks'
-    with pytest.raises(ConfigError) as error:
+    with refused_at('vision.freeze_blocks'):
         load_frozen_tower(ExtractImagesConfig(vision=vision), DeviceCPU())
-    assert error.value.key == 'vision.freeze_blocks'
 
 
 @pytest.mark.parametrize('name', TOKEN_TOWERS)

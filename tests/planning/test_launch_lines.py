@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 
 from llm2clip.config import ExtractConfig, ExtractImagesConfig, InheritanceConfig, Stage1Config, Stage2Config
 from llm2clip.config.loading import load_config
+from llm2clip.models import towers
 from llm2clip.planning import dry_run
 from llm2clip.planning.dry_run import fake_ranks
 from llm2clip.planning.plan import Plan
@@ -29,7 +31,7 @@ CONFIGS: dict[str, Any] = {'train_stage1': Stage1Config, 'train_stage2': Stage2C
 # Recipes and files that change no shape of a step: neither data nor captions nor the weights of the LLM do.
 SAME_SHAPES = re.compile(r'train_(stage2|inheritance) yamls/parts/teacher|\w+ yamls/(parts/data|cluster|'
                          'stage1/captions|stage2/(six_captions|watch_zeroshot|continue_official))')
-# With one shallow LLM for all, these decide neither optimizer nor sharding; tests/test_yamls.py builds all towers.
+# With one shallow LLM for all, these decide neither optimizer nor sharding; tests/test_yamls.py builds whole towers.
 SAME_PARTS = re.compile(rf'{SAME_SHAPES.pattern}|\w+ yamls/(extract|parts)')
 EMBEDDERS = {str(path.relative_to(ROOT)) for path in ROOT.glob('yamls/**/*.yaml')
              if 'type: sentence_transformers' in path.read_text()}
@@ -74,6 +76,16 @@ def shallow_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def shallow_towers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Towers of two blocks, of timm and of transformers."""
+    create, architecture = timm.create_model, towers.load_architecture
+    monkeypatch.setattr(timm, 'create_model', lambda name, **options: create(name, depth=2, **options))
+    monkeypatch.setattr(towers, 'load_architecture', lambda name, given: architecture(
+        name, {**given, 'num_hidden_layers': 2} if given else given))
+
+
+@pytest.mark.usefixtures('shallow_towers')
 @pytest.mark.parametrize('line', _lines(SAME_PARTS), ids=lambda line: ' '.join(Path(arg).stem for arg in line))
 def test_parts_go_together(line: tuple[str, ...], shallow_llm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dry_run, '_run_step', lambda *args: None)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from launched import COMMON, SGD, assert_same_weights, losses, run
 from recipes_in_process import run_recipe
+from refusals import refused_at
 from safetensors.torch import load_file
 from towers import projected
 from transformers import CLIPModel
@@ -93,9 +94,8 @@ def test_stage2_begins_in_the_space_of_clip(
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in initial.items())
 
     for changed in ('model.adapter.depth=1', 'initial_adapter=/nowhere'):
-        with pytest.raises(ConfigError) as error:
+        with refused_at(changed.partition('=')[0]):
             run_recipe(monkeypatch, 'train_stage2', *stage2, changed, f'save_folder={tmp_path}/other')
-        assert error.value.key == changed.partition('=')[0]
     with pytest.raises(ConfigError, match='the adapter in .* comes from another teacher than train'):
         about = tmp_path / 'inheritance/adapter/adapter.json'
         about.write_text(about.read_text().replace('"weights": "', '"weights": "0'))

@@ -11,6 +11,7 @@ import torch
 from evaluated import evaluated, load
 from launched import SGD, assert_same_weights, losses, run, weights
 from recipes_in_process import REQUIRED, run_recipe
+from refusals import refused_at
 from safetensors.torch import load_file
 from set_files import write_wds
 from towers import write_clip
@@ -119,9 +120,8 @@ def test_clip_is_fine_tuned_directly(
 def test_what_cannot_be_trained_is_named(llm_folder: Path, tmp_path: Path) -> None:
     for texts, key in ((TrainableTextConfig(clip=ClipTextConfig(str(llm_folder))), 'clip'),
                        (TrainableTextConfig(lora=LoraConfig(target_modules=['x'])), 'lora.target_modules')):
-        with pytest.raises(ConfigError) as error:
+        with refused_at(f'trainable_text.{key}'):
             load_trained_encoder(texts, TextEncoderConfig(str(llm_folder)))
-        assert error.value.key == f'trainable_text.{key}'
     args = [*REQUIRED['train_stage2'], 'teacher=t', 'trainable_text.lora={}']
     save_config(load_config(Stage2Config, args), tmp_path)
     TeacherRecord(Fingerprint.of('x', {}), {'llm_embed_dim': 32}).write(tmp_path)

@@ -18,6 +18,7 @@ import pytest
 from composer.utils import dist
 from launched import SGD, Launched, alive, finish, losses, may_have_own_memory, run, wait_until
 from recipes_in_process import run_recipe
+from refusals import refused_at
 
 from llm2clip.data.schema import dataset_fingerprint, read_index
 from llm2clip.errors import ConfigError, FileError
@@ -110,9 +111,8 @@ def test_a_callback_with_a_state_that_comes_later_is_named(
     args = [*stage2_args, 'fsdp.state_dict_type=sharded', 'train_data.num_workers=0', f'save_folder={tmp_path}/run']
     run_recipe(monkeypatch, 'train_stage2', *args, 'max_duration=2ba')
     args += ['callbacks={lr_monitor: {}, save_best: {}}', 'max_duration=4ba']
-    with pytest.raises(ConfigError) as error:
+    with refused_at('callbacks.save_best'):
         run_recipe(monkeypatch, 'train_stage2', *args)
-    assert error.value.key == 'callbacks.save_best'
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -131,9 +131,9 @@ def test_nodes_without_a_common_checkpoint_folder_do_not_train(
 ) -> None:
     # Another node does not see the file that this one sees.
     monkeypatch.setattr(dist, 'all_gather_object', lambda seen: [seen, False] if seen is True else [seen])
-    with pytest.raises(ConfigError) as error:
+    with refused_at('checkpoint_folder'):
         run_recipe(monkeypatch, 'train_stage2', *stage2_args, f'save_folder={tmp_path}/run')
-    assert error.value.key == 'checkpoint_folder' and not (tmp_path / 'run').exists()
+    assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(('stage', 'wrong', 'key'), [
@@ -172,17 +172,15 @@ def test_a_teacher_is_that_of_the_settings_in_its_folder(
          'algorithms.gradient_clipping is None, expected {'),
         ('train_data.streams.s.local=elsewhere', 'train_data.streams.s.local is .*, expected .elsewhere'),
     ):
-        with pytest.raises(ConfigError, match=message) as error:
+        with refused_at('save_folder', message):
             run('max_duration=2ba', changed)
-        assert error.value.key == 'save_folder'
     with pytest.raises(ConfigError, match='is there already, but not of a run in'):
         run('max_duration=2ba', f'teacher_folder={teacher}', folder='other')
     metrics = (tmp_path / 'run/metrics.jsonl').read_bytes()
     with pytest.raises(ConfigError, match='has ended, and there is no checkpoint to resume from'):
         run('max_duration=4ba', f'checkpoint_folder={tmp_path}/lost')
-    with pytest.raises(ConfigError, match='has checkpoints of a run') as error:
+    with refused_at('autoresume'):
         run('max_duration=4ba', 'autoresume=false')
-    assert error.value.key == 'autoresume'
     assert (teacher / 'model.safetensors').read_bytes() == short
     assert metrics and (tmp_path / 'run/metrics.jsonl').read_bytes() == metrics
     with monkeypatch.context() as killed, pytest.raises(ZeroDivisionError):

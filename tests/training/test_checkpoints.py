@@ -159,9 +159,10 @@ def test_only_damaged_ones_are_an_error_except_a_first_one(folder: Path, sharded
     assert newest_checkpoint(tmp_path) is None and not first.exists()
 
 
-def test_damaged_weights_are_not_read(folder: Path, sharded: bool) -> None:
+@pytest.mark.parametrize('how', ['flipped', 'cut'])
+def test_damaged_weights_are_not_read(folder: Path, sharded: bool, how: str) -> None:
     whole, last = read_latest(str(folder)), folder / 'latest-rank0.pt'
-    _damage(folder / _name(3, sharded), 'cut')
+    _damage(folder / _name(3, sharded), how)
     with pytest.raises(FileError):
         read_latest(str(folder))
     whole['image.weight'][1, 1] = float('nan')

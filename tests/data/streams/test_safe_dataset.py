@@ -3,13 +3,11 @@
 
 """A dataset either delivers every sample or stops promptly and says why.  Each case has a time limit."""
 
-import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +15,8 @@ from typing import Any, Optional
 
 import numpy as np
 import pytest
+from filelock import FileLock
+from launched import Launched, alive, wait_until
 from parts import make_samples, write_dataset, write_text_embeddings
 from recipes_in_process import as_if_a_process_ended
 from refusals import refused_at
@@ -34,7 +34,6 @@ from torch.utils.data import DataLoader
 
 from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig, LoaderConfig
 from llm2clip.data.image_text_dataset import build_image_loader
-from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import file_damage
 from llm2clip.data.streams import safe_dataset, verified_stream
 from llm2clip.data.streams.safe_dataset import SafeDataset, ShardFinder
@@ -75,8 +74,13 @@ def _config(
     return ImageDataConfig(streams={'s': stream}, num_workers=workers, num_canonical_nodes=4, **options)
 
 
-def _loader(config: ImageDataConfig, batch: int = 8) -> DataLoader:
-    return build_image_loader(config, IMAGE_SIZE, batch, 5, train=True).dataloader
+def _local(folder: Path) -> ImageDataConfig:
+    """A dataset on this machine, without embeddings."""
+    return ImageDataConfig(streams={'s': ImageStreamConfig(str(folder))}, num_workers=0, num_canonical_nodes=4)
+
+
+def _loader(config: ImageDataConfig, batch: int = 8, captions: bool = False) -> DataLoader:
+    return build_image_loader(config, IMAGE_SIZE, batch, 5, train=True, captions=captions).dataloader
 
 
 def _indices(loader: DataLoader) -> list[int]:
@@ -296,9 +300,7 @@ def test_a_cache_with_another_teacher_stays_within_its_limit(remotes: tuple[Path
 def test_a_state_of_other_data_is_refused(tmp_path: Path) -> None:
     def dataset(name: str, samples: int = 16, prefix: str = 's') -> SafeDataset:
         write_dataset(make_samples(samples, prefix=prefix), tmp_path / name, size_limit='2kb')
-        config = ImageDataConfig(streams={'s': ImageStreamConfig(f'{tmp_path}/{name}/train')}, num_workers=0,
-                                 num_canonical_nodes=4, caption_weights={'short': 1.0})
-        return streaming_dataset(build_image_loader(config, IMAGE_SIZE, 8, 5, train=True, captions=True))
+        return _loader(_local(tmp_path / name / 'train'), captions=True).dataset
 
     before, more, other = dataset('before'), dataset('more', samples=40), dataset('other', prefix='x')
     state = json.loads(json.dumps(before.state_dict(8, True)))
@@ -309,92 +311,72 @@ def test_a_state_of_other_data_is_refused(tmp_path: Path) -> None:
 
 
 # One of two ranks, as it were: in the second epoch its workers wait for those of the other one.
-KILLED = """
+WAITING = """
 import os, sys, time
 from pathlib import Path
-sys.path.insert(0, 'tests'); sys.path.insert(0, 'tests/data/streams')
+sys.path[:0] = ['tests', 'tests/data/streams']
 from test_safe_dataset import _config, _loader
-from llm2clip.data.streams.safe_dataset import SafeDataset, ShardFinder
+from llm2clip.data.streams.safe_dataset import SafeDataset
 
 def wait_in_the_second_epoch(dataset, epoch, sample_in_epoch, work=SafeDataset._get_work):
     if epoch:
-        os.write(1, b'waiting\\n')  # whole, where two workers write at once
+        os.write(1, f'{os.getppid()}\\n'.encode())  # whole, where two workers write at once
         time.sleep(600)
     return work(dataset, epoch, sample_in_epoch)
 
 SafeDataset._get_work = wait_in_the_second_epoch
-folder = Path(sys.argv[1])
-loader = _loader(_config(folder, workers=2))
+loader = _loader(_config(Path(sys.argv[1]), workers=2))
 list(loader)
 next(iter(loader))
 """
 
 
+@pytest.mark.timeout(300)
 def test_only_the_cache_of_a_run_that_ended_can_be_used(
     remotes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Workers whose rank was killed end by themselves, also where they wait for others."""
-    process = subprocess.Popen([sys.executable, '-c', KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True,
-                               start_new_session=True)
-    assert process.stdout is not None
-    for _ in range(2):
-        assert process.stdout.readline() == 'waiting\n'
+    script, log = tmp_path / 'waiting.py', tmp_path / 'log'
+    script.write_text(WAITING)
+    process = Launched([str(script), str(tmp_path)], log)
+    wait_until(lambda: log.is_file() and log.read_text().count('\n') == 2, process, log)
     config = _config(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr('llm2clip.data.streams.safe_dataset._LOCK_SECONDS', 0.5)
         with pytest.raises(ShardError, match='cache/embeddings is the cache of another run that is still alive'):
             _loader(config)
-    process.kill()
-    try:
-        process.stdout.read()  # as long as any of them is there
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    os.kill(int(log.read_text().split()[0]), signal.SIGKILL)
+    assert process.wait(SECONDS) == 128 + signal.SIGKILL
+    deadline = time.monotonic() + SECONDS
+    while alive(process.pid):
+        assert time.monotonic() < deadline, alive(process.pid)
+        time.sleep(0.1)
     assert _indices(_loader(config)) == list(range(64))
 
 
 @pytest.mark.parametrize('fate', ['killed', 'alive', 'another program'])
 def test_only_shared_memory_of_killed_runs_is_removed(
-    fate: str, originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run without remotes, whose folders no lock protects."""
-    shared = tmp_path / 'shm'  # in place of /dev/shm, for which other tests' runs are strangers
-    shared.mkdir()
-    monkeypatch.setattr(safe_dataset, '_SHARED_MEMORY', shared)
-    for name in ('000007_locals', '000007_epoch_data'):
-        (shared / name).write_bytes(b'')
-        os.utime(shared / name, (0, 0))
-    marker = shared / '000007_llm2clip'
-    holder = subprocess.Popen([sys.executable, '-c', HOLDER, str(marker)], stdout=subprocess.PIPE)
-    assert holder.stdout is not None and holder.stdout.readline()
-    if fate == 'killed':
-        holder.kill()
-        holder.wait()
-    if fate == 'another program':
-        marker.unlink()
-    else:
-        os.utime(marker, (0, 0))
+    # In place of /dev/shm, for which other tests' runs are strangers.
+    monkeypatch.setattr(safe_dataset, '_SHARED_MEMORY', tmp_path)
+    names = ['000007_locals', '000007_epoch_data', *(['000007_llm2clip'] if fate != 'another program' else [])]
+    for name in names:
+        (tmp_path / name).touch()
+    lock = FileLock(tmp_path / '000007_llm2clip')
+    if fate == 'alive':
+        lock.acquire()
+    for name in names:
+        os.utime(tmp_path / name, (0, 0))
     safe_dataset._remove_stale_memory()
-    holder.kill()
-    holder.wait()
-    assert bool([*shared.iterdir()]) is (fate != 'killed')
+    assert bool([*tmp_path.iterdir()]) is (fate != 'killed')
+    lock.release()
 
 
-HOLDER = """
-import sys, time
-from filelock import FileLock
-with FileLock(sys.argv[1]):
-    print('held', flush=True)
-    time.sleep(600)
-"""
-
-
-def test_the_marker_of_shared_memory_goes_with_the_dataset(originals: Path, tmp_path: Path) -> None:
-    config = ImageDataConfig(streams={'s': ImageStreamConfig(f'{originals}/train')}, num_workers=0,
-                             num_canonical_nodes=4)
+def test_the_marker_of_shared_memory_goes_with_the_dataset(originals: Path) -> None:
     with as_if_a_process_ended():
-        loader = build_image_loader(config, IMAGE_SIZE, 8, 5, train=True, captions=True).dataloader
+        loader = _loader(_local(originals / 'train'), captions=True)
         marker = Path(f'/dev/shm/{loader.dataset._shm_prefix_int:06}_llm2clip')
         assert marker.is_file()
         del loader
@@ -402,12 +384,10 @@ def test_the_marker_of_shared_memory_goes_with_the_dataset(originals: Path, tmp_
 
 
 def test_the_next_dataset_takes_the_number_of_a_released_one(originals: Path) -> None:
-    config = ImageDataConfig(streams={'s': ImageStreamConfig(f'{originals}/train')}, num_workers=0,
-                             num_canonical_nodes=4)
     datasets = []
     for _ in range(2):
         with as_if_a_process_ended():
-            datasets.append(build_image_loader(config, IMAGE_SIZE, 8, 5, train=True, captions=True).dataloader.dataset)
+            datasets.append(_loader(_local(originals / 'train'), captions=True).dataset)
     assert datasets[0]._shm_prefix_int == datasets[1]._shm_prefix_int
     assert isinstance(datasets[0].spanner, ShardFinder)  # not Streaming's
 
@@ -441,20 +421,26 @@ EPOCHS: dict[str, dict[str, Any]] = {
 }
 
 
+def _two_streams(folder: Path, sizes: dict[str, int], canonical_nodes: int, options: dict[str, Any]) -> ImageDataConfig:
+    """Datasets with names and sizes; `options` are keys of the data, or of one of the streams behind its name."""
+    for name, size in sizes.items():
+        write_dataset(make_samples(size, prefix=name), folder / name, size_limit='8kb')
+    streams = {name: ImageStreamConfig(f'{folder}/{name}/train') for name in sizes}
+    config = ImageDataConfig(streams=streams, num_workers=0, num_canonical_nodes=canonical_nodes)
+    for key, value in options.items():
+        stream, _, field = key.rpartition('.')
+        setattr(streams[stream] if stream else config, field, value)
+    return config
+
+
 @pytest.mark.parametrize('options', EPOCHS.values(), ids=EPOCHS)
 def test_any_checkpoint_continues_as_an_undisturbed_run(options: dict[str, Any], tmp_path: Path) -> None:
     """After each batch, also the last one, and at the beginning of the next epoch; twice in a row."""
-    for name, n in (('a', 37), ('b', 30)):
-        write_dataset(make_samples(n, prefix=name), tmp_path / name, size_limit='8kb')
+    config = _two_streams(tmp_path, {'a': 37, 'b': 30}, 16, options)
 
     def loader() -> DataLoader:
         clean_stale_shared_memory()
-        streams = {name: ImageStreamConfig(f'{tmp_path}/{name}/train') for name in 'ab'}
-        config = ImageDataConfig(streams=streams, num_workers=0, num_canonical_nodes=16)
-        for key, value in options.items():
-            stream, _, field = key.rpartition('.')
-            setattr(streams[stream] if stream else config, field, value)
-        return build_image_loader(config, IMAGE_SIZE, 8, 5, train=True, captions=True).dataloader
+        return _loader(config, captions=True)
 
     def read(loader: DataLoader) -> list[Any]:
         """What identifies the samples of an epoch: their seeds, captions, and pixels."""
@@ -513,15 +499,8 @@ def test_the_order_of_an_epoch_is_that_of_streaming(
 def test_settings_of_an_epoch_that_do_not_go_together_are_refused(
     options: dict[str, Any], key: str, tmp_path: Path
 ) -> None:
-    for name in 'ab':
-        write_dataset(make_samples(10, prefix=name), tmp_path / name)
-    streams = {name: ImageStreamConfig(f'{tmp_path}/{name}/train') for name in 'ab'}
-    config = ImageDataConfig(streams=streams, num_workers=0, num_canonical_nodes=4)
-    for name, value in options.items():
-        stream, _, field = name.rpartition('.')
-        setattr(streams[stream] if stream else config, field, value)
     with as_if_a_process_ended(), refused_at(key):
-        build_image_loader(config, IMAGE_SIZE, 4, 5, train=True, captions=True)
+        _loader(_two_streams(tmp_path, {'a': 10, 'b': 10}, 4, options), 4, captions=True)
 
 
 @pytest.mark.parametrize('sizes', [[1], [5], [3, 1, 4], [1500, 700, 1, 1, 2048], [0, 2, 0, 3]])
