@@ -6,6 +6,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.planning.dry_run import Meter, StepCost, fake_ranks
 from llm2clip.planning.plan import Plan, sum_of
 from llm2clip.planning.planners import make_plan, on_meta
-from llm2clip.planning.roofline import GPUS
+from llm2clip.planning.roofline import GPUS, Kernel
 from llm2clip.teacher.clip_text import load_clip_text
 from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer
 
@@ -99,8 +100,12 @@ def test_batches_are_of_one_stream(image_dataset: Path, llm_folder: Path, tmp_pa
 @pytest.fixture
 def without_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans whose step is not measured, but costs the more the larger its batch is."""
-    monkeypatch.setattr(llm2clip.planning.planners, 'dry_run_step', lambda model, config, *_: StepCost(
-        flops=10**12 * config.global_train_batch_size, peak=2**30 * config.global_train_batch_size))
+    def measured(model: torch.nn.Module, config: Any, *_: Any) -> StepCost:
+        flops = 10**12 * config.global_train_batch_size
+        return StepCost(flops=flops, peak=2**30 * config.global_train_batch_size,
+                        kernels={Kernel(flops, size=10**9, in_16_bits=True): 1})
+
+    monkeypatch.setattr(llm2clip.planning.planners, 'dry_run_step', measured)
 
 
 @pytest.mark.usefixtures('without_step')
