@@ -171,7 +171,7 @@ def training_summary(config: Any, plan: Any, measured: Window) -> Result:
     waits = read_metrics(Path(config.save_folder, 'metrics.jsonl'))['time/data_wait']
     waited = steps * statistics.mean(wait for step, wait in waits.items() if step >= measured.first)
     return summary(
-        measured.seconds, steps, steps * config.global_train_batch_size, measured.tokens, plan.cost, steps,
+        measured.seconds, steps, steps * config.global_train_batch_size, measured.tokens, plan, steps,
         measured.peak, data_wait_share=waited / measured.seconds, before=measured.before,
         device_batch=plan.device_batch, microbatch=plan.microbatch, num_workers=config.train_data.num_workers)
 
@@ -198,26 +198,27 @@ def extract(config: ExtractConfig) -> Result:
     config.plan_tokens = round(done['tokens'] / done['captions'])
     with fake_ranks(1):
         plan: Any = make_plan(config)
-    return summary(seconds, round(plan.steps), done['captions'], done['tokens'], plan.cost, plan.steps, peak,
+    return summary(seconds, round(plan.steps), done['captions'], done['tokens'], plan, plan.steps, peak,
                    data_wait_share=None, before=before)
 
 
 def summary(
-    seconds: float, steps: int, items: int, tokens: int, cost: Any, planned_steps: float,
+    seconds: float, steps: int, items: int, tokens: int, plan: Any, planned_steps: float,
     peak: Mapping[str, float], **more: Any
 ) -> Result:
     """Return the result of `steps` in `seconds` between two synchronisations with the GPU.
 
-    `items` are samples or captions, `tokens` exclude padding, `cost` is that of a planned step, and `peak` is
-    in GiB.
+    `items` are samples or captions, `tokens` exclude padding, the plan is that of `planned_steps`, and `peak`
+    is in GiB.
     """
-    recomputed = planned_steps * cost.recomputed
-    flops = planned_steps * cost.flops - recomputed
+    recomputed = planned_steps * plan.cost.recomputed
+    flops = planned_steps * plan.cost.flops - recomputed
     result: Result = {
         'per_second': items / seconds, 'seconds_per_step': seconds / steps, 'steps': steps,
         'tokens_per_second': tokens / seconds or None, 'tflop_per_step': flops / steps / 1e12,
         'recomputed_tflop_per_step': recomputed / steps / 1e12, 'mfu': None, 'mfu_with_recomputation': None,
-        'plan_peak_gib': cost.peak / GIB, 'peak_over_plan': None}
+        'plan_seconds_per_step': None, 'seconds_over_plan': None,
+        'plan_peak_gib': plan.cost.peak / GIB, 'peak_over_plan': None}
     if peak:
         result['peak_over_plan'] = peak['peak_gib'] / result['plan_peak_gib']
         board = BOARDS.get(hardware())
@@ -225,6 +226,9 @@ def summary(
             possible = GPUS[board].bf16 * 1e12 * seconds
             result['mfu'] = flops / possible
             result['mfu_with_recomputation'] = (flops + recomputed) / possible
+            planned_seconds = planned_steps * plan.seconds(GPUS[board])
+            result['plan_seconds_per_step'] = planned_seconds / steps
+            result['seconds_over_plan'] = seconds / planned_seconds
     return result | dict(peak) | more
 
 

@@ -32,8 +32,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     def shown(value: Any, form: str) -> str:
         return '-' if value is None else format(value, form)
 
-    lines = [f'{"case":<26}{"per s":>10}{"x":>7}{"s/step":>10}{"MFU":>7}{"GiB":>8}{"plan":>8}{"ratio":>7}'
-             f'{"waits":>7}  against']
+    lines = [f'{"case":<26}{"per s":>10}{"x":>7}{"MFU":>7}{"s/step":>9}{"plan":>9}{"ratio":>7}{"GiB":>8}'
+             f'{"plan":>8}{"ratio":>7}{"waits":>7}  against']
     for name, result in results.items():
         if 'error' in result:
             lines.append(f'{name:<26}{"failed":>10}  {result["error"]}')
@@ -42,7 +42,9 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         rate = results.get(against, {}).get('per_second')
         lines.append(
             f'{name:<26}{result["per_second"]:>10,.1f}{shown(rate and result["per_second"] / rate, ".2f"):>7}'
-            f'{result["seconds_per_step"]:>10.3f}{shown(result["mfu"], ".1%"):>7}'
+            f'{shown(result["mfu"], ".1%"):>7}'
+            f'{result["seconds_per_step"]:>9.3f}{shown(result["plan_seconds_per_step"], ".3f"):>9}'
+            f'{shown(result["seconds_over_plan"], ".2f"):>7}'
             f'{shown(result.get("peak_gib"), ".1f"):>8}{shown(result["plan_peak_gib"], ".1f"):>8}'
             f'{shown(result["peak_over_plan"], ".2f"):>7}{shown(result["data_wait_share"], ".1%"):>7}  '
             + against)
