@@ -75,7 +75,6 @@ ALGORITHMS: _Registry = {
 }
 
 CALLBACKS: _Registry = {
-    'logit_scale_monitor': 'llm2clip.training.callbacks.monitors:LogitScaleMonitor',
     'lr_monitor': 'composer.callbacks:LRMonitor',
     'memory_monitor': 'composer.callbacks:MemoryMonitor',
     'runtime_estimator': 'composer.callbacks:RuntimeEstimator',

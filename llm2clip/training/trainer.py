@@ -100,9 +100,10 @@ def build_trainer(
     # Composer runs the algorithms of an `after_…` event in reverse order: gradients are averaged, then
     # measured, then clipped.
     algorithms = _build_algorithms(config, train_data)
-    algorithms += [*more_algorithms, StepMonitor(config.log_gradient_norms), AverageGlooGradients()]
+    monitor = StepMonitor(config.log_gradient_norms)
+    algorithms += [*more_algorithms, monitor, AverageGlooGradients()]
     settings = KeepSettings(config)
-    callbacks: list[Callback] = [settings, StopAtNonfinite()]
+    callbacks: list[Callback] = [settings, StopAtNonfinite(monitor)]
     callbacks += [*_build_callbacks(config), *more_callbacks]
     loggers = build_loggers(config)
     check_shared(config.checkpoint_folder)

@@ -21,9 +21,9 @@ METRICS_FILE = 'metrics.jsonl'
 class JSONLLogger(LoggerDestination):
     """Write the metrics of each step as a line of a file, on rank 0: ``{"step": …, "<metric>": …, …}``.
 
-    The line of the current step is rewritten with every new metric, so that a kill loses none.  A resumed run
-    continues the same file.  Its first metric removes those after the checkpoint, so a start that is refused
-    changes nothing.
+    The line of a step is written when the step has ended, and again with the metrics that follow, before a
+    checkpoint is.  So a kill loses those of the current step alone.  A resumed run continues the same file.
+    Its first metric removes those after the checkpoint, so a start that is refused changes nothing.
     """
 
     def __init__(self, path: Union[str, Path]) -> None:
@@ -59,9 +59,18 @@ class JSONLLogger(LoggerDestination):
         if not self._record:
             self._open(self._begins_at)
         if step != self._record['step']:
+            self._write()
             self._start = self._file.seek(0, 2)
             self._record = {'step': step}
         self._record.update({name: float(value) for name, value in metrics.items()})
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self._write()
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        self._write()
+
+    def eval_end(self, state: State, logger: Logger) -> None:
         self._write()
 
     def _write(self) -> None:
@@ -73,6 +82,7 @@ class JSONLLogger(LoggerDestination):
 
     def close(self, state: State, logger: Logger) -> None:
         if self._file is not None:
+            self._write()
             self._file.close()
         self._begins_at = self._file = None
 

@@ -29,32 +29,28 @@ _WAITS = 100
 _WAITING_SHARE = 0.1
 
 
-class LogitScaleMonitor(Callback):
-    """Log ``logit_scale``, the factor on the cosine similarities, after each step."""
-
-    def batch_end(self, state: State, logger: Logger) -> None:
-        for name, parameter in state.model.named_parameters():
-            if name.rsplit('.', 1)[-1] == 'logit_scale':
-                logger.log_metrics({'logit_scale': whole(parameter).detach().exp().item()})
-
-
 class StepMonitor(Algorithm):
-    """Log ``gradient_norm``, the L2 norm of a step's gradients before clipping, and ``time/data_wait``, the
-    seconds that rank 0 waited for the batch; warn after 100 steps if it waited for a tenth of the time.  With
-    `per_parameter`, log ``gradient_norm/<name>`` of each parameter, too.
+    """Log ``gradient_norm``, the L2 norm of a step's gradients before clipping; ``weight_norm``, that of the
+    trained weights after the step; ``logit_scale``, the factor on the cosine similarities; and
+    ``time/data_wait``, the seconds that rank 0 waited for the batch.  Warn after 100 steps if it waited for a
+    tenth of the time.  With `per_parameter`, log ``gradient_norm/<name>`` of each parameter, too.
 
-    It is an algorithm because callbacks run after all algorithms: clipping, and `GradCache`'s first pass.
+    All values are read once, after the optimizer, so that no step waits for the GPU.  It is an algorithm
+    because callbacks run after all algorithms: clipping, and `GradCache`'s first pass.
     """
 
     def __init__(self, per_parameter: bool = False) -> None:
         self.per_parameter = per_parameter
+        self.weight_norm = 0.0
+        self._gradient_norms: dict[str, torch.Tensor] = {}
         self._start = time.monotonic()
         self._batches = 0  # of this process
         self._waited = 0.0  # seconds, without those for the first batch
         self._first_batch = self._start
 
     def match(self, event: Event, state: State) -> bool:
-        return event in (Event.BEFORE_DATALOADER, Event.AFTER_DATALOADER, Event.AFTER_TRAIN_BATCH)
+        return event in (Event.BEFORE_DATALOADER, Event.AFTER_DATALOADER, Event.AFTER_TRAIN_BATCH,
+                         Event.BATCH_END)
 
     def apply(self, event: Event, state: State, logger: Logger) -> Optional[int]:
         if event == Event.BEFORE_DATALOADER:
@@ -63,15 +59,28 @@ class StepMonitor(Algorithm):
             wait = time.monotonic() - self._start
             logger.log_metrics({'time/data_wait': wait})
             self._warn_of_waits(wait)
-        else:
+        elif event == Event.AFTER_TRAIN_BATCH:
             gradients: dict[str, torch.Tensor] = {}
             for name, parameter in state.model.named_parameters():
                 if parameter.grad is not None:
                     gradients[f'gradient_norm/{unwrapped_name(name)}'] = parameter.grad
-            norms = {'gradient_norm': get_total_norm(gradients.values())}
+            self._gradient_norms = {'gradient_norm': get_total_norm(gradients.values())}
             if self.per_parameter:
-                norms.update((name, get_total_norm([gradient])) for name, gradient in gradients.items())
-            logger.log_metrics({name: whole(norm).item() for name, norm in norms.items()})
+                for name, gradient in gradients.items():
+                    self._gradient_norms[name] = get_total_norm([gradient])
+        else:
+            self._log_step(state, logger)
+
+    def _log_step(self, state: State, logger: Logger) -> None:
+        trained = [weight for weight in state.model.parameters() if weight.requires_grad]
+        values = self._gradient_norms | {'weight_norm': get_total_norm(trained)}
+        for name, parameter in state.model.named_parameters():
+            if name.rsplit('.', 1)[-1] == 'logit_scale':
+                values['logit_scale'] = parameter.detach().exp()
+        on_device = torch.stack([whole(value).float().reshape(()) for value in values.values()])
+        metrics = dict(zip(values, on_device.tolist()))
+        self.weight_norm = metrics['weight_norm']
+        logger.log_metrics(metrics, step=state.timestamp.batch.value - 1)
 
     def _warn_of_waits(self, wait: float) -> None:
         self._batches += 1
@@ -132,9 +141,11 @@ class StopAtNonfinite(Callback):
     of the step is written.
 
     It names the samples of all ranks with features that are not finite or, without any, those of this rank.
+    The `monitor` knows the norm of the weights.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, monitor: StepMonitor) -> None:
+        self._monitor = monitor
         self._sample_ids: list[str] = []
         # Rows, and whether their features are finite.
         self._finite: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -154,7 +165,6 @@ class StopAtNonfinite(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         step = state.timestamp.batch.value - 1
         loss = state.total_loss_dict['loss/train/total']
-        trained = [weight for weight in state.model.parameters() if weight.requires_grad]
         if not math.isfinite(loss):
             bad: set[int] = set()
             for rows, finite in self._finite:
@@ -165,7 +175,7 @@ class StopAtNonfinite(Callback):
             if sample_ids:
                 suspects = f'samples with features that are not finite: {sample_ids}'
             raise NonfiniteError(f'the loss of step {step} is {loss}; {suspects}')
-        if not math.isfinite(whole(get_total_norm(trained)).item()):
+        if not math.isfinite(self._monitor.weight_norm):
             raise NonfiniteError(f'step {step} made weights that are not finite, although its loss is '
                                  f'finite; samples: {self._sample_ids}')
 

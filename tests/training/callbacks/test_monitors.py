@@ -29,14 +29,17 @@ def test_a_nonfinite_loss_names_step_and_samples(tmp_path: Path, cached: bool) -
     batches = make_batches()
     batches[2]['x'][1] = torch.nan
     with pytest.raises(NonfiniteError, match=r"loss of step 2 is nan; .*not finite: \['s21'\]$"):
-        train(tmp_path, batches=batches, callbacks=[StopAtNonfinite()], algorithms=[GradCache()] if cached else [],
+        monitor = StepMonitor()
+        algorithms = [GradCache(), monitor] if cached else [monitor]
+        train(tmp_path, batches=batches, callbacks=[StopAtNonfinite(monitor)], algorithms=algorithms,
               device_train_microbatch_size=3 if cached else 8)
     assert {path.name for path in tmp_path.glob('ep*')} == {'ep0-ba1-rank0.pt', 'ep0-ba2-rank0.pt'}
 
 
 def test_nonfinite_weights_never_reach_a_checkpoint(tmp_path: Path) -> None:
+    monitor = StepMonitor()
     with pytest.raises(NonfiniteError, match='step 0 made weights that are not finite'):
-        train(tmp_path, lr=float('inf'), callbacks=[StopAtNonfinite()])
+        train(tmp_path, lr=float('inf'), callbacks=[StopAtNonfinite(monitor)], algorithms=[monitor])
     assert not [*tmp_path.glob('ep*')]
 
 
