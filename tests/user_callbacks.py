@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 from composer import Callback, Logger, State
+from torch._dynamo.utils import counters
 
 
 class GroupsHaveTimeout(Callback):
@@ -19,3 +20,10 @@ class GroupsHaveTimeout(Callback):
         assert state.device_mesh is not None
         for group in state.device_mesh.get_all_groups():
             assert group._get_backend(torch.device('cpu')).options._timeout == self.timeout
+
+
+class CountGraphs(Callback):
+    """Log the number of graphs that `torch.compile` has compiled so far."""
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        logger.log_metrics({'graphs': counters['stats']['unique_graphs']}, step=state.timestamp.batch.value - 1)

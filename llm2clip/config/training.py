@@ -125,8 +125,8 @@ class TrainerConfig:
     loggers: dict[str, Component] = field(default_factory=dict)
     """Name of a logger in `llm2clip/registry.py` -> arguments.  `metrics.jsonl` is always written."""
     compile: Optional[Component] = None
-    """Arguments of `torch.compile` for the repeated blocks of the model, `{}` for defaults.
-    Unset: no compilation."""
+    """Arguments of `torch.compile` for the repeated blocks of the model, `{}` for defaults, which need a C
+    compiler.  Unset: no compilation."""
     fsdp: Optional[FsdpConfig] = None
     """Shard the model over the ranks with FSDP2.  Unset: DDP, where every rank holds the whole model."""
 

@@ -106,6 +106,8 @@ def compile_blocks(model: ComposerModel, **arguments: Any) -> None:
     recomputation, patch dropout, GradCache's two passes, the loss.
     """
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
+    # DDP's own option would split blocks where its buckets of gradients end.
+    torch._dynamo.config.optimize_ddp = False
     for child in model.children():
         # Without `is_block`, the FSDP units are the blocks; the head of MNTP and a learned scale have none.
         is_block: Any = getattr(child, 'is_block', getattr(child, 'fsdp_wrap_fn', lambda module: False))

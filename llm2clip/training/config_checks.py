@@ -3,7 +3,11 @@
 
 """Check the configuration of a training before anything is loaded."""
 
+import os
+import shutil
+import sysconfig
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from composer import Algorithm, Evaluator, Event, State
@@ -56,6 +60,18 @@ def check_train_config(config: TrainConfig) -> None:
          'would only see the negatives inside it. Add `algorithms: {grad_cache: {}}`, which keeps the loss '
          'that of the global batch, or leave the key out, or lower global_train_batch_size.'),
     ])
+
+
+def check_compiler(config: TrainConfig) -> None:
+    """Check that this machine has what the default backend of `torch.compile` needs, a C compiler and
+    Python's headers; a plan needs neither."""
+    if config.compile is None or config.compile.get('backend', 'inductor') != 'inductor':
+        return
+    compiler = os.environ.get('CC') or shutil.which('gcc') or shutil.which('clang')
+    header = Path(sysconfig.get_path('include'), 'Python.h')
+    if not compiler or not header.is_file():
+        raise ConfigError(f'torch.compile needs a C compiler and {header}, expected the packages gcc and '
+                          'python3-dev, or null', key='compile')
 
 
 def _check_grad_cache(algorithms: Mapping[str, Algorithm], config: TrainConfig) -> None:

@@ -35,7 +35,7 @@ from llm2clip.training.callbacks.resumption import (
     naming_callbacks,
 )
 from llm2clip.training.checkpoints import check_shared, find_checkpoint, written_checkpoints
-from llm2clip.training.config_checks import check_train_config, evaluated_metrics
+from llm2clip.training.config_checks import check_compiler, check_train_config, evaluated_metrics
 from llm2clip.training.loggers import build_loggers, log_to_wandb
 from llm2clip.training.optim import build_optimizer
 from llm2clip.training.run_folder import write_settings
@@ -72,6 +72,7 @@ def initialize(config: TrainConfig, results: Mapping[Path, str]) -> None:
     set_up_process(device, config.precision)
     dist.initialize_dist(device, config.dist_timeout)
     check_train_config(dataclasses.replace(config, device=device.name))
+    check_compiler(config)
 
 
 def run_training(config: TrainConfig, parts: Parts, results: Collection[Path]) -> None:
