@@ -11,7 +11,7 @@ import torch
 from composer.devices import DeviceCPU
 
 from llm2clip.config import EvaluatedModelConfig, ZeroshotConfig
-from llm2clip.data.zeroshot_sets import zeroshot_set
+from llm2clip.data.classification_sets import zeroshot_set
 from llm2clip.evaluation.classifiers import class_features, zeroshot_metrics
 from llm2clip.evaluation.evaluated_models import EvaluatedModel, load_evaluated_model
 from llm2clip.evaluation.image_features import encode_batches

@@ -23,9 +23,9 @@ from recipes_in_process import ROOT, SCHEMAS, run_recipe
 
 from llm2clip.config import ExtractConfig, InheritanceConfig, PrepareConfig, Stage1Config, Stage2Config, TrainConfig
 from llm2clip.config.loading import leaves, load_config
+from llm2clip.data.classification_sets import read_templates
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.image_text_dataset import caption_mix
-from llm2clip.data.zeroshot_sets import read_templates
 from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
 from llm2clip.models.towers import tower_preprocessing
 from llm2clip.registry import CLASSIFICATION_SETS, check, named
@@ -159,7 +159,7 @@ def test_stage1_trains_a_stand_in(
     stand_in = [f'text_encoder.pretrained={llm_folder}', 'text_encoder.gguf_file=null', 'text_encoder.dtype=float32',
                 'global_train_batch_size=8', 'global_eval_batch_size=8', 'device_train_microbatch_size=8', 'device=cpu',
                 'precision=fp32', 'max_duration=1ba', f'save_folder={tmp_path}/run', 'train_data.num_workers=0',
-                'train_data.num_canonical_nodes=8', 'progress_bar=false', 'text_encoder.adapters=[]']
+                'train_data.num_canonical_nodes=8', 'progress_bar=false', 'text_encoder.adapters=[]', 'compile=null']
     config = load_config(Stage1Config, args)
     assert config.text_encoder.bidirectional and config.lora.r == 16
     assert config.logit_scale == (20.0 if file.endswith(('quickstart/steps.yaml', 'simcse.yaml')) else 50.0)

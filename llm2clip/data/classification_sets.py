@@ -1,24 +1,28 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Classification sets: ImageNet-style folders, and tars in the layout of CLIP_benchmark."""
+"""Classification sets: ImageNet-style folders, and tars in the layout of CLIP_benchmark; for zero-shot
+classification, with prompt templates for the class names."""
 
 import io
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 
+from llm2clip.config import ZeroshotConfig
 from llm2clip.config.ranges import FolderName, Text
 from llm2clip.data.caption_files import check_text, read_lines
 from llm2clip.data.images import ImageFiles
 from llm2clip.data.tars import IMAGES, tar_samples
-from llm2clip.errors import ConfigError, FileError
+from llm2clip.errors import ConfigError, FileError, under
 from llm2clip.io.files import read_json, read_text, reading
+from llm2clip.registry import open_set
 
 # Folder of ImageNet, a WordNet id or a number.  Two of its classes may have the same name, as `crane`.
 _CODE = re.compile(r'n?\d+')
@@ -176,3 +180,65 @@ def clip_benchmark(local: Text, split: FolderName = 'test') -> ClassificationSet
     if not Path(templates).is_file():
         templates = None
     return ClassificationSet(local, ids, labels, classes, TarImages(places), templates)
+
+
+class ZeroshotSet(NamedTuple):
+    """Images with classes, and prompt templates with `{}` for the class name."""
+
+    dataset: ClassificationSet
+    templates: list[str]
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have several classes or none."""
+        return not isinstance(self.dataset.labels[0], int)
+
+    @property
+    def names(self) -> list[str]:
+        """Class names without duplicates."""
+        return list(dict.fromkeys(self.dataset.classes))
+
+    @property
+    def prompts(self) -> list[str]:
+        """Prompts of all class names, name by name."""
+        pairs = itertools.product(self.names, self.templates)
+        return [template.replace('{}', name) for name, template in pairs]
+
+
+def zeroshot_set(config: ZeroshotConfig, key: str) -> ZeroshotSet:
+    """Open a zero-shot set with the prompt templates of the configuration, or else its own.
+
+    Args:
+        config: Source of the set and file of the templates.
+        key: Configuration key of `config`, for error messages.
+
+    Raises:
+        ConfigError: The set cannot be opened, or there are no prompts.
+        FileError: A file is missing or damaged.
+    """
+    dataset = open_set('zeroshot', config.source, f'{key}.source')
+    templates = config.templates or dataset.templates
+    with under(f'{key}.templates'):
+        if templates is None:
+            raise ConfigError(f'required but not set, since {dataset.name} has no prompts of its own')
+        return ZeroshotSet(dataset, read_templates(templates))
+
+
+def read_templates(path: Union[str, Path]) -> list[str]:
+    """Return the prompt templates in the lines of a text file.
+
+    `{c}` becomes `{}`, and lines that start with # are skipped.
+
+    Raises:
+        ConfigError: There is no template, or a line has no placeholder.
+        FileError: The file is missing or damaged.
+    """
+    templates: list[str] = []
+    for where, line in read_lines(str(path)):
+        if not line.startswith('#'):
+            templates.append(line.replace('{c}', '{}'))
+            if '{}' not in templates[-1]:
+                raise ConfigError(f'{where}: {line!r}, expected a prompt with {{}} for the class name')
+    if not templates:
+        raise ConfigError(f'{path} has no prompt')
+    return templates

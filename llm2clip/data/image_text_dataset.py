@@ -11,9 +11,8 @@ import torch
 from composer.core import DataSpec
 
 from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig
-from llm2clip.data.augmentations import pixels_needed, seeded, train_transform
 from llm2clip.data.captions import draw_captions, text_id
-from llm2clip.data.images import decode_pixels
+from llm2clip.data.images import decode_pixels, pixels_needed, seeded, train_transform
 from llm2clip.data.loader import (
     all_caption_keys,
     all_keys,

@@ -16,9 +16,8 @@ import xxhash
 
 from llm2clip.config import CRAConfig, EvaluateConfig, RetrievalConfig
 from llm2clip.config.loading import read_config, save_config
-from llm2clip.data.classification_sets import ClassificationSet
+from llm2clip.data.classification_sets import ClassificationSet, zeroshot_set
 from llm2clip.data.schema import CAPTION, SAMPLE_ID, read_columns, read_index, whole_shard
-from llm2clip.data.zeroshot_sets import zeroshot_set
 from llm2clip.device import Device
 from llm2clip.errors import ConfigError, under
 from llm2clip.evaluation.classifiers import class_features, linear_probe, zeroshot_metrics

@@ -1,7 +1,8 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Text encoders that the key `teacher` names: LLMs, sentence-transformers models, CLIP text towers."""
+"""Text encoders that the key `teacher` names: LLMs, sentence-transformers models, CLIP text towers; and the
+teacher of the embeddings that a training reads, and that of a resumed run."""
 
 import dataclasses
 import shutil
@@ -12,15 +13,19 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import xxhash
+from composer import DataSpec, Evaluator
 from huggingface_hub import snapshot_download
 from torch.distributed.device_mesh import init_device_mesh
 
 from llm2clip.config import (
+    AdapterConfig,
     ClipTextTeacherConfig,
     LLMTeacherConfig,
     SentenceTransformersTeacherConfig,
 )
 from llm2clip.config.loading import computes_bfloat16
+from llm2clip.config.teacher import Teachers
+from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.device import Device
 from llm2clip.errors import ConfigError
 from llm2clip.io.files import read_json, reading
@@ -28,11 +33,17 @@ from llm2clip.io.tensors import hash_tensors
 from llm2clip.modeling.loaders import teacher_files
 from llm2clip.modeling.sentence_transformer import encode_sentences, load_sentence_transformer
 from llm2clip.modeling.text_encoder import CaptionTokenizer, TextEncoder, Tokenized, encode_tokens
-from llm2clip.ranks import dist, once_per_node
+from llm2clip.ranks import dist, is_first, once_per_node
 from llm2clip.teacher.caption_teacher import CaptionTeacher, TeacherSource
 from llm2clip.teacher.clip_text import ClipText
 from llm2clip.teacher.embedder import Embedded, OnBatch
-from llm2clip.teacher.fingerprint import Fingerprint, hash_files, hash_settings
+from llm2clip.teacher.fingerprint import (
+    Fingerprint,
+    TeacherRecord,
+    hash_files,
+    hash_settings,
+    teacher_of_embeddings,
+)
 from llm2clip.teacher.llm import (
     encoding,
     load_teacher,
@@ -283,3 +294,29 @@ def check_teachers(configs: Any, fingerprint: Fingerprint, name: str) -> None:
         expected = Fingerprint.concatenate(
             once_per_node(source.fingerprint, f'teacher {source.name}') for source in sources)
         fingerprint.check(expected, name, ' and '.join(source.name for source in sources))
+
+
+def teacher_of_data(
+    teacher: Teachers, adapter: AdapterConfig, data: DataSpec, evaluators: Sequence[Evaluator]
+) -> TeacherRecord:
+    """Return the record of the teacher of all embeddings datasets, in training and in evaluation.
+
+    Raises:
+        ConfigError: They have different teachers, or another one than `teacher`, the configuration.
+    """
+    record = teacher_of_embeddings(data, adapter)
+    check_teachers(teacher, record.teacher, 'the embeddings dataset of train_data')
+    for evaluator in evaluators:
+        eval_record = teacher_of_embeddings(evaluator.dataloader, adapter)
+        eval_record.teacher.check(record.teacher, 'eval_data', 'train_data')
+    return record
+
+
+def check_teacher_of_run(record: TeacherRecord, run: Union[str, Path]) -> None:
+    """Raise a ConfigError, on rank 0, if the run in a folder was begun with another teacher."""
+    if not is_first() or not Path(run, TEACHER_FILE).is_file():
+        return
+    differing = TeacherRecord.read(run).difference(record)
+    if differing is not None:
+        raise ConfigError(f'the run in {run} was begun with another teacher: {differing}; choose another '
+                          'save_folder')

@@ -19,9 +19,9 @@ from llm2clip.models.adapter_folder import KIND, WEIGHTS_FILE, build_adapter, sa
 from llm2clip.models.inherited_adapter import ComposerInheritance
 from llm2clip.ranks import is_first
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
+from llm2clip.teacher.sources import check_teacher_of_run, teacher_of_data
 from llm2clip.training.config_checks import check_metrics, evaluated_metrics
 from llm2clip.training.run_folder import is_complete
-from llm2clip.training.teachers import check_teacher_of_run, teacher_of_data
 from llm2clip.training.trainer import Parts, initialize, run_training
 
 

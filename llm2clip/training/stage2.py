@@ -11,9 +11,9 @@ from composer.loggers import Logger
 from composer.utils import reproducibility
 
 from llm2clip.config import Stage2Config
+from llm2clip.data.classification_sets import zeroshot_set
 from llm2clip.data.image_text_dataset import build_image_loader, reads_image_embeddings
 from llm2clip.data.streams.safe_dataset import device_batch_size
-from llm2clip.data.zeroshot_sets import zeroshot_set
 from llm2clip.device import get_device
 from llm2clip.errors import under
 from llm2clip.models.adapter_folder import load_adapter
@@ -24,11 +24,10 @@ from llm2clip.models.sharding import without_ddp
 from llm2clip.models.towers import train_image_size
 from llm2clip.ranks import broadcast_from_rank0, is_first
 from llm2clip.teacher.fingerprint import TeacherRecord
-from llm2clip.teacher.sources import teacher_source
+from llm2clip.teacher.sources import check_teacher_of_run, teacher_of_data, teacher_source
 from llm2clip.training.algorithms.batches import InitialImages, SelfDistillation, TextEncoderInLoop
 from llm2clip.training.config_checks import check_metrics, evaluated_metrics
 from llm2clip.training.runs import load_initial_weights
-from llm2clip.training.teachers import check_teacher_of_run, teacher_of_data
 from llm2clip.training.text_encoders import TrainedText, text_folders
 from llm2clip.training.trainer import Parts, initialize, run_training
 from llm2clip.training.zeroshot import zeroshot_classes, zeroshot_evaluator

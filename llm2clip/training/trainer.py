@@ -5,18 +5,20 @@
 
 import dataclasses
 import gc
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from composer import Algorithm, Callback, DataSpec, Evaluator, Trainer
+from composer.loggers import LoggerDestination
 from composer.models import ComposerModel
 from torch.distributed import distributed_c10d
 
 from llm2clip.config import TrainConfig
-from llm2clip.config.loading import settings_in_folder
+from llm2clip.config.loading import learned_settings, settings_in_folder
 from llm2clip.device import get_device, set_up_process
 from llm2clip.errors import ConfigError
 from llm2clip.io.folders import check_replaceable
@@ -26,8 +28,8 @@ from llm2clip.ranks import broadcast_from_rank0, dist, is_first
 from llm2clip.registry import build, build_all, named
 from llm2clip.teacher.fingerprint import TeacherRecord
 from llm2clip.training.algorithms.weights import AverageGlooGradients
-from llm2clip.training.callbacks.jsonl_logger import METRICS_FILE, read_metrics
-from llm2clip.training.callbacks.monitors import SaveBest, StepMonitor, StopAtNonfinite
+from llm2clip.training.callbacks.jsonl_logger import METRICS_FILE, JSONLLogger, read_metrics
+from llm2clip.training.callbacks.monitors import ProgressBar, SaveBest, StepMonitor, StopAtNonfinite
 from llm2clip.training.callbacks.resumption import (
     KeepSettings,
     RemoveUploaded,
@@ -36,7 +38,6 @@ from llm2clip.training.callbacks.resumption import (
 )
 from llm2clip.training.checkpoints import check_shared, find_checkpoint, written_checkpoints
 from llm2clip.training.config_checks import check_compiler, check_train_config, evaluated_metrics
-from llm2clip.training.loggers import build_loggers, log_to_wandb
 from llm2clip.training.optim import build_optimizer
 from llm2clip.training.run_folder import write_settings
 
@@ -106,7 +107,7 @@ def build_trainer(
     settings = KeepSettings(config)
     callbacks: list[Callback] = [settings, StopAtNonfinite(monitor)]
     callbacks += [*_build_callbacks(config), *more_callbacks]
-    loggers = build_loggers(config)
+    loggers = _build_loggers(config)
     check_shared(config.checkpoint_folder)
     checkpoint = None
     if config.autoresume:
@@ -148,18 +149,9 @@ def build_trainer(
     )
     set_up_process(trainer.state.device, config.precision)  # Composer may have turned TF32 on again
     if 'wandb' in config.loggers:
-        log_to_wandb(trainer, config, config.loggers['wandb'], settings.run_id)
-    if trainer.state.device_mesh is not None:
-        # PyTorch 2.7 has the private function alone.
-        set_timeout = getattr(distributed_c10d, 'set_timeout', distributed_c10d._set_pg_timeout)
-        for group in trainer.state.device_mesh.get_all_groups():  # those of replicas would have 10 minutes
-            set_timeout(timedelta(seconds=config.dist_timeout), group)
+        _log_to_wandb(trainer, config, config.loggers['wandb'], settings.run_id)
     if config.fsdp is not None:
-        # Reference cycles keep the unsharded weights alive, which are as large as the model.
-        gc.collect()
-        sharding = set_up_units(trainer.state.model)
-        if is_first():
-            print(sharding, flush=True)
+        _set_up_shards(trainer, config.dist_timeout)
     if '://' in config.checkpoint_folder and not is_first():
         trainer.state.callbacks.append(RemoveUploaded(trainer))
     if checkpoint is not None and is_first():
@@ -170,6 +162,20 @@ def build_trainer(
         status = 'complete at' if is_complete else 'resumes from'
         print(f'{status} batch {batch} (max_duration: {config.max_duration}), {checkpoint}', flush=True)
     return trainer
+
+
+def _set_up_shards(trainer: Trainer, timeout: float) -> None:
+    """Let the groups of a sharded model wait for `timeout` seconds, and set the precision of its units."""
+    if trainer.state.device_mesh is not None:
+        # PyTorch 2.7 has the private function alone.
+        set_timeout = getattr(distributed_c10d, 'set_timeout', distributed_c10d._set_pg_timeout)
+        for group in trainer.state.device_mesh.get_all_groups():  # those of replicas would have 10 minutes
+            set_timeout(timedelta(seconds=timeout), group)
+    # Reference cycles keep the unsharded weights alive, which are as large as the model.
+    gc.collect()
+    sharding = set_up_units(trainer.state.model)
+    if is_first():
+        print(sharding, flush=True)
 
 
 def _build_algorithms(config: TrainConfig, train_data: DataSpec) -> list[Algorithm]:
@@ -217,3 +223,27 @@ def _lacks_last_evaluation(trainer: Trainer, config: TrainConfig) -> bool:
             if value > callback.in_file:
                 return True
     return False
+
+
+def _build_loggers(config: TrainConfig) -> list[LoggerDestination]:
+    """Build all loggers except `wandb`, which `_log_to_wandb` adds."""
+    arguments = {name: dict(values) for name, values in config.loggers.items() if name != 'wandb'}
+    if 'tensorboard' in arguments:
+        arguments['tensorboard'].setdefault('log_dir', f'{config.save_folder}/tensorboard')
+    loggers: list[LoggerDestination] = build_all('loggers', arguments)
+    if config.progress_bar:
+        loggers.append(ProgressBar())
+    return [*loggers, JSONLLogger(Path(config.save_folder, METRICS_FILE))]
+
+
+def _log_to_wandb(trainer: Trainer, config: TrainConfig, arguments: dict[str, Any], run_id: str) -> None:
+    """Add Composer's logger for W&B, after the checkpoint is loaded, which names the W&B run to continue."""
+    options = {'dir': os.environ.get('WANDB_DIR', config.save_folder), 'resume': 'allow',
+               'config': learned_settings(config)}
+    if is_first() and 'WANDB_RUN_ID' not in os.environ:
+        options['id'] = run_id
+    options.update(arguments.get('init_kwargs', {}))
+    logger = build('loggers', 'wandb', arguments | {'init_kwargs': options}, 'loggers.wandb')
+    trainer.logger.destinations = (*trainer.logger.destinations, logger)
+    trainer.state.callbacks.append(logger)
+    logger.init(trainer.state, trainer.logger)

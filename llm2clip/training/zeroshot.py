@@ -17,8 +17,8 @@ from composer.loggers import Logger
 from torch.utils.data import DataLoader, Dataset
 
 from llm2clip.config import Stage2Config
+from llm2clip.data.classification_sets import ZeroshotSet
 from llm2clip.data.images import decode_pixels
-from llm2clip.data.zeroshot_sets import ZeroshotSet
 from llm2clip.device import Device, exact_float32, get_device, get_precision_context
 from llm2clip.errors import FileError
 from llm2clip.losses.contrastive import all_gather

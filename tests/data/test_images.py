@@ -17,8 +17,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import CLIPImageProcessorFast
 
-from llm2clip.data.augmentations import pixels_needed, seeded, train_transform
-from llm2clip.data.images import decode_image, decode_pixels
+from llm2clip.data.images import decode_image, decode_pixels, pixels_needed, seeded, train_transform
 from llm2clip.data.images import encode_image as encode
 from llm2clip.modeling.image_processing_llm2clip import MAX_PIXELS, LLM2CLIPImageProcessor, normalize, resize_and_crop
 

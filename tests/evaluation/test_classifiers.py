@@ -16,7 +16,7 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import train_test_split
 
 from llm2clip.config import SGDProbeConfig
-from llm2clip.data.zeroshot_sets import read_templates
+from llm2clip.data.classification_sets import read_templates
 from llm2clip.errors import ConfigError
 from llm2clip.evaluation.classifiers import linear_probe, sgd_logits, zeroshot_metrics
 

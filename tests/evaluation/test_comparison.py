@@ -22,8 +22,7 @@ from recipes_in_process import ROOT
 
 import llm2clip.evaluation.report
 from llm2clip.config import EvaluateConfig, EvaluatedModelConfig, RetrievalConfig, ZeroshotConfig
-from llm2clip.data.classification_sets import ClassificationSet
-from llm2clip.data.zeroshot_sets import ZeroshotSet
+from llm2clip.data.classification_sets import ClassificationSet, ZeroshotSet
 from llm2clip.evaluation.benchmarks import Evaluation, published_name
 from llm2clip.evaluation.comparison import BenchmarkResult, average, compare
 from llm2clip.evaluation.paper import reported_average, reported_recalls

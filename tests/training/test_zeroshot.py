@@ -18,7 +18,7 @@ from refusals import refused_at
 from set_files import SEVERAL_CLASSES, write_custom_sets, write_wds
 
 from llm2clip.config import ZeroshotConfig
-from llm2clip.data.zeroshot_sets import zeroshot_set
+from llm2clip.data.classification_sets import zeroshot_set
 from llm2clip.errors import FileError
 from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.training import trainer, zeroshot
