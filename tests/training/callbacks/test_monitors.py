@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 import torch
 from composer.algorithms import GradientClipping
-from composer.core import Event
-from composer.loggers import InMemoryLogger
+from composer.core import Callback, Event, State
+from composer.loggers import InMemoryLogger, Logger
 from composer.utils import get_device
 from small_training import make_batches, train
+from torch.utils.data import DataLoader
 
 from llm2clip.io.tensors import read_safetensors, write_safetensors
 from llm2clip.training.algorithms.grad_cache import GradCache
 from llm2clip.training.callbacks import monitors
+from llm2clip.training.callbacks.jsonl_logger import JSONLLogger, read_metrics
 from llm2clip.training.callbacks.monitors import NonfiniteError, SaveBest, StepMonitor, StopAtNonfinite, TextMonitor
 from llm2clip.training.runs import BEST_FILE
 
@@ -41,6 +43,26 @@ def test_nonfinite_weights_never_reach_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(NonfiniteError, match='step 0 made weights that are not finite'):
         train(tmp_path, lr=float('inf'), callbacks=[StopAtNonfinite(monitor)], algorithms=[monitor])
     assert not [*tmp_path.glob('ep*')]
+
+
+def test_metrics_of_a_step_are_in_the_file_before_its_checkpoint(tmp_path: Path) -> None:
+    file = tmp_path / 'metrics.jsonl'
+    seen: list[dict[str, dict[int, float]]] = []
+
+    class Reader(Callback):
+        def eval_end(self, state: State, logger: Logger) -> None:
+            logger.log_metrics({'evaluated': 1.0})
+
+        def batch_checkpoint(self, state: State, logger: Logger) -> None:
+            seen.append(read_metrics(file))
+
+    held_out = DataLoader([0], batch_size=1, collate_fn=lambda _: make_batches()[0])
+    train(tmp_path, callbacks=[Reader()], algorithms=[StepMonitor()], loggers=[JSONLLogger(file)],
+          eval_dataloader=held_out, eval_interval='1ba')
+    assert len(seen) > 2
+    for step, metrics in enumerate(seen, 1):
+        assert list(metrics['loss/train/total']) == list(metrics['weight_norm']) == list(range(step))
+        assert list(metrics['evaluated']) == list(range(1, step + 1))
 
 
 @pytest.mark.parametrize('per_parameter', [False, True])
