@@ -6,6 +6,7 @@
 Without a GPU these tests fail.  With ``DEVICE=cpu`` they run on the CPU, in 16 bits too, which tries the tests.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,6 @@ from launched import DEVICE, Train, stage1_arguments, stage2_arguments
 from recipes_in_process import run_recipe
 
 import llm2clip.training.trainer
-from llm2clip.training import stage1, stage2
 from llm2clip.training.algorithms import grad_cache
 
 
@@ -38,13 +38,16 @@ def _there_is_a_gpu() -> Iterator[None]:
 
 @contextmanager
 def _sixteen_bits_on_a_cpu() -> Iterator[None]:
-    """Let Composer's Trainer compute in 16 bits on a CPU, which it refuses."""
+    """Let Composer's Trainer compute in 16 bits on a CPU, which it and the check of a configuration refuse."""
     types = {'amp_bf16': torch.bfloat16, 'amp_fp16': torch.float16}
 
     def context(precision: Any, *_: Any, **__: Any) -> Any:
         return torch.autocast('cpu', types.get(precision.value), enabled=precision.value in types)
 
+    check = llm2clip.training.trainer.check_train_config
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llm2clip.training.trainer, 'check_train_config',
+                      lambda config: check(dataclasses.replace(config, precision='fp32')))
         patch.setattr(composer.trainer.trainer, '_validate_precision', lambda *_: None)
         for module in (composer.trainer.trainer, grad_cache):
             patch.setattr(module, 'get_precision_context', context)
@@ -100,12 +103,12 @@ def train_on_two(arguments: dict[int, list[str]], tmp_path: Path) -> Train:
 
 
 @pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callback], None]:
-    """Add a callback to the trainings of a stage."""
+def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callback], None]:
+    """Add a callback to all trainings."""
     fit = llm2clip.training.trainer.fit
 
-    def watch(stage: int, callback: Callback) -> None:
-        monkeypatch.setattr((stage1, stage2)[stage - 1], 'fit',
+    def watch(callback: Callback) -> None:
+        monkeypatch.setattr(llm2clip.training.trainer, 'fit',
                             lambda trainer, config: (trainer.state.callbacks.append(callback), fit(trainer, config)))
 
     return watch

@@ -77,7 +77,7 @@ def test_the_temperature_is_float32_where_the_rest_is_bfloat16(
     stage: int, fsdp: str, train: Train, watch: Callable
 ) -> None:
     """100 is no number of bfloat16: sharded, it would be 98.9."""
-    watch(stage, temperature := _Temperature())
+    watch(temperature := _Temperature())
     scale = ['logit_scale=100', 'learn_logit_scale=true'] if stage == 1 else ['model.logit_scale=100']
     args = [*scale, f'precision={"fp32" if fsdp and DEVICE == "cpu" else "amp_bf16"}', 'algorithms={}',
             *([fsdp] if fsdp else [])]

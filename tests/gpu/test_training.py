@@ -33,7 +33,7 @@ def _final(folder: Path) -> torch.Tensor:
 
 def _assert_alike(found: Path, expected: Path, start: Path, precision: str = 'fp32') -> None:
     """Losses within a share, and weights that went from the same start into the same direction, as far."""
-    losses_within, cosine = (1e-4, 0.9999) if precision == 'fp32' else (0.02, 0.98)
+    losses_within, cosine = (1e-4, 0.9999) if precision == 'fp32' else (0.03, 0.98)
     assert losses(found).keys() == losses(expected).keys() and len(losses(found)) == 8
     assert losses(found) == pytest.approx(losses(expected), rel=losses_within)
     begun = _final(start)
@@ -140,7 +140,7 @@ def test_the_plan_knows_the_peak(way: str, train: Train, watch: Callable, capsys
     if DEVICE == 'cpu':
         assert 0.5 < float(planned) < 8
         return
-    watch(2, _Peak())
+    watch(_Peak())
     gc.collect()
     before = torch.cuda.memory_allocated()  # of other tests
     train(2, 'run', *args)
