@@ -139,5 +139,7 @@ def arguments(name: str, device: str, run: Path) -> list[str]:
     }
     args = [*case.args, f'device={device}', *by_kind[case.kind]]
     if device == 'cpu':
-        args += [*case.small, 'precision=fp32', 'compile=null']
+        args += [*case.small, 'precision=fp32']
+        if case.kind != 'extraction':
+            args.append('compile=null')
     return args
