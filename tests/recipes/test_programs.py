@@ -22,6 +22,7 @@ from recipes.ablations import run
 from recipes.ablations.suite import Suite
 from recipes.baselines import run as baselines
 from recipes.benchmarks import measuring
+from recipes.benchmarks.gpu import cases
 from recipes.benchmarks.measuring import Record
 
 SUITES: dict[str, Suite] = {name: importlib.import_module(f'recipes.ablations.{name}_suite').SUITE
@@ -176,3 +177,10 @@ def test_a_finished_baseline_is_skipped(tmp_path: Path, monkeypatch: pytest.Monk
     assert baselines.measure(program, planned, tmp_path / 'seed17') == expected
     assert baselines.measure(program, planned, tmp_path / 'seed17') == expected
     assert trained == [['60']]
+
+
+@pytest.mark.parametrize('device', ['gpu', 'cpu'])
+@pytest.mark.parametrize('name', cases.CASES)
+def test_cases_of_the_benchmark_load(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    load_config(cases.SCHEMAS[cases.CASES[name].kind], cases.arguments(name, device, Path('run')))
