@@ -105,7 +105,7 @@ test-fast: $(VENV)/.dev  ## run the tests without training and exports (a minute
 test-dist: $(VENV)/.dev  ## run the tests that start two ranks
 	$(BIN)/python -m pytest -m 'dist and not slow'
 
-test-slow: $(VENV)/.dev  ## run the slow tests: 110 kills, a bad connection, 64 workers (an hour)
+test-slow: $(VENV)/.dev $(VENV)/.ablations  ## run the slow tests: 110 kills, a bad connection, 64 workers (an hour)
 	$(BIN)/python -m pytest -m slow -s
 
 # Finished cases are in runs/faults; `make test-faults` goes on with the others.
