@@ -178,12 +178,6 @@ class AdapterConfig:
     """Scale the teacher's vectors to length 1 before the first block of `residual`; the others read them
     unchanged."""
 
-    @property
-    def reads_length(self) -> bool:
-        """Whether features depend on the length of the teacher's vectors; those of `mlp` and `glu` do so only
-        by the epsilon of their LayerNorm."""
-        return {'linear': True, 'residual': not self.normalize}.get(self.name, False)
-
 
 @dataclass
 class ModelConfig:

@@ -153,7 +153,6 @@ def check_evaluated_model(config: EvaluatedModelConfig) -> list[tuple[TeacherSou
         check_truncate_dim(config.truncate_dim, run.config.model)
         if run.clip_text is not None:
             return [(ClipText(run.clip_text, cut=True), None)]
-        run.check_lengths()
         expected = run.final_record.teacher
         teachers = teachers or teacher_sources(run.teacher, config.trust_remote_code)
     else:

@@ -19,7 +19,6 @@ from streaming import Stream
 from streaming.base.format.base.reader import Reader
 
 from llm2clip.config import (
-    AdapterConfig,
     CaptionDataConfig,
     CaptionStreamConfig,
     DatasetConfig,
@@ -66,7 +65,7 @@ def add_images(plan: Plan, config: Stage2Config, key: str) -> None:
 
     _add_datasets(plan, loader.streams, loader, key,
                   lambda stream: paired_stream(stream, loader, caption_mix(stream, loader), in_loop=captions),
-                  columns if captions else None, config.model.adapter)
+                  columns if captions else None)
 
 
 def add_targets(plan: Plan, config: InheritanceConfig, key: str) -> None:
@@ -76,8 +75,7 @@ def add_targets(plan: Plan, config: InheritanceConfig, key: str) -> None:
         with under(key):
             streams = target_streams(loader)
         shards: Any = _add_datasets(plan, streams, loader, key,
-                                    lambda stream: target_stream(stream, loader, target_mix(stream, loader)),
-                                    adapter=config.adapter)
+                                    lambda stream: target_stream(stream, loader, target_mix(stream, loader)))
         if shards:
             plan.embed_dim = embedding_dim(shards[0].images)
 
@@ -132,12 +130,11 @@ def _add_datasets(
     plan: Plan, streams: Mapping[str, Any], loader: Loader, key: str,
     open_stream: Callable[[Any], VerifiedStream],
     columns: Optional[Callable[[str, Any], Mapping[str, float]]] = None,
-    adapter: Optional[AdapterConfig] = None,
 ) -> list[Reader]:
     """Add the datasets that can be opened, and the errors of the others; return the first shard of each.
 
     `columns` returns the text columns of a dataset with their weights; if there are none, all its captions
-    are counted.  `adapter` is that of the model which reads the embeddings, if there are any.
+    are counted.
     """
     opened: list[tuple[VerifiedStream, Reader]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -152,9 +149,9 @@ def _add_datasets(
                 opened.append((stream, shards[0]))
                 if columns is not None:
                     _count_texts(dataset, shards[0], columns(name, cached))
-        if adapter is not None and any(dataset.embeddings for dataset in plan.datasets):
+        if any(dataset.embeddings for dataset in plan.datasets):
             with collect_errors(plan.errors, key):
-                plan.llm_embed_dim = common_teacher(opened, adapter).llm_embed_dim
+                plan.llm_embed_dim = common_teacher(opened).llm_embed_dim
     if opened:
         samples = np.array([dataset.samples for dataset in plan.datasets])
         epoch_size = int(loader.epoch_size) if loader.epoch_size else None

@@ -13,7 +13,6 @@ from typing import Any, Literal, Optional, Union
 import xxhash
 from composer.core import DataSpec
 
-from llm2clip.config import AdapterConfig
 from llm2clip.config.loading import difference
 from llm2clip.data.loader import streaming_dataset
 from llm2clip.data.schema import TEACHER_FILE, embedding_dim
@@ -120,14 +119,6 @@ class TeacherRecord:
     def llm_embed_dim(self) -> int:
         return self.facts['llm_embed_dim']
 
-    def check_length(self, adapter: AdapterConfig, folder: Union[str, Path]) -> None:
-        """Raise a ConfigError if the vectors in the embeddings dataset `folder` were scaled to length 1, as
-        earlier versions could do, and `adapter` maps vectors as teachers compute them to other features."""
-        if self.facts.get('vectors', {}).get('normalized') and adapter.reads_length:
-            raise ConfigError(f'embeddings dataset {folder} holds vectors scaled to length 1, but those of '
-                              f'new captions are not, and the adapter {adapter.name} does not scale them; '
-                              'remove the dataset, extract it again, and train on that one')
-
     def write(self, folder: Union[str, Path]) -> None:
         """Write the record into a folder, which is created if necessary."""
         write_text(Path(folder, TEACHER_FILE), self.to_text())
@@ -143,18 +134,18 @@ class TeacherRecord:
         return difference(self._to_json(), expected._to_json())
 
 
-def teacher_of_embeddings(data: DataSpec, adapter: AdapterConfig) -> TeacherRecord:
+def teacher_of_embeddings(data: DataSpec) -> TeacherRecord:
     """Return the common teachers and the vector width of all embeddings datasets of a loader.
 
     Raises:
-        ValueError: The datasets have different teachers, hold CLIP text features, or do not suit `adapter`.
+        ValueError: The datasets have different teachers, or hold CLIP text features or vectors of length 1.
     """
     dataset = streaming_dataset(data)
     return common_teacher([(stream, dataset.shards[dataset.shard_offset_per_stream[i]])
-                           for i, stream in enumerate(dataset.streams)], adapter)
+                           for i, stream in enumerate(dataset.streams)])
 
 
-def common_teacher(streams: Sequence[tuple[Any, Any]], adapter: AdapterConfig) -> TeacherRecord:
+def common_teacher(streams: Sequence[tuple[Any, Any]]) -> TeacherRecord:
     """Implement `teacher_of_embeddings` for instances of PairedStream, each with one of its shards."""
     names: list[str] = []
     fingerprints: list[Fingerprint] = []
@@ -163,8 +154,9 @@ def common_teacher(streams: Sequence[tuple[Any, Any]], adapter: AdapterConfig) -
         folders = [embeddings.local for embeddings in stream.text_embeddings]
         name = ', '.join(folders)
         records = [TeacherRecord.read(folder) for folder in folders]
-        if len(records) == 1:  # the vectors of several teachers are scaled to length 1 everywhere
-            records[0].check_length(adapter, name)
+        if any(record.facts.get('vectors', {}).get('normalized') for record in records):
+            raise ConfigError(f'embeddings dataset {name} holds vectors of length 1, but those of new '
+                              'captions are not scaled; remove it, and extract it again')
         fingerprint = Fingerprint.concatenate(record.teacher for record in records)
         names.append(name)
         fingerprints.append(fingerprint)

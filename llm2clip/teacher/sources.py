@@ -18,7 +18,6 @@ from huggingface_hub import snapshot_download
 from torch.distributed.device_mesh import init_device_mesh
 
 from llm2clip.config import (
-    AdapterConfig,
     ClipTextTeacherConfig,
     LLMTeacherConfig,
     SentenceTransformersTeacherConfig,
@@ -297,17 +296,17 @@ def check_teachers(configs: Any, fingerprint: Fingerprint, name: str) -> None:
 
 
 def teacher_of_data(
-    teacher: Teachers, adapter: AdapterConfig, data: DataSpec, evaluators: Sequence[Evaluator]
+    teacher: Teachers, data: DataSpec, evaluators: Sequence[Evaluator]
 ) -> TeacherRecord:
     """Return the record of the teacher of all embeddings datasets, in training and in evaluation.
 
     Raises:
         ConfigError: They have different teachers, or another one than `teacher`, the configuration.
     """
-    record = teacher_of_embeddings(data, adapter)
+    record = teacher_of_embeddings(data)
     check_teachers(teacher, record.teacher, 'the embeddings dataset of train_data')
     for evaluator in evaluators:
-        eval_record = teacher_of_embeddings(evaluator.dataloader, adapter)
+        eval_record = teacher_of_embeddings(evaluator.dataloader)
         eval_record.teacher.check(record.teacher, 'eval_data', 'train_data')
     return record
 

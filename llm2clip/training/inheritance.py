@@ -41,7 +41,7 @@ def train(config: InheritanceConfig) -> None:
         evaluators.append(Evaluator(label='eval', metric_names=[*ComposerInheritance.metrics],
                                     dataloader=loader))
     check_metrics(config, evaluated_metrics(evaluators))
-    record = teacher_of_data(config.teacher, config.adapter, data, evaluators)
+    record = teacher_of_data(config.teacher, data, evaluators)
     target, embed_dim = _find_target(data)
     for evaluator in evaluators:
         _find_target(evaluator.dataloader)[0].check(target, 'the target of eval_data', 'that of train_data')

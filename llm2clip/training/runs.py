@@ -14,7 +14,6 @@ import torch
 from llm2clip.config import ModelConfig, Stage2Config
 from llm2clip.config.loading import difference, read_config, read_resolved
 from llm2clip.config.ranges import RunWeights
-from llm2clip.data.schema import TEACHER_FILE
 from llm2clip.errors import ConfigError, refuse, under
 from llm2clip.export.hf import is_exported
 from llm2clip.io.files import reading
@@ -177,28 +176,15 @@ class Stage2Run:
         ])
         return folder
 
-    def check_lengths(self) -> None:
-        """Raise the error of `TeacherRecord.check_length` for the embeddings of training that still exist."""
-        for stream in self.config.train_data.streams.values():
-            for embeddings in stream.embeddings.values():
-                if not Path(embeddings.local, TEACHER_FILE).is_file():
-                    continue
-                record = TeacherRecord.read(embeddings.local)
-                is_only_teacher = record.teacher == self.record.teacher
-                if is_only_teacher:  # the vectors of several teachers are always scaled
-                    record.check_length(self.config.model.adapter, embeddings.local)
-
     def teachers(self, teacher: Any = None, trust_remote_code: bool = False) -> list[TeacherSource]:
         """Return the checked teachers of the run; none if it has trained CLIP's own text tower.
 
         `teacher`, a configuration, takes precedence over what the run names.
 
         Raises:
-            ConfigError: Too few or too many teachers are named, one does not exist, or an error of
-                `check_lengths`.
+            ConfigError: Too few or too many teachers are named, or one does not exist.
             ValueError: A teacher is not the one of training.
         """
-        self.check_lengths()
         if self.config.trainable_text.clip is not None:
             if teacher is not None:
                 raise ConfigError(f"expected none, the run in {self.folder} trained CLIP's text tower",

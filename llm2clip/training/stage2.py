@@ -72,7 +72,7 @@ def make_parts(config: Stage2Config, text: Optional[TrainedText] = None) -> Part
         record = TeacherRecord(teacher_in_loop.fingerprint, {'llm_embed_dim': teacher_in_loop.width})
         algorithms.append(TextEncoderInLoop(teacher_in_loop))
     else:
-        record = teacher_of_data(config.teacher, config.model.adapter, data, retrieval)
+        record = teacher_of_data(config.teacher, data, retrieval)
     check_teacher_of_run(record, config.save_folder)
     if sets:
         algorithms.append(zeroshot_classes(config, sets, record, teacher_in_loop))

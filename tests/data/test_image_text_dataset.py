@@ -24,7 +24,7 @@ from refusals import refused_at
 from streaming import MDSWriter
 from streaming.base.util import clean_stale_shared_memory
 
-from llm2clip.config import AdapterConfig, DatasetConfig, ImageDataConfig, ImageStreamConfig
+from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig
 from llm2clip.data.captions import text_id
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.image_text_dataset import build_image_loader
@@ -134,7 +134,7 @@ def test_embeddings_of_several_teachers_are_concatenated(
         batch = next(iter(spec.dataloader))
         assert ('text_embedding_scale' in batch) is (names == ['other'])
         vectors[len(names), names[0]] = dequantize(batch).float()
-        record = teacher_of_embeddings(spec, AdapterConfig())
+        record = teacher_of_embeddings(spec)
         assert record.llm_embed_dim == 32 * len(names) and len(record.teacher) == len(names)
         clean_stale_shared_memory()
     tiny, other, both = vectors[1, 'tiny'], vectors[1, 'other'], vectors[2, 'other']

@@ -12,7 +12,7 @@ import torch
 from parts import make_samples, write_dataset, write_text_embeddings
 from refusals import refused_at
 
-from llm2clip.config import AdapterConfig, DatasetConfig, ImageDataConfig, ImageStreamConfig, InheritanceDataConfig
+from llm2clip.config import DatasetConfig, ImageDataConfig, ImageStreamConfig, InheritanceDataConfig
 from llm2clip.data.image_text_dataset import build_image_loader
 from llm2clip.data.inheritance_dataset import build_target_loader
 from llm2clip.data.schema import read_samples
@@ -78,7 +78,7 @@ def test_both_vectors_of_a_caption_that_has_a_target(
     assert len({name for name, _ in drawn}) == 64
     with_long = [name for name, key in drawn if key == 'long']
     assert len(with_long) > 10 and all(long[name] <= LONGEST for name in with_long)
-    assert teacher_of_embeddings(loader, AdapterConfig()).llm_embed_dim == 32
+    assert teacher_of_embeddings(loader).llm_embed_dim == 32
 
 
 def test_evaluation_counts_the_first_caption_with_a_target(config: InheritanceDataConfig, image_dataset: Path) -> None:
@@ -116,4 +116,4 @@ def test_stage2_does_not_take_targets_for_a_teacher(config: InheritanceDataConfi
     images = ImageDataConfig(streams={'s': stream}, teachers=['clip_text'], num_workers=0, num_canonical_nodes=4)
     loader = build_image_loader(images, 32, 8, 0, train=True)
     with pytest.raises(ValueError, match="targets holds the features of .*text tower"):
-        teacher_of_embeddings(loader, AdapterConfig())
+        teacher_of_embeddings(loader)

@@ -3,7 +3,6 @@
 
 """Stage 2: its batches, the one teacher of a run, what is checked before a model is built, and its memory."""
 
-import contextlib
 import gc
 import json
 import shutil
@@ -13,17 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from launched import stage2_arguments
 from parts import make_samples, write_dataset, write_text_embeddings
 from recipes_in_process import as_if_a_process_ended
 from refusals import refused_at
-from trained import save_run_config
 
 from llm2clip.config import (
     AdapterConfig,
     DatasetConfig,
-    EvaluatedModelConfig,
     ImageDataConfig,
     ImageStreamConfig,
     ModelConfig,
@@ -34,16 +30,12 @@ from llm2clip.config.loading import load_config
 from llm2clip.data.image_text_dataset import build_image_loader
 from llm2clip.data.vectors import dequantize
 from llm2clip.errors import ConfigError
-from llm2clip.evaluation.evaluated_models import check_evaluated_model
 from llm2clip.modeling.image_processing_llm2clip import normalize
-from llm2clip.models.adapter_folder import build_adapter
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP
 from llm2clip.models.towers import tower_preprocessing
-from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord, teacher_of_embeddings
-from llm2clip.teacher.llm import teacher_fingerprint
+from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
 from llm2clip.training import stage2
 from llm2clip.training.config_checks import check_metrics
-from llm2clip.training.runs import Stage2Run
 from llm2clip.training.stage2 import make_loaders, make_parts
 from llm2clip.training.trainer import build_trainer, initialize
 
@@ -109,49 +101,18 @@ def test_a_run_has_one_teacher(
         make(embeddings, teacher_folder)
 
 
-@pytest.fixture
-def scaled(embeddings: Path, tmp_path: Path) -> Path:
-    """An embeddings dataset that says that its vectors have length 1, as earlier versions could."""
-    folder = shutil.copytree(embeddings, tmp_path / 'scaled')
-    record = json.loads((folder / 'teacher.json').read_text())
+def test_training_and_evaluation_refuse_vectors_of_length_1(
+    image_dataset: Path, embeddings: Path, tmp_path: Path
+) -> None:
+    scaled = shutil.copytree(embeddings, tmp_path / 'scaled')
+    record = json.loads((scaled / 'teacher.json').read_text())
     record['vectors']['normalized'] = True
-    (folder / 'teacher.json').write_text(json.dumps(record))
-    return folder
-
-
-@pytest.mark.parametrize(('adapter', 'scales'), [
-    (AdapterConfig(), True), (AdapterConfig('identity'), True), (AdapterConfig('mlp'), True),
-    (AdapterConfig('glu'), True), (AdapterConfig('linear'), False), (AdapterConfig(normalize=False), False)])
-def test_an_adapter_may_need_vectors_as_teachers_compute_them(
-    adapter: AdapterConfig, scales: bool, scaled: Path, image_dataset: Path, teacher_folder: Path, tmp_path: Path
-) -> None:
-    """Also when a run is evaluated or exported that was trained before other vectors were refused."""
-    torch.manual_seed(0)
-    read_by_adapter, vectors = build_adapter(adapter, 32, 32), 9 * torch.randn(4, 32) + 3
-    features, expected = (F.normalize(read_by_adapter(rows)) for rows in (vectors, F.normalize(vectors)))
-    assert torch.allclose(features, expected, atol=1e-3) is scales
-    run = tmp_path / 'run'
-    save_run_config(run, ModelConfig(TOWER, adapter), train_data=_data(image_dataset, scaled),
-                    teacher=str(teacher_folder))
-    TeacherRecord(teacher_fingerprint(teacher_folder), {'llm_embed_dim': 32}).write(run)
-    for use in (Stage2Run(run).teachers, lambda: check_evaluated_model(EvaluatedModelConfig(run=str(run)))):
-        with contextlib.nullcontext() if scales else pytest.raises(ConfigError, match=f'dataset {scaled} '):
-            use()
-
-
-def test_training_and_evaluation_refuse_such_vectors(
-    scaled: Path, image_dataset: Path, embeddings: Path, tmp_path: Path
-) -> None:
-    linear, data = AdapterConfig('linear'), _data(image_dataset, scaled)
+    (scaled / 'teacher.json').write_text(json.dumps(record))
+    data = _data(image_dataset, scaled)
     for train_data, eval_data in ((data, None), (_data(image_dataset, embeddings), data)):
-        config = _run(tmp_path / 'run', train_data, eval_data=eval_data, model=ModelConfig(TOWER, linear))
+        config = _run(tmp_path / 'run', train_data, eval_data=eval_data, model=ModelConfig(TOWER))
         with as_if_a_process_ended(), pytest.raises(ConfigError, match=f'dataset {scaled} '):
             make_parts(config)
-    # Those of several teachers are scaled to length 1 in any case.
-    both = _data(image_dataset, scaled, teachers=['tiny', 'other'])
-    both.streams['s'].embeddings['other'] = DatasetConfig(str(embeddings))
-    with as_if_a_process_ended():
-        teacher_of_embeddings(build_image_loader(both, 32, 8, 0, train=True), linear)
 
 
 def test_training_images_may_have_another_size_than_the_towers(image_dataset: Path, embeddings: Path) -> None:
