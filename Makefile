@@ -143,7 +143,7 @@ docs: $(VENV)/.dev  ## update the tables of the pages from results/ and build th
 
 bench: $(VENV)/.dev  ## run the benchmarks of recipes/benchmarks/, or only NAME=…
 	@mkdir -p runs/bench && touch runs/bench/.begun
-	for name in $(or $(NAME),cost stage1_step stage2_step); do \
+	for name in $(or $(NAME),cost stage1_step blockwise_loss); do \
 		$(BIN)/python -m recipes.benchmarks.$$name || exit 1; done
 	! find runs/bench -name '*.json' -newer runs/bench/.begun -exec grep -l '"meets": false' {} +
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from PIL import Image
 from streaming.base.batching import generate_work
@@ -97,8 +97,8 @@ def write_embeddings() -> None:
     (VECTORS / INDEX).write_text(json.dumps({'version': 2, 'shards': entries}))
 
 
-def convert(tars: int, **settings: Any) -> None:
-    write_splits(parts(range(tars)), Dropped(), IMAGES, WriterConfig(**settings))
+def convert(tars: int, num_shards: int = 1) -> None:
+    write_splits(parts(range(tars)), Dropped(), IMAGES, WriterConfig(num_shards=num_shards))
 
 
 def repeat(tars: int) -> None:
@@ -124,13 +124,13 @@ def plan(tars: int) -> None:
     assert images.datasets[0].samples == SAMPLES * tars
 
 
-def open_dataset(**settings: Any) -> SafeDataset:
+def open_dataset(epoch_size: Optional[int] = None) -> SafeDataset:
     """Open the images with their embeddings, as one rank of stage 2, which has no shards yet."""
     cache = FOLDER / 'cache'
     stream = PairedStream(f'{cache}/images', [DatasetConfig(f'{cache}/vectors', f'{VECTORS}')],
                           [IMAGE, f'{CAPTION}short'], [f'{EMBEDDING}short'], remote=f'{IMAGES}/train')
-    return SafeDataset({'images': stream}, LoaderConfig(num_workers=WORKERS, **settings), BATCH // RANKS, 0,
-                       train=True)
+    config = LoaderConfig(num_workers=WORKERS, epoch_size=epoch_size)
+    return SafeDataset({'images': stream}, config, BATCH // RANKS, 0, train=True)
 
 
 def order(dataset: SafeDataset, position: float) -> None:

@@ -55,10 +55,10 @@ def plain_step(model: Any, batch: Batch) -> None:
     model.loss(model(batch), batch).backward()
 
 
-def cached_step(model: Any, batch: Batch, microbatch: int = MICROBATCH, split: Any = split_by_length) -> None:
+def cached_step(model: Any, batch: Batch) -> None:
     model.zero_grad()
     batch = with_rows(batch, model.feature_names)
-    parts = split(batch, microbatch)
+    parts = split_by_length(batch, MICROBATCH)
     cached = cache_gradients(model, model.loss, batch, parts, to_device)
     for part in map(to_device, parts):
         loss = surrogate_loss(model(part), part, cached)

@@ -25,7 +25,7 @@ import multiprocessing
 import os
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -104,14 +104,15 @@ class SafeDataset(StreamingDataset):
         epoch_size = int(config.epoch_size) if train and config.epoch_size is not None else None
         self._cache_locks = _lock_caches(caches)
         _remove_stale_memory()
-        super().__init__(
-            streams=list(streams.values()), batch_size=self.device_batch, epoch_size=epoch_size,
-            shuffle=config.shuffle and train, shuffle_seed=config.shuffle_seed,
-            num_canonical_nodes=config.num_canonical_nodes, batching_method=batching_method,
-            download_retry=config.download_retry, download_timeout=config.download_timeout,
-            cache_limit=config.cache_limit)
-        if dist.get_local_rank() == 0:
-            _mark_memory(self, self._shm_prefix_int)
+        with _no_other_starts():
+            super().__init__(
+                streams=list(streams.values()), batch_size=self.device_batch, epoch_size=epoch_size,
+                shuffle=config.shuffle and train, shuffle_seed=config.shuffle_seed,
+                num_canonical_nodes=config.num_canonical_nodes, batching_method=batching_method,
+                download_retry=config.download_retry, download_timeout=config.download_timeout,
+                cache_limit=config.cache_limit)
+            if dist.get_local_rank() == 0:
+                _mark_memory(self, self._shm_prefix_int)
         if train and self.epoch_size < global_batch_size:
             raise ConfigError(f'{global_batch_size}, but an epoch has {self.epoch_size} samples, expected at '
                               'least one global batch', batch_size_key, is_absolute=True)
@@ -332,6 +333,23 @@ def samples_per_shard(
 
 
 streaming_dataset.get_sampling = samples_per_shard  # pyright: ignore[reportPrivateImportUsage]
+
+
+@contextlib.contextmanager
+def _no_other_starts() -> Iterator[None]:
+    """Let no dataset of another run of this user choose its number in shared memory meanwhile.
+
+    Streaming takes a number some time after it has found it free, and fails if it was taken in between.
+    """
+    lock = FileLock(_SHARED_MEMORY / f'{_MARKER}_{os.getuid()}.lock', timeout=_LOCK_SECONDS)
+    if dist.get_local_rank() == 0:
+        with contextlib.suppress(Timeout):  # whoever holds it so long no longer chooses
+            lock.acquire()
+    dist.barrier()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _mark_memory(dataset: SafeDataset, prefix: int) -> None:

@@ -4,6 +4,7 @@
 """A dataset either delivers every sample or stops promptly and says why.  Each case has a time limit."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ from streaming.base import dataset as dataset_module
 from streaming.base.batching import generate_work
 from streaming.base.format.base.reader import FileInfo
 from streaming.base.sampling import get_sampling
+from streaming.base.shared import prefix
 from streaming.base.spanner import Spanner
 from streaming.base.storage import CloudDownloader
 from streaming.base.storage.download import LocalDownloader
@@ -390,6 +392,33 @@ def test_the_next_dataset_takes_the_number_of_a_released_one(originals: Path) ->
             datasets.append(_loader(_local(originals / 'train'), captions=True).dataset)
     assert datasets[0]._shm_prefix_int == datasets[1]._shm_prefix_int
     assert isinstance(datasets[0].spanner, ShardFinder)  # not Streaming's
+
+
+def test_two_runs_that_start_at_once_number_their_shared_memory_apart(
+    originals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = prefix._check_and_find_retrying
+
+    def choose_slowly(*args: Any, **options: Any) -> int:
+        number = choose(*args, **options)
+        time.sleep(0.1)  # until it is taken
+        return number
+
+    monkeypatch.setattr(prefix, '_check_and_find_retrying', choose_slowly)
+    start = multiprocessing.get_context('fork')
+    numbers, opened = start.Queue(), start.Barrier(2)
+
+    def run() -> None:
+        dataset = _loader(_local(originals / 'train'), captions=True).dataset
+        numbers.put(dataset._shm_prefix_int)
+        opened.wait(20)
+
+    runs = [start.Process(target=run) for _ in range(2)]
+    for process in runs:
+        process.start()
+    for process in runs:
+        process.join()
+    assert [process.exitcode for process in runs] == [0, 0] and numbers.get() != numbers.get()
 
 
 def test_a_downloader_is_not_shared_between_processes(
