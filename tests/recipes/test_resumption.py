@@ -36,9 +36,8 @@ def test_a_resumed_run_keeps_checkpoints_and_metrics(
     shutil.copytree(embeddings, vectors)
     args = [*stage2_args, 'save_interval=1ba', f'save_folder={folder}',
             'train_data.num_workers=0', 'progress_bar=true', f'train_data.streams.s.local={images}',
-            'loggers.wandb={project: p}', f'train_data.streams.s.embeddings.tiny.local={vectors}']
-    if kind == 'sharded':
-        args.append('fsdp.state_dict_type=sharded')
+            f'train_data.streams.s.embeddings.tiny.local={vectors}']
+    args.append('fsdp.state_dict_type=sharded' if kind == 'sharded' else 'loggers.wandb={project: p}')
     monkeypatch.setenv('WANDB_MODE', 'offline')
 
     def run(steps: int) -> str:
@@ -69,9 +68,9 @@ def test_a_resumed_run_keeps_checkpoints_and_metrics(
     settings = (folder / 'config.yaml').read_text()
     run(5)
     assert (folder / 'config.yaml').read_text() == settings and 'max_duration: 7ba' in settings
-    ids = [path.name.split('-')[3] for path in (folder / 'wandb').glob('offline-run-*')]
-    assert len(ids) > 1 and len({*ids}) == 1
     if kind == 'full':
+        ids = [path.name.split('-')[3] for path in (folder / 'wandb').glob('offline-run-*')]
+        assert len(ids) > 1 and len({*ids}) == 1
         _exclude_a_shard(images, vectors)
         with pytest.raises(ConfigError, match='the data have changed since the checkpoint was written'):
             run(9)
@@ -115,13 +114,12 @@ def test_a_callback_with_a_state_that_comes_later_is_named(
         run_recipe(monkeypatch, 'train_stage2', *args)
 
 
-@pytest.mark.parametrize('workers', [0, 2])
 def test_a_run_resumes_at_the_end_of_an_epoch(
-    workers: int, stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args = [*stage2_args, *SGD, 'save_interval=1ep', f'train_data.num_workers={workers}']
-    run_recipe(monkeypatch, 'train_stage2', *args, 'max_duration=4ep', f'save_folder={tmp_path}/whole')
-    for epochs in (1, 3, 4):
+    args = [*stage2_args, *SGD, 'eval_data=null', 'save_interval=1ep', 'train_data.num_workers=2']
+    run_recipe(monkeypatch, 'train_stage2', *args, 'max_duration=3ep', f'save_folder={tmp_path}/whole')
+    for epochs in (1, 3):
         run_recipe(monkeypatch, 'train_stage2', *args, f'max_duration={epochs}ep', f'save_folder={tmp_path}/resumed')
     assert losses(tmp_path / 'resumed') == losses(tmp_path / 'whole')
 

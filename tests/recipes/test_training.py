@@ -222,7 +222,7 @@ def test_a_corrupt_shard_stops_both_ranks(
     data = shard.read_bytes()
     shard.write_bytes(data[:-1] + bytes([data[-1] ^ 255]))
     args = [*stage2_args, f'train_data.streams.s.local={tmp_path}/cache/images',
-            f'train_data.streams.s.remote={image_dataset}', 'train_data.num_workers=1',
+            f'train_data.streams.s.remote={image_dataset}', 'train_data.download_retry=1',
             f'train_data.streams.s.embeddings.tiny.local={tmp_path}/cache/embeddings',
             f'train_data.streams.s.embeddings.tiny.remote={tmp_path}/embeddings']
     script = tmp_path / 'without_wait.py'  # for the other rank's report of the same error
