@@ -4,7 +4,6 @@
 """A dataset either delivers every sample or stops promptly and says why.  Each case has a time limit."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -17,7 +16,7 @@ from typing import Any, Optional
 import numpy as np
 import pytest
 from filelock import FileLock
-from launched import Launched, alive, wait_until
+from launched import Launched, alive, finish, wait_until
 from parts import make_samples, write_dataset, write_text_embeddings
 from recipes_in_process import as_if_a_process_ended
 from refusals import refused_at
@@ -26,7 +25,6 @@ from streaming.base import dataset as dataset_module
 from streaming.base.batching import generate_work
 from streaming.base.format.base.reader import FileInfo
 from streaming.base.sampling import get_sampling
-from streaming.base.shared import prefix
 from streaming.base.spanner import Spanner
 from streaming.base.storage import CloudDownloader
 from streaming.base.storage.download import LocalDownloader
@@ -394,31 +392,40 @@ def test_the_next_dataset_takes_the_number_of_a_released_one(originals: Path) ->
     assert isinstance(datasets[0].spanner, ShardFinder)  # not Streaming's
 
 
-def test_two_runs_that_start_at_once_number_their_shared_memory_apart(
-    originals: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    choose = prefix._check_and_find_retrying
+# A run that chooses its number in shared memory slowly, and ends when another one has chosen, too.
+STARTING = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = ['tests', 'tests/data/streams']
+from streaming.base.shared import prefix
+from test_safe_dataset import _loader, _local
+choose = prefix._check_and_find_retrying
 
-    def choose_slowly(*args: Any, **options: Any) -> int:
-        number = choose(*args, **options)
-        time.sleep(0.1)  # until it is taken
-        return number
+def choose_slowly(*args, **options):
+    number = choose(*args, **options)
+    time.sleep(0.1)  # until it is taken
+    return number
 
-    monkeypatch.setattr(prefix, '_check_and_find_retrying', choose_slowly)
-    start = multiprocessing.get_context('fork')
-    numbers, opened = start.Queue(), start.Barrier(2)
+prefix._check_and_find_retrying = choose_slowly
+_, data, numbers, mine = sys.argv
+dataset = _loader(_local(Path(data)), captions=True).dataset
+Path(numbers, mine).write_text(f'{dataset._shm_prefix_int}')
+deadline = time.monotonic() + 30
+while len([*Path(numbers).iterdir()]) < 2 and time.monotonic() < deadline:
+    time.sleep(0.1)
+"""
 
-    def run() -> None:
-        dataset = _loader(_local(originals / 'train'), captions=True).dataset
-        numbers.put(dataset._shm_prefix_int)
-        opened.wait(20)
 
-    runs = [start.Process(target=run) for _ in range(2)]
-    for process in runs:
-        process.start()
-    for process in runs:
-        process.join()
-    assert [process.exitcode for process in runs] == [0, 0] and numbers.get() != numbers.get()
+def test_two_runs_that_start_at_once_number_their_shared_memory_apart(originals: Path, tmp_path: Path) -> None:
+    script, numbers = tmp_path / 'starting.py', tmp_path / 'numbers'
+    script.write_text(STARTING)
+    numbers.mkdir()
+    logs = [tmp_path / 'log0', tmp_path / 'log1']
+    runs = [Launched([str(script), str(originals / 'train'), str(numbers), log.name], log) for log in logs]
+    for run, log in zip(runs, logs):
+        finish(run, log)
+    first, second = (path.read_text() for path in numbers.iterdir())
+    assert first != second
 
 
 def test_a_downloader_is_not_shared_between_processes(
