@@ -436,7 +436,7 @@ class Meter(TorchDispatchMode):
             self.kernels[Kernel(flops, bytes_of(read) + bytes_of(written), in_16_bits)] += self._times
 
     def _end_chain(self) -> None:
-        kernel = self._chain.end(self._sizes)
+        kernel = self._chain.end()
         if kernel.size:
             self.kernels[kernel] += self._times
 

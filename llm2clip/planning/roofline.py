@@ -7,7 +7,8 @@ whichever takes longer.
 Collectives run beside the kernels.  Gaps between kernels, and waiting for data, do not count.
 """
 
-from collections.abc import Container, Mapping
+import weakref
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -132,7 +133,7 @@ class Chain:
 
     def __init__(self) -> None:
         self._read: dict[tuple[int, int], int] = {}
-        self._made: dict[int, int] = {}
+        self._made: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
 
     def add(self, read: list[torch.Tensor], written: list[torch.Tensor]) -> None:
         for tensor in read:
@@ -140,11 +141,12 @@ class Chain:
             if key not in self._made:
                 self._read[key, int(tensor.storage_offset())] = bytes_of([tensor])
         for tensor in written:
-            self._made[id(tensor.untyped_storage())] = bytes_of([tensor])
+            storage = tensor.untyped_storage()
+            self._made[id(storage)] = weakref.ref(storage), bytes_of([tensor])
 
-    def end(self, alive: Container[int]) -> Kernel:
-        """Return the kernel, given the storages that are still there, and begin a new chain."""
-        kept = sum(size for key, size in self._made.items() if key in alive)
+    def end(self) -> Kernel:
+        """Return the kernel, which writes the storages that are still there, and begin a new chain."""
+        kept = sum(size for storage, size in self._made.values() if storage() is not None)
         kernel = Kernel(size=sum(self._read.values()) + kept)
         self._read, self._made = {}, {}
         return kernel
