@@ -148,7 +148,7 @@ def export_folder(
     """
     sources: list[TeacherSource] = [
         TeacherFolder(source) if isinstance(source, (str, Path)) else source for source in teachers]
-    hf_config = LLM2CLIPConfig(model=_portable(model, config), llm_embed_dim=record.llm_embed_dim)
+    hf_config = LLM2CLIPConfig(model=portable(model, config), llm_embed_dim=record.llm_embed_dim)
     hf_config.auto_map = _REMOTE_CODE
     exported = LLM2CLIPModel(hf_config)
     exported.model.load_state_dict(model.state_dict())
@@ -212,9 +212,9 @@ def _check_export(kind: Any, folder: Path, model: LLM2CLIP, llm_embed_dim: int) 
                noise(2, llm_embed_dim).to(device), f'{kind.__module__}, texts')
 
 
-def _portable(model: LLM2CLIP, config: ModelConfig) -> dict[str, Any]:
-    """Configuration of the model without the source of its initial weights,
-    but with all values read from there."""
+def portable(model: LLM2CLIP, config: ModelConfig) -> dict[str, Any]:
+    """Return the configuration of a model without the source of its initial weights, but with all values read
+    from there."""
     fields = dataclasses.asdict(config.merged)
     fields['visual_projection'] = projection_kind(model.visual_projection)
     vision = model.vision_encoder

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Import of weights from official checkpoints, and from exported folders as initial weights.
+"""Import of weights from official checkpoints.
 
 A table per layout maps the official parameter names to ours.  Sources of the tables:
 
@@ -21,7 +21,6 @@ A table per layout maps the official parameter names to ours.  Sources of the ta
 
 import dataclasses
 import re
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +31,10 @@ import torch
 from llm2clip.config import AdapterConfig, ModelConfig, VisionConfig
 from llm2clip.config.ranges import VisualProjection
 from llm2clip.errors import ConfigError
-from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel
 from llm2clip.io.files import read_json, reading
 from llm2clip.io.tensors import read_pickle, read_safetensors
 from llm2clip.modeling.loaders import check_finite, check_keys
-from llm2clip.models.llm2clip import LLM2CLIP, projection_kind
-from llm2clip.models.vision_lora import load_without_lora
-from llm2clip.teacher.fingerprint import Fingerprint
+from llm2clip.models.llm2clip import LLM2CLIP
 
 _State = dict[str, torch.Tensor]
 
@@ -83,9 +79,6 @@ _NAMES = ('model.safetensors', 'pytorch_model.bin')
 # Keys under which trainers save the weights beside their own state.
 _WRAPPERS = ('model', 'module', 'state_dict')
 _BLOCK_PARTS = {'norm': 'ln', 'up': 'fn.0', 'down': 'fn.3'}
-# Configuration keys of transformers that do not change the features.
-_IRRELEVANT = ('transformers_version', 'dtype', 'torch_dtype', 'architectures', 'projection_dim', 'dropout',
-               'attention_dropout', 'initializer_factor', 'initializer_range')
 
 
 def _official_names(layout: _Layout, depth: int, ours: Iterable[str]) -> dict[str, str]:
@@ -187,74 +180,3 @@ def _infer_config(state: _State, vision: VisionConfig, path: Path) -> tuple[_Lay
     if 'logit_bias' in state:
         config.logit_bias = 0.0
     return layout, config, llm_embed_dim
-
-
-def load_exported(
-    model: LLM2CLIP, config: ModelConfig, teacher: Fingerprint, folder: Union[str, Path]
-) -> bool:
-    """Load the weights that `export_folder` wrote into a model of the same configuration.
-
-    Returns:
-        Whether `teacher`, the fingerprint of the teacher in training, is that of the exported model.  If not,
-        a warning says so, since the adapter must learn again.
-
-    Raises:
-        ConfigError: Its configuration differs.
-        FileError, LoadError: Its weights are damaged, or do not fit this model.
-    """
-    exported = check_exported(model, config, folder)
-    state = LLM2CLIPModel.from_pretrained(folder, dtype=torch.float32).model.state_dict()
-    load_without_lora(model, state, f'initial_weights: {folder}')
-    with reading(Path(folder, 'config.json'), 'the fingerprint of a teacher under the key learned_from'):
-        if exported.learned_from and teacher == Fingerprint.from_json(exported.learned_from):
-            return True
-    return is_same_teacher(teacher, exported.teachers(), folder)
-
-
-def is_same_teacher(teacher: Fingerprint, trained: Fingerprint, folder: Union[str, Path]) -> bool:
-    """Return whether the teacher in training is that of the model in a folder; warn if it is not."""
-    try:
-        teacher.check(trained, 'training', f'the model in {folder}')
-    except ValueError as error:
-        warnings.warn(f'initial_weights: {error}', stacklevel=2)
-        return False
-    return True
-
-
-def check_exported(model: LLM2CLIP, config: ModelConfig, folder: Union[str, Path]) -> LLM2CLIPConfig:
-    """Return the configuration of an exported model if it equals that of `model`; weights are not read.
-
-    Raises:
-        ConfigError: A key differs.
-    """
-    hf_config = LLM2CLIPConfig.from_pretrained(folder)
-    hf_config.teachers()
-    exported = hf_config.model_config()
-    ours, theirs = config.vision, exported.vision
-    preprocessing = model.vision_encoder.preprocessing
-    architecture = model.vision_encoder.tower.architecture()
-    # Key -> configured and exported value of each setting that changes the meaning of the weights.
-    pairs: dict[str, tuple[Any, Any]] = {
-        'vision.image_size': (ours.image_size, theirs.image_size),
-        'vision.feature_levels': (ours.feature_levels, theirs.feature_levels),
-        'vision.beside': (len(ours.beside), len(theirs.beside)),
-        'vision.mean': (list(preprocessing.mean), theirs.mean),
-        'vision.std': (list(preprocessing.std), theirs.std),
-        'embed_dim': (config.embed_dim, exported.embed_dim),
-        'heads': (config.heads, exported.heads),
-        'visual_projection': (projection_kind(model.visual_projection), exported.visual_projection),
-        'logit_bias': (config.logit_bias is not None, exported.logit_bias is not None),
-    }
-    if not architecture or not theirs.architecture:
-        # A timm name determines the architecture; the tag after the point names the initial weights.
-        pairs['vision.name'] = (ours.name.split('.')[0], theirs.name.split('.')[0])
-    for name in sorted({*architecture, *theirs.architecture} - {*_IRRELEVANT}):
-        pairs[f'vision.architecture.{name}'] = (architecture.get(name), theirs.architecture.get(name))
-    for name, value in dataclasses.asdict(config.adapter).items():
-        pairs[f'adapter.{name}'] = (value, getattr(exported.adapter, name))
-    differences = [f'model.{key}: {configured!r}, but {saved!r} there'
-                   for key, (configured, saved) in pairs.items() if configured != saved]
-    if differences:
-        raise ConfigError(f'the model in {folder} is another one: {"; ".join(differences)}',
-                          'initial_weights')
-    return hf_config

@@ -4,6 +4,7 @@
 """Folders of runs: settings, trained models and their teachers, interpolation with initial weights."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +16,13 @@ from llm2clip.config import ModelConfig, Stage2Config
 from llm2clip.config.loading import difference, read_config, read_resolved
 from llm2clip.config.ranges import RunWeights
 from llm2clip.errors import ConfigError, refuse, under
-from llm2clip.export.hf import is_exported
+from llm2clip.export.hf import LLM2CLIPConfig, LLM2CLIPModel, is_exported, portable
 from llm2clip.io.files import reading
 from llm2clip.io.tensors import read_safetensors
 from llm2clip.modeling.loaders import check_keys
 from llm2clip.models.adapter_folder import load_adapter
 from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.models.vision_lora import load_without_lora, merge_lora
-from llm2clip.official import official_weights
 from llm2clip.ranks import once_per_node
 from llm2clip.teacher.caption_teacher import TeacherSource
 from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
@@ -33,6 +33,9 @@ from llm2clip.training.checkpoints import read_latest
 BEST_FILE = 'best.safetensors'
 # Folders of the trained text encoders inside the run's folder.
 TEACHER_FOLDER, CLIP_TEXT_FOLDER = 'teacher', 'clip_text'
+# Configuration keys of transformers that do not change the features of a tower.
+_IRRELEVANT = ('transformers_version', 'dtype', 'torch_dtype', 'architectures', 'projection_dim', 'dropout',
+               'attention_dropout', 'initializer_factor', 'initializer_range')
 
 
 def load_checkpoint_model(run: Union[str, Path]) -> dict[str, torch.Tensor]:
@@ -215,11 +218,26 @@ def load_initial_weights(
         ConfigError: There is neither, or its configuration differs.
         FileError, LoadError: Its weights are damaged, or do not fit this model.
     """
+    check_initial_weights(model, config, folder)
     if is_exported(folder):
-        return official_weights.load_exported(model, config, teacher, folder)
-    run = _initial_run(config, folder)
-    load_without_lora(model, run.load_model().state_dict(), f'initial_weights: {folder}')
-    return official_weights.is_same_teacher(teacher, run.final_record.teacher, folder)
+        exported = LLM2CLIPModel.from_pretrained(folder, dtype=torch.float32)
+        weights = exported.model.state_dict()
+        trained = exported.config.teachers()
+        with reading(Path(folder, 'config.json'), 'the fingerprint of a teacher under the key learned_from'):
+            learned_from = exported.config.learned_from
+            if learned_from and teacher == Fingerprint.from_json(learned_from):
+                trained = teacher
+    else:
+        run = Stage2Run(folder)
+        weights = run.load_model().state_dict()
+        trained = run.final_record.teacher
+    load_without_lora(model, weights, f'initial_weights: {folder}')
+    try:
+        teacher.check(trained, 'training', f'the model in {folder}')
+    except ValueError as error:
+        warnings.warn(f'initial_weights: {error}', stacklevel=2)
+        return False
+    return True
 
 
 def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[str, Path]) -> None:
@@ -227,37 +245,44 @@ def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[st
 
     Raises:
         ConfigError: There is neither, or a key differs.
+        FileError: The configuration of the export is damaged.
     """
     if is_exported(folder):
-        official_weights.check_exported(model, config, folder)
+        exported = LLM2CLIPConfig.from_pretrained(folder)
+        exported.teachers()
+        theirs = dataclasses.asdict(exported.model_config())
+    elif Path(folder, 'config.yaml').is_file():
+        with under('initial_weights'), torch.device('meta'):
+            run = Stage2Run(folder)
+            other = LLM2CLIP(run.config.model, run.record.llm_embed_dim, load_weights=False)
+        theirs = portable(other, run.config.model)
     else:
-        _initial_run(config, folder)
-
-
-def _initial_run(config: ModelConfig, folder: Union[str, Path]) -> Stage2Run:
-    if not Path(folder, 'config.yaml').is_file():
         raise ConfigError(f'{folder} is neither an exported folder nor that of a stage-2 run',
                           'initial_weights')
-    with under('initial_weights'):
-        run = Stage2Run(folder)
-    differing = difference(_described_weights(run.config.model), _described_weights(config))
+    differing = difference(_described_weights(theirs), _described_weights(portable(model, config)))
     if differing is not None:
-        raise ConfigError(f'the model of the run in {folder} is another one: model.{differing}',
-                          'initial_weights')
-    return run
+        raise ConfigError(f'the model in {folder} is another one: model.{differing}', 'initial_weights')
 
 
-def _described_weights(config: ModelConfig) -> dict[str, Any]:
-    """Return the settings of a model that change the meaning of its weights."""
-    vision = config.vision
-    return {
-        'embed_dim': config.embed_dim, 'heads': config.heads, 'visual_projection': config.visual_projection,
-        'visual_projection_expansion': config.visual_projection_expansion,
-        'logit_bias': config.logit_bias is not None, 'adapter': dataclasses.asdict(config.adapter),
-        'vision': {'name': vision.name, 'image_size': vision.image_size, 'mean': vision.mean,
-                   'std': vision.std, 'architecture': vision.architecture,
-                   'feature_levels': vision.feature_levels, 'beside': [
-                       (tower.name, tower.architecture, tower.feature_levels) for tower in vision.beside]}}
+def _described_weights(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a `portable` configuration that changes the meaning of a model's weights."""
+    described = {key: config[key] for key in ('embed_dim', 'heads', 'visual_projection', 'adapter')}
+    described['logit_bias'] = config['logit_bias'] is not None
+    vision = config['vision']
+    described['vision'] = _described_tower(vision)
+    described['vision'] |= {key: vision[key] for key in ('image_size', 'mean', 'std')}
+    beside = {f'[{i}]': _described_tower(tower) for i, tower in enumerate(vision['beside'])}
+    described['vision']['beside'] = beside
+    return described
+
+
+def _described_tower(tower: Mapping[str, Any]) -> dict[str, Any]:
+    architecture = {key: value for key, value in tower['architecture'].items() if key not in _IRRELEVANT}
+    described = {'feature_levels': tower['feature_levels'], 'architecture': architecture}
+    if not architecture:
+        # A timm name determines the architecture; the tag after the point names the initial weights.
+        described['name'] = tower['name'].split('.')[0]
+    return described
 
 
 def interpolated(
