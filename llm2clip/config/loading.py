@@ -152,13 +152,15 @@ def _merge(schema: type[R], sources: Sequence[tuple[str, yaml.Node]]) -> R:
                 values = merger.merge(schema, values, part)
         # Not `OmegaConf.missing_keys`, which also names the keys that refer to a missing one.
         missing = sorted(key for key, value in leaves(values) if value == MISSING)
+        files = ', '.join(dict.fromkeys(source for source, _ in sources))
         if missing:
-            files = ', '.join(dict.fromkeys(source for source, _ in sources))
             raise ConfigError(f'required but not set: {", ".join(missing)} (in {files})')
         try:
             values = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
         except OmegaConfBaseException as error:
-            raise ConfigError(str(error).splitlines()[0], key=error.full_key or '') from None
+            message = re.sub("^Interpolation key '(.*)' not found", rf'refers to \1, which is not set in {files}',
+                             str(error).splitlines()[0])
+            raise ConfigError(message, key=error.full_key or '') from None
         for key, value in leaves(values):
             if isinstance(value, str) and _SECRET.search(value):  # a run would write it into its files
                 raise ConfigError('put no password or token into a URL; Streaming reads credentials from '
