@@ -105,8 +105,9 @@ test-fast: $(VENV)/.dev  ## run the tests without training and exports (a minute
 test-dist: $(VENV)/.dev  ## run the tests that start two ranks
 	$(BIN)/python -m pytest -m 'dist and not slow'
 
-test-slow: $(VENV)/.dev $(VENV)/.ablations  ## run the slow tests: 110 kills, a bad connection, 64 workers (an hour)
+test-slow: $(VENV)/.dev $(VENV)/.ablations  ## run the slow tests: 110 kills, a bad connection, 64 workers, GPU tests on the CPU (an hour)
 	$(BIN)/python -m pytest -m slow -s
+	DEVICE=cpu $(BIN)/python -m pytest -m gpu
 
 # Finished cases are in runs/faults; `make test-faults` goes on with the others.
 test-faults: $(VENV)/.dev  ## kill each recipe, or let a call fail, at every call that changes files (an hour; resumable)

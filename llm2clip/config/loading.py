@@ -158,8 +158,8 @@ def _merge(schema: type[R], sources: Sequence[tuple[str, yaml.Node]]) -> R:
         try:
             values = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
         except OmegaConfBaseException as error:
-            message = re.sub("^Interpolation key '(.*)' not found", rf'refers to \1, which is not set in {files}',
-                             str(error).splitlines()[0])
+            message = re.sub("^Interpolation key '(.*)' not found",
+                             rf'refers to \1, which is not set in {files}', str(error).splitlines()[0])
             raise ConfigError(message, key=error.full_key or '') from None
         for key, value in leaves(values):
             if isinstance(value, str) and _SECRET.search(value):  # a run would write it into its files

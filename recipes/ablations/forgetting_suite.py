@@ -25,13 +25,11 @@ VECTORS = extraction(f'{RUN}/embeddings', SETS, f'teacher={TEACHER}')
 # classifier, and a transformers text tower.
 TOKENIZER, CLIP_TEXT_TOWER = clip_text_tower(f'{RUN}/clip_tokenizer')
 CLIP_RUN = Step(f'{CLIP}/run/clip_text/model.safetensors', (
-    'recipes/train_stage2.py', *TRAIN[:2], f'save_folder={CLIP}/run', *CLIP_TEXT_TOWER,
+    'recipes/train_stage2.py', *TRAIN, f'save_folder={CLIP}/run', *CLIP_TEXT_TOWER,
     f'{STREAM}.local={SETS["old_train"]}', 'max_duration=30ep', 'save_interval=10ep'))
 CLIP_TOWER = Step(f'{CLIP}/tower/config.json',
                   ('recipes/export_vision.py', f'run={CLIP}/run', f'out={CLIP}/tower'))
-CLIP_RESULTS = Step(f'{CLIP}/evaluate/results.json', (
-    'recipes/evaluate.py', EVALUATE, f'models.clip_text_tower.run={CLIP}/run', f'out={CLIP}/evaluate'))
-FIRST = DATA, VECTORS, TOKENIZER, CLIP_RUN, CLIP_TOWER, CLIP_RESULTS
+FIRST = DATA, VECTORS, TOKENIZER, CLIP_RUN, CLIP_TOWER
 TARGETS = extraction(f'{RUN}/targets', SETS, 'teacher.type=clip_text', f'teacher.name={CLIP}/run/clip_text')
 
 
@@ -60,7 +58,7 @@ def _begins(inheritance: Step) -> tuple[str, ...]:
 
 
 VARIANTS = {
-    'before': Variant(needs=FIRST, results=f'{CLIP}/evaluate/results.json'),
+    'before': Variant(needs=FIRST, run=f'{CLIP}/run'),
     'llm2clip': Variant(needs=FIRST),
     'self_distillation': Variant(KEPT, needs=FIRST),
     'inheritance': Variant(_begins(OF_ALL), needs=(*FIRST, TARGETS, OF_ALL)),

@@ -53,8 +53,8 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
         return json.loads((out / 'results.json').read_text())
 
     def retrieval(row: str, *keys: str) -> Any:
-        keys = (f'run={folder}/run', 'batch_tokens=1024', 'precision=${if_bf16:amp_bf16,fp32}',
-                *variant.encoder, *keys)
+        keys = (f'run={variant.run or folder / "run"}', 'batch_tokens=1024',
+                'precision=${if_bf16:amp_bf16,fp32}', *variant.encoder, *keys)
         return evaluate(row, suite.evaluate, *(f'models.{row}.{key}' for key in keys))['retrieval']
 
     try:
@@ -63,10 +63,9 @@ def train_and_measure(suite: Suite, record: Record, lanes: 'SimpleQueue[Path]', 
                 if not Path(step.file).is_file():
                     run(*step.command, log=f'made_{Path(step.file).parent.name}.txt')
         train = (*suite.train, f'seed={seed}', f'train_data.shuffle_seed={seed}')
-        if variant.results is not None:
-            results = json.loads(Path(variant.results).read_text())['retrieval']
-        elif suite.evaluate:
-            run('recipes/train_stage2.py', *train, *variant.train, f'save_folder={folder}/run')
+        if suite.evaluate:
+            if variant.run is None:
+                run('recipes/train_stage2.py', *train, *variant.train, f'save_folder={folder}/run')
             results = retrieval(name)
         else:
             if variant.warm_start:

@@ -27,8 +27,8 @@ class Variant(NamedTuple):
     needs: tuple[Step, ...] = ()
     warm_start: tuple[str, ...] = ()
     """Stage 1 only: overrides of a preceding training.  The variant starts with its LoRA weights merged."""
-    results: Optional[str] = None
-    """If set, nothing is trained, and this `results.json`, written by one of the `needs`, has the numbers."""
+    run: Optional[str] = None
+    """If set, nothing is trained, and this run, which one of the `needs` has trained, is evaluated."""
     also: dict[str, tuple[str, ...]] = {}
     """Further evaluations of the same training: name -> keys below `models.<name>` for `evaluate`."""
 
