@@ -26,7 +26,7 @@ from llm2clip.config.ranges import Component
 from llm2clip.config.recipe import RecipeConfig
 from llm2clip.config.teacher import teacher_types
 from llm2clip.config.training import TrainConfig
-from llm2clip.errors import ConfigError, FileError, nearest
+from llm2clip.errors import ConfigError, FileError, nearest, under
 from llm2clip.io.files import read_text, reading, write_text
 
 R = TypeVar('R', bound=RecipeConfig)
@@ -425,9 +425,12 @@ def learned_settings(config: TrainConfig) -> dict[str, Any]:
 def check_settings(settings: Mapping[str, Any], config: TrainConfig, run: str) -> None:
     """Raise a ConfigError that names the first changed setting of a run, with both values.
 
-    `settings` are the `learned_settings` that the run began with, and `run` names it.
+    `settings` are the `learned_settings` that the run began with, and `run` names it.  An older version of
+    this package may have written them: settings that they lack have their defaults.
     """
-    differing = difference(settings, learned_settings(config))
+    with under(run):
+        began_with = learned_settings(check_values(type(config), settings))
+    differing = difference(began_with, learned_settings(config))
     if differing is not None:
         raise ConfigError(f'{run} was trained with other settings than these: {differing}; a run keeps the '
                           'settings that decide what it learns, so choose another save_folder for new ones',

@@ -3,14 +3,16 @@
 
 """Configurations from YAML files and overrides, and errors that name key, file, line and nearest valid name."""
 
+import json
 from pathlib import Path
 
 import pytest
 from recipes_in_process import REQUIRED as OF_RECIPE
 from recipes_in_process import SCHEMAS
+from refusals import refused_at
 
 from llm2clip.config import LLMTeacherConfig, SentenceTransformersTeacherConfig, Stage1Config, Stage2Config
-from llm2clip.config.loading import load_config, read_config, save_config
+from llm2clip.config.loading import check_settings, learned_settings, load_config, read_config, save_config
 from llm2clip.errors import ConfigError, FileError
 
 REQUIRED, STAGE1 = OF_RECIPE['train_stage2'], OF_RECIPE['train_stage1']
@@ -98,6 +100,17 @@ def test_an_error_names_key_file_and_line(text: str, key: str, line: int, messag
     path = _write(tmp_path / 'a.yaml', f'{text}\n')
     error = _refusal(path, *REQUIRED)
     assert (error.key, error.place) == (key, f'{path}:{line}') and message in str(error)
+
+
+def test_settings_that_an_older_version_lacks_have_their_defaults() -> None:
+    config = load_config(Stage2Config, REQUIRED)
+    settings = json.loads(json.dumps(learned_settings(config)))
+    del settings['layer_decay'], settings['loss']['arguments'], settings['train_data']['streams']['s']['repeat']
+    check_settings(settings, config, 'the run')
+    for change, difference in (('layer_decay=0.5', 'layer_decay is 1.0, expected 0.5'), ('seed=3', 'seed is 17'),
+                               ('train_data.streams.s.repeat=2', 'train_data.streams.s.repeat is None')):
+        with refused_at('save_folder', difference):
+            check_settings(settings, load_config(Stage2Config, [*REQUIRED, change]), 'the run')
 
 
 def test_an_error_of_the_command_line_says_so() -> None:
