@@ -34,7 +34,7 @@ from llm2clip.training.callbacks.resumption import (
     KeepSettings,
     RemoveUploaded,
     ResumeRandomState,
-    naming_callbacks,
+    naming_missing_states,
 )
 from llm2clip.training.checkpoints import check_shared, find_checkpoint, written_checkpoints
 from llm2clip.training.config_checks import check_compiler, check_train_config, evaluated_metrics
@@ -115,7 +115,7 @@ def build_trainer(
         checkpoint = find_checkpoint(config.checkpoint_folder, sharded)
     if config.compile is not None:
         compile_blocks(model, **config.compile)
-    trainer = reaching(config.checkpoint_folder)(naming_callbacks(config)(Trainer))(
+    trainer = reaching(config.checkpoint_folder)(naming_missing_states(config)(Trainer))(
         model=model,
         optimizers=optimizer,
         schedulers=build('scheduler', *named(config.scheduler, 'scheduler')),

@@ -19,8 +19,10 @@ from composer.utils import dist
 from launched import SGD, Launched, alive, finish, losses, may_have_own_memory, run, wait_until
 from recipes_in_process import run_recipe
 from refusals import refused_at
+from streaming import StreamingDataset
 
 from llm2clip.data.schema import dataset_fingerprint, read_index
+from llm2clip.data.streams.safe_dataset import SafeDataset
 from llm2clip.errors import ConfigError, FileError
 from llm2clip.io.tensors import read_safetensors
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
@@ -112,6 +114,17 @@ def test_a_callback_with_a_state_that_comes_later_is_named(
     args += ['callbacks={lr_monitor: {}, save_best: {}}', 'max_duration=4ba']
     with refused_at('callbacks.save_best'):
         run_recipe(monkeypatch, 'train_stage2', *args)
+
+
+def test_a_sharded_checkpoint_of_another_version_is_refused(
+    stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = [*stage2_args, 'fsdp.state_dict_type=sharded', 'train_data.num_workers=0', f'save_folder={tmp_path}/run']
+    with monkeypatch.context() as older:
+        older.setattr(SafeDataset, 'state_dict', StreamingDataset.state_dict)
+        run_recipe(monkeypatch, 'train_stage2', *args, 'max_duration=1ba')
+    with refused_at('checkpoint_folder', r'lacks state\.dataset_state\.train\.data'):
+        run_recipe(monkeypatch, 'train_stage2', *args, 'max_duration=2ba')
 
 
 def test_a_run_resumes_at_the_end_of_an_epoch(

@@ -20,6 +20,7 @@ This module relies on these parts of StreamingDataset in Streaming 0.13:
 
 import contextlib
 import fcntl
+import json
 import math
 import multiprocessing
 import os
@@ -213,7 +214,8 @@ class SafeDataset(StreamingDataset):
         state = super().state_dict(num_samples, from_beginning)
         if num_samples == 0 and state['epoch'] == self.next_epoch - 1:
             state['epoch'] = self.next_epoch
-        return state | {'data': self._data()}
+        # One string, since sharded checkpoints load no keys that they were written without.
+        return state | {'data': json.dumps(self._data())}
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
         """Load a state; with changed data, Streaming would resume at the same position of another order.
@@ -222,7 +224,9 @@ class SafeDataset(StreamingDataset):
             ConfigError: The data have changed since the state was saved.
         """
         saved = obj['data']
-        # Older checkpoints do not describe the embeddings.
+        # Of older versions, which had no string and, before that, no embeddings.
+        if isinstance(saved, str):
+            saved = json.loads(saved)
         current = {name: value for name, value in self._data().items() if name in saved}
         if saved != current:
             raise ConfigError(

@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +26,9 @@ from llm2clip.registry import check
 
 
 @contextmanager
-def naming_callbacks(config: TrainConfig) -> Iterator[None]:
-    """Name a callback whose state is not in a sharded checkpoint, since the run began without it."""
+def naming_missing_states(config: TrainConfig) -> Iterator[None]:
+    """Name what a sharded checkpoint lacks: the state of a callback, since the run began without it, or
+    another one, since another version of this package wrote it."""
     try:
         yield
     except CheckpointException as error:
@@ -36,7 +38,12 @@ def naming_callbacks(config: TrainConfig) -> Iterator[None]:
                 raise ConfigError('its state is not in the sharded checkpoint, since the run began without '
                                   'it; expected only callbacks without a state to be added later',
                                   f'callbacks.{name}') from error
-        raise
+        missing = re.findall(r'Missing key in checkpoint state_dict: (\S+)\.\s', f'{error} ')
+        if not missing:
+            raise
+        raise ConfigError(f'another version of llm2clip wrote the newest checkpoint, which lacks '
+                          f'{missing[-1]}; expected the version with which the run began, or another folder',
+                          'checkpoint_folder') from error
 
 
 class KeepSettings(Callback):
