@@ -36,9 +36,8 @@ Arguments = dict[str, Any]
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _photos(here: None) -> None:
     """A folder `photos` with an image, a link out of it and one inside, and an image beside it."""
-    monkeypatch.chdir(tmp_path)
     Path('photos').mkdir()
     Path('photos/a.png').write_bytes(picture(0))
     Path('secret.png').write_bytes(picture(1))
@@ -65,7 +64,7 @@ def refused(words: str, call: Callable[[], Any]) -> None:
 REQUIRED: dict[str, Arguments] = {
     'image_folder': {'images': 'photos', 'captions': 'c.csv'}, 'table': {'files': 't.csv', 'captions': 't'},
     'huggingface': {'path': 'x', 'captions': 't'}, 'webdataset': {'files': 't.csv', 'captions': {'a': 'c'}},
-    'plain_text': {'files': 't.csv'},
+    'plain_text': {'files': 't.csv'}, 'flickr8k': {'images': 'photos', 'annotations': 'k.json'},
 }
 
 
@@ -76,12 +75,21 @@ REQUIRED: dict[str, Arguments] = {
     *((source, {'captions': {}}, 'captions') for source in ('webdataset', 'table')),
     *((source, {'sample': share}, 'sample') for source in ('table', 'huggingface', 'webdataset') for share in (0, 1.5)),
     *((source, {'filters': {'t': {}}}, 'filters.t') for source in ('table', 'huggingface', 'webdataset')),
+    ('flickr8k', {'splits': ['dev']}, 'splits'), ('flickr8k', {'split': 'all'}, 'split'),
+    ('flickr8k', {'holdout': 1}, 'holdout'), ('image_folder', {'images': 'nowhere'}, 'images'),
 ])
 def test_an_argument_is_named(name: str, arguments: Arguments, key: str) -> None:
     write('c.csv', 'image,caption\na.png,x\nin.png,y\n')
     write('t.csv', 't\nx\n')
+    write('k.json', _karpathy('train'))
     with refused_at(f'source.{key}'):
         convert(**{'name': name, **REQUIRED[name], **arguments})
+
+
+def _karpathy(*splits: str) -> str:
+    """An image that is in these splits."""
+    image = {'filename': 'a.png', 'sentences': [{'raw': 'x'}]}
+    return json.dumps({'images': [{'split': split, **image} for split in splits]})
 
 
 def _parquet(columns: Any, **options: Any) -> bytes:
@@ -104,7 +112,7 @@ def _tar(*members: Union[tarfile.TarInfo, tuple[str, bytes]]) -> bytes:
     return buffer.getvalue()
 
 
-HEADER = 'image,caption\n'
+HEADER, PAIR, TOKEN = 'image,caption\n', '{"query": "a", "positive": "b"}\n', 'a.png#0\tx\nb.png#0\ty\n'
 IMAGE = {'image_column': 'i', 'images': 'photos'}
 JPG, MEMBERS = ('0.jpg', picture(0)), [(f'{i}.jpg', picture(i)) for i in range(3)]
 LINK, TAR = tarfile.TarInfo('1.jpg'), _tar(*MEMBERS)
@@ -122,12 +130,19 @@ FILES: list[tuple[str, str, Content, Arguments, str]] = [
     ('image_folder', 'c.json', '[{"image": "a.png", "caption": 3}]', {}, r"c\.json, value 0: 'caption': '3'"),
     ('image_folder', 'c.json', '[{"image": "a.png", "caption": "\\ud800"}]', {}, r'.* has .\\ud800'),
     ('image_folder', 'c.json', json.dumps([{f'{i}.png': ['x'] for i in range(60)}]), {}, r'.* it has 0.png, .* …$'),
+    *(('image_folder', 'c.csv', content, {'holdout': 1}, r'c\.csv: ') for content in ('', HEADER, f'{HEADER},red\n')),
+    *(('image_folder', 'c.csv', content, {'holdout': 1}, rf'c\.csv:{line}: .*CSV UTF-8') for content, line in (
+        (f'{HEADER}a.png,grün\n'.encode('cp1252'), 2), ('image\tcaption\n'.encode('utf-16'), 1), (b'PK\3\4\0!\0', 1))),
     ('table', 'a.parquet', _parquet({'t': ['text' * i for i in range(500)]})[:-50], {}, r'a\.parquet: cannot be read'),
     ('table', 'a.parquet', _parquet({'t': NOT_UTF8}), {}, r'a\.parquet: cannot be read .*with texts'),
     ('table', 'a.parquet', _parquet(pyarrow.Table.from_arrays([pyarrow.array(['a'])] * 2, names=['t', 't'])), {},
      r"a\.parquet: expected one column 't', found t, t"),
     ('table', 'a.parquet', _parquet({'t': ['a'], 'k': [None]}), {'id_column': 'k'}, r"a\.parquet, row 1: 'k': None"),
     ('table', 'a.parquet', _parquet({'t': ['a'], 'i': [3]}), IMAGE, r"a\.parquet, row 1: 'i' is 3"),
+    ('table', 'a.parquet', _parquet({'a': ['x'], 'd': ['x']}), {}, r"a\.parquet: expected one column 't', found a, d"),
+    ('table', 'a.parquet', _parquet({'d': ['x'], 'd_0': ['y'], 'e': [['x', 'y']]}),
+     {'captions': {'d': 'e', 'd_0': 'd'}}, r'source\.captions: .*two captions one key'),
+    ('table', 'a.parquet', _parquet({'t': [b'x']}), {}, r"a\.parquet, row 1: 't': .*, expected a text"),
     ('table', 'a.csv', 't,i\ny,a.png\nx,../secret.png\n', IMAGE, r"a\.csv, row 2: the path '../secret.png' leads to"),
     ('webdataset', 't.tar', _tar(JPG, ('0.json', b'[1]')), {}, r"t\.tar: sample '0': holds '\[1\]'"),
     ('webdataset', 't.tar', _tar(JPG, ('0.txt', b'\xe9')), {'captions': {'a': 'txt'}}, r"t\.tar: sample '0': txt"),
@@ -137,13 +152,26 @@ FILES: list[tuple[str, str, Content, Arguments, str]] = [
     ('webdataset', 't.tar', TAR[:1024] + b'\xff\xff' + TAR[1026:], {}, r't\.tar: .* no header .* at byte 1,024'),
     ('plain_text', 'a.txt', b'\x89PNG\r\n\x1a\n\0', {}, r'a\.txt:1: has .\\udc89'),
     ('text_pairs', 'p.jsonl', '{"query": "a", "positive": "\\ud800"}\n', {}, r"p\.jsonl:1: 'positive': has .\\ud800"),
+    ('text_pairs', 'p.jsonl', f'{PAIR}{{"query": "a"}}', {}, r"p\.jsonl:2 has no 'positive'; it has query"),
+    ('text_pairs', 'p.jsonl', f'{PAIR}["a", "b"]', {}, r"p\.jsonl:2: expected an object with 'query'"),
+    ('text_pairs', 'p.jsonl', '{"query": "a", "positive": null}', {}, r"p\.jsonl:1: 'positive' is null"),
+    ('flickr8k', 'a.token', TOKEN, {'splits': ['train']}, r'source\.splits: '),
+    ('flickr8k', 't.token.txt', TOKEN, {}, r'source\.split_files: '),
+    ('flickr8k', 't.token.txt', TOKEN, {'split_files': {'test': 't.token.txt'}}, r't\.token\.txt:1: '),
+    ('flickr8k', 't.token.txt', 'a.png#0\tx\nb.png\n', {'split': 'train'}, r't\.token\.txt:2: '),
+    ('flickr8k', 'k.json', _karpathy('train', 'test'), {}, r'k\.json: '),
+    ('flickr8k', 'k.json', _karpathy('train'), {'split_files': {'test': 'k.json'}}, r'k\.json:1: '),
+    ('flickr8k', 'k.json', '{"images": [{"filename": "a.png", "split": "train"}]}', {}, r'k\.json: '),
+    ('flickr8k', 'list.json', '[{"image": "a.png", "caption": [3]}]', {}, r'list\.json: '),
+    ('flickr8k', 'k.csv', 'filename,split\na.png,train\n', {}, r'k\.csv: '),
+    ('flickr8k', 'c.txt', f'{HEADER}a.jpg,x\na.jpg,"x" and ""y\n', {}, r'c\.txt:3: '),
 ]
 
 
 @pytest.mark.parametrize(('name', 'file', 'content', 'options', 'words'), FILES)
 def test_a_file_is_named(name: str, file: str, content: Content, options: Arguments, words: str) -> None:
     write(file, content)
-    of_file = {'captions' if name == 'image_folder' else 'files': file}
+    of_file = {{'image_folder': 'captions', 'flickr8k': 'annotations'}.get(name, 'files'): file}
     refused(f'^{words}', lambda: convert(**{'name': name, **REQUIRED.get(name, {}), **of_file, **options}))
 
 

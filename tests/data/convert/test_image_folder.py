@@ -47,22 +47,6 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
     assert sample.captions == {'0': 'red'}
     with refused_at('nowhere.csv'):
         image_folder(images, 'nowhere.csv')
-    with refused_at('source.images'):
-        image_folder('nowhere', csv, 'file', 'text')
-
-
-@pytest.mark.parametrize(('content', 'place'), [
-    (b'', 'c.csv'), (b'image,caption\n', 'c.csv'), (b'image,caption\n,red\n', 'c.csv'),
-    ('image,caption\na.png,grün\n'.encode('cp1252'), 'c.csv:2'), ('image\tcaption\n'.encode('utf-16'), 'c.csv:1'),
-    (b'PK\x03\x04\x14\x00\x06\x00\x08\x00\x00\x00!\x00', 'c.csv:1')])
-def test_a_file_without_usable_text_is_named(
-    content: bytes, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    images = set_files.image_folder(Path())['images']
-    Path('c.csv').write_bytes(content)
-    with refused_at(place, 'CSV UTF-8' if ':' in place else ''):
-        image_folder(images, 'c.csv', holdout=1)
 
 
 @pytest.mark.parametrize('with_images', [True, False])

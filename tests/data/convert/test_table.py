@@ -68,16 +68,6 @@ def test_columns_of_lists_become_keys(tmp_path: Path) -> None:
         assert found == with_captions and _card(out)['dropped'] == {'no caption': 8 - len(with_captions)}
 
 
-def test_columns_that_cannot_be_captions_are_named(tmp_path: Path) -> None:
-    pyarrow.parquet.write_table(pyarrow.table({'a': [b'x'], 'd': ['x'], 'd_0': ['y'], 'e': [['x', 'y']]}),
-                                tmp_path / 'a.parquet')
-    for captions, message in (('f', "expected one column 'f', found a, d"),
-                              ({'d': 'e', 'd_0': 'd'}, 'two captions one key'),
-                              ('a', "a.parquet, row 1: 'a': .*, expected a text")):
-        with pytest.raises(ValueError, match=message):
-            _written(table(f'{tmp_path}/a.parquet', captions), tmp_path / 'out')
-
-
 @pytest.mark.parametrize('kind', ['paths', 'bytes'])
 def test_all_rows_of_an_image_are_in_one_split(kind: str, tmp_path: Path) -> None:
     """Two rows per image, whose paths are spelled differently; another table of other images changes nothing."""

@@ -6,10 +6,7 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from llm2clip.config import WriterConfig
-from llm2clip.data.convert.samples import Dropped
 from llm2clip.data.convert.text_pairs import text_pairs
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_samples
@@ -37,15 +34,3 @@ def test_each_file_may_be_a_split(tmp_path: Path) -> None:
     write_splits(*text_pairs(files, by_file=True), tmp_path / 'out')
     for name in ('fever', 'nq'):
         assert [row['caption.query'] for row in read_samples(tmp_path / 'out' / name)] == [f'{name}?']
-
-
-
-@pytest.mark.parametrize(('line', 'message'), [
-    ('{"query": "a"}', r"pairs\.jsonl:2 has no 'positive'; it has query"),
-    ('["a", "b"]', r"pairs\.jsonl:2: expected an object with 'query'"),
-    ('{"query": "a", "positive": null}', r"pairs\.jsonl:2: 'positive' is null, expected a text")])
-def test_a_line_that_is_no_pair_is_named(line: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / 'pairs.jsonl'
-    path.write_text('{"query": "a", "positive": "b"}\n' + line + '\n')
-    with pytest.raises(ValueError, match=message):
-        list(text_pairs(str(path))[0]['train'][0].read(Dropped()))

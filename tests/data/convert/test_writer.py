@@ -12,12 +12,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional, Union
 
 import psutil
 import pytest
 import set_files
-from parts import UNDECODABLE, make_samples, picture, write_dataset
+from parts import UNDECODABLE, make_samples, picture
 from PIL import Image
 from recipes_in_process import run_recipe
 from refusals import refused_at
@@ -32,142 +32,151 @@ from llm2clip.data.schema import read_samples
 from llm2clip.errors import ConfigError
 from llm2clip.io.remotes import OutputFolder
 
-pytestmark = pytest.mark.usefixtures('no_leftovers')
+pytestmark = pytest.mark.usefixtures('no_leftovers', 'here')
 
 
-def _part(n: int, prefix: str = 's') -> Part:
-    return Part(f'part{n}', lambda dropped: make_samples(6, prefix=f'{prefix}{n}-'))
+def _parts(count: int) -> list[Part]:
+    """Parts of six samples each."""
+    return [Part(f'part{n}', lambda dropped, n=n: make_samples(6, prefix=f's{n}-')) for n in range(count)]
 
 
-def test_every_sample_is_written_or_counted_by_reason(tmp_path: Path) -> None:
+def _write(
+    parts: list[Part], out: Union[str, OutputFolder] = 'out', source: str = 'x', **settings: Any
+) -> Optional[dict[str, int]]:
+    return write_splits({'train': parts}, Dropped(), out, WriterConfig(**settings), {'source': source})
+
+
+def _card() -> dict[str, Any]:
+    return json.loads(Path('out/dataset.json').read_text())
+
+
+def _is_readable() -> bool:
+    return Path('out/dataset.json').exists() or Path('out/train/index.json').exists()
+
+
+def test_every_sample_is_written_or_counted_by_reason() -> None:
     files = {'c': b'\x00\x00\x00\x18ftypheic\x00', 'f': b'nothing', 'h': picture(1)[:100],
              'wide': encode_image(Image.new('1', (12_000, 9_000)), 'PNG')}
     samples = [*make_samples(8), *(Sample(name, {'short': 'a', 'long': 'b'}, data) for name, data in files.items()),
                Sample('mute', {'short': ' ', 'long': ''}, picture(1)),
                Sample('half', {'short': ' ', 'long': ' one two three\n'}, picture(1)),
                Sample('other', {'short': 'a', 'long': ' '}, picture(1))]
-    write_dataset(samples, tmp_path / 'out', max_dropped=0.5, require_any_caption=['long'])
-    card = json.loads((tmp_path / 'out' / 'dataset.json').read_text())
+    _write(one_part(samples), max_dropped=0.5, require_any_caption=['long'])
+    card = _card()
     assert card['dropped_ids'] == {UNDECODABLE: ['c', 'f', 'h'], 'more than 100,000,000 pixels': ['wide'],
                                    'no caption': ['mute']}
-    rows = {row['sample_id']: row for row in read_samples(tmp_path / 'out/train')}
+    rows = {row['sample_id']: row for row in read_samples('out/train')}
     assert rows['half']['caption.short'] == '' and rows['half']['caption.long'] == 'one two three'
     assert card['samples'] == {'train': 9} and card['filtered'] == {'no caption long': 1}
     assert card['read'] == len(samples) == 10 + sum(card['dropped'].values())
     assert card['captions']['train']['short'] == {'captions': 8, 'absent': 1, 'words_p5': 3, 'words_p50': 3,
                                                   'words_p95': 3}
     with refused_at('require_any_caption'):
-        write_dataset(samples, tmp_path / 'other', require_any_caption=['it'])
+        _write(one_part(samples), 'other', require_any_caption=['it'])
 
 
-def test_only_large_images_are_made_smaller(tmp_path: Path) -> None:
-    wide = encode_image(Image.new('RGB', (200, 50)), 'PNG')
-    images = {'small': picture(1, 40), 'large': picture(1, 200), 'wide': wide}
-    samples = [Sample(name, {'short': 'a'}, image) for name, image in images.items()]
-    write_dataset(samples, tmp_path / 'out', image_max_side=64)
-    small, large, wide = (row['image'] for row in read_samples(tmp_path / 'out/train'))
-    assert small == picture(1, 40)
-    assert Image.open(io.BytesIO(large)).size == (64, 64) and Image.open(io.BytesIO(wide)).size == (64, 16)
+def test_only_large_images_are_made_smaller() -> None:
+    images = [picture(1, 40), picture(1, 200), encode_image(Image.new('RGB', (200, 50)), 'PNG')]
+    _write(one_part([Sample(f'{i}', {'short': 'a'}, image) for i, image in enumerate(images)]), image_max_side=64)
+    small, *others = (row['image'] for row in read_samples('out/train'))
+    assert small == images[0] and [Image.open(io.BytesIO(image)).size for image in others] == [(64, 64), (64, 16)]
 
 
 OTHER = Sample('x', {'short': 'a'}, picture(0))
 
 
 @pytest.mark.parametrize(('parts', 'words'), [
-    (one_part(make_samples(1) * 2), "train/part-all: sample id 's0000' occurs twice"),
     (one_part([*make_samples(3), OTHER]), "sample 'x' has captions"), (one_part([]), "split 'train' has no samples"),
-    ([_part(0), *one_part([OTHER])], 'part-all of split .train. has columns'),
-    ([_part(0), _part(0)], 'two input files would be written to')])
-def test_samples_that_do_not_fit_together_are_refused(parts: list[Part], words: str, tmp_path: Path) -> None:
+    ([*_parts(1), *one_part([OTHER])], 'part-all of split .train. has columns'),
+    (_parts(1) * 2, 'two input files would be written to')])
+def test_samples_that_do_not_fit_together_are_refused(parts: list[Part], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        write_splits({'train': parts}, Dropped(), tmp_path / 'out')
-    assert not (tmp_path / 'out' / CARD_FILE).exists() and not (tmp_path / 'out/train/index.json').exists()
+        _write(parts)
+    assert not _is_readable()
 
 
-def test_too_many_bad_samples_are_counted_over_all_parts(tmp_path: Path) -> None:
-    splits = {'train': [_part(0), *one_part([Sample('b', {'short': 'a', 'long': 'b'}, b'x')])]}
-    with refused_at(tmp_path / 'out/left_out.csv', '1 of 7 samples.*undecodable image.*set max_dropped=0.15'):
-        write_splits(splits, Dropped(), tmp_path / 'out')
-    assert not OutputFolder(tmp_path / 'out').fetch(CARD_FILE) and not (tmp_path / 'out/train/index.json').exists()
-    assert write_splits(splits, Dropped(), tmp_path / 'out', WriterConfig(max_dropped=0.2)) == {'train': 6}
-    card = json.loads((tmp_path / 'out/dataset.json').read_text())
-    assert card['dropped_ids'] == {UNDECODABLE: ['b']}
-    assert not (tmp_path / 'out/left_out.csv').exists()
+@pytest.mark.parametrize('num_workers', [1, 2])
+def test_errors_of_a_source_name_it_from_any_process(num_workers: int) -> None:
+    with refused_at('out/train/part-all', "sample id 's0000' occurs twice"):
+        _write([*one_part(make_samples(1) * 2), *_parts(1)], num_workers=num_workers)
+    with refused_at('source', 'part bad '):
+        _write([Part('bad', lambda dropped: [None]), *_parts(1)],  # pyright: ignore[reportArgumentType, reportReturnType]
+               num_workers=num_workers)
+    assert not _is_readable()
 
 
-def test_unusable_samples_are_listed_with_similar_files(tmp_path: Path) -> None:
-    photos, captions, out = tmp_path / 'photos', tmp_path / 'captions.csv', tmp_path / 'out'
-    similar = {'a/DSC 01.jpg': 'dsc_01.JPG', 'u\u0308.png': '\u00fc.png', 'c.jpeg': 'c.png', 'd.png': None,
-               'e.png': 'e.png'}
-    for name, file in similar.items():
-        if file is not None:
-            path = photos / Path(name).with_name(file)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(picture(0))
-    (photos / 'e.png').write_bytes(b'damaged')
-    captions.write_text('image,caption\n' + ''.join(f'{name},a\n' for name in [*similar, '']))
+def test_too_many_bad_samples_are_counted_over_all_parts() -> None:
+    parts = [*_parts(1), *one_part([Sample('b', {'short': 'a', 'long': 'b'}, b'x')])]
+    with refused_at('out/left_out.csv', '1 of 7 samples.*undecodable image.*set max_dropped=0.15'):
+        _write(parts)
+    assert not _is_readable()
+    assert _write(parts, max_dropped=0.2) == {'train': 6}
+    assert _card()['dropped_ids'] == {UNDECODABLE: ['b']} and not Path('out/left_out.csv').exists()
 
-    def write() -> Any:
-        return write_splits(*image_folder(str(photos), str(captions)), out)
 
-    with refused_at(out / 'left_out.csv', '6 of 6 samples'):
-        write()
-    with open(out / 'left_out.csv', encoding='utf-8-sig', newline='') as file:
+def test_unusable_samples_are_listed_with_similar_files() -> None:
+    similar = {'a/DSC 01.jpg': 'dsc_01.JPG', 'u\u0308.png': '\u00fc.png', 'c.jpeg': 'c.png', 'd.png': None}
+    set_files.write_images(Path('photos'), [str(Path(name).with_name(file)) for name, file in similar.items() if file])
+    Path('photos/e.png').write_bytes(b'damaged')
+    captions = Path('captions.csv')
+    captions.write_text('image,caption\n' + ''.join(f'{name},a\n' for name in [*similar, 'e.png', '']))
+    with refused_at('out/left_out.csv', '6 of 6 samples'):
+        write_splits(*image_folder('photos', 'captions.csv'), 'out')
+    with open('out/left_out.csv', encoding='utf-8-sig', newline='') as file:
         rows = list(csv.reader(file))
-    del similar['e.png']
-    missing = [['missing image file', f'{photos}/{name}', file or ''] for name, file in similar.items()]
-    assert rows[1:] == [*missing, [UNDECODABLE, 'e.png', ''], ['no image', f'{captions}:7', '']]
+    missing = [['missing image file', f'{Path.cwd()}/photos/{name}', file or ''] for name, file in similar.items()]
+    assert rows[1:] == [*missing, [UNDECODABLE, 'e.png', ''], ['no image', 'captions.csv:7', '']]
     captions.write_text('image,caption\nc.png,a\n')
-    assert write() == {'train': 1} and not (out / 'left_out.csv').exists()
+    assert write_splits(*image_folder('photos', 'captions.csv'), 'out') == {'train': 1}
+    assert not Path('out/left_out.csv').exists()
 
 
-def test_an_unfinished_dataset_follows_its_input_files(tmp_path: Path) -> None:
+def test_an_unfinished_dataset_follows_its_input_files() -> None:
     """Parts of a machine are written again; those of another machine, from other files, are refused."""
-    images, file = set_files.image_folder(tmp_path).values()
+    images, file = set_files.image_folder(Path()).values()
     rows = Path(file).read_text()
 
     def write(out: str, holdout: int = 1, **settings: Any) -> Any:
         config = WriterConfig(**settings)
-        return write_splits(*image_folder(images, file, holdout=holdout), tmp_path / out, config, {'holdout': holdout})
+        return write_splits(*image_folder(images, file, holdout=holdout), out, config, {'holdout': holdout})
 
     Path(file).write_text(f'{rows}missing.png,c\n')
-    with refused_at(tmp_path / 'out/left_out.csv'):
+    with refused_at('out/left_out.csv'):
         write('out')
     assert write('shared', num_shards=2, max_dropped=1) is None
     Path(file).write_text(rows.replace('ball', 'box'))
     with refused_at('out', 'another holdout'):
         write('out', holdout=0)
     assert write('out') == {'train': 1, 'val': 1}
-    assert 'a box' in {row['caption.1'] for split in ('train', 'val') for row in read_samples(tmp_path / 'out' / split)}
+    assert 'a box' in {row['caption.1'] for split in ('train', 'val') for row in read_samples(f'out/{split}')}
     with refused_at('', f'{file}: has changed since'):
         write('shared', num_shards=2, shard_index=1)
 
 
-def test_machines_share_the_parts_and_only_a_remote(tmp_path: Path) -> None:
+def test_machines_share_the_parts_and_only_a_remote() -> None:
     """Each uploads its parts; the last one writes the index; nothing needs to stay on their disks."""
-    splits, remote = {'train': [_part(n) for n in range(5)]}, tmp_path / 'bucket'
-    first, second = (WriterConfig(shard_index=k, num_shards=2, keep_local=False) for k in range(2))
-    outs = [OutputFolder(tmp_path / f'machine{k}', str(remote)) for k in range(2)]
-    assert write_splits(splits, Dropped(), outs[1], second) is None
-    assert not (remote / 'train/index.json').exists() and not outs[0].fetch(CARD_FILE)
-    assert sorted(path.name for path in (remote / 'train').iterdir()) == ['part-part1', 'part-part3']
+    parts, remote, outs = _parts(5), Path('bucket'), [OutputFolder(f'machine{k}', 'bucket') for k in range(2)]
+
+    def write(machine: int, **options: Any) -> Any:
+        return _write(parts, outs[machine], shard_index=machine, num_shards=2, keep_local=False, **options)
+
+    assert write(1) is None and not (remote / 'train/index.json').exists() and not outs[0].fetch(CARD_FILE)
+    assert sorted(os.listdir(remote / 'train')) == ['part-part1', 'part-part3']
     shutil.rmtree(outs[1].local / 'train/part-part3')
-    assert write_splits(splits, Dropped(), outs[1], second) is None, 'a part that is in the remote is done'
-    (remote / 'train/part-part1/part.json').unlink()
-    (outs[1].local / 'train/part-part1/part.json').unlink()
-    assert write_splits(splits, Dropped(), outs[1], second) is None
-    assert write_splits(splits, Dropped(), outs[0], first) == {'train': 30}
+    assert write(1) is None, 'a part that is in the remote is done'
+    for folder in (remote, outs[1].local):
+        (folder / 'train/part-part1/part.json').unlink()
+    assert write(1) is None
+    assert write(0) == {'train': 30}
     assert [row['sample_id'][:3] for row in read_samples(remote / 'train')] == \
         [f's{n}-' for n in range(5) for _ in range(6)]
-    assert outs[1].fetch(CARD_FILE)
-    assert not [path for out in outs for path in out.local.rglob('*.mds')]
+    assert outs[1].fetch(CARD_FILE) and not [path for out in outs for path in out.local.rglob('*.mds')]
+    outs[0] = OutputFolder('third', 'bucket')
     with pytest.raises(ConfigError, match='written with another source'):
-        write_splits(splits, Dropped(), OutputFolder(tmp_path / 'third', str(remote)), first, {'source': 'other'})
+        write(0, source='other')
 
 
-def test_a_machine_that_ends_first_looks_at_few_parts_of_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_that_ends_first_looks_at_few_parts_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise, a hundred machines that share a hundred thousand parts would look ten million times."""
     looks: list[str] = []
     fetch = OutputFolder.fetch
@@ -177,127 +186,93 @@ def test_a_machine_that_ends_first_looks_at_few_parts_of_the_others(
         return fetch(out, name)
 
     monkeypatch.setattr(OutputFolder, 'fetch', fetch_and_count)
-    splits = {'train': [_part(n) for n in range(20)]}
-
-    def write(shard: int) -> Any:
-        return write_splits(splits, Dropped(), tmp_path / 'out', WriterConfig(shard_index=shard, num_shards=4))
-
     for shard in (1, 2, 0):
-        assert write(shard) is None
+        assert _write(_parts(20), shard_index=shard, num_shards=4) is None
         assert len(looks) == 1 + 1 + 5 + 4  # index, card, the parts of this machine, and one of each
         looks.clear()
-    assert write(3) == {'train': 120}
+    assert _write(_parts(20), shard_index=3, num_shards=4) == {'train': 120}
 
 
-def test_a_remote_is_not_added_later(tmp_path: Path) -> None:
+def test_a_remote_is_not_added_later() -> None:
     """It would lack the parts that were written without it."""
-    splits, remote = {'train': [_part(0), _part(1)]}, str(tmp_path / 'bucket')
-    assert write_splits(splits, Dropped(), tmp_path / 'begun', WriterConfig(num_shards=2)) is None
+    assert _write(_parts(2), 'begun', num_shards=2) is None
     with pytest.raises(ConfigError, match='was written with another out_remote .*train/part-part0/part.json has it'):
-        write_splits(splits, Dropped(), OutputFolder(tmp_path / 'begun', remote))
-    write_splits(splits, Dropped(), tmp_path / 'whole')
-    assert is_written(OutputFolder(tmp_path / 'whole'), {}, WriterConfig())
-    with pytest.raises(ConfigError, match='was written with another out_remote .*whole/dataset.json has it'):
-        is_written(OutputFolder(tmp_path / 'whole', remote), {}, WriterConfig())
-    assert not (tmp_path / 'bucket').exists()
+        _write(_parts(2), OutputFolder('begun', 'bucket'))
+    _write(_parts(2))
+    assert is_written(OutputFolder('out'), {'source': 'x'}, WriterConfig())
+    with pytest.raises(ConfigError, match='was written with another out_remote .*out/dataset.json has it'):
+        is_written(OutputFolder('out', 'bucket'), {'source': 'x'}, WriterConfig())
+    assert not Path('bucket').exists()
 
 
 @pytest.mark.parametrize('num_workers', [1, 2])
-def test_parts_are_in_order_whichever_process_writes_them(num_workers: int, tmp_path: Path) -> None:
-    def part(n: int) -> Part:
-        return Part(f'part{n}', lambda dropped: [Sample(f's{n}', {'process': f'{os.getpid()}'})])
-
-    splits = {'train': [part(n) for n in range(6)]}
-    write_splits(splits, Dropped(), tmp_path / 'out', WriterConfig(num_workers=num_workers))
-    rows = read_samples(tmp_path / 'out/train')
+def test_parts_are_in_order_whichever_process_writes_them(num_workers: int) -> None:
+    _write([Part(f'part{n}', lambda dropped, n=n: [Sample(f's{n}', {'process': f'{os.getpid()}'})]) for n in range(6)],
+           num_workers=num_workers)
+    rows = read_samples('out/train')
     assert [row['sample_id'] for row in rows] == [f's{n}' for n in range(6)]
     processes = {row['caption.process'] for row in rows}
     assert (f'{os.getpid()}' in processes) is (num_workers == 1) and len(processes) <= num_workers
 
 
-def test_workers_end_with_a_killed_command(tmp_path: Path) -> None:
+def test_workers_end_with_a_killed_command() -> None:
     def wait(dropped: Dropped) -> Iterator[Sample]:
-        (tmp_path / f'{os.getpid()}.begun').touch()
+        Path(f'{os.getpid()}.begun').touch()
         time.sleep(60)
         yield Sample('a', {'short': 'a'})
 
-    splits = {'train': [Part(f'part{n}', wait) for n in range(2)]}
+    parts = [Part(f'part{n}', wait) for n in range(2)]
     command = multiprocessing.get_context('fork').Process(
-        target=write_splits, args=(splits, Dropped(), tmp_path / 'out', WriterConfig(num_workers=2)))
+        target=_write, args=(parts,), kwargs={'num_workers': 2})
     command.start()
-    while len(list(tmp_path.glob('*.begun'))) < 2:
+    while len(list(Path().glob('*.begun'))) < 2:
         time.sleep(0.05)
-    workers = [psutil.Process(int(file.stem)) for file in tmp_path.glob('*.begun')]
+    workers = [psutil.Process(int(file.stem)) for file in Path().glob('*.begun')]
     command.kill()
     assert psutil.wait_procs(workers, timeout=120)[1] == []
     command.join()
 
 
-def test_a_failure_leaves_the_finished_parts(tmp_path: Path) -> None:
-    config, done = WriterConfig(num_workers=2), [tmp_path / f'out/train/part-part{n}/part.json' for n in range(2)]
+def test_a_failure_leaves_the_finished_parts_and_no_worker() -> None:
+    """A part that another worker has begun is finished, too."""
+    begun = Path('begun')
+    done, slow = (Path(f'out/train/part-{name}/part.json') for name in ('part0', 'slow'))
 
-    def read(dropped: Dropped) -> Iterator[Sample]:
-        while not all(path.exists() for path in done):
-            time.sleep(0.01)
-        raise RuntimeError('killed')
-
-    with pytest.raises(RuntimeError, match='killed'):
-        write_splits({'train': [_part(0), _part(1), Part('part2', read)]}, Dropped(), tmp_path / 'out', config)
-    assert not OutputFolder(tmp_path / 'out').fetch(CARD_FILE) and not (tmp_path / 'out/train/index.json').exists()
-    assert not (tmp_path / 'out/train/part-part2').exists()
-    # Mended and called again, it continues with the part that is missing.
-    first = done[0].stat().st_mtime_ns
-    assert write_splits({'train': [_part(n) for n in range(3)]}, Dropped(), tmp_path / 'out', config) == {'train': 18}
-    assert done[0].stat().st_mtime_ns == first
-
-
-@pytest.mark.parametrize('num_workers', [1, 2])
-def test_errors_of_a_source_name_it_from_any_process(num_workers: int, tmp_path: Path) -> None:
-    def write(part: Part) -> None:
-        write_splits({'train': [part, _part(0)]}, Dropped(), tmp_path / 'out', WriterConfig(num_workers=num_workers))
-
-    with refused_at(tmp_path / 'out/train/part-all'):
-        write(*one_part(make_samples(1) * 2))
-    with refused_at('source', 'part bad '):
-        write(Part('bad', lambda dropped: [None]))  # pyright: ignore[reportArgumentType, reportReturnType]
-
-
-def test_no_worker_outlives_an_error(tmp_path: Path) -> None:
-    begun = tmp_path / 'begun'
-
-    def slow(dropped: Dropped) -> Iterator[Sample]:
+    def read_slowly(dropped: Dropped) -> list[Sample]:
         begun.touch()
-        time.sleep(1)
-        yield from make_samples(1)
+        time.sleep(0.5)
+        return make_samples(6)
 
     def fail(dropped: Dropped) -> Iterator[Sample]:
-        while not begun.exists():
+        while not (done.exists() and begun.exists()):
             time.sleep(0.01)
         raise RuntimeError('failed')
 
+    def write(read: Callable[[Dropped], Iterator[Sample]]) -> Any:
+        return _write([*_parts(1), Part('slow', read_slowly), Part('bad', read)], num_workers=2)
+
     with pytest.raises(RuntimeError, match='failed'):
-        write_splits({'train': [Part('slow', slow), Part('fail', fail)]}, Dropped(), tmp_path / 'out',
-                     WriterConfig(num_workers=2))
-    assert (tmp_path / 'out/train/part-slow/part.json').is_file() and not multiprocessing.active_children()
+        write(fail)
+    assert slow.is_file() and not multiprocessing.active_children()
+    assert not _is_readable() and not Path('out/train/part-bad').exists()
+    # Mended and called again, it continues with the part that is missing.
+    first = done.stat().st_mtime_ns
+    assert write(lambda dropped: iter(make_samples(6, prefix='b'))) == {'train': 18}
+    assert done.stat().st_mtime_ns == first
 
 
-def test_a_part_without_samples_does_not_block_the_next_try(tmp_path: Path) -> None:
-    empty = {'train': one_part([Sample('x', {'short': 'a'}, b'no image')])}
-    three = {'train': one_part(make_samples(3))}
-
-    def write(splits: dict[str, list[Part]], source: str, out: str = 'other') -> Any:
-        return write_splits(splits, Dropped(), tmp_path / out, description={'source': source})
-
+def test_a_part_without_samples_does_not_block_the_next_try() -> None:
+    empty, three = one_part([Sample('x', {'short': 'a'}, b'no image')]), one_part(make_samples(3))
     for source, out in (('wrong', 'same'), ('wrong', 'other'), ('right', 'other')):
-        with refused_at(tmp_path / out / 'left_out.csv', '1 of 1 samples'):
-            write(empty, source, out)
-    assert write(three, 'wrong', 'same') == {'train': 3}, 'the options of the failure'
-    assert write(three, 'right') == {'train': 3}, 'options that differ from those of the first failure'
+        with refused_at(f'{out}/left_out.csv', '1 of 1 samples'):
+            _write(empty, out, source)
+    assert _write(three, 'same', 'wrong') == {'train': 3}, 'the options of the failure'
+    assert _write(three, 'other', 'right') == {'train': 3}, 'options that differ from those of the first failure'
     with pytest.raises(ConfigError, match='was written with another source'):
-        write(three, 'third')
+        _write(three, 'other', 'third')
 
 
-def test_an_empty_part_is_read_once(tmp_path: Path) -> None:
+def test_an_empty_part_is_read_once() -> None:
     """As the held-out samples of most tars are, if few are held out."""
     reads: list[str] = []
 
@@ -305,31 +280,26 @@ def test_an_empty_part_is_read_once(tmp_path: Path) -> None:
         reads.append('empty')
         return []
 
-    def write(source: str) -> Any:
-        return write_splits({'train': [Part('empty', read), Part('three', lambda dropped: make_samples(3))]},
-                            Dropped(), tmp_path / 'out', description={'source': source})
-
-    assert write('x') == write('x') == {'train': 3} and reads == ['empty']
+    parts = [Part('empty', read), *_parts(1)]
+    assert _write(parts) == _write(parts) == {'train': 6} and reads == ['empty']
 
 
 @pytest.fixture
-def prepare(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
+def prepare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """The recipe, which converts CSV files into a folder and is given more arguments; what it prints."""
     def run(out: str, *more: str) -> str:
-        run_recipe(monkeypatch, 'prepare_data', 'source.name=table', f'source.files={tmp_path}/*.csv',
-                   'source.captions=caption', f'out={tmp_path}/{out}', *more)
+        run_recipe(monkeypatch, 'prepare_data', 'source.name=table', 'source.files=./*.csv', 'source.captions=caption',
+                   f'out={out}', *more)
         return capsys.readouterr().out
 
     return run
 
 
 def test_no_dataset_is_mixed_with_other_captions_or_options(
-    prepare: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepare: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither after a call that was stopped between two splits nor after one that has ended."""
-    captions, holdout = tmp_path / 'b.csv', 'source.holdout=0.3'
+    captions, holdout = Path('b.csv'), 'source.holdout=0.3'
     captions.write_text('caption\n' + ''.join(f'caption of {i}\n' for i in range(40)))
     write = part_writer._write_part
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
@@ -337,9 +307,9 @@ def test_no_dataset_is_mixed_with_other_captions_or_options(
                       lambda i: write(i) if part_writer._jobs[i].folder[0] == 't' else 1 / 0)
         prepare('stopped', holdout)
     assert 'samples: train ' in prepare('whole', holdout)
-    (tmp_path / 'a.csv').write_text('caption\nof another file\n')
+    Path('a.csv').write_text('caption\nof another file\n')
     assert 'is complete; convert new input files into another `out`' in prepare('whole', holdout)
-    config = tmp_path / 'whole/config.yaml'
+    config = Path('whole/config.yaml')
     config.unlink()  # killed before it was written
     prepare('whole', holdout)
     assert config.is_file()
@@ -347,22 +317,22 @@ def test_no_dataset_is_mixed_with_other_captions_or_options(
         with pytest.raises(ConfigError, match=f'written with another {option.split("=")[0].split(".")[0]}'):
             prepare('whole', holdout, option)
     captions.write_text(captions.read_text().replace('caption of 7', 'caption of 9'))
-    with pytest.raises(ConfigError, match=f'{captions}: has changed since {tmp_path}/whole was written'):
+    with pytest.raises(ConfigError, match='b.csv: has changed since whole was written'):
         prepare('whole', holdout)
     prepare('stopped', holdout)
-    texts = [row['caption.0'] for split in ('train', 'val') for row in read_samples(tmp_path / 'stopped' / split)]
+    texts = [row['caption.0'] for split in ('train', 'val') for row in read_samples(f'stopped/{split}')]
     assert texts.count('caption of 9') == 2
     captions.unlink()
     prepare('whole', holdout)  # which needs it no more
 
 
-def test_ids_are_left_out(prepare: Callable[..., str], tmp_path: Path) -> None:
+def test_ids_are_left_out(prepare: Callable[..., str]) -> None:
     def left_out(out: str, ids: list[str]) -> str:
-        (tmp_path / f'{out}.json').write_text(json.dumps(ids))
+        Path(f'{out}.json').write_text(json.dumps(ids))
         part_writer.excluded_ids.cache_clear()
-        return prepare(out, f'exclude_ids={tmp_path}/{out}.json')
+        return prepare(out, f'exclude_ids={out}.json')
 
-    (tmp_path / 'b.csv').write_text('caption\none\ntwo\n')
+    Path('b.csv').write_text('caption\none\ntwo\n')
     said = left_out('out', ['b.csv:2', 'x'])
     assert 'exclude_ids: 1 samples are left out' in said and 'names 2' in said and 'samples: train 1;' in said
     with pytest.raises(ConfigError, match='written with another exclude_ids'):
