@@ -111,9 +111,10 @@ def sharegpt4v(folder: Path) -> Arguments:
 
 def urban1k(folder: Path) -> Arguments:
     write_images(folder / 'Urban1k/image', [f'{i}.jpg' for i in (1, 2, 10)])
+    (folder / 'Urban1k/image/.DS_Store').touch()
     (folder / 'Urban1k/caption').mkdir()
     for i in (10, 1, 2):
-        (folder / f'Urban1k/caption/{i}.txt').write_text(f'A street, number {i}.\n')
+        (folder / f'Urban1k/caption/{i}.txt').write_text(f'A street, number {i}.\nA second line.\n')
     return {'folder': f'{folder}/Urban1k'}
 
 

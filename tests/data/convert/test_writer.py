@@ -205,16 +205,6 @@ def test_a_remote_is_not_added_later() -> None:
     assert not Path('bucket').exists()
 
 
-@pytest.mark.parametrize('num_workers', [1, 2])
-def test_parts_are_in_order_whichever_process_writes_them(num_workers: int) -> None:
-    _write([Part(f'part{n}', lambda dropped, n=n: [Sample(f's{n}', {'process': f'{os.getpid()}'})]) for n in range(6)],
-           num_workers=num_workers)
-    rows = read_samples('out/train')
-    assert [row['sample_id'] for row in rows] == [f's{n}' for n in range(6)]
-    processes = {row['caption.process'] for row in rows}
-    assert (f'{os.getpid()}' in processes) is (num_workers == 1) and len(processes) <= num_workers
-
-
 def test_workers_end_with_a_killed_command() -> None:
     def wait(dropped: Dropped) -> Iterator[Sample]:
         Path(f'{os.getpid()}.begun').touch()
