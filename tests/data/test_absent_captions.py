@@ -103,6 +103,10 @@ def test_evaluation_in_training_uses_all_existing_captions(data: tuple[Path, Pat
         model.update_metric(batch, model.eval_forward(batch), metric)
         exists = batch['text_id'] != 0
         assert exists.tolist() == [[bool(samples[i].captions[key]) for key in KEYS] for i in batch['index'].tolist()]
+        for i, vectors in zip(batch['index'].tolist(), batch['text_embedding']):
+            for key, vector in zip(KEYS, vectors):
+                expected = _embedding(key, f'{i}') * bool(samples[i].captions[key])
+                np.testing.assert_allclose(vector, expected, atol=0.05)
         image_features = model.model.get_image_features(batch['pixel_values'])
         text_features = model.model.get_text_features(batch['text_embedding'])
         for image, vectors, there in zip(image_features, text_features, exists):

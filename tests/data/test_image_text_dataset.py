@@ -3,21 +3,21 @@
 
 """The joined stream and both loaders: right pairs, right order, clear errors, and the shared memory of workers."""
 
-import dataclasses
 import json
 import mmap
 import multiprocessing
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from composer import DataSpec
 from composer.utils import dist
 from parts import check_resumed, make_samples, write_dataset, write_text_embeddings
 from refusals import refused_at
@@ -30,54 +30,46 @@ from llm2clip.data.convert.samples import Sample
 from llm2clip.data.image_text_dataset import build_image_loader
 from llm2clip.data.loader import shared_memory
 from llm2clip.data.schema import dataset_fingerprint, read_index, read_samples, vector_columns, vector_rows
-from llm2clip.data.streams.paired_stream import are_stored_alike
 from llm2clip.data.vectors import dequantize
 from llm2clip.errors import ConfigError, FileError
-from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.teacher.fingerprint import teacher_of_embeddings
-from llm2clip.teacher.llm import load_teacher
 
 IMAGE_SIZE = 32
 
 pytestmark = pytest.mark.usefixtures('no_leftovers')
 
 
-def _config(images: Path, embeddings: Path, workers: int = 0, **options: object) -> ImageDataConfig:
+@pytest.fixture
+def config(image_dataset: Path, embeddings: Path) -> ImageDataConfig:
+    return _config(image_dataset, embeddings)
+
+
+def _config(images: Path, embeddings: Path) -> ImageDataConfig:
     streams = {'s': ImageStreamConfig(local=str(images), embeddings={'tiny': DatasetConfig(local=str(embeddings))})}
-    options = {'caption_weights': {'short': 0.5, 'long': 0.5}, **options}
-    return ImageDataConfig(streams=streams, num_workers=workers, num_canonical_nodes=4, **options)
+    return ImageDataConfig(streams=streams, num_workers=0, num_canonical_nodes=4,
+                           caption_weights={'short': 0.5, 'long': 0.5})
 
 
-def _loader(config: ImageDataConfig, train: bool = True, batch: int = 8) -> torch.utils.data.DataLoader:
-    return build_image_loader(config, IMAGE_SIZE, batch, 5, train=train).dataloader
+def _spec(
+    config: ImageDataConfig, train: bool = True, batch: int = 8, captions: bool = False, **options: Any
+) -> DataSpec:
+    clean_stale_shared_memory()
+    return build_image_loader(replace(config, **options), IMAGE_SIZE, batch, 5, train=train, captions=captions)
 
 
-def test_an_image_comes_with_the_embedding_of_its_caption(
-    image_dataset: Path, embeddings: Path, teacher_folder: Path
-) -> None:
-    samples = make_samples(64)
-    encoder, tokenizer = load_teacher(teacher_folder)
-    expected = {key: encode_texts(encoder, tokenizer, [s.captions[key] for s in samples]) for key in ('short', 'long')}
-    # The epoch size is that of training.
-    config = _config(image_dataset, embeddings, caption_weights={'short': 1.0, 'long': 1.0}, epoch_size=32)
-    batches = list(_loader(config, train=False))
-    order = torch.cat([b['index'] for b in batches])
-    assert sorted(order.tolist()) == list(range(64))
-    vectors = torch.cat([b['text_embedding'] for b in batches]).float()[order.argsort()]
-    for j, key in enumerate(('short', 'long')):
-        torch.testing.assert_close(vectors[:, j], expected[key], rtol=2e-3, atol=2e-3)
+def _loader(*args: Any, **options: Any) -> Any:
+    return _spec(*args, **options).dataloader
 
 
-def test_workers_change_nothing_and_epochs_differ(image_dataset: Path, embeddings: Path) -> None:
+def test_workers_change_nothing_and_epochs_differ(config: ImageDataConfig) -> None:
     epochs: dict[int, list[dict[int, tuple[torch.Tensor, torch.Tensor]]]] = {0: [], 2: []}
     for workers, seen in epochs.items():
-        loader = _loader(_config(image_dataset, embeddings, workers, crop_scale=[0.3, 1.0]))
+        loader = _loader(config, num_workers=workers, crop_scale=[0.3, 1.0])
         for _ in range(2):
             rows = {}
             for batch in loader:
                 rows.update(zip(batch['index'].tolist(), zip(batch['pixel_values'], batch['text_embedding'])))
             seen.append(rows)
-        clean_stale_shared_memory()
     for one, two in zip(*epochs.values()):
         assert len(one) == 64
         torch.testing.assert_close(one, {index: two[index] for index in one}, rtol=0, atol=0)
@@ -87,10 +79,11 @@ def test_workers_change_nothing_and_epochs_differ(image_dataset: Path, embedding
 
 @pytest.mark.parametrize('train', [True, False])
 def test_a_loader_knows_how_many_batches_an_epoch_has(
-    train: bool, image_dataset: Path, embeddings: Path, monkeypatch: pytest.MonkeyPatch
+    train: bool, config: ImageDataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Streaming repeats 32 of the 64 samples, so that each of 48 canonical nodes has as many."""
-    config = dataclasses.replace(_config(image_dataset, embeddings), num_canonical_nodes=48)
+    config.num_canonical_nodes = 48
+    config.epoch_size = None if train else 48  # which is that of training
     loader = _loader(config, train, 10)
     batches = [batch['index'].tolist() for batch in loader]
     assert len(batches) == len(loader) == (9 if train else 10)
@@ -102,16 +95,16 @@ def test_a_loader_knows_how_many_batches_an_epoch_has(
     assert len(loader.dataset) == 20  # of 96, the same number on each rank
 
 
-def test_missing_dataset_embeddings_and_columns_are_named(image_dataset: Path, embeddings: Path,
-                                                          tmp_path: Path) -> None:
-    with pytest.raises(FileError, match='no MDS dataset in .*nowhere'):
-        _loader(_config(tmp_path / 'nowhere', embeddings))
-    with pytest.raises(FileError, match='no MDS dataset in .*nowhere'):
-        _loader(_config(image_dataset, tmp_path / 'nowhere'))
+def test_missing_dataset_embeddings_and_columns_are_named(
+    config: ImageDataConfig, image_dataset: Path, embeddings: Path, tmp_path: Path
+) -> None:
+    for folders in ((tmp_path / 'nowhere', embeddings), (image_dataset, tmp_path / 'nowhere')):
+        with pytest.raises(FileError, match='no MDS dataset in .*nowhere'):
+            _loader(_config(*folders))
     with pytest.raises(ValueError, match="column 'caption.medium' is missing; .*caption.long"):
-        _loader(_config(image_dataset, embeddings, caption_weights={'medium': 1.0}))
+        _loader(config, caption_weights={'medium': 1.0})
     with pytest.raises(ConfigError, match='^global_train_batch_size: 25, .* 24 samples'):
-        _loader(_config(image_dataset, embeddings, epoch_size=24), batch=25)
+        _loader(config, batch=25, epoch_size=24)
     columns = {'sample_id': 'str', 'image': 'str', 'caption.short': 'str', 'caption.long': 'str'}
     with MDSWriter(out=str(tmp_path / 'typed'), columns=columns, hashes=['xxh64']) as writer:
         writer.write({name: 'x' for name in columns})
@@ -120,77 +113,70 @@ def test_missing_dataset_embeddings_and_columns_are_named(image_dataset: Path, e
 
 
 def test_embeddings_of_several_teachers_are_concatenated(
-    image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path
+    config: ImageDataConfig, image_dataset: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
     write_text_embeddings(image_dataset, tmp_path / 'int8', teacher_folder, storage='int8')
-    config = _config(image_dataset, embeddings)
     config.streams['s'].embeddings['other'] = DatasetConfig(local=str(tmp_path / 'int8'))
     with refused_at('streams.s.embeddings', 'choice by `teachers`; there are 2 .tiny, other'):
         _loader(config)
     vectors = {}
     for names in (['tiny'], ['other'], ['other', 'tiny']):
-        config.teachers = names
-        spec = build_image_loader(config, IMAGE_SIZE, 8, 5, train=True)
+        spec = _spec(config, teachers=names)
         batch = next(iter(spec.dataloader))
         assert ('text_embedding_scale' in batch) is (names == ['other'])
         vectors[len(names), names[0]] = dequantize(batch).float()
         record = teacher_of_embeddings(spec)
         assert record.llm_embed_dim == 32 * len(names) and len(record.teacher) == len(names)
-        clean_stale_shared_memory()
     tiny, other, both = vectors[1, 'tiny'], vectors[1, 'other'], vectors[2, 'other']
     assert not torch.equal(tiny, other)
     torch.testing.assert_close(tiny, other, rtol=0, atol=0.05)
     torch.testing.assert_close(both, torch.cat([F.normalize(other, dim=-1), F.normalize(tiny, dim=-1)], dim=-1))
-    config.teachers = ['third']
     with pytest.raises(ConfigError, match="there is no embeddings dataset of 'third', only of tiny, other"):
-        _loader(config)
-
-
-def _write_vectors(out: Path, keys: list[str], vectors: np.ndarray, storage: str) -> None:
-    columns = vector_columns(keys, vectors.shape[-1], storage)
-    with MDSWriter(out=str(out), columns=columns, hashes=['xxh64']) as writer:
-        for row in vector_rows([f'{i}' for i in range(len(vectors))], keys, vectors, storage):
-            writer.write(row)
+        _loader(config, teachers=['third'])
 
 
 @pytest.mark.parametrize('train', [True, False])
-def test_image_embeddings_of_several_storage_types(train: bool, tmp_path: Path) -> None:
-    """The datasets have the same sample ids, and no captions are equal because of that."""
+def test_embeddings_of_several_storage_types(train: bool, tmp_path: Path) -> None:
+    """Vectors of images and texts stay as stored where all datasets store them alike.
+
+    The datasets have the same sample ids, and no captions are equal because of that."""
     vectors = np.random.default_rng(0).standard_normal((8, 1, 4)).astype(np.float32)
     write_dataset([Sample(f'{i}', {'x': 'a'}) for i in range(8)], tmp_path / 'd')
     dataset = dataset_fingerprint(read_index(tmp_path / 'd/train'))
-    for name, key, storage in (('texts', 'x', 'float16'), ('a', 'image', 'float16'), ('b', 'image', 'int8')):
-        _write_vectors(tmp_path / name, [key], vectors, storage)
-        (tmp_path / name / 'teacher.json').write_text(json.dumps({'dataset': dataset}))
+    for name, storage in (('a', 'float16'), ('b', 'int8')):
+        for out, key in ((tmp_path / name, 'image'), (tmp_path / f't{name}', 'x')):
+            columns = vector_columns([key], 4, storage)
+            with MDSWriter(out=str(out), columns=columns, hashes=['xxh64']) as writer:
+                for row in vector_rows([f'{i}' for i in range(8)], [key], vectors, storage):
+                    writer.write(row)
+            (out / 'teacher.json').write_text(json.dumps({'dataset': dataset}))
 
     def stream(name: str) -> ImageStreamConfig:
-        return ImageStreamConfig(str(tmp_path / 'd/train'), embeddings={'t': DatasetConfig(str(tmp_path / 'texts'))},
+        return ImageStreamConfig(str(tmp_path / 'd/train'), embeddings={'t': DatasetConfig(f'{tmp_path}/t{name}')},
                                  image_embeddings=DatasetConfig(str(tmp_path / name)))
 
     for names, dtype in (('a', torch.float16), ('b', torch.int8), ('ab', torch.float32)):
         config = ImageDataConfig(streams={name: stream(name) for name in names}, caption_weights={'x': 1.0},
                                  num_workers=0, num_canonical_nodes=1)
         batch, = _loader(config, train, 8 * len(names))
-        assert batch['image_embedding'].dtype == dtype and ('image_embedding_scale' in batch) is (names == 'b')
+        for kind in ('image', 'text'):
+            assert batch[f'{kind}_embedding'].dtype == dtype and (f'{kind}_embedding_scale' in batch) is (names == 'b')
         assert len(batch['text_id'].unique()) == 8 * len(names)
         expected = torch.from_numpy(vectors[batch['index'] % 8, 0])
         torch.testing.assert_close(dequantize(batch, 'image_embedding').float(), expected, rtol=0, atol=0.02)
-        clean_stale_shared_memory()
 
 
-def test_unreadable_shared_memory_is_no_error(image_dataset: Path, embeddings: Path) -> None:
+def test_unreadable_shared_memory_is_no_error(config: ImageDataConfig) -> None:
     of_another_user = Path('/dev/shm/999999_locals')
     of_another_user.mkdir()  # root, too, cannot read a folder
     try:
-        assert len(list(_loader(_config(image_dataset, embeddings)))) == 8
+        assert len(list(_loader(config))) == 8
     finally:
         of_another_user.rmdir()
 
 
-def test_several_captions_of_an_image_in_one_batch(image_dataset: Path, embeddings: Path) -> None:
-    config = _config(image_dataset, embeddings)
+def test_several_captions_of_an_image_in_one_batch(config: ImageDataConfig, embeddings: Path) -> None:
     one = list(_loader(config))
-    clean_stale_shared_memory()
     config.captions_per_image = 2
     for batch, single in zip(list(_loader(config)), one, strict=True):
         assert batch['sample_id'] == single['sample_id']
@@ -201,13 +187,11 @@ def test_several_captions_of_an_image_in_one_batch(image_dataset: Path, embeddin
         for sample_id, vectors in zip(batch['sample_id'], batch['text_embedding']):
             both = {tuple(rows[sample_id][f'text_embedding.{key}'].tolist()) for key in ('short', 'long')}
             assert {tuple(vector.tolist()) for vector in vectors} == both
-    clean_stale_shared_memory()
     for train in (True, False):
-        spec = build_image_loader(config, IMAGE_SIZE, 8, 5, train=train, captions=True)
+        spec = _spec(config, train, captions=True)
         whole = next(iter(spec.dataloader))
         parts: Any = spec.split_batch(whole, 3)
         assert [len(part['index']) for part in parts] == [3, 3, 2]
-        clean_stale_shared_memory()
         for part in (whole, *parts):  # one list per caption
             assert len(part['caption']) == 2 and {len(column) for column in part['caption']} == {len(part['index'])}
             if train:
@@ -215,18 +199,16 @@ def test_several_captions_of_an_image_in_one_batch(image_dataset: Path, embeddin
 
 
 def test_a_dataset_may_have_its_own_captions(
-    image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path
+    config: ImageDataConfig, teacher_folder: Path, tmp_path: Path
 ) -> None:
     samples = make_samples(32, prefix='t')
     for sample in samples:
         sample.captions = {'re': sample.captions['long']}
     write_dataset(samples, tmp_path / 'other')
     write_text_embeddings(tmp_path / 'other' / 'train', tmp_path / 'embeddings', teacher_folder)
-    config = _config(image_dataset, embeddings, caption_weights={'short': 1.0})
-    config.streams['other'] = ImageStreamConfig(
-        local=str(tmp_path / 'other' / 'train'), embeddings={'tiny': DatasetConfig(local=str(tmp_path / 'embeddings'))},
-        caption_weights={'re': 1.0})
-    batches = list(_loader(config))
+    config.streams['other'] = ImageStreamConfig(f'{tmp_path}/other/train', caption_weights={'re': 1.0},
+                                                embeddings={'tiny': DatasetConfig(f'{tmp_path}/embeddings')})
+    batches = list(_loader(config, caption_weights={'short': 1.0}))
     ids = [(sample, int(text)) for batch in batches for sample, text in zip(batch['sample_id'], batch['text_id'])]
     expected = {**{s.sample_id: text_id(s.captions['short']) for s in make_samples(64)},
                 **{s.sample_id: text_id(s.captions['re']) for s in samples}}
@@ -248,23 +230,13 @@ def test_embeddings_of_another_dataset_is_refused(
         next(iter(_loader(_config(image_dataset, tmp_path / 'embeddings'), train=False)))
 
 
-@pytest.mark.parametrize(('encodings', 'alike'), [
-    (['float16', 'float16'], True), (['float16', 'int8'], False), (['float16'], True)])
-def test_vectors_stay_as_stored_where_all_datasets_store_them_alike(encodings: list[str], alike: bool) -> None:
-    def streams(*more: str) -> Any:
-        return [SimpleNamespace(encodings=['bytes', encoding, *more]) for encoding in encodings]
-
-    assert are_stored_alike(streams()) is alike
-    assert not are_stored_alike(streams('float16'))  # of two teachers, which are concatenated
-
-
 def test_a_run_does_not_resume_on_other_embeddings(
     image_dataset: Path, embeddings: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
     """Of the same captions by the same teacher; checkpoints of earlier versions do not describe them."""
     write_text_embeddings(image_dataset, tmp_path / 'again', teacher_folder)
     write_text_embeddings(image_dataset, tmp_path / 'int8', teacher_folder, storage='int8')
-    loader: Any = _loader(_config(image_dataset, embeddings))
+    loader = _loader(_config(image_dataset, embeddings))
     next(iter(loader))
     state = loader.state_dict()
     del loader
@@ -273,10 +245,7 @@ def test_a_run_does_not_resume_on_other_embeddings(
     del data['embeddings']
     older = state | {'data': data}
     for folder, saved in (('again', state), ('again', mapping), ('again', older), ('int8', older)):
-        clean_stale_shared_memory()
-        resumed: Any = _loader(_config(image_dataset, tmp_path / folder))
-        resumed.load_state_dict(saved)
-    clean_stale_shared_memory()
+        _loader(_config(image_dataset, tmp_path / folder)).load_state_dict(saved)
     resumed = _loader(_config(image_dataset, tmp_path / 'int8'))
     with refused_at('train_data', 'the data have changed .*embeddings'):
         resumed.load_state_dict(state)
@@ -303,8 +272,8 @@ def _shared() -> int:
     return sum(files.values())
 
 
-def test_the_bound_of_shared_memory_is_what_workers_fill(image_dataset: Path, embeddings: Path) -> None:
-    batches = iter(_loader(_config(image_dataset, embeddings, workers=2)))
+def test_the_bound_of_shared_memory_is_what_workers_fill(config: ImageDataConfig) -> None:
+    batches = iter(_loader(config, num_workers=2))
     held = next(batches)
     # Two for each worker, and the one that is held here, which is not pinned.
     expected = shared_memory(held, 2) + shared_memory(held, 1) // 2
