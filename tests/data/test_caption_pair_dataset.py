@@ -44,6 +44,7 @@ def _loader(
     folder: Path, tokenizer: CaptionTokenizer, pairs: list[CaptionPairConfig] = BOTH, train: bool = True,
     workers: int = 0, seed: int = 3, **options: Any
 ) -> torch.utils.data.DataLoader:
+    clean_stale_shared_memory()
     config = CaptionDataConfig(streams={'s': CaptionStreamConfig(str(folder))}, pairs=pairs, num_workers=workers,
                                **{'num_canonical_nodes': 4, **options})
     return build_caption_pair_loader(config, tokenizer, 8, seed, train=train).dataloader
@@ -87,12 +88,8 @@ def test_a_draw_depends_on_seed_epoch_and_sample_alone(image_dataset: Path, toke
     loader = _loader(image_dataset, tokenizer)
     first, second = _seen(loader, tokenizer), _seen(loader, tokenizer)
     assert sorted(first) != sorted(second)
-    del loader
-    clean_stale_shared_memory()
     assert _seen(_loader(image_dataset, tokenizer, workers=2), tokenizer) == first
-    clean_stale_shared_memory()
     assert sorted(_seen(_loader(image_dataset, tokenizer, shuffle_seed=1), tokenizer)) == sorted(first)
-    clean_stale_shared_memory()
     assert sorted(_seen(_loader(image_dataset, tokenizer, seed=4), tokenizer)) != sorted(first)
 
 
@@ -116,9 +113,7 @@ def test_a_random_negative_is_of_the_positives_kind(tmp_path: Path, tokenizer: C
               for sample_id in (row['sample_id'] for row in whole_shard(tmp_path / 'd/train', shard))}
     owner = {text: sample.sample_id for sample in samples for text in sample.captions.values()}
     assert max(shards.values()) == 1 and all(shards[owner[negative]] == shards[own] for own, negative in epochs[0])
-    del loader
     # A sample that is alone in its shard has none.
-    clean_stale_shared_memory()
     alone = [Sample(f'{i}', {'short': f'{i}', 'long': 'x ' * 1500}) for i in range(8)]
     write_dataset(alone, tmp_path / 'e', size_limit='4kb')
     batch, = _loader(tmp_path / 'e/train', tokenizer, pairs)

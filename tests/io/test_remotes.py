@@ -29,7 +29,7 @@ from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_samples
 from llm2clip.data.streams.verified_stream import VerifiedStream
 from llm2clip.errors import ConfigError
-from llm2clip.io.remotes import OutputFolder, download, is_missing, reaching
+from llm2clip.io.remotes import OutputFolder, _process_downloader, download, is_missing, reaching
 from llm2clip.teacher.extraction import ExtractionTask, write_embeddings
 from llm2clip.teacher.sources import TeacherFolder
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
@@ -44,25 +44,34 @@ def served(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp('served')
     write_dataset(make_samples(64), folder / 'bucket', size_limit='1kb')
     write_text_embeddings(folder / 'bucket/train', folder / 'bucket/embeddings', teacher_folder)
+    for empty in ('out', 'uploads', 'many/folder'):
+        (folder / empty).mkdir(parents=True)
     return folder
 
 
-@pytest.fixture
-def s3(served: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    monkeypatch.setattr('llm2clip.io.remotes.time', SimpleNamespace(sleep=lambda _: None))
+@pytest.fixture(scope='module')
+def port(served: Path) -> Iterator[int]:
     with s3_server(served) as port:
-        proxy = FaultyProxy(port, ['503', 'truncate', 'drop', 'delay'], delay=0.2)
-        for name, value in s3_environment(proxy.port).items():
-            monkeypatch.setenv(name, value)
-        yield proxy
-        proxy.close()
+        yield port
+
+
+@pytest.fixture
+def s3(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """The connection to the server, whose answers go wrong as soon as `every` says which ones."""
+    monkeypatch.setattr('llm2clip.io.remotes.time', SimpleNamespace(sleep=lambda _: None))
+    _process_downloader.cache_clear()  # which knows the connection of another test
+    proxy = FaultyProxy(port, ['503', 'truncate', 'drop', 'delay'], every=10**6, delay=0.2)
+    for name, value in s3_environment(proxy.port).items():
+        monkeypatch.setenv(name, value)
+    yield proxy
+    proxy.close()
 
 
 def test_a_training_over_a_bad_connection_sees_what_it_should(
     s3: FaultyProxy, served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same losses as from local files."""
-    losses = []
+    losses, s3.every = [], 10
     for name, local, remotes in (
         ('here', served / 'bucket', []),
         ('there', tmp_path / 'cache', ['train_data.streams.s.remote=s3://bucket/train',
@@ -78,7 +87,7 @@ def test_a_training_over_a_bad_connection_sees_what_it_should(
 def test_conversion_and_extraction_write_to_s3(
     s3: FaultyProxy, served: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
-    (served / 'out').mkdir()
+    s3.every = 10
     samples = make_samples(20)
     write_splits({'train': one_part(samples)}, Dropped(), OutputFolder(tmp_path / 'out', 's3://out/photos'))
     dataset = DatasetConfig(local=str(tmp_path / 'cache'), remote='s3://out/photos/train')
@@ -94,7 +103,9 @@ def test_conversion_and_extraction_write_to_s3(
     assert {'photos/dataset.json', 'photos/train/index.json', 'embeddings/teacher.json'} <= keys
 
 
-def test_one_client_uploads_all_files(served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_client_uploads_all_files(
+    s3: FaultyProxy, served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clients: list[str] = []
     create = boto3.session.Session.client
 
@@ -105,44 +116,35 @@ def test_one_client_uploads_all_files(served: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(boto3.session.Session, 'client', counted)
     out = OutputFolder(tmp_path / 'out', 's3://uploads/folder')
     out.local.mkdir()
-    (served / 'uploads').mkdir()
-    with s3_server(served) as port:
-        for name, value in s3_environment(port).items():
-            monkeypatch.setenv(name, value)
-        for i in range(5):
-            (out.local / f'{i}.mds').write_text(f'{i}')
-            out.publish(f'{i}.mds')
-            out.commit(f'{i}.json', '{}')
+    for i in range(5):
+        (out.local / f'{i}.mds').write_text(f'{i}')
+        out.publish(f'{i}.mds')
+        out.commit(f'{i}.json', '{}')
     assert len(clients) == 2  # of the folder, and of where files wait to be committed
     assert {path.name for path in (served / 'uploads/folder').iterdir()} == {
         f'{i}.{suffix}' for i in range(5) for suffix in ('mds', 'json')}
     assert (served / 'uploads/folder/4.mds').read_text() == '4'
 
 
-def test_one_listing_finds_all_finished_files(served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_listing_finds_all_finished_files(
+    s3: FaultyProxy, served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = [f'shard.{i:05}.json' for i in range(60)]
     folder = served / 'many/folder'
-    folder.mkdir(parents=True)
     for name in [*names[:50], 'shard.00000.mds', 'index.json']:
         (folder / name).write_text('{}')
     (tmp_path / names[55]).write_text('{}')
-    with s3_server(served) as port:
-        proxy = FaultyProxy(port, [''], every=10**6)
-        for name, value in s3_environment(proxy.port).items():
-            monkeypatch.setenv(name, value)
-        out = OutputFolder(tmp_path, 's3://many/folder')
-        assert out.existing(names) == {*names[:50], names[55]}
-        assert proxy.requests < 10
-        assert out.fetch_all(names[45:55]) == [True] * 5 + [False] * 5
-        assert (tmp_path / names[49]).read_text() == '{}'
-        monkeypatch.setattr('streaming.base.storage.S3Uploader.list_objects', CloudUploader.list_objects)
-        assert out.existing(names[45:55]) == {*names[45:50]}  # as of stores that cannot be listed
-        proxy.close()
+    out = OutputFolder(tmp_path, 's3://many/folder')
+    assert out.existing(names) == {*names[:50], names[55]} and s3.requests < 10
+    assert out.fetch_all(names[45:55]) == [True] * 5 + [False] * 5
+    assert (tmp_path / names[49]).read_text() == '{}'
+    monkeypatch.setattr('streaming.base.storage.S3Uploader.list_objects', CloudUploader.list_objects)
+    assert out.existing(names[45:55]) == {*names[45:50]}  # as of stores that cannot be listed
     assert OutputFolder(tmp_path / 'new', str(folder)).existing(names) == {*names[:50]}
 
 
 def test_errors_of_an_object_store_name_the_remote(
-    served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('AWS_MAX_ATTEMPTS', '1')
     monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
@@ -155,17 +157,15 @@ def test_errors_of_an_object_store_name_the_remote(
         with pytest.raises(SystemExit, match=f'error: .*{remote}'):
             run_command(PrepareConfig, upload, [f'out={tmp_path}/out', 'source.name=emoji', f'out_remote={remote}'])
 
-    with s3_server(served) as port:
-        for name, value in s3_environment(port).items():
-            monkeypatch.setenv(name, value)
-        check_error_of('s3://nowhere/x')
-        with pytest.raises(ConfigError, match='s3://nowhere/x.*expected a bucket'):
-            download('s3://nowhere/x', tmp_path / 'new')
-        monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'wrong')
-        check_error_of('s3://bucket/x')
-        with pytest.raises(ConfigError, match='s3://bucket/x.*AWS_SECRET_ACCESS_KEY'):
-            download('s3://bucket/x', tmp_path / 'new')
-    check_error_of('s3://bucket/x')  # the server is down
+    check_error_of('s3://nowhere/x')
+    with pytest.raises(ConfigError, match='s3://nowhere/x.*expected a bucket'):
+        download('s3://nowhere/x', tmp_path / 'new')
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'wrong')
+    check_error_of('s3://bucket/x')
+    with pytest.raises(ConfigError, match='s3://bucket/x.*AWS_SECRET_ACCESS_KEY'):
+        download('s3://bucket/x', tmp_path / 'new')
+    monkeypatch.setenv('S3_ENDPOINT_URL', 'http://127.0.0.1:9')  # no server
+    check_error_of('s3://bucket/y')
     with pytest.raises(wandb.errors.AuthenticationError), reaching('s3://bucket/x'):
         raise wandb.errors.AuthenticationError('of another service')
 
