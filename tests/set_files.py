@@ -4,7 +4,9 @@
 """Small evaluation sets in the files as they are published, 2 to 4 images each."""
 
 import csv
+import io
 import json
+import tarfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Union
@@ -21,6 +23,19 @@ def write_images(folder: Path, names: Iterable[str]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture(i))
+
+
+def tar(*members: Union[tarfile.TarInfo, tuple[str, bytes]]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode='w') as file:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                file.addfile(member)
+            else:
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                file.addfile(info, io.BytesIO(member[1]))
+    return buffer.getvalue()
 
 
 def write_json_lines(path: Path, records: Iterable[Any]) -> None:

@@ -32,6 +32,7 @@ from llm2clip.models.llm2clip import LLM2CLIP
 from llm2clip.search import INDEX_FILE, embed_images, find_images, load_model, nearest
 
 TEXTS = ['a red square', 'a green circle number 7']
+INDEX = Path('index', INDEX_FILE)
 Model = tuple[TrainedLLM2CLIP, str]
 
 
@@ -51,18 +52,19 @@ def model(model_folder: Path) -> Model:
     return load_model(SearchConfig(str(model_folder)), DeviceCPU())
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Eight pictures, the odd ones in a folder inside."""
-    folder = tmp_path / 'photos'
+@pytest.fixture(autouse=True)
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Eight pictures in the working directory, the odd ones in a folder inside."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path('photos')
     (folder / 'odd').mkdir(parents=True)
     for i in range(8):
         write_photo(folder / f'{"odd/" if i % 2 else ""}{i}.png', i)
     return folder
 
 
-def embed(model: Model, photos: Path, index: Path, **options: Any) -> dict[str, torch.Tensor]:
-    config = SearchConfig(images=str(photos), index=str(index), num_workers=0, **options)
+def embed(model: Model, photos: str = 'photos', **options: Any) -> dict[str, torch.Tensor]:
+    config = SearchConfig(images=photos, index='index', num_workers=0, **options)
     paths, features = embed_images(config, *model)
     return {os.path.relpath(path, photos): row for path, row in zip(paths, features, strict=True)}
 
@@ -84,29 +86,26 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_only_new_and_changed_files_are_read(
-    model_folder: Path, model: Model, photos: Path, tmp_path: Path, reads: list[str]
+    model_folder: Path, model: Model, photos: Path, reads: list[str]
 ) -> None:
-    index = tmp_path / 'index'
-    assert len(embed(model, photos, index)) == len(reads) == 8
-    before = (index / INDEX_FILE).stat()
-    assert len(embed(model, photos, index)) == len(reads) == 8 and (index / INDEX_FILE).stat() == before
+    assert len(embed(model)) == len(reads) == 8
+    before = INDEX.stat()
+    assert len(embed(model)) == len(reads) == 8 and INDEX.stat() == before
     reads.clear()
     write_photo(photos / os.fsdecode(b'caf\xe9.png'), 100)
     write_photo(photos / '2.png', 101)
     os.utime(photos / 'odd/3.png', (200, 200))
     (photos / '4.png').unlink()
     (photos / 'cut.png').write_bytes((photos / '0.png').read_bytes()[:60])
-    found = embed(model, photos, index, batch_size=3)
+    found = embed(model, batch_size=3)
     assert sorted(reads) == ['2.png', os.fsdecode(b'caf\xe9.png'), 'odd/3.png'] and len(found) == 8
     images = direct(model_folder, [photos / path for path in found])
     torch.testing.assert_close(torch.stack([*found.values()]).float(), images, atol=1e-3, rtol=0)
     (photos / '2.png').unlink()
-    assert len(embed(model, photos, index)) == 7
+    assert len(embed(model)) == 7
 
 
-def test_stopped_it_keeps_what_it_has(
-    model: Model, photos: Path, tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_it_keeps_what_it_has(model: Model, reads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     decode = llm2clip.evaluation.evaluated_models.decode_pixels
 
     def interrupted(data: bytes, name: str) -> torch.Tensor:
@@ -117,48 +116,47 @@ def test_stopped_it_keeps_what_it_has(
     with monkeypatch.context() as patch:
         patch.setattr(llm2clip.evaluation.evaluated_models, 'decode_pixels', interrupted)
         with pytest.raises(KeyboardInterrupt):
-            embed(model, photos, tmp_path / 'index', batch_size=2)
+            embed(model, batch_size=2)
     reads.clear()
-    assert len(embed(model, photos, tmp_path / 'index')) == 8 and len(reads) == 4
+    assert len(embed(model)) == 8 and len(reads) == 4
 
 
 def test_features_of_something_else_are_refused_and_kept(
-    model_folder: Path, model: Model, teacher_folder: Path, photos: Path, tmp_path: Path, reads: list[str]
+    model_folder: Path, model: Model, teacher_folder: Path, reads: list[str]
 ) -> None:
-    file = tmp_path / 'index' / INDEX_FILE
-    embed(model, photos, file.parent)
-    before = file.read_bytes()
+    embed(model)
+    before = INDEX.read_bytes()
     of_run = trained('timm:test_efficientnet', [teacher_folder], image_size=32, seed=4, embed_dim=16)
-    export_folder(*of_run, other := tmp_path / 'other')
-    configs = (SearchConfig(str(other)),
+    export_folder(*of_run, Path('other'))
+    configs = (SearchConfig('other'),
                SearchConfig(str(model_folder), precision='amp_bf16'), SearchConfig(str(model_folder), truncate_dim=8))
     for config in configs:
         with pytest.raises(ConfigError, match='is of another model'):
-            embed(load_model(config, DeviceCPU()), photos, file.parent)
+            embed(load_model(config, DeviceCPU()))
     with pytest.raises(ConfigError, match='images in another folder'):
-        embed(model, photos / 'odd', file.parent)
+        embed(model, 'photos/odd')
     reads.clear()
-    copy = SearchConfig(str(shutil.copytree(model_folder, tmp_path / 'same')))
-    embed(load_model(copy, DeviceCPU()), photos, file.parent)
-    assert not reads and file.read_bytes() == before
+    shutil.copytree(model_folder, 'same')
+    embed(load_model(SearchConfig('same'), DeviceCPU()))
+    assert not reads and INDEX.read_bytes() == before
     for damaged in (before[:-9], b'something else that somebody keeps here', b''):
-        file.write_bytes(damaged)
-        with refused_at(file):
-            embed(model, photos, file.parent)
-        assert file.read_bytes() == damaged
+        INDEX.write_bytes(damaged)
+        with refused_at(INDEX):
+            embed(model)
+        assert INDEX.read_bytes() == damaged
 
 
-def test_images_are_found_by_suffix_in_every_folder(tmp_path: Path) -> None:
+def test_images_are_found_by_suffix_in_every_folder() -> None:
     for name in ['b.JPG', 'a/c.png', 'a/b/d.webp', 'notes.txt', 'e.heic', '.hidden.png', '.git/f.png']:
-        path = tmp_path / 'photos' / name
+        path = Path('files', name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b'12345')
-    (tmp_path / 'photos/broken.png').symlink_to(tmp_path / 'nowhere')
-    found = find_images(str(tmp_path / 'photos'))
+    Path('files/broken.png').symlink_to('nowhere')
+    found = find_images('files')
     assert list(found) == ['a/b/d.webp', 'a/c.png', 'b.JPG']
-    assert found['b.JPG'] == [5, (tmp_path / 'photos/b.JPG').stat().st_mtime_ns]
+    assert found['b.JPG'] == [5, Path('files/b.JPG').stat().st_mtime_ns]
     with refused_at('images'):
-        find_images(str(tmp_path / 'nowhere'))
+        find_images('nowhere')
 
 
 @pytest.mark.parametrize('count', [1, 7, 5000])
@@ -177,25 +175,24 @@ def test_the_nearest_are_those_of_a_full_sort(count: int, levels: int) -> None:
         assert [score for _, score in found] == pytest.approx(scores[:top].tolist(), nan_ok=True)
 
 
-def test_an_index_whose_files_are_not_sorted_keeps_its_rows(model: Model, photos: Path, tmp_path: Path) -> None:
-    before = embed(model, photos, tmp_path)
-    tensors, metadata = read_safetensors(tmp_path / INDEX_FILE)
+def test_an_index_whose_files_are_not_sorted_keeps_its_rows(model: Model) -> None:
+    before = embed(model)
+    tensors, metadata = read_safetensors(INDEX)
     files = json.loads(bytes(tensors['files'].tolist()))
     text = bytearray(json.dumps(dict(reversed(files.items()))).encode())
     features = tensors['features'].flip(0)
-    write_safetensors(tmp_path / INDEX_FILE, {
-        'files': torch.frombuffer(text, dtype=torch.uint8), 'features': features}, metadata)
-    after = embed(model, photos, tmp_path)
+    write_safetensors(INDEX, {'files': torch.frombuffer(text, dtype=torch.uint8), 'features': features}, metadata)
+    after = embed(model)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.fixture
-def search(model_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def search(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """The recipe, which returns the key that it refuses."""
-    def call(*arguments: str, model: Path = model_folder) -> str:
+    def call(*arguments: str, model: object = model_folder) -> str:
         try:
-            run_recipe(monkeypatch, 'search', f'model={model}', f'index={tmp_path}/index', f'images={photos}',
-                       'device=cpu', 'num_workers=0', *arguments)
+            run_recipe(monkeypatch, 'search', f'model={model}', 'index=index', 'images=photos', 'device=cpu',
+                       'num_workers=0', *arguments)
         except ConfigError as error:
             return error.key
         return ''
@@ -224,17 +221,16 @@ def test_the_recipe_answers_as_the_exported_model(
 
 
 def test_images_as_queries_need_no_teacher(
-    search: Callable[..., str], model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    search: Callable[..., str], model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(model_folder, tmp_path / 'model', ignore=shutil.ignore_patterns('teacher'))
-    assert search('query=a dog', model=tmp_path / 'model') == 'model'
-    assert not (tmp_path / 'index').exists()
-    assert not search(f'query={photos}/0.png', 'top=1', model=tmp_path / 'model')
-    assert capsys.readouterr().out == f'{photos}/0.png\n  1.000  {photos}/0.png\n'
+    shutil.copytree(model_folder, 'model', ignore=shutil.ignore_patterns('teacher'))
+    assert search('query=a dog', model='model') == 'model' and not Path('index').exists()
+    assert not search('query=photos/0.png', 'top=1', model='model')
+    assert capsys.readouterr().out == 'photos/0.png\n  1.000  photos/0.png\n'
 
 
 def test_the_page_answers_opens_uploads_alone_and_bounds_queries(
-    model_folder: Path, model: Model, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, model: Model, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     httpx = pytest.importorskip('httpx')
     processing_utils = pytest.importorskip('gradio.processing_utils')
@@ -242,10 +238,10 @@ def test_the_page_answers_opens_uploads_alone_and_bounds_queries(
         monkeypatch.setenv(name, '')  # so that what the recipe puts there is undone
         monkeypatch.delenv(name)
     port = free_port()
-    url, args = f'http://127.0.0.1:{port}', [f'model={model_folder}', f'images={photos}', f'port={port}', 'top=9',
-                                             'device=cpu', 'num_workers=0', f'index={tmp_path}/index',
-                                             f'captions={tmp_path}/captions.csv', 'caption_column=text']
-    (tmp_path / 'captions.csv').write_text('image,text\n./2.png,noise of seed 2\n2.png,more\n')
+    url, args = f'http://127.0.0.1:{port}', [f'model={model_folder}', 'images=photos', f'port={port}', 'top=9',
+                                             'device=cpu', 'num_workers=0', 'index=index', 'captions=captions.csv',
+                                             'caption_column=text']
+    Path('captions.csv').write_text('image,text\n./2.png,noise of seed 2\n2.png,more\n')
     write_photo(photos / os.fsdecode(b'\xff.png'), 9)
     texts = AutoModel.from_pretrained(model_folder).get_text_features(TEXTS)
     logits = model[0].model.logit_scale.exp() * direct(model_folder, [photos / '2.png']) @ texts.T
@@ -260,19 +256,19 @@ def test_the_page_answers_opens_uploads_alone_and_bounds_queries(
 
     def visit(server: Any) -> None:
         with refused_at('host, port'):
-            run_recipe(monkeypatch, 'demo', *args, f'index={tmp_path}/other')
+            run_recipe(monkeypatch, 'demo', *args, 'index=other')
         by_text, by_image, zeroshot = (event['id'] for event in httpx.get(f'{url}/config').json()['dependencies']
                                        if event['api_visibility'] == 'private')
         assert '  \N{REPLACEMENT CHARACTER}.png' in ask(by_text, TEXTS[0])
         assert 'Type a text first.' in ask(by_text, ' ') and 'at most' in ask(by_text, 10_001 * 'a')
         os.mkfifo(photos / 'pipe')  # would block its reader
-        for path in (photos / '2.png', photos / 'pipe'):
+        for path in (photos.absolute() / '2.png', photos.absolute() / 'pipe'):
             assert 'caption' not in ask(by_image, {'path': str(path)})
             assert 'Choose an image first.' in ask(zeroshot, {'path': str(path)}, 'a, b')
         for event in (by_text, by_image):
             ask(event, {'path': 'http://a.example/2.png', 'meta': {'_type': 'gradio.FileData'}})
         assert not urls
-        assert httpx.get(f'{url}/gradio_api/file={photos}/2.png').status_code == 403
+        assert httpx.get(f'{url}/gradio_api/file={photos.absolute()}/2.png').status_code == 403
         assert 'cannot be decoded' in ask(by_image, upload('a.jpg', b'a'))
         photo = upload('2.png', (photos / '2.png').read_bytes())
         assert '1.000  2.png: noise of seed 2"' in ask(by_image, photo)

@@ -18,6 +18,7 @@ import pytest
 from composer.devices import DeviceCPU
 from parts import make_samples, picture, write_dataset
 from refusals import refused_at
+from set_files import tar
 from streaming import MDSWriter
 
 from llm2clip.config import DatasetConfig
@@ -99,23 +100,10 @@ def _parquet(columns: Any, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _tar(*members: Union[tarfile.TarInfo, tuple[str, bytes]]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode='w') as tar:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                tar.addfile(member)
-            else:
-                info = tarfile.TarInfo(member[0])
-                info.size = len(member[1])
-                tar.addfile(info, io.BytesIO(member[1]))
-    return buffer.getvalue()
-
-
 HEADER, PAIR, TOKEN = 'image,caption\n', '{"query": "a", "positive": "b"}\n', 'a.png#0\tx\nb.png#0\ty\n'
 IMAGE = {'image_column': 'i', 'images': 'photos'}
 JPG, MEMBERS = ('0.jpg', picture(0)), [(f'{i}.jpg', picture(i)) for i in range(3)]
-LINK, TAR = tarfile.TarInfo('1.jpg'), _tar(*MEMBERS)
+LINK, TAR = tarfile.TarInfo('1.jpg'), tar(*MEMBERS)
 LINK.type, LINK.linkname = tarfile.SYMTYPE, '/etc/hostname'
 NOT_UTF8 = pyarrow.StringArray.from_buffers(1, pyarrow.py_buffer(np.array([0, 3], np.int32)),
                                             pyarrow.py_buffer(b'a\xffb'))
@@ -144,9 +132,9 @@ FILES: list[tuple[str, str, Content, Arguments, str]] = [
      {'captions': {'d': 'e', 'd_0': 'd'}}, r'source\.captions: .*two captions one key'),
     ('table', 'a.parquet', _parquet({'t': [b'x']}), {}, r"a\.parquet, row 1: 't': .*, expected a text"),
     ('table', 'a.csv', 't,i\ny,a.png\nx,../secret.png\n', IMAGE, r"a\.csv, row 2: the path '../secret.png' leads to"),
-    ('webdataset', 't.tar', _tar(JPG, ('0.json', b'[1]')), {}, r"t\.tar: sample '0': holds '\[1\]'"),
-    ('webdataset', 't.tar', _tar(JPG, ('0.txt', b'\xe9')), {'captions': {'a': 'txt'}}, r"t\.tar: sample '0': txt"),
-    ('webdataset', 't.tar', _tar(LINK), {}, r"t\.tar: cannot be read .*linkname '/etc/hostname' not found"),
+    ('webdataset', 't.tar', tar(JPG, ('0.json', b'[1]')), {}, r"t\.tar: sample '0': holds '\[1\]'"),
+    ('webdataset', 't.tar', tar(JPG, ('0.txt', b'\xe9')), {'captions': {'a': 'txt'}}, r"t\.tar: sample '0': txt"),
+    ('webdataset', 't.tar', tar(LINK), {}, r"t\.tar: cannot be read .*linkname '/etc/hostname' not found"),
     ('webdataset', 't.tar', TAR[:1200], {}, r't\.tar: is cut off, .* at byte 1,024, expected a whole tar'),
     ('webdataset', 't.tar', TAR[:1600], {}, r't\.tar: cannot be read .unexpected end'),
     ('webdataset', 't.tar', TAR[:1024] + b'\xff\xff' + TAR[1026:], {}, r't\.tar: .* no header .* at byte 1,024'),
@@ -184,11 +172,7 @@ def test_without_a_folder_of_images_a_path_may_lead_anywhere(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize('file_name', ['../secret.png', '/etc/hostname', 'up/secret.png'])
-def test_a_folder_of_the_library_names_images_inside_of_it(
-    file_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    datasets = pytest.importorskip('datasets', reason='the package datasets is not installed')
-    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache')
+def test_a_folder_of_the_library_names_images_inside_of_it(file_name: str, datasets: Any) -> None:
     write('photos/metadata.csv', f'file_name,text\n{file_name},x\n')
     refused('the path .* leads to|cannot be read', lambda: convert(
         name='huggingface', path='photos', captions='text', image_column='image'))
@@ -208,12 +192,6 @@ def test_names_that_lead_out_of_the_dataset_are_refused(tmp_path: Path) -> None:
 
 
 Change = Callable[[dict[str, Any]], Any]
-
-
-def _edit(path: Union[str, Path], change: Change) -> None:
-    value = json.loads(Path(path).read_text())
-    change(value)
-    Path(path).write_text(json.dumps(value))
 
 
 @pytest.fixture(scope='module')
@@ -262,8 +240,9 @@ def _file(name: str) -> Change:
     (lambda index: index['shards'][0].update(column_encodings=['str', 'pkl', 'str', 'str']), 'shard 0: .*unsafe.* pkl'),
 ])
 def test_what_is_wrong_with_an_index_is_named(change: Change, words: str, dataset: Path) -> None:
-    write('index.json', (dataset / 'index.json').read_bytes())
-    _edit('index.json', change)
+    index = json.loads((dataset / 'index.json').read_text())
+    change(index)
+    write('index.json', json.dumps(index))
     refused(rf'^index\.json: {words}', lambda: read_index('.'))
 
 
