@@ -186,39 +186,34 @@ def with_lora(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-TEACHER_FILES = {
-    **{f'{file}, {name}': (file, WEIGHTS[name]) for name in SOME for file in ('model.safetensors', 'lora.safetensors')},
-    **{file: (file, cut) for file in ('text_encoder.json', 'config.json', 'tokenizer.json')},
-    'lora of another shape': ('lora.safetensors', lambda path: save_file({'x': torch.ones(2)}, path,
-                                                                         {'lora': '{"rank": 3}'})),
-    'a template without captions': ('chat_template.jinja', written(b'always the same')),
-}
+TEACHER_FILES = [
+    *((f'{file}.safetensors', WEIGHTS[name]) for name in SOME for file in ('model', 'lora')),
+    *((file, cut) for file in ('text_encoder.json', 'config.json', 'tokenizer.json')),
+    # LoRA of another shape.
+    ('lora.safetensors', lambda path: save_file({'x': torch.ones(2)}, path, {'lora': '{"rank": 3}'})),
+    ('chat_template.jinja', written(b'always the same')),
+]
+ADAPTER_FILES = [
+    *(('adapter_model.safetensors', WEIGHTS[name]) for name in SOME),
+    *((file, cut) for file in ('adapter_config.json', 'base_model.json')),
+    *(('adapter_config.json', edited(**fields)) for fields in ({'r': 7}, {'target_modules': ['nobody']})),
+    ('base_model.json', edited(fingerprint='0')),  # of another LLM
+]
 
 
-@pytest.mark.parametrize(('way', 'damage'), once_each(['extract', 'sentence-transformers'], TEACHER_FILES))
-def test_files_of_a_teacher(way: str, damage: str, with_lora: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(with_lora / 'teacher', tmp_path / 'teacher')
-    file, change = TEACHER_FILES[damage]
-    change(folder / file)
-    refused(lambda: TeacherFolder(folder).load(CPU).embed(TEXTS) if way == 'extract'
-            else export_sentence_transformers(folder, tmp_path / 'out'), str(folder))
-
-
-ADAPTER_FILES = {
-    **{f'weights, {name}': ('adapter_model.safetensors', WEIGHTS[name]) for name in SOME},
-    **{file: (file, cut) for file in ('adapter_config.json', 'base_model.json')},
-    'a wrong rank': ('adapter_config.json', edited(r=7)),
-    'for no projection': ('adapter_config.json', edited(target_modules=['nobody'])),
-    'of another LLM': ('base_model.json', edited(fingerprint='0')),
-}
-
-
-@pytest.mark.parametrize('damage', ADAPTER_FILES)
-def test_files_of_an_adapter(damage: str, with_lora: Path, llm_folder: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(with_lora / 'adapter', tmp_path / 'adapter')
-    file, change = ADAPTER_FILES[damage]
-    change(folder / file)
-    refused(lambda: load_llm(TextEncoderConfig(pretrained=str(llm_folder), adapters=[str(folder)])), str(folder))
+@pytest.mark.parametrize(('way', 'file', 'damage'), [
+    *(('extract', *damage) for damage in TEACHER_FILES), ('sentence-transformers', *TEACHER_FILES[0]),
+    *(('adapter', *damage) for damage in ADAPTER_FILES)])
+def test_files_of_a_teacher_or_its_adapter(
+    way: str, file: str, damage: Damage, with_lora: Path, llm_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(with_lora / ('adapter' if way == 'adapter' else 'teacher'), tmp_path / 'copy')
+    damage(folder / file)
+    ways: dict[str, Any] = {
+        'extract': lambda: TeacherFolder(folder).load(CPU).embed(TEXTS),
+        'sentence-transformers': lambda: export_sentence_transformers(folder, tmp_path / 'out'),
+        'adapter': lambda: load_llm(TextEncoderConfig(pretrained=str(llm_folder), adapters=[str(folder)]))}
+    refused(ways[way], str(folder))
 
 
 @pytest.mark.parametrize('way', WAYS)
