@@ -27,7 +27,7 @@ from llm2clip.config.loading import load_config
 from llm2clip.data.convert.samples import Dropped, one_part
 from llm2clip.data.convert.writer import write_splits
 from llm2clip.data.schema import read_samples
-from llm2clip.data.streams.verified_stream import VerifiedStream
+from llm2clip.data.streams.verified_stream import ShardError, VerifiedStream
 from llm2clip.errors import ConfigError
 from llm2clip.io.remotes import OutputFolder, _process_downloader, download, is_missing, reaching
 from llm2clip.teacher.extraction import ExtractionTask, write_embeddings
@@ -119,11 +119,13 @@ def test_one_client_uploads_all_files(
     for i in range(5):
         (out.local / f'{i}.mds').write_text(f'{i}')
         out.publish(f'{i}.mds')
-        out.commit(f'{i}.json', '{}')
+        out.commit(f'{i}.json', 'café \udcff')  # as the name of a file that is no UTF-8
     assert len(clients) == 2  # of the folder, and of where files wait to be committed
     assert {path.name for path in (served / 'uploads/folder').iterdir()} == {
         f'{i}.{suffix}' for i in range(5) for suffix in ('mds', 'json')}
-    assert (served / 'uploads/folder/4.mds').read_text() == '4'
+    for folder in (out.local, served / 'uploads/folder'):
+        assert (folder / '4.mds').read_text() == '4'
+        assert (folder / '4.json').read_text(encoding='utf-8') == 'café ?'
 
 
 def test_one_listing_finds_all_finished_files(
@@ -160,12 +162,15 @@ def test_errors_of_an_object_store_name_the_remote(
     check_error_of('s3://nowhere/x')
     with pytest.raises(ConfigError, match='s3://nowhere/x.*expected a bucket'):
         download('s3://nowhere/x', tmp_path / 'new')
-    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'wrong')
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'a wrong secret')
     check_error_of('s3://bucket/x')
     with pytest.raises(ConfigError, match='s3://bucket/x.*AWS_SECRET_ACCESS_KEY'):
         download('s3://bucket/x', tmp_path / 'new')
     monkeypatch.setenv('S3_ENDPOINT_URL', 'http://127.0.0.1:9')  # no server
     check_error_of('s3://bucket/y')
+    with pytest.raises(ShardError, match=r's3://other/index\.json cannot be downloaded: .*tried 2 times') as error:
+        VerifiedStream(local=str(tmp_path / 'cache'), remote='s3://other').open(download_retry=2)
+    assert 'a wrong secret' not in str(error.value)
     with pytest.raises(wandb.errors.AuthenticationError), reaching('s3://bucket/x'):
         raise wandb.errors.AuthenticationError('of another service')
 
@@ -213,11 +218,6 @@ def test_a_remote_without_credentials_is_named(tmp_path: Path, monkeypatch: pyte
 def test_a_missing_file_is_recognised_in_every_store(module: str, name: str, arguments: list[Any]) -> None:
     missing = getattr(pytest.importorskip(module), name)(*arguments)
     assert is_missing(missing) and not is_missing(OSError(404))
-
-
-def test_a_committed_file_may_name_undecodable_paths(tmp_path: Path) -> None:
-    OutputFolder(tmp_path).commit('card.json', 'café \udcff')
-    assert (tmp_path / 'card.json').read_text(encoding='utf-8') == 'café ?'
 
 
 @pytest.mark.parametrize('name', ['train/part-a#1/shard.00000.mds', 'train/part-a?b/shard.00000.mds'])
