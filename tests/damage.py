@@ -51,10 +51,6 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
 
 
-def gone(path: Path) -> None:
-    path.unlink()
-
-
 def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
     def damage(path: Path) -> None:
         with safe_open(path, 'pt') as file:
@@ -79,7 +75,7 @@ def _longer(state: dict[str, torch.Tensor]) -> None:
     state[name] = torch.cat([state[name], state[name]])
 
 
-BYTES = {'cut': cut, 'empty': written(b''), 'garbage': written(b'\x93\x00 no such file \xff' * 40), 'gone': gone}
+BYTES = {'cut': cut, 'empty': written(b''), 'garbage': written(b'\x93\x00 no such file \xff' * 40), 'gone': Path.unlink}
 WEIGHTS = {
     **BYTES, 'nan': spoilt(float('nan')), 'inf': spoilt(float('inf'), -1),
     'missing': weights(lambda state: state.pop(max(state))), 'another shape': weights(_longer),

@@ -25,6 +25,13 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def flip(path: Path) -> None:
+    """Change a bit of the last byte, not the size."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
 class Disk:
     """What of the calls of this process a loss of power would not undo.
 

@@ -109,18 +109,14 @@ def coco(folder: Path) -> Arguments:
     return write_karpathy(folder, 'coco', 'coco', records)
 
 
-def conversation(image: str, caption: str) -> dict[str, Any]:
-    question = {'from': 'human', 'value': '<image>\nWhat is this photo about?'}
-    return {'id': Path(image).stem, 'image': image, 'conversations': [question, {'from': 'gpt', 'value': caption}]}
-
-
 def sharegpt4v(folder: Path) -> Arguments:
     images = ['sam/images/sa_545504.jpg', 'coco/train2017/000000000009.jpg',
               'llava/llava_pretrain/images/00000/000000010.jpg', 'sam/images/sa_7.jpg']
     write_images(folder / 'data', images[:3])
     file = folder / 'share-captioner_coco_lcs_sam_1246k_1107.json'
-    file.write_text(json.dumps([conversation(image, f'In the photo, {i}.\nIt is "so".') for i, image
-                                in enumerate(images)], indent=2))
+    question = {'from': 'human', 'value': '<image>\nWhat is this photo about?'}
+    file.write_text(json.dumps([{'id': Path(image).stem, 'image': image, 'conversations': [
+        question, {'from': 'gpt', 'value': f'In the photo, {i}.\nIt is "so".'}]} for i, image in enumerate(images)]))
     return {'images': f'{folder}/data', 'annotations': str(file), 'first': 3}
 
 

@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 from damage import BYTES, CPU, TEXTS, WAYS, WEIGHTS, Damage, cut, edited, once_each, refused, spoilt, weights, written
+from disks import flip
 from official_parts import HALF, eva_state, save_eva
 from parts import text_encoder_from_config
 from safetensors.torch import save_file
@@ -70,13 +71,6 @@ def test_weights_of_an_export(way: str, damage: str, export: Path, teacher_folde
     refused(lambda: {**WAYS, 'initial weights': load_initial}[way](export), str(export))
 
 
-def _flip(path: Path) -> None:
-    """Change a bit of the last byte."""
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-
-
 def _pickled(path: Path) -> None:
     torch.save({}, path.with_name('pytorch_model.bin'))
     path.unlink()
@@ -87,7 +81,7 @@ def test_a_bit_of_a_file_with_a_hash(tmp_path: Path) -> None:
     write_safetensors(tmp_path / 'x', tensors, {'about': 'it'})
     found = read_safetensors(tmp_path / 'x')
     assert found.metadata['about'] == 'it' and all(torch.equal(found.tensors[name], tensors[name]) for name in tensors)
-    _flip(tmp_path / 'x')
+    flip(tmp_path / 'x')
     refused(lambda: read_safetensors(tmp_path / 'x'), f'{tmp_path}/x: is damaged')
 
 
@@ -122,7 +116,7 @@ EXPORT_FILES: dict[str, tuple[str, Damage, str]] = {
     'an adapter of the teacher': ('teacher/adapter_config.json', written(ADAPTER), 'teacher'),
     'another template': ('teacher/chat_template.jinja', written(b'{{ messages[0]["content"] }} !'), 'teacher'),
     'pickled weights': ('model.safetensors', _pickled, ''),
-    'a bit': ('model.safetensors', _flip, 'model.safetensors: is damaged'),
+    'a bit': ('model.safetensors', flip, 'model.safetensors: is damaged'),
 }
 
 
@@ -253,17 +247,13 @@ def test_official_weights(suffix: str, tmp_path: Path) -> None:
 # What was computed before
 
 
-def _no_vectors(state: dict[str, torch.Tensor]) -> None:
-    state['other'] = state.pop('text_embedding')
-
-
 def _cached(folder: Path, value: float = 1.0) -> CachedTeacher:
     teacher: Any = SimpleNamespace(embed=lambda texts: Embedded(torch.full((len(texts), 4), value), 2, 0))
     return CachedTeacher(folder, Fingerprint.of('w', {}), 'fp32', lambda: teacher)
 
 
 @pytest.mark.parametrize('damage', [
-    cut, spoilt(float('nan')), weights(_no_vectors),
+    cut, spoilt(float('nan')), weights(lambda state: state.update(other=state.pop('text_embedding'))),
     weights(lambda state: state.update(text_embedding=torch.ones(3, 4)))])
 def test_vectors_of_texts(damage: Damage, tmp_path: Path) -> None:
     refused(lambda: _cached(tmp_path, float('nan'))(['a']), 'not finite')

@@ -16,6 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from composer.devices import DeviceCPU
+from disks import flip
 from parts import make_samples, picture, write_dataset
 from refusals import refused_at
 from set_files import tar
@@ -258,8 +259,8 @@ def test_an_index_that_is_no_json_is_not_kept(tmp_path: Path) -> None:
 def test_shards_that_are_not_what_the_index_says_are_refused(dataset: Path) -> None:
     shutil.copytree(dataset, 'train')
     path = 'train/' + read_index(dataset)['shards'][1]['raw_data']['basename']
+    flip(Path(path))
+    refused(f'the shard {path} is damaged: xxh64 .*, expected', lambda: read_samples('train'))
     whole = Path(path).read_bytes()
-    for data, words in ((whole[:-1], rf'{len(whole) - 1} bytes, expected {len(whole)}'),
-                        (whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:], 'xxh64 .*, expected')):
-        write(path, data)
-        refused(rf'the shard {path} is damaged: {words}', lambda: read_samples('train'))
+    write(path, whole[:-1])
+    refused(f'the shard {path} is damaged: {len(whole) - 1} bytes, expected', lambda: read_samples('train'))

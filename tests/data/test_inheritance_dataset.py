@@ -3,7 +3,6 @@
 
 """Inheritance's data: the teacher's vector of a caption beside its target, without the images."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +49,12 @@ def target(text: str) -> torch.Tensor:
 
 @pytest.fixture
 def config(image_dataset: Path, embeddings: Path, tmp_path: Path,
-           no_leftovers: None) -> Iterator[InheritanceDataConfig]:
+           no_leftovers: None) -> InheritanceDataConfig:
     write_embeddings(ExtractionTask(DatasetConfig(str(image_dataset)), OutputFolder(tmp_path / 'targets')),
                             Targets(LONGEST))
     by_name = {'tiny': DatasetConfig(str(embeddings)), 'clip_text': DatasetConfig(str(tmp_path / 'targets'))}
     stream = ImageStreamConfig('/no/images/are/read', embeddings=by_name)
-    yield InheritanceDataConfig(streams={'s': stream}, num_workers=0, num_canonical_nodes=4)
+    return InheritanceDataConfig(streams={'s': stream}, num_workers=0, num_canonical_nodes=4)
 
 
 def test_both_vectors_of_a_caption_that_has_a_target(

@@ -16,6 +16,7 @@ from typing import Any, Optional
 
 import numpy as np
 import pytest
+from disks import flip
 from filelock import FileLock
 from launched import Launched, alive, finish, wait_until
 from parts import make_samples, write_dataset, write_text_embeddings
@@ -100,20 +101,13 @@ def _used(folder: str) -> int:
     return sum(path.stat().st_size for path in Path(folder).rglob('*.mds'))
 
 
-def _flip(path: Path) -> None:
-    """Change one byte, not the size."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 255
-    path.write_bytes(bytes(data))
-
-
 def test_a_corrupt_and_a_missing_shard_stop_the_run() -> None:
-    _flip(SHARD)
+    flip(SHARD)
     loader = _loader(_config())
     with pytest.raises(ShardError, match=r'images.*shard\.00003\.mds is damaged: xxh64 .*, expected .*tried 2 times'):
         list(loader)
     assert not list(Path('cache').rglob('*shard.00003.mds.*')), 'a damaged download was left'
-    _flip(SHARD)
+    flip(SHARD)
     Path('embeddings/shard.00002.mds').unlink()
     with pytest.raises(Exception, match=r'embeddings/shard\.00002\.mds does not exist'):
         list(_loader(_config('other', workers=2)))
@@ -133,12 +127,12 @@ def test_downloads_of_killed_processes_are_removed() -> None:
 
 
 def test_nobody_waits_for_a_shard_that_failed_elsewhere() -> None:
-    _flip(SHARD)
+    flip(SHARD)
     dataset: Any = _loader(_config()).dataset
     dataset.prepare_shard(3, blocking=False)
     assert isinstance(dataset._failure, ShardError)
     dataset._failure = None  # as in another process
-    _flip(SHARD)
+    flip(SHARD)
     dataset.prepare_shard(3)
     assert ('cache' / SHARD).is_file()
 
@@ -162,7 +156,7 @@ def test_damaged_and_missing_local_files() -> None:
     config.streams['s'].embeddings['tiny'] = DatasetConfig('embeddings')
     path = Path('embeddings/shard.00001.mds')
     whole, size = path.read_bytes(), path.stat().st_size
-    _flip(path)
+    flip(path)
     loader = _loader(config)
     for read in (lambda: list(loader), lambda: [loader.dataset[i] for i in range(64)]):
         with pytest.raises(ShardError, match=r'embeddings/shard\.00001\.mds is damaged: xxh64'):
@@ -178,7 +172,7 @@ def test_damaged_and_missing_local_files() -> None:
 def test_damaged_cache_files_are_downloaded_again() -> None:
     _fill_cache()
     cached = sorted(Path('cache').rglob('*.mds'))
-    _flip(cached[0])
+    flip(cached[0])
     cached[5].write_bytes(cached[5].read_bytes()[:100])
     cached[9].unlink()
     loader = _loader(_config())
