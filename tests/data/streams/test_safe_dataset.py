@@ -312,12 +312,10 @@ def test_only_the_cache_of_a_run_that_ended_can_be_used(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize('fate', ['killed', 'alive', 'another program'])
-def test_only_shared_memory_of_killed_runs_is_removed(
-    fate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_shared_memory_of_killed_runs_is_removed(fate: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run without remotes, whose folders no lock protects."""
     # In place of /dev/shm, for which other tests' runs are strangers.
-    memory = tmp_path / 'memory'
+    memory = Path('memory')
     memory.mkdir()
     monkeypatch.setattr(safe_dataset, '_SHARED_MEMORY', memory)
     lock = FileLock(memory / '000007_llm2clip')
