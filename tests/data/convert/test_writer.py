@@ -211,15 +211,15 @@ def test_workers_end_with_a_killed_command() -> None:
         time.sleep(60)
         yield Sample('a', {'short': 'a'})
 
-    parts = [Part(f'part{n}', wait) for n in range(2)]
-    command = multiprocessing.get_context('fork').Process(
-        target=_write, args=(parts,), kwargs={'num_workers': 2})
+    parts = [Part(f'part{n}', wait) for n in range(3)]
+    command = multiprocessing.get_context('fork').Process(target=_write, args=(parts,), kwargs={'num_workers': 2})
     command.start()
     while len(list(Path().glob('*.begun'))) < 2:
         time.sleep(0.05)
     workers = [psutil.Process(int(file.stem)) for file in Path().glob('*.begun')]
     command.kill()
     assert psutil.wait_procs(workers, timeout=120)[1] == []
+    assert len(list(Path().glob('*.begun'))) == 2, 'more workers than asked for'
     command.join()
 
 
