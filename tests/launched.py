@@ -34,7 +34,7 @@ from llm2clip.training.runs import load_checkpoint_model
 
 ROOT = Path(__file__).parents[1]
 
-COMMON = ['global_train_batch_size=8', 'max_duration=6ba', 'progress_bar=false', 'save_interval=2ba', 'precision=fp32',
+COMMON = ['global_train_batch_size=8', 'max_duration=6ba', 'progress_bar=false', 'save_interval=6ba', 'precision=fp32',
           'train_data.num_workers=1', 'train_data.num_canonical_nodes=4', 'run_name=test', 'device=cpu',
           'scheduler.name=constant']
 Train = Callable[..., Path]  # stage, name of the run and arguments -> its folder, after a small training there

@@ -68,7 +68,7 @@ def test_steps_and_data_are_those_of_the_loader(args: list[str], image_dataset: 
     assert plan.epoch_steps == len(loader.dataloader) == 13 and plan.steps == 39
     assert (data.samples, data.epoch_samples) == (64, 102)
     assert data.size == sum(path.stat().st_size for path in image_dataset.rglob('*.mds'))
-    assert (plan.checkpoints, plan.kept) == (20, 2)
+    assert (plan.checkpoints, plan.kept) == (7, 2)
     assert plan.modules['adapter'] == (sum(p.numel() for p in LLM2CLIP(config.model, 32).adapter.parameters()), 0)
     assert plan.modules['visual_projection'] == (256 * 16, 0) and not plan.errors
     assert '102 samples and 13 steps per epoch; 39 steps, 312 samples in all' in str(plan)

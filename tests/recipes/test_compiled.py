@@ -38,7 +38,7 @@ def slow(*values: str) -> list[object]:
 def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
     def check(recipe: str, args: list[str], **options: object) -> None:
         """Six steps, eager and compiled; evaluations after two, four and six."""
-        args = [*args, *SGD, 'max_duration=6ba', 'train_data.num_workers=0', 'save_interval=6ba']
+        args = [*args, *SGD, 'train_data.num_workers=0']
         compiled = [f'compile={options}', 'callbacks={"user_callbacks:CountGraphs": {}}']
         for name, extra in {'eager': [], 'compiled': compiled}.items():
             torch.compiler.reset()

@@ -84,15 +84,16 @@ def _prepare_tables(inputs: Inputs, out: Path) -> list[str]:
 
 def _stage1(*more: str) -> Callable[[Inputs, Path], list[str]]:
     def args(inputs: Inputs, out: Path) -> list[str]:
-        return [*stage1_arguments(inputs.images, inputs.llm), 'max_duration=4ba', f'save_folder={out}/run', *more]
+        return [*stage1_arguments(inputs.images, inputs.llm), 'max_duration=4ba', 'save_interval=2ba',
+                f'save_folder={out}/run', *more]
 
     return args
 
 
 def _stage2(*more: str) -> Callable[[Inputs, Path], list[str]]:
     def args(inputs: Inputs, out: Path) -> list[str]:
-        return [*stage2_arguments(inputs.images, inputs.embeddings), 'max_duration=4ba', 'eval_interval=2ba',
-                'callbacks.save_best={metric: retrieval_recall@10}', f'save_folder={out}/run',
+        return [*stage2_arguments(inputs.images, inputs.embeddings), 'max_duration=4ba', 'save_interval=2ba',
+                'eval_interval=2ba', 'callbacks.save_best={metric: retrieval_recall@10}', f'save_folder={out}/run',
                 f'teacher={inputs.teacher}', *more]
 
     return args

@@ -78,7 +78,7 @@ def test_stage2_begins_in_the_space_of_clip(
 
     stage2 = [*stage2_args, 'eval_data=null', f'model.vision.name={clip}', 'model.vision.pretrained=true',
               'model.adapter.depth=2', 'model.embed_dim=32', f'initial_adapter={tmp_path}/inheritance/adapter',
-              'self_distillation.enabled=true', 'max_duration=2ba', 'optimizer.lr=0.0', 'save_interval=2ba',
+              'self_distillation.enabled=true', 'max_duration=2ba', 'optimizer.lr=0.0',
               'model.visual_projection=pretrained']
     run_recipe(monkeypatch, 'train_stage2', *stage2, f'save_folder={tmp_path}/stage2')
     run = Stage2Run(tmp_path / 'stage2')

@@ -56,23 +56,23 @@ def assert_same_result(found: Path, expected: Path) -> None:
 
 @pytest.mark.dist
 @pytest.mark.parametrize(('stage', 'extra'), [
-    ('stage1', [*SHARDED, 'lora.lora_dropout=0.1']), ('stage2', ['eval_interval=8ba']),
+    ('stage1', [*SHARDED, 'lora.lora_dropout=0.1']), ('stage2', ['eval_interval=4ba']),
     pytest.param('stage2', [f'fsdp={{state_dict_type: full, replicate: {COPIES}}}', 'optimizer.fused=true',
-                            'eval_interval=8ba'], marks=pytest.mark.slow)])
+                            'eval_interval=4ba'], marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_undisturbed(
     stage: str, extra: list[str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """The run that is killed takes a while for each step and each file of a sharded checkpoint, and is killed while it
     writes such a checkpoint."""
     recipe = f'train_{stage}'
-    args = adamw(request.getfixturevalue(f'{stage}_args'), 16, f'save_interval={SAVE}ba', *extra)
+    args = adamw(request.getfixturevalue(f'{stage}_args'), 8, 'save_interval=3ba', *extra)
     run(recipe, tmp_path / 'whole', args, 2)
     folder, log, sharded = tmp_path / 'killed', tmp_path / 'killed.log', extra[:2] == SHARDED[:2]
     (slow := tmp_path / 'slow.py').write_text(SLOW.format(recipe=recipe))
     process = Launched([str(slow), *args, f'save_folder={folder}'], log, 2)
-    wait_until(lambda: max(losses(folder), default=-1) >= 6 and (not sharded or is_writing(folder)), process, log)
+    wait_until(lambda: max(losses(folder), default=-1) >= 4 and (not sharded or is_writing(folder)), process, log)
     process.kill()
-    assert max(losses(folder)) < 15, 'the run was killed too late'
+    assert max(losses(folder)) < 7, 'the run was killed too late'
     run(recipe, folder, args, 2)
     assert_same_result(folder, tmp_path / 'whole')
 
@@ -83,8 +83,8 @@ def test_a_run_resumes_on_other_numbers_of_ranks(
     stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """2 → 1 → 2 ranks, each time on another machine, which has nothing of the lost one but the bucket."""
-    args = [*stage2_args, *SGD, 'optimizer.momentum=0.9', 'save_interval=5ba', 'eval_interval=15ba']
-    run_recipe(monkeypatch, 'train_stage2', *args, 'max_duration=15ba', f'save_folder={tmp_path}/whole')
+    args = [*stage2_args, *SGD, 'optimizer.momentum=0.9', 'eval_data=null']
+    run_recipe(monkeypatch, 'train_stage2', *args, 'max_duration=9ba', f'save_folder={tmp_path}/whole')
     args += ['fsdp.state_dict_type=sharded', 'checkpoint_folder=s3://bucket/run/checkpoints']
     (tmp_path / 'served/bucket').mkdir(parents=True)
     found: dict[int, float] = {}
@@ -92,14 +92,14 @@ def test_a_run_resumes_on_other_numbers_of_ranks(
         monkeypatch.setenv('TMPDIR', temporary)
         for name, value in s3_environment(port).items():
             monkeypatch.setenv(name, value)
-        for ranks, steps in ((2, 5), (1, 10), (2, 15)):
+        for ranks, steps in ((2, 3), (1, 6), (2, 9)):
             run('train_stage2', tmp_path / f'to{steps}', [*args, f'max_duration={steps}ba'], ranks)
             assert [path.name for path in (tmp_path / 'served/bucket/run/checkpoints').glob(f'ep*-ba{steps}')]
             assert not [*Path(temporary).rglob('__1_*')]  # shards of the second rank
             before, found = found, {**found, **losses(tmp_path / f'to{steps}')}
             assert sorted(found) == list(range(steps)) and before.items() <= found.items()
         # Read back from the bucket, shards joined.
-        assert_same_weights(weights(tmp_path / 'to15'), weights(tmp_path / 'whole'))
+        assert_same_weights(weights(tmp_path / 'to9'), weights(tmp_path / 'whole'))
     assert found == pytest.approx(losses(tmp_path / 'whole'), rel=1e-5)
 
 
@@ -198,7 +198,7 @@ import os, runpy, time
 from llm2clip.training.callbacks.monitors import StopAtNonfinite
 end, fsync = StopAtNonfinite.batch_end, os.fsync
 StopAtNonfinite.batch_end = lambda *args: (time.sleep(0.2), end(*args))
-os.fsync = lambda file: (time.sleep(0.3), fsync(file))
+os.fsync = lambda file: (time.sleep(0.1), fsync(file))
 runpy.run_path('recipes/{recipe}.py', run_name='__main__')
 """
 # What may differ: times, the log of a training, its checkpoints (whose weights are compared), and what was downloaded;

@@ -65,10 +65,9 @@ def test_a_resumed_run_keeps_checkpoints_and_metrics(
     assert sorted(found['loss/train/total']) == list(range(7)) and 99.0 not in found['loss/train/total'].values()
     assert sorted(found['logit_scale']) == sorted(found['weight_norm']) == list(range(7))
     assert sorted(found['metrics/eval/retrieval_recall@10']) == [3, 4, 6, 7]
-    assert f'complete at batch 7 (max_duration: 7ba), {folder}/checkpoints/ep0-ba7{suffix}\n' in run(7)
-    assert read_metrics(metrics) == found
     settings = (folder / 'config.yaml').read_text()
-    run(5)
+    assert f'complete at batch 7 (max_duration: 5ba), {folder}/checkpoints/ep0-ba7{suffix}\n' in run(5)
+    assert read_metrics(metrics) == found
     assert (folder / 'config.yaml').read_text() == settings and 'max_duration: 7ba' in settings
     if kind == 'full':
         ids = [path.name.split('-')[3] for path in (folder / 'wandb').glob('offline-run-*')]
@@ -101,9 +100,8 @@ def test_a_run_that_is_stopped_in_its_last_evaluation_is_evaluated(
         assert (folder / 'checkpoints/ep0-ba6-rank0.pt').is_file() and not (folder / 'best.safetensors').exists()
         run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={folder}')
         assert best(folder) == best(tmp_path / 'whole')
-        with monkeypatch.context() as stopped:
-            stopped.setattr('composer.Trainer.eval', stop)
-            run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={folder}')
+    monkeypatch.setattr('composer.Trainer.eval', stop)  # which is not called again
+    run_recipe(monkeypatch, 'train_stage2', *args, f'save_folder={folder}')
 
 
 def test_a_callback_with_a_state_that_comes_later_is_named(
@@ -131,8 +129,8 @@ def test_a_run_resumes_at_the_end_of_an_epoch(
     stage2_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = [*stage2_args, *SGD, 'eval_data=null', 'save_interval=1ep', 'train_data.num_workers=2']
-    run_recipe(monkeypatch, 'train_stage2', *args, 'max_duration=3ep', f'save_folder={tmp_path}/whole')
-    for epochs in (1, 3):
+    run_recipe(monkeypatch, 'train_stage2', *args, 'max_duration=2ep', f'save_folder={tmp_path}/whole')
+    for epochs in (1, 2):
         run_recipe(monkeypatch, 'train_stage2', *args, f'max_duration={epochs}ep', f'save_folder={tmp_path}/resumed')
     assert losses(tmp_path / 'resumed') == losses(tmp_path / 'whole')
 

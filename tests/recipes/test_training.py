@@ -93,8 +93,7 @@ def test_the_teacher_in_the_loop_gives_what_the_embeddings_has(
 
 @pytest.mark.dist
 def test_best_weights_of_a_sharded_run(stage2_args: list[str], tmp_path: Path) -> None:
-    args = [*stage2_args, *SGD, 'model.vision.name=test_vit', 'callbacks.save_best={}',
-            'save_interval=3ba']
+    args = [*stage2_args, *SGD, 'model.vision.name=test_vit', 'callbacks.save_best={}', 'save_interval=3ba']
     run('train_stage2', tmp_path / 'one', args)
     sharded = 'fsdp={state_dict_type: sharded, activation_checkpointing: true}'
     # Begun compiled and spread over both ranks; resumed uncompiled, a whole copy on each.
@@ -314,7 +313,7 @@ def test_self_distillation_compares_with_initial_features(stage2_args: list[str]
     save_file(timm.create_model('test_efficientnet').state_dict(), tmp_path / 'tower.safetensors')
     args = [*stage2_args, *SGD, 'optimizer.momentum=0.5', 'model.vision.name=test_efficientnet',
             'model.vision.freeze_batch_norm=true', f'model.vision.checkpoint={tmp_path}/tower.safetensors',
-            'eval_data=null', 'save_interval=3ba']
+            'eval_data=null']
     held = [*args, 'self_distillation={enabled: true, instance: 30, structure: 2}', 'optimizer.lr=0.002']
     run('train_stage2', tmp_path / 'one', held)
     # The second half of the steps starts from trained weights, and still compares with those before training.
