@@ -56,7 +56,7 @@ def tower(stage2_args: list[str]) -> list[str]:
     return [*stage2_args, 'model.vision.name=test_vit', 'eval_interval=2ba', 'eval_data.num_workers=0']
 
 
-@pytest.mark.parametrize('way', ['plain', 'cached', 'self_distillation', *slow('patch_dropout', 'lora')])
+@pytest.mark.parametrize('way', ['cached', 'self_distillation', *slow('plain', 'patch_dropout', 'lora')])
 def test_towers(way: str, tower: list[str], check: Check) -> None:
     check('train_stage2', [*tower, *TOWERS[way]], backend='aot_eager', fullgraph=True)
 

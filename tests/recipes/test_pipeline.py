@@ -158,6 +158,19 @@ if os.environ.get('WORLD_SIZE') == '2':
     open(f'{os.path.dirname(__file__)}/rank{os.environ["RANK"]}', 'w').close()
     time.sleep(600)
 """
+# Composer's launcher without the start of an interpreter, which would import Composer again.
+LAUNCHES = """
+import os, runpy, signal, sys
+
+def execute(program, command):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = command[2:]
+    runpy.run_module(command[2], run_name='__main__', alter_sys=True)
+
+os.execv = execute
+runpy.run_path('recipes/run.py', run_name='__main__')
+"""
 
 
 @pytest.mark.dist
@@ -167,8 +180,10 @@ def test_a_signal_ends_the_ranks_of_a_step(tmp_path: Path, monkeypatch: pytest.M
     folder, file = tmp_path / 'run', tmp_path / 'pipeline.yaml'
     step = ['extract_embeddings', 'teacher=t', 'datasets.d.local=d', 'out=${folder}']
     file.write_text(json.dumps({'folder': '???', 'steps': {'embeddings': step}}))
-    process = _start(file, f'folder={folder}', 'ranks=2', 'modules=[waits]')
-    wait_until(lambda: len([*tmp_path.glob('rank*')]) == 2, process, Path(f'{folder}.log'))
+    (script := tmp_path / 'launches.py').write_text(LAUNCHES)
+    log = tmp_path / 'run.log'
+    process = Launched([str(script), str(file), f'folder={folder}', 'ranks=2', 'modules=[waits]'], log)
+    wait_until(lambda: len([*tmp_path.glob('rank*')]) == 2, process, log)
     runner, launcher = _children(process.pid)
     assert len(Path(f'/proc/{launcher}/task/{launcher}/children').read_text().split()) == 2
     os.kill(runner, signal.SIGTERM)
