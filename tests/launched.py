@@ -67,7 +67,7 @@ def stage2_arguments(images: Path, embeddings: Path) -> list[str]:
 # longer than the run itself.
 _WARM = multiprocessing.get_context('forkserver')
 _WARM.set_forkserver_preload(['llm2clip.training.stage1', 'llm2clip.training.stage2', 'llm2clip.teacher.extraction',
-                              'llm2clip.evaluation.benchmarks', 'composer.algorithms', 'wandb', 'warm'])
+                              'llm2clip.evaluation.benchmarks', 'composer.algorithms', 'warm'])
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)

@@ -15,13 +15,17 @@ import sys
 import textwrap
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from composer.core import Time, Timestamp
+from launched import Launched, finish
 from recipes_in_process import REQUIRED, SCHEMAS
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 from wandb.errors import UsageError
 
 from llm2clip import command
@@ -31,8 +35,15 @@ from llm2clip.config.loading import load_config
 from llm2clip.data.streams.verified_stream import ShardError
 from llm2clip.errors import ConfigError
 from llm2clip.io.folders import locked
+from llm2clip.training.callbacks.monitors import ProgressBar
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _errors_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users have them, unless a test sets the variable."""
+    monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
 
 
 def _python(code: str, **options: Any) -> 'subprocess.Popen[str]':
@@ -97,7 +108,6 @@ PASSED_ON = ('Caught ShardError in DataLoader worker process 0.\nOriginal Traceb
     (UsageError('api_key not configured (no-tty)'), 'api_key not configured'),
 ])
 def test_an_expected_error_becomes_one_line(error: Exception, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
     with pytest.raises(SystemExit) as end:
         run_command(ExportVisionConfig, _raises(error), ['run=r', 'out=o'])
     printed = str(end.value.code)  # which Python prints, and ends with the status 1
@@ -110,8 +120,7 @@ def test_an_expected_error_becomes_one_line(error: Exception, line: str, monkeyp
 @pytest.mark.parametrize('error', [
     ValueError('raised by a library'),
     RuntimeError('out of resource: shared memory, Required: 9, Hardware limit: 8')])  # of a GPU
-def test_a_fault_of_a_program_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
+def test_a_fault_of_a_program_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)):
         run_command(ExportVisionConfig, _raises(error), ['run=r', 'out=o'])
 
@@ -121,9 +130,7 @@ class Deadly(Dataset):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_worker_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
-
+def test_a_killed_worker_is_one_line() -> None:
     def load(config: Any) -> None:
         list(DataLoader(Deadly(), sampler=[0], num_workers=1, multiprocessing_context='fork'))
 
@@ -137,7 +144,6 @@ def test_a_killed_worker_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_goes_wrong_while_keys_are_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv('LLM2CLIP_TRACEBACK', raising=False)
     for arg, message in (('nowhere.yaml', r'error: nowhere\.yaml: cannot be read'),
                          ('run=\udcff', r'error: run \(command line\): cannot be read \(.*surrogates')):
         with pytest.raises(SystemExit, match=message):
@@ -164,47 +170,54 @@ def test_a_recipe_of_one_process_refuses_several_ranks(monkeypatch: pytest.Monke
 
 
 def test_a_log_file_has_a_state_of_a_progress_bar_per_ten_seconds(tmp_path: Path) -> None:
-    """Of a bar of tqdm that takes a second, and of that of a training, which draws at each metric.  The values of an
-    evaluation are a whole line."""
-    output, log = _python(f'''
-        import sys, time
+    """And none of a bar that takes less than a second."""
+    log = _python(f'''
+        import time
         from llm2clip.command import run_command
         from llm2clip.config import PrepareConfig
 
         def main(config):
-            from types import SimpleNamespace
-            from composer.core import Time, Timestamp
             from tqdm import tqdm
-            from llm2clip.training.callbacks.monitors import ProgressBar
-
-            for _ in tqdm(range(300), 'embed'):
-                time.sleep(0.001)
-            for _ in tqdm(range(1), 'long', mininterval=0):
-                time.sleep(1)
-            bar = ProgressBar()
-            state = SimpleNamespace(timestamp=Timestamp(), max_duration=Time.from_timestring('300ba'),
-                                    dataloader_label='train', dataloader_len=300)
-            bar.epoch_start(state, None)
-            for step in range(300):
-                time.sleep(0.001)
-                state.timestamp = Timestamp(batch=step + 1)
-                bar.log_metrics({{'loss/train/total': 0.5}})
-                bar.batch_end(state, None)
-            state.dataloader_label = 'val'
-            bar.eval_start(state, None)
-            bar.log_metrics({{f'metrics/val/image_retrieval_recall@{{k}}': k / 20 for k in range(1, 11)}})
-            bar.eval_end(state, None)
-            bar.close(state, None)
-            print('timm' in sys.modules, 'wandb' in sys.modules)  # timm would import wandb, which is slow
+            for options in dict(desc='short'), dict(desc='long', delay=0):
+                for _ in tqdm(range(300), **options):
+                    time.sleep(0.001)
 
         run_command(PrepareConfig, main, ['out={tmp_path}/out', 'source.name=emoji'])
-        ''').communicate()
-    assert output == 'True False\n'
-    assert 'embed' not in log and re.findall(r'long: +(\d+)%', log)[-1] == '100' and '\x1b' not in log
+        ''').communicate()[1]
+    assert re.findall(r'(short|long): +(\d+)%', log) == [('long', '0'), ('long', '100')]
+
+
+def test_a_log_file_of_a_training_has_metrics_in_lines_that_are_due(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The bar of a training draws at each metric.  The values of an evaluation are a whole line."""
+    monkeypatch.setattr(tqdm, '__init__', partialmethod(tqdm.__init__, mininterval=10, delay=1))  # as recipes do
+    bar: Any = ProgressBar()
+    state: Any = SimpleNamespace(timestamp=Timestamp(), max_duration=Time.from_timestring('300ba'),
+                                 dataloader_label='train', dataloader_len=300)
+    bar.epoch_start(state, None)
+    for step in range(300):
+        time.sleep(0.001)
+        state.timestamp = Timestamp(batch=step + 1)
+        bar.log_metrics({'loss/train/total': 0.5})
+        bar.batch_end(state, None)
+    state.dataloader_label = 'val'
+    bar.eval_start(state, None)
+    bar.log_metrics({f'metrics/val/image_retrieval_recall@{k}': k / 20 for k in range(1, 11)})
+    bar.eval_end(state, None)
+    bar.close(state, None)
+    log = capfd.readouterr().err
     values = ', '.join(f'image_retrieval_recall@{k} {k / 20:.4f}' for k in range(1, 11))
-    assert f'\nval: {values}\n' in log
+    assert f'\nval: {values}\n' in log and '\x1b' not in log
     shown = re.findall(r'train +(\d+)%', log)
     assert shown[0] == '0' and set(shown[1:]) == {'100'} and 'loss/train/total=0.5' in log
+
+
+def test_recipes_import_timm_without_wandb(tmp_path: Path) -> None:
+    (script := tmp_path / 'script.py').write_text(
+        "import sys, warm\nprint('timm' in sys.modules, warm.RECIPES_IMPORT_WANDB)")
+    log = tmp_path / 'log'
+    assert finish(Launched([str(script)], log), log) == 'True False\n'
 
 
 STOPPED = '''

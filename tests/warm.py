@@ -4,8 +4,12 @@
 """Imported by the server of `launched.py` after all other modules, so that no run does what one can do for all."""
 
 import gc
+import sys
 
 from composer.utils.collect_env import get_cpu_model
+
+RECIPES_IMPORT_WANDB = sys.modules.get('wandb') is not None  # which takes seconds
+import wandb  # noqa: E402, F401
 
 get_cpu_model()  # starts an interpreter, and Composer remembers what it says
 gc.collect()
