@@ -263,11 +263,18 @@ def test_the_loss_of_the_page_trains_and_nothing_warns(
 
 
 @pytest.mark.dist
-def test_parameters_of_a_loss_are_trained_saved_and_resumed(stage2_args: list[str], tmp_path: Path) -> None:
+def test_initial_features_and_parameters_of_a_loss_outlast_a_stop(stage2_args: list[str], tmp_path: Path) -> None:
+    """Self-distillation beside a loss of the user: what starts from trained weights in the second half of the steps
+    still compares with the features before training."""
+    torch.manual_seed(1)
+    save_file(timm.create_model('test_efficientnet').state_dict(), tmp_path / 'tower.safetensors')
     shutil.copy(user_losses.__file__, tmp_path)
     script = tmp_path / 'train.py'  # beside it, where Python looks for modules
     script.write_text("import runpy\nrunpy.run_path('recipes/train_stage2.py', run_name='__main__')\n")
-    args = [*stage2_args, *SGD, 'train_data.captions_per_image=2', 'lr_scale={loss_module: 2}',
+    args = [*stage2_args, *SGD, 'optimizer.momentum=0.5', 'optimizer.lr=0.002', 'eval_data=null',
+            'model.vision.name=test_efficientnet', f'model.vision.checkpoint={tmp_path}/tower.safetensors',
+            'model.vision.freeze_batch_norm=true', 'self_distillation={enabled: true, instance: 30, structure: 2}',
+            'train_data.captions_per_image=2', 'lr_scale={loss_module: 20}',
             'loss={name: user_losses:Bilinear, arguments: {dim: 16}}']
     for name, ranks, extra in (('one', 1, []), ('two', 2, [*SHARDED, 'max_duration=3ba']), ('two', 2, SHARDED)):
         log = tmp_path / f'{name}.log'
@@ -304,21 +311,3 @@ def test_two_nodes_train_together(
         assert max(losses(tmp_path / 'two_nodes')) == steps - 1
     assert losses(tmp_path / 'two_nodes') == losses(tmp_path / 'one_node')
     assert_same_weights(weights(tmp_path / 'two_nodes'), weights(tmp_path / 'one_node'))
-
-
-@pytest.mark.dist
-def test_self_distillation_compares_with_initial_features(stage2_args: list[str], tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    save_file(timm.create_model('test_efficientnet').state_dict(), tmp_path / 'tower.safetensors')
-    args = [*stage2_args, *SGD, 'optimizer.momentum=0.5', 'model.vision.name=test_efficientnet',
-            'model.vision.freeze_batch_norm=true', f'model.vision.checkpoint={tmp_path}/tower.safetensors',
-            'eval_data=null']
-    held = [*args, 'self_distillation={enabled: true, instance: 30, structure: 2}', 'optimizer.lr=0.002']
-    run('train_stage2', tmp_path / 'one', held)
-    # The second half of the steps starts from trained weights, and still compares with those before training.
-    cached = ['fsdp={state_dict_type: full}', 'algorithms.grad_cache={}', 'device_train_microbatch_size=3',
-              'loss.block_size=2']
-    for steps in (3, 6):
-        run('train_stage2', tmp_path / 'two', [*held, *cached, f'max_duration={steps}ba'], 2)
-    assert_same_losses(tmp_path / 'two', tmp_path / 'one')
-    assert_same_weights(weights(tmp_path / 'two'), weights(tmp_path / 'one'))
