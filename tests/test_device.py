@@ -13,11 +13,11 @@ import torch
 from composer.devices import DeviceCPU
 
 from llm2clip.command import warn_of_slow_bfloat16
-from llm2clip.config import ExtractConfig, LoraConfig, Stage1Config, TextEncoderConfig
+from llm2clip.config import ExtractConfig, Stage1Config
 from llm2clip.config.loading import computes_bfloat16, load_config, read_config, save_config
 from llm2clip.device import exact_float32, get_device, set_up_process
 from llm2clip.modeling.text_encoder import encode_texts
-from llm2clip.teacher.llm import build_text_encoder, load_caption_tokenizer, save_teacher
+from llm2clip.teacher.llm import load_teacher
 from llm2clip.teacher.sources import TeacherFolder
 
 
@@ -83,17 +83,14 @@ def test_a_yaml_takes_what_is_fast_and_the_run_says_which(
     assert read_config(Stage1Config, tmp_path) == config
 
 
-def test_slow_bfloat16_is_widened(llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TextEncoderConfig(str(llm_folder), dtype='bfloat16')
-    encoder, tokenizer = build_text_encoder(config, LoraConfig(r=4)), load_caption_tokenizer(config)
-    torch.nn.init.normal_(next(p for name, p in encoder.named_parameters() if 'lora_B' in name), std=0.1)
-    save_teacher(encoder, tokenizer, LoraConfig(r=4), tmp_path / 'teacher')
-    expected = encode_texts(encoder.eval(), tokenizer, ['a red square'])
-    for fast in (True, False):
+def test_slow_bfloat16_is_widened(lora_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, tokenizer = load_teacher(lora_teacher)
+    expected = encode_texts(encoder, tokenizer, ['a red square'])
+    for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr('llm2clip.teacher.sources.computes_bfloat16', lambda fast=fast: fast)
-        teacher = TeacherFolder(tmp_path / 'teacher').load(DeviceCPU())
-        assert teacher.module.llm.get_input_embeddings().weight.dtype == (torch.bfloat16 if fast else torch.float32)
-        for (name, weight), other in zip(encoder.named_parameters(), teacher.module.parameters()):
+        teacher = TeacherFolder(lora_teacher).load(DeviceCPU())
+        assert teacher.module.llm.get_input_embeddings().weight.dtype == dtype
+        for (name, weight), other in zip(encoder.named_parameters(), teacher.module.parameters(), strict=True):
             assert torch.equal(weight.float(), other.float()), name
         vectors = teacher.embed(['a red square']).vectors
         assert (1 - torch.nn.functional.cosine_similarity(vectors, expected)).item() < 1e-3

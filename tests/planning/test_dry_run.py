@@ -105,10 +105,9 @@ def test_flops_are_those_of_the_step_itself() -> None:
     assert again.recomputed == again.flops - plain.flops > 0.2 * plain.flops
     cached = measure(8, 2)
     assert cached.recomputed == pytest.approx(cached.flops - plain.flops, rel=0.01)
-    for enabled in (False, True):
-        distillation = SelfDistillationConfig(enabled)
-        even = measure(8, 2, self_distillation=distillation)
-        assert measure(8, 3, self_distillation=distillation).flops == pytest.approx(even.flops, rel=0.01)
+    assert measure(8, 3).flops == pytest.approx(cached.flops, rel=0.01)
+    even, uneven = (measure(8, n, self_distillation=SelfDistillationConfig(True)) for n in (2, 3))
+    assert uneven.flops == pytest.approx(even.flops, rel=0.01)
     sharded = measure(8, ranks=4, fsdp=FsdpConfig(activation_checkpointing=True))
     assert sharded.flops == pytest.approx(again.flops, rel=0.02)
 

@@ -108,17 +108,15 @@ def test_what_a_tower_lacks_is_named(
         run_recipe(monkeypatch, 'train_stage2', *stage2_args, MODULES, 'model.' + TOWER % '', 'save_folder=run')
 
 
+@pytest.mark.parametrize(('key', 'value'), [
+    ('model.vision.gradient_checkpointing', 'true'), ('model.vision.feature_levels', '1'),
+    ('algorithms.patch_dropout', '{}')])
 def test_a_tower_without_an_option_is_named(
-    folder: Path, stage2_args: list[str], monkeypatch: pytest.MonkeyPatch
+    key: str, value: str, folder: Path, stage2_args: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for option, key in (('gradient_checkpointing: true', 'model.vision.gradient_checkpointing'),
-                        ('feature_levels: 1', 'model.vision.feature_levels')):
-        with refused_at(key):
-            run_recipe(monkeypatch, 'train_stage2', *stage2_args, MODULES, 'model.' + TOWER % f', {option}',
-                       'save_folder=run')
-    with refused_at('algorithms.patch_dropout'):
-        run_recipe(monkeypatch, 'train_stage2', *stage2_args, MODULES, 'model.' + TOWER % '', 'save_folder=run',
-                   'algorithms.patch_dropout={}')
+    with refused_at(key):
+        run_recipe(monkeypatch, 'train_stage2', *stage2_args, MODULES, 'model.' + TOWER % '', f'{key}={value}',
+                   'save_folder=run')
 
 
 def test_weights_come_from_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
