@@ -182,8 +182,6 @@ def test_code_of_a_tokenizer_runs_only_by_the_users_word(teacher_folder: Path, t
     marker.unlink()
 
 
-
-
 def _in_model(*path: str, **fields: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         plant(folder)
