@@ -176,7 +176,8 @@ def inputs(
                 writer.write({'__key__': f'{i:09}', 'jpg': picture(i), 'json': {'key': f'{i:09}'}})
     rows = [f'{i:09},caption {i}\n' for i in range(8)]
     (files / 'table.csv').write_text('key,raw_caption\n' + ''.join(rows))
-    save_file(hf_state(), _folder(files / 'official') / 'model.safetensors')
+    (files / 'official').mkdir()
+    save_file(hf_state(), files / 'official/model.safetensors')
     (files / 'official/config.json').write_text(json.dumps(HF_CONFIG))
     made = Inputs(image_dataset, embeddings, teacher_folder, llm_folder, clip, files, files / 'served/bucket')
     run('train_stage2', files / 'run', [*stage2_arguments(image_dataset, embeddings), f'teacher={teacher_folder}'])
@@ -191,11 +192,6 @@ def inputs(
     shutil.copytree(image_dataset, made.bucket / 'images')
     (made.bucket / 'out').mkdir()
     return made
-
-
-def _folder(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 class Place:
