@@ -132,8 +132,10 @@ def load_config(schema: type[R], args: Sequence[str]) -> R:
 def _parse_override(text: str) -> yaml.Node:
     """Return ``key.sub=value`` as nested mappings."""
     key, value = text.split('=', 1)
-    # A shell passes `key=''` as `key=`, which YAML would read as null.
-    tree = _parse(value or "''", f'{key} ({_COMMAND_LINE})')
+    # A shell passes `key=''` as `key=`, which YAML would read as null, and `*.csv` as an alias.
+    if not value or value[0] == '*':
+        value = f"'{value}'"
+    tree = _parse(value, f'{key} ({_COMMAND_LINE})')
     # A name with a dot stands in brackets: `models[llama3.1_8b].run`.
     for name in reversed(re.split(r'\.(?![^\[]*\])|(?=\[)', key)):
         tree = yaml.MappingNode(_MAP, [(yaml.ScalarNode(_STR, name.strip('[]')), tree)])
