@@ -134,7 +134,7 @@ def _parse_override(text: str) -> yaml.Node:
     key, value = text.split('=', 1)
     # A shell passes `key=''` as `key=`, which YAML would read as null, and `*.csv` as an alias.
     if not value or value[0] == '*':
-        value = f"'{value}'"
+        value = "'{}'".format(value.replace("'", "''"))
     tree = _parse(value, f'{key} ({_COMMAND_LINE})')
     # A name with a dot stands in brackets: `models[llama3.1_8b].run`.
     for name in reversed(re.split(r'\.(?![^\[]*\])|(?=\[)', key)):
