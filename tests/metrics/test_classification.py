@@ -36,9 +36,7 @@ def test_ranks_are_the_same_in_any_number_of_blocks(monkeypatch: pytest.MonkeyPa
     assert whole.tolist() == [row.tolist().index(label) for row, label in zip(order, labels)]
     monkeypatch.setattr(classification, '_SCORES', 20)
     assert class_ranks(images, weights, labels).equal(whole)
-
-
-def test_scores_that_are_no_numbers_are_wrong() -> None:
+    # Scores that are no numbers are wrong.
     assert class_ranks(torch.eye(3) * torch.nan, torch.eye(3), torch.arange(3)).tolist() == [3, 3, 3]
 
 
