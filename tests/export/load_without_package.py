@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Optional
 
-ABSENT = ['llm2clip', 'composer', 'streaming', 'omegaconf', 'peft']
+# timm would spend seconds on importing the last one.
+ABSENT = ['llm2clip', 'composer', 'streaming', 'omegaconf', 'peft', 'wandb']
 sys.modules.update(dict.fromkeys([*ABSENT, 'timm']))  # type: ignore[arg-type]  # importing one of them fails
 
 import torch  # noqa: E402

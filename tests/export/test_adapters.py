@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+from clip_benchmark.metrics import zeroshot_retrieval
 from datasets import Dataset
 from parts import COLORS, SHAPES, make_samples, picture
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
-from torch.utils.data import DataLoader, TensorDataset
 from trained import Trained, trained
 
 from llm2clip.evaluation.classifiers import class_features, zeroshot_metrics
@@ -109,7 +108,7 @@ def test_clip_benchmark_agrees_with_our_metrics(of_run: Trained) -> None:
     _run_block(1, names)
     model, transform, tokenizer = names['load_llm2clip']('', 'runs/export/llm2clip', None, 'cpu')
     pixels = torch.stack([transform(Image.open(io.BytesIO(data))) for data in encoded])
-    images, texts, prompts = _features(of_run, encoded, [text for own in captions for text in own], CLASSES)
+    images, texts = _features(of_run, encoded, [text for own in captions for text in own])
 
     batches = [(pixels[i:i + 8], captions[i:i + 8]) for i in range(0, 24, 8)]
     theirs = zeroshot_retrieval.evaluate(model, batches, tokenizer, 'cpu', amp=False, recall_k_list=[1, 5, 10])
@@ -117,15 +116,6 @@ def test_clip_benchmark_agrees_with_our_metrics(of_run: Trained) -> None:
     assert len(theirs) == 6 and 0 < theirs['image_retrieval_recall@10'] < 1
     for name, value in theirs.items():
         assert 100 * value == pytest.approx(ours[name], abs=1e-4), name
-
-    # Its `evaluate` of classification fails under NumPy 2.4, which converts no array to a number.
-    labels = torch.arange(24) % 3
-    classifier = zeroshot_classification.zero_shot_classifier(model, tokenizer, CLASSES, ['{c}'], 'cpu', amp=False)
-    logits, _ = zeroshot_classification.run_classification(
-        model, classifier, DataLoader(TensorDataset(pixels, labels), batch_size=8), 'cpu', amp=False)
-    accuracy, _ = zeroshot_metrics(images, labels, class_features(prompts, CLASSES), CLASSES, resamples=0)
-    expected = 100 * (logits.argmax(1) == labels).float().mean().item()
-    assert 0 < accuracy.zeroshot_top1 == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.long

@@ -141,12 +141,11 @@ def _run_snippet(data: bytes) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def test_the_snippet_of_a_models_card(teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    of_run = trained('clip_vision_model', [teacher_folder])
-    export_folder(*of_run, tmp_path / 'model')
-    monkeypatch.chdir(tmp_path / 'model')
+def test_the_snippet_of_a_models_card(folder: Path, teacher_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
     data = pictures(32)['a transparent picture']
-    expected = of_run.model.get_image_features(training_pixels(data, preprocessing=PIXELS)[None])
+    model = trained('clip_vision_model', [teacher_folder]).model
+    expected = model.get_image_features(training_pixels(data, preprocessing=PIXELS)[None])
     torch.testing.assert_close(_run_snippet(data)['image'], expected)
 
 

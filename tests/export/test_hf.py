@@ -3,7 +3,6 @@
 
 """The exported folder: the same numbers, loaded by transformers, as the README says, and its model card."""
 
-import io
 import logging
 import re
 import shutil
@@ -18,14 +17,20 @@ import yaml
 from accelerate import infer_auto_device_map
 from huggingface_hub import ModelCard
 from parts import make_samples
-from PIL import Image
 from recipes_in_process import REQUIRED
 from safetensors.torch import load_file
 from timm.models import build_model_with_cfg, register_model
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from trained import trained
-from transformers import AutoImageProcessor, AutoModel, AutoProcessor, LlamaConfig, PreTrainedModel, pipeline
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+    LlamaConfig,
+    PreTrainedModel,
+)
 
 from llm2clip.config import ImageDataConfig, ImageStreamConfig, ModelConfig, Stage1Config, Stage2Config, VisionConfig
 from llm2clip.config.loading import load_config, save_config
@@ -46,7 +51,8 @@ ROOT = Path(__file__).parents[2]
 def test_loaded_model_gives_the_same_features(exported: tuple[LLM2CLIP, Path], teacher_folder: Path) -> None:
     model, out = exported
     loaded = AutoModel.from_pretrained(out)
-    assert isinstance(loaded, hf.LLM2CLIPModel) and not loaded.training
+    of_pipelines = AutoModelForZeroShotImageClassification.from_pretrained(out)
+    assert type(loaded) is type(of_pipelines) is hf.LLM2CLIPModel and not loaded.training
     pixels, texts = torch.randn(3, 3, 32, 32), [s.captions['long'] for s in make_samples(5)]
     embedding = encode_texts(*load_teacher(teacher_folder), texts)
     with torch.no_grad():
@@ -70,16 +76,6 @@ def test_the_processor_loads_without_a_warning(
     with caplog.at_level('WARNING', logger='transformers.models.auto.image_processing_auto'):
         AutoImageProcessor.from_pretrained(exported[1])
     assert 'torchvision backend' not in caplog.text
-
-
-@torch.no_grad()
-def test_the_pipeline_of_transformers_scores_texts(exported: tuple[LLM2CLIP, Path]) -> None:
-    texts, image = ['a red square', "  it's a dog , isn't it?"], Image.open(io.BytesIO(pictures(32)['a CMYK picture']))
-    classifier: Any = pipeline('zero-shot-image-classification', str(exported[1]))
-    pixels = AutoImageProcessor.from_pretrained(exported[1])(image.convert('RGB')).pixel_values
-    expected = classifier.model(pixels, classifier.model.embed_texts(texts)).logits_per_image.softmax(-1)
-    found = {one['label']: one['score'] for one in classifier(image, texts, hypothesis_template='{}')}
-    torch.testing.assert_close(torch.tensor([[found[text] for text in texts]]), expected)
 
 
 @register_model
@@ -120,10 +116,10 @@ def test_other_towers_and_several_teachers(
     assert any('.trunk.vision_model.' in name for name in names) == (not vision.startswith('timm'))
 
 
-def test_a_folder_in_the_teacher_is_not_pushed(
+def test_a_model_is_not_published_without_its_teacher(
     exported: tuple[LLM2CLIP, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """transformers would fail on it after creating the repository."""
+    """transformers would fail on a folder in the teacher after creating the repository."""
     upload = Mock(return_value='done')
     monkeypatch.setattr(PreTrainedModel, 'push_to_hub', upload)
     folder = shutil.copytree(exported[1], tmp_path / 'model')
@@ -135,6 +131,9 @@ def test_a_folder_in_the_teacher_is_not_pushed(
             model.push_to_hub('user/model')
         (folder / 'teacher/0').rmdir()
     assert upload.call_count == 2
+    with pytest.raises(ValueError, match='hf upload'):
+        model.save_pretrained(tmp_path / 'again', push_to_hub=True)
+    assert not (tmp_path / 'again').exists()
 
 
 def test_eleven_teachers_keep_their_order(tmp_path: Path) -> None:
@@ -221,12 +220,6 @@ def test_the_teacher_comes_from_the_hub_when_it_is_asked_for(
     download.assert_called_once_with('user/model', allow_patterns='teacher/*', **options)
 
 
-def test_a_model_is_not_published_without_its_teacher(exported: tuple[LLM2CLIP, Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='hf upload'):
-        AutoModel.from_pretrained(exported[1]).save_pretrained(tmp_path / 'again', push_to_hub=True)
-    assert not (tmp_path / 'again').exists()
-
-
 def test_readme_snippet_runs(
     exported: tuple[LLM2CLIP, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -271,17 +264,14 @@ def test_a_card_has_the_settings_of_the_run_without_paths(tmp_path: Path) -> Non
     assert training['model']['vision']['checkpoint'] == 'tower.safetensors'
     # What is published says nothing of where things lie.
     assert 'secret' not in card.content and str(tmp_path) not in card.content
+    of_two = model_card(run.model, Fingerprint((*TEACHER.teachers, {'weights': 'c3'}))).text
+    assert '| a1b2 |' in of_two and '| c3 |' in of_two
 
 
 def test_the_language_model_is_the_one_that_stage_1_began_with(teacher_folder: Path, tmp_path: Path) -> None:
     assert language_model(teacher_folder) == f'{teacher_folder.name} (llama)' and language_model('me/llm') == 'me/llm'
     save_config(load_config(Stage1Config, [*REQUIRED['train_stage1'], 'text_encoder.pretrained=me/llm']), tmp_path)
     assert language_model(tmp_path / 'teacher') == 'me/llm'
-
-
-def test_a_card_without_run_names_all_teachers() -> None:
-    card = model_card(ModelConfig(VisionConfig('test_vit', False)), Fingerprint((*TEACHER.teachers, {'weights': 'c3'})))
-    assert '| a1b2 |' in card.text and '| c3 |' in card.text
 
 
 def test_names_are_shown_and_not_rendered(tmp_path: Path) -> None:

@@ -53,10 +53,8 @@ def test_vectors_are_the_teachers(
 
 
 @pytest.mark.usefixtures('no_leftovers')
-def test_stage_1_trains_on_hard_negatives_of_the_library(llm_folder: Path, tmp_path: Path) -> None:
-    encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(pretrained=str(llm_folder)))
-    save_teacher(encoder, tokenizer, None, tmp_path / 'teacher')
-    export_sentence_transformers(tmp_path / 'teacher', tmp_path / 'st')
+def test_stage_1_trains_on_hard_negatives_of_the_library(teacher_folder: Path, tmp_path: Path) -> None:
+    export_sentence_transformers(teacher_folder, tmp_path / 'st')
     pairs = [{'query': sample.captions['short'], 'positive': sample.captions['long']}
              for sample in make_samples(12, images=False)]
     model = SentenceTransformer(str(tmp_path / 'st'), device='cpu', trust_remote_code=True)
@@ -65,7 +63,7 @@ def test_stage_1_trains_on_hard_negatives_of_the_library(llm_folder: Path, tmp_p
     write_splits(*build_source({'name': 'text_pairs', 'files': f'{tmp_path}/mined.jsonl'}), tmp_path / 'd')
     data = CaptionDataConfig(num_workers=0, num_canonical_nodes=1, streams={'s': CaptionStreamConfig(
         f'{tmp_path}/d/train', pairs=[CaptionPairConfig(['query'], ['positive'], 'negative')])})
-    batch, = build_caption_pair_loader(data, tokenizer, 12, 3, train=True).dataloader
+    batch, = build_caption_pair_loader(data, load_teacher(teacher_folder)[1], 12, 3, train=True).dataloader
     negative = {text_id(row['query']): text_id(row['negative']) for row in mined}
     assert len(negative) == 12
     assert batch['negative_text_id'].tolist() == [negative[i] for i in batch['query_text_id'].tolist()]

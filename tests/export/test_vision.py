@@ -31,53 +31,41 @@ IMAGE_TOKEN, PATCHES = 3, 16
 PATCH_WEIGHT = 'vision_model.embeddings.patch_embedding.weight'
 
 
-@pytest.mark.parametrize('vision, name, weight', [
-    ('clip_vision_model', 'CLIPVisionModelWithProjection', PATCH_WEIGHT), ('timm:test_vit', 'test_vit', 'cls_token'),
-    ('siglip_vision_model', 'SiglipVisionModel', PATCH_WEIGHT),
-    ('dinov2', 'Dinov2Model', 'encoder.layer.0.attention.attention.query.weight')])
+@pytest.mark.parametrize('vision, projection, name, weight', [
+    ('clip_vision_model', True, 'CLIPVisionModelWithProjection', PATCH_WEIGHT),
+    ('clip_vision_model', False, 'CLIPVisionModel', PATCH_WEIGHT),
+    ('timm:test_vit', True, 'test_vit', 'head.weight'), ('timm:test_vit', False, 'test_vit', 'cls_token'),
+    ('siglip_vision_model', True, 'SiglipVisionModel', PATCH_WEIGHT),
+    ('dinov2', True, 'Dinov2Model', 'encoder.layer.0.attention.attention.query.weight')])
 def test_training_goes_on_from_the_exported_tower(
-    vision: str, name: str, weight: str, teacher_folder: Path, tmp_path: Path
+    vision: str, projection: bool, name: str, weight: str, teacher_folder: Path, tmp_path: Path
 ) -> None:
-    of_run = trained(vision, [teacher_folder])
-    assert export_vision(*of_run[:3], tmp_path / 'tower') == name
-    folder = f'{"local-dir:" if vision.startswith("timm") else ""}{tmp_path}/tower'
-    size = of_run.config.vision.image_size
-    again = VisionEncoder(VisionConfig(folder, pretrained=True, image_size=size)).eval()
+    of_run, out = trained(vision, [teacher_folder]), tmp_path / 'tower'
+    of_run.model.to(memory_format=torch.channels_last)  # as a training leaves it
+    assert export_vision(*of_run[:3], out, projection=projection) == name
+    is_timm, size = vision.startswith('timm'), of_run.config.vision.image_size
+    again = VisionEncoder(VisionConfig(f'local-dir:{out}' if is_timm else str(out), pretrained=True, image_size=size))
     assert again.preprocessing == of_run.model.vision_encoder.preprocessing
     with torch.no_grad():
-        torch.testing.assert_close(again(of_run.pixels()), of_run.model.vision_encoder(of_run.pixels()))
-    assert weight in load_file(tmp_path / 'tower/model.safetensors')  # a name that every version of transformers reads
-    card = (tmp_path / 'tower/README.md').read_text()
-    assert f'library_name: {"timm" if "timm" in vision else "transformers"}' in card and name in card
-
-
-@pytest.mark.parametrize('vision', ['clip_vision_model', 'timm:test_vit'])
-def test_without_projection_and_right_after_training(vision: str, teacher_folder: Path, tmp_path: Path) -> None:
-    of_run = trained(vision, [teacher_folder])
-    of_run.model.to(memory_format=torch.channels_last)
-    name = export_vision(*of_run[:3], tmp_path / 'tower', projection=False)
-    config = json.loads((tmp_path / 'tower/config.json').read_text())
-    if vision.startswith('timm'):
-        assert config['num_classes'] == 0
-    else:
-        assert name == 'CLIPVisionModel' and config['architectures'] == [name]
-        processor = json.loads((tmp_path / 'tower/preprocessor_config.json').read_text())
+        torch.testing.assert_close(again.eval()(of_run.pixels()), of_run.model.vision_encoder(of_run.pixels()))
+    assert weight in load_file(out / 'model.safetensors')  # a name that every version of transformers reads
+    card, config = (out / 'README.md').read_text(), json.loads((out / 'config.json').read_text())
+    assert f'library_name: {"timm" if is_timm else "transformers"}' in card and name in card
+    assert config['num_classes'] == 32 * projection if is_timm else config['architectures'] == [name]
+    if vision.startswith('clip'):
+        processor = json.loads((out / 'preprocessor_config.json').read_text())
         assert processor['image_processor_type'] == 'CLIPImageProcessorFast'  # its name in every version
-        assert PATCH_WEIGHT in load_file(tmp_path / 'tower/model.safetensors')
 
 
-def test_features_of_several_maps_are_refused(teacher_folder: Path, tmp_path: Path) -> None:
-    of_run = trained('timm:test_efficientnet', [teacher_folder], feature_levels=1)
+def test_what_its_class_has_no_place_for_is_refused(teacher_folder: Path, tmp_path: Path) -> None:
+    levels = trained('timm:test_efficientnet', [teacher_folder], feature_levels=1)
     with pytest.raises(ConfigError, match='^run: .*export_hf'):
-        export_vision(*of_run[:3], tmp_path / 'tower')
-    assert not (tmp_path / 'tower').exists()
-
-
-def test_a_projection_that_does_not_fit_is_refused(teacher_folder: Path, tmp_path: Path) -> None:
+        export_vision(*levels[:3], tmp_path / 'tower')
     of_run = trained('clip_vision_model', [teacher_folder])
     of_run.model.visual_projection = nn.Linear(32, 32)
     with pytest.raises(ConfigError, match='^projection: '):
         export_vision(*of_run[:3], tmp_path / 'tower')
+    assert not (tmp_path / 'tower').exists()
     export_vision(*of_run[:3], tmp_path / 'tower', projection=False)
     of_timm = trained('timm:test_vit', [teacher_folder])  # whose head has a bias
     of_timm.model.visual_projection = nn.Linear(of_timm.model.vision_encoder.width, 32)
