@@ -144,18 +144,6 @@ def test_captions_without_room_text_or_template_are_errors(llm_folder: Path) -> 
             refused()
 
 
-def test_masks_hide_padding_and_header(llm_folder: Path) -> None:
-    tokenizer = _tokenizer(llm_folder)
-    assert tokenizer.tokenizer.pad_token is None
-    batch = tokenizer(['a', LONG])
-    texts = tokenizer.tokenize(['a', LONG])
-    assert batch['attention_mask'].sum(1).tolist() == [len(text.ids) for text in texts]
-    assert (batch['input_ids'][batch['attention_mask'] == 0] == tokenizer.pad_id).all()
-    for row, text in zip(batch['embed_mask'], texts):
-        assert row.nonzero().flatten().tolist() == list(range(text.start, len(text.ids)))
-    assert texts[0].start > 0
-
-
 def _varlen_attn(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, offsets: torch.Tensor, _: torch.Tensor, longest: int,
     __: int, *, scale: float, window_size: tuple[int, int], enable_gqa: bool
@@ -232,13 +220,12 @@ def test_an_encoder_gives_the_kernel_what_it_packs(llm_folder: Path, monkeypatch
     assert called == encoder.llm.config.num_hidden_layers * [[0, *itertools.accumulate(lengths)]]
 
 
-def test_compiled_layers_serve_all_lengths(llm_folder: Path) -> None:
+def test_a_compiled_layer_serves_all_lengths(llm_folder: Path) -> None:
     encoder, tokenizer = text_encoder_from_config(TextEncoderConfig(str(llm_folder), attn_implementation='sdpa'))
     plain = copy.deepcopy(encoder)
     torch.compiler.reset()
     counter = CompileCounter()
-    for layer in encoder.llm.layers:
-        layer.compile(backend=counter)
+    encoder.llm.layers[0].compile(backend=counter)
     compiled: list[int] = []
     for n in range(2, 8):
         tokens = tokenizer.tokenize([' '.join('abc' * k) for k in range(1, n)])

@@ -72,8 +72,9 @@ def test_company_padding_and_its_side_do_not_matter(family: Callable, bidirectio
         torch.testing.assert_close(encoder(**padded), alone, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(('bidirectional', 'attention'), [(True, None), (False, None), (False, 'eager')])
-def test_packed_texts_have_the_vectors_of_padded_ones(
+@pytest.mark.parametrize('attention', [None, 'eager'])
+@pytest.mark.parametrize('bidirectional', [True, False])
+def test_packed_texts_have_the_vectors_and_gradients_of_padded_ones(
     family: Callable, bidirectional: bool, attention: Optional[str]
 ) -> None:
     encoder, tokenizer = family(bidirectional=bidirectional, attn_implementation=attention)
@@ -86,18 +87,9 @@ def test_packed_texts_have_the_vectors_of_padded_ones(
             expected = encoder(**batch)
         distances = (encode_tokens(encoder, tokens, batch_tokens) - expected).norm(dim=1)
         assert (distances / expected.norm(dim=1)).max() < 1e-5
-
-
-@pytest.mark.parametrize(('bidirectional', 'attention'), [(True, None), (False, None), (True, 'eager')])
-def test_packed_texts_have_the_gradients_of_padded_ones(
-    family: Callable, bidirectional: bool, attention: Optional[str]
-) -> None:
-    encoder, tokenizer = family(bidirectional=bidirectional, attn_implementation=attention)
-    tokens = tokenizer.tokenize([*TEXTS, *TEXTS[:2]])
-    padded, packed = tokenizer.pad(tokens), pack_tokens(tokens)
-    where = torch.randn(6, encoder.llm_embed_dim, generator=torch.Generator().manual_seed(0))
-    parameters = list(encoder.parameters())
-    gradients = [torch.autograd.grad((encoder(**texts) * where).sum(), parameters) for texts in (padded, packed)]
+    where = torch.randn(len(tokens), encoder.llm_embed_dim, generator=torch.Generator().manual_seed(0))
+    packed, parameters = pack_tokens(tokens), list(encoder.parameters())
+    gradients = [torch.autograd.grad((encoder(**texts) * where).sum(), parameters) for texts in (batch, packed)]
     for layer in filter(encoder.activation_checkpointing_fn, encoder.modules()):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     gradients.append(torch.autograd.grad((encoder(**packed) * where).sum(), parameters))

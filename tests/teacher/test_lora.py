@@ -57,22 +57,14 @@ def _dtypes_of_kept_activations(model: nn.Module, inputs: torch.Tensor) -> set[t
     return {tensor.dtype for tensor in kept if tensor.shape[0] == len(inputs)}
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_under_autocast_bits_are_those_of_peft(dtype: torch.dtype) -> None:
-    theirs, ours = _layers(dtype=dtype)
+@pytest.mark.parametrize(('dtype', 'autocast', 'alpha', 'rounding'), [
+    (torch.float32, True, 8, 0), (torch.bfloat16, True, 8, 0), (torch.float32, False, 8, 0),
+    (torch.float32, False, 7, 1e-5)])  # a scale that is no power of two
+def test_bits_are_those_of_peft(dtype: torch.dtype, autocast: bool, alpha: int, rounding: float) -> None:
+    theirs, ours = _layers(alpha, dtype)
     inputs = torch.randn(7, 32, dtype=dtype)
-    for a, b in zip(_results(ours, inputs, autocast=True), _results(theirs, inputs, autocast=True)):
-        assert torch.equal(a, b)
-
-
-def test_in_float32_bits_are_those_of_peft() -> None:
-    theirs, ours = _layers()
-    inputs = torch.randn(7, 32)
-    for a, b in zip(_results(ours, inputs), _results(theirs, inputs)):
-        assert torch.equal(a, b)
-    theirs, ours = _layers(alpha=7)  # a scale that is no power of two: equal within rounding
-    for a, b in zip(_results(ours, inputs), _results(theirs, inputs)):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    for a, b in zip(_results(ours, inputs, autocast), _results(theirs, inputs, autocast)):
+        torch.testing.assert_close(a, b, rtol=rounding, atol=rounding)
 
 
 def test_a_bfloat16_layer_rounds_as_under_autocast() -> None:
