@@ -42,7 +42,6 @@ def test_the_loss_is_the_official_one(files: list[str], negatives: bool) -> None
     sides = {'query': 3 * query, 'positive': unit(64, 32, 1) + 0.3 * query}
     if negatives:
         sides['negative'] = unit(64, 32, 2) / 2
-    sides = {side: vectors.float().requires_grad_() for side, vectors in sides.items()}
     config = _config(*files)
     ids = torch.arange(1, 193).view(3, 64)
     if files:
@@ -51,19 +50,12 @@ def test_the_loss_is_the_official_one(files: list[str], negatives: bool) -> None
     model = CaptionContrastive(torch.nn.Identity(), config.logit_scale, config.learn_logit_scale, config.symmetric,
                                config.mask_equal_texts)
     batch = {f'{side}_text_id': id for side, id in zip(('query', 'positive', 'negative'), ids)}
-    loss = model.loss(sides, batch)
-    loss.backward()
-
-    leaves = {side: vectors.detach().double().requires_grad_() for side, vectors in sides.items()}
-    query, *candidates = leaves.values()
+    loss = model.loss({side: vectors.float() for side, vectors in sides.items()}, batch)
+    query, *candidates = sides.values()
     scores = 50 * F.normalize(query, dim=1) @ F.normalize(torch.cat(candidates), dim=1).T
-    expected = (scores.logsumexp(1) - scores.diagonal()).mean()
-    expected.backward()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    for side, leaf in leaves.items():
-        torch.testing.assert_close(sides[side].grad.double(), leaf.grad, rtol=1e-4, atol=1e-6)
+    assert loss.item() == pytest.approx((scores.logsumexp(1) - scores.diagonal()).mean().item(), rel=1e-6)
     # A scale that is trained is in log space.
-    torch.testing.assert_close(model.loss({**sides, 'logit_scale': torch.tensor([50.0]).log()}, batch), loss)
+    assert model.loss({**sides, 'logit_scale': torch.tensor([50.0]).log()}, batch).item() == pytest.approx(loss.item())
 
 
 @pytest.mark.parametrize('packed', [False, True])
