@@ -256,14 +256,13 @@ def test_settings_are_checked_before_a_model_is_loaded(
     assert not (tmp_path / 'out').exists()
 
 
-def _begun(out: Path, second: Callable[[int], bytes] = picture) -> Evaluation:
-    evaluation = _evaluation(out, first=_set([['a'], ['b']]), second=_set([['c'], ['d']], second))
-    evaluation.config.models = {name: EvaluatedModelConfig(run=name) for name in ('m', 'n')}
-    evaluation.config.cra = CRAConfig(captions='captions')
-    return evaluation
-
-
 def test_a_partial_evaluation_says_so_in_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begun(second: Callable[[int], bytes] = picture) -> Evaluation:
+        evaluation = _evaluation(tmp_path, first=_set([['a'], ['b']]), second=_set([['c'], ['d']], second))
+        evaluation.config.models = {name: EvaluatedModelConfig(run=name) for name in ('m', 'n')}
+        evaluation.config.cra = CRAConfig(captions='captions')
+        return evaluation
+
     def said() -> list[str]:
         missing = json.loads((tmp_path / 'results.json').read_text()).get('missing', [])
         for name in ('results.md', 'report.html'):
@@ -273,9 +272,9 @@ def test_a_partial_evaluation_says_so_in_every_file(tmp_path: Path, monkeypatch:
 
     model: Any = Given(torch.eye(2), torch.eye(2))
     with pytest.raises(KeyboardInterrupt):
-        _begun(tmp_path, _interrupted).run('m', model)
+        begun(_interrupted).run('m', model)
     assert said() == ['m: retrieval.second', 'n: retrieval.first', 'n: retrieval.second', 'cra']
-    evaluation = _begun(tmp_path)
+    evaluation = begun()
     evaluation.run('m', model)
     assert said() == ['n: retrieval.first', 'n: retrieval.second', 'cra']
     evaluation.run('n', model)

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Zero-shot accuracy against CLIP_benchmark, and the linear probes against naive computations."""
+"""Zero-shot accuracy of classes that score the same, and the linear probes against naive computations."""
 
 import dataclasses
 import math
@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from clip_benchmark.metrics import zeroshot_classification
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import train_test_split
 
 from llm2clip.config import SGDProbeConfig
@@ -21,29 +19,12 @@ from llm2clip.errors import ConfigError
 from llm2clip.evaluation.classifiers import linear_probe, sgd_logits, zeroshot_metrics
 
 
-def _classified(seed: int, n_classes: int = 7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _classified(seed: int, n_classes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Images that are near to their classes, of which no image has the last: features, labels, features."""
     generator = torch.Generator().manual_seed(seed)
     weights = torch.randn(n_classes, 5, generator=generator)
     labels = torch.randint(0, n_classes - 1, (60,), generator=generator)
     return torch.randn(60, 5, generator=generator) + weights[labels], labels, weights
-
-
-def test_zeroshot_accuracy_is_that_of_clip_benchmark() -> None:
-    (images, labels, weights), classes = _classified(0), [f'c{i}' for i in range(7)]
-    found, _ = zeroshot_metrics(images, labels, weights, classes, resamples=200)
-    logits = 100 * images @ weights.T
-    acc1, acc5 = zeroshot_classification.accuracy(logits, labels, topk=(1, 5))
-    recall = balanced_accuracy_score(labels, logits.argmax(1))
-    assert 0.2 < acc1 < acc5 < 1 and abs(acc1 - recall) > 0.001
-    assert found.zeroshot_top1 == pytest.approx(100 * acc1) and found.zeroshot_top5 == pytest.approx(100 * acc5)
-    assert found.mean_per_class == pytest.approx(100 * recall)
-    assert list(found.per_class) == classes[:-1]
-    for c, value in enumerate(found.per_class.values()):
-        assert value == pytest.approx(100 * (logits.argmax(1) == c)[labels == c].double().mean().item())
-    low, high = found.intervals['zeroshot_top1']
-    assert low < found.zeroshot_top1 < high
-    assert not zeroshot_metrics(images, labels, weights, classes, resamples=0)[0].intervals
 
 
 def test_of_classes_that_score_the_same_the_first_is_nearest() -> None:
@@ -58,7 +39,7 @@ def test_of_classes_that_score_the_same_the_first_is_nearest() -> None:
     right = sum(alone.per_class[f'c{c}'] > 0 for c in labels.tolist() if c < 101)
     assert found.per_class.keys() == {f'c{c % 101} ({c})' for c in labels.tolist()}
     assert all(found.per_class[f'c{c - 101} ({c})'] == 0 for c in labels.tolist() if c >= 101)
-    assert found.zeroshot_top1 == pytest.approx(100 * right / 60) and right > 1
+    assert found.zeroshot_top1 == pytest.approx(100 * right / 60) and right > 1 and not found.intervals
 
 
 def test_probe_selects_its_regularisation_on_a_held_out_fifth() -> None:

@@ -25,8 +25,7 @@ from llm2clip.export.check import training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.modeling.text_encoder import encode_texts
 from llm2clip.models.llm2clip import LLM2CLIP
-from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.llm import load_teacher, teacher_fingerprint
+from llm2clip.teacher.llm import load_teacher
 from llm2clip.teacher.sources import TeacherFolder
 
 TEXTS = [s.captions['long'] for s in make_samples(5)]
@@ -143,12 +142,11 @@ def test_a_missing_baseline_or_teacher_is_named(exported: tuple[LLM2CLIP, Path],
 
 def test_several_teachers_are_taken_in_their_order(teacher_folder: Path, causal_teacher: Path, tmp_path: Path) -> None:
     teachers = [teacher_folder, causal_teacher]
-    model, config, record, _ = given = trained('timm:test_vit', teachers)
-    record = TeacherRecord(Fingerprint.concatenate(map(teacher_fingerprint, teachers)), record.facts)
-    export_folder(model, config, record, teachers, tmp_path / 'export')
+    of_run = trained('timm:test_vit', teachers)
+    export_folder(*of_run, tmp_path / 'export')
     found = load(tmp_path, export=str(tmp_path / 'export'))
     with torch.no_grad():
-        torch.testing.assert_close(found.text_features(TEXTS)[0], model.get_text_features(given.vectors(TEXTS)))
+        torch.testing.assert_close(found.text_features(TEXTS)[0], of_run.model.get_text_features(of_run.vectors(TEXTS)))
     assert found.text_features(['a', 'b ' * 500])[1] == 1
     for wrong, message in (([teacher_folder], '1 teachers named here or by .*, expected 2'),
                            (teachers[::-1], 'another teacher')):

@@ -16,6 +16,11 @@ from llm2clip.evaluation.report import curves, report_page
 from llm2clip.evaluation.scores import Results
 from llm2clip.evaluation.tables import plain
 
+SCORES: dict[str, Any] = {'n_images': 64, 'n_texts': 1064, 'chance@10': 15.6,
+                          'intervals': {'image_retrieval_recall@1': [20.0, 40.5]}}
+for way in ('image', 'text'):
+    SCORES |= {f'{way}_retrieval_recall@{k}': 30.25 for k in (1, 5, 10)} | {f'{way}_retrieval_mean_rank': 7.5}
+
 
 def test_report_is_one_file_with_everything(tmp_path: Path) -> None:
     (step := tmp_path / 'stage2').mkdir()
@@ -23,12 +28,8 @@ def test_report_is_one_file_with_everything(tmp_path: Path) -> None:
     (step / 'config.yaml').write_text('seed: 1 # <b>\n')
     lines = [{'step': i, 'loss/train/total': 3.0 - i, 'lr-AdamW/group0': 0.1} for i in range(3)]
     (step / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n{"step": 3, "loss')
-    scores: dict[str, Any] = {'n_images': 64, 'n_texts': 64, 'chance@10': 15.6,
-                              'intervals': {'image_retrieval_recall@1': [20.0, 40.5]}}
-    for way in ('image', 'text'):
-        scores |= {f'{way}_retrieval_recall@{k}': 30.25 for k in (1, 5, 10)} | {f'{way}_retrieval_mean_rank': 7.5}
     results = Results.model_validate({
-        'cra': {'untuned': 61.5}, 'retrieval': {'set': {'benchmark': 'coco', 'models': {'<m>': scores}}}})
+        'cra': {'untuned': 61.5}, 'retrieval': {'set': {'benchmark': 'coco', 'models': {'<m>': SCORES}}}})
     row = {'kind': 'worst', 'rank': 1234, 'query': 'a <caption>',
            'results': [('found', False), ('data:image/jpeg;base64,xyz', True)]}
     gallery = {'model': '<m>', 'texts': [row], 'images': [{**row, 'query': 'data:image/x" onload="a', 'rank': 2}]}
@@ -37,7 +38,7 @@ def test_report_is_one_file_with_everything(tmp_path: Path) -> None:
     assert page == again
     for text in ('<svg', 'base64,xyz', 'class="right"', '&lt;b&gt;', 'R@1">30.2<small>[20.0, 40.5]</small></td>',
                  'A &lt;title&gt;', 'a &lt;caption&gt;', 'worst, rank 1,234', '&lt;m&gt;', '56.3', '(paper)',
-                 '<td>12</td>', 'Written on 20', '&lt;m&gt; on set: 30.2 % of 64 texts'):
+                 '<td>12</td>', 'Written on 20', '&lt;m&gt; on set: 30.2 % of 1,064 texts'):
         assert text in page
     first, gallery_at, table_at = (page.index(text) for text in ('class="summary"', '<details class="gallery" open>',
                                                                  'Caption retrieval accuracy</h2>'))
@@ -49,11 +50,7 @@ def test_report_is_one_file_with_everything(tmp_path: Path) -> None:
 
 
 def test_a_terminal_gets_aligned_tables_without_intervals() -> None:
-    scores: dict[str, Any] = {'n_images': 64, 'n_texts': 1064, 'chance@10': 15.6,
-                              'intervals': {'image_retrieval_recall@1': [20.0, 40.5]}}
-    for way in ('image', 'text'):
-        scores |= {f'{way}_retrieval_recall@{k}': 30.25 for k in (1, 5, 10)} | {f'{way}_retrieval_mean_rank': 7.5}
-    sets = {name: {'benchmark': '', 'models': {'m': scores}} for name in ('set', 'long_name')}
+    sets = {name: {'benchmark': '', 'models': {'m': SCORES}} for name in ('set', 'long_name')}
     title, *lines = plain(Results.model_validate({'retrieval': sets})).splitlines()
     assert title == 'Retrieval: m'
     assert [line.split()[0] for line in lines] == ['set', 'set', 'long_name']

@@ -1,7 +1,7 @@
 # Copyright 2026 llm2clip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Adapter, towers and the stage-2 model against reference computations."""
+"""The stage-2 model against reference computations; those of the adapter are with the official weights."""
 
 import copy
 import dataclasses
@@ -19,30 +19,12 @@ from composer.core import Event
 from llm2clip.config import AdapterConfig, LossConfig, ModelConfig, SelfDistillationConfig, VisionConfig
 from llm2clip.errors import ConfigError
 from llm2clip.losses.distillation import instance_loss, structure_loss
-from llm2clip.modeling.adapter import Adapter
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP, check_truncate_dim, truncate_dims
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.training.algorithms.batches import InitialImages
 from llm2clip.training.algorithms.weights import ClampLogitScale
 
 TINY = ModelConfig(VisionConfig('test_efficientnet', False, image_size=32), AdapterConfig(depth=2), embed_dim=16)
-
-
-def test_adapter_equals_the_formula() -> None:
-    torch.manual_seed(0)
-    adapter, x = Adapter(8, 5, depth=2, expansion=3), torch.randn(4, 8)
-    for p in adapter.parameters():
-        torch.nn.init.normal_(p)
-    h = x / x.norm(dim=-1, keepdim=True)
-    for block in adapter.blocks:
-        n = (h - h.mean(-1, keepdim=True)) / (h.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
-        n = n * block.norm.weight + block.norm.bias
-        u = n @ block.up.weight.T + block.up.bias
-        gelu = 0.5 * u * (1 + torch.erf(u / math.sqrt(2)))
-        h = h + gelu @ block.down.weight.T + block.down.bias
-    h = F.layer_norm(h, (8,), adapter.norm.weight, adapter.norm.bias)
-    torch.testing.assert_close(adapter(x), h @ adapter.projection.weight.T + adapter.projection.bias,
-                               rtol=1e-4, atol=1e-4)
 
 
 def test_features_are_normalised_and_start_as_in_clip() -> None:
