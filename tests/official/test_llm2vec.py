@@ -100,8 +100,8 @@ def _check_vectors(teacher: Path, base: Path, adapters: Sequence[Path], *frame: 
 def test_vectors_are_those_of_llm2vec(official: Path, adapters: list[str], tmp_path: Path) -> None:
     base, folders = official / 'Llama-3-tiny-Instruct', [official / name for name in adapters]
     import_teacher(LLMTeacherConfig(str(base), adapters=[str(f) for f in folders]), None, tmp_path / 'teacher')
-    # With an instruction and with the semicolon that the official training puts after it.
-    for instruction in ('', 'Retrieve a similar caption.', 'Given a sentence, retrieve a short one;'):
+    # With an instruction and with the semicolon that the official training puts after it; white space is joined.
+    for instruction in ('', 'Retrieve a similar caption.', ' Given a sentence, retrieve a short one; '):
         _check_vectors(tmp_path / 'teacher', base, folders, instruction=instruction)
     config = teacher_config(tmp_path / 'teacher')
     assert (config.bidirectional, config.pooling, config.max_length, config.instruction) == (True, 'mean', 512, '')

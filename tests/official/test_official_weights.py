@@ -180,12 +180,9 @@ def test_the_recipe_writes_a_folder_that_transformers_loads(
     run_recipe(monkeypatch, 'import_official', *args, f'teacher={teacher_folder}')
     loaded = AutoModel.from_pretrained(tmp_path / 'out/llm2clip')
     expected = import_checkpoint(path, EVA).model
-    images, vectors = torch.randn(2, 3, 56, 56), torch.randn(3, 32)
-    texts = ['a red circle', 'a blue square on a wall']
+    images, texts = torch.randn(2, 3, 56, 56), ['a red circle', 'a blue square on a wall']
     with torch.no_grad():
         torch.testing.assert_close(loaded.get_image_features(images), expected.get_image_features(images))
-        torch.testing.assert_close(loaded.get_text_features(text_embedding=vectors),
-                                   expected.get_text_features(vectors))
         torch.testing.assert_close(loaded.get_text_features(texts), expected.get_text_features(
             encode_texts(*load_teacher(teacher_folder), texts)))
 
