@@ -15,15 +15,12 @@ import llm2clip.export.hf
 import llm2clip.teacher.sources
 from llm2clip.errors import ConfigError
 from llm2clip.io.folders import MANIFEST
-from llm2clip.teacher.fingerprint import Fingerprint, TeacherRecord
-from llm2clip.teacher.llm import teacher_fingerprint
 from llm2clip.training.runs import Stage2Run
 
 
 def save_run(folder: Path, of_run: Trained, teacher: Optional[Path] = None) -> Path:
     save_run_config(folder, of_run.config, teacher=None if teacher is None else str(teacher))
-    teacher = Fingerprint.concatenate(teacher_fingerprint(path) for path in of_run.teachers)
-    TeacherRecord(teacher, of_run.record.facts).write(folder)
+    of_run.record.write(folder)
     return folder
 
 
