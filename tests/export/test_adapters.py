@@ -5,9 +5,7 @@
 
 import io
 import pickle
-import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from clip_benchmark.metrics import zeroshot_retrieval
 from datasets import Dataset
 from parts import COLORS, SHAPES, make_samples, picture
 from PIL import Image
+from recipes_in_process import example_of_the_page
 from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
 from trained import Trained, trained
@@ -26,7 +25,6 @@ from llm2clip.export.check import pictures, training_pixels
 from llm2clip.export.hf import export_folder
 from llm2clip.metrics.retrieval import rank_both_ways
 
-ROOT = Path(__file__).parents[2]
 N = 30
 TEXTS = [f'{i} {COLORS[i % 10]} {SHAPES[i % 4]}' for i in range(N)]
 CLASSES = ['a square', 'some circles', 'the cross']
@@ -58,14 +56,6 @@ def of_run(teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return of_run
 
 
-def _run_block(which: int, names: dict[str, Any], images: Sequence[bytes] = ()) -> None:
-    """One of the blocks of this file, with these names, to which it adds its own, beside its two images."""
-    for name, data in zip(('dog.jpg', 'cat.png'), images):
-        Path(name).write_bytes(data)
-    exec(re.findall(r'test_adapters.py runs this block -->\n```python\n(.*?)```',
-                    (ROOT / 'docs/guides/export.md').read_text(), re.S)[which], names)
-
-
 @torch.no_grad()
 def _features(of_run: Trained, images: list[bytes], *texts: list[str]) -> list[torch.Tensor]:
     preprocessing = of_run.model.vision_encoder.preprocessing
@@ -76,7 +66,9 @@ def _features(of_run: Trained, images: list[bytes], *texts: list[str]) -> list[t
 
 def test_sentence_transformers_encodes_images_and_texts(of_run: Trained) -> None:
     given, names = list(pictures(64).values()), {}
-    _run_block(0, names, given[:2])
+    for name, data in zip(('dog.jpg', 'cat.png'), given):
+        Path(name).write_bytes(data)
+    exec(example_of_the_page("model.encode(['dog.jpg', 'cat.png'])"), names)
     model, texts = names['model'], ['a', *TEXTS, ' a  dog </s>' + 40 * ' and another', 'no_file.jpg', '犬 🐶']
     images, dogs, captions = _features(of_run, given, ['a photo of a dog', 'a photo of a cat'], texts)
     for found, expected in (
@@ -105,7 +97,7 @@ def test_clip_benchmark_agrees_with_our_metrics(of_run: Trained) -> None:
     encoded = [picture(i) for i in range(24)]
     captions = [list(sample.captions.values()) for sample in make_samples(24, images=False)]
     names: dict[str, Any] = {}
-    _run_block(1, names)
+    exec(example_of_the_page('def load_llm2clip('), names)
     model, transform, tokenizer = names['load_llm2clip']('', 'runs/export/llm2clip', None, 'cpu')
     pixels = torch.stack([transform(Image.open(io.BytesIO(data))) for data in encoded])
     images, texts = _features(of_run, encoded, [text for own in captions for text in own])
@@ -121,7 +113,7 @@ def test_clip_benchmark_agrees_with_our_metrics(of_run: Trained) -> None:
 @pytest.mark.long
 def test_mteb_agrees_with_our_metrics(of_run: Trained) -> None:
     names: dict[str, Any] = {'tasks': _tasks()}
-    _run_block(2, names)
+    exec(example_of_the_page('import mteb'), names)
     images, texts, prompts = _features(of_run, [picture(i) for i in range(N)], TEXTS, CLASSES)
     recalls = rank_both_ways(images, texts, torch.arange(N)).recalls()
     theirs = {result.task_name: result.scores['test'][0] for result in names['results'].task_results}

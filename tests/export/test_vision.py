@@ -4,7 +4,6 @@
 """The vision tower alone: the class that it becomes, and training that continues from it."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn as nn
 from composer.devices import DeviceCPU
 from PIL import Image
+from recipes_in_process import example_of_the_page
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from towers import write_clip
@@ -26,7 +26,6 @@ from llm2clip.models.llm2clip import LLM2CLIP, truncate_dims
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.teacher.clip_text import ClipText, load_clip_text, load_clip_tokenizer, save_clip_text
 
-ROOT = Path(__file__).parents[2]
 IMAGE_TOKEN, PATCHES = 3, 16
 PATCH_WEIGHT = 'vision_model.embeddings.patch_embedding.weight'
 
@@ -122,11 +121,9 @@ def test_in_llava_as_the_readme_puts_it_there(
     of_run = trained('clip_vision_model', [teacher_folder])
     monkeypatch.chdir(tmp_path)
     export_vision(*of_run[:3], 'runs/vision')
-    code = re.search(r'test_vision.py runs this block -->\n```python\n(.*?)```',
-                     (ROOT / 'docs/guides/export.md').read_text(), re.S)
-    assert code is not None
     names: dict[str, object] = {}
-    exec(code[1].replace('llava-hf/llava-1.5-7b-hf', str(llava_folder)), names)
+    published = 'llava-hf/llava-1.5-7b-hf'
+    exec(example_of_the_page(published).replace(published, str(llava_folder)), names)
     llava = names['llava']
     assert isinstance(llava, LlavaForConditionalGeneration)
 

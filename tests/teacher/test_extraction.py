@@ -25,7 +25,6 @@ from llm2clip.modeling.text_encoder import Tokenized, encode_texts
 from llm2clip.teacher import extraction
 from llm2clip.teacher.embedder import Embedded
 from llm2clip.teacher.extraction import ExtractionTask, write_embeddings, write_shard
-from llm2clip.teacher.fingerprint import Fingerprint
 from llm2clip.teacher.llm import load_teacher
 from llm2clip.teacher.sources import LLMTeacher, TeacherFolder
 
@@ -140,16 +139,6 @@ def test_extraction_takes_remotes(image_dataset: Path, embeddings: Path, teacher
         with pytest.raises(ValueError, match=f"out_remote is {before}, expected '.*other'"):
             write_embeddings(ExtractionTask(dataset, OutputFolder(out, str(tmp_path / 'other'))), teacher)
     assert not (tmp_path / 'other').exists()
-
-
-def test_embeddings_of_another_teacher_are_refused_by_field(
-    image_dataset: Path, embeddings: Path, teacher_folder: Path
-) -> None:
-    teacher = TeacherFolder(teacher_folder).load(DeviceCPU())
-    teacher.fingerprint = Fingerprint(({**teacher.fingerprint.to_json(), 'pooling': 'last'},))
-    with pytest.raises(ValueError, match="another dataset or teacher: teacher.pooling is 'mean', expected 'last'"):
-        write_embeddings(ExtractionTask(DatasetConfig(local=str(image_dataset)), OutputFolder(embeddings)),
-                                teacher)
 
 
 def test_a_shard_beyond_the_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

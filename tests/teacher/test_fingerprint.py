@@ -47,6 +47,8 @@ def test_a_record_comes_back_and_tells_others_apart(tmp_path: Path) -> None:
         record.write(tmp_path)
         assert TeacherRecord.read(tmp_path) == record and record.llm_embed_dim == 8
     assert record.difference(TeacherRecord(BOTH, {'llm_embed_dim': 4})) == 'llm_embed_dim is 8, expected 4'
+    named = TeacherRecord(ONE, {}).difference(TeacherRecord(OTHER, {}))
+    assert named == "teacher.pooling is 'mean', expected 'last'"
     with pytest.raises(ConfigError, match='has no teacher.json'):
         TeacherRecord.read(tmp_path / 'nowhere')
 
