@@ -95,11 +95,23 @@ def own_rows(
 
 
 class MatmulPrecisions(TorchDispatchMode):
-    """Notes what each matrix product was allowed, and the type of its first factor."""
+    """Allows TF32, and notes what each matrix product was allowed, and the type of its first factor."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[tuple[str, torch.dtype]] = []
+
+    def __enter__(self) -> 'MatmulPrecisions':
+        self.before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision('high')
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        left = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self.before)
+        assert left == 'high'
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_, torch.ops.aten.bmm):

@@ -230,6 +230,10 @@ def test_training_begins_with_exported_weights(
 
 
 def test_weights_of_another_model_are_refused(exported_clip: Path, tmp_path: Path) -> None:
+    config = copy.deepcopy(CLIP_MODEL)
+    config.vision.name = 'another folder of the same architecture'
+    found, expected = _load(config, exported_clip), LLM2CLIPModel.from_pretrained(exported_clip).model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
     changes: list[tuple[str, Callable[[ModelConfig], object]]] = [
         ('adapter.depth', lambda c: setattr(c.adapter, 'depth', 2)),
         ('visual_projection', lambda c: setattr(c, 'visual_projection', 'affine')),
@@ -247,13 +251,6 @@ def test_weights_of_another_model_are_refused(exported_clip: Path, tmp_path: Pat
     (tmp_path / 'config.json').write_text('{"model_type": "clip"}')
     with pytest.raises(ConfigError, match='is neither an exported folder nor that of a stage-2 run'):
         _load(CLIP_MODEL, tmp_path)
-
-
-def test_the_folder_of_a_tower_may_have_another_name(exported_clip: Path) -> None:
-    config = copy.deepcopy(CLIP_MODEL)
-    config.vision.name = 'another folder of the same architecture'
-    found, expected = _load(config, exported_clip), LLM2CLIPModel.from_pretrained(exported_clip).model.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
 
 
 def test_another_teacher_of_exported_weights_is_a_warning(exported: Path, teacher_folder: Path) -> None:
