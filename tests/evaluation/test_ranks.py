@@ -23,7 +23,7 @@ pytestmark = pytest.mark.dist
 
 # Several blocks of texts, as large sets have them.
 BLOCK = 7
-# Recipes one after the other, then what this rank encoded; the last recipe fails.
+# Evaluations one after the other, then what this rank encoded; the last one fails.
 SCRIPT = f"""
 import json, os, runpy, sys
 from llm2clip.evaluation import benchmarks, evaluated_models
@@ -40,11 +40,11 @@ def counted(what, method):
 evaluated_models.TrainedLLM2CLIP.image_features = counted(
     'images', evaluated_models.TrainedLLM2CLIP.image_features)
 sources.LLMTeacher.embed = counted('texts', sources.LLMTeacher.embed)
-for recipe, args in json.loads(sys.argv[1]):
-    sys.argv = [recipe, *args]
+for args in json.loads(sys.argv[1]):
+    sys.argv = ['evaluate', *args]
     if 'broken' in str(args):
         print('rank', os.environ['RANK'], 'encoded', json.dumps(encoded))
-    runpy.run_path(f'recipes/{{recipe}}.py', run_name='__main__')
+    runpy.run_path('recipes/evaluate.py', run_name='__main__')
 """
 
 
@@ -80,9 +80,9 @@ def log(place: Place) -> str:
     """The output of two ranks that evaluate, and then come across the damaged image."""
     script, log = place.folder / 'script.py', place.folder / 'log'
     script.write_text(SCRIPT)
-    recipes = [('evaluate', place.evaluate('two', place.sets, [*place.models, *place.others])),
-               ('evaluate', place.evaluate('resumed', place.broken, place.models[:1]))]
-    return finish(Launched([str(script), json.dumps(recipes)], log, 2), log, ok=False)
+    evaluations = [place.evaluate('two', place.sets, [*place.models, *place.others]),
+                   place.evaluate('resumed', place.broken, place.models[:1])]
+    return finish(Launched([str(script), json.dumps(evaluations)], log, 2), log, ok=False)
 
 
 @pytest.fixture
