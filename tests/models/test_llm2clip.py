@@ -19,6 +19,7 @@ from composer.core import Event
 from llm2clip.config import AdapterConfig, LossConfig, ModelConfig, SelfDistillationConfig, VisionConfig
 from llm2clip.errors import ConfigError
 from llm2clip.losses.distillation import instance_loss, structure_loss
+from llm2clip.modeling.adapter import make_projection
 from llm2clip.models.llm2clip import LLM2CLIP, ComposerLLM2CLIP, check_truncate_dim, truncate_dims
 from llm2clip.models.vision_encoder import VisionEncoder
 from llm2clip.training.algorithms.batches import InitialImages
@@ -149,3 +150,26 @@ def test_features_are_the_first_values_scaled_to_length_1(adapter: str, projecti
     again.load_state_dict(model.state_dict())
     assert again.get_image_features(pixels).equal(model.get_image_features(pixels))
     assert config == before and shorter.embed_dim == 12
+
+
+@pytest.mark.parametrize('kind', ['mlp', 'glu'])
+def test_alignment_layers_equal_their_formulas(kind: str) -> None:
+    """SAIL (arXiv 2412.04616): a LayerNorm, then GELU of a hidden layer, or one gated by ReLU6 of another."""
+    torch.manual_seed(0)
+    head = make_projection(6, 4, kind, expansion=3).double()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(3 * torch.randn(parameter.shape))
+    state, x = head.state_dict(), torch.randn(5, 6, dtype=torch.float64)
+
+    def linear(name: str, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs @ state[f'{name}.weight'].T + state[f'{name}.bias']
+
+    scaled = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    normed = scaled * state['norm.weight'] + state['norm.bias']
+    hidden = linear('up', normed)
+    if kind == 'mlp':
+        hidden = hidden * (1 + torch.erf(hidden / 2 ** 0.5)) / 2
+    else:
+        hidden = linear('gate', normed).clamp(0, 6) * hidden
+    torch.testing.assert_close(head(x), linear('projection', hidden))
