@@ -6,6 +6,7 @@
 import os
 import shutil
 import sysconfig
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,6 +41,10 @@ def check_train_config(config: TrainConfig) -> None:
     if config.compile is not None:
         with under('compile'):
             check_arguments(torch.compile, 'torch.compile', config.compile)
+        try:
+            torch.compile(torch.nn.Identity(), **config.compile)
+        except (RuntimeError, TypeError) as error:  # of a backend, a mode or options
+            raise ConfigError(textwrap.shorten(str(error), 200), key='compile') from error
     device_batch = device_batch_size(config.global_train_batch_size, 'global_train_batch_size')
     microbatch = config.device_train_microbatch_size or device_batch
     fsdp, ranks = config.fsdp or FsdpConfig(), dist.get_world_size()

@@ -10,13 +10,14 @@ import pytest
 import torch
 from launched import SGD, losses
 from recipes_in_process import run_recipe
+from refusals import refused_at
 from torch._dynamo.utils import counters
 
-from llm2clip.config import Stage1Config
+from llm2clip.config import Stage1Config, Stage2Config
 from llm2clip.config.loading import load_config
 from llm2clip.errors import ConfigError
 from llm2clip.training.callbacks.jsonl_logger import read_metrics
-from llm2clip.training.config_checks import check_compiler
+from llm2clip.training.config_checks import check_compiler, check_train_config
 
 CACHED = ['algorithms.grad_cache={}', 'device_train_microbatch_size=3']
 TOWERS = {
@@ -76,6 +77,13 @@ def test_an_llm_in_stage_2(tower: list[str], teacher_folder: Path, check: Check)
 @pytest.mark.parametrize('stage', [1, 2])
 def test_the_default_backend(stage: int, stage1_args: list[str], tower: list[str], check: Check) -> None:
     check(f'train_stage{stage}', stage1_args if stage == 1 else tower)
+
+
+@pytest.mark.parametrize('options', ['backend: none', 'mode: fast', 'options: {fast: 1}', 'model: null'])
+def test_an_option_that_torch_does_not_know(options: str, stage2_args: list[str], tmp_path: Path) -> None:
+    config = load_config(Stage2Config, [*stage2_args, f'compile={{{options}}}', f'save_folder={tmp_path}'])
+    with refused_at('compile'):
+        check_train_config(config)
 
 
 def test_without_a_compiler(stage1_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
