@@ -5,6 +5,7 @@
 
 import dataclasses
 import itertools
+import json
 import os
 import re
 import shlex
@@ -22,7 +23,7 @@ from parts import write_dataset
 from recipes_in_process import ROOT, SCHEMAS, run_recipe
 
 from llm2clip.config import ExtractConfig, InheritanceConfig, PrepareConfig, Stage1Config, Stage2Config, TrainConfig
-from llm2clip.config.loading import leaves, load_config
+from llm2clip.config.loading import check_settings, learned_settings, leaves, load_config
 from llm2clip.data.classification_sets import read_templates
 from llm2clip.data.convert.samples import Sample
 from llm2clip.data.image_text_dataset import caption_mix
@@ -69,6 +70,7 @@ def _check(config: Any) -> None:
         check('source', *named(config.source, 'source'))
     if isinstance(config, TrainConfig):
         check_train_config(config)
+        check_settings(json.loads(json.dumps(learned_settings(config))), config, 'a run')  # from a checkpoint
     if isinstance(config, Stage2Config):
         check_metrics(config, possible_metrics(config))
     for benchmark in [*getattr(config, 'eval_zeroshot', {}).values(), *getattr(config, 'zeroshot', {}).values()]:
