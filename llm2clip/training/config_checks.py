@@ -38,7 +38,7 @@ def check_train_config(config: TrainConfig) -> None:
     build_all('callbacks', config.callbacks)
     for name, arguments in config.loggers.items():
         check('loggers', name, arguments, f'loggers.{name}')
-    if config.compile is not None:
+    if config.compile:
         with under('compile'):
             check_arguments(torch.compile, 'torch.compile', config.compile)
         try:
