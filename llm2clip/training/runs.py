@@ -254,8 +254,9 @@ def check_initial_weights(model: LLM2CLIP, config: ModelConfig, folder: Union[st
     elif Path(folder, 'config.yaml').is_file():
         with under('initial_weights'), torch.device('meta'):
             run = Stage2Run(folder)
-            other = LLM2CLIP(run.config.model, run.record.llm_embed_dim, load_weights=False)
-        theirs = portable(other, run.config.model)
+            run_config = run.config.model.merged
+            run_model = LLM2CLIP(run_config, run.record.llm_embed_dim, load_weights=False)
+        theirs = portable(run_model, run_config)
     else:
         raise ConfigError(f'{folder} is neither an exported folder nor that of a stage-2 run',
                           'initial_weights')

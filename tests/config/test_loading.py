@@ -113,6 +113,8 @@ def test_settings_that_an_older_version_lacks_have_their_defaults() -> None:
                                ('train_data.streams.s.repeat=2', 'train_data.streams.s.repeat is None')):
         with refused_at('save_folder', difference):
             check_settings(settings, load_config(Stage2Config, [*REQUIRED, change]), 'the run')
+    with refused_at('the run.loss.gone', 'expected none'):  # of a later version, or one that had more
+        check_settings(settings | {'loss': {'gone': 1}}, config, 'the run')
 
 
 def test_an_error_of_the_command_line_says_so() -> None:
@@ -176,7 +178,7 @@ def test_the_configuration_of_a_run_has_no_interpolation(value: str, tmp_path: P
     (b'title: !!python/object/apply:os.system [ls]', 'expected YAML'),
     (b'title: ' + b'[' * 9000, 'expected YAML'),
     (b'a: &a [x, x]\nb: &b [*a, *a]\ntitle: *b', ''),
-    (b'title: ${nowhere}', 'title .*nowhere'),
+    (b'title: ${nowhere}', 'title .*refers to nowhere, which is not set in'),
     (b'title: ${package:nowhere}', 'package nowhere is not installed'),
     (b'1: a', r'^1 \(.*bad.yaml:1\)'),
     (b'title: a\ngalleries: {a: b}', r"^galleries \(.*:2\): \{'a': 'b'\}, expected a list$"),

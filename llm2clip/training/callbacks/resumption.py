@@ -27,8 +27,8 @@ from llm2clip.registry import check
 
 @contextmanager
 def naming_missing_states(config: TrainConfig) -> Iterator[None]:
-    """Name what a sharded checkpoint lacks: the state of a callback, since the run began without it, or
-    another one, since another version of this package wrote it."""
+    """Name the state that a sharded checkpoint lacks: that of a callback with which the run did not begin, or
+    one that another version of this package, or a run with other settings, did not write."""
     try:
         yield
     except CheckpointException as error:
@@ -41,8 +41,8 @@ def naming_missing_states(config: TrainConfig) -> Iterator[None]:
         missing = re.findall(r'Missing key in checkpoint state_dict: (\S+)\.\s', f'{error} ')
         if not missing:
             raise
-        raise ConfigError(f'another version of llm2clip wrote the newest checkpoint, which lacks '
-                          f'{missing[-1]}; expected the version with which the run began, or another folder',
+        raise ConfigError(f'the newest checkpoint lacks {missing[-1]}, expected the version of llm2clip and '
+                          'the settings with which the run began, or another folder',
                           'checkpoint_folder') from error
 
 
