@@ -431,7 +431,9 @@ def check_settings(settings: Mapping[str, Any], config: TrainConfig, run: str) -
     this package may have written them: settings that they lack have their defaults.
     """
     with under(run):
-        began_with = learned_settings(check_values(type(config), settings))
+        with_defaults = learned_settings(check_values(type(config), settings))
+    # Merged, since `check_values` drops the settings that only another version has.
+    began_with: Any = OmegaConf.to_container(OmegaConf.merge(with_defaults, dict(settings)))
     differing = difference(began_with, learned_settings(config))
     if differing is not None:
         raise ConfigError(f'{run} was trained with other settings than these: {differing}; a run keeps the '

@@ -71,6 +71,9 @@ def test_ties_and_nan_scores_find_nothing() -> None:
     assert caption_retrieval_accuracy(same, same) == 0.0
     assert caption_retrieval_accuracy(torch.eye(5), torch.eye(5) * torch.nan) == 0.0
     assert caption_retrieval_accuracy(torch.eye(5), torch.eye(5)) == 100.0
+    # Half of the first captions find theirs, and all of the second ones.
+    first = torch.tensor([[1.0, 0.0], [1.0, 0.2]])
+    assert caption_retrieval_accuracy(first, torch.eye(2)) == caption_retrieval_accuracy(torch.eye(2), first) == 75.0
 
 
 def test_chance_is_that_of_random_rankings() -> None:
